@@ -1,0 +1,1 @@
+"""Self-supervised pretext tasks: one file makes an item and marks its answer. Imports no torch."""

@@ -1,0 +1,1 @@
+"""One file per paper: what it changes in GRPO, and nothing else."""

@@ -1,0 +1,246 @@
+"""The central records and protocols. Whoever knows these names knows the framework.
+
+Letters: P prompts of a step, G answers per prompt, B = all answers of a batch, T answer tokens (padded right),
+L prompt + answer tokens, F frames of one medium, H W pixels, V vocabulary, D hidden size.
+
+One invariant for all token tensors: shape [B, T], column t belongs to answer token t and
+`logp[b, t]` = log π(token t | prompt, tokens < t). The shift by one happens once, in `Policy.score`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from mmrl.policy import Policy
+
+EMPTY: Mapping[str, Any] = MappingProxyType({})
+
+
+class BadRow(ValueError):
+    """A row that cannot become a prompt. The message says where, what was found and how to mend it."""
+
+
+class Role(IntEnum):
+    """Who wrote an answer token. Only POLICY tokens are trained unless an objective says otherwise."""
+
+    POLICY = 0
+    OBSERVATION = 1
+    HINT = 2
+    EXPERT = 3
+
+
+@dataclass(frozen=True)
+class Media:
+    """One image or clip: uint8 RGB pixels, never a path."""
+
+    frames: Tensor
+    """uint8 [F, 3, H, W], RGB, 0 to 255."""
+    times: Tensor | None = None
+    """float64 [F], seconds from the start of the clip; None for an image."""
+    duration: float | None = None
+    """Length of the clip in seconds, if known."""
+
+    @property
+    def is_video(self) -> bool:
+        return self.times is not None
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One question. `messages` is a chat whose contents are strings or lists of parts
+    ({"type": "text", "text": ...}, {"type": "image"}, {"type": "video"}); the n-th visual part shows `media[n]`."""
+
+    id: str
+    messages: Sequence[Mapping[str, Any]]
+    media: tuple[Media, ...] = ()
+    answer: Any = None
+    source: str = ""
+    extra: Mapping[str, Any] = EMPTY
+    """Further columns of the row, e.g. `evidence`, `problem_type`, `label` (an expert answer)."""
+
+
+class Prompts(Protocol):
+    """A lazy collection of prompts: pixels are decoded when an index is read."""
+
+    size: int | None
+    """Number of rows; None if endless."""
+
+    def __getitem__(self, index: int) -> Prompt:
+        """The prompt at this index; the same index always gives the same prompt. Raises `BadRow`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One answer. Paying it makes a new record."""
+
+    prompt: Prompt
+    group: int
+    prompt_ids: Tensor
+    """long [P_i]: what the engine really saw."""
+    tokens: Tensor
+    """long [T_i], end token included when one was sampled."""
+    roles: Tensor
+    """uint8 [T_i], values of `Role`."""
+    text: str
+    stop: str
+    """"eos", "length" or the stop string."""
+    logp: Tensor | None = None
+    """float [T_i]: the sampler's log-probs on the support that training uses, or None."""
+    temperature: float = 1.0
+    branch: str = "raw"
+    """The view it was sampled under."""
+    media: tuple[Media, ...] = ()
+    """Media that appear inside the answer (tool results)."""
+    origin: Literal["policy", "label", "expert"] = "policy"
+    reward: float | None = None
+    parts: Mapping[str, float | None] = EMPTY
+    """Reward part name -> value; None means not available (never 0)."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What the policy thinks of given tokens under one view."""
+
+    logp: Tensor
+    """float [B, T]; 0 on padding."""
+    entropy: Tensor | None = None
+    """float [B, T]: exact entropy over the vocabulary."""
+    divergence: Tensor | None = None
+    """float [B, T]: exact divergence between raw and this branch."""
+
+    def __getitem__(self, rows: Tensor) -> Scores:
+        """The scores of some rows."""
+        pick = lambda x: None if x is None else x[rows]  # noqa: E731
+        return Scores(self.logp[rows], pick(self.entropy), pick(self.divergence))
+
+    def detach(self) -> Scores:
+        """The same numbers without a graph."""
+        cut = lambda x: None if x is None else x.detach()  # noqa: E731
+        return Scores(self.logp.detach(), cut(self.entropy), cut(self.divergence))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """All that is known before the update."""
+
+    rollouts: Sequence[Rollout]
+    group: Tensor
+    """long [B]: answers of one prompt share a number."""
+    tokens: Tensor
+    """long [B, T], padded right."""
+    mask: Tensor
+    """bool [B, T]: tokens that are trained (role POLICY)."""
+    reward: Tensor
+    """float [B]."""
+    advantage: Tensor
+    """float [B, T]; zero before the estimator ran."""
+    roles: Tensor
+    """uint8 [B, T], `Role` of each token; padding is OBSERVATION."""
+    scores: Mapping[str, Scores] = field(default_factory=dict)
+    """"raw" (the policy at sampling time), "ref", "sampler", and each visual branch."""
+
+    def __len__(self) -> int:
+        return len(self.rollouts)
+
+
+@dataclass(frozen=True)
+class Now:
+    """Time, for schedules and seeds."""
+
+    step: int
+    progress: float
+    """Share of the run that is done, in [0, 1]."""
+    seed: int = 0
+    """The run's seed."""
+
+
+@dataclass(frozen=True)
+class ViewContext:
+    """What a view may look at besides the pixels."""
+
+    prompt: Prompt
+    medium: int
+    """Which of the prompt's media is rendered."""
+    saliency: Tensor | None = None
+    """float [h, w] or [F', h, w]: the policy's visual attention on a grid, if the view asked for it."""
+
+
+class View(Protocol):
+    """A way of seeing: uint8 [F, 3, H, W] in, the same shape and dtype out. All draws come from `rng`."""
+
+    def __call__(self, frames: Tensor, context: ViewContext, rng: torch.Generator, now: Now) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class VisualBranch:
+    """A second look at the same answers."""
+
+    view: View
+    grad: bool = False
+    """Does gradient flow through this branch? If so it is scored inside the update."""
+    share_in_group: bool = True
+    """One draw per prompt (True) or one per answer."""
+    refresh: bool = False
+    """Score again with the current weights at each update (no gradient) instead of once per rollout batch."""
+    stage: Literal["original", "resized"] = "original"
+    """Does the view see the original pixels or those after the pixel-budget resize?"""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How answers are sampled."""
+
+    group_size: int = 8
+    """Answers per prompt (G)."""
+    temperature: float = 1.0
+    """Divides the logits, in sampling and in every log-prob. 0 means greedy."""
+    top_p: float = 1.0
+    """Keep the smallest set of tokens with at least this probability."""
+    top_k: int = 0
+    """Keep only the k most likely tokens; 0 keeps all."""
+    min_p: float = 0.0
+    """Drop tokens less likely than this share of the most likely one."""
+    max_tokens: int = 512
+    """Longest answer in tokens."""
+    stop: tuple[str, ...] = ()
+    """Strings that end an answer."""
+
+    def __post_init__(self) -> None:
+        allowed = {
+            "group_size": (self.group_size >= 1, "at least 1"),
+            "temperature": (self.temperature >= 0, "0 (greedy) or positive"),
+            "top_p": (0 < self.top_p <= 1, "in (0, 1]"),
+            "top_k": (self.top_k >= 0, "0 (off) or positive"),
+            "min_p": (0 <= self.min_p < 1, "in [0, 1)"),
+            "max_tokens": (self.max_tokens >= 1, "at least 1"),
+        }
+        for name, (fine, rule) in allowed.items():
+            if not fine:
+                raise ValueError(f"Sampling.{name} is {getattr(self, name)}; it must be {rule}.")
+
+
+class Engine(Protocol):
+    """Speaks: G answers per prompt, grouped."""
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling, now: Now) -> list[Rollout]:
+        """P·G rollouts, those of one prompt adjacent. Seeds derive from (now.seed, now.step, prompt id, answer)."""
+        ...
+
+    def sync(self, policy: Policy) -> None:
+        """Take over the policy's current weights."""
+        ...
+
+
+class Reward(Protocol):
+    """Pays one answer. None means not available (a judge that is down), never 0."""
+
+    def __call__(self, rollout: Rollout) -> float | None: ...

@@ -1,0 +1,1 @@
+"""What is done to pixels (views) and what is paid for seeing (perception rewards)."""
