@@ -1,0 +1,426 @@
+"""Shared-prefix attention: a group's prompt is computed once, its answers all look at it.
+
+One packed row `[prompt 1 | answers of 1 | prompt 2 | answers of 2 | …]` goes through the stock language model. Its
+attention calls the function registered here under the name `mmrl_shared_prefix`, which reads a `Layout` passed as the
+keyword `layout` and computes three parts:
+
+1. prompts, causal;
+2. answers among themselves, causal (a padded batch of all answers);
+3. answers to their prompt, not causal; query heads that share a key head are folded into the query length, so keys and
+   values are never repeated, neither over the group nor over heads.
+
+Parts 2 and 3 give (out, lse) each and are merged: L = logaddexp(l2, l3), out = o2·e^(l2−L) + o3·e^(l3−L). In the backward
+each part is the ordinary flash backward called with the *merged* out and L; the sums of the parts are the exact
+gradients. Without a layout the function is the library's sdpa, so padded batches and `generate` keep working.
+
+Sampling uses the same function with a `Decoding` layout: keys and values of a prompt are held once per group, those of
+the answers in preallocated buffers.
+
+Kernels: CPU flash (fp32, fp64, bf16; what the tests run), CUDA flash for half precision, and a plain matrix form for
+everything else. `verified_kernel` compares the chosen kernel with the plain form once per device and dtype and falls
+back with a warning. The CUDA kernel has not been run by us yet.
+
+Source: our design; the merge is the usual one of flash-decoding, the gradient argument is in the tests.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+NAME = "mmrl_shared_prefix"
+FAR = 1e30
+"""Log-sum-exp of padded queries in the backward: exp(score − FAR) is exactly 0."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the segments of a packed row lie. Answers of a group follow their prompt without a gap."""
+
+    prompts: tuple[tuple[int, int], ...]
+    """[start, end) of each group's prompt."""
+    answers: tuple[tuple[tuple[int, int], ...], ...]
+    """Per group: [start, end) of each answer; empty segments are allowed."""
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    kept: list[tuple[Tensor, Tensor]] | None = None
+    """If a list, keys and values [1, Hk, S, d] of each layer are appended (prefill of a rollout)."""
+    index: Tensor = field(init=False, repr=False)
+    """long [A, C]: stream index of each answer token, padded with 0."""
+    valid: Tensor = field(init=False, repr=False)
+    """bool [A, C]."""
+    spans: tuple[tuple[int, int], ...] = field(init=False, repr=False)
+    """Per group: [start, end) of all its answers together."""
+
+    def __post_init__(self) -> None:
+        flat = [segment for group in self.answers for segment in group if segment[1] > segment[0]]
+        longest = max((end - start for start, end in flat), default=0)
+        starts = torch.tensor([start for start, _ in flat], dtype=torch.long).reshape(-1, 1)
+        lengths = torch.tensor([end - start for start, end in flat], dtype=torch.long).reshape(-1, 1)
+        column = torch.arange(longest)
+        valid = column < lengths
+        object.__setattr__(self, "valid", valid.to(self.device))
+        object.__setattr__(self, "index", torch.where(valid, starts + column, 0).to(self.device))
+        spans = [(max(p[1], 0), max([p[1], *(end for _, end in a)])) for p, a in zip(self.prompts, self.answers, strict=True)]
+        object.__setattr__(self, "spans", tuple(spans))
+
+    @property
+    def length(self) -> int:
+        """Tokens in the row."""
+        return max((end for _, end in self.spans), default=0)
+
+
+@dataclass
+class Decoding:
+    """Keys and values of a rollout in progress: N answers advance by one token per call."""
+
+    prompt_keys: list[Tensor]
+    """Per layer [P, Hk, Lp, d], padded right."""
+    prompt_values: list[Tensor]
+    prompt_mask: Tensor
+    """bool [P, Lp], True on real tokens."""
+    answer_keys: list[Tensor]
+    """Per layer [N, Hk, capacity, d]."""
+    answer_values: list[Tensor]
+    group: Tensor
+    """long [N]: which prompt each active answer belongs to."""
+    filled: int = 0
+    """Answer tokens already in the buffers."""
+    slots: Tensor = field(init=False)
+    """long [P, Gmax]: active rows of each prompt, padded with 0."""
+    place: Tensor = field(init=False)
+    """long [N]: position of each row in the flattened `slots`."""
+
+    def __post_init__(self) -> None:
+        self._arrange()
+
+    def _arrange(self) -> None:
+        group = self.group.tolist()
+        rows: list[list[int]] = [[] for _ in range(self.prompt_mask.shape[0])]
+        for row, number in enumerate(group):
+            rows[number].append(row)
+        widest = max((len(r) for r in rows), default=0)
+        self.slots = torch.tensor([r + [0] * (widest - len(r)) for r in rows], device=self.group.device).long()
+        place = [0] * len(group)
+        for number, members in enumerate(rows):
+            for position, row in enumerate(members):
+                place[row] = number * widest + position
+        self.place = torch.tensor(place, device=self.group.device).long()
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these answers only; prompts without answers are dropped too."""
+        self.answer_keys = [k[rows] for k in self.answer_keys]
+        self.answer_values = [v[rows] for v in self.answer_values]
+        used, self.group = torch.unique(self.group[rows], return_inverse=True)
+        if len(used) < self.prompt_mask.shape[0]:
+            self.prompt_keys = [k[used] for k in self.prompt_keys]
+            self.prompt_values = [v[used] for v in self.prompt_values]
+            self.prompt_mask = self.prompt_mask[used]
+        self._arrange()
+
+    def grow(self, capacity: int) -> None:
+        """Room for more answer tokens."""
+        have = self.answer_keys[0].shape[2]
+        if capacity > have:
+            pad = (0, 0, 0, capacity - have)
+            self.answer_keys = [torch.nn.functional.pad(k, pad) for k in self.answer_keys]
+            self.answer_values = [torch.nn.functional.pad(v, pad) for v in self.answer_values]
+
+
+def register() -> str:
+    """Make the function known to transformers and return its name. Safe to call again."""
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
+    from transformers.modeling_utils import AttentionInterface
+
+    AttentionInterface.register(NAME, forward)
+    # For an unknown name the library builds no mask at all and padded batches would see their padding.
+    AttentionMaskInterface.register(NAME, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+    return NAME
+
+
+def forward(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    layout: Layout | Decoding | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention with the signature of `transformers`: q [1, H, S, d], k and v [1, Hk, S, d] -> [1, S, H, d]."""
+    if layout is None:
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if isinstance(layout, Decoding):
+        return decode(query, key, value, layout, int(module.layer_idx), scale), None  # type: ignore[arg-type]
+    if layout.kept is not None:
+        layout.kept.append((key.detach(), value.detach()))
+    return packed(query, key, value, layout, scale), None
+
+
+def packed(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float) -> Tensor:
+    """Attention of one packed row: q [1, H, S, d], k and v [1, Hk, S, d] -> [1, S, H, d]. Differentiable."""
+    assert query.shape[2] == layout.length, f"row of {query.shape[2]} tokens, layout of {layout.length}"
+    kernel = verified_kernel(query.device.type, query.dtype)
+    return _Packed.apply(query, key, value, layout, scale, kernel)  # type: ignore[no-any-return]
+
+
+def decode(query: Tensor, key: Tensor, value: Tensor, store: Decoding, layer: int, scale: float) -> Tensor:
+    """One new token of each answer: q [N, H, 1, d], k and v [N, Hk, 1, d] -> [N, 1, H, d]. Writes k and v."""
+    rows, heads, _, width = query.shape
+    shared = key.shape[1]
+    fold = heads // shared
+    end = store.filled + 1
+    store.answer_keys[layer][:, :, store.filled] = key[:, :, 0]
+    store.answer_values[layer][:, :, store.filled] = value[:, :, 0]
+    own_keys, own_values = store.answer_keys[layer][:, :, :end], store.answer_values[layer][:, :, :end]
+    folded = query.view(rows, shared, fold, width) * scale
+    groups, widest = store.slots.shape
+    # [P, Hk, Gmax·fold, d]: the answers of a prompt side by side, so that its keys are read once
+    side = folded[store.slots].permute(0, 2, 1, 3, 4).reshape(groups, shared, widest * fold, width)
+    to_prompt = torch.matmul(side, store.prompt_keys[layer].transpose(-1, -2)).float()
+    to_prompt = to_prompt.masked_fill(~store.prompt_mask[:, None, None, :], float("-inf"))
+    to_prompt = to_prompt.view(groups, shared, widest, fold, -1).permute(0, 2, 1, 3, 4).flatten(0, 1)[store.place]
+    to_own = torch.matmul(folded, own_keys.transpose(-1, -2)).float()
+    weights = torch.cat([to_prompt, to_own], dim=-1).softmax(-1).to(value.dtype)
+    cut = to_prompt.shape[-1]
+    weights_prompt = weights[..., :cut]
+    out = torch.matmul(weights[..., cut:], own_values)
+    back = weights_prompt.new_zeros(groups * widest, shared, fold, cut)
+    back[store.place] = weights_prompt
+    back = back.view(groups, widest, shared, fold, cut).permute(0, 2, 1, 3, 4).reshape(groups, shared, widest * fold, cut)
+    seen = torch.matmul(back, store.prompt_values[layer]).view(groups, shared, widest, fold, width)
+    out = out + seen.permute(0, 2, 1, 3, 4).flatten(0, 1)[store.place]
+    return out.reshape(rows, 1, heads, width)
+
+
+# A kernel is a pair of functions on dense batches: forward (q [n, H, Lq, d], k, v [n, Hk, Lk, d], causal, scale) ->
+# (out [n, H, Lq, d], lse [n, H, Lq], extra) and the matching backward with given out and lse.
+Kernel = tuple[Callable[..., tuple[Tensor, Tensor, tuple[Any, ...]]], Callable[..., tuple[Tensor, Tensor, Tensor]]]
+
+
+class _Packed(torch.autograd.Function):
+    """The three parts and their merge, with an exact backward."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float, kernel: Kernel) -> Tensor:  # type: ignore[override]
+        run = kernel[0]
+        out = q.new_zeros(q.shape)
+        lse = q.new_zeros(q.shape[:3], dtype=torch.float64 if q.dtype == torch.float64 else torch.float32)
+        extras: list[tuple[Any, ...]] = []
+        for start, end in layout.prompts:
+            o, l, extra = run(q[:, :, start:end], k[:, :, start:end], v[:, :, start:end], True, scale)
+            out[:, :, start:end], lse[:, :, start:end] = o, l
+            extras.append(extra)
+        if layout.index.numel():
+            qa, ka, va = _rows(q, layout), _rows(k, layout), _rows(v, layout)
+            o, l, extra = run(qa, ka, va, True, scale)
+            flat = layout.index[layout.valid]
+            out[0][:, flat] = o.transpose(0, 1)[:, layout.valid]
+            lse[0][:, flat] = l.transpose(0, 1)[:, layout.valid].to(lse.dtype)
+            extras.append(extra)
+            for (start, end), (a, b) in zip(layout.prompts, layout.spans, strict=True):
+                if b > a:
+                    o, l, extra = run(_fold(q[:, :, a:b], k.shape[1]), k[:, :, start:end], v[:, :, start:end], False, scale)
+                    _merge(out[:, :, a:b], lse[:, :, a:b], _unfold(o, q.shape[1]), _unfold(l[..., None], q.shape[1])[..., 0])
+                    extras.append(extra)
+        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.rest = (layout, scale, kernel, extras)
+        return out.transpose(1, 2)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        q, k, v, out, lse = ctx.saved_tensors
+        layout, scale, kernel, extras = ctx.rest
+        run = kernel[1]
+        grad = grad.transpose(1, 2).contiguous()
+        dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        for (start, end), extra in zip(layout.prompts, extras, strict=False):
+            cut = slice(start, end)
+            parts = run(grad[:, :, cut], q[:, :, cut], k[:, :, cut], v[:, :, cut], out[:, :, cut], lse[:, :, cut], True, scale, extra)
+            dq[:, :, cut], dk[:, :, cut], dv[:, :, cut] = parts
+        if layout.index.numel():
+            rest = iter(extras[len(layout.prompts) :])
+            away = _rows(lse[..., None], layout)[..., 0].masked_fill(~layout.valid[:, None], FAR)
+            still = _rows(grad, layout) * layout.valid[:, None, :, None]
+            parts = run(still, _rows(q, layout), _rows(k, layout), _rows(v, layout), _rows(out, layout), away, True, scale, next(rest))
+            flat = layout.index[layout.valid]
+            for total, part in zip((dq, dk, dv), parts, strict=True):
+                total[0][:, flat] = part.transpose(0, 1)[:, layout.valid]
+            for (start, end), (a, b) in zip(layout.prompts, layout.spans, strict=True):
+                if b > a:
+                    shared = k.shape[1]
+                    folded = [_fold(x[:, :, a:b], shared) for x in (grad, q, out, lse[..., None])]
+                    cut = slice(start, end)
+                    gq, gk, gv = run(folded[0], folded[1], k[:, :, cut], v[:, :, cut], folded[2], folded[3][..., 0], False, scale, next(rest))
+                    dq[:, :, a:b] += _unfold(gq, q.shape[1])
+                    dk[:, :, cut] += gk
+                    dv[:, :, cut] += gv
+        return dq, dk, dv, None, None, None
+
+
+def _rows(x: Tensor, layout: Layout) -> Tensor:
+    """[1, H, S, d] -> padded answers [A, H, C, d]."""
+    return x[0][:, layout.index].transpose(0, 1)
+
+
+def _fold(x: Tensor, shared: int) -> Tensor:
+    """[1, H, n, d] -> [1, Hk, (H/Hk)·n, d]: query heads of one key head become further queries."""
+    _, heads, n, width = x.shape
+    return x.reshape(1, shared, heads // shared * n, width)
+
+
+def _unfold(x: Tensor, heads: int) -> Tensor:
+    """Inverse of `_fold`."""
+    _, shared, n, width = x.shape
+    return x.reshape(1, heads, n * shared // heads, width)
+
+
+def _merge(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) -> None:
+    """Merge a second part into (out [1, H, n, d], lse [1, H, n]) in place, in at least fp32."""
+    total = torch.logaddexp(lse, other_lse.to(lse.dtype))
+    mine, theirs = (lse - total).exp()[..., None], (other_lse - total).exp()[..., None]
+    out.copy_(out.to(lse.dtype) * mine + other.to(lse.dtype) * theirs)
+    lse.copy_(total)
+
+
+def _spread(x: Tensor, heads: int) -> Tensor:
+    """Repeat key heads [n, Hk, L, d] to the query heads [n, H, L, d] as a view where possible."""
+    return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], dim=1)
+
+
+def _gather(x: Tensor, shared: int) -> Tensor:
+    """Sum gradients of repeated heads [n, H, L, d] back to [n, Hk, L, d]."""
+    n, heads, length, width = x.shape
+    return x if heads == shared else x.view(n, shared, heads // shared, length, width).sum(2)
+
+
+def _cpu_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor, tuple[Any, ...]]:
+    heads = q.shape[1]
+    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        q, _spread(k, heads), _spread(v, heads), 0.0, causal, scale=scale
+    )
+    return out, lse, ()
+
+
+def _cpu_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, scale: float, extra: tuple[Any, ...]
+) -> tuple[Tensor, Tensor, Tensor]:
+    heads, shared = q.shape[1], k.shape[1]
+    dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        grad, q, _spread(k, heads), _spread(v, heads), out, lse, 0.0, causal, scale=scale
+    )
+    return dq, _gather(dk, shared), _gather(dv, shared)
+
+
+def _cuda_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor, tuple[Any, ...]]:
+    heads = q.shape[1]
+    found = torch.ops.aten._scaled_dot_product_flash_attention(
+        q, _spread(k, heads), _spread(v, heads), 0.0, causal, False, scale=scale
+    )
+    return found[0], found[1], tuple(found[2:8])
+
+
+def _cuda_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, scale: float, extra: tuple[Any, ...]
+) -> tuple[Tensor, Tensor, Tensor]:
+    heads, shared = q.shape[1], k.shape[1]
+    cum_q, cum_k, max_q, max_k, philox_seed, philox_offset = extra
+    dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_backward(
+        grad.contiguous(), q, _spread(k, heads), _spread(v, heads), out.contiguous(), lse.contiguous(),
+        cum_q, cum_k, max_q, max_k, 0.0, causal, philox_seed, philox_offset, scale=scale,
+    )  # fmt: skip
+    return dq, _gather(dk, shared), _gather(dv, shared)
+
+
+def _plain_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor, tuple[Any, ...]]:
+    work = torch.float64 if q.dtype == torch.float64 else torch.float32
+    heads = q.shape[1]
+    scores = q.to(work) @ _spread(k, heads).to(work).transpose(-1, -2) * scale
+    if causal:
+        hidden = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
+        scores = scores.masked_fill(hidden, float("-inf"))
+    lse = scores.logsumexp(-1)
+    return ((scores - lse[..., None]).exp() @ _spread(v, heads).to(work)).to(q.dtype), lse, ()
+
+
+def _plain_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, scale: float, extra: tuple[Any, ...]
+) -> tuple[Tensor, Tensor, Tensor]:
+    work = lse.dtype
+    heads, shared = q.shape[1], k.shape[1]
+    qw, kw, vw, gw = q.to(work), _spread(k, heads).to(work), _spread(v, heads).to(work), grad.to(work)
+    scores = qw @ kw.transpose(-1, -2) * scale
+    if causal:
+        hidden = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
+        scores = scores.masked_fill(hidden, float("-inf"))
+    weights = (scores - lse[..., None]).exp()
+    delta = (gw * out.to(work)).sum(-1, keepdim=True)
+    inner = weights * (gw @ vw.transpose(-1, -2) - delta) * scale
+    dk, dv = inner.transpose(-1, -2) @ qw, weights.transpose(-1, -2) @ gw
+    return (inner @ kw).to(q.dtype), _gather(dk, shared).to(k.dtype), _gather(dv, shared).to(v.dtype)
+
+
+PLAIN: Kernel = (_plain_forward, _plain_backward)
+
+
+@lru_cache
+def verified_kernel(device: str, dtype: torch.dtype) -> Kernel:
+    """The fastest kernel for this device and dtype that agrees with the plain form on a small example."""
+    if device == "cpu":
+        return (_cpu_forward, _cpu_backward)
+    if device != "cuda" or dtype not in (torch.float16, torch.bfloat16):
+        return PLAIN
+    kernel: Kernel = (_cuda_forward, _cuda_backward)
+    try:
+        problem = _disagreement(kernel, device, dtype)
+    except (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError) as error:
+        problem = str(error).splitlines()[0]
+    if problem is None:
+        return kernel
+    warnings.warn(f"Flash attention on {device} in {dtype} is not used ({problem}); the slower plain form is.", stacklevel=2)
+    return PLAIN
+
+
+def _disagreement(kernel: Kernel, device: str, dtype: torch.dtype) -> str | None:
+    """Compare forward and backward with the plain form on two ragged groups; None if they agree."""
+    layout = example_layout((19, 7), ((5, 9), (3,)), torch.device(device))
+    rng = torch.Generator().manual_seed(0)
+    shapes: Sequence[tuple[int, ...]] = ((1, 4, layout.length, 64), (1, 2, layout.length, 64), (1, 2, layout.length, 64))
+    found: list[list[Tensor]] = []
+    draws = [torch.randn(shape, generator=rng) for shape in (*shapes, (1, layout.length, 4, 64))]
+    for candidate in (kernel, PLAIN):
+        q, k, v = (x.to(device, dtype).requires_grad_() for x in draws[:3])
+        out = _Packed.apply(q, k, v, layout, 0.125, candidate)
+        out.backward(draws[3].to(device, dtype))
+        found.append([x.detach().float() for x in (out, q.grad, k.grad, v.grad)])
+    for name, ours, plain in zip(("out", "dq", "dk", "dv"), *found, strict=True):
+        gap = (ours - plain).abs().max().item()
+        if not gap <= 0.03 * plain.abs().max().item():
+            return f"{name} differs from the plain form by {gap:.3g}"
+    return None
+
+
+def example_layout(prompts: Sequence[int], answers: Sequence[Sequence[int]], device: torch.device | None = None) -> Layout:
+    """Layout of groups given by their lengths: prompts (19, 7), answers ((5, 9), (3,))."""
+    spans: list[tuple[int, int]] = []
+    segments: list[tuple[tuple[int, int], ...]] = []
+    at = 0
+    for prompt, group in zip(prompts, answers, strict=True):
+        spans.append((at, at + prompt))
+        at += prompt
+        row = []
+        for length in group:
+            row.append((at, at + length))
+            at += length
+        segments.append(tuple(row))
+    return Layout(tuple(spans), tuple(segments), device or torch.device("cpu"))
