@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
@@ -20,8 +19,6 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from mmrl.policy import Policy
-
-EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 
 class BadRow(ValueError):
@@ -63,7 +60,7 @@ class Prompt:
     media: tuple[Media, ...] = ()
     answer: Any = None
     source: str = ""
-    extra: Mapping[str, Any] = EMPTY
+    extra: Mapping[str, Any] = field(default_factory=dict)
     """Further columns of the row, e.g. `evidence`, `problem_type`, `label` (an expert answer)."""
 
 
@@ -102,7 +99,7 @@ class Rollout:
     """Media that appear inside the answer (tool results)."""
     origin: Literal["policy", "label", "expert"] = "policy"
     reward: float | None = None
-    parts: Mapping[str, float | None] = EMPTY
+    parts: Mapping[str, float | None] = field(default_factory=dict)
     """Reward part name -> value; None means not available (never 0)."""
 
 
