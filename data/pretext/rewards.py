@@ -3,7 +3,7 @@
 Every function takes a value that a parser returned and the truth; 1 means exactly right, 0 nothing right. None raises
 on any value of its type: NaN, infinity, wrong lengths, non-permutations, duplicates and inverted intervals earn 0.
 Lists that should be an order are paid only if they hold exactly the entries of the truth (as a multiset), so constant
-answers, extra entries and foreign numbers earn nothing. `sharpen` composes with all of them (exponent, bonus for exact).
+answers, extra entries and foreign numbers earn nothing. `sharpen` adds an exponent and a bonus for exact answers.
 `reward_arrays` has the same formulas over a batch of answers.
 
 Random levels for K pieces: positional γ/K (up to the exact share), footrule 1 − (K² − 1)/(3⌊K²/2⌋), kendall γ/2.
