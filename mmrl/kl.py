@@ -21,6 +21,7 @@ Departures
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Literal
@@ -112,7 +113,5 @@ def _expectation(log_p: Tensor, log_q: Tensor) -> Tensor:
 def _log_mean(log_a: Tensor, log_b: Tensor) -> Tensor:
     """log((exp(log_a) + exp(log_b)) / 2), -inf where both are."""
     possible = (log_a > -torch.inf) | (log_b > -torch.inf)
-    mean = torch.logaddexp(torch.where(possible, log_a, 0.0), torch.where(possible, log_b, 0.0)) - torch.log(
-        torch.tensor(2.0, dtype=log_a.dtype, device=log_a.device)
-    )
+    mean = torch.logaddexp(torch.where(possible, log_a, 0.0), torch.where(possible, log_b, 0.0)) - math.log(2.0)
     return torch.where(possible, mean, -torch.inf)

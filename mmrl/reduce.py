@@ -24,9 +24,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+Reduction = Literal["token", "sequence", "sequence_sum", "constant"]
 
 
 @dataclass(frozen=True)
@@ -79,3 +82,10 @@ def constant_norm(x: Tensor, mask: Tensor, totals: Totals, constant: float) -> T
     if not constant > 0:
         raise ValueError(f"constant_norm got constant {constant}; it is a length in tokens and must be positive.")
     return sequence_sum(x, mask, totals) / constant
+
+
+def reduced(x: Tensor, mask: Tensor, totals: Totals, rule: Reduction, constant: float = 0.0) -> Tensor:
+    """The summand of a token map under the named rule; x, mask [B, T] -> scalar. `constant` serves "constant" only."""
+    if rule == "constant":
+        return constant_norm(x, mask, totals, constant)
+    return {"token": token_mean, "sequence": sequence_mean, "sequence_sum": sequence_sum}[rule](x, mask, totals)
