@@ -66,7 +66,9 @@ class Layout:
         valid = column < lengths
         object.__setattr__(self, "valid", valid.to(self.device))
         object.__setattr__(self, "index", torch.where(valid, starts + column, 0).to(self.device))
-        spans = [(max(p[1], 0), max([p[1], *(end for _, end in a)])) for p, a in zip(self.prompts, self.answers, strict=True)]
+        spans = [
+            (max(p[1], 0), max([p[1], *(end for _, end in a)])) for p, a in zip(self.prompts, self.answers, strict=True)
+        ]
         object.__setattr__(self, "spans", tuple(spans))
 
     @property
@@ -197,7 +199,9 @@ def decode(query: Tensor, key: Tensor, value: Tensor, store: Decoding, layer: in
     out = torch.matmul(weights[..., cut:], own_values)
     back = weights_prompt.new_zeros(groups * widest, shared, fold, cut)
     back[store.place] = weights_prompt
-    back = back.view(groups, widest, shared, fold, cut).permute(0, 2, 1, 3, 4).reshape(groups, shared, widest * fold, cut)
+    back = (
+        back.view(groups, widest, shared, fold, cut).permute(0, 2, 1, 3, 4).reshape(groups, shared, widest * fold, cut)
+    )
     seen = torch.matmul(back, store.prompt_values[layer]).view(groups, shared, widest, fold, width)
     out = out + seen.permute(0, 2, 1, 3, 4).flatten(0, 1)[store.place]
     return out.reshape(rows, 1, heads, width)
@@ -218,20 +222,27 @@ class _Packed(torch.autograd.Function):
         lse = q.new_zeros(q.shape[:3], dtype=torch.float64 if q.dtype == torch.float64 else torch.float32)
         extras: list[tuple[Any, ...]] = []
         for start, end in layout.prompts:
-            o, l, extra = run(q[:, :, start:end], k[:, :, start:end], v[:, :, start:end], True, scale)
-            out[:, :, start:end], lse[:, :, start:end] = o, l
+            o, part, extra = run(q[:, :, start:end], k[:, :, start:end], v[:, :, start:end], True, scale)
+            out[:, :, start:end], lse[:, :, start:end] = o, part
             extras.append(extra)
         if layout.index.numel():
             qa, ka, va = _rows(q, layout), _rows(k, layout), _rows(v, layout)
-            o, l, extra = run(qa, ka, va, True, scale)
+            o, part, extra = run(qa, ka, va, True, scale)
             flat = layout.index[layout.valid]
             out[0][:, flat] = o.transpose(0, 1)[:, layout.valid]
-            lse[0][:, flat] = l.transpose(0, 1)[:, layout.valid].to(lse.dtype)
+            lse[0][:, flat] = part.transpose(0, 1)[:, layout.valid].to(lse.dtype)
             extras.append(extra)
             for (start, end), (a, b) in zip(layout.prompts, layout.spans, strict=True):
                 if b > a:
-                    o, l, extra = run(_fold(q[:, :, a:b], k.shape[1]), k[:, :, start:end], v[:, :, start:end], False, scale)
-                    _merge(out[:, :, a:b], lse[:, :, a:b], _unfold(o, q.shape[1]), _unfold(l[..., None], q.shape[1])[..., 0])
+                    o, part, extra = run(
+                        _fold(q[:, :, a:b], k.shape[1]), k[:, :, start:end], v[:, :, start:end], False, scale
+                    )
+                    _merge(
+                        out[:, :, a:b],
+                        lse[:, :, a:b],
+                        _unfold(o, q.shape[1]),
+                        _unfold(part[..., None], q.shape[1])[..., 0],
+                    )
                     extras.append(extra)
         ctx.save_for_backward(q, k, v, out, lse)
         ctx.rest = (layout, scale, kernel, extras)
@@ -246,13 +257,33 @@ class _Packed(torch.autograd.Function):
         dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
         for (start, end), extra in zip(layout.prompts, extras, strict=False):
             cut = slice(start, end)
-            parts = run(grad[:, :, cut], q[:, :, cut], k[:, :, cut], v[:, :, cut], out[:, :, cut], lse[:, :, cut], True, scale, extra)
+            parts = run(
+                grad[:, :, cut],
+                q[:, :, cut],
+                k[:, :, cut],
+                v[:, :, cut],
+                out[:, :, cut],
+                lse[:, :, cut],
+                True,
+                scale,
+                extra,
+            )
             dq[:, :, cut], dk[:, :, cut], dv[:, :, cut] = parts
         if layout.index.numel():
             rest = iter(extras[len(layout.prompts) :])
             away = _rows(lse[..., None], layout)[..., 0].masked_fill(~layout.valid[:, None], FAR)
             still = _rows(grad, layout) * layout.valid[:, None, :, None]
-            parts = run(still, _rows(q, layout), _rows(k, layout), _rows(v, layout), _rows(out, layout), away, True, scale, next(rest))
+            parts = run(
+                still,
+                _rows(q, layout),
+                _rows(k, layout),
+                _rows(v, layout),
+                _rows(out, layout),
+                away,
+                True,
+                scale,
+                next(rest),
+            )
             flat = layout.index[layout.valid]
             for total, part in zip((dq, dk, dv), parts, strict=True):
                 total[0][:, flat] = part.transpose(0, 1)[:, layout.valid]
@@ -261,7 +292,17 @@ class _Packed(torch.autograd.Function):
                     shared = k.shape[1]
                     folded = [_fold(x[:, :, a:b], shared) for x in (grad, q, out, lse[..., None])]
                     cut = slice(start, end)
-                    gq, gk, gv = run(folded[0], folded[1], k[:, :, cut], v[:, :, cut], folded[2], folded[3][..., 0], False, scale, next(rest))
+                    gq, gk, gv = run(
+                        folded[0],
+                        folded[1],
+                        k[:, :, cut],
+                        v[:, :, cut],
+                        folded[2],
+                        folded[3][..., 0],
+                        False,
+                        scale,
+                        next(rest),
+                    )
                     dq[:, :, a:b] += _unfold(gq, q.shape[1])
                     dk[:, :, cut] += gk
                     dv[:, :, cut] += gv
@@ -313,7 +354,15 @@ def _cpu_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) ->
 
 
 def _cpu_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, scale: float, extra: tuple[Any, ...]
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    causal: bool,
+    scale: float,
+    extra: tuple[Any, ...],
 ) -> tuple[Tensor, Tensor, Tensor]:
     heads, shared = q.shape[1], k.shape[1]
     dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
@@ -322,7 +371,9 @@ def _cpu_backward(
     return dq, _gather(dk, shared), _gather(dv, shared)
 
 
-def _cuda_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor, tuple[Any, ...]]:
+def _cuda_forward(
+    q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float
+) -> tuple[Tensor, Tensor, tuple[Any, ...]]:
     heads = q.shape[1]
     found = torch.ops.aten._scaled_dot_product_flash_attention(
         q, _spread(k, heads), _spread(v, heads), 0.0, causal, False, scale=scale
@@ -331,7 +382,15 @@ def _cuda_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -
 
 
 def _cuda_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, scale: float, extra: tuple[Any, ...]
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    causal: bool,
+    scale: float,
+    extra: tuple[Any, ...],
 ) -> tuple[Tensor, Tensor, Tensor]:
     heads, shared = q.shape[1], k.shape[1]
     cum_q, cum_k, max_q, max_k, philox_seed, philox_offset = extra
@@ -342,7 +401,9 @@ def _cuda_backward(
     return dq, _gather(dk, shared), _gather(dv, shared)
 
 
-def _plain_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor, tuple[Any, ...]]:
+def _plain_forward(
+    q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float
+) -> tuple[Tensor, Tensor, tuple[Any, ...]]:
     work = torch.float64 if q.dtype == torch.float64 else torch.float32
     heads = q.shape[1]
     scores = q.to(work) @ _spread(k, heads).to(work).transpose(-1, -2) * scale
@@ -354,7 +415,15 @@ def _plain_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) 
 
 
 def _plain_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, scale: float, extra: tuple[Any, ...]
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    causal: bool,
+    scale: float,
+    extra: tuple[Any, ...],
 ) -> tuple[Tensor, Tensor, Tensor]:
     work = lse.dtype
     heads, shared = q.shape[1], k.shape[1]
@@ -387,7 +456,9 @@ def verified_kernel(device: str, dtype: torch.dtype) -> Kernel:
         problem = str(error).splitlines()[0]
     if problem is None:
         return kernel
-    warnings.warn(f"Flash attention on {device} in {dtype} is not used ({problem}); the slower plain form is.", stacklevel=2)
+    warnings.warn(
+        f"Flash attention on {device} in {dtype} is not used ({problem}); the slower plain form is.", stacklevel=2
+    )
     return PLAIN
 
 
@@ -395,7 +466,11 @@ def _disagreement(kernel: Kernel, device: str, dtype: torch.dtype) -> str | None
     """Compare forward and backward with the plain form on two ragged groups; None if they agree."""
     layout = example_layout((19, 7), ((5, 9), (3,)), torch.device(device))
     rng = torch.Generator().manual_seed(0)
-    shapes: Sequence[tuple[int, ...]] = ((1, 4, layout.length, 64), (1, 2, layout.length, 64), (1, 2, layout.length, 64))
+    shapes: Sequence[tuple[int, ...]] = (
+        (1, 4, layout.length, 64),
+        (1, 2, layout.length, 64),
+        (1, 2, layout.length, 64),
+    )
     found: list[list[Tensor]] = []
     draws = [torch.randn(shape, generator=rng) for shape in (*shapes, (1, layout.length, 4, 64))]
     for candidate in (kernel, PLAIN):
@@ -410,7 +485,9 @@ def _disagreement(kernel: Kernel, device: str, dtype: torch.dtype) -> str | None
     return None
 
 
-def example_layout(prompts: Sequence[int], answers: Sequence[Sequence[int]], device: torch.device | None = None) -> Layout:
+def example_layout(
+    prompts: Sequence[int], answers: Sequence[Sequence[int]], device: torch.device | None = None
+) -> Layout:
     """Layout of groups given by their lengths: prompts (19, 7), answers ((5, 9), (3,))."""
     spans: list[tuple[int, int]] = []
     segments: list[tuple[tuple[int, int], ...]] = []
