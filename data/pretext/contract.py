@@ -8,19 +8,18 @@ the formatted truth earns 1; rewards lie in [0, 1]; `correct` implies a reward o
 with simulated random guesses; the truth cannot be read off the metadata; the same identity gives the same bytes.
 
 To add a task: subclass `Task` in one file, set `name`, `version`, `kinds`, `knobs`, `wordings`, implement `propose`,
-`read`, `verify`, `format`, `guess`, `chance` and `chance_reward`, and append an instance to `catalogue.TASKS`. Any change
-of pixels or truth bumps `version`.
+`read`, `verify`, `format`, `guess`, `chance` and `chance_reward`, and append an instance to `catalogue.TASKS`. Any
+change of pixels or truth bumps `version`.
 
-Conventions: images are uint8 [H, W, 3] RGB; clips uint8 [F, H, W, 3] with float64 times [F] in seconds from 0; boxes are
-(x0, y0, x1, y1) in pixels, end exclusive; shown positions count from 1, array indices from 0.
+Conventions: images are uint8 [H, W, 3] RGB; clips uint8 [F, H, W, 3] with float64 times [F] in seconds from 0; boxes
+are (x0, y0, x1, y1) in pixels, end exclusive; shown positions count from 1, array indices from 0.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from types import MappingProxyType
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
@@ -35,7 +34,6 @@ KnobValue = int | float | str | bool
 Knobs = Mapping[str, KnobValue]
 Truth = Mapping[str, Any]
 """JSON values only. "answer" is the canonical solution; further keys hold what `verify` needs."""
-EMPTY: Mapping[str, Any] = MappingProxyType({})
 INVALID = "invalid"
 """The solution key of a reply that cannot be read."""
 
@@ -43,8 +41,10 @@ INVALID = "invalid"
 class Clip(Protocol):
     """A video whose frames are decoded when asked for."""
 
-    times: Array
-    """float64 [N], seconds from 0, ascending: one per frame that can be read."""
+    @property
+    def times(self) -> Array:
+        """float64 [N], seconds from 0, ascending: one per frame that can be read."""
+        ...
 
     def read(self, indices: Sequence[int]) -> Array:
         """uint8 [len(indices), H, W, 3]; indices may repeat and need not be sorted."""
@@ -119,8 +119,9 @@ class Evidence:
 
     def mask(self, pixels: Array) -> Array:
         """bool, the shape of `pixels` without its last axis."""
-        area = np.zeros(pixels.shape[-3:-1], dtype=bool)
-        for x0, y0, x1, y1 in self.boxes or ((0, 0, area.shape[1], area.shape[0]),):
+        height, width = pixels.shape[-3], pixels.shape[-2]
+        area = np.zeros((height, width), dtype=bool)
+        for x0, y0, x1, y1 in self.boxes or ((0, 0, width, height),):
             area[max(y0, 0) : max(y1, 0), max(x0, 0) : max(x1, 0)] = True
         if pixels.ndim == 3:
             return area
@@ -145,10 +146,10 @@ class Draft:
     truth: Truth
     key: Hashable
     """The canonical solution: what two replies must share to count as the same answer."""
-    fields: Mapping[str, Any] = EMPTY
+    fields: Mapping[str, Any] = field(default_factory=dict)
     """Fills the placeholders of `Task.wordings`. Must not contain the truth."""
     evidence: tuple[Evidence, ...] = ()
-    meta: Mapping[str, Any] = EMPTY
+    meta: Mapping[str, Any] = field(default_factory=dict)
     """JSON values for logs; never shown to the model."""
 
 
@@ -167,8 +168,8 @@ class Sample:
     knobs: Knobs
     surface: Surface
     evidence: tuple[Evidence, ...] = ()
-    meta: Mapping[str, Any] = EMPTY
-    recipe: Mapping[str, Any] = EMPTY
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    recipe: Mapping[str, Any] = field(default_factory=dict)
     """JSON: what rebuilds the sample (source ids, knobs, seed, index, attempt)."""
 
 
@@ -179,7 +180,7 @@ class Score:
     reward: float
     """In [0, 1]."""
     correct: bool = False
-    parts: Mapping[str, float] = EMPTY
+    parts: Mapping[str, float] = field(default_factory=dict)
     key: Hashable = INVALID
 
 
@@ -213,7 +214,7 @@ class Task(ABC):
     version: ClassVar[int] = 1
     kinds: ClassVar[tuple[Kind, ...]]
     """Media it accepts; ("none",) draws everything itself."""
-    knobs: ClassVar[Mapping[str, Knob]] = EMPTY
+    knobs: ClassVar[Mapping[str, Knob]] = {}
     wordings: ClassVar[tuple[str, ...]]
     """Question templates with `str.format` placeholders from `Draft.fields`; at least two."""
     hint: ClassVar[str]

@@ -1,9 +1,10 @@
 """Random numbers of a sample: counter-based, keyed by what they are for, never shared.
 
-A sample's identity (source id, task, version, knobs, seed, index, attempt) is hashed with BLAKE2b; each named sub-stream
-(`selection`, `geometry`, `appearance`, `wording`, or any other name) hashes its name on top and keys its own Philox
-generator. Adding a draw to one stream therefore shifts no other, and a sample is the same on every machine, worker and
-rank. Only NumPy's Philox4x64 and its documented distributions are used; there is no global state, no clock, no `hash()`.
+A sample's identity (source id, task, version, knobs, seed, index, attempt) is hashed with BLAKE2b; each named
+sub-stream (`selection`, `geometry`, `appearance`, `wording`, or any other name) hashes its name on top and keys its
+own Philox generator. Adding a draw to one stream therefore shifts no other, and a sample is the same on every machine,
+worker and rank. Only NumPy's Philox4x64 and its documented distributions are used; there is no global state, no clock,
+no `hash()`.
 """
 
 from __future__ import annotations

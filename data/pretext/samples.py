@@ -1,8 +1,8 @@
 """From media to finished questions: attempts, wording, layout, identity and replay.
 
-A sample's identity is (source ids, task, version, knobs, seed, index, attempt). A rejected draft is tried again with the
-next attempt number, up to `ATTEMPTS`; the number stays in the recipe, so `replay` needs no search. The surface is not
-part of the identity of pixels and truth: changing it changes words and layout only.
+A sample's identity is (source ids, task, version, knobs, seed, index, attempt). A rejected draft is tried again with
+the next attempt number, up to `ATTEMPTS`; the number stays in the recipe, so `replay` needs no search. The surface is
+not part of the identity of pixels and truth: changing it changes words and layout only.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from data.pretext.canvas import numbered_canvas
-from data.pretext.contract import EMPTY, Draft, Knobs, Medium, Reject, Sample, Task, Visual
+from data.pretext.contract import Draft, Knobs, Medium, Reject, Sample, Task, Visual
 from data.pretext.rng import Streams, digest
 from data.pretext.surface import Surface
 
@@ -23,13 +23,13 @@ ATTEMPTS = 9
 def make(
     task: Task,
     media: Sequence[Medium],
-    knobs: Knobs = EMPTY,
+    knobs: Knobs | None = None,
     surface: Surface | None = None,
     seed: int = 0,
     index: int = 0,
 ) -> Sample | Reject:
     """One sample of a task, or the last reason why these media give none."""
-    full = task.complete(knobs)
+    full = task.complete(knobs or {})
     outcome: Draft | Reject = Reject("no-attempt")
     for attempt in range(ATTEMPTS):
         recipe = _recipe(task, media, full, seed, index, attempt)

@@ -1,8 +1,8 @@
 """How a question is put: tags around the answer, thinking style, wording variant, layout of the pieces.
 
 The surface never touches the truth: two samples that differ only in their surface have the same solution key.
-Departures: a worked example is shown only if guessing it right is unlikely (`EXAMPLE_CHANCE`), because an example that is
-never equal to the truth would rule out one of few options; for few options the format is described instead.
+Departures: a worked example is shown only if guessing it right is unlikely (`EXAMPLE_CHANCE`), because an example
+that is never equal to the truth would rule out one of few options; for few options the format is described instead.
 """
 
 from __future__ import annotations
