@@ -84,6 +84,7 @@ class Drawn:
             "pictures": (0 <= self.pictures <= 4 if grid else self.pictures == 1, "0 to 4 (1 for jigsaw and clips)"),
             "noise": (0 <= self.noise <= 1, "in [0, 1]"),
             "ask_empty": (0 <= self.ask_empty <= 1, "in [0, 1]"),
+            "fps": (self.fps >= 1, "at least 1, so that each second is seen"),
             "frames": (seconds >= 3 and seconds == int(seconds), "a whole number of seconds, at least 3 (see fps)"),
         }
         for name, (fine, rule) in allowed.items():
@@ -274,7 +275,7 @@ def _draw_pictures(rng: np.random.Generator, spec: Drawn) -> tuple[list[Grid], i
 
 def _draw_clip(rng: np.random.Generator, spec: Drawn) -> tuple[Media, tuple[Any, ...], bool]:
     """A clip, its tracks, and whether the first track runs in the lower half."""
-    tracks = draw_tracks(rng, spec.split, int(spec.frames / spec.fps), spec.side)
+    tracks = draw_tracks(rng, spec.split, spec.side, spec.frames, spec.fps)
     swap = bool(rng.integers(2))
     pixels = render_tracks(tracks, spec.side, spec.frames, spec.fps, swap)
     times = torch.arange(spec.frames, dtype=torch.float64) / spec.fps

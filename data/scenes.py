@@ -1,9 +1,10 @@
 """Drawn pictures and clips: grids of coloured shapes, one big shape for puzzles, moving shapes. numpy only.
 
 A scene is an integer grid [rows, columns] of codes: 0 is an empty cell, 1 + colour * 3 + shape a filled one.
-Held-out scenes are told by their content: a hash of what is drawn (not of the question, the seed or the index) falls
-into one bucket of eight, and scenes of the other side are drawn again. The two splits are therefore disjoint by
-construction, for every seed, and shared by all tasks that draw the same kind of picture.
+Held-out scenes are told by their content: a hash of something that the pixels determine (the grid, the background tint
+of a puzzle, the places of a clip's shapes in each frame; not the question, the seed or the index) falls into one bucket
+of eight, and scenes of the other side are drawn again. Equal pixels therefore always lie on the same side: the splits
+are disjoint by construction, for every seed, and shared by all tasks that draw the same kind of picture.
 
 The background is light grey, never black, so that a cell blacked out by a masked view differs from an empty one.
 """
@@ -30,8 +31,6 @@ Split = Literal["train", "heldout"]
 HELDOUT_BUCKETS = 8
 """One scene in eight is held out."""
 MAX_REDRAWS = 2000
-PIECE_ORDERS = 24
-"""Permutations of four pieces."""
 
 Pixels = NDArray[np.uint8]
 Grid = NDArray[np.int8]
@@ -92,7 +91,12 @@ def draw_grid(rng: np.random.Generator, split: Split, cells: int, fill: float) -
         codes = rng.integers(1, len(NAMES), size=(cells, cells))
         return np.where(rng.random((cells, cells)) < fill, codes, 0).astype(np.int8)
 
-    return redraw(draw, lambda grid: grid.tobytes(), split)
+    return redraw(draw, grid_content, split)
+
+
+def grid_content(grid: Grid) -> bytes:
+    """What decides the split of a grid; empty grids of any size look the same and count as one."""
+    return grid.tobytes() if grid.any() else b""
 
 
 def draw_puzzle(rng: np.random.Generator, split: Split) -> Puzzle:
@@ -105,11 +109,12 @@ def draw_puzzle(rng: np.random.Generator, split: Split) -> Puzzle:
         radius = float(rng.integers(30, 43)) / 100
         return Puzzle(int(rng.integers(1, len(NAMES))), (red, green, blue), radius, (x, y), order)  # type: ignore[arg-type]
 
-    return redraw(draw, lambda puzzle: repr(puzzle).encode(), split)
+    return redraw(draw, lambda puzzle: bytes(puzzle.tint), split)
 
 
-def draw_tracks(rng: np.random.Generator, split: Split, seconds: int, side: int) -> tuple[Track, ...]:
+def draw_tracks(rng: np.random.Generator, split: Split, side: int, frames: int, fps: float) -> tuple[Track, ...]:
     """One or two shapes with different names; the first is the one to ask about and may be in either half."""
+    seconds = int(frames / fps)
 
     def track(code: int) -> Track:
         length = int(rng.integers(1, seconds - 1))
@@ -120,7 +125,11 @@ def draw_tracks(rng: np.random.Generator, split: Split, seconds: int, side: int)
         codes = rng.permutation(np.arange(1, len(NAMES)))[: 1 + int(rng.random() < 0.75)]
         return tuple(track(int(code)) for code in codes)
 
-    return redraw(draw, lambda tracks: repr((seconds, tracks)).encode(), split)
+    def content(tracks: tuple[Track, ...]) -> bytes:
+        shown = sorted((track.code, sorted(lefts(track, side, frames, fps).items())) for track in tracks)
+        return repr(shown).encode()
+
+    return redraw(draw, content, split)
 
 
 def render_grid(grid: Grid, side: int) -> Pixels:
@@ -163,11 +172,19 @@ def render_tracks(tracks: tuple[Track, ...], side: int, frames: int, fps: float,
     for lane, track in enumerate(tracks):
         top = size if (lane == 1) != swap else 0
         stamp = sprites(size)[track.code]
-        for frame in range(frames):
-            if track.start <= frame / fps < track.end:
-                left = min(max(track.place + track.speed * frame, 0), side - size)
-                clip[frame, :, top : top + size, left : left + size] = stamp
+        for frame, left in lefts(track, side, frames, fps).items():
+            clip[frame, :, top : top + size, left : left + size] = stamp
     return clip
+
+
+def lefts(track: Track, side: int, frames: int, fps: float) -> dict[int, int]:
+    """Frame -> left edge in pixels, for the frames in which the shape is shown."""
+    furthest = side - side // 2
+    return {
+        frame: min(max(track.place + track.speed * frame, 0), furthest)
+        for frame in range(frames)
+        if track.start <= frame / fps < track.end
+    }
 
 
 @lru_cache(maxsize=32)
