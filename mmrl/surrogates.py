@@ -226,18 +226,17 @@ def ratio_metrics(
     clip_low: float,
     clip_high: float,
     dual_clip: float | None,
-    sequence: bool = False,
 ) -> dict[str, Tensor]:
     """How far the policy has moved, without gradient; token maps [B, T], 0 on padding.
 
     `clip_high`: A > 0 and ρ above the range; `clip_low`: A < 0 and ρ below; `clip_dual`: A < 0 and ρ above dual_clip
-    (shares once averaged: clip_high + clip_low is verl's pg_clipfrac). `ratio`: ρ itself, of the whole answer if
-    `sequence`. `kl_old`: k1 = old - logp of each token.
+    (shares once averaged: clip_high + clip_low is verl's pg_clipfrac). `ratio`: ρ itself; `kl_old`: k1 = old - logp.
+    Always token ratios, also for surrogates that clip the ratio of a whole answer.
     """
     with torch.no_grad():
         logp, old, advantage = keep(logp, mask), keep(old, mask), keep(advantage, mask)
         log_ratio = logp - old
-        ratio = bounded_ratio(answer_mean(log_ratio, mask).expand(logp.shape) if sequence else log_ratio)
+        ratio = bounded_ratio(log_ratio)
         positive, negative = advantage > 0, advantage < 0
         dual = negative & (ratio > dual_clip) if dual_clip is not None else torch.zeros_like(negative)
         maps = {

@@ -1,0 +1,264 @@
+"""GRPO: the numbers of the core, and the loss of one micro-batch.
+
+    loss = reduce(w · surrogate(logp, old, A)) + kl · reduce(k(logp, ref)) + Σ over objectives, terms: reduce(term)
+
+with w the engine-mismatch weight (1 if off), k the chosen estimator, and every reduction over GLOBAL counts
+(`reduce.py`): add up the losses of an update's micro-batches and the gradients of all ranks, never average them. The
+surrogate is reduced by its own rule if it is marked with one, everything else by `GRPO.reduction`; an objective may fix
+rules of its own terms in a class attribute `reductions` (term name -> rule).
+
+Old log-probs are `batch.scores["raw"]`, or the current ones without gradient when none were stored (one update per
+rollout). Log-probs that nobody may read (padding, observations, untrained answers) are zeroed before anything else, so
+NaN there reaches neither the loss nor a gradient.
+
+Metrics are summands too: add them up over the micro-batches of an update; names ending in `_max` take the maximum.
+
+Departures
+1. `kl_importance` multiplies the KL by the token ratio, which makes k3 unbiased off policy. TRL 1.16 does so by default
+   (with a sequence ratio for sequence-level surrogates); verl, EasyR1 and PAPO do not.
+2. Defaults are verl's (token mean, dual clip 3, no KL); TRL has no dual clip and truncates the mismatch by default.
+3. An objective whose coefficients are zero adds no term, so the loss is bit-equal to GRPO's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mmrl import kl, mismatch
+from mmrl.advantages import token_reward
+from mmrl.objectives.base import Objective
+from mmrl.reduce import Reduction, Totals, keep, reduced, token_mean
+from mmrl.surrogates import Surrogate, bounded_ratio, own_reduction, ratio_metrics
+from mmrl.types import Batch, Now, Role, Scores
+
+
+@dataclass(frozen=True)
+class GRPO:
+    """The numbers of the core."""
+
+    clip_low: float = 0.2
+    """The ratio is clipped below at 1 - clip_low."""
+    clip_high: float = 0.2
+    """The ratio is clipped above at 1 + clip_high (DAPO: 0.28)."""
+    dual_clip: float | None = 3.0
+    """Bound of the loss for negative advantages, in units of the advantage; None turns it off."""
+    kl: float = 0.0
+    """Weight of the KL to the reference policy; 0 needs no reference."""
+    kl_kind: Literal["k1", "k2", "k3", "abs", "exact"] = "k3"
+    """Estimator from the sampled tokens, or "exact" over the vocabulary."""
+    kl_in: Literal["loss", "reward"] = "loss"
+    """Penalise in the loss, or in the token rewards before the advantage (then k1 is the right kind)."""
+    kl_importance: bool = False
+    """Multiply the KL in the loss by the token ratio (TRL's default)."""
+    reduction: Reduction = "token"
+    """token mean, sequence mean of token means, mean of sequence sums, or sums over a constant length."""
+    length_constant: int = 0
+    """Tokens that the "constant" reduction divides by, usually the longest allowed answer."""
+    mismatch: Literal["off", "truncate", "mask"] = "off"
+    """Correct sampler against trainer probabilities by truncated or masked importance weights."""
+    mismatch_level: Literal["token", "sequence"] = "token"
+    """Weight each token, or whole answers."""
+    mismatch_cap: float = 2.0
+    """Largest mismatch weight."""
+    overlong_buffer: int = 0
+    """Tokens before the longest answer in which the soft length penalty rises; 0 turns it off."""
+    overlong_factor: float = 1.0
+    """Penalty at the longest answer."""
+    drop_truncated: bool = False
+    """Do not train answers that were cut off (overlong filtering)."""
+
+    def __post_init__(self) -> None:
+        allowed = {
+            "clip_low": (0 <= self.clip_low <= 1, "in [0, 1]"),
+            "clip_high": (self.clip_high >= 0, "0 or positive"),
+            "dual_clip": (self.dual_clip is None or self.dual_clip > 1, "above 1, or None to turn it off"),
+            "kl": (self.kl >= 0, "0 or positive"),
+            "kl_importance": (not self.kl_importance or self.kl_in == "loss", "False when kl_in is 'reward'"),
+            "length_constant": (
+                self.length_constant > 0 if self.reduction == "constant" else self.length_constant >= 0,
+                "a positive number of tokens when reduction is 'constant'",
+            ),
+            "mismatch_cap": (self.mismatch_cap > 0, "positive"),
+            "overlong_buffer": (self.overlong_buffer >= 0, "0 (off) or positive"),
+            "overlong_factor": (self.overlong_factor >= 0, "0 or positive"),
+        }
+        for name, (fine, rule) in allowed.items():
+            if not fine:
+                raise ValueError(f"GRPO.{name} is {getattr(self, name)}; it must be {rule}.")
+
+
+def loss(
+    grpo: GRPO,
+    surrogate: Surrogate,
+    batch: Batch,
+    live: Mapping[str, Scores],
+    objectives: Sequence[Objective],
+    totals: Totals,
+    now: Now,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The summand of one micro-batch: scalar with gradient, and detached metrics.
+
+    `live["raw"]` carries gradient; `live["ref"]` (or `batch.scores["ref"]`) is read if there is a KL in the loss.
+    `batch` and `live` hold the same rows; `totals` counts the whole update.
+    """
+    parts, metrics = losses(grpo, surrogate, batch, live, objectives, totals, now)
+    total = torch.stack(list(parts.values())).sum()
+    metrics |= {f"loss/{name}": part.detach() for name, part in parts.items()}
+    metrics["loss/total"] = total.detach()
+    return total, metrics
+
+
+def losses(
+    grpo: GRPO,
+    surrogate: Surrogate,
+    batch: Batch,
+    live: Mapping[str, Scores],
+    objectives: Sequence[Objective],
+    totals: Totals,
+    now: Now,
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The named parts that `loss` adds up, each a scalar with gradient, and the metrics that are not losses."""
+    batch, live = _readable(batch, live)
+    raw, mask = live["raw"], batch.mask
+    old = batch.scores["raw"].logp if "raw" in batch.scores else raw.logp.detach()
+    maps: dict[str, tuple[Tensor, Reduction]] = {}
+
+    policy = surrogate(
+        raw.logp, old, batch.advantage, mask, clip_low=grpo.clip_low, clip_high=grpo.clip_high, dual_clip=grpo.dual_clip
+    )
+    rule = own_reduction(surrogate)
+    metrics = _policy_metrics(grpo, live, old, batch, totals)
+    if grpo.mismatch != "off":
+        weight = mismatch_weight(grpo, old, batch)
+        policy = policy * weight
+        metrics["policy/mismatch_weight"] = token_mean(weight, mask, totals)
+        metrics["policy/mismatch_weight_max"] = weight.max()
+    maps["policy"] = (policy, rule or grpo.reduction)
+
+    if grpo.kl > 0 and grpo.kl_in == "loss":
+        divergence = kl_map(grpo, raw.logp, _reference(live, batch))
+        metrics["policy/kl_ref"] = token_mean(divergence.detach(), mask, totals)
+        weight = bounded_ratio(raw.logp - old) if grpo.kl_importance else 1.0
+        maps["kl"] = (grpo.kl * divergence * weight, grpo.reduction)
+
+    parts = {name: _reduced(grpo, x, mask, totals, rule) for name, (x, rule) in maps.items()}
+    for objective in objectives:
+        rules: Mapping[str, Reduction] = getattr(objective, "reductions", {})
+        for name, x in objective.terms(live, batch, now).items():
+            _check_map(objective, name, x, mask)
+            part = _reduced(grpo, x, mask, totals, rules.get(name, grpo.reduction))
+            parts[name] = parts[name] + part if name in parts else part
+        with torch.no_grad():
+            for name, x in objective.metrics(live, batch, now).items():
+                _check_map(objective, name, x, mask)
+                metrics[f"{type(objective).__name__.lower()}/{name}"] = token_mean(x, mask, totals)
+    return parts, metrics
+
+
+def kl_map(grpo: GRPO, logp: Tensor, ref: Scores) -> Tensor:
+    """The divergence of the policy to the reference as `kl_kind` says; [B, T]. Padding must be clean."""
+    if grpo.kl_kind != "exact":
+        return kl.ESTIMATORS[grpo.kl_kind](logp, ref.logp)
+    if ref.divergence is None:
+        raise ValueError(
+            "GRPO.kl_kind is 'exact', but the reference was scored without a divergence; "
+            "score it against raw with divergence='forward', or use kl_kind='k3'."
+        )
+    return ref.divergence
+
+
+def apply_kl_in_reward(grpo: GRPO, batch: Batch) -> Tensor:
+    """What the estimator is paid: token rewards [B, T] = reward on the last token - kl · divergence of each token.
+
+    The rewards [B] as they are, if there is no KL in the reward. Needs stored "raw" and "ref" scores.
+    """
+    if grpo.kl == 0 or grpo.kl_in != "reward":
+        return batch.reward
+    for name in ("raw", "ref"):
+        if name not in batch.scores:
+            raise ValueError(
+                f"GRPO.kl_in is 'reward', but the batch has no {name!r} scores (it has {sorted(batch.scores)}); "
+                "score it before the advantages, or use kl_in='loss'."
+            )
+    batch, _ = _readable(batch, {})
+    penalty = keep(kl_map(grpo, batch.scores["raw"].logp, batch.scores["ref"]), batch.mask)
+    return token_reward(batch.reward, batch.mask) - grpo.kl * penalty.detach()
+
+
+def mismatch_weight(grpo: GRPO, old: Tensor, batch: Batch) -> Tensor:
+    """The engine-mismatch weight as `grpo.mismatch` says, detached, 0 on padding; [B, T]. Needs "sampler" scores."""
+    if "sampler" not in batch.scores:
+        raise ValueError(
+            f"GRPO.mismatch is {grpo.mismatch!r}, but the batch has no 'sampler' scores (it has {sorted(batch.scores)});"
+            " use an engine that returns its log-probs, or mismatch='off'."
+        )
+    weight = mismatch.importance(old, batch.scores["sampler"].logp, batch.mask, level=grpo.mismatch_level)
+    bound = mismatch.truncated if grpo.mismatch == "truncate" else mismatch.masked
+    return bound(weight, cap=grpo.mismatch_cap)
+
+
+def _reference(live: Mapping[str, Scores], batch: Batch) -> Scores:
+    """Scores of the reference policy."""
+    ref = live.get("ref") or batch.scores.get("ref")
+    if ref is None:
+        raise ValueError("GRPO.kl is positive, but there are no 'ref' scores; score the reference policy, or set kl=0.")
+    return ref
+
+
+def _readable(batch: Batch, live: Mapping[str, Scores]) -> tuple[Batch, dict[str, Scores]]:
+    """Batch and live scores with 0 wherever nothing may be read: neither trained nor hint nor expert tokens."""
+    read = batch.mask.bool() | (batch.roles == Role.HINT) | (batch.roles == Role.EXPERT)
+    clean = lambda x: None if x is None else keep(x, read)  # noqa: E731
+
+    def cleaned(scores: Scores) -> Scores:
+        return Scores(keep(scores.logp, read), clean(scores.entropy), clean(scores.divergence))
+
+    stored = {name: cleaned(scores) for name, scores in batch.scores.items()}
+    batch = replace(batch, advantage=keep(batch.advantage, batch.mask), scores=stored)
+    return batch, {name: cleaned(scores) for name, scores in live.items()}
+
+
+def _policy_metrics(
+    grpo: GRPO, live: Mapping[str, Scores], old: Tensor, batch: Batch, totals: Totals
+) -> dict[str, Tensor]:
+    """Token means: what the ratio does, surprise -logp, entropy, distance to the sampler, k3 to each branch."""
+    raw, mask = live["raw"], batch.mask
+    logp = raw.logp.detach()
+    maps = ratio_metrics(
+        logp,
+        old,
+        batch.advantage,
+        mask,
+        clip_low=grpo.clip_low,
+        clip_high=grpo.clip_high,
+        dual_clip=grpo.dual_clip,
+    )
+    maps["surprise"] = -logp
+    if raw.entropy is not None:
+        maps["entropy"] = raw.entropy.detach()
+    if "sampler" in batch.scores:
+        maps["sampler_gap"] = (old - batch.scores["sampler"].logp).abs()
+    metrics = {f"policy/{name}": token_mean(x, mask, totals) for name, x in maps.items()}
+    metrics["policy/ratio_max"] = maps["ratio"].max() if mask.any() else logp.new_zeros(())
+    for name in live.keys() - {"raw", "ref", "sampler"}:
+        metrics[f"branch/{name}/kl"] = token_mean(kl.k3(logp, live[name].logp.detach()), mask, totals)
+    return metrics
+
+
+def _reduced(grpo: GRPO, x: Tensor, mask: Tensor, totals: Totals, rule: Reduction) -> Tensor:
+    """A token map as a number under the rule."""
+    return reduced(x, mask, totals, rule, grpo.length_constant)
+
+
+def _check_map(objective: Objective, name: str, x: Tensor, mask: Tensor) -> None:
+    """Every term and metric is a token map."""
+    if x.shape != mask.shape:
+        raise ValueError(
+            f"{type(objective).__name__} returned {name!r} of shape {tuple(x.shape)}; the core reduces token maps of "
+            f"shape [B, T] = {tuple(mask.shape)}: do not average inside the objective."
+        )

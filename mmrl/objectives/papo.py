@@ -1,0 +1,172 @@
+"""PAPO, Perception-Aware Policy Optimization (arXiv 2507.06448): GRPO that is also paid for looking.
+
+The policy that sees the image is pushed away from the same policy seeing a mostly masked image, in the loss:
+
+    perception      -gamma · k3(ℓ, ℓ̃)     k3 = exp(-d) + d - 1,  d = ℓ - ℓ̃        maximised
+    entropy_masked  +eta_masked · (-ℓ̃)                                              minimised
+    entropy_orig    +eta_orig · (-ℓ)                                                minimised
+
+ℓ, ℓ̃ log-probs of the sampled tokens under the real and under the masked image; all three scaled by `anneal`. The two
+entropies guard against inflating the KL (they are sampled negative log-likelihoods, or exact entropies by choice) and
+are token means whatever the reduction of the run is. d = 0 (nothing masked, text only) gives no perception term.
+
+Which gradient: without gradient through the masked branch (default of the official code, `VisualBranch.grad=False`) the
+perception term acts on ℓ by -gamma·(1 - exp(-d)) per token: it saturates for d ≫ 0 and follows the gradient of the
+reverse KL(π̃‖π), though its value estimates KL(π‖π̃); `entropy_masked` then changes the value only. With
+`VisualBranch.grad=True` the masked branch receives -gamma·(exp(-d) - 1) and the gradient of its entropy as well.
+
+Collapse: the maximised KL has no bound. Never gamma ≥ 0.04; without reference KL use both entropies at 0.03 or more.
+
+Departures
+1. Paper Eq. 2 prints r - log r - 1 with r = π/π̃ and entropies as +log π; official code and we use Schulman's k3 (the
+   1/r form) and lower the entropy, as the paper's text says.
+2. The code averages over a micro-batch and divides by their number; here all terms have global counts.
+3. k3 is clamped to ±`k3_max` = ±10 (zero gradient beyond), the exponent to ±20, as in the code. The paper has no clamp.
+   `k3_clip` is the code's option to cut at a small value (0.2 there; TRL's port always did).
+4. `token_top_p`, `kl`, `sft` are switches of the code that are off in every published run. Its `sft` divides by the
+   tokens of the correct answers, ours by all trained tokens, so that it cannot depend on the micro-batch. "exact" for
+   `kl` (forward KL over the vocabulary) is our addition, for `entropy` it is TRL's.
+5. Masks, their sharing, the gradient through the masked branch and its refresh belong to the `VisualBranch`.
+6. The official Qwen3 branch computes these terms but never back-propagates them; here they do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from mmrl import kl
+from mmrl.objectives.base import Need, Objective
+from mmrl.reduce import Reduction, keep
+from mmrl.schedules import Linear
+from mmrl.types import Batch, Now, Scores
+
+
+@dataclass(frozen=True)
+class PAPO(Objective):
+    """Perception KL and double entropy. Paper Table 6: gamma 0.02 or 0.01, both etas 0, 0.03 or 0.05."""
+
+    gamma: float = 0.02
+    """Weight of the perception KL between raw and masked image; maximised."""
+    eta_orig: float = 0.05
+    """Weight of the entropy under the real image; minimised, the essential guard against KL hacking."""
+    eta_masked: float = 0.05
+    """Weight of the entropy under the masked image; minimised."""
+    kl: Literal["k1", "abs", "k2", "k3", "exact"] = "k3"
+    """Estimator of the perception KL from sampled tokens, or "exact" over the vocabulary."""
+    k3_max: float = 10.0
+    """k3 is clamped to plus or minus this value."""
+    k3_clip: float | None = None
+    """Cut the perception KL of a token to [0, this]; None: off (official option: 0.2)."""
+    token_top_p: float | None = None
+    """Keep this share of an answer's tokens, those of largest perception KL; None: all (official option: 0.2)."""
+    entropy: Literal["sampled", "exact"] = "sampled"
+    """Entropies from sampled tokens (official code) or over the vocabulary."""
+    sft: float = 0.0
+    """Weight of a likelihood term on the answers whose reward exceeds sft_above (official option: 1e-3)."""
+    sft_above: float = 0.1
+    """Reward above which an answer counts as correct for sft."""
+    anneal: Linear = field(default_factory=lambda: Linear(1.0, 1.0))
+    """Factor on gamma and both etas over the run; constant 1 by default."""
+    masked: str = "masked"
+    """Name of the masked visual branch."""
+
+    reductions: ClassVar[Mapping[str, Reduction]] = {"entropy_orig": "token", "entropy_masked": "token"}
+
+    def __post_init__(self) -> None:
+        share = self.token_top_p
+        allowed = {
+            "gamma": (self.gamma >= 0, "0 (off) or positive"),
+            "eta_orig": (self.eta_orig >= 0, "0 (off) or positive"),
+            "eta_masked": (self.eta_masked >= 0, "0 (off) or positive"),
+            "sft": (self.sft >= 0, "0 (off) or positive"),
+            "k3_max": (self.k3_max > 0, "positive"),
+            "k3_clip": (self.k3_clip is None or self.k3_clip > 0, "positive, or None to turn it off"),
+            "token_top_p": (share is None or 0 < share <= 1, "in (0, 1], or None to turn it off"),
+        }
+        for name, (fine, rule) in allowed.items():
+            if not fine:
+                raise ValueError(f"PAPO.{name} is {getattr(self, name)}; it must be {rule}.")
+
+    def needs(self) -> tuple[Need, ...]:
+        """The masked branch if a coefficient reads it, exact quantities only where asked for."""
+        exact = self.entropy == "exact"
+        needs: list[Need] = []
+        if self.eta_orig > 0 or self.sft > 0:
+            needs.append(Need("raw", entropy=exact and self.eta_orig > 0))
+        if self.gamma > 0 or self.eta_masked > 0:
+            divergence = "forward" if self.kl == "exact" and self.gamma > 0 else None
+            needs.append(Need(self.masked, entropy=exact and self.eta_masked > 0, divergence=divergence))
+        return tuple(needs)
+
+    def terms(self, live: Mapping[str, Scores], batch: Batch, now: Now) -> dict[str, Tensor]:
+        """The terms whose coefficients are not zero now."""
+        scale = self.anneal(now.progress)
+        terms: dict[str, Tensor] = {}
+        if self.gamma * scale != 0:
+            kept = self.perception(live, batch)
+            if self.token_top_p is not None:
+                kept = torch.where(top_tokens(kept.detach(), batch.mask, self.token_top_p), kept, 0.0)
+            terms["perception"] = -self.gamma * scale * kept
+        if self.eta_masked * scale != 0:
+            terms["entropy_masked"] = self.eta_masked * scale * self._entropy(live[self.masked], self.masked)
+        if self.eta_orig * scale != 0:
+            terms["entropy_orig"] = self.eta_orig * scale * self._entropy(live["raw"], "raw")
+        if self.sft != 0:
+            correct = (batch.reward > self.sft_above).unsqueeze(-1)  # [B, 1]
+            terms["sft"] = torch.where(correct, -self.sft * live["raw"].logp, 0.0)
+        return terms
+
+    def metrics(self, live: Mapping[str, Scores], batch: Batch, now: Now) -> dict[str, Tensor]:
+        """Perception KL, log-ratio d, shares of clamped tokens and of tokens with d < 0, surprise under the mask."""
+        if self.masked not in live:
+            return {}
+        raw, masked = live["raw"].logp, live[self.masked].logp
+        unclamped = kl.k3(raw, masked, value_max=None)
+        return {
+            "kl": self.perception(live, batch),
+            "log_ratio": raw - masked,
+            "clamped": (unclamped > self.k3_max).float(),
+            "negative": (raw < masked).float(),
+            "surprise_masked": -masked,
+            "anneal": torch.full_like(raw, self.anneal(now.progress)),
+        }
+
+    def perception(self, live: Mapping[str, Scores], batch: Batch) -> Tensor:
+        """The perception divergence of every token, clamped as configured; [B, T]."""
+        raw, masked = live["raw"].logp, live[self.masked]
+        if self.kl == "exact":
+            if masked.divergence is None:
+                raise ValueError(
+                    f"PAPO.kl is 'exact', but branch {self.masked!r} was scored without a divergence; "
+                    "score it with divergence='forward', or use kl='k3'."
+                )
+            value = masked.divergence
+        elif self.kl == "k3":
+            value = kl.k3(raw, masked.logp, value_max=self.k3_max)
+        else:
+            value = kl.ESTIMATORS[self.kl](raw, masked.logp)
+        return keep(value if self.k3_clip is None else value.clamp(0.0, self.k3_clip), batch.mask)
+
+    def _entropy(self, scores: Scores, branch: str) -> Tensor:
+        """Sampled or exact entropy of every token; [B, T]."""
+        if self.entropy == "sampled":
+            return -scores.logp
+        if scores.entropy is None:
+            raise ValueError(
+                f"PAPO.entropy is 'exact', but branch {branch!r} was scored without entropy; "
+                "score it with entropy=True, or use entropy='sampled'."
+            )
+        return scores.entropy
+
+
+def top_tokens(value: Tensor, mask: Tensor, share: float) -> Tensor:
+    """Tokens at or above the (1 - share) quantile of their answer, linearly interpolated; bool [B, T]."""
+    on = mask.bool()
+    known = torch.where(on, value.float(), torch.nan)
+    level = torch.nanquantile(known, 1.0 - share, dim=-1, keepdim=True)  # [B, 1], NaN without trained tokens
+    return on & (value >= level)
