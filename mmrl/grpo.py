@@ -194,7 +194,7 @@ def mismatch_weight(grpo: GRPO, old: Tensor, batch: Batch) -> Tensor:
     """The engine-mismatch weight as `grpo.mismatch` says, detached, 0 on padding; [B, T]. Needs "sampler" scores."""
     if "sampler" not in batch.scores:
         raise ValueError(
-            f"GRPO.mismatch is {grpo.mismatch!r}, but the batch has no 'sampler' scores (it has {sorted(batch.scores)});"
+            f"GRPO.mismatch is {grpo.mismatch!r}, but there are no 'sampler' scores (there are {sorted(batch.scores)});"
             " use an engine that returns its log-probs, or mismatch='off'."
         )
     weight = mismatch.importance(old, batch.scores["sampler"].logp, batch.mask, level=grpo.mismatch_level)
