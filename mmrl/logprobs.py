@@ -268,20 +268,25 @@ class _Embed(torch.autograd.Function):
     """Rows of an embedding whose gradient goes straight into weight.grad."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, ids: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, weight: Tensor, ids: Tensor, padding: int | None) -> Tensor:  # type: ignore[override]
         ctx.save_for_backward(ids)
-        ctx.weight = weight
+        ctx.weight, ctx.padding = weight, padding
         return weight[ids]
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, None, None]:  # type: ignore[override]
         (ids,) = ctx.saved_tensors
+        if ctx.padding is not None:
+            grad = grad.masked_fill((ids == ctx.padding)[:, None], 0.0)
         add_to_grad(ctx.weight).index_add_(0, ids, grad.to(ctx.weight.dtype))
-        return None, None
+        return None, None, None
 
 
-def embed(weight: Tensor, ids: Tensor) -> Tensor:
-    """weight[ids] for ids [S] -> [S, D]; no dense vocabulary × hidden gradient is made for a leaf weight."""
+def embed(weight: Tensor, ids: Tensor, padding: int | None = None) -> Tensor:
+    """weight[ids] for ids [S] -> [S, D]; no dense vocabulary × hidden gradient is made for a leaf weight.
+
+    The row `padding` gets no gradient, as in `torch.nn.Embedding(padding_idx=…)`.
+    """
     if weight.requires_grad and torch.is_grad_enabled() and _accumulates(weight):
-        return _Embed.apply(weight, ids)  # type: ignore[no-any-return]
-    return torch.nn.functional.embedding(ids, weight)
+        return _Embed.apply(weight, ids, padding)  # type: ignore[no-any-return]
+    return torch.nn.functional.embedding(ids, weight, padding)

@@ -156,13 +156,14 @@ def test_nothing_of_size_tokens_times_vocabulary(monkeypatch):
     assert largest <= 3000 * 8
 
 
-def test_embedding_gradient():
+@pytest.mark.parametrize("padding", [None, 4])
+def test_embedding_gradient(padding):
     weight = torch.randn(11, 3, dtype=torch.float64)
     ids = torch.tensor([1, 1, 4, 0])
     grads = []
     for mine in (True, False):
         w = weight.clone().requires_grad_()
-        rows = embed(w, ids) if mine else torch.nn.functional.embedding(ids, w)
+        rows = embed(w, ids, padding) if mine else torch.nn.functional.embedding(ids, w, padding)
         (rows * torch.arange(12.0, dtype=torch.float64).view(4, 3)).sum().backward()
         grads.append(w.grad)
     assert torch.equal(*grads)

@@ -1,0 +1,398 @@
+"""The policy: a vision-language model that scores answers. The only user of transformers models and peft.
+
+`score` runs packed rows (see `attention.py`, `batching.py`): a prompt once per group, pictures once (see `features.py`),
+the head on answer tokens only (see `logprobs.py`). The repeated computation of `repeated.py` is the reference and the
+fallback (`shared=False`).
+
+Choices: dropout is refused (the ratio of an unchanged policy would not be 1); the head and the embedding are never
+adapted by LoRA (the tiled head reads their weights directly); positions are always passed explicitly.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from mmrl import attention
+from mmrl.batching import Group, Stream, pack
+from mmrl.features import FeatureStore, VisualFeatures
+from mmrl.logprobs import embed, head_divergence, head_scores
+from mmrl.objectives.base import Divergence
+from mmrl.processing import Encoded, Patches, PixelBudget, Processing
+from mmrl.types import Prompt, Scores
+
+Part = Literal["vision", "merger", "language", "head"]
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """Low-rank adapters instead of full fine-tuning."""
+
+    rank: int = 0
+    """Rank of the adapters; 0 trains all weights."""
+    alpha: float = 0.0
+    """Scale of the adapters; 0 means twice the rank."""
+    vision: bool = False
+    """Also adapt the vision tower."""
+
+    def __post_init__(self) -> None:
+        if self.rank < 0:
+            raise ValueError(f"LoRA.rank is {self.rank}; it must be 0 (full fine-tuning) or positive.")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to compute of a branch."""
+
+    entropy: bool = False
+    divergence: Divergence | None = None
+    grad: bool = False
+
+
+class Policy:
+    """Listens and learns."""
+
+    def __init__(self, model: nn.Module, processing: Processing, *, shared: bool = True) -> None:
+        self.model = model
+        self.processing = processing
+        self.shared = shared
+        self.version = 0
+        """Grows with each optimizer step."""
+        self.retain_vision = False
+        """Keep the tower's graph of the next rollout, because its update uses the same weights."""
+        self.counters: Counter[str] = Counter()
+        """Tokens and patches through each network since the trainer last looked."""
+        self.features_store = FeatureStore()
+        self._encoded: dict[str, tuple[Prompt, Encoded]] = {}
+        self._frozen_copy: nn.Module | None = None
+        self._reference = False
+        base = self.base
+        name = attention.register()
+        config = base.config.get_text_config()
+        if getattr(config, "attention_dropout", 0.0):
+            raise ValueError(f"The model has attention_dropout {config.attention_dropout}; set it to 0 for RL.")
+        base.model.language_model.config._attn_implementation = name
+        if type(base.lm_head) is not nn.Linear or base.lm_head.bias is not None:
+            raise ValueError(f"The head is a {type(base.lm_head).__name__}; adapters on lm_head are not supported.")
+        self.model.train()
+
+    @classmethod
+    def load(
+        cls,
+        source: str | Path,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        lora: LoRA | None = None,
+        freeze: Sequence[Part] = (),
+        checkpointing: bool | None = None,
+        budget: PixelBudget | None = None,
+        shared: bool = True,
+    ) -> Policy:
+        """Load a folder or hub name. `device` "auto" is CUDA if there is one; `dtype` "auto" is bf16 there, else fp32.
+
+        `checkpointing` recomputes activations in the backward; None turns it on above 500 M parameters.
+        """
+        from transformers import AutoModelForImageTextToText
+
+        processing = Processing.load(source, budget or PixelBudget())
+        where = resolve_device(device)
+        kind = resolve_dtype(dtype, where)
+        adapter = Path(source) / "adapter_config.json"
+        if adapter.is_file():
+            model = _load_adapter(Path(source), kind)
+        else:
+            model = AutoModelForImageTextToText.from_pretrained(source, dtype=kind)
+        model.to(where)
+        freeze_parts(model, freeze)
+        if lora is not None and lora.rank:
+            model = add_lora(model, lora)
+        policy = cls(model, processing, shared=shared)
+        size = sum(p.numel() for p in policy.base.parameters())
+        if size > 500e6 if checkpointing is None else checkpointing:
+            policy.enable_checkpointing()
+        return policy
+
+    @property
+    def base(self) -> Any:
+        """The transformers model, without the adapter's wrapper; the frozen copy inside `reference()`."""
+        if self._reference and self._frozen_copy is not None:
+            return self._frozen_copy
+        unwrap = getattr(self.model, "get_base_model", None)
+        return unwrap() if unwrap is not None else self.model
+
+    @property
+    def has_adapter(self) -> bool:
+        return hasattr(self.model, "disable_adapter")
+
+    @property
+    def device(self) -> torch.device:
+        return self.base.lm_head.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.base.lm_head.weight.dtype
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The trainable parameters, in a fixed order."""
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+    def named_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """The trainable parameters with their names."""
+        return [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
+
+    @property
+    def tower_trains(self) -> bool:
+        """Does any weight of the vision tower or its merger change?"""
+        return any(p.requires_grad for p in self.base.model.visual.parameters())
+
+    def enable_checkpointing(self) -> None:
+        """Recompute activations in the backward instead of storing them."""
+        base = self.base
+        if hasattr(base, "activation_checkpointing_enable"):
+            base.activation_checkpointing_enable()
+        else:
+            base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+    def stepped(self) -> None:
+        """The optimizer has changed the weights."""
+        self.version += 1
+        self.features_store.clear(keep=None if self.tower_trains else self._tower_version())
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """Score with the starting weights: adapter off, or the copy made by `freeze_reference`."""
+        if self._frozen_copy is None and not self.has_adapter:
+            raise ValueError("There is no reference: call policy.freeze_reference() before training, or use LoRA.")
+        self._reference = True
+        try:
+            if self._frozen_copy is None:
+                with self.model.disable_adapter():  # type: ignore[operator]
+                    yield
+            else:
+                yield
+        finally:
+            self._reference = False
+
+    def freeze_reference(self) -> None:
+        """Keep a copy of the present weights as the reference; not needed with an adapter."""
+        if self.has_adapter or self._frozen_copy is not None:
+            return
+        self._frozen_copy = copy.deepcopy(self.base).requires_grad_(False)
+
+    def encode(self, prompt: Prompt) -> Encoded:
+        """The prompt as the model reads it; made once per prompt, until `forget_prompts`. Raises `BadRow`."""
+        known = self._encoded.get(prompt.id)
+        if known is None or known[0] is not prompt:
+            known = (prompt, self.processing.encode(prompt))
+            self._encoded[prompt.id] = known
+        return known[1]
+
+    def forget_prompts(self) -> None:
+        """Drop the encoded prompts of the step."""
+        self._encoded.clear()
+
+    def features(self, patches: Sequence[Patches], grad: bool = False) -> list[VisualFeatures]:
+        """Features of each medium, computed once per content and weights version."""
+        grad = grad and self.tower_trains and not self._reference
+        return self.features_store.get(self._tower, patches, self._tower_version(), grad)
+
+    def hidden(self, groups: Sequence[Group], grad: bool) -> tuple[Tensor, Stream]:
+        """Last hidden states [N, D] that predict the answer tokens of these groups, in one packed row."""
+        stream = pack(groups, self.device)
+        features = self.features([item for group in groups for item in group.visual], grad)
+        with torch.set_grad_enabled(grad):
+            states = self.language(stream.ids, stream.positions, stream.layout, stream.visual, features)
+            self.counters["tokens/update" if grad else "tokens/score"] += len(stream.ids)
+            self.counters["tokens/head"] += len(stream.tokens)
+            return states[stream.predict], stream
+
+    def language(
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        layout: Any,
+        visual: Tensor | None = None,
+        features: Sequence[VisualFeatures] = (),
+    ) -> Tensor:
+        """The language model on one packed row: ids [S], positions [3, S] -> hidden states [S, D]."""
+        base = self.base
+        table = base.get_input_embeddings()
+        rows = embed(table.weight, ids, table.padding_idx)
+        extra: dict[str, Any] = {}
+        if features:
+            assert visual is not None
+            merged = torch.cat([f.merged for f in features]).to(rows.dtype)
+            rows = rows.index_copy(0, visual, merged)
+            if features[0].deepstack:
+                mask = torch.zeros(1, len(ids), dtype=torch.bool, device=ids.device)
+                mask[0, visual] = True
+                levels = range(len(features[0].deepstack))
+                extra["visual_pos_masks"] = mask
+                extra["deepstack_visual_embeds"] = [torch.cat([f.deepstack[i] for f in features]) for i in levels]
+        out = base.model.language_model(
+            inputs_embeds=rows[None], position_ids=positions[:, None], use_cache=False, layout=layout, **extra
+        )
+        return out.last_hidden_state[0]
+
+    def score(
+        self,
+        views: Mapping[str, Sequence[Group]],
+        wanted: Mapping[str, Wanted],
+        shape: tuple[int, int],
+    ) -> dict[str, Scores]:
+        """Scores [B, T] of the groups' answers under each view; a view with a divergence is held against "raw".
+
+        `shape` is (B, T) of the batch the rows and columns refer to; entries without a token are 0.
+        """
+        if not self.shared:
+            from mmrl.repeated import score_repeated
+
+            return score_repeated(self, views, wanted, shape)
+        weight = self.base.lm_head.weight
+        out: dict[str, Scores] = {}
+        kept: tuple[Tensor, Stream] | None = None
+        against_raw = any(w.divergence for w in wanted.values())
+        order = sorted(wanted, key=lambda name: name != "raw")
+        for name in order:
+            want = wanted[name]
+            states, stream = self.hidden(views[name], want.grad)
+            if name == "raw" and against_raw:
+                kept = (states, stream)
+            place = lambda x, s=stream: _scatter(x, s, shape)  # noqa: E731
+            with torch.set_grad_enabled(want.grad or (want.divergence is not None and wanted["raw"].grad)):
+                if want.divergence is None:
+                    logp, entropy = head_scores(states, weight, stream.tokens, stream.temperature, want.entropy)
+                    out[name] = Scores(place(logp), None if entropy is None else place(entropy))
+                    continue
+                assert kept is not None, "an exact divergence needs the raw view"
+                raw, raw_stream = kept
+                same = align(raw_stream, stream)
+                _, _, logp, entropy, divergence = head_divergence(
+                    raw[same], weight, states, weight, stream.tokens, want.divergence, stream.temperature
+                )
+                out[name] = Scores(place(logp), place(entropy) if want.entropy else None, place(divergence))
+        return out
+
+    def backward_vision(self) -> None:
+        """Finish the backward pass: gradients that collected on visual features go through the tower once."""
+        self.features_store.backward()
+
+    def save(self, folder: Path, *, merge: bool = False) -> None:
+        """Write a Hugging Face folder (weights or adapter, processor). `merge` folds an adapter into the weights."""
+        model = self.model
+        if merge and self.has_adapter:
+            model = copy.deepcopy(self.model).merge_and_unload()  # type: ignore[operator]
+        model.save_pretrained(str(folder))  # type: ignore[operator]
+        self.processing.processor.save_pretrained(str(folder))
+        if not self.has_adapter or merge:
+            self.base.generation_config.save_pretrained(str(folder))
+
+    def _tower_version(self) -> str:
+        if not self.tower_trains:
+            return "frozen"
+        return "reference" if self._reference else f"step {self.version}"
+
+    def _tower(self, patches: Sequence[Patches]) -> list[VisualFeatures]:
+        visual = self.base.model.visual
+        where, kind = self.device, self.dtype
+        values = torch.cat([p.values for p in patches]).to(where, kind)
+        grid = torch.tensor([p.grid for p in patches], dtype=torch.long, device=where)
+        self.counters["patches/tower"] += len(values)
+        found = visual(values, grid_thw=grid, return_dict=True)
+        sizes = [p.tokens for p in patches]
+        merged = torch.split(found.pooler_output, sizes)
+        levels = [torch.split(level, sizes) for level in getattr(found, "deepstack_features", None) or ()]
+        return [VisualFeatures(merged[i], tuple(level[i] for level in levels)) for i in range(len(patches))]
+
+
+def align(first: Stream, second: Stream) -> Tensor | slice:
+    """Order that brings the tokens of the first stream into the order of the second."""
+    if torch.equal(first.rows, second.rows) and torch.equal(first.columns, second.columns):
+        return slice(None)
+    width = int(max(first.columns.max(), second.columns.max())) + 1
+    a, b = first.rows * width + first.columns, second.rows * width + second.columns
+    order = torch.argsort(a)
+    found = order[torch.searchsorted(a[order], b)]
+    assert torch.equal(a[found], b), "the two views hold different answers"
+    return found
+
+
+def _scatter(values: Tensor, stream: Stream, shape: tuple[int, int]) -> Tensor:
+    """[N] -> [B, T]."""
+    flat = values.new_zeros(shape[0] * shape[1])
+    return flat.index_copy(0, stream.rows * shape[1] + stream.columns, values).view(shape)
+
+
+def resolve_device(device: str) -> torch.device:
+    """ "auto" is CUDA if there is one; a device that is not there is an error."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device is {device!r} but torch sees no CUDA device; use 'cpu' or 'auto'.")
+    return torch.device(device)
+
+
+def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """ "auto" is bf16 where the device computes in it, else fp32."""
+    table = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+    if dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    if dtype not in table:
+        raise ValueError(f"dtype is {dtype!r}; it must be 'auto', 'float32', 'bfloat16' or 'float64'.")
+    return table[dtype]
+
+
+def freeze_parts(model: Any, parts: Sequence[Part]) -> None:
+    """Take parts out of training: "vision" (the tower without its merger), "merger", "language", "head"."""
+    visual = model.model.visual
+    mergers = {id(p) for name, p in visual.named_parameters() if "merger" in name}
+    tied = model.lm_head.weight is model.get_input_embeddings().weight
+    for part in parts:
+        if part in ("vision", "merger"):
+            for p in visual.parameters():
+                if (id(p) in mergers) == (part == "merger"):
+                    p.requires_grad_(False)
+        elif part == "language":
+            model.model.language_model.requires_grad_(False)
+        elif part == "head":
+            model.lm_head.requires_grad_(False)
+            if tied:
+                warnings.warn("The head is tied to the embedding: freezing the head freezes both.", stacklevel=3)
+        else:
+            raise ValueError(f"freeze has {part!r}; allowed are 'vision', 'merger', 'language', 'head'.")
+
+
+def add_lora(model: Any, lora: LoRA) -> nn.Module:
+    """Adapters on the linear layers of the language model, and of the vision blocks if asked for."""
+    from peft import LoraConfig, get_peft_model
+
+    targets = r".*language_model\.layers\.\d+\.(self_attn|mlp)\.(q|k|v|o|gate|up|down)_proj"
+    if lora.vision:
+        names = [n for n, m in model.named_modules() if ".visual.blocks." in n and type(m) is nn.Linear]
+        targets = "|".join([targets, *(name.replace(".", r"\.") for name in names)])
+    config = LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha or 2 * lora.rank, lora_dropout=0.0, target_modules=f"({targets})"
+    )
+    return get_peft_model(model, config)  # type: ignore[return-value]
+
+
+def _load_adapter(folder: Path, dtype: torch.dtype) -> nn.Module:
+    """A saved adapter on top of the base model its config names."""
+    import json
+
+    from peft import PeftModel
+    from transformers import AutoModelForImageTextToText
+
+    base = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
+    model = AutoModelForImageTextToText.from_pretrained(base, dtype=dtype)
+    return PeftModel.from_pretrained(model, str(folder), is_trainable=True)  # type: ignore[return-value]
