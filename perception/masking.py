@@ -19,15 +19,17 @@ Departures from paper and official code:
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mmrl.types import Now, ViewContext
-from perception.pixels import check_share, check_value, checked, grid_shape, grid_to_pixels, painted
+from perception.evidence import evidence_pixels
+from perception.pixels import check_share, check_value, checked, grid_shape, grid_to_pixels, painted, stretch
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,111 @@ class PatchMask:
         shape = (1 if self.tube else count, *grid_shape(height, width, self.size))
         hidden = torch.rand(shape, generator=rng, device=rng.device, dtype=torch.float64) < self.ratio  # [F, h, w]
         return painted(frames, grid_to_pixels(hidden, self.size, height, width), self.value)
+
+
+@dataclass(frozen=True)
+class SaliencyMask:
+    """Black out the most salient patches of each frame: floor(ratio * number of patches) of them (PAPO's ablation)."""
+
+    ratio: float = 0.6
+    """Share of patches that is hidden, in [0, 1]."""
+    value: int = 0
+    """Grey level of hidden pixels, 0 (black) to 255."""
+
+    changes_geometry: ClassVar[bool] = False
+    changes_order: ClassVar[bool] = False
+    reads_saliency: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_share("SaliencyMask", "ratio", self.ratio)
+        check_value("SaliencyMask", self.value)
+
+    def __call__(self, frames: Tensor, context: ViewContext, rng: torch.Generator, now: Now) -> Tensor:
+        count, _, height, width = checked(frames, "SaliencyMask").shape
+        saliency = context.saliency
+        if saliency is None:
+            raise ValueError(
+                f"SaliencyMask got no saliency for medium {context.medium} of prompt {context.prompt.id!r}; let the "
+                "branch compute the policy's visual attention, or wrap the mask in perception.saliency.SeenBy."
+            )
+        top = most_salient(saliency if saliency.ndim == 3 else saliency[None], self.ratio)  # [F', h, w]
+        moments = ((torch.arange(count, device=top.device) + 0.5) * top.shape[0] / count).long()
+        return painted(frames, stretch(top[moments], height, width), self.value)
+
+
+def most_salient(saliency: Tensor, ratio: float) -> Tensor:
+    """Mark the floor(ratio * h * w) highest cells of each grid of [F, h, w]; ties go to the earlier cell."""
+    flat = saliency.flatten(1)
+    order = flat.argsort(dim=1, descending=True, stable=True)
+    ranks = torch.arange(flat.shape[1], device=flat.device).expand_as(order)
+    first = torch.zeros_like(flat, dtype=torch.bool).scatter(1, order, ranks < math.floor(ratio * flat.shape[1]))
+    return first.view_as(saliency)
+
+
+@dataclass(frozen=True)
+class EvidenceMask:
+    """Black out the annotated evidence (`prompt.extra["evidence"]`, see `perception.evidence`), or all but it."""
+
+    side: Literal["inside", "outside"] = "inside"
+    """Hide the evidence ("inside": the answer should be lost) or everything else ("outside": it should survive)."""
+    value: int = 0
+    """Grey level of hidden pixels, 0 (black) to 255."""
+
+    changes_geometry: ClassVar[bool] = False
+    changes_order: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_value("EvidenceMask", self.value)
+        if self.side not in ("inside", "outside"):
+            raise ValueError(f"EvidenceMask.side is {self.side!r}; it must be 'inside' or 'outside'.")
+
+    def __call__(self, frames: Tensor, context: ViewContext, rng: torch.Generator, now: Now) -> Tensor:
+        shown = evidence_pixels(context, *checked(frames, "EvidenceMask").shape[-2:], frames=frames.shape[0])
+        return painted(frames, shown if self.side == "inside" else ~shown, self.value)
+
+
+@dataclass(frozen=True)
+class Blank:
+    """One flat colour: what is left when nothing is seen (the blind probe)."""
+
+    value: int = 0
+    """Grey level of all pixels, 0 (black) to 255."""
+
+    changes_geometry: ClassVar[bool] = False
+    changes_order: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_value("Blank", self.value)
+
+    def __call__(self, frames: Tensor, context: ViewContext, rng: torch.Generator, now: Now) -> Tensor:
+        return torch.full_like(checked(frames, "Blank"), self.value)
+
+
+@dataclass(frozen=True)
+class FrameMask:
+    """Black out whole frames, each run of `block` frames independently with probability `ratio`."""
+
+    ratio: float = 0.5
+    """Probability that a run of frames is hidden, in [0, 1]."""
+    block: int = 1
+    """Frames that share one draw; Qwen models merge two frames into one token, which 2 respects."""
+    value: int = 0
+    """Grey level of hidden frames, 0 (black) to 255."""
+
+    changes_geometry: ClassVar[bool] = False
+    changes_order: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_share("FrameMask", "ratio", self.ratio)
+        check_value("FrameMask", self.value)
+        if self.block < 1:
+            raise ValueError(f"FrameMask.block is {self.block}; it counts frames and must be at least 1.")
+
+    def __call__(self, frames: Tensor, context: ViewContext, rng: torch.Generator, now: Now) -> Tensor:
+        count = checked(frames, "FrameMask").shape[0]
+        runs = -(-count // self.block)
+        hidden = torch.rand(runs, generator=rng, device=rng.device, dtype=torch.float64) < self.ratio
+        return painted(frames, hidden.repeat_interleave(self.block)[:count, None, None], self.value)
 
 
 def legacy_patch_grid(height: int, width: int, size: int, ratio: float, state: np.random.RandomState) -> Tensor:

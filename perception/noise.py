@@ -1,0 +1,120 @@
+"""Views that add nuisance: Gaussian noise (VOGUE) and variance-preserving diffusion noise (NoisyRollout, DVRP).
+
+Gaussian: x + sigma * e on pixels in [0, 1], clipped, truncated to uint8.
+
+Diffusion (table of NoisyRollout and Visual Contrastive Decoding): beta_k = sigmoid(linspace(-6, 6, 1000)) *
+(5e-3 - 1e-5) + 1e-5, abar = cumprod(1 - beta); the view shows sqrt(abar_t) x + sqrt(1 - abar_t) e on pixels in [0, 1],
+clipped, truncated to uint8. The standard deviation sqrt(1 - abar_t) is 0.058, 0.110, 0.194, 0.327, 0.413, 0.505 at
+t = 100, 200, 300, 400, 450, 500.
+
+Annealing: t(progress) = floor(t * anneal(progress)). With `Sigmoid(1, steepness, middle)` the factor is
+sigmoid(steepness * (middle - progress)), which is DVRP's rule at steepness 10 and middle 0.5, and NoisyRollout's
+floor(a0 (1 - sigmoid(l (s - g) / s_max))) at steepness l and middle g / s_max, with progress = s / s_max.
+
+Departures:
+1. t = 0 shows the pixels unchanged; the table's first entry would still add noise of 0.3 % (our choice, so that a
+   strength of zero is exactly no view).
+2. Timesteps are rounded down for DVRP as for NoisyRollout (DVRP's rounding is not known).
+3. One noise per frame of a clip; the published methods treat images.
+4. VOGUE's released code multiplies sigma by a strength of 1; its other perturbations are in `perception.perturb`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cache
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from mmrl.schedules import Linear, Sigmoid
+from mmrl.types import Now, ViewContext
+from perception.pixels import checked
+
+STEPS = 1000
+"""Length of the diffusion table."""
+
+
+@dataclass(frozen=True)
+class GaussianNoise:
+    """Add independent Gaussian noise to every channel of every pixel."""
+
+    sigma: float = 0.4
+    """Standard deviation on pixels in [0, 1]; 0.4 in VOGUE's paper, 0.2 in its scripts."""
+    anneal: Linear | None = None
+    """Factor on sigma over the run; None keeps it."""
+
+    changes_geometry: ClassVar[bool] = False
+    changes_order: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not (self.sigma >= 0.0 and math.isfinite(self.sigma)):
+            raise ValueError(f"GaussianNoise.sigma is {self.sigma}; it must be 0 (no noise) or positive.")
+
+    def __call__(self, frames: Tensor, context: ViewContext, rng: torch.Generator, now: Now) -> Tensor:
+        sigma = self.strength(now)
+        return _mixed(checked(frames, "GaussianNoise"), 1.0, sigma, rng) if sigma > 0 else frames
+
+    def strength(self, now: Now) -> float:
+        """The standard deviation at this time, at least 0."""
+        return self.sigma * (1.0 if self.anneal is None else max(self.anneal(now.progress), 0.0))
+
+
+@dataclass(frozen=True)
+class DiffusionNoise:
+    """Noise as after t steps of a variance-preserving diffusion."""
+
+    t: int = 500
+    """First timestep, 0 (no noise) to 999. DVRP: 500, medical 100. NoisyRollout: 500, K12 and 32B 450."""
+    anneal: Sigmoid | None = Sigmoid(start=1.0, steepness=10.0, middle=0.5)  # noqa: RUF009 (frozen)
+    """Factor on t over the run; None keeps t."""
+
+    changes_geometry: ClassVar[bool] = False
+    changes_order: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.t < STEPS:
+            raise ValueError(f"DiffusionNoise.t is {self.t}; the table has the timesteps 0 to {STEPS - 1}.")
+        if self.anneal is not None and self.anneal.start > 1.0:
+            raise ValueError(
+                f"DiffusionNoise.anneal.start is {self.anneal.start}; it multiplies t and may not exceed 1. "
+                "Raise t instead."
+            )
+
+    def __call__(self, frames: Tensor, context: ViewContext, rng: torch.Generator, now: Now) -> Tensor:
+        step = self.timestep(now)
+        kept, added = diffusion_scales(step)
+        return _mixed(checked(frames, "DiffusionNoise"), kept, added, rng) if step > 0 else frames
+
+    def timestep(self, now: Now) -> int:
+        """The timestep at this time, 0 to t."""
+        factor = 1.0 if self.anneal is None else max(self.anneal(now.progress), 0.0)
+        return math.floor(self.t * factor)
+
+
+def noisy_rollout_noise(first: int = 500, steepness: float = 30.0, middle: float = 40 / 60) -> DiffusionNoise:
+    """NoisyRollout's noise: Geometry3K by default; K12 is (450, 60, 40 / 120). `middle` is gamma over the last step."""
+    return DiffusionNoise(first, Sigmoid(1.0, steepness, middle))
+
+
+def diffusion_scales(t: int) -> tuple[float, float]:
+    """Factors of picture and noise, (sqrt(abar_t), sqrt(1 - abar_t)); exactly (1, 0) at t = 0."""
+    if t == 0:
+        return 1.0, 0.0
+    abar = _abar()[t]
+    return math.sqrt(abar), math.sqrt(1.0 - abar)
+
+
+@cache
+def _abar() -> tuple[float, ...]:
+    """The cumulative products abar_0 ... abar_999."""
+    betas = torch.sigmoid(torch.linspace(-6.0, 6.0, STEPS, dtype=torch.float64)) * (5e-3 - 1e-5) + 1e-5
+    return tuple(torch.cumprod(1.0 - betas, 0).tolist())
+
+
+def _mixed(frames: Tensor, kept: float, added: float, rng: torch.Generator) -> Tensor:
+    """kept * x + added * 255 * e in units of grey levels, clipped and truncated to uint8."""
+    noise = torch.randn(frames.shape, generator=rng, device=rng.device).to(frames.device)
+    return (frames.float() * kept + noise * (added * 255.0)).clamp(0.0, 255.0).to(torch.uint8)
