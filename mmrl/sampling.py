@@ -16,10 +16,11 @@ from mmrl.types import Sampling
 
 
 def truncated(logp: Tensor, sampling: Sampling, banned: Tensor) -> Tensor:
-    """Probabilities [N, V] of what may be drawn (not normalised), from log-probs [N, V]. At least one id stays."""
-    prob = logp.exp()
-    if len(banned):
-        prob[:, banned] = 0.0
+    """Weights [N, V] of what may be drawn, from log-probs [N, V]; they need not sum to 1. At least one id stays.
+
+    Banned ids are taken out before the softmax: a policy that is sure of one of them still gets a usable rest.
+    """
+    prob = logp.index_fill(1, banned, float("-inf")).softmax(-1)
     if sampling.min_p > 0:
         prob = prob.masked_fill(prob < sampling.min_p * prob.amax(-1, keepdim=True), 0.0)
     if 0 < sampling.top_k < prob.shape[-1]:
