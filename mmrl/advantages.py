@@ -17,7 +17,7 @@ order. `mask` [B, T] marks trained tokens. R_i reward, μ and σ (unbiased) of t
     opo                           R - Σ|o|R / Σ|o|                                 2505.23585
     remax                         reward-to-go - R(greedy answer)                  2310.10505
     passk                         best answer only: (R₁ - R₂) / (σ + eps)          2503.19595
-    gpg                           (B / number of R ≠ μ) · (R - μ)                  2504.02546
+    gpg                           (answers / answers with R ≠ μ) · (R - μ)        2504.02546
 
 Degenerate input, all finite: a group whose rewards are all equal gets exactly 0 (also where rounding makes R - μ tiny);
 a group of one gets 0, or its reward with `alone="reward"`; a NaN reward (not available) is left out of every statistic
@@ -149,9 +149,9 @@ def gpg(reward: Tensor, group: Tensor, mask: Tensor, *, alone: Alone = "zero") -
     """R - μ, scaled up by the share of answers that carry a signal; -> [B]."""
     total = answer_reward(reward, mask)
     centred, _, _ = _group_moments(total, group, alone)
-    centred = torch.where(total.isnan(), 0.0, centred)
-    signal = (centred != 0).sum().clamp(min=1)
-    return _done(centred * (len(total) / signal), total)
+    known = ~total.isnan()
+    signal = (known & (centred != 0)).sum().clamp(min=1)
+    return _done(centred * (known.sum() / signal), total)
 
 
 def answer_reward(reward: Tensor, mask: Tensor) -> Tensor:
