@@ -1,14 +1,14 @@
-"""From uint8 frames to the flat patches a Qwen-VL vision tower reads: how large a picture becomes, and how it is cut up.
+"""From uint8 frames to the flat patches a Qwen-VL vision tower reads: how large a picture becomes, how it is cut up.
 
-The numbers are those of the checkpoint's own image and video processor (sizes, resampling, normalisation, patch order); this
-file repeats their arithmetic without their per-call overhead and adds a budget per prompt. Equality with the processors is
-tested. Patch rows come in blocks of merge x merge, so `merge²` neighbouring rows become one visual token; one row holds
-channel, time within the temporal patch, row and column of pixels, in this order. An image is shown twice in time, and
-an odd number of frames repeats the last one.
+The numbers are those of the checkpoint's own image and video processor (sizes, resampling, normalisation, patch order);
+this file repeats their arithmetic without their overhead per call and adds a budget per prompt. Equality with the
+processors is tested. Patch rows come in blocks of merge x merge, so merge² neighbouring rows become one visual token;
+one row holds channel, time within the temporal patch, row and column of pixels, in this order. An image is shown twice
+in time, and an odd number of frames repeats the last one.
 
-Sizes, with f = patch * merge: both sides are rounded to multiples of f; when the area leaves [min_pixels, max_pixels] both
-sides are scaled by the same factor first (rounded down when shrinking, up when growing). The area is that of one frame
-for images and Qwen2.5-VL videos, and of all frames together for Qwen3-VL videos.
+Sizes, with f = patch * merge: both sides are rounded to multiples of f; when the area leaves [min_pixels, max_pixels]
+both sides are scaled by one factor instead (rounded down when shrinking, up when growing). The area is that of one
+frame for images and Qwen2.5-VL videos, and of all frames together for Qwen3-VL videos.
 
 Departures from the processors:
 
@@ -258,12 +258,12 @@ class PixelRules:
 
     def _key(self, frames: Tensor, grid: tuple[int, int, int]) -> str:
         digest = hashlib.blake2b(f"{self.kind}{grid}".encode(), digest_size=16)
-        digest.update(memoryview(frames.contiguous().numpy()).cast("B"))
+        digest.update(frames.contiguous().numpy().data)
         return digest.hexdigest()
 
 
 def _limits(low: int, high: int, own_low: int | None, own_high: int | None) -> tuple[int, int]:
-    """The checkpoint's limits with the budget's in their place. Of a checkpoint's and a given limit the given one wins."""
+    """The checkpoint's limits with the budget's in their place; where they cross, the given one moves the other."""
     if own_high is not None:
         return (min(low, own_high) if own_low is None else own_low), own_high
     if own_low is not None:

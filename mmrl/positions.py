@@ -5,8 +5,8 @@ Text tokens carry the same number on all three axes and count upwards. A block o
     time = s + floor(k * step),   row = s + i,   column = s + j        (temporal patch k, merged row i, merged column j)
 
 with step = tokens_per_second * seconds_per_grid for a Qwen2.5-VL video. An image has one temporal patch, and a Qwen3-VL
-video is a row of one-patch blocks with textual time stamps between them, so there the step plays no part. The token after
-a block continues at the largest position of the block + 1.
+video is a row of one-patch blocks with textual time stamps between them, so there the step plays no part. The token
+after a block continues at the largest position of the block + 1.
 
 Departures from transformers 5.23:
 
@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -49,8 +50,9 @@ def mrope_positions(length: int, blocks: Sequence[Block]) -> Tensor:
         assert block.start >= filled, f"block at {block.start} overlaps the previous one, which ends at {filled}"
         pieces.append(_text(block.start - filled, position))
         position += block.start - filled
-        pieces.append(_grid(block) + position)
-        position = int(pieces[-1].max()) + 1
+        grid, extent = _grid(block.grid, block.step)
+        pieces.append(grid + position)
+        position += extent
         filled = block.start + block.tokens
     assert filled <= length, f"the blocks end at {filled}, the prompt at {length}"
     pieces.append(_text(length - filled, position))
@@ -61,10 +63,15 @@ def _text(count: int, position: int) -> Tensor:
     return torch.arange(position, position + count).expand(3, -1)
 
 
-def _grid(block: Block) -> Tensor:
-    """Positions long [3, t·h·w] of a block that starts at zero, columns running fastest."""
-    frames, rows, columns = block.grid
+@lru_cache(maxsize=256)
+def _grid(grid: tuple[int, int, int], step: float) -> tuple[Tensor, int]:
+    """Positions long [3, t·h·w] of a block that starts at zero, columns running fastest, and its largest position + 1.
+
+    Remembered, since most pictures of a run share a few grids; callers must not write into it.
+    """
+    frames, rows, columns = grid
     # int64 times a Python number gives float32, as in the library: both floor to the same integers.
-    time = (torch.arange(frames) * block.step).long()
+    time = (torch.arange(frames) * step).long()
     axes = torch.meshgrid(time, torch.arange(rows), torch.arange(columns), indexing="ij")
-    return torch.stack(axes).flatten(1)
+    positions = torch.stack(axes).flatten(1)
+    return positions, int(positions.max()) + 1

@@ -4,9 +4,9 @@ A folder made here holds what a released checkpoint holds (weights, tokenizer, i
 class, chat template, generation config) and loads through `AutoModelForImageTextToText`, `AutoProcessor` and
 `AutoTokenizer` without a network. It differs from a released checkpoint in size and in these points:
 
-1. The tokenizer is a byte-level BPE trained on a short word list plus the given `corpus`, with Qwen's own splitting rule
-   (every digit is a token of its own). `<think>`, `</think>`, `<answer>`, `</answer>` are ordinary added tokens: they
-   survive `skip_special_tokens`.
+1. The tokenizer is a byte-level BPE trained on a short word list plus the given `corpus`, with Qwen's own splitting
+   rule (every digit is a token of its own). `<think>`, `</think>`, `<answer>`, `</answer>` are ordinary added tokens:
+   they survive `skip_special_tokens`.
 2. Patches are 8 pixels wide (released: 14 or 16), so one visual token covers 16 x 16 pixels.
 3. Every vision block attends to the whole picture; the released Qwen2.5-VL does so in every eighth block only.
 4. Weights are drawn with standard deviation 0.08 (released configs: 0.02). With 0.02 a model of this size stays at the
@@ -19,11 +19,11 @@ Models only: pictures, tasks and warm-up live elsewhere.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import sys
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -201,32 +201,22 @@ def _train_tokenizer(corpus: Sequence[str], merges: int) -> PreTrainedTokenizerB
     from transformers import Qwen2Tokenizer
 
     blank: Any = Qwen2Tokenizer(vocab={}, merges=[])
-    learner = Tokenizer(models.BPE())
+    learner: Any = Tokenizer(models.BPE())
     learner.normalizer, learner.pre_tokenizer = blank._tokenizer.normalizer, blank._tokenizer.pre_tokenizer
-    bytes_ = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(  # type: ignore[call-arg]
-        vocab_size=len(bytes_) + merges, initial_alphabet=sorted(bytes_), show_progress=False
-    )
-    # Each word also with a leading space, twice, so that whole words win over chance pairs across words.
-    words = [f" {word}\n{word}\n {word}" for word in Counter(WORDS.split())]
-    learner.train_from_iterator([*words, *WORDS.splitlines(), *corpus], trainer)
-    state = _bpe_state(learner)
-    tokenizer = Qwen2Tokenizer(vocab=state[0], merges=state[1])
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    settings: dict[str, Any] = {"vocab_size": len(alphabet) + merges, "initial_alphabet": alphabet}
+    # Each word also with a leading space, so that whole words win over chance pairs across words.
+    words = [f" {word}\n{word}\n {word}" for word in dict.fromkeys(WORDS.split())]
+    texts = [*words, *WORDS.splitlines(), *corpus]
+    learner.train_from_iterator(texts, trainers.BpeTrainer(show_progress=False, **settings))
+    model = json.loads(learner.to_str())["model"]
+    merged: Any = [tuple(merge) for merge in model["merges"]]
+    tokenizer: Any = Qwen2Tokenizer(vocab=model["vocab"], merges=merged)
     tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in TAGS])
     tokenizer.eos_token, tokenizer.pad_token = "<|im_end|>", "<|endoftext|>"
     tokenizer.padding_side = "left"
     return tokenizer
-
-
-def _bpe_state(learner: Any) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Vocabulary and merges of a trained `tokenizers.Tokenizer`, in order of their ids."""
-    import json
-
-    model = json.loads(learner.to_str())["model"]
-    vocab = dict(sorted(model["vocab"].items(), key=lambda entry: entry[1]))
-    merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
-    return vocab, merges
 
 
 def _config(family: Family, size: TinySize, tokenizer: PreTrainedTokenizerBase) -> PreTrainedConfig:
@@ -306,7 +296,7 @@ def _processor(family: Family, size: TinySize, tokenizer: PreTrainedTokenizerBas
     from transformers import Qwen2_5_VLProcessor, Qwen2VLVideoProcessor, Qwen3VLProcessor, Qwen3VLVideoProcessor
     from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
 
-    grid = {"patch_size": size.patch, "temporal_patch_size": 2, "merge_size": 2}
+    grid: dict[str, Any] = {"patch_size": size.patch, "temporal_patch_size": 2, "merge_size": 2}
     token = (2 * size.patch) ** 2
     image_size = {"shortest_edge": token, "longest_edge": size.max_image_tokens * token}
     frame_size = {"shortest_edge": token, "longest_edge": size.max_frame_tokens * token}
@@ -317,7 +307,7 @@ def _processor(family: Family, size: TinySize, tokenizer: PreTrainedTokenizerBas
             video_processor=Qwen2VLVideoProcessor(size=frame_size, cap_pixels_per_frame=False, **grid),
             chat_template=CHAT_TEMPLATE,
         )
-    half = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    half: dict[str, Any] = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     clip_size = {"shortest_edge": 2 * token, "longest_edge": 32 * size.max_frame_tokens * token}
     return Qwen3VLProcessor(
         image_processor=Qwen2VLImageProcessor(size=image_size, **half, **grid),
