@@ -20,7 +20,7 @@ VERL_REDUCTION = {
     # verl divides the sum by the padded length only, not by the number of answers.
     "seq-mean-token-sum-norm": lambda x, m, t: constant_norm(x, m, t, x.shape[1] / t.sequences),
 }
-# EasyR1 counts an answer without tokens as a zero.
+# EasyR1, TRL and verl's GMPO count an answer without tokens as a zero.
 EASYR1_REDUCTION = {"token": token_mean, "seq": lambda x, m, t: sequence_mean(x, m, Totals(t.tokens, len(m)))}
 TRL_REDUCTION = {
     "grpo": EASYR1_REDUCTION["seq"],
@@ -57,6 +57,8 @@ def plan(key, low, high, dual):
     source, _, name = first.partition("_")
     if source == "verl" and name in NAMES:
         fixed = S.own_reduction(NAMES[name]) == "sequence"
+        if name == "geo_mean":
+            return S.gmpo, clips, EASYR1_REDUCTION["seq"], 0.0
         if name == "gspo":
             return S.gspo_token, {**clips, "dual_clip": None}, sequence_mean, 0.0
         rule = sequence_mean if fixed and not rest else VERL_REDUCTION.get(rest[0] if rest else "")
