@@ -76,10 +76,11 @@ class DecodeWorker:
             os.close(file)
         return frames, seconds
 
-    def describe(self) -> tuple[str, str]:
+    def describe(self) -> tuple[Backend, str]:
         """The child's back-end and its version. Raises ImportError if it cannot be loaded."""
         with self._guard():
             self._start()
+            assert self._loaded is not None
             return self._loaded
 
     def close(self) -> None:
@@ -102,7 +103,7 @@ class DecodeWorker:
         self._lock = threading.Lock()
         self._child: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
-        self._loaded = ("", "")
+        self._loaded: tuple[Backend, str] | None = None
         self._served = 0
         self._owner = os.getpid()
 

@@ -138,8 +138,10 @@ def frame_list_size(
     """
     height, width = smart_resize(height, width, 2 * factor, min_pixels, max_pixels)
     frames = math.ceil(images / PAIR) * PAIR
-    limits = {"min_pixels": min_pixels, "max_pixels": max_pixels, "total_pixels": total_pixels}
-    return frames, *clip_size(frames, height, width, factor, **limits)
+    size = clip_size(
+        frames, height, width, factor, min_pixels=min_pixels, max_pixels=max_pixels, total_pixels=total_pixels
+    )
+    return frames, *size
 
 
 def clip_tokens(frames: int, height: int, width: int, factor: int, stamp_tokens: int = 0) -> int:
