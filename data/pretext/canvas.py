@@ -38,3 +38,18 @@ def caption(text: str, width: int, height: int) -> Array:
     picture = Image.new("RGB", (width, height), "white")
     ImageDraw.Draw(picture).text((2, 1), text, fill="black", font=ImageFont.load_default(size=height * 0.7))
     return np.asarray(picture)
+
+
+def grid_canvas(
+    tiles: Sequence[Array], columns: int, line: int = 6, colour: int = 128
+) -> tuple[Array, list[tuple[int, int, int, int]]]:
+    """Equal tiles in place, separated by grey lines. Returns the picture and the box of every tile."""
+    tall, wide = tiles[0].shape[:2]
+    rows = -(-len(tiles) // columns)
+    canvas = np.full((rows * (tall + line) + line, columns * (wide + line) + line, 3), colour, dtype=np.uint8)
+    boxes = []
+    for place, tile in enumerate(tiles):
+        top, left = line + place // columns * (tall + line), line + place % columns * (wide + line)
+        canvas[top : top + tall, left : left + wide] = tile
+        boxes.append((left, top, left + wide, top + tall))
+    return canvas, boxes

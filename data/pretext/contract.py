@@ -217,6 +217,8 @@ class Task(ABC):
     knobs: ClassVar[Mapping[str, Knob]] = {}
     wordings: ClassVar[tuple[str, ...]]
     """Question templates with `str.format` placeholders from `Draft.fields`; at least two."""
+    intended: ClassVar[tuple[str, ...]] = ()
+    """Auditors (see `audit`) whose cue is what this task is about; they may beat chance."""
     hint: ClassVar[str]
     """What the answer looks like, e.g. "the piece numbers in reading order, separated by commas"."""
 

@@ -72,7 +72,7 @@ def cut_tiles(
     """rows·columns tiles in reading order, all of one size, with sides that are multiples of `unit`.
 
     A ring is removed from every tile: 2/3 to 4/3 of `gap` (a share of the cell's side) at each side, drawn per tile
-    and axis. The grid lies at a random place of the picture. None if the picture is too small for tiles of `unit` pixels."""
+    and axis. The grid lies at a random place. None if the picture is too small for tiles of `unit` pixels."""
     sides = [
         _tile_side(length // parts, gap, unit) for length, parts in zip(picture.shape[:2], (rows, columns), strict=True)
     ]
@@ -104,6 +104,17 @@ def jittered(pieces: Sequence[Array], rng: np.random.Generator, own: float = 0.0
     """Brightness and colour balance: one change for all pieces (up to `common`) and a smaller one per piece."""
     shared = 1.0 + rng.uniform(-common, common) + rng.uniform(-common / 3, common / 3, size=3)
     return [_scaled(piece, shared * (1.0 + rng.uniform(-own, own, size=3))) for piece in pieces]
+
+
+def matched_colours(pictures: Sequence[Array], mean: float = 118.0, spread: float = 52.0) -> list[Array]:
+    """Every colour plane of every picture with the same mean and standard deviation (gains at most 2.5)."""
+    out = []
+    for picture in pictures:
+        small = thumbnail(picture, 64).reshape(-1, 3)
+        gain = np.minimum(spread / np.maximum(small.std(axis=0), 1.0), 2.5)
+        table = np.clip((np.arange(256)[:, None] - small.mean(axis=0)) * gain + mean, 0, 255).astype(np.uint8)
+        out.append(np.stack([table[:, channel][picture[..., channel]] for channel in range(3)], axis=-1))
+    return out
 
 
 def thumbnail(picture: Array, side: int = 16) -> Array:
