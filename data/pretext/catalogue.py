@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+from data.pretext.anomaly import AnomalyGrounding
+from data.pretext.arrow_of_time import ArrowOfTime
 from data.pretext.camera import CameraMotion
+from data.pretext.clip_insertion import ClipInsertion
 from data.pretext.contract import Task
 from data.pretext.correspondence import Correspondence
 from data.pretext.crop_location import CropLocation
 from data.pretext.depth_order import DepthOrder
 from data.pretext.differences import Differences
 from data.pretext.edit_program import EditProgram
+from data.pretext.frame_time import FrameTime
+from data.pretext.interleaved import InterleavedClips
 from data.pretext.jigsaw import Jigsaw
 from data.pretext.mosaic import Mosaic
+from data.pretext.needle_clip import NeedleClip
 from data.pretext.odd_tile import OddTile
 from data.pretext.overlay_count import OverlayCount
 from data.pretext.patchfit import PatchFit
 from data.pretext.position import RelativePosition
 from data.pretext.quality_order import QualityOrder
 from data.pretext.rotation import Rotation
+from data.pretext.temporal_jigsaw import TemporalJigsaw
 
 TASKS: tuple[Task, ...] = (
     Jigsaw(),
@@ -33,6 +40,13 @@ TASKS: tuple[Task, ...] = (
     QualityOrder(),
     OverlayCount(),
     DepthOrder(),
+    TemporalJigsaw(),
+    AnomalyGrounding(),
+    NeedleClip(),
+    FrameTime(),
+    ClipInsertion(),
+    ArrowOfTime(),
+    InterleavedClips(),
 )
 
 
