@@ -8,8 +8,9 @@ clips     "When is the red circle shown?"            -> "2 to 5" (seconds; the e
 narrate   "Describe each second."                    -> what is shown in each second (dense target for clips)
 
 `extra["target"]` is the supervised answer text, for example `<answer> red circle </answer>`; `prompt.answer` is the
-exact answer. Each index has its own generator, keyed by (task, split, seed, index), so any order of reading and any
-number of workers give the same prompts. Train and held-out pictures are disjoint for every seed (`data/scenes.py`).
+exact answer; `extra["evidence"]` says where it can be seen (the cell of a lookup, the span of a clip's event). Each
+index has its own generator, keyed by (task, split, seed, index), so any order of reading and any number of workers give
+the same prompts. Train and held-out pictures are disjoint for every seed (`data/scenes.py`).
 
 Lookup asks about an empty cell in a tenth of the questions only (`ask_empty`): at the natural frequency of empty cells
 "nothing" would be right more than twice as often as any other answer.
@@ -31,6 +32,7 @@ from data.scenes import (
     Grid,
     Pixels,
     Split,
+    cell_box,
     draw_grid,
     draw_puzzle,
     draw_tracks,
@@ -205,7 +207,10 @@ def _lookup(rng: np.random.Generator, spec: Drawn) -> Question:
     wrong = bool(rng.random() < spec.noise)
     told = NAMES[rng.integers(1, len(NAMES))] if wrong else answer
     text = _about(spec, asked, _lookup_text(row + 1, column + 1))
-    return _grid_question(spec, grids, text, answer, _tagged(told), {"row": row + 1, "column": column + 1})
+    extra: dict[str, Any] = {"row": row + 1, "column": column + 1}
+    if spec.pictures:
+        extra["evidence"] = {"visual": asked, "boxes": [cell_box(spec.side, spec.cells, row, column)]}
+    return _grid_question(spec, grids, text, answer, _tagged(told), extra)
 
 
 def _describe(rng: np.random.Generator, spec: Drawn) -> Question:
@@ -243,7 +248,8 @@ def _clips(rng: np.random.Generator, spec: Drawn) -> Question:
     event = tracks[0]
     answer = f"{event.start} to {event.end}"
     text = f"When is the {NAMES[event.code]} shown?"
-    extra = {"spans": ((float(event.start), float(event.end)),)}
+    last = event.end - 1 / spec.fps  # an evidence span includes both ends
+    extra = {"spans": ((float(event.start), float(event.end)),), "evidence": {"span": [float(event.start), last]}}
     return Question(text, answer, _tagged(answer), (media,), extra)
 
 

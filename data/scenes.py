@@ -146,6 +146,14 @@ def render_grid(grid: Grid, side: int) -> Pixels:
     return canvas
 
 
+def cell_box(side: int, cells: int, row: int, column: int) -> list[int]:
+    """[x0, y0, x1, y1] in pixels, end exclusive, of a cell of a square grid; row and column count from 0."""
+    cell = side // cells
+    margin = (side - cells * cell) // 2
+    x, y = margin + column * cell, margin + row * cell
+    return [x, y, x + cell, y + cell]
+
+
 def render_puzzle(puzzle: Puzzle, side: int) -> Pixels:
     """The shuffled picture, uint8 [3, side, side]; `side` is even."""
     colour, shape = divmod(puzzle.code - 1, len(SHAPES))

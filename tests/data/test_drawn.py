@@ -58,6 +58,8 @@ def test_lookup_answer_is_in_the_picture(index, seed, split, cells, size_px):
     grid = grid_of(prompt.media[0].frames[0], cells)
     assert prompt.answer == grid[row - 1][column - 1]
     assert prompt.extra["target"] == f"<answer> {prompt.answer} </answer>"
+    ((x0, y0, x1, y1),) = prompt.extra["evidence"]["boxes"]
+    assert name_of(prompt.media[0].frames[0, :, y0:y1, x0:x1].numpy()) == prompt.answer
     frames = prompt.media[0].frames
     assert frames.dtype == torch.uint8 and frames.shape == (1, 3, *2 * (max(size_px, 16 * cells),))
 
@@ -101,6 +103,8 @@ def test_clip_answer_is_when_the_shape_is_visible():
         assert media.times.tolist() == [frame / 2 for frame in range(16)]
         colour, shape = re.findall(r"(\w+) (\w+) shown", text_of(prompt))[0]
         start, end = map(int, prompt.answer.split(" to "))
+        first, last = prompt.extra["evidence"]["span"]
+        assert [first <= time <= last for time in media.times.tolist()] == [start <= n / 2 < end for n in range(16)]
         assert prompt.extra["spans"] == ((float(start), float(end)),)
         ink = torch.tensor(COLOURS[colour], dtype=torch.uint8)[:, None, None]
         visible = [bool((frame == ink).all(dim=0).any()) for frame in media.frames]
