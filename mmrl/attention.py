@@ -9,8 +9,8 @@ keyword `layout` and computes three parts:
 3. answers to their prompt, not causal; query heads that share a key head are folded into the query length, so keys and
    values are never repeated, neither over the group nor over heads.
 
-Parts 2 and 3 give (out, lse) each and are merged: L = logaddexp(l2, l3), out = o2·e^(l2−L) + o3·e^(l3−L). In the backward
-each part is the ordinary flash backward called with the *merged* out and L; the sums of the parts are the exact
+Parts 2 and 3 give (out, lse) each and are merged: L = logaddexp(l2, l3), out = o2·e^(l2−L) + o3·e^(l3−L). In the
+backward each part is the ordinary flash backward called with the *merged* out and L; the sums are the exact
 gradients. Without a layout the function is the library's sdpa, so padded batches and `generate` keep working.
 
 Sampling uses the same function with a `Decoding` layout: keys and values of a prompt are held once per group, those of
@@ -39,6 +39,42 @@ FAR = 1e30
 """Log-sum-exp of padded queries in the backward: exp(score − FAR) is exactly 0."""
 
 
+ALONE = 512
+"""Segments at least this long get a kernel call of their own; shorter ones of similar length share one."""
+WASTE = 1.25
+"""Largest padded size of a shared call, relative to its tokens."""
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Segments that go through the kernel together, padded right."""
+
+    index: Tensor
+    """long [n, L]: stream index of each token, padded with 0."""
+    valid: Tensor
+    """bool [n, L]."""
+    cut: slice | None
+    """The segment itself if it is alone: then nothing is copied."""
+
+    def take(self, x: Tensor) -> Tensor:
+        """[1, H, S, d] -> [n, H, L, d]."""
+        return x[:, :, self.cut] if self.cut is not None else x[0][:, self.index].transpose(0, 1)
+
+    def put(self, total: Tensor, part: Tensor) -> None:
+        """Write the valid tokens of part [n, H, L, ...] to total [1, H, S, ...]."""
+        if self.cut is not None:
+            total[:, :, self.cut] = part
+        else:
+            total[0][:, self.index[self.valid]] = part.transpose(0, 1)[:, self.valid].to(total.dtype)
+
+    def add(self, total: Tensor, part: Tensor) -> None:
+        """Add the valid tokens of part [n, H, L, d] to total [1, H, S, d]."""
+        if self.cut is not None:
+            total[:, :, self.cut] += part
+        else:
+            total[0][:, self.index[self.valid]] += part.transpose(0, 1)[:, self.valid]
+
+
 @dataclass(frozen=True)
 class Layout:
     """Where the segments of a packed row lie. Answers of a group follow their prompt without a gap."""
@@ -50,31 +86,56 @@ class Layout:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     kept: list[tuple[Tensor, Tensor]] | None = None
     """If a list, keys and values [1, Hk, S, d] of each layer are appended (prefill of a rollout)."""
-    index: Tensor = field(init=False, repr=False)
-    """long [A, C]: stream index of each answer token, padded with 0."""
-    valid: Tensor = field(init=False, repr=False)
-    """bool [A, C]."""
-    spans: tuple[tuple[int, int], ...] = field(init=False, repr=False)
-    """Per group: [start, end) of all its answers together."""
+    causal: tuple[Bucket, ...] = field(init=False, repr=False)
+    """Prompts and answers, each causal in itself."""
+    crossing: tuple[tuple[Bucket, Bucket], ...] = field(init=False, repr=False)
+    """(answers of groups, their prompts): the answers attend to the prompt; prompts of a pair have one length."""
 
     def __post_init__(self) -> None:
-        flat = [segment for group in self.answers for segment in group if segment[1] > segment[0]]
-        longest = max((end - start for start, end in flat), default=0)
-        starts = torch.tensor([start for start, _ in flat], dtype=torch.long).reshape(-1, 1)
-        lengths = torch.tensor([end - start for start, end in flat], dtype=torch.long).reshape(-1, 1)
-        column = torch.arange(longest)
-        valid = column < lengths
-        object.__setattr__(self, "valid", valid.to(self.device))
-        object.__setattr__(self, "index", torch.where(valid, starts + column, 0).to(self.device))
-        spans = [
-            (max(p[1], 0), max([p[1], *(end for _, end in a)])) for p, a in zip(self.prompts, self.answers, strict=True)
-        ]
-        object.__setattr__(self, "spans", tuple(spans))
+        own = [s for s in (*self.prompts, *(s for group in self.answers for s in group)) if s[1] > s[0]]
+        object.__setattr__(self, "causal", tuple(self._bucket(b) for b in _alike(own)))
+        pairs: dict[int, list[tuple[tuple[int, int], tuple[int, int]]]] = {}
+        for number, (prompt, group) in enumerate(zip(self.prompts, self.answers, strict=True)):
+            end = max([prompt[1], *(e for _, e in group)])
+            length = prompt[1] - prompt[0]
+            if end > prompt[1] and length > 0:
+                key = length if length < ALONE else -number - 1
+                pairs.setdefault(key, []).append(((prompt[1], end), prompt))
+        crossing = []
+        for several in pairs.values():
+            for chosen in _alike([answers for answers, _ in several]):
+                prompt_of = dict(several)
+                crossing.append((self._bucket(chosen), self._bucket([prompt_of[c] for c in chosen])))
+        object.__setattr__(self, "crossing", tuple(crossing))
 
     @property
     def length(self) -> int:
         """Tokens in the row."""
-        return max((end for _, end in self.spans), default=0)
+        return max((e for _, e in (*self.prompts, *(s for group in self.answers for s in group))), default=0)
+
+    def _bucket(self, segments: Sequence[tuple[int, int]]) -> Bucket:
+        starts = torch.tensor([start for start, _ in segments]).reshape(-1, 1)
+        lengths = torch.tensor([end - start for start, end in segments]).reshape(-1, 1)
+        column = torch.arange(int(lengths.max()))
+        valid = column < lengths
+        cut = slice(*segments[0]) if len(segments) == 1 else None
+        return Bucket(torch.where(valid, starts + column, 0).to(self.device), valid.to(self.device), cut)
+
+
+def _alike(segments: Sequence[tuple[int, int]]) -> list[list[tuple[int, int]]]:
+    """Segments sorted by length and cut into runs that waste little when padded."""
+    runs: list[list[tuple[int, int]]] = []
+    tokens = longest = 0
+    for segment in sorted(segments, key=lambda s: s[0] - s[1]):
+        length = segment[1] - segment[0]
+        fits = runs and longest < ALONE and longest * (len(runs[-1]) + 1) <= WASTE * (tokens + length) + 64
+        if fits:
+            runs[-1].append(segment)
+            tokens += length
+        else:
+            runs.append([segment])
+            tokens, longest = length, length
+    return runs
 
 
 @dataclass
@@ -213,37 +274,29 @@ Kernel = tuple[Callable[..., tuple[Tensor, Tensor, tuple[Any, ...]]], Callable[.
 
 
 class _Packed(torch.autograd.Function):
-    """The three parts and their merge, with an exact backward."""
+    """Causal parts, crossing parts and their merge, with an exact backward."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float, kernel: Kernel) -> Tensor:  # type: ignore[override]
         run = kernel[0]
         out = q.new_zeros(q.shape)
-        lse = q.new_zeros(q.shape[:3], dtype=torch.float64 if q.dtype == torch.float64 else torch.float32)
+        lse = q.new_zeros((*q.shape[:3], 1), dtype=torch.float64 if q.dtype == torch.float64 else torch.float32)
         extras: list[tuple[Any, ...]] = []
-        for start, end in layout.prompts:
-            o, part, extra = run(q[:, :, start:end], k[:, :, start:end], v[:, :, start:end], True, scale)
-            out[:, :, start:end], lse[:, :, start:end] = o, part
+        for bucket in layout.causal:
+            part, level, extra = run(bucket.take(q), bucket.take(k), bucket.take(v), True, scale)
+            bucket.put(out, part)
+            bucket.put(lse, level[..., None])
             extras.append(extra)
-        if layout.index.numel():
-            qa, ka, va = _rows(q, layout), _rows(k, layout), _rows(v, layout)
-            o, part, extra = run(qa, ka, va, True, scale)
-            flat = layout.index[layout.valid]
-            out[0][:, flat] = o.transpose(0, 1)[:, layout.valid]
-            lse[0][:, flat] = part.transpose(0, 1)[:, layout.valid].to(lse.dtype)
+        shared, heads = k.shape[1], q.shape[1]
+        for answers, prompts in layout.crossing:
+            part, level, extra = run(_fold(answers.take(q), shared), prompts.take(k), prompts.take(v), False, scale)
+            first, lse_first = answers.take(out).to(lse.dtype), answers.take(lse)
+            second, lse_second = _unfold(part, heads).to(lse.dtype), _unfold(level[..., None].to(lse.dtype), heads)
+            total = torch.logaddexp(lse_first, lse_second)
+            merged = first * (lse_first - total).exp() + second * (lse_second - total).exp()
+            answers.put(out, merged.to(out.dtype))
+            answers.put(lse, total)
             extras.append(extra)
-            for (start, end), (a, b) in zip(layout.prompts, layout.spans, strict=True):
-                if b > a:
-                    o, part, extra = run(
-                        _fold(q[:, :, a:b], k.shape[1]), k[:, :, start:end], v[:, :, start:end], False, scale
-                    )
-                    _merge(
-                        out[:, :, a:b],
-                        lse[:, :, a:b],
-                        _unfold(o, q.shape[1]),
-                        _unfold(part[..., None], q.shape[1])[..., 0],
-                    )
-                    extras.append(extra)
         ctx.save_for_backward(q, k, v, out, lse)
         ctx.rest = (layout, scale, kernel, extras)
         return out.transpose(1, 2)
@@ -255,83 +308,44 @@ class _Packed(torch.autograd.Function):
         run = kernel[1]
         grad = grad.transpose(1, 2).contiguous()
         dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        for (start, end), extra in zip(layout.prompts, extras, strict=False):
-            cut = slice(start, end)
-            parts = run(
-                grad[:, :, cut],
-                q[:, :, cut],
-                k[:, :, cut],
-                v[:, :, cut],
-                out[:, :, cut],
-                lse[:, :, cut],
-                True,
-                scale,
-                extra,
-            )
-            dq[:, :, cut], dk[:, :, cut], dv[:, :, cut] = parts
-        if layout.index.numel():
-            rest = iter(extras[len(layout.prompts) :])
-            away = _rows(lse[..., None], layout)[..., 0].masked_fill(~layout.valid[:, None], FAR)
-            still = _rows(grad, layout) * layout.valid[:, None, :, None]
-            parts = run(
-                still,
-                _rows(q, layout),
-                _rows(k, layout),
-                _rows(v, layout),
-                _rows(out, layout),
-                away,
-                True,
-                scale,
-                next(rest),
-            )
-            flat = layout.index[layout.valid]
+        rest = iter(extras)
+        for bucket in layout.causal:
+            still, away = _quiet(bucket, grad, lse)
+            inputs = (bucket.take(q), bucket.take(k), bucket.take(v), bucket.take(out))
+            parts = run(still, *inputs, away[..., 0], True, scale, next(rest))
             for total, part in zip((dq, dk, dv), parts, strict=True):
-                total[0][:, flat] = part.transpose(0, 1)[:, layout.valid]
-            for (start, end), (a, b) in zip(layout.prompts, layout.spans, strict=True):
-                if b > a:
-                    shared = k.shape[1]
-                    folded = [_fold(x[:, :, a:b], shared) for x in (grad, q, out, lse[..., None])]
-                    cut = slice(start, end)
-                    gq, gk, gv = run(
-                        folded[0],
-                        folded[1],
-                        k[:, :, cut],
-                        v[:, :, cut],
-                        folded[2],
-                        folded[3][..., 0],
-                        False,
-                        scale,
-                        next(rest),
-                    )
-                    dq[:, :, a:b] += _unfold(gq, q.shape[1])
-                    dk[:, :, cut] += gk
-                    dv[:, :, cut] += gv
+                bucket.put(total, part)
+        shared, heads = k.shape[1], q.shape[1]
+        for answers, prompts in layout.crossing:
+            still, away = _quiet(answers, grad, lse)
+            fold = [_fold(x, shared) for x in (still, answers.take(q), answers.take(out), away)]
+            gq, gk, gv = run(
+                fold[0], fold[1], prompts.take(k), prompts.take(v), fold[2], fold[3][..., 0], False, scale, next(rest)
+            )
+            answers.add(dq, _unfold(gq, heads))
+            prompts.add(dk, gk)
+            prompts.add(dv, gv)
         return dq, dk, dv, None, None, None
 
 
-def _rows(x: Tensor, layout: Layout) -> Tensor:
-    """[1, H, S, d] -> padded answers [A, H, C, d]."""
-    return x[0][:, layout.index].transpose(0, 1)
+def _quiet(bucket: Bucket, grad: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradient [n, H, L, d] and lse [n, H, L, 1] of a bucket, silent on padding."""
+    if bucket.cut is not None:
+        return bucket.take(grad), bucket.take(lse)
+    valid = bucket.valid[:, None, :, None]
+    return bucket.take(grad) * valid, bucket.take(lse).masked_fill(~valid, FAR)
 
 
 def _fold(x: Tensor, shared: int) -> Tensor:
-    """[1, H, n, d] -> [1, Hk, (H/Hk)·n, d]: query heads of one key head become further queries."""
-    _, heads, n, width = x.shape
-    return x.reshape(1, shared, heads // shared * n, width)
+    """[b, H, n, d] -> [b, Hk, (H/Hk)·n, d]: query heads of one key head become further queries."""
+    batch, heads, n, width = x.shape
+    return x.reshape(batch, shared, heads // shared * n, width)
 
 
 def _unfold(x: Tensor, heads: int) -> Tensor:
     """Inverse of `_fold`."""
-    _, shared, n, width = x.shape
-    return x.reshape(1, heads, n * shared // heads, width)
-
-
-def _merge(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) -> None:
-    """Merge a second part into (out [1, H, n, d], lse [1, H, n]) in place, in at least fp32."""
-    total = torch.logaddexp(lse, other_lse.to(lse.dtype))
-    mine, theirs = (lse - total).exp()[..., None], (other_lse - total).exp()[..., None]
-    out.copy_(out.to(lse.dtype) * mine + other.to(lse.dtype) * theirs)
-    lse.copy_(total)
+    batch, shared, n, width = x.shape
+    return x.reshape(batch, heads, n * shared // heads, width)
 
 
 def _spread(x: Tensor, heads: int) -> Tensor:

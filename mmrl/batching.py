@@ -94,6 +94,9 @@ def pack(groups: Sequence[Group], device: torch.device) -> Stream:
                 columns.append(torch.arange(len(answer)))
                 flat.append((row, temperature, answer))
             at += fed
+        if len(segments) == 1:  # a single answer simply goes on where its prompt ends
+            prompts[-1] = (prompts[-1][0], at)
+            segments = []
         answers.append(tuple(segments))
     lengths = torch.tensor([len(answer) for _, _, answer in flat], dtype=torch.long)
     spread = lambda values, dtype: torch.tensor(values, dtype=dtype).repeat_interleave(lengths)  # noqa: E731
