@@ -141,9 +141,9 @@ class DecodeWorker:
             self._kill()
             raise TimeoutError(f"The decode worker did not start within {START_LIMIT:.0f} s.")
         kind, answer = self._receive()
-        if kind == "error":
+        if kind != "done":
             self._kill()
-            raise ImportError(answer)
+            raise ImportError(answer or "The decode worker ended while it imported its decoder.")
         self._loaded = answer
 
     def _receive(self) -> tuple[str, Any]:

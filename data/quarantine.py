@@ -27,26 +27,27 @@ log = logging.getLogger(__name__)
 class Quarantine:
     """Clips that failed, one JSON line each in `file` (None keeps them for this process only).
 
-    An entry holds for the file as it was: a replaced file, of another size or time of change, is tried again.
+    An entry holds for one back-end and for the file as it was: a replaced file, of another size or time of change, is
+    tried again.
     """
 
     def __init__(self, file: str | os.PathLike[str] | None = None) -> None:
         self.file = None if file is None else Path(file)
-        self.entries: dict[str, BadVideo] = {}
+        self.entries: dict[str | None, BadVideo] = {}
         if self.file is not None and self.file.exists():
             for line in self.file.read_text().splitlines():
                 self._take(line)
 
-    def check(self, path: str) -> None:
-        """Raises the stored BadVideo if the file is known to be bad."""
-        bad = self.entries.get(_state(path))
+    def check(self, path: str, backend: str = "") -> None:
+        """Raises the stored BadVideo if the file is known to be bad for this back-end."""
+        bad = self.entries.get(_key(path, backend))
         if bad is not None:
             raise BadVideo(bad.path, bad.reason, f"{bad.detail}; in quarantine" if bad.detail else "in quarantine")
 
-    def add(self, bad: BadVideo) -> None:
+    def add(self, bad: BadVideo, backend: str = "") -> None:
         """Remember a failure. A missing file is not remembered: it may be on its way."""
-        key = _state(bad.path)
-        if not key or key in self.entries:
+        key = _key(bad.path, backend)
+        if key is None or key in self.entries:
             return
         self.entries[key] = bad
         log.warning("quarantined: %s", bad)
@@ -120,10 +121,10 @@ class Guarded:
         log.warning("row %d: %s", index, error)
 
 
-def _state(path: str) -> str:
-    """Path, size and time of change; empty if there is no such file."""
+def _key(path: str, backend: str) -> str | None:
+    """Back-end, path, size and time of change; None if there is no such file."""
     try:
         state = os.stat(path)
     except OSError:
-        return ""
-    return f"{os.path.abspath(path)}:{state.st_size}:{state.st_mtime_ns}"
+        return None
+    return f"{backend}:{os.path.abspath(path)}:{state.st_size}:{state.st_mtime_ns}"

@@ -30,6 +30,8 @@ Frame = tuple[int, np.ndarray, float]
 """Frame number, uint8 [H, W, 3] RGB, seconds from the first presentation time."""
 
 MODULES: dict[str, str] = {"decord": "decord", "pyav": "av", "torchcodec": "torchcodec.decoders"}
+DECORD_CONTAINERS = ("mov", "matroska", "avi")
+"""Containers with an index. In mpegts decord 0.6 loses the first group of pictures and returns wrong frames."""
 CHUNK = 8
 """Frames that a back-end may hold at a time: bounds the memory beyond the result."""
 
@@ -171,9 +173,11 @@ def _set_threads(stream: Any, threads: int) -> None:
 
 
 def decode_decord(info: ClipInfo, wanted: list[int], threads: int = 1) -> Iterator[Frame]:
-    """Frames by presentation time, a few at a time. decord turns pictures upright itself."""
+    """Frames by presentation time, a few at a time. decord turns pictures upright itself, but not all widths."""
     import decord
 
+    if not any(name in info.format for name in DECORD_CONTAINERS):
+        raise BadVideo(info.path, "container not for decord", f"{info.format}; use the pyav back-end")
     decord.logging.set_level(decord.logging.QUIET)
     try:
         reader = decord.VideoReader(info.path, num_threads=threads)

@@ -146,12 +146,21 @@ class ClipReader:
 
     def probe(self, path: str | os.PathLike[str]) -> ClipInfo:
         """What the file holds. Raises BadVideo, also for a file with too few of its announced frames."""
-        path = local_path(path)
-        self.quarantine.check(path)
+        try:
+            path = local_path(path)
+        except BadVideo as bad:
+            self._blame(bad)
+            raise
+        self.quarantine.check(path, self.backend[0])
         key = f"{path}:{os.stat(path).st_mtime_ns}"
-        if key in self._infos:
-            self._infos.move_to_end(key)
-            return self._infos[key]
+        if key not in self._infos:
+            self._infos[key] = self._probe(path)
+        self._infos.move_to_end(key)
+        if len(self._infos) > REMEMBERED:
+            self._infos.popitem(last=False)
+        return self._infos[key]
+
+    def _probe(self, path: str) -> ClipInfo:
         try:
             info = self.worker.probe(path) if self.worker else probe_here(path)
             if info.missing > self.max_missing:
@@ -161,9 +170,6 @@ class ClipReader:
             raise
         self.counts["variable"] += info.variable
         self.counts["incomplete"] += info.missing > 0
-        self._infos[key] = info
-        if len(self._infos) > REMEMBERED:
-            self._infos.popitem(last=False)
         return info
 
     def read(
@@ -206,7 +212,7 @@ class ClipReader:
 
     def _frames(self, info: ClipInfo, indices: list[int], size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         """uint8 [F, 3, h, w] and float64 [F], from the cache or the decoder."""
-        self.quarantine.check(info.path)
+        self.quarantine.check(info.path, self.backend[0])
         if self.cache is None:
             return self._decode(info, indices, size)
         parameters = {
@@ -240,7 +246,7 @@ class ClipReader:
     def _blame(self, bad: BadVideo) -> None:
         self.counts["bad"] += 1
         self.counts[f"bad/{bad.reason}"] += 1
-        self.quarantine.add(bad)
+        self.quarantine.add(bad, self.backend[0])
 
 
 @functools.cache

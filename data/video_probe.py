@@ -3,7 +3,7 @@
 Decides which frame an index means: frame i is the i-th presentation time of the file, whatever decodes it later, so the
 frames chosen for a clip do not depend on the back-end. Times are presentation times minus the first one, never i / fps.
 
-Limits: only containers with a frame count in their header (mp4, mov, avi) can be compared with what they deliver.
+Limits: only mp4 and mov say in their header how many frames they show, so only they can be compared with it.
 Files without usable times, and VP8, whose hidden reference frames have packets of their own, are decoded once to be
 counted.
 """
@@ -16,6 +16,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+TRUST = 1.25
+"""A header's average rate is believed if it is within this factor of frames / time (avi may give its clock's rate)."""
 
 
 class BadVideo(ValueError):
@@ -34,6 +37,8 @@ class ClipInfo:
     """What the packets of a file say."""
 
     path: str
+    format: str
+    """The container, as ffmpeg names it: "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "mpegts" ..."""
     n: int
     """Frames that the file can deliver."""
     announced: int
@@ -92,17 +97,20 @@ def probe(path: str | os.PathLike[str]) -> ClipInfo:
     with open_container(path) as container:
         stream = video_stream(container, path)
         rate = float(stream.average_rate or stream.guessed_rate or stream.base_rate or 0)
-        announced, unit = int(stream.frames or 0), float(stream.time_base)
+        name, unit = container.format.name, float(stream.time_base)
+        announced = int(stream.frames or 0) if "mov" in name else 0
         table = _packet_table(container, stream, path)
     table = table or _decoded_table(path)
     pts = None
     if table.ticks is not None:
         pts = (np.array(table.ticks, dtype=np.int64) - table.ticks[0]) * unit
-    if not rate > 0:
-        rate = (table.n - 1) / float(pts[-1]) if pts is not None and table.n > 1 else 1.0
+    measured = (table.n - 1) / float(pts[-1]) if pts is not None and table.n > 1 else rate or 1.0
+    if not 1 / TRUST < rate / measured < TRUST:
+        rate = measured
     drift = float(np.abs(pts - np.arange(table.n) / rate).max()) if pts is not None else 0.0
     return ClipInfo(
         path=path,
+        format=name,
         n=table.n,
         announced=max(0, announced - table.hidden),
         fps=rate,
@@ -161,7 +169,7 @@ def _packet_table(container: Any, stream: Any, path: str) -> _Table | None:
         for packet in container.demux(stream):
             if packet.size and packet.is_discard:
                 hidden += 1
-            elif packet.size:
+            elif packet.size and not packet.is_corrupt:
                 packets.append((packet.pts, packet.is_keyframe, packet.duration or 0))
     except av.FFmpegError as error:
         if not packets:
