@@ -14,7 +14,8 @@ Departures from the processors:
 
 1. `PixelBudget.max_visual_tokens` is a hard limit per prompt: if the sizes above need more, all media are shrunk by one
    common factor until they fit, even below `min_pixels`. Nothing is ever cut off or dropped.
-2. `PixelBudget.max_video_pixels` is hard too: no floor of 1.05 * min_pixels per frame as in qwen-vl-utils.
+2. `PixelBudget.max_video_pixels` is hard too, down to one visual token per temporal patch; qwen-vl-utils keeps at
+   least 1.05 * min_pixels per frame.
 3. A clip of one frame is treated as two equal frames (the Qwen3-VL processor refuses it).
 """
 
@@ -201,7 +202,13 @@ class PixelRules:
         if self.kind == "image":
             low, high = _limits(self.min_pixels, self.max_pixels, budget.min_pixels, budget.max_pixels)
             return smart_resize(height, width, self.factor, low, high)
-        frames = max(frames, self.temporal_patch)
+        size = self._video_size(max(frames, self.temporal_patch), height, width, budget)
+        shown = self.depth(frames) * self.temporal_patch * math.prod(size)
+        if budget.max_video_pixels is not None and shown > budget.max_video_pixels:
+            return _floor_size(size, math.sqrt(budget.max_video_pixels / shown), self.factor)
+        return size
+
+    def _video_size(self, frames: int, height: int, width: int, budget: PixelBudget) -> tuple[int, int]:
         low, high = self._video_limits(frames, budget)
         if not self.whole_clip:
             return smart_resize(height, width, self.factor, low, high)
@@ -217,10 +224,7 @@ class PixelRules:
         least, most = (
             None if own is None else own * share for own in (budget.min_frame_pixels, budget.max_frame_pixels)
         )
-        low, high = _limits(self.min_pixels, high, least, most)
-        if budget.max_video_pixels is not None:
-            high = min(high, budget.max_video_pixels * share // (self.depth(frames) * self.temporal_patch))
-        return min(low, high), high
+        return _limits(self.min_pixels, high, least, most)
 
     def _capped(self, frames: int) -> int:
         """The processors' `cap_pixels_per_frame`."""
@@ -240,25 +244,30 @@ class PixelRules:
 
     def patches(self, frames: Tensor) -> Patches:
         """Cut resized frames uint8 [F, 3, H, W] (sides multiples of `factor`) into normalised patches."""
+        frames = frames.contiguous()
         height, width = frames.shape[-2:]
-        p, m, t = self.patch, self.merge, self.temporal_patch
-        padded = frames
-        if missing := -len(frames) % t:
-            padded = torch.cat((frames, frames[-1:].expand(missing, -1, -1, -1)))
-        grid = (len(padded) // t, height // p, width // p)
+        p, m = self.patch, self.merge
+        grid = (self.depth(len(frames)), height // p, width // p)
+        count = math.prod(grid)
+        # A single frame is cut and normalised once and repeated in time at the end.
+        t = 1 if len(frames) == 1 else self.temporal_patch
+        missing = -len(frames) % t
+        padded = torch.cat((frames, frames[-1:].expand(missing, -1, -1, -1))) if missing else frames
+        # Cutting bytes and normalising the result is three times as fast as the other way round for clips.
+        cut = padded.view(grid[0], t, 3, grid[1] // m, m, p, grid[2] // m, m, p)
+        rows = cut.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(count, 3, t * p * p)
         mean, std = self._normal
-        pixels = padded.float().sub_(mean).div_(std)  # [F, 3, H, W]
-        cut = pixels.view(grid[0], t, 3, grid[1] // m, m, p, grid[2] // m, m, p)
-        values = cut.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(math.prod(grid), 3 * t * p * p)
+        normal = rows.float().sub_(mean).div_(std).view(count, 3, 1, t * p * p)
+        values = normal.expand(-1, -1, self.temporal_patch // t, -1).reshape(count, -1)
         return Patches(values, grid, self.kind, (height, width), self._key(frames, grid), m)
 
     @cached_property
     def _normal(self) -> tuple[Tensor, Tensor]:
-        return torch.tensor(self.mean).view(-1, 1, 1), torch.tensor(self.std).view(-1, 1, 1)
+        return torch.tensor(self.mean).view(-1, 1), torch.tensor(self.std).view(-1, 1)
 
     def _key(self, frames: Tensor, grid: tuple[int, int, int]) -> str:
         digest = hashlib.blake2b(f"{self.kind}{grid}".encode(), digest_size=16)
-        digest.update(frames.contiguous().numpy().data)
+        digest.update(frames.numpy().data)
         return digest.hexdigest()
 
 
