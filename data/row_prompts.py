@@ -62,6 +62,7 @@ class RowPrompts:
         self._bad: set[int] = set()
         self._repeated: set[int] = set()
         self._settle_columns(ColumnMap.of(columns))
+        self._rows: Sequence[int] = ()
         self._rows = self._usable_rows(limit)
         self.size: int | None = len(self._rows)
 
@@ -152,7 +153,7 @@ class RowPrompts:
                 seen.add(str(name))
             usable.append(number)
         if not usable:
-            raise ValueError(f"{self.source} has no usable row. {self.summary()}. The first: {self.faults[0]}")
+            raise ValueError(f"{self.source} has no usable row ({self.summary()}). The first: {self.faults[0]}")
         return usable
 
     def _check_row(self, row: Row, number: int) -> None:
