@@ -162,14 +162,7 @@ def losses(
 
 def kl_map(grpo: GRPO, logp: Tensor, ref: Scores) -> Tensor:
     """The divergence of the policy to the reference as `kl_kind` says; [B, T]. Padding must be clean."""
-    if grpo.kl_kind != "exact":
-        return kl.ESTIMATORS[grpo.kl_kind](logp, ref.logp)
-    if ref.divergence is None:
-        raise ValueError(
-            "GRPO.kl_kind is 'exact', but the reference was scored without a divergence; "
-            "score it against raw with divergence='forward', or use kl_kind='k3'."
-        )
-    return ref.divergence
+    return kl.between(grpo.kl_kind, logp, ref.logp, ref.divergence)
 
 
 def apply_kl_in_reward(grpo: GRPO, batch: Batch) -> Tensor:

@@ -67,6 +67,26 @@ ESTIMATORS: Mapping[Estimator, Callable[[Tensor, Tensor], Tensor]] = MappingProx
 """The estimators by the names that settings use."""
 
 
+def between(
+    kind: Estimator | Literal["exact"], a: Tensor, b: Tensor, exact: Tensor | None, *, value_max: float = 10.0
+) -> Tensor:
+    """The divergence of a from b that `kind` names; [B, T].
+
+    An estimator on sampled log-probs a and b (k3 clamped to ± `value_max`), or for "exact" the divergence that was
+    computed over the vocabulary when the tokens were scored.
+    """
+    if kind == "k3":
+        return k3(a, b, value_max=value_max)
+    if kind != "exact":
+        return ESTIMATORS[kind](a, b)
+    if exact is None:
+        raise ValueError(
+            "the kind of divergence is 'exact', but the branch was scored without one; score it with "
+            "divergence='forward' (an objective asks for it in `needs`), or use an estimator such as 'k3'."
+        )
+    return exact
+
+
 def forward(a: Tensor, b: Tensor) -> Tensor:
     """KL(a‖b) over the vocabulary; logits [..., V] -> [...]. Infinite where b excludes a token that a allows."""
     return _expectation(torch.log_softmax(a, -1), torch.log_softmax(b, -1))

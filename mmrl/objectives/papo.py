@@ -138,18 +138,8 @@ class PAPO(Objective):
 
     def perception(self, live: Mapping[str, Scores], batch: Batch) -> Tensor:
         """The perception divergence of every token, clamped as configured; [B, T]."""
-        raw, masked = live["raw"].logp, live[self.masked]
-        if self.kl == "exact":
-            if masked.divergence is None:
-                raise ValueError(
-                    f"PAPO.kl is 'exact', but branch {self.masked!r} was scored without a divergence; "
-                    "score it with divergence='forward', or use kl='k3'."
-                )
-            value = masked.divergence
-        elif self.kl == "k3":
-            value = kl.k3(raw, masked.logp, value_max=self.k3_max)
-        else:
-            value = kl.ESTIMATORS[self.kl](raw, masked.logp)
+        masked = live[self.masked]
+        value = kl.between(self.kl, live["raw"].logp, masked.logp, masked.divergence, value_max=self.k3_max)
         return keep(value if self.k3_clip is None else value.clamp(0.0, self.k3_clip), batch.mask)
 
     def _entropy(self, scores: Scores, branch: str) -> Tensor:

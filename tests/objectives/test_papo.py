@@ -323,7 +323,7 @@ def test_switches_change_what_they_name():
 
 def test_exact_quantities_that_were_not_scored_are_asked_for():
     logp, masked, batch = random_case()
-    with pytest.raises(ValueError, match="branch 'masked' was scored without a divergence"):
+    with pytest.raises(ValueError, match="scored without one; score it with divergence='forward'"):
         run(logp, masked, batch, PAPO(kl="exact"))
     with pytest.raises(ValueError, match="scored without entropy"):
         run(logp, masked, batch, PAPO(entropy="exact"))

@@ -1,0 +1,180 @@
+"""VOGUE, visual-uncertainty guided exploration (arXiv 2510.01444, later DUPL): explore where the picture is ambiguous.
+
+The advantage of a token grows by a bounded bonus, where a noisy view of the image changes what the policy would say:
+
+    noisy branch   Â = A + sgn(w·U)·min(|w·U|, |A| / beta_visual) + min(alpha_entropy·H, |A| / beta_entropy)
+    raw branch     Â = A + min(alpha_entropy·H, |A| / beta_entropy)
+
+with w = alpha_visual, U the divergence between the views and H the entropy of the active branch. Each step the noisy
+branch is active with `probability`, annealed from 1 to 0. A bonus is at most |A| / beta: with beta 2 one alone never
+flips a sign, and A = 0 stays 0. Nothing here carries gradient; the loss stays the clipped surrogate.
+
+    uncertainty="exact"    U = ½ [KL(π‖π̂) + KL(π̂‖π)] over the vocabulary            as printed
+    uncertainty="sampled"  U = ½ (p - p̂)(ℓ - ℓ̂), the sampled token's term of that sum  official code
+    uncertainty="forward"  U = p·(ℓ - ℓ̂), may be negative                              ablation of the code
+    entropy="exact"        H over the vocabulary                                        as printed
+    entropy="sampled"      -p log p of the sampled token, at most 1/e                   official code
+
+Departures
+1. The defaults are the printed method. The released code is VOGUE(uncertainty="sampled", entropy="sampled",
+   caps="sequential", draw="batch"): the second cap is then half of the already raised |A|.
+2. Branch draw: one per prompt (ours), one for the whole batch as in the code (there: per data-parallel worker), or
+   "rollout": the noisy branch is active for answers that were *sampled* under it (`Rollout.branch`).
+3. The printed formulas are reconstructed from abstract, reviews and design notes; coefficients as reviewers quote them.
+4. `flip` is the code's optional transition from exploration (w) to consistency (-w); off in its published scripts.
+5. The code swallows an exception in the noisy view as "no uncertainty"; here it is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mmrl.objectives.base import Need, Objective
+from mmrl.reduce import keep
+from mmrl.schedules import Linear
+from mmrl.seeds import generator
+from mmrl.types import Batch, Now, Scores
+
+
+@dataclass(frozen=True)
+class VOGUE(Objective):
+    """Visual-uncertainty and entropy bonus on the advantage."""
+
+    alpha_visual: float = 1.0
+    """Weight of the visual uncertainty."""
+    beta_visual: float = 2.0
+    """The visual bonus is at most the absolute advantage over this."""
+    alpha_entropy: float = 0.4
+    """Weight of the token entropy."""
+    beta_entropy: float = 2.0
+    """The entropy bonus is at most the absolute advantage over this."""
+    probability: Linear = field(default_factory=lambda: Linear(1.0, 0.0))
+    """Probability that the noisy branch is active, over the run."""
+    uncertainty: Literal["exact", "sampled", "forward"] = "exact"
+    """Symmetric KL over the vocabulary, its term of the sampled token, or the signed forward term."""
+    entropy: Literal["exact", "sampled"] = "exact"
+    """Entropy over the vocabulary, or -p log p of the sampled token."""
+    caps: Literal["simultaneous", "sequential"] = "simultaneous"
+    """Both caps from the advantage that came in, or the second from the already changed one."""
+    draw: Literal["prompt", "batch", "rollout"] = "prompt"
+    """Draw the branch per prompt, once per batch, or take the branch that each answer was sampled under."""
+    flip: tuple[float, float] | None = None
+    """Progress at which the sign of the visual bonus starts and ends to turn; None: never."""
+    noisy: str = "noisy"
+    """Name of the noisy visual branch."""
+
+    def __post_init__(self) -> None:
+        allowed = {
+            "alpha_visual": (self.alpha_visual >= 0, "0 (off) or positive"),
+            "alpha_entropy": (self.alpha_entropy >= 0, "0 (off) or positive"),
+            "beta_visual": (self.beta_visual > 0, "positive"),
+            "beta_entropy": (self.beta_entropy > 0, "positive"),
+            "flip": (self.flip is None or 0 <= self.flip[0] < self.flip[1] <= 1, "two rising shares of the run"),
+        }
+        for name, (fine, rule) in allowed.items():
+            if not fine:
+                raise ValueError(f"VOGUE.{name} is {getattr(self, name)}; it must be {rule}.")
+
+    def needs(self) -> tuple[Need, ...]:
+        """Stored scores of both branches, exact quantities only where asked for."""
+        if self.alpha_visual == 0 and self.alpha_entropy == 0:
+            return ()
+        entropy = self.entropy == "exact" and self.alpha_entropy > 0
+        exact = self.uncertainty == "exact" and self.alpha_visual > 0
+        noisy = Need(self.noisy, stage="shape", entropy=entropy, divergence="symmetric" if exact else None)
+        return Need("raw", stage="shape", entropy=entropy), noisy
+
+    def shape(self, advantage: Tensor, batch: Batch, now: Now) -> Tensor:
+        """The advantage with both bonuses; [B, T]."""
+        if self.alpha_visual == 0 and self.alpha_entropy == 0:
+            return advantage
+        active = self.active(batch, now)  # [B, 1]
+        shaped = advantage
+        if self.alpha_visual > 0:
+            pull = self.alpha_visual * self._sign(now.progress) * self.visual_uncertainty(batch)
+            bonus = pull.sign() * torch.minimum(pull.abs(), advantage.abs() / self.beta_visual)
+            shaped = advantage + torch.where(active, bonus, 0.0)
+        if self.alpha_entropy > 0:
+            raw, noisy = (self._entropy(batch, name) for name in ("raw", self.noisy))
+            level = self.alpha_entropy * torch.where(active, noisy, raw)
+            room = shaped if self.caps == "sequential" else advantage
+            shaped = shaped + torch.minimum(level, room.abs() / self.beta_entropy)
+        return keep(shaped, batch.mask)
+
+    def active(self, batch: Batch, now: Now) -> Tensor:
+        """Is the noisy branch active for an answer? bool [B, 1]. Draws are keyed by seed, step and prompt."""
+        chance = self.probability(now.progress)
+        if self.draw == "rollout":
+            chosen = [rollout.branch == self.noisy for rollout in batch.rollouts]
+        elif self.draw == "batch":
+            chosen = [_uniform(now, "") < chance] * len(batch.rollouts)
+        else:
+            chosen = [_uniform(now, rollout.prompt.id) < chance for rollout in batch.rollouts]
+        return torch.tensor(chosen, dtype=torch.bool, device=batch.mask.device).unsqueeze(-1)
+
+    def visual_uncertainty(self, batch: Batch) -> Tensor:
+        """U of every token, 0 on padding; [B, T]."""
+        noisy = self._scores(batch, self.noisy)
+        if self.uncertainty == "exact":
+            if noisy.divergence is None:
+                raise ValueError(
+                    f"VOGUE.uncertainty is 'exact', but branch {self.noisy!r} was scored without a divergence; "
+                    "score it with divergence='symmetric', or use uncertainty='sampled'."
+                )
+            return keep(noisy.divergence.detach(), batch.mask)
+        logp, other = (keep(scores.logp.detach(), batch.mask) for scores in (self._scores(batch, "raw"), noisy))
+        if self.uncertainty == "forward":
+            return logp.exp() * (logp - other)
+        return 0.5 * (logp.exp() - other.exp()) * (logp - other)
+
+    def metrics(self, live: Mapping[str, Scores], batch: Batch, now: Now) -> dict[str, Tensor]:
+        """Uncertainty, entropy bonus before its cap, and the share of answers with the noisy branch."""
+        if not self.needs():
+            return {}
+        active = self.active(batch, now).float().expand(batch.mask.shape)
+        return {
+            "uncertainty": self.visual_uncertainty(batch),
+            "entropy": self._entropy(batch, "raw"),
+            "entropy_noisy": self._entropy(batch, self.noisy),
+            "active": active,
+            "idle": (batch.advantage == 0).float(),
+        }
+
+    def _sign(self, progress: float) -> float:
+        """1 while exploring, -1 for consistency, a straight line between."""
+        if self.flip is None:
+            return 1.0
+        start, end = self.flip
+        return 1.0 - 2.0 * min(max((progress - start) / (end - start), 0.0), 1.0)
+
+    def _entropy(self, batch: Batch, name: str) -> Tensor:
+        """H of every token under a branch, 0 on padding; [B, T]."""
+        scores = self._scores(batch, name)
+        if self.entropy == "sampled":
+            logp = keep(scores.logp.detach(), batch.mask)
+            return -logp.exp() * logp
+        if scores.entropy is None:
+            raise ValueError(
+                f"VOGUE.entropy is 'exact', but branch {name!r} was scored without entropy; "
+                "score it with entropy=True, or use entropy='sampled'."
+            )
+        return keep(scores.entropy.detach(), batch.mask)
+
+    def _scores(self, batch: Batch, name: str) -> Scores:
+        """Stored scores of a branch."""
+        if name not in batch.scores:
+            raise ValueError(
+                f"VOGUE reads the stored scores of {name!r}, but there are {sorted(batch.scores)}; "
+                f"add branches={{{self.noisy!r}: VisualBranch(...)}} and score before the advantages."
+            )
+        return batch.scores[name]
+
+
+def _uniform(now: Now, prompt: str) -> float:
+    """A uniform number in [0, 1) for a prompt of this step."""
+    return torch.rand(1, generator=generator(now.seed, now.step, prompt, "vogue")).item()
