@@ -182,7 +182,8 @@ def choose_frames(
             total, video_fps, fps=fps, num_frames=num_frames, min_frames=low, max_frames=max(high, PAIR)
         )
     if rule == "qwen2":
-        return first + qwen2_frames(total, video_fps, num_frames=count)
+        # Rounding gives the reference one frame too many now and then, beyond the end.
+        return first + qwen2_frames(total, video_fps, num_frames=count)[:count]
     if even_in_time:
         return first + nearest_frames(times[first : last + 1], count)
     return spread(first, last, count)
