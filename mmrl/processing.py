@@ -30,8 +30,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mmrl.chat import IMAGE_PAD, VIDEO_PAD, VISION_TOKENS, bad_row, check_media, plain_messages, structural_token
-from mmrl.chat import visual_kinds as kinds_of
+from mmrl.chat import (
+    IMAGE_PAD,
+    VIDEO_PAD,
+    VISION_TOKENS,
+    bad_row,
+    check_media,
+    plain_messages,
+    structural_token,
+    visual_kinds,
+)
 from mmrl.pixels import Patches, PixelBudget, PixelRules, shrink_to_tokens
 from mmrl.positions import Block, mrope_positions
 from mmrl.types import BadRow, Media, Prompt
@@ -198,7 +206,7 @@ class Processing:
     def render(self, prompt: Prompt) -> str:
         """The chat as text with one placeholder per medium, opened for the assistant. Raises `BadRow`."""
         messages = plain_messages(prompt)
-        kinds = kinds_of(messages)
+        kinds = visual_kinds(messages)
         check_media(prompt, kinds)
         text = self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         wanted = [IMAGE_PAD if kind == "image" else VIDEO_PAD for kind in kinds]

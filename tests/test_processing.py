@@ -425,8 +425,8 @@ def test_small_pictures_are_cheap(processing25: Processing) -> None:
 
 
 def golden_video(key: str) -> list[dict[str, Any]]:
-    files = [json.loads(path.read_text()) for path in sorted(GOLDEN.glob("transformers_video*.json"))]
-    cases = [case for content in files for case in content.get(key, [])]
+    files = [json.loads(path.read_text()) for path in sorted(GOLDEN.glob("*.json"))]
+    cases = [case for content in files if isinstance(content, dict) for case in content.get(key, [])]
     assert cases, f"no known case of {key} in {GOLDEN}"
     return cases
 
