@@ -23,7 +23,10 @@ from data.pretext.patchfit import PatchFit
 from data.pretext.position import RelativePosition
 from data.pretext.quality_order import QualityOrder
 from data.pretext.rotation import Rotation
+from data.pretext.sprite_path import SpriteMoves, SpritePath
+from data.pretext.sprite_times import SpriteTimes
 from data.pretext.temporal_jigsaw import TemporalJigsaw
+from data.pretext.video_count import VideoCount
 
 TASKS: tuple[Task, ...] = (
     Jigsaw(),
@@ -47,6 +50,10 @@ TASKS: tuple[Task, ...] = (
     ClipInsertion(),
     ArrowOfTime(),
     InterleavedClips(),
+    VideoCount(),
+    SpriteTimes(),
+    SpritePath(),
+    SpriteMoves(),
 )
 
 

@@ -30,7 +30,7 @@ class InterleavedClips(Task):
         "clips": Knob(2, (2, 2, 3, 4), help="Clips of each video."),
         "per_clip": Knob(4, help="Shown frames per clip."),
         "gamma": Knob(0.2, help="Pay for partly right lists."),
-        "side": Knob(192, help="Longest side of a frame in pixels."),
+        "side": Knob(256, help="Longest side of a frame in pixels."),
     }
     wordings = (
         "The {count} clips come from two videos, {each} from each, and were shuffled. Sort them: which clips belong to"

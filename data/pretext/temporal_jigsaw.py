@@ -25,6 +25,8 @@ from data.pretext.forms import OrderTask
 from data.pretext.rewards import footrule, is_permutation, kendall, positional
 from data.pretext.rng import Streams
 
+PARTIAL = {"positional": positional, "kendall": kendall}
+
 
 class TemporalJigsaw(OrderTask):
     name = "temporal-jigsaw"
@@ -80,13 +82,9 @@ class TemporalJigsaw(OrderTask):
         answer = truth["answer"]
         if not is_permutation(value, answer):
             return Score(0.0, parts={"valid": 0.0})
-        if truth["reward"] == "footrule":
-            reward = footrule(value, answer)
-        else:
-            reward = (kendall if truth["reward"] == "kendall" else positional)(value, answer, truth["gamma"])
-        return Score(
-            reward, list(value) == list(answer), {"valid": 1.0, "footrule": footrule(value, answer)}, tuple(value)
-        )
+        kind, gamma = truth["reward"], truth["gamma"]
+        reward = footrule(value, answer) if kind == "footrule" else PARTIAL[kind](value, answer, gamma)
+        return Score(reward, list(value) == list(answer), {"valid": 1.0}, tuple(value))
 
     def chance_reward(self, knobs: Knobs) -> float:
         count, gamma, exact = int(knobs["clips"]), float(knobs["gamma"]), self.chance(knobs)

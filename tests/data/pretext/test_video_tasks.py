@@ -1,0 +1,189 @@
+"""The video tasks: their truth follows from the frames that are shown."""
+
+from functools import cache
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from data.pretext import clips
+from data.pretext.arrow_of_time import ArrowOfTime
+from data.pretext.clip_insertion import ClipInsertion
+from data.pretext.contract import ArrayClip, Medium, Reject, Sample, Task
+from data.pretext.frame_time import FrameTime
+from data.pretext.interleaved import InterleavedClips
+from data.pretext.needle_clip import NeedleClip
+from data.pretext.procedural import clip
+from data.pretext.reward_arrays import all_orders
+from data.pretext.samples import make
+from data.pretext.sprite_path import SpriteMoves, SpritePath
+from data.pretext.sprite_times import SpriteTimes
+from data.pretext.surface import Surface
+from data.pretext.temporal_jigsaw import TemporalJigsaw
+from data.pretext.video_count import VideoCount
+
+
+@cache
+def media(count: int) -> tuple[Medium, ...]:
+    return tuple(clip(5, index, height=96, width=128) for index in range(count))
+
+
+def drawn(task: Task, count: int = 1, seed: int = 0, **knobs) -> Sample:
+    sample = make(task, media(count), knobs, seed=seed)
+    assert isinstance(sample, Sample), sample
+    return sample
+
+
+def brightness(frames: np.ndarray) -> list[float]:
+    return [float(frame.mean()) for frame in frames]
+
+
+def ramp() -> Medium:
+    """A clip whose frame i has brightness 2 + 3·i, with a moving texture."""
+    rows = np.arange(80)[:, None, None, None]
+    texture = (np.arange(64)[None, None, :, None] * 7 + rows * 11) % 23
+    frames = np.broadcast_to(2 + 3 * rows + texture, (80, 64, 64, 3)).clip(0, 255).astype(np.uint8)
+    return Medium("ramp", "video", clip=ArrayClip(frames, np.arange(80) / 4))
+
+
+@pytest.mark.parametrize("count", [3, 6])
+def test_temporal_jigsaw_answer_restores_the_order(count):
+    sample = make(TemporalJigsaw(), [ramp()], {"clips": count, "per_clip": 4, "trim": 0.1})
+    assert isinstance(sample, Sample) and len(sample.visuals) == count
+    played = [sample.visuals[place - 1].pixels for place in sample.truth["answer"]]
+    means = [mean for frames in played for mean in brightness(frames)]
+    assert means == sorted(means)
+    assert sample.truth["answer"] != list(range(1, count + 1))
+    gaps = [brightness(b)[0] - brightness(a)[-1] for a, b in pairwise(played)]
+    assert min(gaps) > 6.0
+    assert all(visual.times is not None and visual.times[0] == 0 for visual in sample.visuals)
+
+
+def test_temporal_jigsaw_rewards():
+    task, truth = TemporalJigsaw(), {"answer": [3, 1, 2, 4], "gamma": 0.2, "reward": "positional"}
+    assert task.score(Surface().wrap("3 1 4 2"), truth).reward == pytest.approx(0.1)
+    assert task.score(Surface().wrap("3142"), truth | {"reward": "footrule"}).reward == pytest.approx(1 - 2 / 8)
+    assert task.score(Surface().wrap("3142"), truth | {"reward": "kendall"}).reward == pytest.approx(0.2 * 5 / 6)
+    assert task.score(Surface().wrap("3,1,2,5"), truth).reward == 0.0
+    for kind in ("positional", "footrule", "kendall"):
+        knobs = task.complete({"clips": 4, "reward": kind})
+        pay = [task.verify(tuple(order), truth | {"reward": kind}).reward for order in all_orders(4).tolist()]
+        assert np.mean(pay) == pytest.approx(task.chance_reward(knobs))
+
+
+def test_frozen_and_short_clips_are_refused():
+    still = Medium("still", "video", clip=ArrayClip(np.full((80, 64, 64, 3), 90, np.uint8), np.arange(80) / 4))
+    short = Medium("short", "video", clip=ArrayClip(np.zeros((3, 64, 64, 3), np.uint8), np.arange(3) / 4))
+    for task in (TemporalJigsaw(), ArrowOfTime(), ClipInsertion(), FrameTime(), InterleavedClips()):
+        assert isinstance(make(task, [still, still]), Reject), task.name
+        assert make(task, [short, short]) == Reject("too-few-frames"), task.name
+
+
+def test_arrow_of_time_plays_what_it_says():
+    for seed in range(6):
+        sample = make(ArrowOfTime(), [ramp()], {"reference": True}, seed=seed)
+        assert isinstance(sample, Sample)
+        before, asked = (visual.pixels for visual in sample.visuals)
+        rising = brightness(asked)[-1] > brightness(asked)[0]
+        assert rising == (sample.truth["answer"] == "forward")
+        assert brightness(before)[-1] > brightness(before)[0] and brightness(before)[-1] < min(brightness(asked))
+
+
+def test_missing_clip_fits_its_join():
+    sample = make(ClipInsertion(), [ramp()], {"joins": 4})
+    assert isinstance(sample, Sample)
+    video, extra = (visual.pixels for visual in sample.visuals)
+    join = int(sample.truth["answer"]) * 4
+    assert (
+        max(brightness(video[:join])) < min(brightness(extra)) < max(brightness(extra)) < min(brightness(video[join:]))
+    )
+    jumps = np.diff(brightness(video))
+    assert (jumps > 10).sum() == 4
+
+
+def test_frame_time_points_at_the_nearest_frame():
+    for seed in range(4):
+        sample = drawn(FrameTime(), seed=seed)
+        video, still = (visual.pixels for visual in sample.visuals)
+        apart = np.abs(clips.thumbnails(video) - clips.thumbnails(still[None])).mean(axis=(1, 2, 3))
+        assert abs(int(apart.argmin()) - sample.key) <= 1
+        near = f"{sample.truth['answer'] + sample.truth['step']:.1f}"
+        assert FrameTime().score(Surface().wrap(near), sample.truth).reward < 1.0
+    truth = {"answer": 3.0, "frames": 16, "step": 0.5, "tau": 0.05}
+    assert FrameTime().score(Surface().wrap("3.2 s"), truth).correct
+    assert FrameTime().score(Surface().wrap("3.8"), truth).reward == pytest.approx(np.exp(-0.8 / 0.4))
+    assert FrameTime().score(Surface().wrap("-1"), truth).reward == 0.0
+    assert FrameTime().score(Surface().wrap("8.0"), truth).reward == 0.0
+
+
+def test_needle_frames_come_from_the_other_clip():
+    sample = drawn(NeedleClip(), 2, decoys=0)
+    ((a, b),) = sample.key  # type: ignore[misc]
+    shown = sample.visuals[0].pixels
+    source = media(2)[0].video()
+    indices = clips.spread(source, np.arange(24.0))
+    assert indices is not None
+    host = source.read(indices.tolist())
+    same = [i for i in range(24) if np.array_equal(shown[i], host[i])]
+    assert same == [i for i in range(24) if not a <= i < b]
+
+
+def test_interleaved_clips_are_sorted_by_video_and_time():
+    sample = drawn(InterleavedClips(), 2, clips=3, seed=1)
+    answer, task = sample.truth["answer"], InterleavedClips()
+    assert sorted(answer) == [1, 2, 3, 4, 5, 6] and 1 in answer[:3]
+    turned = " | ".join(", ".join(map(str, half)) for half in (answer[3:], answer[:3]))
+    assert task.score(Surface().wrap(turned), sample.truth).correct
+    assert task.score(Surface().wrap(turned.replace("|", ",")), sample.truth).reward == 0.0
+    assert task.score(Surface().wrap("1,2,3 | 4,5,5"), sample.truth).reward == 0.0
+
+
+@pytest.mark.parametrize("motion", ["still", "moving", "reenter"])
+def test_counts_equal_what_was_painted(motion):
+    for seed in range(3):
+        sample = drawn(VideoCount(), motion=motion, seed=seed, most=6, frames=16)
+        painted = sample.meta["painted"]
+        assert sample.truth["answer"] == list(painted.values())[:3]
+        assert all(1 <= count <= 6 for count in sample.truth["answer"])
+        if motion == "still":
+            boxes = sum(len(evidence.boxes) for evidence in sample.evidence)
+            assert boxes == sum(sample.truth["answer"])
+        source = media(1)[0].video()
+        indices = clips.spread(source, np.arange(16.0))
+        assert indices is not None
+        clean = source.read(indices.tolist())
+        for evidence in sample.evidence:
+            for x0, y0, x1, y1 in evidence.boxes:
+                region = np.s_[evidence.frames[0], max(y0, 0) : y1, max(x0, 0) : x1]
+                assert not np.array_equal(clean[region], sample.visuals[0].pixels[region])
+
+
+def test_counting_refuses_more_objects_than_colours():
+    with pytest.raises(ValueError, match="at most 8"):
+        make(VideoCount(), media(1), {"most": 9})
+
+
+@pytest.mark.parametrize("which", ["first", "last"])
+def test_sprite_times_are_the_edges_of_its_visits(which):
+    for seed in range(4):
+        sample = drawn(SpriteTimes(), ask=which, seed=seed, visits=3)
+        seen = np.flatnonzero(sample.meta["visible"])
+        assert sample.key == (seen[0] if which == "first" else seen[-1])
+        assert [evidence.frames[0] for evidence in sample.evidence] != []
+        assert {evidence.frames[0] for evidence in sample.evidence} == set(seen.tolist())
+
+
+def test_sprite_path_ends_where_the_moves_lead():
+    for seed in range(4):
+        cell = drawn(SpritePath(), seed=seed, objects=3)
+        box = cell.evidence[-1].boxes[0]
+        height, width = cell.visuals[0].pixels.shape[1:3]
+        column = int((box[0] + box[2]) / 2 / width * 3)
+        row = int((box[1] + box[3]) / 2 / height * 3)
+        assert cell.truth["answer"] == str(row * 3 + column + 1)
+        moves = drawn(SpriteMoves(), seed=seed, objects=2)
+        centres = [((b[0] + b[2]) / 2, (b[1] + b[3]) / 2) for e in moves.evidence for b in e.boxes]
+        dx, dy = centres[-1][0] - centres[0][0], centres[-1][1] - centres[0][1]
+        words = moves.truth["answer"]
+        assert round(dx / width * 3) == words.count("right") - words.count("left")
+        assert round(dy / height * 3) == words.count("down") - words.count("up")
