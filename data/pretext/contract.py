@@ -219,6 +219,9 @@ class Task(ABC):
     """Question templates with `str.format` placeholders from `Draft.fields`; at least two."""
     intended: ClassVar[tuple[str, ...]] = ()
     """Auditors (see `audit`) whose cue is what this task is about; they may beat chance."""
+    avoid: ClassVar[tuple[str, ...]] = ()
+    """Traits a medium must not have, e.g. "flat-shapes" where flat shapes are painted and counted. Sources that draw
+    obey; photographs are taken as they are."""
     hint: ClassVar[str]
     """What the answer looks like, e.g. "the piece numbers in reading order, separated by commas"."""
 

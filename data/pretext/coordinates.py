@@ -49,11 +49,14 @@ def project(matrix: Array, points: Array) -> Array:
 
 
 def warp(picture: Array, matrix: Array, width: int, height: int) -> Array:
-    """The picture seen through `matrix` (output to source), bicubic. Every output pixel must have a source."""
-    flat = (matrix / matrix[2, 2]).reshape(-1)[:8]
+    """The picture seen through `matrix` (output to source), bilinear. Every output pixel must have a source."""
+    flat = [float(value) for value in (matrix / matrix[2, 2]).reshape(-1)]
     image = Image.fromarray(np.ascontiguousarray(picture))
-    out = image.transform((width, height), Image.Transform.PERSPECTIVE, tuple(flat), Image.Resampling.BICUBIC)
-    return np.asarray(out)
+    if flat[6] == flat[7] == 0.0:
+        kind, numbers = Image.Transform.AFFINE, flat[:6]
+    else:
+        kind, numbers = Image.Transform.PERSPECTIVE, flat[:8]
+    return np.asarray(image.transform((width, height), kind, numbers, Image.Resampling.BILINEAR))
 
 
 def corners(width: float, height: float) -> Array:

@@ -37,7 +37,7 @@ class Mosaic(ChoiceTask):
     def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
         side, squares = int(knobs["side"]), []
         for place, medium in enumerate(media):
-            picture = harmless_history(medium.picture(), rng.child("picture", place), 2 * side)
+            picture = harmless_history(medium.picture(), rng.child("picture", place), round(1.4 * side))
             edge = min(picture.shape[:2])
             square = random_crop(picture, edge, edge, rng.geometry)
             if square is None or edge < side / 2:

@@ -29,6 +29,7 @@ from data.pretext.rng import Streams
 class OverlayCount(Task):
     name = "overlay-count"
     kinds = ("image", "rgbd", "document")
+    avoid = ("flat-shapes",)
     knobs: ClassVar = {
         "asked": Knob(2, (1, 1, 2, 3), help="Number of shapes to count.", allowed=(1, 2, 3)),
         "most": Knob(5, (3, 5, 9), help="Largest count of each shape."),

@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw
 
 from data.pretext.contract import Array
-from data.pretext.procedural import Shape, ShapeName, outline
+from data.pretext.procedural import Shape, ShapeName, coverage
 
 CONTRAST = 40.0
 """Smallest mean absolute colour difference between a shape and its surround, in grey levels."""
@@ -46,22 +45,12 @@ def paint(picture: Array, name: ShapeName, at: tuple[float, float, float], rng: 
     under = picture[y0:y1, x0:x1]
     colour = contrasting(under, rng)
     shape = Shape(name, (0, 0, 0), x - x0, y - y0, size, float(rng.uniform(0, 360)))
-    cover = coverage(shape, under.shape[0], under.shape[1])[..., None] * np.float32(rng.uniform(0.75, 1.0))
+    mask = np.asarray(coverage(shape, under.shape[0], under.shape[1]), dtype=np.float32)[..., None]
+    cover = mask * np.float32(rng.uniform(0.75, 1.0) / 255)
     grain = 1.0 + rng.normal(0.0, 0.05, size=(*under.shape[:2], 1)).astype(np.float32)
     mixed = under * (1.0 - cover) + np.clip(colour * grain, 0, 255) * cover
     picture[y0:y1, x0:x1] = mixed.astype(np.uint8)
     return picture
-
-
-def coverage(shape: Shape, height: int, width: int) -> Array:
-    """float32 [height, width] in [0, 1]: how much of each pixel the shape covers (4× supersampled)."""
-    mask = Image.new("L", (4 * width, 4 * height))
-    pen = ImageDraw.Draw(mask)
-    pen.polygon(outline(shape, 4.0), fill=255)
-    if shape.name == "ring":
-        inner = Shape("circle", (0, 0, 0), shape.x, shape.y, 0.55 * shape.size)
-        pen.polygon(outline(inner, 4.0), fill=0)
-    return np.asarray(mask.reduce(4), dtype=np.float32) / np.float32(255)
 
 
 def contrasting(under: Array, rng: np.random.Generator) -> Array:

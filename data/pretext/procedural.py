@@ -1,19 +1,21 @@
 """The embedded source: drawn scenes and clips, without any download.
 
-A scene is a smooth two-colour ground with a soft texture, and shapes with their own colours, sizes and texture, drawn
-at twice the size and averaged down (antialiased edges). A clip moves the shapes along straight lines that bounce off
-the borders, in front of the same ground. Depth scenes give each shape a distance; nearer shapes are drawn later and
-larger. Everything follows from (seed, index).
+A scene has a light sky above a darker, textured ground, so that up and down can be told, and shapes with their own
+colours, sizes and small tilts, lit from above (each throws a shadow downwards); edges are antialiased. A clip moves the
+shapes along straight lines that bounce off the borders; they turn clockwise and leave a fading trail, so that forward
+and backward can be told. Depth scenes stand shapes on a floor that recedes from 1 m to 10 m; nearer shapes are larger
+and drawn later. Everything follows from (seed, index) and the size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
 from data.pretext.contract import Array, ArrayClip, Medium
 from data.pretext.rng import digest, generator
@@ -32,9 +34,27 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 }
 
 
+def _regular(count: int, start: float) -> tuple[Array, Array]:
+    """Radii (1 = the size) and angles of a regular polygon."""
+    return np.full(count, 0.5), np.arange(count) * (2 * np.pi / count) + np.deg2rad(start)
+
+
+_FORMS: dict[ShapeName, tuple[Array, Array]] = {
+    "circle": _regular(40, 0),
+    "ring": _regular(40, 0),
+    "square": _regular(4, 45),
+    "triangle": _regular(3, -90),
+    "star": (np.tile([0.5, 0.225], 5), _regular(10, -90)[1]),
+    "cross": (
+        np.tile([0.5, 0.5, 0.2], 4),
+        np.concatenate([np.pi / 2 * arm + np.array([-0.3, 0.3, np.pi / 4]) for arm in range(4)]),
+    ),
+}
+
+
 @dataclass(frozen=True)
 class Shape:
-    """One drawn object. Centre, size and speed are in pixels (per second); angle in degrees."""
+    """One drawn object. Centre, size and speed are in pixels (per second); angle in degrees clockwise."""
 
     name: ShapeName
     colour: tuple[int, int, int]
@@ -48,61 +68,68 @@ class Shape:
 
 
 def outline(shape: Shape, scale: float = 1.0) -> list[tuple[float, float]]:
-    """The corners of a shape in picture coordinates times `scale` (circles and rings get 48)."""
-    turns = {"circle": 48, "ring": 48, "square": 4, "triangle": 3, "star": 10, "cross": 12}[shape.name]
-    radius = np.full(turns, shape.size / 2)
-    angles = np.arange(turns) * (2 * np.pi / turns) + np.deg2rad(shape.angle)
-    if shape.name == "star":
-        radius[1::2] *= 0.45
-    if shape.name == "cross":
-        radius = np.tile([0.5, 0.5, 0.2], 4) * shape.size
-        angles = np.concatenate([np.pi / 2 * arm + np.array([-0.3, 0.3, np.pi / 4]) for arm in range(4)])
-        angles = angles + np.deg2rad(shape.angle)
-    xs, ys = shape.x + radius * np.cos(angles), shape.y + radius * np.sin(angles)
-    return [(float(x * scale), float(y * scale)) for x, y in zip(xs, ys, strict=True)]
+    """The corners of a shape in picture coordinates times `scale`; at angle 0 it stands upright."""
+    radius, angles = _FORMS[shape.name]
+    turned = angles + math.radians(shape.angle)
+    corners = np.stack([np.cos(turned), np.sin(turned)], axis=1) * (radius * shape.size)[:, None]
+    return [(x, y) for x, y in ((corners + np.array([shape.x, shape.y])) * scale).tolist()]
+
+
+def coverage(shape: Shape, height: int, width: int, fine: int = 4) -> Image.Image:
+    """An "L" image of this size: how much of each pixel the shape covers, 0 to 255, supersampled `fine` times."""
+    mask = Image.new("L", (fine * width, fine * height))
+    pen = ImageDraw.Draw(mask)
+    pen.polygon(outline(shape, fine), fill=255)
+    if shape.name == "ring":
+        pen.polygon(outline(replace(shape, size=0.55 * shape.size), fine), fill=0)
+    return mask.reduce(fine)
 
 
 def ground(rng: np.random.Generator, height: int, width: int) -> Array:
-    """uint8 [height, width, 3]: a colour gradient with soft blobs and fine grain."""
-    low = rng.uniform(40, 215, size=(4, 4, 3))
-    low += np.linspace(-30, 30, 4)[:, None, None] * rng.uniform(-1, 1, size=3)
-    small = Image.fromarray(np.clip(low, 0, 255).astype(np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
-    grain = rng.integers(-9, 10, size=(height // 2 + 1, width // 2 + 1, 1), dtype=np.int16)
-    grain = np.repeat(np.repeat(grain, 2, axis=0), 2, axis=1)[:height, :width]
-    return np.clip(np.asarray(small, dtype=np.int16) + grain, 0, 255).astype(np.uint8)
+    """uint8 [height, width, 3]: sky over ground with a soft horizon, broad colour changes and fine grain."""
+    sky, soil = rng.uniform(150, 235, size=3), rng.uniform(40, 140, size=3)
+    horizon = float(rng.uniform(0.35, 0.6))
+    rows = np.clip((np.linspace(0, 1, 24) - horizon) * 6 + 0.5, 0, 1)[:, None, None]
+    coarse = sky * (1 - rows) + soil * rows + rng.uniform(-22, 22, size=(24, 6, 3))
+    coarse += np.linspace(20, -20, 24)[:, None, None]
+    coarse += np.linspace(-1, 1, 6)[None, :, None] * rng.uniform(-25, 25, size=3)
+    tall, wide = height // 4 + 1, width // 4 + 1
+    broad = Image.fromarray(np.clip(coarse, 0, 255).astype(np.uint8)).resize((wide, tall), Image.Resampling.BICUBIC)
+    grain = Image.fromarray(rng.integers(0, 33, size=(tall, wide, 3), dtype=np.uint8))
+    return np.asarray(ImageChops.add(broad, grain, 1.0, -16).resize((width, height), Image.Resampling.BILINEAR))
 
 
-def draw(back: Array, shapes: list[Shape]) -> Array:
-    """The shapes on the ground, far ones first. uint8, same size as `back`."""
-    height, width = back.shape[:2]
-    picture = Image.fromarray(back).resize((2 * width, 2 * height), Image.Resampling.NEAREST)
-    pen = ImageDraw.Draw(picture)
+def draw(back: Array, shapes: Sequence[Shape]) -> Array:
+    """The shapes with their shadows on the ground, far ones first. uint8, same size as `back`."""
+    picture = Image.fromarray(back)
     for shape in sorted(shapes, key=lambda s: -s.depth):
-        shade = tuple(int(0.6 * channel) for channel in shape.colour)
-        pen.polygon(outline(shape, 2.0), fill=shape.colour, outline=shade, width=3)
-        if shape.name == "ring":
-            inner = replace(shape, size=0.55 * shape.size)
-            x, y = int(np.clip(shape.x, 0, width - 1)), int(np.clip(shape.y, 0, height - 1))
-            pen.polygon(outline(inner, 2.0), fill=tuple(int(v) for v in back[y, x]), outline=shade, width=3)
-    return np.asarray(picture.reduce(2))
+        reach = int(0.5 * shape.size) + 2
+        x0, y0 = int(shape.x) - reach, int(shape.y) - reach
+        mask = coverage(replace(shape, x=shape.x - x0, y=shape.y - y0), 2 * reach, 2 * reach, 2)
+        shadow = tuple(int(0.25 * channel) for channel in shape.colour)
+        half = Image.fromarray(np.asarray(mask) >> 1)
+        picture.paste(shadow, (x0, y0 + max(2, int(0.09 * shape.size))), half)
+        picture.paste(shape.colour, (x0, y0), mask)
+    return np.asarray(picture)
 
 
 def random_shapes(rng: np.random.Generator, height: int, width: int, count: int) -> list[Shape]:
-    """`count` shapes of random kind, colour, place and size (8 to 28 % of the short side)."""
+    """`count` nearly upright shapes of random kind, colour, place, speed and size (8 to 28 % of the short side)."""
     short, colours = min(height, width), list(COLOURS.values())
+    uniform = rng.random((count, 7))
     return [
         Shape(
             SHAPES[int(rng.integers(len(SHAPES)))],
             colours[int(rng.integers(len(colours)))],
-            float(rng.uniform(0.05, 0.95) * width),
-            float(rng.uniform(0.05, 0.95) * height),
-            float(rng.uniform(0.08, 0.28) * short),
-            float(rng.uniform(0, 360)),
-            float(rng.uniform(0.5, 8.0)),
-            float(rng.uniform(-0.25, 0.25) * short),
-            float(rng.uniform(-0.25, 0.25) * short),
+            float((0.05 + 0.9 * u[0]) * width),
+            float((0.05 + 0.9 * u[1]) * height),
+            float((0.08 + 0.2 * u[2]) * short),
+            float(40 * u[3] - 20),
+            float(0.5 + 7.5 * u[4]),
+            float(0.16 * (1 + u[5]) * short * np.cos(2 * np.pi * u[6])),
+            float(0.16 * (1 + u[5]) * short * np.sin(2 * np.pi * u[6])),
         )
-        for _ in range(count)
+        for u in uniform
     ]
 
 
@@ -113,47 +140,79 @@ def scene(seed: int, index: int, height: int = 384, width: int = 512) -> Medium:
     return Medium(_name("scene", seed, index, height, width), "image", image=pixels)
 
 
+def landscape(seed: int, index: int, height: int = 384, width: int = 512) -> Medium:
+    """A still picture without any flat shape: soft blobs on the ground, to paint on."""
+    rng = generator("landscape", seed, index)
+    pixels = _soft(rng, height, width)
+    return Medium(_name("landscape", seed, index, height, width), "image", image=pixels)
+
+
+def drift(
+    seed: int, index: int, height: int = 192, width: int = 256, seconds: float = 16.0, fps: float = 4.0
+) -> Medium:
+    """A clip without any flat shape: a window that glides over a landscape along a slow ellipse."""
+    rng = generator("drift", seed, index)
+    wide = _soft(rng, round(1.5 * height), round(1.5 * width))
+    times, (phase, turns) = np.arange(round(seconds * fps)) / fps, rng.uniform(0.6, 1.0, size=2)
+    angles = 2 * np.pi * (phase + turns * times / seconds)
+    tops = np.round((0.5 + 0.48 * np.sin(angles)) * (wide.shape[0] - height)).astype(int)
+    lefts = np.round((0.5 + 0.48 * np.cos(angles)) * (wide.shape[1] - width)).astype(int)
+    frames = np.stack([wide[y : y + height, x : x + width] for y, x in zip(tops, lefts, strict=True)])
+    name = _name("drift", seed, index, height, width, seconds, fps)
+    return Medium(name, "video", clip=ArrayClip(frames, times.astype(np.float64)))
+
+
 def depth_scene(seed: int, index: int, height: int = 384, width: int = 512) -> Medium:
-    """A picture with exact depth: a floor that recedes from 1 m to 10 m and shapes that stand at their distance."""
+    """A picture with exact depth in metres."""
     rng = generator("depth", seed, index)
     back = ground(rng, height, width)
     depth = np.repeat(np.linspace(10.0, 1.0, height, dtype=np.float32)[:, None], width, axis=1)
-    back = (back * (0.45 + 0.55 * (10.0 - depth[..., None]) / 9.0)).astype(np.uint8)
     shapes = []
     for shape in random_shapes(rng, height, width, int(rng.integers(8, 13))):
         far = float(np.interp(shape.y, [0, height - 1], [9.5, 1.2]))
-        shapes.append(replace(shape, depth=far, size=float(min(height, width) * 0.45 / (0.6 + far * 0.5))))
+        size = float(min(height, width) * 0.45 / (0.6 + far * 0.5))
+        shapes.append(replace(shape, name="circle" if shape.name == "ring" else shape.name, depth=far, size=size))
     for shape in sorted(shapes, key=lambda s: -s.depth):
         cover = Image.new("1", (width, height))
         ImageDraw.Draw(cover).polygon(outline(shape), fill=1)
         depth[np.asarray(cover)] = shape.depth
-    solid = [replace(shape, name="circle") if shape.name == "ring" else shape for shape in shapes]
-    return Medium(_name("depth", seed, index, height, width), "rgbd", image=draw(back, solid), depth=depth)
+    return Medium(_name("depth", seed, index, height, width), "rgbd", image=draw(back, shapes), depth=depth)
 
 
 def clip(seed: int, index: int, height: int = 192, width: int = 256, seconds: float = 16.0, fps: float = 4.0) -> Medium:
-    """A clip of 5 to 8 moving shapes whose colours of ground and places change all the time (never static)."""
+    """A clip of 5 to 8 moving shapes."""
     rng = generator("clip", seed, index)
     back = ground(rng, height, width)
-    shapes = [_moving(shape, rng) for shape in random_shapes(rng, height, width, int(rng.integers(5, 9)))]
+    shapes = random_shapes(rng, height, width, int(rng.integers(5, 9)))
     times = np.arange(round(seconds * fps)) / fps
-    frames = np.stack([draw(back, [_at(shape, t, height, width) for shape in shapes]) for t in times])
+    frames = np.stack([_moment(back, shapes, float(time)) for time in times])
     name = _name("clip", seed, index, height, width, seconds, fps)
     return Medium(name, "video", clip=ArrayClip(frames, times.astype(np.float64)))
 
 
-def scenes(seed: int = 0, **size: int) -> Iterator[Medium]:
-    """Endless scenes."""
-    index = 0
-    while True:
-        yield scene(seed, index, **size)
-        index += 1
+def _soft(rng: np.random.Generator, height: int, width: int) -> Array:
+    """The ground with 14 blurred ellipses."""
+    back = ground(rng, height, width)
+    layer = Image.fromarray(back).reduce(4)
+    pen = ImageDraw.Draw(layer)
+    for x, y, across, down, *colour in rng.random((14, 7)):
+        left, top = x * layer.width, y * layer.height
+        box = (left, top, left + (0.06 + 0.2 * across) * layer.width, top + (0.06 + 0.2 * down) * layer.height)
+        pen.ellipse(box, fill=tuple(int(30 + 200 * channel) for channel in colour))
+    blurred = layer.filter(ImageFilter.GaussianBlur(2.5)).resize((width, height), Image.Resampling.BICUBIC)
+    return np.asarray(Image.blend(Image.fromarray(back), blurred, 0.7))
 
 
-def _moving(shape: Shape, rng: np.random.Generator) -> Shape:
-    speed = rng.uniform(0.06, 0.2) * shape.size * 6
-    angle = rng.uniform(0, 2 * np.pi)
-    return replace(shape, vx=float(speed * np.cos(angle)), vy=float(speed * np.sin(angle)))
+def _moment(back: Array, shapes: Sequence[Shape], time: float) -> Array:
+    """One frame: every shape with two smaller, paler copies where it was shortly before."""
+    height, width = back.shape[:2]
+    drawn = []
+    for shape in shapes:
+        for age in (2, 1, 0):
+            now = _at(shape, time - 0.22 * age, height, width)
+            pale = tuple((int(channel) * (4 - age) + 128 * age) // 4 for channel in shape.colour)
+            drawn.append(replace(now, size=shape.size * (1 - 0.25 * age), colour=pale, depth=shape.depth + 0.01 * age))
+    return draw(back, drawn)
 
 
 def _at(shape: Shape, time: float, height: int, width: int) -> Shape:
@@ -161,7 +220,7 @@ def _at(shape: Shape, time: float, height: int, width: int) -> Shape:
         shape,
         x=_bounce(shape.x + shape.vx * time, width),
         y=_bounce(shape.y + shape.vy * time, height),
-        angle=shape.angle + 12.0 * time,
+        angle=shape.angle + 40.0 * time,
     )
 
 

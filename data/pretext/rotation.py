@@ -43,7 +43,7 @@ class Rotation(Task):
         picture = harmless_history(media[0].picture(), rng, 2 * side)
         edge = min(picture.shape[:2])
         square = random_crop(picture, edge, edge, rng.geometry)
-        if square is None or edge < side:
+        if square is None or 2 * edge < side:
             return Reject("too-small")
         angles = list(range(0, 360, step))
         upright = turned(square, 0, step, side)
