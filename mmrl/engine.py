@@ -1,9 +1,9 @@
 """The in-process rollout engine: prompts are prefilled once per group, answers share their keys and values.
 
-One packed row prefills all prompts of a chunk; their keys and values are kept once per prompt and every answer attends
+One packed row prefills all prompts of a chunk; their keys and values are kept once per prompt, and each answer attends
 to them and to a buffer of its own (`attention.Decoding`). Answers that end are removed at once. Each answer has its own
-stream of random numbers, keyed by (run seed, step, prompt id, view, answer), so the same prompt, weights, seed and batch
-shape give the same answer; across batch shapes log-probs agree to rounding.
+stream of random numbers, keyed by (run seed, step, prompt id, view, answer), so the same prompt, weights, seed and
+batch shape give the same answer; across batch shapes log-probs agree to rounding.
 
 Vision placeholder ids are never drawn: one of them inside an answer would shift the pictures of every later pass.
 """

@@ -1,8 +1,8 @@
 """The vision tower runs once per distinct picture, branch and weights version.
 
-Features are keyed by the content of the pixels and the version of the tower's weights. An entry can keep its graph: then
-everyone gets one detached leaf, gradients collect in it over all micro-batches, and `backward` sends them through the
-tower once. While the weights are unchanged, the same forward serves rollout, scoring and update.
+Features are keyed by the content of the pixels and the version of the tower's weights. An entry can keep its graph:
+then everyone gets one detached leaf, gradients collect in it over all micro-batches, and `backward` sends them through
+the tower once. While the weights are unchanged, the same forward serves rollout, scoring and update.
 """
 
 from __future__ import annotations

@@ -162,13 +162,14 @@ class _Head(torch.autograd.Function):
                     continue
                 entropy = ctx.numbers[i][1][rows]
                 slope = _score_slope(logps[i], tokens[rows], entropy, _cut(g_logp, rows), _cut(g_ent, rows))
-                if slopes[i] is not None:
-                    slope = slopes[i] if slope is None else slope.add_(slopes[i])
+                extra = slopes[i]
+                if extra is not None:
+                    slope = extra if slope is None else slope.add_(extra)
                 if slope is None:
                     continue
                 slope.mul_(scale[rows, None])
-                _pull(slope, h[rows], w, None if out_h[i] is None else out_h[i][rows], out_w[i])
-                logps[i] = None if len(sides) == 1 else logps[i]
+                into = out_h[i]
+                _pull(slope, h[rows], w, None if into is None else into[rows], out_w[i])
         out_w = [None if put else w for w, put in zip(out_w, direct, strict=True)]
         if len(sides) == 1:
             return out_h[0], out_w[0], None, None, None, None, None

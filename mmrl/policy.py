@@ -1,6 +1,6 @@
 """The policy: a vision-language model that scores answers. The only user of transformers models and peft.
 
-`score` runs packed rows (see `attention.py`, `batching.py`): a prompt once per group, pictures once (see `features.py`),
+`score` runs packed rows (see `attention.py`, `batching.py`): a prompt once per group, pictures once (`features.py`),
 the head on answer tokens only (see `logprobs.py`). The repeated computation of `repeated.py` is the reference and the
 fallback (`shared=False`).
 
@@ -14,7 +14,7 @@ import copy
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -39,7 +39,7 @@ class LoRA:
 
     rank: int = 0
     """Rank of the adapters; 0 trains all weights."""
-    alpha: float = 0.0
+    alpha: int = 0
     """Scale of the adapters; 0 means twice the rank."""
     vision: bool = False
     """Also adapt the vision tower."""
@@ -69,6 +69,8 @@ class Policy:
         """Grows with each optimizer step."""
         self.retain_vision = False
         """Keep the tower's graph of the next rollout, because its update uses the same weights."""
+        self.description: dict[str, Any] = {"source": getattr(model, "name_or_path", "")}
+        """What a continued run must have in common with this one."""
         self.counters: Counter[str] = Counter()
         """Tokens and patches through each network since the trainer last looked."""
         self.features_store = FeatureStore()
@@ -112,11 +114,18 @@ class Policy:
             model = _load_adapter(Path(source), kind)
         else:
             model = AutoModelForImageTextToText.from_pretrained(source, dtype=kind)
-        model.to(where)
+        torch.nn.Module.to(model, where)
         freeze_parts(model, freeze)
         if lora is not None and lora.rank:
             model = add_lora(model, lora)
         policy = cls(model, processing, shared=shared)
+        policy.description = {
+            "source": str(source),
+            "dtype": str(kind).removeprefix("torch."),
+            "freeze": list(freeze),
+            "lora": vars(lora) if lora is not None and lora.rank else None,
+            "shared": shared,
+        }
         size = sum(p.numel() for p in policy.base.parameters())
         if size > 500e6 if checkpointing is None else checkpointing:
             policy.enable_checkpointing()
@@ -252,20 +261,24 @@ class Policy:
     ) -> dict[str, Scores]:
         """Scores [B, T] of the groups' answers under each view; a view with a divergence is held against "raw".
 
+        The view "ref" is scored with the reference weights.
+
         `shape` is (B, T) of the batch the rows and columns refer to; entries without a token are 0.
         """
         if not self.shared:
             from mmrl.repeated import score_repeated
 
             return score_repeated(self, views, wanted, shape)
-        weight = self.base.lm_head.weight
+        own_weight = self.base.lm_head.weight
         out: dict[str, Scores] = {}
         kept: tuple[Tensor, Stream] | None = None
         against_raw = any(w.divergence for w in wanted.values())
         order = sorted(wanted, key=lambda name: name != "raw")
         for name in order:
             want = wanted[name]
-            states, stream = self.hidden(views[name], want.grad)
+            with self.reference() if name == "ref" else nullcontext():
+                states, stream = self.hidden(views[name], want.grad)
+                weight = self.base.lm_head.weight
             if name == "raw" and against_raw:
                 kept = (states, stream)
             place = lambda x, s=stream: _scatter(x, s, shape)  # noqa: E731
@@ -278,7 +291,7 @@ class Policy:
                 raw, raw_stream = kept
                 same = align(raw_stream, stream)
                 _, _, logp, entropy, divergence = head_divergence(
-                    raw[same], weight, states, weight, stream.tokens, want.divergence, stream.temperature
+                    raw[same], own_weight, states, weight, stream.tokens, want.divergence, stream.temperature
                 )
                 out[name] = Scores(place(logp), place(entropy) if want.entropy else None, place(divergence))
         return out

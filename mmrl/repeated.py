@@ -1,8 +1,8 @@
 """The repeated computation: every answer is scored in a row of its own, behind its own copy of the prompt.
 
 This is what other frameworks do. Here it is the reference that the packed path is tested against, the baseline of the
-benchmarks, and the fallback when a model's attention cannot be replaced (`Policy(shared=False)`); it costs up to G times
-more. It uses full logits, so it is for small vocabularies or short answers.
+benchmarks, and the fallback when a model's attention cannot be replaced (`Policy(shared=False)`); it costs up to G
+times more. It uses full logits, so it is for small vocabularies or short answers.
 """
 
 from __future__ import annotations

@@ -67,8 +67,10 @@ class Prompt:
 class Prompts(Protocol):
     """A lazy collection of prompts: pixels are decoded when an index is read."""
 
-    size: int | None
-    """Number of rows; None if endless."""
+    @property
+    def size(self) -> int | None:
+        """Number of rows; None if endless."""
+        ...
 
     def __getitem__(self, index: int) -> Prompt:
         """The prompt at this index; the same index always gives the same prompt. Raises `BadRow`."""
