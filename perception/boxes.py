@@ -1,0 +1,235 @@
+"""Boxes and points: overlap, matching, detection precision, and the one place where coordinates change their space.
+
+A box is (x0, y0, x1, y1), a point (x, y). Two conventions for the area of a box are in use and both are offered:
+"half_open", width x1 - x0 (pixels x0 ... x1 - 1), and "inclusive", width x1 - x0 + 1 (pixels x0 ... x1; VisionReasoner
+and Seg-Zero). Boxes without area overlap with nothing.
+
+Average precision is COCO's for one picture: per label and IoU threshold, predictions in the order of their scores take
+the unmatched truth with the largest IoU at or above the threshold; precision is made non-increasing from the right and
+read at the 101 recalls 0, 0.01, ..., 1. The mean goes over thresholds and the labels of the truth.
+
+Coordinate spaces: "original" pixels of the picture as it came, "resized" pixels after the pixel-budget resize (what
+Qwen2.5-VL speaks), "thousand", both axes scaled to 0 ... 1000 (Qwen2-VL, Qwen3-VL, InternVL). Which family speaks which
+is declared in `FAMILY_SPACE`; everything goes through `convert`.
+
+Departure from COCO: boxes of negative area (corners swapped) never match and count as false predictions; COCO's
+evaluation ignores them. No torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
+Convention = Literal["half_open", "inclusive"]
+Space = Literal["original", "resized", "thousand"]
+
+FAMILY_SPACE: Mapping[str, Space] = MappingProxyType(
+    {
+        "qwen2_vl": "thousand",
+        "qwen2_5_vl": "resized",
+        "qwen3_vl": "thousand",
+        "qwen3_vl_moe": "thousand",
+        "internvl": "thousand",
+    }
+)
+"""transformers' `model_type` -> the space in which the family was taught to speak of places."""
+COCO_THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10).tolist())
+"""The IoU thresholds 0.50, 0.55, ..., 0.95."""
+RECALLS = np.linspace(0.0, 1.0, 101)
+"""Where COCO reads precision."""
+MAX_DETECTIONS = 100
+"""Predictions per label that COCO looks at."""
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """The sizes of one picture."""
+
+    original: tuple[float, float]
+    """(width, height) in original pixels."""
+    resized: tuple[float, float] | None = None
+    """(width, height) after the pixel-budget resize, if known."""
+
+    def size(self, space: Space) -> tuple[float, float]:
+        """Width and height of the picture in this space."""
+        if space == "thousand":
+            return 1000.0, 1000.0
+        if space == "original":
+            return self.original
+        if self.resized is None:
+            raise ValueError(
+                "coordinates in 'resized' pixels need the size after the resize; give Canvas(resized=(width, height)) "
+                "or put 'resized_size' into the row."
+            )
+        return self.resized
+
+
+def canvas_of(extra: Mapping[str, Any]) -> Canvas:
+    """The canvas of a row from its columns `original_size` and `resized_size`, each (width, height)."""
+    if "original_size" not in extra:
+        raise ValueError(
+            "the row has no column 'original_size' (width, height), which coordinate spaces need; "
+            f"it has {sorted(extra)}."
+        )
+    resized = extra.get("resized_size")
+    width, height = extra["original_size"]
+    return Canvas((float(width), float(height)), None if resized is None else (float(resized[0]), float(resized[1])))
+
+
+def family_space(model_type: str) -> Space:
+    """The space in which a model family speaks of places."""
+    if model_type not in FAMILY_SPACE:
+        raise ValueError(
+            f"no coordinate space is declared for model type {model_type!r}, only for {sorted(FAMILY_SPACE)}; "
+            "name the space yourself: 'original', 'resized' or 'thousand'."
+        )
+    return FAMILY_SPACE[model_type]
+
+
+def convert(places: ArrayLike, source: Space, target: Space, canvas: Canvas | None) -> Floats:
+    """Carry boxes [..., 4] or points [..., 2], x before y, from one space to another; no rounding, no clipping."""
+    array = np.asarray(places, dtype=np.float64)
+    if source == target:
+        return array
+    if canvas is None:
+        raise ValueError(f"going from {source!r} to {target!r} coordinates needs the sizes of the picture (Canvas).")
+    scale = np.asarray(canvas.size(target)) / np.asarray(canvas.size(source))
+    return array * np.tile(scale, array.shape[-1] // 2)
+
+
+def areas(boxes: ArrayLike, convention: Convention = "half_open") -> Floats:
+    """Area of each box [N, 4] -> [N]; 0 if a side is not positive."""
+    sides = _boxes(boxes)[:, 2:] - _boxes(boxes)[:, :2] + _extra(convention)
+    return np.where((sides > 0).all(1), sides.prod(1), 0.0)
+
+
+def iou(first: ArrayLike, second: ArrayLike, convention: Convention = "half_open") -> Floats:
+    """Intersection over union of boxes [M, 4] and [N, 4] -> [M, N]; 0 where a box has no area."""
+    shared, union = _shared_and_union(first, second, convention)
+    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+
+
+def giou(first: ArrayLike, second: ArrayLike, convention: Convention = "half_open") -> Floats:
+    """Generalised IoU, IoU - (hull - union) / hull, in (-1, 1]; -1 where a box has no area. -> [M, N]"""
+    shared, union = _shared_and_union(first, second, convention)
+    a, b = _boxes(first)[:, None], _boxes(second)[None]
+    hull = (np.maximum(a[..., 2:], b[..., 2:]) - np.minimum(a[..., :2], b[..., :2]) + _extra(convention)).prod(-1)
+    solid = (areas(first, convention)[:, None] > 0) & (areas(second, convention)[None] > 0)
+    safe_union, safe_hull = np.where(solid, union, 1.0), np.where(solid, hull, 1.0)
+    return np.where(solid, shared / safe_union - (safe_hull - safe_union) / safe_hull, -1.0)
+
+
+def mean_distance(first: ArrayLike, second: ArrayLike) -> Floats:
+    """Mean absolute difference of the four numbers of boxes [M, 4] and [N, 4] -> [M, N]."""
+    return np.abs(_boxes(first)[:, None] - _boxes(second)[None]).mean(-1)
+
+
+def point_distance(first: ArrayLike, second: ArrayLike) -> Floats:
+    """Euclidean distance of points [M, 2] and [N, 2] -> [M, N]."""
+    a, b = (np.asarray(points, dtype=np.float64).reshape(-1, 2) for points in (first, second))
+    return np.sqrt(((a[:, None] - b[None]) ** 2).sum(-1))
+
+
+def inside(points: ArrayLike, boxes: ArrayLike) -> NDArray[np.bool_]:
+    """Whether each point [N, 2] lies in its own box [N, 4], border included -> [N]."""
+    at, frame = np.asarray(points, dtype=np.float64).reshape(-1, 2), _boxes(boxes)
+    return np.logical_and((at >= frame[:, :2]).all(1), (at <= frame[:, 2:]).all(1))
+
+
+def best_matching(score: ArrayLike) -> list[tuple[int, int]]:
+    """The one-to-one pairs (row, column) of a score matrix [M, N] with the largest total score."""
+    from scipy.optimize import linear_sum_assignment
+
+    rows, columns = linear_sum_assignment(np.asarray(score, dtype=np.float64), maximize=True)
+    return list(zip(rows.tolist(), columns.tolist(), strict=True))
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Labelled boxes of one picture."""
+
+    boxes: Floats
+    """float [N, 4]."""
+    labels: tuple[str, ...]
+    """N names."""
+    scores: Floats | None = None
+    """float [N]; None: all alike, in the given order."""
+
+    def __post_init__(self) -> None:
+        if self.boxes.shape != (len(self.labels), 4):
+            raise ValueError(
+                f"Detections have boxes {self.boxes.shape} for {len(self.labels)} labels; give [N, 4] for N."
+            )
+
+
+def mean_average_precision(
+    predicted: Detections, truth: Detections, thresholds: Sequence[float] = COCO_THRESHOLDS
+) -> float:
+    """COCO's mAP of one picture over the labels of the truth, in [0, 1]; both empty -> 1, truth alone empty -> 0."""
+    if not truth.labels:
+        return float(not predicted.labels)
+    values = [_label_precision(predicted, truth, label, thresholds) for label in dict.fromkeys(truth.labels)]
+    return float(np.mean(values))
+
+
+def _label_precision(predicted: Detections, truth: Detections, label: str, thresholds: Sequence[float]) -> float:
+    """Average precision of one label, averaged over the thresholds."""
+    mine = np.flatnonzero([name == label for name in predicted.labels])
+    if predicted.scores is not None:
+        mine = mine[np.argsort(-predicted.scores[mine], kind="stable")]
+    mine = mine[:MAX_DETECTIONS]
+    wanted = truth.boxes[[name == label for name in truth.labels]]
+    overlap = iou(predicted.boxes[mine], wanted)
+    curves = [_interpolated(_hits(overlap, threshold), len(wanted)) for threshold in thresholds]
+    return float(np.mean(curves))
+
+
+def _hits(overlap: Floats, threshold: float) -> NDArray[np.bool_]:
+    """Which predictions, taken in order, find a free truth at or above the threshold. [M, N] -> [M]."""
+    free = np.ones(overlap.shape[1], dtype=bool)
+    hits = np.zeros(overlap.shape[0], dtype=bool)
+    for row, values in enumerate(overlap):
+        allowed = np.where(free, values, -1.0)
+        # Of equal overlaps the last wins, as in COCO's loop.
+        best = allowed.size - 1 - int(np.argmax(allowed[::-1]))
+        if allowed[best] >= min(threshold, 1.0 - 1e-10):
+            hits[row], free[best] = True, False
+    return hits
+
+
+def _interpolated(hits: NDArray[np.bool_], wanted: int) -> float:
+    """Mean over the 101 recalls of the best precision at that recall or a higher one."""
+    if not hits.size:
+        return 0.0
+    found = np.cumsum(hits)
+    precision = found / np.arange(1, hits.size + 1)
+    best = np.maximum.accumulate(precision[::-1])[::-1]
+    at = np.searchsorted(found / wanted, RECALLS, side="left")
+    return float(np.where(at < hits.size, best[np.minimum(at, hits.size - 1)], 0.0).mean())
+
+
+def _boxes(boxes: ArrayLike) -> Floats:
+    """Boxes as float [N, 4], also for an empty list."""
+    return np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+
+
+def _extra(convention: Convention) -> float:
+    """What a side is longer than the difference of its ends."""
+    if convention not in ("half_open", "inclusive"):
+        raise ValueError(f"the box convention is {convention!r}; it must be 'half_open' or 'inclusive'.")
+    return 1.0 if convention == "inclusive" else 0.0
+
+
+def _shared_and_union(first: ArrayLike, second: ArrayLike, convention: Convention) -> tuple[Floats, Floats]:
+    """Areas of intersection and union, each [M, N]; no intersection where a box has no area."""
+    a, b = _boxes(first)[:, None], _boxes(second)[None]
+    sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]) + _extra(convention)
+    shared = np.where((sides > 0).all(-1), sides.prod(-1), 0.0)
+    return shared, areas(first, convention)[:, None] + areas(second, convention)[None] - shared

@@ -1,0 +1,32 @@
+"""Published perception rewards with the oddities of their official code, one file per family.
+
+For comparison runs and golden tests; the rewards to train with are in `perception.rewards` and
+`perception.consistency`. Functions take texts and numbers; `Official` makes a reward of one of them. No torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mmrl.types import Rollout
+
+Score = float | Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Official:
+    """An official score (response, ground truth) as a reward function of this framework."""
+
+    score: Callable[[str, str], Score]
+    """A number, or named numbers of which `part` is paid."""
+    part: str = ""
+    """Name of the number that is paid; empty if the score is a single number."""
+    preload: tuple[str, ...] = ()
+    """Modules that a reward worker imports while it starts."""
+
+    def __call__(self, rollout: Rollout) -> float:
+        score = self.score(rollout.text, str(rollout.prompt.answer))
+        return float(score[self.part]) if isinstance(score, Mapping) else float(score)
