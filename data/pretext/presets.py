@@ -1,0 +1,169 @@
+"""Named mixes of tasks. A preset is a list of ingredients: task, weight, knobs.
+
+Sources: videossr-30k from the files named in the training script (four perturbations in equal parts, jigsaw of six,
+counting; 12 : 12 : 6); visual-jigsaw from paper and code (3×3 tiles, six clips, six depths); puzzlecraft from section 2
+(grids of two to nine tiles with both sides at most three, four angles, 3/5/7 decoys; 15 : 15 : 10). Where a paper leaves
+leaks open (no gap between tiles, one frame per second), the `-paper` preset keeps them and the plain one closes them.
+The evaluation preset follows VIUBench's composition. `mmrl-mix-v1` is ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from data.pretext.contract import KnobValue
+from data.pretext.surface import Surface
+
+
+@dataclass(frozen=True)
+class Ingredient:
+    """One task in a mix."""
+
+    task: str
+    weight: float = 1.0
+    knobs: Mapping[str, KnobValue] = field(default_factory=dict)
+    """Fixed settings; the level moves only the others."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A mix under a name."""
+
+    name: str
+    ingredients: tuple[Ingredient, ...]
+    surface: Surface = Surface()
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.ingredients or any(part.weight <= 0 for part in self.ingredients):
+            raise ValueError(f"preset {self.name!r} needs at least one ingredient and positive weights only.")
+
+
+THINK, BOX = Surface(thinking="think"), Surface(tags="boxed", thinking="think")
+PLAIN = Surface(tags="plain")
+GRIDS = ((1, 2), (2, 1), (1, 3), (3, 1), (2, 2), (2, 3), (3, 2), (3, 3))
+"""All grids of two to nine tiles with both sides at most three."""
+
+
+def _jigsaws(weight: float, gap: float) -> tuple[Ingredient, ...]:
+    return tuple(
+        Ingredient("jigsaw", weight / len(GRIDS), {"rows": rows, "columns": columns, "gap": gap, "gamma": 1.0})
+        for rows, columns in GRIDS
+    )
+
+
+def _patchfits(weight: float) -> tuple[Ingredient, ...]:
+    return tuple(Ingredient("patchfit", weight / 3, {"decoys": decoys}) for decoys in (3, 5, 7))
+
+
+def _anomalies(weight: float, kinds: tuple[str, ...]) -> tuple[Ingredient, ...]:
+    paper = {"frames": 48, "decoys": 0}
+    return tuple(Ingredient("anomaly-grounding", weight / len(kinds), {"kind": kind, **paper}) for kind in kinds)
+
+
+_ROTATION = Ingredient("rotation", 10.0, {"step": 90})
+_SIX_CLIPS = {"clips": 6, "per_clip": 8, "trim": 0.0, "reward": "footrule"}
+
+PRESETS: tuple[Preset, ...] = (
+    Preset(
+        "mmrl-mix-v1",
+        (
+            Ingredient("jigsaw", 2.0),
+            Ingredient("rotation"),
+            Ingredient("patchfit"),
+            Ingredient("odd-tile"),
+            Ingredient("differences"),
+            Ingredient("relative-position"),
+            Ingredient("crop-location"),
+            Ingredient("mosaic"),
+            Ingredient("edit-program"),
+            Ingredient("correspondence"),
+            Ingredient("camera-motion"),
+            Ingredient("overlay-count"),
+            Ingredient("quality-order", 0.5),
+            Ingredient("depth-order"),
+            Ingredient("temporal-jigsaw", 2.0),
+            Ingredient("anomaly-grounding", 2.0),
+            Ingredient("needle-clip"),
+            Ingredient("frame-time"),
+            Ingredient("clip-insertion"),
+            Ingredient("arrow-of-time"),
+            Ingredient("interleaved-clips"),
+            Ingredient("video-count"),
+            Ingredient("sprite-times"),
+            Ingredient("sprite-path"),
+        ),
+        THINK,
+        "Our own mix of image and video tasks; tasks without fitting media are left out.",
+    ),
+    Preset(
+        "videossr-30k",
+        (
+            *_anomalies(12.0, ("channel-swap", "mirror", "zoom-out", "rotate180")),
+            Ingredient("temporal-jigsaw", 12.0, _SIX_CLIPS),
+            Ingredient("video-count", 6.0, {"motion": "still", "asked": 3, "most": 8, "frames": 48}),
+        ),
+        PLAIN,
+        "VideoSSR's training mix with our defences (counts drawn uniformly up to 8).",
+    ),
+    Preset(
+        "viubench-like",
+        (
+            *_anomalies(5.0, ("channel-swap", "rotate180", "zoom-out", "mirror", "shuffle")),
+            Ingredient("video-count", 1.0, {"motion": "still", "most": 5, "frames": 48}),
+            Ingredient("video-count", 1.0, {"motion": "still", "most": 8, "frames": 48}),
+            Ingredient("temporal-jigsaw", 1.0, _SIX_CLIPS),
+            Ingredient("temporal-jigsaw", 1.0, _SIX_CLIPS | {"clips": 8, "per_clip": 6}),
+        ),
+        PLAIN,
+        "An evaluation mix composed like VIUBench. Use it with the held-out split.",
+    ),
+    Preset(
+        "visual-jigsaw-image",
+        (Ingredient("jigsaw", 1.0, {"rows": 3, "columns": 3, "gamma": 0.2}),),
+        BOX,
+        "Visual Jigsaw, 3×3 tiles, with gaps.",
+    ),
+    Preset(
+        "visual-jigsaw-image-paper",
+        (Ingredient("jigsaw", 1.0, {"rows": 3, "columns": 3, "gamma": 0.2, "gap": 0.0}),),
+        BOX,
+        "As published: tiles touch, so boundary matching solves it (see `audit`).",
+    ),
+    Preset(
+        "visual-jigsaw-video",
+        (Ingredient("temporal-jigsaw", 1.0, {"clips": 6, "per_clip": 4, "trim": 0.05, "gamma": 0.2}),),
+        BOX,
+        "Visual Jigsaw on six clips with 5 % trimmed at both ends.",
+    ),
+    Preset(
+        "visual-jigsaw-depth",
+        (Ingredient("depth-order", 1.0, {"points": 6, "apart": 0.2, "gamma": 0.2}),),
+        BOX,
+        "Visual Jigsaw 3D: six points from near to far. Needs RGB-D media.",
+    ),
+    Preset("puzzlecraft-jigsaw", _jigsaws(1.0, 0.09), THINK, "PuzzleCraft's jigsaw, with gaps."),
+    Preset("puzzlecraft-jigsaw-paper", _jigsaws(1.0, 0.0), THINK, "As published: tiles touch."),
+    Preset("puzzlecraft-rotation", (_ROTATION,), THINK, "PuzzleCraft's rotation."),
+    Preset("puzzlecraft-patchfit", _patchfits(1.0), THINK, "PuzzleCraft's PatchFit."),
+    Preset(
+        "puzzlecraft-mix",
+        (*_jigsaws(15.0, 0.09), *_patchfits(15.0), _ROTATION),
+        THINK,
+        "PuzzleCraft's mix 15 : 15 : 10.",
+    ),
+)
+
+
+def preset(name: str) -> Preset:
+    """The preset of this name; the name of a task gives that task alone."""
+    from data.pretext.catalogue import TASKS
+
+    for entry in PRESETS:
+        if entry.name == name:
+            return entry
+    if any(task.name == name for task in TASKS):
+        return Preset(name, (Ingredient(name),), note="One task with its default knobs.")
+    names, tasks = [entry.name for entry in PRESETS], [task.name for task in TASKS]
+    raise ValueError(f"there is no preset {name!r}; presets are {names}, and any task: {tasks}.")
