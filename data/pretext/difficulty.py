@@ -1,4 +1,4 @@
-"""Difficulty over time: one level in [0, 1] per task, fixed, scheduled, or kept where the model succeeds half of the time.
+"""Difficulty over time: one level in [0, 1] per task, fixed, scheduled, or kept where half of the answers succeed.
 
 `LevelController` is a bounded random walk with hysteresis. Success is the reward above chance,
 s = max(0, (r − chance)/(1 − chance)). After `window` answers of a task their mean moves the level one step up if it is

@@ -2,8 +2,8 @@
 
 Sources: videossr-30k from the files named in the training script (four perturbations in equal parts, jigsaw of six,
 counting; 12 : 12 : 6); visual-jigsaw from paper and code (3×3 tiles, six clips, six depths); puzzlecraft from section 2
-(grids of two to nine tiles with both sides at most three, four angles, 3/5/7 decoys; 15 : 15 : 10). Where a paper leaves
-leaks open (no gap between tiles, one frame per second), the `-paper` preset keeps them and the plain one closes them.
+(grids of two to nine tiles with both sides at most three, four angles, 3/5/7 decoys; 15 : 15 : 10). Where a paper
+leaves a leak open (no gap between tiles), the `-paper` preset keeps it and the plain one closes it.
 The evaluation preset follows VIUBench's composition. `mmrl-mix-v1` is ours.
 """
 
@@ -32,7 +32,7 @@ class Preset:
 
     name: str
     ingredients: tuple[Ingredient, ...]
-    surface: Surface = Surface()
+    surface: Surface = field(default_factory=Surface)
     note: str = ""
 
     def __post_init__(self) -> None:

@@ -10,7 +10,7 @@ and drawn later. Everything follows from (seed, index) and the size.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -185,9 +185,22 @@ def clip(seed: int, index: int, height: int = 192, width: int = 256, seconds: fl
     back = ground(rng, height, width)
     shapes = random_shapes(rng, height, width, int(rng.integers(5, 9)))
     times = np.arange(round(seconds * fps)) / fps
-    frames = np.stack([_moment(back, shapes, float(time)) for time in times])
     name = _name("clip", seed, index, height, width, seconds, fps)
-    return Medium(name, "video", clip=ArrayClip(frames, times.astype(np.float64)))
+    return Medium(name, "video", clip=DrawnClip(times, lambda time: _moment(back, shapes, time)))
+
+
+class DrawnClip:
+    """A clip whose frames are drawn when first read, and kept."""
+
+    def __init__(self, times: Array, moment: Callable[[float], Array]) -> None:
+        self.times, self._moment = times, moment
+        self._frames: dict[int, Array] = {}
+
+    def read(self, indices: Sequence[int]) -> Array:
+        """uint8 [F, H, W, 3]."""
+        for index in set(map(int, indices)) - self._frames.keys():
+            self._frames[index] = self._moment(float(self.times[index]))
+        return np.stack([self._frames[int(index)] for index in indices])
 
 
 def _soft(rng: np.random.Generator, height: int, width: int) -> Array:
@@ -204,14 +217,14 @@ def _soft(rng: np.random.Generator, height: int, width: int) -> Array:
 
 
 def _moment(back: Array, shapes: Sequence[Shape], time: float) -> Array:
-    """One frame: every shape with two smaller, paler copies where it was shortly before."""
+    """One frame: every shape with a smaller, paler copy where it was shortly before."""
     height, width = back.shape[:2]
     drawn = []
     for shape in shapes:
-        for age in (2, 1, 0):
-            now = _at(shape, time - 0.22 * age, height, width)
-            pale = tuple((int(channel) * (4 - age) + 128 * age) // 4 for channel in shape.colour)
-            drawn.append(replace(now, size=shape.size * (1 - 0.25 * age), colour=pale, depth=shape.depth + 0.01 * age))
+        before, now = (_at(shape, time - age, height, width) for age in (0.3, 0.0))
+        red, green, blue = ((2 * channel + 128) // 3 for channel in shape.colour)
+        drawn.append(replace(before, size=0.6 * shape.size, colour=(red, green, blue), depth=shape.depth + 0.01))
+        drawn.append(now)
     return draw(back, drawn)
 
 
