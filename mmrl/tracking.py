@@ -1,7 +1,8 @@
 """What a run leaves behind: metrics, samples, configuration, progress.
 
 `metrics.jsonl` holds one object per step with two-level names. Only `time/*` and `memory/*` may differ between a run
-and the same run killed and continued. `samples.jsonl` holds answers, `config.json` every setting, `skipped.jsonl` bad rows.
+and the same run killed and continued. `samples.jsonl` holds answers, `config.json` every setting, `skipped.jsonl` bad
+rows.
 TensorBoard and Weights & Biases are fed with the same numbers if they are asked for.
 """
 

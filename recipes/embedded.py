@@ -1,0 +1,88 @@
+"""The embedded model: a tiny Qwen-VL that has seen enough to learn more.
+
+`warm_model()` builds a tiny model and teaches it, supervised and with our own trainer, to describe drawn pictures and
+to look up cells. Part of the look-up targets are wrong on purpose: that keeps the policy uncertain, so that
+reinforcement learning has something to do. The result is kept in the user's cache under a key of everything it depends
+on, and made again when any of it changes. It takes a minute or two, once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from data import drawn, scenes
+from mmrl import tiny
+from mmrl.grpo import GRPO
+from mmrl.optim import Optim
+from mmrl.policy import Policy
+from mmrl.rewards import Rewards, tagged_accuracy
+from mmrl.rollout import LabelRollout
+from mmrl.run import Run
+from mmrl.surrogates import reinforce
+from mmrl.trainer import Trainer
+from mmrl.types import Sampling
+
+
+@dataclass(frozen=True)
+class WarmUp:
+    """Supervised warm-up of the embedded model."""
+
+    family: Literal["qwen2_5_vl", "qwen3_vl"] = "qwen2_5_vl"
+    task: drawn.Task = "lookup"
+    steps: int = 600
+    batch: int = 48
+    lr: float = 2e-3
+    noise: float = 0.2
+    """Share of wrong look-up targets."""
+    describe_share: float = 0.35
+    """Share of dense descriptions."""
+    seed: int = 0
+
+
+def warm_model(settings: WarmUp = WarmUp()) -> Path:
+    """Folder of the warmed-up model, from the cache if it is there."""
+    start = tiny.cached(settings.family, corpus=drawn.corpus())
+    sources = [Path(module.__file__ or "").read_bytes() for module in (drawn, scenes)] + [Path(__file__).read_bytes()]
+    key = hashlib.blake2b(repr((start.name, settings, sources)).encode(), digest_size=8).hexdigest()
+    target = tiny.cache_folder() / "warm" / f"{settings.task}-{key}"
+    if not target.is_dir():
+        print("Warming up the tiny model (once; kept in the cache) …", file=sys.stderr)
+    return tiny.publish(target, lambda place: _warm(start, settings, place))
+
+
+def _warm(start: Path, settings: WarmUp, place: Path) -> None:
+    policy = Policy.load(start, device="cpu", dtype="float32")
+    with tempfile.TemporaryDirectory() as scratch:
+        run = Run(
+            output=Path(scratch) / "warm",
+            seed=settings.seed,
+            steps=settings.steps,
+            prompts_per_step=settings.batch,
+            save_every=0,
+            sample_every=0,
+        )
+        Trainer(
+            policy,
+            prompts=drawn.warmup(settings.seed, settings.noise, settings.describe_share, task=settings.task),
+            rewards=Rewards(accuracy=tagged_accuracy),
+            rollout=LabelRollout(policy.processing.encode_answer, lambda prompt: policy.encode(prompt).ids),
+            estimator=likelihood,
+            surrogate=reinforce,
+            grpo=GRPO(reduction="sequence"),
+            sampling=Sampling(group_size=1),
+            optim=Optim(lr=settings.lr, weight_decay=0.0, warmup=20, schedule="cosine"),
+            run=run,
+        ).fit()
+    policy.save(place)
+
+
+def likelihood(reward: torch.Tensor, group: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Advantage 1 for every token: supervised fine-tuning as policy gradient."""
+    return torch.ones_like(reward)
