@@ -137,7 +137,7 @@ def losses(
         weight = mismatch_weight(grpo, old, batch)
         policy = policy * weight
         metrics["policy/mismatch_weight"] = token_mean(weight, mask, totals)
-        metrics["policy/mismatch_weight_max"] = weight.max()
+        metrics["policy/mismatch_weight_max"] = _largest(weight, mask)
     maps["policy"] = (policy, rule or grpo.reduction)
 
     if grpo.kl > 0 and grpo.kl_in == "loss":
@@ -156,7 +156,8 @@ def losses(
         with torch.no_grad():
             for name, x in objective.metrics(live, batch, now).items():
                 _check_map(objective, name, x, mask)
-                metrics[f"{type(objective).__name__.lower()}/{name}"] = token_mean(x, mask, totals)
+                value = _largest(x, mask) if name.endswith("_max") else token_mean(x, mask, totals)
+                metrics[f"{type(objective).__name__.lower()}/{name}"] = value
     return parts, metrics
 
 
@@ -237,7 +238,7 @@ def _policy_metrics(
     if "sampler" in batch.scores:
         maps["sampler_gap"] = (old - batch.scores["sampler"].logp).abs()
     metrics = {f"policy/{name}": token_mean(x, mask, totals) for name, x in maps.items()}
-    metrics["policy/ratio_max"] = maps["ratio"].max() if mask.any() else logp.new_zeros(())
+    metrics["policy/ratio_max"] = _largest(maps["ratio"], mask)
     for name in live.keys() - {"raw", "ref", "sampler"}:
         metrics[f"branch/{name}/kl"] = token_mean(kl.k3(logp, live[name].logp.detach()), mask, totals)
     return metrics
@@ -246,6 +247,11 @@ def _policy_metrics(
 def _reduced(grpo: GRPO, x: Tensor, mask: Tensor, totals: Totals, rule: Reduction) -> Tensor:
     """A token map as a number under the rule."""
     return reduced(x, mask, totals, rule, grpo.length_constant)
+
+
+def _largest(x: Tensor, mask: Tensor) -> Tensor:
+    """The largest value on a trained token, 0 if all are negative or there is none."""
+    return keep(x, mask).amax() if x.numel() else x.new_zeros(())
 
 
 def _check_map(objective: Objective, name: str, x: Tensor, mask: Tensor) -> None:

@@ -122,15 +122,19 @@ class PAPO(Objective):
         return terms
 
     def metrics(self, live: Mapping[str, Scores], batch: Batch, now: Now) -> dict[str, Tensor]:
-        """Perception KL, log-ratio d, shares of clamped tokens and of tokens with d < 0, surprise under the mask."""
+        """Distribution of the perception KL, log-ratio d, shares of clamped and of d < 0, surprise under the mask."""
         if self.masked not in live:
             return {}
         raw, masked = live["raw"].logp, live[self.masked].logp
-        unclamped = kl.k3(raw, masked, value_max=None)
+        value = self.perception(live, batch)
         return {
-            "kl": self.perception(live, batch),
+            "kl": value,
+            "kl_squared": value.square(),
+            "kl_max": value,
+            "kl_above_0.1": (value > 0.1).float(),
+            "kl_above_1": (value > 1.0).float(),
             "log_ratio": raw - masked,
-            "clamped": (unclamped > self.k3_max).float(),
+            "clamped": (kl.k3(raw, masked, value_max=None) > self.k3_max).float(),
             "negative": (raw < masked).float(),
             "surprise_masked": -masked,
             "anneal": torch.full_like(raw, self.anneal(now.progress)),

@@ -355,4 +355,8 @@ def test_metrics_are_the_pages_list():
     d = (logp - masked).detach()[batch.mask]
     torch.testing.assert_close(metrics["papo/log_ratio"], d.mean())
     torch.testing.assert_close(metrics["papo/negative"].double(), (d < 0).double().mean())
-    assert "papo/kl" in metrics and "papo/surprise_masked" in metrics
+    value = kl.k3(logp, masked).detach()[batch.mask]
+    assert metrics["papo/kl_max"] == value.max() == 10
+    torch.testing.assert_close(metrics["papo/kl"], value.mean())
+    torch.testing.assert_close(metrics["papo/kl_squared"], value.square().mean())
+    torch.testing.assert_close(metrics["papo/kl_above_1"].double(), (value > 1).double().mean())
