@@ -28,7 +28,7 @@ LAYERS = (
     ),
     ("processing", "batching", "features"),
     ("policy", "repeated", "engine", "engine_vllm", "branches", "tiny"),
-    ("rollout", "reward_functions", "rewards", "rewards_compat", "judge"),
+    ("rollout", "reward_functions", "rewards", "rewards_compat", "judge", "judge_http", "judge_ledger"),
     ("run", "learner", "trainer", "evaluate", "sft"),
 )
 LAYER = {name: depth for depth, names in enumerate(LAYERS) for name in names}
