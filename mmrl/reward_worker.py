@@ -61,10 +61,10 @@ def explain(error: BaseException) -> tuple[str, str]:
         return "memory", "MemoryError"
     from mmrl.reward_parts import Unavailable
 
+    if isinstance(error, Unavailable):
+        return "unavailable", str(error)[-MESSAGE_LIMIT:]
     text = "".join(traceback.format_exception(error))[-MESSAGE_LIMIT:]
-    if isinstance(error, SystemExit):
-        return "exit", text
-    return ("unavailable" if isinstance(error, Unavailable) else "exception"), text
+    return ("exit" if isinstance(error, SystemExit) else "exception"), text
 
 
 def unwrapped(function: Any) -> Any:

@@ -148,10 +148,16 @@ class Rewards:
         return paid
 
     def metrics(self) -> dict[str, float]:
-        """Counts of failures and dropped parts, and seconds, since the last call."""
-        values = {**self._counts, **self._seconds}
+        """Counts of failures and dropped parts, and seconds, since the last call.
+
+        A part that is an object with a `metrics()` of its own (one that holds a judge) adds what this returns.
+        """
+        values: dict[str, float] = {**self._counts, **self._seconds}
         self._counts.clear()
         self._seconds.clear()
+        for part in self._parts.values():
+            own = getattr(part.function, "metrics", None)
+            values |= own() if own is not None else {}
         return {name: float(value) for name, value in values.items()}
 
     def start(self) -> None:
