@@ -1,0 +1,165 @@
+"""PEARL, perceptual-evidence anchored RL (arXiv 2511.18437): reasoning is trained as far as the picture was read right.
+
+Each prompt has a checklist of K sub-questions about what must be seen. A group answers the checklist (perception
+branch), a second group the question itself (reasoning branch), both with G answers:
+
+    R_p^i    (1/K) Σ_j [sub-question j of answer i is right],    R̄_p = mean_i R_p^i
+    gate     R̄_p > threshold (0): else the reasoning answers are not sampled at all
+    Â_r      ← Â_r · min(R̄_p, cap)                               cap 0.5; damps, and never enlarges above one half
+    keep     R̄_r ∉ {0, 1} or R̄_p ∉ {0, 1}                        soft filter of prompts
+    J        J_GRPO(Â_r) + lambda_p · J_GRPO(Â_p)                 lambda_p 0.1; both Â are (R - mean) / std of the group
+
+This file holds the decisions as pure functions (`gate_open`, `reasoning_factor`, `keeps`, `judged` for one prompt) and
+the objective that scales the advantages. Sampling the checklist first and skipping the reasoning is the task of a
+rollout function. How the objective tells the branches: an answer to the checklist of prompt x has
+`prompt.extra["checklist_of"]` = x's id (`perception.checklist.perception_prompt` makes such prompts) and R_p in the
+reward part `part`; the answers to x itself have its id. A prompt without checklist answers is plain GRPO (factor 1).
+
+No branch is scored for this objective, and no term is added: it only changes advantages.
+
+Departures (the official training code is not published)
+1. lambda_p multiplies the perception advantage, and both branches share the token counts of the batch; as printed,
+   each J has its own mean.
+2. The advantages come from the run's estimator (`group_normalized`: unbiased std, eps 1e-6); `judged` uses the
+   population std without eps, in which a group of equal rewards gets 0.
+3. R̄_p pools all answers in the batch to the checklist of a prompt id.
+4. lambda_p = 0 without gate and cap is GRPO; then do not sample checklists (`reads_checklists` is False).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mmrl.objectives.base import Objective
+from mmrl.reduce import keep
+from mmrl.types import Batch, Now, Rollout, Scores
+
+MARKER = "checklist_of"
+"""Column of a checklist prompt that holds the id of the prompt to which its questions belong."""
+
+
+@dataclass(frozen=True)
+class PEARL(Objective):
+    """Perception-gated reweighting of the reasoning advantage."""
+
+    lambda_p: float = 0.1
+    """Weight of the perception branch; 0 does not train on the checklist answers."""
+    cap: float | None = 0.5
+    """Largest factor on the reasoning advantage; None leaves it as it is."""
+    threshold: float | None = 0.0
+    """The gate is open where the mean perception reward exceeds this; None: always."""
+    part: str = "perception"
+    """Reward part that holds R_p; answers without it count their whole reward."""
+
+    def __post_init__(self) -> None:
+        allowed = {
+            "lambda_p": (self.lambda_p >= 0, "0 (off) or positive"),
+            "cap": (self.cap is None or 0 < self.cap <= 1, "in (0, 1], or None to turn it off"),
+            "threshold": (self.threshold is None or 0 <= self.threshold < 1, "in [0, 1), or None to turn it off"),
+        }
+        for name, (fine, rule) in allowed.items():
+            if not fine:
+                raise ValueError(f"PEARL.{name} is {getattr(self, name)}; it must be {rule}.")
+        # The step's factors, for the log: not a setting, therefore not a field.
+        object.__setattr__(self, "_factors", {})
+
+    @property
+    def reads_checklists(self) -> bool:
+        """Whether checklist answers change anything."""
+        return self.lambda_p > 0 or self.cap is not None or self.threshold is not None
+
+    def shape(self, advantage: Tensor, batch: Batch, now: Now) -> Tensor:
+        """Scale both branches; [B, T]. Remembers the step's factors for `metrics`."""
+        factors = self.factors(batch.rollouts)
+        self.__dict__["_factors"].clear()
+        self.__dict__["_factors"].update(factors)
+        scale = torch.tensor(
+            [self._scale(rollout, factors) for rollout in batch.rollouts],
+            dtype=advantage.dtype,
+            device=advantage.device,
+        )
+        return keep(advantage * scale.unsqueeze(-1), batch.mask)
+
+    def factors(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
+        """Prompt id -> factor on its reasoning advantage, for the prompts whose checklist was answered."""
+        rewards: dict[str, list[float]] = {}
+        for rollout in rollouts:
+            if (owner := rollout.prompt.extra.get(MARKER)) is not None:
+                value = rollout.parts.get(self.part, rollout.reward)
+                if value is not None:
+                    rewards.setdefault(owner, []).append(value)
+        means = {owner: sum(values) / len(values) for owner, values in rewards.items()}
+        return {owner: reasoning_factor(mean, self.cap, self.threshold) for owner, mean in means.items()}
+
+    def metrics(self, live: Mapping[str, Scores], batch: Batch, now: Now) -> dict[str, Tensor]:
+        """Factor on the advantage of every token of the reasoning branch, and the share of checklist tokens."""
+        factors: Mapping[str, float] = self.__dict__["_factors"]
+        rows = batch.rollouts
+        asked = [MARKER in rollout.prompt.extra for rollout in rows]
+        scale = [
+            0.0 if is_asked else self._scale(rollout, factors) for rollout, is_asked in zip(rows, asked, strict=True)
+        ]
+        like = live["raw"].logp
+        spread = lambda values: torch.tensor(values, dtype=like.dtype, device=like.device)[:, None].expand_as(like)  # noqa: E731
+        return {"reasoning_factor": spread(scale), "checklist_tokens": spread([float(one) for one in asked])}
+
+    def _scale(self, rollout: Rollout, factors: Mapping[str, float]) -> float:
+        if MARKER in rollout.prompt.extra:
+            return self.lambda_p
+        return factors.get(rollout.prompt.id, 1.0)
+
+
+def gate_open(perception_mean: float, threshold: float | None = 0.0) -> bool:
+    """Whether the reasoning answers of a prompt are worth sampling."""
+    return threshold is None or perception_mean > threshold
+
+
+def reasoning_factor(perception_mean: float, cap: float | None = 0.5, threshold: float | None = 0.0) -> float:
+    """Factor on the reasoning advantage: min(R̄_p, cap) where the gate is open, 0 where it is closed."""
+    if not gate_open(perception_mean, threshold):
+        return 0.0
+    return 1.0 if cap is None else min(perception_mean, cap)
+
+
+def keeps(perception_mean: float, reasoning_mean: float | None) -> bool:
+    """Soft filter: some branch is neither all wrong nor all right. `None`: no reasoning was sampled."""
+    return perception_mean not in (0.0, 1.0) or (reasoning_mean is not None and reasoning_mean not in (0.0, 1.0))
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What PEARL decides about one prompt."""
+
+    perception: Tensor
+    """float [G]: R_p of each checklist answer."""
+    perception_mean: float
+    """R̄_p."""
+    gate_open: bool
+    """Are reasoning answers sampled?"""
+    perception_advantage: Tensor
+    """float [G]."""
+    reasoning_advantage: Tensor | None
+    """float [G'], scaled; None behind a closed gate."""
+    keep: bool
+    """Does the prompt stay in the batch?"""
+
+
+def judged(marks: Tensor, reasoning: Tensor, cap: float | None = 0.5, threshold: float | None = 0.0) -> Judged:
+    """Apply PEARL to one prompt: marks [G, K] of its checklist answers, rewards [G'] of its reasoning answers."""
+    perception = marks.double().mean(-1)  # [G]
+    mean = perception.mean().item()
+    is_open = gate_open(mean, threshold)
+    scaled = z_score(reasoning.double()) * reasoning_factor(mean, cap, threshold) if is_open else None
+    kept = keeps(mean, reasoning.double().mean().item() if is_open else None)
+    return Judged(perception, mean, is_open, z_score(perception), scaled, kept)
+
+
+def z_score(reward: Tensor) -> Tensor:
+    """(R - mean) / population std of one group [G]; exactly 0 if all rewards are equal."""
+    if (reward == reward[0]).all():
+        return torch.zeros_like(reward)
+    return (reward - reward.mean()) / reward.std(correction=0)

@@ -1,0 +1,164 @@
+"""ViSurf, visual supervised-and-reinforcement fine-tuning (arXiv 2510.10606): the label is a member of the group.
+
+SFT on a label y and policy gradient on rollouts o_1 … o_G have gradients of the same shape, so y joins the group:
+
+    μ, σ   mean and std of {r(y), r(o_1), …, r(o_G)}
+    Â_j  = (r(o_j) - μ) / σ,    Â_y = (r(y) - μ) / σ
+    J    = 1/(G + 1) · [Σ_j clipped(ρ_j, Â_j) + clipped(ρ_y, Â_y)],    ρ_y = π(y) / π_old(y)
+
+When the model fails, Â_y is large (SFT-like), when it succeeds it fades (RL-like). Three controls of r(y), in order:
+
+    align         rewrite y in the style of the model's own answers (`aligned`), so that no weight goes into format
+    no thinking   the thinking part of r(y) is 0 (`without_thinking`): reasoning is learned from own answers only
+    smooth        if max_j r(o_j) ≥ r(y), set r(y) := mean_j r(o_j) (`smoothed`); then Â_y = 0 exactly
+
+The first two are done when the label is put into the group, by the rollout function: labels are rollouts of origin
+"label" with role POLICY, paid by the run's rewards. This objective smooths and replaces the advantage. The old
+log-probs of labels are the policy's own at sampling time, so ρ_y = 1 at the first update.
+
+Identities: Σ Â = 0 over the G + 1 members; all rollouts 0 and r(y) > 0 give Â_y = √G and Â_j = -1/√G; where the label
+is smoothed away the Â_j are those of the group without it times √((G + 1) / G).
+
+A label is short next to a chain of thought: under the token mean it nearly vanishes, `GRPO.reduction="sequence"` gives
+it the printed 1/(G + 1). Labels must not enter pass rates used for filters, curricula or logs: read only answers of
+origin "policy" there.
+
+Departures
+1. The standard deviation is the population's, without epsilon, as the printed identities need; the authors' code base
+   divides by the unbiased one + 1e-6. Equal rewards give exactly 0.
+2. `weight` scales Â_y. At 0 labels are left out of the statistics as well: GRPO's advantages of the rollouts alone.
+3. Rewards that are not available (NaN) are left out of the statistics and get 0. A group without a label is normalised
+   by itself.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmrl.advantages import group_normalized
+from mmrl.objectives.base import Objective
+from mmrl.reduce import keep
+from mmrl.types import Batch, Now, Scores
+
+
+@dataclass(frozen=True)
+class ViSurf(Objective):
+    """The label as a member of the group."""
+
+    weight: float = 1.0
+    """Factor on the label's advantage; 0 leaves labels out altogether."""
+    smooth: bool = True
+    """Let the label drop out once a rollout reaches its reward."""
+
+    def __post_init__(self) -> None:
+        if self.weight < 0:
+            raise ValueError(f"ViSurf.weight is {self.weight}; it must be 0 (off) or positive.")
+
+    def shape(self, advantage: Tensor, batch: Batch, now: Now) -> Tensor:
+        """Statistics of rollouts and label together; [B, T]. A batch without labels keeps the estimator's advantage."""
+        label = labels(batch)
+        if not bool(label.any()):
+            return advantage
+        if self.weight == 0:
+            own = group_normalized(torch.where(label, torch.nan, batch.reward), batch.group, batch.mask)
+        else:
+            reward = smoothed(batch.reward, batch.group, label) if self.smooth else batch.reward
+            own = z_score(reward, batch.group)
+            silent = reached(batch.reward, batch.group, label) & self.smooth
+            own = torch.where(label, torch.where(silent, 0.0, self.weight * own), own)
+        return keep(own.to(advantage.dtype).unsqueeze(-1).expand(batch.mask.shape), batch.mask)
+
+    def metrics(self, live: Mapping[str, Scores], batch: Batch, now: Now) -> dict[str, Tensor]:
+        """Share of tokens that are labels', share whose label still teaches, and the log-prob of label tokens."""
+        label = labels(batch).unsqueeze(-1)
+        teaching = label & (batch.advantage != 0)
+        logp = live["raw"].logp
+        return {
+            "label_tokens": label.expand(logp.shape).to(logp.dtype),
+            "teaching_tokens": teaching.to(logp.dtype),
+            "logp_label": torch.where(label, logp, 0.0),
+        }
+
+
+def labels(batch: Batch) -> Tensor:
+    """Which answers are labels, bool [B]."""
+    return torch.tensor([rollout.origin == "label" for rollout in batch.rollouts], device=batch.reward.device)
+
+
+def aligned(label: Any, keys: Sequence[str] = (), layout: str = "<answer>{}</answer>") -> str:
+    """Write a label as the model would: JSON with a space after commas and colons, keys in order, in the layout.
+
+    `keys`: the order of keys in every object; keys that are not named follow as they are. Text is put in as it is.
+    Raises ValueError if the layout has not exactly one place `{}`.
+    """
+    if layout.count("{}") != 1:
+        raise ValueError(
+            f"the layout {layout!r} has {layout.count('{}')} places '{{}}'; give exactly one for the label."
+        )
+    text = label if isinstance(label, str) else json.dumps(_ordered(label, keys), ensure_ascii=False)
+    return layout.replace("{}", text)
+
+
+def without_thinking(
+    parts: Mapping[str, float | None], weights: Mapping[str, float], thinking: Collection[str]
+) -> float | None:
+    """The reward of a label: the weighted sum of its parts with the thinking parts at 0; None if none is available."""
+    if unknown := sorted(set(thinking) - set(parts)):
+        raise ValueError(f"the thinking parts {unknown} are no parts of this reward, which has {sorted(parts)}.")
+    available = {name: value for name, value in parts.items() if value is not None}
+    if not available:
+        return None
+    return sum(weights[name] * value for name, value in available.items() if name not in thinking)
+
+
+def smoothed(reward: Tensor, group: Tensor, label: Tensor) -> Tensor:
+    """Set the reward of each label to the mean of its rollouts where the best of them reaches it.
+
+    reward float [B] (NaN: not available), group long [B], label bool [B] -> float64 [B].
+    """
+    reward = reward.double()
+    own, index = ~label & ~reward.isnan(), torch.unique(group, return_inverse=True)[1]
+    zero = reward.new_zeros(int(index.max()) + 1)
+    counts = zero.index_add(0, index, own.double()).clamp(min=1)
+    mean = zero.index_add(0, index, torch.where(own, reward, 0.0)) / counts
+    low = (zero + torch.inf).scatter_reduce(0, index, torch.where(own, reward, torch.inf), "amin")
+    high = (zero - torch.inf).scatter_reduce(0, index, torch.where(own, reward, -torch.inf), "amax")
+    # Rounding must not take the mean of equal rewards beyond them: the group would seem to differ.
+    return torch.where(reached(reward, group, label), mean.clamp(low, high)[index], reward)
+
+
+def reached(reward: Tensor, group: Tensor, label: Tensor) -> Tensor:
+    """Which labels are reached by the best rollout of their group; bool [B], False for rollouts."""
+    own, index = ~label & ~reward.isnan(), torch.unique(group, return_inverse=True)[1]
+    worst = torch.full((int(index.max()) + 1,), -torch.inf, dtype=reward.dtype, device=reward.device)
+    best = worst.scatter_reduce(0, index, torch.where(own, reward, -torch.inf), "amax")
+    return label & (best[index] >= reward)
+
+
+def z_score(reward: Tensor, group: Tensor) -> Tensor:
+    """(R - μ) / population std of the group; 0 where all its rewards are equal or R is NaN; float64 [B]."""
+    reward = reward.double()
+    known, index = ~reward.isnan(), torch.unique(group, return_inverse=True)[1]
+    zero = reward.new_zeros(int(index.max()) + 1)
+    counts = zero.index_add(0, index, known.double()).clamp(min=1)
+    mean = zero.index_add(0, index, torch.where(known, reward, 0.0)) / counts
+    centred = torch.where(known, reward - mean[index], 0.0)
+    std = (zero.index_add(0, index, centred.square()) / counts).sqrt()
+    low = (zero + torch.inf).scatter_reduce(0, index, torch.where(known, reward, torch.inf), "amin")
+    high = (zero - torch.inf).scatter_reduce(0, index, torch.where(known, reward, -torch.inf), "amax")
+    # Equal rewards are told apart exactly, since rounding may leave a tiny deviation from their mean.
+    return torch.where((high > low)[index], centred / std.clamp(min=torch.finfo(std.dtype).tiny)[index], 0.0)
+
+
+def _ordered(label: Any, keys: Sequence[str]) -> Any:
+    """The same JSON value with the named keys first in every object."""
+    if isinstance(label, Mapping):
+        order = [key for key in keys if key in label] + [key for key in label if key not in keys]
+        return {key: _ordered(label[key], keys) for key in order}
+    return [_ordered(one, keys) for one in label] if isinstance(label, list | tuple) else label
