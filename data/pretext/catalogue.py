@@ -13,6 +13,7 @@ from data.pretext.depth_order import DepthOrder
 from data.pretext.differences import Differences
 from data.pretext.edit_program import EditProgram
 from data.pretext.frame_time import FrameTime
+from data.pretext.hop_chain import HopChain, PhotoHopChain
 from data.pretext.interleaved import InterleavedClips
 from data.pretext.jigsaw import Jigsaw
 from data.pretext.mosaic import Mosaic
@@ -54,6 +55,8 @@ TASKS: tuple[Task, ...] = (
     SpriteTimes(),
     SpritePath(),
     SpriteMoves(),
+    HopChain(),
+    PhotoHopChain(),
 )
 
 

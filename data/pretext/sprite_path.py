@@ -4,7 +4,8 @@ One object wears a white ring in the first frames. "sprite-path" asks for its fi
 the list of its moves (1, else gamma times the share of right moves).
 
 Defences: all objects look the same once the ring is gone; every object moves by the same rule; a cell is entered only
-if it was free before the step, so that paths never cross or touch and identity can always be followed."""
+if it was free before the step, so that paths never cross or touch and identity can always be followed.
+"""
 
 from __future__ import annotations
 
@@ -41,6 +42,7 @@ HOLD = 2
 class SpritePath(ChoiceTask):
     name = "sprite-path"
     kinds = ("video",)
+    avoid = ("flat-shapes",)
     knobs: ClassVar = TRACK_KNOBS
     wordings = (
         "The {name} with the white ring moves over a {grid}×{grid} grid whose cells count from 1 in reading order. In"
@@ -71,6 +73,7 @@ class SpritePath(ChoiceTask):
 class SpriteMoves(WordsTask):
     name = "sprite-moves"
     kinds = ("video",)
+    avoid = ("flat-shapes",)
     knobs: ClassVar = {**TRACK_KNOBS, "gamma": Knob(0.2, help="Pay for partly right lists.")}
     wordings = (
         "The {name} with the white ring makes {moves} moves on the grid. List them in order (up, down, left, right).",

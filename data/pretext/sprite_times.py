@@ -27,6 +27,7 @@ SIDES = ("first", "last")
 class SpriteTimes(MomentTask):
     name = "sprite-times"
     kinds = ("video",)
+    avoid = ("flat-shapes",)
     knobs: ClassVar = {
         "ask": Knob("any", help="Which appearance is asked for.", allowed=("any", *SIDES)),
         "frames": Knob(16, (8, 12, 16, 24), help="Shown frames."),

@@ -8,7 +8,8 @@ colour, so that identity is certain. Answer: one count per asked shape. Reward: 
 
 Departures: counts are drawn first, uniformly from 1 to `most` (the code's sums favour the middle); painted shapes do
 not overlap on a frame and contrast with their ground; an exact zero where the code leaves about 5e-10; other shapes
-are painted as distractors."""
+are painted as distractors.
+"""
 
 from __future__ import annotations
 
