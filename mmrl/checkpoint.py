@@ -10,10 +10,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -41,11 +45,16 @@ def save(
     for file in draft.iterdir():
         with file.open("rb") as handle:
             os.fsync(handle.fileno())
-    shutil.rmtree(target, ignore_errors=True)
+    replaced = folder / f".replaced-step-{step}"
+    if target.exists():
+        os.replace(target, replaced)
     os.replace(draft, target)
+    shutil.rmtree(replaced, ignore_errors=True)
     if keep > 0:
         for old in steps_in(folder)[:-keep]:
-            shutil.rmtree(folder / f"step-{old}", ignore_errors=True)
+            doomed = folder / f".writing-old-{old}"  # under a draft's name, for half a checkpoint must not look whole
+            os.replace(folder / f"step-{old}", doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
     return target
 
 
@@ -58,30 +67,35 @@ def steps_in(folder: Path) -> list[int]:
 
 
 def clean(folder: Path) -> None:
-    """Remove drafts that a killed run left behind."""
-    if folder.is_dir():
-        for draft in folder.glob(".writing-*"):
-            shutil.rmtree(draft, ignore_errors=True)
+    """Remove drafts that a killed run left behind; a checkpoint whose replacement did not arrive gets its name back."""
+    if not folder.is_dir():
+        return
+    for draft in folder.glob(".writing-*"):
+        shutil.rmtree(draft, ignore_errors=True)
+    for replaced in folder.glob(".replaced-step-*"):
+        target = folder / replaced.name.removeprefix(".replaced-")
+        if target.exists():
+            shutil.rmtree(replaced, ignore_errors=True)
+        else:
+            os.replace(replaced, target)
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
     """The numbers of a checkpoint."""
-    try:
+    with _readable(checkpoint):
         return json.loads((checkpoint / "state.json").read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise CheckpointError(
-            f"{checkpoint} cannot be read ({error}); delete it to go on from an older one."
-        ) from error
 
 
 def read_optimizer(checkpoint: Path) -> dict[str, Any]:
     """The optimizer's state."""
-    return torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True)
+    with _readable(checkpoint):
+        return torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True)
 
 
 def restore_weights(checkpoint: Path, named: list[tuple[str, nn.Parameter]]) -> None:
     """Copy the stored weights into the parameters."""
-    stored = load_file(checkpoint / "weights.safetensors")
+    with _readable(checkpoint):
+        stored = load_file(checkpoint / "weights.safetensors")
     missing = sorted({n for n, _ in named} ^ set(stored))
     if missing:
         raise CheckpointError(
@@ -95,6 +109,17 @@ def restore_weights(checkpoint: Path, named: list[tuple[str, nn.Parameter]]) -> 
                     f"{checkpoint}: {name} has shape {tuple(stored[name].shape)}, the model {tuple(parameter.shape)}."
                 )
             parameter.copy_(stored[name])
+
+
+@contextmanager
+def _readable(checkpoint: Path) -> Iterator[None]:
+    """Say which checkpoint is damaged and what to do."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, EOFError, SafetensorError, UnpicklingError) as error:
+        raise CheckpointError(
+            f"{checkpoint} cannot be read ({error}); delete it to go on from an older one."
+        ) from error
 
 
 def _plain(value: Any) -> Any:

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from mmrl.rewards import Rewards
 from mmrl.types import BadRow, Engine, Now, Prompt, Prompts, Rollout, Sampling
 
 
-def heldout_prompts(prompts: Prompts, count: int) -> list[Prompt]:
-    """The first `count` usable prompts of a collection (all of them if it is smaller)."""
+def heldout_prompts(prompts: Prompts, count: int, check: Callable[[Prompt], object] | None = None) -> list[Prompt]:
+    """The first `count` usable prompts of a collection (all of them if it is smaller).
+
+    Rows that raise `BadRow`, when read or in `check`, are left out.
+    """
     out: list[Prompt] = []
     index = 0
     while len(out) < count and (prompts.size is None or index < prompts.size):
         with contextlib.suppress(BadRow):
-            out.append(prompts[index])
+            prompt = prompts[index]
+            if check is not None:
+                check(prompt)
+            out.append(prompt)
         index += 1
     return out
 

@@ -58,6 +58,11 @@ class Run:
             "prompts_per_step": (self.prompts_per_step >= 1, "at least 1"),
             "updates_per_step": (1 <= self.updates_per_step <= self.prompts_per_step, "1 to prompts_per_step"),
             "tokens_per_pass": (self.tokens_per_pass >= 1, "at least 1"),
+            "eval_every": (self.eval_every >= 0, "0 (only at the start and the end) or positive"),
+            "eval_prompts": (self.eval_prompts >= 0, "0 (no evaluation) or positive"),
+            "save_every": (self.save_every >= 0, "0 (only at the end) or positive"),
+            "keep": (self.keep >= 0, "0 (all) or positive"),
+            "sample_every": (self.sample_every >= 0, "0 (never) or positive"),
             "on_bad": (self.on_bad in ("skip", "stop"), "'skip' or 'stop'"),
         }
         for name, (fine, rule) in allowed.items():

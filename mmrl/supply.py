@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -71,6 +72,15 @@ class Supply:
             found.append(prompt)
         return found
 
+    def peek(self) -> Prompt:
+        """The next usable prompt, without handing it out, counting or logging."""
+        position, log, counters = self.position, self.log, self.counters
+        self.log, self.counters = None, Counter()
+        try:
+            return self.take(1)[0]
+        finally:
+            self.position, self.log, self.counters = position, log, counters
+
     @property
     def epoch(self) -> float:
         """Passes over the data so far; 0 for an endless collection."""
@@ -81,8 +91,12 @@ class Supply:
         return {"position": self.position}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken."""
+        """Go on where `state` was taken; bad rows that were logged later will be met again and are forgotten."""
         self.position = int(state["position"])
+        if self.log is not None and self.log.is_file():
+            rows = self.log.read_text(encoding="utf-8", errors="replace").split("\n")
+            kept = [row for row in rows if _logged_at(row) < self.position]
+            self.log.write_text("".join(row + "\n" for row in kept), encoding="utf-8")
 
     def _index(self, position: int) -> int:
         size = self.prompts.size
@@ -97,5 +111,13 @@ class Supply:
     def _report(self, index: int, problem: BadRow) -> None:
         self.counters["data/skipped"] += 1
         if self.log is not None:
-            with self.log.open("a") as file:
-                file.write(json.dumps({"row": index, "reason": str(problem)}) + "\n")
+            with self.log.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"position": self.position - 1, "row": index, "reason": str(problem)}) + "\n")
+
+
+def _logged_at(row: str) -> float:
+    """The position a line of the log speaks of; a torn line is of the future."""
+    try:
+        return json.loads(row)["position"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return math.inf

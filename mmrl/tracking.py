@@ -13,6 +13,7 @@ import math
 import os
 import platform
 import resource
+import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -74,17 +75,22 @@ class Tracker:
             file = self.folder / name
             if not file.is_file():
                 continue
-            kept = []
-            for line in file.read_text().splitlines():
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError:
-                    break  # the torn last line of a killed run
-                if row["step"] <= step:
-                    kept.append(line)
+            kept = [line for line, row in _rows(file) if row["step"] <= step]
             draft = file.with_suffix(".draft")
-            draft.write_text("".join(line + "\n" for line in kept))
+            draft.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
             os.replace(draft, file)
+
+
+def discard(folder: Path) -> None:
+    """Delete an old run. Raises `OutputError` for a folder with other things in it, which nobody meant to lose."""
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    if not (folder / "config.json").is_file():
+        raise OutputError(
+            f"--run.overwrite would delete {folder}, but that is no folder of a run (it has no config.json); "
+            "choose another --run.output, or delete it yourself."
+        )
+    shutil.rmtree(folder)
 
 
 def prepare_output(folder: Path) -> None:
@@ -101,8 +107,8 @@ def prepare_output(folder: Path) -> None:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """All rows of a run's metrics."""
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    """All rows of a run's metrics, without a last one that is being written or was torn."""
+    return [row for _, row in _rows(folder / "metrics.jsonl")]
 
 
 def describe(value: Any) -> Any:
@@ -110,7 +116,8 @@ def describe(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         return {"class": type(value).__name__, **{f.name: describe(getattr(value, f.name)) for f in fields(value)}}
     if isinstance(value, partial):
-        return {"function": describe(value.func), **{k: describe(v) for k, v in value.keywords.items()}}
+        given = {"arguments": describe(value.args)} if value.args else {}
+        return {"function": describe(value.func), **given, **{k: describe(v) for k, v in value.keywords.items()}}
     if isinstance(value, Mapping):
         return {str(k): describe(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -165,8 +172,19 @@ def question_text(messages: Sequence[Mapping[str, Any]]) -> str:
     return " ".join(out)
 
 
+def _rows(file: Path) -> list[tuple[str, Any]]:
+    """Lines and what they hold, up to the first torn one. Answers may hold any character, so only "\\n" ends a line."""
+    out = []
+    for line in file.read_text(encoding="utf-8", errors="replace").split("\n"):
+        try:
+            out.append((line, json.loads(line)))
+        except json.JSONDecodeError:
+            break  # the end of the file, or the torn last line of a killed run
+    return out
+
+
 def _append(file: Path, row: Mapping[str, Any]) -> None:
-    with file.open("a") as handle:
+    with file.open("a", encoding="utf-8") as handle:
         handle.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
 
 
