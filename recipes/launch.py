@@ -74,7 +74,7 @@ class Data:
     heldout: str = ""
     """Another dataset to evaluate on; empty sets rows of the training data aside."""
     heldout_rows: int = 256
-    """Rows set aside for evaluation if `heldout` is empty; at most a tenth of the data."""
+    """Rows set aside for evaluation if `heldout` is empty, at most a tenth of the data; 0 evaluates on all rows."""
     style: Literal["box", "answer", "tag", "plain"] = "box"
     """box: think, then \\boxed{}; answer: think, then <answer>; tag: <answer> alone; plain: the answer is the text."""
     columns: tuple[str, ...] = ()
@@ -176,34 +176,62 @@ def with_defaults(main: Callable[..., Any], values: Mapping[str, Any]) -> Callab
     return copy
 
 
-def open_policy(model: str, load: Load, lora: LoRA, run: Run) -> Policy:
-    """The policy; `embedded` is the tiny warmed-up model. Sees first that the output folder can be written to."""
+def open_policy(model: str, load: Load, lora: LoRA | None = None, run: Run | None = None) -> Policy:
+    """The policy; `embedded` is the tiny warmed-up model. Sees first that the run's output can be written to."""
+    from mmrl.checkpoint import restore_weights
     from mmrl.pixels import PixelBudget
-    from mmrl.policy import Policy
+    from mmrl.policy import LoRA, Policy
     from mmrl.run import refuse_several_processes
     from mmrl.tracking import prepare_output
 
     refuse_several_processes()
-    prepare_output(run.folder)
-    if model == EMBEDDED:
-        from recipes.embedded import warm_model
-
-        source: str | Path = warm_model()
-    else:
-        source = model
+    if run is not None:
+        prepare_output(run.folder)
     budget = PixelBudget(
         min_pixels=load.min_pixels, max_pixels=load.max_pixels, max_prompt_tokens=load.max_prompt_tokens
     )
-    return Policy.load(
+    source, checkpoint = model_source(model)
+    stored = _stored_policy(Path(model)) if checkpoint is not None else {}
+    policy = Policy.load(
         source,
         device=load.device,
         dtype=load.dtype,
-        lora=lora,
-        freeze=load.freeze,
+        lora=LoRA(**stored["lora"]) if stored.get("lora") else lora,
+        freeze=stored.get("freeze", load.freeze),
         checkpointing=load.checkpointing,
         budget=budget,
         shared=load.shared,
     )
+    if checkpoint is not None:
+        restore_weights(checkpoint, policy.named_parameters())
+    return policy
+
+
+def model_source(model: str) -> tuple[str | Path, Path | None]:
+    """What to load, and a checkpoint to lay over it: for a run's folder its model, or its newest checkpoint."""
+    from mmrl.checkpoint import steps_in
+
+    if model == EMBEDDED:
+        from recipes.embedded import warm_model
+
+        return warm_model(), None
+    folder = Path(model)
+    if (folder / "model").is_dir():
+        return folder / "model", None
+    steps = steps_in(folder / "checkpoints")
+    if steps:
+        return _stored_policy(folder)["source"], folder / "checkpoints" / f"step-{steps[-1]}"
+    if model.startswith(("runs/", "./", "/", "~")) and not folder.is_dir():
+        raise ValueError(
+            f"There is no model or run in {model}; train one first, for example with python -m recipes.papo."
+        )
+    return model, None
+
+
+def _stored_policy(folder: Path) -> dict[str, Any]:
+    import json
+
+    return json.loads((folder / "config.json").read_text())["settings"]["policy"]
 
 
 def open_data(dataset: str, data: Data, seed: int) -> tuple[Prompts, Prompts]:
@@ -219,6 +247,8 @@ def open_data(dataset: str, data: Data, seed: int) -> tuple[Prompts, Prompts]:
         "seed": seed,
     }
     prompts = load_prompts(dataset, split=data.split, subset=data.subset, limit=data.limit, **rest)
+    if data.heldout_rows == 0 and not isinstance(prompts, Drawn):
+        return prompts, prompts
     if data.heldout:
         return prompts, load_prompts(data.heldout, **rest)
     if isinstance(prompts, Drawn):

@@ -1,0 +1,83 @@
+"""Accuracy and pass@k of a finished run, a checkpointed run or any model folder.
+
+    python -m recipes.evaluate                                        the run that `recipes.papo` left behind
+    python -m recipes.evaluate --model runs/papo                      any run
+    python -m recipes.evaluate --model my/folder --dataset test.jsonl --data.style box --samples 8 --ks 1 4 8
+
+pass@k is the unbiased estimate from `samples` answers at the sampling temperature; accuracy is greedy.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from mmrl.engine import HFEngine
+from mmrl.evaluate import answers_to, evaluate, heldout_prompts, pass_rates
+from mmrl.rewards import Rewards
+from mmrl.types import Now, Sampling
+from recipes.launch import EMBEDDED, Data, Load, Preset, launch, open_data, open_policy, style_of
+
+PRESETS = {
+    EMBEDDED: Preset(
+        {
+            "model": "runs/papo",
+            "dataset": "drawn:lookup",
+            "data": {"style": "tag"},
+            "sampling": {"max_tokens": 12},
+            "load": {"min_pixels": None, "max_pixels": None},
+        },
+        note="the embedded PAPO run on held-out drawn pictures",
+    ),
+    "real": Preset({}, 7.0, "a real model on your own rows"),
+}
+
+
+def main(
+    model: str = "Qwen/Qwen2.5-VL-7B-Instruct",
+    dataset: str = "PAPOGalaxy/PAPO_MMK12_test",
+    data: Data = Data(),
+    sampling: Sampling = Sampling(group_size=8, temperature=1.0, max_tokens=2048),
+    samples: int = 8,
+    ks: tuple[int, ...] = (1, 4, 8),
+    prompts: int = 512,
+    seed: int = 0,
+    output: Path | None = None,
+    load: Load = Load(min_pixels=200_704, max_pixels=1_003_520),
+) -> None:
+    """Measure a model.
+
+    Args:
+        model: A run's folder, a model folder, a hub name, or "embedded".
+        dataset: What to answer; all its rows count as held out, except those of drawn tasks.
+        data: Which rows, and how questions are put.
+        sampling: How answers are sampled for pass@k.
+        samples: Answers per prompt for pass@k; 0 measures greedy accuracy only.
+        ks: The k of pass@k.
+        prompts: Most prompts to use.
+        seed: Seeds the answers.
+        output: Also write the numbers to this JSON file.
+        load: Device, precision, pixel budget.
+    """
+    policy = open_policy(model, load)
+    train, heldout = open_data(dataset, replace(data, heldout_rows=0), seed)
+    rows = heldout_prompts(heldout if dataset.startswith("drawn:") else train, prompts)
+    style = style_of(data.style)
+    with Rewards(accuracy=(0.9, style.accuracy), format=(0.1, style.format)) as rewards:
+        engine, now = HFEngine(policy), Now(0, 0.0, seed)
+        found = evaluate(engine, rows, rewards, sampling, now)
+        if samples:
+            several = answers_to(engine, rows, rewards, replace(sampling, group_size=samples), now)
+            found |= pass_rates(several, [k for k in ks if k <= samples])
+    print(f"{model} on {len(rows)} prompts of {dataset}")
+    for name, value in found.items():
+        print(f"  {name:<16} {value:.4f}")
+    if output is not None:
+        output.write_text(json.dumps({"model": model, "dataset": dataset, "prompts": len(rows), **found}, indent=1))
+        print(f"written to {output}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    launch(main, PRESETS)

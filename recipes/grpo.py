@@ -1,0 +1,128 @@
+"""GRPO (arXiv 2402.03300), the training step written out in plain calls: read this to see what `Trainer` does.
+
+    python -m recipes.grpo                                     tiny model, drawn pictures, CPU
+    python -m recipes.grpo 7b --dataset my.jsonl               Qwen2.5-VL-7B on your own rows
+
+Departures from the paper: no reference KL in the embedded preset, clip-higher, token-mean reduction (all are flags). A
+run written out like this has no checkpoints; `recipes.papo --papo.gamma 0 --papo.eta-orig 0 --papo.eta-masked 0` is GRPO
+with everything.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+
+import torch
+
+from mmrl.advantages import group_normalized
+from mmrl.batching import Group, collate
+from mmrl.engine import HFEngine
+from mmrl.evaluate import evaluate, heldout_prompts
+from mmrl.grpo import GRPO, loss
+from mmrl.optim import Optim, Optimizer
+from mmrl.policy import LoRA, Wanted
+from mmrl.reduce import Totals
+from mmrl.rewards import Rewards
+from mmrl.rollout import by_group
+from mmrl.run import Run, planned_steps
+from mmrl.supply import Supply
+from mmrl.surrogates import clipped
+from mmrl.tracking import Tracker
+from mmrl.types import Now, Sampling
+from recipes.launch import EMBEDDED, Data, Load, Preset, launch, open_data, open_policy, style_of, summarise
+
+PRESETS = {
+    EMBEDDED: Preset(
+        {
+            "model": EMBEDDED,
+            "dataset": "drawn:lookup",
+            "data": {"style": "tag"},
+            "grpo": {"clip_high": 0.28},
+            "sampling": {"group_size": 8, "top_p": 1.0, "max_tokens": 10},
+            "optim": {"lr": 2e-4, "weight_decay": 0.0},
+            "load": {"min_pixels": None, "max_pixels": None, "max_prompt_tokens": None},
+            "run": {"prompts_per_step": 16, "steps": 120, "eval_prompts": 512},
+        },
+        note="tiny model, drawn pictures, CPU, minutes",
+    ),
+    "7b": Preset({"model": "Qwen/Qwen2.5-VL-7B-Instruct"}, 7.0, "Qwen2.5-VL-7B"),
+    "3b": Preset({"model": "Qwen/Qwen2.5-VL-3B-Instruct"}, 3.0, "Qwen2.5-VL-3B"),
+}
+
+
+def main(
+    model: str = "Qwen/Qwen2.5-VL-7B-Instruct",
+    dataset: str = "PAPOGalaxy/PAPO_ViRL39K_train",
+    data: Data = Data(split="train"),
+    grpo: GRPO = GRPO(clip_low=0.2, clip_high=0.3),
+    sampling: Sampling = Sampling(group_size=5, top_p=0.99, max_tokens=2048),
+    optim: Optim = Optim(lr=1e-6, weight_decay=1e-2),
+    run: Run = Run(name="grpo", prompts_per_step=128, epochs=1),
+    load: Load = Load(min_pixels=200_704, max_pixels=1_003_520, max_prompt_tokens=4096),
+    lora: LoRA = LoRA(),
+) -> None:
+    """Train with GRPO, every call of a step in plain sight."""
+    policy = open_policy(model, load, lora, run)
+    train, heldout = open_data(dataset, data, run.seed)
+    style = style_of(data.style)
+    rewards = Rewards(accuracy=(0.9, style.accuracy), format=(0.1, style.format))
+    engine, optimizer = HFEngine(policy), Optimizer(policy.named_parameters(), optim)
+    supply = Supply(train, run.prompts_per_step, run.seed, check=policy.encode, on_bad=run.on_bad)
+    steps, tracker = planned_steps(run, train), Tracker(run.folder)
+    exam = heldout_prompts(heldout, run.eval_prompts)
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        (run.folder / name).unlink(missing_ok=True)
+
+    for step in range(steps + 1):
+        now = Now(step, step / steps, run.seed)
+        if step in (0, steps):
+            scores = evaluate(engine, exam, rewards, sampling, now)
+            tracker.log(step, {f"eval/{name}": value for name, value in scores.items()})
+            if step == steps:
+                break
+
+        # 1. G answers to each of P prompts, each paid
+        prompts = supply.take()
+        rollouts = rewards(engine.generate(prompts, sampling, now))
+
+        # 2. tensors: tokens and mask [B, T], reward and group [B]
+        batch = collate(rollouts)
+
+        # 3. the advantage of an answer within its group, on all its tokens
+        advantage = group_normalized(batch.reward, batch.group, batch.mask)
+        batch = replace(batch, advantage=advantage[:, None] * batch.mask)
+
+        # 4. the policy reads each prompt once and all its answers behind it
+        groups, row = [], 0
+        for members in by_group(rollouts):
+            encoded = policy.encode(members[0].prompt)
+            rows = tuple(range(row, row + len(members)))
+            answers, heat = tuple(r.tokens for r in members), tuple(r.temperature for r in members)
+            groups.append(Group(encoded, encoded.visual, answers, rows, heat))
+            row += len(members)
+        live = policy.score({"raw": groups}, {"raw": Wanted(grad=True)}, tuple(batch.tokens.shape))
+
+        # 5. the clipped surrogate, reduced over all trained tokens; one optimizer step
+        totals = Totals(tokens=int(batch.mask.sum()), sequences=len(rollouts))
+        value, metrics = loss(grpo, clipped, batch, live, [], totals, now)
+        value.backward()
+        policy.backward_vision()
+        norm = optimizer.gradient_norm()
+        optimizer.step(steps)
+        policy.stepped()
+        policy.forget_prompts()
+
+        numbers = {name: float(v) for name, v in metrics.items()}
+        tracker.log(step + 1, {**numbers, "reward/total": float(batch.reward.mean()), "optim/grad_norm": norm})
+        if step % 10 == 0:
+            print(f"step {step + 1}/{steps}  reward {float(batch.reward.mean()):.3f}", file=sys.stderr)
+
+    with torch.no_grad():
+        policy.save(run.folder / "model")
+    rewards.close()
+    summarise(run, steps, advice="python -m recipes.papo")
+
+
+if __name__ == "__main__":
+    launch(main, PRESETS)
