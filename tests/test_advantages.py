@@ -140,7 +140,7 @@ def test_equal_rewards_give_exactly_zero(name):
     advantage = spread(ALL[name](REWARD, GROUP, MASK))
     if name != "reinforce_plus_plus_baseline":  # whitening shifts everything by the batch mean
         assert (advantage[4:7] == 0).all()
-    everything_equal = spread(ALL[name](torch.full((8,), 0.1), GROUP, MASK))
+    everything_equal = spread(ALL[name](torch.full((8,), 0.1, dtype=torch.float64), GROUP, MASK))
     assert (everything_equal == 0).all()
 
 
