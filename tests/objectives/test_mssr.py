@@ -117,7 +117,7 @@ def test_the_baseline_is_the_value_before_the_update_and_advantages_are_whitened
     mssr = MSSR(lambda_entropy=0.0)
     mssr.start({f"p{i}": rate for i, rate in enumerate([0.0, 0.5, 1.0, 0.25, 0.5, 0.5])})
     # Equal counts would scale all gains alike, and whitening would hide an update that came too early.
-    mssr.observe(["p1", "p1", "p3"], torch.tensor([1.0, 0.0, 1.0]), torch.zeros(3))
+    mssr.observe(["p1", "p1", "p3"], torch.tensor([1.0, 0.0, 1.0]), torch.full((3,), 0.009))
     before = mssr.values([f"p{i}" for i in range(6)])
     shaped = mssr.shape(torch.full_like(batch.advantage, 99.0), batch, NOW)
     gain = batch.reward - before
