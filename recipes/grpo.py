@@ -3,9 +3,8 @@
     python -m recipes.grpo                                     tiny model, drawn pictures, CPU
     python -m recipes.grpo 7b --dataset my.jsonl               Qwen2.5-VL-7B on your own rows
 
-Departures from the paper: no reference KL in the embedded preset, clip-higher, token-mean reduction (all are flags). A
-run written out like this has no checkpoints; `recipes.papo --papo.gamma 0 --papo.eta-orig 0 --papo.eta-masked 0` is GRPO
-with everything.
+Departures from the paper: no reference KL, clip-higher, token-mean reduction (all are flags). A run written out like
+this has no checkpoints; `recipes.papo --papo.gamma 0 --papo.eta-orig 0 --papo.eta-masked 0` is GRPO with everything.
 """
 
 from __future__ import annotations
@@ -101,7 +100,7 @@ def main(
             answers, heat = tuple(r.tokens for r in members), tuple(r.temperature for r in members)
             groups.append(Group(encoded, encoded.visual, answers, rows, heat))
             row += len(members)
-        live = policy.score({"raw": groups}, {"raw": Wanted(grad=True)}, tuple(batch.tokens.shape))
+        live = policy.score({"raw": groups}, {"raw": Wanted(grad=True)}, (len(batch), batch.tokens.shape[1]))
 
         # 5. the clipped surrogate, reduced over all trained tokens; one optimizer step
         totals = Totals(tokens=int(batch.mask.sum()), sequences=len(rollouts))

@@ -3,8 +3,8 @@
     python -m recipes.sft                                                     tiny model, drawn pictures, CPU
     python -m recipes.sft 3b --dataset my.jsonl --data.columns answer=response
 
-The target is column `target` of a row if it has one, else its answer. Written as REINFORCE with the label as rollout, so
-the loss is the mean negative log-likelihood (token mean, or sequence mean by flag).
+The target is column `target` of a row if it has one, else its answer. Written as REINFORCE with the label as rollout,
+so the loss is the mean negative log-likelihood (token mean, or sequence mean by flag).
 """
 
 from __future__ import annotations
