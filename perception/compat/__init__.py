@@ -6,6 +6,7 @@ For comparison runs and golden tests; the rewards to train with are in `percepti
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -30,3 +31,19 @@ class Official:
     def __call__(self, rollout: Rollout) -> float:
         score = self.score(rollout.text, str(rollout.prompt.answer))
         return float(score[self.part]) if isinstance(score, Mapping) else float(score)
+
+
+def verified(truth: str, answer: str) -> bool:
+    """Whether math-verify finds the two equal; what it cannot parse is not, as in the official code.
+
+    It runs without its signal time-outs, which work in the main thread only; call it where it can be killed.
+    """
+    from math_verify import parse, verify
+
+    for module in ("parser", "grader"):  # it warns at each start that its own time-out is off
+        logging.getLogger(f"math_verify.{module}").setLevel(logging.ERROR)
+    try:
+        first, second = (parse(text, parsing_timeout=None) for text in (truth, answer))  # type: ignore[arg-type]
+        return bool(verify(first, second, timeout_seconds=None))
+    except Exception:
+        return False

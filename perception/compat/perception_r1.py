@@ -19,6 +19,8 @@ from __future__ import annotations
 
 import re
 
+from perception.compat import verified
+
 _FORMAT = re.compile(r"<think>\n.*?\n</think>\n<answer>\n.*?\\boxed{.+?}.*?\n</answer>", re.DOTALL)
 _FORMAT_PERCEPTION = re.compile(r"<perception>\n.*?\n</perception>\n" + _FORMAT.pattern, re.DOTALL)
 _ANSWER = re.compile(r"<answer>(.*?)</answer>")
@@ -50,16 +52,10 @@ def ngram_penalty(text: str, ngram_size: int = 20, max_penalty: float = -2.0) ->
 
 
 def _accuracy(response: str, ground_truth: str) -> float:
-    """1 if math-verify finds answer and ground truth equal, else 0; what it cannot parse is 0."""
-    from math_verify import parse, verify
-
+    """1 if math-verify finds answer and ground truth equal, else 0."""
     found = _ANSWER.search(response)
     answer = found.group(1) if found else response
-    try:
-        truth, given = (parse(text.strip(), parsing_timeout=None) for text in (ground_truth, answer))  # type: ignore[arg-type]
-        return float(verify(truth, given, timeout_seconds=None))
-    except Exception:
-        return 0.0  # as the official code does
+    return float(verified(ground_truth.strip(), answer.strip()))
 
 
 def _last_between(text: str, index: int) -> str | None:

@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 
 from perception.boxes import COCO_THRESHOLDS, Canvas, Detections, convert, mean_average_precision
+from perception.compat import verified
 
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _ONE_LINE_ANSWER = re.compile(r"<answer>(.*?)</answer>")
@@ -134,7 +135,7 @@ def default_accuracy(content: str, solution: str) -> float:
     """math-verify, else equal numbers, else equal choice letters, else the similarity of the texts; 0 to 1."""
     expected, answers = _stated(solution), _ANSWER.findall(content)
     answer = answers[-1].strip() if answers else content.strip()
-    if _verified(answer, expected):
+    if verified(answer, expected):
         return 1.0
     given, wanted = clean_text(answer), clean_text(expected)
     if re.search(r"\d", expected):
@@ -222,17 +223,6 @@ def _stated(solution: str) -> str:
     """What stands in the solution's tag, on one line, or the solution itself."""
     found = _ONE_LINE_ANSWER.search(solution)
     return found.group(1).strip() if found else solution.strip()
-
-
-def _verified(answer: str, expected: str) -> bool:
-    """Whether math-verify finds the two equal; what it cannot parse is not."""
-    from math_verify import parse, verify
-
-    try:
-        first, second = (parse(text, parsing_timeout=None) for text in (answer, expected))  # type: ignore[arg-type]
-        return bool(verify(first, second, timeout_seconds=None))
-    except Exception:
-        return False  # as the official code does
 
 
 def _loaded(fenced: str | None, strict: bool) -> list[Any]:
