@@ -5,7 +5,8 @@ to them and to a buffer of its own (`attention.Decoding`). Answers that end are 
 stream of random numbers, keyed by (run seed, step, prompt id, view, answer), so the same prompt, weights, seed and
 batch shape give the same answer; across batch shapes log-probs agree to rounding.
 
-Vision placeholder ids are never drawn: one of them inside an answer would shift the pictures of every later pass.
+Vision placeholder ids are never drawn: one of them inside an answer would shift the pictures of every later pass. Nor
+are ids beyond the tokenizer's, which a vocabulary padded to a round number has: they have no text.
 """
 
 from __future__ import annotations
@@ -141,7 +142,7 @@ def _sample(
     """Fill in the answers of one chunk of prompts."""
     store, states = _prefill(policy, encoded, looks, answers, sampling)
     weight = policy.base.lm_head.weight
-    banned = torch.tensor(sorted(policy.processing.banned_ids), device=policy.device)
+    banned = _banned(policy, len(weight))
     noise = uniforms(seeds, sampling.max_tokens).to(policy.device)
     first = torch.tensor([e.next_position for e in encoded], device=policy.device)
     alive = list(range(len(answers)))
@@ -169,6 +170,12 @@ def _sample(
         states = _step(policy, store, tokens, first[owner] + t)
 
 
+def _banned(policy: Policy, vocabulary: int) -> Tensor:
+    """Ids that are never drawn, long [n]: vision markers, and rows of the head that stand for no token."""
+    padding = range(len(policy.processing.tokenizer), vocabulary)
+    return torch.tensor(sorted({*policy.processing.banned_ids, *padding}), device=policy.device)
+
+
 def _prefill(
     policy: Policy,
     encoded: Sequence[Encoded],
@@ -181,7 +188,8 @@ def _prefill(
     stream = pack([Group(e, look) for e, look in zip(encoded, looks, strict=True)], device)
     kept: list[tuple[Tensor, Tensor]] = []
     object.__setattr__(stream.layout, "kept", kept)
-    features = policy.features([item for look in looks for item in look], grad=policy.retain_vision)
+    media = [item for look in looks for item in look]
+    features = policy.features(media, grad=policy.retains(media))
     states = policy.language(stream.ids, stream.positions, stream.layout, stream.visual, features)
     policy.counters["tokens/prefill"] += len(stream.ids)
     segments = stream.layout.prompts

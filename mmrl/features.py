@@ -8,7 +8,7 @@ the tower once. While the weights are unchanged, the same forward serves rollout
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -89,6 +89,11 @@ class FeatureStore:
         if outputs:
             torch.autograd.backward(outputs, grads)
         self.drop_graphs()
+
+    def rows_in_graphs(self, besides: Container[str] = ()) -> int:
+        """Visual tokens whose graph is held, not counting media with the keys `besides`."""
+        entries = self._entries.items()
+        return sum(len(e.leaf.merged) for (_, key), e in entries if e.graph is not None and key not in besides)
 
     def drop_graphs(self) -> None:
         """Free what the tower keeps for a backward; the features stay."""

@@ -156,6 +156,7 @@ def plan_scores(
         live["ref"] = Wanted(divergence="forward")
     elif grpo.kl > 0:
         stored["ref"] = Wanted(divergence="forward" if exact else None)
+    before = {"ref"} if grpo.kl > 0 and grpo.kl_in == "reward" else set()  # read before the update
     early = updates > 1 or grpo.mismatch != "off" or (grpo.kl > 0 and grpo.kl_in == "reward")
     for objective in objectives:
         for need in objective.needs():
@@ -170,11 +171,13 @@ def plan_scores(
             )
             if need.stage == "shape":
                 stored[name] = merged_want(name, stored.get(name), replace(want, grad=False))
+                before.add(name)
                 early = early or name == "raw" or need.divergence is not None
             elif name == "raw" or want.grad or need.divergence or (name in branches and branches[name].refresh):
                 live[name] = merged_want(name, live.get(name), want)
             else:
                 stored[name] = merged_want(name, stored.get(name), want)
+    stored = {name: want for name, want in stored.items() if name in before or name not in live}
     if early or any(w.divergence for w in stored.values()):
         stored["raw"] = merged_want("raw", stored.get("raw"), Wanted())
     return ScorePlan(stored, live)

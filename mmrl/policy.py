@@ -69,6 +69,8 @@ class Policy:
         """Grows with each optimizer step."""
         self.retain_vision = False
         """Keep the tower's graph of the next rollout, because its update uses the same weights."""
+        self.vision_graph_limit = 2 * 2**30
+        """Bytes that graphs of the tower may take before `retains` gives up `retain_vision`."""
         self.description: dict[str, Any] = {"source": getattr(model, "name_or_path", "")}
         """What a continued run must have in common with this one."""
         self.counters: Counter[str] = Counter()
@@ -214,6 +216,21 @@ class Policy:
         """Features of each medium, computed once per content and weights version."""
         grad = grad and self.tower_trains and not self._reference
         return self.features_store.get(self._tower, patches, self._tower_version(), grad)
+
+    def retains(self, patches: Sequence[Patches]) -> bool:
+        """Shall the tower keep its graph over these media? Gives up `retain_vision` when graphs would grow too large.
+
+        A graph takes about 40 bytes per patch, block and hidden unit. It is counted with the graphs that are held.
+        """
+        if not (self.retain_vision and self.tower_trains):
+            return False
+        config = self.base.config.vision_config
+        new = {item.key: len(item.values) for item in patches}
+        count = sum(new.values()) + self.features_store.rows_in_graphs(new) * config.spatial_merge_size**2
+        if 40 * count * config.depth * config.hidden_size > self.vision_graph_limit:
+            self.retain_vision = False
+            self.features_store.drop_graphs()
+        return self.retain_vision
 
     def hidden(self, groups: Sequence[Group], grad: bool) -> tuple[Tensor, Stream]:
         """Last hidden states [N, D] that predict the answer tokens of these groups, in one packed row."""

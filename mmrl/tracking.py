@@ -25,7 +25,7 @@ from typing import Any, Literal
 import torch
 
 from mmrl import __version__
-from mmrl.types import Rollout
+from mmrl.types import BadRow, Prompts, Rollout
 
 Logger = Literal["none", "tensorboard", "wandb"]
 
@@ -127,6 +127,17 @@ def describe(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     return getattr(value, "__qualname__", type(value).__qualname__)
+
+
+def describe_prompts(prompts: Prompts) -> dict[str, Any]:
+    """What tells two collections of prompts apart: class, size, plain fields, and the id of the first row."""
+    plain = {f.name: getattr(prompts, f.name) for f in fields(prompts)} if is_dataclass(prompts) else {}
+    plain = {k: v for k, v in plain.items() if v is None or isinstance(v, (bool, int, float, str))}
+    try:
+        first = prompts[0].id
+    except BadRow:
+        first = None
+    return {**plain, "class": type(prompts).__name__, "size": prompts.size, "first": first}
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:

@@ -16,7 +16,6 @@ earlier; otherwise raw is scored once beforehand. The loss does not depend on th
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -46,11 +45,14 @@ from mmrl.tracking import (
     OutputError,
     Tracker,
     describe,
+    describe_prompts,
     differences,
+    discard,
     environment,
     peak_memory,
     prepare_output,
     question_text,
+    read_metrics,
 )
 from mmrl.types import Engine, Now, Prompts, Rollout, Sampling, VisualBranch
 
@@ -86,11 +88,9 @@ class Trainer:
         self.engine = engine if engine is not None else HFEngine(policy)
         self.estimator, self.surrogate, self.grpo, self.sampling = estimator, surrogate, grpo, sampling
         self.branches, self.objectives, self.rollout = dict(branches or {}), list(objectives), rollout
-        self.heldout = [] if heldout is None else heldout_prompts(heldout, run.eval_prompts)
-        self.settings = {**self._settings(), **describe(settings or {})}
-        if grpo.kl > 0:
-            policy.freeze_reference()
+        self.heldout = [] if heldout is None else heldout_prompts(heldout, run.eval_prompts, policy.encode)
         self.supply = Supply(prompts, run.prompts_per_step, run.seed, check=policy.encode, on_bad=run.on_bad)
+        self.settings = {**self._settings(), "prompts": describe_prompts(prompts), **describe(settings or {})}
         self.steps = planned_steps(run, prompts)
         self.optimizer = Optimizer(policy.named_parameters(), optim)
         self.learner = Learner(
@@ -105,6 +105,8 @@ class Trainer:
             run.tokens_per_pass,
             self.steps * run.updates_per_step,
         )
+        if "ref" in self.learner.plan.stored or "ref" in self.learner.plan.live:
+            policy.freeze_reference()
         self.step_done = 0
         self._halt = False
 
@@ -126,8 +128,9 @@ class Trainer:
         from mmrl.progress import Progress
 
         folder = self.run.folder
-        if self.run.overwrite and folder.exists():
-            shutil.rmtree(folder)
+        self._halt = False
+        if self.run.overwrite and self.step_done == 0:
+            discard(folder)
         prepare_output(folder)
         if (folder / "finished.json").is_file():
             done = json.loads((folder / "finished.json").read_text())
@@ -159,15 +162,16 @@ class Trainer:
         before, version = self._state(), self.policy.version
         try:
             metrics = self.step(Now(number, (number - 1) / self.steps, self.run.seed))
-        except (TrainingError, RewardStopped, FloatingPointError) as error:
+        except Exception as error:
+            self.optimizer.clear()
+            self.policy.features_store.clear()
+            kept = f"The last checkpoint in {self.run.folder}/checkpoints stays"
             if self.policy.version == version:
-                self.optimizer.clear()
                 self._save(before)
-                raise TrainingError(
-                    f"Step {number} failed: {error}\nThe state before it is saved in {self.run.folder}/checkpoints; "
-                    "mend the cause and run the same command to go on."
-                ) from error
-            raise
+                kept = f"The state before it is saved in {self.run.folder}/checkpoints"
+            raise TrainingError(
+                f"Step {number} failed: {_said(error)}\n{kept}; mend the cause and run the same command to go on."
+            ) from error
         self.step_done = number
         self.policy.forget_prompts()
         last = number == self.steps
@@ -204,11 +208,12 @@ class Trainer:
         clock = Clock()
         with clock("evaluate"):
             found = evaluate(self.engine, self.heldout, self.rewards, self.sampling, now)
+        seconds = clock.read()["time/evaluate"]
         self.policy.forget_prompts()
         self.policy.retain_vision = retain
         self.policy.counters.clear()
         self.rewards.metrics()
-        return {**{f"eval/{k}": v for k, v in found.items()}, **clock.read()}
+        return {**{f"eval/{k}": v for k, v in found.items()}, "time/evaluate": seconds}
 
     def _leftovers(self) -> dict[str, float]:
         """Counters of policy, supply and rewards since the last step."""
@@ -250,7 +255,7 @@ class Trainer:
                 )
             state = checkpoint.read_state(folder / "checkpoints" / f"step-{steps[-1]}")
             self._restore(folder / "checkpoints" / f"step-{steps[-1]}", state)
-            tracker.truncate(self.step_done)
+            tracker.truncate(self.step_done or -1)  # the evaluation before the first step is made again
             return
         for name in ("metrics.jsonl", "samples.jsonl", "skipped.jsonl"):
             (folder / name).unlink(missing_ok=True)
@@ -274,16 +279,15 @@ class Trainer:
 
     def _finish(self, metrics: dict[str, float]) -> dict[str, float]:
         folder = self.run.folder
+        if not metrics:  # continued after the last step
+            metrics = {k: v for k, v in read_metrics(folder)[-1].items() if k != "step"}
         self.policy.save(folder / "model")
         (folder / "finished.json").write_text(json.dumps(metrics, indent=1))
         self.rewards.close()
         return metrics
 
     def _example(self) -> str:
-        position = self.supply.position
-        prompt = self.supply.take(1)[0]
-        self.supply.position = position
-        self.supply.counters.clear()
+        prompt = self.supply.peek()
         text = self.policy.encode(prompt).text
         return f"{text}\n(answer: {prompt.answer})" if text else question_text(prompt.messages)
 
@@ -323,3 +327,8 @@ class Trainer:
             yield
         finally:
             signal.signal(signal.SIGINT, previous)
+
+
+def _said(error: Exception) -> str:
+    """The message of an error; its kind too, unless it was raised to be read by a person."""
+    return str(error) if isinstance(error, (ValueError, RewardStopped, FloatingPointError)) else repr(error)
