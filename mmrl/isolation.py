@@ -1,4 +1,4 @@
-"""Two ways of running a reward without trusting it: in a process that can be killed, or on a loop with a deadline.
+"""Run a reward without trusting it: in a process that can be killed.
 
 `WorkerPool` runs plain functions in worker processes (`reward_worker`). A call that passes its time limit is ended
 from outside, so endless loops inside C code end too; a call that eats memory, raises, or ends its process gives a
@@ -6,16 +6,12 @@ from outside, so endless loops inside C code end too; a call that eats memory, r
 script or any file of the user by value, with the globals that they use (a recipe that imports torch costs the worker
 nothing unless the reward uses it); those of `mmrl` and of installed packages by reference: the worker imports them.
 
-`AsyncLoop` runs coroutines (judges) in the trainer's process on a thread of their own, each under a deadline.
-
 Limits: POSIX only. A process that a reward starts is ended with the worker unless it left the worker's process group.
-The memory limit is per process and enforced by Linux only. A coroutine that blocks its thread cannot be stopped; its
-loop is given up and a new one started.
+The memory limit is per process and enforced by Linux only.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import logging
@@ -25,55 +21,28 @@ import queue
 import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import sysconfig
-import threading
 import time
 import weakref
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
-from mmrl.reward_worker import HEADER, RECEIPT, as_floats, explain, frame, unwrapped
+from mmrl.reward_parts import Call, Failure, Outcome
+from mmrl.reward_worker import HEADER, RECEIPT, frame, unwrapped
 
-Reason = Literal["timeout", "memory", "exception", "exit", "unavailable", "nonfinite", "not_a_number"]
 START_LIMIT = 120.0
 """Seconds in which a worker must have started and loaded its functions (a cold disk may be slow)."""
-GRACE = 2.0
-"""Seconds that a coroutine may take to notice its deadline; then it is taken to block its event loop."""
 LOOK = 0.2
 """Seconds between two looks at whether a silent worker still lives."""
 _LOG = logging.getLogger(__name__)
 _BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[3]); from mmrl.reward_worker import serve; \
 serve(int(sys.argv[1]), int(sys.argv[2]))"
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why a call gave no value."""
-
-    reason: Reason
-    message: str = ""
-
-
-@dataclass(frozen=True)
-class Call:
-    """One call of one reward part."""
-
-    part: str
-    args: tuple[Any, ...] = ()
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
-    several: bool = False
-    """A sequence of values is expected rather than one."""
-    limit: float = 10.0
-    """Seconds."""
-
-
-Outcome = list[float | str | None] | Failure
 
 
 class LoadError(ValueError):
@@ -123,38 +92,6 @@ class WorkerPool:
             self._idle.put(worker)
 
 
-class AsyncLoop:
-    """An event loop on a thread of its own, so that it also works where a loop already runs (notebooks)."""
-
-    def __init__(self) -> None:
-        self._loop: asyncio.AbstractEventLoop | None = None
-
-    def begin(self, work: Callable[[Call], Coroutine[Any, Any, Any]], calls: Sequence[Call]) -> list[Future[Any]]:
-        """Start all calls at once; each ends at its limit. Collect them with `finish`."""
-        if self._loop is None:
-            self._loop = asyncio.new_event_loop()
-            threading.Thread(target=self._loop.run_forever, name="mmrl-judges", daemon=True).start()
-        return [asyncio.run_coroutine_threadsafe(_timed(work, call), self._loop) for call in calls]
-
-    def finish(self, futures: Sequence[Future[Any]], calls: Sequence[Call]) -> list[tuple[Outcome, float]]:
-        """Wait for the outcome of each call and the seconds it took."""
-        grace = time.monotonic() + max((call.limit for call in calls), default=0.0) + GRACE
-        outcomes: list[tuple[Outcome, float]] = []
-        for future, call in zip(futures, calls, strict=True):
-            try:
-                outcomes.append(future.result(max(grace - time.monotonic(), 0.0)))
-            except TimeoutError:
-                outcomes.append((Failure("timeout", "the function blocks the event loop"), call.limit))
-                self._loop = None  # its thread is stuck; the next batch gets a new one
-        return outcomes
-
-    def close(self) -> None:
-        """Stop the loop."""
-        if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._loop = None
-
-
 class _Worker:
     """The trainer's side of one worker process."""
 
@@ -162,6 +99,7 @@ class _Worker:
         self._load = load
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: socket.socket | None = None
+        self._group = 0
 
     def start(self) -> None:
         """Start the process and load the functions, if it does not run. Raises LoadError."""
@@ -173,7 +111,7 @@ class _Worker:
         arguments = [str(theirs.fileno()), str(os.getpid()), json.dumps(sys.path)]
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _BOOT, *arguments],
+                [sys.executable, "-P", "-c", _BOOT, *arguments],
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
                 stdout=2,  # what a reward prints must not mix with the trainer's own output
@@ -181,9 +119,11 @@ class _Worker:
                 env=environment,
             )
         self._channel = ours
+        ours.settimeout(START_LIMIT)
         try:
+            self._group = HEADER.unpack(ours.recv(HEADER.size, socket.MSG_WAITALL))[0]
             outcome = self._ask(self._load, START_LIMIT)
-        except BrokenPipeError:
+        except (OSError, struct.error):  # no process id: the interpreter did not come up
             outcome = Failure("exit", self.end(LOOK))
         if isinstance(outcome, Failure):
             self.end()
@@ -217,9 +157,15 @@ class _Worker:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(wait)
         code = process.returncode
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)  # the group outlives its leader while any member lives
-        process.wait()
+        if self._group:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._group, signal.SIGKILL)
+        try:
+            process.wait(1.0)  # the keeper ends after its worker, so that nothing is left to be reaped
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        self._group = 0
         if code is None:
             return "killed"
         return f"exit code {code}" if 0 <= code < 128 else f"signal {code - 128 if code > 0 else -code}"
@@ -270,27 +216,6 @@ class _Worker:
             if size == start and len(received) >= start:
                 size += HEADER.unpack(received[len(RECEIPT) : start])[0]
         return json.loads(received[start:])
-
-
-def guarded(work: Callable[[], Any], several: bool) -> tuple[Outcome, float]:
-    """Run a reward in this process, without any limit; an exception becomes a Failure."""
-    began = time.monotonic()
-    try:
-        outcome: Outcome = as_floats(work(), several)
-    except (Exception, SystemExit) as error:
-        outcome = Failure(*explain(error))  # type: ignore[arg-type]
-    return outcome, time.monotonic() - began
-
-
-async def _timed(work: Callable[[Call], Coroutine[Any, Any, Any]], call: Call) -> tuple[Outcome, float]:
-    began = time.monotonic()
-    try:
-        outcome: Outcome = as_floats(await asyncio.wait_for(work(call), call.limit), call.several)
-    except TimeoutError:
-        outcome = Failure("timeout", f"no value after {call.limit:g} s")
-    except (Exception, SystemExit) as error:
-        outcome = Failure(*explain(error))  # type: ignore[arg-type]
-    return outcome, time.monotonic() - began
 
 
 def _pickle(name: str, function: Callable[..., Any]) -> bytes:

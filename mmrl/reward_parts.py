@@ -25,7 +25,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -39,6 +39,7 @@ Convention = Literal["rollout", "batch", "trl"]
 OPTIONAL = ("media", "prompt_ids", "logp")
 """Attributes that an isolated reward sees only if it asks for them."""
 _TRL_ONLY = ("trainer_state", "log_extra", "log_metric", "environments")
+Reason = Literal["timeout", "memory", "exception", "exit", "unavailable", "nonfinite", "not_a_number"]
 
 
 class Unavailable(Exception):
@@ -94,6 +95,30 @@ class Seen(SimpleNamespace):
     def __getattr__(self, name: str) -> Any:
         hint = f'; mark the reward function with @needs("{name}")' if name in OPTIONAL else ""
         raise AttributeError(f"an isolated reward sees no attribute {name!r} here{hint}")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a call gave no value."""
+
+    reason: Reason
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of one reward part."""
+
+    part: str
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    several: bool = False
+    """A sequence of values is expected rather than one."""
+    limit: float = 10.0
+    """Seconds."""
+
+
+Outcome = list[float | str | None] | Failure
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,16 @@
 
 `isolation.WorkerPool` starts it as a fresh interpreter (never a fork of the trainer, whose torch threads would not
 survive one). The fresh interpreter splits in two before it loads anything: a *keeper*, which does nothing but watch,
-and the *worker*, which loads the reward functions and answers calls. Both are in a process group of their own, together
-with whatever processes a reward starts; the keeper ends the whole group when the trainer is gone, also after
-`kill -9` and while the worker is stuck in C code.
+and the *worker*, which loads the reward functions and answers calls. The worker is in a process group of its own,
+together with whatever processes a reward starts; the keeper ends that group when the worker ends or the trainer is
+gone, also after `kill -9` and while the worker is stuck in C code.
 
 Wire format on one socket: 8 bytes length (big endian), then the message. Requests are pickles of
 ("load", {part: pickled function}, memory limit) or ("call", part, several, args, kwargs); replies are JSON, so that the
 trainer unpickles nothing that a reward has made: {"values": [number | null | text, ...]}, where a text describes
-something that is no number, or {"failure": reason, "message": traceback}. Before the reply comes one byte of receipt:
-a worker that ends without it had not begun, and the request is repeated elsewhere.
+something that is no number, or {"failure": reason, "message": traceback}. First of all comes the worker's process id
+(8 bytes), and before each reply one byte of receipt: a worker that ends without it had not begun, and the request is
+repeated elsewhere.
 
 Departure from a common design: memory is limited by RLIMIT_DATA rather than RLIMIT_AS, counted from what is in use
 after loading. Address space says little (CUDA builds of torch reserve far more than they use). Linux enforces it; other
@@ -19,6 +20,7 @@ systems only have the time limit.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import numbers
@@ -43,8 +45,10 @@ KEEPER_INTERVAL = 0.5
 def serve(descriptor: int, trainer: int) -> NoReturn:
     """Run keeper and worker until the trainer (process id) closes the socket or ends. Never returns."""
     worker = os.fork()
+    os.setpgid(worker, worker)  # on both sides, for neither knows who comes first; 0 means oneself
     if worker == 0:
         _work(socket.socket(fileno=descriptor))
+    os.write(descriptor, HEADER.pack(worker))
     os.close(descriptor)
     _keep(worker, trainer)
 
@@ -148,16 +152,17 @@ def _limit_memory(limit: int | None) -> None:
 
 
 def _keep(worker: int, trainer: int) -> NoReturn:
-    """Wait for the worker's end and pass on its exit code; end the whole group when the trainer is gone."""
+    """Wait for the worker's end and pass on its exit code; end the worker when the trainer is gone."""
     if hasattr(signal, "sigtimedwait"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
     while True:
         ended, status = os.waitpid(worker, os.WNOHANG)
+        if ended or os.getppid() != trainer:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(worker, signal.SIGKILL)
         if ended:
             code = os.waitstatus_to_exitcode(status)
             os._exit(code if code >= 0 else 128 - code)
-        if os.getppid() != trainer:
-            os.killpg(0, signal.SIGKILL)
         if hasattr(signal, "sigtimedwait"):
             signal.sigtimedwait({signal.SIGCHLD}, KEEPER_INTERVAL)
         else:

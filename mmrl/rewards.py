@@ -27,7 +27,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from mmrl.isolation import AsyncLoop, Call, Failure, Outcome, WorkerPool, guarded
+from mmrl.deadlines import AsyncLoop, guarded
+from mmrl.isolation import WorkerPool
 from mmrl.reward_functions import (
     LengthPenalty,
     RepetitionPenalty,
@@ -39,7 +40,19 @@ from mmrl.reward_functions import (
     tagged_accuracy,
     think_format,
 )
-from mmrl.reward_parts import Part, Unavailable, batch, in_process, needs, parse_part, preloads, seen
+from mmrl.reward_parts import (
+    Call,
+    Failure,
+    Outcome,
+    Part,
+    Unavailable,
+    batch,
+    in_process,
+    needs,
+    parse_part,
+    preloads,
+    seen,
+)
 
 if TYPE_CHECKING:
     from mmrl.types import Rollout
