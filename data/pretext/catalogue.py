@@ -5,7 +5,9 @@ from __future__ import annotations
 from data.pretext.anomaly import AnomalyGrounding
 from data.pretext.arrow_of_time import ArrowOfTime
 from data.pretext.camera import CameraMotion
+from data.pretext.charts import ChartReading, TableReading
 from data.pretext.clip_insertion import ClipInsertion
+from data.pretext.clock import Clock
 from data.pretext.contract import Task
 from data.pretext.correspondence import Correspondence
 from data.pretext.crop_location import CropLocation
@@ -16,6 +18,7 @@ from data.pretext.frame_time import FrameTime
 from data.pretext.hop_chain import HopChain, PhotoHopChain
 from data.pretext.interleaved import InterleavedClips
 from data.pretext.jigsaw import Jigsaw
+from data.pretext.maze import MazeExit, MazePath
 from data.pretext.mosaic import Mosaic
 from data.pretext.needle_clip import NeedleClip
 from data.pretext.odd_tile import OddTile
@@ -24,6 +27,7 @@ from data.pretext.patchfit import PatchFit
 from data.pretext.position import RelativePosition
 from data.pretext.quality_order import QualityOrder
 from data.pretext.rotation import Rotation
+from data.pretext.scene_count import SceneCompare, SceneCount
 from data.pretext.sprite_path import SpriteMoves, SpritePath
 from data.pretext.sprite_times import SpriteTimes
 from data.pretext.temporal_jigsaw import TemporalJigsaw
@@ -57,6 +61,13 @@ TASKS: tuple[Task, ...] = (
     SpriteMoves(),
     HopChain(),
     PhotoHopChain(),
+    SceneCount(),
+    SceneCompare(),
+    MazeExit(),
+    MazePath(),
+    Clock(),
+    ChartReading(),
+    TableReading(),
 )
 
 

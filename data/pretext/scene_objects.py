@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
-from PIL import Image, ImageChops, ImageDraw, ImageFont
+from PIL import Image, ImageChops, ImageDraw
 
 from data.pretext.contract import Array
+from data.pretext.lettering import font
 from data.pretext.procedural import COLOURS, SHAPES, Shape, ShapeName, coverage, outline
 
 HUES: tuple[str, ...] = ("red", "yellow", "green", "cyan", "blue", "purple", "white")
@@ -118,11 +119,11 @@ def write(picture: Image.Image, text: str, centre: tuple[float, float], size: fl
 @lru_cache(maxsize=1024)
 def _glyphs(text: str, size: int) -> tuple[Image.Image, Image.Image]:
     """Two "L" masks of one size: the outlined text and the text."""
-    font = ImageFont.load_default(size=size)
-    x0, y0, x1, y1 = (int(side) for side in ImageDraw.Draw(Image.new("L", (1, 1))).textbbox((0, 0), text, font=font))
+    face = font(size)
+    x0, y0, x1, y1 = (int(side) for side in ImageDraw.Draw(Image.new("L", (1, 1))).textbbox((0, 0), text, font=face))
     masks = []
     for stroke in (2, 0):
         mask = Image.new("L", (x1 - x0 + 6, y1 - y0 + 6))
-        ImageDraw.Draw(mask).text((3 - x0, 3 - y0), text, fill=255, font=font, stroke_width=stroke)
+        ImageDraw.Draw(mask).text((3 - x0, 3 - y0), text, fill=255, font=face, stroke_width=stroke)
         masks.append(mask)
     return masks[0], masks[1]
