@@ -50,7 +50,7 @@ class Supply:
         """The next prompts, `per_step` of them by default. Raises `BadRow` if a whole epoch holds nothing usable."""
         wanted = self.per_step if count is None else count
         found: list[Prompt] = []
-        bad_in_a_row = 0
+        bad: set[int] = set()  # since the last usable row
         while len(found) < wanted:
             index = self._index(self.position)
             self.position += 1
@@ -62,13 +62,14 @@ class Supply:
                 if self._on_bad == "stop":
                     raise
                 self._report(index, problem)
-                bad_in_a_row += 1
-                if bad_in_a_row >= (self.prompts.size or 1000):
+                bad.add(index)
+                if len(bad) >= (self.prompts.size or 1000):
+                    whole = ", the whole dataset" if self.prompts.size else ""
                     raise BadRow(
-                        f"{bad_in_a_row} rows in a row cannot be used, the whole dataset; the last one: {problem}"
+                        f"{len(bad)} rows in a row cannot be used{whole}; the last one: {problem}"
                     ) from problem
                 continue
-            bad_in_a_row = 0
+            bad.clear()
             found.append(prompt)
         return found
 
