@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmrl.attention import PLAIN, Decoding, _Packed, decode, example_layout, packed, verified_kernel
+from mmrl.attention import Decoding, _Packed, decode, example_layout, packed, verified_kernel
+from mmrl.kernels import PLAIN
 
 torch.set_num_threads(1)
 
