@@ -36,7 +36,7 @@ LAYERS = (
             "optim",
             "checkpoint",
         ),
-        *("answers", "mathruler", "reward_worker", "reward_parts", "isolation", "tracking", "progress", "parallel"),
+        *("answers", "mathruler", "reward_worker", "reward_parts", "deadlines", "isolation", "tracking", "progress", "parallel"),
     ),
     ("processing", "batching", "features"),
     ("policy", "repeated", "engine", "engine_vllm", "branches", "tiny"),
