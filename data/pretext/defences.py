@@ -5,7 +5,7 @@
 | lens position (vignetting, chromatic fringe), JPEG grid phase and quantisation | `harmless_history` |
 | continuous borders, size of a piece | `cut_tiles` |
 | one piece compressed differently | `recompressed` (all pieces, one quality) |
-| absolute colour of a place | `jittered` (a common and a small own change) |
+| absolute colour of a place, histograms | `jittered` (a common and a small own change), `equalised` |
 | blur of a resampled piece | `resampled_alike` |
 | exchangeable, empty or self-similar pieces | `alike`, `textureless`, `nearly_invariant` |
 
@@ -106,14 +106,13 @@ def jittered(pieces: Sequence[Array], rng: np.random.Generator, own: float = 0.0
     return [_scaled(piece, shared * (1.0 + rng.uniform(-own, own, size=3))) for piece in pieces]
 
 
-def matched_colours(pictures: Sequence[Array], mean: float = 118.0, spread: float = 52.0) -> list[Array]:
-    """Every colour plane of every picture with the same mean and standard deviation (gains at most 2.5)."""
-    out = []
-    for picture in pictures:
-        small = thumbnail(picture, 64).reshape(-1, 3)
-        gain = np.minimum(spread / np.maximum(small.std(axis=0), 1.0), 2.5)
-        table = np.clip((np.arange(256)[:, None] - small.mean(axis=0)) * gain + mean, 0, 255).astype(np.uint8)
-        out.append(np.stack([table[:, channel][picture[..., channel]] for channel in range(3)], axis=-1))
+def equalised(picture: Array, rng: np.random.Generator) -> Array:
+    """Every colour plane with a flat histogram; equal values are spread by sub-grey-level noise."""
+    fine = picture.astype(np.uint16) * 16 + rng.integers(0, 16, size=picture.shape, dtype=np.uint16)
+    out = np.empty_like(picture)
+    for plane in range(3):
+        below = np.cumsum(np.bincount(fine[..., plane].ravel(), minlength=4096))
+        out[..., plane] = (below * (255.0 / below[-1])).astype(np.uint8)[fine[..., plane]]
     return out
 
 

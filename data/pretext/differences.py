@@ -7,7 +7,7 @@ are met with IoU ≥ 0.5.
 
 Defences: both pictures get their own colour jitter, so plain subtraction leaves a pattern everywhere; edits are smooth
 at their border; an edit that changes less than 12 grey levels is refused; boxes are disjoint. Comparing frames is what
-the task is about, so the frame-difference auditor is intended.
+the task is about, so the cut auditor is intended.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Box = tuple[int, int, int, int]
 class Differences(Task):
     name = "differences"
     kinds = ("image", "rgbd", "document")
-    intended = ("frame-difference",)
+    intended = ("cut",)
     knobs: ClassVar = {
         "edits": Knob(2, (1, 1, 2, 3), help="Number of edits."),
         "told": Knob(True, (True, False), help="Say how many edits there are."),

@@ -5,11 +5,12 @@ second list follows after a bar: for each open place, how many degrees the piece
 Reward (Visual Jigsaw, arXiv 2509.25190): 1 if all is right, else gamma times the share of right places for a valid
 permutation, 0 otherwise. PuzzleCraft pays the plain share: gamma = 1.
 
-Departures: (1) a gap is cut from every side of every tile, drawn per tile and side, because touching borders solve the
-puzzle without looking at content (knob gap 0 restores the papers' tiles); (2) all tiles have one size, a multiple of
-`unit`, after an off-centre crop; official code gives the first row and column one pixel more, which tells the place;
-(3) the permutation is never the identity; (4) entries must be a true permutation of 1..K, official code asks for
-distinct values only; (5) pictures with exchangeable or textureless tiles are refused.
+Departures: (1) a gap is cut from every side of every tile, drawn per tile and side, and every tile gets its own small
+change of brightness and colour, because touching borders solve the puzzle without looking at content (gap 0 and jitter
+off restore the papers' tiles); (2) all tiles have one size, a multiple of `unit`, after an off-centre crop; official
+code gives the first row and column one pixel more, which tells the place; (3) from four pieces on the permutation is
+never the identity; (4) entries must be a true permutation of 1..K, official code asks for distinct values only;
+(5) pictures with exchangeable or textureless tiles are refused.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import numpy as np
 
 from data.pretext import parsing
 from data.pretext.contract import Array, Draft, Evidence, Knob, Knobs, Medium, Reject, Score, Task, Truth, Visual
-from data.pretext.defences import alike, cut_tiles, harmless_history, textureless
+from data.pretext.defences import alike, cut_tiles, harmless_history, jittered, textureless
 from data.pretext.parsing import ParseError
 from data.pretext.rewards import is_permutation
 from data.pretext.rng import Streams
@@ -36,7 +37,8 @@ class Jigsaw(Task):
     knobs: ClassVar = {
         "rows": Knob(3, (1, 2, 2, 3, 3), help="Rows of the grid."),
         "columns": Knob(3, (2, 2, 3, 3, 4), help="Columns of the grid."),
-        "gap": Knob(0.09, (0.06, 0.09, 0.15), smooth=True, help="Mean share of a tile's side cut off at each side."),
+        "gap": Knob(0.15, (0.12, 0.18), smooth=True, help="Mean share of a tile's side cut off at each side."),
+        "jitter": Knob(True, help="Give every piece its own small change of brightness and colour."),
         "given": Knob(0, help="Pieces whose place is already told (partial fill)."),
         "turned": Knob(False, help="Turn each piece by a multiple of 90 degrees."),
         "gamma": Knob(0.2, help="Pay for partly right answers."),
@@ -65,6 +67,8 @@ class Jigsaw(Task):
             return Reject("textureless")
         if alike(tiles, turns=turned):
             return Reject("exchangeable-tiles")
+        if knobs["jitter"]:
+            tiles = jittered(tiles, rng.appearance, own=0.1)
         order = _shuffled(rng.selection, count)
         turns = [TURNS[int(i)] for i in rng.selection.integers(4, size=count)] if turned else [0] * count
         shown = [_rotated(tiles[i], turns[i]) for i in order]
@@ -126,9 +130,10 @@ def _open(knobs: Knobs) -> int:
 
 
 def _shuffled(rng: np.random.Generator, count: int) -> Array:
+    """A uniform permutation; from four pieces on never the identity (below, that would give the answer away)."""
     while True:
         order = rng.permutation(count)
-        if np.any(order != np.arange(count)):
+        if count < 4 or np.any(order != np.arange(count)):
             return order
 
 

@@ -1,8 +1,8 @@
 """Mosaic retrieval: which of n pictures holds this crop?
 
-Reward: 1 for the right letter. Defences: all pictures are squares of one size with the same mean and spread of every
-colour plane (`matched_colours`), so a colour histogram hardly tells them apart; the crop is enlarged from the matched
-picture with its own colour jitter; pictures that look alike are refused.
+Reward: 1 for the right letter. Defences: all pictures are squares of one size; the pictures and the crop, each on its
+own, get a flat histogram in every colour plane (`equalised`, knob `flatten`), so colour statistics tell nothing;
+pictures that look alike are refused.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-from data.pretext.contract import Draft, Evidence, Knob, Knobs, Medium, Reject, Visual
-from data.pretext.defences import alike, harmless_history, jittered, matched_colours, random_crop, resize, textureless
+from data.pretext.contract import Array, Draft, Evidence, Knob, Knobs, Medium, Reject, Visual
+from data.pretext.defences import alike, equalised, harmless_history, jittered, random_crop, resize, textureless
 from data.pretext.forms import ChoiceTask, lettered
 from data.pretext.rng import Streams
 
@@ -22,6 +22,7 @@ class Mosaic(ChoiceTask):
     knobs: ClassVar = {
         "pictures": Knob(4, (2, 4, 6, 8), help="Number of pictures."),
         "share": Knob(0.35, (0.5, 0.2), smooth=True, help="Side of the crop as a share of the picture."),
+        "flatten": Knob(True, help="Give every picture and the crop flat colour histograms."),
         "side": Knob(224, help="Side of each shown picture and of the crop, in pixels."),
     }
     wordings = (
@@ -43,23 +44,22 @@ class Mosaic(ChoiceTask):
             if square is None or edge < side / 2:
                 return Reject("too-small")
             squares.append(square)
-        squares = matched_colours(squares)
-        small = [resize(square, side, side) for square in squares]
+        small = [_shown(square, side, bool(knobs["flatten"]), rng) for square in squares]
         if alike(small):
             return Reject("pictures-alike")
         chosen = int(rng.selection.integers(len(squares)))
         edge = squares[chosen].shape[0]
         reach = max(8, round(float(knobs["share"]) * edge))
         left, top = (int(rng.geometry.integers(edge - reach + 1)) for _ in range(2))
-        crop = squares[chosen][top : top + reach, left : left + reach]
-        if textureless(crop):
+        if textureless(squares[chosen][top : top + reach, left : left + reach]):
             return Reject("textureless")
+        crop = squares[chosen][top : top + reach, left : left + reach]
         letters = lettered(len(squares))
         scale = side / edge
         box = (int(left * scale), int(top * scale), round((left + reach) * scale), round((top + reach) * scale))
         return Draft(
             visuals=(
-                Visual(jittered([resize(crop, side, side)], rng.appearance)[0], label="Crop:"),
+                Visual(jittered([_shown(crop, side, bool(knobs["flatten"]), rng)], rng.appearance)[0], label="Crop:"),
                 *(Visual(picture, label=f"{letter}:") for letter, picture in zip(letters, small, strict=True)),
             ),
             truth={"answer": letters[chosen], "options": letters},
@@ -70,3 +70,8 @@ class Mosaic(ChoiceTask):
 
     def option_count(self, knobs: Knobs) -> int:
         return int(knobs["pictures"])
+
+
+def _shown(picture: Array, side: int, flatten: bool, rng: Streams) -> Array:
+    small = resize(picture, side, side)
+    return equalised(small, rng.appearance) if flatten else small

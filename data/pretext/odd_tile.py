@@ -40,7 +40,7 @@ class OddTile(ChoiceTask):
         "columns": Knob(3, (2, 3, 3, 4), help="Columns of the grid."),
         "change": Knob("any", help="What happened to the odd tile.", allowed=("any", *CHANGES)),
         "told": Knob(True, (True, False), help="Say in the question what happened."),
-        "gap": Knob(0.06, help="Mean share of a tile's side cut off at each side."),
+        "gap": Knob(0.1, help="Mean share of a tile's side cut off at each side."),
         "unit": Knob(28, help="Tile sides are multiples of this."),
         "side": Knob(448, help="Longest side of the picture that is cut, in pixels."),
     }
@@ -70,7 +70,7 @@ class OddTile(ChoiceTask):
         if made is None or difference(thumbnail(made), thumbnail(tiles[odd])) < VISIBLE:
             return Reject("change-not-visible")
         tiles[odd] = made
-        canvas, boxes = grid_canvas(jittered(tiles, rng.appearance), columns)
+        canvas, boxes = grid_canvas(jittered(tiles, rng.appearance, own=0.08), columns)
         return Draft(
             visuals=(Visual(canvas),),
             truth={"answer": str(odd + 1), "options": [str(i + 1) for i in range(len(tiles))]},

@@ -3,12 +3,13 @@
 Options are the true piece, a piece from elsewhere, and mirrored, turned and recoloured versions of both.
 Reward: 1 for the right letter.
 
-Departures: (1) a ring of at least 4 % of the hole's side is lost around the true piece, so its border does not continue
-the hole's; (2) the options form two families of equal size, one around the true piece and one around the other piece,
-changed by the same transformations, and the untransformed member stands at a random place of its family: among the
-options alone the true piece is neither the centre nor the only original; (3) transformations are quarter turns and
-mirrors (pixels only move) and cyclic exchanges of the colour planes, so resampling and file history are equal; at least
-half of the options keep the original colours; (4) options closer than 6 grey levels to each other are refused.
+Departures: (1) a ring of 10 to 20 % of the piece's side is lost around it, and every option has its own small change
+of brightness and colour, so its border does not continue the hole's; (2) the options form two families of equal size,
+one around the true piece and one around the other piece, changed by the same transformations, and the untransformed
+member stands at a random place of its family: among the options alone the true piece is neither the centre nor the only
+original; (3) transformations are quarter turns and mirrors (pixels only move) and cyclic exchanges of the colour
+planes, so resampling and file history are equal; at least half of the options keep the original colours; (4) options
+closer than 6 grey levels to each other are refused.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import ClassVar
 import numpy as np
 
 from data.pretext.contract import Array, Draft, Evidence, Knob, Knobs, Medium, Reject, Visual
-from data.pretext.defences import alike, difference, harmless_history, textureless, thumbnail
+from data.pretext.defences import alike, difference, harmless_history, jittered, textureless, thumbnail
 from data.pretext.forms import ChoiceTask, lettered
 from data.pretext.rng import Streams
 
@@ -53,7 +54,7 @@ class PatchFit(ChoiceTask):
         height, width = picture.shape[:2]
         unit = int(knobs["unit"])
         piece = int(min(height, width) * float(knobs["size"])) // unit * unit
-        ring = max(2, round(float(rng.geometry.uniform(0.04, 0.08)) * piece))
+        ring = max(2, round(float(rng.geometry.uniform(0.1, 0.2)) * piece))
         hole = piece + 2 * ring
         if piece < unit or hole > min(height, width) // 2:
             return Reject("too-small")
@@ -73,7 +74,7 @@ class PatchFit(ChoiceTask):
         order = [int(i) for i in rng.selection.permutation(count)]
         holed = picture.copy()
         holed[top : top + hole, left : left + hole] = 128
-        letters = lettered(count)
+        pieces, letters = jittered(pieces, rng.appearance, own=0.08), lettered(count)
         answer = letters[order.index(origin)]
         return Draft(
             visuals=(

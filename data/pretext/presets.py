@@ -24,6 +24,8 @@ class Ingredient:
     weight: float = 1.0
     knobs: Mapping[str, KnobValue] = field(default_factory=dict)
     """Fixed settings; the level moves only the others."""
+    intended: tuple[str, ...] = ()
+    """Auditors that may beat chance at these knobs, besides those the task declares."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +46,22 @@ THINK, BOX = Surface(thinking="think"), Surface(tags="boxed", thinking="think")
 PLAIN = Surface(tags="plain")
 GRIDS = ((1, 2), (2, 1), (1, 3), (3, 1), (2, 2), (2, 3), (3, 2), (3, 3))
 """All grids of two to nine tiles with both sides at most three."""
+TOUCHING: Mapping[str, KnobValue] = {"gap": 0.0, "jitter": False}
+"""Tiles as in the papers."""
 
 
-def _jigsaws(weight: float, gap: float) -> tuple[Ingredient, ...]:
+FEW = ("boundary", "histogram")
+"""With up to six pieces, continuity of brightness is what there is to see: declared, not a leak."""
+
+
+def _jigsaws(weight: float, extra: Mapping[str, KnobValue]) -> tuple[Ingredient, ...]:
     return tuple(
-        Ingredient("jigsaw", weight / len(GRIDS), {"rows": rows, "columns": columns, "gap": gap, "gamma": 1.0})
+        Ingredient(
+            "jigsaw",
+            weight / len(GRIDS),
+            {"rows": rows, "columns": columns, "gamma": 1.0, **extra},
+            FEW * (rows * columns <= 6),
+        )
         for rows, columns in GRIDS
     )
 
@@ -127,7 +140,7 @@ PRESETS: tuple[Preset, ...] = (
     ),
     Preset(
         "visual-jigsaw-image-paper",
-        (Ingredient("jigsaw", 1.0, {"rows": 3, "columns": 3, "gamma": 0.2, "gap": 0.0}),),
+        (Ingredient("jigsaw", 1.0, {"rows": 3, "columns": 3, "gamma": 0.2, **TOUCHING}),),
         BOX,
         "As published: tiles touch, so boundary matching solves it (see `audit`).",
     ),
@@ -143,13 +156,13 @@ PRESETS: tuple[Preset, ...] = (
         BOX,
         "Visual Jigsaw 3D: six points from near to far. Needs RGB-D media.",
     ),
-    Preset("puzzlecraft-jigsaw", _jigsaws(1.0, 0.09), THINK, "PuzzleCraft's jigsaw, with gaps."),
-    Preset("puzzlecraft-jigsaw-paper", _jigsaws(1.0, 0.0), THINK, "As published: tiles touch."),
+    Preset("puzzlecraft-jigsaw", _jigsaws(1.0, {}), THINK, "PuzzleCraft's jigsaw, with gaps."),
+    Preset("puzzlecraft-jigsaw-paper", _jigsaws(1.0, TOUCHING), THINK, "As published: tiles touch."),
     Preset("puzzlecraft-rotation", (_ROTATION,), THINK, "PuzzleCraft's rotation."),
     Preset("puzzlecraft-patchfit", _patchfits(1.0), THINK, "PuzzleCraft's PatchFit."),
     Preset(
         "puzzlecraft-mix",
-        (*_jigsaws(15.0, 0.09), *_patchfits(15.0), _ROTATION),
+        (*_jigsaws(15.0, {}), *_patchfits(15.0), _ROTATION),
         THINK,
         "PuzzleCraft's mix 15 : 15 : 10.",
     ),
