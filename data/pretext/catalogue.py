@@ -21,6 +21,7 @@ from data.pretext.jigsaw import Jigsaw
 from data.pretext.maze import MazeExit, MazePath
 from data.pretext.mosaic import Mosaic
 from data.pretext.needle_clip import NeedleClip
+from data.pretext.np_problems import NP_TASKS
 from data.pretext.odd_tile import OddTile
 from data.pretext.overlay_count import OverlayCount
 from data.pretext.patchfit import PatchFit
@@ -68,6 +69,7 @@ TASKS: tuple[Task, ...] = (
     Clock(),
     ChartReading(),
     TableReading(),
+    *NP_TASKS.values(),
 )
 
 
