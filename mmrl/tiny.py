@@ -12,6 +12,9 @@ class, chat template, generation config) and loads through `AutoModelForImageTex
 4. Weights are drawn with standard deviation 0.08 (released configs: 0.02). With 0.02 a model of this size stays at the
    language prior for hundreds of steps.
 5. The chat template adds no system message of its own.
+6. The rotary base is 10 (released: 1,000,000). Height and width get the slow frequencies; with a large base and a dozen
+   frequencies, neighbouring rows and columns would turn them by a hundredth of a radian, and a model of this size never
+   learns to look where a question says.
 
 Models only: pictures, tasks and warm-up live elsewhere.
 """
@@ -44,6 +47,7 @@ SPECIAL_TOKENS = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
+ROPE_THETA = 10.0
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 WORDS = """
@@ -262,7 +266,7 @@ def _text_config(size: TinySize, ids: dict[str, int], vocab_size: int) -> dict[s
         "num_key_value_heads": size.kv_heads,
         "max_position_embeddings": 32768,
         "initializer_range": size.initializer_range,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
+        "rope_parameters": {"rope_type": "default", "rope_theta": ROPE_THETA},
         "bos_token_id": ids["<|endoftext|>"],
         "eos_token_id": ids["<|im_end|>"],
         "pad_token_id": ids["<|endoftext|>"],
@@ -286,9 +290,10 @@ def _vision_config(size: TinySize) -> dict[str, Any]:
 def _sections(sides: int, share: float) -> list[int]:
     """Split head_dim / 2 rotary frequencies among time, height and width; height and width get `share` each.
 
-    3/8 gives the released [16, 24, 24] of Qwen2.5-VL for 64, 5/16 the [24, 20, 20] of Qwen3-VL.
+    3/8 gives the released [16, 24, 24] of Qwen2.5-VL for 64, 5/16 the [24, 20, 20] of Qwen3-VL. With few frequencies
+    time gets two and the rest is shared, because a tiny model needs them to tell rows and columns apart.
     """
-    side = int(sides * share)
+    side = round(sides * share) if sides >= 16 else (sides - 2) // 2
     return [sides - 2 * side, side, side]
 
 
