@@ -133,6 +133,12 @@ class Stream:
         again = replay(task, media, sample.recipe, sample.surface)
         return replace(again, meta=sample.meta)
 
+    def pictures(self, sample: Sample) -> list[Array]:
+        """A still of each medium that a sample of this stream was made of."""
+        origin, task = sample.meta["source"], find(sample.task)
+        media = [self._medium(origin["kind"], p, task.avoid, origin["still"]) for p in origin["positions"]]
+        return [m.image if m.image is not None else still_of(m).picture() for m in media]
+
     def knobs(self, fit: Fit) -> Knobs:
         """Knobs of a task now: its level's (or its defaults), with the preset's settings on top."""
         level = self.levels(fit.task.name, self.progress)

@@ -1,0 +1,211 @@
+"""The command line: python -m data.pretext COMMAND [--source FOLDER] [--preset NAME].
+
+export    write a data set that `datasets.load_dataset` reads
+preview   write an HTML sheet with samples, prompts and truths
+audit     print how far each cheating baseline gets
+bench     print throughput
+stats     print the mix: tasks, acceptance, reasons of refusal, sizes
+eval      ask a model; accuracy, score above chance, confidence intervals
+list      print tasks with their knobs, and presets
+
+Without --source everything is drawn, nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.pretext.catalogue import TASKS
+from data.pretext.difficulty import DefaultKnobs, FixedLevel
+from data.pretext.media import Quarantine
+from data.pretext.presets import PRESETS, preset
+from data.pretext.sources import Source, SplitSource, open_source
+from data.pretext.stream import Stream
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; errors of the user end with one line and status 2."""
+    args = _parser().parse_args(arguments)
+    try:
+        return args.run(args)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def stream_of(args: argparse.Namespace, quarantine: Path | None = None) -> Stream:
+    """The stream that the arguments describe."""
+    bad = Quarantine(quarantine)
+    levels = DefaultKnobs() if args.level is None else FixedLevel(args.level)
+    return Stream(source_of(args, bad), preset(args.preset), args.seed, levels=levels, quarantine=bad)
+
+
+def source_of(args: argparse.Namespace, quarantine: Quarantine) -> Source:
+    """The source, split if asked for."""
+    source = open_source(args.source, quarantine)
+    if args.split == "all":
+        return source
+    hashes = np.load(args.exclude) if args.exclude else None
+    return SplitSource(source, args.split, args.heldout, hashes)
+
+
+def run_export(args: argparse.Namespace) -> int:
+    from data.pretext.export import export
+
+    folder = Path(args.output)
+    quarantine = folder.with_name(f"{folder.name}.quarantine.jsonl")
+    about = {key: getattr(args, key) for key in ("source", "preset", "seed", "level", "heldout")}
+    done = export(
+        partial(stream_of, args, quarantine), folder, args.count, split="test" if args.split == "heldout" else "train",
+        workers=args.workers, overwrite=args.overwrite, about=about,
+    )  # fmt: skip
+    if quarantine.exists():
+        quarantine.rename(folder / "quarantine.jsonl")
+        print(f"skipped media are listed in {folder / 'quarantine.jsonl'}")
+    print(f"wrote {done.rows} rows to {done.folder}; load them with datasets.load_dataset({str(done.folder)!r})")
+    return 0
+
+
+def run_preview(args: argparse.Namespace) -> int:
+    from data.pretext.preview import write_preview
+
+    stream, path = stream_of(args), Path(args.output)
+    samples = (sample for _, (_, sample) in zip(range(args.count), stream.iterate(), strict=False))
+    number = write_preview(samples, path, f"{args.preset} on {stream.source.name}")
+    print(f"wrote {number} samples to {path}; open it in a browser")
+    return 0
+
+
+def run_audit(args: argparse.Namespace) -> int:
+    from data.pretext.audit import audit, gap_curve
+
+    source = source_of(args, Quarantine())
+    report = audit(source, preset(args.preset), args.count, args.seed)
+    print(report.table())
+    if args.gaps:
+        print("\nmatching borders on a 3×3 jigsaw, by gap:")
+        for row in gap_curve(source):
+            print("  " + "  ".join(f"{name} {value:.2f}" for name, value in row.items()))
+    if args.json:
+        Path(args.json).write_text(json.dumps(report.json(), indent=1))
+    return 1 if report.leaks else 0
+
+
+def run_bench(args: argparse.Namespace) -> int:
+    from data.pretext.bench import measure
+
+    figures = measure(args.seconds)
+    for figure in figures:
+        print(figure.line())
+    return 0 if all(figure.value >= figure.goal / 2 for figure in figures) else 1
+
+
+def run_stats(args: argparse.Namespace) -> int:
+    stream = stream_of(args)
+    pairs = [sample for _, (_, sample) in zip(range(args.count), stream.iterate(), strict=False)]
+    tasks = Counter(sample.task for sample in pairs)
+    print(
+        f"{'task':20s} {'share':>6s} {'accepted':>9s} {'chance':>7s} {'reward':>7s} {'visuals':>8s} {'megapixels':>11s}"
+    )
+    for task, number in tasks.most_common():
+        of_task = [sample for sample in pairs if sample.task == task]
+        sizes = [sum(v.pixels.shape[-3] * v.pixels.shape[-2] * (len(v.pixels) if v.is_video else 1) for v in s.visuals)
+                 for s in of_task]  # fmt: skip
+        entry = next(entry for entry in TASKS if entry.name == task)
+        chance = np.mean([entry.chance(sample.knobs) for sample in of_task])
+        reward = np.mean([entry.chance_reward(sample.knobs) for sample in of_task])
+        accepted = stream.acceptance().get(task, 1.0)
+        warning = "  few media suit this task" if accepted < 0.2 else ""
+        print(f"{task:20s} {number / len(pairs):6.1%} {accepted:9.0%} {chance:7.3f} {reward:7.3f} "
+              f"{np.mean([len(s.visuals) for s in of_task]):8.1f} {np.mean(sizes) / 1e6:8.2f}{warning}")  # fmt: skip
+    for key, number in sorted(stream.counts.items()):
+        if not key.startswith("made/"):
+            print(f"  {key}: {number}")
+    if stream.left_out:
+        print(f"left out for lack of media: {', '.join(stream.left_out)}")
+    return 0
+
+
+def run_eval(args: argparse.Namespace) -> int:
+    from data.pretext_eval import evaluate_model
+
+    report = evaluate_model(args.model, stream_of(args), args.count, args.max_tokens, args.seed)
+    print(report.table())
+    if args.json:
+        Path(args.json).write_text(json.dumps(report.json(), indent=1))
+    return 0
+
+
+def run_list(args: argparse.Namespace) -> int:
+    for entry in PRESETS:
+        print(f"{entry.name}: {entry.note}")
+    for task in TASKS:
+        print(f"\n{task.name} (v{task.version}; {', '.join(task.kinds)})")
+        for name, knob in task.knobs.items():
+            print(f"  {name} = {knob.default!r}: {knob.help}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m data.pretext", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, run: Any, text: str, count: int = 0) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text, parents=[_shared()] if count else [])
+        if count:
+            command.add_argument("--count", type=_positive, default=count, help=f"number of samples (default {count})")
+        command.set_defaults(run=run)
+        return command
+
+    export = add("export", run_export, "write a data set that datasets.load_dataset reads", 1000)
+    export.add_argument("--output", required=True, help="folder to write")
+    export.add_argument("--workers", type=_positive, default=1, help="processes; the rows do not depend on it")
+    export.add_argument("--overwrite", action="store_true", help="replace a folder that is not empty")
+    preview = add("preview", run_preview, "write an HTML sheet with samples, prompts and truths", 24)
+    preview.add_argument("--output", default="preview.html", help="file to write (default preview.html)")
+    audit = add("audit", run_audit, "print how far each cheating baseline gets; status 1 if one is undeclared", 200)
+    audit.add_argument("--gaps", action="store_true", help="also show how a gap defeats border matching")
+    audit.add_argument("--json", help="write the findings to this file")
+    bench = add("bench", run_bench, "print throughput; status 1 if a figure is below half of its goal")
+    bench.add_argument("--seconds", type=float, default=1.0, help="CPU seconds per figure and repetition")
+    add("stats", run_stats, "print the mix: tasks, acceptance, reasons of refusal, sizes", 200)
+    evaluate = add("eval", run_eval, "ask a model: accuracy, score above chance, confidence intervals", 200)
+    evaluate.add_argument("--model", required=True, help="model folder or hub name")
+    evaluate.add_argument("--max-tokens", type=_positive, default=512, help="longest answer")
+    evaluate.add_argument("--json", help="write the report to this file")
+    evaluate.set_defaults(split="heldout")
+    add("list", run_list, "print presets and tasks with their knobs")
+    return parser
+
+
+def _shared() -> argparse.ArgumentParser:
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--source", default="drawn", help="folder, .tar, .parquet, hub name, or 'drawn' (default)")
+    shared.add_argument("--preset", default="mmrl-mix-v1", help="a preset or a task (see `list`; default mmrl-mix-v1)")
+    shared.add_argument("--seed", type=int, default=0, help="another seed gives other samples")
+    shared.add_argument("--level", type=float, default=None, help="difficulty in [0, 1] instead of the default knobs")
+    shared.add_argument("--split", choices=("all", "train", "heldout"), default="all", help="side of the content split")
+    shared.add_argument("--heldout", type=float, default=0.1, help="held-out share of the media (default 0.1)")
+    shared.add_argument("--exclude", help="hashes.npy of an exported set: its near-duplicates stay out of training")
+    return shared
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not a positive number")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())
