@@ -8,7 +8,9 @@ clips     "When is the red circle shown?"            -> "2 to 5" (seconds; the e
 narrate   "Describe each second."                    -> what is shown in each second (dense target for clips)
 
 `extra["target"]` is the supervised answer text, for example `<answer> red circle </answer>`; `prompt.answer` is the
-exact answer; `extra["evidence"]` says where it can be seen (the cell of a lookup, the span of a clip's event). Each
+exact answer; `extra["evidence"]` says where it can be seen (the cell of a lookup, the span of a clip's event);
+`extra["cells"]` names all cells of the asked grid in reading order, `extra["visual_key_info"]` the facts that answer a
+lookup, and `extra["depends_on"]` what a view must leave alone ("geometry": places, "order": times). Each
 index has its own generator, keyed by (task, split, seed, index), so any order of reading and any number of workers give
 the same prompts. Train and held-out pictures are disjoint for every seed (`data/scenes.py`).
 
@@ -207,10 +209,10 @@ def _lookup(rng: np.random.Generator, spec: Drawn) -> Question:
     wrong = bool(rng.random() < spec.noise)
     told = NAMES[rng.integers(1, len(NAMES))] if wrong else answer
     text = _about(spec, asked, _lookup_text(row + 1, column + 1))
-    extra: dict[str, Any] = {"row": row + 1, "column": column + 1}
+    extra: dict[str, Any] = {"row": row + 1, "column": column + 1, "visual_key_info": answer.split()}
     if spec.pictures:
         extra["evidence"] = {"visual": asked, "boxes": [cell_box(spec.side, spec.cells, row, column)]}
-    return _grid_question(spec, grids, text, answer, _tagged(told), extra)
+    return _grid_question(spec, grids, asked, text, answer, _tagged(told), extra)
 
 
 def _describe(rng: np.random.Generator, spec: Drawn) -> Question:
@@ -221,7 +223,7 @@ def _describe(rng: np.random.Generator, spec: Drawn) -> Question:
     order = rng.permutation(len(names)) if rng.random() < 0.5 else range(len(names))
     places = (divmod(int(cell), spec.cells) for cell in order)
     told = ", ".join(f"{row + 1} {column + 1} {names[row * spec.cells + column]}" for row, column in places)
-    return _grid_question(spec, grids, _about(spec, asked, "Describe."), ", ".join(names), _tagged(told), {})
+    return _grid_question(spec, grids, asked, _about(spec, asked, "Describe."), ", ".join(names), _tagged(told), {})
 
 
 def _counting(rng: np.random.Generator, spec: Drawn) -> Question:
@@ -235,7 +237,7 @@ def _counting(rng: np.random.Generator, spec: Drawn) -> Question:
     thought = " ".join(str(int(count)) for count in rows)
     answer = str(int(rows.sum()))
     text = _about(spec, asked, f"How many {kinds[kind]} are there?")
-    return _grid_question(spec, grids, text, answer, f"<think> {thought} </think> {_tagged(answer)}", {})
+    return _grid_question(spec, grids, asked, text, answer, f"<think> {thought} </think> {_tagged(answer)}", {})
 
 
 def _jigsaw(rng: np.random.Generator, spec: Drawn) -> Question:
@@ -243,7 +245,8 @@ def _jigsaw(rng: np.random.Generator, spec: Drawn) -> Question:
     puzzle = draw_puzzle(rng, spec.split)
     answer = " ".join(str(place + 1) for place in puzzle.order)
     text = "Give the true place of each piece."
-    return Question(text, answer, _tagged(answer), (_picture(render_puzzle(puzzle, spec.side)),))
+    picture = _picture(render_puzzle(puzzle, spec.side))
+    return Question(text, answer, _tagged(answer), (picture,), {"depends_on": ("geometry",)})
 
 
 def _clips(rng: np.random.Generator, spec: Drawn) -> Question:
@@ -253,7 +256,8 @@ def _clips(rng: np.random.Generator, spec: Drawn) -> Question:
     answer = f"{event.start} to {event.end}"
     text = f"When is the {NAMES[event.code]} shown?"
     last = event.end - 1 / spec.fps  # an evidence span includes both ends
-    extra = {"spans": ((float(event.start), float(event.end)),), "evidence": {"span": [float(event.start), last]}}
+    extra: dict[str, Any] = {"spans": ((float(event.start), float(event.end)),), "depends_on": ("order",)}
+    extra["evidence"] = {"span": [float(event.start), last]}
     return Question(text, answer, _tagged(answer), (media,), extra)
 
 
@@ -264,7 +268,7 @@ def _narrate(rng: np.random.Generator, spec: Drawn) -> Question:
     seconds = range(int(spec.frames / spec.fps))
     shown = [[NAMES[track.code] for track in lanes if track.start <= second < track.end] for second in seconds]
     answer = ", ".join(" and ".join(names) or "nothing" for names in shown)
-    return Question("Describe each second.", answer, _tagged(answer), (media,))
+    return Question("Describe each second.", answer, _tagged(answer), (media,), {"depends_on": ("order",)})
 
 
 _TASKS = {
@@ -293,9 +297,10 @@ def _draw_clip(rng: np.random.Generator, spec: Drawn) -> tuple[Media, tuple[Any,
 
 
 def _grid_question(
-    spec: Drawn, grids: list[Grid], text: str, answer: str, target: str, extra: dict[str, Any]
+    spec: Drawn, grids: list[Grid], asked: int, text: str, answer: str, target: str, extra: dict[str, Any]
 ) -> Question:
     """The question with its pictures, or with the scene written out when the task has none."""
+    extra = {**extra, "cells": [NAMES[code] for code in grids[asked].ravel()], "depends_on": ("geometry",)}
     if spec.pictures == 0:
         rows = [", ".join(NAMES[code] for code in row) for row in grids[0]]
         scene = " ".join(f"row {number}: {words};" for number, words in enumerate(rows, start=1))

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.drawn import Drawn, corpus, warmup
-from data.scenes import BACKGROUND, COLOURS, NAMES, SHAPES, grid_content, is_heldout, shuffle_pieces
+from data.scenes import BACKGROUND, COLOURS, NAMES, SHAPES, TINT, grid_content, is_heldout, shuffle_pieces
 
 TASKS = ("lookup", "describe", "counting", "jigsaw", "clips", "narrate")
 
@@ -28,9 +28,10 @@ def name_of(tile: np.ndarray) -> str:
     side = tile.shape[1]
     at = lambda x, y: tile[:, round((y + 0.5) * side - 0.5), round((x + 0.5) * side - 0.5)]  # noqa: E731
     ink = at(0.0, 0.0)
-    if (ink == BACKGROUND).all():
+    colour = next((name for name, value in COLOURS.items() if (ink == value).all()), None)
+    if colour is None:
+        assert ink.min() >= BACKGROUND - TINT
         return "nothing"
-    colour = next(name for name, value in COLOURS.items() if (ink == value).all())
     if (at(-0.325, -0.325) == ink).all():
         return f"{colour} square"
     return f"{colour} circle" if (at(-0.2, -0.28) == ink).all() else f"{colour} triangle"
@@ -286,3 +287,17 @@ def test_size_bounds_the_stream():
     with pytest.raises(TypeError, match="endless"):
         len(Drawn())
     assert len(SHAPES) * len(COLOURS) + 1 == len(NAMES)
+
+
+def test_prompts_say_what_can_be_seen_and_what_a_view_must_leave_alone():
+    for index in range(20):
+        lookup = Drawn("lookup", seed=4)[index]
+        place = 3 * (lookup.extra["row"] - 1) + lookup.extra["column"] - 1
+        assert len(lookup.extra["cells"]) == 9 and lookup.extra["cells"][place] == lookup.answer
+        assert " ".join(lookup.extra["visual_key_info"]) == lookup.answer
+        assert ", ".join(Drawn("describe", seed=4)[index].extra["cells"]) == Drawn("describe", seed=4)[index].answer
+    needs = {task: Drawn(task)[0].extra["depends_on"] for task in ("lookup", "counting", "jigsaw", "clips", "narrate")}
+    assert needs == {
+        **dict.fromkeys(("lookup", "counting", "jigsaw"), ("geometry",)),
+        **dict.fromkeys(("clips", "narrate"), ("order",)),
+    }
