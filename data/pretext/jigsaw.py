@@ -43,7 +43,7 @@ class Jigsaw(Task):
         "turned": Knob(False, help="Turn each piece by a multiple of 90 degrees."),
         "gamma": Knob(0.2, help="Pay for partly right answers."),
         "unit": Knob(28, help="Tile sides are multiples of this (the model's patch unit)."),
-        "side": Knob(448, help="Longest side of the picture that is cut, in pixels."),
+        "side": Knob(672, help="Longest side of the picture that is cut, in pixels."),
     }
     wordings = (
         "One picture was cut into a grid of {rows} rows and {columns} columns; its {count} pieces are shown in random"
