@@ -18,6 +18,7 @@ from data.pretext.frame_time import FrameTime
 from data.pretext.hop_chain import HopChain, PhotoHopChain
 from data.pretext.interleaved import InterleavedClips
 from data.pretext.jigsaw import Jigsaw
+from data.pretext.masked_fill import MaskedFill
 from data.pretext.maze import MazeExit, MazePath
 from data.pretext.mosaic import Mosaic
 from data.pretext.needle_clip import NeedleClip
@@ -31,6 +32,7 @@ from data.pretext.rotation import Rotation
 from data.pretext.scene_count import SceneCompare, SceneCount
 from data.pretext.sprite_path import SpriteMoves, SpritePath
 from data.pretext.sprite_times import SpriteTimes
+from data.pretext.step_reorder import StepReorder
 from data.pretext.temporal_jigsaw import TemporalJigsaw
 from data.pretext.video_count import VideoCount
 
@@ -70,6 +72,8 @@ TASKS: tuple[Task, ...] = (
     ChartReading(),
     TableReading(),
     *NP_TASKS.values(),
+    StepReorder(),
+    MaskedFill(),
 )
 
 
