@@ -52,10 +52,10 @@ def test_dependencies_do_not_depend_on_the_order_of_the_steps():
 
 def test_texts_are_split_into_steps():
     numbered = (
-        "1. Let x = 4 be given.\n2. Then y = x + 1 is five.\n3. Nothing more is needed.\n4. Finally, z = x + y follows."
+        "1. Let x = 4 be given.\n2. Then y = x + 1 is five.\n3. Nothing else needed.\n4. Finally, z = x + y holds."
     )
     steps = split_steps(numbered)
-    assert steps == ["Let x = 4 be given.", "y = x + 1 is five.", "Nothing more is needed.", "z = x + y follows."]
+    assert steps == ["Let x = 4 be given.", "y = x + 1 is five.", "Nothing else needed.", "z = x + y holds."]
     assert split_steps("One paragraph is here.\n\nAnother one stands there.") == [
         "One paragraph is here.",
         "Another one stands there.",
