@@ -148,7 +148,7 @@ def losses(
 
     parts = {name: _reduced(grpo, x, mask, totals, rule) for name, (x, rule) in maps.items()}
     for objective in objectives:
-        rules: Mapping[str, Reduction] = getattr(objective, "reductions", {})
+        rules = objective.reductions
         for name, x in objective.terms(live, batch, now).items():
             _check_map(objective, name, x, mask)
             part = _reduced(grpo, x, mask, totals, rules.get(name, grpo.reduction))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
+from mmrl.reduce import Reduction
 from mmrl.types import Batch, Now, Scores
 
 Divergence = Literal["forward", "reverse", "symmetric", "js"]
@@ -30,6 +31,18 @@ class Need:
 
 class Objective:
     """A paper's change to GRPO. Subclasses are frozen dataclasses whose fields are the paper's symbols."""
+
+    reductions: ClassVar[Mapping[str, Reduction]] = {}
+    """Term -> rule by which it is reduced, whatever `GRPO.reduction` says."""
+    single_rollout: ClassVar[bool] = False
+    """Does it train one answer per prompt? Then nothing may compare the answers of a group."""
+    remedies: ClassVar[Mapping[str, str]] = {}
+    """Alarm of `monitor.py` ("divergence", "entropy", "length") -> what the paper does about it."""
+
+    @property
+    def wants(self) -> tuple[str, ...]:
+        """What the rollout function must bring: "label", "expert", "checklist" or "noisy prompts:BRANCH"."""
+        return ()
 
     def needs(self) -> tuple[Need, ...]:
         """What this objective reads. Empty when its coefficients are zero: then no branch is scored for it."""

@@ -31,7 +31,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -59,6 +59,10 @@ class CalibRL(Objective):
     std: bool = False
     """Divide the advantage by the standard deviation of the group."""
 
+    remedies: ClassVar[Mapping[str, str]] = {
+        "entropy": "raise CalibRL.alpha to 0.5 (0.3 makes the entropy unstable, at 0.8 it decays) or lower the weight",
+    }
+
     def __post_init__(self) -> None:
         allowed = {
             "weight": (self.weight >= 0, "0 (off) or positive"),
@@ -69,6 +73,11 @@ class CalibRL(Objective):
                 raise ValueError(f"CalibRL.{name} is {getattr(self, name)}; it must be {rule}.")
         # Scores of the step's experts: not a setting, therefore not a field.
         object.__setattr__(self, "_experts", {})
+
+    @property
+    def wants(self) -> tuple[str, ...]:
+        """Expert answers."""
+        return ("expert",) if self.weight > 0 else ()
 
     def needs(self) -> tuple[Need, ...]:
         """Log-probs of the expert answers before the update."""
@@ -123,14 +132,20 @@ class CalibRL(Objective):
         return torch.where(covered, own - baseline, 0.0), covered
 
     def metrics(self, live: Mapping[str, Scores], batch: Batch, now: Now) -> dict[str, Tensor]:
-        """Lead over the expert, share of tokens on the fully pushed side, log-prob of right and of wrong answers."""
+        """Lead over the expert, share of tokens on the fully pushed side, log-probs, guided term by right and wrong."""
         if self.weight == 0:
             return {}
         logp = live["raw"].logp
         lead, covered = self.lead(logp, batch, now)
         right = (batch.reward > self.correct_above).unsqueeze(-1)
         behind = covered & torch.where(right, lead < 0, lead > 0)
+        guided = self.terms(live, batch, now)["guided"]
+        experts = [tokens.mean() for tokens in self.__dict__["_experts"][now.seed, now.step].values() if len(tokens)]
+        expert = torch.stack(experts).mean() if experts else logp.new_zeros(())
         return {
+            "guided_right": torch.where(right, guided, 0.0),
+            "guided_wrong": torch.where(right, 0.0, guided),
+            "logp_expert": expert.to(logp).expand_as(logp),
             "lead": lead,
             "covered": covered.float(),
             "behind": behind.float(),

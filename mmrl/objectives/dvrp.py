@@ -64,6 +64,11 @@ class DVRP(Objective):
         "entropy_noisy": "token",
         "entropy_orig": "token",
     }
+    remedies: ClassVar[Mapping[str, str]] = {
+        "divergence": "lower DVRP.lambda_nec, or set lambda_orig to 0.03 or 0.05: the paper penalises the entropy of "
+        "the auxiliary views only, which guards against hacking only if those branches carry gradient",
+        "entropy": "set DVRP.lambda_orig to 0.03 or 0.05",
+    }
 
     def __post_init__(self) -> None:
         for name in ("lambda_nec", "lambda_rob", "lambda_ent", "lambda_orig"):

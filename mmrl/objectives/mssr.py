@@ -34,7 +34,7 @@ from torch import Tensor
 
 from mmrl import kl
 from mmrl.objectives.base import Need, Objective
-from mmrl.reduce import keep
+from mmrl.reduce import Totals, keep, token_mean
 from mmrl.surrogates import answer_mean
 from mmrl.types import Batch, Now, Scores
 
@@ -64,6 +64,9 @@ class MSSR(Objective):
 
     single_rollout: ClassVar[bool] = True
     """Meaningless with an estimator or a filter that compares the answers of a group."""
+    remedies: ClassVar[Mapping[str, str]] = {
+        "entropy": "lower MSSR.lambda_entropy, and keep the cap at gamma 2 (the printed 0.4 lets the bonus flip signs)",
+    }
 
     def __post_init__(self) -> None:
         allowed = {
@@ -80,6 +83,7 @@ class MSSR(Objective):
         # The settings are frozen; the memory is not a setting and therefore not a field.
         object.__setattr__(self, "_posterior", {})
         object.__setattr__(self, "_kl", [])
+        object.__setattr__(self, "_log", {})
 
     def needs(self) -> tuple[Need, ...]:
         """Stored scores of policy and reference for the memory, of the policy for the entropy."""
@@ -93,12 +97,19 @@ class MSSR(Objective):
         if self.baseline:
             prompts = [rollout.prompt.id for rollout in batch.rollouts]
             values = self.values(prompts).to(batch.reward)
-            gain = normalized(batch.reward - values)
+            surplus = batch.reward - values
+            gain = normalized(surplus)
+            self._note(surplus=surplus.nanmean(), surplus_abs=surplus.abs().nanmean())
             self.observe(prompts, batch.reward, self.answer_kl(batch))
             advantage = keep(gain.unsqueeze(-1).expand(batch.mask.shape), batch.mask)
         if self.lambda_entropy == 0:
             return advantage
-        return keep(advantage + self.bonus(advantage, self._entropy(batch)), batch.mask)
+        bonus = self.bonus(advantage, self._entropy(batch))
+        capped = (bonus >= advantage.abs() / self.gamma) & (advantage != 0)
+        totals = Totals.of(batch.mask)
+        self._note(bonus=token_mean(bonus, batch.mask, totals))
+        self._note(capped=token_mean(capped.to(bonus), batch.mask, totals))
+        return keep(advantage + bonus, batch.mask)
 
     def bonus(self, advantage: Tensor, entropy: Tensor) -> Tensor:
         """min(lambda_entropy·H, |A| / gamma), never negative for H ≥ 0; [B, T]."""
@@ -148,11 +159,15 @@ class MSSR(Objective):
         return answer_mean(kl.k3(raw, ref), batch.mask).squeeze(-1)
 
     def metrics(self, live: Mapping[str, Scores], batch: Batch, now: Now) -> dict[str, Tensor]:
-        """Remembered success rate (after this step's update), forgetting, KL of the window, entropy."""
+        """Remembered success rate (after this step's update), forgetting, KL of the window, entropy.
+
+        Of the step's shaping: bonus, share of tokens at its cap, r - v̂ and its absolute value (how well v̂ predicts).
+        """
         if not self.needs():
             return {}
         like = batch.advantage
         maps = {"entropy": self._entropy(batch)}
+        maps |= {name: torch.full_like(like, value) for name, value in self.__dict__["_log"].items()}
         if self.baseline:
             values = self.values([rollout.prompt.id for rollout in batch.rollouts]).to(like)
             maps["value"] = values.unsqueeze(-1).expand(like.shape)
@@ -179,6 +194,10 @@ class MSSR(Objective):
     def _window(self) -> list[float]:
         """Mean KL of the last steps."""
         return self.__dict__["_kl"]
+
+    def _note(self, **numbers: Tensor) -> None:
+        """Keep numbers of this step's shaping for the log."""
+        self.__dict__["_log"].update({name: float(value) for name, value in numbers.items()})
 
     def _entropy(self, batch: Batch) -> Tensor:
         """H of every token, 0 on padding; [B, T]."""

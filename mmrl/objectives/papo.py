@@ -76,6 +76,12 @@ class PAPO(Objective):
     """Name of the masked visual branch."""
 
     reductions: ClassVar[Mapping[str, Reduction]] = {"entropy_orig": "token", "entropy_masked": "token"}
+    remedies: ClassVar[Mapping[str, str]] = {
+        "divergence": "lower PAPO.gamma (0.04 cannot be rescued; 0.01 without reference KL) and set both etas to 0.03 "
+        "or 0.05; eta_orig is the essential one, eta_masked alone only delays the collapse",
+        "entropy": "raise PAPO.eta_orig and eta_masked to 0.05 (0.01 is too weak), or set grpo.kl to 0.01",
+        "length": "lower PAPO.gamma; answers that grow unrelated text after the box are the last stage of KL hacking",
+    }
 
     def __post_init__(self) -> None:
         share = self.token_top_p

@@ -68,6 +68,11 @@ class PEARL(Objective):
         object.__setattr__(self, "_factors", {})
 
     @property
+    def wants(self) -> tuple[str, ...]:
+        """Checklist answers next to the question's."""
+        return ("checklist",) if self.reads_checklists else ()
+
+    @property
     def reads_checklists(self) -> bool:
         """Whether checklist answers change anything."""
         return self.lambda_p > 0 or self.cap is not None or self.threshold is not None

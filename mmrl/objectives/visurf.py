@@ -36,7 +36,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -55,6 +55,17 @@ class ViSurf(Objective):
     """Factor on the label's advantage; 0 leaves labels out altogether."""
     smooth: bool = True
     """Let the label drop out once a rollout reaches its reward."""
+
+    remedies: ClassVar[Mapping[str, str]] = {
+        "length": "keep the thinking part of the label's reward at 0 (WithLabel.thinking): labels without a chain of "
+        "thought teach the model to skip thinking",
+        "entropy": "keep ViSurf.smooth on: without it the label dominates",
+    }
+
+    @property
+    def wants(self) -> tuple[str, ...]:
+        """Labels in the group."""
+        return ("label",) if self.weight > 0 else ()
 
     def __post_init__(self) -> None:
         if self.weight < 0:

@@ -29,13 +29,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from mmrl.objectives.base import Need, Objective
-from mmrl.reduce import keep
+from mmrl.reduce import Totals, keep, token_mean
 from mmrl.schedules import Linear
 from mmrl.seeds import generator
 from mmrl.types import Batch, Now, Scores
@@ -68,6 +68,10 @@ class VOGUE(Objective):
     noisy: str = "noisy"
     """Name of the noisy visual branch."""
 
+    remedies: ClassVar[Mapping[str, str]] = {
+        "entropy": "lower VOGUE.alpha_visual and alpha_entropy, or end the noisy branch earlier (probability.until)",
+    }
+
     def __post_init__(self) -> None:
         allowed = {
             "alpha_visual": (self.alpha_visual >= 0, "0 (off) or positive"),
@@ -79,6 +83,14 @@ class VOGUE(Objective):
         for name, (fine, rule) in allowed.items():
             if not fine:
                 raise ValueError(f"VOGUE.{name} is {getattr(self, name)}; it must be {rule}.")
+        # Numbers of the step's shaping, for the log: not a setting, therefore not a field.
+        object.__setattr__(self, "_log", {})
+
+    @property
+    def wants(self) -> tuple[str, ...]:
+        """Answers sampled under the noisy view, if they decide which branch is active."""
+        on = self.draw == "rollout" and (self.alpha_visual > 0 or self.alpha_entropy > 0)
+        return (f"noisy prompts:{self.noisy}",) if on else ()
 
     def needs(self) -> tuple[Need, ...]:
         """Stored scores of both branches, exact quantities only where asked for."""
@@ -95,15 +107,21 @@ class VOGUE(Objective):
             return advantage
         active = self.active(batch, now)  # [B, 1]
         shaped = advantage
+        log: dict[str, Tensor] = {}
         if self.alpha_visual > 0:
             pull = self.alpha_visual * self._sign(now.progress) * self.visual_uncertainty(batch)
-            bonus = pull.sign() * torch.minimum(pull.abs(), advantage.abs() / self.beta_visual)
-            shaped = advantage + torch.where(active, bonus, 0.0)
+            cap = advantage.abs() / self.beta_visual
+            shaped = advantage + torch.where(active, pull.sign() * torch.minimum(pull.abs(), cap), 0.0)
+            log["capped_visual"] = (active & (pull.abs() >= cap) & (cap > 0)).to(advantage)
         if self.alpha_entropy > 0:
             raw, noisy = (self._entropy(batch, name) for name in ("raw", self.noisy))
             level = self.alpha_entropy * torch.where(active, noisy, raw)
-            room = shaped if self.caps == "sequential" else advantage
-            shaped = shaped + torch.minimum(level, room.abs() / self.beta_entropy)
+            cap = (shaped if self.caps == "sequential" else advantage).abs() / self.beta_entropy
+            shaped = shaped + torch.minimum(level, cap)
+            log["capped_entropy"] = ((level >= cap) & (cap > 0)).to(advantage)
+        log["bonus"] = shaped - advantage
+        totals = Totals.of(batch.mask)
+        self.__dict__["_log"].update({name: float(token_mean(x, batch.mask, totals)) for name, x in log.items()})
         return keep(shaped, batch.mask)
 
     def active(self, batch: Batch, now: Now) -> Tensor:
@@ -133,12 +151,21 @@ class VOGUE(Objective):
         return 0.5 * (logp.exp() - other.exp()) * (logp - other)
 
     def metrics(self, live: Mapping[str, Scores], batch: Batch, now: Now) -> dict[str, Tensor]:
-        """Uncertainty, entropy bonus before its cap, and the share of answers with the noisy branch."""
+        """Uncertainty, entropies, probability and realised share of the noisy branch, share of idle tokens (A = 0).
+
+        Of the step's shaping: mean bonus, and shares of tokens at the cap of either bonus.
+        """
         if not self.needs():
             return {}
         active = self.active(batch, now).float().expand(batch.mask.shape)
+        uncertainty = self.visual_uncertainty(batch)
+        like = torch.ones_like(uncertainty)
         return {
-            "uncertainty": self.visual_uncertainty(batch),
+            "uncertainty": uncertainty,
+            "uncertainty_squared": uncertainty.square(),
+            "uncertainty_max": uncertainty,
+            "probability": like * self.probability(now.progress),
+            **{name: like * value for name, value in self.__dict__["_log"].items()},
             "entropy": self._entropy(batch, "raw"),
             "entropy_noisy": self._entropy(batch, self.noisy),
             "active": active,

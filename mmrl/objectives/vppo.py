@@ -52,6 +52,7 @@ class VPPO(Objective):
     """Name of the masked visual branch."""
 
     reductions: ClassVar[Mapping[str, Reduction]] = {"entropy": "token"}
+    remedies: ClassVar[Mapping[str, str]] = {"entropy": "raise VPPO.eta (0.06 in the paper, for baseline and method)"}
 
     def __post_init__(self) -> None:
         allowed = {
