@@ -42,7 +42,9 @@ def score(policy, rollouts):
         rows = [i for i, r in enumerate(rollouts) if r.group == number]
         encoded = policy.encode(rollouts[rows[0]].prompt)
         answers = tuple(rollouts[i].tokens for i in rows)
-        groups.append(Group(encoded, encoded.visual, answers, tuple(rows), tuple(rollouts[i].temperature for i in rows)))
+        groups.append(
+            Group(encoded, encoded.visual, answers, tuple(rows), tuple(rollouts[i].temperature for i in rows))
+        )
     return policy.score({"raw": groups}, {"raw": Wanted()}, (len(rollouts), width))["raw"].logp
 
 
@@ -79,7 +81,9 @@ def test_same_seed_same_answer_and_other_step_other_answer(policy):
     engine = HFEngine(policy)
     sampling = Sampling(4, 1.0, max_tokens=8)
     first, again = engine.generate(PROMPTS, sampling, NOW), engine.generate(PROMPTS, sampling, NOW)
-    assert all(torch.equal(a.tokens, b.tokens) and torch.equal(a.logp, b.logp) for a, b in zip(first, again, strict=True))
+    assert all(
+        torch.equal(a.tokens, b.tokens) and torch.equal(a.logp, b.logp) for a, b in zip(first, again, strict=True)
+    )
     other = engine.generate(PROMPTS, sampling, replace(NOW, step=4))
     assert any(not torch.equal(a.tokens, b.tokens) for a, b in zip(first, other, strict=True))
     assert len({tuple(r.tokens.tolist()) for r in first[:4]}) > 1
@@ -161,3 +165,20 @@ def test_draws_follow_the_distribution():
     tokens = drawn(prob, torch.rand(20_000, generator=torch.Generator().manual_seed(0)))
     share = torch.bincount(tokens, minlength=4) / 20_000
     torch.testing.assert_close(share, prob[0], rtol=0, atol=0.015)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.0])
+def test_rows_of_the_head_beyond_the_tokenizer_are_never_drawn(tiny_folder, temperature):
+    policy = Policy.load(tiny_folder, device="cpu", dtype="float32")
+    known = len(policy.processing.tokenizer)
+    torch.manual_seed(0)
+    policy.base.resize_token_embeddings(2 * known, mean_resizing=False)
+    with torch.no_grad():
+        policy.base.lm_head.weight[known:] *= 3  # without the ban most draws, and the likeliest, fall here
+    sampling = Sampling(4, temperature, max_tokens=9)
+    rollouts = HFEngine(policy).generate(PROMPTS, sampling, NOW)
+    assert max(int(r.tokens.max()) for r in rollouts) < known
+    logp = score(policy, rollouts)
+    for i, r in enumerate(rollouts):
+        torch.testing.assert_close(r.logp, logp[i, : len(r.tokens)], rtol=0, atol=1e-5)
+    assert torch.cat([r.logp for r in rollouts]).mean() < -torch.tensor(float(known)).log(), "log-probs over all rows"
