@@ -91,7 +91,7 @@ def score(rollout: Rollout) -> Score:
     extra = rollout.prompt.extra
     if "truth" not in extra or "task" not in extra:
         raise ValueError(
-            f"prompt {rollout.prompt.id!r} has no 'task' and 'truth'; make pretext prompts by PretextPrompts or to_prompt."
+            f"prompt {rollout.prompt.id!r} has no 'task' and 'truth'; make it by PretextPrompts or to_prompt."
         )
     return find(extra["task"]).score(rollout.text, extra["truth"], Surface(**extra["surface"]))
 

@@ -126,8 +126,8 @@ def random_shapes(rng: np.random.Generator, height: int, width: int, count: int)
             float((0.08 + 0.2 * u[2]) * short),
             float(40 * u[3] - 20),
             float(0.5 + 7.5 * u[4]),
-            float(0.16 * (1 + u[5]) * short * np.cos(2 * np.pi * u[6])),
-            float(0.16 * (1 + u[5]) * short * np.sin(2 * np.pi * u[6])),
+            float(0.08 * (1 + u[5]) * short * np.cos(2 * np.pi * u[6])),
+            float(0.08 * (1 + u[5]) * short * np.sin(2 * np.pi * u[6])),
         )
         for u in uniform
     ]
