@@ -16,7 +16,7 @@ from mmrl.batching import Group
 from mmrl.policy import Policy
 from mmrl.processing import Patches
 from mmrl.seeds import generator
-from mmrl.types import Now, Rollout, ViewContext, VisualBranch
+from mmrl.types import Now, Prompt, Rollout, View, ViewContext, VisualBranch
 
 PLAIN = ("raw", "ref")
 """Views that show the pixels as they are."""
@@ -65,7 +65,7 @@ class Views:
         answer = -1 if branch.share_in_group else row - self._first(row)
         key = (name, rollout.prompt.id, answer)
         if key not in self._rendered:
-            self._rendered[key] = render(self.policy, rollout, name, branch, self.now, answer)
+            self._rendered[key] = render(self.policy, rollout.prompt, name, branch, self.now, answer)
         return self._rendered[key]
 
     def _first(self, row: int) -> int:
@@ -74,13 +74,33 @@ class Views:
 
 
 def render(
-    policy: Policy, rollout: Rollout, name: str, branch: VisualBranch, now: Now, answer: int = -1
+    policy: Policy, prompt: Prompt, name: str, branch: VisualBranch, now: Now, answer: int = -1
 ) -> tuple[Patches, ...]:
-    """The media of one prompt under a branch; `answer` keys the draw of a per-answer view."""
-    prompt = rollout.prompt
+    """The media of one prompt under a branch; `answer` keys the draw of a per-answer view.
+
+    Raises ValueError if the view would change the answer of the prompt's question.
+    """
+    if reason := spoils(branch.view, prompt):
+        raise ValueError(f"The branch {name!r} cannot show prompt {prompt.id!r}: {reason}")
+    policy.counters[f"views/{name}"] += len(prompt.media)
 
     def transform(frames: Tensor, medium: int) -> Tensor:
         rng: torch.Generator = generator(now.seed, now.step, prompt.id, name, medium, answer)
         return branch.view(frames, ViewContext(prompt, medium), rng, now)
 
     return policy.processing.rerender(prompt, policy.encode(prompt), transform, branch.stage)
+
+
+def spoils(view: View, prompt: Prompt) -> str:
+    """Why a view changes the answer of this question; "" if it does not, or if row or view do not say.
+
+    A row says in its column `depends_on` what its answer depends on: "geometry" (places, sides, angles) and "order"
+    (what happens when). A view says it in `changes_geometry` and `changes_order`.
+    """
+    for what in ("geometry", "order"):
+        if what in (prompt.extra.get("depends_on") or ()) and getattr(view, f"changes_{what}", False):
+            return (
+                f"the view {type(view).__name__} changes the {what} of what is seen, and the answer depends on it "
+                "(column depends_on). Use a view that leaves it alone, such as noise or a mask."
+            )
+    return ""

@@ -2,19 +2,26 @@
 
 A rollout function is called with (engine, pay, supply, sampling, now) and returns paid rollouts whose `group` numbers
 tell which answers share a prompt. It may look at rewards, ask for more prompts, or add answers of another origin.
+
+Rollout functions that only add to another one hold it as `inner`. What objectives and checks may rely on stands in two
+optional attributes: `brings` ("label", "expert", "checklist", "noisy answers:BRANCH", "noisy prompts:BRANCH") and
+`drops_even_groups`. Noisy views are in `noisy_rollouts.py`, labels and experts in `given_answers.py`, checklists in
+`checklist_rollout.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 
 from mmrl.filters import keeps_by_mean, keeps_by_spread
+from mmrl.policy import Policy
 from mmrl.supply import Supply
-from mmrl.types import Engine, Now, Prompt, Role, Rollout, Sampling
+from mmrl.types import BadRow, Engine, Now, Prompt, Role, Rollout, Sampling
 
 Pay = Callable[[Sequence[Rollout]], list[Rollout]]
 
@@ -49,6 +56,8 @@ class DynamicSampling:
     """Keep groups by spread instead of by mean."""
     rounds: int = 20
     """Most rounds of sampling per step; afterwards the step goes on with what there is."""
+
+    drops_even_groups: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.rounds < 1:
@@ -99,6 +108,8 @@ class LabelRollout:
     """Ids of a prompt as the model reads it."""
     field: str = "target"
 
+    brings: ClassVar[tuple[str, ...]] = ("label",)
+
     def __call__(self, engine: Engine, pay: Pay, supply: Supply, sampling: Sampling, now: Now) -> list[Rollout]:
         out = []
         for number, prompt in enumerate(supply.take()):
@@ -109,6 +120,65 @@ class LabelRollout:
                 Rollout(prompt, number, self.prompt_ids(prompt), tokens, roles, text, "eos", origin="label", reward=1.0)
             )
         return out
+
+
+@dataclass(frozen=True)
+class FirstPass:
+    """Answer every prompt once before the first step, and tell `start` how often it was right (MSSR's prior)."""
+
+    start: Callable[[Mapping[str, float]], None]
+    """Takes prompt id -> success rate in [0, 1], `MSSR.start`."""
+    policy: Policy
+    part: str = "accuracy"
+    """Reward part that counts as success, or "total"."""
+    at_once: int = 256
+    """Prompts that are answered together."""
+    inner: RolloutFunction = group_rollout
+
+    def __call__(self, engine: Engine, pay: Pay, supply: Supply, sampling: Sampling, now: Now) -> list[Rollout]:
+        if now.step == 1:
+            self.start(self.rates(engine, pay, supply, sampling, replace(now, step=0)))
+        return self.inner(engine, pay, supply, sampling, now)
+
+    def rates(self, engine: Engine, pay: Pay, supply: Supply, sampling: Sampling, now: Now) -> dict[str, float]:
+        """The mean of the part over `group_size` answers to each prompt; rows that cannot be used are left out."""
+        size = supply.prompts.size
+        if size is None:
+            raise ValueError("FirstPass answers every prompt once, but the data is endless; set data.limit.")
+        values: dict[str, list[float]] = {}
+        with without_retention(self.policy):
+            for begin in range(0, size, self.at_once):
+                prompts: list[Prompt] = []
+                for index in range(begin, min(size, begin + self.at_once)):
+                    with contextlib.suppress(BadRow):
+                        prompt = supply.prompts[index]
+                        self.policy.encode(prompt)
+                        prompts.append(prompt)
+                for rollout in pay(engine.generate(prompts, sampling, now)) if prompts else []:
+                    value = rollout.reward if self.part == "total" else rollout.parts.get(self.part)
+                    if value is not None:
+                        values.setdefault(rollout.prompt.id, []).append(min(max(value, 0.0), 1.0))
+                supply.counters["rollout/first_pass"] += len(prompts)
+                self.policy.forget_prompts()
+        return {prompt: sum(found) / len(found) for prompt, found in values.items()}
+
+
+@contextlib.contextmanager
+def without_retention(policy: Policy) -> Iterator[None]:
+    """Answers sampled inside keep no graph of the vision tower: no update will use it."""
+    kept, policy.retain_vision = policy.retain_vision, False
+    try:
+        yield
+    finally:
+        policy.retain_vision = kept
+
+
+def chain(rollout: object) -> list[object]:
+    """A rollout function and those inside it, the outermost first."""
+    found = [rollout]
+    while (inner := getattr(found[-1], "inner", None)) is not None:
+        found.append(inner)
+    return found
 
 
 def by_group(rollouts: Sequence[Rollout]) -> list[list[Rollout]]:

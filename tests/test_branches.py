@@ -12,6 +12,7 @@ from mmrl.branches import Views, render
 from mmrl.policy import Policy
 from mmrl.types import Media, Now, Prompt, Role, Rollout, VisualBranch
 from perception.masking import PatchMask
+from perception.perturb import Chain, ColourJitter, Flip
 
 NOW = Now(step=3, progress=0.1, seed=5)
 MASKED = VisualBranch(PatchMask(0.5, 8))
@@ -95,7 +96,7 @@ def test_draws_do_not_depend_on_company_or_order_of_reading(policy, branch):
 
 def test_every_part_of_the_key_changes_the_draw(policy):
     rollout = answers(policy, [DATA[0]])[0]
-    shown = lambda name, now, answer=-1: render(policy, rollout, name, MASKED, now, answer)[0].key  # noqa: E731
+    shown = lambda name, now, answer=-1: render(policy, rollout.prompt, name, MASKED, now, answer)[0].key  # noqa: E731
     first = shown("masked", NOW)
     assert first == shown("masked", replace(NOW, progress=0.9)), "progress is time for schedules, not for draws"
     others = [
@@ -125,7 +126,7 @@ def test_the_stage_says_which_pixels_a_view_gets(policy):
     sizes = {}
     for stage in ("original", "resized"):
         view = Recorded()
-        render(policy, answers(policy, [prompt])[0], "b", VisualBranch(view, stage=stage), NOW)
+        render(policy, prompt, "b", VisualBranch(view, stage=stage), NOW)
         sizes[stage] = view.calls[0][0]
     assert sizes["original"] == (1, 3, 50, 70) and sizes["resized"] == (1, 3, *policy.encode(prompt).visual[0].size)
     assert sizes["resized"] != sizes["original"]
@@ -144,4 +145,13 @@ def test_video_and_text(policy):
 def test_a_view_that_changes_the_size_is_refused(policy):
     shrink = lambda frames, context, rng, now: frames[..., ::2, :]  # noqa: E731
     with pytest.raises(ValueError, match="must keep shape and dtype"):
-        render(policy, answers(policy, [DATA[0]])[0], "b", VisualBranch(shrink), NOW)
+        render(policy, DATA[0], "b", VisualBranch(shrink), NOW)
+
+
+def test_a_view_that_changes_the_answer_is_refused(policy):
+    for view in (Flip(), Chain((ColourJitter(), Flip()))):
+        with pytest.raises(ValueError, match=r"'b' cannot show prompt 'drawn:lookup.*changes the geometry"):
+            render(policy, DATA[0], "b", VisualBranch(view), NOW)
+    free = replace(DATA[0], extra={})
+    for prompt, view in ((DATA[0], PatchMask()), (free, Flip())):
+        assert render(policy, prompt, "b", VisualBranch(view), NOW)

@@ -40,8 +40,11 @@ LAYERS = (
     ),
     ("processing", "batching", "features"),
     ("policy", "repeated", "engine", "engine_vllm", "branches", "tiny"),
-    ("rollout", "reward_functions", "rewards", "rewards_compat", "judge", "judge_http", "judge_ledger"),
-    ("run", "learner", "trainer", "evaluate", "sft"),
+    (
+        *("rollout", "noisy_rollouts", "given_answers", "checklist_rollout"),
+        *("reward_functions", "rewards", "rewards_compat", "judge", "judge_http", "judge_ledger"),
+    ),
+    ("run", "learner", "trainer", "evaluate", "sft", "checks", "monitor"),
 )
 LAYER = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 
