@@ -187,7 +187,7 @@ def corpus() -> list[str]:
         *(_in_picture(index, text) for index in range(4) for text in ("what is at row 1 column 2?", "describe.")),
         *(_in_picture(index, f"how many {thing} are there?") for index in range(4) for thing in _countable()),
         *(f"When is the {name} shown? <answer> 2 to 5 </answer>" for name in NAMES[1:]),
-        *(f"Describe. {_tagged(f'1 2 {name}, 3 1 {name}, 2 2 nothing')}" for name in NAMES),
+        *(f"Describe. {_tagged(f'{name}, {name}, nothing')}" for name in NAMES),
         *(f"Describe each second. {_tagged(f'nothing, {name}, {name} and {name}')}" for name in NAMES[1:]),
         *(f"row 1: {name}, {name}; row 2: {name}, nothing;" for name in NAMES),
         f"Give the true place of each piece. {_tagged('3 1 4 2')}",
@@ -216,14 +216,10 @@ def _lookup(rng: np.random.Generator, spec: Drawn) -> Question:
 
 
 def _describe(rng: np.random.Generator, spec: Drawn) -> Question:
-    """All cells of one picture in reading order. The target names each place, half the time in random order: so a
-    model that learns it learns to look where a row and a column say."""
+    """All cells of one picture in reading order."""
     grids, asked = _draw_pictures(rng, spec)
-    names = [NAMES[code] for code in grids[asked].ravel()]
-    order = rng.permutation(len(names)) if rng.random() < 0.5 else range(len(names))
-    places = (divmod(int(cell), spec.cells) for cell in order)
-    told = ", ".join(f"{row + 1} {column + 1} {names[row * spec.cells + column]}" for row, column in places)
-    return _grid_question(spec, grids, asked, _about(spec, asked, "Describe."), ", ".join(names), _tagged(told), {})
+    answer = ", ".join(NAMES[code] for code in grids[asked].ravel())
+    return _grid_question(spec, grids, asked, _about(spec, asked, "Describe."), answer, _tagged(answer), {})
 
 
 def _counting(rng: np.random.Generator, spec: Drawn) -> Question:

@@ -6,7 +6,8 @@ of a puzzle, the places of a clip's shapes in each frame; not the question, the 
 of eight, and scenes of the other side are drawn again. Equal pixels therefore always lie on the same side: the splits
 are disjoint by construction, for every seed, and shared by all tasks that draw the same kind of picture.
 
-The background is light grey, never black, so that a cell blacked out by a masked view differs from an empty one.
+The background is light, never black, so that a cell blacked out by a masked view differs from an empty one. In a grid
+it is tinted by row and column: a tiny vision tower with relative positions could hardly tell places apart otherwise.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from numpy.typing import NDArray
 COLOURS = {"red": (214, 40, 40), "green": (40, 160, 60), "blue": (40, 80, 220), "yellow": (240, 200, 30)}
 SHAPES = ("circle", "square", "triangle")
 BACKGROUND = 232
+TINT = 100
+"""How much darker red and blue become over a grid's rows and columns."""
 NAMES = ("nothing", *(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES))
 """Code -> words."""
 
@@ -138,12 +141,22 @@ def render_grid(grid: Grid, side: int) -> Pixels:
     cell = side // max(rows, columns)
     tiles = sprites(cell)[grid]  # [rows, columns, 3, cell, cell]
     board = tiles.transpose(2, 0, 3, 1, 4).reshape(3, rows * cell, columns * cell)
+    board = np.where((board == BACKGROUND).all(0), _tints(rows, columns, cell), board)
     if board.shape[1:] == (side, side):
         return np.ascontiguousarray(board)
     canvas = np.full((3, side, side), BACKGROUND, dtype=np.uint8)
     top, left = (side - rows * cell) // 2, (side - columns * cell) // 2
     canvas[:, top : top + rows * cell, left : left + columns * cell] = board
     return canvas
+
+
+@lru_cache(maxsize=32)
+def _tints(rows: int, columns: int, cell: int) -> Pixels:
+    """Background of a grid, uint8 [3, rows * cell, columns * cell]: less red further down, less blue further right."""
+    levels = np.full((3, rows, columns), BACKGROUND, dtype=np.float64)
+    levels[0] -= TINT * np.linspace(0.0, 1.0, rows)[:, None]
+    levels[2] -= TINT * np.linspace(0.0, 1.0, columns)[None]
+    return levels.astype(np.uint8).repeat(cell, axis=1).repeat(cell, axis=2)
 
 
 def cell_box(side: int, cells: int, row: int, column: int) -> list[int]:
