@@ -1,9 +1,9 @@
 """What the benchmarks share: a model folder, a data file, trainers in processes of their own, and the printed result.
 
 A benchmark process starts one worker per side and lets them take steps in turn (A B A B). A worker reads commands and
-writes answers as JSON lines; whatever libraries print goes to standard error. Times are CPU seconds of the worker on one
-thread, so other work on the machine disturbs them little. The module imports nothing heavy: rewards are loaded by name
-in small processes, and the other side's environment has no mmrl.
+writes answers as JSON lines; whatever libraries print goes to standard error. Times are CPU seconds of the worker on
+one thread, so other work on the machine disturbs them little. The module imports nothing heavy: rewards are loaded by
+name in small processes, and the other side's environment has no mmrl.
 """
 
 from __future__ import annotations
@@ -201,7 +201,7 @@ def write_rows(folder: Path, visual_tokens: int, count: int) -> Path:
 
 
 def variety(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
-    """A reward that differs within a group, in the convention that both trainers know: the share of distinct letters."""
+    """A reward that differs within a group, in the convention of both trainers: the share of distinct letters."""
     texts = [completion[0]["content"] for completion in completions]
     return [len(set(text)) / (len(text) + 1) for text in texts]
 
