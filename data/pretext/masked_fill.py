@@ -27,6 +27,8 @@ from data.pretext.worked_steps import LEAST, MOST, Step, calculation
 SPANS = ("values", "expressions", "mixed")
 LONGEST = 60
 """Characters of an expression that is looked at."""
+MOST_ENTRIES = 50
+"""Entries of an answer that are looked at."""
 _ENTRY = re.compile(r"\[?(?:mask[ _]?)?(\d{1,2})\]? ?[:=] ?(.*)", re.IGNORECASE)
 _NUMBER = re.compile(NUMBER)
 _TOKEN = re.compile(r"\d{1,6}|[A-Za-z]|[-+*()]")
@@ -73,7 +75,7 @@ class MaskedFill(Task):
 
     def read(self, body: str, truth: Truth) -> Any | ParseError:
         entries: dict[int, str] = {}
-        lines = [line.strip() for line in body.replace("\n", ";").split(";") if line.strip()]
+        lines = [line.strip() for line in body.replace("\n", ";").split(";") if line.strip()][:MOST_ENTRIES]
         for line in lines:
             match = _ENTRY.fullmatch(line)
             if match:

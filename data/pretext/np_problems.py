@@ -311,7 +311,10 @@ class MeetingSchedule(NPTask):
     )
 
     def read(self, body: str, truth: Truth) -> Any | ParseError:
-        slots = [parsing.integers(part, 3) for part in body.split(";") if part.strip()]
+        parts = [part for part in body.split(";") if part.strip()]
+        if len(parts) > len(truth["instance"]["durations"]):
+            return ParseError("length", body[:40])
+        slots = [parsing.integers(part, 3) for part in parts]
         wrong = next((slot for slot in slots if isinstance(slot, ParseError)), None)
         return wrong if wrong is not None else [tuple(slot) for slot in slots if not isinstance(slot, ParseError)]
 

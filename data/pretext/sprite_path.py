@@ -101,7 +101,9 @@ class SpriteMoves(WordsTask):
 
 
 def _walk(knobs: Knobs, rng: np.random.Generator) -> Walk | None:
-    """Random steps into cells that were free; the marked object always moves, None if it cannot."""
+    """Random steps into cells that were free; the marked object always moves, None if it cannot.
+
+    Drawn from the end backwards (the rule is its own reverse), so that every final cell is equally likely."""
     grid, objects = int(knobs["grid"]), int(knobs["objects"])
     cells = [(r, c) for r in range(grid) for c in range(grid)]
     now = [cells[int(i)] for i in rng.permutation(len(cells))[:objects]]
@@ -118,7 +120,7 @@ def _walk(knobs: Knobs, rng: np.random.Generator) -> Walk | None:
             after.append(chosen)
         now = after
         walk.append(now)
-    return walk
+    return walk[::-1]
 
 
 def _film(medium: Medium, walk: Walk, knobs: Knobs, rng: Streams) -> tuple[Visual, str, tuple[Evidence, ...]] | None:
