@@ -1,7 +1,7 @@
 """Answers that the policy did not write, put next to its own: labels that are trained, experts that are only scored.
 
 `WithLabel` (ViSurf, arXiv 2510.10606) adds each prompt's label to its group with origin "label" and role POLICY, so
-that it is trained like a rollout. Two of ViSurf's reward controls are done here, the third (smoothing) by the objective:
+that it is trained like a rollout. Two of its reward controls are done here, the third (smoothing) by the objective:
 
     align          the label is written as the model writes: `aligned` with the order of keys and the layout given
     no thinking    it is paid by the run's rewards, with the parts named in `thinking` left out

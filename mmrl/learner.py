@@ -17,7 +17,7 @@ from torch import Tensor
 from mmrl.batching import collate, rows_of, split
 from mmrl.branches import Views
 from mmrl.filters import without_truncated
-from mmrl.grpo import GRPO, apply_kl_in_reward, loss
+from mmrl.grpo import GRPO, apply_kl_in_reward, loss, losses
 from mmrl.objectives.base import Divergence, Objective
 from mmrl.optim import Optimizer
 from mmrl.policy import Policy, Wanted
@@ -46,6 +46,8 @@ class Learner:
     tokens_per_pass: int
     planned_updates: int
     """Optimizer steps of the whole run, for the learning-rate schedule."""
+    norms_every: int = 0
+    """Log the gradient norm of each loss term each so many steps; 0: never."""
 
     def __post_init__(self) -> None:
         self.plan = plan_scores(self.grpo, self.objectives, self.branches, self.updates_per_step)
@@ -54,6 +56,7 @@ class Learner:
         """Score, shape and update; returns the metrics."""
         batch = self._collated(rollouts)
         metrics = rollout_metrics(rollouts, batch)
+        metrics |= {f"branch/{n}/strength": s for n, b in self.branches.items() if (s := strength(b, now)) is not None}
         views = Views(self.policy, batch.rollouts, self.branches, now)
         with clock("score"):
             batch = self._with_stored_scores(batch, views)
@@ -96,15 +99,18 @@ class Learner:
 
     def _update(self, batch: Batch, rows: Sequence[int], views: Views, now: Now) -> dict[str, float]:
         """One optimizer step on some rows of the batch."""
-        whole = batch.mask[torch.tensor(rows, device=batch.mask.device)]
+        trained = batch.mask.any(1).tolist()
+        rows = [row for row in rows if trained[row]]  # experts, and answers whose tokens are all masked
+        whole = batch.mask[torch.tensor(rows, dtype=torch.long, device=batch.mask.device)]
         totals = Totals(int(whole.sum()), int(whole.any(1).sum()))
         if totals.tokens == 0:
             return {"update/skipped": 1.0}
+        norms: dict[str, float] = {}
+        if self.norms_every and now.step % self.norms_every == 0:
+            norms = self._term_norms(batch, rows, views, totals, now)
         sums: dict[str, Tensor] = {}
         for part in self._parts(batch, rows):
-            piece = rows_of(batch, part.to(batch.mask.device))
-            live = {name: piece.scores[name] for name in piece.scores}
-            live.update(self._score(views, part, self.plan.live, batch.tokens.shape[1]))
+            piece, live = self._live(batch, part, views)
             value, metrics = loss(self.grpo, self.surrogate, piece, live, self.objectives, totals, now)
             if not torch.isfinite(value):
                 parts = {k: round(v.item(), 4) for k, v in metrics.items() if k.startswith("loss/")}
@@ -121,10 +127,38 @@ class Learner:
             raise FloatingPointError(f"the gradient norm is {norm}; lower optim.lr or the objectives' coefficients.")
         lr = self.optimizer.step(self.planned_updates)
         self.policy.stepped()
-        return {**{k: v.item() for k, v in sums.items()}, "optim/grad_norm": norm, "optim/lr": lr}
+        return {**{k: v.item() for k, v in sums.items()}, **norms, "optim/grad_norm": norm, "optim/lr": lr}
+
+    def _term_norms(
+        self, batch: Batch, rows: Sequence[int], views: Views, totals: Totals, now: Now
+    ) -> dict[str, float]:
+        """Norm of each loss term's gradient before clipping, by a forward and a backward of its own."""
+        norms: dict[str, float] = {}
+        names: list[str] = []
+        while not norms or len(norms) < len(names):
+            for part in self._parts(batch, rows):
+                piece, live = self._live(batch, part, views)
+                parts, _ = losses(self.grpo, self.surrogate, piece, live, self.objectives, totals, now)
+                names = list(parts)
+                if (term := parts[names[len(norms)]]).requires_grad:
+                    term.backward()
+                self.policy.backward_vision()
+            grads = [p.grad.float().norm() for p in self.optimizer.parameters if p.grad is not None]
+            norms[f"grad_norm/{names[len(norms)]}"] = torch.stack(grads).norm().item() if grads else 0.0
+            self.optimizer.clear()
+        return norms
+
+    def _live(self, batch: Batch, part: Tensor, views: Views) -> tuple[Batch, dict[str, Scores]]:
+        """Some rows, and their scores with the present weights where the plan wants them."""
+        piece = rows_of(batch, part.to(batch.mask.device))
+        live = dict(piece.scores)
+        live.update(self._score(views, part, self.plan.live, batch.tokens.shape[1]))
+        return piece, live
 
     def _score(self, views: Views, rows: Tensor, wanted: Mapping[str, Wanted], width: int) -> dict[str, Scores]:
         chosen = rows.tolist()
+        for name in wanted:
+            self.policy.counters[f"scored/{name}"] += len(chosen)
         return self.policy.score({n: views.groups(n, chosen) for n in wanted}, wanted, (len(chosen), width))
 
     def _parts(self, batch: Batch, rows: Sequence[int]) -> list[Tensor]:
@@ -211,8 +245,18 @@ def update_rows(batch: Batch, updates_per_step: int, now: Now) -> list[list[int]
 
 
 def rollout_metrics(rollouts: Sequence[Rollout], batch: Batch) -> dict[str, float]:
-    """Rewards, lengths and how many groups carry signal."""
-    reward = batch.reward
+    """Rewards, lengths and how many groups carry signal, of the policy's own answers; others under their origin.
+
+    If no answer is the policy's own (supervised training), all count.
+    """
+    own = torch.tensor([r.origin == "policy" for r in rollouts])
+    other = {
+        f"{origin}/{name}": value
+        for origin in sorted({r.origin for r in rollouts} - {"policy"})
+        for name, value in _given_metrics([r for r in rollouts if r.origin == origin]).items()
+    }
+    reward = batch.reward[own.to(batch.reward.device)] if own.any() else batch.reward
+    rollouts = [r for r in rollouts if r.origin == "policy"] or rollouts
     values: dict[str, list[float]] = {}
     for rollout in rollouts:
         for name, value in rollout.parts.items():
@@ -230,7 +274,21 @@ def rollout_metrics(rollouts: Sequence[Rollout], batch: Batch) -> dict[str, floa
         "answer/truncated": sum(r.stop == "length" for r in rollouts) / len(rollouts),
         "answer/count": float(len(rollouts)),
         **{name: sum(v) / len(v) for name, v in values.items()},
+        **other,
     }
+
+
+def _given_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """Count, mean reward and mean length of labels or experts."""
+    count = len(rollouts)
+    reward = sum(float(r.reward or 0.0) for r in rollouts) / count
+    return {"count": float(count), "reward": reward, "length": sum(len(r.tokens) for r in rollouts) / count}
+
+
+def strength(branch: VisualBranch, now: Now) -> float | None:
+    """How strong a branch's view is now, if it says so (noise)."""
+    known = getattr(branch.view, "strength", None)
+    return None if known is None else float(known(now))
 
 
 def accumulate(sums: dict[str, Tensor], metrics: Mapping[str, Tensor]) -> None:

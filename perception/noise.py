@@ -88,6 +88,10 @@ class DiffusionNoise:
         kept, added = diffusion_scales(step)
         return _mixed(checked(frames, "DiffusionNoise"), kept, added, rng) if step > 0 else frames
 
+    def strength(self, now: Now) -> float:
+        """The standard deviation of the noise at this time."""
+        return diffusion_scales(self.timestep(now))[1]
+
     def timestep(self, now: Now) -> int:
         """The timestep at this time, 0 to t."""
         factor = 1.0 if self.anneal is None else max(self.anneal(now.progress), 0.0)
