@@ -68,6 +68,8 @@ class Drawn:
     """Pictures per prompt, of which one is asked about; 0 writes the scene as text. Grid tasks only."""
     noise: float = 0.0
     """Share of lookup targets replaced by a random colour and shape; `answer` stays exact."""
+    swapped: float = 0.0
+    """Share of lookup targets that put the shape before the colour ("circle red"); `answer` stays exact."""
     ask_empty: float = 0.1
     """Share of lookup questions about an empty cell (if there is one)."""
     frames: int = 16
@@ -87,6 +89,7 @@ class Drawn:
             "fill": (0 < self.filled < 1, "between 0 and 1"),
             "pictures": (0 <= self.pictures <= 4 if grid else self.pictures == 1, "0 to 4 (1 for jigsaw and clips)"),
             "noise": (0 <= self.noise <= 1, "in [0, 1]"),
+            "swapped": (0 <= self.swapped <= 1, "in [0, 1]"),
             "ask_empty": (0 <= self.ask_empty <= 1, "in [0, 1]"),
             "fps": (self.fps >= 1, "at least 1, so that each second is seen"),
             "frames": (seconds >= 3 and seconds == int(seconds), "a whole number of seconds, at least 3 (see fps)"),
@@ -193,7 +196,8 @@ def corpus() -> list[str]:
         f"Give the true place of each piece. {_tagged('3 1 4 2')}",
         f"<think> {numbers} </think> {_tagged(numbers)}",
     ]
-    return texts + [_tagged(name) for name in NAMES]
+    backwards = [" ".join(reversed(name.split())) for name in NAMES]
+    return texts + [_tagged(name) for name in (*NAMES, *backwards)]
 
 
 def _lookup(rng: np.random.Generator, spec: Drawn) -> Question:
@@ -208,6 +212,8 @@ def _lookup(rng: np.random.Generator, spec: Drawn) -> Question:
     answer = NAMES[grid[row, column]]
     wrong = bool(rng.random() < spec.noise)
     told = NAMES[rng.integers(1, len(NAMES))] if wrong else answer
+    if rng.random() < spec.swapped:
+        told = " ".join(reversed(told.split()))
     text = _about(spec, asked, _lookup_text(row + 1, column + 1))
     extra: dict[str, Any] = {"row": row + 1, "column": column + 1, "visual_key_info": answer.split()}
     if spec.pictures:

@@ -12,6 +12,7 @@ name (`data/columns.py`), chat and placeholders (`data/templates.py`), pictures 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -104,11 +105,21 @@ def split_prompts(prompts: Prompts, heldout: float | int = 0.05, seed: int = 0) 
 
 
 def _drawn(dataset: str, split: str | None, limit: int | None, seed: int) -> Drawn:
-    """A drawn task by name."""
+    """A drawn task by name, with fields of `Drawn` behind a question mark: drawn:lookup?cells=2&size_px=32."""
     if split not in (None, "train", "heldout"):
         raise ValueError(f"{dataset} has the splits 'train' and 'heldout', not {split!r}.")
-    task = cast(Task, dataset.removeprefix(DRAWN))
-    return Drawn(task, "heldout" if split == "heldout" else "train", seed, limit)
+    name, _, query = dataset.removeprefix(DRAWN).partition("?")
+    numbers = {f.name: f.type for f in fields(Drawn) if f.name not in ("task", "split", "seed", "size")}
+    options: dict[str, Any] = {}
+    for pair in filter(None, query.split("&")):
+        key, _, value = pair.partition("=")
+        if key not in numbers:
+            raise ValueError(f"{dataset} sets {key!r}; a drawn task has the fields {', '.join(sorted(numbers))}.")
+        try:
+            options[key] = float(value) if "float" in str(numbers[key]) else int(value)
+        except ValueError:
+            raise ValueError(f"{dataset} sets {key} to {value!r}; it must be a number, as in {key}=2.") from None
+    return Drawn(cast(Task, name), "heldout" if split == "heldout" else "train", seed, limit, **options)
 
 
 def _saved(folder: Path, split: str | None) -> Table:

@@ -18,13 +18,13 @@ from mmrl.engine import HFEngine
 from mmrl.evaluate import answers_to, evaluate, heldout_prompts, pass_rates
 from mmrl.rewards import Rewards
 from mmrl.types import Now, Sampling
-from recipes.launch import EMBEDDED, Data, Load, Preset, launch, open_data, open_policy, style_of
+from recipes.launch import DRAWN, EMBEDDED, Data, Load, Preset, launch, open_data, open_policy, style_of
 
 PRESETS = {
     EMBEDDED: Preset(
         {
             "model": "runs/papo",
-            "dataset": "drawn:lookup",
+            "dataset": DRAWN,
             "data": {"style": "tag"},
             "sampling": {"max_tokens": 12},
             "load": {"min_pixels": None, "max_pixels": None},

@@ -29,19 +29,19 @@ from mmrl.supply import Supply
 from mmrl.surrogates import clipped
 from mmrl.tracking import Tracker
 from mmrl.types import Now, Sampling
-from recipes.launch import EMBEDDED, Data, Load, Preset, launch, open_data, open_policy, style_of, summarise
+from recipes.launch import DRAWN, EMBEDDED, Data, Load, Preset, launch, open_data, open_policy, style_of, summarise
 
 PRESETS = {
     EMBEDDED: Preset(
         {
             "model": EMBEDDED,
-            "dataset": "drawn:lookup",
+            "dataset": DRAWN,
             "data": {"style": "tag"},
             "grpo": {"clip_high": 0.28},
             "sampling": {"group_size": 8, "top_p": 1.0, "max_tokens": 10},
             "optim": {"lr": 2e-4, "weight_decay": 0.0},
             "load": {"min_pixels": None, "max_pixels": None, "max_prompt_tokens": None},
-            "run": {"prompts_per_step": 16, "steps": 120, "eval_prompts": 512},
+            "run": {"prompts_per_step": 16, "steps": 100, "eval_prompts": 512},
         },
         note="tiny model, drawn pictures, CPU, minutes",
     ),

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 EMBEDDED = "embedded"
 """Name of the tiny warmed-up model, and of the preset that uses it."""
+DRAWN = "drawn:lookup?cells=2&size_px=32"
+"""What the embedded model is trained on: pictures of four cells, "What is at row 1 column 2?"."""
 
 
 @dataclass(frozen=True)
@@ -344,4 +346,4 @@ def _user_errors() -> tuple[type[BaseException], ...]:
     return (ValueError, CheckpointError, RewardStopped, TrainingError, FileNotFoundError)
 
 
-__all__ = ["EMBEDDED", "Data", "Load", "Preset", "launch", "open_data", "open_policy", "style_of", "summarise"]
+__all__ = ["DRAWN", "EMBEDDED", "Data", "Load", "Preset", "launch", "open_data", "open_policy", "style_of", "summarise"]

@@ -20,7 +20,7 @@ from mmrl.run import Run
 from mmrl.trainer import Trainer
 from mmrl.types import Sampling, VisualBranch
 from perception.masking import PatchMask
-from recipes.launch import EMBEDDED, Data, Load, Preset, launch, open_data, open_policy, style_of, summarise
+from recipes.launch import DRAWN, EMBEDDED, Data, Load, Preset, launch, open_data, open_policy, style_of, summarise
 
 NO_REF = {"gamma": 0.01, "eta_orig": 0.03, "eta_masked": 0.03}
 SINGLE = {"eta_orig": 0.0, "eta_masked": 0.0}
@@ -30,7 +30,7 @@ PRESETS = {
     EMBEDDED: Preset(
         {
             "model": EMBEDDED,
-            "dataset": "drawn:lookup",
+            "dataset": DRAWN,
             "data": {"style": "tag"},
             "papo": {"gamma": 0.002, "eta_orig": 0.0, "eta_masked": 0.0, "k3_max": 1.0},
             "mask": {"size": 16},
@@ -39,7 +39,7 @@ PRESETS = {
             "sampling": {"group_size": 8, "top_p": 1.0, "max_tokens": 10},
             "optim": {"lr": 2e-4, "weight_decay": 0.0},
             "load": {"min_pixels": None, "max_pixels": None, "max_prompt_tokens": None},
-            "run": {"prompts_per_step": 16, "updates_per_step": 1, "steps": 120, "eval_prompts": 512, "save_every": 20},
+            "run": {"prompts_per_step": 16, "updates_per_step": 1, "steps": 100, "eval_prompts": 512, "save_every": 20},
         },
         note="tiny model, drawn pictures, CPU, minutes",
     ),

@@ -19,13 +19,13 @@ from mmrl.surrogates import reinforce
 from mmrl.trainer import Trainer
 from mmrl.types import Sampling
 from recipes.embedded import likelihood
-from recipes.launch import EMBEDDED, Data, Load, Preset, launch, open_data, open_policy, style_of, summarise
+from recipes.launch import DRAWN, EMBEDDED, Data, Load, Preset, launch, open_data, open_policy, style_of, summarise
 
 PRESETS = {
     EMBEDDED: Preset(
         {
             "model": EMBEDDED,
-            "dataset": "drawn:lookup",
+            "dataset": DRAWN,
             "data": {"style": "tag"},
             "optim": {"lr": 5e-4, "weight_decay": 0.0},
             "load": {"min_pixels": None, "max_pixels": None, "max_prompt_tokens": None},
