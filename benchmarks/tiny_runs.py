@@ -44,6 +44,8 @@ class Cell:
     group: int = 8
     """Answers per prompt."""
     lr: float = 1e-6
+    prompts: int = 1
+    """Prompts per step (ours only)."""
 
     def text(self) -> str:
         """For the command line of a worker."""
@@ -115,8 +117,9 @@ class Meter:
         self._began = time.process_time()
 
     def read(self) -> dict[str, float]:
-        """Seconds since `start`, and by how many MiB the peak lies above the memory before the first step."""
-        return {"seconds": time.process_time() - self._began, "growth": peak() - self.base}
+        """Seconds since `start`, peak MiB, and by how many MiB that lies above the memory before the first step."""
+        most = peak()
+        return {"seconds": time.process_time() - self._began, "peak": most, "growth": most - self.base}
 
 
 def resident() -> float:
@@ -240,7 +243,7 @@ def our_trainer(cell: Cell, output: Path, **changes: Any) -> Trainer:
         "grpo": GRPO(dual_clip=None, kl=cell.kl, kl_importance=cell.kl > 0),
         "sampling": Sampling(group_size=cell.group, max_tokens=cell.answer),
         "optim": Optim(lr=cell.lr),
-        "run": Run(output=output, steps=10_000, prompts_per_step=1, save_every=0, sample_every=0),
+        "run": Run(output=output, steps=10_000, prompts_per_step=cell.prompts, save_every=0, sample_every=0),
     }
     return Trainer(policy, **(arguments | changes))
 
