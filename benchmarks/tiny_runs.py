@@ -321,7 +321,7 @@ def versions(*names: str) -> str:
 def result(name: str, value: float, goal: float, unit: str, *, at_least: bool = False, **more: Any) -> dict[str, Any]:
     """Print the outcome as one JSON object."""
     ok = value >= goal if at_least else value <= goal
-    outcome = {"name": name, "value": round(value, 4), "goal": goal, "unit": unit, "ok": bool(ok), **more}
+    outcome = {"name": name, "value": float(f"{value:.4g}"), "goal": goal, "unit": unit, "ok": bool(ok), **more}
     print(json.dumps(outcome), flush=True)
     return outcome
 
