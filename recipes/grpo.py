@@ -53,7 +53,7 @@ PRESETS = {
 def main(
     model: str = "Qwen/Qwen2.5-VL-7B-Instruct",
     dataset: str = "PAPOGalaxy/PAPO_ViRL39K_train",
-    data: Data = Data(split="train"),
+    data: Data = Data(),
     grpo: GRPO = GRPO(clip_low=0.2, clip_high=0.3),
     sampling: Sampling = Sampling(group_size=5, top_p=0.99, max_tokens=2048),
     optim: Optim = Optim(lr=1e-6, weight_decay=1e-2),

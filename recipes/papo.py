@@ -58,7 +58,7 @@ PRESETS = {
 def main(
     model: str = LARGE,
     dataset: str = "PAPOGalaxy/PAPO_ViRL39K_train",
-    data: Data = Data(split="train"),
+    data: Data = Data(),
     papo: PAPO = PAPO(gamma=0.02, eta_orig=0.05, eta_masked=0.05),
     mask: PatchMask = PatchMask(ratio=0.6, size=14),
     masked_grad: bool = False,
