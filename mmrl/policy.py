@@ -117,8 +117,13 @@ class Policy:
         else:
             model = AutoModelForImageTextToText.from_pretrained(source, dtype=kind)
         torch.nn.Module.to(model, where)
-        freeze_parts(model, freeze)
+        freeze_parts(model.get_base_model() if adapter.is_file() else model, freeze)  # type: ignore[operator]
         if lora is not None and lora.rank:
+            if adapter.is_file():
+                raise ValueError(
+                    f"{source} is an adapter already, so LoRA.rank {lora.rank} would add a second one; "
+                    "set it to 0 to train on, or merge the adapter first (policy.save(..., merge=True))."
+                )
             model = add_lora(model, lora)
         policy = cls(model, processing, shared=shared)
         policy.description = {
@@ -318,14 +323,17 @@ class Policy:
         self.features_store.backward()
 
     def save(self, folder: Path, *, merge: bool = False) -> None:
-        """Write a Hugging Face folder (weights or adapter, processor). `merge` folds an adapter into the weights."""
+        """Write a Hugging Face folder (weights or adapter, processor). `merge` folds an adapter into the weights.
+
+        An adapter's folder holds the config of its base model too, so that `load` takes it.
+        """
         model = self.model
         if merge and self.has_adapter:
             model = copy.deepcopy(self.model).merge_and_unload()  # type: ignore[operator]
         model.save_pretrained(str(folder))  # type: ignore[operator]
         self.processing.processor.save_pretrained(str(folder))
-        if not self.has_adapter or merge:
-            self.base.generation_config.save_pretrained(str(folder))
+        self.base.config.save_pretrained(str(folder))
+        self.base.generation_config.save_pretrained(str(folder))
 
     def _tower_version(self) -> str:
         if not self.tower_trains:
@@ -403,7 +411,10 @@ def freeze_parts(model: Any, parts: Sequence[Part]) -> None:
 
 
 def add_lora(model: Any, lora: LoRA) -> nn.Module:
-    """Adapters on the linear layers of the language model, and of the vision blocks if asked for."""
+    """Adapters on the linear layers of the language model, and of the vision blocks if asked for.
+
+    Their first weights are the same each time; the global random state is left alone.
+    """
     from peft import LoraConfig, get_peft_model
 
     targets = r".*language_model\.layers\.\d+\.(self_attn|mlp)\.(q|k|v|o|gate|up|down)_proj"
@@ -413,7 +424,10 @@ def add_lora(model: Any, lora: LoRA) -> nn.Module:
     config = LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha or 2 * lora.rank, lora_dropout=0.0, target_modules=f"({targets})"
     )
-    return get_peft_model(model, config)  # type: ignore[return-value]
+    device = model.lm_head.weight.device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(0)
+        return get_peft_model(model, config)  # type: ignore[return-value]
 
 
 def _load_adapter(folder: Path, dtype: torch.dtype) -> nn.Module:
