@@ -88,7 +88,13 @@ class Guarded:
         self.counts: Counter[str] = Counter()
         """substituted, dropped, and bad/<reason>."""
 
+    def __len__(self) -> int:
+        if self.size is None:
+            raise TypeError("These prompts are endless and have no length.")
+        return self.size
+
     def __getitem__(self, index: int) -> Prompt:
+        """The prompt at this index, or its substitute. Raises BadRow if it is dropped or nothing can stand in."""
         from mmrl.types import BadRow
 
         place, problem = index, None

@@ -110,6 +110,45 @@ def test_backends_agree_on_pixels(backend: Backend, make_clip: MakeClip) -> None
     assert np.abs(ours.astype(int) - reference).mean() < 2
 
 
+CODECS = [
+    ("bframes.mp4", {"options": {"x264-params": "keyint=20:min-keyint=20:bframes=3:b-pyramid=normal", "crf": "20"}}),
+    ("open_gop.mp4", {"options": {"x264-params": "keyint=20:min-keyint=20:bframes=3:open-gop=1", "crf": "20"}}),
+    ("hevc.mp4", {"codec": "libx265", "options": {"x265-params": "keyint=20:bframes=4:log-level=none", "crf": "20"}}),
+    ("b_mpeg4.avi", {"codec": "mpeg4", "options": {"bf": "2", "g": "20"}}),
+    ("vp9.webm", {"codec": "libvpx-vp9", "options": {"g": "20", "lag-in-frames": "16", "auto-alt-ref": "1"}}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), CODECS, ids=[name for name, _ in CODECS])
+def test_skipping_unneeded_pictures_changes_no_pixel(name: str, options: Any, make_clip: MakeClip) -> None:
+    import av
+
+    if options.get("codec", "libx264") not in av.codecs_available:
+        pytest.skip(f"this PyAV cannot write {options['codec']}")
+    path = make_clip(name, CFR, size=(96, 128), **options)
+    with av.open(str(path)) as container:
+        everything = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    assert len(everything) == 60
+    for wanted in ([0, 59], [7], [18, 19, 20, 21, 22], [1, 13, 38, 39, 58], list(range(60))):
+        frames, seconds = frames_of(path, "pyav", wanted)
+        for frame, index in zip(frames, wanted, strict=True):
+            assert np.array_equal(frame, everything[index]), f"frame {index} of {wanted}"
+        np.testing.assert_allclose(seconds, probe(path).times[wanted])
+
+
+def test_only_needed_groups_are_decoded(make_clip: MakeClip, monkeypatch: pytest.MonkeyPatch) -> None:
+    from data import readers
+
+    path = make_clip("cfr.mp4", CFR)
+    seen: list[int] = []
+    original = readers._decode_group
+    monkeypatch.setattr(readers, "_decode_group", lambda *args: (seen.append(args[3]), original(*args))[1])
+    monkeypatch.setattr(readers, "_scan", lambda *args: pytest.fail("a sound file needs no scan"))
+    info = probe(path)
+    frames_of(path, "pyav", [0, 1, 59])
+    assert len(seen) == 2 < len(info.keys)
+
+
 def truncated_end(good: Path, bad: Path) -> None:
     bad.write_bytes(good.read_bytes()[: good.stat().st_size * 6 // 10])
 
