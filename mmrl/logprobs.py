@@ -35,7 +35,7 @@ def head_scores(
     `temperature` divides the logits, a number or [N]. Gradients reach hidden and weight.
     """
     scale = _inverse(temperature, hidden)
-    logp, ent, _, _, _ = _Head.apply(hidden, weight, None, None, tokens, scale, None)
+    logp, ent, _, _, _ = _Head.apply(hidden, weight, None, None, tokens, scale, None, entropy)
     return logp, ent if entropy else None
 
 
@@ -54,7 +54,7 @@ def head_divergence(
     """
     if kind not in ("forward", "reverse", "symmetric", "js"):
         raise ValueError(f"divergence is {kind!r}; it must be 'forward', 'reverse', 'symmetric' or 'js'.")
-    return _Head.apply(hidden, weight, other, other_weight, tokens, _inverse(temperature, hidden), kind)  # type: ignore[no-any-return]
+    return _Head.apply(hidden, weight, other, other_weight, tokens, _inverse(temperature, hidden), kind, True)  # type: ignore[no-any-return]
 
 
 def logits(hidden: Tensor, weight: Tensor) -> Tensor:
@@ -111,6 +111,7 @@ class _Head(torch.autograd.Function):
         tokens: Tensor,
         scale: Tensor,
         kind: Divergence | None,
+        entropy: bool,
     ) -> tuple[Tensor | None, ...]:
         count = hidden.shape[0]
         sides = [(hidden, weight)] + ([(other, other_weight)] if other is not None and other_weight is not None else [])
@@ -123,6 +124,9 @@ class _Head(torch.autograd.Function):
             for (h, w), (lse, logp, ent) in zip(sides, numbers, strict=True):
                 tile = logits(h[rows], w).mul_(scale[rows, None])
                 lse[rows] = tile.logsumexp(-1)
+                if not entropy:
+                    logp[rows] = tile.gather(1, tokens[rows, None]).squeeze(1) - lse[rows]
+                    continue
                 tile.sub_(lse[rows, None])  # ℓ
                 logp[rows] = tile.gather(1, tokens[rows, None]).squeeze(1)
                 prob = tile.exp()
@@ -172,8 +176,8 @@ class _Head(torch.autograd.Function):
                 _pull(slope, h[rows], w, None if into is None else into[rows], out_w[i])
         out_w = [None if put else w for w, put in zip(out_w, direct, strict=True)]
         if len(sides) == 1:
-            return out_h[0], out_w[0], None, None, None, None, None
-        return out_h[0], out_w[0], out_h[1], out_w[1], None, None, None
+            return out_h[0], out_w[0], None, None, None, None, None, None
+        return out_h[0], out_w[0], out_h[1], out_w[1], None, None, None, None
 
 
 def _cut(grad: Tensor | None, rows: slice) -> Tensor | None:
