@@ -123,10 +123,13 @@ class _Head(torch.autograd.Function):
             tiles = []
             for (h, w), (lse, logp, ent) in zip(sides, numbers, strict=True):
                 tile = logits(h[rows], w).mul_(scale[rows, None])
-                lse[rows] = tile.logsumexp(-1)
-                if not entropy:
-                    logp[rows] = tile.gather(1, tokens[rows, None]).squeeze(1) - lse[rows]
+                if not entropy:  # in place: one tile is all that is alive
+                    top = tile.amax(-1)
+                    chosen = tile.sub_(top[:, None]).gather(1, tokens[rows, None]).squeeze(1)
+                    mass = tile.exp_().sum(-1).log_()
+                    lse[rows], logp[rows] = top + mass, chosen - mass
                     continue
+                lse[rows] = tile.logsumexp(-1)
                 tile.sub_(lse[rows, None])  # ℓ
                 logp[rows] = tile.gather(1, tokens[rows, None]).squeeze(1)
                 prob = tile.exp()
@@ -187,10 +190,10 @@ def _cut(grad: Tensor | None, rows: slice) -> Tensor | None:
 def _score_slope(
     logp: Tensor, tokens: Tensor, entropy: Tensor, g_logp: Tensor | None, g_ent: Tensor | None
 ) -> Tensor | None:
-    """d(log-prob, entropy)/d logits [n, V], weighted by the incoming gradients [n, 1]."""
+    """d(log-prob, entropy)/d logits [n, V], weighted by the incoming gradients [n, 1]. Uses up `logp`."""
     if g_logp is None and g_ent is None:
         return None
-    slope = logp.exp()
+    slope = logp.exp_() if g_ent is None else logp.exp()
     if g_ent is not None:
         factor = (logp + entropy[:, None]).mul_(-g_ent)
         if g_logp is not None:
