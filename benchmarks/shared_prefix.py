@@ -4,14 +4,15 @@
 
 A model of 54 M parameters (language 8 x 512, vision 4 x 256, vocabulary 49,152), one prompt with a picture, 8
 answers of 64 tokens. The repeated path (`mmrl/repeated.py`) gives each answer a row with its own copy of the prompt but
-runs the vision tower once. Let R be its CPU time, t the tower's share of it (measured alone, forward or forward and
-backward), r and s the tokens of the language model in the repeated and in the packed form. Then the token counts allow
-a time of t + (R - t) * s / r, and the speed-up
+runs the vision tower once. Let R be its CPU time, t what does not depend on the form (the tower, and the head on the
+512 answer tokens, each measured alone: forward, or forward and backward), r and s the tokens of the language model in
+the repeated and in the packed form. Then the token counts allow a time of t + (R - t) * s / r, and the speed-up
 
     bound = R / (t + (R - t) * s / r),        value = (R / packed time) / bound,
 
 where a value above 1 is possible because attention in the packed form is cheaper than the count of tokens says. A
-second figure repeats the tower as well (one run). `value` is the worst of scoring and update at 256 and 1,024 visual tokens.
+second figure repeats the tower as well (one run). `value` is the worst of scoring and update at 256 and 1,024 visual
+tokens.
 """
 
 from __future__ import annotations
@@ -90,6 +91,23 @@ def tower(policy: Policy, group: Group, grad: bool) -> float:
     return seconds
 
 
+def head(policy: Policy, grad: bool) -> float:
+    """CPU seconds of the plain head on the answer tokens."""
+    weight = policy.base.lm_head.weight
+    states = torch.randn(GROUP * ANSWER, weight.shape[1], requires_grad=grad)
+    tokens = torch.zeros(len(states), 1, dtype=torch.long)
+
+    def run() -> None:
+        logp = torch.log_softmax(policy.base.lm_head(states), -1).gather(1, tokens)
+        if grad:
+            logp.sum().backward()
+
+    with torch.set_grad_enabled(grad):
+        seconds = cpu_seconds(run)
+    policy.model.zero_grad(set_to_none=True)
+    return seconds
+
+
 def tokens_of(policy: Policy, score: Score) -> int:
     """Tokens through the language model."""
     policy.counters.clear()
@@ -106,16 +124,19 @@ def compare(policy: Policy, visual: int, grad: bool, rounds: int) -> dict[str, f
     sides = {name: (lambda score=made[name]: run(policy, score)) for name in ("packed", "repeated")}
     seconds = {name: median(values) for name, values in interleaved(sides, rounds, warmup=0).items()}
     seconds["tower repeated"] = run(policy, made["tower repeated"])
-    fixed = median([tower(policy, group, grad) for _ in range(2 * rounds)])
+    tower_alone = median([tower(policy, group, grad) for _ in range(2 * rounds)])
+    head_alone = median([head(policy, grad) for _ in range(2 * rounds)])
+    fixed = tower_alone + head_alone
     share = tokens_of(policy, made["packed"]) / tokens_of(policy, made["repeated"])
     bound = seconds["repeated"] / (fixed + (seconds["repeated"] - fixed) * share)
     speed = seconds["repeated"] / seconds["packed"]
     whole = seconds["tower repeated"]
-    whole_bound = whole / (fixed + (whole - GROUP * fixed) * share)
+    whole_bound = whole / (fixed + (whole - GROUP * tower_alone - head_alone) * share)
     say(
         f"{visual} visual tokens, {'update' if grad else 'scoring'}: "
         + ", ".join(f"{name} {value:.2f} s" for name, value in seconds.items())
-        + f", tower {fixed:.2f} s; {speed:.2f} x of {bound:.2f} x; tower repeated {whole / seconds['packed']:.2f} x"
+        + f", tower {tower_alone:.2f} s, head {head_alone:.2f} s; {speed:.2f} x of {bound:.2f} x; "
+        f"tower repeated {whole / seconds['packed']:.2f} x"
     )
     return {
         "speedup": round(speed, 3),
