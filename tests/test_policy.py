@@ -115,7 +115,8 @@ def test_ragged_groups_equal_repeated_rows(folder, dtype, tolerance, checkpointi
 @given(
     st.lists(
         st.tuples(
-            st.lists(st.sampled_from(["image", "video"]), max_size=2), st.lists(st.integers(1, 5), min_size=1, max_size=3)
+            st.lists(st.sampled_from(["image", "video"]), max_size=2),
+            st.lists(st.integers(1, 5), min_size=1, max_size=3),
         ),
         min_size=1,
         max_size=3,
