@@ -73,6 +73,8 @@ class AnomalyGrounding(StretchTask):
         if indices is None:
             return Reject("too-few-frames")
         clean = clips.read(clip, indices, int(knobs["side"]))
+        if clips.too_small(clean):
+            return Reject("too-small")
         if kind in SQUARE_KINDS:
             clean = _square(clean)
         if kind not in PIXEL_KINDS and min(_moving(clean, spans)) < clips.STILL:

@@ -48,6 +48,8 @@ class ArrowOfTime(ChoiceTask):
         if indices is None:
             return Reject("too-few-frames")
         frames = clips.read(clip, indices, int(knobs["side"]))
+        if clips.too_small(frames):
+            return Reject("too-small")
         asked = frames[-count:]
         moved = clips.motion(asked)
         if float(moved.mean()) < clips.STILL:

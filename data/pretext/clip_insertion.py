@@ -53,6 +53,8 @@ class ClipInsertion(ChoiceTask):
         if indices is None:
             return Reject("too-few-frames")
         frames = clips.read(clip, indices, int(knobs["side"]))
+        if clips.too_small(frames):
+            return Reject("too-small")
         cuts = [(i + 1) * part + i * gone for i in range(joins)]
         pieces = [frames[cut + trim : cut + trim + piece] for cut in cuts]
         if clips.closest_means(pieces) < clips.SAME:

@@ -14,6 +14,10 @@ from data.pretext.defences import resize
 
 EDGE = 0.05
 """Share of the clip left out at each end."""
+SMALLEST = 32
+"""Shorter side of a frame below which there is little to see, in pixels."""
+PAINTABLE = 64
+"""Shorter side of a frame on which objects can be painted, in pixels."""
 STILL = 2.0
 """Mean change between neighbouring frames (grey levels) below which nothing is seen to move."""
 SAME = 3.0
@@ -56,6 +60,11 @@ def fitted(frames: Array, side: int) -> Array:
         return frames
     wide, tall = max(1, round(width * scale)), max(1, round(height * scale))
     return np.stack([resize(frame, wide, tall) for frame in frames])
+
+
+def too_small(frames: Array, least: int = SMALLEST) -> bool:
+    """Is a side of the frames shorter than this?"""
+    return min(frames.shape[1:3]) < least
 
 
 def timed(frames: Array, step: float, label: str = "") -> Visual:

@@ -48,6 +48,8 @@ class FrameTime(MomentTask):
         frame = int(rng.selection.integers(count))
         beside = _beside(indices, frame, rng.selection)
         frames = clips.read(clip, np.append(indices, beside), int(knobs["side"]))
+        if clips.too_small(frames):
+            return Reject("too-small")
         video, still = frames[:-1], frames[-1]
         apart = np.abs(clips.thumbnails(video) - clips.thumbnails(still[None])).mean(axis=(1, 2, 3))
         far = np.abs(np.arange(count) - frame) > 1

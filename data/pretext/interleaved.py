@@ -52,6 +52,8 @@ class InterleavedClips(Task):
             return Reject("too-few-frames")
         (pieces, step), (others, _) = found[0], found[1]
         pieces = [*pieces, *(_sized(piece, pieces[0]) for piece in others)]
+        if clips.too_small(pieces[0]):
+            return Reject("too-small")
         if min(float(clips.motion(piece).mean()) for piece in pieces) < clips.STILL:
             return Reject("nothing-moves")
         if clips.closest_means(pieces) < clips.SAME:

@@ -50,6 +50,8 @@ class NeedleClip(StretchTask):
         if indices is None or foreign is None:
             return Reject("too-few-frames")
         shown = clips.read(host, indices, side).copy()
+        if clips.too_small(shown):
+            return Reject("too-small")
         for a, b in spans:
             piece = _matched(other.read(foreign[a:b].tolist()), shown[a:b])
             if clips.change(piece, shown[a:b]) < 2 * VISIBLE:

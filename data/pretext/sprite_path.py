@@ -10,6 +10,7 @@ if it was free before the step, so that paths never cross or touch and identity 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
 
@@ -39,6 +40,18 @@ HOLD = 2
 """Frames with the ring before the first step."""
 
 
+@dataclass(frozen=True)
+class Track:
+    """A painted clip and what moves in it."""
+
+    walk: Walk
+    video: Visual
+    name: str
+    """Of the moving objects."""
+    evidence: tuple[Evidence, ...]
+    """Where the marked object is, frame by frame."""
+
+
 class SpritePath(ChoiceTask):
     name = "sprite-path"
     kinds = ("video",)
@@ -58,16 +71,14 @@ class SpritePath(ChoiceTask):
         return int(knobs["grid"]) ** 2
 
     def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
-        walk = _walk(knobs, rng.geometry)
-        drawn = None if walk is None else _film(media[0], walk, knobs, rng)
-        if walk is None or drawn is None:
-            return Reject("stuck" if walk is None else "too-few-frames")
-        video, name, evidence = drawn
-        row, column = walk[-1][0]
+        track = _tracked(media[0], knobs, rng)
+        if isinstance(track, Reject):
+            return track
+        row, column = track.walk[-1][0]
         grid = int(knobs["grid"])
         answer = str(row * grid + column + 1)
         truth = {"answer": answer, "options": [str(i + 1) for i in range(grid * grid)]}
-        return Draft((video,), truth, answer, {"name": name, "grid": grid}, evidence)
+        return Draft((track.video,), truth, answer, {"name": track.name, "grid": grid}, track.evidence)
 
 
 class SpriteMoves(WordsTask):
@@ -89,15 +100,13 @@ class SpriteMoves(WordsTask):
         return tuple(MOVES)
 
     def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
-        walk = _walk(knobs, rng.geometry)
-        drawn = None if walk is None else _film(media[0], walk, knobs, rng)
-        if walk is None or drawn is None:
-            return Reject("stuck" if walk is None else "too-few-frames")
-        video, name, evidence = drawn
-        steps = [(b[0][0] - a[0][0], b[0][1] - a[0][1]) for a, b in pairwise(walk)]
+        track = _tracked(media[0], knobs, rng)
+        if isinstance(track, Reject):
+            return track
+        steps = [(b[0][0] - a[0][0], b[0][1] - a[0][1]) for a, b in pairwise(track.walk)]
         answer = [next(word for word, move in MOVES.items() if move == step) for step in steps]
         truth = {"answer": answer, "names": list(MOVES), "gamma": float(knobs["gamma"])}
-        return Draft((video,), truth, tuple(answer), {"name": name, "moves": len(answer)}, evidence)
+        return Draft((track.video,), truth, tuple(answer), {"name": track.name, "moves": len(answer)}, track.evidence)
 
 
 def _walk(knobs: Knobs, rng: np.random.Generator) -> Walk | None:
@@ -123,15 +132,20 @@ def _walk(knobs: Knobs, rng: np.random.Generator) -> Walk | None:
     return walk[::-1]
 
 
-def _film(medium: Medium, walk: Walk, knobs: Knobs, rng: Streams) -> tuple[Visual, str, tuple[Evidence, ...]] | None:
-    """The clip with grid and objects, the name of the object and where the marked one is; None if too short."""
+def _tracked(medium: Medium, knobs: Knobs, rng: Streams) -> Track | Reject:
+    """Draw a walk and paint it on the clip, with the grid."""
+    walk = _walk(knobs, rng.geometry)
+    if walk is None:
+        return Reject("stuck")
     clip, per_move, grid = medium.video(), max(2, int(knobs["per_move"])), int(knobs["grid"])
     frames = HOLD + per_move * (len(walk) - 1)
     units = np.arange(frames, dtype=np.float64)
     indices = clips.spread(clip, units)
     if indices is None:
-        return None
+        return Reject("too-few-frames")
     shown = clips.read(clip, indices, int(knobs["side"])).copy()
+    if clips.too_small(shown, clips.PAINTABLE):
+        return Reject("too-small")
     height, width = shown.shape[1:3]
     shape = SHAPES[int(rng.appearance.integers(len(SHAPES)))]
     colour = list(COLOURS)[int(rng.appearance.integers(len(COLOURS)))]
@@ -147,7 +161,7 @@ def _film(medium: Medium, walk: Walk, knobs: Knobs, rng: Streams) -> tuple[Visua
             box = stamp(shown[i], what, x, y)
             if index == 0:
                 marked.append(Evidence(0, (box,), (i,)))
-    return clips.timed(shown, clips.shown_step(clip, indices, units)), what.name, tuple(marked)
+    return Track(walk, clips.timed(shown, clips.shown_step(clip, indices, units)), what.name, tuple(marked))
 
 
 def _places(walk: Walk, frames: int, per_move: int) -> list[list[tuple[float, float]]]:

@@ -49,6 +49,8 @@ class SpriteTimes(MomentTask):
         if indices is None:
             return Reject("too-few-frames")
         shown = clips.read(clip, indices, int(knobs["side"])).copy()
+        if clips.too_small(shown, clips.PAINTABLE):
+            return Reject("too-small")
         which = str(knobs["ask"]) if knobs["ask"] in SIDES else SIDES[int(rng.selection.integers(2))]
         frame = int(rng.selection.integers(count))
         looks = _looks(int(knobs["distractors"]) + 1, rng.selection)

@@ -61,6 +61,8 @@ class TemporalJigsaw(OrderTask):
             return Reject("too-few-frames")
         indices = [_inside(start, end, per_clip) for start, end in ranges]
         frames = clips.read(clip, np.concatenate(indices), int(knobs["side"]))
+        if clips.too_small(frames):
+            return Reject("too-small")
         pieces = list(np.split(frames, count))
         if min(float(clips.motion(piece).mean()) for piece in pieces) < clips.STILL:
             return Reject("nothing-moves")

@@ -66,6 +66,8 @@ class VideoCount(OverlayCount):
         if indices is None:
             return Reject("too-few-frames")
         shown = clips.read(clip, indices, int(knobs["side"])).copy()
+        if clips.too_small(shown, clips.PAINTABLE):
+            return Reject("too-small")
         asked: list[ShapeName] = [ASKED[int(i)] for i in rng.selection.permutation(3)[: int(knobs["asked"])]]
         counts: dict[ShapeName, int] = {name: int(rng.selection.integers(1, most + 1)) for name in asked}
         extra = rng.selection.multinomial(int(rng.selection.integers(int(knobs["distractors"]) + 1)), [1 / 3] * 3)

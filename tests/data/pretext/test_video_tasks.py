@@ -8,6 +8,7 @@ import pytest
 
 from data.pretext import clips
 from data.pretext.arrow_of_time import ArrowOfTime
+from data.pretext.catalogue import TASKS
 from data.pretext.clip_insertion import ClipInsertion
 from data.pretext.contract import ArrayClip, Medium, Reject, Sample, Task
 from data.pretext.frame_time import FrameTime
@@ -187,3 +188,20 @@ def test_sprite_path_ends_where_the_moves_lead():
         words = moves.truth["answer"]
         assert round(dx / width * 3) == words.count("right") - words.count("left")
         assert round(dy / height * 3) == words.count("down") - words.count("up")
+
+
+@pytest.mark.parametrize("size", [(1, 1), (9, 17), (20, 700), (64, 48)])
+@pytest.mark.parametrize("count", [1, 5, 64])
+def test_odd_clips_are_used_or_refused(size, count):
+    rng = np.random.default_rng(count)
+    frames = rng.integers(0, 256, size=(count, *size, 3), dtype=np.uint8)
+    times = np.arange(count, dtype=np.float64) / 3
+    pair = [Medium(f"odd-{i}", "video", clip=ArrayClip(frames[::sign], times)) for i, sign in enumerate((1, -1))]
+    for task in TASKS:
+        if task.kinds == ("video",):
+            for knobs in ({}, {"kind": "zoom-out"}) if "kind" in task.knobs else ({},):
+                sample = make(task, pair[: task.media_count(task.complete(knobs))], knobs)
+                assert isinstance(sample, Sample | Reject)
+                assert min(size) >= 32 or isinstance(sample, Reject), task.name
+                if isinstance(sample, Sample):
+                    assert task.score(Surface().wrap(task.format(sample.truth)), sample.truth).correct
