@@ -105,7 +105,7 @@ def run_bench(args: argparse.Namespace) -> int:
     figures = measure(args.seconds)
     for figure in figures:
         print(figure.line())
-    return 0 if all(figure.value >= figure.goal / 2 for figure in figures) else 1
+    return 0 if all(figure.half for figure in figures) else 1
 
 
 def run_stats(args: argparse.Namespace) -> int:

@@ -114,7 +114,8 @@ def survives_junk(task: Task, cases: Sequence[Case]) -> None:
 def agrees_with_chance(task: Task, cases: Sequence[Case], guesses: int = 150) -> None:
     """Simulated guesses against the declared chance levels.
 
-    Allowed: a two-sided 99.99 % interval over samples (Student's t, as samples are few) and over guesses."""
+    Allowed: a two-sided 99.99 % interval over samples (Student's t, as samples are few) and over guesses. Where rewards
+    are graded, few truths may be alike by luck: their spread counts as at least half of that of all rewards."""
     from scipy.stats import t
 
     groups: dict[str, list[Case]] = {}
@@ -125,7 +126,9 @@ def agrees_with_chance(task: Task, cases: Sequence[Case], guesses: int = 150) ->
         scores = [_guesses(task, case.sample, guesses) for case in members]
         for field, declared in (("correct", task.chance(knobs)), ("reward", task.chance_reward(knobs))):
             seen = np.array([[float(getattr(score, field)) for score in row] for row in scores])
-            between = seen.mean(axis=1).std(ddof=1) / np.sqrt(len(members)) if len(members) > 1 else 0.0
+            spread = seen.mean(axis=1).std(ddof=1) if len(members) > 1 else 0.0
+            graded = bool(((seen > 0.0) & (seen < 1.0)).any())
+            between = max(float(spread), 0.5 * float(seen.std()) * graded) / np.sqrt(len(members))
             floor = np.sqrt(max(declared * (1.0 - declared), 1e-6) / seen.size)
             within = 4.0 * max(float(seen.std() / np.sqrt(seen.size)), float(floor))
             error = max(within, float(between * t.ppf(0.99995, max(1, len(members) - 1))))

@@ -39,7 +39,7 @@ MAX_PIXELS = 120_000_000
 """A larger picture is taken for a decompression bomb."""
 CLIP_SIDE = 320
 """Longest side of a decoded frame, in pixels."""
-KEPT_FRAMES = 192
+KEPT_FRAMES = 96
 """Decoded frames kept per clip."""
 LONGEST_CLIP = 200_000
 """Frames of a clip beyond this number are not used."""
@@ -167,6 +167,11 @@ class FileClip:
                 self._frames = {i: self._frames[i] for i in set(wanted) & self._frames.keys()}
             self._frames |= {i: np.ascontiguousarray(frame) for i, frame in zip(missing, found, strict=True)}
         return np.stack([self._frames[i] for i in wanted])
+
+    @property
+    def held(self) -> int:
+        """Bytes of the frames in memory."""
+        return len(self._frames) * self.size[0] * self.size[1] * 3
 
 
 def image_medium(content: bytes, where: str, identity: str, depth: bytes | None = None) -> Medium:

@@ -202,6 +202,11 @@ class DrawnClip:
             self._frames[index] = self._moment(float(self.times[index]))
         return np.stack([self._frames[int(index)] for index in indices])
 
+    @property
+    def held(self) -> int:
+        """Bytes of the frames in memory."""
+        return sum(frame.nbytes for frame in self._frames.values())
+
 
 def _soft(rng: np.random.Generator, height: int, width: int) -> Array:
     """The ground with 14 blurred ellipses."""

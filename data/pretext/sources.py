@@ -26,6 +26,8 @@ from data.pretext.procedural import clip, depth_scene, drift, landscape, scene
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".avif", ".jp2")
 VIDEOS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".flv", ".ts", ".mpg", ".mpeg")
 DEPTHS = (".png", ".npy", ".tif", ".tiff")
+USUAL = tuple(suffix for lower in (*IMAGES, *VIDEOS, *DEPTHS) for suffix in (lower, lower.upper()))
+"""Names that end so are taken for files without asking the file system."""
 KINDS: tuple[Kind, ...] = ("image", "rgbd", "video")
 
 
@@ -132,29 +134,31 @@ class FolderSource:
             except OSError as error:
                 self.quarantine.add(MediaError(folder, "unreadable folder", error.strerror or str(error)))
                 continue
-            inner = [name for name in names if not name.lower().endswith(IMAGES + VIDEOS + DEPTHS)]
+            inner = [name for name in names if not name.endswith(USUAL)]
             pending += [path for name in reversed(inner) if os.path.isdir(path := os.path.join(folder, name))]
             yield folder, names
 
 
 def classified(names: Sequence[str]) -> dict[Kind, list[str]]:
     """Media among file names of one directory or archive, by kind. An rgbd entry is "image\\0depth"."""
-    lower = {name.lower(): name for name in names} if any("depth" in name.lower() for name in names) else {}
-    found: dict[Kind, list[str]] = {"image": [], "rgbd": [], "video": []}
+    by_suffix: dict[str, list[str]] = {}
     for name in names:
-        low = name.lower()
-        if low.endswith(VIDEOS):
-            found["video"].append(name)
-        elif low.endswith(IMAGES):
-            stem = os.path.splitext(low)[0]
-            if stem.endswith(("_depth", ".depth")):
-                continue
-            found["image"].append(name)
-            twins = [stem + mark + suffix for mark in ("_depth", ".depth") for suffix in DEPTHS] if lower else []
-            twin = next((lower[other] for other in twins if other in lower), None)
-            if twin is not None:
-                found["rgbd"].append(f"{name}\0{twin}")
-    return {kind: entries for kind, entries in found.items() if entries}
+        tail = name[-6:]
+        by_suffix.setdefault(tail[tail.rfind(".") :].lower() if "." in tail else "", []).append(name)
+    images = [name for suffix in IMAGES for name in by_suffix.get(suffix, ())]
+    videos = [name for suffix in VIDEOS for name in by_suffix.get(suffix, ())]
+    depths = [name for suffix in DEPTHS for name in by_suffix.get(suffix, ()) if _is_depth(name)]
+    found: dict[Kind, list[str]] = {"image": images, "rgbd": [], "video": videos}
+    if depths:
+        twins = {os.path.splitext(name)[0][:-6].lower(): name for name in depths}
+        found["image"] = images = [name for name in images if not _is_depth(name)]
+        pairs = ((name, twins.get(os.path.splitext(name)[0].lower())) for name in images)
+        found["rgbd"] = [f"{name}\0{twin}" for name, twin in pairs if twin is not None]
+    return {kind: sorted(entries) for kind, entries in found.items() if entries}
+
+
+def _is_depth(name: str) -> bool:
+    return os.path.splitext(name)[0].lower().endswith(("_depth", ".depth")) if "depth" in name.lower() else False
 
 
 class SplitSource:
@@ -225,11 +229,10 @@ class _Names:
     """Names of one directory as one byte string with offsets: 15 bytes a file instead of 70."""
 
     def __init__(self, folder: str, names: Sequence[str], start: int) -> None:
-        encoded = [os.fsencode(name) for name in names]
         self.folder, self.start = folder, start
-        self._blob = b"".join(encoded)
-        self._ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
+        self._blob = os.fsencode("/".join(names)) + b"/"  # no name holds a slash
+        self._ends = np.flatnonzero(np.frombuffer(self._blob, dtype=np.uint8) == ord("/"))
 
     def __getitem__(self, place: int) -> str:
-        begin = int(self._ends[place - 1]) if place else 0
+        begin = int(self._ends[place - 1]) + 1 if place else 0
         return os.path.join(self.folder, os.fsdecode(self._blob[begin : int(self._ends[place])]))

@@ -44,8 +44,8 @@ HOPS, OTHER_SIDE_HOPS = 12, 400
 """Media tried per index: refused or broken ones, and ones of the other split."""
 GIVE_UP = 64
 """Indices in a row without a sample before the stream stops."""
-CACHE_BYTES = 64 << 20
-"""Decoded media kept per worker; a clip counts as 12 MiB."""
+CACHE_BYTES = 48 << 20
+"""Decoded media kept per worker."""
 
 
 @dataclass(frozen=True)
@@ -256,6 +256,7 @@ class Stream:
 
 
 def _weight(medium: Medium) -> int:
+    """Bytes of decoded pixels that a medium holds now."""
     if medium.image is not None:
-        return medium.image.nbytes
-    return medium.clip.frames.nbytes if isinstance(medium.clip, ArrayClip) else 12 << 20
+        return medium.image.nbytes + (0 if medium.depth is None else medium.depth.nbytes)
+    return medium.clip.frames.nbytes if isinstance(medium.clip, ArrayClip) else getattr(medium.clip, "held", 0)

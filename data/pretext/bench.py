@@ -1,0 +1,208 @@
+"""Throughput, measured: samples per CPU second on one core, the best of three repetitions.
+
+CPU time of this process, so other jobs on the machine disturb little. Image tasks are fed pictures whose longer side is
+512 pixels, video tasks clips of 256×192 pixels. Goals are those of the design; a figure below half of its goal fails.
+
+A million files are imitated by a folder whose listing is a million names, so that the time is that of our index and not
+of the file system that makes them.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+from PIL import Image
+
+from data.pretext.catalogue import TASKS
+from data.pretext.contract import Medium, Sample, Task
+from data.pretext.media import clip_medium
+from data.pretext.presets import Ingredient, Preset
+from data.pretext.procedural import clip, scene
+from data.pretext.rng import generator
+from data.pretext.samples import make
+from data.pretext.sources import DrawnSource, FolderSource
+from data.pretext.stream import Stream
+from data.video import ClipReader
+
+REPETITIONS = 3
+CORE = (
+    *("jigsaw", "rotation", "patchfit", "odd-tile", "differences", "relative-position", "crop-location"),
+    *("edit-program", "correspondence", "quality-order", "overlay-count", "mosaic"),
+)
+"""The image tasks of the figure "image tasks"; camera-motion is a clip and counts as video."""
+
+
+ROOT = Path(__file__).parents[2]
+WORKER = """
+import itertools, resource, sys
+from data.pretext.presets import preset
+from data.pretext.sources import DrawnSource
+from data.pretext.stream import Stream
+count, seen = int(sys.argv[1]), []
+for number, _ in zip(range(count), Stream(DrawnSource(), preset("mmrl-mix-v1")).iterate()):
+    if number in (count // 2, count - 1):
+        seen.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(*seen)
+"""
+"""What the memory of a worker is measured on."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured number."""
+
+    name: str
+    value: float
+    goal: float
+    unit: str
+    more_is_better: bool = True
+
+    @property
+    def ok(self) -> bool:
+        return self.value >= self.goal if self.more_is_better else self.value <= self.goal
+
+    @property
+    def half(self) -> bool:
+        """At least half as good as the goal."""
+        return self.value >= self.goal / 2 if self.more_is_better else self.value <= 2 * self.goal
+
+    def line(self) -> str:
+        sign, mark = "≥" if self.more_is_better else "≤", "" if self.ok else "  MISSED"
+        return f"{self.name:34s} {self.value:12.1f} {self.unit:10s} goal {sign} {self.goal:g}{mark}"
+
+
+def measure(seconds: float = 1.0) -> list[Figure]:
+    """All figures; about 40 × `seconds`."""
+    stills = [scene(0, index) for index in range(8)]
+    videos = [task.name for task in TASKS if task.kinds[0] == "video"]
+    figures = [Figure("image tasks at 512 px", _tasks(CORE, stills, seconds), 40, "samples/s")]
+    figures.append(
+        Figure("procedural scenes, 256 px", _rate(lambda i: scene(0, i, 192, 256), seconds), 150, "scenes/s")
+    )
+    figures.append(Figure("video tasks, frames in memory", _tasks(videos, _warm_clips(), seconds), 40, "samples/s"))
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [_clip_file(Path(folder) / f"{index}.mp4", index) for index in range(3)]
+        here = ClipReader(isolate=False)  # decodes in this process, so that its CPU time is counted
+        with patch("data.pretext.media._reader", lambda: here):
+            decoded = _tasks(videos, [], seconds, lambda i: clip_medium(paths[i % 3], paths[i % 3], str(i)))
+    figures.append(Figure("video tasks with decoding", decoded, 4, "samples/s"))
+    figures.append(Figure("verify", verify_rate(seconds), 20_000, "answers/s"))
+    figures.append(Figure("first sample, 10⁶ files", first_sample(1_000_000), 2.0, "seconds", more_is_better=False))
+    peak, growth = memory()
+    figures.append(Figure("memory of a worker", peak, 300, "MiB", more_is_better=False))
+    figures.append(Figure("its growth in the second half", growth, 30, "MiB", more_is_better=False))
+    return figures
+
+
+def verify_rate(seconds: float) -> float:
+    """Answers parsed and paid per CPU second, over all tasks (harmonic mean: each task answered equally often)."""
+    costs = []
+    for task in TASKS:
+        sample = _one(task)
+        if sample is None:
+            continue
+        rng = generator("bench", task.name)
+        replies = [sample.surface.wrap(task.guess(sample.truth, rng)) for _ in range(16)]
+        replies += [sample.surface.wrap(task.format(sample.truth)), "no answer", "<answer>x</answer>"]
+        rate = _rate(lambda i, t=task, s=sample, r=replies: t.score(r[i % len(r)], s.truth, s.surface), seconds / 20)
+        costs.append(1.0 / rate)
+    return 1.0 / float(np.mean(costs))
+
+
+def first_sample(files: int) -> float:
+    """CPU seconds from opening a folder of `files` images to the first sample of a stream."""
+    names = [f"{number:07d}.jpg" for number in range(files)]
+    best = float("inf")
+    with tempfile.TemporaryDirectory() as folder:
+        real = Path(folder) / "real.jpg"
+        Image.fromarray(scene(0, 0).picture()).save(real)
+        content = real.read_bytes()
+        for _ in range(REPETITIONS):
+            with patch("os.listdir", lambda _: list(names)), patch.object(Path, "read_bytes", lambda _: content):
+                start = time.process_time()
+                stream = Stream(FolderSource(folder), Preset("bench", (Ingredient("rotation"),)))
+                next(stream.iterate())
+                best = min(best, time.process_time() - start)
+    return best
+
+
+def memory(samples: int = 400) -> tuple[float, float]:
+    """Peak memory of a fresh worker in MiB after `samples` samples of the mix, and its growth in the second half."""
+    found = subprocess.run(
+        [sys.executable, "-c", WORKER, str(samples)], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    half, whole = map(float, found.stdout.split())
+    return whole / 1024, (whole - half) / 1024
+
+
+def _tasks(
+    names: Sequence[str], media: list[Medium], seconds: float, fresh: Callable[[int], Medium] | None = None
+) -> float:
+    """Samples per CPU second over tasks (harmonic mean)."""
+    costs = []
+    for task in (task for task in TASKS if task.name in names):
+        count = task.media_count(task.defaults())
+
+        def one(index: int, task: Task = task, count: int = count) -> None:
+            chosen = [fresh(index + i) if fresh else media[(index + i) % len(media)] for i in range(count)]
+            make(task, chosen, seed=1, index=index)
+
+        costs.append(1.0 / _rate(one, seconds / max(4, len(names) / 3)))
+    return 1.0 / float(np.mean(costs))
+
+
+def _rate(call: Callable[[int], object], seconds: float) -> float:
+    """Calls per CPU second: the best of three repetitions of at least this length."""
+    call(0)
+    best, index = 0.0, 0
+    for _ in range(REPETITIONS):
+        start, done = time.process_time(), 0
+        while True:
+            index += 1
+            call(index)
+            done += 1
+            spent = time.process_time() - start
+            if spent >= seconds:
+                break
+        best = max(best, done / spent)
+    return best
+
+
+def _warm_clips() -> list[Medium]:
+    media = [clip(0, index) for index in range(4)]
+    for medium in media:
+        medium.video().read(range(len(medium.video().times)))
+    return media
+
+
+def _one(task: Task) -> Sample | None:
+    kind = task.kinds[0] if task.kinds[0] in ("image", "rgbd", "video") else "image"
+    source, count = DrawnSource(), task.media_count(task.defaults())
+    for index in range(4):
+        media = [source.open(kind, 10 * index + i, task.avoid).decode() for i in range(count)]
+        sample = make(task, media, seed=2, index=index)
+        if isinstance(sample, Sample):
+            return sample
+    return None
+
+
+def _clip_file(path: Path, index: int) -> str:
+    """A drawn clip as an MPEG-4 file at 12 frames per second."""
+    import av
+
+    frames = clip(1, index, seconds=8.0, fps=12.0).video().read(range(96))
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=12)
+        stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"  # type: ignore[attr-defined]
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    return str(path)
