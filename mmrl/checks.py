@@ -56,8 +56,8 @@ def check_setup(
     parts = chain(rollout)
     _check_single_rollouts(objectives, parts, estimator)
     _check_noisy_samplers(objectives, parts)
-    _check_wants(objectives, parts)
     _check_filters(objectives, parts)
+    _check_wants(objectives, parts)
     _check_given_answers(objectives, branches, parts, grpo)
     _check_branches(objectives, branches, parts)
     if any(hasattr(part, "view") for part in parts) and not can_look(engine):

@@ -28,14 +28,17 @@ import torch
 
 from mmrl import checkpoint
 from mmrl.advantages import group_normalized
+from mmrl.checks import check_setup
 from mmrl.engine import HFEngine
 from mmrl.evaluate import evaluate, heldout_prompts
 from mmrl.filters import overlong_penalty
 from mmrl.grpo import GRPO
 from mmrl.learner import Estimator, Learner
+from mmrl.monitor import Alarms, BlindPolicy, Monitor, blind_probe, refuse_blindness
 from mmrl.objectives.base import Objective
 from mmrl.optim import Optim, Optimizer
 from mmrl.policy import Policy
+from mmrl.progress import Progress
 from mmrl.rewards import Rewards, RewardStopped
 from mmrl.rollout import RolloutFunction, group_rollout
 from mmrl.run import FREE_TO_CHANGE, Clock, Run, planned_steps, refuse_several_processes
@@ -81,6 +84,7 @@ class Trainer:
         run: Run = Run(),
         rollout: RolloutFunction = group_rollout,
         heldout: Prompts | None = None,
+        monitor: Monitor = Monitor(),
         settings: Mapping[str, Any] | None = None,
     ) -> None:
         refuse_several_processes()
@@ -89,6 +93,8 @@ class Trainer:
         self.estimator, self.surrogate, self.grpo, self.sampling = estimator, surrogate, grpo, sampling
         self.branches, self.objectives, self.rollout = dict(branches or {}), list(objectives), rollout
         self.heldout = [] if heldout is None else heldout_prompts(heldout, run.eval_prompts, policy.encode)
+        self.monitor, self.alarms = monitor, Alarms(monitor.window, self.objectives)
+        check_setup(self.objectives, self.branches, rollout, estimator, grpo, self.engine, prompts)
         self.supply = Supply(prompts, run.prompts_per_step, run.seed, check=policy.encode, on_bad=run.on_bad)
         self.settings = {**self._settings(), "prompts": describe_prompts(prompts), **describe(settings or {})}
         self.steps = planned_steps(run, prompts)
@@ -104,6 +110,7 @@ class Trainer:
             run.updates_per_step,
             run.tokens_per_pass,
             self.steps * run.updates_per_step,
+            monitor.norms_every,
         )
         if "ref" in self.learner.plan.stored or "ref" in self.learner.plan.live:
             policy.freeze_reference()
@@ -125,8 +132,6 @@ class Trainer:
 
     def fit(self) -> dict[str, float]:
         """Run to the end (or go on from the last checkpoint); returns the last metrics. Ctrl-C saves and stops."""
-        from mmrl.progress import Progress
-
         folder = self.run.folder
         self._halt = False
         if self.run.overwrite and self.step_done == 0:
@@ -144,8 +149,9 @@ class Trainer:
         if self.step_done == 0:
             progress.say(f"One prompt as the model reads it:\n{self._example()}")
             if self.heldout:
-                metrics = self._evaluate(0)
+                metrics = {**self._evaluate(0), **self._probe(0)}
                 tracker.log(0, metrics)
+                self._stop_if_blind(metrics)
         with self._interruptible(progress), progress:
             while self.step_done < self.steps and not self._halt:
                 metrics = self._one_step(tracker)
@@ -165,6 +171,7 @@ class Trainer:
         except Exception as error:
             self.optimizer.clear()
             self.policy.features_store.clear()
+            self._leftovers()
             kept = f"The last checkpoint in {self.run.folder}/checkpoints stays"
             if self.policy.version == version:
                 self._save(before)
@@ -177,12 +184,19 @@ class Trainer:
         last = number == self.steps
         if self.heldout and (last or (self.run.eval_every and number % self.run.eval_every == 0)):
             metrics.update(self._evaluate(number))
+        if self.monitor.probe_every and (last or number % self.monitor.probe_every == 0):
+            metrics.update(self._probe(number))
+        raised, messages = self.alarms.observe(metrics)
+        metrics.update(raised)
+        for message in messages:
+            Progress.say(message)
         tracker.log(number, metrics)
         if self.run.sample_every and number % self.run.sample_every == 0:
             first = self._last_rollouts[0].group
             tracker.sample(number, [r for r in self._last_rollouts if r.group == first])
         if last or (self.run.save_every and number % self.run.save_every == 0):
             self._save()
+        self._stop_if_blind(metrics)
         return metrics
 
     def _pay(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
@@ -214,6 +228,29 @@ class Trainer:
         self.policy.counters.clear()
         self.rewards.metrics()
         return {**{f"eval/{k}": v for k, v in found.items()}, "time/evaluate": seconds}
+
+    def _probe(self, step: int) -> dict[str, float]:
+        """What the policy says without its pictures."""
+        if not self.monitor.probe_every:
+            return {}
+        prompts = self.heldout[: self.monitor.probe_prompts] or heldout_prompts(
+            self.supply.prompts, self.monitor.probe_prompts, self.policy.encode
+        )
+        clock, now = Clock(), Now(step, step / self.steps, self.run.seed)
+        with clock("probe"):
+            budget = self.run.tokens_per_pass
+            found = blind_probe(self.policy, self.engine, prompts, self.rewards, self.sampling, now, budget)
+        self.policy.forget_prompts()
+        self.policy.counters.clear()
+        self.rewards.metrics()
+        return {**found, "time/probe": clock.read()["time/probe"]}
+
+    def _stop_if_blind(self, metrics: Mapping[str, float]) -> None:
+        try:
+            refuse_blindness(metrics, self.monitor.least_difference)
+        except BlindPolicy as problem:
+            self._save()
+            raise TrainingError(f"Stopped after step {self.step_done}: {problem}") from problem
 
     def _leftovers(self) -> dict[str, float]:
         """Counters of policy, supply and rewards since the last step."""
@@ -256,14 +293,15 @@ class Trainer:
             state = checkpoint.read_state(folder / "checkpoints" / f"step-{steps[-1]}")
             self._restore(folder / "checkpoints" / f"step-{steps[-1]}", state)
             tracker.truncate(self.step_done or -1)  # the evaluation before the first step is made again
+            for row in read_metrics(folder) if tracker.metrics_file.is_file() else []:
+                if row["step"]:
+                    self.alarms.observe(row)
             return
         for name in ("metrics.jsonl", "samples.jsonl", "skipped.jsonl"):
             (folder / name).unlink(missing_ok=True)
         config.write_text(json.dumps({"settings": self.settings, "environment": environment()}, indent=1))
 
     def _restore(self, folder: Path, state: Mapping[str, Any]) -> None:
-        from mmrl.progress import Progress
-
         checkpoint.restore_weights(folder, self.policy.named_parameters())
         self.optimizer.load(checkpoint.read_optimizer(folder))
         self.supply.load(state["supply"])
