@@ -64,6 +64,7 @@ class Learner:
         with clock("update"):
             for rows in update_rows(batch, self.updates_per_step, now):
                 metrics.update(self._update(batch, rows, views, now))
+                self.policy.retain_vision = False  # only the first update has the rollout's weights
         return metrics
 
     def _collated(self, rollouts: Sequence[Rollout]) -> Batch:

@@ -120,7 +120,7 @@ class Trainer:
     def step(self, now: Now) -> dict[str, float]:
         """One rollout and its updates; returns the metrics. `now.step` counts from 1."""
         clock = Clock()
-        self.policy.retain_vision = self.policy.tower_trains and self.run.updates_per_step == 1
+        self.policy.retain_vision = self.policy.tower_trains
         with clock("generate"):
             rollouts = self.rollout(self.engine, self._pay, self.supply, self.sampling, now)
         metrics = self.learner.learn(rollouts, now, clock)
