@@ -15,6 +15,7 @@ earlier; otherwise raw is scored once beforehand. The loss does not depend on th
 
 from __future__ import annotations
 
+import copy
 import json
 import signal
 from collections import Counter
@@ -261,7 +262,7 @@ class Trainer:
         return {**{k: float(v) for k, v in counts.items()}, **self.rewards.metrics(), "memory/peak": peak_memory()}
 
     def _state(self) -> dict[str, Any]:
-        states = {f"{i}:{type(o).__name__}": o.state() for i, o in enumerate(self.objectives)}
+        states = {f"{i}:{type(o).__name__}": copy.deepcopy(o.state()) for i, o in enumerate(self.objectives)}
         return {
             "step": self.step_done,
             "version": self.policy.version,
@@ -293,6 +294,7 @@ class Trainer:
             state = checkpoint.read_state(folder / "checkpoints" / f"step-{steps[-1]}")
             self._restore(folder / "checkpoints" / f"step-{steps[-1]}", state)
             tracker.truncate(self.step_done or -1)  # the evaluation before the first step is made again
+            self.alarms = Alarms(self.monitor.window, self.objectives)
             for row in read_metrics(folder) if tracker.metrics_file.is_file() else []:
                 if row["step"]:
                     self.alarms.observe(row)
