@@ -11,8 +11,10 @@ for the form; a span that is visible elsewhere and the last result are never hid
 
 from __future__ import annotations
 
+import ast
+import operator
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -32,7 +34,6 @@ MOST_ENTRIES = 50
 _ENTRY = re.compile(r"\[?(?:mask[ _]?)?(\d{1,2})\]? ?[:=] ?(.*)", re.IGNORECASE)
 _NUMBER = re.compile(NUMBER)
 _TOKEN = re.compile(r"\d{1,6}|[A-Za-z]|[-+*()]")
-_LEVEL = {"+": 1, "-": 1, "*": 2}
 
 
 class MaskedFill(Task):
@@ -136,10 +137,10 @@ def span_score(entry: str, wanted: str) -> float:
 
 def equivalent_expressions(first: str, second: str) -> bool:
     """Do two expressions of +, −, × and letters agree at three generic points? Equal texts always do."""
-    tokens = [_tokens(text) for text in (first, second)]
-    if tokens[0] is None or tokens[1] is None:
+    trees = _tree(first), _tree(second)
+    if trees[0] is None or trees[1] is None:
         return _spaceless(first) == _spaceless(second)
-    values = [[_value(part, seed) for seed in (1, 2, 3)] for part in tokens if part is not None]
+    values = [[_value(tree, seed) for seed in (1, 2, 3)] for tree in trees if tree is not None]
     return None not in values[0] and values[0] == values[1]
 
 
@@ -159,49 +160,33 @@ def _spaceless(text: str) -> str:
     return "".join(text.split()).replace("×", "*").replace("\\times", "*").replace("\\cdot", "*").replace("·", "*")
 
 
-def _tokens(text: str) -> list[str] | None:
+def _tree(text: str) -> ast.expr | None:
+    """The parsed expression; None unless it is made of at most 32 numbers, single letters, brackets and + - *."""
     clean = _spaceless(text)
     found = _TOKEN.findall(clean)
-    return found if found and "".join(found) == clean and len(found) <= 32 else None
-
-
-def _value(tokens: Sequence[str], seed: int) -> int | None:
-    """The value at a point where every letter has a large number of its own; None if malformed.
-
-    Two stacks and no recursion, so that deep brackets cost nothing."""
-    numbers: list[int] = []
-    signs: list[str] = []
-    operand = False
-    for token in tokens:
-        if token.isalnum():
-            if operand:
-                return None
-            numbers.append(int(token) if token.isdigit() else 1009 * seed + 7919 * ord(token) ** 2 % 100_003)
-            operand = True
-        elif token == "(":
-            if operand:
-                return None
-            signs.append(token)
-        elif not operand:
-            return None
-        elif token == ")":
-            while signs and signs[-1] != "(":
-                _apply(numbers, signs.pop())
-            if not signs:
-                return None
-            signs.pop()
-        else:
-            while signs and signs[-1] != "(" and _LEVEL[signs[-1]] >= _LEVEL[token]:
-                _apply(numbers, signs.pop())
-            signs.append(token)
-            operand = False
-    if not operand or "(" in signs:
+    if not found or "".join(found) != clean or len(found) > 32:
         return None
-    while signs:
-        _apply(numbers, signs.pop())
-    return numbers[0]
+    try:
+        return ast.parse(clean, mode="eval").body
+    except SyntaxError:
+        return None
 
 
-def _apply(numbers: list[int], sign: str) -> None:
-    second, first = numbers.pop(), numbers.pop()
-    numbers.append(first + second if sign == "+" else first - second if sign == "-" else first * second)
+def _value(tree: ast.expr, seed: int) -> int | None:
+    """The value at a point where every letter has a large number of its own; None if there is anything but sums,
+    differences and products."""
+    if isinstance(tree, ast.Constant) and type(tree.value) is int:
+        return tree.value
+    if isinstance(tree, ast.Name) and len(tree.id) == 1:
+        return 1009 * seed + 7919 * ord(tree.id) ** 2 % 100_003
+    if not isinstance(tree, ast.BinOp) or type(tree.op) not in _OPERATIONS:
+        return None
+    first, second = _value(tree.left, seed), _value(tree.right, seed)
+    return None if first is None or second is None else _OPERATIONS[type(tree.op)](first, second)
+
+
+_OPERATIONS: dict[type[ast.operator], Callable[[int, int], int]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+}
