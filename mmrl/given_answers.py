@@ -16,6 +16,7 @@ without such an answer, or with one that holds special tokens, keeps its group a
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
@@ -70,8 +71,10 @@ class WithLabel:
         return _joined(groups, paid, supply, "label")
 
     def text(self, prompt: Prompt) -> str | None:
-        """The label as the model would write it; None if the row has none."""
+        """The label as the model would write it; None if the row has none. With `keys`, a text is read as JSON."""
         label = prompt.extra.get(self.column) if self.column else prompt.answer
+        if self.keys and isinstance(label, str):
+            label = json.loads(label)
         return None if label is None else aligned(label, self.keys, self.layout)
 
     def missing(self, prompt: Prompt) -> str:

@@ -19,8 +19,8 @@ Departures from the official code (holes closed):
 6. The wording of the request is ours, without the official worked examples.
 
 `RuleConsistency` is a stand-in without a judge: a fact counts if all its numbers and symbols occur in one sentence of
-the answer (so a fact in plain words never does). It is an approximation: name the part so that it shows
-(`consistency_rule`), and do not call runs with it a reproduction. No torch.
+the answer (so a fact in plain words never does, unless `words` is on). It is an approximation: name the part so that it
+shows (`consistency_rule`), and do not call runs with it a reproduction. No torch.
 """
 
 from __future__ import annotations
@@ -109,13 +109,22 @@ class VisualConsistency:
 class RuleConsistency:
     """Share of the picture's facts whose numbers and symbols occur together in a sentence. Not a reproduction."""
 
+    words: bool = False
+    """Look for all words of a fact in a sentence, whatever their order and case, instead of its symbols."""
+
     def __call__(self, rollout: Rollout) -> float | None:
         facts = facts_of(rollout.prompt.extra, rollout.prompt.id)
         if not facts:
             return None
-        sentences = [symbols(sentence) for sentence in _SENTENCE.split(rollout.text)]
-        found = [bool(wanted := symbols(fact)) and any(wanted <= said for said in sentences) for fact in facts]
+        signs = words if self.words else symbols
+        sentences = [signs(sentence) for sentence in _SENTENCE.split(rollout.text)]
+        found = [bool(wanted := signs(fact)) and any(wanted <= said for said in sentences) for fact in facts]
         return sum(found) / len(found)
+
+
+def words(text: str) -> frozenset[str]:
+    """The lower-case words and numbers of a text."""
+    return frozenset(re.findall(r"\w+", text.lower()))
 
 
 def symbols(text: str) -> frozenset[str]:

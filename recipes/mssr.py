@@ -1,0 +1,99 @@
+"""MSSR (arXiv 2512.18215): one answer per prompt, a remembered success rate as baseline, an entropy bonus.
+
+on a laptop CPU, minutes:             python -m recipes.mssr
+Qwen2.5-VL-7B:                        python -m recipes.mssr 7b
+Qwen2.5-VL-3B:                        python -m recipes.mssr 3b
+without the entropy bonus (MVSR):     python -m recipes.mssr mvsr-7b
+
+A first pass answers every prompt once and sets the baselines, so the data must not be endless. Checkpoints keep the
+memory.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from mmrl.advantages import group_centered
+from mmrl.grpo import GRPO
+from mmrl.monitor import Monitor
+from mmrl.objectives.mssr import MSSR
+from mmrl.optim import Optim
+from mmrl.policy import LoRA
+from mmrl.rewards import Rewards
+from mmrl.rollout import FirstPass, group_rollout
+from mmrl.run import Run
+from mmrl.trainer import Trainer
+from mmrl.types import Sampling
+from recipes.launch import EMBEDDED, Data, Load, Preset, launch, open_data, open_policy, style_of, summarise
+from recipes.miniature import NOTE, miniature
+
+PLAIN = {"mssr": {"lambda_entropy": 0.0}}
+SMALL, LARGE = "Qwen/Qwen2.5-VL-3B-Instruct", "Qwen/Qwen2.5-VL-7B-Instruct"
+TINY = {
+    "data": {"limit": 256},
+    "grpo": {"kl": 0.01},
+    "sampling": {"group_size": 1},
+    "optim": {"max_grad_norm": 1.0},
+    "run": {"prompts_per_step": 128},
+}
+PRESETS = {
+    EMBEDDED: Preset(miniature(**TINY), note=NOTE),
+    "7b": Preset({}, 7.0, "Qwen2.5-VL-7B: 2048 prompts per step, one answer each"),
+    "3b": Preset({"model": SMALL}, 3.0, "Qwen2.5-VL-3B"),
+    "mvsr-7b": Preset(PLAIN, note="Qwen2.5-VL-7B without the entropy bonus"),
+    "mvsr-3b": Preset({**PLAIN, "model": SMALL}, note="Qwen2.5-VL-3B without the entropy bonus"),
+}
+
+
+def main(
+    model: str = LARGE,
+    dataset: str = "Osilly/Vision-R1-rl",
+    data: Data = Data(),
+    mssr: MSSR = MSSR(lambda_entropy=0.4, gamma=2.0, eta_min=0.875, eta_max=0.96, target=0.01, window=10),
+    first_pass: bool = True,
+    grpo: GRPO = GRPO(clip_low=0.2, clip_high=0.3, kl=0.01),
+    sampling: Sampling = Sampling(group_size=1, temperature=1.0, max_tokens=4096),
+    optim: Optim = Optim(lr=1e-6, weight_decay=1e-2, max_grad_norm=0.5),
+    run: Run = Run(name="mssr", prompts_per_step=2048, updates_per_step=16, steps=150),
+    monitor: Monitor = Monitor(),
+    load: Load = Load(min_pixels=262_144, max_pixels=4_194_304, max_prompt_tokens=8192),
+    lora: LoRA = LoRA(),
+) -> None:
+    """Train a vision-language model with one answer per prompt.
+
+    Args:
+        model: Folder or hub name of a Qwen2.5-VL or Qwen3-VL model, or "embedded".
+        dataset: JSONL, JSON, parquet or CSV file, folder, hub name, or drawn:lookup.
+        data: Which rows, and how questions are put.
+        mssr: The paper's numbers.
+        first_pass: Answer every prompt once to set its baseline; off: every baseline starts at one half.
+        grpo: The GRPO core.
+        sampling: How answers are sampled.
+        optim: The optimizer.
+        run: Length, output, seed.
+        monitor: Blind probe, alarms, gradient norms.
+        load: Device, precision, frozen parts, pixel budget.
+        lora: Adapters instead of full fine-tuning.
+    """
+    policy = open_policy(model, load, lora, run)
+    prompts, heldout = open_data(dataset, data, run.seed)
+    trainer = Trainer(
+        policy,
+        prompts=prompts,
+        heldout=heldout,
+        rewards=Rewards(accuracy=style_of(data.style).accuracy),
+        rollout=FirstPass(mssr.start, policy) if first_pass else group_rollout,
+        estimator=partial(group_centered, alone="reward"),
+        grpo=grpo,
+        objectives=[mssr],
+        sampling=sampling,
+        optim=optim,
+        run=run,
+        monitor=monitor,
+    )
+    trainer.fit()
+    summarise(run, trainer.steps, watch=("mssr/value", "mssr/capped", "policy/surprise"))
+
+
+if __name__ == "__main__":
+    launch(main, PRESETS)

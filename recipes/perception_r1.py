@@ -1,0 +1,127 @@
+"""Perception-R1 (arXiv 2506.07218): GRPO that is also paid for saying what is to be seen.
+
+on a laptop CPU, minutes:       python -m recipes.perception_r1
+Qwen2.5-VL-7B and a judge:      python -m recipes.perception_r1 7b --dataset my.jsonl --judge.url http://host:8000/v1
+without the visual reward:      python -m recipes.perception_r1 7b --visual 0 --dataset my.jsonl
+
+r = 0.9·accuracy + 0.1·format + 0.7·visual - 2·repetition. Rows need the column `visual_key_info`: the facts of the
+picture, a list or `<info1>…</info1>` tags. A text model on an OpenAI-compatible server says which of them an answer
+states. If it is down the run stops with a checkpoint, or the part is left out of the group (--unavailable drop). With
+an empty --judge.url a rule looks for the words of a fact in one sentence: the part is then called `visual_rule`, and
+such a run is no reproduction.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from mmrl.advantages import group_normalized
+from mmrl.grpo import GRPO
+from mmrl.judge import Judge
+from mmrl.monitor import Monitor
+from mmrl.optim import Optim
+from mmrl.policy import LoRA
+from mmrl.rewards import RepetitionPenalty, Rewards
+from mmrl.run import Run
+from mmrl.trainer import Trainer
+from mmrl.types import Sampling
+from perception.consistency import RuleConsistency, VisualConsistency
+from recipes.launch import EMBEDDED, Data, Load, Preset, launch, open_data, open_policy, style_of, summarise
+from recipes.miniature import NOTE, miniature
+
+LARGE = "Qwen/Qwen2.5-VL-7B-Instruct"
+PRESETS = {
+    EMBEDDED: Preset(miniature(judge={"url": ""}), note=f"{NOTE}; a rule in place of the judge"),
+    "7b": Preset({}, 7.0, "Qwen2.5-VL-7B on 1,442 items of Geometry3K"),
+    "7b-no-visual": Preset({"visual": 0.0}, note="ablation: without the visual reward"),
+    "7b-no-penalty": Preset({"penalty": 0.0}, note="ablation: without the repetition penalty"),
+}
+
+
+@dataclass(frozen=True)
+class JudgeServer:
+    """An OpenAI-compatible server with a text model."""
+
+    url: str = "http://localhost:8000/v1"
+    """Base address; empty uses a rule instead."""
+    model: str = "Qwen/Qwen2.5-32B-Instruct-AWQ"
+    """Name of the model on the server."""
+    key_file: Path | None = None
+    """File that holds the API key."""
+    cache: Path | None = None
+    """SQLite file that keeps verdicts; None keeps them in memory."""
+    concurrency: int = 64
+    """Requests under way at once."""
+
+    def judge(self) -> Judge:
+        """The client."""
+        key = None if self.key_file is None else self.key_file.read_text().strip()
+        return Judge(self.url, self.model, key=key, cache=self.cache, concurrency=self.concurrency)
+
+
+def main(
+    model: str = LARGE,
+    dataset: str = "train.jsonl",
+    data: Data = Data(style="answer"),
+    visual: float = 0.7,
+    penalty: float = 2.0,
+    judge: JudgeServer = JudgeServer(),
+    unavailable: Literal["stop", "drop"] = "stop",
+    grpo: GRPO = GRPO(clip_low=0.2, clip_high=0.3),
+    sampling: Sampling = Sampling(group_size=8, temperature=1.0, max_tokens=4096),
+    optim: Optim = Optim(lr=1e-6, weight_decay=1e-3, warmup=14),
+    run: Run = Run(name="perception_r1", prompts_per_step=128, epochs=25),
+    monitor: Monitor = Monitor(),
+    load: Load = Load(min_pixels=3_136, max_pixels=1_806_336, max_prompt_tokens=4096),
+    lora: LoRA = LoRA(),
+) -> None:
+    """Train a vision-language model with a visual perception reward.
+
+    Args:
+        model: Folder or hub name of a Qwen2.5-VL or Qwen3-VL model, or "embedded".
+        dataset: JSONL, JSON, parquet or CSV file, folder, hub name, or drawn:lookup.
+        data: Which rows, and how questions are put.
+        visual: Weight of the visual perception reward.
+        penalty: Weight of the penalty for repeated 20-grams.
+        judge: Where the judge is.
+        unavailable: What an outage of the judge does: stop the run, or drop the part for the whole group.
+        grpo: The GRPO core.
+        sampling: How answers are sampled.
+        optim: The optimizer.
+        run: Length, output, seed.
+        monitor: Blind probe, alarms, gradient norms.
+        load: Device, precision, frozen parts, pixel budget.
+        lora: Adapters instead of full fine-tuning.
+    """
+    policy = open_policy(model, load, lora, run)
+    prompts, heldout = open_data(dataset, data, run.seed)
+    style = style_of(data.style)
+    by_judge: dict[str, Any] = {"visual": (visual, VisualConsistency(judge.judge()))} if judge.url else {}
+    by_rule: dict[str, Any] = {"visual_rule": (visual, RuleConsistency(words=True))}
+    rewards = Rewards(
+        accuracy=(0.9, style.accuracy),
+        format=(0.1, style.format),
+        repetition=(penalty, RepetitionPenalty(n=20)),
+        on_unavailable=unavailable,
+        **(by_judge or by_rule if visual else {}),
+    )
+    trainer = Trainer(
+        policy,
+        prompts=prompts,
+        heldout=heldout,
+        rewards=rewards,
+        estimator=group_normalized,
+        grpo=grpo,
+        sampling=sampling,
+        optim=optim,
+        run=run,
+        monitor=monitor,
+    )
+    trainer.fit()
+    summarise(run, trainer.steps, watch=("reward/accuracy", "reward/visual", "reward/visual_rule", "reward/repetition"))
+
+
+if __name__ == "__main__":
+    launch(main, PRESETS)

@@ -1,0 +1,105 @@
+"""VOGUE (arXiv 2510.01444, later DUPL): explore where the picture is ambiguous.
+
+on a laptop CPU, minutes:             python -m recipes.vogue
+Qwen2.5-VL-7B, the released code:     python -m recipes.vogue 7b
+Qwen2.5-VL-7B, as printed:            python -m recipes.vogue printed-7b
+your own model and data:              python -m recipes.vogue --model my/folder --dataset my.jsonl
+
+As released, answers are sampled from clean pictures, one coin per batch decides whether the noisy view gives a bonus,
+and both bonuses come from the sampled token. As printed, uncertainty and entropy are sums over the vocabulary, and a
+prompt is answered under the noisy view with the annealed probability. The embedded preset is the printed form, without
+flips and rotations: they would change the answers of its questions.
+"""
+
+from __future__ import annotations
+
+from mmrl.advantages import group_normalized
+from mmrl.grpo import GRPO
+from mmrl.monitor import Monitor
+from mmrl.noisy_rollouts import NoisyPrompts
+from mmrl.objectives.vogue import VOGUE
+from mmrl.optim import Optim
+from mmrl.policy import LoRA
+from mmrl.rewards import Rewards
+from mmrl.rollout import group_rollout
+from mmrl.run import Run
+from mmrl.trainer import Trainer
+from mmrl.types import Sampling, VisualBranch
+from perception.noise import GaussianNoise
+from perception.perturb import Chain, ColourJitter, Flip, Rotation
+from recipes.launch import EMBEDDED, Data, Load, Preset, launch, open_data, open_policy, style_of, summarise
+from recipes.miniature import NOTE, miniature
+
+RELEASED = VOGUE(uncertainty="sampled", entropy="sampled", caps="sequential", draw="batch")
+AS_PRINTED = {"uncertainty": "exact", "entropy": "exact", "caps": "simultaneous", "draw": "rollout"}
+PRINTED = {"vogue": AS_PRINTED, "released_view": False, "noise": {"sigma": 0.4}}
+SMALL, LARGE = "Qwen/Qwen2.5-VL-3B-Instruct", "Qwen/Qwen2.5-VL-7B-Instruct"
+PRESETS = {
+    EMBEDDED: Preset(miniature(**PRINTED), note=NOTE),
+    "7b": Preset({}, 7.0, "Qwen2.5-VL-7B, released code"),
+    "3b": Preset({"model": SMALL}, 3.0, "Qwen2.5-VL-3B, released code"),
+    "qwen3-4b": Preset({"model": "Qwen/Qwen3-VL-4B-Instruct"}, 4.0, "Qwen3-VL-4B, released code"),
+    "qwen3-8b": Preset({"model": "Qwen/Qwen3-VL-8B-Instruct"}, 8.0, "Qwen3-VL-8B, released code"),
+    "printed-7b": Preset(PRINTED, note="Qwen2.5-VL-7B, as printed"),
+    "printed-3b": Preset({**PRINTED, "model": SMALL}, note="Qwen2.5-VL-3B, as printed"),
+}
+
+
+def main(
+    model: str = LARGE,
+    dataset: str = "XenoZLH/MMRL30k",
+    data: Data = Data(),
+    vogue: VOGUE = RELEASED,
+    noise: GaussianNoise = GaussianNoise(sigma=0.2),
+    released_view: bool = True,
+    grpo: GRPO = GRPO(clip_low=0.2, clip_high=0.3),
+    sampling: Sampling = Sampling(group_size=5, temperature=1.0, max_tokens=2048),
+    optim: Optim = Optim(lr=1e-6, weight_decay=1e-2),
+    run: Run = Run(name="vogue", prompts_per_step=512, updates_per_step=4, steps=200),
+    monitor: Monitor = Monitor(),
+    load: Load = Load(min_pixels=262_144, max_pixels=4_194_304, max_prompt_tokens=8192),
+    lora: LoRA = LoRA(),
+) -> None:
+    """Train a vision-language model with visual-uncertainty guided exploration.
+
+    Args:
+        model: Folder or hub name of a Qwen2.5-VL or Qwen3-VL model, or "embedded".
+        dataset: JSONL, JSON, parquet or CSV file, folder, hub name, or drawn:lookup.
+        data: Which rows, and how questions are put.
+        vogue: The paper's numbers.
+        noise: Gaussian noise of the noisy view.
+        released_view: Flip, rotate and jitter the picture before the noise, as the released code does.
+        grpo: The GRPO core.
+        sampling: How answers are sampled.
+        optim: The optimizer.
+        run: Length, output, seed.
+        monitor: Blind probe, alarms, gradient norms.
+        load: Device, precision, frozen parts, pixel budget.
+        lora: Adapters instead of full fine-tuning.
+    """
+    policy = open_policy(model, load, lora, run)
+    prompts, heldout = open_data(dataset, data, run.seed)
+    style = style_of(data.style)
+    view = Chain((Flip(0.5, 0.5), Rotation(10.0), ColourJitter(0.15, 0.15), noise)) if released_view else noise
+    noisy = VisualBranch(view, stage="resized")
+    trainer = Trainer(
+        policy,
+        prompts=prompts,
+        heldout=heldout,
+        rewards=Rewards(accuracy=(0.9, style.accuracy), format=(0.1, style.format)),
+        rollout=NoisyPrompts(policy, noisy, vogue.noisy, vogue.probability) if vogue.wants else group_rollout,
+        estimator=group_normalized,
+        grpo=grpo,
+        branches={vogue.noisy: noisy},
+        objectives=[vogue],
+        sampling=sampling,
+        optim=optim,
+        run=run,
+        monitor=monitor,
+    )
+    trainer.fit()
+    summarise(run, trainer.steps, watch=("vogue/uncertainty", "vogue/bonus", "policy/surprise"))
+
+
+if __name__ == "__main__":
+    launch(main, PRESETS)
