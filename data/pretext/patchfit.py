@@ -117,7 +117,7 @@ def _relative(element: int, origin: int, colour: int) -> Change:
     """element ∘ origin⁻¹ in the group of the square, elements numbered mirrored·4 + quarter turns (turned first)."""
     (mirror_a, turn_a), (mirror_b, turn_b) = divmod(element, 4), divmod(origin, 4)
     if mirror_b:
-        return ((turn_b - turn_a) % 4 if mirror_a else (turn_a + turn_b) % 4, not mirror_a, colour)
+        return ((turn_b - turn_a) % 4, not mirror_a, colour)
     return ((turn_a - turn_b) % 4, bool(mirror_a), colour)
 
 
