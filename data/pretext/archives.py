@@ -116,11 +116,15 @@ class ParquetSource:
         return opened_cell(kind, cell, where, self.files[0].parent)
 
     def _group(self, number: int, column: str) -> Any:
+        import pyarrow
         import pyarrow.parquet as parquet
 
         place, group = self._groups[number]
-        with parquet.ParquetFile(self.files[place]) as file:
-            return file.read_row_group(group, columns=[column]).column(0)
+        try:
+            with parquet.ParquetFile(self.files[place]) as file:
+                return file.read_row_group(group, columns=[column]).column(0)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise MediaError(f"{self.files[place]}:row group {group}", "broken archive", str(error)[:200]) from None
 
 
 class HubSource:

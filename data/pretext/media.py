@@ -43,7 +43,7 @@ KEPT_FRAMES = 96
 """Decoded frames kept per clip."""
 LONGEST_CLIP = 200_000
 """Frames of a clip beyond this number are not used."""
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 
 
 class MediaError(ValueError):
@@ -207,7 +207,7 @@ def still_of(medium: Medium) -> Medium:
 
 
 def _decode(content: bytes, where: str, longest: int) -> Array:
-    image = Image.open(io.BytesIO(content), formats=FORMATS)
+    image = Image.open(io.BytesIO(content), formats=_formats())
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise MediaError(where, "too many pixels", f"{width} x {height}")
@@ -221,6 +221,13 @@ def _decode(content: bytes, where: str, longest: int) -> Array:
         size = (max(1, round(rgb.width * scale)), max(1, round(rgb.height * scale)))
         rgb = rgb.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
     return np.array(rgb)
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that this build of Pillow can read."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -84,7 +84,7 @@ class Stream:
         self._fits = self._fitting()
         self._cache: OrderedDict[tuple[Any, ...], Medium] = OrderedDict()
         self._orders: OrderedDict[tuple[Kind, int, int], Array] = OrderedDict()
-        self._bad: set[tuple[Kind, int]] = set()
+        self._bad: dict[tuple[Kind, int], MediaError] = {}
 
     def sample(self, index: int) -> Sample | None:
         """Sample number `index`, or None if every medium tried for it was refused."""
@@ -206,7 +206,7 @@ class Stream:
 
     def _medium(self, kind: Kind, position: int, avoid: Sequence[str], still: bool) -> Medium:
         if (kind, position) in self._bad:
-            raise MediaError(f"{self.source.name}:{kind}:{position}", "known to be bad")
+            raise self._bad[kind, position]
         key = (kind, position, tuple(avoid), still)
         if key in self._cache:
             self._cache.move_to_end(key)
@@ -216,8 +216,8 @@ class Stream:
             medium = still_of(medium) if still else medium
         except OtherSide:
             raise
-        except MediaError:
-            self._bad.add((kind, position))
+        except MediaError as error:
+            self._bad[kind, position] = error
             raise
         self._cache[key] = medium
         while len(self._cache) > 1 and sum(map(_weight, self._cache.values())) > CACHE_BYTES:
