@@ -2,8 +2,8 @@
 
 A kernel is a pair of functions on dense batches: forward (q [n, H, Lq, d], k, v [n, Hk, Lk, d], causal, scale) ->
 (out [n, H, Lq, d], lse [n, H, Lq], extra) and the matching backward with *given* out and lse, which lets parts of
-one attention be merged. The flash operators are private to torch, so they live in this file only. CPU flash covers fp32,
-fp64 and bf16; CUDA flash half precision (not run by us yet); the plain form everything.
+one attention be merged. The flash operators are private to torch, so they live in this file only. CPU flash covers
+fp32, fp64 and bf16; CUDA flash half precision (not run by us yet); the plain form everything.
 """
 
 from __future__ import annotations
