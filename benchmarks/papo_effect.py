@@ -2,8 +2,8 @@
 
 For each seed it trains `recipes.papo` twice, with its coefficient and with zero, and scores fixed held-out answers
 (drawn once by the warm start) under the real and under fixed masked pictures. The perception KL is the exact
-KL(raw‖masked) over the vocabulary, mean over answer tokens, in nats. Writes the rows of `docs/effects.md` that concern PAPO to stderr;
-the last line is one JSON object.
+KL(raw‖masked) over the vocabulary, mean over answer tokens, in nats. Writes the rows of `docs/effects.md` that
+concern PAPO to stderr; the last line is one JSON object.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 Columns: `prompt` (a chat), `images` (PNG, lossless), `videos` (lists of PNG frames) and `video_times` in the order of
 the chat's visual parts; `answer` and `solution` (the true answer bare and as a full reply); `task`, `truth` and
 `surface` (JSON, what `scoring` needs); `id`, `knobs`, `recipe`, `source` (JSON, what rebuilds the sample). Beside the
-shards: README.md (the card), manifest.json, hashes.npy (uint64 perceptual hashes of the media, to keep near-duplicates out of
-training), quarantine.jsonl if media were skipped.
+shards: README.md (the card), manifest.json, hashes.npy (uint64 perceptual hashes of the media, to keep
+near-duplicates out of training), quarantine.jsonl if media were skipped.
 
 The rows are the stream's samples in order, whatever the number of workers. The folder appears only when it is complete.
 """
