@@ -10,7 +10,7 @@ import torch
 from data.drawn import Drawn
 from mmrl.engine import HFEngine
 from mmrl.policy import Policy
-from mmrl.rollout import DynamicSampling, LabelRollout, by_group, group_rollout, renumbered
+from mmrl.rollout import DynamicSampling, FirstPass, LabelRollout, by_group, chain, group_rollout, renumbered
 from mmrl.supply import Supply
 from mmrl.types import Now, Prompt, Role, Rollout, Sampling
 
@@ -168,3 +168,28 @@ def test_grouping_and_numbering():
     groups = by_group([rollouts[2], rollouts[0], rollouts[3], rollouts[1]])
     assert [[r.prompt.id for r in g] for g in groups] == [["9", "9"], ["4", "4"]]
     assert [r.group for r in renumbered(groups)] == [0, 0, 1, 1]
+
+
+def test_the_first_pass_answers_every_usable_prompt_once(tiny_folder):
+    policy = Policy.load(tiny_folder, device="cpu", dtype="float32")
+    told = {}
+    pay = lambda rs: [replace(r, reward=0.5, parts={"accuracy": float(r.tokens[0] % 2)}) for r in rs]  # noqa: E731
+    supply = Supply(Drawn("lookup", size=7), 2, seed=0)
+    rule = FirstPass(told.update, policy, at_once=3)
+    sampling = Sampling(2, max_tokens=1)
+    first = rule(HFEngine(policy), pay, supply, sampling, NOW)
+    assert sorted(told) == sorted(Drawn("lookup")[i].id for i in range(7)) and set(told.values()) <= {0.0, 0.5, 1.0}
+    assert supply.counters["rollout/first_pass"] == 7 and supply.position == 2 and len(first) == 4
+    told.clear()
+    rule(HFEngine(policy), pay, supply, sampling, replace(NOW, step=2))
+    assert not told, "only before the first step"
+    total = FirstPass(told.update, policy, part="total").rates(HFEngine(policy), pay, supply, sampling, NOW)
+    assert set(total.values()) == {0.5}
+    with pytest.raises(ValueError, match=r"endless; set data\.limit"):
+        rule(HFEngine(policy), pay, Supply(Drawn("lookup"), 2, seed=0), sampling, NOW)
+
+
+def test_a_chain_of_rollout_functions():
+    inner = DynamicSampling()
+    outer = FirstPass(print, None, inner=inner)
+    assert chain(outer) == [outer, inner] and chain(group_rollout) == [group_rollout]
