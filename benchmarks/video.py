@@ -15,7 +15,8 @@
 4. files       a loader with two workers over good and bad files: growth of the memory of the whole process tree from
                the first fifth of the run to its end.
 
-The last line is one JSON object; `parts` holds each number with its own goal. torchcodec is measured if installed.
+Memory is read from /proc (Linux). The last line is one JSON object; `parts` holds each number with its own goal.
+torchcodec is measured if installed.
 """
 
 from __future__ import annotations
@@ -165,13 +166,18 @@ def measure_reading(folder: Path) -> list[dict[str, Any]]:
 
 
 def tree_memory(process: psutil.Process) -> int:
-    """Proportional memory of a process and all below it, bytes: shared pages are divided among their users."""
+    """Bytes of anonymous and shared memory of a process and all below it; a shared page is divided among its users.
+
+    Pages of files, such as libraries, are left out: they are shared with whatever else runs on the machine.
+    """
     total = 0
     for one in [process, *process.children(recursive=True)]:
         try:
-            total += one.memory_full_info().pss
-        except psutil.Error:
+            lines = Path(f"/proc/{one.pid}/smaps_rollup").read_text().splitlines()
+        except OSError:
             continue
+        fields = (line.split() for line in lines if line.startswith(("Pss_Anon:", "Pss_Shmem:")))
+        total += 1024 * sum(int(field[1]) for field in fields)
     return total
 
 

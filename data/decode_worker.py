@@ -13,6 +13,7 @@ POSIX only (anonymous files are passed over a Unix socket); elsewhere decode in-
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 import signal
@@ -22,6 +23,7 @@ import sys
 import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle, send_handle
@@ -71,7 +73,7 @@ class DecodeWorker:
         try:
             with self._guard():
                 seconds = self._ask(info.path, ("read", info, list(indices), shape), file)
-            frames = np.frombuffer(mmap.mmap(file, int(np.prod(shape))), dtype=np.uint8).reshape(shape)
+            frames = _mapped(file, int(np.prod(shape))).reshape(shape)
         finally:
             os.close(file)
         return frames, seconds
@@ -228,6 +230,25 @@ def _watch_parent(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(WATCH)
     os._exit(1)
+
+
+def _mapped(file: int, size: int) -> np.ndarray:
+    """uint8 [size] on the file's shared pages, unmapped with the last view of it.
+
+    Python's own mmap keeps a descriptor open for as long as the array lives: a thousand clips in memory would use up
+    the usual limit of open files.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long)
+    libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+    address = libc.mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, file, 0)
+    if address is None or address == ctypes.c_void_p(-1).value:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{size} bytes of frames cannot be mapped: {os.strerror(number)}")
+    pages = (ctypes.c_uint8 * size).from_address(address)
+    weakref.finalize(pages, libc.munmap, address, size).atexit = False
+    return np.ctypeslib.as_array(pages)
 
 
 def _anonymous_file(size: int) -> int:

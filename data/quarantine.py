@@ -49,8 +49,9 @@ class Quarantine:
         key = _key(bad.path, backend)
         if key is None or key in self.entries:
             return
-        self.entries[key] = bad
-        log.warning("quarantined: %s", bad)
+        # A copy: an exception that was raised holds on to all that was alive where it passed, decoded clips included.
+        self.entries[key] = BadVideo(bad.path, bad.reason, bad.detail)
+        log.warning("quarantined: %s", str(bad))
         if self.file is None:
             return
         self.file.parent.mkdir(parents=True, exist_ok=True)
@@ -97,7 +98,7 @@ class Guarded:
         """The prompt at this index, or its substitute. Raises BadRow if it is dropped or nothing can stand in."""
         from mmrl.types import BadRow
 
-        place, problem = index, None
+        place, problem = index, ""
         for attempt in range(self.attempts + 1):
             try:
                 prompt = self.prompts[place]
@@ -108,11 +109,11 @@ class Guarded:
                 if self.on_bad == "drop":
                     self.counts["dropped"] += 1
                     raise BadRow(f"Row {index} is dropped: {error}") from error
-                problem, place = error, self.substitute(index, attempt)
+                problem, place = str(error), self.substitute(index, attempt)
                 continue
             self.counts["substituted"] += place != index
             return prompt
-        raise BadRow(f"Row {index} and {self.attempts} substitutes for it are bad; the last: {problem}") from problem
+        raise BadRow(f"Row {index} and {self.attempts} substitutes for it are bad; the last: {problem}")
 
     def substitute(self, index: int, attempt: int) -> int:
         """The row that stands in for a bad one; depends on the seed, the index and the attempt only."""
@@ -124,7 +125,7 @@ class Guarded:
         cause = error if isinstance(error, BadVideo) else error.__cause__
         reason = cause.reason if isinstance(cause, BadVideo) else "bad row"
         self.counts[f"bad/{reason}"] += 1
-        log.warning("row %d: %s", index, error)
+        log.warning("row %d: %s", index, str(error))
 
 
 def _key(path: str, backend: str) -> str | None:

@@ -182,6 +182,23 @@ def test_no_orphan_while_a_forked_sibling_holds_the_pipe(slow_clip: str) -> None
         os.kill(sibling, signal.SIGKILL)
 
 
+def test_clips_in_memory_hold_no_descriptor_and_are_unmapped(make_clip: Any) -> None:
+    worker = DecodeWorker("pyav")
+    info = worker.probe(str(make_clip("cfr.mp4", [i / 30 for i in range(60)])))
+    before = psutil.Process().num_fds()
+    clips = [worker.read(info, [0, 1], (64, 64))[0] for _ in range(50)]
+    assert psutil.Process().num_fds() == before
+    maps = Path("/proc/self/maps").read_text().count("/memfd:clip")
+    assert maps >= 1
+    part = clips[0][1:].transpose(0, 2, 3, 1)
+    kept = part.copy()
+    del clips
+    assert np.array_equal(part, kept), "a view keeps the pages"
+    del part
+    assert Path("/proc/self/maps").read_text().count("/memfd:clip") == 0
+    worker.close()
+
+
 @pytest.mark.parametrize("wrong", [{"timeout": 0}, {"recycle_after": 0}])
 def test_impossible_limits_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="allowed are"):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +106,24 @@ def test_quarantine_remembers_for_the_back_end_and_the_state_of_the_file(tmp_pat
     again.check(str(clip), "decord")
     clip.write_bytes(b"xy")
     again.check(str(clip), "pyav")
+
+
+def test_quarantine_keeps_nothing_alive(tmp_path: Path) -> None:
+    clip = tmp_path / "a.mp4"
+    clip.write_bytes(b"x")
+    quarantine = Quarantine()
+
+    def fail() -> weakref.ref[np.ndarray]:
+        frames = FRAMES.copy()
+        try:
+            raise BadVideo(str(clip), "timeout")
+        except BadVideo as bad:
+            quarantine.add(bad)
+        return weakref.ref(frames)
+
+    held = fail()
+    gc.collect()
+    assert held() is None and len(quarantine.entries) == 1
 
 
 def test_missing_files_are_not_remembered_and_odd_lines_are_passed_over(tmp_path: Path, caplog: Any) -> None:
