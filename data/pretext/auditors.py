@@ -1,7 +1,7 @@
 """Eight cheap ways to answer without understanding. If one of them works, a model will find it.
 
 majority   the most frequent answer of other samples
-blind      words of the prompt only: naive Bayes over its words, or the worked example
+blind      words of the prompt only: the answer that went with the most telling word, or the worked example
 boundary   continuity of borders: tiles (least squared differences along touching edges, greedy with exchanges), a patch
            against the rim of its hole, clips by last and first frames
 histogram  colour statistics: most alike neighbours, the option nearest to the surround or the crop, the outlier
@@ -71,14 +71,14 @@ class Majority(Auditor):
 
 
 class Blind(Auditor):
-    """Naive Bayes from the words of the prompt to the answer, or the echoed example; whichever earned more."""
+    """The answer that went with the most telling word of the prompt, or the echoed example; whichever earned more."""
 
     name = "blind"
 
     def fit(self, task: Task, samples: Sequence[Sample]) -> None:
         half = len(samples) // 2
         self._learn(task, samples[:half])
-        ways = (self._bayes, cheats.echo)
+        ways = (self._telling_word, cheats.echo)
         earned = [sum(reward(task, sample, way(task, sample)) for sample in samples[half:]) for way in ways]
         self._way = ways[int(np.argmax(earned))]
         self._learn(task, samples)
@@ -87,18 +87,19 @@ class Blind(Auditor):
         return self._way(task, sample)
 
     def _learn(self, task: Task, samples: Sequence[Sample]) -> None:
-        self._answers = Counter(task.format(sample.truth) for sample in samples)
-        self._words: dict[str, Counter[str]] = {}
+        self._followed: dict[str, Counter[str]] = {}
         for sample in samples:
-            self._words.setdefault(task.format(sample.truth), Counter()).update(set(cheats.words(sample)))
+            for word in set(cheats.words(sample)):
+                self._followed.setdefault(word, Counter())[task.format(sample.truth)] += 1
 
-    def _bayes(self, task: Task, sample: Sample) -> str | None:
-        found, best = None, -np.inf
-        for body, count in self._answers.items():
-            words = self._words[body]
-            score = np.log(count) + sum(np.log((words[w] + 0.5) / (count + 1.0)) for w in set(cheats.words(sample)))
-            if score > best:
-                found, best = body, score
+    def _telling_word(self, task: Task, sample: Sample) -> str | None:
+        found, best = None, -1.0
+        for word in sorted(set(cheats.words(sample)) & self._followed.keys()):
+            seen = self._followed[word]
+            body, count = seen.most_common(1)[0]
+            purity = count / (seen.total() + 2.0)  # a word seen once tells little
+            if purity > best:
+                found, best = body, purity
         return found
 
 

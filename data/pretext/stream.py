@@ -206,7 +206,7 @@ class Stream:
 
     def _medium(self, kind: Kind, position: int, avoid: Sequence[str], still: bool) -> Medium:
         if (kind, position) in self._bad:
-            raise self._bad[kind, position]
+            raise self._bad[kind, position].with_traceback(None)
         key = (kind, position, tuple(avoid), still)
         if key in self._cache:
             self._cache.move_to_end(key)

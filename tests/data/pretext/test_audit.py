@@ -1,0 +1,143 @@
+"""The audit finds planted leaks, shows the known one, and passes what ships."""
+
+import numpy as np
+import pytest
+
+from data.pretext import cheats
+from data.pretext.audit import LIMIT, audit, collect, examine, gap_curve
+from data.pretext.auditors import Majority, Meta, auditors
+from data.pretext.catalogue import find
+from data.pretext.contract import Visual
+from data.pretext.presets import Ingredient, Preset
+from data.pretext.procedural import clip, scene
+from data.pretext.sources import DrawnSource
+from data.pretext.stream import Stream
+
+SOURCE = DrawnSource(7)
+
+
+def of(name: str, count: int = 60, **knobs):
+    return collect(Stream(SOURCE, Preset("one", (Ingredient(name, 1.0, knobs),))), count)
+
+
+def test_matching_borders_solves_a_jigsaw_whose_tiles_touch_and_fails_with_the_gap() -> None:
+    curve = gap_curve(SOURCE, (0.0, 0.06, 0.15), samples=16)
+    solved = [row["solved"] for row in curve]
+    assert solved[0] >= 0.8 and solved[0] > solved[1] > solved[2] and solved[2] <= 0.2
+    jittered = gap_curve(SOURCE, (0.15,), samples=16, jitter=True)[0]
+    assert jittered["solved"] <= LIMIT + 0.1
+
+
+def test_the_paper_preset_leaks_and_ours_does_not() -> None:
+    task = find("jigsaw")
+    leaks = {
+        gap: {f.auditor for f in examine(task, of("jigsaw", 40, gap=gap, jitter=gap > 0, side=448)) if f.leaks}
+        for gap in (0.0, 0.15)
+    }
+    assert leaks == {0.0: {"boundary"}, 0.15: set()}
+
+
+def test_there_are_eight_auditors_with_names_of_their_own() -> None:
+    names = [auditor.name for auditor in auditors()]
+    assert len(set(names)) == len(names) == 8
+
+
+@pytest.mark.parametrize("name", ["rotation", "relative-position", "edit-program"])
+def test_auditors_stay_near_chance_on_sound_tasks(name: str) -> None:
+    findings = examine(find(name), of(name, 60))
+    assert len(findings) == 8 and not [f for f in findings if f.leaks]
+    assert all(0.0 <= f.accuracy <= 1.0 and f.samples == 30 for f in findings)
+
+
+def test_a_constant_answer_is_found_by_majority_and_position() -> None:
+    task = find("mosaic")
+    samples = [s for s in of("mosaic", 60, pictures=4, side=96) if s.truth["answer"] == "A"]
+    leaks = {f.auditor for f in examine(task, samples[:12]) if f.leaks}
+    assert {"majority", "position"} <= leaks
+
+
+def test_an_answer_in_the_words_is_found_by_the_blind_auditor() -> None:
+    from dataclasses import replace
+
+    def told(sample):
+        part = {"type": "text", "text": f"hint{sample.truth['answer']} {sample.messages[0]['content'][-1]['text']}"}
+        return replace(sample, messages=({"role": "user", "content": [*sample.messages[0]["content"][:-1], part]},))
+
+    task = find("rotation")
+    findings = {f.auditor: f for f in examine(task, [told(sample) for sample in of("rotation", 60, side=112)])}
+    assert findings["blind"].leaks and findings["blind"].accuracy > 0.9
+
+
+def test_an_answer_in_the_size_is_found_by_the_meta_auditor() -> None:
+    from dataclasses import replace
+
+    def sized(sample):
+        pixels = sample.visuals[0].pixels
+        return replace(sample, visuals=(Visual(pixels[: 300 - sample.truth["answer"] // 10]),))
+
+    task = find("rotation")
+    findings = {f.auditor: f for f in examine(task, [sized(sample) for sample in of("rotation", 60)])}
+    assert findings["meta"].leaks and findings["meta"].accuracy > 0.7
+
+
+def test_a_blurred_option_is_found_by_sharpness() -> None:
+    from dataclasses import replace
+
+    from data.pretext.quality_order import degraded
+
+    rng = np.random.default_rng(0)
+
+    def blurred(sample):
+        chosen = next(i for i, v in enumerate(sample.visuals) if v.label == f"{sample.truth['answer']}:")
+        worse = degraded(sample.visuals[chosen].pixels, "blur", 6.0, rng)
+        visuals = list(sample.visuals)
+        visuals[chosen] = replace(visuals[chosen], pixels=worse)
+        return replace(sample, visuals=tuple(visuals))
+
+    findings = {f.auditor: f for f in examine(find("mosaic"), [blurred(s) for s in of("mosaic", 40, side=112)])}
+    assert findings["sharpness"].leaks
+
+
+def test_declared_cues_are_no_leaks() -> None:
+    findings = {f.auditor: f for f in examine(find("quality-order"), of("quality-order", 40, kind="blur", side=112))}
+    assert findings["sharpness"].accuracy > 0.5 and not findings["sharpness"].leaks
+
+
+def test_a_preset_report_has_a_table_and_json() -> None:
+    small = Preset(
+        "small", (Ingredient("rotation"), Ingredient("jigsaw", 1.0, {"rows": 1, "columns": 2}, ("boundary",)))
+    )
+    report = audit(SOURCE, small, samples=24)
+    assert len(report.findings) == 16 and "jigsaw:1x2" in report.table() and "rotation" in report.table()
+    plain = report.json()
+    assert plain["passes"] == (not report.leaks) and len(plain["findings"]) == 16
+    assert next(f for f in report.findings if f.task == "jigsaw:1x2" and f.auditor == "boundary").intended
+
+
+def test_border_matching_places_tiles() -> None:
+    picture = scene(0, 3).picture()[:360, :480]
+    tiles = [picture[r * 120 : r * 120 + 120, c * 160 : c * 160 + 160] for r in range(3) for c in range(3)]
+    order = np.random.default_rng(0).permutation(9)
+    found = cheats.solve_grid([tiles[i] for i in order], 3)
+    assert np.array_equal(order[found], np.arange(9))
+
+
+def test_clips_are_chained_by_their_ends() -> None:
+    frames = clip(0, 1).video().read(range(40))
+    parts = [frames[8 * i : 8 * i + 8] for i in range(5)]
+    order = np.random.default_rng(1).permutation(5)
+    assert np.array_equal(order[cheats.chained([parts[i] for i in order])], np.arange(5))
+
+
+def test_auditors_see_no_truth() -> None:
+    """Answers do not change when truth values, key, evidence and meta are replaced, sizes kept."""
+    from dataclasses import replace
+
+    task, samples = find("jigsaw"), of("jigsaw", 24, rows=2, columns=2)
+    ways = [way for way in auditors() if not isinstance(way, Majority | Meta)]
+    for way in ways:
+        way.fit(task, samples[:12])
+    for sample in samples[12:]:
+        truth = dict(sample.truth) | {"answer": sorted(sample.truth["answer"])}
+        blank = replace(sample, truth=truth, key=None, evidence=(), meta={})
+        assert [way.answer(task, blank) for way in ways] == [way.answer(task, sample) for way in ways]

@@ -1,0 +1,169 @@
+"""Export, command line, preview, marking of exported rows."""
+
+import json
+import re
+import subprocess
+import sys
+from functools import partial
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data.pretext.__main__ import main
+from data.pretext.catalogue import find
+from data.pretext.export import export, row_of
+from data.pretext.presets import Ingredient, Preset
+from data.pretext.preview import write_preview
+from data.pretext.scoring import pretext_reward, score_row
+from data.pretext.sources import DrawnSource
+from data.pretext.stream import Stream
+
+ROOT = Path(__file__).parents[3]
+MIX = Preset("mix", (Ingredient("relative-position"), Ingredient("camera-motion", 0.5, {"frames": 4, "side": 64})))
+
+
+def stream() -> Stream:
+    return Stream(DrawnSource(0, (240, 320)), MIX)
+
+
+def load(folder: Path, split: str = "train"):
+    import datasets
+
+    return datasets.load_dataset(str(folder), split=split, cache_dir=str(folder.parent / "cache"))
+
+
+def test_an_exported_folder_loads_and_its_truths_pay(tmp_path) -> None:
+    done = export(stream, tmp_path / "out", 20, about={"preset": "mix", "seed": 0})
+    rows = load(tmp_path / "out")
+    assert done.rows == len(rows) == 20
+    expected = [sample for _, (_, sample) in zip(range(20), stream().iterate(), strict=False)]
+    for row, sample in zip(rows, expected, strict=True):
+        assert row["id"] == sample.id and row["answer"] == find(sample.task).format(sample.truth)
+        assert score_row(row["solution"], row).correct and score_row("", row).reward == 0.0
+        kinds = [part["type"] for part in row["prompt"][0]["content"]]
+        assert kinds.count("image") == len(row["images"]) and kinds.count("video") == len(row["videos"])
+        for picture, visual in zip(row["images"], [v for v in sample.visuals if not v.is_video], strict=True):
+            assert np.array_equal(np.asarray(picture), visual.pixels)
+        for frames, times in zip(row["videos"], row["video_times"], strict=True):
+            visual = next(v for v in sample.visuals if v.is_video)
+            assert np.array_equal(np.stack([np.asarray(f) for f in frames]), visual.pixels)
+            assert times == visual.times.tolist()
+    assert pretext_reward(rows["solution"], rows["task"], rows["truth"], rows["surface"]) == [1.0] * 20
+    chat = [[{"role": "assistant", "content": rows[0]["solution"]}]]
+    assert pretext_reward(chat, rows["task"][:1], rows["truth"][:1], rows["surface"][:1]) == [1.0]
+    assert np.load(tmp_path / "out" / "hashes.npy").dtype == np.uint64
+
+
+def test_workers_do_not_change_the_rows(tmp_path) -> None:
+    export(stream, tmp_path / "one", 40)
+    export(stream, tmp_path / "two", 40, workers=2)
+    first, second = load(tmp_path / "one"), load(tmp_path / "two")
+    assert first["id"] == second["id"] and first["recipe"] == second["recipe"]
+    one, two = (sorted((tmp_path / name / "data").iterdir())[0].read_bytes() for name in ("one", "two"))
+    assert one == two
+
+
+def test_a_full_folder_is_kept_unless_told(tmp_path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("keep")
+    with pytest.raises(ValueError, match="not empty"):
+        export(stream, tmp_path / "out", 2)
+    export(stream, tmp_path / "out", 2, overwrite=True)
+    assert not (tmp_path / "out" / "mine.txt").exists() and len(load(tmp_path / "out")) == 2
+
+
+def test_a_stuck_export_leaves_no_folder(tmp_path) -> None:
+    from data.pretext.sources import FolderSource
+
+    (tmp_path / "media").mkdir()
+    (tmp_path / "media" / "bad.png").write_text("x")
+    with pytest.raises(ValueError, match="gave no sample"):
+        export(
+            partial(Stream, FolderSource(tmp_path / "media"), Preset("p", (Ingredient("rotation"),))),
+            tmp_path / "out",
+            2,
+        )
+    assert not (tmp_path / "out").exists()
+
+
+class Images(HTMLParser):
+    """Collects what a browser would load."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sources: list[str] = []
+        self.outside: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs) -> None:
+        values = dict(attrs)
+        if tag == "img":
+            self.sources.append(values["src"])
+        self.outside += [v for k, v in attrs if k in ("src", "href") and v and not v.startswith("data:")]
+        assert tag != "script"
+
+
+def test_preview_pages_hold_pictures_prompts_and_truths(tmp_path) -> None:
+    import base64
+    import io
+    from html import escape
+
+    from PIL import Image
+
+    samples = [sample for _, (_, sample) in zip(range(8), stream().iterate(), strict=False)]
+    assert write_preview(samples, tmp_path / "deep" / "page.html", "<b>title</b>") == 8
+    text = (tmp_path / "deep" / "page.html").read_text()
+    page = Images()
+    page.feed(text)
+    assert len(page.sources) >= sum(len(sample.visuals) for sample in samples) and not page.outside
+    for source in page.sources:
+        image = Image.open(io.BytesIO(base64.b64decode(source.split(",", 1)[1])))
+        image.load()
+        assert min(image.size) > 8
+    for sample in samples:
+        assert f"Truth: {escape(find(sample.task).format(sample.truth))}" in text
+    assert "<b>title</b>" not in text and "&lt;b&gt;title&lt;/b&gt;" in text
+
+
+def test_every_command_runs(tmp_path, capsys) -> None:
+    quick = ["--preset", "relative-position", "--count"]
+    assert main(["export", *quick, "5", "--output", str(tmp_path / "set"), "--split", "train"]) == 0
+    assert main(["preview", *quick, "3", "--output", str(tmp_path / "p.html"), "--level", "0.9"]) == 0
+    assert main(["stats", *quick, "6"]) == 0
+    assert main(["audit", *quick, "24", "--json", str(tmp_path / "audit.json")]) in (0, 1)
+    assert main(["list"]) == 0
+    assert json.loads((tmp_path / "audit.json").read_text())["preset"] == "relative-position"
+    assert json.loads((tmp_path / "set" / "manifest.json").read_text())["rows"] == 5
+    exclude = ["--exclude", str(tmp_path / "set" / "hashes.npy"), "--split", "train"]
+    assert main(["stats", *quick, "4", *exclude]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"relative-position\s+100", out) and "puzzlecraft-mix" in out
+
+
+def test_mistakes_are_named_in_one_line(tmp_path, capsys) -> None:
+    assert main(["preview", "--source", str(tmp_path / "none"), "--output", str(tmp_path / "p.html")]) == 2
+    assert main(["stats", "--preset", "jigsav"]) == 2
+    assert main(["stats", "--level", "3"]) == 2
+    errors = capsys.readouterr().err.strip().splitlines()
+    assert len(errors) == 3 and all(line.startswith("error: ") for line in errors)
+
+
+def test_the_library_imports_no_torch() -> None:
+    code = (
+        "import sys; from data.pretext.__main__ import main; from data.pretext.stream import Stream;"
+        "from data.pretext.presets import preset; from data.pretext.sources import DrawnSource;"
+        "from data.pretext.export import row_of; import data.pretext.audit, data.pretext.preview, data.pretext.scoring;"
+        "s = Stream(DrawnSource(0, (240, 320)), preset('puzzlecraft-mix')); row_of(s.sample(0));"
+        "bad = [m for m in sys.modules if m.split('.')[0] in ('torch', 'mmrl', 'transformers')];"
+        "assert not bad, bad[:5]"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_rows_rebuild_their_samples() -> None:
+    live = stream()
+    sample = live.sample(3)
+    row = row_of(sample)
+    assert json.loads(row["recipe"]) == sample.recipe and json.loads(row["source"])["positions"]
+    assert live.replay(sample).id == row["id"]
