@@ -115,7 +115,8 @@ def answer_span(text: str, *, ordered: bool = False) -> Span | None:
 def last_span(text: str) -> Span | None:
     """The last "x to y" or "x and y" of the whole text, thinking included, lower case and single spaces only."""
     found = re.findall(ONE_SPACE, text)
-    return _pairs(found[-1:])[0] if found else None
+    usable = _pairs(found[-1:])  # empty if a number is too large to be finite
+    return usable[0] if usable else None
 
 
 def first_two_numbers(text: str) -> Span | None:

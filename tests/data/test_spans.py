@@ -121,6 +121,10 @@ MARKS = [*"[](,{}- \n", " to ", " and "]
 pieces = st.sampled_from([*TAGS, *MARKS, "1", "2.5", "0:10", "1e400", "9" * 400, "to", "seconds", '"3"', "null", "NaN"])
 
 
+def test_a_number_beyond_floats_is_no_span() -> None:
+    assert last_span(f"{'9' * 400} to 3") is None
+
+
 @settings(deadline=None, max_examples=300)
 @given(st.lists(pieces, max_size=25).map("".join) | st.text(max_size=80))
 def test_no_text_breaks_a_parser_and_all_numbers_are_finite(text: str) -> None:
