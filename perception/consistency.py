@@ -104,6 +104,11 @@ class VisualConsistency:
             raise Unavailable(f"the judge's reply for prompt {rollout.prompt.id!r} holds no verdict: {reply[:200]!r}")
         return sum(marks) / len(marks)
 
+    def metrics(self) -> dict[str, float]:
+        """What the judge counted since the last call."""
+        counted = getattr(self.judge, "metrics", None)
+        return counted() if counted is not None else {}
+
 
 @dataclass(frozen=True)
 class RuleConsistency:

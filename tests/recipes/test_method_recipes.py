@@ -1,0 +1,150 @@
+"""The recipes of the papers, through their real command lines: two steps, offline, and the parameters move."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from dataclasses import is_dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from recipes.launch import EMBEDDED, choose_preset, with_defaults
+
+ROOT = Path(__file__).parents[2]
+NAMES = ("vogue", "dvrp", "noisy_rollout", "vppo", "perception_r1", "pearl", "visurf", "calibrl", "mssr")
+SMALL = ("--run.steps", "2", "--run.eval-prompts", "8", "--run.prompts-per-step", "4", "--monitor.probe-every", "0")
+METRICS = {
+    "vogue": ("vogue/uncertainty", "vogue/bonus", "vogue/capped_visual", "branch/noisy/strength", "scored/noisy"),
+    "dvrp": ("dvrp/kl_masked", "dvrp/kl_noisy", "loss/necessity", "loss/robustness", "branch/noisy/strength"),
+    "noisy_rollout": ("rollout/noisy_answers",),
+    "vppo": ("vppo/dependency", "vppo/trained", "loss/entropy"),
+    "perception_r1": ("reward/visual_rule", "reward/repetition"),
+    "pearl": ("reward/perception", "reward/accuracy", "pearl/reasoning_factor", "pearl/gate_closed"),
+    "visurf": ("label/reward", "label/count", "visurf/teaching_tokens"),
+    "calibrl": ("expert/reward", "calibrl/lead", "calibrl/logp_expert", "loss/guided"),
+    "mssr": ("mssr/value", "mssr/forgetting", "mssr/bonus", "policy/kl_ref"),
+}
+
+
+def run(name, folder, *more):
+    command = [sys.executable, "-m", f"recipes.{name}", *SMALL, "--run.output", str(folder), *more]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=folder.parent, env=env, capture_output=True, text=True, timeout=600)
+
+
+def metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="session")
+def start():
+    """The embedded model; made once, then kept in the user's cache."""
+    from recipes.embedded import warm_model
+
+    return load_file(warm_model() / "model.safetensors")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_trains_with_no_arguments(name, start, tmp_path):
+    done = run(name, tmp_path / "out")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert f"recipes.{name} embedded" in done.stderr and f"{name}: 2 steps done." in done.stdout
+    rows = metrics(tmp_path / "out")
+    assert [row["step"] for row in rows] == [0, 1, 2] and "eval/accuracy" in rows[-1]
+    assert not set(METRICS[name]) - rows[-1].keys(), sorted(rows[-1])
+    assert all(row["optim/grad_norm"] >= 0 for row in rows[1:]) and rows[1]["optim/lr"] > 0
+    end = load_file(tmp_path / "out" / "model" / "model.safetensors")
+    moved = [key for key in end if not torch.equal(end[key], start[key])]
+    assert moved, "no parameter moved"
+    if name != "noisy_rollout":
+        assert any("visual" in key for key in moved), "the vision tower trains"
+
+
+class Verdicts(BaseHTTPRequestHandler):
+    """A judge that finds the first fact of each request and not the others."""
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        count = len(re.findall(r"^\d+\. ", body["messages"][1]["content"].split("Response")[0], re.MULTILINE))
+        text = "".join(f"<info{i}>{int(i == 1)}</info{i}>" for i in range(1, count + 1))
+        reply = json.dumps({"choices": [{"message": {"content": text}}]}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(reply)))
+        self.end_headers()
+        self.wfile.write(reply)
+
+    def log_message(self, *_):
+        pass
+
+
+def test_perception_r1_asks_a_judge(start, tmp_path):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Verdicts)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        done = run("perception_r1", tmp_path / "out", "--judge.url", f"http://127.0.0.1:{server.server_port}/v1")
+    finally:
+        server.shutdown()
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = metrics(tmp_path / "out")[1:]
+    assert all(0.5 <= row["reward/visual"] <= 1.0 and "reward/visual_rule" not in row for row in rows)
+    assert sum(row.get("judge/requests", 0) for row in rows) > 0
+
+
+def test_a_judge_that_is_down_stops_the_run_with_a_checkpoint(tmp_path):
+    done = run("perception_r1", tmp_path / "out", "--judge.url", "http://127.0.0.1:9/v1", "--run.eval-prompts", "0")
+    assert done.returncode != 0 and "Step 1 failed" in done.stderr and "visual" in done.stderr
+    assert (tmp_path / "out" / "checkpoints" / "step-0").is_dir()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_preset_fits_its_recipe(name):
+    recipe = importlib.import_module(f"recipes.{name}")
+    sizes = []
+    for preset, chosen in recipe.PRESETS.items():
+        signature = inspect.signature(with_defaults(recipe.main, chosen.values))
+        plain = inspect.signature(recipe.main).parameters
+        for parameter in signature.parameters.values():
+            default = plain[parameter.name].default
+            assert type(parameter.default) is type(default) or not is_dataclass(default), (preset, parameter.name)
+        assert chosen.note, preset
+        sizes.append(chosen.size)
+    assert recipe.PRESETS[EMBEDDED].size is None and any(sizes)
+    assert choose_preset(recipe.PRESETS, None, "my/Qwen2.5-VL-7B", None) == "7b"
+    assert choose_preset(recipe.PRESETS, None, None, None) == EMBEDDED
+    assert recipe.__doc__ and f"recipes.{name}" in recipe.__doc__ and "arXiv" in recipe.__doc__
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_setting_is_explained(name, capsys):
+    from recipes.launch import launch
+
+    recipe = importlib.import_module(f"recipes.{name}")
+    with pytest.raises(SystemExit) as ended:
+        launch(recipe.main, recipe.PRESETS, ["--help"])
+    text = capsys.readouterr().out
+    assert ended.value.code == 0 and "Presets" in text and "--run.seed" in text
+    assert set(inspect.signature(recipe.main).parameters) <= set(
+        re.findall(r"^ {4,}(\w+):", recipe.main.__doc__, re.M)
+    ), "every argument of main is documented"
+
+
+def test_the_table_names_every_recipe():
+    text = (ROOT / "recipes" / "README.md").read_text()
+    for name in (*NAMES, "grpo", "papo", "sft", "evaluate"):
+        assert f"[{name}.py]({name}.py)" in text and f"recipes.{name}" in text, name
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
+        target = (ROOT / "recipes" / link).resolve()
+        assert target.exists() or target.name == "effects.md", link
+    for name, preset in re.findall(r"`python -m recipes\.(\w+) ([\w-]+)", text):
+        known = importlib.import_module(f"recipes.{name}").PRESETS
+        assert preset.startswith("--") or preset in known, (name, preset)
