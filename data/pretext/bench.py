@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from data.pretext.catalogue import TASKS
-from data.pretext.contract import Medium, Sample, Task
+from data.pretext.contract import INVALID, Medium, Sample, Task
 from data.pretext.media import clip_medium
 from data.pretext.presets import Ingredient, Preset
 from data.pretext.procedural import clip, scene
@@ -33,6 +33,13 @@ from data.pretext.stream import Stream
 from data.video import ClipReader
 
 REPETITIONS = 3
+PIECES = (
+    *"0123456789ABCDabc,;:.-|()[]{}<>",
+    *(" ", "  ", "\n", "\t", "–", "→", "->", "<answer>", "</answer>", "<think>", "</think>", "\\boxed{"),
+    *("1.5", "2.5-3.5", "to", "s", " and "),
+    *("pan left", "mirror", "invert", "red", "٣", "½", "∞", "nan", "1e9", "\x00", "é", "999999999999", "-1", "true"),
+)  # fmt: skip
+"""What random replies are made of."""
 CORE = (
     *("jigsaw", "rotation", "patchfit", "odd-tile", "differences", "relative-position", "crop-location"),
     *("edit-program", "correspondence", "quality-order", "overlay-count", "mosaic"),
@@ -141,6 +148,63 @@ def memory(samples: int = 400) -> tuple[float, float]:
     )
     half, whole = map(float, found.stdout.split())
     return whole / 1024, (whole - half) / 1024
+
+
+@dataclass(frozen=True)
+class Fuzzed:
+    """What random replies did."""
+
+    replies: int
+    errors: int
+    """Replies that raised."""
+    unfounded: int
+    """Replies that earned something without a solution key."""
+    slowest: float
+    """CPU milliseconds of the slowest reply, best of three."""
+
+
+def fuzz(count: int, seed: int = 0) -> Fuzzed:
+    """Score `count` random replies over all tasks. Replies mix fragments of every answer form and odd characters."""
+    rng, samples = generator("fuzz", seed), [(task, _one(task)) for task in TASKS]
+    cases = [(task, sample) for task, sample in samples if sample is not None]
+    errors = unfounded = 0
+    slowest = 0.0
+    for number in range(count):
+        task, sample = cases[number % len(cases)]
+        reply = _noise(task, sample, rng)
+        start = time.thread_time()
+        try:
+            score = task.score(reply, sample.truth, sample.surface)
+        except Exception:  # counted: this is what the figure is about
+            errors += 1
+            continue
+        spent = time.thread_time() - start
+        if spent > max(slowest, 2e-4):
+            spent = min(
+                spent, *(_seconds(lambda t=task, s=sample, r=reply: t.score(r, s.truth, s.surface)) for _ in "12")
+            )
+        slowest = max(slowest, spent)
+        unfounded += score.reward > 0.0 and (score.key == INVALID or not score.parts.get("parsed", 0.0))
+    return Fuzzed(count, errors, unfounded, 1000 * slowest)
+
+
+def _noise(task: Task, sample: Sample, rng: np.random.Generator) -> str:
+    count = int(rng.integers(0, 24))
+    body = "".join(PIECES[int(i)] for i in rng.integers(len(PIECES), size=count))
+    kind = int(rng.integers(4))
+    if kind == 0:
+        return body
+    if kind == 1:
+        true = task.format(sample.truth)
+        cut = int(rng.integers(len(true) + 1))
+        body = true[:cut] + body + true[cut:]
+    return sample.surface.wrap(body * int(rng.integers(1, 4)))
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    start = time.thread_time()
+    call()
+    return time.thread_time() - start
 
 
 def _tasks(

@@ -1,7 +1,7 @@
 """Putting labelled pieces on one picture: the "canvas" layout of a surface.
 
-Pieces keep their pixels; each stands in a cell of equal size under a white strip with its label in black, cells are
-separated by a white margin, so that no two pieces touch.
+Pieces keep their pixels; each stands under a white strip with its label in black, separated by a white margin, so that
+no two pieces touch.
 """
 
 from __future__ import annotations
@@ -19,17 +19,36 @@ MARGIN = 8
 
 
 def numbered_canvas(pieces: Sequence[Array], labels: Sequence[str], columns: int | None = None) -> Array:
-    """uint8 [H, W, 3] with the pieces in reading order; `columns` defaults to a nearly square arrangement."""
-    across = columns or int(np.ceil(np.sqrt(len(pieces))))
-    strip = max(16, min(28, pieces[0].shape[0] // 5))
-    tall, wide = max(p.shape[0] for p in pieces) + strip, max(p.shape[1] for p in pieces)
-    rows = -(-len(pieces) // across)
-    canvas = np.full((rows * (tall + MARGIN) + MARGIN, across * (wide + MARGIN) + MARGIN, 3), 255, dtype=np.uint8)
-    for place, (piece, label) in enumerate(zip(pieces, labels, strict=True)):
-        top, left = MARGIN + place // across * (tall + MARGIN), MARGIN + place % across * (wide + MARGIN)
-        canvas[top : top + strip, left : left + wide] = caption(label.rstrip(":"), wide, strip)
-        canvas[top + strip : top + strip + piece.shape[0], left : left + piece.shape[1]] = piece
+    """uint8 [H, W, 3] with the pieces in reading order, `columns` to a row.
+
+    Without `columns` pieces of one size are arranged nearly square, and pieces of several sizes flow into rows that are
+    as wide as the widest piece or as a square of the same area."""
+    strip = max(16, min(28, min(piece.shape[0] for piece in pieces) // 5))
+    cells = [_captioned(piece, label, strip) for piece, label in zip(pieces, labels, strict=True)]
+    one_size = len({cell.shape for cell in cells}) == 1
+    limit = max(max(cell.shape[1] for cell in cells), int(np.sqrt(sum(cell.size // 3 for cell in cells)) * 1.2))
+    across = columns or (int(np.ceil(np.sqrt(len(cells)))) if one_size else len(cells))
+    rows: list[list[Array]] = []
+    for cell in cells:
+        used = sum(other.shape[1] + MARGIN for other in rows[-1]) if rows else 0
+        full = (
+            not rows or len(rows[-1]) == across or (columns is None and not one_size and used + cell.shape[1] > limit)
+        )
+        rows = [*rows, [cell]] if full else [*rows[:-1], [*rows[-1], cell]]
+    height = MARGIN + sum(max(cell.shape[0] for cell in row) + MARGIN for row in rows)
+    width = MARGIN + max(sum(cell.shape[1] + MARGIN for cell in row) for row in rows)
+    canvas, top = np.full((height, width, 3), 255, dtype=np.uint8), MARGIN
+    for row in rows:
+        left = MARGIN
+        for cell in row:
+            canvas[top : top + cell.shape[0], left : left + cell.shape[1]] = cell
+            left += cell.shape[1] + MARGIN
+        top += max(cell.shape[0] for cell in row) + MARGIN
     return canvas
+
+
+def _captioned(piece: Array, label: str, strip: int) -> Array:
+    return np.concatenate([caption(label.rstrip(":"), piece.shape[1], strip), piece], axis=0)
 
 
 @lru_cache(maxsize=512)

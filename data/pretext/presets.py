@@ -50,6 +50,10 @@ TOUCHING: Mapping[str, KnobValue] = {"gap": 0.0, "jitter": False}
 """Tiles as in the papers."""
 
 
+SCENES = ("hop-chain", "hop-chain-photo", "scene-count", "scene-compare", "clock", "chart-reading", "table-reading")
+"""Drawn scenes with programs as oracles, and programs over photographs."""
+LOGIC = ("maze-exit", "np-tsp", "np-colouring", "np-clique", "np-independent-set", "np-set-cover", "np-knapsack")
+"""Drawn puzzles with exact solvers."""
 FEW = ("boundary", "histogram")
 """With up to six pieces, continuity of brightness is what there is to see: declared, not a leak."""
 
@@ -106,6 +110,8 @@ PRESETS: tuple[Preset, ...] = (
             Ingredient("video-count"),
             Ingredient("sprite-times"),
             Ingredient("sprite-path"),
+            *(Ingredient(task, 0.5) for task in SCENES),
+            *(Ingredient(task, 0.2) for task in LOGIC),
         ),
         THINK,
         "Our own mix of image and video tasks; tasks without fitting media are left out.",

@@ -1,0 +1,63 @@
+"""Every task gives the samples it gave before: a change of pixels or truth needs a new `version`.
+
+`fingerprints.json` holds, per task and knobs, the hash of truths and words and the hash of pixels, and the versions of
+the libraries they were made with. Truths must match everywhere; pixels only with the same libraries, otherwise the mean
+grey level of each visual within one level. After a wanted change: bump the version and run this file as a script.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data.pretext.catalogue import TASKS, find
+from data.pretext.conformance import drawn_cases
+
+STORE = Path(__file__).with_name("fingerprints.json")
+LIBRARIES = ("numpy", "pillow", "scipy")
+
+
+def versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in LIBRARIES}
+
+
+def fingerprint(name: str, level: float | None) -> dict:
+    """Hashes of two samples of a task."""
+    words, pixels, means = hashlib.blake2b(digest_size=12), hashlib.blake2b(digest_size=12), []
+    for case in drawn_cases(find(name), (level,), each=2):
+        sample = case.sample
+        words.update(json.dumps([sample.truth, list(sample.messages), repr(sample.key)], sort_keys=True).encode())
+        for visual in sample.visuals:
+            pixels.update(str(visual.pixels.shape).encode() + np.ascontiguousarray(visual.pixels).tobytes())
+            means.append(round(float(visual.pixels.mean()), 1))
+    return {"words": words.hexdigest(), "pixels": pixels.hexdigest(), "means": means}
+
+
+def entries() -> dict[str, dict]:
+    return {
+        f"{task.name} v{task.version} {'default' if level is None else level}": fingerprint(task.name, level)
+        for task in TASKS
+        for level in (None, 1.0)
+    }
+
+
+@pytest.mark.parametrize("level", [None, 1.0])
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
+def test_golden_samples_of_each_task(task, level) -> None:
+    stored = json.loads(STORE.read_text())
+    known = stored["samples"].get(f"{task.name} v{task.version} {'default' if level is None else level}")
+    assert known is not None, f"{task.name} v{task.version} has no fingerprint; run this file as a script"
+    found = fingerprint(task.name, level)
+    hint = f"{task.name}: if the change is wanted, bump its version and run {Path(__file__).name} as a script"
+    assert found["words"] == known["words"], hint
+    assert len(found["means"]) == len(known["means"])
+    assert np.allclose(found["means"], known["means"], atol=1.0), hint
+    if stored["versions"] == versions():
+        assert found["pixels"] == known["pixels"], hint
+
+
+if __name__ == "__main__":
+    STORE.write_text(json.dumps({"versions": versions(), "samples": entries()}, indent=1) + "\n")
