@@ -11,6 +11,7 @@ are ids beyond the tokenizer's, which a vocabulary padded to a round number has:
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -73,12 +74,17 @@ class HFEngine:
         looks = [e.visual for e in encoded] if visual is None else list(visual)
         forced = [[] if prefixes is None else prefixes[i].tolist() for i in range(len(prompts))]
         per_chunk = max(1, self.rows_at_once // sampling.group_size)
+        copies: Counter[str] = Counter()
+        first = []  # number of a prompt's first answer: a prompt that is there twice gets other answers the second time
+        for prompt in prompts:
+            first.append(copies[prompt.id])
+            copies[prompt.id] += sampling.group_size
         rollouts: list[Rollout] = []
         for start in range(0, len(prompts), per_chunk):
             chunk = range(start, min(start + per_chunk, len(prompts)))
             answers = [_Answer(i - start, forced[i]) for i in chunk for _ in range(sampling.group_size)]
             seeds = [
-                (now.seed, now.step, prompts[i].id, branch, g, "answer")
+                (now.seed, now.step, prompts[i].id, branch, first[i] + g, "answer")
                 for i in chunk
                 for g in range(sampling.group_size)
             ]

@@ -16,7 +16,8 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from functools import partial
 from pathlib import Path
@@ -82,7 +83,7 @@ class Tracker:
 
 
 def discard(folder: Path) -> None:
-    """Delete an old run. Raises `OutputError` for a folder with other things in it, which nobody meant to lose."""
+    """Empty the folder of an old run. Raises `OutputError` for one with other things, which nobody meant to lose."""
     if not folder.is_dir() or not any(folder.iterdir()):
         return
     if not (folder / "config.json").is_file():
@@ -90,7 +91,38 @@ def discard(folder: Path) -> None:
             f"--run.overwrite would delete {folder}, but that is no folder of a run (it has no config.json); "
             "choose another --run.output, or delete it yourself."
         )
-    shutil.rmtree(folder)
+    for inside in folder.iterdir():
+        if inside.is_dir() and not inside.is_symlink():
+            shutil.rmtree(inside)
+        else:
+            inside.unlink()
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep other processes from writing the same run. Raises `OutputError` if one does; ends with the process.
+
+    Where the system or the disk has no such locks, nothing is kept.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(handle)
+        raise OutputError(
+            f"Another process is writing to {folder}; wait for it or stop it, or choose another --run.output."
+        ) from error
+    except OSError:
+        pass  # a network disk without locks
+    try:
+        yield
+    finally:
+        os.close(handle)
 
 
 def prepare_output(folder: Path) -> None:

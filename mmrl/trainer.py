@@ -48,6 +48,7 @@ from mmrl.surrogates import Surrogate, clipped
 from mmrl.tracking import (
     OutputError,
     Tracker,
+    alone,
     describe,
     describe_prompts,
     differences,
@@ -133,11 +134,14 @@ class Trainer:
 
     def fit(self) -> dict[str, float]:
         """Run to the end (or go on from the last checkpoint); returns the last metrics. Ctrl-C saves and stops."""
-        folder = self.run.folder
+        prepare_output(self.run.folder)
+        with alone(self.run.folder):
+            return self._fit(self.run.folder)
+
+    def _fit(self, folder: Path) -> dict[str, float]:
         self._halt = False
         if self.run.overwrite and self.step_done == 0:
             discard(folder)
-        prepare_output(folder)
         if (folder / "finished.json").is_file():
             done = json.loads((folder / "finished.json").read_text())
             Progress.say(f"{folder} holds a finished run; nothing to do. --run.overwrite starts anew.")

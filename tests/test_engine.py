@@ -89,6 +89,15 @@ def test_same_seed_same_answer_and_other_step_other_answer(policy):
     assert len({tuple(r.tokens.tolist()) for r in first[:4]}) > 1
 
 
+def test_a_prompt_that_is_there_twice_gets_other_answers(policy):
+    sampling = Sampling(3, 1.0, max_tokens=8)
+    alone = HFEngine(policy).generate([PROMPTS[2]], sampling, NOW)
+    twice = HFEngine(policy).generate([PROMPTS[2], PROMPTS[2]], sampling, NOW)
+    answers = [tuple(r.tokens.tolist()) for r in twice]
+    assert answers[:3] == [tuple(r.tokens.tolist()) for r in alone] and len(set(answers)) > len(set(answers[:3]))
+    assert [r.group for r in twice] == [0, 0, 0, 1, 1, 1]
+
+
 def test_batch_shape_hardly_matters(policy):
     sampling = Sampling(4, 1.0, max_tokens=8)
     whole = HFEngine(policy).generate(PROMPTS, sampling, NOW)

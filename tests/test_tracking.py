@@ -18,6 +18,7 @@ from mmrl.schedules import Linear
 from mmrl.tracking import (
     OutputError,
     Tracker,
+    alone,
     describe,
     describe_prompts,
     differences,
@@ -168,12 +169,33 @@ def test_overwriting_deletes_runs_and_nothing_else(tmp_path):
         place.mkdir()
         (place / "something").write_text("x")
     (old / "config.json").write_text("{}")
+    (old / "checkpoints").mkdir()
+    (old / "link").symlink_to(other)
     discard(old)
-    assert not old.exists()
+    assert old.is_dir() and not list(old.iterdir()) and (other / "something").is_file()
     with pytest.raises(OutputError, match=r"photos, but that is no folder of a run"):
         discard(other)
     assert (other / "something").is_file()
     discard(tmp_path / "absent")
+
+
+def test_two_processes_never_write_the_same_run(tmp_path):
+    import subprocess
+    import sys
+
+    lock = (
+        f"import fcntl, os; fcntl.flock(os.open({str(tmp_path)!r}, os.O_RDONLY), fcntl.LOCK_EX); print(1, flush=True)"
+    )
+    with alone(tmp_path), pytest.raises(OutputError, match="Another process is writing"), alone(tmp_path):
+        pass
+    other = subprocess.Popen([sys.executable, "-c", f"{lock}; input()"], stdin=-1, stdout=-1)
+    other.stdout.readline()
+    with pytest.raises(OutputError, match=r"Another process is writing to .*another --run\.output"), alone(tmp_path):
+        pass
+    other.kill()
+    other.wait()
+    with alone(tmp_path):
+        assert not list(tmp_path.iterdir())
 
 
 def test_environment_and_memory():
