@@ -255,8 +255,9 @@ def measure_files(folder: Path, files: int) -> list[dict[str, Any]]:
     """Growth of the process tree's memory over a loader's long run, and whether every item came."""
     from torch.utils.data import DataLoader
 
-    rows = plain(small_set(folder / "many", files))
-    prompts = Guarded(GroundingPrompts(rows, ClipReader(), ClipSampling(num_frames=8)))
+    prompts = Guarded(
+        GroundingPrompts(plain(small_set(folder / "many", files)), ClipReader(), ClipSampling(num_frames=8))
+    )
     loader: Any = DataLoader(prompts, batch_size=None, num_workers=2)  # type: ignore[arg-type]
     process, memory, came, began = psutil.Process(), [], 0, time.perf_counter()
     for prompt in loader:

@@ -14,11 +14,14 @@ to one second beyond the clip is cut to it; spans further outside are dropped. `
 
 from __future__ import annotations
 
+import pickle
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from data.difficulty import about_sound
 from data.faults import Fault, shown
@@ -155,6 +158,30 @@ class RowBuilder:
         return kept
 
 
+class PackedRows(Sequence[GroundingRow]):
+    """Rows as one block of bytes, unpacked when read.
+
+    A forked loader shares the block for good. Of a list of objects every read dirties pages, by counting references,
+    until each worker has a copy of its own.
+    """
+
+    def __init__(self, rows: Sequence[GroundingRow]) -> None:
+        packed = [pickle.dumps(row) for row in rows]
+        self._ends = np.cumsum([0, *map(len, packed)])
+        self._bytes = np.frombuffer(b"".join(packed), dtype=np.uint8)
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"Index {index} lies outside {len(self)} rows.")
+        start, end = self._ends[index % len(self)], self._ends[index % len(self) + 1]
+        return pickle.loads(self._bytes[start:end].tobytes())
+
+
 class GroundingPrompts:
     """Prompts over rows: question, clip and true spans; the clip is decoded when an index is read.
 
@@ -175,7 +202,7 @@ class GroundingPrompts:
     ) -> None:
         if "{query}" not in template:
             raise ValueError(f"The template {shown(template)} has no place for the question; write {{query}} into it.")
-        self.rows, self.reader, self.sampling = rows, reader, sampling
+        self.rows, self.reader, self.sampling = PackedRows(rows), reader, sampling
         self.template, self.encoding, self.snap, self.video_first = template, encoding, snap, video_first
         self.size: int | None = len(rows)
 

@@ -26,7 +26,7 @@ from data.grounding_formats import (
     video_r1,
 )
 from data.grounding_rewards import SpanReward, span_iou
-from data.grounding_sets import GroundingPrompts, timelens_usable
+from data.grounding_sets import GroundingPrompts, PackedRows, timelens_usable
 from data.quarantine import Guarded
 from data.spans import as_spans
 from data.time_text import interleaved_times
@@ -199,6 +199,16 @@ def test_rows_can_be_filtered_and_picked(write: Write) -> None:
     rows = plain(write("m.jsonl", lines), check_files=False)
     assert len(rows) == 5 and len(rows.keep(timelens_usable)) == 1
     assert [row.duration for row in rows.pick([3, 1])] == [600, 3]
+
+
+def test_packed_rows_are_the_rows(write: Write) -> None:
+    lines = [{"video": "a.mp4", "query": f"q{i}", "span": [i, i + 1]} for i in range(5)]
+    rows = plain(write("m.jsonl", lines), check_files=False)
+    packed = PackedRows(rows)
+    assert list(packed) == rows.rows and packed[-1] == rows[4] and packed[1:3] == rows[1:3] and len(packed) == 5
+    with pytest.raises(IndexError, match="outside 5 rows"):
+        packed[5]
+    assert list(PackedRows([])) == []
 
 
 @pytest.fixture()
