@@ -2,7 +2,8 @@
 
 Draws come from (run seed, step, prompt id, branch, medium) and, for per-answer views, the answer; so a step that is run
 again sees the same masks, and one draw serves a whole group unless asked otherwise. Grids and positions never change.
-Pixels are rendered and processed once per prompt (or answer) and step, however many passes read them.
+Pixels are rendered and processed once per prompt (or answer) and step, however many passes read them. A view that says
+`reads_saliency` is given the attention which the policy's own tower pays to each visual token of the real picture.
 """
 
 from __future__ import annotations
@@ -86,9 +87,11 @@ def render(
 
     def transform(frames: Tensor, medium: int) -> Tensor:
         rng: torch.Generator = generator(now.seed, now.step, prompt.id, name, medium, answer)
-        return branch.view(frames, ViewContext(prompt, medium), rng, now)
+        saliency = policy.saliency(encoded.visual[medium]) if asks else None
+        return branch.view(frames, ViewContext(prompt, medium, saliency), rng, now)
 
-    return policy.processing.rerender(prompt, policy.encode(prompt), transform, branch.stage)
+    encoded, asks = policy.encode(prompt), bool(getattr(branch.view, "reads_saliency", False))
+    return policy.processing.rerender(prompt, encoded, transform, branch.stage)
 
 
 def spoils(view: View, prompt: Prompt) -> str:

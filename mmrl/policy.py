@@ -29,6 +29,7 @@ from mmrl.logprobs import embed, head_divergence, head_scores
 from mmrl.objectives.base import Divergence
 from mmrl.processing import Encoded, Patches, PixelBudget, Processing
 from mmrl.types import Prompt, Scores
+from mmrl.visual_attention import token_saliency
 
 Part = Literal["vision", "merger", "language", "head"]
 
@@ -77,6 +78,7 @@ class Policy:
         """Tokens and patches through each network since the trainer last looked."""
         self.features_store = FeatureStore()
         self._encoded: dict[str, tuple[Prompt, Encoded]] = {}
+        self._saliency: dict[tuple[str, str], Tensor] = {}
         self._frozen_copy: nn.Module | None = None
         self._reference = False
         base = self.base
@@ -216,6 +218,16 @@ class Policy:
     def forget_prompts(self) -> None:
         """Drop the encoded prompts of the step."""
         self._encoded.clear()
+        self._saliency.clear()
+
+    def saliency(self, patches: Patches) -> Tensor:
+        """Attention that each visual token of a medium receives in the tower, float32 [F', h, w] on the CPU."""
+        key = (patches.key, self._tower_version())
+        if key not in self._saliency:
+            self.counters["patches/saliency"] += len(patches.values)
+            values = patches.values.to(self.device, self.dtype)
+            self._saliency[key] = token_saliency(self.base.model.visual, values, patches.grid).cpu()
+        return self._saliency[key]
 
     def features(self, patches: Sequence[Patches], grad: bool = False) -> list[VisualFeatures]:
         """Features of each medium, computed once per content and weights version."""

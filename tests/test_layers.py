@@ -28,6 +28,7 @@ LAYERS = (
             "logprobs",
             "kernels",
             "attention",
+            "visual_attention",
             "positions",
             "pixels",
             "chat",
@@ -53,7 +54,7 @@ LAYER = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 HOMES = {
     "transformers": {
         *("mmrl.policy", "mmrl.processing", "mmrl.engine", "mmrl.tiny", "mmrl.attention", "mmrl.pixels", "mmrl.chat"),
-        *("mmrl.tracking", "perception.saliency"),
+        *("mmrl.tracking", "mmrl.visual_attention", "perception.saliency"),
     },
     "peft": {"mmrl.policy"},
     "vllm": {"mmrl.engine_vllm"},
