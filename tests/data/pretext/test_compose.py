@@ -24,7 +24,7 @@ COMPOSED = (
 
 @cache
 def cases(place: int) -> list[Case]:
-    return drawn_cases(COMPOSED[place], levels=(None,), each=4)
+    return drawn_cases(COMPOSED[place], levels=(None,), each=3)
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)

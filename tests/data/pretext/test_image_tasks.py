@@ -337,3 +337,28 @@ def test_flat_pictures_are_refused(value: int) -> None:
         "camera-motion",
     ):
         assert isinstance(make(find(name), media), Reject), name
+
+
+@pytest.mark.parametrize(
+    ("name", "knobs"),
+    [
+        ("crop-location", {"side": 128, "zoom": 48}),
+        ("differences", {"side": 180, "edits": 1}),
+        ("correspondence", {"side": 96}),
+        ("overlay-count", {"side": 180, "most": 4}),
+        ("edit-program", {"side": 64}),
+    ],
+)
+def test_chance_rewards_hold_over_many_truths(name: str, knobs: dict) -> None:
+    """Guesses on 80 truths: within four standard errors over truths."""
+    task, rewards = find(name), []
+    media = [landscape(0, index, 220, 300) for index in range(4)]
+    for index in range(80):
+        sample = make(task, [media[index % 4]], knobs, index=index)
+        if isinstance(sample, Sample):
+            rng = Streams("guess", index).selection
+            guesses = [task.score(f"<answer>{task.guess(sample.truth, rng)}</answer>", sample.truth) for _ in range(60)]
+            rewards.append(np.mean([score.reward for score in guesses]))
+    declared = task.chance_reward(task.complete(knobs))
+    error = 4 * np.std(rewards, ddof=1) / np.sqrt(len(rewards))
+    assert len(rewards) > 30 and abs(np.mean(rewards) - declared) <= error, (np.mean(rewards), declared, error)
