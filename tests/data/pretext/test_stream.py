@@ -218,3 +218,45 @@ def test_a_stream_travels_to_workers() -> None:
     before = stream.sample(4)
     again = pickle.loads(pickle.dumps(stream))
     assert before is not None and equal(before, again.sample(4))
+
+
+@pytest.fixture
+def zoo(tmp_path):
+    """Every kind of picture file a folder may hold, good and bad, among twelve photographs."""
+    for index in range(12):
+        Image.fromarray(scene(0, index, 420, 560).picture()).save(tmp_path / f"photo{index}.jpg", quality=88)
+    base = Image.fromarray(scene(1, 1, 420, 560).picture())
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    base.save(tmp_path / "turned.jpg", exif=exif)
+    base.convert("L").save(tmp_path / "grey.png")
+    base.convert("P").save(tmp_path / "palette.png")
+    base.convert("CMYK").save(tmp_path / "print.jpg")
+    base.convert("RGBA").save(tmp_path / "alpha.webp")
+    Image.fromarray(np.asarray(base.convert("L")).astype(np.uint16) * 257).save(tmp_path / "deep.tif")
+    base.save(tmp_path / "moving.gif", save_all=True, append_images=[base.rotate(90)])
+    Image.new("RGB", (20_000, 60), "red").save(tmp_path / "wide.png")
+    Image.new("RGB", (1, 1)).save(tmp_path / "dot.png")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "photo0.jpg").read_bytes()[:3000])
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    (tmp_path / "page.jpg").write_text("<html></html>")
+    (tmp_path / "loop").symlink_to(tmp_path, target_is_directory=True)
+    return tmp_path
+
+
+def test_every_image_task_takes_a_mixed_folder(zoo) -> None:
+    """A smaller form of 10,000 samples per task; `PRETEXT_SAMPLES` sets the number."""
+    import os
+
+    from data.pretext.catalogue import TASKS
+
+    count, quarantine = int(os.environ.get("PRETEXT_SAMPLES", "6")), Quarantine()
+    source = FolderSource(zoo, quarantine)
+    for task in (task for task in TASKS if task.kinds[0] == "image"):
+        stream = Stream(source, Preset(task.name, (Ingredient(task.name),)), seed=5, quarantine=quarantine)
+        for index in range(count):
+            sample = stream.sample(index)
+            if sample is not None:
+                assert task.score(sample.surface.wrap(task.format(sample.truth)), sample.truth, sample.surface).correct
+        assert stream.counts[f"made/{task.name}"] >= 0.8 * count, (task.name, dict(stream.counts))
+    assert set(quarantine.counts) <= {"broken image", "empty file", "not an image"}
