@@ -69,7 +69,8 @@ class Drawn:
     noise: float = 0.0
     """Share of lookup targets replaced by a random colour and shape; `answer` stays exact."""
     swapped: float = 0.0
-    """Share of lookup targets that put the shape before the colour ("circle red"); `answer` stays exact."""
+    """Share of lookup targets that put the shape before the colour ("circle red"), and of clip targets that put the end
+    before the start ("5 to 2"); `answer` stays exact."""
     ask_empty: float = 0.1
     """Share of lookup questions about an empty cell (if there is one)."""
     frames: int = 16
@@ -260,7 +261,8 @@ def _clips(rng: np.random.Generator, spec: Drawn) -> Question:
     last = event.end - 1 / spec.fps  # an evidence span includes both ends
     extra: dict[str, Any] = {"spans": ((float(event.start), float(event.end)),), "depends_on": ("order",)}
     extra["evidence"] = {"span": [float(event.start), last]}
-    return Question(text, answer, _tagged(answer), (media,), extra)
+    told = f"{event.end} to {event.start}" if rng.random() < spec.swapped else answer
+    return Question(text, answer, _tagged(told), (media,), extra)
 
 
 def _narrate(rng: np.random.Generator, spec: Drawn) -> Question:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from statistics import pstdev
 
 import torch
 from torch import Tensor
@@ -270,6 +271,7 @@ def rollout_metrics(rollouts: Sequence[Rollout], batch: Batch) -> dict[str, floa
     return {
         "reward/total": reward.mean().item(),
         "reward/std": reward.std(unbiased=False).item(),
+        "reward/group_std": sum(pstdev(g) for g in groups.values()) / len(groups),
         "reward/even_groups": even / len(groups),
         "answer/length": sum(len(r.tokens) for r in rollouts) / len(rollouts),
         "answer/truncated": sum(r.stop == "length" for r in rollouts) / len(rollouts),

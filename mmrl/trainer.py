@@ -30,6 +30,7 @@ import torch
 from mmrl import checkpoint
 from mmrl.advantages import group_normalized
 from mmrl.checks import check_setup
+from mmrl.early_stop import EarlyStop, Plateau
 from mmrl.engine import HFEngine
 from mmrl.evaluate import evaluate, heldout_prompts
 from mmrl.filters import overlong_penalty
@@ -87,6 +88,7 @@ class Trainer:
         rollout: RolloutFunction = group_rollout,
         heldout: Prompts | None = None,
         monitor: Monitor = Monitor(),
+        early: EarlyStop = EarlyStop(),
         settings: Mapping[str, Any] | None = None,
     ) -> None:
         refuse_several_processes()
@@ -96,6 +98,7 @@ class Trainer:
         self.branches, self.objectives, self.rollout = dict(branches or {}), list(objectives), rollout
         self.heldout = [] if heldout is None else heldout_prompts(heldout, run.eval_prompts, policy.encode)
         self.monitor, self.alarms = monitor, Alarms(monitor.window, self.objectives)
+        self.plateau = Plateau(early)
         check_setup(self.objectives, self.branches, rollout, estimator, grpo, self.engine, prompts)
         self.supply = Supply(prompts, run.prompts_per_step, run.seed, check=policy.encode, on_bad=run.on_bad)
         self.settings = {**self._settings(), "prompts": describe_prompts(prompts), **describe(settings or {})}
@@ -158,10 +161,10 @@ class Trainer:
                 tracker.log(0, metrics)
                 self._stop_if_blind(metrics)
         with self._interruptible(progress), progress:
-            while self.step_done < self.steps and not self._halt:
+            while self.step_done < self.steps and not self.plateau.reached and not self._halt:
                 metrics = self._one_step(tracker)
                 progress.update(self.step_done, metrics)
-        if self._halt and self.step_done < self.steps:
+        if self._halt and self.step_done < self.steps and not self.plateau.reached:
             self._save()
             progress.say(f"Stopped at step {self.step_done}; the same command continues from {folder}/checkpoints.")
             raise KeyboardInterrupt
@@ -186,7 +189,8 @@ class Trainer:
             ) from error
         self.step_done = number
         self.policy.forget_prompts()
-        last = number == self.steps
+        metrics.update(self.plateau.observe(metrics))
+        last = number == self.steps or self.plateau.reached
         if self.heldout and (last or (self.run.eval_every and number % self.run.eval_every == 0)):
             metrics.update(self._evaluate(number))
         if self.monitor.probe_every and (last or number % self.monitor.probe_every == 0):
@@ -272,6 +276,7 @@ class Trainer:
             "version": self.policy.version,
             "supply": self.supply.state(),
             "objectives": states,
+            "plateau": self.plateau.state(),
             "threads": torch.get_num_threads(),
         }
 
@@ -313,6 +318,7 @@ class Trainer:
         self.supply.load(state["supply"])
         self.policy.version, self.step_done = state["version"], state["step"]
         self.policy.features_store.clear()
+        self.plateau.load(state["plateau"])
         for i, objective in enumerate(self.objectives):
             objective.load(state["objectives"][f"{i}:{type(objective).__name__}"])
         if state["threads"] != torch.get_num_threads():
@@ -325,6 +331,8 @@ class Trainer:
         folder = self.run.folder
         if not metrics:  # continued after the last step
             metrics = {k: v for k, v in read_metrics(folder)[-1].items() if k != "step"}
+        if self.plateau.reached:
+            Progress.say(f"Stopped early after step {self.step_done}: mean reward and deviation within groups rest.")
         self.policy.save(folder / "model")
         (folder / "finished.json").write_text(json.dumps(metrics, indent=1))
         self.rewards.close()
@@ -348,6 +356,7 @@ class Trainer:
             "branches": describe(self.branches),
             "objectives": describe(self.objectives),
             "rewards": self.rewards.weights,
+            "early": describe(self.plateau.rule),
             "policy": self.policy.description,
         }
 

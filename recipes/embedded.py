@@ -42,6 +42,8 @@ class WarmUp:
     """Rows and columns of a picture."""
     size_px: int = 32
     """Side of a picture in pixels."""
+    frames: int = 16
+    """Frames of a clip, two per second."""
     steps: int = 200
     batch: int = 48
     lr: float = 2e-3
@@ -94,7 +96,8 @@ def _warm(start: Path, settings: WarmUp, place: Path) -> None:
 def _lessons(settings: WarmUp) -> drawn.Warmup:
     """Look-ups mixed with dense descriptions, or clips with dense narrations."""
     picture = {"cells": settings.cells, "size_px": settings.size_px, "swapped": settings.swapped}
-    options = picture if settings.task == "lookup" else {}
+    clip = {"frames": settings.frames, "swapped": settings.swapped}
+    options = picture if settings.task == "lookup" else clip
     return drawn.warmup(settings.seed, settings.noise, settings.describe_share, task=settings.task, **options)
 
 

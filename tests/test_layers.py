@@ -46,7 +46,7 @@ LAYERS = (
         *("rollout", "noisy_rollouts", "given_answers", "checklist_rollout"),
         *("reward_functions", "rewards", "rewards_compat", "judge", "judge_http", "judge_ledger"),
     ),
-    ("run", "learner", "trainer", "evaluate", "sft", "checks", "monitor"),
+    ("run", "learner", "trainer", "evaluate", "sft", "checks", "monitor", "early_stop"),
 )
 LAYER = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 

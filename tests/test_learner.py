@@ -391,6 +391,7 @@ def test_metrics_of_a_rollout_by_hand():
     assert found == {
         "reward/total": 0.5,
         "reward/std": pytest.approx((1 / 6) ** 0.5),
+        "reward/group_std": 0.25,
         "reward/even_groups": 0.5,
         "answer/length": 3.0,
         "answer/truncated": pytest.approx(1 / 3),
