@@ -153,24 +153,23 @@ class VOGUE(Objective):
     def metrics(self, live: Mapping[str, Scores], batch: Batch, now: Now) -> dict[str, Tensor]:
         """Uncertainty, entropies, probability and realised share of the noisy branch, share of idle tokens (A = 0).
 
-        Of the step's shaping: mean bonus, and shares of tokens at the cap of either bonus.
+        Of the step's shaping: mean bonus, and shares of tokens at the cap of either bonus. A bonus that is off is not
+        scored, so its numbers are left out.
         """
         if not self.needs():
             return {}
-        active = self.active(batch, now).float().expand(batch.mask.shape)
-        uncertainty = self.visual_uncertainty(batch)
-        like = torch.ones_like(uncertainty)
-        return {
-            "uncertainty": uncertainty,
-            "uncertainty_squared": uncertainty.square(),
-            "uncertainty_max": uncertainty,
-            "probability": like * self.probability(now.progress),
-            **{name: like * value for name, value in self.__dict__["_log"].items()},
-            "entropy": self._entropy(batch, "raw"),
-            "entropy_noisy": self._entropy(batch, self.noisy),
-            "active": active,
-            "idle": (batch.advantage == 0).float(),
-        }
+        like = torch.ones_like(batch.advantage)
+        maps = {name: like * value for name, value in self.__dict__["_log"].items()}
+        maps["probability"] = like * self.probability(now.progress)
+        maps["active"] = self.active(batch, now).to(like).expand(batch.mask.shape)
+        maps["idle"] = (batch.advantage == 0).to(like)
+        if self.alpha_visual > 0:
+            uncertainty = self.visual_uncertainty(batch)
+            maps |= {"uncertainty": uncertainty, "uncertainty_squared": uncertainty.square()}
+            maps["uncertainty_max"] = uncertainty
+        if self.alpha_entropy > 0:
+            maps |= {"entropy": self._entropy(batch, "raw"), "entropy_noisy": self._entropy(batch, self.noisy)}
+        return maps
 
     def _sign(self, progress: float) -> float:
         """1 while exploring, -1 for consistency, a straight line between."""
