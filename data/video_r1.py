@@ -82,6 +82,12 @@ def length_bonus(
     return [bonus * (enough and is_good and low <= n <= high) for is_good, n in zip(good, lengths, strict=True)]
 
 
+def t_grpo_bonus(ordered: Sequence[float], shuffled: Sequence[float], lengths: Sequence[int]) -> list[float]:
+    """What each ordered answer is paid on top of accuracy and format: temporal and length bonus."""
+    pairs = zip(temporal_bonus(ordered, shuffled), length_bonus(ordered, lengths), strict=True)
+    return [temporal + length for temporal, length in pairs]
+
+
 def t_grpo_rewards(
     accuracies: Sequence[float], formats: Sequence[float], shuffled: Sequence[float], lengths: Sequence[int]
 ) -> list[float]:
@@ -90,8 +96,8 @@ def t_grpo_rewards(
     The length bonus looks at the accuracy with the temporal bonus; a bonus goes only to answers that are good already,
     so that nothing depends on it.
     """
-    extra, length = temporal_bonus(accuracies, shuffled), length_bonus(accuracies, lengths)
-    return [sum(parts) for parts in zip(accuracies, extra, formats, length, strict=True)]
+    extra = t_grpo_bonus(accuracies, shuffled, lengths)
+    return [sum(parts) for parts in zip(accuracies, formats, extra, strict=True)]
 
 
 def _inside(text: str, bare: bool = False) -> str:

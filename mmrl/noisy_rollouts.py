@@ -33,7 +33,7 @@ from mmrl.seeds import generator
 from mmrl.supply import Supply
 from mmrl.types import Engine, Now, Prompt, Rollout, Sampling, VisualBranch
 
-__all__ = ["NoisyPrompts", "NoisyRollout", "can_look", "looks"]
+__all__ = ["NoisyPrompts", "NoisyRollout", "can_look", "generate_under", "looks"]
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class NoisyRollout:
             clean = engine.generate(prompts, replace(sampling, group_size=sampling.group_size - noisy), now)
             seen = looks(self.policy, prompts, self.branch, self.view, now)
             few = replace(sampling, group_size=noisy)
-            other = _generate(self.policy, engine, prompts, few, now, seen, self.branch)
+            other = generate_under(self.policy, engine, prompts, few, now, seen, self.branch)
             supply.counters["rollout/noisy_answers"] += len(other)
             return sorted([*clean, *other], key=lambda rollout: rollout.group)  # stable: clean ones first
 
@@ -105,7 +105,7 @@ class NoisyPrompts:
             clean = [i for i, coin in enumerate(coins) if not coin]
             chosen = [prompts[i] for i in noisy]
             seen = looks(self.policy, chosen, self.branch, self.view, now)
-            other = _generate(self.policy, engine, chosen, sampling, now, seen, self.branch) if noisy else []
+            other = generate_under(self.policy, engine, chosen, sampling, now, seen, self.branch) if noisy else []
             plain = engine.generate([prompts[i] for i in clean], sampling, now) if clean else []
             supply.counters["rollout/noisy_answers"] += len(other)
             both = [replace(r, group=noisy[r.group]) for r in other] + [replace(r, group=clean[r.group]) for r in plain]
@@ -129,10 +129,10 @@ class _Seeing:
 
 
 def looks(
-    policy: Policy, prompts: Sequence[Prompt], name: str, branch: VisualBranch, now: Now
+    policy: Policy, prompts: Sequence[Prompt], name: str, branch: VisualBranch, now: Now, *, compared: bool = False
 ) -> list[tuple[Patches, ...]]:
-    """The pixels of each prompt under a branch, one draw per prompt."""
-    return [render(policy, prompt, name, branch, now) for prompt in prompts]
+    """The pixels of each prompt under a branch, one draw per prompt; `compared` as for `branches.render`."""
+    return [render(policy, prompt, name, branch, now, compared=compared) for prompt in prompts]
 
 
 def can_look(engine: Engine) -> bool:
@@ -145,7 +145,7 @@ def _coin(now: Now, prompt: str) -> float:
     return torch.rand(1, generator=generator(now.seed, now.step, prompt, "noisy prompt")).item()
 
 
-def _generate(
+def generate_under(
     policy: Policy,
     engine: Any,
     prompts: Sequence[Prompt],

@@ -43,7 +43,7 @@ LAYERS = (
     ("processing", "batching", "features"),
     ("policy", "repeated", "engine", "engine_vllm", "branches", "tiny"),
     (
-        *("rollout", "noisy_rollouts", "given_answers", "checklist_rollout"),
+        *("rollout", "noisy_rollouts", "contrast_rollout", "given_answers", "checklist_rollout"),
         *("reward_functions", "rewards", "rewards_compat", "judge", "judge_http", "judge_ledger"),
     ),
     ("run", "learner", "trainer", "evaluate", "sft", "checks", "monitor", "early_stop"),
