@@ -41,21 +41,41 @@ PLAIN_FIELDS = {"id", "video", "query", "span", "spans", "duration", "source", "
 def read_rows(file: Source, video_root: Source | None = None, **options: Any) -> Rows:
     """Rows of a file in whatever of the formats it is. Raises ValueError if it is none of them."""
     first = _first_entry(Path(file))
+    reader = charades_sta if first is None else _reader_of(first)
+    if reader is not None:
+        return reader(file, video_root, **options)
+    raise ValueError(
+        f"{file}: the first entry has the keys {sorted(first or ())[:12]}, as none of the known formats. For your own "
+        'data write JSON lines such as {"video": "a.mp4", "query": "a dog jumps", "span": [2.0, 4.5]}.'
+    )
+
+
+def is_grounding(file: Source) -> bool:
+    """Does the file hold questions about spans of clips, in one of the formats? Other files are left alone."""
+    path = Path(file)
+    if not path.is_file() or path.suffix.lower() not in (".json", ".jsonl", ".json_l", ".txt"):
+        return False
+    try:
+        first = _first_entry(path)
+    except (ValueError, OSError):
+        return False
     if first is None:
-        return charades_sta(file, video_root, **options)
+        return "##" in path.read_text(errors="replace")[:1000]
+    reader = _reader_of(first)
+    return (
+        reader is not None and reader is not video_r1 and (reader is not plain or bool({"span", "spans"} & set(first)))
+    )
+
+
+def _reader_of(first: Mapping[str, Any]) -> Callable[..., Rows] | None:
+    """The reader whose keys a first entry has."""
     signs: dict[Callable[..., Rows], set[str]] = {
         timelens_100k: {"events", "video_path"}, timelens_bench: {"spans", "queries"},
         activitynet_captions: {"timestamps", "sentences"}, qvhighlights: {"relevant_windows", "vid"},
         didemo: {"times", "description"}, tvgbench: {"path", "question", "answer"}, time_r1: {"timestamp", "sentence"},
         video_r1: {"problem", "problem_type", "path"}, plain: {"video", "query"},
     }  # fmt: skip
-    for reader, keys in signs.items():
-        if keys <= set(first):
-            return reader(file, video_root, **options)
-    raise ValueError(
-        f"{file}: the first entry has the keys {sorted(first)[:12]}, as none of the known formats. For your own data "
-        'write JSON lines such as {"video": "a.mp4", "query": "a dog jumps", "span": [2.0, 4.5]}.'
-    )
+    return next((reader for reader, keys in signs.items() if keys <= set(first)), None)
 
 
 def timelens_100k(file: Source, video_root: Source | None = None, **checks: bool) -> Rows:

@@ -27,6 +27,7 @@ from data.difficulty import about_sound
 from data.faults import Fault, shown
 from data.grounding import SPAN_TEMPLATE, snap_spans
 from data.images import read_image
+from data.retold import span_evidence
 from data.spans import Spans, as_spans
 from data.time_text import Encoding, Shown, native, pair_stamps
 from data.video import ClipReader, ClipSampling
@@ -186,7 +187,8 @@ class GroundingPrompts:
     """Prompts over rows: question, clip and true spans; the clip is decoded when an index is read.
 
     The answer is the list of true spans, or the row's own answer. `extra` holds query, duration, video, source and the
-    row's columns; with `snap` also `spans`, the true spans before snapping. `encoding` says how times are told.
+    row's columns, the true spans before snapping (`spans`), where they can be seen (`evidence`), and with `target` the
+    text of the true answer (`target`). `encoding` says how times are told.
     """
 
     def __init__(
@@ -199,11 +201,13 @@ class GroundingPrompts:
         encoding: Encoding = native,
         snap: bool = False,
         video_first: bool = True,
+        target: Callable[[Spans], str] | None = None,
     ) -> None:
         if "{query}" not in template:
             raise ValueError(f"The template {shown(template)} has no place for the question; write {{query}} into it.")
         self.rows, self.reader, self.sampling = PackedRows(rows), reader, sampling
         self.template, self.encoding, self.snap, self.video_first = template, encoding, snap, video_first
+        self.target = target
         self.size: int | None = len(rows)
 
     def __len__(self) -> int:
@@ -233,9 +237,12 @@ class GroundingPrompts:
         duration = clip.duration if clip.duration is not None else row.duration
         extra = {**row.extra, "query": row.query, "duration": duration, "video": row.video}
         if row.spans:
-            extra["spans"] = row.spans
+            extra["spans"], extra["depends_on"] = row.spans, ("order",)
+            extra["evidence"] = span_evidence(row.spans, clip, view.media)
         if self.snap and row.spans:
             answer = snap_spans(row.spans, pair_stamps(clip))
+        if self.target is not None and row.spans:
+            extra["target"] = self.target(answer)
         return Prompt(row.id, ({"role": "user", "content": parts},), view.media, answer, row.source, extra)
 
 

@@ -88,6 +88,16 @@ class Guarded:
         self.size = prompts.size
         self.counts: Counter[str] = Counter()
         """substituted, dropped, and bad/<reason>."""
+        self._drained: Counter[str] = Counter()
+
+    def drain(self) -> dict[str, int]:
+        """`data/<count>` since this was last asked: own counts, and those of the reader below (decodes, cache hits)."""
+        reader = getattr(self.prompts, "reader", None)
+        total = Counter({f"data/{name}": value for name, value in self.counts.items()})
+        total.update({f"data/{name}": value for name, value in reader.counts.items()} if reader is not None else {})
+        new = {name: value - self._drained[name] for name, value in total.items()}
+        self._drained = total
+        return {name: value for name, value in new.items() if value}
 
     def __len__(self) -> int:
         if self.size is None:

@@ -81,6 +81,11 @@ class Subset:
     def __len__(self) -> int:
         return len(self.indices)
 
+    def drain(self) -> dict[str, int]:
+        """Counts of the prompts below since this was last asked, if they count."""
+        drain = getattr(self.prompts, "drain", None)
+        return drain() if drain is not None else {}
+
     def __getitem__(self, index: int) -> Prompt:
         if not 0 <= index < len(self.indices):
             raise IndexError(f"Index {index} lies outside a subset of {len(self.indices)} prompts.")

@@ -20,7 +20,7 @@ class Supply:
 
     `check` may raise `BadRow` for a prompt that loads but cannot be used, for example one that is too long. With
     `on_bad="skip"` a bad row is counted, written to `log` and replaced by the next row; with "stop" it ends the run.
-    An endless collection is read in its own order.
+    An endless collection is read in its own order. Prompts that count something (decoded clips) say so in `drain`.
     """
 
     def __init__(
@@ -71,6 +71,8 @@ class Supply:
                 continue
             bad.clear()
             found.append(prompt)
+        if (drain := getattr(self.prompts, "drain", None)) is not None:
+            self.counters.update(drain())
         return found
 
     def peek(self) -> Prompt:
