@@ -88,6 +88,8 @@ def run_audit(args: argparse.Namespace) -> int:
     from data.pretext.audit import audit, gap_curve
 
     source = source_of(args, Quarantine())
+    if args.all or args.markdown:
+        return _audit_page(args, source)
     report = audit(source, preset(args.preset), args.count, args.seed)
     print(report.table())
     if args.gaps:
@@ -97,6 +99,16 @@ def run_audit(args: argparse.Namespace) -> int:
     if args.json:
         Path(args.json).write_text(json.dumps(report.json(), indent=1))
     return 1 if report.leaks else 0
+
+
+def _audit_page(args: argparse.Namespace, source: Source) -> int:
+    from data.pretext.audit_page import everything, page
+
+    leaks = 0
+    for text, leaky in page(source, everything() if args.all else [preset(args.preset)], args.count, args.seed):
+        print(text, flush=True)
+        leaks += leaky
+    return 1 if leaks else 0
 
 
 def run_bench(args: argparse.Namespace) -> int:
@@ -175,6 +187,8 @@ def _parser() -> argparse.ArgumentParser:
     preview.add_argument("--output", default="preview.html", help="file to write (default preview.html)")
     audit = add("audit", run_audit, "print how far each cheating baseline gets; status 1 if one is undeclared", 200)
     audit.add_argument("--gaps", action="store_true", help="also show how a gap defeats border matching")
+    audit.add_argument("--all", action="store_true", help="every preset, and the tasks in none, as a Markdown page")
+    audit.add_argument("--markdown", action="store_true", help="the preset as a Markdown page with chance levels")
     audit.add_argument("--json", help="write the findings to this file")
     bench = add("bench", run_bench, "print throughput; status 1 if a figure is below half of its goal")
     bench.add_argument("--seconds", type=float, default=1.0, help="CPU seconds per figure and repetition")

@@ -28,6 +28,7 @@ from data.pretext.overlay_count import OverlayCount
 from data.pretext.patchfit import PatchFit
 from data.pretext.position import RelativePosition
 from data.pretext.quality_order import QualityOrder
+from data.pretext.redraw import Redraw
 from data.pretext.rotation import Rotation
 from data.pretext.scene_count import SceneCompare, SceneCount
 from data.pretext.sprite_path import SpriteMoves, SpritePath
@@ -71,6 +72,7 @@ TASKS: tuple[Task, ...] = (
     Clock(),
     ChartReading(),
     TableReading(),
+    Redraw(),
     *NP_TASKS.values(),
     StepReorder(),
     MaskedFill(),

@@ -66,7 +66,7 @@ def boundary(task: Task, sample: Sample) -> str | None:
     """Continuity of borders: a jigsaw, a hole, a grid, or clips."""
     if task.name == "jigsaw" and "turns" not in sample.truth and not sample.knobs["given"]:
         return _listed(solve_grid([v.pixels for v in sample.visuals], int(sample.knobs["rows"])))
-    if _is_order(sample) and all(visual.is_video for visual in sample.visuals):
+    if _is_order(sample) and sample.visuals and all(visual.is_video for visual in sample.visuals):
         return _listed(chained([visual.pixels for visual in sample.visuals]))
     options = option_visuals(sample)
     hole = _hole(sample.visuals[0].pixels) if options and not sample.visuals[0].is_video else None
@@ -156,7 +156,7 @@ def cut_span(task: Task, sample: Sample) -> str | None:
 def cut_moment(task: Task, sample: Sample) -> str | None:
     """The moment, or the join, of the strongest jump."""
     truth = sample.truth
-    if not sample.visuals[-1].is_video and not sample.visuals[0].is_video:
+    if not any(visual.is_video for visual in sample.visuals):
         return None
     clip = max((v for v in sample.visuals if v.is_video), key=lambda v: len(v.pixels))
     jump = int(np.argmax(frame_jumps(clip.pixels))) + 1
@@ -305,6 +305,8 @@ def _by_value(task: Task, sample: Sample, value) -> str | None:
 
 def _is_order(sample: Sample) -> bool:
     answer = sample.truth["answer"]
+    if "instance" in sample.truth:  # a set of numbers, which may look like an order
+        return False
     return isinstance(answer, list) and sorted(map(str, answer)) == sorted(str(i + 1) for i in range(len(answer)))
 
 

@@ -141,3 +141,38 @@ def test_auditors_see_no_truth() -> None:
         truth = dict(sample.truth) | {"answer": sorted(sample.truth["answer"])}
         blank = replace(sample, truth=truth, key=None, evidence=(), meta={})
         assert [way.answer(task, blank) for way in ways] == [way.answer(task, sample) for way in ways]
+
+
+@pytest.mark.parametrize(
+    ("name", "knobs"), [("step-reorder", {}), ("masked-fill", {}), ("np-set-cover", {"show": "text"})]
+)
+def test_samples_without_pictures_are_audited(name: str, knobs: dict) -> None:
+    findings = {f.auditor: f for f in examine(find(name), of(name, 12, **knobs))}
+    assert len(findings) == 8 and not findings["cut"].answered and not findings["boundary"].answered
+
+
+def test_the_page_shows_tables_the_leak_and_a_random_policy(monkeypatch) -> None:
+    from data.pretext import audit_page
+
+    monkeypatch.setattr(audit_page, "TASKS", (find("rotation"), find("step-reorder")))
+    monkeypatch.setattr(audit_page, "gap_curve", lambda source, jitter=False: gap_curve(source, (0.0,), 2, jitter))
+    pieces = list(audit_page.page(SOURCE, [Preset("small", (Ingredient("rotation"),), note="A note.")], samples=20))
+    text = "\n".join(piece for piece, _ in pieces)
+    assert not any(leaky for _, leaky in pieces)
+    for part in (
+        "## small\n\nA note.",
+        "| rotation | 25 |",
+        "| 0.00 | 1.00 | 1.00 |",
+        "| step-reorder |",
+        "No undeclared",
+    ):
+        assert part in text
+    rotation = audit_page.random_policy(find("rotation"), SOURCE, samples=4)
+    assert abs(rotation.correct - 0.25) < 0.13 and rotation.bars.count("·") == 3
+
+
+def test_the_page_holds_every_task() -> None:
+    from data.pretext.audit_page import everything
+    from data.pretext.catalogue import TASKS
+
+    assert {part.task for entry in everything() for part in entry.ingredients} == {task.name for task in TASKS}

@@ -181,3 +181,32 @@ def test_chart_chance_depends_on_the_question(task):
     top = int(task.defaults()["top"])
     assert task.chance(task.complete({"ask": "value"})) == pytest.approx(1 / (top + 1))
     assert task.chance(task.complete({"ask": "above"})) == pytest.approx(1 / (rows + 1))
+
+
+def test_redrawn_boards_pay_likeness_and_only_boards():
+    from data.pretext.redraw import GROUND, Redraw, drawing
+
+    task = Redraw()
+    truth = {"answer": [["large", "red", "circle", 1, 1], ["small", "blue", "star", 3, 2]], "cells": 3}
+
+    def pay(body):
+        return task.score(f"<answer>{body}</answer>", truth)
+
+    assert pay("Small blue star 3 2; large, red, circle, 1, 1").correct
+    near, half, wrong = (
+        pay("large red circle 1 1; small blue star 3 3").reward,
+        pay("large red circle 1 1").reward,
+        pay("large red circle 3 3; small blue star 1 3").reward,
+    )
+    assert 1.0 > half > near > 0.3 and wrong == 0.0
+    recoloured = pay("large red circle 1 1; small cyan star 3 2")
+    assert half < recoloured.reward < 1.0 and not recoloured.correct
+    for bad in (
+        "large red circle 1 1; small blue star 1 1",
+        "large red circle 4 1",
+        "large red circle 0 1",
+        "red circle",
+    ):
+        assert pay(bad).reward == 0.0 and not pay(bad).correct
+    board = drawing([("large", "red", "square", 2, 1)], 3, 40, lines=True)
+    assert tuple(board[20, 60]) == (214, 48, 49) and tuple(board[20, 20]) == (GROUND,) * 3
