@@ -1,7 +1,7 @@
 """An HTML sheet to look at: per sample its pictures, prompt, truth, evidence and what was drawn.
 
 One self-contained file, no scripts, no network: pictures are embedded, clips become film strips of at most
-`STRIP` frames with their times; evidence boxes are outlined in a second copy that opens on click. Text is escaped by
+`STRIP` frames, each with its time; evidence boxes are outlined in a second copy that opens on click. Text is escaped by
 jinja2, so a strange file name or caption cannot break the page.
 """
 
@@ -19,9 +19,12 @@ from PIL import Image, ImageDraw
 
 from data.pretext.catalogue import find
 from data.pretext.contract import Array, Evidence, Sample, Visual
+from data.pretext.lettering import font
 
-STRIP = 16
-"""Most frames of a clip that are shown."""
+STRIP = 48
+"""Most frames of a clip that are shown: all, for tasks as they ship, so that counts can be checked by eye."""
+GAP, TEXT = 4, 14
+"""Pixels between the frames of a strip, and the height of their times."""
 
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title><style>
@@ -37,12 +40,12 @@ pre { white-space: pre-wrap; background: #f2f2ef; padding: .6em; border-radius: 
 <h1>{{ title }}</h1><p>{{ cards|length }} samples.</p>
 {% for card in cards %}<article id="{{ card.id }}">
 <h2>{{ card.number }}. {{ card.task }} v{{ card.version }}</h2>
-{% for picture in card.pictures %}<figure><img src="{{ picture.uri }}" alt="{{ picture.caption }}" loading="lazy"
+{% for picture in card.pictures %}<figure><img src="{{ picture.uri }}" alt="{{ picture.caption }}"
  width="{{ picture.width }}" height="{{ picture.height }}"><figcaption>{{ picture.caption }}</figcaption></figure>
 {% endfor %}<pre>{{ card.prompt }}</pre>
 <p class="truth">Truth: {{ card.truth }}</p>
 {% if card.evidence %}<details><summary>Evidence</summary>{% for picture in card.evidence %}
-<img src="{{ picture.uri }}" alt="{{ picture.caption }}" loading="lazy">{% endfor %}</details>{% endif %}
+<img src="{{ picture.uri }}" alt="{{ picture.caption }}">{% endfor %}</details>{% endif %}
 <details><summary>Details</summary><pre>{{ card.details }}</pre></details>
 </article>
 {% endfor %}</body></html>
@@ -71,7 +74,7 @@ def data_uri(pixels: Array) -> str:
 
 def _card(number: int, sample: Sample) -> dict[str, Any]:
     task = find(sample.task)
-    text = "".join(part.get("text", f"[{part['type']}]") for part in sample.messages[0]["content"])
+    text = "".join(part.get("text", f"[{part['type']}] ") for part in sample.messages[0]["content"])
     details = {"truth": sample.truth, "knobs": sample.knobs, "recipe": sample.recipe, "meta": sample.meta}
     return {
         "id": sample.id,
@@ -91,28 +94,33 @@ def _picture(index: int, visual: Visual) -> dict[str, Any]:
         height, width = visual.pixels.shape[:2]
         caption = visual.label or f"image {index + 1}"
         return {"uri": data_uri(visual.pixels), "caption": caption, "width": width, "height": height}
-    strip = _strip(visual.pixels, range(len(visual.pixels)))
-    caption = f"{visual.label or f'clip {index + 1}'} {len(visual.pixels)} frames, {visual.times[-1]:.2f} s"
+    strip = _strip(visual, range(len(visual.pixels)))
+    name = visual.label.rstrip(":") or f"clip {index + 1}"
+    caption = f"{name}: {len(visual.pixels)} frames, {visual.times[-1]:.2f} s"
     return {"uri": data_uri(strip), "caption": caption, "width": strip.shape[1], "height": strip.shape[0]}
 
 
-def _strip(frames: Array, wanted: Iterable[int]) -> Array:
-    """Frames side by side, eight in a row, each at most 160 pixels wide."""
-    indices = list(wanted)
+def _strip(visual: Visual, wanted: Iterable[int]) -> Array:
+    """Frames with their times below, eight in a row, each at most 130 pixels wide."""
+    assert visual.times is not None
+    frames, indices = visual.pixels, list(wanted)
     if len(indices) > STRIP:
         indices = [indices[int(i)] for i in np.linspace(0, len(indices) - 1, STRIP).round()]
-    step = max(1, -(-frames.shape[2] // 160))
-    small = [frames[i, ::step, ::step] for i in indices]
-    blank = np.full_like(small[0], 255)
-    small += [blank] * (-len(small) % min(8, len(small)))
-    across = min(8, len(small))
-    rows = [np.concatenate(small[start : start + across], axis=1) for start in range(0, len(small), across)]
-    return np.concatenate(rows, axis=0)
+    scale = min(1.0, 130 / frames.shape[2])
+    wide, tall = max(1, round(scale * frames.shape[2])), max(1, round(scale * frames.shape[1]))
+    across = min(8, len(indices))
+    sheet = Image.new("RGB", (across * (wide + GAP), -(-len(indices) // across) * (tall + GAP + TEXT)), "white")
+    pen = ImageDraw.Draw(sheet)
+    for place, index in enumerate(indices):
+        x, y = place % across * (wide + GAP), place // across * (tall + GAP + TEXT)
+        sheet.paste(Image.fromarray(np.ascontiguousarray(frames[index])).resize((wide, tall)), (x, y))
+        pen.text((x, y + tall + 1), f"{visual.times[index]:.1f}", fill="black", font=font(TEXT - 3))
+    return np.asarray(sheet)
 
 
 def _outlined(sample: Sample, evidence: Evidence) -> dict[str, str]:
     visual = sample.visuals[evidence.visual]
-    pixels = visual.pixels if visual.times is None else _strip(visual.pixels, evidence.frames or [0])
+    pixels = visual.pixels if visual.times is None else _strip(visual, evidence.frames or range(len(visual.pixels)))
     image = Image.fromarray(np.ascontiguousarray(pixels))
     if visual.times is None:
         pen = ImageDraw.Draw(image)

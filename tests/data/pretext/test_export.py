@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -14,7 +15,7 @@ import pytest
 from data.pretext.__main__ import main
 from data.pretext.catalogue import find
 from data.pretext.export import export, row_of
-from data.pretext.presets import Ingredient, Preset
+from data.pretext.presets import Ingredient, Preset, preset
 from data.pretext.preview import write_preview
 from data.pretext.scoring import pretext_reward, score_row
 from data.pretext.sources import DrawnSource
@@ -124,6 +125,37 @@ def test_preview_pages_hold_pictures_prompts_and_truths(tmp_path) -> None:
     for sample in samples:
         assert f"Truth: {escape(find(sample.task).format(sample.truth))}" in text
     assert "<b>title</b>" not in text and "&lt;b&gt;title&lt;/b&gt;" in text
+
+
+COUNT_IMAGES = """<script>addEventListener("load", () => {
+  const all = [...document.images], good = all.filter(i => i.complete && i.naturalWidth > 8);
+  const truths = [...document.querySelectorAll(".truth")].filter(t => t.offsetHeight > 0 && t.innerText.length > 7);
+  document.title = `images ${good.length} of ${all.length}, truths ${truths.length}, wide ${
+    document.documentElement.scrollWidth > innerWidth + 1}`;
+});</script>"""
+
+
+def test_a_browser_loads_the_pictures_and_shows_the_truths(tmp_path) -> None:
+    """In a real browser without a window; a script is added to a copy of the page to look at it."""
+    names = ("chromium", "chromium-browser", "google-chrome", "chrome", "headless_shell")
+    browser = next((path for path in map(shutil.which, names) if path), None)
+    if browser is None:
+        pytest.skip(f"no browser is installed; looked for {', '.join(names)}")
+    mix = Stream(DrawnSource(0, (240, 320)), preset("mmrl-mix-v1"))
+    samples = [sample for _, (_, sample) in zip(range(16), mix.iterate(), strict=False)]
+    assert any(visual.is_video for sample in samples for visual in sample.visuals)
+    write_preview(samples, tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text()
+    (tmp_path / "looked.html").write_text(text.replace("</body>", f"{COUNT_IMAGES}</body>"))
+    seen = subprocess.run(
+        [browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1200,900", "--dump-dom",
+         f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=10000",
+         f"file://{tmp_path / 'looked.html'}"],
+        capture_output=True, text=True, timeout=120,
+    ).stdout  # fmt: skip
+    count = text.count("<img ")
+    title = re.search(r"<title>(.*?)</title>", seen)
+    assert title and title[1] == f"images {count} of {count}, truths 16, wide false", title and title[1]
 
 
 def test_every_command_runs(tmp_path, capsys) -> None:
