@@ -204,6 +204,21 @@ def timelens2_reward(text: str, truth: Spans, duration: float | None = None, *, 
     return wasserstein_reward(spans, truth, beta) + timelens2_iou(spans, truth) if spans else -1.0
 
 
+def timelens2_set_iou(text: str, truth: Spans, duration: float | None = None) -> float:
+    """TimeLens2: its set IoU, 0 for an answer that cannot be read."""
+    return timelens2_parts(text, truth)["iou"]
+
+
+def timelens2_wasserstein(text: str, truth: Spans, duration: float | None = None) -> float:
+    """TimeLens2: its W1 reward with β = 1, 0 for an answer that cannot be read."""
+    return timelens2_parts(text, truth)["wasserstein"]
+
+
+def timelens2_penalty(text: str, truth: Spans, duration: float | None = None) -> float:
+    """TimeLens2: -1 for an answer that cannot be read, else 0."""
+    return timelens2_parts(text, truth)["parse_penalty"]
+
+
 def timelens2_parts(text: str, truth: Spans, beta: float = 1.0) -> dict[str, float]:
     """Every reward that TimeLens2 can combine; all 0 for an answer that cannot be read, but parse_penalty -1."""
     spans = json_spans(text)

@@ -178,8 +178,13 @@ def with_defaults(main: Callable[..., Any], values: Mapping[str, Any]) -> Callab
     return copy
 
 
-def open_policy(model: str, load: Load, lora: LoRA | None = None, run: Run | None = None) -> Policy:
-    """The policy; `embedded` is the tiny warmed-up model. Sees first that the run's output can be written to."""
+def open_policy(
+    model: str, load: Load, lora: LoRA | None = None, run: Run | None = None, *, clips_sized: bool = False
+) -> Policy:
+    """The policy; `embedded` is the tiny warmed-up model. Sees first that the run's output can be written to.
+
+    `clips_sized`: frames of clips come at the size they shall be shown at, so the checkpoint's own limits are lifted.
+    """
     from mmrl.checkpoint import restore_weights
     from mmrl.pixels import PixelBudget
     from mmrl.policy import LoRA, Policy
@@ -189,8 +194,9 @@ def open_policy(model: str, load: Load, lora: LoRA | None = None, run: Run | Non
     refuse_several_processes()
     if run is not None:
         prepare_output(run.folder)
+    lifted = {"min_frame_pixels": 1, "max_frame_pixels": 1 << 40, "max_video_pixels": 1 << 50} if clips_sized else {}
     budget = PixelBudget(
-        min_pixels=load.min_pixels, max_pixels=load.max_pixels, max_prompt_tokens=load.max_prompt_tokens
+        min_pixels=load.min_pixels, max_pixels=load.max_pixels, max_prompt_tokens=load.max_prompt_tokens, **lifted
     )
     source, checkpoint = model_source(model)
     stored = _stored_policy(Path(model)) if checkpoint is not None else {}
