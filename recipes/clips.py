@@ -9,7 +9,7 @@ their rows is the user's choice, and counted.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -27,18 +27,21 @@ from data.grounding import (
     span_answer,
     think_answer,
 )
+from data.grounding_metrics import THRESHOLDS, Answered, grounding_table, set_table
 from data.grounding_rewards import SpanReward
 from data.grounding_sets import GroundingPrompts, GroundingRow, Rows, timelens_usable
 from data.quarantine import Guarded, Quarantine
 from data.retold import Telling, Told, encoding_of
-from data.spans import Spans
+from data.spans import Spans, as_spans
 from data.video import ClipReader, ClipSampling
+from mmrl.types import BadRow
 from recipes.launch import EMBEDDED, Data, Load, open_policy
 
 if TYPE_CHECKING:
     from mmrl.policy import LoRA, Policy
     from mmrl.run import Run
-    from mmrl.types import Prompts
+    from mmrl.types import Prompt, Prompts, Rollout
+    from recipes.embedded import WarmUp
 
 Format = Literal[
     "auto", "timelens_100k", "timelens_bench", "activitynet_captions", "charades_sta", "qvhighlights", "didemo",
@@ -151,14 +154,21 @@ def about_spans(dataset: str, clips: Clips) -> bool:
     )
 
 
+def clip_warm_up(telling: Telling) -> WarmUp:
+    """What the embedded model has learned before it is trained on clips."""
+    from recipes.embedded import WarmUp
+
+    return WarmUp(task="clips", steps=400, telling=telling)
+
+
 def open_clip_policy(
     model: str, dataset: str, asking: Asking, load: Load, lora: LoRA | None = None, run: Run | None = None
 ) -> Policy:
     """The policy; `embedded` is the tiny model that was warmed up on drawn clips, told their times in this way."""
     if model == EMBEDDED:
-        from recipes.embedded import WarmUp, warm_model
+        from recipes.embedded import warm_model
 
-        model = str(warm_model(WarmUp(task="clips", steps=400, telling=asking.time)))
+        model = str(warm_model(clip_warm_up(asking.time)))
     return open_policy(model, load, lora, run, clips_sized=not dataset.startswith("drawn:"))
 
 
@@ -171,7 +181,7 @@ def open_clips(
     *,
     seed: int,
     factor: int,
-    folder: Path,
+    folder: Path | None,
 ) -> tuple[Prompts, Prompts]:
     """Training and held-out prompts. `factor`: pixels per side of a visual token; `folder`: the run's.
 
@@ -230,13 +240,62 @@ def split_by_clip(rows: Rows, heldout: int, seed: int) -> tuple[Rows, Rows]:
     return rows.keep(lambda row: row.video not in chosen), rows.keep(lambda row: row.video in chosen)
 
 
+def blocks(prompts: Prompts, count: int, check: Callable[[Prompt], object], size: int = 8) -> Iterator[list[Prompt]]:
+    """The first `count` prompts, a few at a time; rows that cannot be used are left out and counted at the end."""
+    length = count if prompts.size is None else min(count, prompts.size)
+    block: list[Prompt] = []
+    bad = 0
+    for index in range(length):
+        try:
+            prompt = prompts[index]
+            check(prompt)
+        except BadRow:
+            bad += 1
+            continue
+        block.append(prompt)
+        if len(block) == size:
+            yield block
+            block = []
+    if block:
+        yield block
+    if bad:
+        print(f"{bad} of {length} questions could not be shown and are not in the table.", file=sys.stderr)
+
+
+def grounding_report(answers: Sequence[Rollout], style: Style) -> tuple[str, dict[str, dict[str, float]]]:
+    """R1@m and mIoU of each data set with intervals, as text and as numbers; for interval sets their own IoU too."""
+    told = [
+        Answered(
+            rollout.text,
+            as_spans(rollout.prompt.extra.get("spans", rollout.prompt.answer)),
+            rollout.prompt.source,
+            str(rollout.prompt.extra.get("video", rollout.prompt.id)),
+            rollout.prompt.extra.get("duration"),
+        )
+        for rollout in answers
+    ]
+    table = grounding_table(told)
+    if style.template == SET_TEMPLATE:
+        table = {name: {**line, **set_table(told)[name]} for name, line in table.items()}
+    metrics = [*(f"R1@{m}" for m in THRESHOLDS), "mIoU"]
+    width = max(map(len, [*table, "data set"]))
+    lines = [f"{'data set':<{width}}  {'n':>6}  " + "  ".join(f"{metric:>19}" for metric in metrics) + "   faults (%)"]
+    for name, line in table.items():
+        cells = [f"{line[m]:5.1f} ({line[f'{m}_low']:5.1f}-{line[f'{m}_high']:5.1f})" for m in metrics]
+        faults = ", ".join(f"{f} {line[f]:.1f}" for f in ("unreadable", "reversed", "empty", "outside") if line[f])
+        more = f"   set IoU {line['set_IoU']:.1f}, W1 {line['W1']:.1f}" if "set_IoU" in line else ""
+        lines.append(f"{name:<{width}}  {line['n']:>6.0f}  " + "  ".join(cells) + f"   {faults or 'none'}{more}")
+    return "\n".join(lines), table
+
+
 class PromptMaker:
     """Rows to prompts, with one reader, cache and quarantine for all."""
 
-    def __init__(self, clips: Clips, asking: Asking, factor: int, folder: Path, seed: int) -> None:
-        cache = FrameCache(clips.cache or folder / "frames", int(clips.cache_gb * 2**30)) if clips.cache_gb else None
+    def __init__(self, clips: Clips, asking: Asking, factor: int, folder: Path | None, seed: int) -> None:
+        place = clips.cache or (folder / "frames" if folder is not None else None)
+        cache = FrameCache(place, int(clips.cache_gb * 2**30)) if clips.cache_gb and place else None
         backend = None if clips.backend == "auto" else clips.backend
-        quarantine = Quarantine(folder / "quarantine.jsonl")
+        quarantine = Quarantine(folder / "quarantine.jsonl" if folder is not None else None)
         self.reader = ClipReader(backend, timeout=clips.timeout, cache=cache, quarantine=quarantine)
         self.sampling = clip_sampling(clips, asking, factor)
         self.clips, self.asking, self.seed = clips, asking, seed

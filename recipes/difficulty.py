@@ -1,0 +1,72 @@
+"""How hard each question about a clip is for a model: one greedy answer, its IoU, one line of JSON each.
+
+    python -m recipes.difficulty --model MODEL --dataset spans.jsonl --video-root clips/ --output difficulty.jsonl
+    python -m recipes.timelens timelens-7b --dataset spans.jsonl --video-root clips/ --select.file difficulty.jsonl …
+
+The pass goes on after the last line that is there. A line holds index, id, iou, pred, answer and duration, or index and
+bad for a row that cannot be used; indices are those of the training rows that recipes.timelens sees with the same data,
+clips and seed, so keep these the same.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from mmrl.types import Sampling
+from recipes.clip_stages import answered, measure
+from recipes.clips import DRAWN_CLIPS, Asking, Clips, open_clip_policy, open_clips
+from recipes.launch import EMBEDDED, Data, Load, Preset, launch
+
+PRESETS = {
+    EMBEDDED: Preset(
+        {"model": EMBEDDED, "dataset": DRAWN_CLIPS, "data": {"limit": 64}, "asking": {"time": "native", "snap": False},
+         "clips": {"cache_gb": 0.0}, "sampling": {"max_tokens": 10}, "seed": 0},
+        note="tiny model, 64 drawn clips",
+    ),
+    "timelens-7b": Preset({}, 7.0, "Qwen2.5-VL-7B as recipes.timelens asks it"),
+    "timelens-8b": Preset(
+        {"model": "Qwen/Qwen3-VL-8B-Instruct", "asking": {"time": "native", "snap": False}}, 8.0, "Qwen3-VL-8B"
+    ),
+}  # fmt: skip
+
+
+def main(
+    model: str = "Qwen/Qwen2.5-VL-7B-Instruct",
+    dataset: str = "timelens-100k.jsonl",
+    video_root: Path | None = None,
+    data: Data = Data(),
+    clips: Clips = Clips(seconds=(5.0, 500.0), max_words=200, sound=False),
+    asking: Asking = Asking(style="timelens", time="interleaved_times", snap=True),
+    sampling: Sampling = Sampling(max_tokens=512),
+    seed: int = 42,
+    output: Path = Path("difficulty.jsonl"),
+    load: Load = Load(),
+) -> None:
+    """Measure how hard each row is for a model.
+
+    Args:
+        model: The model that shall be trained: a folder, a hub name, or "embedded".
+        dataset: Annotations of spans, or drawn:clips with a limit.
+        video_root: Where relative paths of videos start; the annotation file's folder by default.
+        data: Which rows.
+        clips: Frames, sizes, decoder, and files that cannot be read.
+        asking: How questions are put and times are told.
+        sampling: Only max_tokens is used.
+        seed: The seed of the run that will use the file: it decides which rows are held out.
+        output: The file; an unfinished one is continued.
+        load: Device, precision, pixel budget.
+    """
+    policy = open_clip_policy(model, dataset, asking, load)
+    factor = policy.processing.videos.factor
+    prompts, _ = open_clips(dataset, video_root, data, clips, asking, seed=seed, factor=factor, folder=output.parent)
+    measure(policy, prompts, output, sampling, seed)
+    rows = answered(output)
+    ious = [row["iou"] for row in rows if "iou" in row]
+    mean = sum(ious) / max(1, len(ious))
+    print(f"{output}: {len(ious)} rows answered, mean IoU {mean:.3f}; {len(rows) - len(ious)} cannot be used.")
+    print(f"Next: python -m recipes.timelens --select.file {output} …", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    launch(main, PRESETS)
