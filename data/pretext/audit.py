@@ -26,6 +26,8 @@ from data.pretext.surface import Surface
 
 LIMIT = 0.10
 """Largest lift over chance of an auditor that is not intended."""
+AGAIN = 4
+"""How many times more samples a row gets in which a leak was seen, before it counts."""
 
 
 @dataclass(frozen=True)
@@ -91,16 +93,21 @@ class Report:
 
 
 def audit(source: Source, preset: Preset, samples: int = 200, seed: int = 0) -> Report:
-    """Audit every ingredient of a preset on a source, with `samples` samples each (half of them labelled)."""
+    """Audit every ingredient of a preset on a source, with `samples` samples each (half of them labelled).
+
+    With eight auditors on forty tasks a few lifts are luck: a row with a leak is made again from more samples."""
     findings: list[Finding] = []
     for ingredient in preset.ingredients:
         try:
             stream = Stream(source, Preset(preset.name, (ingredient,), preset.surface), seed)
         except ValueError:
             continue  # the source has no media of this kind; `Stream` of the whole preset says which
-        found = collect(stream, samples)
         task = find(ingredient.task)
-        findings += examine(task, found, _named(ingredient), intended=task.intended + ingredient.intended)
+        intended = task.intended + ingredient.intended
+        row = examine(task, collect(stream, samples), _named(ingredient), intended=intended)
+        if any(finding.leaks for finding in row):
+            row = examine(task, collect(stream, AGAIN * samples), _named(ingredient), intended=intended)
+        findings += row
     if not findings:
         raise ValueError(f"{source.name} has no media for any task of preset {preset.name!r}; nothing to audit.")
     return Report(preset.name, tuple(findings))

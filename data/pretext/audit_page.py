@@ -79,7 +79,8 @@ def page(source: Source, presets: Sequence[Preset], samples: int, seed: int = 0)
     """The page in pieces, each with whether it holds an undeclared shortcut."""
     yield (
         f"# What cheap tricks reach\n\nMade by `python -m data.pretext audit --all --markdown --count {samples}`"
-        f" on {source.name}; half of the {samples} samples per row are labelled, the other half answered. Cells:"
+        f" on {source.name}; half of the {samples} samples per row are labelled, the other half answered; a row"
+        " in which a shortcut is seen is made again from four times as many. Cells:"
         " accuracy in percent (reward where no guess is ever exactly right); `*` a cue"
         f" that is declared, **bold** an undeclared shortcut (lift above {100 * LIMIT:.0f} points and three standard"
         " errors); – does not apply.\n",

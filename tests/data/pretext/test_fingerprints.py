@@ -8,6 +8,7 @@ grey level of each visual within one level. After a wanted change: bump the vers
 import hashlib
 import importlib.metadata
 import json
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,9 @@ import pytest
 
 from data.pretext.catalogue import TASKS, find
 from data.pretext.conformance import drawn_cases
+from data.pretext.presets import PRESETS, Preset
+from data.pretext.sources import DrawnSource
+from data.pretext.stream import Stream
 
 STORE = Path(__file__).with_name("fingerprints.json")
 LIBRARIES = ("numpy", "pillow", "scipy")
@@ -44,6 +48,19 @@ def entries() -> dict[str, dict]:
     }
 
 
+def of_preset(entry: Preset) -> str:
+    """Hash of the words and truths of the first four samples of a preset on drawn media."""
+    found = islice(Stream(DrawnSource(0, (240, 320)), entry).iterate(), 4)
+    parts = [[index, sample.task, sample.truth, list(sample.messages), repr(sample.key)] for index, sample in found]
+    return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=12).hexdigest()
+
+
+@pytest.mark.parametrize("entry", PRESETS, ids=lambda entry: entry.name)
+def test_golden_samples_of_each_preset(entry) -> None:
+    known = json.loads(STORE.read_text())["presets"]
+    assert of_preset(entry) == known.get(entry.name), f"{entry.name}: if wanted, run {Path(__file__).name} as a script"
+
+
 @pytest.mark.parametrize("level", [None, 1.0])
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
 def test_golden_samples_of_each_task(task, level) -> None:
@@ -60,4 +77,9 @@ def test_golden_samples_of_each_task(task, level) -> None:
 
 
 if __name__ == "__main__":
-    STORE.write_text(json.dumps({"versions": versions(), "samples": entries()}, indent=1) + "\n")
+    golden = {
+        "versions": versions(),
+        "samples": entries(),
+        "presets": {entry.name: of_preset(entry) for entry in PRESETS},
+    }
+    STORE.write_text(json.dumps(golden, indent=1) + "\n")
