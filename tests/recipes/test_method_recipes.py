@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 import json
-import os
 import re
-import subprocess
-import sys
 import threading
-from dataclasses import is_dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -18,11 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from recipes.launch import EMBEDDED, choose_preset, with_defaults
+from recipes.launch import choose_preset
 
 ROOT = Path(__file__).parents[2]
 NAMES = ("vogue", "dvrp", "noisy_rollout", "vppo", "perception_r1", "pearl", "visurf", "calibrl", "mssr")
-SMALL = ("--run.steps", "2", "--run.eval-prompts", "8", "--run.prompts-per-step", "4", "--monitor.probe-every", "0")
 METRICS = {
     "vogue": ("vogue/uncertainty", "vogue/bonus", "vogue/capped_visual", "branch/noisy/strength", "scored/noisy"),
     "dvrp": ("dvrp/kl_masked", "dvrp/kl_noisy", "loss/necessity", "loss/robustness", "branch/noisy/strength"),
@@ -36,16 +30,6 @@ METRICS = {
 }
 
 
-def run(name, folder, *more):
-    command = [sys.executable, "-m", f"recipes.{name}", *SMALL, "--run.output", str(folder), *more]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, cwd=folder.parent, env=env, capture_output=True, text=True, timeout=600)
-
-
-def metrics(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
 @pytest.fixture(scope="session")
 def start():
     """The embedded model; made once, then kept in the user's cache."""
@@ -55,11 +39,11 @@ def start():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_recipe_trains_with_no_arguments(name, start, tmp_path):
-    done = run(name, tmp_path / "out")
+def test_a_recipe_trains_with_no_arguments(name, start, command_line, tmp_path):
+    done = command_line(name, tmp_path / "out")
     assert done.returncode == 0, done.stderr[-3000:]
     assert f"recipes.{name} embedded" in done.stderr and f"{name}: 2 steps done." in done.stdout
-    rows = metrics(tmp_path / "out")
+    rows = command_line.metrics(tmp_path / "out")
     assert [row["step"] for row in rows] == [0, 1, 2] and "eval/accuracy" in rows[-1]
     assert not set(METRICS[name]) - rows[-1].keys(), sorted(rows[-1])
     assert all(row["optim/grad_norm"] >= 0 for row in rows[1:]) and rows[1]["optim/lr"] > 0
@@ -87,55 +71,39 @@ class Verdicts(BaseHTTPRequestHandler):
         pass
 
 
-def test_perception_r1_asks_a_judge(start, tmp_path):
+def test_perception_r1_asks_a_judge(start, command_line, tmp_path):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Verdicts)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        done = run("perception_r1", tmp_path / "out", "--judge.url", f"http://127.0.0.1:{server.server_port}/v1")
+        done = command_line(
+            "perception_r1", tmp_path / "out", "--judge.url", f"http://127.0.0.1:{server.server_port}/v1"
+        )
     finally:
         server.shutdown()
     assert done.returncode == 0, done.stderr[-3000:]
-    rows = metrics(tmp_path / "out")[1:]
+    rows = command_line.metrics(tmp_path / "out")[1:]
     assert all(0.5 <= row["reward/visual"] <= 1.0 and "reward/visual_rule" not in row for row in rows)
     assert sum(row.get("judge/requests", 0) for row in rows) > 0
 
 
-def test_a_judge_that_is_down_stops_the_run_with_a_checkpoint(tmp_path):
-    done = run("perception_r1", tmp_path / "out", "--judge.url", "http://127.0.0.1:9/v1", "--run.eval-prompts", "0")
+def test_a_judge_that_is_down_stops_the_run_with_a_checkpoint(command_line, tmp_path):
+    done = command_line(
+        "perception_r1", tmp_path / "out", "--judge.url", "http://127.0.0.1:9/v1", "--run.eval-prompts", "0"
+    )
     assert done.returncode != 0 and "Step 1 failed" in done.stderr and "visual" in done.stderr
     assert (tmp_path / "out" / "checkpoints" / "step-0").is_dir()
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_preset_fits_its_recipe(name):
+def test_every_preset_fits_its_recipe(name, rules):
     recipe = importlib.import_module(f"recipes.{name}")
-    sizes = []
-    for preset, chosen in recipe.PRESETS.items():
-        signature = inspect.signature(with_defaults(recipe.main, chosen.values))
-        plain = inspect.signature(recipe.main).parameters
-        for parameter in signature.parameters.values():
-            default = plain[parameter.name].default
-            assert type(parameter.default) is type(default) or not is_dataclass(default), (preset, parameter.name)
-        assert chosen.note, preset
-        sizes.append(chosen.size)
-    assert recipe.PRESETS[EMBEDDED].size is None and any(sizes)
+    rules.presets_fit(recipe)
     assert choose_preset(recipe.PRESETS, None, "my/Qwen2.5-VL-7B", None) == "7b"
-    assert choose_preset(recipe.PRESETS, None, None, None) == EMBEDDED
-    assert recipe.__doc__ and f"recipes.{name}" in recipe.__doc__ and "arXiv" in recipe.__doc__
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_setting_is_explained(name, capsys):
-    from recipes.launch import launch
-
-    recipe = importlib.import_module(f"recipes.{name}")
-    with pytest.raises(SystemExit) as ended:
-        launch(recipe.main, recipe.PRESETS, ["--help"])
-    text = capsys.readouterr().out
-    assert ended.value.code == 0 and "Presets" in text and "--run.seed" in text
-    assert set(inspect.signature(recipe.main).parameters) <= set(
-        re.findall(r"^ {4,}(\w+):", recipe.main.__doc__, re.M)
-    ), "every argument of main is documented"
+def test_every_setting_is_explained(name, rules, capsys):
+    rules.settings_are_explained(importlib.import_module(f"recipes.{name}"), capsys)
 
 
 def test_the_table_names_every_recipe():
