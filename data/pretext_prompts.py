@@ -114,6 +114,13 @@ def pretext_correct(rollout: Rollout) -> float:
     return float(score(rollout).correct)
 
 
+@in_process
+def pretext_form(rollout: Rollout) -> float:
+    """1 if the answer can be read and, where reasoning was asked for, stands behind it."""
+    reasoned = rollout.prompt.extra["surface"]["thinking"] == "none" or "</think>" in rollout.text
+    return float(reasoned and score(rollout).parts.get("parsed", 0.0) == 1.0)
+
+
 def solution_key(rollout: Rollout) -> Hashable:
     """What two answers share if they are the same solution; "invalid" if unreadable."""
     return score(rollout).key
