@@ -8,7 +8,9 @@ stats     print the mix: tasks, acceptance, reasons of refusal, sizes
 eval      ask a model; accuracy, score above chance, confidence intervals
 list      print tasks with their knobs, and presets
 
-Without --source everything is drawn, nothing is downloaded.
+Without --source everything is drawn, nothing is downloaded. A source is a folder of any pictures and clips, .tar
+shards, a .parquet file, a saved or hub data set. Bad files are skipped, counted and listed. `COMMAND --help` shows
+examples.
 """
 
 from __future__ import annotations
@@ -29,6 +31,33 @@ from data.pretext.media import Quarantine
 from data.pretext.presets import PRESETS, preset
 from data.pretext.sources import Source, SplitSource, open_source
 from data.pretext.stream import Stream
+
+EXAMPLES = {
+    "export": """examples:
+  python -m data.pretext export --preset puzzlecraft-mix --count 10000 --output out/
+  python -m data.pretext export --source ~/photos --split train --workers 8 --output out/
+The rows do not depend on --workers. Columns: prompt, images, videos, video_times, solution, task, truth, ...; score
+answers with data.pretext.scoring.pretext_reward, which has the signature of a TRL reward function.""",
+    "preview": """examples:
+  python -m data.pretext preview --source ~/photos --count 50 --output sheet.html
+  python -m data.pretext preview --preset jigsaw --level 1.0      one task, as hard as it gets""",
+    "audit": """examples:
+  python -m data.pretext audit --source ~/photos --preset jigsaw --gaps
+  python -m data.pretext audit --all --count 100 > audit.md       every preset and task, with a random policy
+In a cell stand accuracy/reward in percent: compare with the column "chance".""",
+    "bench": """example:
+  python -m data.pretext bench
+Figures are CPU time, the best of three, so a busy machine disturbs little.""",
+    "stats": """examples:
+  python -m data.pretext stats --source ~/photos --count 500      which tasks fit these media, and why others do not
+  python -m data.pretext stats --level 0.8""",
+    "eval": """examples:
+  python -m data.pretext eval --model Qwen/Qwen2.5-VL-3B-Instruct --preset viubench-like
+  python -m data.pretext eval --model out/final --source ~/photos --count 500 --json report.json
+Takes the held-out side of the media unless --split says otherwise.""",
+    "list": """example:
+  python -m data.pretext list""",
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -173,7 +202,10 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(name: str, run: Any, text: str, count: int = 0) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=text, description=text, parents=[_shared()] if count else [])
+        command = commands.add_parser(
+            name, help=text, description=text, parents=[_shared()] if count else [], epilog=EXAMPLES[name],
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
         if count:
             command.add_argument("--count", type=_positive, default=count, help=f"number of samples (default {count})")
         command.set_defaults(run=run)
