@@ -1,0 +1,117 @@
+"""The pretext recipes through their real command lines: two steps, offline, and the parameters move."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from recipes.launch import choose_preset
+
+NAMES = ("visual_jigsaw", "videossr", "puzzlecraft", "pretext")
+METRICS = {
+    "visual_jigsaw": ("reward/puzzle", "reward/form", "reward/accuracy"),
+    "videossr": ("reward/puzzle", "reward/accuracy"),
+    "puzzlecraft": (
+        "puzzlecraft/weight",
+        "puzzlecraft/difficulty",
+        "puzzlecraft/dispersion",
+        "rac/empty",
+        "rac/judged",
+    ),
+    "pretext": ("puzzlecraft/weight", "reward/puzzle", "reward/plain"),
+}
+
+
+@pytest.fixture(scope="session")
+def start():
+    """The embedded model of these recipes; made once, then kept in the user's cache."""
+    from recipes.puzzle_warmup import warm_puzzles
+
+    return warm_puzzles()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_trains_with_no_arguments(name, start, command_line, tmp_path):
+    done = command_line(name, tmp_path / "out")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert f"recipes.{name} embedded" in done.stderr and f"{name}: 2 steps done." in done.stdout
+    rows = command_line.metrics(tmp_path / "out")
+    assert [row["step"] for row in rows] == [0, 1, 2] and "eval/accuracy" in rows[-1]
+    assert not set(METRICS[name]) - rows[-1].keys(), sorted(rows[-1])
+    before, after = load_file(start / "model.safetensors"), load_file(tmp_path / "out" / "model" / "model.safetensors")
+    assert any("visual" in key and not torch.equal(before[key], after[key]) for key in after), "no parameter moved"
+    if name == "pretext":
+        assert any(key.startswith("followcurriculum/level_") for key in rows[-1])
+        assert any(key.startswith("followcurriculum/share_") for key in rows[-1])
+
+
+def test_a_folder_of_pictures_is_enough_and_bad_files_are_listed(start, command_line, tmp_path):
+    folder, rng = tmp_path / "photos", np.random.default_rng(0)
+    folder.mkdir()
+    for number in range(24):
+        small = rng.integers(0, 255, size=(6, 8, 3), dtype=np.uint8)
+        Image.fromarray(small).resize((128, 96), Image.Resampling.BICUBIC).save(folder / f"{number:02}.png")
+    for number in range(6):
+        (folder / f"bad{number}.jpg").write_bytes(b"no picture")
+    asked = ("--puzzles.mix", "miniature-puzzles", "--puzzles.heldout-share", "0.3", "--dataset", str(folder))
+    done = command_line("puzzlecraft", tmp_path / "out", "embedded", *asked)
+    assert done.returncode == 0, done.stderr[-3000:]
+    listed = [json.loads(line) for line in (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()]
+    assert listed and all("bad" in entry["where"] for entry in listed)
+    assert {entry["reason"] for entry in listed} == {"not an image"}
+    assert sum(row.get("pretext/skipped", 0) for row in command_line.metrics(tmp_path / "out")) > 0
+
+
+def test_training_never_sees_the_pictures_of_the_evaluation(tmp_path):
+    from mmrl.run import Run
+    from recipes.puzzle_warmup import MINIATURE
+    from recipes.puzzles import Puzzles, open_puzzles
+
+    data = open_puzzles("drawn", Puzzles("miniature-puzzles", **MINIATURE), Run(output=tmp_path))
+    sides = []
+    for side in (data.train, data.heldout):
+        stream = side.prompts.stream
+        media = {str(stream.sample(index).recipe["media"]) for index in range(24)}
+        sides.append(media)
+    assert sides[0] and sides[1] and not sides[0] & sides[1]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_preset_fits_its_recipe(name, rules):
+    from data.pretext.presets import preset
+    from recipes.puzzles import MINIATURES
+
+    recipe = importlib.import_module(f"recipes.{name}")
+    rules.presets_fit(recipe)
+    sized = {chosen.size for chosen in recipe.PRESETS.values()} - {None}
+    wanted = choose_preset(recipe.PRESETS, None, "my/Qwen2.5-VL-7B", None)
+    assert recipe.PRESETS[wanted].size == min(sized, key=lambda size: abs(size - 7.0))
+    for chosen in recipe.PRESETS.values():
+        mix = chosen.values.get("puzzles", {}).get("mix")
+        assert mix is None or mix in MINIATURES or preset(mix)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_setting_is_explained(name, rules, capsys):
+    rules.settings_are_explained(importlib.import_module(f"recipes.{name}"), capsys)
+
+
+def test_the_warm_up_tells_some_lies_and_keeps_the_form(tmp_path):
+    from mmrl.run import Run
+    from recipes.puzzle_warmup import TINY, Lessons
+    from recipes.puzzles import open_puzzles
+
+    prompts = open_puzzles("drawn", TINY, Run(output=tmp_path)).train
+    taught = [(prompts[i], Lessons(prompts, 1.0, 0)[i], Lessons(prompts, 0.0, 0)[i]) for i in range(40)]
+    assert all(honest.extra["target"] == plain.extra["target"] for plain, _, honest in taught)
+    told = Counter(plain.extra["target"] == random.extra["target"] for plain, random, _ in taught)
+    assert told[False] > told[True] > 0
+    assert all(random.extra["target"].startswith("<answer>") for _, random, _ in taught)
+    assert len({prompt.extra["task"] for prompt, _, _ in taught}) >= 5
