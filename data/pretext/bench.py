@@ -49,14 +49,21 @@ CORE = (
 
 ROOT = Path(__file__).parents[2]
 WORKER = """
-import itertools, resource, sys
+import pathlib, resource, sys
 from data.pretext.presets import preset
 from data.pretext.sources import DrawnSource
 from data.pretext.stream import Stream
+
+def peak():  # KiB; ru_maxrss would also count the parent's memory at the time of the fork
+    status = pathlib.Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+
 count, seen = int(sys.argv[1]), []
 for number, _ in zip(range(count), Stream(DrawnSource(), preset("mmrl-mix-v1")).iterate()):
     if number in (count // 2, count - 1):
-        seen.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+        seen.append(peak())
 print(*seen)
 """
 """What the memory of a worker is measured on."""
