@@ -35,6 +35,8 @@ def write(path: Path, index: int, times: Sequence[float], codec: str = "mpeg4", 
             stream.codec_context.time_base = stream.time_base = Fraction(1, 9000)
         if codec == "libx264":
             stream.options = {"preset": "ultrafast"}
+        elif codec == "libx265":
+            stream.options = {"preset": "ultrafast", "x265-params": "log-level=none"}
         elif codec == "libvpx-vp9":
             stream.options = {"deadline": "realtime", "cpu-used": "8"}
         if turned:
@@ -100,7 +102,7 @@ def test_every_video_task_takes_a_folder_of_odd_clips(clip_zoo: Path) -> None:
                 used.update(sample.recipe["media"])
                 assert task.score(sample.surface.wrap(task.format(sample.truth)), sample.truth, sample.surface).correct
         assert stream.counts[f"made/{task.name}"] >= 0.7 * count, (task.name, dict(stream.counts))
-    assert len(used) >= 4
+    assert len(used) >= (10 if count >= 20 else 4)
     known = {"one frame only", "empty file"}
     assert known <= set(quarantine.counts) or count < 20, quarantine.counts
     assert quarantine.counts
