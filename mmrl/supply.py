@@ -46,7 +46,7 @@ class Supply:
         self.log = log
         self._order: tuple[int, list[int]] = (-1, [])
 
-    def take(self, count: int | None = None) -> list[Prompt]:
+    def take(self, count: int | None = None, *, counted: bool = True) -> list[Prompt]:
         """The next prompts, `per_step` of them by default. Raises `BadRow` if a whole epoch holds nothing usable."""
         wanted = self.per_step if count is None else count
         found: list[Prompt] = []
@@ -71,7 +71,7 @@ class Supply:
                 continue
             bad.clear()
             found.append(prompt)
-        if (drain := getattr(self.prompts, "drain", None)) is not None:
+        if counted and (drain := getattr(self.prompts, "drain", None)) is not None:
             self.counters.update(drain())
         return found
 
@@ -80,7 +80,7 @@ class Supply:
         position, log, counters = self.position, self.log, self.counters
         self.log, self.counters = None, Counter()
         try:
-            return self.take(1)[0]
+            return self.take(1, counted=False)[0]
         finally:
             self.position, self.log, self.counters = position, log, counters
 
