@@ -176,8 +176,9 @@ def report(rows: Sequence[Row], others: Sequence[Row], steps: int, prompts: int)
         lines.append(
             f"| {row.telling} | {row.tokens} | {row.before:.3f} | {row.after:.3f} | {ordered} | {row.r5_after:.1f} |"
         )
-    lines += ["", "One seed and one warm-up each, so that small differences say nothing; frames are 32 pixels wide, so "
-              "that drawn times can hardly be read."]  # fmt: skip
+    missing = [telling for telling in get_args(Telling) if telling not in {row.telling for row in others}]
+    lines += ["", "One seed and one warm-up each, so that small differences say nothing."]
+    lines += [f"Not measured here: {', '.join(missing)} (`--tellings`)."] if missing else []
     return "\n".join(lines)
 
 

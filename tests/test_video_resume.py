@@ -60,7 +60,8 @@ class Interrupted(ClipReader):
 
 
 reader = Interrupted("pyav", isolate=True, quarantine=Quarantine(out.parent / f"{out.name}-bad.jsonl"))
-prompts = Guarded(GroundingPrompts(plain(folder / "spans.jsonl"), reader, ClipSampling(num_frames=16, max_tokens=160, factor=16)))
+sampling = ClipSampling(num_frames=16, max_tokens=160, factor=16)
+prompts = Guarded(GroundingPrompts(plain(folder / "spans.jsonl"), reader, sampling))
 trainer = Trainer(
     Policy.load(model, device="cpu", dtype="float32"),
     prompts=prompts,
