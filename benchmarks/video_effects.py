@@ -163,8 +163,8 @@ def report(rows: Sequence[Row], others: Sequence[Row], steps: int, prompts: int)
     lines += [
         "",
         f"mIoU rises by {gain:.3f} on average and by at least {min(r.after - r.before for r in rows):.3f}. With both "
-        f"ends put in order it changes by {seeing:+.3f}: that part is better seeing, the rest is the convention that the "
-        "warm-up had the wrong way round in six of ten answers.",
+        f"ends put in order it changes by {seeing:+.3f}: that part is better seeing, the rest is the convention that "
+        "the warm-up had the wrong way round in six of ten answers.",
         "",
         f"How the time is told: one model warmed up for each way with the same numbers, seed {others[0].seed}.",
         "",
