@@ -34,7 +34,6 @@ TASKS: Mapping[str, Ingredient] = {
     "jigsaw": Ingredient("jigsaw", 1.0, {"rows": 2, "columns": 1, "unit": 16, "side": 64, "gap": 0.1}),
     "rotation": Ingredient("rotation", 1.0, {"side": 32}),
     "position": Ingredient("relative-position", 1.0, {"directions": 4, "unit": 16, "side": 128}),
-    "odd": Ingredient("odd-tile", 1.0, {"rows": 2, "columns": 2, "unit": 16, "side": 64}),
     "anomaly": Ingredient("anomaly-grounding", 1.0, {**CLIP, "kind": "rotate180", "decoys": 0}),
     "needle": Ingredient("needle-clip", 1.0, {**CLIP, "decoys": 0}),
     "counting": Ingredient("video-count", 1.0, {**CLIP, "asked": 1, "most": 3, "distractors": 0}),
@@ -190,7 +189,8 @@ def bare(prompt: Prompt) -> Prompt:
 
 def miniature_puzzles(mix: str, **changes: Any) -> dict[str, Any]:
     """The embedded preset of a pretext recipe: what all recipes share, with a miniature mix."""
-    shared = {name: value for name, value in miniature(**changes).items() if name != "data"}
+    longer = {"sampling": {"max_tokens": 12}, "optim": {"lr": 1.5e-4}, **changes}
+    shared = {name: value for name, value in miniature(**longer).items() if name != "data"}
     return {**shared, "dataset": "drawn", "puzzles": {"mix": mix, **MINIATURE}}
 
 

@@ -109,7 +109,7 @@ def test_the_warm_up_tells_some_lies_and_keeps_the_form(tmp_path):
     from recipes.puzzles import open_puzzles
 
     prompts = open_puzzles("drawn", TINY, Run(output=tmp_path)).train
-    taught = [(prompts[i], Lessons(prompts, 1.0, 0)[i], Lessons(prompts, 0.0, 0)[i]) for i in range(40)]
+    taught = [(prompts[i], Lessons(prompts, 1.0, 0.0, 0)[i], Lessons(prompts, 0.0, 0.0, 0)[i]) for i in range(40)]
     assert all(honest.extra["target"] == plain.extra["target"] for plain, _, honest in taught)
     told = Counter(plain.extra["target"] == random.extra["target"] for plain, random, _ in taught)
     assert told[False] > told[True] > 0
