@@ -1,6 +1,6 @@
 """Does the tiny model get better at pretext tasks by reinforcement learning? Several seeds, held-out media.
 
-    python benchmarks/pretext_effects.py                                  3 seeds, 60 steps: some minutes
+    python benchmarks/pretext_effects.py                                  3 seeds, 200 steps: some minutes
     python benchmarks/pretext_effects.py --document docs/effects.md       also write the section into that file
 
 Each run is `python -m recipes.pretext` on its embedded preset without levels and mixture (they would change what is
@@ -13,9 +13,9 @@ start and all runs:
     constant     reward of the best answer that ignores the question
 
 The gain is the sampled reward after minus before, per question, averaged over the seeds; the interval is Student's at
-95 % over questions. A task counts as improved if the interval lies above 0, every seed gains, and the reward after lies
-above chance; where it does not lie above the best constant answer too, the verdict says so, because then the policy may
-have learned what is usual rather than to look. The curves are the success above chance while training.
+95 % over questions. A task "gains" if the interval lies above 0 and every seed gains. It counts as improved if the
+reward after also lies above both chance and the best constant answer: below that, the policy may have learned a
+convention or what is usual, rather than to look. The curves are the success above chance while training.
 """
 
 from __future__ import annotations
@@ -82,22 +82,26 @@ class Row:
     """Success above chance in each quarter of the training, mean over seeds."""
 
     @property
+    def gains(self) -> bool:
+        """See the first lines of this file."""
+        return self.gain > self.half and min(self.after) > self.before
+
+    @property
     def improved(self) -> bool:
         """See the first lines of this file."""
-        surely = self.gain > self.half and min(self.after) > self.before
-        return surely and fmean(self.after) > self.chance
+        return self.gains and fmean(self.after) > max(self.chance, self.constant)
 
     @property
     def verdict(self) -> str:
         """In words."""
-        if not self.improved:
-            return "not shown"
-        return "improved" if fmean(self.after) > self.constant else "improved, not beyond a constant answer"
+        if self.improved:
+            return "improved"
+        return "gains, but not beyond a constant answer" if self.gains else "not shown"
 
 
 def main(
     seeds: tuple[int, ...] = (0, 1, 2),
-    steps: int = 60,
+    steps: int = 200,
     questions: int = 350,
     output: Path | None = None,
     document: Path | None = None,
@@ -121,8 +125,8 @@ def main(
     kinds = {"image": [task for task in better if task not in VIDEO], "video": [t for t in better if t in VIDEO]}
     ok = len(better) >= GOAL and all(kinds.values())
     row = {"name": "pretext_effects", "value": len(better), "goal": GOAL, "unit": f"tasks improved, of {len(rows)}"}
-    looked = [found.task for found in rows if found.verdict == "improved"]
-    print(json.dumps({**row, "ok": ok, "seeds": len(seeds), "steps": steps, **kinds, "beyond_constant": looked}))
+    gained = [found.task for found in rows if found.gains]
+    print(json.dumps({**row, "ok": ok, "seeds": len(seeds), "steps": steps, **kinds, "gained": gained}))
 
 
 def train(folder: Path, seed: int, steps: int) -> None:
@@ -214,8 +218,9 @@ def report(rows: Sequence[Row], seeds: Sequence[int], steps: int) -> str:
         f"Embedded preset of `recipes.pretext` on drawn pictures and clips, {steps} steps of 16 questions × 8 answers, "
         f"seeds {', '.join(map(str, seeds))}. Reward is the mean of 4 sampled answers to held-out questions; the gain "
         "is paired by question, averaged over seeds, with Student's 95 % interval. Three in ten targets of the warm-up "
-        "are random, so a large part of a gain can be the policy deciding more firmly for what it sees; the greedy "
-        "accuracy shows how much more it sees. What counts as improved is said in the benchmark's docstring.",
+        "are random, and six in ten of its intervals name the end first. So most of a gain is the policy deciding more "
+        "firmly for what it sees, and, for intervals, finding out which order pays; the greedy accuracy shows how much "
+        "more it sees. What counts as improved is said in the benchmark's docstring.",
         "",
         "| task | questions | chance | best constant | before | after, per seed | gain | greedy accuracy | verdict |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
