@@ -60,6 +60,8 @@ LOGIC = ("maze-exit", "np-tsp", "np-colouring", "np-clique", "np-independent-set
 FEW = ("boundary", "histogram")
 """With up to six pieces, or with tiles that touch as in the papers, continuity of brightness is what there is to see:
 declared, so that it is shown and does not fail the audit."""
+HALVES = ("sharpness",)
+"""Of two halves the sky is the smoother one: this, too, is what there is to see."""
 
 
 def _jigsaws(weight: float, extra: Mapping[str, KnobValue]) -> tuple[Ingredient, ...]:
@@ -68,7 +70,7 @@ def _jigsaws(weight: float, extra: Mapping[str, KnobValue]) -> tuple[Ingredient,
             "jigsaw",
             weight / len(GRIDS),
             {"rows": rows, "columns": columns, "gamma": 1.0, **extra},
-            FEW * (rows * columns <= 6 or extra.get("gap") == 0.0),
+            FEW * (rows * columns <= 6 or extra.get("gap") == 0.0) + HALVES * (rows * columns == 2),
         )
         for rows, columns in GRIDS
     )
