@@ -32,7 +32,7 @@ from data.pretext.rng import Streams, generator
 FLOOR = 0.1
 """Pay for any valid solution."""
 POWER = 2.0
-SIMULATED, GUESSES, EXACT = 40, 25, 12
+SIMULATED, GUESSES, EXACT = 400, 5, 12
 """Instances (a fifth above size `EXACT`) and guesses per instance for the chance levels."""
 
 Instance = dict[str, Any]
