@@ -98,7 +98,8 @@ class DecodeWorker:
         self._forget()
 
     def __del__(self) -> None:
-        if getattr(self, "_child", None) is not None and self._owner == os.getpid():
+        # At the end of the interpreter modules may be gone already; the child then ends as its pipe closes.
+        if getattr(self, "_child", None) is not None and os is not None and self._owner == os.getpid():
             self._kill()
 
     def _forget(self) -> None:
