@@ -1,6 +1,7 @@
 """Our mix of pretext tasks: each at the level where half of the answers succeed, more of what is being learned.
 
 on a laptop CPU, minutes:             python -m recipes.pretext
+the same on drawn clips:              python -m recipes.pretext embedded --puzzles.mix miniature-clips
 your photos and videos:               python -m recipes.pretext 7b --dataset ~/pictures
 one task:                             python -m recipes.pretext 7b --dataset ~/pictures --puzzles.mix rotation
 
@@ -68,7 +69,7 @@ def main(
         load: Device, precision, frozen parts, pixel budget.
         lora: Adapters instead of full fine-tuning.
     """
-    policy = open_policy(embedded_or(model), load, lora, run)
+    policy = open_policy(embedded_or(model, puzzles.mix), load, lora, run)
     data = open_puzzles(dataset, puzzles, run, levels.controller())
     curriculum = Curriculum(data.stream, levels.controller(), mixture.bandit())
     trainer = Trainer(

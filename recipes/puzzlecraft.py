@@ -77,7 +77,7 @@ def main(
         load: Device, precision, frozen parts, pixel budget.
         lora: Adapters instead of full fine-tuning.
     """
-    policy = open_policy(embedded_or(model), load, lora, run)
+    policy = open_policy(embedded_or(model, puzzles.mix), load, lora, run)
     data = open_puzzles(dataset, puzzles, run)
     consistency = JudgeRAC(judge.judge()) if judge.url else RuleRAC()
     trainer = Trainer(

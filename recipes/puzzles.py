@@ -34,7 +34,9 @@ TASKS: Mapping[str, Ingredient] = {
     "jigsaw": Ingredient("jigsaw", 1.0, {"rows": 2, "columns": 1, "unit": 16, "side": 64, "gap": 0.1}),
     "rotation": Ingredient("rotation", 1.0, {"side": 32}),
     "position": Ingredient("relative-position", 1.0, {"directions": 4, "unit": 16, "side": 128}),
-    "anomaly": Ingredient("anomaly-grounding", 1.0, {**CLIP, "kind": "rotate180", "decoys": 0}),
+    "quality": Ingredient("quality-order", 1.0, {"copies": 2, "kind": "brightness", "side": 32, "ratio": 2.0}),
+    "odd": Ingredient("odd-tile", 1.0, {"rows": 2, "columns": 2, "change": "recolour", "unit": 16, "side": 64}),
+    "anomaly": Ingredient("anomaly-grounding", 1.0, {**CLIP, "kind": "grayscale", "decoys": 0}),
     "needle": Ingredient("needle-clip", 1.0, {**CLIP, "decoys": 0}),
     "counting": Ingredient("video-count", 1.0, {**CLIP, "asked": 1, "most": 3, "distractors": 0}),
 }
@@ -42,12 +44,14 @@ TASKS: Mapping[str, Ingredient] = {
 MINIATURES = {
     name: Preset(name, tuple(TASKS[task] for task in tasks))
     for name, tasks in {
-        "miniature": tuple(TASKS),
+        "miniature": ("jigsaw", "rotation", "position", "quality"),
         "miniature-jigsaw": ("jigsaw",),
         "miniature-puzzles": ("jigsaw", "rotation"),
-        "miniature-clips": ("anomaly", "counting"),
+        "miniature-clips": ("anomaly",),
+        "miniature-hard": ("odd", "needle", "counting"),
     }.items()
 }
+"""Tiny mixes; those of `miniature-hard` the tiny model does not learn."""
 MINIATURE: Mapping[str, Any] = {
     "tags": "answer", "thinking": "none", "wording": 0, "bare": True, "shown": 32, "drawn_side": 192,
 }  # fmt: skip

@@ -8,7 +8,7 @@ Answers are direct, without reasoning, and paid smoothly: overlap of intervals, 
 orders. Departures: each sample is a function of (medium, seed, index); zoom is drawn once per segment, counts uniformly
 up to 8, and media on which the question has no unique answer are refused (data/pretext). The sampling temperature is
 not published; 1.0 here. An epoch of the paper is 30,000 questions: 469 steps.
-The embedded preset grounds a stretch that stands on its head, and counts one kind of shape.
+The embedded preset grounds a stretch without colours.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def main(
         load: Device, precision, frozen parts, pixel budget.
         lora: Adapters instead of full fine-tuning.
     """
-    policy = open_policy(embedded_or(model), load, lora, run)
+    policy = open_policy(embedded_or(model, puzzles.mix), load, lora, run)
     data = open_puzzles(dataset, puzzles, run)
     trainer = Trainer(
         policy,

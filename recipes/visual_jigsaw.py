@@ -69,7 +69,7 @@ def main(
         load: Device, precision, frozen parts, pixel budget.
         lora: Adapters instead of full fine-tuning.
     """
-    policy = open_policy(embedded_or(model), load, lora, run)
+    policy = open_policy(embedded_or(model, puzzles.mix), load, lora, run)
     data = open_puzzles(dataset, puzzles, run)
     trainer = Trainer(
         policy,

