@@ -1,6 +1,6 @@
 """Does the tiny model get better at pretext tasks by reinforcement learning? Several seeds, held-out media.
 
-    python benchmarks/pretext_effects.py                                  3 seeds, 200 steps: half an hour
+    python benchmarks/pretext_effects.py                                  3 seeds, 200 steps: an hour
     python benchmarks/pretext_effects.py --document docs/effects.md       also write the section into that file
 
 Each run is `python -m recipes.pretext` on its embedded preset without levels and mixture (they would change what is
@@ -221,9 +221,9 @@ def report(rows: Sequence[Row], seeds: Sequence[int], steps: int) -> str:
         f"`recipes.pretext` on three miniature mixes of drawn media, {steps} steps of 16 questions × 8 answers, seeds "
         f"{', '.join(map(str, seeds))}. Reward is the mean of 4 sampled answers to held-out questions; the gain "
         "is paired by question, averaged over seeds, with Student's 95 % interval. In the warm-up three in ten targets "
-        "about pictures are random, and six in ten intervals in clips name the end first. So most of a gain is the "
-        "policy deciding more firmly for what it sees, and, for intervals, finding out which order pays; the greedy "
-        "accuracy shows how much more it sees. Odd tiles, needle clips and counting were expected not to be learned. "
+        "are random, and six in ten intervals in clips name the end first. So most of a gain is the policy deciding "
+        "more firmly for what it sees, and, for intervals, finding out which order pays; the greedy accuracy shows how "
+        "much more it sees. Odd tiles, needle clips and counting were expected not to be learned. "
         "What counts as improved is said in the benchmark's docstring.",
         "",
         "| task | questions | chance | best constant | before | after, per seed | gain | greedy accuracy | verdict |",

@@ -4,12 +4,11 @@
 
     pictures    from scratch, with a tokenizer that knows the words of the mix. Three in ten targets are a random
                 well-formed answer, so the policy sees a part of what there is to see but spreads its answers
-    clips       from the model that was warmed up on drawn clips (recipes/embedded.py). Half of the lessons ask for a
-                mark on every frame: without them an interval in a clip is not learned in 600 steps. Six in ten of the
-                intervals name the end before the start, which earns nothing
+    clips       the same from the model that was warmed up on drawn clips (recipes/embedded.py); from scratch an
+                interval is not learned. Six in ten intervals name the end before the start, which earns nothing
 
 So reinforcement learning has something to sharpen and a convention to find out. The result is kept in the user's cache
-under a key of what it depends on. It takes two minutes for pictures and six for clips, once.
+under a key of what it depends on. It takes two minutes for either, once, and three more for the model of the clips.
 """
 
 from __future__ import annotations
@@ -44,7 +43,6 @@ SIZE = tiny.TinySize(merges=1200)
 """One token per word of the questions."""
 INTERVALS = ("anomaly-grounding", "needle-clip")
 TINY = Puzzles("miniature", **MINIATURE)
-MARK = "Say of each frame whether it belongs to what is asked for. "
 
 
 @dataclass(frozen=True)
@@ -59,21 +57,19 @@ class PuzzleWarmUp:
     """Share of targets that are random well-formed answers."""
     swapped: float = 0.6
     """Share of intervals that name the end before the start, which earns nothing."""
-    marked: float = 0.0
-    """Share of questions about clips that ask for a mark on every frame instead."""
     from_clips: bool = False
     """Start from the model that was warmed up on drawn clips."""
     seed: int = 1000
 
 
-CLIPS = PuzzleWarmUp(replace(TINY, mix="miniature-clips"), steps=450, noise=0.0, marked=0.5, from_clips=True)
+CLIPS = PuzzleWarmUp(replace(TINY, mix="miniature-clips"), from_clips=True)
 HARD = PuzzleWarmUp(replace(TINY, mix="miniature-hard"))
 WARM_UPS = {"miniature-clips": CLIPS, "miniature-hard": HARD}
 """Mix -> its warm-up; all others share that of the pictures."""
 
 
 class Lessons:
-    """Prompts whose targets are partly random, whose intervals mostly name the end first, and partly dense marks."""
+    """Prompts whose targets are partly random, and whose intervals mostly name the end first."""
 
     def __init__(self, prompts: Prompts, settings: PuzzleWarmUp) -> None:
         self.prompts, self.settings, self.size = prompts, settings, prompts.size
@@ -86,22 +82,8 @@ class Lessons:
             told = find(prompt.extra["task"]).guess(prompt.extra["truth"], rng)
         if prompt.extra["task"] in INTERVALS and rng.random() < settings.swapped:
             told = "-".join(reversed(told.split("-")))
-        if settings.marked and rng.random() < settings.marked and (dense := marked(prompt)) is not None:
-            return dense
         target = prompt.extra["target"].replace(answer, told)
         return replace(prompt, extra={**prompt.extra, "target": target})
-
-
-def marked(prompt: Prompt) -> Prompt | None:
-    """The question about a clip as one about each of its frames; None if the evidence names no frames."""
-    places = next((entry["frames"] for entry in prompt.extra["evidence"] if entry.get("frames")), None)
-    if places is None:
-        return None
-    marks = " ".join("yes" if frame in places else "no" for frame in range(len(prompt.media[0].frames)))
-    *others, last = prompt.messages
-    parts = [{**part, "text": MARK + part["text"]} if part["type"] == "text" else part for part in last["content"]]
-    extra = {**prompt.extra, "target": prompt.extra["target"].replace(str(prompt.answer), marks)}
-    return replace(prompt, messages=[*others, {**last, "content": parts}], answer=marks, extra=extra)
 
 
 def warm_puzzles(settings: PuzzleWarmUp = PuzzleWarmUp()) -> Path:
@@ -112,7 +94,7 @@ def warm_puzzles(settings: PuzzleWarmUp = PuzzleWarmUp()) -> Path:
         start = tiny.cached(size=SIZE, corpus=corpus(settings))
     mix = MINIATURES[settings.puzzles.mix]
     tasks = [(part, find(part.task).version) for part in mix.ingredients]
-    sources = [inspect.getsource(part) for part in (Lessons, marked, _warm, bare, smaller)]
+    sources = [inspect.getsource(part) for part in (Lessons, _warm, bare, smaller)]
     key = hashlib.blake2b(repr((start.name, settings, tasks, sources)).encode(), digest_size=8).hexdigest()
     target = tiny.cache_folder() / "warm" / f"{settings.puzzles.mix}-{key}"
     if not target.is_dir():

@@ -36,7 +36,7 @@ TASKS: Mapping[str, Ingredient] = {
     "position": Ingredient("relative-position", 1.0, {"directions": 4, "unit": 16, "side": 128}),
     "quality": Ingredient("quality-order", 1.0, {"copies": 2, "kind": "brightness", "side": 32, "ratio": 2.0}),
     "odd": Ingredient("odd-tile", 1.0, {"rows": 2, "columns": 2, "change": "recolour", "unit": 16, "side": 64}),
-    "anomaly": Ingredient("anomaly-grounding", 1.0, {**CLIP, "kind": "grayscale", "decoys": 0}),
+    "anomaly": Ingredient("anomaly-grounding", 1.0, {**CLIP, "kind": "zoom-out", "fill": "black", "decoys": 0}),
     "needle": Ingredient("needle-clip", 1.0, {**CLIP, "decoys": 0}),
     "counting": Ingredient("video-count", 1.0, {**CLIP, "asked": 1, "most": 3, "distractors": 0}),
 }

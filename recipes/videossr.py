@@ -8,7 +8,7 @@ Answers are direct, without reasoning, and paid smoothly: overlap of intervals, 
 orders. Departures: each sample is a function of (medium, seed, index); zoom is drawn once per segment, counts uniformly
 up to 8, and media on which the question has no unique answer are refused (data/pretext). The sampling temperature is
 not published; 1.0 here. An epoch of the paper is 30,000 questions: 469 steps.
-The embedded preset grounds a stretch without colours.
+The embedded preset grounds a stretch that is shown smaller.
 """
 
 from __future__ import annotations

@@ -260,3 +260,20 @@ def test_every_image_task_takes_a_mixed_folder(zoo) -> None:
                 assert task.score(sample.surface.wrap(task.format(sample.truth)), sample.truth, sample.surface).correct
         assert stream.counts[f"made/{task.name}"] >= 0.8 * count, (task.name, dict(stream.counts))
     assert set(quarantine.counts) <= {"broken image", "empty file", "not an image"}
+
+
+def test_every_task_without_files_takes_drawn_media() -> None:
+    """Scenes, problems, texts and depth. A smaller form of 10,000 samples per task; `PRETEXT_SAMPLES` sets the
+    number."""
+    import os
+
+    from data.pretext.catalogue import TASKS
+
+    count = int(os.environ.get("PRETEXT_SAMPLES", "6"))
+    for task in (task for task in TASKS if task.kinds[0] not in ("image", "video")):
+        stream = Stream(SMALL, Preset(task.name, (Ingredient(task.name),)), seed=5)
+        for index in range(count):
+            sample = stream.sample(index)
+            if sample is not None:
+                assert task.score(sample.surface.wrap(task.format(sample.truth)), sample.truth, sample.surface).correct
+        assert stream.counts[f"made/{task.name}"] >= 0.8 * count, (task.name, dict(stream.counts))
