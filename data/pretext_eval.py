@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from data.pretext.progress import shown
 from data.pretext.rng import generator
 from data.pretext.stream import Stream
 from data.pretext_prompts import score, to_prompt
@@ -73,11 +74,13 @@ class EvalReport:
 
 
 def evaluate_model(model: str, stream: Stream, count: int, max_tokens: int = 512, seed: int = 0) -> EvalReport:
-    """Load a model folder or hub name and evaluate it."""
+    """Load a model folder or hub name and evaluate it. "tiny" is an untrained tiny model: noise, to try the command."""
+    from mmrl import tiny
     from mmrl.engine import HFEngine
     from mmrl.policy import Policy
 
-    return evaluate_engine(HFEngine(Policy.load(model)), model, stream, count, max_tokens, seed)
+    engine = HFEngine(Policy.load(tiny.cached() if model == "tiny" else model))
+    return evaluate_engine(engine, model, stream, count, max_tokens, seed)
 
 
 def evaluate_engine(
@@ -87,7 +90,7 @@ def evaluate_engine(
     sampling = Sampling(group_size=1, temperature=0.0, max_tokens=max_tokens)
     answered: list[Rollout] = []
     waiting: list[Prompt] = []
-    for place, (_, sample) in zip(range(count), stream.iterate(), strict=False):
+    for place, sample in enumerate(shown(stream.first(count), count, "samples asked")):
         waiting.append(to_prompt(sample))
         if len(waiting) == BATCH or place == count - 1:
             answered += engine.generate(waiting, sampling, Now(step=0, progress=0.0, seed=seed))

@@ -29,6 +29,7 @@ from data.pretext.catalogue import TASKS
 from data.pretext.difficulty import DefaultKnobs, FixedLevel
 from data.pretext.media import Quarantine
 from data.pretext.presets import PRESETS, preset
+from data.pretext.progress import shown
 from data.pretext.sources import Source, SplitSource, open_source
 from data.pretext.stream import Stream
 
@@ -107,7 +108,7 @@ def run_preview(args: argparse.Namespace) -> int:
     from data.pretext.preview import write_preview
 
     stream, path = stream_of(args), Path(args.output)
-    samples = (sample for _, (_, sample) in zip(range(args.count), stream.iterate(), strict=False))
+    samples = shown(stream.first(args.count), args.count, "samples made")
     number = write_preview(samples, path, f"{args.preset} on {stream.source.name}")
     print(f"wrote {number} samples to {path}; open it in a browser")
     return 0
@@ -151,7 +152,7 @@ def run_bench(args: argparse.Namespace) -> int:
 
 def run_stats(args: argparse.Namespace) -> int:
     stream = stream_of(args)
-    pairs = [sample for _, (_, sample) in zip(range(args.count), stream.iterate(), strict=False)]
+    pairs = list(shown(stream.first(args.count), args.count, "samples made"))
     tasks = Counter(sample.task for sample in pairs)
     print(
         f"{'task':20s} {'share':>6s} {'accepted':>9s} {'chance':>7s} {'reward':>7s} {'visuals':>8s} {'megapixels':>11s}"
@@ -178,6 +179,8 @@ def run_stats(args: argparse.Namespace) -> int:
 def run_eval(args: argparse.Namespace) -> int:
     from data.pretext_eval import evaluate_model
 
+    if args.model == "tiny":
+        print("no --model given: asking an untrained tiny model, whose answers are noise", file=sys.stderr)
     report = evaluate_model(args.model, stream_of(args), args.count, args.max_tokens, args.seed)
     print(report.table())
     if args.json:
@@ -226,7 +229,7 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--seconds", type=float, default=1.0, help="CPU seconds per figure and repetition")
     add("stats", run_stats, "print the mix: tasks, acceptance, reasons of refusal, sizes", 200)
     evaluate = add("eval", run_eval, "ask a model: accuracy, score above chance, confidence intervals", 200)
-    evaluate.add_argument("--model", required=True, help="model folder or hub name")
+    evaluate.add_argument("--model", default="tiny", help="model folder or hub name (default: an untrained tiny one)")
     evaluate.add_argument("--max-tokens", type=_positive, default=512, help="longest answer")
     evaluate.add_argument("--json", help="write the report to this file")
     evaluate.set_defaults(split="heldout")

@@ -20,6 +20,7 @@ from data.pretext.auditors import Auditor, auditors
 from data.pretext.catalogue import find
 from data.pretext.contract import Sample, Task
 from data.pretext.presets import Ingredient, Preset
+from data.pretext.progress import shown
 from data.pretext.sources import Source
 from data.pretext.stream import Stream
 from data.pretext.surface import Surface
@@ -115,7 +116,7 @@ def audit(source: Source, preset: Preset, samples: int = 200, seed: int = 0) -> 
 
 def collect(stream: Stream, samples: int) -> list[Sample]:
     """The first `samples` samples of a stream."""
-    return [sample for _, (_, sample) in zip(range(samples), stream.iterate(), strict=False)]
+    return list(shown(stream.first(samples), samples, f"samples of {stream.preset.name}"))
 
 
 def examine(

@@ -30,6 +30,7 @@ from PIL import Image
 from data.pretext.catalogue import find
 from data.pretext.contract import Array, Sample
 from data.pretext.media import perceptual_hash
+from data.pretext.progress import shown
 from data.pretext.stream import GIVE_UP, Stream
 
 CHUNK = 16
@@ -62,7 +63,7 @@ def export(
     (draft / "data").mkdir(parents=True)
     counts: Counter[str] = Counter()
     hashes: list[int] = []
-    rows = islice(_rows(make_stream, start, workers, counts, hashes), count)
+    rows = shown(islice(_rows(make_stream, start, workers, counts, hashes), count), count, "rows written")
     shards = _write_shards(rows, draft / "data")
     for place, shard in enumerate(shards):
         shard.rename(shard.with_name(f"{split}-{place:05d}-of-{len(shards):05d}.parquet"))

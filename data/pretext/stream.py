@@ -20,7 +20,7 @@ from bisect import bisect_right
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from itertools import accumulate, islice
 from typing import Any
 
 from data.pretext.catalogue import find
@@ -125,6 +125,10 @@ class Stream:
                 if failed >= GIVE_UP:
                     raise ValueError(self._stuck())
             index += world
+
+    def first(self, count: int) -> Iterator[Sample]:
+        """The first `count` samples. Raises ValueError when stuck."""
+        return (sample for _, sample in islice(self.iterate(), count))
 
     def replay(self, sample: Sample) -> Sample:
         """The identical sample from its recipe and this source."""

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
@@ -17,6 +18,7 @@ from data.pretext.catalogue import find
 from data.pretext.export import export, row_of
 from data.pretext.presets import Ingredient, Preset, preset
 from data.pretext.preview import write_preview
+from data.pretext.progress import shown
 from data.pretext.scoring import pretext_reward, score_row
 from data.pretext.sources import DrawnSource
 from data.pretext.stream import Stream
@@ -87,6 +89,34 @@ def test_a_stuck_export_leaves_no_folder(tmp_path) -> None:
             2,
         )
     assert not (tmp_path / "out").exists()
+
+
+def test_a_killed_export_leaves_no_folder_and_is_made_again_the_same(tmp_path) -> None:
+    output, draft = tmp_path / "out", tmp_path / "out.part"
+    command = [sys.executable, "-m", "data.pretext", "export", "--preset", "relative-position", "--output", str(output)]
+    victim = subprocess.Popen([*command, "--count", "100000"], cwd=ROOT, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        while not any(part.stat().st_size for part in draft.glob("data/*.parquet")):
+            assert victim.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        victim.kill()
+        victim.wait()
+    assert draft.is_dir() and not output.exists()
+    calm = [*command[:-1], str(tmp_path / "calm"), "--count", "60"]
+    for made in ([*command, "--count", "60"], calm):
+        subprocess.run(made, cwd=ROOT, check=True, capture_output=True)
+    assert not draft.exists()
+    files = [sorted((folder / "data").iterdir()) for folder in (output, tmp_path / "calm")]
+    assert [file.name for file in files[0]] == [file.name for file in files[1]]
+    assert all(one.read_bytes() == two.read_bytes() for one, two in zip(*files, strict=True))
+
+
+def test_slow_work_is_told(capsys) -> None:
+    assert list(shown(range(3), 3, "rows written", seconds=0.0)) == [0, 1, 2]
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3 and lines[-1].startswith("rows written 3/3") and lines[-1].endswith("0 s left")
 
 
 class Images(HTMLParser):
