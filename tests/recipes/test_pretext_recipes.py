@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import io
 import json
+import tarfile
 from collections import Counter
 from dataclasses import replace
+from fractions import Fraction
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -69,6 +73,85 @@ def test_a_folder_of_pictures_is_enough_and_bad_files_are_listed(command_line, t
     assert listed and all("bad" in entry["where"] for entry in listed)
     assert {entry["reason"] for entry in listed} == {"not an image"}
     assert sum(row.get("pretext/skipped", 0) for row in command_line.metrics(tmp_path / "out")) > 0
+
+
+def pictures(count=24):
+    rng = np.random.default_rng(1)
+    small = (rng.integers(0, 255, size=(6, 8, 3), dtype=np.uint8) for _ in range(count))
+    return [Image.fromarray(pixels).resize((128, 96), Image.Resampling.BICUBIC) for pixels in small]
+
+
+def png(picture):
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def as_parquet(folder):
+    import pyarrow
+    import pyarrow.parquet as parquet
+
+    cells = [{"bytes": png(picture), "path": None} for picture in pictures()]
+    parquet.write_table(pyarrow.table({"image": cells}), folder / "media.parquet", row_group_size=7)
+    return folder / "media.parquet"
+
+
+def as_shards(folder):
+    (folder / "shards").mkdir()
+    for shard in range(2):
+        with tarfile.open(folder / "shards" / f"s-{shard}.tar", "w") as archive:
+            for number, picture in enumerate(pictures()[shard::2]):
+                info, content = tarfile.TarInfo(f"{number}.png"), png(picture)
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+    return folder / "shards"
+
+
+def as_saved_data_set(folder):
+    import datasets
+
+    features = datasets.Features({"image": datasets.Image()})
+    datasets.Dataset.from_dict({"image": pictures()}, features=features).save_to_disk(str(folder / "saved"))
+    return folder / "saved"
+
+
+@pytest.mark.parametrize("stored", [as_parquet, as_shards, as_saved_data_set])
+def test_every_kind_of_source_trains(stored, command_line, tmp_path):
+    asked = ("--puzzles.mix", "miniature-puzzles", "--puzzles.heldout-share", "0.3", "--dataset", str(stored(tmp_path)))
+    done = command_line("puzzlecraft", tmp_path / "out", "embedded", *asked)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [row["step"] for row in command_line.metrics(tmp_path / "out")] == [0, 1, 2]
+
+
+def test_a_folder_of_odd_clips_trains(command_line, tmp_path):
+    """Several codecs, turned, of variable rate, broken: the good ones train, the others are listed."""
+    from data.pretext.procedural import clip as drawn
+
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    for number in range(16):
+        codec, suffix = (("mpeg4", "mp4"), ("libx264", "mkv"), ("libvpx", "webm"), ("mjpeg", "avi"))[number % 4]
+        frames = drawn(5, number, height=96, width=128, seconds=4.0, fps=12.0).video().read(range(48))
+        with av.open(str(folder / f"{number:02}.{suffix}"), "w") as container:
+            stream = container.add_stream(codec, rate=12)
+            stream.width, stream.height = 128, 96
+            stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+            if number in (4, 12):
+                stream.set_display_rotation(90)
+            for place, frame in enumerate(frames):
+                shown = av.VideoFrame.from_ndarray(frame, format="rgb24")
+                uneven = place + place // 5 if number in (1, 5) else place
+                shown.pts, shown.time_base = uneven, Fraction(1, 12)
+                container.mux(stream.encode(shown))
+            container.mux(stream.encode())
+    for number in range(5):
+        (folder / f"bad{number}.mp4").write_bytes(b"no clip" * 40)
+    asked = ("--puzzles.heldout-share", "0.3", "--dataset", str(folder))
+    done = command_line("videossr", tmp_path / "out", "embedded", *asked)
+    assert done.returncode == 0, done.stderr[-3000:]
+    listed = [json.loads(line) for line in (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()]
+    assert listed and all("bad" in entry["where"] for entry in listed)
+    assert command_line.metrics(tmp_path / "out")[-1]["step"] == 2
 
 
 def test_training_never_sees_the_pictures_of_the_evaluation(tmp_path):
