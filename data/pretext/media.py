@@ -247,7 +247,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _reader() -> ClipReader:
     from data.video import ClipReader
 
-    return ClipReader(timeout=30.0)
+    return ClipReader(backend="pyav", timeout=30.0)  # reads every container, and gives everybody the same pixels
 
 
 def _video(where: str, call):

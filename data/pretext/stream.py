@@ -84,7 +84,8 @@ class Stream:
         self._fits = self._fitting()
         self._cache: OrderedDict[tuple[Any, ...], Medium] = OrderedDict()
         self._orders: OrderedDict[tuple[Kind, int, int], Array] = OrderedDict()
-        self._bad: dict[tuple[Kind, int], MediaError] = {}
+        self._bad: dict[tuple[Kind, int], tuple[str, str, str]] = {}
+        """What is wrong with a medium. Not the error itself: its traceback would keep the file's bytes."""
 
     def sample(self, index: int) -> Sample | None:
         """Sample number `index`, or None if every medium tried for it was refused."""
@@ -210,7 +211,7 @@ class Stream:
 
     def _medium(self, kind: Kind, position: int, avoid: Sequence[str], still: bool) -> Medium:
         if (kind, position) in self._bad:
-            raise self._bad[kind, position].with_traceback(None)
+            raise MediaError(*self._bad[kind, position])
         key = (kind, position, tuple(avoid), still)
         if key in self._cache:
             self._cache.move_to_end(key)
@@ -221,7 +222,7 @@ class Stream:
         except OtherSide:
             raise
         except MediaError as error:
-            self._bad[kind, position] = error
+            self._bad[kind, position] = (error.where, error.reason, error.detail)
             raise
         self._cache[key] = medium
         while len(self._cache) > 1 and sum(map(_weight, self._cache.values())) > CACHE_BYTES:

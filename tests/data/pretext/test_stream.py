@@ -1,5 +1,6 @@
 """The stream: the same samples for any worker, rank and restart; bad media never stop it."""
 
+import gc
 import io
 import json
 import pickle
@@ -11,7 +12,7 @@ from PIL import Image
 from data.pretext.conformance import same_pixels
 from data.pretext.contract import Sample
 from data.pretext.difficulty import FixedLevel
-from data.pretext.media import Quarantine
+from data.pretext.media import MediaError, Quarantine
 from data.pretext.mixture import LearningProgress
 from data.pretext.presets import Ingredient, Preset, preset
 from data.pretext.procedural import scene
@@ -145,6 +146,9 @@ def test_bad_media_are_skipped_counted_and_listed(messy) -> None:
     assert stream.counts["refused/relative-position/too-small"] > 0
     assert stream.counts["refused/relative-position/textureless"] > 0
     assert 0 < stream.acceptance()["relative-position"] < 1
+    gc.collect()
+    kept = [thing for thing in gc.get_objects() if type(thing) is MediaError]
+    assert not kept, "an error that is kept holds its traceback, and with it the bytes of the file"
     assert all(equal(found[i], again) for i, again in taken(Stream(FolderSource(messy), QUICK), 10).items())
 
 
