@@ -4,11 +4,13 @@
     Rewards(puzzle=pretext_reward, rac=(0.0, JudgeRAC(Judge(url, model))))   `rac/judge`
 
 The judge sees the reasoning and the final answer, not the picture nor the truth. An answer without reasoning is counted
-under `rac/empty`, one that the judge says nothing about under `rac/silent`; neither enters the rate.
+under `rac/empty`, one that the judge says nothing about under `rac/silent`, one that the judge could not be asked
+about under `rac/unavailable` (the first reason is logged; a diagnostic never stops a run). None enters the rate.
 """
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -16,8 +18,10 @@ from typing import Any, ClassVar
 from data.pretext.catalogue import find
 from data.pretext.consistency import RuleJudge, split_reply
 from data.pretext.surface import Surface
-from mmrl.judge import Judge
+from mmrl.judge import Ask, JudgeUnavailable, RequestRefused
 from mmrl.types import Rollout
+
+log = logging.getLogger(__name__)
 
 QUESTION = (
     "Below are the reasoning and the final answer of somebody who solved a visual puzzle. You do not see the puzzle, "
@@ -51,7 +55,7 @@ class RuleRAC:
 class JudgeRAC:
     """A language model says whether the reasoning supports the answer."""
 
-    judge: Judge
+    judge: Ask
     counts: Counter[str] = field(default_factory=Counter, repr=False)
 
     async def __call__(self, rollout: Rollout) -> float:
@@ -63,20 +67,31 @@ class JudgeRAC:
             self.counts["said0"] += 1
         else:
             content = QUESTION.format(reasoning=reasoning[-6000:], answer=answer)
-            reply = await self.judge([{"role": "user", "content": content}])
-            word = reply.strip().lower()
-            self.counts["said1" if word.startswith("yes") else "said0" if word.startswith("no") else "silent"] += 1
+            self.counts[await self._verdict(content)] += 1
         return 0.0
+
+    async def _verdict(self, content: str) -> str:
+        try:
+            word = (await self.judge([{"role": "user", "content": content}])).strip().lower()
+        except (JudgeUnavailable, RequestRefused) as error:
+            if not self.counts["unavailable"]:
+                log.warning("RAC is not measured where the judge cannot be asked: %s", error)
+            return "unavailable"
+        return "said1" if word.startswith("yes") else "said0" if word.startswith("no") else "silent"
 
     def metrics(self) -> dict[str, float]:
         """The rate, the counts and what the judge cost since the last call."""
-        return {**drained(self.counts, "judge"), **self.judge.metrics()}
+        spent = getattr(self.judge, "metrics", dict)
+        return {**drained(self.counts, "judge"), **spent()}
+
+
+OTHERS = ("silent", "empty", "unavailable")
 
 
 def drained(counts: Counter[str], who: str) -> dict[str, Any]:
-    """`rac/<who>` (if anything was judged), `rac/judged`, `rac/silent`, `rac/empty`; the counts start anew."""
+    """`rac/<who>` (if anything was judged), `rac/judged` and the other counts, which start anew."""
     judged = counts["said0"] + counts["said1"]
     rate = {f"rac/{who}": counts["said1"] / judged} if judged else {}
-    out = {**rate, "rac/judged": judged, "rac/silent": counts["silent"], "rac/empty": counts["empty"]}
+    out = {**rate, "rac/judged": judged, **{f"rac/{name}": counts[name] for name in OTHERS}}
     counts.clear()
     return out
