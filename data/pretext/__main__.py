@@ -98,7 +98,9 @@ def run_export(args: argparse.Namespace) -> int:
         workers=args.workers, overwrite=args.overwrite, about=about,
     )  # fmt: skip
     if quarantine.exists():
-        quarantine.rename(folder / "quarantine.jsonl")
+        lines = dict.fromkeys(quarantine.read_text().splitlines())  # each worker lists what it met
+        (folder / "quarantine.jsonl").write_text("".join(f"{line}\n" for line in lines))
+        quarantine.unlink()
         print(f"skipped media are listed in {folder / 'quarantine.jsonl'}")
     print(f"wrote {done.rows} rows to {done.folder}; load them with datasets.load_dataset({str(done.folder)!r})")
     return 0

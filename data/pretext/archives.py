@@ -137,11 +137,21 @@ class HubSource:
 
     @classmethod
     def load(cls, spec: str) -> HubSource:
-        """ "owner/name" or "owner/name:split" (default: train, else the first split)."""
+        """ "owner/name", "owner/name:split" or "owner/name:subset:split" (default: train, else the first split).
+
+        Raises ValueError if it cannot be loaded."""
         import datasets
 
-        name, _, split = spec.partition(":")
-        return cls(_one_split(datasets.load_dataset(name), split, spec), spec)
+        name, *middle, split = spec.split(":") if ":" in spec else (spec, "")
+        try:
+            loaded = datasets.load_dataset(name, *middle)
+        except (OSError, ValueError, RuntimeError) as error:
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ValueError(
+                f"{name} could not be loaded from the hub ({type(error).__name__}: {first}). Check the name, and the "
+                "subset in owner/name:subset:split; without a connection, give a local folder or file."
+            ) from error
+        return cls(_one_split(loaded, split, spec), spec)
 
     @classmethod
     def saved(cls, path: Path) -> HubSource:

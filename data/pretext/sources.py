@@ -208,7 +208,7 @@ def held_out(identity: str, share: float) -> bool:
 
 def open_source(spec: str, quarantine: Quarantine | None = None) -> Source:
     """ "drawn" (or "drawn:7"), a folder, a .tar or .parquet file, a folder of such shards, a data set saved by
-    `datasets`, or a hub name "owner/name" (with ":split")."""
+    `datasets`, or a hub name "owner/name" (with ":split" or ":subset:split")."""
     if spec == "drawn" or spec.startswith("drawn:"):
         return DrawnSource(int(spec.partition(":")[2] or 0))
     from data.pretext.archives import open_archive

@@ -178,6 +178,33 @@ def test_saved_data_sets_are_read_undecoded(tmp_path) -> None:
     assert np.array_equal(source.open("image", 2).decode().picture(), scene(5, 2, 96, 128).picture())
 
 
+def test_hub_data_sets_by_split_and_subset(monkeypatch) -> None:
+    """The hub itself is not reachable here: what is asked of `datasets`, and what is done with it."""
+    import datasets
+
+    asked = []
+
+    def table(*indices: int) -> datasets.Dataset:
+        cells = [{"bytes": png(index), "path": None} for index in indices]
+        return datasets.Dataset.from_dict({"image": cells}, datasets.Features({"image": datasets.Image()}))
+
+    def load(*what: str) -> datasets.DatasetDict:
+        asked.append(what)
+        if what[0] == "no/where":
+            raise ConnectionError("no way\nlong text")
+        return datasets.DatasetDict({"train": table(0, 1, 2), "test": table(3)})
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    counts = [open_source(f"me/photos{more}").known("image", 9) for more in ("", ":test", ":small:test")]
+    assert counts == [3, 1, 1] and asked == [("me/photos",), ("me/photos",), ("me/photos", "small")]
+    shown = open_source("me/photos:test").open("image", 0).decode()
+    assert np.array_equal(shown.picture(), scene(5, 3, 96, 128).picture())
+    with pytest.raises(ValueError, match="no split 'dev'"):
+        open_source("me/photos:dev")
+    with pytest.raises(ValueError, match=r"no/where could not be loaded from the hub \(ConnectionError: no way\)"):
+        open_source("no/where")
+
+
 def test_wrong_sources_are_named(tmp_path) -> None:
     with pytest.raises(ValueError, match="does not exist"):
         open_source(str(tmp_path / "nothing"))
