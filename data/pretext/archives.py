@@ -144,7 +144,7 @@ class HubSource:
 
         name, *middle, split = spec.split(":") if ":" in spec else (spec, "")
         try:
-            loaded = datasets.load_dataset(name, *middle)
+            loaded = datasets.load_dataset(name, middle[0] if middle else None)
         except (OSError, ValueError, RuntimeError) as error:
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ValueError(

@@ -20,7 +20,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -210,19 +210,19 @@ class Knob:
 class Task(ABC):
     """A pretext task. Instances have no state."""
 
-    name: ClassVar[str]
-    version: ClassVar[int] = 1
-    kinds: ClassVar[tuple[Kind, ...]]
+    name: str
+    version: int = 1
+    kinds: tuple[Kind, ...]
     """Media it accepts; ("none",) draws everything itself."""
-    knobs: ClassVar[Mapping[str, Knob]] = {}
-    wordings: ClassVar[tuple[str, ...]]
+    knobs: Mapping[str, Knob] = {}
+    wordings: tuple[str, ...]
     """Question templates with `str.format` placeholders from `Draft.fields`; at least two."""
-    intended: ClassVar[tuple[str, ...]] = ()
+    intended: tuple[str, ...] = ()
     """Auditors (see `audit`) whose cue is what this task is about; they may beat chance."""
-    avoid: ClassVar[tuple[str, ...]] = ()
+    avoid: tuple[str, ...] = ()
     """Traits a medium must not have, e.g. "flat-shapes" where flat shapes are painted and counted. Sources that draw
     obey; photographs are taken as they are."""
-    hint: ClassVar[str]
+    hint: str
     """What the answer looks like, e.g. "the piece numbers in reading order, separated by commas"."""
 
     @abstractmethod

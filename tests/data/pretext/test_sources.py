@@ -188,7 +188,7 @@ def test_hub_data_sets_by_split_and_subset(monkeypatch) -> None:
         cells = [{"bytes": png(index), "path": None} for index in indices]
         return datasets.Dataset.from_dict({"image": cells}, datasets.Features({"image": datasets.Image()}))
 
-    def load(*what: str) -> datasets.DatasetDict:
+    def load(*what: str | None) -> datasets.DatasetDict:
         asked.append(what)
         if what[0] == "no/where":
             raise ConnectionError("no way\nlong text")
@@ -196,7 +196,7 @@ def test_hub_data_sets_by_split_and_subset(monkeypatch) -> None:
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     counts = [open_source(f"me/photos{more}").known("image", 9) for more in ("", ":test", ":small:test")]
-    assert counts == [3, 1, 1] and asked == [("me/photos",), ("me/photos",), ("me/photos", "small")]
+    assert counts == [3, 1, 1] and asked == [("me/photos", None), ("me/photos", None), ("me/photos", "small")]
     shown = open_source("me/photos:test").open("image", 0).decode()
     assert np.array_equal(shown.picture(), scene(5, 3, 96, 128).picture())
     with pytest.raises(ValueError, match="no split 'dev'"):
