@@ -5,7 +5,7 @@
     Rn@m   the best of the first n spans instead of the first
 
 All in percent. Intervals are percentile bootstraps over videos, since the questions of one video are not independent;
-over questions where no video is named. QVHighlights' mAP and HIT@1 are in `data.qvhighlights`.
+over questions where no video is named. All of QVHighlights' own metrics are in `data.qvhighlights`.
 
 Our policy (`score_answer`): the first span read outside of the thinking, against the true span it fits best; reversed
 and empty spans are worth 0. `timelens_metrics` and `time_r1_metrics` follow the papers' evaluation programs.
@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from data.grounding_rewards import span_fault, span_iou
+from data.qvhighlights import spans_average_precision
 from data.span_math import hull_iou, set_iou, wasserstein_reward
 from data.spans import Spans, json_spans, last_span, lenient_spans, timelens_eval_spans
 
@@ -91,18 +92,23 @@ def grounding_table(
 
 
 def set_table(answered: Sequence[Answered], beta: float = 1.0) -> dict[str, dict[str, float]]:
-    """Data set -> mean set IoU and W1 reward in percent, for answers of any number of spans; unreadable is 0."""
-    groups: defaultdict[str, list[tuple[float, float]]] = defaultdict(list)
+    """Data set -> mean set IoU, W1 reward and QVHighlights' mAP over 0.5 … 0.95 (spans in the order told, no limit of
+    length) in percent, for answers of any number of spans; unreadable is 0."""
+    groups: defaultdict[str, list[tuple[float, float, float]]] = defaultdict(list)
     for row in answered:
         spans = json_spans(row.text) or lenient_spans(row.text)
         good = bool(spans) and all(start < end for start, end in spans)
-        values = (set_iou(spans, row.truth, 0.0), wasserstein_reward(spans, row.truth, beta)) if good else (0.0, 0.0)
-        groups[row.dataset].append(values)
+        found = (
+            set_iou(spans, row.truth, 0.0),
+            wasserstein_reward(spans, row.truth, beta),
+            spans_average_precision(spans, row.truth),
+        )
+        groups[row.dataset].append(found if good else (0.0, 0.0, 0.0))
+    means = {name: 100 * np.mean(rows, axis=0) for name, rows in groups.items()}
     return {
-        name: {"n": len(rows), "set_IoU": 100 * float(np.mean([r[0] for r in rows])),
-               "W1": 100 * float(np.mean([r[1] for r in rows]))}
-        for name, rows in groups.items()
-    }  # fmt: skip
+        name: {"n": len(groups[name]), **dict(zip(("set_IoU", "W1", "mAP"), map(float, values), strict=True))}
+        for name, values in means.items()
+    }
 
 
 def bootstrap_interval(

@@ -108,6 +108,14 @@ def detection_average_precision(windows: np.ndarray, truth: np.ndarray) -> np.nd
     return result
 
 
+def spans_average_precision(spans: Sequence[Sequence[float]], truth: Sequence[Sequence[float]]) -> float:
+    """AP in [0, 1] of one answer: mean over θ, the first ten spans in the order told, windows of any length."""
+    if not len(spans):
+        return 0.0
+    windows = _windows({"pred_relevant_windows": list(spans)[:MOST_WINDOWS]})
+    return float(detection_average_precision(windows, np.asarray(truth, dtype=float).reshape(-1, 2)).mean())
+
+
 def average_precision(positive: np.ndarray, scores: np.ndarray) -> float:
     """Mean interpolated precision over the recalls that thresholds reach; no positive gives 0, all positive 1."""
     if positive.all() or not positive.any():

@@ -283,7 +283,9 @@ def grounding_report(answers: Sequence[Rollout], style: Style) -> tuple[str, dic
     for name, line in table.items():
         cells = [f"{line[m]:5.1f} ({line[f'{m}_low']:5.1f}-{line[f'{m}_high']:5.1f})" for m in metrics]
         faults = ", ".join(f"{f} {line[f]:.1f}" for f in ("unreadable", "reversed", "empty", "outside") if line[f])
-        more = f"   set IoU {line['set_IoU']:.1f}, W1 {line['W1']:.1f}" if "set_IoU" in line else ""
+        more = (
+            f"   set IoU {line['set_IoU']:.1f}, W1 {line['W1']:.1f}, mAP {line['mAP']:.1f}" if "set_IoU" in line else ""
+        )
         lines.append(f"{name:<{width}}  {line['n']:>6.0f}  " + "  ".join(cells) + f"   {faults or 'none'}{more}")
     return "\n".join(lines), table
 

@@ -134,7 +134,21 @@ def test_best_of_n() -> None:
 
 def test_set_table_reads_json_and_text() -> None:
     rows = [Answered("[[0, 5], [5, 10]]", [(0.0, 10.0)], "s"), Answered("?", [(0.0, 10.0)], "s")]
-    assert set_table(rows) == {"s": {"n": 2, "set_IoU": 50.0, "W1": 50.0}}
+    assert set_table(rows) == {"s": {"n": 2, "set_IoU": 50.0, "W1": 50.0, "mAP": 5.0}}  # IoU 0.5 reaches one of ten θ
+
+
+def test_mean_average_precision_of_spans_equals_the_program_of_qvhighlights() -> None:
+    rng, rows, truth, answered = np.random.default_rng(0), [], [], []
+    for qid in range(40):
+        ends = np.sort(rng.uniform(0, 140, size=(int(rng.integers(1, 4)), 2)), axis=1)
+        told = np.sort(np.concatenate([ends + rng.normal(0, 2, ends.shape), rng.uniform(0, 140, (2, 2))]), axis=1)
+        told = told[rng.permutation(len(told))].round(2)
+        rows.append({"qid": qid, "pred_relevant_windows": told.tolist()})
+        truth.append({"qid": qid, "relevant_windows": ends.tolist()})
+        answered.append(Answered(json.dumps(told.tolist()), [(float(a), float(b)) for a, b in ends], "qv"))
+    wanted = evaluate(rows, truth)["full"]["MR-mAP"]["average"]
+    assert 0 < wanted < 100 and set_table(answered)["qv"]["mAP"] == pytest.approx(wanted)
+    assert set_table([Answered("nothing", [(0.0, 1.0)], "qv")])["qv"]["mAP"] == 0
 
 
 def test_our_score_ignores_thinking() -> None:
