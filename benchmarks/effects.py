@@ -36,6 +36,7 @@ from typing import Any, Literal
 
 import torch
 import tyro
+from documents import student, write_section
 
 from data.drawn_checklist import cells_prompt, cells_seen
 from mmrl.branches import Views
@@ -58,7 +59,6 @@ BRANCHES = {
     "blank": VisualBranch(Blank()),
 }
 BASE = "grpo"
-BEGIN, END = "<!-- effects: begin -->", "<!-- effects: end -->"
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def main(
     text = report(rows, found, before, names, seeds, steps, prompts)
     print(text)
     if document is not None:
-        document.write_text(inserted(document.read_text() if document.is_file() else "", text))
+        write_section(document, "effects", text)
     verdicts = {f"{row.method}: {row.claim.text}": row.verdict for row in rows}
     shown = sum(verdict == "shown" for verdict in verdicts.values())
     row = {"name": "effects", "value": shown, "goal": 0, "unit": f"claims shown, of {len(rows)}", "ok": True}
@@ -250,13 +250,6 @@ def contrast(numbers: Mapping[str, float], name: str) -> float:
     return numbers[first] - (numbers[second] if second else 0.0)
 
 
-def student(count: int) -> float:
-    """The 97.5 % point of Student's distribution with count - 1 degrees of freedom."""
-    from scipy.stats import t
-
-    return float(t.ppf(0.975, count - 1))
-
-
 def report(
     rows: Sequence[Row],
     found: Mapping[tuple[str, int], Mapping[str, float]],
@@ -287,14 +280,6 @@ def report(
         means = {number: fmean(found[name, seed][number] for seed in seeds) for number in numbers}
         lines.append(f"| {name}, mean of {len(seeds)} | {' | '.join(f'{means[n]:.3f}' for n in numbers)} |")
     return "\n".join(lines)
-
-
-def inserted(document: str, text: str) -> str:
-    """The document with the section between the markers replaced, or added at the end."""
-    section = f"{BEGIN}\n{text}\n{END}"
-    if BEGIN not in document or END not in document:
-        return f"{document.rstrip()}\n\n{section}\n".lstrip()
-    return document[: document.index(BEGIN)] + section + document[document.index(END) + len(END) :]
 
 
 def rounded(numbers: Mapping[str, float]) -> str:

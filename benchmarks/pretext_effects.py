@@ -33,6 +33,7 @@ from statistics import fmean, stdev
 
 import torch
 import tyro
+from documents import student, write_section
 
 from data.pretext.catalogue import find
 from data.pretext.surface import Surface
@@ -48,7 +49,6 @@ from recipes.puzzles import open_puzzles
 
 NOW = Now(0, 0.0, seed=1234)
 EXAM_SEED = 99
-BEGIN, END = "<!-- pretext effects: begin -->", "<!-- pretext effects: end -->"
 VIDEO = ("anomaly-grounding", "needle-clip", "video-count")
 WARM_UPS = (PuzzleWarmUp(), CLIPS, HARD)
 GOAL = 5
@@ -115,7 +115,7 @@ def main(
     text = report(rows, seeds, steps)
     print(text)
     if document is not None:
-        document.write_text(inserted(document.read_text() if document.is_file() else "", text))
+        write_section(document, "pretext effects", text)
     better = [row.task for row in rows if row.improved]
     kinds = {"image": [task for task in better if task not in VIDEO], "video": [t for t in better if t in VIDEO]}
     ok = len(better) >= GOAL and all(kinds.values())
@@ -206,13 +206,6 @@ def best_constant(asked: Sequence[Prompt]) -> float:
     return max(fmean(task.score(text, prompt.extra["truth"], surface).reward for prompt in asked) for text in tries)
 
 
-def student(count: int) -> float:
-    """The 97.5 % point of Student's distribution with count - 1 degrees of freedom."""
-    from scipy.stats import t
-
-    return float(t.ppf(0.975, count - 1))
-
-
 def report(rows: Sequence[Row], seeds: Sequence[int], steps: int) -> str:
     """The section of the document."""
     lines = [
@@ -239,14 +232,6 @@ def report(rows: Sequence[Row], seeds: Sequence[int], steps: int) -> str:
     lines += ["| task | first | second | third | last |", "| --- | --- | --- | --- | --- |"]
     lines += [f"| {row.task} | {' | '.join(f'{value:.2f}' for value in row.curve)} |" for row in rows]
     return "\n".join(lines)
-
-
-def inserted(document: str, text: str) -> str:
-    """The document with the section between the markers replaced, or added at the end."""
-    section = f"{BEGIN}\n{text}\n{END}"
-    if BEGIN not in document or END not in document:
-        return f"{document.rstrip()}\n\n{section}\n".lstrip()
-    return document[: document.index(BEGIN)] + section + document[document.index(END) + len(END) :]
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from typing import get_args
 
 import torch
 import tyro
+from documents import write_section
 
 from data.drawn import Drawn
 from data.grounding_metrics import Answered, grounding_table
@@ -47,7 +48,6 @@ from recipes.embedded import warm_model
 GOAL = 0.10
 LIMIT = 360.0
 """Seconds that a run may take."""
-BEGIN, END = "<!-- video effects: begin -->", "<!-- video effects: end -->"
 
 
 def main(
@@ -68,7 +68,7 @@ def main(
     text = report(rows, others, steps, prompts)
     print(text)
     if document is not None:
-        document.write_text(inserted(document.read_text() if document.is_file() else "", text))
+        write_section(document, "video effects", text)
     gain, slowest = min(row.after - row.before for row in rows), max(row.seconds for row in rows)
     outcome = {"name": "video_effects", "value": round(gain, 4), "goal": GOAL, "unit": "gain in held-out mIoU"}
     good = gain >= GOAL and slowest <= LIMIT
@@ -180,14 +180,6 @@ def report(rows: Sequence[Row], others: Sequence[Row], steps: int, prompts: int)
     lines += ["", "One seed and one warm-up each, so that small differences say nothing."]
     lines += [f"Not measured here: {', '.join(missing)} (`--tellings`)."] if missing else []
     return "\n".join(lines)
-
-
-def inserted(document: str, text: str) -> str:
-    """The document with the section between the markers replaced, or added at the end."""
-    section = f"{BEGIN}\n{text}\n{END}"
-    if BEGIN not in document or END not in document:
-        return f"{document.rstrip()}\n\n{section}\n".lstrip()
-    return document[: document.index(BEGIN)] + section + document[document.index(END) + len(END) :]
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -26,12 +27,12 @@ from mmrl import tiny
 from mmrl.grpo import GRPO
 from mmrl.optim import Optim
 from mmrl.policy import Policy
-from mmrl.rewards import Rewards, tagged_accuracy
+from mmrl.rewards import Rewards, in_process
 from mmrl.rollout import LabelRollout
 from mmrl.run import Run
 from mmrl.surrogates import reinforce
 from mmrl.trainer import Trainer
-from mmrl.types import Prompts, Sampling
+from mmrl.types import Prompts, Rollout, Sampling
 
 
 @dataclass(frozen=True)
@@ -68,33 +69,42 @@ def warm_model(settings: WarmUp = WarmUp()) -> Path:
     target = tiny.cache_folder() / "warm" / f"{settings.task}-{key}"
     if not target.is_dir():
         print("Warming up the tiny model (once; kept in the cache) …", file=sys.stderr)
-    return tiny.publish(target, lambda place: _warm(start, settings, place))
+    numbers = {"steps": settings.steps, "batch": settings.batch, "lr": settings.lr, "seed": settings.seed}
+    return tiny.publish(target, lambda place: supervised(start, lambda _: _lessons(settings), place, **numbers))
 
 
-def _warm(start: Path, settings: WarmUp, place: Path) -> None:
+def supervised(
+    start: Path, lessons: Callable[[Run], Prompts], place: Path, *, steps: int, batch: int, lr: float, seed: int
+) -> None:
+    """Teach a model the targets of lessons (`extra["target"]`) with our own trainer, and save it in `place`."""
     policy = Policy.load(start, device="cpu", dtype="float32")
     with tempfile.TemporaryDirectory() as scratch:
-        run = Run(
-            output=Path(scratch) / "warm",
-            seed=settings.seed,
-            steps=settings.steps,
-            prompts_per_step=settings.batch,
-            save_every=0,
-            sample_every=0,
-        )
+        folder = Path(scratch) / "warm"
+        run = Run(output=folder, seed=seed, steps=steps, prompts_per_step=batch, save_every=0, sample_every=0)
         Trainer(
             policy,
-            prompts=_lessons(settings),
-            rewards=Rewards(accuracy=tagged_accuracy),
+            prompts=lessons(run),
+            rewards=Rewards(taught=taught),
             rollout=LabelRollout(policy.processing.encode_answer, lambda prompt: policy.encode(prompt).ids),
             estimator=likelihood,
             surrogate=reinforce,
             grpo=GRPO(reduction="sequence"),
             sampling=Sampling(group_size=1),
-            optim=Optim(lr=settings.lr, weight_decay=0.0, warmup=20, schedule="cosine"),
+            optim=Optim(lr=lr, weight_decay=0.0, warmup=20, schedule="cosine"),
             run=run,
         ).fit()
     policy.save(place)
+
+
+@in_process
+def taught(rollout: Rollout) -> float:
+    """Every target is taken as it is; the estimator does not look at rewards."""
+    return 1.0
+
+
+def likelihood(reward: torch.Tensor, group: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Advantage 1 for every token: supervised fine-tuning as policy gradient."""
+    return torch.ones_like(reward)
 
 
 def _lessons(settings: WarmUp) -> Prompts:
@@ -104,8 +114,3 @@ def _lessons(settings: WarmUp) -> Prompts:
     options = picture if settings.task == "lookup" else clip
     mixed = drawn.warmup(settings.seed, settings.noise, settings.describe_share, task=settings.task, **options)
     return mixed if settings.task == "lookup" else Told(mixed, settings.telling, spans=False)
-
-
-def likelihood(reward: torch.Tensor, group: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Advantage 1 for every token: supervised fine-tuning as policy gradient."""
-    return torch.ones_like(reward)

@@ -19,23 +19,16 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from data.pretext.catalogue import find
 from data.pretext.rng import generator
-from data.pretext_prompts import pretext_reward
 from mmrl import tiny
-from mmrl.grpo import GRPO
-from mmrl.optim import Optim
-from mmrl.policy import Policy
-from mmrl.rewards import Rewards
-from mmrl.rollout import LabelRollout
 from mmrl.run import Run
-from mmrl.surrogates import reinforce
-from mmrl.trainer import Trainer
-from mmrl.types import Prompt, Prompts, Sampling
+from mmrl.types import Prompt, Prompts
 from recipes.clips import clip_warm_up
-from recipes.embedded import likelihood, warm_model
+from recipes.embedded import supervised, warm_model
 from recipes.launch import EMBEDDED
 from recipes.puzzles import MINIATURE, MINIATURES, Puzzles, bare, open_puzzles, smaller
 
@@ -94,12 +87,17 @@ def warm_puzzles(settings: PuzzleWarmUp = PuzzleWarmUp()) -> Path:
         start = tiny.cached(size=SIZE, corpus=corpus(settings))
     mix = MINIATURES[settings.puzzles.mix]
     tasks = [(part, find(part.task).version) for part in mix.ingredients]
-    sources = [inspect.getsource(part) for part in (Lessons, _warm, bare, smaller)]
+    sources = [inspect.getsource(part) for part in (Lessons, supervised, bare, smaller)]
     key = hashlib.blake2b(repr((start.name, settings, tasks, sources)).encode(), digest_size=8).hexdigest()
     target = tiny.cache_folder() / "warm" / f"{settings.puzzles.mix}-{key}"
     if not target.is_dir():
         print(f"Warming up the tiny model for {mix.name} (once; kept in the cache) …", file=sys.stderr)
-    return tiny.publish(target, lambda place: _warm(start, settings, place))
+    numbers = {"steps": settings.steps, "batch": settings.batch, "lr": settings.lr, "seed": settings.seed}
+    return tiny.publish(target, lambda place: supervised(start, partial(_lessons, settings), place, **numbers))
+
+
+def _lessons(settings: PuzzleWarmUp, run: Run) -> Lessons:
+    return Lessons(open_puzzles("drawn", settings.puzzles, run).train, settings)
 
 
 def embedded_or(model: str, mix: str) -> str:
@@ -117,29 +115,3 @@ def corpus(settings: PuzzleWarmUp, count: int = 120) -> Sequence[str]:
 def _text(prompt: Prompt) -> str:
     parts = [part.get("text", "") for message in prompt.messages for part in message["content"]]
     return f"{''.join(parts)} {prompt.extra['target']}"
-
-
-def _warm(start: Path, settings: PuzzleWarmUp, place: Path) -> None:
-    policy = Policy.load(start, device="cpu", dtype="float32")
-    with tempfile.TemporaryDirectory() as scratch:
-        run = Run(
-            output=Path(scratch) / "warm",
-            seed=settings.seed,
-            steps=settings.steps,
-            prompts_per_step=settings.batch,
-            save_every=0,
-            sample_every=0,
-        )
-        Trainer(
-            policy,
-            prompts=Lessons(open_puzzles("drawn", settings.puzzles, run).train, settings),
-            rewards=Rewards(puzzle=pretext_reward),
-            rollout=LabelRollout(policy.processing.encode_answer, lambda prompt: policy.encode(prompt).ids),
-            estimator=likelihood,
-            surrogate=reinforce,
-            grpo=GRPO(reduction="sequence"),
-            sampling=Sampling(group_size=1),
-            optim=Optim(lr=settings.lr, weight_decay=0.0, warmup=20, schedule="cosine"),
-            run=run,
-        ).fit()
-    policy.save(place)

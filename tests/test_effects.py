@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import sys
 from pathlib import Path
 
@@ -13,12 +13,11 @@ FILE = Path(__file__).parents[1] / "benchmarks" / "effects.py"
 
 @pytest.fixture(scope="module")
 def effects():
-    spec = importlib.util.spec_from_file_location("effects", FILE)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["effects"] = module
-    spec.loader.exec_module(module)
-    return module
+    sys.path.insert(0, str(FILE.parent))  # as when the script is called
+    try:
+        yield importlib.import_module("effects")
+    finally:
+        sys.path.remove(str(FILE.parent))
 
 
 def verdict(effects, values, others, larger=True, number="a"):
@@ -44,9 +43,13 @@ def test_every_method_is_a_recipe_with_claims(effects):
         assert (FILE.parents[1] / "recipes" / f"{method.recipe}.py").is_file() and method.claims, name
 
 
-def test_the_table_replaces_its_own_section_only(effects):
-    once = effects.inserted("# Title\n\nprose\n", "first")
+def test_a_section_is_replaced_or_added(effects, tmp_path):
+    documents = sys.modules["documents"]
+    once = documents.inserted("# Title\n\nprose\n", "numbers", "first")
     assert once.startswith("# Title\n\nprose\n\n") and "first" in once
-    twice = effects.inserted(once + "\nafter\n", "second")
+    twice = documents.inserted(once + "\nafter\n", "numbers", "second")
     assert "first" not in twice and twice.index("prose") < twice.index("second") < twice.index("after")
-    assert effects.inserted("", "only").count("only") == 1
+    both = documents.inserted(twice, "others", "third")
+    assert "second" in both and "third" in documents.inserted(both, "numbers", "fourth")
+    documents.write_section(tmp_path / "new.md", "numbers", "only")
+    assert (tmp_path / "new.md").read_text().count("only") == 1
