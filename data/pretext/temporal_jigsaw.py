@@ -33,7 +33,7 @@ class TemporalJigsaw(OrderTask):
     name = "temporal-jigsaw"
     version = 2
     kinds = ("video",)
-    intended = ("boundary",)
+    intended = ("boundary", "histogram")  # motion and colours go on from clip to clip: that is what there is to see
     knobs: ClassVar = {
         "clips": Knob(4, (2, 3, 4, 5, 6, 8), help="Pieces of the video."),
         "per_clip": Knob(4, help="Shown frames per clip."),
