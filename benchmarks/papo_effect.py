@@ -48,7 +48,7 @@ def main(seeds: tuple[int, ...] = (0, 1, 2), steps: int = 100, jobs: int = 2, ou
     place = output or Path(tempfile.mkdtemp())
     runs = [(gamma, seed) for seed in seeds for gamma in ("0.002", "0")]
     with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(lambda r: train(place, *r, steps), runs))
+        list(pool.map(lambda run: train(place, run[0], run[1], steps), runs))
     answers = fixed_answers(start)
     base = perception_kl(start, answers)
     found = {run: outcome(folder(place, *run), answers) for run in runs}

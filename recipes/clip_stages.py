@@ -96,7 +96,7 @@ def tuned(policy: Policy, prompts: Prompts, style: Style, tuning: Tuning, run: R
     trainer = Trainer(
         policy,
         prompts=Subset(prompts, range(rows)),
-        rewards=Rewards(**{name: part for name, part in style.parts.items() if name == "accuracy"}),
+        rewards=Rewards(accuracy=style.parts["accuracy"]),
         rollout=LabelRollout(policy.processing.encode_answer, lambda prompt: policy.encode(prompt).ids),
         estimator=likelihood,
         surrogate=reinforce,
