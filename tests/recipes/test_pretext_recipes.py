@@ -211,9 +211,9 @@ def test_the_warm_up_of_clips_mostly_names_the_end_first(tmp_path):
     prompts = open_puzzles("drawn", CLIPS.puzzles, Run(output=tmp_path)).train
     lessons = Lessons(prompts, replace(CLIPS, noise=0.0))
     kinds = Counter()
-    for index in range(40):
+    for index in range(200):
         words = lessons[index].extra["target"].removeprefix("<answer>").removesuffix("</answer>").strip()
         start, end = str(prompts[index].answer).split("-")
         assert words in (f"{start}-{end}", f"{end}-{start}") and float(start) < float(end)
         kinds["right" if words == prompts[index].answer else "reversed"] += 1
-    assert kinds["reversed"] > kinds["right"] >= 8
+    assert 0.45 < kinds["reversed"] / 200 < 0.75
