@@ -5,7 +5,7 @@
 
 The judge sees the reasoning and the final answer, not the picture nor the truth. An answer without reasoning is counted
 under `rac/empty`, one that the judge says nothing about under `rac/silent`, one that the judge could not be asked
-about under `rac/unavailable` (the first reason is logged; a diagnostic never stops a run). None enters the rate.
+about under `rac/unavailable` (one reason per step is logged; a diagnostic never stops a run). None enters the rate.
 """
 
 from __future__ import annotations

@@ -6,8 +6,9 @@ anomaly grounding alone:              python -m recipes.videossr 8b --dataset ~/
 
 Answers are direct, without reasoning, and paid smoothly: overlap of intervals, relative error of counts, footrule of
 orders. Departures: each sample is a function of (medium, seed, index); zoom is drawn once per segment, counts uniformly
-up to 8, and media on which the question has no unique answer are refused (data/pretext). The sampling temperature is
-not published; 1.0 here. An epoch of the paper is 30,000 questions: 469 steps.
+up to 8, and media on which the question has no unique answer are refused (data/pretext). Frames have at most 256 pixels
+on their longer side (paper: 128² to 256² pixels in all). The sampling temperature is not published; 1.0 here. An epoch
+of the paper is 30,000 questions: 469 steps.
 The embedded preset grounds a stretch that is shown smaller.
 """
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from data.pretext.catalogue import TASKS
-from data.pretext.media import Quarantine
+from data.pretext.media import FileClip, Quarantine
 from data.pretext.presets import Ingredient, Preset
 from data.pretext.procedural import clip
 from data.pretext.sources import FolderSource
@@ -88,6 +88,13 @@ def clip_zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "page.mp4").write_text("<html>not a clip</html>")
     (folder / "loop").symlink_to(folder, target_is_directory=True)
     return folder
+
+
+def test_every_container_is_read_whichever_decoders_are_installed(clip_zoo: Path) -> None:
+    """MPEG program streams are beyond decord; the stream must not depend on whether it is there."""
+    for name in ("old.mpg", "plain.mp4", "stills.avi"):
+        found = FileClip(str(clip_zoo / name), name)
+        assert len(found.times) >= FRAMES - 1 and found.read([0, 30]).shape == (2, 144, 176, 3), name
 
 
 def test_every_video_task_takes_a_folder_of_odd_clips(clip_zoo: Path) -> None:

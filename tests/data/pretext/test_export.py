@@ -12,12 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from data.pretext.__main__ import main
 from data.pretext.catalogue import find
 from data.pretext.export import export, row_of
 from data.pretext.presets import Ingredient, Preset, preset
 from data.pretext.preview import write_preview
+from data.pretext.procedural import scene
 from data.pretext.progress import shown
 from data.pretext.scoring import pretext_reward, score_row
 from data.pretext.sources import DrawnSource
@@ -113,6 +115,18 @@ def test_a_killed_export_leaves_no_folder_and_is_made_again_the_same(tmp_path) -
     assert all(one.read_bytes() == two.read_bytes() for one, two in zip(*files, strict=True))
 
 
+def test_a_bad_medium_is_listed_once_whatever_the_workers(tmp_path) -> None:
+    (tmp_path / "media").mkdir()
+    for number in range(3):
+        Image.fromarray(scene(0, number, 240, 320).picture()).save(tmp_path / "media" / f"{number}.png")
+        (tmp_path / "media" / f"bad{number}.png").write_text("x")
+    asked = ["--source", str(tmp_path / "media"), "--preset", "relative-position", "--count", "64", "--workers", "2"]
+    assert main(["export", *asked, "--output", str(tmp_path / "out")]) == 0
+    lines = (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()
+    assert sorted(json.loads(line)["where"].rsplit("/")[-1] for line in lines) == [f"bad{i}.png" for i in range(3)]
+    assert not (tmp_path / "out.quarantine.jsonl").exists()
+
+
 def test_slow_work_is_told(capsys) -> None:
     assert list(shown(range(3), 3, "rows written", seconds=0.0)) == [0, 1, 2]
     lines = capsys.readouterr().err.splitlines()
@@ -194,6 +208,7 @@ def test_every_command_runs(tmp_path, capsys) -> None:
     assert main(["preview", *quick, "3", "--output", str(tmp_path / "p.html"), "--level", "0.9"]) == 0
     assert main(["stats", *quick, "6"]) == 0
     assert main(["audit", *quick, "24", "--json", str(tmp_path / "audit.json")]) in (0, 1)
+    assert main(["eval", "--preset", "relative-position", "--count", "2", "--max-tokens", "4"]) == 0
     assert main(["list"]) == 0
     assert json.loads((tmp_path / "audit.json").read_text())["preset"] == "relative-position"
     assert json.loads((tmp_path / "set" / "manifest.json").read_text())["rows"] == 5
