@@ -22,9 +22,9 @@ import torch
 from tiny_runs import Cell, model_folder, our_prompts, our_trainer, result, say, write_rows
 
 from mmrl.objectives.papo import PAPO
-from mmrl.run import Run
+from mmrl.perception.masking import PatchMask
+from mmrl.training.run import Run
 from mmrl.types import Now, VisualBranch
-from perception.masking import PatchMask
 
 PROMPTS, GROUP, ANSWER, VISUAL = 4, 4, 12, 64
 MASKED = {"masked": VisualBranch(PatchMask(ratio=0.6, size=16))}
@@ -41,9 +41,17 @@ def picture_rows(folder: Path, shared: bool) -> Path:
     return file
 
 
-def counted(cell: Cell, scratch: Path, updates: int, frozen: bool, changes: dict[str, Any]) -> Counter[str]:
+def counted(
+    cell: Cell, scratch: Path, updates: int, frozen: bool, changes: dict[str, Any]
+) -> Counter[str]:
     """Counters of the second step."""
-    run = Run(output=scratch, steps=100, prompts_per_step=PROMPTS, updates_per_step=updates, save_every=0)
+    run = Run(
+        output=scratch,
+        steps=100,
+        prompts_per_step=PROMPTS,
+        updates_per_step=updates,
+        save_every=0,
+    )
     trainer = our_trainer(cell, scratch, run=run, **changes)
     if frozen:
         trainer.policy.base.model.visual.requires_grad_(False)
@@ -51,13 +59,21 @@ def counted(cell: Cell, scratch: Path, updates: int, frozen: bool, changes: dict
         metrics = trainer.step(Now(number, 0.0, 0))
         trainer.policy.forget_prompts()
     trainer.rewards.close()
-    return Counter({k: round(v) for k, v in metrics.items() if k.startswith(("tokens/", "patches/"))})
+    return Counter(
+        {k: round(v) for k, v in metrics.items() if k.startswith(("tokens/", "patches/"))}
+    )
 
 
-def least(cell: Cell, tokenised: list[int], updates: int, frozen: bool, branches: dict) -> Counter[str]:
+def least(
+    cell: Cell, tokenised: list[int], updates: int, frozen: bool, branches: dict
+) -> Counter[str]:
     """What a step must do. With a frozen tower the second step meets known pictures only, but for new masks."""
     prompts, fed = sum(tokenised), ANSWER - 1
-    packed, head, patches = prompts + PROMPTS * GROUP * fed, PROMPTS * GROUP * ANSWER, 4 * VISUAL
+    packed, head, patches = (
+        prompts + PROMPTS * GROUP * fed,
+        PROMPTS * GROUP * ANSWER,
+        4 * VISUAL,
+    )
     pictures = PROMPTS if updates == 2 else PROMPTS - 1
     want: Counter[str] = Counter()
     want["tokens/prefill"], want["tokens/decode"] = prompts, PROMPTS * GROUP * fed
@@ -102,8 +118,13 @@ def main() -> None:
             lengths = prompt_lengths(cell)
             found = counted(cell, Path(place), updates, frozen, changes)
             want = least(cell, lengths, updates, frozen, changes.get("branches", {}))
-            ratios = {key: found[key] / want[key] if want[key] else float("inf") for key in found}
-            say(f"{name}: " + ", ".join(f"{key} {found[key]} of {want[key]}" for key in sorted(found)))
+            ratios = {
+                key: found[key] / want[key] if want[key] else float("inf") for key in found
+            }
+            say(
+                f"{name}: "
+                + ", ".join(f"{key} {found[key]} of {want[key]}" for key in sorted(found))
+            )
             assert set(want) <= set(found), f"not counted: {set(want) - set(found)}"
             worst = max(worst, *ratios.values(), *(1 / x for x in ratios.values()))
     result("counts", worst, 1.0, "largest counter / its least")
@@ -111,7 +132,7 @@ def main() -> None:
 
 def prompt_lengths(cell: Cell) -> list[int]:
     """Tokens of each prompt."""
-    from mmrl.processing import Processing
+    from mmrl.model.processing import Processing
 
     processing, prompts = Processing.load(cell.folder), our_prompts(cell.rows)
     return [len(processing.encode(prompts[index]).ids) for index in range(PROMPTS)]

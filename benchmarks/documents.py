@@ -7,7 +7,9 @@ from pathlib import Path
 
 def write_section(document: Path, mark: str, text: str) -> None:
     """Replace the section called `mark` of a file, or add it at its end."""
-    document.write_text(inserted(document.read_text() if document.is_file() else "", mark, text))
+    document.write_text(
+        inserted(document.read_text() if document.is_file() else "", mark, text)
+    )
 
 
 def inserted(document: str, mark: str, text: str) -> str:
@@ -16,7 +18,9 @@ def inserted(document: str, mark: str, text: str) -> str:
     section = f"{begin}\n{text}\n{end}"
     if begin not in document or end not in document:
         return f"{document.rstrip()}\n\n{section}\n".lstrip()
-    return document[: document.index(begin)] + section + document[document.index(end) + len(end) :]
+    return (
+        document[: document.index(begin)] + section + document[document.index(end) + len(end) :]
+    )
 
 
 def student(count: int) -> float:

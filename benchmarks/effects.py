@@ -38,19 +38,19 @@ import torch
 import tyro
 from documents import student, write_section
 
-from data.drawn_checklist import cells_prompt, cells_seen
-from mmrl.branches import Views
-from mmrl.engine import HFEngine
-from mmrl.evaluate import heldout_prompts, pass_rates
-from mmrl.noisy_rollouts import looks
-from mmrl.policy import Policy, Wanted
-from mmrl.rewards import tagged_accuracy
-from mmrl.rollout import by_group
+from mmrl.data.drawn.checklist import cells_prompt, cells_seen
+from mmrl.model.branches import Views
+from mmrl.model.policy import Policy, Wanted
+from mmrl.perception.masking import Blank, PatchMask
+from mmrl.perception.noise import GaussianNoise
+from mmrl.recipes.shared.embedded import warm_model
+from mmrl.recipes.shared.launch import DRAWN, Data, open_data
+from mmrl.rewards.pay import tagged_accuracy
+from mmrl.rollouts.engine import HFEngine
+from mmrl.rollouts.groups import by_group
+from mmrl.rollouts.noisy import looks
+from mmrl.training.evaluate import heldout_prompts, pass_rates
 from mmrl.types import Now, Prompt, Rollout, Sampling, VisualBranch
-from perception.masking import Blank, PatchMask
-from perception.noise import GaussianNoise
-from recipes.embedded import warm_model
-from recipes.launch import DRAWN, Data, open_data
 
 NOW = Now(0, 0.0, seed=1234)
 BRANCHES = {
@@ -85,11 +85,17 @@ ACCURACY = Claim("accuracy rises above GRPO's", "accuracy")
 METHODS: Mapping[str, Method] = {
     BASE: Method(
         "papo",
-        (Claim("learns at all", "accuracy", "start"), Claim("gains without the picture, too", "blank", "start")),
+        (
+            Claim("learns at all", "accuracy", "start"),
+            Claim("gains without the picture, too", "blank", "start"),
+        ),
         ("--papo.gamma", "0", "--papo.eta-orig", "0", "--papo.eta-masked", "0"),
     ),
     "papo": Method("papo", (Claim("KL(raw‖masked) rises", "kl_masked"), ACCURACY)),
-    "vogue": Method("vogue", (Claim("pass@8 is kept", "pass8"), Claim("entropy is kept", "entropy"), ACCURACY)),
+    "vogue": Method(
+        "vogue",
+        (Claim("pass@8 is kept", "pass8"), Claim("entropy is kept", "entropy"), ACCURACY),
+    ),
     "dvrp": Method(
         "dvrp",
         (
@@ -98,13 +104,19 @@ METHODS: Mapping[str, Method] = {
             Claim("leans less on text: accuracy minus blank accuracy rises", "accuracy-blank"),
         ),
     ),
-    "noisy_rollout": Method("noisy_rollout", (Claim("robustness to noise rises", "noisy"), ACCURACY)),
+    "noisy_rollout": Method(
+        "noisy_rollout", (Claim("robustness to noise rises", "noisy"), ACCURACY)
+    ),
     "vppo": Method("vppo", (ACCURACY, Claim("KL(raw‖masked) rises", "kl_masked"))),
-    "perception_r1": Method("perception_r1", (ACCURACY, Claim("more of the picture is said rightly", "seeing"))),
+    "perception_r1": Method(
+        "perception_r1", (ACCURACY, Claim("more of the picture is said rightly", "seeing"))
+    ),
     "pearl": Method("pearl", (Claim("the picture is read better", "seeing"), ACCURACY)),
     "visurf": Method("visurf", (Claim("learns where all answers fail", "rescued"), ACCURACY)),
     "calibrl": Method("calibrl", (ACCURACY, Claim("entropy is kept", "entropy"))),
-    "mssr": Method("mssr", (Claim("no collapse with one answer: learns", "accuracy", "start"), ACCURACY)),
+    "mssr": Method(
+        "mssr", (Claim("no collapse with one answer: learns", "accuracy", "start"), ACCURACY)
+    ),
 }
 
 
@@ -125,22 +137,41 @@ def main(
     names = list(dict.fromkeys([BASE, *methods]))
     runs = [(name, seed) for seed in seeds for name in names]
     with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(lambda run: train(place / f"{run[0]}-{run[1]}", run[0], run[1], steps), runs))
+        list(
+            pool.map(
+                lambda run: train(place / f"{run[0]}-{run[1]}", run[0], run[1], steps), runs
+            )
+        )
     exam = Exam.of(start, prompts)
     found: dict[tuple[str, int], dict[str, float]] = {}
     for run in runs:
         found[run] = exam.measured(place / f"{run[0]}-{run[1]}" / "model")
         print(f"{run[0]} seed {run[1]}: {rounded(found[run])}", file=sys.stderr)
     before = exam.measured(start)
-    rows = [judged(name, claim, found, before, seeds) for name in names for claim in METHODS[name].claims]
+    rows = [
+        judged(name, claim, found, before, seeds)
+        for name in names
+        for claim in METHODS[name].claims
+    ]
     text = report(rows, found, before, names, seeds, steps, prompts)
     print(text)
     if document is not None:
         write_section(document, "effects", text)
     verdicts = {f"{row.method}: {row.claim.text}": row.verdict for row in rows}
     shown = sum(verdict == "shown" for verdict in verdicts.values())
-    row = {"name": "effects", "value": shown, "goal": 0, "unit": f"claims shown, of {len(rows)}", "ok": True}
-    print(json.dumps({**row, "seeds": len(seeds), "steps": steps, "verdicts": verdicts}, ensure_ascii=False))
+    row = {
+        "name": "effects",
+        "value": shown,
+        "goal": 0,
+        "unit": f"claims shown, of {len(rows)}",
+        "ok": True,
+    }
+    print(
+        json.dumps(
+            {**row, "seeds": len(seeds), "steps": steps, "verdicts": verdicts},
+            ensure_ascii=False,
+        )
+    )
 
 
 def train(folder: Path, name: str, seed: int, steps: int) -> None:
@@ -148,10 +179,28 @@ def train(folder: Path, name: str, seed: int, steps: int) -> None:
     if (folder / "finished.json").is_file():
         return
     method = METHODS[name]
-    options = ["--run.seed", str(seed), "--run.steps", str(steps), "--run.eval-prompts", "0", "--run.save-every", "0"]
-    command = [sys.executable, "-m", f"recipes.{method.recipe}", "embedded", *options, *method.options]
+    options = [
+        "--run.seed",
+        str(seed),
+        "--run.steps",
+        str(steps),
+        "--run.eval-prompts",
+        "0",
+        "--run.save-every",
+        "0",
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        f"recipes.{method.recipe}",
+        "embedded",
+        *options,
+        *method.options,
+    ]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([*command, "--run.output", str(folder)], check=True, env=env, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [*command, "--run.output", str(folder)], check=True, env=env, stdout=subprocess.DEVNULL
+    )
 
 
 @dataclass(frozen=True)
@@ -171,7 +220,9 @@ class Exam:
         prompts = tuple(heldout_prompts(heldout, count))
         engine = HFEngine(Policy.load(start, device="cpu", dtype="float32"))
         groups = by_group(engine.generate(prompts, Sampling(8, 1.0, max_tokens=10), NOW))
-        failed = frozenset(g[0].prompt.id for g in groups if not any(tagged_accuracy(r) for r in g))
+        failed = frozenset(
+            g[0].prompt.id for g in groups if not any(tagged_accuracy(r) for r in g)
+        )
         return Exam(prompts, tuple(g[0] for g in groups), failed)
 
     def measured(self, model: Path) -> dict[str, float]:
@@ -179,16 +230,25 @@ class Exam:
         policy = Policy.load(model, device="cpu", dtype="float32")
         engine: Any = HFEngine(policy)
         greedy, free = Sampling(1, 0.0, max_tokens=10), Sampling(8, 1.0, max_tokens=10)
-        right = {r.prompt.id: tagged_accuracy(r) for r in engine.generate(self.prompts, greedy, NOW)}
+        right = {
+            r.prompt.id: tagged_accuracy(r) for r in engine.generate(self.prompts, greedy, NOW)
+        }
         numbers = {"accuracy": fmean(right.values())}
-        numbers["rescued"] = fmean([right[name] for name in self.failed]) if self.failed else float("nan")
+        numbers["rescued"] = (
+            fmean([right[name] for name in self.failed]) if self.failed else float("nan")
+        )
         for view in ("noisy", "blank"):
             seen = looks(policy, self.prompts, view, BRANCHES[view], NOW)
             shown = engine.generate(self.prompts, greedy, NOW, visual=seen, branch=view)
             numbers[view] = fmean(tagged_accuracy(r) for r in shown)
-        several = [replace(r, parts={"accuracy": tagged_accuracy(r)}) for r in engine.generate(self.prompts, free, NOW)]
+        several = [
+            replace(r, parts={"accuracy": tagged_accuracy(r)})
+            for r in engine.generate(self.prompts, free, NOW)
+        ]
         numbers["pass8"] = pass_rates(several, [8])["pass@8"]
-        numbers["entropy"] = -fmean(float(value) for r in several if r.logp is not None for value in r.logp)
+        numbers["entropy"] = -fmean(
+            float(value) for r in several if r.logp is not None for value in r.logp
+        )
         asked = [question for prompt in self.prompts if (question := cells_prompt(prompt))]
         described = engine.generate(asked, replace(greedy, max_tokens=32), NOW)
         numbers["seeing"] = fmean(cells_seen(r) for r in described)
@@ -203,7 +263,9 @@ class Exam:
         wanted = {"raw": Wanted(), view: Wanted(divergence="forward")}
         shape = (len(answers), max(len(r.tokens) for r in answers))
         with torch.no_grad():
-            scores = policy.score({name: views.groups(name, rows) for name in wanted}, wanted, shape)[view]
+            scores = policy.score(
+                {name: views.groups(name, rows) for name in wanted}, wanted, shape
+            )[view]
         assert scores.divergence is not None
         return float(scores.divergence.sum() / sum(len(r.tokens) for r in answers))
 
@@ -238,9 +300,14 @@ def judged(
 ) -> Row:
     """Paired differences over the seeds."""
     values = [contrast(found[name, seed], claim.number) for seed in seeds]
-    others = [contrast(before if claim.against == "start" else found[BASE, seed], claim.number) for seed in seeds]
+    others = [
+        contrast(before if claim.against == "start" else found[BASE, seed], claim.number)
+        for seed in seeds
+    ]
     gaps = [value - other for value, other in zip(values, others, strict=True)]
-    half = student(len(gaps)) * stdev(gaps) / len(gaps) ** 0.5 if len(gaps) > 1 else float("nan")
+    half = (
+        student(len(gaps)) * stdev(gaps) / len(gaps) ** 0.5 if len(gaps) > 1 else float("nan")
+    )
     return Row(name, claim, fmean(values), fmean(others), fmean(gaps), half)
 
 
@@ -272,13 +339,19 @@ def report(
     for row in rows:
         gap = f"{row.difference:+.3f}" + ("" if math.isnan(row.half) else f" ± {row.half:.3f}")
         cells = (row.method, row.claim.text, row.claim.number, f"{row.value:.3f}")
-        lines.append(f"| {' | '.join(cells)} | {row.reference:.3f} ({row.claim.against}) | {gap} | {row.verdict} |")
+        lines.append(
+            f"| {' | '.join(cells)} | {row.reference:.3f} ({row.claim.against}) | {gap} | {row.verdict} |"
+        )
     numbers = list(before)
     lines += ["", f"| run | {' | '.join(numbers)} |", f"| --- |{' --- |' * len(numbers)}"]
     lines.append(f"| warm start | {' | '.join(f'{before[n]:.3f}' for n in numbers)} |")
     for name in names:
-        means = {number: fmean(found[name, seed][number] for seed in seeds) for number in numbers}
-        lines.append(f"| {name}, mean of {len(seeds)} | {' | '.join(f'{means[n]:.3f}' for n in numbers)} |")
+        means = {
+            number: fmean(found[name, seed][number] for seed in seeds) for number in numbers
+        }
+        lines.append(
+            f"| {name}, mean of {len(seeds)} | {' | '.join(f'{means[n]:.3f}' for n in numbers)} |"
+        )
     return "\n".join(lines)
 
 

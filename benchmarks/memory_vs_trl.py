@@ -36,7 +36,14 @@ def main() -> None:
         cell = Cell(str(model_folder()), str(write_rows(Path(scratch), 1024, 8)), 64)
         ours, theirs = growth(our_worker(cell), steps), growth(trl_worker(cell), steps)
     say(f"growth of resident memory: ours {ours:.0f} MiB, TRL {theirs:.0f} MiB")
-    result("memory_vs_trl", ours / theirs, 0.30, "share of TRL's growth", ours_mib=round(ours), trl_mib=round(theirs))
+    result(
+        "memory_vs_trl",
+        ours / theirs,
+        0.30,
+        "share of TRL's growth",
+        ours_mib=round(ours),
+        trl_mib=round(theirs),
+    )
 
 
 if __name__ == "__main__":

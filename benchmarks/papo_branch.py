@@ -16,15 +16,25 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from tiny_runs import Cell, cpu_seconds, median, model_folder, our_trainer, result, say, versions, write_rows
+from tiny_runs import (
+    Cell,
+    cpu_seconds,
+    median,
+    model_folder,
+    our_trainer,
+    result,
+    say,
+    versions,
+    write_rows,
+)
 
-from mmrl.branches import Views
+from mmrl.model.branches import Views
+from mmrl.model.policy import Wanted
 from mmrl.objectives.papo import PAPO
-from mmrl.policy import Wanted
-from mmrl.run import Clock
-from mmrl.trainer import Trainer
+from mmrl.perception.masking import PatchMask
+from mmrl.training.run import Clock
+from mmrl.training.trainer import Trainer
 from mmrl.types import Now, Rollout, VisualBranch
-from perception.masking import PatchMask
 
 VISUAL, ANSWER, PROMPTS, ROUNDS = 256, 32, 4, 9
 BRANCHES = {"masked": VisualBranch(PatchMask(ratio=0.6, size=16))}
@@ -43,7 +53,9 @@ def scoring_pass(trainer: Trainer, rollouts: list[Rollout], now: Now) -> float:
         views = Views(trainer.policy, rollouts, BRANCHES, now)
         with torch.no_grad():
             groups = views.groups("masked", range(len(rollouts)))
-            trainer.policy.score({"masked": groups}, {"masked": Wanted()}, (len(rollouts), ANSWER))
+            trainer.policy.score(
+                {"masked": groups}, {"masked": Wanted()}, (len(rollouts), ANSWER)
+            )
 
     trainer.policy.features_store.clear()
     return cpu_seconds(run)
@@ -59,7 +71,9 @@ def main() -> None:
         plain = our_trainer(cell, scratch)
         papo = our_trainer(cell, scratch, branches=BRANCHES, objectives=[PAPO()])
         now = Now(1, 0.0, 0)
-        rollouts = plain.rewards(plain.engine.generate(plain.supply.take(), plain.sampling, now))
+        rollouts = plain.rewards(
+            plain.engine.generate(plain.supply.take(), plain.sampling, now)
+        )
         plain.rewards.close()
         for trainer in (plain, papo):  # processing belongs to the rollout
             for rollout in rollouts:

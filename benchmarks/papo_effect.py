@@ -20,14 +20,14 @@ from pathlib import Path
 import torch
 import tyro
 
-from mmrl.branches import Views
-from mmrl.engine import HFEngine
-from mmrl.evaluate import heldout_prompts
-from mmrl.policy import Policy, Wanted
+from mmrl.model.branches import Views
+from mmrl.model.policy import Policy, Wanted
+from mmrl.perception.masking import PatchMask
+from mmrl.recipes.shared.embedded import warm_model
+from mmrl.recipes.shared.launch import DRAWN, Data, open_data
+from mmrl.rollouts.engine import HFEngine
+from mmrl.training.evaluate import heldout_prompts
 from mmrl.types import Now, Rollout, Sampling, VisualBranch
-from perception.masking import PatchMask
-from recipes.embedded import warm_model
-from recipes.launch import DRAWN, Data, open_data
 
 NOW = Now(0, 0.0, seed=1234)
 
@@ -41,7 +41,12 @@ class Outcome:
     kl: float
 
 
-def main(seeds: tuple[int, ...] = (0, 1, 2), steps: int = 100, jobs: int = 2, output: Path | None = None) -> None:
+def main(
+    seeds: tuple[int, ...] = (0, 1, 2),
+    steps: int = 100,
+    jobs: int = 2,
+    output: Path | None = None,
+) -> None:
     """Train PAPO and GRPO for each seed and compare."""
     torch.set_num_threads(1)
     start = warm_model()
@@ -54,7 +59,10 @@ def main(seeds: tuple[int, ...] = (0, 1, 2), steps: int = 100, jobs: int = 2, ou
     found = {run: outcome(folder(place, *run), answers) for run in runs}
     for (gamma, seed), o in found.items():
         name = "PAPO" if float(gamma) else "GRPO"
-        print(f"| {name} | {seed} | {o.before:.3f} | {o.after:.3f} | {base:.3f} | {o.kl:.3f} |", file=sys.stderr)
+        print(
+            f"| {name} | {seed} | {o.before:.3f} | {o.after:.3f} | {base:.3f} | {o.kl:.3f} |",
+            file=sys.stderr,
+        )
     gains = [o.after - o.before for (gamma, _), o in found.items() if float(gamma)]
     higher = [found["0.002", s].kl > found["0", s].kl for s in seeds]
     ok = min(gains) >= 0.10 and all(higher)
@@ -77,14 +85,21 @@ def train(place: Path, gamma: str, seed: int, steps: int) -> None:
     options = ["--papo.gamma", gamma, "--run.seed", str(seed), "--run.steps", str(steps)]
     target = ["--run.output", str(folder(place, gamma, seed))]
     command = [sys.executable, "-m", "recipes.papo", *options, *target]
-    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        command,
+        check=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+    )
 
 
 def fixed_answers(start: Path) -> list[Rollout]:
     """Answers of the warm start to held-out prompts, the same for every run."""
     _, heldout = open_data(DRAWN, Data(style="tag"), seed=99)
     policy = Policy.load(start, device="cpu", dtype="float32")
-    return HFEngine(policy).generate(heldout_prompts(heldout, 256), Sampling(1, 1.0, max_tokens=10), NOW)
+    return HFEngine(policy).generate(
+        heldout_prompts(heldout, 256), Sampling(1, 1.0, max_tokens=10), NOW
+    )
 
 
 def perception_kl(model: Path, answers: list[Rollout]) -> float:
@@ -95,7 +110,9 @@ def perception_kl(model: Path, answers: list[Rollout]) -> float:
     shape = (len(answers), max(len(r.tokens) for r in answers))
     wanted = {"raw": Wanted(), "masked": Wanted(divergence="forward")}
     with torch.no_grad():
-        scores = policy.score({name: views.groups(name, rows) for name in wanted}, wanted, shape)["masked"]
+        scores = policy.score(
+            {name: views.groups(name, rows) for name in wanted}, wanted, shape
+        )["masked"]
     assert scores.divergence is not None
     return float(scores.divergence.sum() / sum(len(r.tokens) for r in answers))
 

@@ -15,12 +15,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from data.pretext.bench import fuzz, measure
+from mmrl.data.pretext.audit.bench import fuzz, measure
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=1.0, help="CPU seconds per figure and repetition")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=1.0, help="CPU seconds per figure and repetition"
+    )
     parser.add_argument("--fuzz", type=int, default=20_000, help="random replies to score")
     args = parser.parse_args()
     figures = measure(args.seconds)
@@ -30,9 +34,21 @@ def main() -> int:
     print(f"fuzzed {found.replies} replies: {found.errors} raised, {found.unfounded} paid without a solution, "
           f"slowest {found.slowest:.2f} ms (goal ≤ 1)")  # fmt: skip
     safe = found.errors == found.unfounded == 0 and found.slowest <= 1.0
-    worst = min(f.value / f.goal if f.more_is_better else f.goal / max(f.value, 1e-9) for f in figures)
+    worst = min(
+        f.value / f.goal if f.more_is_better else f.goal / max(f.value, 1e-9) for f in figures
+    )
     ok = safe and all(figure.half for figure in figures)
-    print(json.dumps({"name": "pretext", "value": round(worst, 3), "goal": 1.0, "unit": "share of goal", "ok": ok}))
+    print(
+        json.dumps(
+            {
+                "name": "pretext",
+                "value": round(worst, 3),
+                "goal": 1.0,
+                "unit": "share of goal",
+                "ok": ok,
+            }
+        )
+    )
     return 0 if ok else 1
 
 

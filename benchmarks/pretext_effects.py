@@ -35,17 +35,17 @@ import torch
 import tyro
 from documents import student, write_section
 
-from data.pretext.catalogue import find
-from data.pretext.surface import Surface
-from data.pretext_prompts import pretext_correct, pretext_reward
-from mmrl.engine import HFEngine
-from mmrl.evaluate import heldout_prompts
-from mmrl.policy import Policy
-from mmrl.run import Run
-from mmrl.tracking import read_metrics
+from mmrl.data.pretext.catalogue import find
+from mmrl.data.pretext.prompts import pretext_correct, pretext_reward
+from mmrl.data.pretext.surface import Surface
+from mmrl.model.policy import Policy
+from mmrl.recipes.shared.pretext_data import open_puzzles
+from mmrl.recipes.shared.pretext_warmup import CLIPS, HARD, PuzzleWarmUp, warm_puzzles
+from mmrl.rollouts.engine import HFEngine
+from mmrl.training.evaluate import heldout_prompts
+from mmrl.training.run import Run
+from mmrl.training.tracking import read_metrics
 from mmrl.types import Now, Prompt, Sampling
-from recipes.puzzle_warmup import CLIPS, HARD, PuzzleWarmUp, warm_puzzles
-from recipes.puzzles import open_puzzles
 
 NOW = Now(0, 0.0, seed=1234)
 EXAM_SEED = 99
@@ -111,40 +111,85 @@ def main(
     """Train, measure and compare; the last line is one JSON object."""
     torch.set_num_threads(1)
     place = output or Path(tempfile.mkdtemp())
-    rows = [row for warm_up in WARM_UPS for row in examined(warm_up, seeds, steps, questions, place)]
+    rows = [
+        row for warm_up in WARM_UPS for row in examined(warm_up, seeds, steps, questions, place)
+    ]
     text = report(rows, seeds, steps)
     print(text)
     if document is not None:
         write_section(document, "pretext effects", text)
     better = [row.task for row in rows if row.improved]
-    kinds = {"image": [task for task in better if task not in VIDEO], "video": [t for t in better if t in VIDEO]}
+    kinds = {
+        "image": [task for task in better if task not in VIDEO],
+        "video": [t for t in better if t in VIDEO],
+    }
     ok = len(better) >= GOAL and all(kinds.values())
-    row = {"name": "pretext_effects", "value": len(better), "goal": GOAL, "unit": f"tasks improved, of {len(rows)}"}
+    row = {
+        "name": "pretext_effects",
+        "value": len(better),
+        "goal": GOAL,
+        "unit": f"tasks improved, of {len(rows)}",
+    }
     gained = [found.task for found in rows if found.gains]
-    print(json.dumps({**row, "ok": ok, "seeds": len(seeds), "steps": steps, **kinds, "gained": gained}))
+    print(
+        json.dumps(
+            {**row, "ok": ok, "seeds": len(seeds), "steps": steps, **kinds, "gained": gained}
+        )
+    )
 
 
-def examined(warm_up: PuzzleWarmUp, seeds: Sequence[int], steps: int, questions: int, place: Path) -> list[Row]:
+def examined(
+    warm_up: PuzzleWarmUp, seeds: Sequence[int], steps: int, questions: int, place: Path
+) -> list[Row]:
     """Train on one mix with each seed and compare with its warm start."""
     start, mix = warm_puzzles(warm_up), warm_up.puzzles.mix
     folders = [place / f"{mix}-{seed}" for seed in seeds]
     for folder, seed in zip(folders, seeds, strict=True):
         train(folder, mix, seed, steps)
-    asked = open_puzzles("drawn", warm_up.puzzles, Run(output=place / "exam", seed=EXAM_SEED)).heldout
+    asked = open_puzzles(
+        "drawn", warm_up.puzzles, Run(output=place / "exam", seed=EXAM_SEED)
+    ).heldout
     exam = heldout_prompts(asked, questions)
     before, after = marked(start, exam), [marked(folder / "model", exam) for folder in folders]
     curves = [curve_of(folder) for folder in folders]
-    return [judged(name, exam, before, after, curves) for name in sorted({str(p.extra["task"]) for p in exam})]
+    return [
+        judged(name, exam, before, after, curves)
+        for name in sorted({str(p.extra["task"]) for p in exam})
+    ]
 
 
 def train(folder: Path, mix: str, seed: int, steps: int) -> None:
     """One run of the recipe, unless it is finished."""
     if (folder / "finished.json").is_file():
         return
-    options = ["--run.seed", str(seed), "--run.steps", str(steps), "--run.eval-prompts", "0", "--run.save-every", "0"]
-    options += ["--puzzles.mix", mix, "--levels.no-move", "--mixture.no-follow", "--monitor.probe-every", "0"]
+    options = [
+        "--run.seed",
+        str(seed),
+        "--run.steps",
+        str(steps),
+        "--run.eval-prompts",
+        "0",
+        "--run.save-every",
+        "0",
+    ]
+    options += [
+        "--puzzles.mix",
+        mix,
+        "--levels.no-move",
+        "--mixture.no-follow",
+        "--monitor.probe-every",
+        "0",
+    ]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "recipes.pretext", "embedded", "--run.output", str(folder), *options]
+    command = [
+        sys.executable,
+        "-m",
+        "recipes.pretext",
+        "embedded",
+        "--run.output",
+        str(folder),
+        *options,
+    ]
     subprocess.run(command, check=True, env=env, stdout=subprocess.DEVNULL)
 
 
@@ -167,8 +212,13 @@ def curve_of(folder: Path, parts: int = 4) -> dict[str, list[float]]:
         for name, value in row.items():
             if name.startswith("followcurriculum/success_"):
                 task = name.removeprefix("followcurriculum/success_")
-                found.setdefault(task, [[] for _ in range(parts)])[place * parts // len(rows)].append(value)
-    return {task: [fmean(part) if part else float("nan") for part in quarters] for task, quarters in found.items()}
+                found.setdefault(task, [[] for _ in range(parts)])[
+                    place * parts // len(rows)
+                ].append(value)
+    return {
+        task: [fmean(part) if part else float("nan") for part in quarters]
+        for task, quarters in found.items()
+    }
 
 
 def judged(
@@ -203,7 +253,10 @@ def best_constant(asked: Sequence[Prompt]) -> float:
     task = find(asked[0].extra["task"])
     surface = Surface(**asked[0].extra["surface"])
     tries = {surface.wrap(str(prompt.answer)) for prompt in asked}
-    return max(fmean(task.score(text, prompt.extra["truth"], surface).reward for prompt in asked) for text in tries)
+    return max(
+        fmean(task.score(text, prompt.extra["truth"], surface).reward for prompt in asked)
+        for text in tries
+    )
 
 
 def report(rows: Sequence[Row], seeds: Sequence[int], steps: int) -> str:
@@ -225,12 +278,25 @@ def report(rows: Sequence[Row], seeds: Sequence[int], steps: int) -> str:
     for row in rows:
         kind = "video" if row.task in VIDEO else "image"
         per_seed = ", ".join(f"{value:.2f}" for value in row.after)
-        cells = (f"{row.task} ({kind})", str(row.questions), f"{row.chance:.2f}", f"{row.constant:.2f}")
+        cells = (
+            f"{row.task} ({kind})",
+            str(row.questions),
+            f"{row.chance:.2f}",
+            f"{row.constant:.2f}",
+        )
         change = f"{row.gain:+.3f} ± {row.half:.3f} | {row.greedy_before:.2f} → {row.greedy_after:.2f}"
-        lines.append(f"| {' | '.join(cells)} | {row.before:.2f} | {per_seed} | {change} | {row.verdict} |")
-    lines += ["", "Success above chance while training, per quarter of the steps, mean over seeds:", ""]
+        lines.append(
+            f"| {' | '.join(cells)} | {row.before:.2f} | {per_seed} | {change} | {row.verdict} |"
+        )
+    lines += [
+        "",
+        "Success above chance while training, per quarter of the steps, mean over seeds:",
+        "",
+    ]
     lines += ["| task | first | second | third | last |", "| --- | --- | --- | --- | --- |"]
-    lines += [f"| {row.task} | {' | '.join(f'{value:.2f}' for value in row.curve)} |" for row in rows]
+    lines += [
+        f"| {row.task} | {' | '.join(f'{value:.2f}' for value in row.curve)} |" for row in rows
+    ]
     return "\n".join(lines)
 
 

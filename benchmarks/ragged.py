@@ -15,13 +15,27 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from tiny_runs import cpu_seconds, interleaved, median, model_folder, result, say, versions, visual_side
+from tiny_runs import (
+    cpu_seconds,
+    interleaved,
+    median,
+    model_folder,
+    result,
+    say,
+    versions,
+    visual_side,
+)
 
-from data.drawn import Drawn
-from mmrl.batching import Group
-from mmrl.policy import Policy, Wanted
+from mmrl.data.drawn.drawn import Drawn
+from mmrl.model.packing import Group
+from mmrl.model.policy import Policy, Wanted
 
-GROUPS = ((64, (3, 17, 40, 96, 8, 30, 61, 12)), (400, (24,) * 8), (144, (90, 5, 33)), (256, (64, 48, 32, 16, 8, 4)))
+GROUPS = (
+    (64, (3, 17, 40, 96, 8, 30, 61, 12)),
+    (400, (24,) * 8),
+    (144, (90, 5, 33)),
+    (256, (64, 48, 32, 16, 8, 4)),
+)
 """Visual tokens, and the answers of each group."""
 ROUNDS = 7
 
@@ -31,7 +45,9 @@ def ragged_groups(policy: Policy) -> list[Group]:
     rng = torch.Generator().manual_seed(0)
     made, row = [], 0
     for number, (visual, lengths) in enumerate(GROUPS):
-        encoded = policy.encode(Drawn("lookup", seed=number, size_px=visual_side(visual), cells=4)[0])
+        encoded = policy.encode(
+            Drawn("lookup", seed=number, size_px=visual_side(visual), cells=4)[0]
+        )
         answers = tuple(torch.randint(0, 256, (length,), generator=rng) for length in lengths)
         rows = tuple(range(row, row + len(answers)))
         made.append(Group(encoded, encoded.visual, answers, rows, (1.0,) * len(answers)))
@@ -41,7 +57,10 @@ def ragged_groups(policy: Policy) -> list[Group]:
 
 def run(policy: Policy, parts: list[list[Group]]) -> None:
     """Score and backward, part by part."""
-    rows, width = sum(len(lengths) for _, lengths in GROUPS), max(max(lengths) for _, lengths in GROUPS)
+    rows, width = (
+        sum(len(lengths) for _, lengths in GROUPS),
+        max(max(lengths) for _, lengths in GROUPS),
+    )
     for part in parts:
         scores = policy.score({"raw": part}, {"raw": Wanted(grad=True)}, (rows, width))
         scores["raw"].logp.sum().backward()
@@ -50,7 +69,9 @@ def run(policy: Policy, parts: list[list[Group]]) -> None:
 def main() -> None:
     """Measure and print; the last line is JSON."""
     torch.set_num_threads(1)
-    policy = Policy.load(model_folder(), device="cpu", dtype="float32", freeze=("vision", "merger"))
+    policy = Policy.load(
+        model_folder(), device="cpu", dtype="float32", freeze=("vision", "merger")
+    )
     groups = ragged_groups(policy)
     tokens = sum(group.size for group in groups)
     sides = {

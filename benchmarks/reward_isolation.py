@@ -19,7 +19,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mmrl.rewards import Rewards, boxed_accuracy, think_format
+from mmrl.rewards.pay import Rewards, boxed_accuracy, think_format
 from mmrl.types import Media, Prompt, Rollout
 
 BATCH, GROUP, TOKENS, ROUNDS, GOAL = 256, 8, 512, 7, 5.0
@@ -30,11 +30,30 @@ def rollouts() -> list[Rollout]:
     image = Media(torch.zeros(1, 3, 448, 448, dtype=torch.uint8))
     made = []
     for index in range(BATCH):
-        messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "How many? " * 20}]}]
+        messages = [
+            {
+                "role": "user",
+                "content": [{"type": "image"}, {"type": "text", "text": "How many? " * 20}],
+            }
+        ]
         prompt = Prompt(f"p{index // GROUP}", messages, (image,), answer=str(index % 5))
-        text = "<think>" + "I look at the picture. " * 80 + f"</think> So it is \\boxed{{{index % 7}}}."
+        text = (
+            "<think>"
+            + "I look at the picture. " * 80
+            + f"</think> So it is \\boxed{{{index % 7}}}."
+        )
         roles = torch.zeros(TOKENS, dtype=torch.uint8)
-        made.append(Rollout(prompt, index // GROUP, torch.arange(400), torch.arange(TOKENS), roles, text, "eos"))
+        made.append(
+            Rollout(
+                prompt,
+                index // GROUP,
+                torch.arange(400),
+                torch.arange(TOKENS),
+                roles,
+                text,
+                "eos",
+            )
+        )
     return made
 
 
@@ -60,7 +79,9 @@ def main() -> None:
     value = statistics.median(overheads)
     print(f"python {platform.python_version()}, torch {torch.__version__}")
     print(f"workers started in {start:.2f} s (with math-verify loaded)")
-    print(f"ms per answer over the direct call, per round: {[round(one, 3) for one in overheads]}")
+    print(
+        f"ms per answer over the direct call, per round: {[round(one, 3) for one in overheads]}"
+    )
     outcome = {
         "name": "reward_isolation",
         "value": round(value, 4),

@@ -3,10 +3,11 @@
     python benchmarks/shared_prefix.py [--rounds 2]
 
 A model of 54 M parameters (language 8 x 512, vision 4 x 256, vocabulary 49,152), one prompt with a picture, 8
-answers of 64 tokens. The repeated path (`mmrl/repeated.py`) gives each answer a row with its own copy of the prompt but
-runs the vision tower once. Let R be its CPU time, t what does not depend on the form (the tower, and the head on the
-512 answer tokens, each measured alone: forward, or forward and backward), r and s the tokens of the language model in
-the repeated and in the packed form. Then the token counts allow a time of t + (R - t) * s / r, and the speed-up
+answers of 64 tokens. The repeated path (`mmrl/model/reference_scores.py`) gives each answer a row with its own copy
+of the prompt but runs the vision tower once. Let R be its CPU time, t what does not depend on the form (the tower,
+and the head on the 512 answer tokens, each measured alone: forward, or forward and backward), r and s the tokens of
+the language model in the repeated and in the packed form. Then the token counts allow a time of t + (R - t) * s / r,
+and the speed-up
 
     bound = R / (t + (R - t) * s / r),        value = (R / packed time) / bound,
 
@@ -25,12 +26,21 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from tiny_runs import cpu_seconds, interleaved, median, model_folder, result, say, versions, visual_side
+from tiny_runs import (
+    cpu_seconds,
+    interleaved,
+    median,
+    model_folder,
+    result,
+    say,
+    versions,
+    visual_side,
+)
 
-from data.drawn import Drawn
-from mmrl.batching import Group
-from mmrl.policy import Policy, Wanted
-from mmrl.repeated import score_repeated
+from mmrl.data.drawn.drawn import Drawn
+from mmrl.model.packing import Group
+from mmrl.model.policy import Policy, Wanted
+from mmrl.model.reference_scores import score_repeated
 from mmrl.types import Scores
 
 GROUP, ANSWER, GOAL = 8, 64, 0.8
@@ -51,7 +61,9 @@ def forms(policy: Policy, group: Group) -> dict[str, Score]:
     return {
         "packed": lambda want: policy.score(views, {"raw": want}, shape),
         "repeated": lambda want: score_repeated(policy, views, {"raw": want}, shape),
-        "tower repeated": lambda want: score_repeated(policy, views, {"raw": want}, shape, tower_once=False),
+        "tower repeated": lambda want: score_repeated(
+            policy, views, {"raw": want}, shape, tower_once=False
+        ),
     }
 
 
@@ -121,8 +133,12 @@ def compare(policy: Policy, visual: int, grad: bool, rounds: int) -> dict[str, f
     group = group_of(policy, visual)
     made = forms(policy, group)
     run = updated if grad else scored
-    sides = {name: (lambda score=made[name]: run(policy, score)) for name in ("packed", "repeated")}
-    seconds = {name: median(values) for name, values in interleaved(sides, rounds, warmup=0).items()}
+    sides = {
+        name: (lambda score=made[name]: run(policy, score)) for name in ("packed", "repeated")
+    }
+    seconds = {
+        name: median(values) for name, values in interleaved(sides, rounds, warmup=0).items()
+    }
     seconds["tower repeated"] = run(policy, made["tower repeated"])
     tower_alone = median([tower(policy, group, grad) for _ in range(2 * rounds)])
     head_alone = median([head(policy, grad) for _ in range(2 * rounds)])
@@ -154,7 +170,13 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     torch.set_num_threads(1)
     folder = model_folder(
-        hidden=512, layers=8, heads=8, vision_hidden=256, vision_depth=4, vision_heads=4, vocabulary=49_152
+        hidden=512,
+        layers=8,
+        heads=8,
+        vision_hidden=256,
+        vision_depth=4,
+        vision_heads=4,
+        vocabulary=49_152,
     )
     policy = Policy.load(folder, device="cpu", dtype="float32")
     size = sum(p.numel() for p in policy.model.parameters()) / 1e6
@@ -166,7 +188,14 @@ def main() -> None:
         for grad in (False, True)
     }
     worst = min(cell["share"] for cell in cells.values())
-    result("shared_prefix", worst, GOAL, "share of the token-count bound", at_least=True, cells=cells)
+    result(
+        "shared_prefix",
+        worst,
+        GOAL,
+        "share of the token-count bound",
+        at_least=True,
+        cells=cells,
+    )
 
 
 if __name__ == "__main__":

@@ -37,7 +37,9 @@ def child_cpu() -> float:
 def help_seconds() -> tuple[float, float]:
     """Wall and CPU seconds of `--help`."""
     began, cpu = time.monotonic(), child_cpu()
-    subprocess.run([*RECIPE, "--help"], check=True, cwd=ROOT, stdout=subprocess.DEVNULL, env=ONE_THREAD)
+    subprocess.run(
+        [*RECIPE, "--help"], check=True, cwd=ROOT, stdout=subprocess.DEVNULL, env=ONE_THREAD
+    )
     return time.monotonic() - began, child_cpu() - cpu
 
 
@@ -45,7 +47,15 @@ def first_step_seconds() -> tuple[float, float]:
     """Wall and CPU seconds until the metrics of step 1 are written; evaluations are small, the run is then ended."""
     with tempfile.TemporaryDirectory() as scratch:
         output = Path(scratch) / "run"
-        command = [*RECIPE, "--run.output", str(output), "--run.eval-prompts", "1", "--run.steps", "100"]
+        command = [
+            *RECIPE,
+            "--run.output",
+            str(output),
+            "--run.eval-prompts",
+            "1",
+            "--run.steps",
+            "100",
+        ]
         began, cpu = time.monotonic(), child_cpu()
         process = subprocess.Popen(
             command,
@@ -56,7 +66,9 @@ def first_step_seconds() -> tuple[float, float]:
         )
         while not _stepped(output / "metrics.jsonl"):
             if process.poll() is not None:
-                raise RuntimeError(f"the recipe ended with code {process.returncode} before its first step")
+                raise RuntimeError(
+                    f"the recipe ended with code {process.returncode} before its first step"
+                )
             time.sleep(0.02)
         wall = time.monotonic() - began
         process.kill()
@@ -67,7 +79,9 @@ def first_step_seconds() -> tuple[float, float]:
 def _stepped(metrics: Path) -> bool:
     if not metrics.is_file():
         return False
-    lines = [line for line in metrics.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    lines = [
+        line for line in metrics.read_text().splitlines(keepends=True) if line.endswith("\n")
+    ]
     return any(json.loads(line)["step"] >= 1 for line in lines)
 
 

@@ -49,12 +49,16 @@ def ratio(cell: Cell, visual: int, rounds: int) -> float:
         for name, worker in (("trl", theirs), ("ours", ours)):
             answer = worker.ask("step")
             found = answer["visual"], answer["length"]
-            assert found == (visual, cell.answer), f"{name} saw {found} visual and answer tokens"
+            assert found == (visual, cell.answer), (
+                f"{name} saw {found} visual and answer tokens"
+            )
             if round_:
                 seconds[name].append(answer["seconds"])
     theirs.close()
     ours.close()
-    say(f"  trl {[round(x, 2) for x in seconds['trl']]} s, ours {[round(x, 2) for x in seconds['ours']]} s")
+    say(
+        f"  trl {[round(x, 2) for x in seconds['trl']]} s, ours {[round(x, 2) for x in seconds['ours']]} s"
+    )
     return median(seconds["ours"]) / median(seconds["trl"])
 
 
@@ -70,17 +74,19 @@ def equality(cell: Cell, scratch: Path) -> dict[str, float]:
     assert set(gradients) == set(saved["gradients"]), "different parameters have gradients"
     gaps = {name: _gap(gradients[name], other) for name, other in saved["gradients"].items()}
     worst = max(gaps, key=lambda name: gaps[name])
-    say(f"  loss {value:.8f} and {saved['loss']:.8f}; {len(gaps)} gradients, worst {worst} {gaps[worst]:.2e}")
+    say(
+        f"  loss {value:.8f} and {saved['loss']:.8f}; {len(gaps)} gradients, worst {worst} {gaps[worst]:.2e}"
+    )
     return {"loss": abs(value - saved["loss"]) / abs(saved["loss"]), "gradient": gaps[worst]}
 
 
 def our_step(cell: Cell, saved: dict, scratch: Path) -> tuple[float, dict[str, torch.Tensor]]:
     """Our loss and gradients for TRL's samples, advantages and weights."""
-    from mmrl.batching import collate
-    from mmrl.branches import Views
     from mmrl.grpo import loss
-    from mmrl.policy import Wanted
-    from mmrl.reduce import Totals
+    from mmrl.losses.reduce import Totals
+    from mmrl.model.branches import Views
+    from mmrl.model.packing import collate
+    from mmrl.model.policy import Wanted
     from mmrl.types import Now, Rollout
 
     trainer = our_trainer(cell, scratch)
@@ -93,7 +99,14 @@ def our_step(cell: Cell, saved: dict, scratch: Path) -> tuple[float, dict[str, t
     assert torch.equal(ids, saved["prompt_ids"]), "the prompts are tokenised differently"
     rollouts = [
         Rollout(
-            prompt, 0, ids, row[keep.bool()], torch.zeros(int(keep.sum()), dtype=torch.uint8), "", "length", reward=0.0
+            prompt,
+            0,
+            ids,
+            row[keep.bool()],
+            torch.zeros(int(keep.sum()), dtype=torch.uint8),
+            "",
+            "length",
+            reward=0.0,
         )
         for row, keep in zip(saved["tokens"], saved["mask"], strict=True)
     ]
@@ -133,11 +146,18 @@ def main() -> None:
         for visual, answer, weight, goal in CELLS:
             name = f"{visual} visual, {answer} answer tokens{', KL' if weight else ''}"
             say(name)
-            ratios[name] = round(ratio(Cell(folder, rows[visual], answer, weight), visual, rounds), 4)
+            ratios[name] = round(
+                ratio(Cell(folder, rows[visual], answer, weight), visual, rounds), 4
+            )
             worst = max(worst, ratios[name] / goal)
             say(f"  {ratios[name]:.3f} of TRL's CPU time, goal {goal}")
     result(
-        "step_equals_trl", max(gaps.values()), 1e-4, "relative difference", loss=gaps["loss"], gradient=gaps["gradient"]
+        "step_equals_trl",
+        max(gaps.values()),
+        1e-4,
+        "relative difference",
+        loss=gaps["loss"],
+        gradient=gaps["gradient"],
     )
     result("step_vs_trl", worst, 1.0, "worst share of TRL's CPU time / its goal", cells=ratios)
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mmrl.trainer import Trainer
+    from mmrl.training.trainer import Trainer
     from mmrl.types import Prompts
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -56,10 +56,18 @@ class Worker:
     """A process that takes steps when asked."""
 
     def __init__(self, command: Sequence[str]) -> None:
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        environment = os.environ | {
+            "OMP_NUM_THREADS": "1",
+            "MKL_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+        }
         environment |= {"TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": str(ROOT)}
         self._process = subprocess.Popen(
-            list(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+            list(command),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
         )
 
     def ask(self, command: str) -> dict[str, Any]:
@@ -72,7 +80,9 @@ class Worker:
             pass
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError(f"the worker ended with code {self._process.wait()}; see its messages above")
+            raise RuntimeError(
+                f"the worker ended with code {self._process.wait()}; see its messages above"
+            )
         return json.loads(line)
 
     def close(self) -> None:
@@ -119,7 +129,11 @@ class Meter:
     def read(self) -> dict[str, float]:
         """Seconds since `start`, peak MiB, and by how many MiB that lies above the memory before the first step."""
         most = peak()
-        return {"seconds": time.process_time() - self._began, "peak": most, "growth": most - self.base}
+        return {
+            "seconds": time.process_time() - self._began,
+            "peak": most,
+            "growth": most - self.base,
+        }
 
 
 def resident() -> float:
@@ -132,7 +146,9 @@ def peak() -> float:
     known = _status("VmHWM")
     if known is not None:
         return known
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
+        2**20 if sys.platform == "darwin" else 2**10
+    )
 
 
 def forget_peak() -> None:
@@ -162,8 +178,8 @@ def model_folder(
     vocabulary: int = 8192,
 ) -> Path:
     """A tiny Qwen2.5-VL in the user's cache; by default language 4 x 256, vision 4 x 128, vocabulary 8,192."""
-    from data.drawn import corpus
-    from mmrl import tiny
+    from mmrl.data.drawn.drawn import corpus
+    from mmrl.model import tiny
 
     size = tiny.TinySize(
         hidden=hidden,
@@ -188,7 +204,7 @@ def write_rows(folder: Path, visual_tokens: int, count: int) -> Path:
     """Drawn pictures as PNG files and a JSONL that asks about them."""
     from PIL import Image
 
-    from data.drawn import Drawn
+    from mmrl.data.drawn.drawn import Drawn
 
     side = visual_side(visual_tokens)
     file = folder / f"rows-{visual_tokens}.jsonl"
@@ -197,7 +213,9 @@ def write_rows(folder: Path, visual_tokens: int, count: int) -> Path:
         name = f"picture-{visual_tokens}-{index}.png"
         pixels = prompt.media[0].frames[0].permute(1, 2, 0).contiguous().numpy()
         Image.fromarray(pixels).save(folder / name)
-        text = next(part["text"] for part in prompt.messages[0]["content"] if part["type"] == "text")
+        text = next(
+            part["text"] for part in prompt.messages[0]["content"] if part["type"] == "text"
+        )
         lines.append(json.dumps({"problem": text, "images": [name], "answer": prompt.answer}))
     file.write_text("\n".join(lines) + "\n")
     return file
@@ -211,7 +229,7 @@ def variety(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) 
 
 def our_prompts(rows: str | Path) -> Prompts:
     """The data file through the project's own loader."""
-    from data.sources import load_prompts
+    from mmrl.data.rows.sources import load_prompts
 
     return load_prompts(str(rows))
 
@@ -224,18 +242,20 @@ def our_trainer(cell: Cell, output: Path, **changes: Any) -> Trainer:
     from dataclasses import replace
     from functools import partial
 
-    from mmrl.advantages import group_normalized
     from mmrl.grpo import GRPO
-    from mmrl.optim import Optim
-    from mmrl.policy import Policy
-    from mmrl.rewards import Rewards
-    from mmrl.run import Run
-    from mmrl.trainer import Trainer
+    from mmrl.losses.advantages import group_normalized
+    from mmrl.model.policy import Policy
+    from mmrl.rewards.pay import Rewards
+    from mmrl.training.optim import Optim
+    from mmrl.training.run import Run
+    from mmrl.training.trainer import Trainer
     from mmrl.types import Sampling
 
     policy = Policy.load(cell.folder, device="cpu", dtype="float32")
     processing = policy.processing
-    policy.processing = replace(processing, banned_ids=tuple({*processing.banned_ids, *processing.stop_ids}))
+    policy.processing = replace(
+        processing, banned_ids=tuple({*processing.banned_ids, *processing.stop_ids})
+    )
     arguments: dict[str, Any] = {
         "prompts": our_prompts(cell.rows),
         "rewards": Rewards(variety=variety, workers=1),
@@ -243,7 +263,13 @@ def our_trainer(cell: Cell, output: Path, **changes: Any) -> Trainer:
         "grpo": GRPO(dual_clip=None, kl=cell.kl, kl_importance=cell.kl > 0),
         "sampling": Sampling(group_size=cell.group, max_tokens=cell.answer),
         "optim": Optim(lr=cell.lr),
-        "run": Run(output=output, steps=10_000, prompts_per_step=cell.prompts, save_every=0, sample_every=0),
+        "run": Run(
+            output=output,
+            steps=10_000,
+            prompts_per_step=cell.prompts,
+            save_every=0,
+            sample_every=0,
+        ),
     }
     return Trainer(policy, **(arguments | changes))
 
@@ -254,7 +280,7 @@ def serve_ours(cell: Cell) -> None:
 
     import torch
 
-    from mmrl.tracking import Tracker
+    from mmrl.training.tracking import Tracker
     from mmrl.types import Now
 
     channel = Channel()
@@ -274,7 +300,10 @@ def serve_ours(cell: Cell) -> None:
             answer = meter.read()
             visual = round(metrics["patches/tower"] / 4 / (2 if cell.kl else 1))
             prompt = round(metrics["tokens/prefill"])
-            channel.send(answer | {"visual": visual, "prompt": prompt, "length": metrics["answer/length"]})
+            channel.send(
+                answer
+                | {"visual": visual, "prompt": prompt, "length": metrics["answer/length"]}
+            )
         trainer.rewards.close()
 
 
@@ -283,7 +312,9 @@ def our_worker(cell: Cell) -> Worker:
     return Worker([sys.executable, str(Path(__file__).resolve()), cell.text()])
 
 
-def interleaved(sides: dict[str, Callable[[], float]], rounds: int, warmup: int = 1) -> dict[str, list[float]]:
+def interleaved(
+    sides: dict[str, Callable[[], float]], rounds: int, warmup: int = 1
+) -> dict[str, list[float]]:
     """Call the sides in turn; the first `warmup` rounds are not counted."""
     found: dict[str, list[float]] = {name: [] for name in sides}
     for round_ in range(rounds + warmup):
@@ -318,10 +349,19 @@ def versions(*names: str) -> str:
     return ", ".join(f"{name} {version(name)}" for name in names)
 
 
-def result(name: str, value: float, goal: float, unit: str, *, at_least: bool = False, **more: Any) -> dict[str, Any]:
+def result(
+    name: str, value: float, goal: float, unit: str, *, at_least: bool = False, **more: Any
+) -> dict[str, Any]:
     """Print the outcome as one JSON object."""
     ok = value >= goal if at_least else value <= goal
-    outcome = {"name": name, "value": float(f"{value:.4g}"), "goal": goal, "unit": unit, "ok": bool(ok), **more}
+    outcome = {
+        "name": name,
+        "value": float(f"{value:.4g}"),
+        "goal": goal,
+        "unit": unit,
+        "ok": bool(ok),
+        **more,
+    }
     print(json.dumps(outcome), flush=True)
     return outcome
 

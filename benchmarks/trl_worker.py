@@ -20,7 +20,13 @@ from tiny_runs import Cell, Channel, Meter, variety
 from transformers import AutoProcessor, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-VISION = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
+VISION = (
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
 DUMP_STEP = 2
 
 
@@ -54,14 +60,23 @@ class Watched(GRPOTrainer):
     dump: str | None = None
     saved: dict[str, Any]
 
-    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+    def training_step(
+        self, model: Any, inputs: Any, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
         if self.dump is None or self._step + 1 != DUMP_STEP:
             return super().training_step(model, inputs, num_items_in_batch)
         plain = self.accelerator.unwrap_model(self.model)
         weights = {name: p.detach().clone() for name, p in plain.named_parameters()}
         loss = super().training_step(model, inputs, num_items_in_batch)
-        gradients = {name: p.grad.detach().clone() for name, p in plain.named_parameters() if p.grad is not None}
-        torch.save({**self.saved, "loss": float(loss), "weights": weights, "gradients": gradients}, self.dump)
+        gradients = {
+            name: p.grad.detach().clone()
+            for name, p in plain.named_parameters()
+            if p.grad is not None
+        }
+        torch.save(
+            {**self.saved, "loss": float(loss), "weights": weights, "gradients": gradients},
+            self.dump,
+        )
         return loss
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:

@@ -40,18 +40,20 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.frame_cache import FrameCache
-from data.grounding_formats import plain
-from data.grounding_sets import GroundingPrompts
-from data.quarantine import Guarded
-from data.video import ClipReader, ClipSampling
+from mmrl.data.grounding.formats import plain
+from mmrl.data.grounding.sets import GroundingPrompts
+from mmrl.data.video.frame_cache import FrameCache
+from mmrl.data.video.quarantine import Guarded
+from mmrl.data.video.video import ClipReader, ClipSampling
 
 SECONDS, RATE, SIZE, WANTED, ROUNDS = 60, 30, (360, 640), 32, 5
 GROUPS = {"long_gop": 250, "short_gop": 30}
 SAMPLE_FRAMES, SAMPLE_SIZE = 448, (320, 320)
 
 
-def write_clip(path: Path, frames: Iterator[np.ndarray], size: tuple[int, int], gop: int, rate: int = RATE) -> Path:
+def write_clip(
+    path: Path, frames: Iterator[np.ndarray], size: tuple[int, int], gop: int, rate: int = RATE
+) -> Path:
     """H.264 with key frames every `gop` frames."""
     import av
 
@@ -59,7 +61,10 @@ def write_clip(path: Path, frames: Iterator[np.ndarray], size: tuple[int, int], 
         stream: Any = output.add_stream("libx264", rate=rate)
         stream.height, stream.width, stream.pix_fmt, stream.gop_size = *size, "yuv420p", gop
         stream.codec_context.time_base = Fraction(1, rate)
-        stream.options = {"preset": "veryfast", "x264-params": f"keyint={gop}:min-keyint={gop}:scenecut=0"}
+        stream.options = {
+            "preset": "veryfast",
+            "x264-params": f"keyint={gop}:min-keyint={gop}:scenecut=0",
+        }
         for number, frame in enumerate(frames):
             picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
             picture.pts, picture.time_base = number, Fraction(1, rate)
@@ -113,7 +118,11 @@ def by_seek(path: str, indices: list[int]) -> np.ndarray:
         for number in indices:
             tick = round(number / RATE / float(stream.time_base or 1))
             container.seek(tick, stream=stream)
-            found.append(next(f for f in container.decode(stream) if f.pts >= tick).to_ndarray(format="rgb24"))
+            found.append(
+                next(f for f in container.decode(stream) if f.pts >= tick).to_ndarray(
+                    format="rgb24"
+                )
+            )
     return np.stack(found)
 
 
@@ -143,7 +152,9 @@ def measure_reading(folder: Path) -> list[dict[str, Any]]:
     names += ["torchcodec"] if importlib.util.find_spec("torchcodec") else []
     parts = []
     for label, gop in GROUPS.items():
-        path = str(write_clip(folder / f"{label}.mp4", moving(SECONDS * RATE, *SIZE), SIZE, gop))
+        path = str(
+            write_clip(folder / f"{label}.mp4", moving(SECONDS * RATE, *SIZE), SIZE, gop)
+        )
         ours = {name: ClipReader(name) for name in names}
         for reader in ours.values():
             reader.read(path, [0])  # the worker is up
@@ -153,11 +164,16 @@ def measure_reading(folder: Path) -> list[dict[str, Any]]:
                 times.setdefault(name, []).append(timed(partial(call, path, indices)))
             for name, reader in ours.items():
                 reader._infos.clear()  # the probe is part of reading
-                times.setdefault(f"ours/{name}", []).append(timed(partial(reader.read, path, indices)))
+                times.setdefault(f"ours/{name}", []).append(
+                    timed(partial(reader.read, path, indices))
+                )
         for reader in ours.values():
             reader.close()
         best = {name: min(values) for name, values in times.items()}
-        print(f"{label}: " + ", ".join(f"{name} {1000 * value:.0f} ms" for name, value in best.items()))
+        print(
+            f"{label}: "
+            + ", ".join(f"{name} {1000 * value:.0f} ms" for name, value in best.items())
+        )
         fastest = min(best[name] for name in usual)
         for name in names:
             ratio, goal = best[f"ours/{name}"] / fastest, 1.3 if name == "pyav" else None
@@ -176,7 +192,9 @@ def tree_memory(process: psutil.Process) -> int:
             lines = Path(f"/proc/{one.pid}/smaps_rollup").read_text().splitlines()
         except OSError:
             continue
-        fields = (line.split() for line in lines if line.startswith(("Pss_Anon:", "Pss_Shmem:")))
+        fields = (
+            line.split() for line in lines if line.startswith(("Pss_Anon:", "Pss_Shmem:"))
+        )
         total += 1024 * sum(int(field[1]) for field in fields)
     return total
 
@@ -204,7 +222,9 @@ def measure_memory(folder: Path) -> list[dict[str, Any]]:
     """Peak memory of one large sample for each back-end, over the bytes of its frames."""
     import torch
 
-    path = write_clip(folder / "large.mp4", moving(SAMPLE_FRAMES, *SAMPLE_SIZE), SAMPLE_SIZE, 30, rate=2)
+    path = write_clip(
+        folder / "large.mp4", moving(SAMPLE_FRAMES, *SAMPLE_SIZE), SAMPLE_SIZE, 30, rate=2
+    )
     small = write_clip(folder / "small.mp4", moving(20, 64, 64), (64, 64), 5)
     parts = []
     name: Any
@@ -215,8 +235,18 @@ def measure_memory(folder: Path) -> list[dict[str, Any]]:
         with Peak() as peak:
             media = reader.clip(path, ClipSampling(num_frames=SAMPLE_FRAMES))
         bytes_of_frames = media.frames.numel()
-        assert media.frames.dtype == torch.uint8 and bytes_of_frames == SAMPLE_FRAMES * 3 * 320 * 320
-        parts.append(part(f"memory_{reader.backend[0]}", (peak.value - before) / bytes_of_frames, 1.5, "x uint8"))
+        assert (
+            media.frames.dtype == torch.uint8
+            and bytes_of_frames == SAMPLE_FRAMES * 3 * 320 * 320
+        )
+        parts.append(
+            part(
+                f"memory_{reader.backend[0]}",
+                (peak.value - before) / bytes_of_frames,
+                1.5,
+                "x uint8",
+            )
+        )
         reader.close()
         del media
     return parts
@@ -225,7 +255,10 @@ def measure_memory(folder: Path) -> list[dict[str, Any]]:
 def small_set(folder: Path, files: int) -> Path:
     """`files` names over a handful of contents, every fifth one bad, and a JSONL that asks about each."""
     folder.mkdir()
-    good = [write_clip(folder / f"good{i}.mp4", moving(40, 96, 128), (96, 128), 10 + i) for i in range(3)]
+    good = [
+        write_clip(folder / f"good{i}.mp4", moving(40, 96, 128), (96, 128), 10 + i)
+        for i in range(3)
+    ]
     data = good[0].read_bytes()
     (folder / "cut.mp4").write_bytes(data[: len(data) // 2])
     (folder / "noise.mp4").write_bytes(np.random.default_rng(0).bytes(3000))
@@ -235,7 +268,9 @@ def small_set(folder: Path, files: int) -> Path:
     for number in range(files):
         source = bad[number // 5 % 3] if number % 5 == 4 else good[number % 3]
         os.link(source, folder / f"clip{number}.mp4")
-        lines.append(json.dumps({"video": f"clip{number}.mp4", "query": "moves", "span": [0.2, 0.8]}))
+        lines.append(
+            json.dumps({"video": f"clip{number}.mp4", "query": "moves", "span": [0.2, 0.8]})
+        )
     (folder / "set.jsonl").write_text("\n".join(lines))
     return folder / "set.jsonl"
 
@@ -248,7 +283,9 @@ def measure_decodes(folder: Path) -> list[dict[str, Any]]:
     prompts = GroundingPrompts(rows, reader, ClipSampling(num_frames=4))
     for index in range(len(prompts)):
         _ = prompts[index].media[0].frames.float().mean()
-    return [part("decodes_per_clip", reader.counts["clips_decoded"] / len(rows), 1.0, "decodes")]
+    return [
+        part("decodes_per_clip", reader.counts["clips_decoded"] / len(rows), 1.0, "decodes")
+    ]
 
 
 def measure_files(folder: Path, files: int) -> list[dict[str, Any]]:
@@ -256,7 +293,9 @@ def measure_files(folder: Path, files: int) -> list[dict[str, Any]]:
     from torch.utils.data import DataLoader
 
     prompts = Guarded(
-        GroundingPrompts(plain(small_set(folder / "many", files)), ClipReader(), ClipSampling(num_frames=8))
+        GroundingPrompts(
+            plain(small_set(folder / "many", files)), ClipReader(), ClipSampling(num_frames=8)
+        )
     )
     loader: Any = DataLoader(prompts, batch_size=None, num_workers=2)  # type: ignore[arg-type]
     process, memory, came, began = psutil.Process(), [], 0, time.perf_counter()
@@ -266,7 +305,9 @@ def measure_files(folder: Path, files: int) -> list[dict[str, Any]]:
             memory.append(tree_memory(process))
     first, last = np.median(memory[5:15]), np.median(memory[-10:])
     rate = came / (time.perf_counter() - began)
-    print(f"files: {came} of {files} at {rate:.0f} per second, memory {first / 2**20:.0f} -> {last / 2**20:.0f} MiB")
+    print(
+        f"files: {came} of {files} at {rate:.0f} per second, memory {first / 2**20:.0f} -> {last / 2**20:.0f} MiB"
+    )
     return [
         part("files_survived", files - came, 0, "items lost"),
         part("memory_growth", (last - first) / first, 0.05, "share"),
@@ -276,22 +317,35 @@ def measure_files(folder: Path, files: int) -> list[dict[str, Any]]:
 def part(name: str, value: float, goal: float | None, unit: str) -> dict[str, Any]:
     """One number that must not exceed its goal, if it has one."""
     ok = goal is None or bool(value <= goal)
-    result = {"name": name, "value": round(float(value), 4), "goal": goal, "unit": unit, "ok": ok}
+    result = {
+        "name": name,
+        "value": round(float(value), 4),
+        "goal": goal,
+        "unit": unit,
+        "ok": ok,
+    }
     print(json.dumps(result), flush=True)
     return result
 
 
 def main() -> None:
     """Measure and print; the last line is JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--files", type=int, default=10_000, help="files of the long run; 0 leaves it out")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--files", type=int, default=10_000, help="files of the long run; 0 leaves it out"
+    )
     files = parser.parse_args().files
     print(f"python {platform.python_version()}, {os.cpu_count()} cores")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         parts = [*measure_reading(folder), *measure_memory(folder), *measure_decodes(folder)]
         parts += measure_files(folder, files) if files else []
-    worst = max((one for one in parts if one["name"].endswith("_gop_pyav")), key=lambda one: one["value"])
+    worst = max(
+        (one for one in parts if one["name"].endswith("_gop_pyav")),
+        key=lambda one: one["value"],
+    )
     outcome = {**worst, "name": "video"}
     print(json.dumps({**outcome, "ok": all(one["ok"] for one in parts), "parts": parts}))
 

@@ -34,16 +34,16 @@ import torch
 import tyro
 from documents import write_section
 
-from data.drawn import Drawn
-from data.grounding_metrics import Answered, grounding_table
-from data.grounding_rewards import span_iou
-from data.retold import Telling, Told
-from data.spans import lenient_spans
-from mmrl.engine import HFEngine
-from mmrl.policy import Policy
+from mmrl.data.drawn.drawn import Drawn
+from mmrl.data.grounding.metrics import Answered, grounding_table
+from mmrl.data.grounding.rewards import span_iou
+from mmrl.data.grounding.spans import lenient_spans
+from mmrl.data.grounding.times_retold import Telling, Told
+from mmrl.model.policy import Policy
+from mmrl.recipes.shared.clip_data import clip_warm_up
+from mmrl.recipes.shared.embedded import warm_model
+from mmrl.rollouts.engine import HFEngine
 from mmrl.types import Now, Rollout, Sampling
-from recipes.clips import clip_warm_up
-from recipes.embedded import warm_model
 
 GOAL = 0.10
 LIMIT = 360.0
@@ -63,16 +63,35 @@ def main(
     place = output or Path(tempfile.mkdtemp())
     rows = [measured("native", seed, steps, prompts, place) for seed in seeds]
     others = [
-        rows[0] if telling == "native" else measured(telling, seeds[0], steps, prompts, place) for telling in tellings
+        rows[0] if telling == "native" else measured(telling, seeds[0], steps, prompts, place)
+        for telling in tellings
     ]
     text = report(rows, others, steps, prompts)
     print(text)
     if document is not None:
         write_section(document, "video effects", text)
-    gain, slowest = min(row.after - row.before for row in rows), max(row.seconds for row in rows)
-    outcome = {"name": "video_effects", "value": round(gain, 4), "goal": GOAL, "unit": "gain in held-out mIoU"}
+    gain, slowest = (
+        min(row.after - row.before for row in rows),
+        max(row.seconds for row in rows),
+    )
+    outcome = {
+        "name": "video_effects",
+        "value": round(gain, 4),
+        "goal": GOAL,
+        "unit": "gain in held-out mIoU",
+    }
     good = gain >= GOAL and slowest <= LIMIT
-    print(json.dumps({**outcome, "ok": good, "seconds": round(slowest, 1), "seeds": len(seeds), "steps": steps}))
+    print(
+        json.dumps(
+            {
+                **outcome,
+                "ok": good,
+                "seconds": round(slowest, 1),
+                "seeds": len(seeds),
+                "steps": steps,
+            }
+        )
+    )
 
 
 @dataclass(frozen=True)
@@ -102,7 +121,17 @@ def measured(telling: Telling, seed: int, steps: int, prompts: int, place: Path)
     seconds = train(folder, telling, seed, steps)
     before, after = (exam(model, telling, prompts) for model in (start, folder / "model"))
     row = Row(
-        telling, seed, before[0], after[0], before[1], after[1], before[2], after[2], after[3], seconds, before[4]
+        telling,
+        seed,
+        before[0],
+        after[0],
+        before[1],
+        after[1],
+        before[2],
+        after[2],
+        after[3],
+        seconds,
+        before[4],
     )
     print(row, file=sys.stderr)
     return row
@@ -113,16 +142,40 @@ def train(folder: Path, telling: str, seed: int, steps: int) -> float:
     note = folder / "seconds.txt"
     if (folder / "finished.json").is_file() and note.is_file():
         return float(note.read_text())
-    options = ["--run.seed", str(seed), "--run.steps", str(steps), "--run.eval-prompts", "64", "--run.save-every", "0"]
-    command = [sys.executable, "-m", "recipes.timelens", "embedded", "--asking.time", telling, *options]
+    options = [
+        "--run.seed",
+        str(seed),
+        "--run.steps",
+        str(steps),
+        "--run.eval-prompts",
+        "64",
+        "--run.save-every",
+        "0",
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "recipes.timelens",
+        "embedded",
+        "--asking.time",
+        telling,
+        *options,
+    ]
     began = time.perf_counter()
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([*command, "--run.output", str(folder)], check=True, env=environment, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [*command, "--run.output", str(folder)],
+        check=True,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+    )
     note.write_text(str(time.perf_counter() - began))
     return float(note.read_text())
 
 
-def exam(model: Path, telling: Telling, prompts: int) -> tuple[float, float, float, tuple[float, float], int]:
+def exam(
+    model: Path, telling: Telling, prompts: int
+) -> tuple[float, float, float, tuple[float, float], int]:
     """mIoU, mIoU with ends in order, R1@0.5, interval of mIoU; tokens of the first prompt."""
     policy = Policy.load(model, device="cpu", dtype="float32")
     asked = Told(Drawn("clips", "heldout", seed=77, frames=12), telling)
@@ -157,7 +210,9 @@ def report(rows: Sequence[Row], others: Sequence[Row], steps: int, prompts: int)
         after = f"{row.after:.3f} ({row.interval[0]:.3f} to {row.interval[1]:.3f})"
         recall = f"{row.r5_before:.1f} → {row.r5_after:.1f}"
         ordered = f"{row.sorted_before:.3f} → {row.sorted_after:.3f}"
-        lines.append(f"| {row.seed} | {row.before:.3f} | {after} | {recall} | {ordered} | {row.seconds:.0f} |")
+        lines.append(
+            f"| {row.seed} | {row.before:.3f} | {after} | {recall} | {ordered} | {row.seconds:.0f} |"
+        )
     gain = fmean(row.after - row.before for row in rows)
     seeing = fmean(row.sorted_after - row.sorted_before for row in rows)
     lines += [
@@ -176,7 +231,11 @@ def report(rows: Sequence[Row], others: Sequence[Row], steps: int, prompts: int)
         lines.append(
             f"| {row.telling} | {row.tokens} | {row.before:.3f} | {row.after:.3f} | {ordered} | {row.r5_after:.1f} |"
         )
-    missing = [telling for telling in get_args(Telling) if telling not in {row.telling for row in others}]
+    missing = [
+        telling
+        for telling in get_args(Telling)
+        if telling not in {row.telling for row in others}
+    ]
     lines += ["", "One seed and one warm-up each, so that small differences say nothing."]
     lines += [f"Not measured here: {', '.join(missing)} (`--tellings`)."] if missing else []
     return "\n".join(lines)

@@ -23,7 +23,7 @@ SMALL, LARGE, HIDDEN, PROMPTS = 8192, 151_936, 256, 4
 
 def main() -> None:
     """Measure and print; the last line is JSON."""
-    from mmrl.logprobs import TILE_BYTES
+    from mmrl.model.logprobs import TILE_BYTES
 
     peaks: dict[int, float] = {}
     with tempfile.TemporaryDirectory() as scratch:

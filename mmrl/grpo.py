@@ -29,11 +29,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mmrl import kl, mismatch
-from mmrl.advantages import token_reward
+from mmrl.losses import importance, kl
+from mmrl.losses.advantages import token_reward
+from mmrl.losses.reduce import Reduction, Totals, keep, reduced, token_mean
+from mmrl.losses.surrogates import Surrogate, bounded_ratio, own_reduction, ratio_metrics
 from mmrl.objectives.base import Objective
-from mmrl.reduce import Reduction, Totals, keep, reduced, token_mean
-from mmrl.surrogates import Surrogate, bounded_ratio, own_reduction, ratio_metrics
 from mmrl.types import Batch, Now, Role, Scores
 
 
@@ -76,11 +76,19 @@ class GRPO:
         allowed = {
             "clip_low": (0 <= self.clip_low <= 1, "in [0, 1]"),
             "clip_high": (self.clip_high >= 0, "0 or positive"),
-            "dual_clip": (self.dual_clip is None or self.dual_clip > 1, "above 1, or None to turn it off"),
+            "dual_clip": (
+                self.dual_clip is None or self.dual_clip > 1,
+                "above 1, or None to turn it off",
+            ),
             "kl": (self.kl >= 0, "0 or positive"),
-            "kl_importance": (not self.kl_importance or self.kl_in == "loss", "False when kl_in is 'reward'"),
+            "kl_importance": (
+                not self.kl_importance or self.kl_in == "loss",
+                "False when kl_in is 'reward'",
+            ),
             "length_constant": (
-                self.length_constant > 0 if self.reduction == "constant" else self.length_constant >= 0,
+                self.length_constant > 0
+                if self.reduction == "constant"
+                else self.length_constant >= 0,
                 "a positive number of tokens when reduction is 'constant'",
             ),
             "mismatch_cap": (self.mismatch_cap > 0, "positive"),
@@ -129,7 +137,13 @@ def losses(
     maps: dict[str, tuple[Tensor, Reduction]] = {}
 
     policy = surrogate(
-        raw.logp, old, batch.advantage, mask, clip_low=grpo.clip_low, clip_high=grpo.clip_high, dual_clip=grpo.dual_clip
+        raw.logp,
+        old,
+        batch.advantage,
+        mask,
+        clip_low=grpo.clip_low,
+        clip_high=grpo.clip_high,
+        dual_clip=grpo.dual_clip,
     )
     rule = own_reduction(surrogate)
     metrics = _policy_metrics(grpo, live, old, batch, totals)
@@ -156,7 +170,9 @@ def losses(
         with torch.no_grad():
             for name, x in objective.metrics(live, batch, now).items():
                 _check_map(objective, name, x, mask)
-                value = _largest(x, mask) if name.endswith("_max") else token_mean(x, mask, totals)
+                value = (
+                    _largest(x, mask) if name.endswith("_max") else token_mean(x, mask, totals)
+                )
                 metrics[f"{type(objective).__name__.lower()}/{name}"] = value
     return parts, metrics
 
@@ -191,8 +207,10 @@ def mismatch_weight(grpo: GRPO, old: Tensor, batch: Batch) -> Tensor:
             f"GRPO.mismatch is {grpo.mismatch!r}, but there are no 'sampler' scores (there are {sorted(batch.scores)});"
             " use an engine that returns its log-probs, or mismatch='off'."
         )
-    weight = mismatch.importance(old, batch.scores["sampler"].logp, batch.mask, level=grpo.mismatch_level)
-    bound = mismatch.truncated if grpo.mismatch == "truncate" else mismatch.masked
+    weight = importance.importance(
+        old, batch.scores["sampler"].logp, batch.mask, level=grpo.mismatch_level
+    )
+    bound = importance.truncated if grpo.mismatch == "truncate" else importance.masked
     return bound(weight, cap=grpo.mismatch_cap)
 
 
@@ -200,7 +218,9 @@ def _reference(live: Mapping[str, Scores], batch: Batch) -> Scores:
     """Scores of the reference policy."""
     ref = live.get("ref") or batch.scores.get("ref")
     if ref is None:
-        raise ValueError("GRPO.kl is positive, but there are no 'ref' scores; score the reference policy, or set kl=0.")
+        raise ValueError(
+            "GRPO.kl is positive, but there are no 'ref' scores; score the reference policy, or set kl=0."
+        )
     return ref
 
 
@@ -240,7 +260,9 @@ def _policy_metrics(
     metrics = {f"policy/{name}": token_mean(x, mask, totals) for name, x in maps.items()}
     metrics["policy/ratio_max"] = _largest(maps["ratio"], mask)
     for name in live.keys() - {"raw", "ref", "sampler"}:
-        metrics[f"branch/{name}/kl"] = token_mean(kl.k3(logp, live[name].logp.detach()), mask, totals)
+        metrics[f"branch/{name}/kl"] = token_mean(
+            kl.k3(logp, live[name].logp.detach()), mask, totals
+        )
     return metrics
 
 

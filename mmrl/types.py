@@ -12,17 +12,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from mmrl.policy import Policy
-
-
-class BadRow(ValueError):
-    """A row that cannot become a prompt. The message says where, what was found and how to mend it."""
+Divergence = Literal["forward", "reverse", "symmetric", "js"]
+"""Exact divergence of raw against a branch: KL(raw‖branch), KL(branch‖raw), their mean, Jensen–Shannon."""
 
 
 class Role(IntEnum):
@@ -73,7 +69,7 @@ class Prompts(Protocol):
         ...
 
     def __getitem__(self, index: int) -> Prompt:
-        """The prompt at this index; the same index always gives the same prompt. Raises `BadRow`."""
+        """The prompt at this index; the same index always gives the same prompt. Raises `ground.faults.BadRow`."""
         ...
 
 
@@ -176,7 +172,9 @@ class ViewContext:
 class View(Protocol):
     """A way of seeing: uint8 [F, 3, H, W] in, the same shape and dtype out. All draws come from `rng`."""
 
-    def __call__(self, frames: Tensor, context: ViewContext, rng: torch.Generator, now: Now) -> Tensor: ...
+    def __call__(
+        self, frames: Tensor, context: ViewContext, rng: torch.Generator, now: Now
+    ) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -224,19 +222,9 @@ class Sampling:
         }
         for name, (fine, rule) in allowed.items():
             if not fine:
-                raise ValueError(f"Sampling.{name} is {getattr(self, name)}; it must be {rule}.")
-
-
-class Engine(Protocol):
-    """Speaks: G answers per prompt, grouped."""
-
-    def generate(self, prompts: Sequence[Prompt], sampling: Sampling, now: Now) -> list[Rollout]:
-        """P·G rollouts, those of one prompt adjacent. Seeds derive from (now.seed, now.step, prompt id, answer)."""
-        ...
-
-    def sync(self, policy: Policy) -> None:
-        """Take over the policy's current weights."""
-        ...
+                raise ValueError(
+                    f"Sampling.{name} is {getattr(self, name)}; it must be {rule}."
+                )
 
 
 class Reward(Protocol):

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from mmrl.answers import tagged
+from mmrl.rewards.answers import tagged
 
 LONGEST = 100_000
 """Longest answer that is parsed, in characters."""

@@ -80,7 +80,10 @@ def canvas_of(extra: Mapping[str, Any]) -> Canvas:
         )
     resized = extra.get("resized_size")
     width, height = extra["original_size"]
-    return Canvas((float(width), float(height)), None if resized is None else (float(resized[0]), float(resized[1])))
+    return Canvas(
+        (float(width), float(height)),
+        None if resized is None else (float(resized[0]), float(resized[1])),
+    )
 
 
 def family_space(model_type: str) -> Space:
@@ -99,7 +102,9 @@ def convert(places: ArrayLike, source: Space, target: Space, canvas: Canvas | No
     if source == target:
         return array
     if canvas is None:
-        raise ValueError(f"going from {source!r} to {target!r} coordinates needs the sizes of the picture (Canvas).")
+        raise ValueError(
+            f"going from {source!r} to {target!r} coordinates needs the sizes of the picture (Canvas)."
+        )
     scale = np.asarray(canvas.size(target)) / np.asarray(canvas.size(source))
     return array * np.tile(scale, array.shape[-1] // 2)
 
@@ -120,7 +125,11 @@ def giou(first: ArrayLike, second: ArrayLike, convention: Convention = "half_ope
     """Generalised IoU, IoU - (hull - union) / hull, in (-1, 1]; -1 where a box has no area. -> [M, N]"""
     shared, union = _shared_and_union(first, second, convention)
     a, b = _boxes(first)[:, None], _boxes(second)[None]
-    hull = (np.maximum(a[..., 2:], b[..., 2:]) - np.minimum(a[..., :2], b[..., :2]) + _extra(convention)).prod(-1)
+    hull = (
+        np.maximum(a[..., 2:], b[..., 2:])
+        - np.minimum(a[..., :2], b[..., :2])
+        + _extra(convention)
+    ).prod(-1)
     solid = (areas(first, convention)[:, None] > 0) & (areas(second, convention)[None] > 0)
     safe_union, safe_hull = np.where(solid, union, 1.0), np.where(solid, hull, 1.0)
     return np.where(solid, shared / safe_union - (safe_hull - safe_union) / safe_hull, -1.0)
@@ -175,11 +184,16 @@ def mean_average_precision(
     """COCO's mAP of one picture over the labels of the truth, in [0, 1]; both empty -> 1, truth alone empty -> 0."""
     if not truth.labels:
         return float(not predicted.labels)
-    values = [_label_precision(predicted, truth, label, thresholds) for label in dict.fromkeys(truth.labels)]
+    values = [
+        _label_precision(predicted, truth, label, thresholds)
+        for label in dict.fromkeys(truth.labels)
+    ]
     return float(np.mean(values))
 
 
-def _label_precision(predicted: Detections, truth: Detections, label: str, thresholds: Sequence[float]) -> float:
+def _label_precision(
+    predicted: Detections, truth: Detections, label: str, thresholds: Sequence[float]
+) -> float:
     """Average precision of one label, averaged over the thresholds."""
     mine = np.flatnonzero([name == label for name in predicted.labels])
     if predicted.scores is not None:
@@ -223,13 +237,21 @@ def _boxes(boxes: ArrayLike) -> Floats:
 def _extra(convention: Convention) -> float:
     """What a side is longer than the difference of its ends."""
     if convention not in ("half_open", "inclusive"):
-        raise ValueError(f"the box convention is {convention!r}; it must be 'half_open' or 'inclusive'.")
+        raise ValueError(
+            f"the box convention is {convention!r}; it must be 'half_open' or 'inclusive'."
+        )
     return 1.0 if convention == "inclusive" else 0.0
 
 
-def _shared_and_union(first: ArrayLike, second: ArrayLike, convention: Convention) -> tuple[Floats, Floats]:
+def _shared_and_union(
+    first: ArrayLike, second: ArrayLike, convention: Convention
+) -> tuple[Floats, Floats]:
     """Areas of intersection and union, each [M, N]; no intersection where a box has no area."""
     a, b = _boxes(first)[:, None], _boxes(second)[None]
-    sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]) + _extra(convention)
+    sides = (
+        np.minimum(a[..., 2:], b[..., 2:])
+        - np.maximum(a[..., :2], b[..., :2])
+        + _extra(convention)
+    )
     shared = np.where((sides > 0).all(-1), sides.prod(-1), 0.0)
     return shared, areas(first, convention)[:, None] + areas(second, convention)[None] - shared

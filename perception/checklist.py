@@ -11,7 +11,7 @@ large model; `questions_about` makes them by rule from labelled objects.
 
 Our choices, since neither training code nor lists are published:
 1. An answer that is no numbered list has all sub-answers wrong; a number given twice with different answers is wrong.
-2. Graders are as strict as those of main answers (`mmrl.answers`); "bool" wants exactly one of yes and no.
+2. Graders are as strict as those of main answers (`mmrl.rewards.answers`); "bool" wants exactly one of yes and no.
 3. `leaks` finds lists whose answers stand in the question itself, which would pay for seeing without looking.
 4. A row without a list has no perception prompt; it is then trained by plain GRPO (factor 1, gate open).
 
@@ -28,7 +28,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from mmrl.answers import choice, number, plain, same_choice, same_number, same_text
+from mmrl.rewards.answers import choice, number, plain, same_choice, same_number, same_text
 
 if TYPE_CHECKING:
     from mmrl.types import Prompt, Rollout
@@ -56,9 +56,13 @@ class Check:
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
-            raise ValueError(f"Check.kind is {self.kind!r}; it must be one of {', '.join(get_args(Kind))}.")
+            raise ValueError(
+                f"Check.kind is {self.kind!r}; it must be one of {', '.join(get_args(Kind))}."
+            )
         if not self.question.strip() or not self.answer.strip():
-            raise ValueError(f"a check needs a question and an answer; got {self.question!r} and {self.answer!r}.")
+            raise ValueError(
+                f"a check needs a question and an answer; got {self.question!r} and {self.answer!r}."
+            )
         readable = {"number": number, "choice": choice, "bool": _truth}.get(self.kind, plain)
         if readable(self.answer) is None:
             raise ValueError(
@@ -73,7 +77,9 @@ def checks_of(extra: Mapping[str, Any], prompt_id: str = "") -> tuple[Check, ...
         return ()
     try:
         rows = json.loads(stated) if isinstance(stated, str) else stated
-        return tuple(Check(str(row["q"]), str(row["a"]), row.get("type", "short_text")) for row in rows)
+        return tuple(
+            Check(str(row["q"]), str(row["a"]), row.get("type", "short_text")) for row in rows
+        )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"prompt {prompt_id!r}: the column checklist must be a list of {{'q': question, 'a': answer, 'type': "
@@ -83,7 +89,13 @@ def checks_of(extra: Mapping[str, Any], prompt_id: str = "") -> tuple[Check, ...
 
 def question_text(checks: Sequence[Check]) -> str:
     """The text that asks all sub-questions at once."""
-    return "\n".join([INSTRUCTION, "", *(f"{place}. {check.question}" for place, check in enumerate(checks, start=1))])
+    return "\n".join(
+        [
+            INSTRUCTION,
+            "",
+            *(f"{place}. {check.question}" for place, check in enumerate(checks, start=1)),
+        ]
+    )
 
 
 def perception_prompt(prompt: Prompt) -> Prompt | None:
@@ -149,7 +161,8 @@ def leaks(checks: Sequence[Check], question: str) -> tuple[Check, ...]:
     return tuple(
         check
         for check in checks
-        if check.kind != "bool" and any(_mentions(text, check.answer) for text in texts if text != check.question)
+        if check.kind != "bool"
+        and any(_mentions(text, check.answer) for text in texts if text != check.question)
     )
 
 
@@ -159,10 +172,15 @@ def questions_about(objects: Sequence[Mapping[str, Any]], most: int = 6) -> tupl
     Labels are asked in the order in which they first occur; at most `most` questions.
     """
     counts = Counter(str(entry["label"]) for entry in objects)
-    checks = [Check(f"How many of these are there: {name}?", str(count), "number") for name, count in counts.items()]
+    checks = [
+        Check(f"How many of these are there: {name}?", str(count), "number")
+        for name, count in counts.items()
+    ]
     single = [entry for entry in objects if counts[str(entry["label"])] == 1]
     for first, second in pairwise(single):
-        left, right = ((entry["bbox_2d"][0] + entry["bbox_2d"][2]) / 2 for entry in (first, second))
+        left, right = (
+            (entry["bbox_2d"][0] + entry["bbox_2d"][2]) / 2 for entry in (first, second)
+        )
         if left != right:
             asked = f"Is the centre of the {first['label']} further left than that of the {second['label']}?"
             checks.append(Check(asked, "yes" if left < right else "no", "bool"))
@@ -177,4 +195,7 @@ def _truth(text: str) -> bool | None:
 
 def _mentions(text: str, answer: str) -> bool:
     """Whether the answer occurs in the text as whole words."""
-    return re.search(rf"(?<!\w){re.escape(answer.strip().lower())}(?!\w)", text.lower()) is not None
+    return (
+        re.search(rf"(?<!\w){re.escape(answer.strip().lower())}(?!\w)", text.lower())
+        is not None
+    )

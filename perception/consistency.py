@@ -6,8 +6,8 @@ Each row carries atomic facts about its picture (column `visual_key_info`: a lis
     r_v = (number of facts that the judge finds) / (number of facts)
 
 The paper weighs it by 0.7 next to 0.9 accuracy + 0.1 format; its n-gram penalty is
-`mmrl.reward_functions.RepetitionPenalty(n=20)` with weight 2. The official score and parser are in
-`perception.compat.perception_r1`.
+`mmrl.rewards.functions.RepetitionPenalty(n=20)` with weight 2. The official score and parser are in
+`mmrl.perception.compat.perception_r1`.
 
 Departures from the official code (holes closed):
 1. The denominator is the number of annotations, not of parsed verdicts; a fact without verdict counts 0.
@@ -30,7 +30,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mmrl.reward_parts import Unavailable
+from mmrl.rewards.worker import Unavailable
 
 if TYPE_CHECKING:
     from mmrl.types import Rollout
@@ -48,7 +48,9 @@ _TAGGED = re.compile(r"<info(\d+)>(.*?)</info\1>", re.DOTALL)
 _VERDICT = re.compile(r"<info(\d{1,4})>\s*([^<]{0,40}?)\s*</info\1>")
 _DEFUSE = re.compile(r"<(/?)\s*(info\s*\d*)\s*>", re.IGNORECASE)
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
-_TOKEN = re.compile(r"\d+(?:\.\d+)?|[A-Z]+(?![a-z])|(?<![a-zA-Z])[a-z](?![a-zA-Z'])|[=<>+^]|[^\W\d_a-zA-Z]")
+_TOKEN = re.compile(
+    r"\d+(?:\.\d+)?|[A-Z]+(?![a-z])|(?<![a-zA-Z])[a-z](?![a-zA-Z'])|[=<>+^]|[^\W\d_a-zA-Z]"
+)
 
 
 def facts_of(extra: Mapping[str, Any], prompt_id: str = "") -> tuple[str, ...]:
@@ -59,7 +61,9 @@ def facts_of(extra: Mapping[str, Any], prompt_id: str = "") -> tuple[str, ...]:
     if not isinstance(stated, str):
         return tuple(str(fact).strip() for fact in stated)
     found = _TAGGED.findall(stated)
-    if [int(index) for index, _ in found] != list(range(1, len(found) + 1)) or (stated.strip() and not found):
+    if [int(index) for index, _ in found] != list(range(1, len(found) + 1)) or (
+        stated.strip() and not found
+    ):
         raise ValueError(
             f"prompt {prompt_id!r}: the column visual_key_info must be a list of facts or tags "
             f"<info1>…</info1>, <info2>…</info2> in order; found {stated[:120]!r}."
@@ -70,7 +74,9 @@ def facts_of(extra: Mapping[str, Any], prompt_id: str = "") -> tuple[str, ...]:
 def judge_request(facts: Sequence[str], response: str) -> list[dict[str, str]]:
     """The chat messages that ask for one verdict per fact."""
     listed = "\n".join(f"{number}. {fact}" for number, fact in enumerate(facts, start=1))
-    question = f"Facts:\n{listed}\n\nResponse (between the lines):\n-----\n{defused(response)}\n-----"
+    question = (
+        f"Facts:\n{listed}\n\nResponse (between the lines):\n-----\n{defused(response)}\n-----"
+    )
     return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": question}]
 
 
@@ -101,7 +107,9 @@ class VisualConsistency:
         reply = await self.judge(judge_request(facts, rollout.text))
         marks = verdicts(reply, len(facts))
         if marks is None:
-            raise Unavailable(f"the judge's reply for prompt {rollout.prompt.id!r} holds no verdict: {reply[:200]!r}")
+            raise Unavailable(
+                f"the judge's reply for prompt {rollout.prompt.id!r} holds no verdict: {reply[:200]!r}"
+            )
         return sum(marks) / len(marks)
 
     def metrics(self) -> dict[str, float]:
@@ -123,7 +131,10 @@ class RuleConsistency:
             return None
         signs = words if self.words else symbols
         sentences = [signs(sentence) for sentence in _SENTENCE.split(rollout.text)]
-        found = [bool(wanted := signs(fact)) and any(wanted <= said for said in sentences) for fact in facts]
+        found = [
+            bool(wanted := signs(fact)) and any(wanted <= said for said in sentences)
+            for fact in facts
+        ]
         return sum(found) / len(found)
 
 
@@ -134,7 +145,17 @@ def words(text: str) -> frozenset[str]:
 
 def symbols(text: str) -> frozenset[str]:
     """The numbers, capital letters, single letters and signs of a text, LaTeX dressing taken off."""
-    for command in (r"\overline", r"\angle", r"\triangle", r"^\circ", r"^{\circ}", r"\left", r"\right", r"\text", "°"):
+    for command in (
+        r"\overline",
+        r"\angle",
+        r"\triangle",
+        r"^\circ",
+        r"^{\circ}",
+        r"\left",
+        r"\right",
+        r"\text",
+        "°",
+    ):
         text = text.replace(command, " ")
     text = re.sub(r"\\[a-zA-Z]+|[$\\{}]", " ", text)
     return frozenset(token for token in _TOKEN.findall(text) if token not in ("a", "A", "I"))

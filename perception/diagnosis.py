@@ -20,7 +20,9 @@ from math import comb
 def mcnemar(b: int, c: int) -> dict[str, float]:
     """The exact two-sided p value and both chi-square statistics of the discordant counts."""
     if b < 0 or c < 0:
-        raise ValueError(f"discordant counts are ({b}, {c}); they count items and cannot be negative.")
+        raise ValueError(
+            f"discordant counts are ({b}, {c}); they count items and cannot be negative."
+        )
     total = b + c
     if total == 0:
         return {"p_exact": 1.0, "chi2": 0.0, "chi2_corrected": 0.0}
@@ -35,6 +37,10 @@ def mcnemar(b: int, c: int) -> dict[str, float]:
 def discordant(before: Sequence[bool], after: Sequence[bool]) -> tuple[int, int]:
     """Count the items that only the first, and only the second model gets right."""
     if len(before) != len(after):
-        raise ValueError(f"{len(before)} judgements before and {len(after)} after; McNemar's test needs pairs.")
+        raise ValueError(
+            f"{len(before)} judgements before and {len(after)} after; McNemar's test needs pairs."
+        )
     pairs = list(zip(before, after, strict=True))
-    return sum(one and not two for one, two in pairs), sum(two and not one for one, two in pairs)
+    return sum(one and not two for one, two in pairs), sum(
+        two and not one for one, two in pairs
+    )

@@ -23,8 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmrl.perception.pixels import stretch
 from mmrl.types import Media, ViewContext
-from perception.pixels import stretch
 
 ALLOWED = ("visual", "boxes", "frames", "span", "mask")
 
@@ -41,7 +41,9 @@ def evidence_pixels(context: ViewContext, height: int, width: int, frames: int) 
             "or use a view that needs none (PatchMask)."
         )
     shown = torch.zeros(frames, height, width, dtype=torch.bool)
-    for region in stated if isinstance(stated, Sequence) and not isinstance(stated, str) else [stated]:
+    for region in (
+        stated if isinstance(stated, Sequence) and not isinstance(stated, str) else [stated]
+    ):
         entry = _entry(region, context)
         if int(entry.get("visual") or 0) == context.medium:
             shown |= _region(entry, context, shown)
@@ -82,9 +84,13 @@ def _region(entry: Mapping[str, Any], context: ViewContext, like: Tensor) -> Ten
     return area
 
 
-def _boxes(boxes: Any, medium: Media | None, height: int, width: int, context: ViewContext) -> Tensor:
+def _boxes(
+    boxes: Any, medium: Media | None, height: int, width: int, context: ViewContext
+) -> Tensor:
     """The union of boxes, bool [H, W], scaled from original pixels; a partly covered pixel counts."""
-    original_height, original_width = medium.frames.shape[-2:] if medium is not None else (height, width)
+    original_height, original_width = (
+        medium.frames.shape[-2:] if medium is not None else (height, width)
+    )
     area = torch.zeros(height, width, dtype=torch.bool)
     for box in boxes:
         if len(box) != 4 or box[0] >= box[2] or box[1] >= box[3]:
@@ -94,7 +100,10 @@ def _boxes(boxes: Any, medium: Media | None, height: int, width: int, context: V
             )
         left, right = (value * width / original_width for value in (box[0], box[2]))
         top, bottom = (value * height / original_height for value in (box[1], box[3]))
-        area[max(int(top), 0) : max(-int(-bottom // 1), 0), max(int(left), 0) : max(-int(-right // 1), 0)] = True
+        area[
+            max(int(top), 0) : max(-int(-bottom // 1), 0),
+            max(int(left), 0) : max(-int(-right // 1), 0),
+        ] = True
     return area
 
 

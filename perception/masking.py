@@ -13,7 +13,7 @@ Departures from paper and official code:
    of ranks); `legacy_patch_grid` reproduces the official draws of one image.
 2. Videos, which PAPO does not treat: a fresh mask for each frame or, with `tube`, one mask through all frames.
 3. SaliencyMask reads whatever grid the context carries (the policy's own vision attention, or
-   `perception.saliency.DinoSaliency`), stretched to the picture; ties are broken by the row-major order.
+   `mmrl.perception.saliency.DinoSaliency`), stretched to the picture; ties are broken by the row-major order.
 4. EvidenceMask, Blank and FrameMask are ours.
 """
 
@@ -27,9 +27,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmrl.perception.evidence import evidence_pixels
+from mmrl.perception.pixels import (
+    check_share,
+    check_value,
+    checked,
+    grid_shape,
+    grid_to_pixels,
+    painted,
+    stretch,
+)
 from mmrl.types import Now, ViewContext
-from perception.evidence import evidence_pixels
-from perception.pixels import check_share, check_value, checked, grid_shape, grid_to_pixels, painted, stretch
 
 
 @dataclass(frozen=True)
@@ -52,12 +60,19 @@ class PatchMask:
         check_share("PatchMask", "ratio", self.ratio)
         check_value("PatchMask", self.value)
         if self.size < 1:
-            raise ValueError(f"PatchMask.size is {self.size}; a patch needs a side of at least 1 pixel.")
+            raise ValueError(
+                f"PatchMask.size is {self.size}; a patch needs a side of at least 1 pixel."
+            )
 
-    def __call__(self, frames: Tensor, context: ViewContext, rng: torch.Generator, now: Now) -> Tensor:
+    def __call__(
+        self, frames: Tensor, context: ViewContext, rng: torch.Generator, now: Now
+    ) -> Tensor:
         count, _, height, width = checked(frames, "PatchMask").shape
         shape = (1 if self.tube else count, *grid_shape(height, width, self.size))
-        hidden = torch.rand(shape, generator=rng, device=rng.device, dtype=torch.float64) < self.ratio  # [F, h, w]
+        hidden = (
+            torch.rand(shape, generator=rng, device=rng.device, dtype=torch.float64)
+            < self.ratio
+        )  # [F, h, w]
         return painted(frames, grid_to_pixels(hidden, self.size, height, width), self.value)
 
 
@@ -78,15 +93,19 @@ class SaliencyMask:
         check_share("SaliencyMask", "ratio", self.ratio)
         check_value("SaliencyMask", self.value)
 
-    def __call__(self, frames: Tensor, context: ViewContext, rng: torch.Generator, now: Now) -> Tensor:
+    def __call__(
+        self, frames: Tensor, context: ViewContext, rng: torch.Generator, now: Now
+    ) -> Tensor:
         count, _, height, width = checked(frames, "SaliencyMask").shape
         saliency = context.saliency
         if saliency is None:
             raise ValueError(
                 f"SaliencyMask got no saliency for medium {context.medium} of prompt {context.prompt.id!r}; let the "
-                "branch compute the policy's visual attention, or wrap the mask in perception.saliency.SeenBy."
+                "branch compute the policy's visual attention, or wrap the mask in mmrl.perception.saliency.SeenBy."
             )
-        top = most_salient(saliency if saliency.ndim == 3 else saliency[None], self.ratio)  # [F', h, w]
+        top = most_salient(
+            saliency if saliency.ndim == 3 else saliency[None], self.ratio
+        )  # [F', h, w]
         moments = ((torch.arange(count, device=top.device) + 0.5) * top.shape[0] / count).long()
         return painted(frames, stretch(top[moments], height, width), self.value)
 
@@ -96,13 +115,15 @@ def most_salient(saliency: Tensor, ratio: float) -> Tensor:
     flat = saliency.flatten(1)
     order = flat.argsort(dim=1, descending=True, stable=True)
     ranks = torch.arange(flat.shape[1], device=flat.device).expand_as(order)
-    first = torch.zeros_like(flat, dtype=torch.bool).scatter(1, order, ranks < math.floor(ratio * flat.shape[1]))
+    first = torch.zeros_like(flat, dtype=torch.bool).scatter(
+        1, order, ranks < math.floor(ratio * flat.shape[1])
+    )
     return first.view_as(saliency)
 
 
 @dataclass(frozen=True)
 class EvidenceMask:
-    """Black out the annotated evidence (`prompt.extra["evidence"]`, see `perception.evidence`), or all but it."""
+    """Black out the annotated evidence (`prompt.extra["evidence"]`, see `mmrl.perception.evidence`), or all but it."""
 
     side: Literal["inside", "outside"] = "inside"
     """Hide the evidence ("inside": the answer should be lost) or everything else ("outside": it should survive)."""
@@ -115,10 +136,16 @@ class EvidenceMask:
     def __post_init__(self) -> None:
         check_value("EvidenceMask", self.value)
         if self.side not in ("inside", "outside"):
-            raise ValueError(f"EvidenceMask.side is {self.side!r}; it must be 'inside' or 'outside'.")
+            raise ValueError(
+                f"EvidenceMask.side is {self.side!r}; it must be 'inside' or 'outside'."
+            )
 
-    def __call__(self, frames: Tensor, context: ViewContext, rng: torch.Generator, now: Now) -> Tensor:
-        shown = evidence_pixels(context, *checked(frames, "EvidenceMask").shape[-2:], frames=frames.shape[0])
+    def __call__(
+        self, frames: Tensor, context: ViewContext, rng: torch.Generator, now: Now
+    ) -> Tensor:
+        shown = evidence_pixels(
+            context, *checked(frames, "EvidenceMask").shape[-2:], frames=frames.shape[0]
+        )
         return painted(frames, shown if self.side == "inside" else ~shown, self.value)
 
 
@@ -135,7 +162,9 @@ class Blank:
     def __post_init__(self) -> None:
         check_value("Blank", self.value)
 
-    def __call__(self, frames: Tensor, context: ViewContext, rng: torch.Generator, now: Now) -> Tensor:
+    def __call__(
+        self, frames: Tensor, context: ViewContext, rng: torch.Generator, now: Now
+    ) -> Tensor:
         return torch.full_like(checked(frames, "Blank"), self.value)
 
 
@@ -157,16 +186,26 @@ class FrameMask:
         check_share("FrameMask", "ratio", self.ratio)
         check_value("FrameMask", self.value)
         if self.block < 1:
-            raise ValueError(f"FrameMask.block is {self.block}; it counts frames and must be at least 1.")
+            raise ValueError(
+                f"FrameMask.block is {self.block}; it counts frames and must be at least 1."
+            )
 
-    def __call__(self, frames: Tensor, context: ViewContext, rng: torch.Generator, now: Now) -> Tensor:
+    def __call__(
+        self, frames: Tensor, context: ViewContext, rng: torch.Generator, now: Now
+    ) -> Tensor:
         count = checked(frames, "FrameMask").shape[0]
         runs = -(-count // self.block)
-        hidden = torch.rand(runs, generator=rng, device=rng.device, dtype=torch.float64) < self.ratio
-        return painted(frames, hidden.repeat_interleave(self.block)[:count, None, None], self.value)
+        hidden = (
+            torch.rand(runs, generator=rng, device=rng.device, dtype=torch.float64) < self.ratio
+        )
+        return painted(
+            frames, hidden.repeat_interleave(self.block)[:count, None, None], self.value
+        )
 
 
-def legacy_patch_grid(height: int, width: int, size: int, ratio: float, state: np.random.RandomState) -> Tensor:
+def legacy_patch_grid(
+    height: int, width: int, size: int, ratio: float, state: np.random.RandomState
+) -> Tensor:
     """Hidden patches, bool [h, w], by the official code's draws: one legacy uniform per patch in row-major order.
 
     Seed with `np.random.RandomState(seed)`; the same numbers as numpy's global state after `np.random.seed(seed)`.

@@ -16,7 +16,7 @@ Departures:
    strength of zero is exactly no view).
 2. Timesteps are rounded down for DVRP as for NoisyRollout (DVRP's rounding is not known).
 3. One noise per frame of a clip; the published methods treat images.
-4. VOGUE's released code multiplies sigma by a strength of 1; its other perturbations are in `perception.perturb`.
+4. VOGUE's released code multiplies sigma by a strength of 1; its other perturbations are in `mmrl.perception.perturb`.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from mmrl.schedules import Linear, Sigmoid
+from mmrl.losses.schedules import Linear, Sigmoid
+from mmrl.perception.pixels import checked
 from mmrl.types import Now, ViewContext
-from perception.pixels import checked
 
 STEPS = 1000
 """Length of the diffusion table."""
@@ -51,15 +51,23 @@ class GaussianNoise:
 
     def __post_init__(self) -> None:
         if not (self.sigma >= 0.0 and math.isfinite(self.sigma)):
-            raise ValueError(f"GaussianNoise.sigma is {self.sigma}; it must be 0 (no noise) or positive.")
+            raise ValueError(
+                f"GaussianNoise.sigma is {self.sigma}; it must be 0 (no noise) or positive."
+            )
 
-    def __call__(self, frames: Tensor, context: ViewContext, rng: torch.Generator, now: Now) -> Tensor:
+    def __call__(
+        self, frames: Tensor, context: ViewContext, rng: torch.Generator, now: Now
+    ) -> Tensor:
         sigma = self.strength(now)
-        return _mixed(checked(frames, "GaussianNoise"), 1.0, sigma, rng) if sigma > 0 else frames
+        return (
+            _mixed(checked(frames, "GaussianNoise"), 1.0, sigma, rng) if sigma > 0 else frames
+        )
 
     def strength(self, now: Now) -> float:
         """The standard deviation at this time, at least 0."""
-        return self.sigma * (1.0 if self.anneal is None else max(self.anneal(now.progress), 0.0))
+        return self.sigma * (
+            1.0 if self.anneal is None else max(self.anneal(now.progress), 0.0)
+        )
 
 
 @dataclass(frozen=True)
@@ -76,17 +84,23 @@ class DiffusionNoise:
 
     def __post_init__(self) -> None:
         if not 0 <= self.t < STEPS:
-            raise ValueError(f"DiffusionNoise.t is {self.t}; the table has the timesteps 0 to {STEPS - 1}.")
+            raise ValueError(
+                f"DiffusionNoise.t is {self.t}; the table has the timesteps 0 to {STEPS - 1}."
+            )
         if self.anneal is not None and self.anneal.start > 1.0:
             raise ValueError(
                 f"DiffusionNoise.anneal.start is {self.anneal.start}; it multiplies t and may not exceed 1. "
                 "Raise t instead."
             )
 
-    def __call__(self, frames: Tensor, context: ViewContext, rng: torch.Generator, now: Now) -> Tensor:
+    def __call__(
+        self, frames: Tensor, context: ViewContext, rng: torch.Generator, now: Now
+    ) -> Tensor:
         step = self.timestep(now)
         kept, added = diffusion_scales(step)
-        return _mixed(checked(frames, "DiffusionNoise"), kept, added, rng) if step > 0 else frames
+        return (
+            _mixed(checked(frames, "DiffusionNoise"), kept, added, rng) if step > 0 else frames
+        )
 
     def strength(self, now: Now) -> float:
         """The standard deviation of the noise at this time."""
@@ -98,7 +112,9 @@ class DiffusionNoise:
         return math.floor(self.t * factor)
 
 
-def noisy_rollout_noise(first: int = 500, steepness: float = 30.0, middle: float = 40 / 60) -> DiffusionNoise:
+def noisy_rollout_noise(
+    first: int = 500, steepness: float = 30.0, middle: float = 40 / 60
+) -> DiffusionNoise:
     """NoisyRollout's noise: Geometry3K by default; K12 is (450, 60, 40 / 120). `middle` is gamma over the last step."""
     return DiffusionNoise(first, Sigmoid(1.0, steepness, middle))
 
@@ -114,7 +130,10 @@ def diffusion_scales(t: int) -> tuple[float, float]:
 @cache
 def _abar() -> tuple[float, ...]:
     """The cumulative products abar_0 ... abar_999."""
-    betas = torch.sigmoid(torch.linspace(-6.0, 6.0, STEPS, dtype=torch.float64)) * (5e-3 - 1e-5) + 1e-5
+    betas = (
+        torch.sigmoid(torch.linspace(-6.0, 6.0, STEPS, dtype=torch.float64)) * (5e-3 - 1e-5)
+        + 1e-5
+    )
     return tuple(torch.cumprod(1.0 - betas, 0).tolist())
 
 

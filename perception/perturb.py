@@ -26,8 +26,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmrl.perception.pixels import check_share, checked
 from mmrl.types import Now, View, ViewContext
-from perception.pixels import check_share, checked
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,14 @@ class Flip:
         check_share("Flip", "horizontal", self.horizontal)
         check_share("Flip", "vertical", self.vertical)
 
-    def __call__(self, frames: Tensor, context: ViewContext, rng: torch.Generator, now: Now) -> Tensor:
+    def __call__(
+        self, frames: Tensor, context: ViewContext, rng: torch.Generator, now: Now
+    ) -> Tensor:
         checked(frames, "Flip")
-        sideways, upside = _uniform(0, 1, rng) < self.horizontal, _uniform(0, 1, rng) < self.vertical
+        sideways, upside = (
+            _uniform(0, 1, rng) < self.horizontal,
+            _uniform(0, 1, rng) < self.vertical,
+        )
         return frames.flip([axis for axis, wanted in ((-1, sideways), (-2, upside)) if wanted])
 
 
@@ -68,13 +73,18 @@ class Rotation:
         if not 0.0 <= self.degrees <= 180.0:
             raise ValueError(f"Rotation.degrees is {self.degrees}; it must lie in [0, 180].")
 
-    def __call__(self, frames: Tensor, context: ViewContext, rng: torch.Generator, now: Now) -> Tensor:
+    def __call__(
+        self, frames: Tensor, context: ViewContext, rng: torch.Generator, now: Now
+    ) -> Tensor:
         from torchvision.transforms import InterpolationMode
         from torchvision.transforms.v2 import functional
 
         angle = _uniform(-self.degrees, self.degrees, rng)
         return functional.rotate(
-            checked(frames, "Rotation"), angle, interpolation=InterpolationMode.BILINEAR, fill=[float(self.fill)] * 3
+            checked(frames, "Rotation"),
+            angle,
+            interpolation=InterpolationMode.BILINEAR,
+            fill=[float(self.fill)] * 3,
         )
 
 
@@ -90,9 +100,13 @@ class Crop:
 
     def __post_init__(self) -> None:
         if not 0.0 < self.smallest <= 1.0:
-            raise ValueError(f"Crop.smallest is {self.smallest}; it is a share of the side and must lie in (0, 1].")
+            raise ValueError(
+                f"Crop.smallest is {self.smallest}; it is a share of the side and must lie in (0, 1]."
+            )
 
-    def __call__(self, frames: Tensor, context: ViewContext, rng: torch.Generator, now: Now) -> Tensor:
+    def __call__(
+        self, frames: Tensor, context: ViewContext, rng: torch.Generator, now: Now
+    ) -> Tensor:
         from torchvision.transforms.v2 import functional
 
         height, width = checked(frames, "Crop").shape[-2:]
@@ -100,7 +114,9 @@ class Crop:
         rows, columns = max(round(height * share), 1), max(round(width * share), 1)
         top = int(_uniform(0, height - rows + 1, rng))
         left = int(_uniform(0, width - columns + 1, rng))
-        return functional.resized_crop(frames, top, left, rows, columns, [height, width], antialias=True)
+        return functional.resized_crop(
+            frames, top, left, rows, columns, [height, width], antialias=True
+        )
 
 
 @dataclass(frozen=True)
@@ -122,11 +138,17 @@ class ColourJitter:
     def __post_init__(self) -> None:
         for name in ("brightness", "contrast", "saturation"):
             if getattr(self, name) < 0.0:
-                raise ValueError(f"ColourJitter.{name} is {getattr(self, name)}; it must be 0 (off) or positive.")
+                raise ValueError(
+                    f"ColourJitter.{name} is {getattr(self, name)}; it must be 0 (off) or positive."
+                )
         if not 0.0 <= self.hue <= 0.5:
-            raise ValueError(f"ColourJitter.hue is {self.hue}; it is a share of a full turn and must lie in [0, 0.5].")
+            raise ValueError(
+                f"ColourJitter.hue is {self.hue}; it is a share of a full turn and must lie in [0, 0.5]."
+            )
 
-    def __call__(self, frames: Tensor, context: ViewContext, rng: torch.Generator, now: Now) -> Tensor:
+    def __call__(
+        self, frames: Tensor, context: ViewContext, rng: torch.Generator, now: Now
+    ) -> Tensor:
         from torchvision.transforms.v2 import functional
 
         checked(frames, "ColourJitter")
@@ -137,7 +159,11 @@ class ColourJitter:
         ):
             if spread > 0.0:
                 frames = adjust(frames, _uniform(max(1.0 - spread, 0.0), 1.0 + spread, rng))
-        return functional.adjust_hue(frames, _uniform(-self.hue, self.hue, rng)) if self.hue > 0.0 else frames
+        return (
+            functional.adjust_hue(frames, _uniform(-self.hue, self.hue, rng))
+            if self.hue > 0.0
+            else frames
+        )
 
 
 @dataclass(frozen=True)
@@ -154,7 +180,9 @@ class JPEG:
         if not 1 <= self.quality <= 100:
             raise ValueError(f"JPEG.quality is {self.quality}; it must lie in 1 to 100.")
 
-    def __call__(self, frames: Tensor, context: ViewContext, rng: torch.Generator, now: Now) -> Tensor:
+    def __call__(
+        self, frames: Tensor, context: ViewContext, rng: torch.Generator, now: Now
+    ) -> Tensor:
         from torchvision.transforms.v2 import functional
 
         return functional.jpeg(checked(frames, "JPEG").cpu(), self.quality).to(frames.device)
@@ -172,9 +200,13 @@ class Blur:
 
     def __post_init__(self) -> None:
         if not 0.0 < self.sigma < float("inf"):
-            raise ValueError(f"Blur.sigma is {self.sigma}; it counts pixels and must be positive.")
+            raise ValueError(
+                f"Blur.sigma is {self.sigma}; it counts pixels and must be positive."
+            )
 
-    def __call__(self, frames: Tensor, context: ViewContext, rng: torch.Generator, now: Now) -> Tensor:
+    def __call__(
+        self, frames: Tensor, context: ViewContext, rng: torch.Generator, now: Now
+    ) -> Tensor:
         from torchvision.transforms.v2 import functional
 
         height, width = checked(frames, "Blur").shape[-2:]
@@ -191,7 +223,9 @@ class Grayscale:
     changes_geometry: ClassVar[bool] = False
     changes_order: ClassVar[bool] = False
 
-    def __call__(self, frames: Tensor, context: ViewContext, rng: torch.Generator, now: Now) -> Tensor:
+    def __call__(
+        self, frames: Tensor, context: ViewContext, rng: torch.Generator, now: Now
+    ) -> Tensor:
         from torchvision.transforms.v2 import functional
 
         return functional.rgb_to_grayscale(checked(frames, "Grayscale"), num_output_channels=3)
@@ -212,7 +246,9 @@ class Transform:
     changes_order: bool = False
     """Say True if it changes the order or the times of frames."""
 
-    def __call__(self, frames: Tensor, context: ViewContext, rng: torch.Generator, now: Now) -> Tensor:
+    def __call__(
+        self, frames: Tensor, context: ViewContext, rng: torch.Generator, now: Now
+    ) -> Tensor:
         seed = int(torch.randint(2**31 - 1, (), generator=rng, device=rng.device))
         seen = _seeded(self.transform, checked(frames, "Transform").cpu(), seed)
         if seen.shape != frames.shape or seen.dtype != torch.uint8:
@@ -246,7 +282,9 @@ class Chain:
 
     def __post_init__(self) -> None:
         if not self.views:
-            raise ValueError("Chain.views is empty; name at least one view, or leave the branch out.")
+            raise ValueError(
+                "Chain.views is empty; name at least one view, or leave the branch out."
+            )
 
     @property
     def changes_geometry(self) -> bool:
@@ -263,7 +301,9 @@ class Chain:
         """Whether any of the views asks for the policy's visual attention."""
         return any(getattr(view, "reads_saliency", False) for view in self.views)
 
-    def __call__(self, frames: Tensor, context: ViewContext, rng: torch.Generator, now: Now) -> Tensor:
+    def __call__(
+        self, frames: Tensor, context: ViewContext, rng: torch.Generator, now: Now
+    ) -> Tensor:
         for view in self.views:
             frames = view(frames, context, rng, now)
         return frames
@@ -271,4 +311,8 @@ class Chain:
 
 def _uniform(low: float, high: float, rng: torch.Generator) -> float:
     """One number from [low, high)."""
-    return low + (high - low) * torch.rand((), generator=rng, device=rng.device, dtype=torch.float64).item()
+    return (
+        low
+        + (high - low)
+        * torch.rand((), generator=rng, device=rng.device, dtype=torch.float64).item()
+    )

@@ -15,7 +15,12 @@ def checked(frames: Tensor, view: str) -> Tensor:
 
     Raises ValueError naming the view otherwise.
     """
-    if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[1] != 3 or frames.numel() == 0:
+    if (
+        frames.dtype != torch.uint8
+        or frames.ndim != 4
+        or frames.shape[1] != 3
+        or frames.numel() == 0
+    ):
         raise ValueError(
             f"{view} was given {frames.dtype} frames of shape {tuple(frames.shape)}; "
             "a view takes uint8 RGB frames [F, 3, H, W] with F, H, W >= 1. Convert with Media(frames=...) first."
@@ -49,7 +54,9 @@ def painted(frames: Tensor, hidden: Tensor, value: int) -> Tensor:
 def check_value(view: str, value: int) -> None:
     """Raise ValueError unless `value` is a uint8 grey level."""
     if not 0 <= value <= 255:
-        raise ValueError(f"{view}.value is {value}; a grey level lies in 0 (black) to 255 (white).")
+        raise ValueError(
+            f"{view}.value is {value}; a grey level lies in 0 (black) to 255 (white)."
+        )
 
 
 def check_share(view: str, field: str, share: float) -> None:

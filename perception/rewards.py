@@ -1,7 +1,7 @@
 """Rewards for pointing at the right place: boxes, points, detections, referring, yes/no. All in [0, 1].
 
 These are our default forms. They are close to VisionReasoner's and VLM-R1's rewards (in compatible form in
-`perception.compat`) and close these holes:
+`mmrl.perception.compat`) and close these holes:
 1. Two empty lists pay 1 ("there is no such object"), one empty list pays 0. VisionReasoner pays 0 for both.
 2. An unreadable object costs itself: it counts as a prediction without match, instead of voiding the whole answer
    (VisionReasoner) or being forgotten (VLM-R1).
@@ -31,9 +31,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from mmrl.answers import final_answer
-from perception import answers
-from perception.boxes import (
+from mmrl.perception import answers
+from mmrl.perception.boxes import (
     COCO_THRESHOLDS,
     Detections,
     Floats,
@@ -48,6 +47,7 @@ from perception.boxes import (
     mean_distance,
     point_distance,
 )
+from mmrl.rewards.answers import final_answer
 
 if TYPE_CHECKING:
     from mmrl.types import Prompt, Rollout
@@ -83,7 +83,9 @@ class GroundingReward:
         _check_share(self, "iou")
         for name in ("box_distance", "point_distance"):
             if getattr(self, name) <= 0:
-                raise ValueError(f"GroundingReward.{name} is {getattr(self, name)}; it must be positive.")
+                raise ValueError(
+                    f"GroundingReward.{name} is {getattr(self, name)}; it must be positive."
+                )
 
     def __call__(self, rollout: Rollout) -> float:
         truth = _labels(rollout.prompt)
@@ -94,14 +96,21 @@ class GroundingReward:
             return float(not truth and not given)
         boxes, points = _places(given, self, rollout.prompt)
         passed = self._passed(boxes, points, *_true_places(truth, rollout.prompt))
-        return float(sum(passed[pair] for pair in best_matching(passed)) / max(len(given), len(truth)))
+        return float(
+            sum(passed[pair] for pair in best_matching(passed)) / max(len(given), len(truth))
+        )
 
-    def _passed(self, boxes: Floats, points: Floats, true_boxes: Floats, true_points: Floats) -> Floats:
+    def _passed(
+        self, boxes: Floats, points: Floats, true_boxes: Floats, true_points: Floats
+    ) -> Floats:
         """Share of tests that each pair passes, 0 to 1. Unreadable predictions and missing points are NaN. [M, N]"""
         pointed = np.logical_not(np.isnan(true_points).any(1))[None]  # [1, N]
         with np.errstate(invalid="ignore"):
             own = inside(points, boxes)[:, None]
-            tests = [iou(boxes, true_boxes) > self.iou, mean_distance(boxes, true_boxes) < self.box_distance]
+            tests = [
+                iou(boxes, true_boxes) > self.iou,
+                mean_distance(boxes, true_boxes) < self.box_distance,
+            ]
             near = (point_distance(points, true_points) < self.point_distance) & own & pointed
         return (tests[0].astype(float) + tests[1] + near) / (2.0 + pointed)
 
@@ -147,11 +156,20 @@ class DetectionReward:
             return float(not truth and not given)
         boxes, _ = _places(given, self, rollout.prompt)
         names = [_name(entry) for entry in given]
-        readable = [index for index in range(len(given)) if names[index] and not np.isnan(boxes[index]).any()]
+        readable = [
+            index
+            for index in range(len(given))
+            if names[index] and not np.isnan(boxes[index]).any()
+        ]
         predicted = Detections(boxes[readable], tuple(names[index] for index in readable))
-        wanted = Detections(_true_places(truth, rollout.prompt)[0], tuple(_true_name(x, rollout.prompt) for x in truth))
+        wanted = Detections(
+            _true_places(truth, rollout.prompt)[0],
+            tuple(_true_name(x, rollout.prompt) for x in truth),
+        )
         thresholds = COCO_THRESHOLDS if self.kind == "map" else (0.5,)
-        return mean_average_precision(predicted, wanted, thresholds) * min(1.0, len(truth) / len(given))
+        return mean_average_precision(predicted, wanted, thresholds) * min(
+            1.0, len(truth) / len(given)
+        )
 
 
 @dataclass(frozen=True)
@@ -214,11 +232,15 @@ class PointReward:
         points = [answers.numbers(_single(entry, "point_2d"), 2) for entry in given]
         seen = _converted([point or [np.nan, np.nan] for point in points], self, rollout.prompt)
         hits = np.stack([self._hits(seen, label, rollout.prompt) for label in truth], axis=1)
-        return float(sum(hits[pair] for pair in best_matching(hits)) / max(len(given), len(truth)))
+        return float(
+            sum(hits[pair] for pair in best_matching(hits)) / max(len(given), len(truth))
+        )
 
     def _hits(self, points: Floats, label: Any, prompt: Prompt) -> Floats:
         """Which points are right for this label; NaN never is. [M]"""
-        label = label.get("bbox_2d", label.get("point_2d")) if isinstance(label, Mapping) else label
+        label = (
+            label.get("bbox_2d", label.get("point_2d")) if isinstance(label, Mapping) else label
+        )
         with np.errstate(invalid="ignore"):
             if (frame := answers.box(label)) is not None:
                 return inside(points, [frame] * len(points)).astype(float)
@@ -232,7 +254,9 @@ def yes_no_accuracy(rollout: Rollout) -> float:
     expected = {word.lower() for word in _YES_NO.findall(str(rollout.prompt.answer))}
     if len(expected) != 1:
         raise ValueError(_unreadable(rollout.prompt, "yes or no", rollout.prompt.answer))
-    return float({word.lower() for word in _YES_NO.findall(final_answer(rollout.text))} == expected)
+    return float(
+        {word.lower() for word in _YES_NO.findall(final_answer(rollout.text))} == expected
+    )
 
 
 def _value(prompt: Prompt) -> Any:
@@ -243,22 +267,37 @@ def _value(prompt: Prompt) -> Any:
 def _labels(prompt: Prompt) -> list[Mapping[str, Any]]:
     """The labelled objects."""
     value = _value(prompt)
-    if not isinstance(value, list | tuple) or not all(isinstance(label, Mapping) for label in value):
-        raise ValueError(_unreadable(prompt, 'a list of objects {"bbox_2d": [x0, y0, x1, y1], ...}', prompt.answer))
+    if not isinstance(value, list | tuple) or not all(
+        isinstance(label, Mapping) for label in value
+    ):
+        raise ValueError(
+            _unreadable(
+                prompt, 'a list of objects {"bbox_2d": [x0, y0, x1, y1], ...}', prompt.answer
+            )
+        )
     return list(value)
 
 
 def _true_places(truth: list[Mapping[str, Any]], prompt: Prompt) -> tuple[Floats, Floats]:
     """Labelled boxes [N, 4] and points [N, 2], NaN where a label has no point."""
     boxes = [answers.box(label.get("bbox_2d")) for label in truth]
-    points = [answers.numbers(label["point_2d"], 2) if "point_2d" in label else [np.nan, np.nan] for label in truth]
+    points = [
+        answers.numbers(label["point_2d"], 2) if "point_2d" in label else [np.nan, np.nan]
+        for label in truth
+    ]
     for label, frame, point in zip(truth, boxes, points, strict=True):
         if frame is None or point is None:
-            raise ValueError(_unreadable(prompt, '"bbox_2d": [x0, y0, x1, y1] and maybe "point_2d": [x, y]', label))
+            raise ValueError(
+                _unreadable(
+                    prompt, '"bbox_2d": [x0, y0, x1, y1] and maybe "point_2d": [x, y]', label
+                )
+            )
     return np.array(boxes, dtype=np.float64), np.array(points, dtype=np.float64)
 
 
-def _places(given: list[Any], reward: GroundingReward | DetectionReward, prompt: Prompt) -> tuple[Floats, Floats]:
+def _places(
+    given: list[Any], reward: GroundingReward | DetectionReward, prompt: Prompt
+) -> tuple[Floats, Floats]:
     """Predicted boxes [M, 4] and points [M, 2] in the space of the labels, NaN where unreadable."""
     entries = [entry if isinstance(entry, Mapping) else {} for entry in given]
     boxes = [answers.box(entry.get("bbox_2d")) or [np.nan] * 4 for entry in entries]
@@ -295,7 +334,8 @@ def _true_name(label: Mapping[str, Any], prompt: Prompt) -> str:
 def _unreadable(prompt: Prompt, wanted: str, found: Any) -> str:
     """What is wrong with a row's reference."""
     return (
-        f"prompt {prompt.id!r}: this reward needs {wanted} as reference, found {str(found)[:120]!r}; correct the row."
+        f"prompt {prompt.id!r}: this reward needs {wanted} as reference, found "
+        f"{str(found)[:120]!r}; correct the row."
     )
 
 
@@ -311,4 +351,6 @@ def _check_spaces(reward: Any) -> None:
 def _check_share(reward: Any, name: str) -> None:
     """Raise ValueError unless a field lies in [0, 1)."""
     if not 0.0 <= getattr(reward, name) < 1.0:
-        raise ValueError(f"{type(reward).__name__}.{name} is {getattr(reward, name)}; it must lie in [0, 1).")
+        raise ValueError(
+            f"{type(reward).__name__}.{name} is {getattr(reward, name)}; it must lie in [0, 1)."
+        )

@@ -27,8 +27,8 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor, nn
 
+from mmrl.perception.pixels import checked
 from mmrl.types import Now, View, ViewContext
-from perception.pixels import checked
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -65,10 +65,18 @@ class DinoSaliency:
                 f"DinoSaliency.layers is {self.layers}, but {self.path} has the layers 0 to "
                 f"{config.num_hidden_layers - 1}; name some of these."
             )
-        pixels = encoder_pixels(checked(frames, "DinoSaliency"), config.patch_size, self.side).to(self.device)
-        rows, columns = pixels.shape[-2] // config.patch_size, pixels.shape[-1] // config.patch_size
+        pixels = encoder_pixels(
+            checked(frames, "DinoSaliency"), config.patch_size, self.side
+        ).to(self.device)
+        rows, columns = (
+            pixels.shape[-2] // config.patch_size,
+            pixels.shape[-1] // config.patch_size,
+        )
         with torch.no_grad():
-            maps = [received_attention(self._attentions(frame[None]), rows * columns) for frame in pixels]
+            maps = [
+                received_attention(self._attentions(frame[None]), rows * columns)
+                for frame in pixels
+            ]
         return torch.cat(maps).view(-1, rows, columns).to(frames.device)
 
     def _attentions(self, pixels: Tensor) -> Sequence[Tensor]:
@@ -102,8 +110,13 @@ def encoder_pixels(frames: Tensor, patch: int, side: int) -> Tensor:
     height, width = frames.shape[-2:]
     scale = min(1.0, side / (height * width) ** 0.5)
     size = [max(round(length * scale / patch), 1) * patch for length in (height, width)]
-    resized = nn.functional.interpolate(frames.float() / 255.0, size=size, mode="bicubic", antialias=True)
-    mean, std = (torch.tensor(values, device=frames.device).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    resized = nn.functional.interpolate(
+        frames.float() / 255.0, size=size, mode="bicubic", antialias=True
+    )
+    mean, std = (
+        torch.tensor(values, device=frames.device).view(3, 1, 1)
+        for values in (IMAGENET_MEAN, IMAGENET_STD)
+    )
     return (resized.clamp(0.0, 1.0) - mean) / std
 
 
@@ -128,5 +141,7 @@ class SeenBy:
         """As the view says."""
         return bool(getattr(self.view, "changes_order", True))
 
-    def __call__(self, frames: Tensor, context: ViewContext, rng: torch.Generator, now: Now) -> Tensor:
+    def __call__(
+        self, frames: Tensor, context: ViewContext, rng: torch.Generator, now: Now
+    ) -> Tensor:
         return self.view(frames, replace(context, saliency=self.saliency(frames)), rng, now)

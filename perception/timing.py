@@ -16,8 +16,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from mmrl.perception.pixels import check_share, checked
 from mmrl.types import Now, ViewContext
-from perception.pixels import check_share, checked
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,13 @@ class FrameShuffle:
 
     def __post_init__(self) -> None:
         if self.block < 1:
-            raise ValueError(f"FrameShuffle.block is {self.block}; it counts frames and must be at least 1.")
+            raise ValueError(
+                f"FrameShuffle.block is {self.block}; it counts frames and must be at least 1."
+            )
 
-    def __call__(self, frames: Tensor, context: ViewContext, rng: torch.Generator, now: Now) -> Tensor:
+    def __call__(
+        self, frames: Tensor, context: ViewContext, rng: torch.Generator, now: Now
+    ) -> Tensor:
         runs = torch.arange(checked(frames, "FrameShuffle").shape[0]).split(self.block)
         order = torch.randperm(len(runs), generator=rng, device=rng.device).tolist()
         return frames[torch.cat([runs[index] for index in order])]
@@ -47,7 +51,9 @@ class Reverse:
     changes_geometry: ClassVar[bool] = False
     changes_order: ClassVar[bool] = True
 
-    def __call__(self, frames: Tensor, context: ViewContext, rng: torch.Generator, now: Now) -> Tensor:
+    def __call__(
+        self, frames: Tensor, context: ViewContext, rng: torch.Generator, now: Now
+    ) -> Tensor:
         return checked(frames, "Reverse").flip(0)
 
 
@@ -64,7 +70,9 @@ class FrameDrop:
     def __post_init__(self) -> None:
         check_share("FrameDrop", "ratio", self.ratio)
 
-    def __call__(self, frames: Tensor, context: ViewContext, rng: torch.Generator, now: Now) -> Tensor:
+    def __call__(
+        self, frames: Tensor, context: ViewContext, rng: torch.Generator, now: Now
+    ) -> Tensor:
         count = checked(frames, "FrameDrop").shape[0]
         draws = torch.rand(count, generator=rng, device=rng.device, dtype=torch.float64).cpu()
         # The luckiest frame stays even where all would go, as at ratio 1.
@@ -85,9 +93,13 @@ class TemporalCrop:
 
     def __post_init__(self) -> None:
         if not 0.0 < self.share <= 1.0:
-            raise ValueError(f"TemporalCrop.share is {self.share}; it is a share of the clip and must lie in (0, 1].")
+            raise ValueError(
+                f"TemporalCrop.share is {self.share}; it is a share of the clip and must lie in (0, 1]."
+            )
 
-    def __call__(self, frames: Tensor, context: ViewContext, rng: torch.Generator, now: Now) -> Tensor:
+    def __call__(
+        self, frames: Tensor, context: ViewContext, rng: torch.Generator, now: Now
+    ) -> Tensor:
         count = checked(frames, "TemporalCrop").shape[0]
         length = max(round(count * self.share), 1)
         start = int(torch.randint(count - length + 1, (), generator=rng, device=rng.device))

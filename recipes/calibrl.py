@@ -10,26 +10,42 @@ checked for correctness). It is scored once per step and never trained.
 
 from __future__ import annotations
 
-from mmrl.advantages import group_centered
-from mmrl.given_answers import WithExpert
 from mmrl.grpo import GRPO
-from mmrl.monitor import Monitor
+from mmrl.losses.advantages import group_centered
+from mmrl.model.load import LoRA
 from mmrl.objectives.calibrl import CalibRL
-from mmrl.optim import Optim
-from mmrl.policy import LoRA
-from mmrl.rewards import Rewards
-from mmrl.run import Run
-from mmrl.trainer import Trainer
+from mmrl.recipes.shared.launch import (
+    EMBEDDED,
+    Data,
+    Load,
+    Preset,
+    launch,
+    open_data,
+    open_policy,
+    style_of,
+    summarise,
+)
+from mmrl.recipes.shared.miniature import NOTE, miniature
+from mmrl.rewards.pay import Rewards
+from mmrl.rollouts.experts import WithExpert
+from mmrl.training.monitor import Monitor
+from mmrl.training.optim import Optim
+from mmrl.training.run import Run
+from mmrl.training.trainer import Trainer
 from mmrl.types import Sampling
-from recipes.launch import EMBEDDED, Data, Load, Preset, launch, open_data, open_policy, style_of, summarise
-from recipes.miniature import NOTE, miniature
 
 LARGE = "Qwen/Qwen2.5-VL-7B-Instruct"
 PRESETS = {
     EMBEDDED: Preset(miniature(expert="target"), note=NOTE),
     "7b": Preset({}, 7.0, "Qwen2.5-VL-7B: 10 answers and 1 expert, alpha 0.5, weight 0.1"),
-    "7b-mean": Preset({"calibrl": {"alignment": "mean"}}, note="compared by mean log-probs of whole answers (ours)"),
-    "7b-printed": Preset({"calibrl": {"alignment": "sum"}}, note="compared by log-probs of whole answers, as printed"),
+    "7b-mean": Preset(
+        {"calibrl": {"alignment": "mean"}},
+        note="compared by mean log-probs of whole answers (ours)",
+    ),
+    "7b-printed": Preset(
+        {"calibrl": {"alignment": "sum"}},
+        note="compared by log-probs of whole answers, as printed",
+    ),
 }
 
 
@@ -73,7 +89,9 @@ def main(
         prompts=prompts,
         heldout=heldout,
         rewards=Rewards(accuracy=(1.0, style.accuracy), format=(0.1, style.format)),
-        rollout=WithExpert(policy.processing.encode_answer, column=expert, probability=expert_share),
+        rollout=WithExpert(
+            policy.processing.encode_answer, column=expert, probability=expert_share
+        ),
         estimator=group_centered,
         grpo=grpo,
         objectives=[calibrl],
@@ -83,7 +101,11 @@ def main(
         monitor=monitor,
     )
     trainer.fit()
-    summarise(run, trainer.steps, watch=("calibrl/lead", "calibrl/behind", "calibrl/logp_wrong", "policy/surprise"))
+    summarise(
+        run,
+        trainer.steps,
+        watch=("calibrl/lead", "calibrl/behind", "calibrl/logp_wrong", "policy/surprise"),
+    )
 
 
 if __name__ == "__main__":

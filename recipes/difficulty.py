@@ -13,10 +13,16 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from mmrl.recipes.shared.clip_data import (
+    DRAWN_CLIPS,
+    Asking,
+    Clips,
+    open_clip_policy,
+    open_clips,
+)
+from mmrl.recipes.shared.clip_stages import answered, measure
+from mmrl.recipes.shared.launch import EMBEDDED, Data, Load, Preset, launch
 from mmrl.types import Sampling
-from recipes.clip_stages import answered, measure
-from recipes.clips import DRAWN_CLIPS, Asking, Clips, open_clip_policy, open_clips
-from recipes.launch import EMBEDDED, Data, Load, Preset, launch
 
 PRESETS = {
     EMBEDDED: Preset(
@@ -59,12 +65,16 @@ def main(
     """
     policy = open_clip_policy(model, dataset, asking, load)
     factor = policy.processing.videos.factor
-    prompts, _ = open_clips(dataset, video_root, data, clips, asking, seed=seed, factor=factor, folder=output.parent)
+    prompts, _ = open_clips(
+        dataset, video_root, data, clips, asking, seed=seed, factor=factor, folder=output.parent
+    )
     measure(policy, prompts, output, sampling, seed)
     rows = answered(output)
     ious = [row["iou"] for row in rows if "iou" in row]
     mean = sum(ious) / max(1, len(ious))
-    print(f"{output}: {len(ious)} rows answered, mean IoU {mean:.3f}; {len(rows) - len(ious)} cannot be used.")
+    print(
+        f"{output}: {len(ious)} rows answered, mean IoU {mean:.3f}; {len(rows) - len(ious)} cannot be used."
+    )
     print(f"Next: python -m recipes.timelens --select.file {output} …", file=sys.stderr)
 
 

@@ -11,21 +11,31 @@ Gradient flows through both views, as the printed objective says; the public re-
 
 from __future__ import annotations
 
-from mmrl.advantages import group_normalized
 from mmrl.grpo import GRPO
-from mmrl.monitor import Monitor
+from mmrl.losses.advantages import group_normalized
+from mmrl.model.load import LoRA
 from mmrl.objectives.dvrp import DVRP
-from mmrl.optim import Optim
-from mmrl.policy import LoRA
-from mmrl.rewards import Rewards
-from mmrl.rollout import DynamicSampling, group_rollout
-from mmrl.run import Run
-from mmrl.trainer import Trainer
+from mmrl.perception.masking import PatchMask
+from mmrl.perception.noise import DiffusionNoise
+from mmrl.recipes.shared.launch import (
+    EMBEDDED,
+    Data,
+    Load,
+    Preset,
+    launch,
+    open_data,
+    open_policy,
+    style_of,
+    summarise,
+)
+from mmrl.recipes.shared.miniature import NOTE, miniature
+from mmrl.rewards.pay import Rewards
+from mmrl.rollouts.groups import DynamicSampling, group_rollout
+from mmrl.training.monitor import Monitor
+from mmrl.training.optim import Optim
+from mmrl.training.run import Run
+from mmrl.training.trainer import Trainer
 from mmrl.types import Sampling, VisualBranch
-from perception.masking import PatchMask
-from perception.noise import DiffusionNoise
-from recipes.launch import EMBEDDED, Data, Load, Preset, launch, open_data, open_policy, style_of, summarise
-from recipes.miniature import NOTE, miniature
 
 DAPO = {"dynamic": True, "grpo": {"clip_high": 0.28}}
 MEDICAL = {"mask": {"ratio": 0.2}, "noise": {"t": 100}, "dataset": "train.jsonl"}
@@ -88,7 +98,10 @@ def main(
         rollout=DynamicSampling(part="accuracy") if dynamic else group_rollout,
         estimator=group_normalized,
         grpo=grpo,
-        branches={dvrp.masked: VisualBranch(mask, grad=grad), dvrp.noisy: VisualBranch(noise, grad=grad)},
+        branches={
+            dvrp.masked: VisualBranch(mask, grad=grad),
+            dvrp.noisy: VisualBranch(noise, grad=grad),
+        },
         objectives=[dvrp],
         sampling=sampling,
         optim=optim,

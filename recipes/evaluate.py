@@ -20,13 +20,31 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from mmrl.engine import HFEngine
-from mmrl.evaluate import answers_to, evaluate, heldout_prompts, pass_rates
-from mmrl.rewards import Rewards
+from mmrl.recipes.shared.clip_data import (
+    Asking,
+    Clips,
+    about_spans,
+    blocks,
+    grounding_report,
+    open_clip_policy,
+    open_clips,
+)
+from mmrl.recipes.shared.clip_data import style_of as span_style_of
+from mmrl.recipes.shared.launch import (
+    DRAWN,
+    EMBEDDED,
+    Data,
+    Load,
+    Preset,
+    launch,
+    open_data,
+    open_policy,
+    style_of,
+)
+from mmrl.rewards.pay import Rewards
+from mmrl.rollouts.engine import HFEngine
+from mmrl.training.evaluate import answers_to, evaluate, heldout_prompts, pass_rates
 from mmrl.types import Now, Rollout, Sampling
-from recipes.clips import Asking, Clips, about_spans, blocks, grounding_report, open_clip_policy, open_clips
-from recipes.clips import style_of as span_style_of
-from recipes.launch import DRAWN, EMBEDDED, Data, Load, Preset, launch, open_data, open_policy, style_of
 
 PRESETS = {
     EMBEDDED: Preset(
@@ -76,9 +94,21 @@ def main(
         load: Device, precision, pixel budget.
     """
     if about_spans(dataset, clips):
-        found = _spans(model, dataset, video_root, data, clips, asking, prompts=prompts, sampling=sampling, load=load)
+        found = _spans(
+            model,
+            dataset,
+            video_root,
+            data,
+            clips,
+            asking,
+            prompts=prompts,
+            sampling=sampling,
+            load=load,
+        )
         if output is not None:
-            output.write_text(json.dumps({"model": model, "dataset": dataset, "tables": found}, indent=1))
+            output.write_text(
+                json.dumps({"model": model, "dataset": dataset, "tables": found}, indent=1)
+            )
         return
     policy = open_policy(model, load)
     train, heldout = open_data(dataset, replace(data, heldout_rows=0), seed)
@@ -88,13 +118,19 @@ def main(
         engine, now = HFEngine(policy), Now(0, 0.0, seed)
         found = evaluate(engine, rows, rewards, sampling, now)
         if samples:
-            several = answers_to(engine, rows, rewards, replace(sampling, group_size=samples), now)
+            several = answers_to(
+                engine, rows, rewards, replace(sampling, group_size=samples), now
+            )
             found |= pass_rates(several, [k for k in ks if k <= samples])
     print(f"{model} on {len(rows)} prompts of {dataset}")
     for name, value in found.items():
         print(f"  {name:<16} {value:.4f}")
     if output is not None:
-        output.write_text(json.dumps({"model": model, "dataset": dataset, "prompts": len(rows), **found}, indent=1))
+        output.write_text(
+            json.dumps(
+                {"model": model, "dataset": dataset, "prompts": len(rows), **found}, indent=1
+            )
+        )
         print(f"written to {output}", file=sys.stderr)
 
 
@@ -113,12 +149,17 @@ def _spans(
     """Greedy answers to questions about spans, and their table."""
     policy = open_clip_policy(model, dataset, asking, load)
     whole, factor = replace(data, heldout_rows=0), policy.processing.videos.factor
-    _, heldout = open_clips(dataset, video_root, whole, clips, asking, seed=0, factor=factor, folder=None)
+    _, heldout = open_clips(
+        dataset, video_root, whole, clips, asking, seed=0, factor=factor, folder=None
+    )
     engine, greedy = HFEngine(policy), replace(sampling, group_size=1, temperature=0.0)
     answers: list[Rollout] = []
     for rows in blocks(heldout, prompts, policy.encode):
         # Without their pixels: the clips of a whole benchmark do not fit in memory.
-        answers += [replace(r, prompt=replace(r.prompt, media=())) for r in engine.generate(rows, greedy, Now(0, 0.0))]
+        answers += [
+            replace(r, prompt=replace(r.prompt, media=()))
+            for r in engine.generate(rows, greedy, Now(0, 0.0))
+        ]
         policy.forget_prompts()
     print(f"{model} on {len(answers)} questions of {dataset}")
     text, table = grounding_report(answers, span_style_of(asking))

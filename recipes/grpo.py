@@ -14,22 +14,34 @@ from dataclasses import replace
 
 import torch
 
-from mmrl.advantages import group_normalized
-from mmrl.batching import Group, collate
-from mmrl.engine import HFEngine
-from mmrl.evaluate import evaluate, heldout_prompts
 from mmrl.grpo import GRPO, loss
-from mmrl.optim import Optim, Optimizer
-from mmrl.policy import LoRA, Wanted
-from mmrl.reduce import Totals
-from mmrl.rewards import Rewards
-from mmrl.rollout import by_group
-from mmrl.run import Run, planned_steps
-from mmrl.supply import Supply
-from mmrl.surrogates import clipped
-from mmrl.tracking import Tracker
+from mmrl.losses.advantages import group_normalized
+from mmrl.losses.reduce import Totals
+from mmrl.losses.surrogates import clipped
+from mmrl.model.load import LoRA
+from mmrl.model.packing import Group, collate
+from mmrl.model.policy import Wanted
+from mmrl.recipes.shared.launch import (
+    DRAWN,
+    EMBEDDED,
+    Data,
+    Load,
+    Preset,
+    launch,
+    open_data,
+    open_policy,
+    style_of,
+    summarise,
+)
+from mmrl.rewards.pay import Rewards
+from mmrl.rollouts.engine import HFEngine
+from mmrl.rollouts.groups import by_group
+from mmrl.rollouts.prompt_order import Supply
+from mmrl.training.evaluate import evaluate, heldout_prompts
+from mmrl.training.optim import Optim, Optimizer
+from mmrl.training.run import Run, planned_steps
+from mmrl.training.tracking import Tracker
 from mmrl.types import Now, Sampling
-from recipes.launch import DRAWN, EMBEDDED, Data, Load, Preset, launch, open_data, open_policy, style_of, summarise
 
 PRESETS = {
     EMBEDDED: Preset(
@@ -67,7 +79,9 @@ def main(
     style = style_of(data.style)
     rewards = Rewards(accuracy=(0.9, style.accuracy), format=(0.1, style.format))
     engine, optimizer = HFEngine(policy), Optimizer(policy.named_parameters(), optim)
-    supply = Supply(train, run.prompts_per_step, run.seed, check=policy.encode, on_bad=run.on_bad)
+    supply = Supply(
+        train, run.prompts_per_step, run.seed, check=policy.encode, on_bad=run.on_bad
+    )
     steps, tracker = planned_steps(run, train), Tracker(run.folder)
     exam = heldout_prompts(heldout, run.eval_prompts)
     for name in ("metrics.jsonl", "samples.jsonl"):
@@ -97,10 +111,15 @@ def main(
         for members in by_group(rollouts):
             encoded = policy.encode(members[0].prompt)
             rows = tuple(range(row, row + len(members)))
-            answers, heat = tuple(r.tokens for r in members), tuple(r.temperature for r in members)
+            answers, heat = (
+                tuple(r.tokens for r in members),
+                tuple(r.temperature for r in members),
+            )
             groups.append(Group(encoded, encoded.visual, answers, rows, heat))
             row += len(members)
-        live = policy.score({"raw": groups}, {"raw": Wanted(grad=True)}, (len(batch), batch.tokens.shape[1]))
+        live = policy.score(
+            {"raw": groups}, {"raw": Wanted(grad=True)}, (len(batch), batch.tokens.shape[1])
+        )
 
         # 5. the clipped surrogate, reduced over all trained tokens; one optimizer step
         totals = Totals(tokens=int(batch.mask.sum()), sequences=len(rollouts))
@@ -113,9 +132,15 @@ def main(
         policy.forget_prompts()
 
         numbers = {name: float(v) for name, v in metrics.items()}
-        tracker.log(step + 1, {**numbers, "reward/total": float(batch.reward.mean()), "optim/grad_norm": norm})
+        tracker.log(
+            step + 1,
+            {**numbers, "reward/total": float(batch.reward.mean()), "optim/grad_norm": norm},
+        )
         if step % 10 == 0:
-            print(f"step {step + 1}/{steps}  reward {float(batch.reward.mean()):.3f}", file=sys.stderr)
+            print(
+                f"step {step + 1}/{steps}  reward {float(batch.reward.mean()):.3f}",
+                file=sys.stderr,
+            )
 
     with torch.no_grad():
         policy.save(run.folder / "model")

@@ -13,19 +13,29 @@ from __future__ import annotations
 
 from functools import partial
 
-from mmrl.advantages import group_centered
 from mmrl.grpo import GRPO
-from mmrl.monitor import Monitor
+from mmrl.losses.advantages import group_centered
+from mmrl.model.load import LoRA
 from mmrl.objectives.mssr import MSSR
-from mmrl.optim import Optim
-from mmrl.policy import LoRA
-from mmrl.rewards import Rewards
-from mmrl.rollout import FirstPass, group_rollout
-from mmrl.run import Run
-from mmrl.trainer import Trainer
+from mmrl.recipes.shared.launch import (
+    EMBEDDED,
+    Data,
+    Load,
+    Preset,
+    launch,
+    open_data,
+    open_policy,
+    style_of,
+    summarise,
+)
+from mmrl.recipes.shared.miniature import NOTE, miniature
+from mmrl.rewards.pay import Rewards
+from mmrl.rollouts.groups import FirstPass, group_rollout
+from mmrl.training.monitor import Monitor
+from mmrl.training.optim import Optim
+from mmrl.training.run import Run
+from mmrl.training.trainer import Trainer
 from mmrl.types import Sampling
-from recipes.launch import EMBEDDED, Data, Load, Preset, launch, open_data, open_policy, style_of, summarise
-from recipes.miniature import NOTE, miniature
 
 PLAIN = {"mssr": {"lambda_entropy": 0.0}}
 SMALL, LARGE = "Qwen/Qwen2.5-VL-3B-Instruct", "Qwen/Qwen2.5-VL-7B-Instruct"
@@ -41,7 +51,9 @@ PRESETS = {
     "7b": Preset({}, 7.0, "Qwen2.5-VL-7B: 2048 prompts per step, one answer each"),
     "3b": Preset({"model": SMALL}, 3.0, "Qwen2.5-VL-3B"),
     "mvsr-7b": Preset(PLAIN, note="Qwen2.5-VL-7B without the entropy bonus"),
-    "mvsr-3b": Preset({**PLAIN, "model": SMALL}, note="Qwen2.5-VL-3B without the entropy bonus"),
+    "mvsr-3b": Preset(
+        {**PLAIN, "model": SMALL}, note="Qwen2.5-VL-3B without the entropy bonus"
+    ),
 }
 
 
@@ -49,7 +61,9 @@ def main(
     model: str = LARGE,
     dataset: str = "Osilly/Vision-R1-rl",
     data: Data = Data(),
-    mssr: MSSR = MSSR(lambda_entropy=0.4, gamma=2.0, eta_min=0.875, eta_max=0.96, target=0.01, window=10),
+    mssr: MSSR = MSSR(
+        lambda_entropy=0.4, gamma=2.0, eta_min=0.875, eta_max=0.96, target=0.01, window=10
+    ),
     first_pass: bool = True,
     grpo: GRPO = GRPO(clip_low=0.2, clip_high=0.3, kl=0.01),
     sampling: Sampling = Sampling(group_size=1, temperature=1.0, max_tokens=4096),

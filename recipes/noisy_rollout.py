@@ -11,20 +11,30 @@ code, which the paper does not mention.
 
 from __future__ import annotations
 
-from mmrl.advantages import group_normalized
 from mmrl.grpo import GRPO
-from mmrl.monitor import Monitor
-from mmrl.noisy_rollouts import NoisyRollout
-from mmrl.optim import Optim
-from mmrl.policy import LoRA
-from mmrl.rewards import Rewards
-from mmrl.run import Run
-from mmrl.schedules import Sigmoid
-from mmrl.trainer import Trainer
+from mmrl.losses.advantages import group_normalized
+from mmrl.losses.schedules import Sigmoid
+from mmrl.model.load import LoRA
+from mmrl.perception.noise import DiffusionNoise
+from mmrl.recipes.shared.launch import (
+    EMBEDDED,
+    Data,
+    Load,
+    Preset,
+    launch,
+    open_data,
+    open_policy,
+    style_of,
+    summarise,
+)
+from mmrl.recipes.shared.miniature import NOTE, miniature
+from mmrl.rewards.pay import Rewards
+from mmrl.rollouts.noisy import NoisyRollout
+from mmrl.training.monitor import Monitor
+from mmrl.training.optim import Optim
+from mmrl.training.run import Run
+from mmrl.training.trainer import Trainer
 from mmrl.types import Sampling, VisualBranch
-from perception.noise import DiffusionNoise
-from recipes.launch import EMBEDDED, Data, Load, Preset, launch, open_data, open_policy, style_of, summarise
-from recipes.miniature import NOTE, miniature
 
 K12 = {
     "dataset": "train.jsonl",
@@ -47,7 +57,9 @@ def main(
     dataset: str = "hiyouga/geometry3k",
     data: Data = Data(split="train"),
     share: float = 0.5,
-    noise: DiffusionNoise = DiffusionNoise(t=500, anneal=Sigmoid(start=1.0, steepness=30.0, middle=40 / 60)),
+    noise: DiffusionNoise = DiffusionNoise(
+        t=500, anneal=Sigmoid(start=1.0, steepness=30.0, middle=40 / 60)
+    ),
     grpo: GRPO = GRPO(clip_low=0.2, clip_high=0.2),
     sampling: Sampling = Sampling(group_size=12, temperature=1.0, max_tokens=2048),
     optim: Optim = Optim(lr=1e-6, weight_decay=1e-2),

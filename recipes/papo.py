@@ -9,18 +9,29 @@ your own model and data:        python -m recipes.papo --model my/folder --datas
 
 from __future__ import annotations
 
-from mmrl.advantages import group_normalized
 from mmrl.grpo import GRPO
+from mmrl.losses.advantages import group_normalized
+from mmrl.model.load import LoRA
 from mmrl.objectives.papo import PAPO
-from mmrl.optim import Optim
-from mmrl.policy import LoRA
-from mmrl.rewards import Rewards
-from mmrl.rollout import DynamicSampling, group_rollout
-from mmrl.run import Run
-from mmrl.trainer import Trainer
+from mmrl.perception.masking import PatchMask
+from mmrl.recipes.shared.launch import (
+    DRAWN,
+    EMBEDDED,
+    Data,
+    Load,
+    Preset,
+    launch,
+    open_data,
+    open_policy,
+    style_of,
+    summarise,
+)
+from mmrl.rewards.pay import Rewards
+from mmrl.rollouts.groups import DynamicSampling, group_rollout
+from mmrl.training.optim import Optim
+from mmrl.training.run import Run
+from mmrl.training.trainer import Trainer
 from mmrl.types import Sampling, VisualBranch
-from perception.masking import PatchMask
-from recipes.launch import DRAWN, EMBEDDED, Data, Load, Preset, launch, open_data, open_policy, style_of, summarise
 
 NO_REF = {"gamma": 0.01, "eta_orig": 0.03, "eta_masked": 0.03}
 SINGLE = {"eta_orig": 0.0, "eta_masked": 0.0}
@@ -39,19 +50,43 @@ PRESETS = {
             "sampling": {"group_size": 8, "top_p": 1.0, "max_tokens": 10},
             "optim": {"lr": 2e-4, "weight_decay": 0.0},
             "load": {"min_pixels": None, "max_pixels": None, "max_prompt_tokens": None},
-            "run": {"prompts_per_step": 16, "updates_per_step": 1, "steps": 100, "eval_prompts": 512, "save_every": 20},
+            "run": {
+                "prompts_per_step": 16,
+                "updates_per_step": 1,
+                "steps": 100,
+                "eval_prompts": 512,
+                "save_every": 20,
+            },
         },
         note="tiny model, drawn pictures, CPU, minutes",
     ),
     "7b": Preset({"model": LARGE}, 7.0, "PAPO_G 7B: gamma 0.02, both etas 0.05, KL 0.01"),
-    "3b": Preset({"model": SMALL, "papo": SINGLE}, 3.0, "PAPO_G 3B: gamma 0.02, no entropy terms, KL 0.01"),
-    "qwen3-2b": Preset(
-        {"model": "Qwen/Qwen3-VL-2B-Thinking", "papo": {"gamma": 0.01, **SINGLE}}, 2.0, "PAPO_G Qwen3-VL-2B: gamma 0.01"
+    "3b": Preset(
+        {"model": SMALL, "papo": SINGLE},
+        3.0,
+        "PAPO_G 3B: gamma 0.02, no entropy terms, KL 0.01",
     ),
-    "3b-no-ref": Preset({"model": SMALL, "papo": NO_REF, "grpo": {"kl": 0.0}}, note="PAPO_G 3B without reference KL"),
-    "7b-no-ref": Preset({"model": LARGE, "papo": NO_REF, "grpo": {"kl": 0.0}}, note="PAPO_G 7B without reference KL"),
-    "d-3b": Preset({"model": SMALL, "papo": NO_REF, "grpo": DAPO, "dynamic": True}, note="PAPO_D 3B: on DAPO"),
-    "d-7b": Preset({"model": LARGE, "papo": NO_REF, "grpo": DAPO, "dynamic": True}, note="PAPO_D 7B: on DAPO"),
+    "qwen3-2b": Preset(
+        {"model": "Qwen/Qwen3-VL-2B-Thinking", "papo": {"gamma": 0.01, **SINGLE}},
+        2.0,
+        "PAPO_G Qwen3-VL-2B: gamma 0.01",
+    ),
+    "3b-no-ref": Preset(
+        {"model": SMALL, "papo": NO_REF, "grpo": {"kl": 0.0}},
+        note="PAPO_G 3B without reference KL",
+    ),
+    "7b-no-ref": Preset(
+        {"model": LARGE, "papo": NO_REF, "grpo": {"kl": 0.0}},
+        note="PAPO_G 7B without reference KL",
+    ),
+    "d-3b": Preset(
+        {"model": SMALL, "papo": NO_REF, "grpo": DAPO, "dynamic": True},
+        note="PAPO_D 3B: on DAPO",
+    ),
+    "d-7b": Preset(
+        {"model": LARGE, "papo": NO_REF, "grpo": DAPO, "dynamic": True},
+        note="PAPO_D 7B: on DAPO",
+    ),
 }
 
 
@@ -97,7 +132,9 @@ def main(
         prompts=prompts,
         heldout=heldout,
         rewards=Rewards(accuracy=(0.9, style.accuracy), format=(0.1, style.format)),
-        rollout=DynamicSampling(part="accuracy", low=0.01, high=0.99, rounds=20) if dynamic else group_rollout,
+        rollout=DynamicSampling(part="accuracy", low=0.01, high=0.99, rounds=20)
+        if dynamic
+        else group_rollout,
         estimator=group_normalized,
         grpo=grpo,
         branches={"masked": VisualBranch(mask, grad=masked_grad, refresh=refresh_masked)},

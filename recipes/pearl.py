@@ -8,33 +8,48 @@ GRPO with the same rows:        python -m recipes.pearl 7b --dataset my.jsonl --
 
 Rows need the column `checklist`: [{"q": question, "a": answer, "type": number | choice | short_text | bool}, …]; rows
 without one are trained by plain GRPO and counted. The embedded preset asks for all cells of the picture instead
-(`data/drawn_checklist.py`), which is what its model has learned to answer.
+(`data/drawn/checklist.py`), which is what its model has learned to answer.
 """
 
 from __future__ import annotations
 
-from data.drawn_checklist import cells_prompt, cells_seen
-from mmrl.advantages import group_normalized
-from mmrl.checklist_rollout import ChecklistRollout
+from mmrl.data.drawn.checklist import cells_prompt, cells_seen
 from mmrl.grpo import GRPO
-from mmrl.monitor import Monitor
+from mmrl.losses.advantages import group_normalized
+from mmrl.model.load import LoRA
 from mmrl.objectives.pearl import PEARL
-from mmrl.optim import Optim
-from mmrl.policy import LoRA
-from mmrl.rewards import Rewards
-from mmrl.rollout import group_rollout
-from mmrl.run import Run
-from mmrl.trainer import Trainer
+from mmrl.perception.checklist import perception_accuracy, perception_prompt
+from mmrl.recipes.shared.launch import (
+    EMBEDDED,
+    Data,
+    Load,
+    Preset,
+    launch,
+    open_data,
+    open_policy,
+    style_of,
+    summarise,
+)
+from mmrl.recipes.shared.miniature import NOTE, miniature
+from mmrl.rewards.pay import Rewards
+from mmrl.rollouts.checklist import ChecklistRollout
+from mmrl.rollouts.groups import group_rollout
+from mmrl.training.monitor import Monitor
+from mmrl.training.optim import Optim
+from mmrl.training.run import Run
+from mmrl.training.trainer import Trainer
 from mmrl.types import Sampling
-from perception.checklist import perception_accuracy, perception_prompt
-from recipes.launch import EMBEDDED, Data, Load, Preset, launch, open_data, open_policy, style_of, summarise
-from recipes.miniature import NOTE, miniature
 
 SMALL, LARGE = "Qwen/Qwen2.5-VL-3B-Instruct", "Qwen/Qwen2.5-VL-7B-Instruct"
 DAPO = {"grpo": {"clip_high": 0.28}}
 PRESETS = {
     EMBEDDED: Preset(
-        miniature(checklist_tokens=32, sampling={"group_size": 5}, run={"prompts_per_step": 8, "steps": 40}), note=NOTE
+        miniature(
+            checklist_tokens=32,
+            sampling={"group_size": 5},
+            run={"prompts_per_step": 8, "steps": 40},
+        ),
+        note=NOTE,
     ),
     "7b": Preset({}, 7.0, "Qwen2.5-VL-7B: 5 + 5 answers, lambda 0.1, cap 0.5"),
     "3b": Preset({"model": SMALL}, 3.0, "Qwen2.5-VL-3B"),
@@ -102,7 +117,11 @@ def main(
         monitor=monitor,
     )
     trainer.fit()
-    summarise(run, trainer.steps, watch=("reward/accuracy", "reward/perception", "pearl/reasoning_factor"))
+    summarise(
+        run,
+        trainer.steps,
+        watch=("reward/accuracy", "reward/perception", "pearl/reasoning_factor"),
+    )
 
 
 if __name__ == "__main__":

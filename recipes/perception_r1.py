@@ -17,23 +17,35 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mmrl.advantages import group_normalized
 from mmrl.grpo import GRPO
-from mmrl.judge import Judge
-from mmrl.monitor import Monitor
-from mmrl.optim import Optim
-from mmrl.policy import LoRA
-from mmrl.rewards import RepetitionPenalty, Rewards
-from mmrl.run import Run
-from mmrl.trainer import Trainer
+from mmrl.losses.advantages import group_normalized
+from mmrl.model.load import LoRA
+from mmrl.perception.consistency import RuleConsistency, VisualConsistency
+from mmrl.recipes.shared.launch import (
+    EMBEDDED,
+    Data,
+    Load,
+    Preset,
+    launch,
+    open_data,
+    open_policy,
+    style_of,
+    summarise,
+)
+from mmrl.recipes.shared.miniature import NOTE, miniature
+from mmrl.rewards.judge import Judge
+from mmrl.rewards.pay import RepetitionPenalty, Rewards
+from mmrl.training.monitor import Monitor
+from mmrl.training.optim import Optim
+from mmrl.training.run import Run
+from mmrl.training.trainer import Trainer
 from mmrl.types import Sampling
-from perception.consistency import RuleConsistency, VisualConsistency
-from recipes.launch import EMBEDDED, Data, Load, Preset, launch, open_data, open_policy, style_of, summarise
-from recipes.miniature import NOTE, miniature
 
 LARGE = "Qwen/Qwen2.5-VL-7B-Instruct"
 PRESETS = {
-    EMBEDDED: Preset(miniature(judge={"url": ""}), note=f"{NOTE}; a rule in place of the judge"),
+    EMBEDDED: Preset(
+        miniature(judge={"url": ""}), note=f"{NOTE}; a rule in place of the judge"
+    ),
     "7b": Preset({}, 7.0, "Qwen2.5-VL-7B on 1,442 items of Geometry3K"),
     "7b-no-visual": Preset({"visual": 0.0}, note="ablation: without the visual reward"),
     "7b-no-penalty": Preset({"penalty": 0.0}, note="ablation: without the repetition penalty"),
@@ -58,7 +70,9 @@ class JudgeServer:
     def judge(self) -> Judge:
         """The client."""
         key = None if self.key_file is None else self.key_file.read_text().strip()
-        return Judge(self.url, self.model, key=key, cache=self.cache, concurrency=self.concurrency)
+        return Judge(
+            self.url, self.model, key=key, cache=self.cache, concurrency=self.concurrency
+        )
 
 
 def main(
@@ -98,7 +112,9 @@ def main(
     policy = open_policy(model, load, lora, run)
     prompts, heldout = open_data(dataset, data, run.seed)
     style = style_of(data.style)
-    by_judge: dict[str, Any] = {"visual": (visual, VisualConsistency(judge.judge()))} if judge.url else {}
+    by_judge: dict[str, Any] = (
+        {"visual": (visual, VisualConsistency(judge.judge()))} if judge.url else {}
+    )
     by_rule: dict[str, Any] = {"visual_rule": (visual, RuleConsistency(words=True))}
     rewards = Rewards(
         accuracy=(0.9, style.accuracy),
@@ -120,7 +136,11 @@ def main(
         monitor=monitor,
     )
     trainer.fit()
-    summarise(run, trainer.steps, watch=("reward/accuracy", "reward/visual", "reward/visual_rule", "reward/repetition"))
+    summarise(
+        run,
+        trainer.steps,
+        watch=("reward/accuracy", "reward/visual", "reward/visual_rule", "reward/repetition"),
+    )
 
 
 if __name__ == "__main__":

@@ -14,26 +14,43 @@ weights, on media that training never sees.
 
 from __future__ import annotations
 
-from data.pretext_curriculum import FollowCurriculum
-from data.pretext_prompts import Curriculum, above_chance_reward, pretext_correct, pretext_reward, solution_key
-from mmrl.advantages import group_centered
+from mmrl.data.pretext.curriculum import FollowCurriculum
+from mmrl.data.pretext.prompts import (
+    Curriculum,
+    above_chance_reward,
+    pretext_correct,
+    pretext_reward,
+    solution_key,
+)
 from mmrl.grpo import GRPO
-from mmrl.monitor import Monitor
+from mmrl.losses.advantages import group_centered
+from mmrl.model.load import LoRA
 from mmrl.objectives.puzzlecraft import PuzzleCraft
-from mmrl.optim import Optim
-from mmrl.policy import LoRA
-from mmrl.rewards import Rewards
-from mmrl.run import Run
-from mmrl.trainer import Trainer
+from mmrl.recipes.shared.launch import EMBEDDED, Load, Preset, launch, open_policy, summarise
+from mmrl.recipes.shared.pretext_data import (
+    MINIATURE_NOTE,
+    Levels,
+    Mixture,
+    Puzzles,
+    miniature_puzzles,
+    open_puzzles,
+)
+from mmrl.recipes.shared.pretext_warmup import embedded_or
+from mmrl.rewards.pay import Rewards
+from mmrl.training.monitor import Monitor
+from mmrl.training.optim import Optim
+from mmrl.training.run import Run
+from mmrl.training.trainer import Trainer
 from mmrl.types import Sampling
-from recipes.launch import EMBEDDED, Load, Preset, launch, open_policy, summarise
-from recipes.puzzle_warmup import embedded_or
-from recipes.puzzles import MINIATURE_NOTE, Levels, Mixture, Puzzles, miniature_puzzles, open_puzzles
 
 PRESETS = {
     EMBEDDED: Preset(miniature_puzzles("miniature"), note=MINIATURE_NOTE),
     "7b": Preset({}, 7.0, "Qwen2.5-VL-7B, all tasks that the media allow"),
-    "qwen3-8b": Preset({"model": "Qwen/Qwen3-VL-8B-Instruct"}, 8.0, "Qwen3-VL-8B, all tasks that the media allow"),
+    "qwen3-8b": Preset(
+        {"model": "Qwen/Qwen3-VL-8B-Instruct"},
+        8.0,
+        "Qwen3-VL-8B, all tasks that the media allow",
+    ),
 }
 
 
@@ -76,7 +93,11 @@ def main(
         policy,
         prompts=data.train,
         heldout=data.heldout,
-        rewards=Rewards(puzzle=above_chance_reward, plain=(0.0, pretext_reward), accuracy=(0.0, pretext_correct)),
+        rewards=Rewards(
+            puzzle=above_chance_reward,
+            plain=(0.0, pretext_reward),
+            accuracy=(0.0, pretext_correct),
+        ),
         estimator=group_centered,
         grpo=grpo,
         objectives=[puzzlecraft.reading(solution_key), FollowCurriculum(curriculum)],

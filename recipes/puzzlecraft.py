@@ -14,22 +14,27 @@ The embedded preset solves two-tile jigsaws and rotations of drawn pictures, ans
 
 from __future__ import annotations
 
-from data.pretext_prompts import pretext_correct, pretext_reward, solution_key
-from data.pretext_rac import JudgeRAC, RuleRAC
-from mmrl.advantages import group_centered
+from mmrl.data.pretext.prompts import pretext_correct, pretext_reward, solution_key
+from mmrl.data.pretext.rac import JudgeRAC, RuleRAC
 from mmrl.grpo import GRPO
-from mmrl.monitor import Monitor
+from mmrl.losses.advantages import group_centered
+from mmrl.model.load import LoRA
 from mmrl.objectives.puzzlecraft import PuzzleCraft
-from mmrl.optim import Optim
-from mmrl.policy import LoRA
-from mmrl.rewards import Rewards
-from mmrl.run import Run
-from mmrl.trainer import Trainer
+from mmrl.recipes.perception_r1 import JudgeServer
+from mmrl.recipes.shared.launch import EMBEDDED, Load, Preset, launch, open_policy, summarise
+from mmrl.recipes.shared.pretext_data import (
+    MINIATURE_NOTE,
+    Puzzles,
+    miniature_puzzles,
+    open_puzzles,
+)
+from mmrl.recipes.shared.pretext_warmup import embedded_or
+from mmrl.rewards.pay import Rewards
+from mmrl.training.monitor import Monitor
+from mmrl.training.optim import Optim
+from mmrl.training.run import Run
+from mmrl.training.trainer import Trainer
 from mmrl.types import Sampling
-from recipes.launch import EMBEDDED, Load, Preset, launch, open_policy, summarise
-from recipes.perception_r1 import JudgeServer
-from recipes.puzzle_warmup import embedded_or
-from recipes.puzzles import MINIATURE_NOTE, Puzzles, miniature_puzzles, open_puzzles
 
 LARGE = "Qwen/Qwen2.5-VL-7B-Instruct"
 MIX = {"puzzles": {"mix": "puzzlecraft-mix"}, "run": {"steps": 2500}}
@@ -40,9 +45,15 @@ PRESETS = {
     "qwen3-2b": Preset({"model": "Qwen/Qwen3-VL-2B-Instruct"}, 2.0, "Qwen3-VL-2B, jigsaw"),
     "qwen3-4b": Preset({"model": "Qwen/Qwen3-VL-4B-Instruct"}, 4.0, "Qwen3-VL-4B, jigsaw"),
     "qwen3-8b": Preset({"model": "Qwen/Qwen3-VL-8B-Instruct"}, 8.0, "Qwen3-VL-8B, jigsaw"),
-    "touching-7b": Preset({"puzzles": {"mix": "puzzlecraft-jigsaw-paper"}}, note="jigsaw with touching tiles"),
-    "rotation-7b": Preset({"puzzles": {"mix": "puzzlecraft-rotation"}}, note="Qwen2.5-VL-7B, rotation"),
-    "patchfit-7b": Preset({"puzzles": {"mix": "puzzlecraft-patchfit"}}, note="Qwen2.5-VL-7B, PatchFit"),
+    "touching-7b": Preset(
+        {"puzzles": {"mix": "puzzlecraft-jigsaw-paper"}}, note="jigsaw with touching tiles"
+    ),
+    "rotation-7b": Preset(
+        {"puzzles": {"mix": "puzzlecraft-rotation"}}, note="Qwen2.5-VL-7B, rotation"
+    ),
+    "patchfit-7b": Preset(
+        {"puzzles": {"mix": "puzzlecraft-patchfit"}}, note="Qwen2.5-VL-7B, PatchFit"
+    ),
     "mix-7b": Preset(MIX, note="Qwen2.5-VL-7B, 15 jigsaws : 15 PatchFits : 10 rotations"),
 }
 
@@ -84,7 +95,9 @@ def main(
         policy,
         prompts=data.train,
         heldout=data.heldout,
-        rewards=Rewards(puzzle=pretext_reward, accuracy=(0.0, pretext_correct), rac=(0.0, consistency)),
+        rewards=Rewards(
+            puzzle=pretext_reward, accuracy=(0.0, pretext_correct), rac=(0.0, consistency)
+        ),
         estimator=group_centered,
         grpo=grpo,
         objectives=[puzzlecraft.reading(solution_key)],
@@ -95,7 +108,9 @@ def main(
         settings={"puzzles": puzzles, "dataset": dataset},
     )
     trainer.fit()
-    summarise(run, trainer.steps, watch=("reward/puzzle", "puzzlecraft/weight", "puzzlecraft/silent"))
+    summarise(
+        run, trainer.steps, watch=("reward/puzzle", "puzzlecraft/weight", "puzzlecraft/silent")
+    )
 
 
 if __name__ == "__main__":

@@ -10,16 +10,27 @@ so the loss is the mean negative log-likelihood (token mean, or sequence mean by
 from __future__ import annotations
 
 from mmrl.grpo import GRPO
-from mmrl.optim import Optim
-from mmrl.policy import LoRA
-from mmrl.rewards import Rewards
-from mmrl.rollout import LabelRollout
-from mmrl.run import Run
-from mmrl.surrogates import reinforce
-from mmrl.trainer import Trainer
+from mmrl.losses.surrogates import reinforce
+from mmrl.model.load import LoRA
+from mmrl.recipes.shared.embedded import likelihood
+from mmrl.recipes.shared.launch import (
+    DRAWN,
+    EMBEDDED,
+    Data,
+    Load,
+    Preset,
+    launch,
+    open_data,
+    open_policy,
+    style_of,
+    summarise,
+)
+from mmrl.rewards.pay import Rewards
+from mmrl.rollouts.groups import LabelRollout
+from mmrl.training.optim import Optim
+from mmrl.training.run import Run
+from mmrl.training.trainer import Trainer
 from mmrl.types import Sampling
-from recipes.embedded import likelihood
-from recipes.launch import DRAWN, EMBEDDED, Data, Load, Preset, launch, open_data, open_policy, style_of, summarise
 
 PRESETS = {
     EMBEDDED: Preset(
@@ -59,7 +70,9 @@ def main(
         prompts=prompts,
         heldout=heldout,
         rewards=Rewards(accuracy=style.accuracy),
-        rollout=LabelRollout(policy.processing.encode_answer, lambda prompt: policy.encode(prompt).ids),
+        rollout=LabelRollout(
+            policy.processing.encode_answer, lambda prompt: policy.encode(prompt).ids
+        ),
         estimator=likelihood,
         surrogate=reinforce,
         grpo=grpo,
@@ -68,7 +81,12 @@ def main(
         run=run,
     )
     trainer.fit()
-    summarise(run, trainer.steps, watch=("loss/total",), advice=f"python -m recipes.papo --model {run.folder}/model")
+    summarise(
+        run,
+        trainer.steps,
+        watch=("loss/total",),
+        advice=f"python -m recipes.papo --model {run.folder}/model",
+    )
 
 
 if __name__ == "__main__":

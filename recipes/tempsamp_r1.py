@@ -19,20 +19,27 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from mmrl.advantages import group_normalized
-from mmrl.given_answers import WithLabel
 from mmrl.grpo import GRPO
-from mmrl.monitor import Monitor
-from mmrl.optim import Optim
-from mmrl.policy import LoRA
-from mmrl.rewards import Rewards
-from mmrl.run import Run
-from mmrl.trainer import Trainer
+from mmrl.losses.advantages import group_normalized
+from mmrl.model.load import LoRA
+from mmrl.recipes.shared.clip_data import (
+    DRAWN_CLIPS,
+    Asking,
+    Clips,
+    open_clip_policy,
+    open_clips,
+    style_of,
+)
+from mmrl.recipes.shared.clip_stages import started
+from mmrl.recipes.shared.launch import EMBEDDED, Data, Load, Preset, launch, summarise
+from mmrl.recipes.shared.miniature import miniature
+from mmrl.rewards.pay import Rewards
+from mmrl.rollouts.experts import WithLabel
+from mmrl.training.monitor import Monitor
+from mmrl.training.optim import Optim
+from mmrl.training.run import Run
+from mmrl.training.trainer import Trainer
 from mmrl.types import Sampling
-from recipes.clip_stages import started
-from recipes.clips import DRAWN_CLIPS, Asking, Clips, open_clip_policy, open_clips, style_of
-from recipes.launch import EMBEDDED, Data, Load, Preset, launch, summarise
-from recipes.miniature import miniature
 
 PRESETS = {
     EMBEDDED: Preset(
@@ -84,7 +91,14 @@ def main(
     policy = open_clip_policy(model, dataset, asking, load, lora, run)
     factor = policy.processing.videos.factor
     prompts, heldout = open_clips(
-        dataset, video_root, data, clips, asking, seed=run.seed, factor=factor, folder=run.folder
+        dataset,
+        video_root,
+        data,
+        clips,
+        asking,
+        seed=run.seed,
+        factor=factor,
+        folder=run.folder,
     )
     trainer = Trainer(
         policy,

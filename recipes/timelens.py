@@ -19,7 +19,8 @@ Departures
 1. TimeLens-7B's script scales advantages by the deviation, against its paper and its own comment; here only with
    `--scale-rewards`.
 2. When to stop early the paper does not say; `early` holds our numbers. The cap of 100 steps (8B) is the script's.
-3. The characters round TimeLens-7B's interleaved times are ours (data/time_text.py), as are the words of all prompts.
+3. The characters round TimeLens-7B's interleaved times are ours (data/video/time_text.py), as are the words of all
+   prompts.
 4. Time-R1 filters again before each of five epochs: here that is five runs, the later ones from the model of the one
    before with `--select.rule time-r1-epoch`. Devices are not told: 16 prompts per step are our guess for 8 of them.
 5. TimeLens2 draws prompts anew at each step with weights (1 - mean IoU of stored answers)²; here the rows are drawn
@@ -34,20 +35,27 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from mmrl.advantages import group_centered, group_normalized
-from mmrl.early_stop import EarlyStop
 from mmrl.grpo import GRPO
-from mmrl.monitor import Monitor
-from mmrl.optim import Optim
-from mmrl.policy import LoRA
-from mmrl.rewards import Rewards
-from mmrl.run import Run
-from mmrl.trainer import Trainer
+from mmrl.losses.advantages import group_centered, group_normalized
+from mmrl.model.load import LoRA
+from mmrl.recipes.shared.clip_data import (
+    DRAWN_CLIPS,
+    Asking,
+    Clips,
+    open_clip_policy,
+    open_clips,
+    style_of,
+)
+from mmrl.recipes.shared.clip_stages import Selection, Tuning, selected, started, tuned
+from mmrl.recipes.shared.launch import EMBEDDED, Data, Load, Preset, launch, summarise
+from mmrl.recipes.shared.miniature import miniature
+from mmrl.rewards.pay import Rewards
+from mmrl.training.early_stop import EarlyStop
+from mmrl.training.monitor import Monitor
+from mmrl.training.optim import Optim
+from mmrl.training.run import Run
+from mmrl.training.trainer import Trainer
 from mmrl.types import Sampling
-from recipes.clip_stages import Selection, Tuning, selected, started, tuned
-from recipes.clips import DRAWN_CLIPS, Asking, Clips, open_clip_policy, open_clips, style_of
-from recipes.launch import EMBEDDED, Data, Load, Preset, launch, summarise
-from recipes.miniature import miniature
 
 OTHERS = {"video-r1": "recipes.video_r1", "tempsamp-r1": "recipes.tempsamp_r1"}
 """Presets of other recipes that are started from here too."""
@@ -68,7 +76,9 @@ PRESETS = {
         ),
         note="tiny model, drawn clips of six seconds, CPU, minutes",
     ),
-    "timelens-7b": Preset({}, 7.0, "Qwen2.5-VL-7B: difficulty filter, then RL; times as text before each pair"),
+    "timelens-7b": Preset(
+        {}, 7.0, "Qwen2.5-VL-7B: difficulty filter, then RL; times as text before each pair"
+    ),
     "timelens-8b": Preset(
         {
             "model": "Qwen/Qwen3-VL-8B-Instruct",
@@ -108,7 +118,12 @@ PRESETS = {
         {
             "model": "Qwen/Qwen3-VL-4B-Instruct",
             "asking": {"style": "timelens2", "time": "native", "snap": False},
-            "clips": {"min_tokens": 1, "total_tokens": 16_384, "max_frames": 512, "seconds": (3.0, 3600.0)},
+            "clips": {
+                "min_tokens": 1,
+                "total_tokens": 16_384,
+                "max_frames": 512,
+                "seconds": (3.0, 3600.0),
+            },
             "select": {"rule": "timelens2"},
             "grpo": {"kl": 0.04},
             "optim": {"schedule": "constant"},
@@ -165,7 +180,14 @@ def main(
     policy = open_clip_policy(model, dataset, asking, load, lora, run)
     factor = policy.processing.videos.factor
     prompts, heldout = open_clips(
-        dataset, video_root, data, clips, asking, seed=run.seed, factor=factor, folder=run.folder
+        dataset,
+        video_root,
+        data,
+        clips,
+        asking,
+        seed=run.seed,
+        factor=factor,
+        folder=run.folder,
     )
     if tuning.rows:
         tuned_model = tuned(policy, prompts, style, tuning, run)
@@ -184,16 +206,27 @@ def main(
         run=run,
         monitor=monitor,
         early=early,
-        settings={"dataset": dataset, "clips": replace(clips, cache=None), "asking": asking, "select": select},
+        settings={
+            "dataset": dataset,
+            "clips": replace(clips, cache=None),
+            "asking": asking,
+            "select": select,
+        },
     )
     trainer.fit()
     advice = f"python -m recipes.evaluate --model {run.folder} --dataset {dataset}"
-    summarise(run, trainer.step_done, watch=("reward/group_std", "reward/even_groups"), advice=advice)
+    summarise(
+        run, trainer.step_done, watch=("reward/group_std", "reward/even_groups"), advice=advice
+    )
 
 
 def start(argv: list[str]) -> None:
     """Run this recipe, or another one of the family by its preset's name."""
-    module = importlib.import_module(OTHERS[argv[0]]) if argv and argv[0] in OTHERS else sys.modules[__name__]
+    module = (
+        importlib.import_module(OTHERS[argv[0]])
+        if argv and argv[0] in OTHERS
+        else sys.modules[__name__]
+    )
     launch(module.main, module.PRESETS, argv)
 
 

@@ -19,22 +19,29 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from data.video_r1 import t_grpo_bonus
-from mmrl.advantages import group_normalized
-from mmrl.contrast_rollout import ContrastRollout
+from mmrl.data.grounding.video_r1 import t_grpo_bonus
 from mmrl.grpo import GRPO
-from mmrl.monitor import Monitor
-from mmrl.optim import Optim
-from mmrl.policy import LoRA
-from mmrl.rewards import Rewards
-from mmrl.run import Run
-from mmrl.trainer import Trainer
+from mmrl.losses.advantages import group_normalized
+from mmrl.model.load import LoRA
+from mmrl.perception.timing import FrameShuffle, Reverse
+from mmrl.recipes.shared.clip_data import (
+    DRAWN_CLIPS,
+    Asking,
+    Clips,
+    open_clip_policy,
+    open_clips,
+    style_of,
+)
+from mmrl.recipes.shared.clip_stages import started
+from mmrl.recipes.shared.launch import EMBEDDED, Data, Load, Preset, launch, summarise
+from mmrl.recipes.shared.miniature import miniature
+from mmrl.rewards.pay import Rewards
+from mmrl.rollouts.contrast import ContrastRollout
+from mmrl.training.monitor import Monitor
+from mmrl.training.optim import Optim
+from mmrl.training.run import Run
+from mmrl.training.trainer import Trainer
 from mmrl.types import Sampling, VisualBranch
-from perception.timing import FrameShuffle, Reverse
-from recipes.clip_stages import started
-from recipes.clips import DRAWN_CLIPS, Asking, Clips, open_clip_policy, open_clips, style_of
-from recipes.launch import EMBEDDED, Data, Load, Preset, launch, summarise
-from recipes.miniature import miniature
 
 PRESETS = {
     EMBEDDED: Preset(
@@ -56,7 +63,9 @@ def main(
     dataset: str = "Video-R1-260k.json",
     video_root: Path | None = None,
     data: Data = Data(),
-    clips: Clips = Clips(fps=None, num_frames=16, min_tokens=None, max_frame_tokens=128, total_tokens=None),
+    clips: Clips = Clips(
+        fps=None, num_frames=16, min_tokens=None, max_frame_tokens=128, total_tokens=None
+    ),
     asking: Asking = Asking(style="video-r1"),
     order: Literal["shuffled", "reversed"] = "shuffled",
     grpo: GRPO = GRPO(kl=0.04, reduction="sequence"),
@@ -89,7 +98,14 @@ def main(
     policy = open_clip_policy(model, dataset, asking, load, lora, run)
     factor = policy.processing.videos.factor
     prompts, heldout = open_clips(
-        dataset, video_root, data, clips, asking, seed=run.seed, factor=factor, folder=run.folder
+        dataset,
+        video_root,
+        data,
+        clips,
+        asking,
+        seed=run.seed,
+        factor=factor,
+        folder=run.folder,
     )
     view = VisualBranch(FrameShuffle() if order == "shuffled" else Reverse())
     trainer = Trainer(
@@ -107,7 +123,9 @@ def main(
         settings={"dataset": dataset, "clips": replace(clips, cache=None), "asking": asking},
     )
     trainer.fit()
-    summarise(run, trainer.steps, watch=("contrast/better", "contrast/paid", "reward/contrast_bonus"))
+    summarise(
+        run, trainer.steps, watch=("contrast/better", "contrast/paid", "reward/contrast_bonus")
+    )
 
 
 if __name__ == "__main__":

@@ -14,19 +14,24 @@ The embedded preset grounds a stretch that is shown smaller.
 
 from __future__ import annotations
 
-from data.pretext_prompts import pretext_correct, pretext_reward
-from mmrl.advantages import group_normalized
+from mmrl.data.pretext.prompts import pretext_correct, pretext_reward
 from mmrl.grpo import GRPO
-from mmrl.monitor import Monitor
-from mmrl.optim import Optim
-from mmrl.policy import LoRA
-from mmrl.rewards import Rewards
-from mmrl.run import Run
-from mmrl.trainer import Trainer
+from mmrl.losses.advantages import group_normalized
+from mmrl.model.load import LoRA
+from mmrl.recipes.shared.launch import EMBEDDED, Load, Preset, launch, open_policy, summarise
+from mmrl.recipes.shared.pretext_data import (
+    MINIATURE_NOTE,
+    Puzzles,
+    miniature_puzzles,
+    open_puzzles,
+)
+from mmrl.recipes.shared.pretext_warmup import embedded_or
+from mmrl.rewards.pay import Rewards
+from mmrl.training.monitor import Monitor
+from mmrl.training.optim import Optim
+from mmrl.training.run import Run
+from mmrl.training.trainer import Trainer
 from mmrl.types import Sampling
-from recipes.launch import EMBEDDED, Load, Preset, launch, open_policy, summarise
-from recipes.puzzle_warmup import embedded_or
-from recipes.puzzles import MINIATURE_NOTE, Puzzles, miniature_puzzles, open_puzzles
 
 PRESETS = {
     EMBEDDED: Preset(miniature_puzzles("miniature-clips"), note=MINIATURE_NOTE),

@@ -14,29 +14,40 @@ The embedded preset asks for the order of two tiles.
 
 from __future__ import annotations
 
-from data.pretext_prompts import pretext_correct, pretext_form, pretext_reward
-from mmrl.advantages import group_normalized
+from mmrl.data.pretext.prompts import pretext_correct, pretext_form, pretext_reward
 from mmrl.grpo import GRPO
-from mmrl.monitor import Monitor
-from mmrl.optim import Optim
-from mmrl.policy import LoRA
-from mmrl.rewards import Rewards
-from mmrl.run import Run
-from mmrl.trainer import Trainer
+from mmrl.losses.advantages import group_normalized
+from mmrl.model.load import LoRA
+from mmrl.recipes.shared.launch import EMBEDDED, Load, Preset, launch, open_policy, summarise
+from mmrl.recipes.shared.pretext_data import (
+    MINIATURE_NOTE,
+    Puzzles,
+    miniature_puzzles,
+    open_puzzles,
+)
+from mmrl.recipes.shared.pretext_warmup import embedded_or
+from mmrl.rewards.pay import Rewards
+from mmrl.training.monitor import Monitor
+from mmrl.training.optim import Optim
+from mmrl.training.run import Run
+from mmrl.training.trainer import Trainer
 from mmrl.types import Sampling
-from recipes.launch import EMBEDDED, Load, Preset, launch, open_policy, summarise
-from recipes.puzzle_warmup import embedded_or
-from recipes.puzzles import MINIATURE_NOTE, Puzzles, miniature_puzzles, open_puzzles
 
 LARGE = "Qwen/Qwen2.5-VL-7B-Instruct"
 FEWER = {"prompts_per_step": 128}
 PRESETS = {
     EMBEDDED: Preset(miniature_puzzles("miniature-jigsaw"), note=MINIATURE_NOTE),
     "7b": Preset({}, 7.0, "Qwen2.5-VL-7B on images, 3×3 tiles"),
-    "touching-7b": Preset({"puzzles": {"mix": "visual-jigsaw-image-paper"}}, note="tiles touch, as published"),
-    "video-7b": Preset({"puzzles": {"mix": "visual-jigsaw-video"}, "run": FEWER}, note="Qwen2.5-VL-7B, six clips"),
+    "touching-7b": Preset(
+        {"puzzles": {"mix": "visual-jigsaw-image-paper"}}, note="tiles touch, as published"
+    ),
+    "video-7b": Preset(
+        {"puzzles": {"mix": "visual-jigsaw-video"}, "run": FEWER},
+        note="Qwen2.5-VL-7B, six clips",
+    ),
     "depth-7b": Preset(
-        {"puzzles": {"mix": "visual-jigsaw-depth"}, "run": {**FEWER, "steps": 800}}, note="Qwen2.5-VL-7B, six depths"
+        {"puzzles": {"mix": "visual-jigsaw-depth"}, "run": {**FEWER, "steps": 800}},
+        note="Qwen2.5-VL-7B, six depths",
     ),
 }
 
@@ -75,7 +86,11 @@ def main(
         policy,
         prompts=data.train,
         heldout=data.heldout,
-        rewards=Rewards(puzzle=pretext_reward, form=(form_weight, pretext_form), accuracy=(0.0, pretext_correct)),
+        rewards=Rewards(
+            puzzle=pretext_reward,
+            form=(form_weight, pretext_form),
+            accuracy=(0.0, pretext_correct),
+        ),
         estimator=group_normalized,
         grpo=grpo,
         sampling=sampling,

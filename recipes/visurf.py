@@ -6,26 +6,36 @@ your own labels:                    python -m recipes.visurf 7b --dataset my.jso
 
 With --boxes answers are JSON lists of {"bbox_2d": …, "point_2d": …} and paid with VisionReasoner's weights: thinking 1,
 format 2, accuracy 3, repetition 1; the label's thinking is not paid. The other numbers are VisionReasoner's too, those
-of ViSurf are not published. Departures: the closed forms of `perception.rewards` (two empty lists pay fully), and the
-n-gram penalty in place of counting repeated sentences.
+of ViSurf are not published. Departures: the closed forms of `mmrl.perception.rewards` (two empty lists pay fully),
+and the n-gram penalty in place of counting repeated sentences.
 """
 
 from __future__ import annotations
 
-from mmrl.advantages import group_normalized
-from mmrl.given_answers import WithLabel
 from mmrl.grpo import GRPO
-from mmrl.monitor import Monitor
+from mmrl.losses.advantages import group_normalized
+from mmrl.model.load import LoRA
 from mmrl.objectives.visurf import ViSurf
-from mmrl.optim import Optim
-from mmrl.policy import LoRA
-from mmrl.rewards import RepetitionPenalty, Rewards, answer_format
-from mmrl.run import Run
-from mmrl.trainer import Trainer
+from mmrl.perception.rewards import GroundingReward, grounding_format
+from mmrl.recipes.shared.launch import (
+    EMBEDDED,
+    Data,
+    Load,
+    Preset,
+    launch,
+    open_data,
+    open_policy,
+    style_of,
+    summarise,
+)
+from mmrl.recipes.shared.miniature import NOTE, miniature
+from mmrl.rewards.pay import RepetitionPenalty, Rewards, answer_format
+from mmrl.rollouts.experts import WithLabel
+from mmrl.training.monitor import Monitor
+from mmrl.training.optim import Optim
+from mmrl.training.run import Run
+from mmrl.training.trainer import Trainer
 from mmrl.types import Sampling
-from perception.rewards import GroundingReward, grounding_format
-from recipes.launch import EMBEDDED, Data, Load, Preset, launch, open_data, open_policy, style_of, summarise
-from recipes.miniature import NOTE, miniature
 
 LARGE = "Qwen/Qwen2.5-VL-7B-Instruct"
 PRESETS = {
@@ -102,7 +112,9 @@ def main(
         monitor=monitor,
     )
     trainer.fit()
-    summarise(run, trainer.steps, watch=("reward/accuracy", "label/reward", "visurf/teaching_tokens"))
+    summarise(
+        run, trainer.steps, watch=("reward/accuracy", "label/reward", "visurf/teaching_tokens")
+    )
 
 
 if __name__ == "__main__":

@@ -13,33 +13,52 @@ flips and rotations: they would change the answers of its questions.
 
 from __future__ import annotations
 
-from mmrl.advantages import group_normalized
 from mmrl.grpo import GRPO
-from mmrl.monitor import Monitor
-from mmrl.noisy_rollouts import NoisyPrompts
+from mmrl.losses.advantages import group_normalized
+from mmrl.model.load import LoRA
 from mmrl.objectives.vogue import VOGUE
-from mmrl.optim import Optim
-from mmrl.policy import LoRA
-from mmrl.rewards import Rewards
-from mmrl.rollout import group_rollout
-from mmrl.run import Run
-from mmrl.trainer import Trainer
+from mmrl.perception.noise import GaussianNoise
+from mmrl.perception.perturb import Chain, ColourJitter, Flip, Rotation
+from mmrl.recipes.shared.launch import (
+    EMBEDDED,
+    Data,
+    Load,
+    Preset,
+    launch,
+    open_data,
+    open_policy,
+    style_of,
+    summarise,
+)
+from mmrl.recipes.shared.miniature import NOTE, miniature
+from mmrl.rewards.pay import Rewards
+from mmrl.rollouts.groups import group_rollout
+from mmrl.rollouts.noisy import NoisyPrompts
+from mmrl.training.monitor import Monitor
+from mmrl.training.optim import Optim
+from mmrl.training.run import Run
+from mmrl.training.trainer import Trainer
 from mmrl.types import Sampling, VisualBranch
-from perception.noise import GaussianNoise
-from perception.perturb import Chain, ColourJitter, Flip, Rotation
-from recipes.launch import EMBEDDED, Data, Load, Preset, launch, open_data, open_policy, style_of, summarise
-from recipes.miniature import NOTE, miniature
 
 RELEASED = VOGUE(uncertainty="sampled", entropy="sampled", caps="sequential", draw="batch")
-AS_PRINTED = {"uncertainty": "exact", "entropy": "exact", "caps": "simultaneous", "draw": "rollout"}
+AS_PRINTED = {
+    "uncertainty": "exact",
+    "entropy": "exact",
+    "caps": "simultaneous",
+    "draw": "rollout",
+}
 PRINTED = {"vogue": AS_PRINTED, "released_view": False, "noise": {"sigma": 0.4}}
 SMALL, LARGE = "Qwen/Qwen2.5-VL-3B-Instruct", "Qwen/Qwen2.5-VL-7B-Instruct"
 PRESETS = {
     EMBEDDED: Preset(miniature(**PRINTED), note=NOTE),
     "7b": Preset({}, 7.0, "Qwen2.5-VL-7B, released code"),
     "3b": Preset({"model": SMALL}, 3.0, "Qwen2.5-VL-3B, released code"),
-    "qwen3-4b": Preset({"model": "Qwen/Qwen3-VL-4B-Instruct"}, 4.0, "Qwen3-VL-4B, released code"),
-    "qwen3-8b": Preset({"model": "Qwen/Qwen3-VL-8B-Instruct"}, 8.0, "Qwen3-VL-8B, released code"),
+    "qwen3-4b": Preset(
+        {"model": "Qwen/Qwen3-VL-4B-Instruct"}, 4.0, "Qwen3-VL-4B, released code"
+    ),
+    "qwen3-8b": Preset(
+        {"model": "Qwen/Qwen3-VL-8B-Instruct"}, 8.0, "Qwen3-VL-8B, released code"
+    ),
     "printed-7b": Preset(PRINTED, note="Qwen2.5-VL-7B, as printed"),
     "printed-3b": Preset({**PRINTED, "model": SMALL}, note="Qwen2.5-VL-3B, as printed"),
 }
@@ -80,14 +99,20 @@ def main(
     policy = open_policy(model, load, lora, run)
     prompts, heldout = open_data(dataset, data, run.seed)
     style = style_of(data.style)
-    view = Chain((Flip(0.5, 0.5), Rotation(10.0), ColourJitter(0.15, 0.15), noise)) if released_view else noise
+    view = (
+        Chain((Flip(0.5, 0.5), Rotation(10.0), ColourJitter(0.15, 0.15), noise))
+        if released_view
+        else noise
+    )
     noisy = VisualBranch(view, stage="resized")
     trainer = Trainer(
         policy,
         prompts=prompts,
         heldout=heldout,
         rewards=Rewards(accuracy=(0.9, style.accuracy), format=(0.1, style.format)),
-        rollout=NoisyPrompts(policy, noisy, vogue.noisy, vogue.probability) if vogue.wants else group_rollout,
+        rollout=NoisyPrompts(policy, noisy, vogue.noisy, vogue.probability)
+        if vogue.wants
+        else group_rollout,
         estimator=group_normalized,
         grpo=grpo,
         branches={vogue.noisy: noisy},

@@ -8,24 +8,36 @@ the DAPO baseline:              python -m recipes.vppo 7b --vppo.top-share 1 --v
 
 from __future__ import annotations
 
-from mmrl.advantages import group_normalized
 from mmrl.grpo import GRPO
-from mmrl.monitor import Monitor
+from mmrl.losses.advantages import group_normalized
+from mmrl.model.load import LoRA
 from mmrl.objectives.vppo import VPPO
-from mmrl.optim import Optim
-from mmrl.policy import LoRA
-from mmrl.rewards import Rewards
-from mmrl.rollout import DynamicSampling, group_rollout
-from mmrl.run import Run
-from mmrl.trainer import Trainer
+from mmrl.perception.masking import PatchMask
+from mmrl.recipes.shared.launch import (
+    EMBEDDED,
+    Data,
+    Load,
+    Preset,
+    launch,
+    open_data,
+    open_policy,
+    style_of,
+    summarise,
+)
+from mmrl.recipes.shared.miniature import NOTE, miniature
+from mmrl.rewards.pay import Rewards
+from mmrl.rollouts.groups import DynamicSampling, group_rollout
+from mmrl.training.monitor import Monitor
+from mmrl.training.optim import Optim
+from mmrl.training.run import Run
+from mmrl.training.trainer import Trainer
 from mmrl.types import Sampling, VisualBranch
-from perception.masking import PatchMask
-from recipes.launch import EMBEDDED, Data, Load, Preset, launch, open_data, open_policy, style_of, summarise
-from recipes.miniature import NOTE, miniature
 
 LARGE, HUGE = "Qwen/Qwen2.5-VL-7B-Instruct", "Qwen/Qwen2.5-VL-32B-Instruct"
 PRESETS = {
-    EMBEDDED: Preset(miniature(vppo={"eta": 0.002}, mask={"size": 16}, dynamic=False), note=NOTE),
+    EMBEDDED: Preset(
+        miniature(vppo={"eta": 0.002}, mask={"size": 16}, dynamic=False), note=NOTE
+    ),
     "7b": Preset({}, 7.0, "Qwen2.5-VL-7B"),
     "32b": Preset({"model": HUGE}, 32.0, "Qwen2.5-VL-32B"),
 }

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmrl import tiny
+from mmrl.model import tiny
 
 torch.set_num_threads(1)
 

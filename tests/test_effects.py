@@ -31,7 +31,9 @@ def test_verdicts_follow_the_interval(effects):
     rise = verdict(effects, [0.5, 0.6, 0.55], [0.3, 0.4, 0.34])
     assert rise.verdict == "shown" and rise.difference == pytest.approx(0.2033, abs=1e-3)
     assert rise.half == pytest.approx(4.3027 * 0.005774 / 3**0.5, rel=1e-3)
-    assert verdict(effects, [0.5, 0.6, 0.55], [0.3, 0.4, 0.34], larger=False).verdict == "opposite"
+    assert (
+        verdict(effects, [0.5, 0.6, 0.55], [0.3, 0.4, 0.34], larger=False).verdict == "opposite"
+    )
     assert verdict(effects, [0.5, 0.2, 0.9], [0.3, 0.4, 0.34]).verdict == "not shown"
     assert verdict(effects, [0.5], [0.3]).verdict == "not shown (one seed)"
     assert verdict(effects, [0.5, 0.6], [0.5, 0.6]).verdict == "not shown"
@@ -40,7 +42,9 @@ def test_verdicts_follow_the_interval(effects):
 
 def test_every_method_is_a_recipe_with_claims(effects):
     for name, method in effects.METHODS.items():
-        assert (FILE.parents[1] / "recipes" / f"{method.recipe}.py").is_file() and method.claims, name
+        assert (
+            FILE.parents[1] / "recipes" / f"{method.recipe}.py"
+        ).is_file() and method.claims, name
 
 
 def test_a_section_is_replaced_or_added(effects, tmp_path):
@@ -48,7 +52,9 @@ def test_a_section_is_replaced_or_added(effects, tmp_path):
     once = documents.inserted("# Title\n\nprose\n", "numbers", "first")
     assert once.startswith("# Title\n\nprose\n\n") and "first" in once
     twice = documents.inserted(once + "\nafter\n", "numbers", "second")
-    assert "first" not in twice and twice.index("prose") < twice.index("second") < twice.index("after")
+    assert "first" not in twice and twice.index("prose") < twice.index("second") < twice.index(
+        "after"
+    )
     both = documents.inserted(twice, "others", "third")
     assert "second" in both and "third" in documents.inserted(both, "numbers", "fourth")
     documents.write_section(tmp_path / "new.md", "numbers", "only")

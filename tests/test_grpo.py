@@ -10,25 +10,45 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmrl import kl
-from mmrl.advantages import group_normalized
 from mmrl.grpo import GRPO, apply_kl_in_reward, loss, losses
+from mmrl.losses import kl
+from mmrl.losses.advantages import group_normalized
+from mmrl.losses.reduce import Totals
+from mmrl.losses.surrogates import bounded_ratio, clipped, gmpo, gspo, gspo_token, sapo
 from mmrl.objectives.base import Objective
-from mmrl.reduce import Totals
-from mmrl.surrogates import bounded_ratio, clipped, gmpo, gspo, gspo_token, sapo
 from mmrl.types import Batch, Now, Prompt, Role, Rollout, Scores
 
-GOLDEN = Path(os.environ.get("MMRL_GOLDEN", Path(__file__).parent / "golden")) / "objectives" / "policy_loss.npz"
+GOLDEN = (
+    Path(os.environ.get("MMRL_GOLDEN", Path(__file__).parent / "golden"))
+    / "objectives"
+    / "policy_loss.npz"
+)
 NOW = Now(step=0, progress=0.0)
-REDUCTIONS = {"token-mean": "token", "seq-mean-token-mean": "sequence", "seq-mean-token-sum": "sequence_sum"}
+REDUCTIONS = {
+    "token-mean": "token",
+    "seq-mean-token-mean": "sequence",
+    "seq-mean-token-sum": "sequence_sum",
+}
 
 
 def make_batch(logp, mask, advantage, roles=None, reward=None, **scores):
     rows, columns = mask.shape
     nothing = torch.zeros(0, dtype=torch.long)
     prompt = Prompt(id="p", messages=[])
-    answer = Rollout(prompt=prompt, group=0, prompt_ids=nothing, tokens=nothing, roles=nothing, text="", stop="eos")
-    roles = torch.where(mask.bool(), Role.POLICY, Role.OBSERVATION).to(torch.uint8) if roles is None else roles
+    answer = Rollout(
+        prompt=prompt,
+        group=0,
+        prompt_ids=nothing,
+        tokens=nothing,
+        roles=nothing,
+        text="",
+        stop="eos",
+    )
+    roles = (
+        torch.where(mask.bool(), Role.POLICY, Role.OBSERVATION).to(torch.uint8)
+        if roles is None
+        else roles
+    )
     return Batch(
         rollouts=[answer] * rows,
         group=torch.arange(rows) // 2,
@@ -45,7 +65,10 @@ def rows_of(batch, rows):
     return replace(
         batch,
         rollouts=[batch.rollouts[int(i)] for i in rows],
-        **{name: getattr(batch, name)[rows] for name in ("group", "tokens", "mask", "reward", "advantage", "roles")},
+        **{
+            name: getattr(batch, name)[rows]
+            for name in ("group", "tokens", "mask", "reward", "advantage", "roles")
+        },
         scores={name: scores[rows] for name, scores in batch.scores.items()},
     )
 
@@ -59,7 +82,9 @@ def random_case(seed=0, rows=5, columns=6, dtype=torch.float64):
     mask = torch.arange(columns) < lengths
     advantage = torch.randn(rows, 1, generator=rng, dtype=dtype) * mask
     old, ref, sampler = logp + noise(0.3), logp + noise(0.3), logp + noise(0.3)
-    return logp.requires_grad_(), make_batch(logp, mask, advantage, raw=old, ref=ref, sampler=sampler)
+    return logp.requires_grad_(), make_batch(
+        logp, mask, advantage, raw=old, ref=ref, sampler=sampler
+    )
 
 
 @dataclass(frozen=True)
@@ -83,8 +108,15 @@ def golden_plan(key, low, high, dual, columns):
         return replace(verl, reduction=REDUCTIONS[rest[0]]), clipped
     if key in ("verl_gspo", "verl_geo_mean", "verl_sapo"):
         surrogate = {"verl_gspo": gspo_token, "verl_geo_mean": gmpo, "verl_sapo": sapo}[key]
-        return replace(verl, dual_clip=None), surrogate  # reduced by its own rule, not by verl.reduction
-    rules = {"trl_grpo": "sequence", "trl_dapo": "token", "trl_bnpo": "token", "trl_dr_grpo": "constant"}
+        return replace(
+            verl, dual_clip=None
+        ), surrogate  # reduced by its own rule, not by verl.reduction
+    rules = {
+        "trl_grpo": "sequence",
+        "trl_dapo": "token",
+        "trl_bnpo": "token",
+        "trl_dr_grpo": "constant",
+    }
     if first in rules and len(rest) == 2 and rest[0] == "token" and rest[1].startswith("beta"):
         beta = float(rest[1].removeprefix("beta"))
         constant = columns if rules[first] == "constant" else 0
@@ -108,16 +140,22 @@ def test_golden_objectives_whole_loss(case, key):
         torch.tensor(vectors[f"{case}__in_{name}"])
         for name in ("log_probs", "old_log_probs", "ref_log_probs", "response_mask")
     )
-    grpo, surrogate = golden_plan(key, *(float(x) for x in vectors[f"{case}__in_clip"]), mask.shape[1])
+    grpo, surrogate = golden_plan(
+        key, *(float(x) for x in vectors[f"{case}__in_clip"]), mask.shape[1]
+    )
     if grpo.kl and (kl.k3(logp, ref, value_max=None) * mask).max() > 10:
         pytest.skip(f"{case}__{key}: TRL does not clamp k3, the core does")
     if not mask.any(-1).all() and (key.startswith("trl") or key == "verl_geo_mean"):
-        pytest.skip(f"{case}__{key}: the reference counts answers without tokens, the core does not")
+        pytest.skip(
+            f"{case}__{key}: the reference counts answers without tokens, the core does not"
+        )
     advantage = torch.tensor(vectors[f"{case}__in_adv_seq"]).unsqueeze(-1) * mask
     logp.requires_grad_()
     batch = make_batch(logp, mask, advantage, raw=old, ref=ref)
     got, _ = loss(grpo, surrogate, batch, {"raw": Scores(logp)}, [], Totals.of(mask), NOW)
-    np.testing.assert_allclose(got.item(), vectors[f"{case}__{key}__loss"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        got.item(), vectors[f"{case}__{key}__loss"], rtol=1e-5, atol=1e-6
+    )
     gradient = torch.autograd.grad(got, logp)[0].numpy()
     np.testing.assert_allclose(gradient, vectors[f"{case}__{key}__grad"], rtol=1e-4, atol=1e-6)
 
@@ -129,14 +167,23 @@ def test_golden_objectives_whole_loss(case, key):
     st.sampled_from([clipped, gspo, gmpo]),
     st.integers(0, 5),
 )
-def test_split_row_order_and_padding_change_neither_loss_gradient_nor_metrics(seed, reduction, surrogate, cut):
+def test_split_row_order_and_padding_change_neither_loss_gradient_nor_metrics(
+    seed, reduction, surrogate, cut
+):
     logp, batch = random_case(seed)
     grpo = GRPO(
-        kl=0.1, reduction=reduction, length_constant=6, mismatch="truncate", mismatch_level="sequence", mismatch_cap=3.0
+        kl=0.1,
+        reduction=reduction,
+        length_constant=6,
+        mismatch="truncate",
+        mismatch_level="sequence",
+        mismatch_cap=3.0,
     )
     totals = Totals.of(batch.mask)
     objectives = [Term()]
-    whole, metrics = loss(grpo, surrogate, batch, {"raw": Scores(logp)}, objectives, totals, NOW)
+    whole, metrics = loss(
+        grpo, surrogate, batch, {"raw": Scores(logp)}, objectives, totals, NOW
+    )
     (gradient,) = torch.autograd.grad(whole, logp)
 
     order = torch.randperm(5, generator=torch.Generator().manual_seed(seed))
@@ -144,7 +191,9 @@ def test_split_row_order_and_padding_change_neither_loss_gradient_nor_metrics(se
     for rows in (order[:cut], order[cut:]):
         live = {"raw": Scores(logp[rows])}
         piece, part = (
-            loss(grpo, surrogate, rows_of(batch, rows), live, objectives, totals, NOW) if len(rows) else (0, {})
+            loss(grpo, surrogate, rows_of(batch, rows), live, objectives, totals, NOW)
+            if len(rows)
+            else (0, {})
         )
         pieces.append(piece)
         for name, value in part.items():
@@ -163,7 +212,9 @@ def test_split_row_order_and_padding_change_neither_loss_gradient_nor_metrics(se
         wider(batch.advantage, torch.nan),
         **{name: wider(scores.logp, torch.nan) for name, scores in batch.scores.items()},
     )
-    garbage, _ = loss(grpo, surrogate, wide, {"raw": Scores(wider(logp, torch.nan))}, objectives, totals, NOW)
+    garbage, _ = loss(
+        grpo, surrogate, wide, {"raw": Scores(wider(logp, torch.nan))}, objectives, totals, NOW
+    )
     torch.testing.assert_close(garbage, whole)
     torch.testing.assert_close(torch.autograd.grad(garbage, logp)[0], gradient)
 
@@ -171,12 +222,23 @@ def test_split_row_order_and_padding_change_neither_loss_gradient_nor_metrics(se
 @pytest.mark.parametrize("where", ["mask", "live"])
 def test_garbage_on_tokens_that_are_not_trained_is_never_read(where):
     logp, batch = random_case(3)
-    expected, _ = loss(GRPO(kl=0.1), clipped, batch, {"raw": Scores(logp)}, [Term()], Totals.of(batch.mask), NOW)
+    expected, _ = loss(
+        GRPO(kl=0.1),
+        clipped,
+        batch,
+        {"raw": Scores(logp)},
+        [Term()],
+        Totals.of(batch.mask),
+        NOW,
+    )
     (gradient,) = torch.autograd.grad(expected, logp)
     dirty = torch.where(batch.mask, logp.detach(), torch.nan).requires_grad_()
     scores = batch.scores
     if where == "mask":
-        scores = {name: Scores(torch.where(batch.mask, x.logp, torch.inf)) for name, x in scores.items()}
+        scores = {
+            name: Scores(torch.where(batch.mask, x.logp, torch.inf))
+            for name, x in scores.items()
+        }
     got, _ = loss(
         GRPO(kl=0.1),
         clipped,
@@ -202,7 +264,10 @@ def test_a_zero_objective_leaves_the_loss_bit_equal():
 
 def test_parts_add_up_and_are_named():
     logp, batch = random_case(2)
-    live = {"raw": Scores(logp, entropy=torch.ones_like(logp)), "masked": Scores(logp.detach() - 0.5)}
+    live = {
+        "raw": Scores(logp, entropy=torch.ones_like(logp)),
+        "masked": Scores(logp.detach() - 0.5),
+    }
     totals = Totals.of(batch.mask)
     parts, _ = losses(GRPO(kl=0.1), clipped, batch, live, [Term(), Term(0.25)], totals, NOW)
     total, metrics = loss(GRPO(kl=0.1), clipped, batch, live, [Term(), Term(0.25)], totals, NOW)
@@ -210,7 +275,8 @@ def test_parts_add_up_and_are_named():
     torch.testing.assert_close(sum(parts.values()), total)
     torch.testing.assert_close(metrics["loss/kl"], 0.1 * metrics["policy/kl_ref"])
     torch.testing.assert_close(
-        parts["term"].detach(), 0.75 * (logp.detach().square() * batch.mask).sum() / totals.tokens
+        parts["term"].detach(),
+        0.75 * (logp.detach().square() * batch.mask).sum() / totals.tokens,
     )
     assert metrics["policy/entropy"] == pytest.approx(1.0)
     assert metrics["branch/masked/kl"] == pytest.approx(np.exp(-0.5) + 0.5 - 1)
@@ -220,7 +286,9 @@ def test_parts_add_up_and_are_named():
 def test_without_stored_scores_the_ratio_is_one():
     logp, batch = random_case(4)
     batch = replace(batch, scores={})
-    got, metrics = loss(GRPO(), clipped, batch, {"raw": Scores(logp)}, [], Totals.of(batch.mask), NOW)
+    got, metrics = loss(
+        GRPO(), clipped, batch, {"raw": Scores(logp)}, [], Totals.of(batch.mask), NOW
+    )
     weight = batch.advantage / batch.mask.sum()
     torch.testing.assert_close(got, -weight.sum())
     torch.testing.assert_close(torch.autograd.grad(got, logp)[0], -weight)
@@ -235,7 +303,12 @@ def test_reference_kl_gradient_is_the_closed_form():
         grpo = GRPO(kl=0.2, kl_importance=kl_importance)
         parts, _ = losses(grpo, clipped, on_policy, {"raw": Scores(logp)}, [], totals, NOW)
         u = (batch.scores["ref"].logp - logp).detach()
-        expected = 0.2 * (1 - u.exp() + (u.exp() - u - 1 if kl_importance else 0)) * batch.mask / totals.tokens
+        expected = (
+            0.2
+            * (1 - u.exp() + (u.exp() - u - 1 if kl_importance else 0))
+            * batch.mask
+            / totals.tokens
+        )
         torch.testing.assert_close(torch.autograd.grad(parts["kl"], logp)[0], expected)
 
 
@@ -243,7 +316,9 @@ def test_exact_kl_reads_the_divergence_and_says_so_when_it_is_missing():
     logp, batch = random_case(5)
     ref = Scores(logp.detach(), divergence=torch.where(batch.mask, 2.0, torch.nan).double())
     arguments = (GRPO(kl=0.1, kl_kind="exact"), clipped, batch)
-    parts, _ = losses(*arguments, {"raw": Scores(logp), "ref": ref}, [], Totals.of(batch.mask), NOW)
+    parts, _ = losses(
+        *arguments, {"raw": Scores(logp), "ref": ref}, [], Totals.of(batch.mask), NOW
+    )
     assert parts["kl"].item() == pytest.approx(0.2)
     with pytest.raises(ValueError, match="divergence='forward'"):
         losses(*arguments, {"raw": Scores(logp)}, [], Totals.of(batch.mask), NOW)
@@ -267,9 +342,15 @@ def test_mismatch_weights_the_policy_term_only():
     grpo = GRPO(kl=0.1, mismatch="truncate", mismatch_cap=1.1)
     weighted, metrics = losses(grpo, clipped, batch, live, [Term()], totals, NOW)
     assert weighted["kl"] == plain["kl"] and weighted["term"] == plain["term"]
-    weight = bounded_ratio(batch.scores["raw"].logp - batch.scores["sampler"].logp).clamp(max=1.1)
-    surrogate = clipped(logp, batch.scores["raw"].logp, batch.advantage, batch.mask, clip_low=0.2, clip_high=0.2)
-    torch.testing.assert_close(weighted["policy"], (weight * surrogate * batch.mask).sum() / totals.tokens)
+    weight = bounded_ratio(batch.scores["raw"].logp - batch.scores["sampler"].logp).clamp(
+        max=1.1
+    )
+    surrogate = clipped(
+        logp, batch.scores["raw"].logp, batch.advantage, batch.mask, clip_low=0.2, clip_high=0.2
+    )
+    torch.testing.assert_close(
+        weighted["policy"], (weight * surrogate * batch.mask).sum() / totals.tokens
+    )
     assert metrics["policy/mismatch_weight_max"] == pytest.approx(1.1)
     equal = replace(batch, scores=batch.scores | {"sampler": batch.scores["raw"]})
     same, metrics = losses(grpo, clipped, equal, live, [Term()], totals, NOW)
@@ -290,9 +371,13 @@ def test_kl_in_reward_enters_the_advantage_and_not_the_loss():
     full = lengths > 0
     torch.testing.assert_close(
         group_normalized(paid, batch.group, batch.mask)[full],
-        group_normalized(torch.where(full, expected.sum(-1), 0.0), batch.group, batch.mask)[full],
+        group_normalized(torch.where(full, expected.sum(-1), 0.0), batch.group, batch.mask)[
+            full
+        ],
     )
-    parts, _ = losses(grpo, clipped, batch, {"raw": Scores(logp)}, [], Totals.of(batch.mask), NOW)
+    parts, _ = losses(
+        grpo, clipped, batch, {"raw": Scores(logp)}, [], Totals.of(batch.mask), NOW
+    )
     assert list(parts) == ["policy"]
     assert apply_kl_in_reward(GRPO(kl=0.5), batch) is batch.reward
 
@@ -310,9 +395,13 @@ def test_expert_tokens_stay_readable_for_objectives_but_are_not_trained_by_the_s
             return {}
 
     expert = replace(batch, mask=mask, roles=roles)
-    got, _ = loss(GRPO(), clipped, expert, {"raw": Scores(logp)}, [Reader()], Totals.of(mask), NOW)
+    got, _ = loss(
+        GRPO(), clipped, expert, {"raw": Scores(logp)}, [Reader()], Totals.of(mask), NOW
+    )
     torch.testing.assert_close(seen["live"], torch.where(batch.mask, logp.detach(), 0.0))
-    torch.testing.assert_close(seen["old"], torch.where(batch.mask, batch.scores["raw"].logp, 0.0))
+    torch.testing.assert_close(
+        seen["old"], torch.where(batch.mask, batch.scores["raw"].logp, 0.0)
+    )
     assert (torch.autograd.grad(got, logp)[0][1:] == 0).all()
 
 
@@ -337,7 +426,15 @@ def test_a_term_of_the_wrong_shape_is_refused_by_name():
 
     logp, batch = random_case(11)
     with pytest.raises(ValueError, match="Averaged returned 'average' of shape"):
-        loss(GRPO(), clipped, batch, {"raw": Scores(logp)}, [Averaged()], Totals.of(batch.mask), NOW)
+        loss(
+            GRPO(),
+            clipped,
+            batch,
+            {"raw": Scores(logp)},
+            [Averaged()],
+            Totals.of(batch.mask),
+            NOW,
+        )
 
 
 @pytest.mark.parametrize(

@@ -25,20 +25,21 @@ from typing import Any
 
 import numpy as np
 
-from data.pretext.catalogue import TASKS
-from data.pretext.difficulty import DefaultKnobs, FixedLevel
-from data.pretext.media import Quarantine
-from data.pretext.presets import PRESETS, preset
-from data.pretext.progress import shown
-from data.pretext.sources import Source, SplitSource, open_source
-from data.pretext.stream import Stream
+from mmrl.data.pretext.catalogue import TASKS
+from mmrl.data.pretext.difficulty import DefaultKnobs, FixedLevel
+from mmrl.data.pretext.presets import PRESETS, preset
+from mmrl.data.pretext.stream.media import Quarantine
+from mmrl.data.pretext.stream.open import open_source
+from mmrl.data.pretext.stream.sources import Source, SplitSource
+from mmrl.data.pretext.stream.stream import Stream
+from mmrl.ground.pretext_progress import shown
 
 EXAMPLES = {
     "export": """examples:
   python -m data.pretext export --preset puzzlecraft-mix --count 10000 --output out/
   python -m data.pretext export --source ~/photos --split train --workers 8 --output out/
 The rows do not depend on --workers. Columns: prompt, images, videos, video_times, solution, task, truth, ...; score
-answers with data.pretext.scoring.pretext_reward, which has the signature of a TRL reward function.""",
+answers with mmrl.data.pretext.stream.scoring.pretext_reward, which has the signature of a TRL reward function.""",
     "preview": """examples:
   python -m data.pretext preview --source ~/photos --count 50 --output sheet.html
   python -m data.pretext preview --preset jigsaw --level 1.0      one task, as hard as it gets""",
@@ -75,7 +76,9 @@ def stream_of(args: argparse.Namespace, quarantine: Path | None = None) -> Strea
     """The stream that the arguments describe."""
     bad = Quarantine(quarantine)
     levels = DefaultKnobs() if args.level is None else FixedLevel(args.level)
-    return Stream(source_of(args, bad), preset(args.preset), args.seed, levels=levels, quarantine=bad)
+    return Stream(
+        source_of(args, bad), preset(args.preset), args.seed, levels=levels, quarantine=bad
+    )
 
 
 def source_of(args: argparse.Namespace, quarantine: Quarantine) -> Source:
@@ -88,26 +91,32 @@ def source_of(args: argparse.Namespace, quarantine: Quarantine) -> Source:
 
 
 def run_export(args: argparse.Namespace) -> int:
-    from data.pretext.export import export
+    from mmrl.data.pretext.stream.export import export
 
     folder = Path(args.output)
     quarantine = folder.with_name(f"{folder.name}.quarantine.jsonl")
-    about = {key: getattr(args, key) for key in ("source", "preset", "seed", "level", "heldout")}
+    about = {
+        key: getattr(args, key) for key in ("source", "preset", "seed", "level", "heldout")
+    }
     done = export(
         partial(stream_of, args, quarantine), folder, args.count, split="test" if args.split == "heldout" else "train",
         workers=args.workers, overwrite=args.overwrite, about=about,
     )  # fmt: skip
     if quarantine.exists():
-        lines = dict.fromkeys(quarantine.read_text().splitlines())  # each worker lists what it met
+        lines = dict.fromkeys(
+            quarantine.read_text().splitlines()
+        )  # each worker lists what it met
         (folder / "quarantine.jsonl").write_text("".join(f"{line}\n" for line in lines))
         quarantine.unlink()
         print(f"skipped media are listed in {folder / 'quarantine.jsonl'}")
-    print(f"wrote {done.rows} rows to {done.folder}; load them with datasets.load_dataset({str(done.folder)!r})")
+    print(
+        f"wrote {done.rows} rows to {done.folder}; load them with datasets.load_dataset({str(done.folder)!r})"
+    )
     return 0
 
 
 def run_preview(args: argparse.Namespace) -> int:
-    from data.pretext.preview import write_preview
+    from mmrl.data.pretext.audit.preview import write_preview
 
     stream, path = stream_of(args), Path(args.output)
     samples = shown(stream.first(args.count), args.count, "samples made")
@@ -117,7 +126,7 @@ def run_preview(args: argparse.Namespace) -> int:
 
 
 def run_audit(args: argparse.Namespace) -> int:
-    from data.pretext.audit import audit, gap_curve
+    from mmrl.data.pretext.audit.audit import audit, gap_curve
 
     source = source_of(args, Quarantine())
     if args.all or args.markdown:
@@ -134,17 +143,19 @@ def run_audit(args: argparse.Namespace) -> int:
 
 
 def _audit_page(args: argparse.Namespace, source: Source) -> int:
-    from data.pretext.audit_page import everything, page
+    from mmrl.data.pretext.audit.audit_page import everything, page
 
     leaks = 0
-    for text, leaky in page(source, everything() if args.all else [preset(args.preset)], args.count, args.seed):
+    for text, leaky in page(
+        source, everything() if args.all else [preset(args.preset)], args.count, args.seed
+    ):
         print(text, flush=True)
         leaks += leaky
     return 1 if leaks else 0
 
 
 def run_bench(args: argparse.Namespace) -> int:
-    from data.pretext.bench import measure
+    from mmrl.data.pretext.audit.bench import measure
 
     figures = measure(args.seconds)
     for figure in figures:
@@ -179,10 +190,13 @@ def run_stats(args: argparse.Namespace) -> int:
 
 
 def run_eval(args: argparse.Namespace) -> int:
-    from data.pretext_eval import evaluate_model
+    from mmrl.data.pretext.evaluate import evaluate_model
 
     if args.model == "tiny":
-        print("no --model given: asking an untrained tiny model, whose answers are noise", file=sys.stderr)
+        print(
+            "no --model given: asking an untrained tiny model, whose answers are noise",
+            file=sys.stderr,
+        )
     report = evaluate_model(args.model, stream_of(args), args.count, args.max_tokens, args.seed)
     print(report.table())
     if args.json:
@@ -202,7 +216,9 @@ def run_list(args: argparse.Namespace) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m data.pretext", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m data.pretext",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -212,26 +228,66 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )  # fmt: skip
         if count:
-            command.add_argument("--count", type=_positive, default=count, help=f"number of samples (default {count})")
+            command.add_argument(
+                "--count",
+                type=_positive,
+                default=count,
+                help=f"number of samples (default {count})",
+            )
         command.set_defaults(run=run)
         return command
 
-    export = add("export", run_export, "write a data set that datasets.load_dataset reads", 1000)
+    export = add(
+        "export", run_export, "write a data set that datasets.load_dataset reads", 1000
+    )
     export.add_argument("--output", required=True, help="folder to write")
-    export.add_argument("--workers", type=_positive, default=1, help="processes; the rows do not depend on it")
-    export.add_argument("--overwrite", action="store_true", help="replace a folder that is not empty")
-    preview = add("preview", run_preview, "write an HTML sheet with samples, prompts and truths", 24)
-    preview.add_argument("--output", default="preview.html", help="file to write (default preview.html)")
-    audit = add("audit", run_audit, "print how far each cheating baseline gets; status 1 if one is undeclared", 200)
-    audit.add_argument("--gaps", action="store_true", help="also show how a gap defeats border matching")
-    audit.add_argument("--all", action="store_true", help="every preset, and the tasks in none, as a Markdown page")
-    audit.add_argument("--markdown", action="store_true", help="the preset as a Markdown page with chance levels")
+    export.add_argument(
+        "--workers", type=_positive, default=1, help="processes; the rows do not depend on it"
+    )
+    export.add_argument(
+        "--overwrite", action="store_true", help="replace a folder that is not empty"
+    )
+    preview = add(
+        "preview", run_preview, "write an HTML sheet with samples, prompts and truths", 24
+    )
+    preview.add_argument(
+        "--output", default="preview.html", help="file to write (default preview.html)"
+    )
+    audit = add(
+        "audit",
+        run_audit,
+        "print how far each cheating baseline gets; status 1 if one is undeclared",
+        200,
+    )
+    audit.add_argument(
+        "--gaps", action="store_true", help="also show how a gap defeats border matching"
+    )
+    audit.add_argument(
+        "--all",
+        action="store_true",
+        help="every preset, and the tasks in none, as a Markdown page",
+    )
+    audit.add_argument(
+        "--markdown",
+        action="store_true",
+        help="the preset as a Markdown page with chance levels",
+    )
     audit.add_argument("--json", help="write the findings to this file")
-    bench = add("bench", run_bench, "print throughput; status 1 if a figure is below half of its goal")
-    bench.add_argument("--seconds", type=float, default=1.0, help="CPU seconds per figure and repetition")
+    bench = add(
+        "bench", run_bench, "print throughput; status 1 if a figure is below half of its goal"
+    )
+    bench.add_argument(
+        "--seconds", type=float, default=1.0, help="CPU seconds per figure and repetition"
+    )
     add("stats", run_stats, "print the mix: tasks, acceptance, reasons of refusal, sizes", 200)
-    evaluate = add("eval", run_eval, "ask a model: accuracy, score above chance, confidence intervals", 200)
-    evaluate.add_argument("--model", default="tiny", help="model folder or hub name (default: an untrained tiny one)")
+    evaluate = add(
+        "eval", run_eval, "ask a model: accuracy, score above chance, confidence intervals", 200
+    )
+    evaluate.add_argument(
+        "--model",
+        default="tiny",
+        help="model folder or hub name (default: an untrained tiny one)",
+    )
     evaluate.add_argument("--max-tokens", type=_positive, default=512, help="longest answer")
     evaluate.add_argument("--json", help="write the report to this file")
     evaluate.set_defaults(split="heldout")
@@ -241,13 +297,36 @@ def _parser() -> argparse.ArgumentParser:
 
 def _shared() -> argparse.ArgumentParser:
     shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--source", default="drawn", help="folder, .tar, .parquet, hub name, or 'drawn' (default)")
-    shared.add_argument("--preset", default="mmrl-mix-v1", help="a preset or a task (see `list`; default mmrl-mix-v1)")
+    shared.add_argument(
+        "--source",
+        default="drawn",
+        help="folder, .tar, .parquet, hub name, or 'drawn' (default)",
+    )
+    shared.add_argument(
+        "--preset",
+        default="mmrl-mix-v1",
+        help="a preset or a task (see `list`; default mmrl-mix-v1)",
+    )
     shared.add_argument("--seed", type=int, default=0, help="another seed gives other samples")
-    shared.add_argument("--level", type=float, default=None, help="difficulty in [0, 1] instead of the default knobs")
-    shared.add_argument("--split", choices=("all", "train", "heldout"), default="all", help="side of the content split")
-    shared.add_argument("--heldout", type=float, default=0.1, help="held-out share of the media (default 0.1)")
-    shared.add_argument("--exclude", help="hashes.npy of an exported set: its near-duplicates stay out of training")
+    shared.add_argument(
+        "--level",
+        type=float,
+        default=None,
+        help="difficulty in [0, 1] instead of the default knobs",
+    )
+    shared.add_argument(
+        "--split",
+        choices=("all", "train", "heldout"),
+        default="all",
+        help="side of the content split",
+    )
+    shared.add_argument(
+        "--heldout", type=float, default=0.1, help="held-out share of the media (default 0.1)"
+    )
+    shared.add_argument(
+        "--exclude",
+        help="hashes.npy of an exported set: its near-duplicates stay out of training",
+    )
     return shared
 
 

@@ -2,40 +2,40 @@
 
 from __future__ import annotations
 
-from data.pretext.anomaly import AnomalyGrounding
-from data.pretext.arrow_of_time import ArrowOfTime
-from data.pretext.camera import CameraMotion
-from data.pretext.charts import ChartReading, TableReading
-from data.pretext.clip_insertion import ClipInsertion
-from data.pretext.clock import Clock
-from data.pretext.contract import Task
-from data.pretext.correspondence import Correspondence
-from data.pretext.crop_location import CropLocation
-from data.pretext.depth_order import DepthOrder
-from data.pretext.differences import Differences
-from data.pretext.edit_program import EditProgram
-from data.pretext.frame_time import FrameTime
-from data.pretext.hop_chain import HopChain, PhotoHopChain
-from data.pretext.interleaved import InterleavedClips
-from data.pretext.jigsaw import Jigsaw
-from data.pretext.masked_fill import MaskedFill
-from data.pretext.maze import MazeExit, MazePath
-from data.pretext.mosaic import Mosaic
-from data.pretext.needle_clip import NeedleClip
-from data.pretext.np_problems import NP_TASKS
-from data.pretext.odd_tile import OddTile
-from data.pretext.overlay_count import OverlayCount
-from data.pretext.patchfit import PatchFit
-from data.pretext.position import RelativePosition
-from data.pretext.quality_order import QualityOrder
-from data.pretext.redraw import Redraw
-from data.pretext.rotation import Rotation
-from data.pretext.scene_count import SceneCompare, SceneCount
-from data.pretext.sprite_path import SpriteMoves, SpritePath
-from data.pretext.sprite_times import SpriteTimes
-from data.pretext.step_reorder import StepReorder
-from data.pretext.temporal_jigsaw import TemporalJigsaw
-from data.pretext.video_count import VideoCount
+from mmrl.data.pretext.contract import Task
+from mmrl.data.pretext.tasks.anomaly import AnomalyGrounding
+from mmrl.data.pretext.tasks.arrow_of_time import ArrowOfTime
+from mmrl.data.pretext.tasks.camera import CameraMotion
+from mmrl.data.pretext.tasks.charts import ChartReading, TableReading
+from mmrl.data.pretext.tasks.clip_insertion import ClipInsertion
+from mmrl.data.pretext.tasks.clock import Clock
+from mmrl.data.pretext.tasks.correspondence import Correspondence
+from mmrl.data.pretext.tasks.crop_location import CropLocation
+from mmrl.data.pretext.tasks.depth_order import DepthOrder
+from mmrl.data.pretext.tasks.differences import Differences
+from mmrl.data.pretext.tasks.edit_program import EditProgram
+from mmrl.data.pretext.tasks.frame_time import FrameTime
+from mmrl.data.pretext.tasks.hop_chain import HopChain, PhotoHopChain
+from mmrl.data.pretext.tasks.interleaved import InterleavedClips
+from mmrl.data.pretext.tasks.jigsaw import Jigsaw
+from mmrl.data.pretext.tasks.masked_fill import MaskedFill
+from mmrl.data.pretext.tasks.maze import MazeExit, MazePath
+from mmrl.data.pretext.tasks.mosaic import Mosaic
+from mmrl.data.pretext.tasks.needle_clip import NeedleClip
+from mmrl.data.pretext.tasks.np_problems import NP_TASKS
+from mmrl.data.pretext.tasks.odd_tile import OddTile
+from mmrl.data.pretext.tasks.overlay_count import OverlayCount
+from mmrl.data.pretext.tasks.patchfit import PatchFit
+from mmrl.data.pretext.tasks.position import RelativePosition
+from mmrl.data.pretext.tasks.quality_order import QualityOrder
+from mmrl.data.pretext.tasks.redraw import Redraw
+from mmrl.data.pretext.tasks.rotation import Rotation
+from mmrl.data.pretext.tasks.scene_count import SceneCompare, SceneCount
+from mmrl.data.pretext.tasks.sprite_path import SpriteMoves, SpritePath
+from mmrl.data.pretext.tasks.sprite_times import SpriteTimes
+from mmrl.data.pretext.tasks.step_reorder import StepReorder
+from mmrl.data.pretext.tasks.temporal_jigsaw import TemporalJigsaw
+from mmrl.data.pretext.tasks.video_count import VideoCount
 
 TASKS: tuple[Task, ...] = (
     Jigsaw(),
@@ -84,4 +84,6 @@ def find(name: str) -> Task:
     for task in TASKS:
         if task.name == name:
             return task
-    raise ValueError(f"there is no pretext task {name!r}; the tasks are {sorted(task.name for task in TASKS)}.")
+    raise ValueError(
+        f"there is no pretext task {name!r}; the tasks are {sorted(task.name for task in TASKS)}."
+    )

@@ -20,14 +20,25 @@ from typing import Any
 
 import numpy as np
 
-from data.pretext.contract import Array, Draft, Evidence, Knobs, Medium, Reject, Score, Task, Truth, Visual
-from data.pretext.coordinates import RULE, is_box, scaled_box
-from data.pretext.crop_location import box_key, random_box
-from data.pretext.forms import ChoiceTask, lettered
-from data.pretext.parsing import ParseError, numbers
-from data.pretext.rewards import box_iou
-from data.pretext.rng import Streams, generator
-from data.pretext.surface import Surface
+from mmrl.data.pretext.contract import (
+    Array,
+    Draft,
+    Evidence,
+    Knobs,
+    Medium,
+    Reject,
+    Score,
+    Task,
+    Truth,
+    Visual,
+)
+from mmrl.data.pretext.craft.answer_forms import ChoiceTask, lettered
+from mmrl.data.pretext.craft.coordinates import RULE, is_box, scaled_box
+from mmrl.data.pretext.craft.rng import Streams, generator
+from mmrl.data.pretext.marking.parsing import ParseError, numbers
+from mmrl.data.pretext.marking.rewards import box_iou
+from mmrl.data.pretext.surface import Surface
+from mmrl.data.pretext.tasks.crop_location import box_key, random_box
 
 BAR = "|"
 
@@ -80,7 +91,12 @@ class Noise(Wrapped):
         if isinstance(draft, Reject):
             return draft
         draw = rng["noise"]
-        return replace(draft, visuals=tuple(replace(v, pixels=self._noisy(v.pixels, draw)) for v in draft.visuals))
+        return replace(
+            draft,
+            visuals=tuple(
+                replace(v, pixels=self._noisy(v.pixels, draw)) for v in draft.visuals
+            ),
+        )
 
     def _noisy(self, pixels: Array, rng: np.random.Generator) -> Array:
         grain = rng.standard_normal(pixels.shape, dtype=np.float32) * np.float32(self.sigma)
@@ -95,7 +111,11 @@ class Blind(Wrapped):
         if isinstance(draft, Reject):
             return draft
         return replace(
-            draft, visuals=tuple(replace(v, pixels=np.full_like(v.pixels, 128)) for v in draft.visuals), evidence=()
+            draft,
+            visuals=tuple(
+                replace(v, pixels=np.full_like(v.pixels, 128)) for v in draft.visuals
+            ),
+            evidence=(),
         )
 
 
@@ -116,20 +136,33 @@ class Batch(Wrapped):
     def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
         each, drafts = self.inner.media_count(knobs), []
         for place in range(self.k):
-            found = self.inner.propose(media[place * each : (place + 1) * each], knobs, rng.child("batch", place))
+            found = self.inner.propose(
+                media[place * each : (place + 1) * each], knobs, rng.child("batch", place)
+            )
             if isinstance(found, Reject):
                 return found
             drafts.append(found)
         visuals, evidence = [], []
         for place, draft in enumerate(drafts):
-            evidence += [replace(entry, visual=entry.visual + len(visuals)) for entry in draft.evidence]
-            visuals += [replace(v, label=f"Question {place + 1}, {v.label or 'picture:'}") for v in draft.visuals]
-        asked = [f"Question {place + 1}: {_worded(self.inner, draft)}" for place, draft in enumerate(drafts)]
+            evidence += [
+                replace(entry, visual=entry.visual + len(visuals)) for entry in draft.evidence
+            ]
+            visuals += [
+                replace(v, label=f"Question {place + 1}, {v.label or 'picture:'}")
+                for v in draft.visuals
+            ]
+        asked = [
+            f"Question {place + 1}: {_worded(self.inner, draft)}"
+            for place, draft in enumerate(drafts)
+        ]
         return Draft(
             visuals=tuple(visuals),
             truth={"answer": None, "parts": [dict(draft.truth) for draft in drafts]},
             key=tuple(draft.key for draft in drafts),
-            fields={"questions": " ".join(asked), "inner": self.inner.hint.format(**drafts[0].fields)},
+            fields={
+                "questions": " ".join(asked),
+                "inner": self.inner.hint.format(**drafts[0].fields),
+            },
             evidence=tuple(evidence),
         )
 
@@ -137,13 +170,23 @@ class Batch(Wrapped):
         bodies = [part.strip() for part in body.split(BAR)]
         if len(bodies) != len(truth["parts"]) or not all(bodies):
             return ParseError("length", body[:40])
-        return [self.inner.read(part, entry) for part, entry in zip(bodies, truth["parts"], strict=True)]
+        return [
+            self.inner.read(part, entry)
+            for part, entry in zip(bodies, truth["parts"], strict=True)
+        ]
 
     def verify(self, value: Any, truth: Truth) -> Score:
         pairs = zip(value, truth["parts"], strict=True)
-        scores = [Score(0.0) if isinstance(v, ParseError) else self.inner.verify(v, entry) for v, entry in pairs]
+        scores = [
+            Score(0.0) if isinstance(v, ParseError) else self.inner.verify(v, entry)
+            for v, entry in pairs
+        ]
         mean = sum(score.reward for score in scores) / len(scores)
-        return Score(mean, all(score.correct for score in scores), key=tuple(score.key for score in scores))
+        return Score(
+            mean,
+            all(score.correct for score in scores),
+            key=tuple(score.key for score in scores),
+        )
 
     def format(self, truth: Truth) -> str:
         return f" {BAR} ".join(self.inner.format(entry) for entry in truth["parts"])
@@ -166,7 +209,10 @@ class AsChoice(ChoiceTask, Wrapped):
         if not 2 <= n <= 10:
             raise ValueError(f"AsChoice.n is {n}; give 2 to 10 options.")
         self.n, self.name = n, f"choice{n}-{inner.name}"
-        self.wordings = ("{question} Options: {options}.", "{question} Which of these is right? {options}.")
+        self.wordings = (
+            "{question} Options: {options}.",
+            "{question} Which of these is right? {options}.",
+        )
         self.hint = "one letter"
 
     def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
@@ -178,7 +224,9 @@ class AsChoice(ChoiceTask, Wrapped):
             return Reject("too-few-answers")
         letters, place = lettered(self.n), int(rng["options"].integers(self.n))
         bodies = [*wrong[:place], self.inner.format(draft.truth), *wrong[place:]]
-        listed = "; ".join(f"{letter}: {body}" for letter, body in zip(letters, bodies, strict=True))
+        listed = "; ".join(
+            f"{letter}: {body}" for letter, body in zip(letters, bodies, strict=True)
+        )
         return replace(
             draft,
             truth={"answer": letters[place], "options": letters},
@@ -221,7 +269,14 @@ class Locate(Wrapped):
         draft = self.inner.propose(media, knobs, rng)
         if isinstance(draft, Reject):
             return draft
-        shown = next((e for e in draft.evidence if len(e.boxes) == 1 and not draft.visuals[e.visual].is_video), None)
+        shown = next(
+            (
+                e
+                for e in draft.evidence
+                if len(e.boxes) == 1 and not draft.visuals[e.visual].is_video
+            ),
+            None,
+        )
         if shown is None:
             return Reject("no-single-box")
         height, width = draft.visuals[shown.visual].pixels.shape[:2]
@@ -246,7 +301,9 @@ class Locate(Wrapped):
         first, bar, second = body.rpartition(BAR)
         box = numbers(second, 4) if bar else ParseError("malformed", body[:40])
         value = self.inner.read(first.strip(), truth["inner"])
-        return next((part for part in (value, box) if isinstance(part, ParseError)), (value, box))
+        return next(
+            (part for part in (value, box) if isinstance(part, ParseError)), (value, box)
+        )
 
     def verify(self, value: Any, truth: Truth) -> Score:
         score, box = self.inner.verify(value[0], truth["inner"]), value[1]
@@ -297,7 +354,8 @@ class Invert(ChoiceTask, Wrapped):
         chosen, letters = int(rng.selection.integers(self.n)), lettered(self.n)
         return Draft(
             visuals=tuple(
-                replace(draft.visuals[0], label=f"{letter}:") for letter, draft in zip(letters, drafts, strict=True)
+                replace(draft.visuals[0], label=f"{letter}:")
+                for letter, draft in zip(letters, drafts, strict=True)
             ),
             truth={"answer": letters[chosen], "options": letters},
             key=letters[chosen],
@@ -323,7 +381,9 @@ class Chain(Wrapped):
         super().__init__(first)
         self.second = second
         self.name = f"chain-{first.name}-{second.name}"
-        self.knobs = dict(first.knobs) | {f"then_{name}": knob for name, knob in second.knobs.items()}
+        self.knobs = dict(first.knobs) | {
+            f"then_{name}": knob for name, knob in second.knobs.items()
+        }
         self.avoid = tuple(sorted({*first.avoid, *second.avoid}))
         self.wordings = (
             "{question} Then answer about the picture you chose: {then}",
@@ -347,7 +407,10 @@ class Chain(Wrapped):
                 return found
             if len(found.visuals) != 1 or found.visuals[0].is_video:
                 return Reject("several-visuals")
-            visuals[place], drafts[option] = Visual(found.visuals[0].pixels, label=visual.label), (place, found)
+            visuals[place], drafts[option] = (
+                Visual(found.visuals[0].pixels, label=visual.label),
+                (place, found),
+            )
         if len(drafts) != len(base.truth["options"]):
             return Reject("options-not-shown")
         place, after = drafts[base.truth["answer"]]
@@ -368,16 +431,26 @@ class Chain(Wrapped):
         first, bar, second = body.partition(BAR)
         if not bar:
             return ParseError("malformed", body[:40])
-        values = self.inner.read(first.strip(), truth["first"]), self.second.read(second.strip(), truth["second"])
+        values = (
+            self.inner.read(first.strip(), truth["first"]),
+            self.second.read(second.strip(), truth["second"]),
+        )
         return next((value for value in values if isinstance(value, ParseError)), values)
 
     def verify(self, value: Any, truth: Truth) -> Score:
-        one, two = self.inner.verify(value[0], truth["first"]), self.second.verify(value[1], truth["second"])
+        one, two = (
+            self.inner.verify(value[0], truth["first"]),
+            self.second.verify(value[1], truth["second"]),
+        )
         reward = (one.reward + two.reward) / 2 if one.correct else one.reward / 2
-        return Score(reward, one.correct and two.correct, {"first": one.reward}, (one.key, two.key))
+        return Score(
+            reward, one.correct and two.correct, {"first": one.reward}, (one.key, two.key)
+        )
 
     def format(self, truth: Truth) -> str:
-        return f"{self.inner.format(truth['first'])} {BAR} {self.second.format(truth['second'])}"
+        return (
+            f"{self.inner.format(truth['first'])} {BAR} {self.second.format(truth['second'])}"
+        )
 
     def guess(self, truth: Truth, rng: np.random.Generator) -> str:
         return f"{self.inner.guess(truth['first'], rng)} {BAR} {self.second.guess(truth['second'], rng)}"

@@ -24,9 +24,9 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from data.pretext.parsing import Parsed, ParseError, extract
-from data.pretext.rng import Streams
-from data.pretext.surface import EXAMPLE_CHANCE, Surface
+from mmrl.data.pretext.craft.rng import Streams
+from mmrl.data.pretext.marking.parsing import Parsed, ParseError, extract
+from mmrl.data.pretext.surface import EXAMPLE_CHANCE, Surface
 
 Array = np.ndarray
 Kind = Literal["image", "rgbd", "video", "document", "none"]
@@ -80,13 +80,17 @@ class Medium:
     def picture(self) -> Array:
         """The image, or an error that names the medium."""
         if self.image is None:
-            raise ValueError(f"medium {self.id} is a {self.kind} without an image; feed it to a task of its kind.")
+            raise ValueError(
+                f"medium {self.id} is a {self.kind} without an image; feed it to a task of its kind."
+            )
         return self.image
 
     def video(self) -> Clip:
         """The clip, or an error that names the medium."""
         if self.clip is None:
-            raise ValueError(f"medium {self.id} is a {self.kind} without a clip; feed it to a task of its kind.")
+            raise ValueError(
+                f"medium {self.id} is a {self.kind} without a clip; feed it to a task of its kind."
+            )
         return self.clip
 
 
@@ -270,13 +274,17 @@ class Task(ABC):
         """Defaults with `knobs` on top. Refuses unknown names and values of the wrong kind."""
         unknown = sorted(set(knobs) - set(self.knobs))
         if unknown:
-            raise ValueError(f"{self.name} has no knob {unknown[0]!r}; it has {sorted(self.knobs)}.")
+            raise ValueError(
+                f"{self.name} has no knob {unknown[0]!r}; it has {sorted(self.knobs)}."
+            )
         full = self.defaults() | dict(knobs)
         for name, knob in self.knobs.items():
             full[name] = _checked(self.name, name, knob, full[name])
         return full
 
-    def parse(self, text: str, truth: Truth, surface: Surface | None = None) -> Parsed | ParseError:
+    def parse(
+        self, text: str, truth: Truth, surface: Surface | None = None
+    ) -> Parsed | ParseError:
         """Cut the answer out of a reply and read it."""
         body = extract(text, surface)
         if isinstance(body, ParseError):
@@ -292,10 +300,14 @@ class Task(ABC):
         score = self.verify(parsed.value, truth)
         return replace(score, parts={**score.parts, "parsed": 1.0})
 
-    def question(self, draft: Draft, knobs: Knobs, surface: Surface, rng: np.random.Generator) -> str:
+    def question(
+        self, draft: Draft, knobs: Knobs, surface: Surface, rng: np.random.Generator
+    ) -> str:
         """The words: one of the wordings, what the answer looks like, an example where it cannot help, the form."""
         pick = int(rng.integers(len(self.wordings)))
-        wording = self.wordings[(pick if surface.variant is None else surface.variant) % len(self.wordings)]
+        wording = self.wordings[
+            (pick if surface.variant is None else surface.variant) % len(self.wordings)
+        ]
         text = f"{wording.format(**draft.fields)} The answer is {self.hint.format(**draft.fields)}."
         example = self._example(draft.truth, knobs, rng)
         return f"{text}{f' For example: {example}' if example else ''}\n{surface.instruction}"
@@ -315,7 +327,9 @@ def _checked(task: str, name: str, knob: Knob, value: Any) -> KnobValue:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if type(value) is not kind:
-        raise ValueError(f"{task}.{name} is {value!r}; it must be of type {kind.__name__}, e.g. {knob.default!r}.")
+        raise ValueError(
+            f"{task}.{name} is {value!r}; it must be of type {kind.__name__}, e.g. {knob.default!r}."
+        )
     if knob.allowed and value not in knob.allowed:
         raise ValueError(f"{task}.{name} is {value!r}; it must be one of {list(knob.allowed)}.")
     return value

@@ -57,7 +57,9 @@ class LinearLevel:
     """Share of the run at which `end` is reached."""
 
     def __post_init__(self) -> None:
-        if not (0.0 <= self.start <= 1.0 and 0.0 <= self.end <= 1.0 and 0.0 < self.until <= 1.0):
+        if not (
+            0.0 <= self.start <= 1.0 and 0.0 <= self.end <= 1.0 and 0.0 < self.until <= 1.0
+        ):
             raise ValueError(
                 f"LinearLevel({self.start}, {self.end}, {self.until}): levels must lie in [0, 1], until in (0, 1]."
             )
@@ -68,7 +70,11 @@ class LinearLevel:
 
 def success(reward: float, chance_reward: float) -> float:
     """Reward above chance, in [0, 1]."""
-    return max(0.0, (reward - chance_reward) / (1.0 - chance_reward)) if chance_reward < 1.0 else 0.0
+    return (
+        max(0.0, (reward - chance_reward) / (1.0 - chance_reward))
+        if chance_reward < 1.0
+        else 0.0
+    )
 
 
 @dataclass
@@ -103,7 +109,11 @@ class LevelController:
     waiting: dict[str, Tally] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        rules = {"start": 0.0 <= self.start <= 1.0, "target": 0.0 < self.target < 1.0, "band": self.band >= 0.0}
+        rules = {
+            "start": 0.0 <= self.start <= 1.0,
+            "target": 0.0 < self.target < 1.0,
+            "band": self.band >= 0.0,
+        }
         rules |= {"step": 0.0 < self.step <= 1.0, "window": self.window >= 1}
         for name, fine in rules.items():
             if not fine:

@@ -84,4 +84,6 @@ class LearningProgress:
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Continue from `state()`."""
-        self.means = {task: [float(value) for value in values] for task, values in state["means"].items()}
+        self.means = {
+            task: [float(value) for value in values] for task, values in state["means"].items()
+        }

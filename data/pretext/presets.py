@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from data.pretext.contract import KnobValue
-from data.pretext.surface import Surface
+from mmrl.data.pretext.contract import KnobValue
+from mmrl.data.pretext.surface import Surface
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,9 @@ class Preset:
 
     def __post_init__(self) -> None:
         if not self.ingredients or any(part.weight <= 0 for part in self.ingredients):
-            raise ValueError(f"preset {self.name!r} needs at least one ingredient and positive weights only.")
+            raise ValueError(
+                f"preset {self.name!r} needs at least one ingredient and positive weights only."
+            )
 
 
 THINK, BOX = Surface(thinking="think"), Surface(tags="boxed", thinking="think")
@@ -55,7 +57,15 @@ SCENES = (
     *("clock", "chart-reading", "table-reading", "redraw"),
 )
 """Drawn scenes with programs as oracles, and programs over photographs."""
-LOGIC = ("maze-exit", "np-tsp", "np-colouring", "np-clique", "np-independent-set", "np-set-cover", "np-knapsack")
+LOGIC = (
+    "maze-exit",
+    "np-tsp",
+    "np-colouring",
+    "np-clique",
+    "np-independent-set",
+    "np-set-cover",
+    "np-knapsack",
+)
 """Drawn puzzles with exact solvers."""
 FEW = ("boundary", "histogram")
 """With up to six pieces, or with tiles that touch as in the papers, continuity of brightness is what there is to see:
@@ -70,7 +80,8 @@ def _jigsaws(weight: float, extra: Mapping[str, KnobValue]) -> tuple[Ingredient,
             "jigsaw",
             weight / len(GRIDS),
             {"rows": rows, "columns": columns, "gamma": 1.0, **extra},
-            FEW * (rows * columns <= 6 or extra.get("gap") == 0.0) + HALVES * (rows * columns == 2),
+            FEW * (rows * columns <= 6 or extra.get("gap") == 0.0)
+            + HALVES * (rows * columns == 2),
         )
         for rows, columns in GRIDS
     )
@@ -82,7 +93,10 @@ def _patchfits(weight: float) -> tuple[Ingredient, ...]:
 
 def _anomalies(weight: float, kinds: tuple[str, ...]) -> tuple[Ingredient, ...]:
     paper = {"frames": 48, "decoys": 0}
-    return tuple(Ingredient("anomaly-grounding", weight / len(kinds), {"kind": kind, **paper}) for kind in kinds)
+    return tuple(
+        Ingredient("anomaly-grounding", weight / len(kinds), {"kind": kind, **paper})
+        for kind in kinds
+    )
 
 
 _ROTATION = Ingredient("rotation", 10.0, {"step": 90})
@@ -127,7 +141,9 @@ PRESETS: tuple[Preset, ...] = (
         (
             *_anomalies(12.0, ("channel-swap", "mirror", "zoom-out", "rotate180")),
             Ingredient("temporal-jigsaw", 12.0, _SIX_CLIPS),
-            Ingredient("video-count", 6.0, {"motion": "still", "asked": 3, "most": 8, "frames": 48}),
+            Ingredient(
+                "video-count", 6.0, {"motion": "still", "asked": 3, "most": 8, "frames": 48}
+            ),
         ),
         PLAIN,
         "VideoSSR's training mix with our defences (counts drawn uniformly up to 8).",
@@ -158,7 +174,11 @@ PRESETS: tuple[Preset, ...] = (
     ),
     Preset(
         "visual-jigsaw-video",
-        (Ingredient("temporal-jigsaw", 1.0, {"clips": 6, "per_clip": 4, "trim": 0.05, "gamma": 0.2}),),
+        (
+            Ingredient(
+                "temporal-jigsaw", 1.0, {"clips": 6, "per_clip": 4, "trim": 0.05, "gamma": 0.2}
+            ),
+        ),
         BOX,
         "Visual Jigsaw on six clips with 5 % trimmed at both ends.",
     ),
@@ -169,7 +189,9 @@ PRESETS: tuple[Preset, ...] = (
         "Visual Jigsaw 3D: six points from near to far. Needs RGB-D media.",
     ),
     Preset("puzzlecraft-jigsaw", _jigsaws(1.0, {}), THINK, "PuzzleCraft's jigsaw, with gaps."),
-    Preset("puzzlecraft-jigsaw-paper", _jigsaws(1.0, TOUCHING), THINK, "As published: tiles touch."),
+    Preset(
+        "puzzlecraft-jigsaw-paper", _jigsaws(1.0, TOUCHING), THINK, "As published: tiles touch."
+    ),
     Preset("puzzlecraft-rotation", (_ROTATION,), THINK, "PuzzleCraft's rotation."),
     Preset("puzzlecraft-patchfit", _patchfits(1.0), THINK, "PuzzleCraft's PatchFit."),
     Preset(
@@ -183,7 +205,7 @@ PRESETS: tuple[Preset, ...] = (
 
 def preset(name: str) -> Preset:
     """The preset of this name; the name of a task gives that task alone."""
-    from data.pretext.catalogue import TASKS
+    from mmrl.data.pretext.catalogue import TASKS
 
     for entry in PRESETS:
         if entry.name == name:
@@ -191,4 +213,6 @@ def preset(name: str) -> Preset:
     if any(task.name == name for task in TASKS):
         return Preset(name, (Ingredient(name),), note="One task with its default knobs.")
     names, tasks = [entry.name for entry in PRESETS], [task.name for task in TASKS]
-    raise ValueError(f"there is no preset {name!r}; presets are {names}, and any task: {tasks}.")
+    raise ValueError(
+        f"there is no preset {name!r}; presets are {names}, and any task: {tasks}."
+    )

@@ -21,8 +21,14 @@ INSTRUCTIONS: dict[tuple[str, str], str] = {
     ("answer", "none"): "Reply with the final answer only, inside <answer> </answer>.",
     ("boxed", "none"): "Reply with the final answer only, inside \\boxed{}.",
     ("plain", "none"): "Reply with the answer only, without any other words.",
-    ("answer", "think"): "Reason inside <think> </think> first, then put the final answer inside <answer> </answer>.",
-    ("boxed", "think"): "Reason inside <think> </think> first, then put the final answer inside \\boxed{}.",
+    (
+        "answer",
+        "think",
+    ): "Reason inside <think> </think> first, then put the final answer inside <answer> </answer>.",
+    (
+        "boxed",
+        "think",
+    ): "Reason inside <think> </think> first, then put the final answer inside \\boxed{}.",
     ("plain", "think"): "Reason inside <think> </think> first; after it write the answer only.",
 }
 
@@ -42,8 +48,16 @@ class Surface:
 
     def wrap(self, body: str) -> str:
         """A reply in the asked-for form with this answer."""
-        answer = {"answer": f"<answer>{body}</answer>", "boxed": f"\\boxed{{{body}}}", "plain": body}[self.tags]
-        return f"<think>I compared the pieces.</think>\n{answer}" if self.thinking == "think" else answer
+        answer = {
+            "answer": f"<answer>{body}</answer>",
+            "boxed": f"\\boxed{{{body}}}",
+            "plain": body,
+        }[self.tags]
+        return (
+            f"<think>I compared the pieces.</think>\n{answer}"
+            if self.thinking == "think"
+            else answer
+        )
 
     @property
     def instruction(self) -> str:

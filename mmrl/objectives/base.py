@@ -8,10 +8,8 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from mmrl.reduce import Reduction
-from mmrl.types import Batch, Now, Scores
-
-Divergence = Literal["forward", "reverse", "symmetric", "js"]
+from mmrl.losses.reduce import Reduction
+from mmrl.types import Batch, Divergence, Now, Scores
 
 
 @dataclass(frozen=True)

@@ -37,10 +37,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mmrl.advantages import group_centered, group_normalized
+from mmrl.losses.advantages import group_centered, group_normalized
+from mmrl.losses.reduce import keep
+from mmrl.losses.surrogates import answer_mean
 from mmrl.objectives.base import Need, Objective
-from mmrl.reduce import keep
-from mmrl.surrogates import answer_mean
 from mmrl.types import Batch, Now, Role, Scores
 
 
@@ -85,7 +85,9 @@ class CalibRL(Objective):
 
     def shape(self, advantage: Tensor, batch: Batch, now: Now) -> Tensor:
         """On-policy group statistics if there are experts; [B, T]. Remembers the experts' log-probs for this step."""
-        expert = torch.tensor([r.origin == "expert" for r in batch.rollouts], device=batch.mask.device)
+        expert = torch.tensor(
+            [r.origin == "expert" for r in batch.rollouts], device=batch.mask.device
+        )
         if self.weight > 0:
             self._remember(batch, expert, now)
         if not bool(expert.any()):
@@ -122,7 +124,10 @@ class CalibRL(Objective):
                 length = min(len(expert), baseline.shape[1])
                 baseline[row, :length], covered[row, :length] = expert[:length], True
             else:
-                baseline[row], covered[row] = expert.mean() if self.alignment == "mean" else expert.sum(), True
+                baseline[row], covered[row] = (
+                    expert.mean() if self.alignment == "mean" else expert.sum(),
+                    True,
+                )
         own = keep(logp, batch.mask)
         if self.alignment == "mean":
             own = answer_mean(own, batch.mask).expand(own.shape)
@@ -140,7 +145,11 @@ class CalibRL(Objective):
         right = (batch.reward > self.correct_above).unsqueeze(-1)
         behind = covered & torch.where(right, lead < 0, lead > 0)
         guided = self.terms(live, batch, now)["guided"]
-        experts = [tokens.mean() for tokens in self.__dict__["_experts"][now.seed, now.step].values() if len(tokens)]
+        experts = [
+            tokens.mean()
+            for tokens in self.__dict__["_experts"][now.seed, now.step].values()
+            if len(tokens)
+        ]
         expert = torch.stack(experts).mean() if experts else logp.new_zeros(())
         return {
             "guided_right": torch.where(right, guided, 0.0),

@@ -32,9 +32,9 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from mmrl import kl
+from mmrl.losses import kl
+from mmrl.losses.reduce import Reduction
 from mmrl.objectives.base import Need, Objective
-from mmrl.reduce import Reduction
 from mmrl.types import Batch, Now, Scores
 
 
@@ -73,9 +73,13 @@ class DVRP(Objective):
     def __post_init__(self) -> None:
         for name in ("lambda_nec", "lambda_rob", "lambda_ent", "lambda_orig"):
             if not getattr(self, name) >= 0:
-                raise ValueError(f"DVRP.{name} is {getattr(self, name)}; it must be 0 (off) or positive.")
+                raise ValueError(
+                    f"DVRP.{name} is {getattr(self, name)}; it must be 0 (off) or positive."
+                )
         if self.masked == self.noisy:
-            raise ValueError(f"DVRP.masked and DVRP.noisy are both {self.masked!r}; the two views need two branches.")
+            raise ValueError(
+                f"DVRP.masked and DVRP.noisy are both {self.masked!r}; the two views need two branches."
+            )
 
     def needs(self) -> tuple[Need, ...]:
         """A branch for every coefficient that reads it, exact quantities only where asked for."""
@@ -84,7 +88,9 @@ class DVRP(Objective):
         for name, weight in ((self.masked, self.lambda_nec), (self.noisy, self.lambda_rob)):
             if weight > 0 or self.lambda_ent > 0:
                 divergence = "forward" if self.kl == "exact" and weight > 0 else None
-                needs.append(Need(name, entropy=exact and self.lambda_ent > 0, divergence=divergence))
+                needs.append(
+                    Need(name, entropy=exact and self.lambda_ent > 0, divergence=divergence)
+                )
         return tuple(needs)
 
     def terms(self, live: Mapping[str, Scores], batch: Batch, now: Now) -> dict[str, Tensor]:
@@ -104,11 +110,16 @@ class DVRP(Objective):
     def metrics(self, live: Mapping[str, Scores], batch: Batch, now: Now) -> dict[str, Tensor]:
         """Divergence from and surprise under each view; masked over noisy should be large and grow."""
         maps: dict[str, Tensor] = {}
-        for role, name, weight in (("masked", self.masked, self.lambda_nec), ("noisy", self.noisy, self.lambda_rob)):
+        for role, name, weight in (
+            ("masked", self.masked, self.lambda_nec),
+            ("noisy", self.noisy, self.lambda_rob),
+        ):
             if name in live:
                 maps[f"surprise_{role}"] = -live[name].logp
                 maps[f"kl_{role}"] = (
-                    self.divergence(live, name) if weight > 0 else kl.k3(live["raw"].logp, live[name].logp)
+                    self.divergence(live, name)
+                    if weight > 0
+                    else kl.k3(live["raw"].logp, live[name].logp)
                 )
         return maps
 

@@ -32,10 +32,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from mmrl import kl
+from mmrl.losses import kl
+from mmrl.losses.reduce import Totals, keep, token_mean
+from mmrl.losses.surrogates import answer_mean
 from mmrl.objectives.base import Need, Objective
-from mmrl.reduce import Totals, keep, token_mean
-from mmrl.surrogates import answer_mean
 from mmrl.types import Batch, Now, Scores
 
 
@@ -89,7 +89,9 @@ class MSSR(Objective):
         """Stored scores of policy and reference for the memory, of the policy for the entropy."""
         if not self.baseline and self.lambda_entropy == 0:
             return ()
-        raw = Need("raw", stage="shape", entropy=self.entropy == "exact" and self.lambda_entropy > 0)
+        raw = Need(
+            "raw", stage="shape", entropy=self.entropy == "exact" and self.lambda_entropy > 0
+        )
         return (raw, Need("ref", stage="shape")) if self.baseline else (raw,)
 
     def shape(self, advantage: Tensor, batch: Batch, now: Now) -> Tensor:
@@ -120,7 +122,9 @@ class MSSR(Objective):
         weight = 1.0 / (1.0 - self.eta_min)
         for prompt, rate in outcomes.items():
             if not 0 <= rate <= 1:
-                raise ValueError(f"MSSR.start got success rate {rate} for prompt {prompt!r}; it must lie in [0, 1].")
+                raise ValueError(
+                    f"MSSR.start got success rate {rate} for prompt {prompt!r}; it must lie in [0, 1]."
+                )
             self._memory[prompt] = (weight * rate, weight * (1.0 - rate))
 
     def values(self, prompts: Sequence[str]) -> Tensor:
@@ -146,7 +150,9 @@ class MSSR(Objective):
         if not self._window:
             return 0.5 * (self.eta_min + self.eta_max)
         ratio = sum(self._window) / len(self._window) / self.target
-        return self.eta_min if ratio > 1 else self.eta_min + ratio * (self.eta_max - self.eta_min)
+        return (
+            self.eta_min if ratio > 1 else self.eta_min + ratio * (self.eta_max - self.eta_min)
+        )
 
     def answer_kl(self, batch: Batch) -> Tensor:
         """Mean k3 from the sampling policy to the reference over the tokens of each answer; [B]."""
@@ -167,22 +173,31 @@ class MSSR(Objective):
             return {}
         like = batch.advantage
         maps = {"entropy": self._entropy(batch)}
-        maps |= {name: torch.full_like(like, value) for name, value in self.__dict__["_log"].items()}
+        maps |= {
+            name: torch.full_like(like, value) for name, value in self.__dict__["_log"].items()
+        }
         if self.baseline:
             values = self.values([rollout.prompt.id for rollout in batch.rollouts]).to(like)
             maps["value"] = values.unsqueeze(-1).expand(like.shape)
             maps["forgetting"] = torch.full_like(like, self.forgetting())
-            maps["kl_window"] = torch.full_like(like, sum(self._window) / max(len(self._window), 1))
+            maps["kl_window"] = torch.full_like(
+                like, sum(self._window) / max(len(self._window), 1)
+            )
         return maps
 
     def state(self) -> dict[str, Any]:
         """Posteriors and window, as plain JSON."""
-        return {"posterior": {name: list(pair) for name, pair in self._memory.items()}, "kl": list(self._window)}
+        return {
+            "posterior": {name: list(pair) for name, pair in self._memory.items()},
+            "kl": list(self._window),
+        }
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Take back posteriors and window."""
         self._memory.clear()
-        self._memory.update({name: (float(a), float(b)) for name, (a, b) in state["posterior"].items()})
+        self._memory.update(
+            {name: (float(a), float(b)) for name, (a, b) in state["posterior"].items()}
+        )
         self._window[:] = [float(value) for value in state["kl"]]
 
     @property

@@ -39,10 +39,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from mmrl import kl
+from mmrl.losses import kl
+from mmrl.losses.reduce import Reduction, keep
+from mmrl.losses.schedules import Linear
 from mmrl.objectives.base import Need, Objective
-from mmrl.reduce import Reduction, keep
-from mmrl.schedules import Linear
 from mmrl.types import Batch, Now, Scores
 
 
@@ -75,7 +75,10 @@ class PAPO(Objective):
     masked: str = "masked"
     """Name of the masked visual branch."""
 
-    reductions: ClassVar[Mapping[str, Reduction]] = {"entropy_orig": "token", "entropy_masked": "token"}
+    reductions: ClassVar[Mapping[str, Reduction]] = {
+        "entropy_orig": "token",
+        "entropy_masked": "token",
+    }
     remedies: ClassVar[Mapping[str, str]] = {
         "divergence": "lower PAPO.gamma (0.04 cannot be rescued; 0.01 without reference KL) and set both etas to 0.03 "
         "or 0.05; eta_orig is the essential one, eta_masked alone only delays the collapse",
@@ -91,8 +94,14 @@ class PAPO(Objective):
             "eta_masked": (self.eta_masked >= 0, "0 (off) or positive"),
             "sft": (self.sft >= 0, "0 (off) or positive"),
             "k3_max": (self.k3_max > 0, "positive"),
-            "k3_clip": (self.k3_clip is None or self.k3_clip > 0, "positive, or None to turn it off"),
-            "token_top_p": (share is None or 0 < share <= 1, "in (0, 1], or None to turn it off"),
+            "k3_clip": (
+                self.k3_clip is None or self.k3_clip > 0,
+                "positive, or None to turn it off",
+            ),
+            "token_top_p": (
+                share is None or 0 < share <= 1,
+                "in (0, 1], or None to turn it off",
+            ),
         }
         for name, (fine, rule) in allowed.items():
             if not fine:
@@ -106,7 +115,9 @@ class PAPO(Objective):
             needs.append(Need("raw", entropy=exact and self.eta_orig > 0))
         if self.gamma > 0 or self.eta_masked > 0:
             divergence = "forward" if self.kl == "exact" and self.gamma > 0 else None
-            needs.append(Need(self.masked, entropy=exact and self.eta_masked > 0, divergence=divergence))
+            needs.append(
+                Need(self.masked, entropy=exact and self.eta_masked > 0, divergence=divergence)
+            )
         return tuple(needs)
 
     def terms(self, live: Mapping[str, Scores], batch: Batch, now: Now) -> dict[str, Tensor]:
@@ -116,10 +127,14 @@ class PAPO(Objective):
         if self.gamma * scale != 0:
             kept = self.perception(live, batch)
             if self.token_top_p is not None:
-                kept = torch.where(top_tokens(kept.detach(), batch.mask, self.token_top_p), kept, 0.0)
+                kept = torch.where(
+                    top_tokens(kept.detach(), batch.mask, self.token_top_p), kept, 0.0
+                )
             terms["perception"] = -self.gamma * scale * kept
         if self.eta_masked * scale != 0:
-            terms["entropy_masked"] = self.eta_masked * scale * self._entropy(live[self.masked], self.masked)
+            terms["entropy_masked"] = (
+                self.eta_masked * scale * self._entropy(live[self.masked], self.masked)
+            )
         if self.eta_orig * scale != 0:
             terms["entropy_orig"] = self.eta_orig * scale * self._entropy(live["raw"], "raw")
         if self.sft != 0:
@@ -149,8 +164,12 @@ class PAPO(Objective):
     def perception(self, live: Mapping[str, Scores], batch: Batch) -> Tensor:
         """The perception divergence of every token, clamped as configured; [B, T]."""
         masked = live[self.masked]
-        value = kl.between(self.kl, live["raw"].logp, masked.logp, masked.divergence, value_max=self.k3_max)
-        return keep(value if self.k3_clip is None else value.clamp(0.0, self.k3_clip), batch.mask)
+        value = kl.between(
+            self.kl, live["raw"].logp, masked.logp, masked.divergence, value_max=self.k3_max
+        )
+        return keep(
+            value if self.k3_clip is None else value.clamp(0.0, self.k3_clip), batch.mask
+        )
 
     def _entropy(self, scores: Scores, branch: str) -> Tensor:
         """Sampled or exact entropy of every token; [B, T]."""
@@ -168,5 +187,7 @@ def top_tokens(value: Tensor, mask: Tensor, share: float) -> Tensor:
     """Tokens at or above the (1 - share) quantile of their answer, linearly interpolated; bool [B, T]."""
     on = mask.bool()
     known = torch.where(on, value.float(), torch.nan)
-    level = torch.nanquantile(known, 1.0 - share, dim=-1, keepdim=True)  # [B, 1], NaN without trained tokens
+    level = torch.nanquantile(
+        known, 1.0 - share, dim=-1, keepdim=True
+    )  # [B, 1], NaN without trained tokens
     return on & (value >= level)

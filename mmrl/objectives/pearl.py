@@ -12,8 +12,9 @@ branch), a second group the question itself (reasoning branch), both with G answ
 This file holds the decisions as pure functions (`gate_open`, `reasoning_factor`, `keeps`, `judged` for one prompt) and
 the objective that scales the advantages. Sampling the checklist first and skipping the reasoning is the task of a
 rollout function. How the objective tells the branches: an answer to the checklist of prompt x has
-`prompt.extra["checklist_of"]` = x's id (`perception.checklist.perception_prompt` makes such prompts) and R_p in the
-reward part `part`; the answers to x itself have its id. A prompt without checklist answers is plain GRPO (factor 1).
+`prompt.extra["checklist_of"]` = x's id (`mmrl.perception.checklist.perception_prompt` makes such prompts) and R_p in
+the reward part `part`; the answers to x itself have its id. A prompt without checklist answers is plain GRPO (factor
+1).
 
 No branch is scored for this objective, and no term is added: it only changes advantages.
 
@@ -34,8 +35,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mmrl.losses.reduce import keep
 from mmrl.objectives.base import Objective
-from mmrl.reduce import keep
 from mmrl.types import Batch, Now, Rollout, Scores
 
 MARKER = "checklist_of"
@@ -59,7 +60,10 @@ class PEARL(Objective):
         allowed = {
             "lambda_p": (self.lambda_p >= 0, "0 (off) or positive"),
             "cap": (self.cap is None or 0 < self.cap <= 1, "in (0, 1], or None to turn it off"),
-            "threshold": (self.threshold is None or 0 <= self.threshold < 1, "in [0, 1), or None to turn it off"),
+            "threshold": (
+                self.threshold is None or 0 <= self.threshold < 1,
+                "in [0, 1), or None to turn it off",
+            ),
         }
         for name, (fine, rule) in allowed.items():
             if not fine:
@@ -98,7 +102,10 @@ class PEARL(Objective):
                 if value is not None:
                     rewards.setdefault(owner, []).append(value)
         means = {owner: sum(values) / len(values) for owner, values in rewards.items()}
-        return {owner: reasoning_factor(mean, self.cap, self.threshold) for owner, mean in means.items()}
+        return {
+            owner: reasoning_factor(mean, self.cap, self.threshold)
+            for owner, mean in means.items()
+        }
 
     def metrics(self, live: Mapping[str, Scores], batch: Batch, now: Now) -> dict[str, Tensor]:
         """Factor on the advantage of every token of the reasoning branch, and the share of checklist tokens."""
@@ -106,11 +113,20 @@ class PEARL(Objective):
         rows = batch.rollouts
         asked = [MARKER in rollout.prompt.extra for rollout in rows]
         scale = [
-            0.0 if is_asked else self._scale(rollout, factors) for rollout, is_asked in zip(rows, asked, strict=True)
+            0.0 if is_asked else self._scale(rollout, factors)
+            for rollout, is_asked in zip(rows, asked, strict=True)
         ]
         like = live["raw"].logp
-        spread = lambda values: torch.tensor(values, dtype=like.dtype, device=like.device)[:, None].expand_as(like)  # noqa: E731
-        return {"reasoning_factor": spread(scale), "checklist_tokens": spread([float(one) for one in asked])}
+
+        def spread(values):
+            return torch.tensor(values, dtype=like.dtype, device=like.device)[
+                :, None
+            ].expand_as(like)
+
+        return {
+            "reasoning_factor": spread(scale),
+            "checklist_tokens": spread([float(one) for one in asked]),
+        }
 
     def _scale(self, rollout: Rollout, factors: Mapping[str, float]) -> float:
         if MARKER in rollout.prompt.extra:
@@ -123,7 +139,9 @@ def gate_open(perception_mean: float, threshold: float | None = 0.0) -> bool:
     return threshold is None or perception_mean > threshold
 
 
-def reasoning_factor(perception_mean: float, cap: float | None = 0.5, threshold: float | None = 0.0) -> float:
+def reasoning_factor(
+    perception_mean: float, cap: float | None = 0.5, threshold: float | None = 0.0
+) -> float:
     """Factor on the reasoning advantage: min(R̄_p, cap) where the gate is open, 0 where it is closed."""
     if not gate_open(perception_mean, threshold):
         return 0.0
@@ -132,7 +150,9 @@ def reasoning_factor(perception_mean: float, cap: float | None = 0.5, threshold:
 
 def keeps(perception_mean: float, reasoning_mean: float | None) -> bool:
     """Soft filter: some branch is neither all wrong nor all right. `None`: no reasoning was sampled."""
-    return perception_mean not in (0.0, 1.0) or (reasoning_mean is not None and reasoning_mean not in (0.0, 1.0))
+    return perception_mean not in (0.0, 1.0) or (
+        reasoning_mean is not None and reasoning_mean not in (0.0, 1.0)
+    )
 
 
 @dataclass(frozen=True)
@@ -153,12 +173,18 @@ class Judged:
     """Does the prompt stay in the batch?"""
 
 
-def judged(marks: Tensor, reasoning: Tensor, cap: float | None = 0.5, threshold: float | None = 0.0) -> Judged:
+def judged(
+    marks: Tensor, reasoning: Tensor, cap: float | None = 0.5, threshold: float | None = 0.0
+) -> Judged:
     """Apply PEARL to one prompt: marks [G, K] of its checklist answers, rewards [G'] of its reasoning answers."""
     perception = marks.double().mean(-1)  # [G]
     mean = perception.mean().item()
     is_open = gate_open(mean, threshold)
-    scaled = z_score(reasoning.double()) * reasoning_factor(mean, cap, threshold) if is_open else None
+    scaled = (
+        z_score(reasoning.double()) * reasoning_factor(mean, cap, threshold)
+        if is_open
+        else None
+    )
     kept = keeps(mean, reasoning.double().mean().item() if is_open else None)
     return Judged(perception, mean, is_open, z_score(perception), scaled, kept)
 

@@ -50,12 +50,17 @@ class PuzzleCraft(Objective):
     def __post_init__(self) -> None:
         allowed = {
             "scale": (self.scale > 0, "positive"),
-            "gamma": (self.gamma >= 0, "0 (dispersion only switches off groups of one mind) or positive"),
+            "gamma": (
+                self.gamma >= 0,
+                "0 (dispersion only switches off groups of one mind) or positive",
+            ),
             "influence": (0 <= self.influence <= 1, "in [0, 1]"),
         }
         for name, (fine, rule) in allowed.items():
             if not fine:
-                raise ValueError(f"PuzzleCraft.{name} is {getattr(self, name)}; it must be {rule}.")
+                raise ValueError(
+                    f"PuzzleCraft.{name} is {getattr(self, name)}; it must be {rule}."
+                )
         # The settings are frozen; what an answer's solution is, and the log, are not settings.
         object.__setattr__(self, "_solution", said)
         object.__setattr__(self, "_log", {})
@@ -85,8 +90,12 @@ class PuzzleCraft(Objective):
         for group in rows.values():
             answers = [batch.rollouts[row] for row in group]
             hard = difficulty(batch.reward[group])
-            apart = dispersion([solution(answer) for answer in answers], answers[0].prompt.extra.get("options"))
-            weight = max(0.0, self.scale * hard * (1.0 - hard) * apart**self.gamma) if apart else 0.0
+            apart = dispersion(
+                [solution(answer) for answer in answers], answers[0].prompt.extra.get("options")
+            )
+            weight = (
+                max(0.0, self.scale * hard * (1.0 - hard) * apart**self.gamma) if apart else 0.0
+            )
             out[group] = weight
             difficulties.append(hard)
             dispersions.append(apart)
@@ -96,12 +105,19 @@ class PuzzleCraft(Objective):
 
     def metrics(self, live: Mapping[str, Scores], batch: Batch, now: Now) -> dict[str, Tensor]:
         """Means over groups of d, d_pi and w, quartiles of w, and the share of groups that do not count."""
-        return {name: torch.full_like(batch.advantage, value) for name, value in self.__dict__["_log"].items()}
+        return {
+            name: torch.full_like(batch.advantage, value)
+            for name, value in self.__dict__["_log"].items()
+        }
 
-    def _note(self, *, difficulty: list[float], dispersion: list[float], weight: list[float]) -> None:
+    def _note(
+        self, *, difficulty: list[float], dispersion: list[float], weight: list[float]
+    ) -> None:
         """Keep the numbers of this step for the log."""
         spread = torch.tensor(weight, dtype=torch.float64)
-        low, middle, high = torch.quantile(spread, torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)).tolist()
+        low, middle, high = torch.quantile(
+            spread, torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
+        ).tolist()
         self.__dict__["_log"].update(
             difficulty=sum(difficulty) / len(difficulty),
             dispersion=sum(dispersion) / len(dispersion),

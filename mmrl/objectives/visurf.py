@@ -41,9 +41,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from mmrl.advantages import group_normalized
+from mmrl.losses.advantages import group_normalized
+from mmrl.losses.reduce import keep
 from mmrl.objectives.base import Objective
-from mmrl.reduce import keep
 from mmrl.types import Batch, Now, Scores
 
 
@@ -77,7 +77,9 @@ class ViSurf(Objective):
         if not bool(label.any()):
             return advantage
         if self.weight == 0:
-            own = group_normalized(torch.where(label, torch.nan, batch.reward), batch.group, batch.mask)
+            own = group_normalized(
+                torch.where(label, torch.nan, batch.reward), batch.group, batch.mask
+            )
         else:
             reward = smoothed(batch.reward, batch.group, label) if self.smooth else batch.reward
             own = z_score(reward, batch.group)
@@ -99,7 +101,9 @@ class ViSurf(Objective):
 
 def labels(batch: Batch) -> Tensor:
     """Which answers are labels, bool [B]."""
-    return torch.tensor([rollout.origin == "label" for rollout in batch.rollouts], device=batch.reward.device)
+    return torch.tensor(
+        [rollout.origin == "label" for rollout in batch.rollouts], device=batch.reward.device
+    )
 
 
 def aligned(label: Any, keys: Sequence[str] = (), layout: str = "<answer>{}</answer>") -> str:
@@ -112,7 +116,11 @@ def aligned(label: Any, keys: Sequence[str] = (), layout: str = "<answer>{}</ans
         raise ValueError(
             f"the layout {layout!r} has {layout.count('{}')} places '{{}}'; give exactly one for the label."
         )
-    text = label if isinstance(label, str) else json.dumps(_ordered(label, keys), ensure_ascii=False)
+    text = (
+        label
+        if isinstance(label, str)
+        else json.dumps(_ordered(label, keys), ensure_ascii=False)
+    )
     return layout.replace("{}", text)
 
 
@@ -121,11 +129,15 @@ def without_thinking(
 ) -> float | None:
     """The reward of a label: the weighted sum of its parts with the thinking parts at 0; None if none is available."""
     if unknown := sorted(set(thinking) - set(parts)):
-        raise ValueError(f"the thinking parts {unknown} are no parts of this reward, which has {sorted(parts)}.")
+        raise ValueError(
+            f"the thinking parts {unknown} are no parts of this reward, which has {sorted(parts)}."
+        )
     available = {name: value for name, value in parts.items() if value is not None}
     if not available:
         return None
-    return sum(weights[name] * value for name, value in available.items() if name not in thinking)
+    return sum(
+        weights[name] * value for name, value in available.items() if name not in thinking
+    )
 
 
 def smoothed(reward: Tensor, group: Tensor, label: Tensor) -> Tensor:
@@ -138,8 +150,12 @@ def smoothed(reward: Tensor, group: Tensor, label: Tensor) -> Tensor:
     zero = reward.new_zeros(int(index.max()) + 1)
     counts = zero.index_add(0, index, own.double()).clamp(min=1)
     mean = zero.index_add(0, index, torch.where(own, reward, 0.0)) / counts
-    low = (zero + torch.inf).scatter_reduce(0, index, torch.where(own, reward, torch.inf), "amin")
-    high = (zero - torch.inf).scatter_reduce(0, index, torch.where(own, reward, -torch.inf), "amax")
+    low = (zero + torch.inf).scatter_reduce(
+        0, index, torch.where(own, reward, torch.inf), "amin"
+    )
+    high = (zero - torch.inf).scatter_reduce(
+        0, index, torch.where(own, reward, -torch.inf), "amax"
+    )
     # Rounding must not take the mean of equal rewards beyond them: the group would seem to differ.
     return torch.where(reached(reward, group, label), mean.clamp(low, high)[index], reward)
 
@@ -147,7 +163,9 @@ def smoothed(reward: Tensor, group: Tensor, label: Tensor) -> Tensor:
 def reached(reward: Tensor, group: Tensor, label: Tensor) -> Tensor:
     """Which labels are reached by the best rollout of their group; bool [B], False for rollouts."""
     own, index = ~label & ~reward.isnan(), torch.unique(group, return_inverse=True)[1]
-    worst = torch.full((int(index.max()) + 1,), -torch.inf, dtype=reward.dtype, device=reward.device)
+    worst = torch.full(
+        (int(index.max()) + 1,), -torch.inf, dtype=reward.dtype, device=reward.device
+    )
     best = worst.scatter_reduce(0, index, torch.where(own, reward, -torch.inf), "amax")
     return label & (best[index] >= reward)
 
@@ -161,15 +179,23 @@ def z_score(reward: Tensor, group: Tensor) -> Tensor:
     mean = zero.index_add(0, index, torch.where(known, reward, 0.0)) / counts
     centred = torch.where(known, reward - mean[index], 0.0)
     std = (zero.index_add(0, index, centred.square()) / counts).sqrt()
-    low = (zero + torch.inf).scatter_reduce(0, index, torch.where(known, reward, torch.inf), "amin")
-    high = (zero - torch.inf).scatter_reduce(0, index, torch.where(known, reward, -torch.inf), "amax")
+    low = (zero + torch.inf).scatter_reduce(
+        0, index, torch.where(known, reward, torch.inf), "amin"
+    )
+    high = (zero - torch.inf).scatter_reduce(
+        0, index, torch.where(known, reward, -torch.inf), "amax"
+    )
     # Equal rewards are told apart exactly, since rounding may leave a tiny deviation from their mean.
-    return torch.where((high > low)[index], centred / std.clamp(min=torch.finfo(std.dtype).tiny)[index], 0.0)
+    return torch.where(
+        (high > low)[index], centred / std.clamp(min=torch.finfo(std.dtype).tiny)[index], 0.0
+    )
 
 
 def _ordered(label: Any, keys: Sequence[str]) -> Any:
     """The same JSON value with the named keys first in every object."""
     if isinstance(label, Mapping):
-        order = [key for key in keys if key in label] + [key for key in label if key not in keys]
+        order = [key for key in keys if key in label] + [
+            key for key in label if key not in keys
+        ]
         return {key: _ordered(label[key], keys) for key in order}
     return [_ordered(one, keys) for one in label] if isinstance(label, list | tuple) else label

@@ -34,10 +34,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from mmrl.ground.seeds import generator
+from mmrl.losses.reduce import Totals, keep, token_mean
+from mmrl.losses.schedules import Linear
 from mmrl.objectives.base import Need, Objective
-from mmrl.reduce import Totals, keep, token_mean
-from mmrl.schedules import Linear
-from mmrl.seeds import generator
 from mmrl.types import Batch, Now, Scores
 
 
@@ -78,7 +78,10 @@ class VOGUE(Objective):
             "alpha_entropy": (self.alpha_entropy >= 0, "0 (off) or positive"),
             "beta_visual": (self.beta_visual > 0, "positive"),
             "beta_entropy": (self.beta_entropy > 0, "positive"),
-            "flip": (self.flip is None or 0 <= self.flip[0] < self.flip[1] <= 1, "two rising shares of the run"),
+            "flip": (
+                self.flip is None or 0 <= self.flip[0] < self.flip[1] <= 1,
+                "two rising shares of the run",
+            ),
         }
         for name, (fine, rule) in allowed.items():
             if not fine:
@@ -98,7 +101,12 @@ class VOGUE(Objective):
             return ()
         entropy = self.entropy == "exact" and self.alpha_entropy > 0
         exact = self.uncertainty == "exact" and self.alpha_visual > 0
-        noisy = Need(self.noisy, stage="shape", entropy=entropy, divergence="symmetric" if exact else None)
+        noisy = Need(
+            self.noisy,
+            stage="shape",
+            entropy=entropy,
+            divergence="symmetric" if exact else None,
+        )
         return Need("raw", stage="shape", entropy=entropy), noisy
 
     def shape(self, advantage: Tensor, batch: Batch, now: Now) -> Tensor:
@@ -111,7 +119,9 @@ class VOGUE(Objective):
         if self.alpha_visual > 0:
             pull = self.alpha_visual * self._sign(now.progress) * self.visual_uncertainty(batch)
             cap = advantage.abs() / self.beta_visual
-            shaped = advantage + torch.where(active, pull.sign() * torch.minimum(pull.abs(), cap), 0.0)
+            shaped = advantage + torch.where(
+                active, pull.sign() * torch.minimum(pull.abs(), cap), 0.0
+            )
             log["capped_visual"] = (active & (pull.abs() >= cap) & (cap > 0)).to(advantage)
         if self.alpha_entropy > 0:
             raw, noisy = (self._entropy(batch, name) for name in ("raw", self.noisy))
@@ -121,7 +131,9 @@ class VOGUE(Objective):
             log["capped_entropy"] = ((level >= cap) & (cap > 0)).to(advantage)
         log["bonus"] = shaped - advantage
         totals = Totals.of(batch.mask)
-        self.__dict__["_log"].update({name: float(token_mean(x, batch.mask, totals)) for name, x in log.items()})
+        self.__dict__["_log"].update(
+            {name: float(token_mean(x, batch.mask, totals)) for name, x in log.items()}
+        )
         return keep(shaped, batch.mask)
 
     def active(self, batch: Batch, now: Now) -> Tensor:
@@ -145,7 +157,10 @@ class VOGUE(Objective):
                     "score it with divergence='symmetric', or use uncertainty='sampled'."
                 )
             return keep(noisy.divergence.detach(), batch.mask)
-        logp, other = (keep(scores.logp.detach(), batch.mask) for scores in (self._scores(batch, "raw"), noisy))
+        logp, other = (
+            keep(scores.logp.detach(), batch.mask)
+            for scores in (self._scores(batch, "raw"), noisy)
+        )
         if self.uncertainty == "forward":
             return logp.exp() * (logp - other)
         return 0.5 * (logp.exp() - other.exp()) * (logp - other)
@@ -168,7 +183,10 @@ class VOGUE(Objective):
             maps |= {"uncertainty": uncertainty, "uncertainty_squared": uncertainty.square()}
             maps["uncertainty_max"] = uncertainty
         if self.alpha_entropy > 0:
-            maps |= {"entropy": self._entropy(batch, "raw"), "entropy_noisy": self._entropy(batch, self.noisy)}
+            maps |= {
+                "entropy": self._entropy(batch, "raw"),
+                "entropy_noisy": self._entropy(batch, self.noisy),
+            }
         return maps
 
     def _sign(self, progress: float) -> float:

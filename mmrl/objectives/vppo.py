@@ -27,10 +27,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from mmrl import kl
+from mmrl.losses import kl
+from mmrl.losses.reduce import Reduction, keep
+from mmrl.losses.surrogates import answer_mean
 from mmrl.objectives.base import Need, Objective
-from mmrl.reduce import Reduction, keep
-from mmrl.surrogates import answer_mean
 from mmrl.types import Batch, Now, Scores
 
 
@@ -52,13 +52,18 @@ class VPPO(Objective):
     """Name of the masked visual branch."""
 
     reductions: ClassVar[Mapping[str, Reduction]] = {"entropy": "token"}
-    remedies: ClassVar[Mapping[str, str]] = {"entropy": "raise VPPO.eta (0.06 in the paper, for baseline and method)"}
+    remedies: ClassVar[Mapping[str, str]] = {
+        "entropy": "raise VPPO.eta (0.06 in the paper, for baseline and method)"
+    }
 
     def __post_init__(self) -> None:
         allowed = {
             "top_share": (0 < self.top_share <= 1, "in (0, 1]"),
             "beta_min": (0 <= self.beta_min <= 1, "in [0, 1]"),
-            "beta_max": (self.beta_max is None or self.beta_max >= self.beta_min, "at least beta_min, or None"),
+            "beta_max": (
+                self.beta_max is None or self.beta_max >= self.beta_min,
+                "at least beta_min, or None",
+            ),
             "eta": (self.eta >= 0, "0 (off) or positive"),
         }
         for name, (fine, rule) in allowed.items():
@@ -90,7 +95,9 @@ class VPPO(Objective):
         if self.weighs:
             advantage = advantage * self.answer_weight(dependency, batch.mask)
         if self.filters:
-            advantage = torch.where(most_dependent(dependency, batch.mask, self.top_share), advantage, 0.0)
+            advantage = torch.where(
+                most_dependent(dependency, batch.mask, self.top_share), advantage, 0.0
+            )
         return advantage
 
     def terms(self, live: Mapping[str, Scores], batch: Batch, now: Now) -> dict[str, Tensor]:
@@ -126,14 +133,18 @@ class VPPO(Objective):
             return torch.ones_like(mean)
         rank = (mean - low) / (high - low)
         top = self.beta_max
-        span = (1.0 - self.beta_min) / rank[counted].mean() if top is None else top - self.beta_min
+        span = (
+            (1.0 - self.beta_min) / rank[counted].mean() if top is None else top - self.beta_min
+        )
         return self.beta_min + span * rank
 
 
 def most_dependent(dependency: Tensor, mask: Tensor, share: float) -> Tensor:
     """The ⌈share·|o|⌉ tokens of largest dependency of each answer, earlier ones first among equals; bool [B, T]."""
     on = mask.bool()
-    ranked = torch.where(on, dependency, -torch.inf).argsort(dim=-1, descending=True, stable=True)
+    ranked = torch.where(on, dependency, -torch.inf).argsort(
+        dim=-1, descending=True, stable=True
+    )
     place = ranked.argsort(dim=-1)  # rank of each token in its answer
     # Counts are small integers: round away the error of share·|o| before the ceiling.
     count = (on.sum(-1, keepdim=True) * share - 1e-6).ceil()

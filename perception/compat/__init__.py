@@ -1,7 +1,7 @@
 """Published perception rewards with the oddities of their official code, one file per family.
 
-For comparison runs and golden tests; the rewards to train with are in `perception.rewards` and
-`perception.consistency`. Functions take texts and numbers; `Official` makes a reward of one of them. No torch.
+For comparison runs and golden tests; the rewards to train with are in `mmrl.perception.rewards` and
+`mmrl.perception.consistency`. Functions take texts and numbers; `Official` makes a reward of one of them. No torch.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ penalty. Format: the whole response reads `<think>\n…\n</think>\n<answer>\n…
 `perception_tag` preceded by `<perception>\n…\n</perception>\n`. Accuracy: math-verify's parse of the answer equals that
 of the ground truth. Visual: the mean verdict of a judge. N-gram penalty: max_penalty (1 - distinct / all n-grams).
 
-Oddities kept on purpose (closed in `perception.consistency` and `mmrl.reward_functions`):
+Oddities kept on purpose (closed in `mmrl.perception.consistency` and `mmrl.rewards.functions`):
 1. `<answer>…</answer>` is searched on one line; the wanted format has line breaks there, so that the whole response is
    parsed, whose box math-verify prefers.
 2. The visual part divides by the number of parsed verdicts + 1e-6, not by the number of annotations: a judge that
@@ -19,17 +19,26 @@ from __future__ import annotations
 
 import re
 
-from perception.compat import verified
+from mmrl.perception.compat import verified
 
-_FORMAT = re.compile(r"<think>\n.*?\n</think>\n<answer>\n.*?\\boxed{.+?}.*?\n</answer>", re.DOTALL)
-_FORMAT_PERCEPTION = re.compile(r"<perception>\n.*?\n</perception>\n" + _FORMAT.pattern, re.DOTALL)
+_FORMAT = re.compile(
+    r"<think>\n.*?\n</think>\n<answer>\n.*?\\boxed{.+?}.*?\n</answer>", re.DOTALL
+)
+_FORMAT_PERCEPTION = re.compile(
+    r"<perception>\n.*?\n</perception>\n" + _FORMAT.pattern, re.DOTALL
+)
 _ANSWER = re.compile(r"<answer>(.*?)</answer>")
 
 
-def perception_r1(response: str, ground_truth: str, *, perception_tag: bool = False) -> dict[str, float]:
+def perception_r1(
+    response: str, ground_truth: str, *, perception_tag: bool = False
+) -> dict[str, float]:
     """Score an answer: `overall`, `accuracy` (0 or 1) and `format` (0 or 1)."""
     layout = _FORMAT_PERCEPTION if perception_tag else _FORMAT
-    form, right = float(layout.fullmatch(response) is not None), _accuracy(response, ground_truth)
+    form, right = (
+        float(layout.fullmatch(response) is not None),
+        _accuracy(response, ground_truth),
+    )
     return {"overall": 0.9 * right + 0.1 * form, "accuracy": right, "format": form}
 
 
@@ -47,7 +56,9 @@ def judge_scores(judge_text: str) -> tuple[list[float], float]:
 def ngram_penalty(text: str, ngram_size: int = 20, max_penalty: float = -2.0) -> float:
     """max_penalty * (1 - distinct / all) over the n-grams of lower-case words; 0 for a text of fewer words."""
     words = text.lower().split()
-    grams = [tuple(words[start : start + ngram_size]) for start in range(len(words) - ngram_size + 1)]
+    grams = [
+        tuple(words[start : start + ngram_size]) for start in range(len(words) - ngram_size + 1)
+    ]
     return max_penalty * (1 - len(set(grams)) / len(grams)) if grams else 0.0
 
 

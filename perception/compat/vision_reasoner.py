@@ -9,7 +9,7 @@ Seg-Zero, 0 to 5, each part 0 or 1: thinking format, answer format, IoU > 0.5, b
 the box with a mean distance < 100 to the labelled points in the better order. The "strict" form wants the keys
 `bbox`, `points_1`, `points_2`; the plain form takes any keys that contain "bbox" and "point".
 
-Oddities kept on purpose (closed in `perception.rewards`):
+Oddities kept on purpose (closed in `mmrl.perception.rewards`):
 1. Boxes count inclusive pixels (+1), also where corners are swapped.
 2. One unreadable object voids the accuracy of the whole answer, and two empty lists earn none.
 3. Objects beyond the 120th are not looked at, on either side.
@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from perception.boxes import Floats, best_matching, inside, mean_distance, point_distance
+from mmrl.perception.boxes import Floats, best_matching, inside, mean_distance, point_distance
 
 MAX_OBJECTS = 120
 _LAYOUT = re.compile(r"<think>.*?</think>\s*<answer>.*?</answer>", re.DOTALL)
@@ -36,14 +36,26 @@ _ANSWER = re.compile(r"<answer>\s*(.*?)\s*</answer>", re.DOTALL)
 _OBJECT = re.compile(r"{[^}]+}")
 _TRUE_BOX = re.compile(r"<box>\((\d+),(\d+)\),\((\d+),(\d+)\)</box>")
 _TRUE_POINTS = re.compile(r"<points>\((\d+),(\d+)\),\((\d+),(\d+)\)</points>")
-_UNREADABLE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+_UNREADABLE = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
 
 
 def vision_reasoner(response: str, ground_truth: str) -> dict[str, float]:
     """Score an answer: `format` 0 to 3, `accuracy` 0 to 3, `non_repeat` 0 or 1, and their `total`."""
     form = thinking_format(response) + _object_format(response)
     accuracy, fresh = object_accuracy(response, ground_truth), non_repeat(response)
-    return {"format": form, "accuracy": accuracy, "non_repeat": fresh, "total": form + accuracy + fresh}
+    return {
+        "format": form,
+        "accuracy": accuracy,
+        "non_repeat": fresh,
+        "total": form + accuracy + fresh,
+    }
 
 
 def seg_zero(response: str, ground_truth: str, *, strict: bool = False) -> dict[str, float]:
@@ -90,7 +102,8 @@ def _object_format(response: str) -> float:
         for entry in objects:
             wanted = (("bbox_2d", 4), ("point_2d", 2))
             total += sum(
-                key in entry and isinstance(entry[key], list) and len(entry[key]) == size for key, size in wanted
+                key in entry and isinstance(entry[key], list) and len(entry[key]) == size
+                for key, size in wanted
             ) / len(objects)
     except _UNREADABLE:
         pass  # what was counted before the unreadable object stays
@@ -107,12 +120,20 @@ def _objects(entries: Sequence[Mapping[str, Any]]) -> tuple[Floats, Floats]:
     return boxes.astype(np.float64), points.astype(np.float64)
 
 
-def _pair_scores(boxes: Floats, points: Floats, true_boxes: Floats, true_points: Floats) -> Floats:
+def _pair_scores(
+    boxes: Floats, points: Floats, true_boxes: Floats, true_points: Floats
+) -> Floats:
     """What each pair of prediction and label earns, 0 to 3. [M, N]"""
     first, second = boxes[:, None], true_boxes[None]
-    sides = np.minimum(first[..., 2:], second[..., 2:]) - np.maximum(first[..., :2], second[..., :2]) + 1
+    sides = (
+        np.minimum(first[..., 2:], second[..., 2:])
+        - np.maximum(first[..., :2], second[..., :2])
+        + 1
+    )
     shared = np.maximum(sides, 0).prod(-1)
-    area, true_area = ((frame[:, 2:] - frame[:, :2] + 1).prod(1) for frame in (boxes, true_boxes))
+    area, true_area = (
+        (frame[:, 2:] - frame[:, :2] + 1).prod(1) for frame in (boxes, true_boxes)
+    )
     with np.errstate(divide="ignore", invalid="ignore"):
         overlap = shared / (area[:, None] + true_area[None] - shared)
     near = (point_distance(points, true_points) < 30) & inside(points, boxes)[:, None]
@@ -138,7 +159,11 @@ def _single_format(response: str, strict: bool) -> float:
             box_key = next(key for key in entry if "bbox" in key.lower())
             point_keys = [key for key in entry if "point" in key.lower() and key != box_key][:2]
             shaped = len(point_keys) == 2
-        return float(shaped and len(entry[box_key]) == 4 and all(len(entry[key]) == 2 for key in point_keys))
+        return float(
+            shaped
+            and len(entry[box_key]) == 4
+            and all(len(entry[key]) == 2 for key in point_keys)
+        )
     except (*_UNREADABLE, StopIteration):
         return 0.0
 
@@ -169,15 +194,25 @@ def _box_close(entry: Mapping[str, Any], ground_truth: str, strict: bool) -> boo
 def _points_close(entry: Mapping[str, Any], ground_truth: str, strict: bool) -> bool:
     """Both points lie in the predicted box, at a mean distance < 100 from the labelled points."""
     x0, y0, x1, y1 = _single_box(entry, strict)
-    keys = ["points_1", "points_2"] if strict else [key for key in entry if "points" in key.lower()][:2]
+    keys = (
+        ["points_1", "points_2"]
+        if strict
+        else [key for key in entry if "points" in key.lower()][:2]
+    )
     points = [(int(entry[key][0]), int(entry[key][1])) for key in keys]
     own = len(points) == 2 and all(x0 <= x <= x1 and y0 <= y <= y1 for x, y in points)
-    return own and _swap_distance(points, np.reshape(_integers(_TRUE_POINTS, ground_truth), (2, 2))) < 100
+    return (
+        own
+        and _swap_distance(points, np.reshape(_integers(_TRUE_POINTS, ground_truth), (2, 2)))
+        < 100
+    )
 
 
 def _single_box(entry: Mapping[str, Any], strict: bool) -> Sequence[float]:
     """The four numbers of the box."""
-    box = entry["bbox"] if strict else next(entry[key] for key in entry if "bbox" in key.lower())
+    box = (
+        entry["bbox"] if strict else next(entry[key] for key in entry if "bbox" in key.lower())
+    )
     if len(box) != 4:
         raise ValueError("a box has four numbers")
     return box
@@ -196,7 +231,9 @@ def _inclusive_iou(box: Sequence[float], other: Sequence[float]) -> float:
     left, top = max(box[0], other[0]), max(box[1], other[1])
     right, bottom = min(box[2], other[2]), min(box[3], other[3])
     shared = (right - left + 1) * (bottom - top + 1) if left < right and top < bottom else 0
-    area, other_area = ((frame[2] - frame[0] + 1) * (frame[3] - frame[1] + 1) for frame in (box, other))
+    area, other_area = (
+        (frame[2] - frame[0] + 1) * (frame[3] - frame[1] + 1) for frame in (box, other)
+    )
     return shared / (area + other_area - shared)
 
 

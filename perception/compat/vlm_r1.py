@@ -5,7 +5,7 @@ score 1. `mean_ap` is COCO's mAP (or AP at 0.5) of the picture, with `length_rew
 `weighted_sum` pairs boxes greedily by IoU >= 0.5 and pays (0.7 position + 0.3 completeness) / 1, position the mean IoU
 of pairs with the right label, completeness 1 - (miss rate + false alarm rate) / 2.
 
-Oddities kept on purpose (closed in `perception.rewards`):
+Oddities kept on purpose (closed in `mmrl.perception.rewards`):
 1. The choice extractor upper-cases everything, misses "(A)", and scores ambiguous letters by surrounding words.
 2. Yes/no pays 1 when neither text has yes or no, and finds "no" inside "know".
 3. Both lists empty pays 1, and so does "none" for "none".
@@ -29,8 +29,14 @@ from typing import Any
 
 import numpy as np
 
-from perception.boxes import COCO_THRESHOLDS, Canvas, Detections, convert, mean_average_precision
-from perception.compat import verified
+from mmrl.perception.boxes import (
+    COCO_THRESHOLDS,
+    Canvas,
+    Detections,
+    convert,
+    mean_average_precision,
+)
+from mmrl.perception.compat import verified
 
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _ONE_LINE_ANSWER = re.compile(r"<answer>(.*?)</answer>")
@@ -39,9 +45,12 @@ _FENCED_ANY = re.compile(r"```(.*?)```", re.DOTALL)
 _BOX_LIST = re.compile(r'\[\s*{.*?"bbox_2d".*?"label".*?}\s*\]', re.DOTALL)
 _LAYOUT = re.compile(r"<think>.*?</think>\s*<answer>.*?</answer>", re.DOTALL)
 _REFERRING_QWEN = re.compile(
-    r"<think>.*?</think>\s*<answer>.*?\{.*\[\d+,\s*\d+,\s*\d+,\s*\d+\].*\}.*?</answer>", re.DOTALL
+    r"<think>.*?</think>\s*<answer>.*?\{.*\[\d+,\s*\d+,\s*\d+,\s*\d+\].*\}.*?</answer>",
+    re.DOTALL,
 )
-_REFERRING_INTERNVL = re.compile(r"<think>.*?</think>\s*<answer>.*?\[\d+,\s*\d+,\s*\d+,\s*\d+\].*?</answer>", re.DOTALL)
+_REFERRING_INTERNVL = re.compile(
+    r"<think>.*?</think>\s*<answer>.*?\[\d+,\s*\d+,\s*\d+,\s*\d+\].*?</answer>", re.DOTALL
+)
 _FOUR = re.compile(r"\[(\d+),\s*(\d+),\s*(\d+),\s*(\d+)]")
 _LETTER = re.compile(r"(?<![A-Z])([A-Z])(?=[.,?!:;]|$)")
 _HINTS = (
@@ -78,24 +87,36 @@ def yes_no(content: str, solution: str) -> float:
     """1 if the first "yes" or "no" in answer and solution agree, or neither has any, else 0."""
     content, solution = content.lower(), solution.lower()
     found = _ANSWER.search(content)
-    words = [re.search("yes|no", text) for text in (found.group(1) if found else content, _stated(solution))]
+    words = [
+        re.search("yes|no", text)
+        for text in (found.group(1) if found else content, _stated(solution))
+    ]
     first, second = (word.group() if word else "" for word in words)
     return float(first == second)
 
 
-def mean_ap(content: str, solution: str, *, length_reward: bool = False, score_type: int = 0) -> float:
+def mean_ap(
+    content: str, solution: str, *, length_reward: bool = False, score_type: int = 0
+) -> float:
     """COCO's mAP over 0.50:0.95 (`score_type` 0) or AP at 0.50 (1) of the last fenced list against the truth's."""
     truth = _fenced_list(solution, strict=True)
     predicted = _fenced_list(content)
     if predicted and truth:
-        wanted = Detections(np.array([_corners(entry) for entry in truth]), tuple(entry["label"] for entry in truth))
+        wanted = Detections(
+            np.array([_corners(entry) for entry in truth]),
+            tuple(entry["label"] for entry in truth),
+        )
         value = _official_map(predicted, wanted, score_type)
     else:
         value = float(not predicted and not truth)
-    return value * min(1.0, len(truth) / len(predicted)) if length_reward and predicted else value
+    return (
+        value * min(1.0, len(truth) / len(predicted)) if length_reward and predicted else value
+    )
 
 
-def detection(content: str, solution: str, *, score_type: int = 0, length_reward: bool = False) -> float:
+def detection(
+    content: str, solution: str, *, score_type: int = 0, length_reward: bool = False
+) -> float:
     """`mean_ap` of the last `<answer>`; 1 if answer and truth both read "None", 0 without the tag.
 
     The official names are od_ap (defaults), od_ap50 (score_type 1) and odLength (length_reward).
@@ -104,7 +125,9 @@ def detection(content: str, solution: str, *, score_type: int = 0, length_reward
     if not answers:
         return 0.0
     if truth is None:
-        raise ValueError(f"the solution {solution[:80]!r} has no <answer> tag, which VLM-R1's detection rewards need.")
+        raise ValueError(
+            f"the solution {solution[:80]!r} has no <answer> tag, which VLM-R1's detection rewards need."
+        )
     answer, expected = answers[-1].strip(), truth.group(1).strip()
     if answer == expected == "None":
         return 1.0
@@ -121,7 +144,9 @@ def weighted_sum(content: str, solution: str) -> float:
         return float(not truth and not predicted)
     pairs = _greedy_pairs(predicted, truth)
     right = [_label(predicted[row]) == _label(truth[column]) for row, column, _ in pairs]
-    position = sum(value for (_, _, value), fits in zip(pairs, right, strict=True) if fits) / len(truth)
+    position = sum(
+        value for (_, _, value), fits in zip(pairs, right, strict=True) if fits
+    ) / len(truth)
     missed, surplus = 1 - len(pairs) / len(truth), 1 - len(pairs) / len(predicted)
     return 0.7 * position + 0.3 * (1 - (missed + surplus) / 2)
 
@@ -181,7 +206,9 @@ def referring_iou(content: str, solution: str, canvas: Canvas | None = None) -> 
     """
     truths = _ANSWER.findall(solution)
     if not truths:
-        raise ValueError(f"the solution {solution[:80]!r} has no <answer> tag with the box [x0, y0, x1, y1].")
+        raise ValueError(
+            f"the solution {solution[:80]!r} has no <answer> tag with the box [x0, y0, x1, y1]."
+        )
     truth = json.loads(truths[-1].strip())
     found = _ANSWER.search(content)
     box = _FOUR.search(found.group(1)) if found else None
@@ -233,7 +260,9 @@ def _loaded(fenced: str | None, strict: bool) -> list[Any]:
         return list(json.loads(fenced.strip()))
     except (ValueError, TypeError, RecursionError) as error:
         if strict:
-            raise ValueError(f"the solution's list {fenced[:80]!r} is no JSON list; correct the row.") from error
+            raise ValueError(
+                f"the solution's list {fenced[:80]!r} is no JSON list; correct the row."
+            ) from error
         return []
 
 
@@ -295,7 +324,9 @@ def _label(entry: Any) -> str:
     return label.lower() if isinstance(label, str) else ""
 
 
-def _greedy_pairs(predicted: Sequence[Any], truth: Sequence[Any]) -> list[tuple[int, int, float]]:
+def _greedy_pairs(
+    predicted: Sequence[Any], truth: Sequence[Any]
+) -> list[tuple[int, int, float]]:
     """Pairs (prediction, truth, IoU), largest IoU first, down to 0.5; of equals the first prediction wins."""
     overlap = np.array([[_safe_iou(one, other) for other in truth] for one in predicted])
     pairs: list[tuple[int, int, float]] = []

@@ -47,7 +47,9 @@ def write_clip(
         stream.codec_context.time_base = stream.time_base = Fraction(1, 9000)
         if codec == "libx264":
             fixed = f"keyint={gop}:min-keyint={gop}:scenecut=0"
-            stream.options = {"crf": "8", "preset": "veryfast", "x264-params": fixed} | (options or {})
+            stream.options = {"crf": "8", "preset": "veryfast", "x264-params": fixed} | (
+                options or {}
+            )
         elif options:
             stream.options = options
         if rotation:

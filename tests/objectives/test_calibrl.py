@@ -9,13 +9,17 @@ import pytest
 import torch
 
 from mmrl.grpo import GRPO, loss, losses
+from mmrl.losses.reduce import Totals
+from mmrl.losses.surrogates import clipped
 from mmrl.objectives.base import Need
 from mmrl.objectives.calibrl import CalibRL
-from mmrl.reduce import Totals
-from mmrl.surrogates import clipped
 from mmrl.types import Batch, Now, Prompt, Role, Rollout, Scores
 
-GOLDEN = Path(os.environ.get("MMRL_GOLDEN", Path(__file__).parents[1] / "golden")) / "objectives" / "calibrl_loss.npz"
+GOLDEN = (
+    Path(os.environ.get("MMRL_GOLDEN", Path(__file__).parents[1] / "golden"))
+    / "objectives"
+    / "calibrl_loss.npz"
+)
 NOW = Now(step=1, progress=0.0)
 REDUCTIONS = {"token-mean": "token", "seq-mean-token-mean": "sequence"}
 
@@ -28,7 +32,9 @@ def make_batch(mask, group, reward, advantage, old, expert):
     roles = torch.where(expert.unsqueeze(-1), int(Role.EXPERT), int(Role.POLICY))
     return Batch(
         rollouts=[
-            Rollout(Prompt(f"p{g}", []), int(g), nothing, nothing, nothing, "", "eos", origin=origin)
+            Rollout(
+                Prompt(f"p{g}", []), int(g), nothing, nothing, nothing, "", "eos", origin=origin
+            )
             for g, origin in zip(group.tolist(), origins, strict=True)
         ],
         group=group,
@@ -54,7 +60,11 @@ def test_golden_objectives_calibrl(case, mode, reduction):
         pytest.skip(f"{case}__{mode}__{reduction}: another paper's loss")
     vectors = np.load(GOLDEN)
     read = lambda name: torch.tensor(vectors[f"{case}__in_{name}"])  # noqa: E731
-    logp, pref, mask = read("log_probs").requires_grad_(), read("pref_log_probs"), read("response_mask").bool()
+    logp, pref, mask = (
+        read("log_probs").requires_grad_(),
+        read("pref_log_probs"),
+        read("response_mask").bool(),
+    )
     dropped, rows = read("pref_mask").any(-1), len(mask)
     # Every row of the file carries its own expert log-probs: one group each, the expert as a second answer.
     both = lambda first, second: torch.cat([first, second])  # noqa: E731
@@ -74,7 +84,10 @@ def test_golden_objectives_calibrl(case, mode, reduction):
     grpo, totals = GRPO(reduction=REDUCTIONS[reduction]), Totals.of(batch.mask)
     parts, _ = losses(grpo, clipped, batch, live, [calibrl], totals, NOW)
     total, key = sum(parts.values()), f"{case}__{mode}__{reduction}"
-    close = lambda got, name: np.testing.assert_allclose(got, vectors[f"{key}__{name}"], rtol=1e-5, atol=1e-6)  # noqa: E731
+
+    def close(got, name):
+        return np.testing.assert_allclose(got, vectors[f"{key}__{name}"], rtol=1e-5, atol=1e-6)
+
     close(parts["policy"].item(), "pg_loss")
     close(parts["guided"].item() / 0.1, "guided_loss")
     close(total.item(), "total")
@@ -83,7 +96,10 @@ def test_golden_objectives_calibrl(case, mode, reduction):
 
 @pytest.mark.skipif(not GOLDEN.exists(), reason="no calibrl_loss.npz in the golden folder")
 def test_golden_objectives_calibrl_has_known_cases():
-    assert any(mode == "expert-guided" and reduction in REDUCTIONS for _, mode, reduction in golden_runs())
+    assert any(
+        mode == "expert-guided" and reduction in REDUCTIONS
+        for _, mode, reduction in golden_runs()
+    )
 
 
 def random_case(seed=0, columns=6):
@@ -92,8 +108,12 @@ def random_case(seed=0, columns=6):
     lengths = torch.tensor([[6], [3], [2], [4], [5], [6], [1], [5], [3], [4]])
     mask = torch.arange(columns) < lengths
     old = -torch.rand(10, columns, generator=rng, dtype=torch.float64) * 2
-    logp = (old + 0.1 * torch.randn(10, columns, generator=rng, dtype=torch.float64)).requires_grad_()
-    reward = torch.tensor([1.0, 0.0, 0.1, 1.0, 0.0, 1.0, 1.0, 1.0, 1.0, 0.0], dtype=torch.float64)
+    logp = (
+        old + 0.1 * torch.randn(10, columns, generator=rng, dtype=torch.float64)
+    ).requires_grad_()
+    reward = torch.tensor(
+        [1.0, 0.0, 0.1, 1.0, 0.0, 1.0, 1.0, 1.0, 1.0, 0.0], dtype=torch.float64
+    )
     group = torch.tensor([0, 0, 0, 0, 4, 4, 4, 4, 7, 7])
     expert = torch.zeros(10, dtype=torch.bool)
     expert[[3, 7]] = True
@@ -115,9 +135,13 @@ def test_experts_do_not_enter_the_group_statistics():
     _, batch = random_case()
     advantage = shaped(calibrl, batch).advantage[:, 0]
     mean = 1.1 / 3
-    torch.testing.assert_close(advantage[:4], torch.tensor([1 - mean, -mean, 0.1 - mean, 0.0], dtype=torch.float64))
+    torch.testing.assert_close(
+        advantage[:4], torch.tensor([1 - mean, -mean, 0.1 - mean, 0.0], dtype=torch.float64)
+    )
     torch.testing.assert_close(advantage[8:], torch.tensor([0.5, -0.5], dtype=torch.float64))
-    paid_otherwise = replace(batch, reward=torch.where(torch.arange(10) == 3, 55.0, batch.reward))
+    paid_otherwise = replace(
+        batch, reward=torch.where(torch.arange(10) == 3, 55.0, batch.reward)
+    )
     torch.testing.assert_close(shaped(calibrl, paid_otherwise).advantage[:, 0], advantage)
     by_std = shaped(CalibRL(std=True), batch).advantage[:3, 0]
     assert by_std.var() == pytest.approx(1.0, rel=1e-4)
@@ -130,7 +154,10 @@ def test_a_batch_without_experts_keeps_its_advantage():
         batch,
         rollouts=[batch.rollouts[i] for i in rows],
         scores={"raw": batch.scores["raw"][torch.tensor(rows)]},
-        **{name: getattr(batch, name)[rows] for name in ("group", "tokens", "mask", "reward", "advantage", "roles")},
+        **{
+            name: getattr(batch, name)[rows]
+            for name in ("group", "tokens", "mask", "reward", "advantage", "roles")
+        },
     )
     marked = torch.full_like(part.advantage, 3.0)
     assert CalibRL().shape(marked, part, NOW) is marked
@@ -149,7 +176,9 @@ def test_position_alignment_gradient_has_the_right_sign_and_one_to_alpha_strengt
         lead = (logp[row] - expert[group]).detach()
         slope = torch.where(-sign * lead > 0, 1.0, 0.3)
         covered = batch.mask[row] & (torch.arange(6) < ends[group])
-        torch.testing.assert_close(gradient[row], -sign * batch.advantage[row].abs() * slope * covered)
+        torch.testing.assert_close(
+            gradient[row], -sign * batch.advantage[row].abs() * slope * covered
+        )
     assert (gradient[[3, 7, 8, 9]] == 0).all()  # experts, and a group without one
     assert (gradient[0] < 0).any() and (gradient[1] > 0).any()
 
@@ -172,7 +201,9 @@ def test_slope_one_is_linear_advantage_weighted_likelihood():
     batch = shaped(calibrl, batch)
     lead, _ = calibrl.lead(logp, batch, NOW)
     sign = torch.where(batch.reward > 0.1, 1.0, -1.0).unsqueeze(-1)
-    torch.testing.assert_close(guided(calibrl, logp, batch), -sign * batch.advantage.abs() * lead)
+    torch.testing.assert_close(
+        guided(calibrl, logp, batch), -sign * batch.advantage.abs() * lead
+    )
 
 
 def test_the_term_is_continuous_where_answer_and_expert_agree_and_zero_without_advantage():
@@ -211,13 +242,17 @@ def test_a_group_cut_over_passes_and_padding_change_nothing():
             scores={"raw": batch.scores["raw"][rows]},
             **{name: getattr(batch, name)[rows] for name in names},
         )
-        pieces.append(loss(GRPO(), clipped, part, {"raw": Scores(logp[rows])}, [calibrl], totals, NOW)[0])
+        pieces.append(
+            loss(GRPO(), clipped, part, {"raw": Scores(logp[rows])}, [calibrl], totals, NOW)[0]
+        )
     torch.testing.assert_close(sum(pieces), whole)
     read = batch.roles != Role.OBSERVATION
     dirty = torch.where(read, logp.detach(), torch.nan).requires_grad_()
     garbage, _ = loss(GRPO(), clipped, batch, {"raw": Scores(dirty)}, [calibrl], totals, NOW)
     assert garbage == whole
-    torch.testing.assert_close(torch.autograd.grad(garbage, dirty)[0], torch.autograd.grad(whole, logp)[0])
+    torch.testing.assert_close(
+        torch.autograd.grad(garbage, dirty)[0], torch.autograd.grad(whole, logp)[0]
+    )
 
 
 def test_dropping_the_experts_leaves_the_surrogate_unchanged():
@@ -233,7 +268,9 @@ def test_dropping_the_experts_leaves_the_surrogate_unchanged():
         scores={"raw": batch.scores["raw"][rows]},
         **{name: getattr(batch, name)[rows] for name in names},
     )
-    without, _ = losses(GRPO(), clipped, part, {"raw": Scores(logp[rows])}, [], Totals.of(part.mask), NOW)
+    without, _ = losses(
+        GRPO(), clipped, part, {"raw": Scores(logp[rows])}, [], Totals.of(part.mask), NOW
+    )
     torch.testing.assert_close(with_experts["policy"], without["policy"])
 
 

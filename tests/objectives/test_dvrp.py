@@ -5,13 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mmrl import kl
 from mmrl.grpo import GRPO, loss
+from mmrl.losses import kl
+from mmrl.losses.reduce import Totals
+from mmrl.losses.surrogates import clipped
 from mmrl.objectives.base import Need
 from mmrl.objectives.dvrp import DVRP
 from mmrl.objectives.papo import PAPO
-from mmrl.reduce import Totals
-from mmrl.surrogates import clipped
 from mmrl.types import Batch, Now, Prompt, Role, Rollout, Scores
 
 NOW = Now(step=0, progress=0.0)
@@ -34,7 +34,12 @@ def random_case(seed=0, rows=4, columns=6):
         roles=torch.where(mask, Role.POLICY, Role.OBSERVATION).to(torch.uint8),
         scores={"raw": Scores(logp + 0.1 * draw())},
     )
-    return logp.requires_grad_(), logp.detach() + 0.5 * draw(), logp.detach() + 0.1 * draw(), batch
+    return (
+        logp.requires_grad_(),
+        logp.detach() + 0.5 * draw(),
+        logp.detach() + 0.1 * draw(),
+        batch,
+    )
 
 
 def run(logp, masked, noisy, batch, *objectives, grpo=GRPO(), totals=None):
@@ -60,7 +65,14 @@ def test_without_robustness_and_entropies_it_is_papo_without_entropies():
         grpo = GRPO(reduction=reduction)
         dvrp = DVRP(kl="k3", lambda_nec=0.02, lambda_rob=0.0, lambda_ent=0.0)
         ours, _ = run(logp, masked, noisy, batch, dvrp, grpo=grpo)
-        papo, _ = run(logp, masked, noisy, batch, PAPO(gamma=0.02, eta_orig=0.0, eta_masked=0.0), grpo=grpo)
+        papo, _ = run(
+            logp,
+            masked,
+            noisy,
+            batch,
+            PAPO(gamma=0.02, eta_orig=0.0, eta_masked=0.0),
+            grpo=grpo,
+        )
         assert ours == papo
         assert (torch.autograd.grad(ours, logp)[0] == torch.autograd.grad(papo, logp)[0]).all()
 
@@ -90,7 +102,10 @@ def test_zero_coefficients_are_bit_equal_to_grpo_and_need_nothing():
     assert off.needs() == ()
     value, _ = run(logp, masked, noisy, batch, off)
     plain, _ = run(logp, masked, noisy, batch)
-    assert value == plain and (torch.autograd.grad(value, logp)[0] == torch.autograd.grad(plain, logp)[0]).all()
+    assert (
+        value == plain
+        and (torch.autograd.grad(value, logp)[0] == torch.autograd.grad(plain, logp)[0]).all()
+    )
 
 
 def test_gradients_are_the_closed_forms_with_and_without_branch_gradient():
@@ -111,24 +126,35 @@ def test_gradients_are_the_closed_forms_with_and_without_branch_gradient():
 def test_the_exact_divergence_carries_gradient_to_the_policy():
     logp, masked, noisy, batch = random_case()
     away = (logp - masked).square()
-    live = {"raw": Scores(logp), "masked": Scores(masked, divergence=away), "noisy": Scores(noisy, divergence=away)}
+    live = {
+        "raw": Scores(logp),
+        "masked": Scores(masked, divergence=away),
+        "noisy": Scores(noisy, divergence=away),
+    }
     dvrp = DVRP(lambda_rob=0.0, lambda_ent=0.0)
     value, _ = loss(GRPO(), clipped, batch, live, [dvrp], Totals.of(batch.mask), NOW)
     plain, _ = loss(GRPO(), clipped, batch, live, [], Totals.of(batch.mask), NOW)
     (gradient,) = torch.autograd.grad(value - plain, logp)
-    torch.testing.assert_close(gradient, -0.02 * (logp - masked).detach() * batch.mask / batch.mask.sum())
+    torch.testing.assert_close(
+        gradient, -0.02 * (logp - masked).detach() * batch.mask / batch.mask.sum()
+    )
     with pytest.raises(ValueError, match="scored without one"):
         run(logp, masked, noisy, batch, dvrp)
 
 
 def test_needs_name_only_what_is_read():
-    assert DVRP().needs() == (Need("masked", divergence="forward"), Need("noisy", divergence="forward"))
+    assert DVRP().needs() == (
+        Need("masked", divergence="forward"),
+        Need("noisy", divergence="forward"),
+    )
     assert DVRP(kl="k3", lambda_rob=0.0, lambda_ent=0.0).needs() == (Need("masked"),)
     assert DVRP(lambda_nec=0.0, lambda_rob=0.0, entropy="exact").needs() == (
         Need("masked", entropy=True),
         Need("noisy", entropy=True),
     )
-    assert DVRP(kl="k3", lambda_orig=0.1, entropy="exact").needs()[0] == Need("raw", entropy=True)
+    assert DVRP(kl="k3", lambda_orig=0.1, entropy="exact").needs()[0] == Need(
+        "raw", entropy=True
+    )
 
 
 def test_split_row_order_and_padding_do_not_matter():
@@ -144,12 +170,16 @@ def test_split_row_order_and_padding_do_not_matter():
             scores={"raw": batch.scores["raw"][rows]},
             **{name: getattr(batch, name)[rows] for name in names},
         )
-        pieces.append(run(logp[rows], masked[rows], noisy[rows], part, SAMPLED, totals=totals)[0])
+        pieces.append(
+            run(logp[rows], masked[rows], noisy[rows], part, SAMPLED, totals=totals)[0]
+        )
     torch.testing.assert_close(sum(pieces), whole)
     dirty = torch.where(batch.mask, logp.detach(), torch.nan).requires_grad_()
     garbage, _ = run(dirty, torch.where(batch.mask, masked, torch.inf), noisy, batch, SAMPLED)
     assert garbage == whole
-    torch.testing.assert_close(torch.autograd.grad(garbage, dirty)[0], torch.autograd.grad(whole, logp)[0])
+    torch.testing.assert_close(
+        torch.autograd.grad(garbage, dirty)[0], torch.autograd.grad(whole, logp)[0]
+    )
 
 
 def test_exact_entropy_that_was_not_scored_is_asked_for():

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field, replace
 import pytest
 import torch
 
-from data.drawn import Drawn
-from mmrl.advantages import group_normalized
-from mmrl.engine import HFEngine
+from mmrl.data.drawn.drawn import Drawn
 from mmrl.grpo import GRPO
-from mmrl.learner import Learner
+from mmrl.losses.advantages import group_normalized
+from mmrl.losses.surrogates import clipped
+from mmrl.model.policy import Policy
 from mmrl.objectives.base import Objective
 from mmrl.objectives.calibrl import CalibRL
 from mmrl.objectives.dvrp import DVRP
@@ -26,13 +26,13 @@ from mmrl.objectives.pearl import MARKER, PEARL
 from mmrl.objectives.visurf import ViSurf
 from mmrl.objectives.vogue import VOGUE
 from mmrl.objectives.vppo import VPPO
-from mmrl.optim import Optim, Optimizer
-from mmrl.policy import Policy
-from mmrl.run import Clock
-from mmrl.surrogates import clipped
+from mmrl.perception.masking import PatchMask
+from mmrl.perception.noise import GaussianNoise
+from mmrl.rollouts.engine import HFEngine
+from mmrl.training.learner import Learner
+from mmrl.training.optim import Optim, Optimizer
+from mmrl.training.run import Clock
 from mmrl.types import Now, Role, Rollout, Sampling, VisualBranch
-from perception.masking import PatchMask
-from perception.noise import GaussianNoise
 
 NOW = Now(step=3, progress=0.25, seed=5)
 Answers = Sequence[Rollout]
@@ -48,7 +48,11 @@ def given(origin: str, role: Role) -> Callable[[Answers], list[Rollout]]:
         for answer in answers[::4]:
             tokens = torch.cat([answer.tokens.flip(0), answer.tokens])
             roles = torch.full((len(tokens),), int(role), dtype=torch.uint8)
-            out.append(replace(answer, tokens=tokens, roles=roles, logp=None, origin=origin, reward=1.0))
+            out.append(
+                replace(
+                    answer, tokens=tokens, roles=roles, logp=None, origin=origin, reward=1.0
+                )
+            )
         return out
 
     return extended
@@ -59,11 +63,15 @@ def asked(answers: Answers) -> list[Rollout]:
     out = list(answers)
     for number, mark in ((0, 0.5), (1, 0.0)):
         owner = answers[4 * number].prompt
-        prompt = replace(owner, id=f"{owner.id}/checklist", extra={**owner.extra, MARKER: owner.id})
+        prompt = replace(
+            owner, id=f"{owner.id}/checklist", extra={**owner.extra, MARKER: owner.id}
+        )
         for i, answer in enumerate(answers[4 * number : 4 * number + 4]):
             pay = mark + 0.25 * (i % 2) * (mark > 0)
             parts = {"perception": pay}
-            out.append(replace(answer, prompt=prompt, group=20 + number, reward=pay, parts=parts))
+            out.append(
+                replace(answer, prompt=prompt, group=20 + number, reward=pay, parts=parts)
+            )
     return out
 
 
@@ -83,10 +91,14 @@ CASES = {
     "papo": Case(PAPO, lambda: PAPO(0.0, 0.0, 0.0), lambda: PAPO(0.02, 0.0, 0.0)),
     "dvrp": Case(DVRP, lambda: DVRP(0.0, 0.0, 0.0, 0.0), lambda: DVRP(0.01, 0.01, 0.0, 0.0)),
     "vogue": Case(
-        VOGUE, lambda: VOGUE(alpha_visual=0.0, alpha_entropy=0.0), lambda: VOGUE(alpha_visual=1.0, alpha_entropy=0.0)
+        VOGUE,
+        lambda: VOGUE(alpha_visual=0.0, alpha_entropy=0.0),
+        lambda: VOGUE(alpha_visual=1.0, alpha_entropy=0.0),
     ),
     "vppo": Case(
-        VPPO, lambda: VPPO(top_share=1.0, beta_min=1.0, eta=0.0), lambda: VPPO(top_share=1.0, beta_min=0.9, eta=0.0)
+        VPPO,
+        lambda: VPPO(top_share=1.0, beta_min=1.0, eta=0.0),
+        lambda: VPPO(top_share=1.0, beta_min=0.9, eta=0.0),
     ),
     "mssr": Case(MSSR, lambda: MSSR(lambda_entropy=0.0, baseline=False), grpo=GRPO(kl=0.05)),
     "calibrl": Case(CalibRL, lambda: CalibRL(weight=0.0), answers=given("expert", Role.EXPERT)),
@@ -118,7 +130,9 @@ def gradients(folder, answers, objectives=(), branches=VIEWS, grpo=GRPO(), token
                 p.mul_(1 + 0.01 * (i % 3))
     optimizer = Recorded(policy.named_parameters(), Optim(lr=1e-3, max_grad_norm=0))
     branches, objectives = dict(branches), list(objectives)
-    box = Learner(policy, optimizer, group_normalized, clipped, grpo, branches, objectives, 1, tokens, 10)
+    box = Learner(
+        policy, optimizer, group_normalized, clipped, grpo, branches, objectives, 1, tokens, 10
+    )
     box.learn(list(answers), NOW, Clock())
     return optimizer.gradients
 
@@ -127,7 +141,9 @@ def gap(mine, theirs) -> float:
     """Largest difference, relative to the larger of the tensor's norm and a thousandth of the largest norm."""
     assert mine.keys() == theirs.keys() and mine
     largest = max(float(g.norm()) for g in theirs.values())
-    return max(float((mine[n] - g).norm() / max(g.norm(), 1e-3 * largest)) for n, g in theirs.items())
+    return max(
+        float((mine[n] - g).norm() / max(g.norm(), 1e-3 * largest)) for n, g in theirs.items()
+    )
 
 
 def watching(answer: Rollout) -> Rollout:
@@ -140,20 +156,32 @@ def watching(answer: Rollout) -> Rollout:
 @pytest.fixture(scope="module")
 def answers(tiny_folder):
     """Four answers of different lengths to each of a picture, two pictures, text and a clip."""
-    prompts = [Drawn("lookup", size=9, pictures=n)[n] for n in (1, 2, 0)] + [Drawn("clips", size=9, frames=6)[3]]
+    prompts = [Drawn("lookup", size=9, pictures=n)[n] for n in (1, 2, 0)] + [
+        Drawn("clips", size=9, frames=6)[3]
+    ]
     engine = HFEngine(Policy.load(tiny_folder, device="cpu", dtype="float64"))
     out = []
     for i, r in enumerate(engine.generate(prompts, Sampling(4, 1.3, max_tokens=9), NOW)):
         keep = 2 + (5 * i) % 8
         r = replace(r, tokens=r.tokens[:keep], roles=r.roles[:keep], logp=r.logp[:keep])
-        out.append(replace(r, stop="eos", reward=[0.0, 1.0, 0.5, 0.25][(i + i // 4) % 4], parts={"accuracy": 1.0}))
+        out.append(
+            replace(
+                r,
+                stop="eos",
+                reward=[0.0, 1.0, 0.5, 0.25][(i + i // 4) % 4],
+                parts={"accuracy": 1.0},
+            )
+        )
     return out
 
 
 @pytest.fixture(scope="module")
 def whole(tiny_folder, answers):
     """Gradients of each objective, computed in one packed pass."""
-    return {n: gradients(tiny_folder, c.answers(answers), [c.on()], grpo=c.grpo) for n, c in CASES.items()}
+    return {
+        n: gradients(tiny_folder, c.answers(answers), [c.on()], grpo=c.grpo)
+        for n, c in CASES.items()
+    }
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -175,9 +203,14 @@ def test_off_it_is_grpo_bit_for_bit(tiny_folder, answers, name):
 def test_views_that_change_nothing_give_exactly_grpo(tiny_folder, answers, name):
     blind = CASES[name].blind
     assert blind is not None
-    plain, same = gradients(tiny_folder, answers), gradients(tiny_folder, answers, [blind()], SAME)
+    plain, same = (
+        gradients(tiny_folder, answers),
+        gradients(tiny_folder, answers, [blind()], SAME),
+    )
     assert gap(same, plain) < 1e-12
-    assert gap(gradients(tiny_folder, answers, [blind()]), plain) > 1e-6, "the views would matter"
+    assert gap(gradients(tiny_folder, answers, [blind()]), plain) > 1e-6, (
+        "the views would matter"
+    )
 
 
 @pytest.mark.parametrize("name", CASES)

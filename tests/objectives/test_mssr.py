@@ -12,15 +12,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmrl import kl
 from mmrl.grpo import GRPO, loss
+from mmrl.losses import kl
+from mmrl.losses.reduce import Totals
+from mmrl.losses.surrogates import clipped
 from mmrl.objectives.base import Need
 from mmrl.objectives.mssr import MSSR, normalized
-from mmrl.reduce import Totals
-from mmrl.surrogates import clipped
 from mmrl.types import Batch, Now, Prompt, Role, Rollout, Scores
 
-GOLDEN = Path(os.environ.get("MMRL_GOLDEN", Path(__file__).parents[1] / "golden")) / "objectives" / "mssr.npz"
+GOLDEN = (
+    Path(os.environ.get("MMRL_GOLDEN", Path(__file__).parents[1] / "golden"))
+    / "objectives"
+    / "mssr.npz"
+)
 NOW = Now(step=0, progress=0.0)
 
 
@@ -29,7 +33,10 @@ def make_batch(mask, reward, raw, ref, prompts=None):
     nothing = torch.zeros(0, dtype=torch.long)
     names = [f"p{i}" for i in range(rows)] if prompts is None else prompts
     return Batch(
-        rollouts=[Rollout(Prompt(name, []), i, nothing, nothing, nothing, "", "eos") for i, name in enumerate(names)],
+        rollouts=[
+            Rollout(Prompt(name, []), i, nothing, nothing, nothing, "", "eos")
+            for i, name in enumerate(names)
+        ],
         group=torch.arange(rows),
         tokens=torch.zeros(rows, columns, dtype=torch.long),
         mask=mask.bool(),
@@ -50,7 +57,13 @@ class Released(MSSR):
 
 
 def golden_steps(vectors):
-    return sorted({int(found[1]) for key in vectors.files if (found := re.match(r"step(\d+)_in_scores", key))})
+    return sorted(
+        {
+            int(found[1])
+            for key in vectors.files
+            if (found := re.match(r"step(\d+)_in_scores", key))
+        }
+    )
 
 
 @pytest.mark.skipif(not GOLDEN.exists(), reason="no mssr.npz in the golden folder")
@@ -60,11 +73,17 @@ def test_golden_objectives_mssr_run():
     assert steps, "mssr.npz holds no step"
     prompts = [f"p{i}" for i in range(len(vectors["in_init_outcomes"]))]
     mssr.start(dict(zip(prompts, vectors["in_init_outcomes"].tolist(), strict=True)))
-    close = lambda got, key: np.testing.assert_allclose(got, vectors[key], rtol=1e-4, atol=2e-6, err_msg=key)  # noqa: E731
+
+    def close(got, key):
+        return np.testing.assert_allclose(got, vectors[key], rtol=1e-4, atol=2e-6, err_msg=key)
+
     for step in steps:
-        np.testing.assert_allclose(mssr.values(prompts), vectors["values"][step], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(
+            mssr.values(prompts), vectors["values"][step], rtol=1e-5, atol=1e-6
+        )
         mask, score, raw, ref = (
-            torch.tensor(vectors[f"step{step}_in_{name}"]) for name in ("mask", "scores", "log_probs", "ref_log_probs")
+            torch.tensor(vectors[f"step{step}_in_{name}"])
+            for name in ("mask", "scores", "log_probs", "ref_log_probs")
         )
         batch = make_batch(mask, score, raw, ref, prompts)
         close(mssr.shape(torch.zeros_like(raw), batch, NOW), f"step{step}_advantages")
@@ -74,13 +93,17 @@ def test_golden_objectives_mssr_run():
         posterior = mssr.state()["posterior"]
         close([posterior[name][0] for name in prompts], f"step{step}_alpha")
         close([posterior[name][1] for name in prompts], f"step{step}_beta")
-    np.testing.assert_allclose(mssr.values(prompts), vectors["values"][steps[-1] + 1], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        mssr.values(prompts), vectors["values"][steps[-1] + 1], rtol=1e-5, atol=1e-6
+    )
 
 
 def shaping_keys():
     if not GOLDEN.exists():
         return []
-    return [key for key in np.load(GOLDEN).files if key.startswith("shape_") and "_in_" not in key]
+    return [
+        key for key in np.load(GOLDEN).files if key.startswith("shape_") and "_in_" not in key
+    ]
 
 
 @pytest.mark.parametrize("key", shaping_keys())
@@ -99,16 +122,23 @@ def random_case(seed=0, rows=6, columns=5):
     mask = torch.arange(columns) < torch.tensor([[5], [3], [1], [4], [5], [2]])[:rows]
     raw = -torch.rand(rows, columns, generator=rng, dtype=torch.float64) * 2
     ref = raw + 0.1 * torch.randn(rows, columns, generator=rng, dtype=torch.float64)
-    return make_batch(mask, torch.tensor([1.0, 0.0, 0.0, 1.0, 1.0, 0.0], dtype=torch.float64)[:rows], raw, ref)
+    return make_batch(
+        mask, torch.tensor([1.0, 0.0, 0.0, 1.0, 1.0, 0.0], dtype=torch.float64)[:rows], raw, ref
+    )
 
 
 def test_padding_does_not_enter_the_kl_as_it_does_in_the_released_code():
     batch = random_case()
-    dirty = {name: Scores(torch.where(batch.mask, s.logp, torch.nan)) for name, s in batch.scores.items()}
+    dirty = {
+        name: Scores(torch.where(batch.mask, s.logp, torch.nan))
+        for name, s in batch.scores.items()
+    }
     clean = MSSR().answer_kl(batch)
     torch.testing.assert_close(MSSR().answer_kl(replace(batch, scores=dirty)), clean)
     assert (Released().answer_kl(batch) > clean + 1e-6).any()
-    expected = (kl.k3(batch.scores["raw"].logp, batch.scores["ref"].logp) * batch.mask).sum(-1) / batch.mask.sum(-1)
+    expected = (kl.k3(batch.scores["raw"].logp, batch.scores["ref"].logp) * batch.mask).sum(
+        -1
+    ) / batch.mask.sum(-1)
     torch.testing.assert_close(clean, expected)
 
 
@@ -123,7 +153,9 @@ def test_the_baseline_is_the_value_before_the_update_and_advantages_are_whitened
     gain = batch.reward - before
     per_answer = shaped[:, 0]
     torch.testing.assert_close(per_answer, (gain - gain.mean()) / gain.std(unbiased=False))
-    torch.testing.assert_close(per_answer.mean(), torch.zeros((), dtype=torch.float64), atol=1e-12, rtol=0)
+    torch.testing.assert_close(
+        per_answer.mean(), torch.zeros((), dtype=torch.float64), atol=1e-12, rtol=0
+    )
     assert (shaped[~batch.mask] == 0).all()
     assert not torch.equal(mssr.values([f"p{i}" for i in range(6)]), before)
 
@@ -138,9 +170,9 @@ def test_counts_add_without_forgetting_and_reach_the_effective_sample_size_with_
     for _ in range(600):
         some.observe(["p"], torch.tensor([1.0]), torch.tensor([0.01]))
     alpha, beta = some.state()["posterior"]["p"]
-    assert alpha + beta == pytest.approx(1 / (1 - 0.96), rel=1e-5) and some.values(["p"])[0] == pytest.approx(
-        1.0, abs=1e-4
-    )
+    assert alpha + beta == pytest.approx(1 / (1 - 0.96), rel=1e-5) and some.values(["p"])[
+        0
+    ] == pytest.approx(1.0, abs=1e-4)
 
 
 def test_forgetting_is_the_printed_sawtooth():
@@ -186,7 +218,9 @@ def test_values_stay_probabilities_and_the_bonus_keeps_the_sign(seed, rewards):
 def test_degenerate_batches_are_finite():
     assert (normalized(torch.full((4,), 0.3)) == 0).all()
     torch.testing.assert_close(normalized(torch.tensor([0.7])), torch.tensor([0.7]))
-    torch.testing.assert_close(normalized(torch.tensor([1.0, torch.nan, 0.0])), torch.tensor([1.0, 0.0, -1.0]))
+    torch.testing.assert_close(
+        normalized(torch.tensor([1.0, torch.nan, 0.0])), torch.tensor([1.0, 0.0, -1.0])
+    )
     mssr = MSSR()
     mssr.observe(["p"], torch.tensor([torch.nan]), torch.zeros(1))
     assert mssr.values(["p"])[0] == 0.5
@@ -207,7 +241,9 @@ def test_state_survives_json_and_reproduces_the_next_step():
 def test_two_trackers_share_nothing():
     first, second = MSSR(), MSSR()
     first.start({"p": 1.0})
-    assert second.values(["p"])[0] == 0.5 and first == second  # equal settings, separate memories
+    assert (
+        second.values(["p"])[0] == 0.5 and first == second
+    )  # equal settings, separate memories
 
 
 def test_switched_off_it_is_bit_equal_to_grpo_and_needs_nothing():
@@ -215,14 +251,21 @@ def test_switched_off_it_is_bit_equal_to_grpo_and_needs_nothing():
     off = MSSR(lambda_entropy=0.0, baseline=False)
     assert off.needs() == () and off.shape(batch.advantage, batch, NOW) is batch.advantage
     logp = batch.scores["raw"].logp.clone().requires_grad_()
-    arguments = (GRPO(), clipped, replace(batch, advantage=torch.ones_like(logp)), {"raw": Scores(logp)})
+    arguments = (
+        GRPO(),
+        clipped,
+        replace(batch, advantage=torch.ones_like(logp)),
+        {"raw": Scores(logp)},
+    )
     totals = Totals.of(batch.mask)
     assert loss(*arguments, [off], totals, NOW)[0] == loss(*arguments, [], totals, NOW)[0]
 
 
 def test_needs_and_missing_scores():
     assert MSSR().needs() == (Need("raw", stage="shape"), Need("ref", stage="shape"))
-    assert MSSR(entropy="exact", baseline=False).needs() == (Need("raw", stage="shape", entropy=True),)
+    assert MSSR(entropy="exact", baseline=False).needs() == (
+        Need("raw", stage="shape", entropy=True),
+    )
     batch = random_case()
     bare = replace(batch, scores={"raw": batch.scores["raw"]})
     with pytest.raises(ValueError, match=r"set grpo\.kl above 0"):
@@ -232,7 +275,14 @@ def test_needs_and_missing_scores():
 
 
 def test_settings_out_of_range_are_refused_by_name():
-    bad = ({"gamma": 0.0}, {"lambda_entropy": -1.0}, {"eta_min": 1.0}, {"eta_max": 0.5}, {"target": 0.0}, {"window": 0})
+    bad = (
+        {"gamma": 0.0},
+        {"lambda_entropy": -1.0},
+        {"eta_min": 1.0},
+        {"eta_max": 0.5},
+        {"target": 0.0},
+        {"window": 0},
+    )
     for setting in bad:
         with pytest.raises(ValueError, match=rf"MSSR\.{next(iter(setting))} is"):
             MSSR(**setting)

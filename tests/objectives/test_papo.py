@@ -8,16 +8,20 @@ import numpy as np
 import pytest
 import torch
 
-from mmrl import kl
 from mmrl.grpo import GRPO, loss
+from mmrl.losses import kl
+from mmrl.losses.reduce import Totals
+from mmrl.losses.schedules import Linear
+from mmrl.losses.surrogates import clipped
 from mmrl.objectives.base import Need
 from mmrl.objectives.papo import PAPO, top_tokens
-from mmrl.reduce import Totals
-from mmrl.schedules import Linear
-from mmrl.surrogates import clipped
 from mmrl.types import Batch, Now, Prompt, Role, Rollout, Scores
 
-GOLDEN = Path(os.environ.get("MMRL_GOLDEN", Path(__file__).parents[1] / "golden")) / "objectives" / "papo_loss.npz"
+GOLDEN = (
+    Path(os.environ.get("MMRL_GOLDEN", Path(__file__).parents[1] / "golden"))
+    / "objectives"
+    / "papo_loss.npz"
+)
 NOW = Now(step=0, progress=0.0)
 G_RUN = GRPO(clip_low=0.2, clip_high=0.3, kl=0.01)
 PLAIN = PAPO(gamma=0.02, eta_orig=0.0, eta_masked=0.0)
@@ -26,7 +30,10 @@ RUNS = {
     "grpo_only": (G_RUN, None),
     "papo_g_3b": (G_RUN, PLAIN),
     "papo_g_7b": (G_RUN, BOTH),
-    "papo_d": (GRPO(clip_low=0.2, clip_high=0.28), PAPO(gamma=0.01, eta_orig=0.03, eta_masked=0.03)),
+    "papo_d": (
+        GRPO(clip_low=0.2, clip_high=0.28),
+        PAPO(gamma=0.01, eta_orig=0.03, eta_masked=0.03),
+    ),
     "papo_seq_avg": (replace(G_RUN, reduction="sequence"), PLAIN),
     "papo_clip0.2": (G_RUN, replace(PLAIN, k3_clip=0.2)),
     "papo_top20": (G_RUN, replace(PLAIN, token_top_p=0.2)),
@@ -39,7 +46,15 @@ def make_batch(mask, advantage, reward=None, **scores):
     rows, columns = mask.shape
     nothing = torch.zeros(0, dtype=torch.long)
     prompt = Prompt(id="p", messages=[])
-    answer = Rollout(prompt=prompt, group=0, prompt_ids=nothing, tokens=nothing, roles=nothing, text="", stop="eos")
+    answer = Rollout(
+        prompt=prompt,
+        group=0,
+        prompt_ids=nothing,
+        tokens=nothing,
+        roles=nothing,
+        text="",
+        stop="eos",
+    )
     return Batch(
         rollouts=[answer] * rows,
         group=torch.zeros(rows, dtype=torch.long),
@@ -60,7 +75,9 @@ class Case:
         read = lambda key: torch.tensor(vectors[f"{name}__in_{key}"])  # noqa: E731
         self.mask = read("response_mask").bool()
         self.advantage = read("adv_seq").unsqueeze(-1) * self.mask
-        self.logp, self.masked, self.old, self.ref = (read(f"{key}log_probs") for key in ("", "aug_", "old_", "ref_"))
+        self.logp, self.masked, self.old, self.ref = (
+            read(f"{key}log_probs") for key in ("", "aug_", "old_", "ref_")
+        )
 
     def run(self, grpo, papo, masked_grad=False, entropies=(None, None)):
         """(loss, gradient for the real branch, gradient for the masked branch, metrics)."""
@@ -74,7 +91,12 @@ class Case:
         value, metrics = loss(grpo, clipped, batch, live, [papo] if papo else [], totals, NOW)
         gradients = torch.autograd.grad(value, [logp, masked], allow_unused=True)
         real, aug = (torch.zeros_like(logp) if x is None else x for x in gradients)
-        return value.item(), real.numpy(), aug.numpy(), {name: float(x) for name, x in metrics.items()}
+        return (
+            value.item(),
+            real.numpy(),
+            aug.numpy(),
+            {name: float(x) for name, x in metrics.items()},
+        )
 
 
 def golden_runs():
@@ -82,7 +104,13 @@ def golden_runs():
     if not GOLDEN.exists():
         return []
     keys = [key.split("__") for key in np.load(GOLDEN).files]
-    return sorted({(key[0], key[1], key[2]) for key in keys if len(key) > 3 or (len(key) == 4 and "loss" in key[3])})
+    return sorted(
+        {
+            (key[0], key[1], key[2])
+            for key in keys
+            if len(key) > 3 or (len(key) == 4 and "loss" in key[3])
+        }
+    )
 
 
 def configured(case, mode, run):
@@ -126,7 +154,9 @@ def test_golden_objectives_papo_loss(name, mode, run):
     }
     for metric, got in ours.items():
         if got is not None and f"{key}__metric__{metric}" in vectors:
-            np.testing.assert_allclose(got, vectors[f"{key}__metric__{metric}"], rtol=1e-4, atol=1e-6, err_msg=metric)
+            np.testing.assert_allclose(
+                got, vectors[f"{key}__metric__{metric}"], rtol=1e-4, atol=1e-6, err_msg=metric
+            )
 
 
 @pytest.mark.skipif(not GOLDEN.exists(), reason="no papo_loss.npz in the golden folder")
@@ -154,7 +184,10 @@ def test_golden_objectives_papo_is_not_the_official_qwen3_branch(name):
 @pytest.mark.parametrize("name", cases_with("__trlpapo_grpo__loss"))
 def test_golden_objectives_papo_is_not_trls_average_over_padding(name):
     vectors, case = np.load(GOLDEN), Case(name)
-    entropies = tuple(torch.tensor(vectors[f"{name}__trlpapo_in_{key}"]) for key in ("entropy", "entropy_masked"))
+    entropies = tuple(
+        torch.tensor(vectors[f"{name}__trlpapo_in_{key}"])
+        for key in ("entropy", "entropy_masked")
+    )
     grpo = GRPO(clip_low=0.2, clip_high=0.3, dual_clip=None, kl=0.01, reduction="sequence")
     papo = PAPO(gamma=0.1, eta_orig=0.03, eta_masked=0.03, k3_clip=0.2, entropy="exact")
     value, _, _, metrics = case.run(grpo, papo, masked_grad=True, entropies=entropies)
@@ -163,7 +196,9 @@ def test_golden_objectives_papo_is_not_trls_average_over_padding(name):
     k3 = kl.k3(case.logp, case.masked, value_max=None).clamp(0, 0.2)
     over_padding = -0.1 * k3.mean() + 0.03 * entropies[0].mean() + 0.03 * entropies[1].mean()
     core = metrics["loss/policy"] + metrics["loss/kl"]
-    np.testing.assert_allclose(core + over_padding.item(), vectors[f"{name}__trlpapo_grpo__loss"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        core + over_padding.item(), vectors[f"{name}__trlpapo_grpo__loss"], rtol=1e-5, atol=1e-6
+    )
 
 
 def random_case(seed=0, rows=4, columns=7):
@@ -192,7 +227,9 @@ def test_an_unmasked_image_gives_no_perception_term(entropy):
 
 
 @pytest.mark.parametrize(
-    "papo", [PAPO(gamma=0.0, eta_orig=0.0, eta_masked=0.0), PAPO(anneal=Linear(0.0, 0.0))], ids=["zero", "annealed"]
+    "papo",
+    [PAPO(gamma=0.0, eta_orig=0.0, eta_masked=0.0), PAPO(anneal=Linear(0.0, 0.0))],
+    ids=["zero", "annealed"],
 )
 def test_zero_coefficients_are_bit_equal_to_grpo(papo):
     logp, masked, batch = random_case()
@@ -207,7 +244,10 @@ def test_needs_name_only_what_is_read():
     assert PAPO(gamma=0.0, eta_masked=0.0).needs() == (Need("raw"),)
     assert PAPO(eta_orig=0.0, eta_masked=0.0, masked="hidden").needs() == (Need("hidden"),)
     exact = PAPO(entropy="exact", kl="exact").needs()
-    assert exact == (Need("raw", entropy=True), Need("masked", entropy=True, divergence="forward"))
+    assert exact == (
+        Need("raw", entropy=True),
+        Need("masked", entropy=True, divergence="forward"),
+    )
 
 
 def test_gradients_are_the_closed_forms():
@@ -229,7 +269,9 @@ def test_without_gradient_through_the_branch_its_entropy_changes_the_value_only(
     less, _ = run(logp, masked, batch, PAPO(eta_masked=0.0))
     surprise = -(masked * batch.mask).sum() / batch.mask.sum()
     torch.testing.assert_close(value - less, 0.05 * surprise)
-    torch.testing.assert_close(torch.autograd.grad(value, logp)[0], torch.autograd.grad(less, logp)[0])
+    torch.testing.assert_close(
+        torch.autograd.grad(value, logp)[0], torch.autograd.grad(less, logp)[0]
+    )
 
 
 def test_the_term_reaches_the_parameters():
@@ -258,7 +300,9 @@ def test_looking_pays_and_the_anneal_scales_all_three_terms():
     _, base = run(logp, masked, batch, papo)
     _, better = run(logp + 0.5, masked, batch, papo)
     assert better["loss/perception"] < base["loss/perception"] < 0
-    assert base["loss/entropy_orig"] == pytest.approx(0.03) and base["loss/entropy_masked"] == pytest.approx(0.1)
+    assert base["loss/entropy_orig"] == pytest.approx(0.03) and base[
+        "loss/entropy_masked"
+    ] == pytest.approx(0.1)
     _, half = run(logp, masked, batch, papo, now=Now(step=1, progress=0.25))
     for name in ("perception", "entropy_orig", "entropy_masked"):
         torch.testing.assert_close(half[f"loss/{name}"], base[f"loss/{name}"] / 2)
@@ -275,7 +319,9 @@ def test_entropies_are_token_means_under_every_reduction():
     assert by_token["loss/perception"] != by_answer["loss/perception"]
 
 
-@pytest.mark.parametrize("papo", [PAPO(), PAPO(token_top_p=0.3), PAPO(sft=0.01, kl="k2"), PAPO(k3_clip=0.1)])
+@pytest.mark.parametrize(
+    "papo", [PAPO(), PAPO(token_top_p=0.3), PAPO(sft=0.01, kl="k2"), PAPO(k3_clip=0.1)]
+)
 def test_split_row_order_and_padding_do_not_matter(papo):
     logp, masked, batch = random_case()
     batch = replace(batch, reward=torch.tensor([1.0, 0.0, 1.0, 0.0]))
@@ -287,7 +333,8 @@ def test_split_row_order_and_padding_do_not_matter(papo):
             batch,
             rollouts=batch.rollouts[:2],
             **{
-                name: getattr(batch, name)[rows] for name in ("group", "tokens", "mask", "reward", "advantage", "roles")
+                name: getattr(batch, name)[rows]
+                for name in ("group", "tokens", "mask", "reward", "advantage", "roles")
             },
             scores={"raw": batch.scores["raw"][rows]},
         )
@@ -296,11 +343,15 @@ def test_split_row_order_and_padding_do_not_matter(papo):
     dirty = torch.where(batch.mask, logp.detach(), torch.nan).requires_grad_()
     garbage, _ = run(dirty, torch.where(batch.mask, masked, -torch.inf), batch, papo)
     assert garbage == whole
-    torch.testing.assert_close(torch.autograd.grad(garbage, dirty)[0], torch.autograd.grad(whole, logp)[0])
+    torch.testing.assert_close(
+        torch.autograd.grad(garbage, dirty)[0], torch.autograd.grad(whole, logp)[0]
+    )
 
 
 def test_top_tokens_keeps_the_upper_quantile_of_each_answer():
-    value = torch.tensor([[5.0, 1.0, 4.0, 2.0, 3.0, 99.0], [1.0, 1.0, 1.0, 0.0, 0.0, 0.0], [7.0] * 6])
+    value = torch.tensor(
+        [[5.0, 1.0, 4.0, 2.0, 3.0, 99.0], [1.0, 1.0, 1.0, 0.0, 0.0, 0.0], [7.0] * 6]
+    )
     mask = torch.tensor([[1, 1, 1, 1, 1, 0], [1, 1, 1, 0, 0, 0], [0] * 6])
     got = top_tokens(value, mask, 0.25)
     assert got[0].tolist() == [True, False, True, False, False, False]
@@ -316,14 +367,20 @@ def test_switches_change_what_they_name():
     torch.testing.assert_close(PAPO().perception(live, batch), k3)
     torch.testing.assert_close(PAPO(k3_clip=0.05).perception(live, batch), k3.clamp(0, 0.05))
     torch.testing.assert_close(PAPO(k3_max=0.02).perception(live, batch), k3.clamp(max=0.02))
-    torch.testing.assert_close(PAPO(kl="abs").perception(live, batch), (logp - masked).abs() * batch.mask)
+    torch.testing.assert_close(
+        PAPO(kl="abs").perception(live, batch), (logp - masked).abs() * batch.mask
+    )
     exact = {**live, "masked": Scores(masked, divergence=torch.full_like(masked, 3.0))}
-    torch.testing.assert_close(PAPO(kl="exact").perception(exact, batch), 3.0 * batch.mask.double())
+    torch.testing.assert_close(
+        PAPO(kl="exact").perception(exact, batch), 3.0 * batch.mask.double()
+    )
 
 
 def test_exact_quantities_that_were_not_scored_are_asked_for():
     logp, masked, batch = random_case()
-    with pytest.raises(ValueError, match="scored without one; score it with divergence='forward'"):
+    with pytest.raises(
+        ValueError, match="scored without one; score it with divergence='forward'"
+    ):
         run(logp, masked, batch, PAPO(kl="exact"))
     with pytest.raises(ValueError, match="scored without entropy"):
         run(logp, masked, batch, PAPO(entropy="exact"))

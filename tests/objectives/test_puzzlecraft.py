@@ -10,13 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.pretext.group_weight import dispersion as library_dispersion
-from data.pretext.group_weight import group_weight
-from mmrl.advantages import group_centered
+from mmrl.data.pretext.marking.group_weight import dispersion as library_dispersion
+from mmrl.data.pretext.marking.group_weight import group_weight
 from mmrl.grpo import GRPO, loss
+from mmrl.losses.advantages import group_centered
+from mmrl.losses.reduce import Totals
+from mmrl.losses.surrogates import clipped
 from mmrl.objectives.puzzlecraft import INVALID, PuzzleCraft, dispersion
-from mmrl.reduce import Totals
-from mmrl.surrogates import clipped
 from mmrl.types import Batch, Now, Prompt, Role, Rollout, Scores
 
 GOLDEN = Path(os.environ.get("MMRL_GOLDEN", Path(__file__).parents[1] / "golden")) / "pretext"
@@ -28,7 +28,9 @@ def answers(groups, options=None):
     rollouts, nothing = [], torch.zeros(0, dtype=torch.long)
     for number, group in enumerate(groups):
         prompt = Prompt(f"p{number}", [], extra={"options": options})
-        rollouts += [Rollout(prompt, number, nothing, nothing, nothing, text, "eos") for text, _ in group]
+        rollouts += [
+            Rollout(prompt, number, nothing, nothing, nothing, text, "eos") for text, _ in group
+        ]
     rewards = torch.tensor([reward for group in groups for _, reward in group])
     mask = torch.ones(len(rollouts), 3, dtype=torch.bool)
     batch = Batch(
@@ -43,7 +45,9 @@ def answers(groups, options=None):
     return replace(batch, advantage=group_centered(rewards, batch.group, mask)[:, None] * mask)
 
 
-@pytest.mark.skipif(not (GOLDEN / "puzzlecraft_formula.json").exists(), reason="no puzzlecraft_formula.json")
+@pytest.mark.skipif(
+    not (GOLDEN / "puzzlecraft_formula.json").exists(), reason="no puzzlecraft_formula.json"
+)
 def test_golden_puzzlecraft_formula():
     cases = json.loads((GOLDEN / "puzzlecraft_formula.json").read_text())["cases"]
     assert cases
@@ -57,24 +61,34 @@ def test_golden_puzzlecraft_formula():
         assert dispersion(keys, options) == pytest.approx(max(0.0, case["d_pi"]), abs=1e-12)
 
 
-ANSWER = st.tuples(st.sampled_from(["A", "B", "C", "D", INVALID]), st.sampled_from([0.0, 0.25, 0.5, 1.0]))
+ANSWER = st.tuples(
+    st.sampled_from(["A", "B", "C", "D", INVALID]), st.sampled_from([0.0, 0.25, 0.5, 1.0])
+)
 
 
 @settings(max_examples=80, deadline=None)
-@given(st.lists(st.lists(ANSWER, min_size=1, max_size=8), min_size=1, max_size=4), st.sampled_from([None, 1, 4]))
+@given(
+    st.lists(st.lists(ANSWER, min_size=1, max_size=8), min_size=1, max_size=4),
+    st.sampled_from([None, 1, 4]),
+)
 def test_weights_are_the_librarys(groups, options):
     batch = answers(groups, options)
     found = PuzzleCraft().weights(batch).tolist()
     wanted = []
     for group in groups:
         keys, rewards = zip(*group, strict=True)
-        assert dispersion(keys, options) == pytest.approx(library_dispersion(keys, options), abs=1e-12)
+        assert dispersion(keys, options) == pytest.approx(
+            library_dispersion(keys, options), abs=1e-12
+        )
         wanted += [group_weight(rewards, keys, options)] * len(group)
     assert found == pytest.approx(wanted, abs=1e-12)
     assert all(0.0 <= weight <= 1.0 for weight in found)
 
 
-MIXED = [[("A", 1.0), ("B", 0.0), ("C", 0.0), ("B", 0.0)], [("A", 1.0), ("A", 1.0), ("B", 0.0), ("D", 0.0)]]
+MIXED = [
+    [("A", 1.0), ("B", 0.0), ("C", 0.0), ("B", 0.0)],
+    [("A", 1.0), ("A", 1.0), ("B", 0.0), ("D", 0.0)],
+]
 
 
 def test_no_influence_is_grpo_bit_for_bit():
@@ -85,7 +99,9 @@ def test_no_influence_is_grpo_bit_for_bit():
 
 def test_influence_mixes_and_weights_scale_whole_groups():
     batch = answers(MIXED, 4)
-    full, half = (PuzzleCraft(influence=i).shape(batch.advantage, batch, NOW) for i in (1.0, 0.5))
+    full, half = (
+        PuzzleCraft(influence=i).shape(batch.advantage, batch, NOW) for i in (1.0, 0.5)
+    )
     torch.testing.assert_close(half, 0.5 * (full + batch.advantage))
     weights = PuzzleCraft().weights(batch)
     assert len(set(weights[:4].tolist())) == 1 and weights[0] != weights[4]
@@ -99,13 +115,20 @@ def test_groups_of_one_mind_do_not_count():
     log = PuzzleCraft()
     log.shape(batch.advantage, batch, NOW)
     found = {name: float(value.mean()) for name, value in log.metrics({}, batch, NOW).items()}
-    assert found["silent"] == 0.5 and found["weight"] == pytest.approx(0.5) and found["difficulty"] == 0.5
+    assert (
+        found["silent"] == 0.5
+        and found["weight"] == pytest.approx(0.5)
+        and found["difficulty"] == 0.5
+    )
 
 
 def test_the_solution_is_what_the_function_says():
     batch = answers([[("one", 1.0), ("eins", 1.0), ("two", 0.0), ("x", 0.0)]])
     same = {"one": 1, "eins": 1, "two": 2}
-    plain, told = PuzzleCraft(), PuzzleCraft().reading(lambda rollout: same.get(rollout.text, INVALID))
+    plain, told = (
+        PuzzleCraft(),
+        PuzzleCraft().reading(lambda rollout: same.get(rollout.text, INVALID)),
+    )
     assert plain.weights(batch)[0] == 1.0
     assert told.weights(batch)[0] == pytest.approx((2 / 3) ** 0.5)
     assert (told.scale, told.gamma, told.influence) == (4.0, 0.5, 1.0)
@@ -127,11 +150,19 @@ def test_the_gradient_of_each_group_is_scaled():
         logp = torch.full((8, 3), -1.0, requires_grad=True)
         ready = replace(ready, scores={"raw": Scores(logp.detach())})
         value, _ = loss(
-            GRPO(reduction="sequence"), clipped, ready, {"raw": Scores(logp)}, [craft], Totals.of(batch.mask), NOW
+            GRPO(reduction="sequence"),
+            clipped,
+            ready,
+            {"raw": Scores(logp)},
+            [craft],
+            Totals.of(batch.mask),
+            NOW,
         )
         value.backward()
         grads[influence] = logp.grad
-    torch.testing.assert_close(grads[1.0], grads[0.0] * PuzzleCraft().weights(batch).float()[:, None])
+    torch.testing.assert_close(
+        grads[1.0], grads[0.0] * PuzzleCraft().weights(batch).float()[:, None]
+    )
     assert grads[0.0].abs().sum() > 0
 
 

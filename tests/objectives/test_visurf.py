@@ -11,14 +11,26 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmrl.advantages import group_normalized
 from mmrl.grpo import GRPO, losses
-from mmrl.objectives.visurf import ViSurf, aligned, labels, reached, smoothed, without_thinking, z_score
-from mmrl.reduce import Totals
-from mmrl.surrogates import clipped
+from mmrl.losses.advantages import group_normalized
+from mmrl.losses.reduce import Totals
+from mmrl.losses.surrogates import clipped
+from mmrl.objectives.visurf import (
+    ViSurf,
+    aligned,
+    labels,
+    reached,
+    smoothed,
+    without_thinking,
+    z_score,
+)
 from mmrl.types import Batch, Now, Prompt, Rollout, Scores
 
-GOLDEN = Path(os.environ.get("MMRL_GOLDEN", Path(__file__).parents[1] / "golden")) / "rewards" / "formula_examples.json"
+GOLDEN = (
+    Path(os.environ.get("MMRL_GOLDEN", Path(__file__).parents[1] / "golden"))
+    / "rewards"
+    / "formula_examples.json"
+)
 NOW = Now(step=1, progress=0.0)
 NAME = "visurf_smoothing_and_advantages"
 
@@ -27,16 +39,37 @@ def make_batch(*groups):
     """Each group: (rollout rewards, label reward or None). Labels come last in their group; odd lengths."""
     nothing, rows, group = torch.zeros(0, dtype=torch.long), [], []
     for number, (rewards, label) in enumerate(groups):
-        members = [(reward, "policy") for reward in rewards] + ([] if label is None else [(label, "label")])
+        members = [(reward, "policy") for reward in rewards] + (
+            [] if label is None else [(label, "label")]
+        )
         for reward, origin in members:
             prompt = Prompt(f"p{number}", ())
-            rows.append(Rollout(prompt, number, nothing, nothing, nothing, "", "eos", origin=origin, reward=reward))
+            rows.append(
+                Rollout(
+                    prompt,
+                    number,
+                    nothing,
+                    nothing,
+                    nothing,
+                    "",
+                    "eos",
+                    origin=origin,
+                    reward=reward,
+                )
+            )
             group.append(number * 7)
-    mask = torch.arange(5) < torch.tensor([1 + index % 5 for index in range(len(rows))]).unsqueeze(-1)
-    reward, group = torch.tensor([row.reward for row in rows], dtype=torch.float64), torch.tensor(group)
+    mask = torch.arange(5) < torch.tensor(
+        [1 + index % 5 for index in range(len(rows))]
+    ).unsqueeze(-1)
+    reward, group = (
+        torch.tensor([row.reward for row in rows], dtype=torch.float64),
+        torch.tensor(group),
+    )
     advantage = group_normalized(reward, group, mask).unsqueeze(-1) * mask
     roles = torch.zeros_like(mask, dtype=torch.uint8)
-    return Batch(rows, group, torch.zeros_like(mask, dtype=torch.long), mask, reward, advantage, roles)
+    return Batch(
+        rows, group, torch.zeros_like(mask, dtype=torch.long), mask, reward, advantage, roles
+    )
 
 
 def shaped(batch, visurf=ViSurf()):
@@ -54,7 +87,9 @@ def test_golden_rewards_visurf():
         used = smoothed(batch.reward, batch.group, label)[-1].item()
         assert math.isclose(used, expected["label_reward_used"], rel_tol=1e-6)
         assert bool(reached(batch.reward, batch.group, label)[-1]) == expected["smoothed"]
-        advantages = torch.tensor([*expected["rollout_advantage"], expected["label_advantage"]], dtype=torch.float64)
+        advantages = torch.tensor(
+            [*expected["rollout_advantage"], expected["label_advantage"]], dtype=torch.float64
+        )
         torch.testing.assert_close(found, advantages, rtol=1e-6, atol=1e-9)
 
 
@@ -89,7 +124,10 @@ def test_without_smoothing_a_reached_label_keeps_its_advantage():
 
 
 def test_weight_zero_is_grpo_without_labels_and_weight_scales_the_label_only():
-    with_label, without = make_batch(([1.0, 0.0, 1.0], 3.0)), make_batch(([1.0, 0.0, 1.0], None))
+    with_label, without = (
+        make_batch(([1.0, 0.0, 1.0], 3.0)),
+        make_batch(([1.0, 0.0, 1.0], None)),
+    )
     off = shaped(with_label, ViSurf(weight=0.0))
     assert torch.equal(off[:3], without.advantage) and (off[3] == 0).all()
     full, half = shaped(with_label), shaped(with_label, ViSurf(weight=0.5))
@@ -111,7 +149,10 @@ def test_groups_do_not_mix_and_row_order_does_not_matter():
     order = torch.randperm(9, generator=torch.Generator().manual_seed(1))
     moved = Batch(
         [batch.rollouts[index] for index in order.tolist()],
-        *(getattr(batch, name)[order] for name in ("group", "tokens", "mask", "reward", "advantage", "roles")),
+        *(
+            getattr(batch, name)[order]
+            for name in ("group", "tokens", "mask", "reward", "advantage", "roles")
+        ),
     )
     torch.testing.assert_close(shaped(moved), found[order])
     assert (found[~batch.mask] == 0).all()
@@ -133,14 +174,18 @@ def test_the_label_is_trained_like_sft_while_rollouts_fail():
     parts, _ = losses(GRPO(reduction="sequence"), clipped, batch, live, [ViSurf()], totals, NOW)
     (gradient,) = torch.autograd.grad(parts["policy"], logp)
     per_answer = gradient.sum(1)
-    torch.testing.assert_close(per_answer[2].item(), -math.sqrt(2) / 3)  # 1 / (G + 1) of the label's advantage, upwards
+    torch.testing.assert_close(
+        per_answer[2].item(), -math.sqrt(2) / 3
+    )  # 1 / (G + 1) of the label's advantage, upwards
     assert (per_answer[:2] > 0).all() and set(parts) == {"policy"}
 
 
 def test_alignment_writes_labels_as_the_model_would():
     label = [{"point_2d": [3, 4], "bbox_2d": [1, 2, 5, 6], "note": "é"}]
     text = aligned(label, keys=("bbox_2d", "point_2d"))
-    assert text == '<answer>[{"bbox_2d": [1, 2, 5, 6], "point_2d": [3, 4], "note": "é"}]</answer>'
+    assert (
+        text == '<answer>[{"bbox_2d": [1, 2, 5, 6], "point_2d": [3, 4], "note": "é"}]</answer>'
+    )
     assert json.loads(text.removeprefix("<answer>").removesuffix("</answer>")) == label
     assert aligned("B", layout="{}.") == "B."
     for layout in ("none", "{} {}"):
@@ -149,7 +194,10 @@ def test_alignment_writes_labels_as_the_model_would():
 
 
 def test_the_label_earns_nothing_for_thinking():
-    parts, weights = {"thinking": 1.0, "accuracy": 3.0, "judge": None}, {"thinking": 1.0, "accuracy": 2.0, "judge": 9.0}
+    parts, weights = (
+        {"thinking": 1.0, "accuracy": 3.0, "judge": None},
+        {"thinking": 1.0, "accuracy": 2.0, "judge": 9.0},
+    )
     assert without_thinking(parts, weights, ["thinking"]) == 6.0
     assert without_thinking(parts, weights, []) == 7.0
     assert without_thinking({"judge": None}, weights, []) is None

@@ -8,28 +8,41 @@ import numpy as np
 import pytest
 import torch
 
-from mmrl import kl
 from mmrl.grpo import GRPO, loss
+from mmrl.losses import kl
+from mmrl.losses.reduce import Totals
+from mmrl.losses.schedules import Linear
+from mmrl.losses.surrogates import clipped
 from mmrl.objectives.base import Need
 from mmrl.objectives.vogue import VOGUE
-from mmrl.reduce import Totals
-from mmrl.schedules import Linear
-from mmrl.surrogates import clipped
 from mmrl.types import Batch, Now, Prompt, Role, Rollout, Scores
 
 GOLDEN = (
-    Path(os.environ.get("MMRL_GOLDEN", Path(__file__).parents[1] / "golden")) / "objectives" / "vogue_advantage.npz"
+    Path(os.environ.get("MMRL_GOLDEN", Path(__file__).parents[1] / "golden"))
+    / "objectives"
+    / "vogue_advantage.npz"
 )
 NOW = Now(step=3, progress=0.5, seed=7)
 NOISY, RAW = Linear(1.0, 1.0), Linear(0.0, 0.0)
-OFFICIAL = VOGUE(uncertainty="sampled", entropy="sampled", caps="sequential", draw="batch", probability=NOISY)
+OFFICIAL = VOGUE(
+    uncertainty="sampled", entropy="sampled", caps="sequential", draw="batch", probability=NOISY
+)
 
 
 def make_batch(mask, scores, branch="raw", per_prompt=1):
     rows, columns = mask.shape
     nothing = torch.zeros(0, dtype=torch.long)
     rollouts = [
-        Rollout(Prompt(f"p{i // per_prompt}", []), i // per_prompt, nothing, nothing, nothing, "", "eos", branch=branch)
+        Rollout(
+            Prompt(f"p{i // per_prompt}", []),
+            i // per_prompt,
+            nothing,
+            nothing,
+            nothing,
+            "",
+            "eos",
+            branch=branch,
+        )
         for i in range(rows)
     ]
     return Batch(
@@ -104,16 +117,23 @@ def test_the_printed_form_adds_both_capped_bonuses_at_once():
     cap = advantage.abs() / 2
     visual = torch.minimum(noisy.divergence, cap)
     expected = advantage + visual + torch.minimum(0.4 * noisy.entropy, cap)
-    torch.testing.assert_close(VOGUE(probability=NOISY).shape(advantage, batch, NOW), expected * batch.mask)
+    torch.testing.assert_close(
+        VOGUE(probability=NOISY).shape(advantage, batch, NOW), expected * batch.mask
+    )
     expected = advantage + torch.minimum(0.4 * raw.entropy, cap)
-    torch.testing.assert_close(VOGUE(probability=RAW).shape(advantage, batch, NOW), expected * batch.mask)
+    torch.testing.assert_close(
+        VOGUE(probability=RAW).shape(advantage, batch, NOW), expected * batch.mask
+    )
 
 
 def test_sequential_caps_use_the_raised_advantage():
     advantage, batch = random_case()
-    both = replace(OFFICIAL, alpha_visual=50.0, alpha_entropy=50.0, uncertainty="exact", entropy="exact")
+    both = replace(
+        OFFICIAL, alpha_visual=50.0, alpha_entropy=50.0, uncertainty="exact", entropy="exact"
+    )
     torch.testing.assert_close(
-        both.shape(advantage, batch, NOW), torch.where(advantage > 0, 2.25 * advantage, 0.25 * advantage)
+        both.shape(advantage, batch, NOW),
+        torch.where(advantage > 0, 2.25 * advantage, 0.25 * advantage),
     )
     together = replace(both, caps="simultaneous").shape(advantage, batch, NOW)
     torch.testing.assert_close(together, torch.where(advantage > 0, 2.0 * advantage, 0.0))
@@ -122,7 +142,9 @@ def test_sequential_caps_use_the_raised_advantage():
 @pytest.mark.parametrize("uncertainty", ["exact", "sampled", "forward"])
 def test_one_bonus_is_bounded_and_never_flips_a_sign(uncertainty):
     advantage, batch = random_case(1)
-    vogue = VOGUE(alpha_visual=9.0, alpha_entropy=0.0, uncertainty=uncertainty, probability=NOISY)
+    vogue = VOGUE(
+        alpha_visual=9.0, alpha_entropy=0.0, uncertainty=uncertainty, probability=NOISY
+    )
     bonus = vogue.shape(advantage, batch, NOW) - advantage
     assert (bonus.abs() <= advantage.abs() / 2 + 1e-12).all()
     assert (bonus[advantage == 0] == 0).all()
@@ -134,7 +156,9 @@ def test_one_bonus_is_bounded_and_never_flips_a_sign(uncertainty):
 
 def test_uncertainty_is_symmetric_non_negative_and_zero_only_for_equal_branches():
     _, batch = random_case(2)
-    swapped = replace(batch, scores={"raw": batch.scores["noisy"], "noisy": batch.scores["raw"]})
+    swapped = replace(
+        batch, scores={"raw": batch.scores["noisy"], "noisy": batch.scores["raw"]}
+    )
     u = OFFICIAL.visual_uncertainty(batch)
     torch.testing.assert_close(u, OFFICIAL.visual_uncertainty(swapped))
     assert (u >= 0).all() and (u[batch.mask] > 0).all()
@@ -147,31 +171,47 @@ def test_uncertainty_is_symmetric_non_negative_and_zero_only_for_equal_branches(
 
 def test_the_sampled_term_is_one_summand_of_the_exact_divergence():
     rng = torch.Generator().manual_seed(0)
-    a, b = (torch.log_softmax(torch.randn(5, generator=rng, dtype=torch.float64), -1) for _ in range(2))
+    a, b = (
+        torch.log_softmax(torch.randn(5, generator=rng, dtype=torch.float64), -1)
+        for _ in range(2)
+    )
     batch = make_batch(torch.ones(1, 5), {"raw": Scores(a[None]), "noisy": Scores(b[None])})
     torch.testing.assert_close(OFFICIAL.visual_uncertainty(batch).sum(), kl.symmetric(a, b))
 
 
 def test_draws_follow_the_schedule_and_are_shared_by_a_prompt():
     _, batch = random_case()
-    assert VOGUE().active(batch, Now(0, 0.0)).all() and not VOGUE().active(batch, Now(0, 1.0)).any()
+    assert (
+        VOGUE().active(batch, Now(0, 0.0)).all()
+        and not VOGUE().active(batch, Now(0, 1.0)).any()
+    )
     half = VOGUE(probability=Linear(0.5, 0.5))
-    draws = torch.stack([half.active(batch, Now(step, 0.0, seed=1)).squeeze(-1) for step in range(300)])
+    draws = torch.stack(
+        [half.active(batch, Now(step, 0.0, seed=1)).squeeze(-1) for step in range(300)]
+    )
     assert (draws[:, 0::2] == draws[:, 1::2]).all()
     assert 0.4 < draws.float().mean() < 0.6
     assert not (draws[:, 0] == draws[:, 2]).all()
     assert (half.active(batch, NOW) == half.active(batch, NOW)).all()
     by_batch = torch.stack(
-        [replace(half, draw="batch").active(batch, Now(step, 0.0)).squeeze(-1) for step in range(40)]
+        [
+            replace(half, draw="batch").active(batch, Now(step, 0.0)).squeeze(-1)
+            for step in range(40)
+        ]
     )
     assert (by_batch == by_batch[:, :1]).all() and by_batch.any() and not by_batch.all()
     flipped = batch.rollouts[1:] + batch.rollouts[:1]
-    assert (half.active(replace(batch, rollouts=flipped), NOW) == half.active(batch, NOW).roll(-1, 0)).all()
+    assert (
+        half.active(replace(batch, rollouts=flipped), NOW)
+        == half.active(batch, NOW).roll(-1, 0)
+    ).all()
 
 
 def test_rows_sampled_under_the_noisy_view_can_decide():
     _, batch = random_case()
-    mixed = [replace(r, branch="noisy") if i % 3 == 0 else r for i, r in enumerate(batch.rollouts)]
+    mixed = [
+        replace(r, branch="noisy") if i % 3 == 0 else r for i, r in enumerate(batch.rollouts)
+    ]
     active = VOGUE(draw="rollout").active(replace(batch, rollouts=mixed), NOW)
     assert active.flatten().tolist() == [i % 3 == 0 for i in range(6)]
 
@@ -179,7 +219,9 @@ def test_rows_sampled_under_the_noisy_view_can_decide():
 def test_flip_turns_exploration_into_consistency():
     advantage, batch = random_case()
     vogue = VOGUE(alpha_entropy=0.0, probability=NOISY, flip=(0.5, 0.75))
-    early, middle, late = (vogue.shape(advantage, batch, Now(0, p)) - advantage for p in (0.4, 0.625, 0.9))
+    early, middle, late = (
+        vogue.shape(advantage, batch, Now(0, p)) - advantage for p in (0.4, 0.625, 0.9)
+    )
     torch.testing.assert_close(early, -late)
     assert (middle == 0).all() and early.abs().sum() > 0
 
@@ -191,7 +233,10 @@ def test_zero_coefficients_are_bit_equal_to_grpo_and_need_nothing():
     logp = batch.scores["raw"].logp.clone().requires_grad_()
     batch = replace(batch, advantage=advantage)
     arguments = (GRPO(), clipped, batch, {"raw": Scores(logp)})
-    assert loss(*arguments, [off], Totals.of(batch.mask), NOW)[0] == loss(*arguments, [], Totals.of(batch.mask), NOW)[0]
+    assert (
+        loss(*arguments, [off], Totals.of(batch.mask), NOW)[0]
+        == loss(*arguments, [], Totals.of(batch.mask), NOW)[0]
+    )
 
 
 def test_needs_ask_for_exact_quantities_only_where_read():
@@ -209,7 +254,9 @@ def test_padding_does_not_matter_and_nothing_carries_gradient():
         dirty = lambda x: torch.where(batch.mask, x, torch.nan)  # noqa: E731
         scores = {
             name: Scores(
-                dirty(s.logp).requires_grad_(), dirty(s.entropy), None if s.divergence is None else dirty(s.divergence)
+                dirty(s.logp).requires_grad_(),
+                dirty(s.entropy),
+                None if s.divergence is None else dirty(s.divergence),
             )
             for name, s in batch.scores.items()
         }

@@ -8,12 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmrl import kl
 from mmrl.grpo import GRPO, loss
+from mmrl.losses import kl
+from mmrl.losses.reduce import Totals
+from mmrl.losses.surrogates import clipped
 from mmrl.objectives.base import Need
 from mmrl.objectives.vppo import VPPO, most_dependent
-from mmrl.reduce import Totals
-from mmrl.surrogates import clipped
 from mmrl.types import Batch, Now, Prompt, Role, Rollout, Scores
 
 NOW = Now(step=0, progress=0.0)
@@ -60,13 +60,25 @@ def test_the_filter_stops_the_gradient_of_tokens_that_do_not_look():
     advantage, batch = random_case()
     vppo = VPPO(beta_min=1.0, beta_max=1.0, eta=0.0)
     shaped = vppo.shape(advantage, batch, NOW)
-    kept = most_dependent(kl.k3(batch.scores["raw"].logp, batch.scores["masked"].logp), batch.mask, 0.4)
+    kept = most_dependent(
+        kl.k3(batch.scores["raw"].logp, batch.scores["masked"].logp), batch.mask, 0.4
+    )
     torch.testing.assert_close(shaped, torch.where(kept, advantage, 0.0))
     logp = batch.scores["raw"].logp.clone().requires_grad_()
     live = {"raw": Scores(logp)}
-    value, _ = loss(GRPO(), clipped, replace(batch, advantage=shaped), live, [vppo], Totals.of(batch.mask), NOW)
+    value, _ = loss(
+        GRPO(),
+        clipped,
+        replace(batch, advantage=shaped),
+        live,
+        [vppo],
+        Totals.of(batch.mask),
+        NOW,
+    )
     gradient = torch.autograd.grad(value, logp)[0]
-    torch.testing.assert_close(gradient, -shaped / batch.mask.sum())  # the length normaliser still counts all tokens
+    torch.testing.assert_close(
+        gradient, -shaped / batch.mask.sum()
+    )  # the length normaliser still counts all tokens
 
 
 def test_answer_weights_span_the_range_and_average_to_one():
@@ -75,7 +87,9 @@ def test_answer_weights_span_the_range_and_average_to_one():
     dependency = vppo.dependency(batch)
     weight = vppo.answer_weight(dependency, batch.mask)[:4]
     assert weight.min() == pytest.approx(0.9) and weight.mean() == pytest.approx(1.0)
-    means = torch.stack([row[on].mean() for row, on in zip(dependency[:4], batch.mask[:4], strict=True)])
+    means = torch.stack(
+        [row[on].mean() for row, on in zip(dependency[:4], batch.mask[:4], strict=True)]
+    )
     assert (weight.flatten().argsort() == means.argsort()).all()
     fixed = VPPO(beta_max=1.3).answer_weight(dependency, batch.mask)[:4]
     assert fixed.min() == pytest.approx(0.9) and fixed.max() == pytest.approx(1.3)
@@ -116,10 +130,19 @@ def test_the_entropy_penalty_is_a_token_mean():
 def test_padding_and_row_order_do_not_matter():
     advantage, batch = random_case()
     expected = VPPO().shape(advantage, batch, NOW)
-    scores = {name: Scores(torch.where(batch.mask, s.logp, torch.nan)) for name, s in batch.scores.items()}
-    torch.testing.assert_close(VPPO().shape(advantage, replace(batch, scores=scores), NOW), expected)
+    scores = {
+        name: Scores(torch.where(batch.mask, s.logp, torch.nan))
+        for name, s in batch.scores.items()
+    }
+    torch.testing.assert_close(
+        VPPO().shape(advantage, replace(batch, scores=scores), NOW), expected
+    )
     order = torch.tensor([3, 0, 4, 2, 1])
-    shuffled = replace(batch, mask=batch.mask[order], scores={name: s[order] for name, s in batch.scores.items()})
+    shuffled = replace(
+        batch,
+        mask=batch.mask[order],
+        scores={name: s[order] for name, s in batch.scores.items()},
+    )
     torch.testing.assert_close(VPPO().shape(advantage[order], shuffled, NOW), expected[order])
     assert not expected.requires_grad
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from perception.boxes import (
+from mmrl.perception.boxes import (
     FAMILY_SPACE,
     Canvas,
     Detections,
@@ -82,7 +82,12 @@ def test_distances_and_inside():
 def test_matching_is_the_best_of_all(rows, columns, seed):
     score = np.random.default_rng(seed).random((rows, columns))
     pairs = best_matching(score)
-    assert len(pairs) == min(rows, columns) == len({r for r, _ in pairs}) == len({c for _, c in pairs})
+    assert (
+        len(pairs)
+        == min(rows, columns)
+        == len({r for r, _ in pairs})
+        == len({c for _, c in pairs})
+    )
     wide = score if rows <= columns else score.T
     best = max(
         sum(wide[row, column] for row, column in enumerate(order))
@@ -98,12 +103,18 @@ def detections(*entries, scores=None):
 
 def test_average_precision_by_hand():
     truth = detections(([0, 0, 10, 10], "cat"), ([20, 0, 30, 10], "cat"))
-    right, other, wrong = ([0, 0, 10, 10], "cat"), ([20, 0, 30, 10], "cat"), ([50, 50, 60, 60], "cat")
+    right, other, wrong = (
+        ([0, 0, 10, 10], "cat"),
+        ([20, 0, 30, 10], "cat"),
+        ([50, 50, 60, 60], "cat"),
+    )
     assert mean_average_precision(detections(right, other), truth, [0.5]) == pytest.approx(1.0)
     # one of two found: precision 1 up to recall 0.5, that is at 51 of 101 recalls
     assert mean_average_precision(detections(right), truth, [0.5]) == pytest.approx(51 / 101)
     # wrong first: precision 1/2 and 2/3 at recalls 0.5 and 1, made non-increasing from the right: 2/3 everywhere
-    assert mean_average_precision(detections(wrong, right, other), truth, [0.5]) == pytest.approx(2 / 3)
+    assert mean_average_precision(
+        detections(wrong, right, other), truth, [0.5]
+    ) == pytest.approx(2 / 3)
     assert mean_average_precision(
         detections(wrong, right, other, scores=np.array([0.1, 0.9, 0.8])), truth, [0.5]
     ) == pytest.approx(1.0)
@@ -111,10 +122,12 @@ def test_average_precision_by_hand():
 
 def test_average_precision_over_labels_and_empty_sides():
     truth = detections(([0, 0, 10, 10], "cat"), ([0, 0, 10, 10], "dog"))
-    assert mean_average_precision(detections(([0, 0, 10, 10], "cat")), truth) == pytest.approx(0.5)
-    assert mean_average_precision(detections(([0, 0, 10, 8], "cat")), detections(([0, 0, 10, 10], "cat"))) == (
-        pytest.approx(0.7)
+    assert mean_average_precision(detections(([0, 0, 10, 10], "cat")), truth) == pytest.approx(
+        0.5
     )
+    assert mean_average_precision(
+        detections(([0, 0, 10, 8], "cat")), detections(([0, 0, 10, 10], "cat"))
+    ) == (pytest.approx(0.7))
     assert mean_average_precision(detections(), detections()) == 1.0
     assert mean_average_precision(detections(([0, 0, 1, 1], "cat")), detections()) == 0.0
     assert mean_average_precision(detections(), truth) == 0.0
@@ -123,7 +136,10 @@ def test_average_precision_over_labels_and_empty_sides():
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.sampled_from(["original", "resized", "thousand"]), st.sampled_from(["original", "resized", "thousand"]))
+@given(
+    st.sampled_from(["original", "resized", "thousand"]),
+    st.sampled_from(["original", "resized", "thousand"]),
+)
 def test_conversion_there_and_back(source, target):
     places = np.array([[0.0, 0.0, 3.5, 250.0], [10.0, 20.0, 300.0, 1000.0]])
     there = convert(places, source, target, CANVAS)
@@ -133,7 +149,12 @@ def test_conversion_there_and_back(source, target):
 
 def test_conversion_by_hand():
     assert convert([560, 280], "resized", "original", CANVAS).tolist() == [800, 400]
-    assert convert([400, 100, 800, 400], "original", "thousand", CANVAS).tolist() == [500, 250, 1000, 1000]
+    assert convert([400, 100, 800, 400], "original", "thousand", CANVAS).tolist() == [
+        500,
+        250,
+        1000,
+        1000,
+    ]
     assert convert([1, 2], "original", "original", None).tolist() == [1, 2]
 
 
@@ -144,7 +165,9 @@ def test_missing_sizes_and_families_are_named():
         convert([1, 2], "original", "thousand", None)
     with pytest.raises(ValueError, match="original_size"):
         canvas_of({"width": 3})
-    with pytest.raises(ValueError, match="no coordinate space is declared for model type 'llava'"):
+    with pytest.raises(
+        ValueError, match="no coordinate space is declared for model type 'llava'"
+    ):
         family_space("llava")
     assert canvas_of({"original_size": [800, 400], "resized_size": (560, 280)}) == CANVAS
     assert family_space("qwen2_5_vl") == "resized" and FAMILY_SPACE["qwen3_vl"] == "thousand"

@@ -9,8 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmrl.types import Media, Prompt
-from perception.checklist import (
+from mmrl.perception.checklist import (
     Check,
     checks_of,
     leaks,
@@ -20,6 +19,7 @@ from perception.checklist import (
     question_text,
     questions_about,
 )
+from mmrl.types import Media, Prompt
 
 ROWS = [
     {"q": "How many cats are there?", "a": "3", "type": "number"},
@@ -33,7 +33,9 @@ CHECKS = checks_of({"checklist": ROWS})
 def prompt(**extra: Any) -> Prompt:
     content = [{"type": "image"}, {"type": "text", "text": "Solve it."}, {"type": "image"}]
     image = Media(torch.zeros(1, 3, 4, 4, dtype=torch.uint8))
-    return Prompt("q1", ({"role": "user", "content": content},), (image, image), "7", extra=extra)
+    return Prompt(
+        "q1", ({"role": "user", "content": content},), (image, image), "7", extra=extra
+    )
 
 
 def test_marks_by_number():
@@ -75,7 +77,9 @@ def test_perception_prompt_keeps_the_media_and_asks_only_the_list():
 def test_perception_accuracy_is_the_mean_and_is_not_available_elsewhere():
     asked = perception_prompt(prompt(checklist=json.dumps(ROWS)))
     assert perception_accuracy(SimpleNamespace(text="1. 3\n2. no\n3. B", prompt=asked)) == 0.5  # type: ignore[arg-type]
-    assert perception_accuracy(SimpleNamespace(text="1. 3", prompt=prompt(checklist=ROWS))) is None  # type: ignore[arg-type]
+    assert (
+        perception_accuracy(SimpleNamespace(text="1. 3", prompt=prompt(checklist=ROWS))) is None
+    )  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -96,9 +100,14 @@ def test_an_unreadable_list_is_the_rows_fault(row):
 
 
 def test_leaks_are_found():
-    checks = [Check("What number is on the shirt?", "7", "number"), Check("What animal is it?", "dog")]
+    checks = [
+        Check("What number is on the shirt?", "7", "number"),
+        Check("What animal is it?", "dog"),
+    ]
     assert leaks(checks, "The dog with shirt 17 runs.") == (checks[1],)
-    assert leaks([*checks, Check("Is the dog wet?", "yes", "bool")], "How old is it?") == (checks[1],)
+    assert leaks([*checks, Check("Is the dog wet?", "yes", "bool")], "How old is it?") == (
+        checks[1],
+    )
     assert leaks(checks, "What is it?") == ()
 
 
@@ -111,5 +120,7 @@ def test_questions_from_labelled_boxes():
     ]
     checks = questions_about(objects)
     assert [check.answer for check in checks] == ["2", "1", "1", "no"]
-    assert "dog" in checks[3].question and checks[3].question.index("dog") < checks[3].question.index("car")
+    assert "dog" in checks[3].question and checks[3].question.index("dog") < checks[
+        3
+    ].question.index("car")
     assert len(questions_about(objects, most=2)) == 2

@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmrl.reward_parts import Unavailable
-from perception.compat.perception_r1 import judge_scores
-from perception.consistency import (
+from mmrl.perception.compat.perception_r1 import judge_scores
+from mmrl.perception.consistency import (
     RuleConsistency,
     VisualConsistency,
     defused,
@@ -19,7 +18,8 @@ from perception.consistency import (
     symbols,
     verdicts,
 )
-from perception.diagnosis import discordant, mcnemar
+from mmrl.perception.diagnosis import discordant, mcnemar
+from mmrl.rewards.worker import Unavailable
 
 FACTS = ["AB = 3", "Angle ABC is 60 degrees"]
 
@@ -51,7 +51,11 @@ def test_reward_is_the_share_of_all_facts():
 
 
 def test_no_facts_is_not_available_and_no_judgement_is_no_zero():
-    assert judged("", facts=None) is None and judged("", facts="") is None and judged("", facts=[]) is None
+    assert (
+        judged("", facts=None) is None
+        and judged("", facts="") is None
+        and judged("", facts=[]) is None
+    )
     for garbage in ("", "<html>502</html>", "<info7>1</info7>"):
         with pytest.raises(Unavailable, match="no verdict"):
             judged(garbage)
@@ -97,7 +101,9 @@ def test_rule_wants_all_symbols_of_a_fact_in_one_sentence():
     assert reward(rollout("AB = 3.", visual_key_info=FACTS)) == 0.5
     assert reward(rollout("AB. It is = 3.", visual_key_info=FACTS)) == 0.0
     assert reward(rollout("AB = 35.", visual_key_info=["AB = 3"])) == 0.0
-    assert reward(rollout("a dog", visual_key_info=["a dog"])) == 0.0  # plain words are beyond the rule
+    assert (
+        reward(rollout("a dog", visual_key_info=["a dog"])) == 0.0
+    )  # plain words are beyond the rule
     assert reward(rollout("t")) is None
     assert symbols("side JK is 3f - 6") == {"JK", "3", "f", "6"}
 

@@ -10,12 +10,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmrl.seeds import generator
+from mmrl.ground.seeds import generator
+from mmrl.perception.masking import PatchMask, legacy_patch_grid
+from mmrl.perception.pixels import grid_to_pixels, painted
 from mmrl.types import Now, Prompt, ViewContext
-from perception.masking import PatchMask, legacy_patch_grid
-from perception.pixels import grid_to_pixels, painted
 
-GOLDEN = Path(os.environ.get("MMRL_GOLDEN", Path(__file__).parents[1] / "golden")) / "objectives"
+GOLDEN = (
+    Path(os.environ.get("MMRL_GOLDEN", Path(__file__).parents[1] / "golden")) / "objectives"
+)
 NOW = Now(step=0, progress=0.0)
 PLAIN = ViewContext(Prompt(id="p", messages=()), 0)
 
@@ -23,7 +25,9 @@ PLAIN = ViewContext(Prompt(id="p", messages=()), 0)
 def pixels(frames: int, height: int, width: int, seed: int = 0) -> torch.Tensor:
     """Random frames without black, so that a black pixel is a hidden one."""
     shape = (frames, 3, height, width)
-    return torch.randint(1, 256, shape, generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    return torch.randint(
+        1, 256, shape, generator=torch.Generator().manual_seed(seed), dtype=torch.uint8
+    )
 
 
 def test_golden_objectives_papo_masking():
@@ -35,14 +39,18 @@ def test_golden_objectives_papo_masking():
         if match is None:
             continue
         height, width, size, seed = (int(match[i]) for i in (1, 2, 3, 5))
-        grid = legacy_patch_grid(height, width, size, float(match[4]), np.random.RandomState(seed))
+        grid = legacy_patch_grid(
+            height, width, size, float(match[4]), np.random.RandomState(seed)
+        )
         hidden = grid_to_pixels(grid, size, height, width)
         frames = torch.from_numpy(arrays[f"{name}__in"]).permute(2, 0, 1)[None]
         assert torch.equal(hidden, torch.from_numpy(arrays[f"{name}__mask"])), name
         shown = painted(frames, hidden[None], 0)[0].permute(1, 2, 0)
         assert torch.equal(shown, torch.from_numpy(arrays[f"{name}__out"])), name
         known += 1
-    assert known, f"{GOLDEN / 'papo_masking.npz'} holds no case of the known naming; it has {arrays.files}"
+    assert known, (
+        f"{GOLDEN / 'papo_masking.npz'} holds no case of the known naming; it has {arrays.files}"
+    )
 
 
 @settings(max_examples=40, deadline=None)
@@ -54,10 +62,14 @@ def test_golden_objectives_papo_masking():
     ratio=st.sampled_from([0.0, 0.3, 0.6, 1.0]),
     tube=st.booleans(),
 )
-def test_patch_mask_hides_whole_patches_and_nothing_else(frames, height, width, size, ratio, tube):
+def test_patch_mask_hides_whole_patches_and_nothing_else(
+    frames, height, width, size, ratio, tube
+):
     given_frames = pixels(frames, height, width)
     before = given_frames.clone()
-    seen = PatchMask(ratio=ratio, size=size, tube=tube)(given_frames, PLAIN, generator("m"), NOW)
+    seen = PatchMask(ratio=ratio, size=size, tube=tube)(
+        given_frames, PLAIN, generator("m"), NOW
+    )
     assert seen.shape == given_frames.shape and seen.dtype == torch.uint8
     assert torch.equal(given_frames, before)
     hidden = (seen == 0).all(1)  # [F, H, W]
@@ -86,7 +98,9 @@ def test_patch_mask_repeats_with_the_seed_and_differs_otherwise():
     first = mask(frames, PLAIN, generator(1, 2, "p"), NOW)
     assert torch.equal(first, mask(frames, PLAIN, generator(1, 2, "p"), NOW))
     assert not torch.equal(first, mask(frames, PLAIN, generator(1, 3, "p"), NOW))
-    assert not torch.equal((first[0] == 0), (first[1] == 0)), "frames of a clip are masked independently"
+    assert not torch.equal((first[0] == 0), (first[1] == 0)), (
+        "frames of a clip are masked independently"
+    )
 
 
 def test_two_images_from_one_generator_are_masked_independently():

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from perception import answers
-from perception.compat import Official, vision_reasoner, vlm_r1
-from perception.rewards import (
+from mmrl.perception import answers
+from mmrl.perception.compat import Official, vision_reasoner, vlm_r1
+from mmrl.perception.rewards import (
     DetectionReward,
     GroundingReward,
     PointReward,
@@ -57,7 +57,10 @@ def test_grounding_pays_the_matched_share():
 
 
 def test_grounding_closes_the_holes_of_the_official_form():
-    reward, official = GroundingReward(), Official(vision_reasoner.vision_reasoner, part="accuracy")
+    reward, official = (
+        GroundingReward(),
+        Official(vision_reasoner.vision_reasoner, part="accuracy"),
+    )
     nothing = said([], "[]")
     assert (reward(nothing), official(nothing)) == (1.0, 0.0)
     assert reward(said([], [CAT])) == 0.0 == reward(said([CAT], []))
@@ -88,7 +91,9 @@ def test_grounding_converts_the_space_of_the_model():
 def test_grounding_format_counts_readable_objects():
     assert grounding_format(said([CAT, {"bbox_2d": [1, 2, 3]}], [CAT])) == 0.5
     assert grounding_format(said([{"bbox_2d": [1, 2, 3, 4]}], [CAT])) == 0.0
-    assert grounding_format(said([{"bbox_2d": [1, 2, 3, 4]}], [{"bbox_2d": [5, 5, 6, 6]}])) == 1.0
+    assert (
+        grounding_format(said([{"bbox_2d": [1, 2, 3, 4]}], [{"bbox_2d": [5, 5, 6, 6]}])) == 1.0
+    )
     assert grounding_format(said("prose", [CAT])) == 0.0
     assert grounding_format(said([], [CAT])) == 1.0
 
@@ -105,16 +110,25 @@ def test_detection_charges_surplus_and_wants_labels():
     assert DetectionReward(kind="ap50")(said([loose], [CAT])) == pytest.approx(1.0)
     assert reward(said([loose], [CAT])) == pytest.approx(0.4)
     fenced = "```json\n" + json.dumps([CAT, CAT]) + "\n```"
-    assert vlm_r1.mean_ap(fenced, "```json\n" + json.dumps([CAT]) + "\n```") == pytest.approx(1.0)
+    assert vlm_r1.mean_ap(fenced, "```json\n" + json.dumps([CAT]) + "\n```") == pytest.approx(
+        1.0
+    )
     assert reward(said(fenced, [CAT])) == pytest.approx(0.5)
 
 
 def test_referring_by_overlap_and_by_hull():
     reward, general = ReferringReward(), ReferringReward(kind="giou")
-    for given_box in ([0, 0, 50, 100], {"bbox_2d": [0, 0, 50, 100]}, [{"bbox_2d": [0, 0, 50, 100]}]):
+    for given_box in (
+        [0, 0, 50, 100],
+        {"bbox_2d": [0, 0, 50, 100]},
+        [{"bbox_2d": [0, 0, 50, 100]}],
+    ):
         assert reward(said(given_box, [0, 0, 100, 100])) == 0.5
     assert reward(said([0, 0, 1, 9], [0, 0, 1, 9])) == 1.0
-    near, far = said([110, 0, 120, 10], [0, 0, 100, 100]), said([910, 0, 920, 10], [0, 0, 100, 100])
+    near, far = (
+        said([110, 0, 120, 10], [0, 0, 100, 100]),
+        said([910, 0, 920, 10], [0, 0, 100, 100]),
+    )
     assert reward(near) == reward(far) == 0.0 < general(far) < general(near) < 0.5
     assert general(said([5, 5, 5, 5], [0, 0, 100, 100])) == 0.0
     assert general(said([0, 0, 100, 100], {"bbox_2d": [0, 0, 100, 100]})) == 1.0
@@ -169,10 +183,16 @@ def test_bad_settings_name_the_field(build):
 
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers(-(10**400), 10**400) | st.floats() | st.text(max_size=5),
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**400), 10**400)
+    | st.floats()
+    | st.text(max_size=5),
     lambda inner: (
         st.lists(inner, max_size=5)
-        | st.dictionaries(st.sampled_from(["bbox_2d", "point_2d", "label", "x"]), inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["bbox_2d", "point_2d", "label", "x"]), inner, max_size=3
+        )
     ),
     max_leaves=12,
 )
@@ -192,7 +212,13 @@ REWARDS = [
 @given(value=json_values, text=st.text(max_size=30))
 def test_no_text_raises_and_pay_lies_in_the_unit_interval(reward, answer, value, text):
     dumped = json.dumps(value)
-    for response in (text, dumped, CHAIN.format(dumped), f"<answer>[{dumped}]</answer>", CHAIN.format(text)):
+    for response in (
+        text,
+        dumped,
+        CHAIN.format(dumped),
+        f"<answer>[{dumped}]</answer>",
+        CHAIN.format(text),
+    ):
         assert 0.0 <= reward(said(response, answer)) <= 1.0
 
 
@@ -200,7 +226,11 @@ def test_no_text_raises_and_pay_lies_in_the_unit_interval(reward, answer, value,
 @given(value=json_values, text=st.text(max_size=30))
 def test_official_forms_raise_for_no_text_either(value, text):
     truth = json.dumps([CAT])
-    for response in (text, CHAIN.format(json.dumps(value)), CHAIN.format(f"```json\n[{json.dumps(value)}]\n```")):
+    for response in (
+        text,
+        CHAIN.format(json.dumps(value)),
+        CHAIN.format(f"```json\n[{json.dumps(value)}]\n```"),
+    ):
         assert 0.0 <= vision_reasoner.vision_reasoner(response, truth)["total"] <= 7.0
         vision_reasoner.seg_zero(response, "<box>(1,1),(5,5)</box><points>(2,2),(3,3)</points>")
         assert 0.0 <= vlm_r1.mean_ap(response, f"```json\n{truth}\n```") <= 1.0
@@ -211,7 +241,15 @@ def test_official_forms_raise_for_no_text_either(value, text):
 
 def test_strict_json():
     assert answers.json_answer("<answer>{}</answer>") == {}
-    for text in ("NaN", "[Infinity]", '{"a": 1, "a": 2}', "1" * 5000, "[" * 100_000, "[" * 3000, ""):
+    for text in (
+        "NaN",
+        "[Infinity]",
+        '{"a": 1, "a": 2}',
+        "1" * 5000,
+        "[" * 100_000,
+        "[" * 3000,
+        "",
+    ):
         assert answers.json_answer(f"<answer>{text}</answer>") is None
     assert answers.numbers([1, 2.5], 2) == [1.0, 2.5]
     for value in ([1, True], ["1", "2"], [1, float("nan")], [1], "12", None, [10**400, 1]):
@@ -222,7 +260,9 @@ def test_reward_modules_import_without_torch():
     modules = "rewards consistency checklist boxes diagnosis compat.vlm_r1 compat.vision_reasoner compat.perception_r1"
     imports = "; ".join(f"import perception.{name}" for name in modules.split())
     code = f"{imports}; import sys; print(*sys.modules)"
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     loaded = set(ran.stdout.split())
-    assert "perception.compat.vlm_r1" in loaded
+    assert "mmrl.perception.compat.vlm_r1" in loaded
     assert not loaded & {"torch", "torchvision", "transformers", "scipy", "math_verify"}

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from mmrl.seeds import generator
+from mmrl.ground.seeds import generator
+from mmrl.perception.masking import SaliencyMask
+from mmrl.perception.saliency import DinoSaliency, SeenBy, encoder_pixels, received_attention
 from mmrl.types import Now, Prompt, ViewContext
-from perception.masking import SaliencyMask
-from perception.saliency import DinoSaliency, SeenBy, encoder_pixels, received_attention
 
 
 @pytest.fixture(scope="module")
@@ -14,7 +14,9 @@ def encoder(tmp_path_factory) -> str:
     from transformers import Dinov2Config, Dinov2Model
 
     torch.manual_seed(0)
-    config = Dinov2Config(hidden_size=16, num_hidden_layers=3, num_attention_heads=2, image_size=56, patch_size=14)
+    config = Dinov2Config(
+        hidden_size=16, num_hidden_layers=3, num_attention_heads=2, image_size=56, patch_size=14
+    )
     folder = str(tmp_path_factory.mktemp("dino"))
     Dinov2Model(config).save_pretrained(folder)
     return folder
@@ -22,17 +24,27 @@ def encoder(tmp_path_factory) -> str:
 
 def frames(count: int, height: int, width: int) -> torch.Tensor:
     shape = (count, 3, height, width)
-    return torch.randint(1, 256, shape, generator=torch.Generator().manual_seed(3), dtype=torch.uint8)
+    return torch.randint(
+        1, 256, shape, generator=torch.Generator().manual_seed(3), dtype=torch.uint8
+    )
 
 
 def test_received_attention_is_what_the_other_patches_send():
-    attention = torch.tensor([[0.1, 0.2, 0.7], [0.3, 0.4, 0.3], [0.6, 0.3, 0.1]])  # class token first
+    attention = torch.tensor(
+        [[0.1, 0.2, 0.7], [0.3, 0.4, 0.3], [0.6, 0.3, 0.1]]
+    )  # class token first
     other = torch.eye(3)
-    saliency = received_attention([attention.expand(1, 1, 3, 3), other.expand(1, 1, 3, 3)], patches=2)
-    assert torch.allclose(saliency, torch.tensor([[0.3, 0.3]]) / 2)  # patch 1 gets A[2, 1], patch 2 gets A[1, 2]
+    saliency = received_attention(
+        [attention.expand(1, 1, 3, 3), other.expand(1, 1, 3, 3)], patches=2
+    )
+    assert torch.allclose(
+        saliency, torch.tensor([[0.3, 0.3]]) / 2
+    )  # patch 1 gets A[2, 1], patch 2 gets A[1, 2]
     heads = torch.stack([attention, attention.flip(-1)])[None]
     expected = (attention + attention.flip(-1)) / 2
-    assert torch.allclose(received_attention([heads], 2), torch.stack([expected[2, 1], expected[1, 2]])[None])
+    assert torch.allclose(
+        received_attention([heads], 2), torch.stack([expected[2, 1], expected[1, 2]])[None]
+    )
 
 
 def test_saliency_of_a_random_encoder(encoder):

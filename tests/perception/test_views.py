@@ -6,13 +6,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms import v2
 
-from mmrl.schedules import Linear, Sigmoid
-from mmrl.seeds import generator
+from mmrl.ground.seeds import generator
+from mmrl.losses.schedules import Linear, Sigmoid
+from mmrl.perception.masking import Blank, EvidenceMask, FrameMask, PatchMask, SaliencyMask
+from mmrl.perception.noise import (
+    DiffusionNoise,
+    GaussianNoise,
+    diffusion_scales,
+    noisy_rollout_noise,
+)
+from mmrl.perception.perturb import (
+    JPEG,
+    Blur,
+    Chain,
+    ColourJitter,
+    Crop,
+    Flip,
+    Grayscale,
+    Rotation,
+    Transform,
+)
+from mmrl.perception.timing import FrameDrop, FrameShuffle, Reverse, TemporalCrop
 from mmrl.types import Media, Now, Prompt, ViewContext
-from perception.masking import Blank, EvidenceMask, FrameMask, PatchMask, SaliencyMask
-from perception.noise import DiffusionNoise, GaussianNoise, diffusion_scales, noisy_rollout_noise
-from perception.perturb import JPEG, Blur, Chain, ColourJitter, Crop, Flip, Grayscale, Rotation, Transform
-from perception.timing import FrameDrop, FrameShuffle, Reverse, TemporalCrop
 
 START, MIDDLE, END = (Now(step=0, progress=share) for share in (0.0, 0.5, 1.0))
 VIEWS = [
@@ -41,17 +56,24 @@ VIEWS = [
 RANDOM = [
     view
     for view in VIEWS
-    if not isinstance(view, SaliencyMask | EvidenceMask | Blank | JPEG | Blur | Grayscale | Reverse)
+    if not isinstance(
+        view, SaliencyMask | EvidenceMask | Blank | JPEG | Blur | Grayscale | Reverse
+    )
 ]
 
 
 def clip(frames: int = 6, height: int = 20, width: int = 30, seed: int = 0) -> torch.Tensor:
     shape = (frames, 3, height, width)
-    return torch.randint(1, 255, shape, generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    return torch.randint(
+        1, 255, shape, generator=torch.Generator().manual_seed(seed), dtype=torch.uint8
+    )
 
 
 def context(frames: torch.Tensor, evidence: object = None, medium: int = 0) -> ViewContext:
-    media = tuple(Media(frames, torch.arange(len(frames), dtype=torch.float64) / 2) for _ in range(medium + 1))
+    media = tuple(
+        Media(frames, torch.arange(len(frames), dtype=torch.float64) / 2)
+        for _ in range(medium + 1)
+    )
     extra = {"evidence": evidence if evidence is not None else {"frames": [0]}}
     saliency = torch.rand(3, 4, generator=torch.Generator().manual_seed(1))
     return ViewContext(Prompt("p", (), media, extra=extra), medium, saliency)
@@ -117,7 +139,9 @@ def test_saliency_mask_hides_the_floor_of_the_share_and_the_most_salient():
     shown = clip(1, 30, 40)
     saliency = torch.arange(12.0).view(3, 4)
     for ratio, count in ((0.0, 0), (0.3, 3), (0.6, 7), (1.0, 12)):
-        seen = SaliencyMask(ratio)(shown, ViewContext(Prompt("p", ()), 0, saliency), generator("s"), START)
+        seen = SaliencyMask(ratio)(
+            shown, ViewContext(Prompt("p", ()), 0, saliency), generator("s"), START
+        )
         cells = (seen[0] == 0).all(0).view(3, 10, 4, 10).permute(0, 2, 1, 3).reshape(12, -1)
         assert cells.all(1).tolist() == [cell >= 12 - count for cell in range(12)]
         assert (cells.all(1) == cells.any(1)).all()
@@ -127,7 +151,9 @@ def test_saliency_mask_of_a_clip_follows_the_moments():
     shown = clip(4, 4, 4)
     saliency = torch.zeros(2, 2, 2)
     saliency[0, 0, 0] = saliency[1, 1, 1] = 1.0
-    seen = SaliencyMask(0.25)(shown, ViewContext(Prompt("p", ()), 0, saliency), generator("s"), START)
+    seen = SaliencyMask(0.25)(
+        shown, ViewContext(Prompt("p", ()), 0, saliency), generator("s"), START
+    )
     hidden = (seen == 0).all(1)
     assert hidden[:2, :2, :2].all() and hidden[2:, 2:, 2:].all() and int(hidden.sum()) == 16
 
@@ -140,7 +166,10 @@ def test_saliency_mask_without_saliency_says_what_to_do():
 def test_evidence_by_box_scales_with_the_picture_and_sides_complement():
     original, resized = clip(1, 20, 40), clip(1, 10, 20, seed=3)
     boxed = context(original, {"boxes": [[4, 2, 12, 8]]})
-    for frames, (left, top, right, bottom) in ((original, (4, 2, 12, 8)), (resized, (2, 1, 6, 4))):
+    for frames, (left, top, right, bottom) in (
+        (original, (4, 2, 12, 8)),
+        (resized, (2, 1, 6, 4)),
+    ):
         inside = EvidenceMask("inside")(frames, boxed, generator("e"), START)
         outside = EvidenceMask("outside")(frames, boxed, generator("e"), START)
         hidden = (inside[0] == 0).all(0)
@@ -247,13 +276,21 @@ def test_diffusion_noise_keeps_the_mean_and_is_the_identity_at_zero():
 
 def test_flip_rotation_and_crop_move_pixels_and_say_so():
     shown = clip(2)
-    assert torch.equal(Flip(1.0, 0.0)(shown, context(shown), generator("g"), START), shown.flip(-1))
-    assert torch.equal(Flip(0.0, 1.0)(shown, context(shown), generator("g"), START), shown.flip(-2))
+    assert torch.equal(
+        Flip(1.0, 0.0)(shown, context(shown), generator("g"), START), shown.flip(-1)
+    )
+    assert torch.equal(
+        Flip(0.0, 1.0)(shown, context(shown), generator("g"), START), shown.flip(-2)
+    )
     assert torch.equal(Crop(1.0)(shown, context(shown), generator("g"), START), shown)
     assert torch.equal(Rotation(0.0)(shown, context(shown), generator("g"), START), shown)
     assert Flip().changes_geometry and Rotation().changes_geometry and Crop().changes_geometry
     assert not ColourJitter().changes_geometry and not FrameDrop().changes_order
-    assert FrameShuffle().changes_order and Reverse().changes_order and TemporalCrop().changes_order
+    assert (
+        FrameShuffle().changes_order
+        and Reverse().changes_order
+        and TemporalCrop().changes_order
+    )
 
 
 def test_colour_views_keep_places():
@@ -262,11 +299,18 @@ def test_colour_views_keep_places():
     assert (grey[:, 0] == grey[:, 1]).all() and (grey[:, 1] == grey[:, 2]).all()
     flat = torch.full((1, 3, 9, 9), 77, dtype=torch.uint8)
     assert torch.equal(Blur(2.0)(flat, context(flat), generator("g"), START), flat)
-    assert torch.equal(ColourJitter(0, 0, 0, 0)(shown, context(shown), generator("g"), START), shown)
+    assert torch.equal(
+        ColourJitter(0, 0, 0, 0)(shown, context(shown), generator("g"), START), shown
+    )
 
 
 @settings(max_examples=30, deadline=None)
-@given(count=st.integers(1, 17), block=st.integers(1, 5), share=st.floats(0.05, 1.0), ratio=st.floats(0.0, 1.0))
+@given(
+    count=st.integers(1, 17),
+    block=st.integers(1, 5),
+    share=st.floats(0.05, 1.0),
+    ratio=st.floats(0.0, 1.0),
+)
 def test_timing_views_show_existing_frames_only(count, block, share, ratio):
     shown = torch.arange(count, dtype=torch.uint8).view(-1, 1, 1, 1).expand(count, 3, 2, 2)
     order = lambda view: view(shown, context(shown), generator("t"), START)[:, 0, 0, 0].tolist()  # noqa: E731
@@ -275,10 +319,14 @@ def test_timing_views_show_existing_frames_only(count, block, share, ratio):
     assert order(Reverse()) == list(range(count))[::-1]
     dropped = order(FrameDrop(ratio))
     assert dropped == sorted(dropped)
-    assert all(shown_at == dropped[0] or shown_at <= place for place, shown_at in enumerate(dropped))
+    assert all(
+        shown_at == dropped[0] or shown_at <= place for place, shown_at in enumerate(dropped)
+    )
     cropped = order(TemporalCrop(share))
     length = max(round(count * share), 1)
-    assert cropped == sorted(cropped) and sorted(set(cropped)) == list(range(cropped[0], cropped[0] + length))
+    assert cropped == sorted(cropped) and sorted(set(cropped)) == list(
+        range(cropped[0], cropped[0] + length)
+    )
     assert order(FrameDrop(0.0)) == order(TemporalCrop(1.0)) == list(range(count))
     assert len(set(order(FrameDrop(1.0)))) == 1
 
@@ -290,7 +338,9 @@ def test_any_torchvision_transform_is_a_view():
     with pytest.raises(ValueError, match=r"v2\.Resize"):
         Transform(v2.Resize((7, 7)))(shown, context(shown), generator("x"), START)
     with pytest.raises(ValueError, match="ToDtype"):
-        Transform(v2.ToDtype(torch.float32, scale=True))(shown, context(shown), generator("x"), START)
+        Transform(v2.ToDtype(torch.float32, scale=True))(
+            shown, context(shown), generator("x"), START
+        )
 
 
 def test_a_failing_transform_still_restores_the_global_generator():
@@ -311,7 +361,12 @@ def test_chain_applies_in_order_and_unites_declarations():
     assert chained.changes_geometry and not chained.changes_order and not chained.reads_saliency
     assert Chain((SaliencyMask(), Reverse())).reads_saliency
     rng = generator("c")
-    expected = PatchMask(0.5, 3)(GaussianNoise()(shown, context(shown), rng, START), context(shown), rng, START)
+    expected = PatchMask(0.5, 3)(
+        GaussianNoise()(shown, context(shown), rng, START), context(shown), rng, START
+    )
     assert torch.equal(
-        Chain((GaussianNoise(), PatchMask(0.5, 3)))(shown, context(shown), generator("c"), START), expected
+        Chain((GaussianNoise(), PatchMask(0.5, 3)))(
+            shown, context(shown), generator("c"), START
+        ),
+        expected,
     )

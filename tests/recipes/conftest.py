@@ -13,30 +13,62 @@ from pathlib import Path
 
 import pytest
 
-from recipes.launch import EMBEDDED, choose_preset, launch, with_defaults
+from mmrl.recipes.shared.launch import EMBEDDED, choose_preset, launch, with_defaults
 
 ROOT = Path(__file__).parents[2]
-SMALL = ("--run.steps", "2", "--run.eval-prompts", "8", "--run.prompts-per-step", "4", "--monitor.probe-every", "0")
+SMALL = (
+    "--run.steps",
+    "2",
+    "--run.eval-prompts",
+    "8",
+    "--run.prompts-per-step",
+    "4",
+    "--monitor.probe-every",
+    "0",
+)
 
 
 class CommandLine:
     """Calls a recipe in a process of its own."""
 
     def environment(self):
-        return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+        return {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+            "PYTHONPATH": str(ROOT),
+        }
 
     def __call__(self, name, folder, *more, small=SMALL):
         """Two small steps into a folder, with further arguments; a preset comes first."""
         preset = more[:1] if more and not more[0].startswith("-") else ()
         given = more[len(preset) :]
-        command = [sys.executable, "-m", f"recipes.{name}", *preset, *small, "--run.output", str(folder), *given]
+        command = [
+            sys.executable,
+            "-m",
+            f"recipes.{name}",
+            *preset,
+            *small,
+            "--run.output",
+            str(folder),
+            *given,
+        ]
         return self.plain(command, folder.parent)
 
     def plain(self, command, place):
-        return subprocess.run(command, cwd=place, env=self.environment(), capture_output=True, text=True, timeout=600)
+        return subprocess.run(
+            command,
+            cwd=place,
+            env=self.environment(),
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
 
     def metrics(self, folder):
-        return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        return [
+            json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()
+        ]
 
 
 class Rules:
@@ -50,7 +82,10 @@ class Rules:
             plain = inspect.signature(recipe.main).parameters
             for parameter in signature.parameters.values():
                 default = plain[parameter.name].default
-                assert type(parameter.default) is type(default) or not is_dataclass(default), (preset, parameter.name)
+                assert type(parameter.default) is type(default) or not is_dataclass(default), (
+                    preset,
+                    parameter.name,
+                )
             assert chosen.note, preset
             sizes.append(chosen.size)
         assert recipe.PRESETS[EMBEDDED].size is None and any(sizes)
@@ -65,7 +100,9 @@ class Rules:
         text = capsys.readouterr().out
         assert ended.value.code == 0 and "Presets" in text and "--run.seed" in text
         documented = set(re.findall(r"^ {4,}(\w+):", recipe.main.__doc__, re.M))
-        assert set(inspect.signature(recipe.main).parameters) <= documented, "every argument of main is documented"
+        assert set(inspect.signature(recipe.main).parameters) <= documented, (
+            "every argument of main is documented"
+        )
 
 
 @pytest.fixture(scope="session")

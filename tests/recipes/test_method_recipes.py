@@ -13,17 +13,44 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from recipes.launch import choose_preset
+from mmrl.recipes.shared.launch import choose_preset
 
 ROOT = Path(__file__).parents[2]
-NAMES = ("vogue", "dvrp", "noisy_rollout", "vppo", "perception_r1", "pearl", "visurf", "calibrl", "mssr")
+NAMES = (
+    "vogue",
+    "dvrp",
+    "noisy_rollout",
+    "vppo",
+    "perception_r1",
+    "pearl",
+    "visurf",
+    "calibrl",
+    "mssr",
+)
 METRICS = {
-    "vogue": ("vogue/uncertainty", "vogue/bonus", "vogue/capped_visual", "branch/noisy/strength", "scored/noisy"),
-    "dvrp": ("dvrp/kl_masked", "dvrp/kl_noisy", "loss/necessity", "loss/robustness", "branch/noisy/strength"),
+    "vogue": (
+        "vogue/uncertainty",
+        "vogue/bonus",
+        "vogue/capped_visual",
+        "branch/noisy/strength",
+        "scored/noisy",
+    ),
+    "dvrp": (
+        "dvrp/kl_masked",
+        "dvrp/kl_noisy",
+        "loss/necessity",
+        "loss/robustness",
+        "branch/noisy/strength",
+    ),
     "noisy_rollout": ("rollout/noisy_answers",),
     "vppo": ("vppo/dependency", "vppo/trained", "loss/entropy"),
     "perception_r1": ("reward/visual_rule", "reward/repetition"),
-    "pearl": ("reward/perception", "reward/accuracy", "pearl/reasoning_factor", "pearl/gate_closed"),
+    "pearl": (
+        "reward/perception",
+        "reward/accuracy",
+        "pearl/reasoning_factor",
+        "pearl/gate_closed",
+    ),
     "visurf": ("label/reward", "label/count", "visurf/teaching_tokens"),
     "calibrl": ("expert/reward", "calibrl/lead", "calibrl/logp_expert", "loss/guided"),
     "mssr": ("mssr/value", "mssr/forgetting", "mssr/bonus", "policy/kl_ref"),
@@ -33,7 +60,7 @@ METRICS = {
 @pytest.fixture(scope="session")
 def start():
     """The embedded model; made once, then kept in the user's cache."""
-    from recipes.embedded import warm_model
+    from mmrl.recipes.shared.embedded import warm_model
 
     return load_file(warm_model() / "model.safetensors")
 
@@ -59,7 +86,11 @@ class Verdicts(BaseHTTPRequestHandler):
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        count = len(re.findall(r"^\d+\. ", body["messages"][1]["content"].split("Response")[0], re.MULTILINE))
+        count = len(
+            re.findall(
+                r"^\d+\. ", body["messages"][1]["content"].split("Response")[0], re.MULTILINE
+            )
+        )
         text = "".join(f"<info{i}>{int(i == 1)}</info{i}>" for i in range(1, count + 1))
         reply = json.dumps({"choices": [{"message": {"content": text}}]}).encode()
         self.send_response(200)
@@ -76,19 +107,29 @@ def test_perception_r1_asks_a_judge(start, command_line, tmp_path):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         done = command_line(
-            "perception_r1", tmp_path / "out", "--judge.url", f"http://127.0.0.1:{server.server_port}/v1"
+            "perception_r1",
+            tmp_path / "out",
+            "--judge.url",
+            f"http://127.0.0.1:{server.server_port}/v1",
         )
     finally:
         server.shutdown()
     assert done.returncode == 0, done.stderr[-3000:]
     rows = command_line.metrics(tmp_path / "out")[1:]
-    assert all(0.5 <= row["reward/visual"] <= 1.0 and "reward/visual_rule" not in row for row in rows)
+    assert all(
+        0.5 <= row["reward/visual"] <= 1.0 and "reward/visual_rule" not in row for row in rows
+    )
     assert sum(row.get("judge/requests", 0) for row in rows) > 0
 
 
 def test_a_judge_that_is_down_stops_the_run_with_a_checkpoint(command_line, tmp_path):
     done = command_line(
-        "perception_r1", tmp_path / "out", "--judge.url", "http://127.0.0.1:9/v1", "--run.eval-prompts", "0"
+        "perception_r1",
+        tmp_path / "out",
+        "--judge.url",
+        "http://127.0.0.1:9/v1",
+        "--run.eval-prompts",
+        "0",
     )
     assert done.returncode != 0 and "Step 1 failed" in done.stderr and "visual" in done.stderr
     assert (tmp_path / "out" / "checkpoints" / "step-0").is_dir()

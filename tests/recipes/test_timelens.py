@@ -12,15 +12,41 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from recipes.clip_stages import answered
-from recipes.clips import clip_warm_up
-from recipes.embedded import warm_model
-from recipes.launch import choose_preset
-from recipes.timelens import OTHERS, PRESETS
+from mmrl.recipes.shared.clip_data import clip_warm_up
+from mmrl.recipes.shared.clip_stages import answered
+from mmrl.recipes.shared.embedded import warm_model
+from mmrl.recipes.shared.launch import choose_preset
+from mmrl.recipes.timelens import OTHERS, PRESETS
 
-SMALL = ("--run.steps", "2", "--run.eval-prompts", "2", "--run.prompts-per-step", "2", "--sampling.group-size", "2")
-TINY = ("--sampling.max-tokens", "6", "--data.heldout-rows", "2", "--optim.lr", "1e-3", "--run.seed", "1")
-FRAMES = ("--clips.min-tokens", "1", "--clips.total-tokens", "64", "--clips.seconds", "0", "100")
+SMALL = (
+    "--run.steps",
+    "2",
+    "--run.eval-prompts",
+    "2",
+    "--run.prompts-per-step",
+    "2",
+    "--sampling.group-size",
+    "2",
+)
+TINY = (
+    "--sampling.max-tokens",
+    "6",
+    "--data.heldout-rows",
+    "2",
+    "--optim.lr",
+    "1e-3",
+    "--run.seed",
+    "1",
+)
+FRAMES = (
+    "--clips.min-tokens",
+    "1",
+    "--clips.total-tokens",
+    "64",
+    "--clips.seconds",
+    "0",
+    "100",
+)
 NAMES = ("timelens", "video_r1", "tempsamp_r1")
 
 
@@ -48,7 +74,14 @@ def clips(tmp_path_factory):
     for number in range(8):
         event = [number % 3, number % 3 + 2]
         write(folder / f"{number}.mp4", 5 + number % 2, event)
-        rows.append({"video": f"{number}.mp4", "query": "the screen is red", "span": event, "duration": 5 + number % 2})
+        rows.append(
+            {
+                "video": f"{number}.mp4",
+                "query": "the screen is red",
+                "span": event,
+                "duration": 5 + number % 2,
+            }
+        )
     (folder / "3.mp4").write_bytes(b"no clip" * 100)
     (folder / "spans.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     questions = [
@@ -60,7 +93,10 @@ def clips(tmp_path_factory):
 
 
 def moved(model, out):
-    before, after = load_file(model / "model.safetensors"), load_file(out / "model" / "model.safetensors")
+    before, after = (
+        load_file(model / "model.safetensors"),
+        load_file(out / "model" / "model.safetensors"),
+    )
     return [name for name in after if not torch.equal(before[name], after[name])]
 
 
@@ -68,15 +104,26 @@ def test_the_embedded_preset_needs_no_arguments(command_line, tmp_path):
     warm_model(clip_warm_up("native"))  # here, where no time limit of a command holds
     done = command_line("timelens", tmp_path / "out")
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "recipes.timelens embedded" in done.stderr and "timelens: 2 steps done." in done.stdout
+    assert (
+        "recipes.timelens embedded" in done.stderr and "timelens: 2 steps done." in done.stdout
+    )
     rows = command_line.metrics(tmp_path / "out")
     assert [row["step"] for row in rows] == [0, 1, 2] and rows[1]["reward/group_std"] > 0
 
 
 def test_three_stages_on_real_files(command_line, clips, tiny3_folder, tmp_path):
-    more = (*TINY, *FRAMES, "--dataset", str(clips / "spans.jsonl"), "--model", str(tiny3_folder))
+    more = (
+        *TINY,
+        *FRAMES,
+        "--dataset",
+        str(clips / "spans.jsonl"),
+        "--model",
+        str(tiny3_folder),
+    )
     stages = ("--tuning.rows", "4", "--tuning.rows-per-step", "2", "--select.target", "45")
-    done = command_line("timelens", tmp_path / "out", "timelens-8b", *more, *stages, small=SMALL)
+    done = command_line(
+        "timelens", tmp_path / "out", "timelens-8b", *more, *stages, small=SMALL
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     out = tmp_path / "out"
     assert (out / "sft" / "finished.json").is_file() and "rows selected by" in done.stderr
@@ -85,17 +132,44 @@ def test_three_stages_on_real_files(command_line, clips, tiny3_folder, tmp_path)
     bad = json.loads((out / "quarantine.jsonl").read_text().splitlines()[0])
     assert bad["path"].endswith("3.mp4") and sum("bad" in row for row in rows) <= 1
     steps = command_line.metrics(out)[1:]
-    decoded = sum(row.get("data/clips_decoded", 0) for path in (out, out / "sft") for row in command_line.metrics(path))
-    assert decoded <= 8 and any(row.get("data/cache_hits", 0) for row in steps), "each file is decoded once"
+    decoded = sum(
+        row.get("data/clips_decoded", 0)
+        for path in (out, out / "sft")
+        for row in command_line.metrics(path)
+    )
+    assert decoded <= 8 and any(row.get("data/cache_hits", 0) for row in steps), (
+        "each file is decoded once"
+    )
     names = moved(tiny3_folder, out)
-    assert names and not any("visual.blocks" in name or "patch_embed" in name for name in names), "frozen tower"
+    assert names and not any(
+        "visual.blocks" in name or "patch_embed" in name for name in names
+    ), "frozen tower"
 
 
-@pytest.mark.parametrize("preset", ["timelens-7b", "time-r1", "videochat-r1", "timelens2", "tempsamp-r1", "video-r1"])
-def test_published_presets_train_on_real_files(preset, command_line, clips, tiny_folder, tmp_path):
+@pytest.mark.parametrize(
+    "preset", ["timelens-7b", "time-r1", "videochat-r1", "timelens2", "tempsamp-r1", "video-r1"]
+)
+def test_published_presets_train_on_real_files(
+    preset, command_line, clips, tiny_folder, tmp_path
+):
     file = "questions.json" if preset == "video-r1" else "spans.jsonl"
-    more = [*TINY, "--dataset", str(clips / file), "--model", str(tiny_folder), "--clips.num-frames", "4"]
-    more += ["--clips.min-tokens", "1", "--clips.total-tokens", "64", "--clips.on-bad", "substitute"]
+    more = [
+        *TINY,
+        "--dataset",
+        str(clips / file),
+        "--model",
+        str(tiny_folder),
+        "--clips.num-frames",
+        "4",
+    ]
+    more += [
+        "--clips.min-tokens",
+        "1",
+        "--clips.total-tokens",
+        "64",
+        "--clips.on-bad",
+        "substitute",
+    ]
     more += [] if preset in OTHERS else ["--select.target", "0", "--clips.seconds", "0", "100"]
     done = command_line("timelens", tmp_path / "out", preset, *more, small=SMALL)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -104,11 +178,21 @@ def test_published_presets_train_on_real_files(preset, command_line, clips, tiny
     if preset == "video-r1":
         assert rows[-1]["contrast/answers"] == 2
     if preset == "tempsamp-r1":
-        assert rows[-1]["label/count"] == 2 and rows[-1]["label/reward"] > rows[-1]["reward/total"]
+        assert (
+            rows[-1]["label/count"] == 2 and rows[-1]["label/reward"] > rows[-1]["reward/total"]
+        )
 
 
 def test_evaluate_prints_the_table_of_a_data_set(command_line, clips, tiny_folder, tmp_path):
-    command = [sys.executable, "-m", "recipes.evaluate", "--model", str(tiny_folder), "--clips.num-frames", "4"]
+    command = [
+        sys.executable,
+        "-m",
+        "recipes.evaluate",
+        "--model",
+        str(tiny_folder),
+        "--clips.num-frames",
+        "4",
+    ]
     command += ["--dataset", str(clips / "spans.jsonl"), "--output", str(tmp_path / "out.json")]
     done = command_line.plain([*command, "--sampling.max-tokens", "6"], tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -118,8 +202,17 @@ def test_evaluate_prints_the_table_of_a_data_set(command_line, clips, tiny_folde
     assert table["n"] == 7 and table["mIoU_low"] <= table["mIoU"] <= table["mIoU_high"]
 
 
-def test_the_difficulty_pass_goes_on_where_it_stopped(command_line, clips, tiny_folder, tmp_path):
-    command = [sys.executable, "-m", "recipes.difficulty", "timelens-7b", "--model", str(tiny_folder)]
+def test_the_difficulty_pass_goes_on_where_it_stopped(
+    command_line, clips, tiny_folder, tmp_path
+):
+    command = [
+        sys.executable,
+        "-m",
+        "recipes.difficulty",
+        "timelens-7b",
+        "--model",
+        str(tiny_folder),
+    ]
     command += [
         "--dataset",
         str(clips / "spans.jsonl"),
@@ -140,7 +233,15 @@ def test_the_difficulty_pass_goes_on_where_it_stopped(command_line, clips, tiny_
 
 
 def test_a_missing_file_is_said_plainly(command_line, tmp_path):
-    done = command_line("timelens", tmp_path / "out", "timelens-7b", "--dataset", "nowhere.jsonl", "--model", "x/y-7B")
+    done = command_line(
+        "timelens",
+        tmp_path / "out",
+        "timelens-7b",
+        "--dataset",
+        "nowhere.jsonl",
+        "--model",
+        "x/y-7B",
+    )
     assert done.returncode != 0 and "Traceback" not in done.stderr
 
 
@@ -152,7 +253,10 @@ def test_presets_fit_and_settings_are_explained(name, rules, capsys):
 
 
 def test_every_named_preset_is_reachable():
-    reachable = {**PRESETS, **{name: importlib.import_module(OTHERS[name]).PRESETS[name] for name in OTHERS}}
+    reachable = {
+        **PRESETS,
+        **{name: importlib.import_module(OTHERS[name]).PRESETS[name] for name in OTHERS},
+    }
     wanted = {
         "embedded",
         "timelens-7b",

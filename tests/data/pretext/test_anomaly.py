@@ -6,15 +6,23 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from data.pretext import clips
-from data.pretext.anomaly import PAPER_KINDS, AnomalyGrounding, _units
-from data.pretext.contract import ArrayClip, Medium, Reject, Sample
-from data.pretext.perturbations import DESCRIPTIONS, ORDER_KINDS, PIXEL_KINDS, SPEEDS, rotate90, rotate270, shuffle
-from data.pretext.procedural import clip
-from data.pretext.rng import Streams
-from data.pretext.samples import make
-from data.pretext.surface import Surface
-from data.pretext.time_forms import APART, draw_spans, span_lengths
+from mmrl.data.pretext.contract import ArrayClip, Medium, Reject, Sample
+from mmrl.data.pretext.craft import clips
+from mmrl.data.pretext.craft.perturbations import (
+    DESCRIPTIONS,
+    ORDER_KINDS,
+    PIXEL_KINDS,
+    SPEEDS,
+    rotate90,
+    rotate270,
+    shuffle,
+)
+from mmrl.data.pretext.craft.procedural import clip
+from mmrl.data.pretext.craft.rng import Streams
+from mmrl.data.pretext.craft.time_forms import APART, draw_spans, span_lengths
+from mmrl.data.pretext.stream.samples import make
+from mmrl.data.pretext.surface import Surface
+from mmrl.data.pretext.tasks.anomaly import PAPER_KINDS, AnomalyGrounding, _units
 
 TASK = AnomalyGrounding()
 
@@ -55,7 +63,9 @@ def test_every_kind_changes_its_stretch_only(kind):
     assert np.array_equal(shown[outside], clean[outside])
     assert not np.array_equal(shown[a:b], clean[a:b])
     if kind in ORDER_KINDS:
-        assert {frame.tobytes() for frame in shown[a:b]} <= {frame.tobytes() for frame in clean[a:b]}
+        assert {frame.tobytes() for frame in shown[a:b]} <= {
+            frame.tobytes() for frame in clean[a:b]
+        }
 
 
 @pytest.mark.parametrize("kind", ["rotate90", "mirror", "channel-swap", "invert", "rotate180"])
@@ -77,10 +87,18 @@ def test_shuffle_moves_most_frames():
 
 
 def test_static_clips_are_refused():
-    still = Medium("still", "video", clip=ArrayClip(np.full((64, 96, 128, 3), 90, np.uint8), np.arange(64) / 4))
+    still = Medium(
+        "still",
+        "video",
+        clip=ArrayClip(np.full((64, 96, 128, 3), 90, np.uint8), np.arange(64) / 4),
+    )
     for kind in ("mirror", "shuffle", "slow", "grayscale"):
         assert isinstance(make(TASK, [still], {"kind": kind}), Reject)
-    short = Medium("short", "video", clip=ArrayClip(np.zeros((10, 96, 128, 3), np.uint8), np.arange(10) / 4))
+    short = Medium(
+        "short",
+        "video",
+        clip=ArrayClip(np.zeros((10, 96, 128, 3), np.uint8), np.arange(10) / 4),
+    )
     assert make(TASK, [short]) == Reject("too-few-frames")
 
 
@@ -117,6 +135,8 @@ def test_speed_kinds_change_the_stride_inside():
     spans = ((5, 10),)
     for speed in (0.5, 2.0):
         advance = np.diff(_units(16, spans, speed, 0, Streams("speed")))
-        assert (advance[5:10] == speed).all() and (np.delete(advance, range(5, 10)) == 1.0).all()
+        assert (advance[5:10] == speed).all() and (
+            np.delete(advance, range(5, 10)) == 1.0
+        ).all()
     jumps = np.diff(_units(24, spans, 1.0, 2, Streams("decoys")))
     assert (jumps > 1).sum() == 2 and (jumps[4:11] == 1).all()

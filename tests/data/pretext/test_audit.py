@@ -3,15 +3,15 @@
 import numpy as np
 import pytest
 
-from data.pretext import cheats
-from data.pretext.audit import LIMIT, audit, collect, examine, gap_curve
-from data.pretext.auditors import Majority, Meta, auditors
-from data.pretext.catalogue import find
-from data.pretext.contract import Visual
-from data.pretext.presets import Ingredient, Preset
-from data.pretext.procedural import clip, scene
-from data.pretext.sources import DrawnSource
-from data.pretext.stream import Stream
+from mmrl.data.pretext.audit import shortcut_answers
+from mmrl.data.pretext.audit.audit import LIMIT, audit, collect, examine, gap_curve
+from mmrl.data.pretext.audit.shortcut_audit import Majority, Meta, auditors
+from mmrl.data.pretext.catalogue import find
+from mmrl.data.pretext.contract import Visual
+from mmrl.data.pretext.craft.procedural import clip, scene
+from mmrl.data.pretext.presets import Ingredient, Preset
+from mmrl.data.pretext.stream.sources import DrawnSource
+from mmrl.data.pretext.stream.stream import Stream
 
 SOURCE = DrawnSource(7)
 
@@ -31,7 +31,11 @@ def test_matching_borders_solves_a_jigsaw_whose_tiles_touch_and_fails_with_the_g
 def test_the_paper_preset_leaks_and_ours_does_not() -> None:
     task = find("jigsaw")
     leaks = {
-        gap: {f.auditor for f in examine(task, of("jigsaw", 30, gap=gap, jitter=gap > 0, side=448)) if f.leaks}
+        gap: {
+            f.auditor
+            for f in examine(task, of("jigsaw", 30, gap=gap, jitter=gap > 0, side=448))
+            if f.leaks
+        }
         for gap in (0.0, 0.15)
     }
     assert leaks == {0.0: {"boundary"}, 0.15: set()}
@@ -60,11 +64,22 @@ def test_an_answer_in_the_words_is_found_by_the_blind_auditor() -> None:
     from dataclasses import replace
 
     def told(sample):
-        part = {"type": "text", "text": f"hint{sample.truth['answer']} {sample.messages[0]['content'][-1]['text']}"}
-        return replace(sample, messages=({"role": "user", "content": [*sample.messages[0]["content"][:-1], part]},))
+        part = {
+            "type": "text",
+            "text": f"hint{sample.truth['answer']} {sample.messages[0]['content'][-1]['text']}",
+        }
+        return replace(
+            sample,
+            messages=(
+                {"role": "user", "content": [*sample.messages[0]["content"][:-1], part]},
+            ),
+        )
 
     task = find("rotation")
-    findings = {f.auditor: f for f in examine(task, [told(sample) for sample in of("rotation", 60, side=112)])}
+    findings = {
+        f.auditor: f
+        for f in examine(task, [told(sample) for sample in of("rotation", 60, side=112)])
+    }
     assert findings["blind"].leaks and findings["blind"].accuracy > 0.9
 
 
@@ -76,49 +91,73 @@ def test_an_answer_in_the_size_is_found_by_the_meta_auditor() -> None:
         return replace(sample, visuals=(Visual(pixels[: 300 - sample.truth["answer"] // 10]),))
 
     task = find("rotation")
-    findings = {f.auditor: f for f in examine(task, [sized(sample) for sample in of("rotation", 60)])}
+    findings = {
+        f.auditor: f for f in examine(task, [sized(sample) for sample in of("rotation", 60)])
+    }
     assert findings["meta"].leaks and findings["meta"].accuracy > 0.7
 
 
 def test_a_blurred_option_is_found_by_sharpness() -> None:
     from dataclasses import replace
 
-    from data.pretext.quality_order import degraded
+    from mmrl.data.pretext.tasks.quality_order import degraded
 
     rng = np.random.default_rng(0)
 
     def blurred(sample):
-        chosen = next(i for i, v in enumerate(sample.visuals) if v.label == f"{sample.truth['answer']}:")
+        chosen = next(
+            i for i, v in enumerate(sample.visuals) if v.label == f"{sample.truth['answer']}:"
+        )
         worse = degraded(sample.visuals[chosen].pixels, "blur", 6.0, rng)
         visuals = list(sample.visuals)
         visuals[chosen] = replace(visuals[chosen], pixels=worse)
         return replace(sample, visuals=tuple(visuals))
 
-    findings = {f.auditor: f for f in examine(find("mosaic"), [blurred(s) for s in of("mosaic", 40, side=112)])}
+    findings = {
+        f.auditor: f
+        for f in examine(find("mosaic"), [blurred(s) for s in of("mosaic", 40, side=112)])
+    }
     assert findings["sharpness"].leaks
 
 
 def test_declared_cues_are_no_leaks() -> None:
-    findings = {f.auditor: f for f in examine(find("quality-order"), of("quality-order", 40, kind="blur", side=112))}
+    findings = {
+        f.auditor: f
+        for f in examine(find("quality-order"), of("quality-order", 40, kind="blur", side=112))
+    }
     assert findings["sharpness"].accuracy > 0.5 and not findings["sharpness"].leaks
 
 
 def test_a_preset_report_has_a_table_and_json() -> None:
     small = Preset(
-        "small", (Ingredient("rotation"), Ingredient("jigsaw", 1.0, {"rows": 1, "columns": 2}, ("boundary",)))
+        "small",
+        (
+            Ingredient("rotation"),
+            Ingredient("jigsaw", 1.0, {"rows": 1, "columns": 2}, ("boundary",)),
+        ),
     )
     report = audit(SOURCE, small, samples=24)
-    assert len(report.findings) == 16 and "jigsaw:1x2" in report.table() and "rotation" in report.table()
+    assert (
+        len(report.findings) == 16
+        and "jigsaw:1x2" in report.table()
+        and "rotation" in report.table()
+    )
     plain = report.json()
     assert plain["passes"] == (not report.leaks) and len(plain["findings"]) == 16
-    assert next(f for f in report.findings if f.task == "jigsaw:1x2" and f.auditor == "boundary").intended
+    assert next(
+        f for f in report.findings if f.task == "jigsaw:1x2" and f.auditor == "boundary"
+    ).intended
 
 
 def test_border_matching_places_tiles() -> None:
     picture = scene(0, 3).picture()[:360, :480]
-    tiles = [picture[r * 120 : r * 120 + 120, c * 160 : c * 160 + 160] for r in range(3) for c in range(3)]
+    tiles = [
+        picture[r * 120 : r * 120 + 120, c * 160 : c * 160 + 160]
+        for r in range(3)
+        for c in range(3)
+    ]
     order = np.random.default_rng(0).permutation(9)
-    found = cheats.solve_grid([tiles[i] for i in order], 3)
+    found = shortcut_answers.solve_grid([tiles[i] for i in order], 3)
     assert np.array_equal(order[found], np.arange(9))
 
 
@@ -126,7 +165,9 @@ def test_clips_are_chained_by_their_ends() -> None:
     frames = clip(0, 1).video().read(range(40))
     parts = [frames[8 * i : 8 * i + 8] for i in range(5)]
     order = np.random.default_rng(1).permutation(5)
-    assert np.array_equal(order[cheats.chained([parts[i] for i in order])], np.arange(5))
+    assert np.array_equal(
+        order[shortcut_answers.chained([parts[i] for i in order])], np.arange(5)
+    )
 
 
 def test_auditors_see_no_truth() -> None:
@@ -140,23 +181,38 @@ def test_auditors_see_no_truth() -> None:
     for sample in samples[12:]:
         truth = dict(sample.truth) | {"answer": sorted(sample.truth["answer"])}
         blank = replace(sample, truth=truth, key=None, evidence=(), meta={})
-        assert [way.answer(task, blank) for way in ways] == [way.answer(task, sample) for way in ways]
+        assert [way.answer(task, blank) for way in ways] == [
+            way.answer(task, sample) for way in ways
+        ]
 
 
 @pytest.mark.parametrize(
-    ("name", "knobs"), [("step-reorder", {}), ("masked-fill", {}), ("np-set-cover", {"show": "text"})]
+    ("name", "knobs"),
+    [("step-reorder", {}), ("masked-fill", {}), ("np-set-cover", {"show": "text"})],
 )
 def test_samples_without_pictures_are_audited(name: str, knobs: dict) -> None:
     findings = {f.auditor: f for f in examine(find(name), of(name, 12, **knobs))}
-    assert len(findings) == 8 and not findings["cut"].answered and not findings["boundary"].answered
+    assert (
+        len(findings) == 8
+        and not findings["cut"].answered
+        and not findings["boundary"].answered
+    )
 
 
 def test_the_page_shows_tables_the_leak_and_a_random_policy(monkeypatch) -> None:
-    from data.pretext import audit_page
+    from mmrl.data.pretext.audit import audit_page
 
     monkeypatch.setattr(audit_page, "TASKS", (find("rotation"), find("step-reorder")))
-    monkeypatch.setattr(audit_page, "gap_curve", lambda source, jitter=False: gap_curve(source, (0.0,), 2, jitter))
-    pieces = list(audit_page.page(SOURCE, [Preset("small", (Ingredient("rotation"),), note="A note.")], samples=20))
+    monkeypatch.setattr(
+        audit_page,
+        "gap_curve",
+        lambda source, jitter=False: gap_curve(source, (0.0,), 2, jitter),
+    )
+    pieces = list(
+        audit_page.page(
+            SOURCE, [Preset("small", (Ingredient("rotation"),), note="A note.")], samples=20
+        )
+    )
     text = "\n".join(piece for piece, _ in pieces)
     assert not any(leaky for _, leaky in pieces)
     for part in (
@@ -172,7 +228,9 @@ def test_the_page_shows_tables_the_leak_and_a_random_policy(monkeypatch) -> None
 
 
 def test_the_page_holds_every_task() -> None:
-    from data.pretext.audit_page import everything
-    from data.pretext.catalogue import TASKS
+    from mmrl.data.pretext.audit.audit_page import everything
+    from mmrl.data.pretext.catalogue import TASKS
 
-    assert {part.task for entry in everything() for part in entry.ingredients} == {task.name for task in TASKS}
+    assert {part.task for entry in everything() for part in entry.ingredients} == {
+        task.name for task in TASKS
+    }

@@ -11,12 +11,12 @@ import av
 import numpy as np
 import pytest
 
-from data.pretext.catalogue import TASKS
-from data.pretext.media import FileClip, Quarantine
-from data.pretext.presets import Ingredient, Preset
-from data.pretext.procedural import clip
-from data.pretext.sources import FolderSource
-from data.pretext.stream import Stream
+from mmrl.data.pretext.catalogue import TASKS
+from mmrl.data.pretext.craft.procedural import clip
+from mmrl.data.pretext.presets import Ingredient, Preset
+from mmrl.data.pretext.stream.media import FileClip, Quarantine
+from mmrl.data.pretext.stream.sources import FolderSource
+from mmrl.data.pretext.stream.stream import Stream
 
 FRAMES = 72
 EVEN = [index / 12 for index in range(FRAMES)]
@@ -24,8 +24,19 @@ UNEVEN = np.cumsum([0.03 + 0.17 * (index % 5 == 0) for index in range(FRAMES)]).
 """A camera that drops frames."""
 
 
-def write(path: Path, index: int, times: Sequence[float], codec: str = "mpeg4", gop: int = 12, turned: int = 0) -> None:
-    frames = clip(3, index, height=144, width=176, seconds=len(times) / 12, fps=12.0).video().read(range(len(times)))
+def write(
+    path: Path,
+    index: int,
+    times: Sequence[float],
+    codec: str = "mpeg4",
+    gop: int = 12,
+    turned: int = 0,
+) -> None:
+    frames = (
+        clip(3, index, height=144, width=176, seconds=len(times) / 12, fps=12.0)
+        .video()
+        .read(range(len(times)))
+    )
     rate = 25 if codec == "mpeg2video" else 12
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate)
@@ -52,7 +63,9 @@ def write(path: Path, index: int, times: Sequence[float], codec: str = "mpeg4", 
 def write_sound(path: Path) -> None:
     with av.open(str(path), "w") as container:
         stream = container.add_stream("aac", rate=44100)
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 2048), np.float32), format="fltp", layout="mono")
+        frame = av.AudioFrame.from_ndarray(
+            np.zeros((1, 2048), np.float32), format="fltp", layout="mono"
+        )
         frame.sample_rate = 44100
         container.mux(stream.encode(frame))
         container.mux(stream.encode())
@@ -80,7 +93,9 @@ def clip_zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write(folder / "whole.mkv", 25, EVEN)
     matroska = (folder / "whole.mkv").read_bytes()
     (folder / "cut.mkv").write_bytes(matroska[: 2 * len(matroska) // 3])
-    holed = bytearray((folder / "h264.mp4").read_bytes() if (folder / "h264.mp4").exists() else whole)
+    holed = bytearray(
+        (folder / "h264.mp4").read_bytes() if (folder / "h264.mp4").exists() else whole
+    )
     holed[len(holed) // 3 : len(holed) // 3 + 2000] = b"\0" * 2000
     (folder / "holed.mp4").write_bytes(bytes(holed))
     write_sound(folder / "sound.mp4")
@@ -94,7 +109,12 @@ def test_every_container_is_read_whichever_decoders_are_installed(clip_zoo: Path
     """MPEG program streams are beyond decord; the stream must not depend on whether it is there."""
     for name in ("old.mpg", "plain.mp4", "stills.avi"):
         found = FileClip(str(clip_zoo / name), name)
-        assert len(found.times) >= FRAMES - 1 and found.read([0, 30]).shape == (2, 144, 176, 3), name
+        assert len(found.times) >= FRAMES - 1 and found.read([0, 30]).shape == (
+            2,
+            144,
+            176,
+            3,
+        ), name
 
 
 def test_every_video_task_takes_a_folder_of_odd_clips(clip_zoo: Path) -> None:
@@ -102,13 +122,20 @@ def test_every_video_task_takes_a_folder_of_odd_clips(clip_zoo: Path) -> None:
     count, quarantine = int(os.environ.get("PRETEXT_SAMPLES", "4")), Quarantine()
     source, used = FolderSource(clip_zoo, quarantine), set()
     for task in (task for task in TASKS if task.kinds[0] == "video"):
-        stream = Stream(source, Preset(task.name, (Ingredient(task.name),)), seed=5, quarantine=quarantine)
+        stream = Stream(
+            source, Preset(task.name, (Ingredient(task.name),)), seed=5, quarantine=quarantine
+        )
         for index in range(count):
             sample = stream.sample(index)
             if sample is not None:
                 used.update(sample.recipe["media"])
-                assert task.score(sample.surface.wrap(task.format(sample.truth)), sample.truth, sample.surface).correct
-        assert stream.counts[f"made/{task.name}"] >= 0.7 * count, (task.name, dict(stream.counts))
+                assert task.score(
+                    sample.surface.wrap(task.format(sample.truth)), sample.truth, sample.surface
+                ).correct
+        assert stream.counts[f"made/{task.name}"] >= 0.7 * count, (
+            task.name,
+            dict(stream.counts),
+        )
     assert len(used) >= (10 if count >= 20 else 4)
     known = {"one frame only", "empty file"}
     assert known <= set(quarantine.counts) or count < 20, quarantine.counts

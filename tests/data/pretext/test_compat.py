@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.pretext import compat, compat_np, rewards
-from data.pretext.group_weight import dispersion, group_weight
+from mmrl.data.pretext.marking import compat, compat_np, rewards
+from mmrl.data.pretext.marking.group_weight import dispersion, group_weight
 
 GOLDEN = Path(os.environ.get("MMRL_GOLDEN", Path(__file__).parents[2] / "golden")) / "pretext"
 
@@ -20,7 +20,11 @@ def _puzzlecraft(case):
     keys = [tuple(key) for key in case["keys"]]
     options = case.get("num_options") if case["kind"] == "option" else None
     mean = sum(case["rewards"]) / len(case["rewards"])
-    return {"d": mean, "d_pi": dispersion(keys, options), "weight": group_weight(case["rewards"], keys, options)}
+    return {
+        "d": mean,
+        "d_pi": dispersion(keys, options),
+        "weight": group_weight(case["rewards"], keys, options),
+    }
 
 
 def _np(case):
@@ -31,30 +35,42 @@ def _np(case):
 def _jigsaw_r1(case):
     grid = (case["rows"], case["cols"])
     names = ("answer_type", "think", "use_connections", "forward")
-    return compat.jigsaw_r1(case["response"], case["solution"], *grid, **{name: case[name] for name in names})
+    return compat.jigsaw_r1(
+        case["response"], case["solution"], *grid, **{name: case[name] for name in names}
+    )
 
 
 SCORERS = {
-    "videossr_grounding": lambda c: compat.videossr_grounding(c["prediction"], c["ground_truth"]),
+    "videossr_grounding": lambda c: compat.videossr_grounding(
+        c["prediction"], c["ground_truth"]
+    ),
     "videossr_counting": lambda c: compat.videossr_counting(c["prediction"], c["ground_truth"]),
     "videossr_jigsaw": lambda c: compat.videossr_jigsaw(c["prediction"], c["ground_truth"]),
-    "visual_jigsaw_reward": lambda c: compat.visual_jigsaw(c["response"], c["ground_truth"], c["nothink"]),
+    "visual_jigsaw_reward": lambda c: compat.visual_jigsaw(
+        c["response"], c["ground_truth"], c["nothink"]
+    ),
     "jigsaw_r1": _jigsaw_r1,
     "agile": lambda c: compat.agile(c["response"], c["ground_truth"]),
     "ssl4rl_jigsaw": lambda c: compat.ssl4rl_jigsaw(c["response"], c["ground_truth"]),
     "ssl4rl_exact": lambda c: compat.ssl4rl_exact(c["response"], c["ground_truth"]),
-    "vicrit_eval": lambda c: compat.vicrit_eval(c["response"], c["original_phrase"], c["changed_phrase"]),
+    "vicrit_eval": lambda c: compat.vicrit_eval(
+        c["response"], c["original_phrase"], c["changed_phrase"]
+    ),
     "np_engine": _np,
     "puzzlecraft_formula": _puzzlecraft,
 }
 GEOMETRY = {
     "tile_sizes": (
         "tile_sizes_raster",
-        lambda c: compat.visual_jigsaw_tile_sizes(c["width"], c["height"], c["rows"], c["cols"]),
+        lambda c: compat.visual_jigsaw_tile_sizes(
+            c["width"], c["height"], c["rows"], c["cols"]
+        ),
     ),
     "clip_ranges": (
         "output",
-        lambda c: compat.visual_jigsaw_clip_ranges(c["num_frames"], c["clips"], c["trim_ratio"]),
+        lambda c: compat.visual_jigsaw_clip_ranges(
+            c["num_frames"], c["clips"], c["trim_ratio"]
+        ),
     ),
 }
 
@@ -70,7 +86,11 @@ def _same(got, wanted) -> bool:
 
 
 def _wanted(case):
-    return case["output"] if "output" in case else {key: case[key] for key in OUTPUTS if key in case}
+    return (
+        case["output"]
+        if "output" in case
+        else {key: case[key] for key in OUTPUTS if key in case}
+    )
 
 
 OUTPUTS = ("invalid", "value", "d", "d_pi", "weight")
@@ -124,7 +144,12 @@ def test_golden_pretext_negative_examples_differ():
 
     assert compat.ssl4rl_jigsaw("<answer>1,1,1,1</answer>", "1,2,3,4") == 0.25
     assert rewards.positional([1, 1, 1, 1], [1, 2, 3, 4]) == 0.0
-    assert compat.jigsaw_r1("<think>t</think><answer>3 3\n3 3</answer>", [3, 1, 4, 2], 2, 2)["score"] == 0.25
+    assert (
+        compat.jigsaw_r1("<think>t</think><answer>3 3\n3 3</answer>", [3, 1, 4, 2], 2, 2)[
+            "score"
+        ]
+        == 0.25
+    )
 
     assert 0 < compat.videossr_counting("0,0,0", "3,1,4") < 1e-8
     assert rewards.count_rel((0, 0, 0), (3, 1, 4)) == 0.0
@@ -135,21 +160,39 @@ def test_golden_pretext_negative_examples_differ():
 
 
 def test_visual_jigsaw_small_grids_have_no_partial_credit():
-    assert compat.visual_jigsaw("<think></think>\\boxed{1,2,4,3}", [1, 2, 3, 4])["acc_reward"] == 0
+    assert (
+        compat.visual_jigsaw("<think></think>\\boxed{1,2,4,3}", [1, 2, 3, 4])["acc_reward"] == 0
+    )
     assert rewards.positional([1, 2, 4, 3], [1, 2, 3, 4], 0.2) == pytest.approx(0.1)
 
 
 def test_jigsaw_r1_format_needs_the_whole_reply():
     good = "<think>a</think> <answer>1 2</answer>"
-    for bad in (f"x{good}", f"{good}x", "<think>a</think><answer>", "<think>a<answer>1 2</answer>"):
+    for bad in (
+        f"x{good}",
+        f"{good}x",
+        "<think>a</think><answer>",
+        "<think>a<answer>1 2</answer>",
+    ):
         assert compat.jigsaw_r1(bad, [1, 2], 1, 2)["format_reward"] == 0.0
     assert compat.jigsaw_r1(good, [1, 2], 1, 2)["format_reward"] == 1.0
-    assert compat.jigsaw_r1("<think>a</think>b</think><answer>1 2</answer>", [1, 2], 1, 2)["format_reward"] == 1.0
+    assert (
+        compat.jigsaw_r1("<think>a</think>b</think><answer>1 2</answer>", [1, 2], 1, 2)[
+            "format_reward"
+        ]
+        == 1.0
+    )
 
 
 def test_jigsaw_r1_boxes():
-    got = compat.jigsaw_r1("<think>a</think><answer>0, 0, 10, 10</answer>", [5, 0, 15, 10], 2, 2, answer_type="box")
-    assert got["score"] == pytest.approx(1 / 3) and got["correct"] == 0.0 and got["format_reward"] == 1.0
+    got = compat.jigsaw_r1(
+        "<think>a</think><answer>0, 0, 10, 10</answer>", [5, 0, 15, 10], 2, 2, answer_type="box"
+    )
+    assert (
+        got["score"] == pytest.approx(1 / 3)
+        and got["correct"] == 0.0
+        and got["format_reward"] == 1.0
+    )
     assert compat.jigsaw_r1("none", [5, 0, 15, 10], 2, 2, answer_type="box")["score"] == 0.0
 
 
@@ -159,7 +202,9 @@ def test_agile_refuses_long_and_odd_answers():
     assert compat.agile(long, truth)["score"] == pytest.approx(-0.25)
     assert compat.agile("<answer>7</answer>", truth)["format_reward"] == 0.0
     assert compat.agile("<answer>[2,1]</answer>", truth)["format_reward"] == 1.0
-    assert compat.agile("<answer>" + "[" * 900 + "</answer>", truth)["score"] == pytest.approx(-0.25)
+    assert compat.agile("<answer>" + "[" * 900 + "</answer>", truth)["score"] == pytest.approx(
+        -0.25
+    )
 
 
 def test_np_engine_quality_ratio():

@@ -6,8 +6,8 @@ from functools import cache
 
 import pytest
 
-from data.pretext.catalogue import TASKS, find
-from data.pretext.conformance import CHECKS, Case, drawn_cases
+from mmrl.data.pretext.audit.conformance import CHECKS, Case, drawn_cases
+from mmrl.data.pretext.catalogue import TASKS, find
 
 
 @cache

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from data.pretext.catalogue import TASKS, find
-from data.pretext.contract import Evidence, Knob
-from data.pretext.procedural import scene
-from data.pretext.samples import make, replay
-from data.pretext.surface import EXAMPLE_CHANCE, Surface
+from mmrl.data.pretext.catalogue import TASKS, find
+from mmrl.data.pretext.contract import Evidence, Knob
+from mmrl.data.pretext.craft.procedural import scene
+from mmrl.data.pretext.stream.samples import make, replay
+from mmrl.data.pretext.surface import EXAMPLE_CHANCE, Surface
 
 
 def test_knobs_step_or_interpolate_with_the_level() -> None:
@@ -46,17 +46,25 @@ def test_examples_are_shown_only_where_they_cannot_help() -> None:
 
 def test_wordings_rotate_by_sample_and_can_be_fixed() -> None:
     task, media = find("rotation"), [scene(0, 1)]
-    texts = {make(task, media, index=index).messages[0]["content"][-1]["text"].split("(")[0] for index in range(12)}
+    texts = {
+        make(task, media, index=index).messages[0]["content"][-1]["text"].split("(")[0]
+        for index in range(12)
+    }
     assert len(texts) > 1
     fixed = [make(task, media, surface=Surface(variant=0), index=index) for index in range(4)]
-    assert all("The picture was turned" in sample.messages[0]["content"][-1]["text"] for sample in fixed)
+    assert all(
+        "The picture was turned" in sample.messages[0]["content"][-1]["text"]
+        for sample in fixed
+    )
 
 
 def test_the_canvas_layout_keeps_the_truth_and_shows_one_picture() -> None:
     task, media = find("jigsaw"), [scene(0, 2)]
     pieces = make(task, media)
     canvas = replay(task, media, pieces.recipe, Surface(layout="canvas"))
-    assert canvas.truth == pieces.truth and len(canvas.visuals) == 1 and len(pieces.visuals) == 9
+    assert (
+        canvas.truth == pieces.truth and len(canvas.visuals) == 1 and len(pieces.visuals) == 9
+    )
     assert canvas.visuals[0].pixels.size > 9 * pieces.visuals[0].pixels.size
 
 

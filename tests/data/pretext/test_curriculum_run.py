@@ -5,27 +5,29 @@ from __future__ import annotations
 import pytest
 import torch
 
-from data.pretext.difficulty import LevelController
-from data.pretext.mixture import LearningProgress
-from data.pretext.presets import Ingredient, Preset
-from data.pretext.sources import DrawnSource
-from data.pretext.stream import Stream
-from data.pretext.surface import Surface
-from data.pretext_curriculum import FollowCurriculum
-from data.pretext_prompts import Curriculum, PretextPrompts
-from mmrl.optim import Optim
-from mmrl.policy import Policy
-from mmrl.rewards import Rewards, in_process
-from mmrl.run import Run
-from mmrl.tracking import read_metrics
-from mmrl.trainer import Trainer
+from mmrl.data.pretext.curriculum import FollowCurriculum
+from mmrl.data.pretext.difficulty import LevelController
+from mmrl.data.pretext.mixture import LearningProgress
+from mmrl.data.pretext.presets import Ingredient, Preset
+from mmrl.data.pretext.prompts import Curriculum, PretextPrompts
+from mmrl.data.pretext.stream.sources import DrawnSource
+from mmrl.data.pretext.stream.stream import Stream
+from mmrl.data.pretext.surface import Surface
+from mmrl.model.policy import Policy
+from mmrl.rewards.pay import Rewards, in_process
+from mmrl.training.optim import Optim
+from mmrl.training.run import Run
+from mmrl.training.tracking import read_metrics
+from mmrl.training.trainer import Trainer
 from mmrl.types import Sampling
 
 MIX = Preset(
     "two",
     (
         Ingredient("rotation", 1.0, {"side": 32}),
-        Ingredient("jigsaw", 1.0, {"rows": 2, "columns": 1, "unit": 16, "side": 64, "gap": 0.1}),
+        Ingredient(
+            "jigsaw", 1.0, {"rows": 2, "columns": 1, "unit": 16, "side": 64, "gap": 0.1}
+        ),
     ),
     Surface(variant=0),
 )
@@ -39,7 +41,11 @@ def pay(rollout):
 def trainer(folder, output, stop_after=None):
     """A run whose answers "succeed" by their token sum, so that levels and shares move quickly."""
     stream = Stream(DrawnSource(size=(96, 128)), MIX, seed=3)
-    curriculum = Lucky(stream, LevelController(start=0.2, step=0.1, window=6, band=0.0), LearningProgress(warmup=1))
+    curriculum = Lucky(
+        stream,
+        LevelController(start=0.2, step=0.1, window=6, band=0.0),
+        LearningProgress(warmup=1),
+    )
     made = Trainer(
         Policy.load(folder, device="cpu", dtype="float32"),
         prompts=PretextPrompts(stream),
@@ -73,14 +79,19 @@ class Lucky(Curriculum):
 
 
 def rows_of(folder):
-    return [{k: v for k, v in row.items() if not k.startswith(("time/", "memory/"))} for row in read_metrics(folder)]
+    return [
+        {k: v for k, v in row.items() if not k.startswith(("time/", "memory/"))}
+        for row in read_metrics(folder)
+    ]
 
 
 def test_a_resumed_curriculum_equals_an_uninterrupted_one(tiny_folder, tmp_path):
     whole, moved = trainer(tiny_folder, tmp_path / "whole")
     whole.fit()
     with pytest.raises(KeyboardInterrupt):
-        trainer(tiny_folder, tmp_path / "cut", stop_after=5)[0].fit()  # one step after the checkpoint of step 4
+        trainer(tiny_folder, tmp_path / "cut", stop_after=5)[
+            0
+        ].fit()  # one step after the checkpoint of step 4
     again, resumed = trainer(tiny_folder, tmp_path / "cut")
     again.fit()
     assert moved.state() == resumed.state() and moved.state()["levels"]["levels"]
@@ -97,6 +108,10 @@ def test_the_listener_leaves_the_advantage_alone(tiny_folder, tmp_path):
     follow = made.objectives[0]
     assert follow.needs() == () and follow.state() == before
     made.fit()
-    shares = {k: v for k, v in rows_of(tmp_path / "run")[-1].items() if k.startswith("followcurriculum/share_")}
+    shares = {
+        k: v
+        for k, v in rows_of(tmp_path / "run")[-1].items()
+        if k.startswith("followcurriculum/share_")
+    }
     assert set(shares) == {"followcurriculum/share_rotation", "followcurriculum/share_jigsaw"}
     assert sum(shares.values()) == pytest.approx(1.0)

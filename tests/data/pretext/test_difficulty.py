@@ -5,11 +5,19 @@ import json
 import numpy as np
 import pytest
 
-from data.pretext.difficulty import DefaultKnobs, FixedLevel, LevelController, LinearLevel, success
-from data.pretext.mixture import BaseWeights, LearningProgress
+from mmrl.data.pretext.difficulty import (
+    DefaultKnobs,
+    FixedLevel,
+    LevelController,
+    LinearLevel,
+    success,
+)
+from mmrl.data.pretext.mixture import BaseWeights, LearningProgress
 
 
-def run(controller: LevelController, reward_at, steps: int = 200, chance: float = 0.25) -> float:
+def run(
+    controller: LevelController, reward_at, steps: int = 200, chance: float = 0.25
+) -> float:
     """The level after feeding rewards that depend on the level."""
     for _ in range(steps):
         level = controller("t", 0.0) or 0.0
@@ -23,13 +31,19 @@ def test_schedules() -> None:
     line = LinearLevel(0.2, 0.8, until=0.5)
     assert [round(line("t", p), 6) for p in (0.0, 0.25, 0.5, 1.0)] == [0.2, 0.5, 0.8, 0.8]
     assert FixedLevel(0.3)("t", 0.9) == 0.3 and DefaultKnobs()("t", 0.5) is None
-    for bad in (lambda: FixedLevel(1.2), lambda: LinearLevel(0, 1, 0.0), lambda: LevelController(step=0.0)):
+    for bad in (
+        lambda: FixedLevel(1.2),
+        lambda: LinearLevel(0, 1, 0.0),
+        lambda: LevelController(step=0.0),
+    ):
         with pytest.raises(ValueError):
             bad()
 
 
 def test_success_is_normalised_above_chance() -> None:
-    assert success(1.0, 0.35) == 1.0 and success(0.35, 0.35) == 0.0 and success(0.1, 0.35) == 0.0
+    assert (
+        success(1.0, 0.35) == 1.0 and success(0.35, 0.35) == 0.0 and success(0.1, 0.35) == 0.0
+    )
     assert success(0.675, 0.35) == pytest.approx(0.5) and success(1.0, 1.0) == 0.0
 
 
@@ -71,7 +85,9 @@ def test_ranks_that_add_their_sums_keep_one_level() -> None:
             alone.apply(alone.pending())
             for rank in ranks:
                 rank.apply(total)
-    assert ranks[0].levels == ranks[1].levels and ranks[0].levels["t"] == pytest.approx(alone.levels["t"])
+    assert ranks[0].levels == ranks[1].levels and ranks[0].levels["t"] == pytest.approx(
+        alone.levels["t"]
+    )
 
 
 def test_states_are_json_and_continue_exactly() -> None:
@@ -93,13 +109,24 @@ def test_states_are_json_and_continue_exactly() -> None:
 
 
 def test_learning_progress_prefers_what_changes_and_keeps_a_floor() -> None:
-    bandit, base = LearningProgress(floor=0.05), {"still": 1.0, "rising": 1.0, "falling": 1.0, "new": 1.0}
+    bandit, base = (
+        LearningProgress(floor=0.05),
+        {"still": 1.0, "rising": 1.0, "falling": 1.0, "new": 1.0},
+    )
     for step in range(60):
-        bandit.apply({"still": (4.0, 8), "rising": (8.0 * step / 60, 8), "falling": (8.0 * (1 - step / 60), 8)})
+        bandit.apply(
+            {
+                "still": (4.0, 8),
+                "rising": (8.0 * step / 60, 8),
+                "falling": (8.0 * (1 - step / 60), 8),
+            }
+        )
     bandit.means["new"] = [0.5, 0.5, 50.0]
     shares = bandit(base)
     assert sum(shares.values()) == pytest.approx(1.0)
-    assert shares["still"] == pytest.approx(0.05, abs=0.01) and shares["new"] == pytest.approx(0.05, abs=0.01)
+    assert shares["still"] == pytest.approx(0.05, abs=0.01) and shares["new"] == pytest.approx(
+        0.05, abs=0.01
+    )
     assert shares["rising"] > 0.3 and shares["falling"] > 0.3
     again = LearningProgress(floor=0.05)
     again.load(json.loads(json.dumps(bandit.state())))
@@ -108,7 +135,9 @@ def test_learning_progress_prefers_what_changes_and_keeps_a_floor() -> None:
 
 def test_unseen_tasks_are_explored_first_and_base_weights_count() -> None:
     bandit = LearningProgress()
-    assert bandit({"a": 3.0, "b": 1.0}) == pytest.approx({"a": 0.05 + 0.9 * 0.75, "b": 0.05 + 0.9 * 0.25})
+    assert bandit({"a": 3.0, "b": 1.0}) == pytest.approx(
+        {"a": 0.05 + 0.9 * 0.75, "b": 0.05 + 0.9 * 0.25}
+    )
     assert BaseWeights()({"a": 3.0, "b": 1.0}) == {"a": 0.75, "b": 0.25}
     many = LearningProgress(floor=0.2)({str(index): 1.0 for index in range(10)})
     assert sum(many.values()) == pytest.approx(1.0)

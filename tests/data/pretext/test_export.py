@@ -14,19 +14,25 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.pretext.__main__ import main
-from data.pretext.catalogue import find
-from data.pretext.export import export, row_of
-from data.pretext.presets import Ingredient, Preset, preset
-from data.pretext.preview import write_preview
-from data.pretext.procedural import scene
-from data.pretext.progress import shown
-from data.pretext.scoring import pretext_reward, score_row
-from data.pretext.sources import DrawnSource
-from data.pretext.stream import Stream
+from mmrl.data.pretext.__main__ import main
+from mmrl.data.pretext.audit.preview import write_preview
+from mmrl.data.pretext.catalogue import find
+from mmrl.data.pretext.craft.procedural import scene
+from mmrl.data.pretext.presets import Ingredient, Preset, preset
+from mmrl.data.pretext.stream.export import export, row_of
+from mmrl.data.pretext.stream.scoring import pretext_reward, score_row
+from mmrl.data.pretext.stream.sources import DrawnSource
+from mmrl.data.pretext.stream.stream import Stream
+from mmrl.ground.pretext_progress import shown
 
 ROOT = Path(__file__).parents[3]
-MIX = Preset("mix", (Ingredient("relative-position"), Ingredient("camera-motion", 0.5, {"frames": 4, "side": 64})))
+MIX = Preset(
+    "mix",
+    (
+        Ingredient("relative-position"),
+        Ingredient("camera-motion", 0.5, {"frames": 4, "side": 64}),
+    ),
+)
 
 
 def stream() -> Stream:
@@ -36,7 +42,9 @@ def stream() -> Stream:
 def load(folder: Path, split: str = "train"):
     import datasets
 
-    return datasets.load_dataset(str(folder), split=split, cache_dir=str(folder.parent / "cache"))
+    return datasets.load_dataset(
+        str(folder), split=split, cache_dir=str(folder.parent / "cache")
+    )
 
 
 def test_an_exported_folder_loads_and_its_truths_pay(tmp_path) -> None:
@@ -45,19 +53,30 @@ def test_an_exported_folder_loads_and_its_truths_pay(tmp_path) -> None:
     assert done.rows == len(rows) == 20
     expected = [sample for _, (_, sample) in zip(range(20), stream().iterate(), strict=False)]
     for row, sample in zip(rows, expected, strict=True):
-        assert row["id"] == sample.id and row["answer"] == find(sample.task).format(sample.truth)
+        assert row["id"] == sample.id and row["answer"] == find(sample.task).format(
+            sample.truth
+        )
         assert score_row(row["solution"], row).correct and score_row("", row).reward == 0.0
         kinds = [part["type"] for part in row["prompt"][0]["content"]]
-        assert kinds.count("image") == len(row["images"]) and kinds.count("video") == len(row["videos"])
-        for picture, visual in zip(row["images"], [v for v in sample.visuals if not v.is_video], strict=True):
+        assert kinds.count("image") == len(row["images"]) and kinds.count("video") == len(
+            row["videos"]
+        )
+        for picture, visual in zip(
+            row["images"], [v for v in sample.visuals if not v.is_video], strict=True
+        ):
             assert np.array_equal(np.asarray(picture), visual.pixels)
         for frames, times in zip(row["videos"], row["video_times"], strict=True):
             visual = next(v for v in sample.visuals if v.is_video)
             assert np.array_equal(np.stack([np.asarray(f) for f in frames]), visual.pixels)
             assert times == visual.times.tolist()
-    assert pretext_reward(rows["solution"], rows["task"], rows["truth"], rows["surface"]) == [1.0] * 20
+    assert (
+        pretext_reward(rows["solution"], rows["task"], rows["truth"], rows["surface"])
+        == [1.0] * 20
+    )
     chat = [[{"role": "assistant", "content": rows[0]["solution"]}]]
-    assert pretext_reward(chat, rows["task"][:1], rows["truth"][:1], rows["surface"][:1]) == [1.0]
+    assert pretext_reward(chat, rows["task"][:1], rows["truth"][:1], rows["surface"][:1]) == [
+        1.0
+    ]
     assert np.load(tmp_path / "out" / "hashes.npy").dtype == np.uint64
 
 
@@ -66,7 +85,9 @@ def test_workers_do_not_change_the_rows(tmp_path) -> None:
     export(stream, tmp_path / "two", 40, workers=2)
     first, second = load(tmp_path / "one"), load(tmp_path / "two")
     assert first["id"] == second["id"] and first["recipe"] == second["recipe"]
-    one, two = (sorted((tmp_path / name / "data").iterdir())[0].read_bytes() for name in ("one", "two"))
+    one, two = (
+        sorted((tmp_path / name / "data").iterdir())[0].read_bytes() for name in ("one", "two")
+    )
     assert one == two
 
 
@@ -80,13 +101,15 @@ def test_a_full_folder_is_kept_unless_told(tmp_path) -> None:
 
 
 def test_a_stuck_export_leaves_no_folder(tmp_path) -> None:
-    from data.pretext.sources import FolderSource
+    from mmrl.data.pretext.stream.sources import FolderSource
 
     (tmp_path / "media").mkdir()
     (tmp_path / "media" / "bad.png").write_text("x")
     with pytest.raises(ValueError, match="gave no sample"):
         export(
-            partial(Stream, FolderSource(tmp_path / "media"), Preset("p", (Ingredient("rotation"),))),
+            partial(
+                Stream, FolderSource(tmp_path / "media"), Preset("p", (Ingredient("rotation"),))
+            ),
             tmp_path / "out",
             2,
         )
@@ -95,8 +118,19 @@ def test_a_stuck_export_leaves_no_folder(tmp_path) -> None:
 
 def test_a_killed_export_leaves_no_folder_and_is_made_again_the_same(tmp_path) -> None:
     output, draft = tmp_path / "out", tmp_path / "out.part"
-    command = [sys.executable, "-m", "data.pretext", "export", "--preset", "relative-position", "--output", str(output)]
-    victim = subprocess.Popen([*command, "--count", "100000"], cwd=ROOT, stderr=subprocess.DEVNULL)
+    command = [
+        sys.executable,
+        "-m",
+        "data.pretext",
+        "export",
+        "--preset",
+        "relative-position",
+        "--output",
+        str(output),
+    ]
+    victim = subprocess.Popen(
+        [*command, "--count", "100000"], cwd=ROOT, stderr=subprocess.DEVNULL
+    )
     try:
         deadline = time.monotonic() + 60
         while not any(part.stat().st_size for part in draft.glob("data/*.parquet")):
@@ -118,19 +152,36 @@ def test_a_killed_export_leaves_no_folder_and_is_made_again_the_same(tmp_path) -
 def test_a_bad_medium_is_listed_once_whatever_the_workers(tmp_path) -> None:
     (tmp_path / "media").mkdir()
     for number in range(3):
-        Image.fromarray(scene(0, number, 240, 320).picture()).save(tmp_path / "media" / f"{number}.png")
+        Image.fromarray(scene(0, number, 240, 320).picture()).save(
+            tmp_path / "media" / f"{number}.png"
+        )
         (tmp_path / "media" / f"bad{number}.png").write_text("x")
-    asked = ["--source", str(tmp_path / "media"), "--preset", "relative-position", "--count", "64", "--workers", "2"]
+    asked = [
+        "--source",
+        str(tmp_path / "media"),
+        "--preset",
+        "relative-position",
+        "--count",
+        "64",
+        "--workers",
+        "2",
+    ]
     assert main(["export", *asked, "--output", str(tmp_path / "out")]) == 0
     lines = (tmp_path / "out" / "quarantine.jsonl").read_text().splitlines()
-    assert sorted(json.loads(line)["where"].rsplit("/")[-1] for line in lines) == [f"bad{i}.png" for i in range(3)]
+    assert sorted(json.loads(line)["where"].rsplit("/")[-1] for line in lines) == [
+        f"bad{i}.png" for i in range(3)
+    ]
     assert not (tmp_path / "out.quarantine.jsonl").exists()
 
 
 def test_slow_work_is_told(capsys) -> None:
     assert list(shown(range(3), 3, "rows written", seconds=0.0)) == [0, 1, 2]
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 3 and lines[-1].startswith("rows written 3/3") and lines[-1].endswith("0 s left")
+    assert (
+        len(lines) == 3
+        and lines[-1].startswith("rows written 3/3")
+        and lines[-1].endswith("0 s left")
+    )
 
 
 class Images(HTMLParser):
@@ -145,7 +196,9 @@ class Images(HTMLParser):
         values = dict(attrs)
         if tag == "img":
             self.sources.append(values["src"])
-        self.outside += [v for k, v in attrs if k in ("src", "href") and v and not v.startswith("data:")]
+        self.outside += [
+            v for k, v in attrs if k in ("src", "href") and v and not v.startswith("data:")
+        ]
         assert tag != "script"
 
 
@@ -161,7 +214,9 @@ def test_preview_pages_hold_pictures_prompts_and_truths(tmp_path) -> None:
     text = (tmp_path / "deep" / "page.html").read_text()
     page = Images()
     page.feed(text)
-    assert len(page.sources) >= sum(len(sample.visuals) for sample in samples) and not page.outside
+    assert (
+        len(page.sources) >= sum(len(sample.visuals) for sample in samples) and not page.outside
+    )
     for source in page.sources:
         image = Image.open(io.BytesIO(base64.b64decode(source.split(",", 1)[1])))
         image.load()
@@ -199,16 +254,27 @@ def test_a_browser_loads_the_pictures_and_shows_the_truths(tmp_path) -> None:
     ).stdout  # fmt: skip
     count = text.count("<img ")
     title = re.search(r"<title>(.*?)</title>", seen)
-    assert title and title[1] == f"images {count} of {count}, truths 16, wide false", title and title[1]
+    assert title and title[1] == f"images {count} of {count}, truths 16, wide false", (
+        title and title[1]
+    )
 
 
 def test_every_command_runs(tmp_path, capsys) -> None:
     quick = ["--preset", "relative-position", "--count"]
-    assert main(["export", *quick, "5", "--output", str(tmp_path / "set"), "--split", "train"]) == 0
-    assert main(["preview", *quick, "3", "--output", str(tmp_path / "p.html"), "--level", "0.9"]) == 0
+    assert (
+        main(["export", *quick, "5", "--output", str(tmp_path / "set"), "--split", "train"])
+        == 0
+    )
+    assert (
+        main(["preview", *quick, "3", "--output", str(tmp_path / "p.html"), "--level", "0.9"])
+        == 0
+    )
     assert main(["stats", *quick, "6"]) == 0
     assert main(["audit", *quick, "24", "--json", str(tmp_path / "audit.json")]) in (0, 1)
-    assert main(["eval", "--preset", "relative-position", "--count", "2", "--max-tokens", "4"]) == 0
+    assert (
+        main(["eval", "--preset", "relative-position", "--count", "2", "--max-tokens", "4"])
+        == 0
+    )
     assert main(["list"]) == 0
     assert json.loads((tmp_path / "audit.json").read_text())["preset"] == "relative-position"
     assert json.loads((tmp_path / "set" / "manifest.json").read_text())["rows"] == 5
@@ -219,7 +285,18 @@ def test_every_command_runs(tmp_path, capsys) -> None:
 
 
 def test_mistakes_are_named_in_one_line(tmp_path, capsys) -> None:
-    assert main(["preview", "--source", str(tmp_path / "none"), "--output", str(tmp_path / "p.html")]) == 2
+    assert (
+        main(
+            [
+                "preview",
+                "--source",
+                str(tmp_path / "none"),
+                "--output",
+                str(tmp_path / "p.html"),
+            ]
+        )
+        == 2
+    )
     assert main(["stats", "--preset", "jigsav"]) == 2
     assert main(["stats", "--level", "3"]) == 2
     errors = capsys.readouterr().err.strip().splitlines()
@@ -228,9 +305,11 @@ def test_mistakes_are_named_in_one_line(tmp_path, capsys) -> None:
 
 def test_the_library_imports_no_torch() -> None:
     code = (
-        "import sys; from data.pretext.__main__ import main; from data.pretext.stream import Stream;"
-        "from data.pretext.presets import preset; from data.pretext.sources import DrawnSource;"
-        "from data.pretext.export import row_of; import data.pretext.audit, data.pretext.preview, data.pretext.scoring;"
+        "import sys; from mmrl.data.pretext.__main__ import main; from mmrl.data.pretext.stream.stream import Stream;"
+        "from mmrl.data.pretext.presets import preset; from mmrl.data.pretext.stream.sources import DrawnSource;"
+        "from mmrl.data.pretext.stream.export import row_of; import mmrl.data.pretext.audit.audit;"
+        "import mmrl.data.pretext.audit.preview;"
+        "import mmrl.data.pretext.stream.scoring;"
         "s = Stream(DrawnSource(0, (240, 320)), preset('puzzlecraft-mix')); row_of(s.sample(0));"
         "bad = [m for m in sys.modules if m.split('.')[0] in ('torch', 'mmrl', 'transformers')];"
         "assert not bad, bad[:5]"

@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.pretext.catalogue import TASKS, find
-from data.pretext.conformance import drawn_cases
-from data.pretext.presets import PRESETS, Preset
-from data.pretext.sources import DrawnSource
-from data.pretext.stream import Stream
+from mmrl.data.pretext.audit.conformance import drawn_cases
+from mmrl.data.pretext.catalogue import TASKS, find
+from mmrl.data.pretext.presets import PRESETS, Preset
+from mmrl.data.pretext.stream.sources import DrawnSource
+from mmrl.data.pretext.stream.stream import Stream
 
 STORE = Path(__file__).with_name("fingerprints.json")
 LIBRARIES = ("numpy", "pillow", "scipy")
@@ -33,16 +33,25 @@ def fingerprint(name: str, level: float | None) -> dict:
     words, pixels, means = hashlib.blake2b(digest_size=12), hashlib.blake2b(digest_size=12), []
     for case in drawn_cases(find(name), (level,), each=2):
         sample = case.sample
-        words.update(json.dumps([sample.truth, list(sample.messages), repr(sample.key)], sort_keys=True).encode())
+        words.update(
+            json.dumps(
+                [sample.truth, list(sample.messages), repr(sample.key)], sort_keys=True
+            ).encode()
+        )
         for visual in sample.visuals:
-            pixels.update(str(visual.pixels.shape).encode() + np.ascontiguousarray(visual.pixels).tobytes())
+            pixels.update(
+                str(visual.pixels.shape).encode()
+                + np.ascontiguousarray(visual.pixels).tobytes()
+            )
             means.append(round(float(visual.pixels.mean()), 1))
     return {"words": words.hexdigest(), "pixels": pixels.hexdigest(), "means": means}
 
 
 def entries() -> dict[str, dict]:
     return {
-        f"{task.name} v{task.version} {'default' if level is None else level}": fingerprint(task.name, level)
+        f"{task.name} v{task.version} {'default' if level is None else level}": fingerprint(
+            task.name, level
+        )
         for task in TASKS
         for level in (None, 1.0)
     }
@@ -51,22 +60,33 @@ def entries() -> dict[str, dict]:
 def of_preset(entry: Preset) -> str:
     """Hash of the words and truths of the first four samples of a preset on drawn media."""
     found = islice(Stream(DrawnSource(0, (240, 320)), entry).iterate(), 4)
-    parts = [[index, sample.task, sample.truth, list(sample.messages), repr(sample.key)] for index, sample in found]
-    return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=12).hexdigest()
+    parts = [
+        [index, sample.task, sample.truth, list(sample.messages), repr(sample.key)]
+        for index, sample in found
+    ]
+    return hashlib.blake2b(
+        json.dumps(parts, sort_keys=True).encode(), digest_size=12
+    ).hexdigest()
 
 
 @pytest.mark.parametrize("entry", PRESETS, ids=lambda entry: entry.name)
 def test_golden_samples_of_each_preset(entry) -> None:
     known = json.loads(STORE.read_text())["presets"]
-    assert of_preset(entry) == known.get(entry.name), f"{entry.name}: if wanted, run {Path(__file__).name} as a script"
+    assert of_preset(entry) == known.get(entry.name), (
+        f"{entry.name}: if wanted, run {Path(__file__).name} as a script"
+    )
 
 
 @pytest.mark.parametrize("level", [None, 1.0])
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
 def test_golden_samples_of_each_task(task, level) -> None:
     stored = json.loads(STORE.read_text())
-    known = stored["samples"].get(f"{task.name} v{task.version} {'default' if level is None else level}")
-    assert known is not None, f"{task.name} v{task.version} has no fingerprint; run this file as a script"
+    known = stored["samples"].get(
+        f"{task.name} v{task.version} {'default' if level is None else level}"
+    )
+    assert known is not None, (
+        f"{task.name} v{task.version} has no fingerprint; run this file as a script"
+    )
     found = fingerprint(task.name, level)
     hint = f"{task.name}: if the change is wanted, bump its version and run {Path(__file__).name} as a script"
     assert found["words"] == known["words"], hint

@@ -7,12 +7,19 @@ from math import dist
 import numpy as np
 import pytest
 
-from data.pretext.contract import Sample
-from data.pretext.hop_chain import MATTERS, HopChain
-from data.pretext.hop_programs import ARITHS, READS, SIDES, draw_program, matters, run
-from data.pretext.samples import make
-from data.pretext.scene_objects import Thing, looks, spread_out
-from data.pretext.surface import Surface
+from mmrl.data.pretext.contract import Sample
+from mmrl.data.pretext.craft.hop_programs import (
+    ARITHS,
+    READS,
+    SIDES,
+    draw_program,
+    matters,
+    run,
+)
+from mmrl.data.pretext.craft.scene_objects import Thing, looks, spread_out
+from mmrl.data.pretext.stream.samples import make
+from mmrl.data.pretext.surface import Surface
+from mmrl.data.pretext.tasks.hop_chain import MATTERS, HopChain
 
 TASK = HopChain()
 
@@ -43,10 +50,16 @@ def oracle(program, things: list[Thing]) -> list[int]:
         elif name == "object":
             (chosen,) = [t for t in things if t.name == argument]
         elif name == "nearest":
-            beyond = [t for t in things if t is not here and sign * along(t) > sign * along(here)]
+            beyond = [
+                t for t in things if t is not here and sign * along(t) > sign * along(here)
+            ]
             chosen = min(beyond, key=lambda t: dist((t.x, t.y), (here.x, here.y)))
         elif name == "same":
-            (chosen,) = [t for t in things if t is not here and getattr(t, argument) == getattr(here, argument)]
+            (chosen,) = [
+                t
+                for t in things
+                if t is not here and getattr(t, argument) == getattr(here, argument)
+            ]
         elif name == "index":
             chosen = sorted(things, key=along)[here.digit - 1]
         elif name == "digit":
@@ -91,8 +104,8 @@ def samples(count: int = 12, **knobs) -> list[Sample]:
 
 def rebuilt(sample: Sample) -> tuple[list, list[Thing]]:
     """Program and scene of a sample, drawn again."""
-    from data.pretext import hop_chain
-    from data.pretext.rng import Streams
+    from mmrl.data.pretext.craft.rng import Streams
+    from mmrl.data.pretext.tasks import hop_chain
 
     rng = Streams(dict(sample.recipe))
     things = hop_chain._scene(int(sample.knobs["objects"]), rng.geometry)
@@ -113,15 +126,25 @@ def test_accepted_programs_are_clear_matter_and_have_the_asked_length(hops):
         assert matters(program, results, things, MATTERS)
         rng = np.random.default_rng(0)
         for _ in range(5):
-            moved = [replace(t, x=t.x + float(rng.uniform(-3, 3)), y=t.y + float(rng.uniform(-3, 3))) for t in things]
+            moved = [
+                replace(t, x=t.x + float(rng.uniform(-3, 3)), y=t.y + float(rng.uniform(-3, 3)))
+                for t in things
+            ]
             assert oracle(program, moved) == results
 
 
 def test_unvisited_digits_do_not_matter():
     for sample in samples(8):
         program, things = rebuilt(sample)
-        visited = {r for hop, r in zip(program, sample.meta["results"], strict=True) if hop[0] not in READS + ARITHS}
-        other = [t if i in visited else replace(t, digit=t.digit % 9 + 1) for i, t in enumerate(things)]
+        visited = {
+            r
+            for hop, r in zip(program, sample.meta["results"], strict=True)
+            if hop[0] not in READS + ARITHS
+        }
+        other = [
+            t if i in visited else replace(t, digit=t.digit % 9 + 1)
+            for i, t in enumerate(things)
+        ]
         assert run(program, other) == sample.meta["results"]
 
 
@@ -132,7 +155,7 @@ def test_suffixes_of_the_same_scene_keep_the_answer(part):
         whole = make(TASK, (), knobs, index=index)
         assert isinstance(whole, Sample)
         program, things = rebuilt(whole)
-        from data.pretext.hop_chain import _asked
+        from mmrl.data.pretext.tasks.hop_chain import _asked
 
         asked, start = _asked(program, list(whole.meta["results"]), things, part)
         results = run(asked, things)
@@ -157,7 +180,9 @@ def test_trace_pays_the_right_prefix():
     sample = samples(1, trace=True)[0]
     first, *rest = sample.truth["trace"]
     wrong = sample.truth["answer"] % 9 + 1
-    assert TASK.score(Surface().wrap(f"{first}, grey blob, {wrong}"), sample.truth).reward == pytest.approx(0.2 / 4)
+    assert TASK.score(
+        Surface().wrap(f"{first}, grey blob, {wrong}"), sample.truth
+    ).reward == pytest.approx(0.2 / 4)
     full = ", ".join([first, *rest, str(wrong)])
     assert TASK.score(Surface().wrap(full), sample.truth).reward == pytest.approx(0.2 * 3 / 4)
     assert TASK.score(Surface().wrap(str(sample.truth["answer"])), sample.truth).correct

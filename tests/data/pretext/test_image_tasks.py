@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-from data.pretext import edit_program, patchfit
-from data.pretext.catalogue import find
-from data.pretext.contract import Draft, Medium, Reject, Sample
-from data.pretext.coordinates import corners, homography, project, warp
-from data.pretext.procedural import depth_scene, landscape, scene
-from data.pretext.rng import Streams
-from data.pretext.samples import make
+from mmrl.data.pretext.catalogue import find
+from mmrl.data.pretext.contract import Draft, Medium, Reject, Sample
+from mmrl.data.pretext.craft.coordinates import corners, homography, project, warp
+from mmrl.data.pretext.craft.procedural import depth_scene, landscape, scene
+from mmrl.data.pretext.craft.rng import Streams
+from mmrl.data.pretext.stream.samples import make
+from mmrl.data.pretext.tasks import edit_program, patchfit
 
 MEDIA = [scene(3, index) for index in range(4)]
 
@@ -42,7 +42,9 @@ def test_jigsaw_partial_fill_asks_for_the_open_places_only() -> None:
         position = {piece: shown + 1 for shown, piece in enumerate(order)}
         assert len(sample.truth["answer"]) == 3
         text = sample.messages[0]["content"][-1]["text"]
-        told = [f"piece {shown} at place {piece + 1}" in text for piece, shown in position.items()]
+        told = [
+            f"piece {shown} at place {piece + 1}" in text for piece, shown in position.items()
+        ]
         assert sum(told) == 6
         open_places = [piece for piece, known in zip(position, told, strict=True) if not known]
         assert sample.truth["answer"] == [position[piece] for piece in sorted(open_places)]
@@ -50,7 +52,9 @@ def test_jigsaw_partial_fill_asks_for_the_open_places_only() -> None:
 
 def test_jigsaw_turned_pieces_are_set_upright_by_the_answer() -> None:
     task = find("jigsaw")
-    knobs = task.complete({"rows": 2, "columns": 2, "turned": True, "gap": 0.0, "jitter": False})
+    knobs = task.complete(
+        {"rows": 2, "columns": 2, "turned": True, "gap": 0.0, "jitter": False}
+    )
     for index in range(4):
         plain = task.propose([MEDIA[0]], knobs | {"turned": True}, Streams("turn", index))
         if isinstance(plain, Reject):
@@ -60,11 +64,13 @@ def test_jigsaw_turned_pieces_are_set_upright_by_the_answer() -> None:
             for place, turn in zip(plain.truth["answer"], plain.truth["turns"], strict=True)
         ]
         seam = np.abs(tiles[0][:, -1].astype(int) - tiles[1][:, 0]).mean()
-        assert seam < 12.0, f"upright tiles should continue each other, the seam differs by {seam:.1f}"
+        assert seam < 12.0, (
+            f"upright tiles should continue each other, the seam differs by {seam:.1f}"
+        )
 
 
 def test_jigsaw_permutations_are_uniform_and_never_the_identity() -> None:
-    from data.pretext.jigsaw import _shuffled
+    from mmrl.data.pretext.tasks.jigsaw import _shuffled
 
     rng = Streams("uniform").selection
     counts: dict[tuple[int, ...], int] = {}
@@ -79,12 +85,21 @@ def test_jigsaw_permutations_are_uniform_and_never_the_identity() -> None:
 def test_jigsaw_pays_permutations_only() -> None:
     task, truth = find("jigsaw"), {"answer": [2, 1, 3], "pieces": [1, 2, 3], "gamma": 0.3}
     pay = lambda body: task.score(f"<answer>{body}</answer>", truth).reward  # noqa: E731
-    assert pay("2, 1, 3") == 1.0 and pay("2, 3, 1") == pytest.approx(0.1) and pay("1, 3, 2") == 0.0
-    assert pay("2, 1, 1") == pay("2, 1, 4") == pay("2, 1") == pay("2, 1, 3, 3") == pay("20, 10, 3") == 0.0
+    assert (
+        pay("2, 1, 3") == 1.0 and pay("2, 3, 1") == pytest.approx(0.1) and pay("1, 3, 2") == 0.0
+    )
+    assert (
+        pay("2, 1, 1")
+        == pay("2, 1, 4")
+        == pay("2, 1")
+        == pay("2, 1, 3, 3")
+        == pay("20, 10, 3")
+        == 0.0
+    )
 
 
 def test_rotation_by_the_negative_answer_restores_the_picture() -> None:
-    from data.pretext.rotation import turned
+    from mmrl.data.pretext.tasks.rotation import turned
 
     square = MEDIA[0].picture()[:336, :336]
     for angle in (0, 90, 180, 270):
@@ -96,13 +111,19 @@ def test_rotation_by_the_negative_answer_restores_the_picture() -> None:
 
 def test_rotation_refuses_what_looks_the_same_turned() -> None:
     grain = np.random.default_rng(0).integers(0, 256, (600, 600, 3), dtype=np.uint8)
-    assert make(find("rotation"), [Medium("grain", "image", image=grain)]) == Reject("looks-the-same-turned")
+    assert make(find("rotation"), [Medium("grain", "image", image=grain)]) == Reject(
+        "looks-the-same-turned"
+    )
 
 
 def test_rotation_wording_and_answer_agree_on_the_direction() -> None:
     seen = set()
     for sample in samples("rotation", 8):
-        word = "counter-clockwise" if "counter-clockwise" in sample.messages[0]["content"][-1]["text"] else "clockwise"
+        word = (
+            "counter-clockwise"
+            if "counter-clockwise" in sample.messages[0]["content"][-1]["text"]
+            else "clockwise"
+        )
         seen.add(word)
     assert seen == {"clockwise", "counter-clockwise"}
 
@@ -146,12 +167,18 @@ def test_odd_tile_changes_exactly_one_tile() -> None:
     for change in ("mirror", "turn", "recolour"):
         knobs = task.complete({"change": change})
         draft = next(
-            d for i in range(8) if isinstance(d := task.propose([MEDIA[0]], knobs, Streams("odd", change, i)), Draft)
+            d
+            for i in range(8)
+            if isinstance(
+                d := task.propose([MEDIA[0]], knobs, Streams("odd", change, i)), Draft
+            )
         )
         box = draft.evidence[0].boxes[0]
         place = int(draft.truth["answer"]) - 1
         width = draft.visuals[0].pixels.shape[1]
-        assert draft.meta["change"] == change and place % 3 == int(3 * (box[0] + box[2]) / 2 / width)
+        assert draft.meta["change"] == change and place % 3 == int(
+            3 * (box[0] + box[2]) / 2 / width
+        )
 
 
 def test_relative_position_directions_are_right_and_equally_likely() -> None:
@@ -171,7 +198,7 @@ def test_relative_position_directions_are_right_and_equally_likely() -> None:
 
 
 def test_crop_location_box_holds_the_crop() -> None:
-    from data.pretext.defences import difference, resize
+    from mmrl.data.pretext.craft.degenerate_checks import difference, resize
 
     for sample in samples("crop-location"):
         x0, y0, x1, y1 = sample.evidence[0].boxes[0]
@@ -200,16 +227,26 @@ def test_edit_program_replays_and_accepts_every_equal_program() -> None:
         longer = ["mirror", "mirror", *program]
         assert np.array_equal(edit_program.replayed(first, longer), second)
         assert task.score(f"<answer>{', '.join(longer)}</answer>", sample.truth).correct
-        assert not task.score(f"<answer>{', '.join([*program, 'invert'])}</answer>", sample.truth).correct
+        assert not task.score(
+            f"<answer>{', '.join([*program, 'invert'])}</answer>", sample.truth
+        ).correct
 
 
 def test_edit_program_effects_equal_pictures() -> None:
     """Two programs have one code exactly if they give one picture."""
-    rng, picture = np.random.default_rng(0), np.random.default_rng(1).integers(0, 256, (6, 6, 3), dtype=np.uint8)
-    programs = [[edit_program.NAMES[i] for i in rng.integers(9, size=rng.integers(1, 5))] for _ in range(60)]
+    rng, picture = (
+        np.random.default_rng(0),
+        np.random.default_rng(1).integers(0, 256, (6, 6, 3), dtype=np.uint8),
+    )
+    programs = [
+        [edit_program.NAMES[i] for i in rng.integers(9, size=rng.integers(1, 5))]
+        for _ in range(60)
+    ]
     for first in programs:
         for second in programs[:20]:
-            same = np.array_equal(edit_program.replayed(picture, first), edit_program.replayed(picture, second))
+            same = np.array_equal(
+                edit_program.replayed(picture, first), edit_program.replayed(picture, second)
+            )
             assert same == (edit_program.effect(first) == edit_program.effect(second))
 
 
@@ -235,24 +272,36 @@ def test_camera_motions_move_the_window_as_named() -> None:
     """The window's drift over a picture of coordinates tells the motion."""
     task = find("camera-motion")
     ys, xs = np.mgrid[0:400, 0:500]
-    picture = np.stack([xs * 255 / 500, ys * 255 / 400, ((xs // 8 + ys // 8) % 2) * 120], axis=-1).astype(np.uint8)
+    picture = np.stack(
+        [xs * 255 / 500, ys * 255 / 400, ((xs // 8 + ys // 8) % 2) * 120], axis=-1
+    ).astype(np.uint8)
     seen = {}
     for index in range(40):
-        draft = task.propose([Medium("grid", "image", image=picture)], task.defaults(), Streams("cam", index))
+        draft = task.propose(
+            [Medium("grid", "image", image=picture)], task.defaults(), Streams("cam", index)
+        )
         if isinstance(draft, Reject):
             continue
         frames = draft.visuals[0].pixels.astype(float)
         drift = (frames[-1] - frames[0]).mean(axis=(0, 1))[:2]
         spread = frames[-1, ..., 0].std() - frames[0, ..., 0].std()
         seen[draft.truth["answer"][0]] = (drift, spread)
-    for name, axis, sign in (("pan left", 0, -1), ("pan right", 0, 1), ("tilt up", 1, -1), ("tilt down", 1, 1)):
-        assert sign * seen[name][0][axis] > 5 and abs(seen[name][0][1 - axis]) < 5, (name, seen[name])
+    for name, axis, sign in (
+        ("pan left", 0, -1),
+        ("pan right", 0, 1),
+        ("tilt up", 1, -1),
+        ("tilt down", 1, 1),
+    ):
+        assert sign * seen[name][0][axis] > 5 and abs(seen[name][0][1 - axis]) < 5, (
+            name,
+            seen[name],
+        )
     assert seen["zoom in"][1] < -1 and seen["zoom out"][1] > 1
     assert abs(seen["still"][0]).max() < 3
 
 
 def test_quality_orders_follow_the_measured_quality() -> None:
-    from data.pretext.cheats import sharpness
+    from mmrl.data.pretext.audit.shortcut_answers import sharpness
 
     for sample in samples("quality-order", kind="blur"):
         values = [sharpness(sample.visuals[i - 1].pixels) for i in sample.truth["answer"]]
@@ -284,7 +333,9 @@ def test_differences_mark_every_edit_and_nothing_else() -> None:
         if not isinstance(draft, Draft):
             continue
         first, second = (visual.pixels.astype(float) for visual in draft.visuals)
-        apart = np.abs(first / first.mean(axis=(0, 1)) - second / second.mean(axis=(0, 1))).mean(axis=2)
+        apart = np.abs(
+            first / first.mean(axis=(0, 1)) - second / second.mean(axis=(0, 1))
+        ).mean(axis=2)
         inside = draft.evidence[1].mask(draft.visuals[1].pixels)
         assert apart[inside].mean() > 3 * apart[~inside].mean()
 
@@ -308,18 +359,29 @@ def test_depth_orders_rise_with_gaps_and_distances() -> None:
             continue
         depths = [sample.meta["depths"][i - 1] for i in sample.truth["answer"]]
         assert all(b - a > 0.19 for a, b in pairwise(depths))
-        centres = np.array([[(x0 + x1) / 2, (y0 + y1) / 2] for x0, y0, x1, y1 in sample.evidence[0].boxes])
+        centres = np.array(
+            [[(x0 + x1) / 2, (y0 + y1) / 2] for x0, y0, x1, y1 in sample.evidence[0].boxes]
+        )
         apart = np.hypot(*(centres[:, None] - centres[None]).transpose(2, 0, 1))
-        assert apart[np.triu_indices(6, 1)].min() >= 39 * sample.visuals[0].pixels.shape[1] / 640
+        assert (
+            apart[np.triu_indices(6, 1)].min() >= 39 * sample.visuals[0].pixels.shape[1] / 640
+        )
 
 
-@pytest.mark.parametrize("name", ["jigsaw", "rotation", "patchfit", "mosaic", "camera-motion", "depth-order"])
+@pytest.mark.parametrize(
+    "name", ["jigsaw", "rotation", "patchfit", "mosaic", "camera-motion", "depth-order"]
+)
 @pytest.mark.parametrize("shape", [(1, 1), (1, 4000), (30, 30), (4000, 3)])
-def test_tiny_and_thin_pictures_are_refused_with_a_reason(name: str, shape: tuple[int, int]) -> None:
+def test_tiny_and_thin_pictures_are_refused_with_a_reason(
+    name: str, shape: tuple[int, int]
+) -> None:
     task = find(name)
     image = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
     depth = np.ones(shape, np.float32)
-    media = [Medium(f"m{i}", "rgbd", image=image, depth=depth) for i in range(task.media_count(task.defaults()))]
+    media = [
+        Medium(f"m{i}", "rgbd", image=image, depth=depth)
+        for i in range(task.media_count(task.defaults()))
+    ]
     found = make(task, media)
     assert isinstance(found, Reject) and found.reason
 
@@ -357,8 +419,15 @@ def test_chance_rewards_hold_over_many_truths(name: str, knobs: dict) -> None:
         sample = make(task, [media[index % 4]], knobs, index=index)
         if isinstance(sample, Sample):
             rng = Streams("guess", index).selection
-            guesses = [task.score(f"<answer>{task.guess(sample.truth, rng)}</answer>", sample.truth) for _ in range(60)]
+            guesses = [
+                task.score(f"<answer>{task.guess(sample.truth, rng)}</answer>", sample.truth)
+                for _ in range(60)
+            ]
             rewards.append(np.mean([score.reward for score in guesses]))
     declared = task.chance_reward(task.complete(knobs))
     error = 4 * np.std(rewards, ddof=1) / np.sqrt(len(rewards))
-    assert len(rewards) > 30 and abs(np.mean(rewards) - declared) <= error, (np.mean(rewards), declared, error)
+    assert len(rewards) > 30 and abs(np.mean(rewards) - declared) <= error, (
+        np.mean(rewards),
+        declared,
+        error,
+    )

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.pretext.media import (
+from mmrl.data.pretext.craft.procedural import scene
+from mmrl.data.pretext.stream.media import (
     LONGEST,
     FileClip,
     MediaError,
@@ -22,7 +23,6 @@ from data.pretext.media import (
     near,
     perceptual_hash,
 )
-from data.pretext.procedural import scene
 
 RGB = scene(0, 0, 96, 128).picture()
 
@@ -51,15 +51,23 @@ def test_colour_modes_and_formats_are_read(kind: str, mode: str) -> None:
 
 def test_grey_bilevel_and_alpha() -> None:
     grey = np.asarray(Image.fromarray(RGB).convert("L"))
-    assert close(decode_image(encoded(Image.fromarray(grey), "PNG"), "x"), np.repeat(grey[..., None], 3, 2))
-    assert set(np.unique(decode_image(encoded(Image.fromarray(grey).convert("1"), "PNG"), "x"))) == {0, 255}
+    assert close(
+        decode_image(encoded(Image.fromarray(grey), "PNG"), "x"),
+        np.repeat(grey[..., None], 3, 2),
+    )
+    assert set(
+        np.unique(decode_image(encoded(Image.fromarray(grey).convert("1"), "PNG"), "x"))
+    ) == {0, 255}
     clear = Image.new("RGBA", (40, 30), (255, 0, 0, 0))
     assert (decode_image(encoded(clear, "PNG"), "x") == 255).all()
 
 
 def test_sixteen_bit_and_float_grey_keep_their_relations() -> None:
     ramp = np.linspace(0, 65535, 64 * 64).reshape(64, 64)
-    for image in (Image.fromarray(ramp.astype(np.uint16)), Image.fromarray((ramp / 65535).astype(np.float32))):
+    for image in (
+        Image.fromarray(ramp.astype(np.uint16)),
+        Image.fromarray((ramp / 65535).astype(np.float32)),
+    ):
         found = decode_image(encoded(image, "TIFF"), "x")[..., 0].astype(int)
         assert found.min() == 0 and found.max() >= 254 and np.all(np.diff(found.ravel()) >= 0)
 
@@ -83,14 +91,23 @@ def test_the_first_frame_of_an_animation_is_used() -> None:
 def test_wide_and_tiny_pictures_are_decoded_within_limits() -> None:
     wide = decode_image(encoded(Image.new("RGB", (20_000, 50), "navy"), "PNG"), "x")
     assert wide.shape[1] == LONGEST and wide.shape[0] >= 1
-    assert decode_image(encoded(Image.new("RGB", (1, 1), "navy"), "PNG"), "x").shape == (1, 1, 3)
+    assert decode_image(encoded(Image.new("RGB", (1, 1), "navy"), "PNG"), "x").shape == (
+        1,
+        1,
+        3,
+    )
 
 
 def huge_png(width: int, height: int) -> bytes:
     """A small file that promises many pixels."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        return (
+            struct.pack(">I", len(body))
+            + kind
+            + body
+            + struct.pack(">I", zlib.crc32(kind + body))
+        )
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return (
@@ -146,10 +163,16 @@ def test_pickled_arrays_are_not_executed() -> None:
 
 def test_near_duplicates_have_near_hashes() -> None:
     picture = scene(1, 1).picture()
-    small = decode_image(encoded(Image.fromarray(picture).resize((300, 225)), "JPEG", quality=60), "x")
-    others = np.array([perceptual_hash(scene(1, index).picture()) for index in range(2, 12)], dtype=np.uint64)
+    small = decode_image(
+        encoded(Image.fromarray(picture).resize((300, 225)), "JPEG", quality=60), "x"
+    )
+    others = np.array(
+        [perceptual_hash(scene(1, index).picture()) for index in range(2, 12)], dtype=np.uint64
+    )
     assert near(perceptual_hash(small), np.array([perceptual_hash(picture)], dtype=np.uint64))
-    assert not near(perceptual_hash(picture), others) and not near(0, np.zeros(0, dtype=np.uint64))
+    assert not near(perceptual_hash(picture), others) and not near(
+        0, np.zeros(0, dtype=np.uint64)
+    )
 
 
 def video(path, codec: str = "mpeg4", frames: int = 24, gop: int = 12, rate: int = 12) -> str:
@@ -166,7 +189,11 @@ def video(path, codec: str = "mpeg4", frames: int = 24, gop: int = 12, rate: int
 
 def test_clips_give_the_frames_asked_for(tmp_path) -> None:
     clip = FileClip(video(tmp_path / "a.mp4"), "a.mp4")
-    assert len(clip.times) == 24 and clip.times[0] == 0.0 and np.allclose(np.diff(clip.times), 1 / 12)
+    assert (
+        len(clip.times) == 24
+        and clip.times[0] == 0.0
+        and np.allclose(np.diff(clip.times), 1 / 12)
+    )
     frames = clip.read([20, 3, 3, 0])
     assert frames.shape == (4, 96, 128, 3) and frames.dtype == np.uint8
     assert np.allclose(frames.mean(axis=(1, 2, 3)), [200, 30, 30, 0], atol=8)
@@ -195,7 +222,9 @@ def test_a_clip_from_an_archive_lives_as_long_as_its_medium(tmp_path) -> None:
 def audio(path) -> str:
     with av.open(str(path), "w") as container:
         stream = container.add_stream("aac", rate=44100)
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 2048), np.float32), format="fltp", layout="mono")
+        frame = av.AudioFrame.from_ndarray(
+            np.zeros((1, 2048), np.float32), format="fltp", layout="mono"
+        )
         frame.sample_rate = 44100
         container.mux(stream.encode(frame))
         container.mux(stream.encode())
@@ -231,5 +260,10 @@ def test_the_quarantine_counts_all_and_lists_each_once(tmp_path) -> None:
     quarantine = Quarantine(tmp_path / "deep" / "bad.jsonl")
     for where, reason in (("a", "empty file"), ("a", "empty file"), ("b", "not an image")):
         quarantine.add(MediaError(where, reason))
-    rows = [json.loads(line) for line in (tmp_path / "deep" / "bad.jsonl").read_text().splitlines()]
-    assert [row["where"] for row in rows] == ["a", "b"] and quarantine.counts == {"empty file": 2, "not an image": 1}
+    rows = [
+        json.loads(line) for line in (tmp_path / "deep" / "bad.jsonl").read_text().splitlines()
+    ]
+    assert [row["where"] for row in rows] == ["a", "b"] and quarantine.counts == {
+        "empty file": 2,
+        "not an image": 1,
+    }

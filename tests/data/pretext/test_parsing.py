@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.pretext import parsing
-from data.pretext.catalogue import TASKS
-from data.pretext.parsing import ParseError, extract
-from data.pretext.surface import Surface
+from mmrl.data.pretext.catalogue import TASKS
+from mmrl.data.pretext.marking import parsing
+from mmrl.data.pretext.marking.parsing import ParseError, extract
+from mmrl.data.pretext.surface import Surface
 
 BOXED, PLAIN, THINK = Surface(tags="boxed"), Surface(tags="plain"), Surface(thinking="think")
 
@@ -49,7 +49,9 @@ def test_each_broken_form_has_its_own_kind(reply: str, surface: Surface, kind: s
     assert isinstance(found, ParseError) and found.kind == kind
 
 
-@pytest.mark.parametrize("body", ["3, 1, 2", "3 1 2", "312", "3->1->2", "[3; 1; 2]", "(3|1|2)", "3,1,2"])
+@pytest.mark.parametrize(
+    "body", ["3, 1, 2", "3 1 2", "312", "3->1->2", "[3; 1; 2]", "(3|1|2)", "3,1,2"]
+)
 def test_orders_are_read_with_any_separator(body: str) -> None:
     assert parsing.integers(body, 3) == (3, 1, 2)
 
@@ -70,7 +72,9 @@ def test_prose_is_allowed_only_when_lenient() -> None:
     assert isinstance(parsing.interval("from 2 to 3.5 seconds"), ParseError)
 
 
-@pytest.mark.parametrize("body", ["2.0-3.5", "2 s to 3.5 s", "[2, 3.5]", "2 sec - 3.5 seconds", "2~3.5", "2.-3.5"])
+@pytest.mark.parametrize(
+    "body", ["2.0-3.5", "2 s to 3.5 s", "[2, 3.5]", "2 sec - 3.5 seconds", "2~3.5", "2.-3.5"]
+)
 def test_intervals_are_read_with_units_and_brackets(body: str) -> None:
     assert parsing.interval(body) == (2.0, 3.5)
 
@@ -83,7 +87,9 @@ def test_intervals_keep_their_order_and_range() -> None:
     assert isinstance(parsing.intervals("1-2; x"), ParseError)
 
 
-@pytest.mark.parametrize(("body", "option"), [("b", "B"), ("(B)", "B"), ("B.", "B"), ("[b]:", "B")])
+@pytest.mark.parametrize(
+    ("body", "option"), [("b", "B"), ("(B)", "B"), ("B.", "B"), ("[b]:", "B")]
+)
 def test_choices_ignore_case_and_brackets(body: str, option: str) -> None:
     assert parsing.choice(body, ["A", "B"]) == option
 
@@ -97,13 +103,16 @@ def test_choices_outside_the_options_are_refused() -> None:
 def test_numbers_and_words() -> None:
     assert parsing.number("90°", ("°", "degrees")) == 90.0
     assert parsing.number("90 Degrees.", ("degrees",)) == 90.0
-    assert isinstance(parsing.number("1e5"), ParseError) and isinstance(parsing.number("nan"), ParseError)
+    assert isinstance(parsing.number("1e5"), ParseError) and isinstance(
+        parsing.number("nan"), ParseError
+    )
     assert parsing.numbers("(1, 2.5, -3, .5)", 4) == (1.0, 2.5, -3.0, 0.5)
     assert parsing.words("Pan Left ->  zoom in", 2) == ("pan left", "zoom in")
 
 
 ODD = st.text(
-    alphabet=st.sampled_from(list("0123456789,;.-–→()[]{}<>/\\ answerboxedthinkABsto\n\t٣")), max_size=80
+    alphabet=st.sampled_from(list("0123456789,;.-–→()[]{}<>/\\ answerboxedthinkABsto\n\t٣")),
+    max_size=80,
 ) | st.text(max_size=40)
 
 
@@ -114,7 +123,13 @@ def test_no_string_raises(text: str, surface: Surface) -> None:
         body = extract(reply, surface)
         if isinstance(body, ParseError):
             continue
-        for read in (parsing.integers, parsing.numbers, parsing.number, parsing.interval, parsing.intervals):
+        for read in (
+            parsing.integers,
+            parsing.numbers,
+            parsing.number,
+            parsing.interval,
+            parsing.intervals,
+        ):
             read(body)
         parsing.integers(body, 4, lenient=True)
         parsing.choice(body, ["A", "B"])
@@ -122,12 +137,35 @@ def test_no_string_raises(text: str, surface: Surface) -> None:
 
 
 @pytest.mark.parametrize(
-    "unit", ["1 ", "1-", "(", "<answer>", "\\boxed{", "1.1", "- ", " ", "1 s", "s", "→", "{", "9", "A, "]
+    "unit",
+    [
+        "1 ",
+        "1-",
+        "(",
+        "<answer>",
+        "\\boxed{",
+        "1.1",
+        "- ",
+        " ",
+        "1 s",
+        "s",
+        "→",
+        "{",
+        "9",
+        "A, ",
+    ],
 )
 def test_time_is_linear_in_the_reply(unit: str) -> None:
     """No pattern backtracks: a body at the limit is read within a millisecond or two, whatever it repeats."""
     body = (unit * 2000)[: parsing.LONGEST_BODY - 1]
-    for read in (parsing.integers, parsing.numbers, parsing.number, parsing.interval, parsing.intervals, parsing.words):
+    for read in (
+        parsing.integers,
+        parsing.numbers,
+        parsing.number,
+        parsing.interval,
+        parsing.intervals,
+        parsing.words,
+    ):
         times = []
         for _ in range(5):
             start = time.thread_time()

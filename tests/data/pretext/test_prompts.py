@@ -6,18 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from data.pretext.catalogue import find
-from data.pretext.consistency import RuleJudge, consistency, split_reply
-from data.pretext.difficulty import LevelController
-from data.pretext.mixture import LearningProgress
-from data.pretext.presets import Ingredient, Preset
-from data.pretext.procedural import scene
-from data.pretext.samples import make
-from data.pretext.sources import DrawnSource, FolderSource
-from data.pretext.stream import Stream
-from data.pretext.surface import Surface
-from data.pretext_eval import evaluate_engine, wilson
-from data.pretext_prompts import (
+from mmrl.data.pretext.catalogue import find
+from mmrl.data.pretext.craft.procedural import scene
+from mmrl.data.pretext.difficulty import LevelController
+from mmrl.data.pretext.evaluate import evaluate_engine, wilson
+from mmrl.data.pretext.marking.consistency import RuleJudge, consistency, split_reply
+from mmrl.data.pretext.mixture import LearningProgress
+from mmrl.data.pretext.presets import Ingredient, Preset
+from mmrl.data.pretext.prompts import (
     Curriculum,
     PretextPrompts,
     above_chance_reward,
@@ -26,9 +22,20 @@ from data.pretext_prompts import (
     solution_key,
     to_prompt,
 )
-from mmrl.types import BadRow, Rollout
+from mmrl.data.pretext.stream.samples import make
+from mmrl.data.pretext.stream.sources import DrawnSource, FolderSource
+from mmrl.data.pretext.stream.stream import Stream
+from mmrl.data.pretext.surface import Surface
+from mmrl.ground.faults import BadRow
+from mmrl.types import Rollout
 
-MIX = Preset("mix", (Ingredient("relative-position"), Ingredient("camera-motion", 1.0, {"frames": 4, "side": 64})))
+MIX = Preset(
+    "mix",
+    (
+        Ingredient("relative-position"),
+        Ingredient("camera-motion", 1.0, {"frames": 4, "side": 64}),
+    ),
+)
 EMPTY = torch.zeros(0, dtype=torch.long)
 
 
@@ -53,11 +60,15 @@ def test_media_keep_layout_and_times() -> None:
     seen = set()
     for index in range(12):
         prompt = collection[index]
-        kinds = [part["type"] for part in prompt.messages[0]["content"] if part["type"] != "text"]
+        kinds = [
+            part["type"] for part in prompt.messages[0]["content"] if part["type"] != "text"
+        ]
         assert len(kinds) == len(prompt.media)
         for kind, medium in zip(kinds, prompt.media, strict=True):
             assert medium.frames.dtype == torch.uint8 and medium.frames.shape[1] == 3
-            assert medium.is_video == (kind == "video") and (medium.times is None or len(medium.times) == 4)
+            assert medium.is_video == (kind == "video") and (
+                medium.times is None or len(medium.times) == 4
+            )
             assert medium.duration is None or medium.duration == pytest.approx(1.0)
             seen.add(kind)
     assert seen == {"image", "video"}
@@ -66,22 +77,33 @@ def test_media_keep_layout_and_times() -> None:
 def test_the_target_earns_one_and_noise_nothing() -> None:
     for index in range(6):
         prompt = prompts()[index]
-        right, wrong = answered(prompt, prompt.extra["target"]), answered(prompt, "I think it is blue")
-        assert pretext_reward(right) == above_chance_reward(right) == pretext_correct(right) == 1.0
-        assert pretext_reward(wrong) == above_chance_reward(wrong) == pretext_correct(wrong) == 0.0
+        right, wrong = (
+            answered(prompt, prompt.extra["target"]),
+            answered(prompt, "I think it is blue"),
+        )
+        assert (
+            pretext_reward(right) == above_chance_reward(right) == pretext_correct(right) == 1.0
+        )
+        assert (
+            pretext_reward(wrong) == above_chance_reward(wrong) == pretext_correct(wrong) == 0.0
+        )
         assert solution_key(wrong) == "invalid" != solution_key(right)
-        json.dumps({key: prompt.extra[key] for key in ("truth", "knobs", "surface", "evidence")})
+        json.dumps(
+            {key: prompt.extra[key] for key in ("truth", "knobs", "surface", "evidence")}
+        )
 
 
 def test_evidence_is_read_by_the_masking_views() -> None:
+    from mmrl.perception.evidence import evidence_pixels
     from mmrl.types import ViewContext
-    from perception.evidence import evidence_pixels
 
     sample = make(find("patchfit"), [scene(0, 1)])
     prompt = to_prompt(sample)
     height, width = prompt.media[0].frames.shape[-2:]
     shown = evidence_pixels(ViewContext(prompt, 0), height, width, 1)
-    assert torch.equal(shown[0], torch.from_numpy(sample.evidence[0].mask(sample.visuals[0].pixels)))
+    assert torch.equal(
+        shown[0], torch.from_numpy(sample.evidence[0].mask(sample.visuals[0].pixels))
+    )
 
 
 def test_rewards_refuse_other_prompts() -> None:
@@ -110,7 +132,9 @@ def test_the_curriculum_moves_levels_and_weights_and_resumes() -> None:
 
     def fresh() -> Curriculum:
         stream = Stream(DrawnSource(0, (240, 320)), MIX)
-        return Curriculum(stream, LevelController(start=0.5, window=4, step=0.1), LearningProgress())
+        return Curriculum(
+            stream, LevelController(start=0.5, window=4, step=0.1), LearningProgress()
+        )
 
     first = fresh()
     run(first, 3)
@@ -120,7 +144,10 @@ def test_the_curriculum_moves_levels_and_weights_and_resumes() -> None:
     assert second.stream.shares() == first.stream.shares()
     assert second.stream.sample(50).id == first.stream.sample(50).id
     metrics = first.apply({"relative-position": (2.0, 4)})
-    assert metrics["pretext/success/relative-position"] == 0.5 and "pretext/level/relative-position" in metrics
+    assert (
+        metrics["pretext/success/relative-position"] == 0.5
+        and "pretext/level/relative-position" in metrics
+    )
 
 
 class Scripted:
@@ -134,7 +161,9 @@ class Scripted:
         for prompt in prompts:
             self.asked += 1
             knows = (self.asked * self.share) % 1 < self.share
-            out.append(answered(prompt, prompt.extra["target"] if knows else "no idea", self.asked))
+            out.append(
+                answered(prompt, prompt.extra["target"] if knows else "no idea", self.asked)
+            )
         return out
 
     def sync(self, policy) -> None:
@@ -144,12 +173,17 @@ class Scripted:
 def test_evaluation_reports_accuracy_chance_and_intervals() -> None:
     stream = Stream(DrawnSource(0, (240, 320)), MIX)
     perfect = evaluate_engine(Scripted(1.0), "all", stream, 20)
-    assert perfect.overall == 1.0 and {r.task for r in perfect.results} == {"relative-position", "camera-motion"}
+    assert perfect.overall == 1.0 and {r.task for r in perfect.results} == {
+        "relative-position",
+        "camera-motion",
+    }
     half = evaluate_engine(Scripted(0.5), "half", stream, 40)
     for result in half.results:
         low, high = result.accuracy_interval
         assert low < result.accuracy < high and 0.2 < result.accuracy < 0.8
-        assert result.above_chance < result.reward and result.unreadable == pytest.approx(1 - result.accuracy)
+        assert result.above_chance < result.reward and result.unreadable == pytest.approx(
+            1 - result.accuracy
+        )
     assert "relative-position" in half.table() and json.dumps(half.json())
     nothing = evaluate_engine(Scripted(0.0), "none", stream, 10)
     assert nothing.overall < 0.0
@@ -174,7 +208,10 @@ def test_the_rule_judge_compares_the_last_named_answer() -> None:
 
 
 def test_consistency_counts_silence_and_empty_reasoning_apart() -> None:
-    judge, surface = RuleJudge(find("rotation"), {"answer": 90, "step": 90, "near": 0.0}), Surface(thinking="think")
+    judge, surface = (
+        RuleJudge(find("rotation"), {"answer": 90, "step": 90, "near": 0.0}),
+        Surface(thinking="think"),
+    )
     replies = [
         "<think>turned by 90</think><answer>90</answer>",
         "<think>turned by 180</think><answer>90</answer>",
@@ -183,17 +220,24 @@ def test_consistency_counts_silence_and_empty_reasoning_apart() -> None:
         "<think>turned by 180</think> no answer",
     ]
     found = consistency(replies, [surface] * 5, [judge] * 5)
-    assert (found.judged, found.silent, found.empty) == (3, 1, 1) and found.rate == pytest.approx(1 / 3)
+    assert (found.judged, found.silent, found.empty) == (
+        3,
+        1,
+        1,
+    ) and found.rate == pytest.approx(1 / 3)
     assert split_reply(replies[0], surface) == ("turned by 90", "90")
     assert consistency([], [], []).rate is None
 
 
 def test_group_weights_take_solution_keys() -> None:
-    from data.pretext.group_weight import group_weight
+    from mmrl.data.pretext.marking.group_weight import group_weight
 
     prompt = to_prompt(make(find("patchfit"), [scene(0, 1)]))
     texts = ["<answer>A</answer>", "<answer>B</answer>", "<answer>C</answer>", "no"]
     rollouts = [answered(prompt, text) for text in texts]
     keys, rewards = [solution_key(r) for r in rollouts], [pretext_reward(r) for r in rollouts]
-    assert prompt.extra["options"] == 4 and 0.0 <= group_weight(rewards, keys, prompt.extra["options"]) <= 1.0
+    assert (
+        prompt.extra["options"] == 4
+        and 0.0 <= group_weight(rewards, keys, prompt.extra["options"]) <= 1.0
+    )
     assert group_weight(np.zeros(4).tolist(), keys, 4) == 0.0

@@ -11,10 +11,10 @@ from typing import ClassVar
 import pytest
 import torch
 
-from data.pretext_prompts import pretext_reward
-from data.pretext_rac import JudgeRAC, RuleRAC
-from mmrl.judge import Judge, JudgeUnavailable, RequestRefused
-from mmrl.rewards import Rewards
+from mmrl.data.pretext.prompts import pretext_reward
+from mmrl.data.pretext.rac import JudgeRAC, RuleRAC
+from mmrl.rewards.judge import Judge, JudgeUnavailable, RequestRefused
+from mmrl.rewards.pay import Rewards
 from mmrl.types import Prompt, Rollout
 
 SURFACE = {"tags": "answer", "thinking": "think"}
@@ -23,9 +23,19 @@ SURFACE = {"tags": "answer", "thinking": "think"}
 def rollout(text: str) -> Rollout:
     truth = {"answer": 90, "step": 90, "near": 0.0}
     prompt = Prompt(
-        "p", [{"role": "user", "content": "?"}], extra={"surface": SURFACE, "task": "rotation", "truth": truth}
+        "p",
+        [{"role": "user", "content": "?"}],
+        extra={"surface": SURFACE, "task": "rotation", "truth": truth},
     )
-    return Rollout(prompt, 0, torch.arange(2), torch.arange(2), torch.zeros(2, dtype=torch.uint8), text, "eos")
+    return Rollout(
+        prompt,
+        0,
+        torch.arange(2),
+        torch.arange(2),
+        torch.zeros(2, dtype=torch.uint8),
+        text,
+        "eos",
+    )
 
 
 def asked(part, *texts: str) -> dict[str, float]:
@@ -55,16 +65,25 @@ class Told:
 def test_verdicts_are_counted_by_kind(caplog):
     judge = Told()
     answer = "</think><answer>90</answer>"
-    texts = [f"<think>{said}{answer}" for said in ("by 90", "by 180", "vague", "down", "refused", "")]
+    texts = [
+        f"<think>{said}{answer}" for said in ("by 90", "by 180", "vague", "down", "refused", "")
+    ]
     found = asked(JudgeRAC(judge), *texts, "<think>by 90</think> no answer")
     assert found == {
         "rac/judge": pytest.approx(1 / 3), "rac/judged": 3, "rac/silent": 1, "rac/empty": 1, "rac/unavailable": 2,
     }  # fmt: skip
-    assert len(judge.seen) == 5 and all("90" in text and "truth" not in text for text in judge.seen)
+    assert len(judge.seen) == 5 and all(
+        "90" in text and "truth" not in text for text in judge.seen
+    )
     assert caplog.text.count("RAC is not measured") == 1 and "nobody listens" in caplog.text
     part = JudgeRAC(judge)
     asked(part, texts[0])
-    assert part.metrics() == {"rac/judged": 0, "rac/silent": 0, "rac/empty": 0, "rac/unavailable": 0}
+    assert part.metrics() == {
+        "rac/judged": 0,
+        "rac/silent": 0,
+        "rac/empty": 0,
+        "rac/unavailable": 0,
+    }
 
 
 def test_the_rule_stands_in_under_its_own_name():
@@ -86,7 +105,9 @@ class Server(BaseHTTPRequestHandler):
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.questions.append(request["messages"][-1]["content"])
         reply = "yes" if "by 90" in self.questions[-1] else "no"
-        body = json.dumps({"choices": [{"message": {"role": "assistant", "content": reply}}]}).encode()
+        body = json.dumps(
+            {"choices": [{"message": {"role": "assistant", "content": reply}}]}
+        ).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -97,14 +118,26 @@ def test_rewards_ask_a_server_and_outlive_it():
     server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     url = f"http://127.0.0.1:{server.server_port}/v1"
-    given = [rollout(f"<think>{said}</think><answer>90</answer>") for said in ("by 90", "by 180", "", "")]
-    with Rewards(puzzle=pretext_reward, rac=(0.0, JudgeRAC(Judge(url, "j", attempts=1, backoff=0.01)))) as rewards:
+    given = [
+        rollout(f"<think>{said}</think><answer>90</answer>")
+        for said in ("by 90", "by 180", "", "")
+    ]
+    with Rewards(
+        puzzle=pretext_reward, rac=(0.0, JudgeRAC(Judge(url, "j", attempts=1, backoff=0.01)))
+    ) as rewards:
         assert [one.reward for one in rewards(given)] == [1.0] * 4
         found = rewards.metrics()
         assert found["rac/judge"] == 0.5 and found["rac/judged"] == 2 == found["rac/empty"]
         server.shutdown()
         server.server_close()
-        others = [rollout(f"<think>{said}</think><answer>90</answer>") for said in ("by 270", "by 0", "", "")]
-        assert [one.reward for one in rewards(others)] == [1.0] * 4, "a diagnostic never stops a run"
+        others = [
+            rollout(f"<think>{said}</think><answer>90</answer>")
+            for said in ("by 270", "by 0", "", "")
+        ]
+        assert [one.reward for one in rewards(others)] == [1.0] * 4, (
+            "a diagnostic never stops a run"
+        )
         assert rewards.metrics()["rac/unavailable"] == 2
-    assert len(Server.questions) == 2 and all("Final answer: 90" in text for text in Server.questions)
+    assert len(Server.questions) == 2 and all(
+        "Final answer: 90" in text for text in Server.questions
+    )

@@ -7,16 +7,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.pretext import reward_arrays, rewards
+from mmrl.data.pretext.marking import reward_arrays, rewards
 
 ORDERS = (rewards.positional, rewards.footrule, rewards.kendall, rewards.adjacency)
-anything = st.lists(st.one_of(st.integers(-3, 12), st.text(max_size=2), st.none(), st.floats()), max_size=9)
+anything = st.lists(
+    st.one_of(st.integers(-3, 12), st.text(max_size=2), st.none(), st.floats()), max_size=9
+)
 reals = st.floats(allow_nan=True, allow_infinity=True)
 fast = settings(max_examples=60, deadline=None)
 
 
 def permuted(n: int = 7):
-    return st.integers(1, n).flatmap(lambda k: st.tuples(*[st.permutations(range(1, k + 1))] * 2))
+    return st.integers(1, n).flatmap(
+        lambda k: st.tuples(*[st.permutations(range(1, k + 1))] * 2)
+    )
 
 
 def in_unit(value: float) -> bool:
@@ -144,7 +148,10 @@ def test_box_values():
     assert rewards.box_iou((0, 0, 2, 2), (1, 0, 3, 2)) == pytest.approx(1 / 3)
     giou = 0.0 - (8 - 8 / 4 * 2) / 8  # unit hull 4x2, two 2x1 boxes at its ends
     assert rewards.box_giou((0, 0, 1, 2), (3, 0, 4, 2)) == pytest.approx((1 + giou) / 2)
-    near, far = rewards.box_giou((0, 0, 1, 1), (2, 0, 3, 1)), rewards.box_giou((0, 0, 1, 1), (9, 0, 10, 1))
+    near, far = (
+        rewards.box_giou((0, 0, 1, 1), (2, 0, 3, 1)),
+        rewards.box_giou((0, 0, 1, 1), (9, 0, 10, 1)),
+    )
     assert near > far > 0
 
 
@@ -162,7 +169,10 @@ def test_point_gauss_at_sigma():
 
 
 @fast
-@given(st.lists(st.integers(-2, 12), max_size=4), st.lists(st.integers(0, 9), min_size=1, max_size=4))
+@given(
+    st.lists(st.integers(-2, 12), max_size=4),
+    st.lists(st.integers(0, 9), min_size=1, max_size=4),
+)
 def test_count_rel(guess, truth):
     value = rewards.count_rel(guess, truth)
     assert in_unit(value)

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from data.pretext import charts, scene_count
-from data.pretext.charts import ASKS, ChartReading, TableReading, draw_numbers, pose
-from data.pretext.clock import Clock
-from data.pretext.contract import Sample, Task
-from data.pretext.maze import STEPS, MazeExit, MazePath
-from data.pretext.rng import Streams
-from data.pretext.samples import make
-from data.pretext.scene_count import SceneCompare, SceneCount, kind_name
-from data.pretext.surface import Surface
+from mmrl.data.pretext.contract import Sample, Task
+from mmrl.data.pretext.craft.rng import Streams
+from mmrl.data.pretext.stream.samples import make
+from mmrl.data.pretext.surface import Surface
+from mmrl.data.pretext.tasks import charts, scene_count
+from mmrl.data.pretext.tasks.charts import ASKS, ChartReading, TableReading, draw_numbers, pose
+from mmrl.data.pretext.tasks.clock import Clock
+from mmrl.data.pretext.tasks.maze import STEPS, MazeExit, MazePath
+from mmrl.data.pretext.tasks.scene_count import SceneCompare, SceneCount, kind_name
 
 
 def drawn(task: Task, index: int = 0, **knobs) -> Sample:
@@ -41,7 +41,10 @@ def test_exactly_the_chosen_objects_match(properties):
         assert found is not None
         named, inside, side = found
         axis, sign = scene_count.SIDES[side]
-        assert all(sign * (places[i][axis] - places[named][axis]) > 0 for i in inside) and named not in inside
+        assert (
+            all(sign * (places[i][axis] - places[named][axis]) > 0 for i in inside)
+            and named not in inside
+        )
         chosen = set(inside[:3])
         things = scene_count._objects(places, asked, chosen, set(inside), named, rng)
         assert {i for i in inside if matches(things[i], asked)} == chosen
@@ -64,14 +67,19 @@ def test_comparisons_follow_the_counts():
     for index in range(30):
         sample = drawn(SceneCompare(), index)
         first, second = sample.meta["counts"]
-        assert sample.truth["answer"] == ("more" if first > second else "fewer" if first < second else "equal")
+        assert sample.truth["answer"] == (
+            "more" if first > second else "fewer" if first < second else "equal"
+        )
         assert min(first, second) >= 1 and max(first, second) <= 6 and abs(first - second) <= 2
         seen.add(sample.truth["answer"])
     assert seen == {"more", "fewer", "equal"}
 
 
 def test_kinds_are_named():
-    assert kind_name({"size": "small", "colour": "red", "shape": "cross"}, plural=True) == "small red crosses"
+    assert (
+        kind_name({"size": "small", "colour": "red", "shape": "cross"}, plural=True)
+        == "small red crosses"
+    )
     assert kind_name({"colour": "blue"}) == "blue object"
 
 
@@ -101,10 +109,15 @@ def test_maze_paths_walk_through_white():
         boxes = sample.evidence[0].boxes
         walls = (sample.visuals[0].pixels < 60).all(axis=-1)
         for a, b in pairwise(boxes):
-            start = ((a[1] + a[3]) // 2, a[0] + 5) if a[0] == b[0] else (a[1] + 5, (a[0] + a[2]) // 2)
+            start = (
+                ((a[1] + a[3]) // 2, a[0] + 5)
+                if a[0] == b[0]
+                else (a[1] + 5, (a[0] + a[2]) // 2)
+            )
             end = (start[0] + b[1] - a[1], start[1] + b[0] - a[0])
             line = walls[
-                min(start[0], end[0]) : max(start[0], end[0]) + 1, min(start[1], end[1]) : max(start[1], end[1]) + 1
+                min(start[0], end[0]) : max(start[0], end[0]) + 1,
+                min(start[1], end[1]) : max(start[1], end[1]) + 1,
             ]
             assert not line.any()
 
@@ -116,11 +129,16 @@ def test_maze_answers():
     detour = [way[0], opposite[way[0]], *way]
     assert task.score(Surface().wrap(", ".join(detour)), truth).correct
     assert task.score(Surface().wrap(" ".join(way)), truth).correct
-    assert task.score(Surface().wrap(", ".join(way[:3])), truth).reward == pytest.approx(0.2 * 3 / 6)
+    assert task.score(Surface().wrap(", ".join(way[:3])), truth).reward == pytest.approx(
+        0.2 * 3 / 6
+    )
     assert task.score(Surface().wrap(", ".join(way * 5)), truth).reward == 0.0
     assert task.score(Surface().wrap("north"), truth).reward == 0.0
     blocked = next(move for move in STEPS if not _opens(truth, move))
-    assert task.score(Surface().wrap(", ".join([blocked, opposite[blocked], *way])), truth).reward == 0.0
+    assert (
+        task.score(Surface().wrap(", ".join([blocked, opposite[blocked], *way])), truth).reward
+        == 0.0
+    )
 
 
 def _opens(truth, move: str) -> bool:
@@ -157,7 +175,11 @@ def test_chart_answers_follow_from_the_numbers(kind):
             bound = int(question.text.split("more than ")[1].split()[0])
             expected = sum(value > bound for value in read)
         else:
-            expected = {"value": read[0], "difference": abs(read[0] - read[-1]), "largest": max(read)}[kind]
+            expected = {
+                "value": read[0],
+                "difference": abs(read[0] - read[-1]),
+                "largest": max(read),
+            }[kind]
         assert question.answer == expected and 0 <= expected <= question.most
         assert all(0 <= value <= 10 for value in numbers.values.ravel())
         answers[expected] += 1
@@ -184,10 +206,13 @@ def test_chart_chance_depends_on_the_question(task):
 
 
 def test_redrawn_boards_pay_likeness_and_only_boards():
-    from data.pretext.redraw import GROUND, Redraw, drawing
+    from mmrl.data.pretext.tasks.redraw import GROUND, Redraw, drawing
 
     task = Redraw()
-    truth = {"answer": [["large", "red", "circle", 1, 1], ["small", "blue", "star", 3, 2]], "cells": 3}
+    truth = {
+        "answer": [["large", "red", "circle", 1, 1], ["small", "blue", "star", 3, 2]],
+        "cells": 3,
+    }
 
     def pay(body):
         return task.score(f"<answer>{body}</answer>", truth)

@@ -8,10 +8,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.pretext.contract import Medium
-from data.pretext.media import MediaError, Quarantine
-from data.pretext.procedural import depth_scene, scene
-from data.pretext.sources import DrawnSource, FolderSource, SplitSource, classified, held_out, open_source
+from mmrl.data.pretext.contract import Medium
+from mmrl.data.pretext.craft.procedural import depth_scene, scene
+from mmrl.data.pretext.stream.media import MediaError, Quarantine
+from mmrl.data.pretext.stream.open import open_source
+from mmrl.data.pretext.stream.sources import (
+    DrawnSource,
+    FolderSource,
+    SplitSource,
+    classified,
+    held_out,
+)
 
 
 def png(index: int) -> bytes:
@@ -29,7 +36,9 @@ def npy(array: np.ndarray) -> bytes:
 @pytest.fixture
 def folder(tmp_path):
     """Three directories with six images, one with depth, one text file, one broken image."""
-    for place, name in enumerate(("b/2.png", "b/1.PNG", "a/deep/x.jpg", "z.png", "a/y.png", "c.png")):
+    for place, name in enumerate(
+        ("b/2.png", "b/1.PNG", "a/deep/x.jpg", "z.png", "a/y.png", "c.png")
+    ):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(png(place))
@@ -41,15 +50,27 @@ def folder(tmp_path):
 
 def names(source: FolderSource, kind: str = "image") -> list[str]:
     total = source.known(kind, 10**9)
-    return [os.path.relpath(source.open(kind, place).where, source.root) for place in range(total)]
+    return [
+        os.path.relpath(source.open(kind, place).where, source.root) for place in range(total)
+    ]
 
 
 def test_folders_are_walked_in_sorted_order_and_by_kind(folder) -> None:
     source = FolderSource(folder)
-    assert names(source) == ["c.png", "z.png", "a/broken.png", "a/y.png", "a/deep/x.jpg", "b/1.PNG", "b/2.png"]
+    assert names(source) == [
+        "c.png",
+        "z.png",
+        "a/broken.png",
+        "a/y.png",
+        "a/deep/x.jpg",
+        "b/1.PNG",
+        "b/2.png",
+    ]
     assert source.known("rgbd", 5) == 1 and source.known("video", 5) == 0
     medium = source.open("rgbd", 0).decode()
-    assert medium.depth is not None and medium.depth.shape == (96, 128) and medium.kind == "rgbd"
+    assert (
+        medium.depth is not None and medium.depth.shape == (96, 128) and medium.kind == "rgbd"
+    )
 
 
 def test_folders_are_read_no_further_than_needed(folder, monkeypatch) -> None:
@@ -98,15 +119,35 @@ def test_files_that_vanish_are_refused(folder) -> None:
 
 
 def test_strange_names_survive(tmp_path) -> None:
-    for name in ("ä é.png", "new\nline.png", "-rf.png", "quote'\".png", os.fsdecode(b"raw\xff.png")):
+    for name in (
+        "ä é.png",
+        "new\nline.png",
+        "-rf.png",
+        "quote'\".png",
+        os.fsdecode(b"raw\xff.png"),
+    ):
         (tmp_path / name).write_bytes(png(1))
     source = FolderSource(tmp_path)
     assert source.known("image", 99) == 5
-    assert all(source.open("image", place).decode().picture().shape == (96, 128, 3) for place in range(5))
+    assert all(
+        source.open("image", place).decode().picture().shape == (96, 128, 3)
+        for place in range(5)
+    )
 
 
 def test_names_are_classified_with_their_depth_twins() -> None:
-    found = classified(["b.mp4", "a.JPG", "a_depth.png", "c.png", "C.depth.npy", "readme", "d.png_", "depth.png"])
+    found = classified(
+        [
+            "b.mp4",
+            "a.JPG",
+            "a_depth.png",
+            "c.png",
+            "C.depth.npy",
+            "readme",
+            "d.png_",
+            "depth.png",
+        ]
+    )
     assert found["video"] == ["b.mp4"] and found["image"] == ["a.JPG", "c.png", "depth.png"]
     assert sorted(found["rgbd"]) == ["a.JPG\0a_depth.png", "c.png\0C.depth.npy"]
 
@@ -155,9 +196,16 @@ def test_parquet_with_bytes_structs_and_lists(tmp_path) -> None:
     parquet.write_table(table, tmp_path / "a.parquet", row_group_size=2)
     source = open_source(str(tmp_path / "a.parquet"))
     assert source.known("image", 99) == 5 and source.known("video", 9) == 0
-    assert np.array_equal(source.open("image", 4).decode().picture(), scene(5, 4, 96, 128).picture())
-    parquet.write_table(pyarrow.table({"pictures": [[cell] for cell in cells]}), tmp_path / "b.parquet")
-    assert open_source(str(tmp_path / "b.parquet")).open("image", 1).id == source.open("image", 1).id
+    assert np.array_equal(
+        source.open("image", 4).decode().picture(), scene(5, 4, 96, 128).picture()
+    )
+    parquet.write_table(
+        pyarrow.table({"pictures": [[cell] for cell in cells]}), tmp_path / "b.parquet"
+    )
+    assert (
+        open_source(str(tmp_path / "b.parquet")).open("image", 1).id
+        == source.open("image", 1).id
+    )
     parquet.write_table(pyarrow.table({"text": ["a"]}), tmp_path / "c.parquet")
     with pytest.raises(ValueError, match="no column with media bytes"):
         open_source(str(tmp_path / "c.parquet"))
@@ -171,11 +219,15 @@ def test_saved_data_sets_are_read_undecoded(tmp_path) -> None:
     import datasets
 
     pictures = [Image.fromarray(scene(5, index, 96, 128).picture()) for index in range(3)]
-    table = datasets.Dataset.from_dict({"image": pictures}, features=datasets.Features({"image": datasets.Image()}))
+    table = datasets.Dataset.from_dict(
+        {"image": pictures}, features=datasets.Features({"image": datasets.Image()})
+    )
     table.save_to_disk(str(tmp_path / "saved"))
     source = open_source(str(tmp_path / "saved"))
     assert source.known("image", 99) == 3
-    assert np.array_equal(source.open("image", 2).decode().picture(), scene(5, 2, 96, 128).picture())
+    assert np.array_equal(
+        source.open("image", 2).decode().picture(), scene(5, 2, 96, 128).picture()
+    )
 
 
 def test_hub_data_sets_by_split_and_subset(monkeypatch) -> None:
@@ -186,7 +238,9 @@ def test_hub_data_sets_by_split_and_subset(monkeypatch) -> None:
 
     def table(*indices: int) -> datasets.Dataset:
         cells = [{"bytes": png(index), "path": None} for index in indices]
-        return datasets.Dataset.from_dict({"image": cells}, datasets.Features({"image": datasets.Image()}))
+        return datasets.Dataset.from_dict(
+            {"image": cells}, datasets.Features({"image": datasets.Image()})
+        )
 
     def load(*what: str | None) -> datasets.DatasetDict:
         asked.append(what)
@@ -195,13 +249,23 @@ def test_hub_data_sets_by_split_and_subset(monkeypatch) -> None:
         return datasets.DatasetDict({"train": table(0, 1, 2), "test": table(3)})
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    counts = [open_source(f"me/photos{more}").known("image", 9) for more in ("", ":test", ":small:test")]
-    assert counts == [3, 1, 1] and asked == [("me/photos", None), ("me/photos", None), ("me/photos", "small")]
+    counts = [
+        open_source(f"me/photos{more}").known("image", 9)
+        for more in ("", ":test", ":small:test")
+    ]
+    assert counts == [3, 1, 1] and asked == [
+        ("me/photos", None),
+        ("me/photos", None),
+        ("me/photos", "small"),
+    ]
     shown = open_source("me/photos:test").open("image", 0).decode()
     assert np.array_equal(shown.picture(), scene(5, 3, 96, 128).picture())
     with pytest.raises(ValueError, match="no split 'dev'"):
         open_source("me/photos:dev")
-    with pytest.raises(ValueError, match=r"no/where could not be loaded from the hub \(ConnectionError: no way\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"no/where could not be loaded from the hub \(ConnectionError: no way\)",
+    ):
         open_source("no/where")
 
 
@@ -233,7 +297,10 @@ def test_the_split_depends_on_content_and_is_disjoint(folder) -> None:
                 sides[side].add(split.open("image", place).id)
             except MediaError as error:
                 assert error.reason == "other side of the split"
-    assert not sides["train"] & sides["heldout"] and len(sides["train"] | sides["heldout"]) == total
+    assert (
+        not sides["train"] & sides["heldout"]
+        and len(sides["train"] | sides["heldout"]) == total
+    )
     os.rename(folder / "z.png", folder / "renamed.png")
     again = FolderSource(folder)
     moved = {again.open("image", place).id for place in range(again.known("image", 99))}
@@ -250,11 +317,13 @@ def test_the_held_out_share_is_about_what_was_asked() -> None:
 
 
 def test_near_duplicates_of_held_out_media_stay_out_of_training() -> None:
-    from data.pretext.media import perceptual_hash
+    from mmrl.data.pretext.stream.media import perceptual_hash
 
     source = DrawnSource()
     places = [place for place in range(30) if not held_out(source.open("image", place).id, 0.2)]
-    hashes = np.array([perceptual_hash(source.open("image", places[0]).decode().picture())], dtype=np.uint64)
+    hashes = np.array(
+        [perceptual_hash(source.open("image", places[0]).decode().picture())], dtype=np.uint64
+    )
     split = SplitSource(source, "train", 0.2, hashes)
     with pytest.raises(MediaError, match="near-duplicate"):
         split.open("image", places[0]).decode()
@@ -264,4 +333,8 @@ def test_near_duplicates_of_held_out_media_stay_out_of_training() -> None:
 def test_depth_scenes_are_consistent() -> None:
     medium = depth_scene(0, 0)
     assert medium.depth is not None and medium.depth.dtype == np.float32
-    assert medium.depth.min() >= 1.0 and medium.depth.max() <= 10.0 and medium.depth.shape == medium.picture().shape[:2]
+    assert (
+        medium.depth.min() >= 1.0
+        and medium.depth.max() <= 10.0
+        and medium.depth.shape == medium.picture().shape[:2]
+    )

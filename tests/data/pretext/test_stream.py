@@ -9,18 +9,23 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.pretext.conformance import same_pixels
-from data.pretext.contract import Sample
-from data.pretext.difficulty import FixedLevel
-from data.pretext.media import MediaError, Quarantine
-from data.pretext.mixture import LearningProgress
-from data.pretext.presets import Ingredient, Preset, preset
-from data.pretext.procedural import scene
-from data.pretext.sources import DrawnSource, FolderSource, SplitSource, held_out
-from data.pretext.stream import BLOCK, REUSE, SPREAD, Stream
+from mmrl.data.pretext.audit.conformance import same_pixels
+from mmrl.data.pretext.contract import Sample
+from mmrl.data.pretext.craft.procedural import scene
+from mmrl.data.pretext.difficulty import FixedLevel
+from mmrl.data.pretext.mixture import LearningProgress
+from mmrl.data.pretext.presets import Ingredient, Preset, preset
+from mmrl.data.pretext.stream.media import MediaError, Quarantine
+from mmrl.data.pretext.stream.sources import DrawnSource, FolderSource, SplitSource, held_out
+from mmrl.data.pretext.stream.stream import BLOCK, REUSE, SPREAD, Stream
 
 MIX = Preset(
-    "mix", (Ingredient("rotation"), Ingredient("jigsaw", 2.0, {"rows": 2, "columns": 2}), Ingredient("mosaic", 0.5))
+    "mix",
+    (
+        Ingredient("rotation"),
+        Ingredient("jigsaw", 2.0, {"rows": 2, "columns": 2}),
+        Ingredient("mosaic", 0.5),
+    ),
 )
 QUICK = Preset("quick", (Ingredient("relative-position"), Ingredient("overlay-count")))
 SMALL = DrawnSource(0, (240, 320))
@@ -34,11 +39,16 @@ def equal(first: Sample, second: Sample) -> bool:
         second.key,
         dict(second.meta),
     )
-    return plain and all(same_pixels(a, b) for a, b in zip(first.visuals, second.visuals, strict=True))
+    return plain and all(
+        same_pixels(a, b) for a, b in zip(first.visuals, second.visuals, strict=True)
+    )
 
 
 def taken(stream: Stream, count: int, **where: int) -> dict[int, Sample]:
-    return {index: sample for _, (index, sample) in zip(range(count), stream.iterate(**where), strict=False)}
+    return {
+        index: sample
+        for _, (index, sample) in zip(range(count), stream.iterate(**where), strict=False)
+    }
 
 
 def test_ranks_together_give_the_same_stream_as_one() -> None:
@@ -61,7 +71,11 @@ def test_samples_do_not_depend_on_what_was_asked_before() -> None:
     stream = Stream(SMALL, MIX)
     later = stream.sample(9)
     stream.sample(3)
-    assert later is not None and equal(later, stream.sample(9)) and equal(later, Stream(SMALL, MIX).sample(9))
+    assert (
+        later is not None
+        and equal(later, stream.sample(9))
+        and equal(later, Stream(SMALL, MIX).sample(9))
+    )
 
 
 def test_the_stream_replays_a_stored_sample() -> None:
@@ -119,7 +133,9 @@ def test_media_are_visited_once_per_epoch_in_shuffled_order(tmp_path) -> None:
     second = [stream._position("image", number) for number in range(7, 14)]
     assert sorted(first) == sorted(second) == list(range(7)) and first != second
     drawn = Stream(SMALL, QUICK)
-    assert sorted(drawn._position("image", number) for number in range(BLOCK)) == list(range(BLOCK))
+    assert sorted(drawn._position("image", number) for number in range(BLOCK)) == list(
+        range(BLOCK)
+    )
 
 
 @pytest.fixture
@@ -141,15 +157,23 @@ def test_bad_media_are_skipped_counted_and_listed(messy) -> None:
     stream = Stream(FolderSource(messy, quarantine), QUICK, quarantine=quarantine)
     found = taken(stream, 150)
     assert len(found) == 150 and list(found) == list(range(150))
-    listed = {json.loads(line)["where"].rsplit("/")[-1] for line in quarantine.file.read_text().splitlines()}
+    listed = {
+        json.loads(line)["where"].rsplit("/")[-1]
+        for line in quarantine.file.read_text().splitlines()
+    }
     assert listed == {"empty.jpg", "text.png", "cut.png"}
     assert stream.counts["refused/relative-position/too-small"] > 0
     assert stream.counts["refused/relative-position/textureless"] > 0
     assert 0 < stream.acceptance()["relative-position"] < 1
     gc.collect()
     kept = [thing for thing in gc.get_objects() if type(thing) is MediaError]
-    assert not kept, "an error that is kept holds its traceback, and with it the bytes of the file"
-    assert all(equal(found[i], again) for i, again in taken(Stream(FolderSource(messy), QUICK), 10).items())
+    assert not kept, (
+        "an error that is kept holds its traceback, and with it the bytes of the file"
+    )
+    assert all(
+        equal(found[i], again)
+        for i, again in taken(Stream(FolderSource(messy), QUICK), 10).items()
+    )
 
 
 def test_a_source_without_usable_media_stops_with_reasons(tmp_path) -> None:
@@ -183,7 +207,11 @@ def test_image_tasks_take_stills_of_clips(tmp_path) -> None:
         stream.width, stream.height, stream.pix_fmt = 400, 304, "yuv420p"
         for index in range(12):
             container.mux(
-                stream.encode(av.VideoFrame.from_ndarray(scene(0, index, 304, 400).picture(), format="rgb24"))
+                stream.encode(
+                    av.VideoFrame.from_ndarray(
+                        scene(0, index, 304, 400).picture(), format="rgb24"
+                    )
+                )
             )
         container.mux(stream.encode())
     sample = Stream(FolderSource(tmp_path), QUICK).sample(0)
@@ -194,9 +222,15 @@ def test_held_out_streams_share_no_medium_with_training() -> None:
     media = {}
     for side in ("train", "heldout"):
         stream = Stream(SplitSource(SMALL, side, 0.3), QUICK)
-        media[side] = {m for _, (_, s) in zip(range(20), stream.iterate(), strict=False) for m in s.recipe["media"]}
+        media[side] = {
+            m
+            for _, (_, s) in zip(range(20), stream.iterate(), strict=False)
+            for m in s.recipe["media"]
+        }
     assert not media["train"] & media["heldout"]
-    assert all(held_out(m, 0.3) for m in media["heldout"]) and not any(held_out(m, 0.3) for m in media["train"])
+    assert all(held_out(m, 0.3) for m in media["heldout"]) and not any(
+        held_out(m, 0.3) for m in media["train"]
+    )
 
 
 def test_unknown_presets_tasks_and_knobs_are_refused() -> None:
@@ -209,7 +243,7 @@ def test_unknown_presets_tasks_and_knobs_are_refused() -> None:
 
 
 def test_every_preset_runs_on_drawn_media() -> None:
-    from data.pretext.presets import PRESETS
+    from mmrl.data.pretext.presets import PRESETS
 
     for entry in PRESETS:
         for ingredient in entry.ingredients:
@@ -228,7 +262,9 @@ def test_a_stream_travels_to_workers() -> None:
 def zoo(tmp_path):
     """Every kind of picture file a folder may hold, good and bad, among twelve photographs."""
     for index in range(12):
-        Image.fromarray(scene(0, index, 420, 560).picture()).save(tmp_path / f"photo{index}.jpg", quality=88)
+        Image.fromarray(scene(0, index, 420, 560).picture()).save(
+            tmp_path / f"photo{index}.jpg", quality=88
+        )
     base = Image.fromarray(scene(1, 1, 420, 560).picture())
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -237,7 +273,9 @@ def zoo(tmp_path):
     base.convert("P").save(tmp_path / "palette.png")
     base.convert("CMYK").save(tmp_path / "print.jpg")
     base.convert("RGBA").save(tmp_path / "alpha.webp")
-    Image.fromarray(np.asarray(base.convert("L")).astype(np.uint16) * 257).save(tmp_path / "deep.tif")
+    Image.fromarray(np.asarray(base.convert("L")).astype(np.uint16) * 257).save(
+        tmp_path / "deep.tif"
+    )
     base.save(tmp_path / "moving.gif", save_all=True, append_images=[base.rotate(90)])
     Image.new("RGB", (20_000, 60), "red").save(tmp_path / "wide.png")
     Image.new("RGB", (1, 1)).save(tmp_path / "dot.png")
@@ -252,17 +290,24 @@ def test_every_image_task_takes_a_mixed_folder(zoo) -> None:
     """A smaller form of 10,000 samples per task; `PRETEXT_SAMPLES` sets the number."""
     import os
 
-    from data.pretext.catalogue import TASKS
+    from mmrl.data.pretext.catalogue import TASKS
 
     count, quarantine = int(os.environ.get("PRETEXT_SAMPLES", "6")), Quarantine()
     source = FolderSource(zoo, quarantine)
     for task in (task for task in TASKS if task.kinds[0] == "image"):
-        stream = Stream(source, Preset(task.name, (Ingredient(task.name),)), seed=5, quarantine=quarantine)
+        stream = Stream(
+            source, Preset(task.name, (Ingredient(task.name),)), seed=5, quarantine=quarantine
+        )
         for index in range(count):
             sample = stream.sample(index)
             if sample is not None:
-                assert task.score(sample.surface.wrap(task.format(sample.truth)), sample.truth, sample.surface).correct
-        assert stream.counts[f"made/{task.name}"] >= 0.8 * count, (task.name, dict(stream.counts))
+                assert task.score(
+                    sample.surface.wrap(task.format(sample.truth)), sample.truth, sample.surface
+                ).correct
+        assert stream.counts[f"made/{task.name}"] >= 0.8 * count, (
+            task.name,
+            dict(stream.counts),
+        )
     assert set(quarantine.counts) <= {"broken image", "empty file", "not an image"}
 
 
@@ -271,7 +316,7 @@ def test_every_task_without_files_takes_drawn_media() -> None:
     number."""
     import os
 
-    from data.pretext.catalogue import TASKS
+    from mmrl.data.pretext.catalogue import TASKS
 
     count = int(os.environ.get("PRETEXT_SAMPLES", "6"))
     for task in (task for task in TASKS if task.kinds[0] not in ("image", "video")):
@@ -279,5 +324,10 @@ def test_every_task_without_files_takes_drawn_media() -> None:
         for index in range(count):
             sample = stream.sample(index)
             if sample is not None:
-                assert task.score(sample.surface.wrap(task.format(sample.truth)), sample.truth, sample.surface).correct
-        assert stream.counts[f"made/{task.name}"] >= 0.8 * count, (task.name, dict(stream.counts))
+                assert task.score(
+                    sample.surface.wrap(task.format(sample.truth)), sample.truth, sample.surface
+                ).correct
+        assert stream.counts[f"made/{task.name}"] >= 0.8 * count, (
+            task.name,
+            dict(stream.counts),
+        )

@@ -7,12 +7,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.pretext.contract import Sample
-from data.pretext.masked_fill import MaskedFill, equivalent_expressions, masked, span_score
-from data.pretext.samples import make
-from data.pretext.step_reorder import StepReorder
-from data.pretext.surface import Surface
-from data.pretext.worked_steps import calculation, closure, dependencies, order_count, split_steps
+from mmrl.data.pretext.contract import Sample
+from mmrl.data.pretext.craft.worked_steps import (
+    calculation,
+    closure,
+    dependencies,
+    order_count,
+    split_steps,
+)
+from mmrl.data.pretext.stream.samples import make
+from mmrl.data.pretext.surface import Surface
+from mmrl.data.pretext.tasks.masked_fill import (
+    MaskedFill,
+    equivalent_expressions,
+    masked,
+    span_score,
+)
+from mmrl.data.pretext.tasks.step_reorder import StepReorder
 
 REORDER, FILL = StepReorder(), MaskedFill()
 
@@ -34,7 +45,9 @@ def test_calculations_have_the_promised_number_of_orders(pair):
         assert order_count(dependencies([step.text for step in steps]), 6) == (2 if pair else 1)
         known: dict[str, int] = {}
         for step in steps:
-            value = eval(step.expression.replace("×", "*"), {}, known) if step.sign else step.value
+            value = (
+                eval(step.expression.replace("×", "*"), {}, known) if step.sign else step.value
+            )
             assert value == step.value and 10 <= value <= 99 and value not in known.values()
             known[step.letter] = value
     assert found > 20
@@ -52,10 +65,16 @@ def test_dependencies_do_not_depend_on_the_order_of_the_steps():
 
 def test_texts_are_split_into_steps():
     numbered = (
-        "1. Let x = 4 be given.\n2. Then y = x + 1 is five.\n3. Nothing else needed.\n4. Finally, z = x + y holds."
+        "1. Let x = 4 be given.\n2. Then y = x + 1 is five.\n"
+        "3. Nothing else needed.\n4. Finally, z = x + y holds."
     )
     steps = split_steps(numbered)
-    assert steps == ["Let x = 4 be given.", "y = x + 1 is five.", "Nothing else needed.", "z = x + y holds."]
+    assert steps == [
+        "Let x = 4 be given.",
+        "y = x + 1 is five.",
+        "Nothing else needed.",
+        "z = x + y holds.",
+    ]
     assert split_steps("One paragraph is here.\n\nAnother one stands there.") == [
         "One paragraph is here.",
         "Another one stands there.",
@@ -76,13 +95,21 @@ def test_every_accepted_order_keeps_what_is_needed(pair):
     right = [order for order, score in pay.items() if score.correct]
     assert len(right) == (2 if pair else 1) and tuple(truth["answer"]) in right
     knobs = REORDER.complete({"steps": 5, "pair": pair})
-    assert np.mean([score.reward for score in pay.values()]) == pytest.approx(REORDER.chance_reward(knobs))
+    assert np.mean([score.reward for score in pay.values()]) == pytest.approx(
+        REORDER.chance_reward(knobs)
+    )
     assert all(score.reward <= 0.5 for order, score in pay.items() if order not in right)
-    assert {score.key for order, score in pay.items() if order in right} == {tuple(truth["answer"])}
+    assert {score.key for order, score in pay.items() if order in right} == {
+        tuple(truth["answer"])
+    }
 
 
 def test_reorder_answers():
-    truth = {"answer": ["B", "A", "C"], "needs": [["B", "A"], ["A", "C"], ["B", "C"]], "gamma": 0.5}
+    truth = {
+        "answer": ["B", "A", "C"],
+        "needs": [["B", "A"], ["A", "C"], ["B", "C"]],
+        "gamma": 0.5,
+    }
     for text in ("B, A, C", "b a c", "BAC", "B -> A -> C", "B; A; C"):
         assert REORDER.score(Surface().wrap(text), truth).correct
     assert REORDER.score(Surface().wrap("A, B, C"), truth).reward == pytest.approx(0.5 * 2 / 3)
@@ -116,18 +143,30 @@ def test_hidden_spans_are_not_visible():
 
 def test_fill_answers():
     truth = {"answer": ["42", "a + b"]}
-    for text in ("1: 42; 2: a + b", "1: 42.0\n2: b+a", "2: (a)+b; 1: 42", "[MASK_1]: 42; [MASK_2]: a + b; 3: 9"):
+    for text in (
+        "1: 42; 2: a + b",
+        "1: 42.0\n2: b+a",
+        "2: (a)+b; 1: 42",
+        "[MASK_1]: 42; [MASK_2]: a + b; 3: 9",
+    ):
         assert FILL.score(Surface().wrap(text), truth).correct, text
     assert FILL.score(Surface().wrap("1: 42"), truth).reward == 0.5
     assert FILL.score(Surface().wrap("1: 41; 2: a + b"), truth).reward == 0.5
     assert FILL.score(Surface().wrap("1: 41; 1: 42; 2: a + b"), truth).reward == 0.5
-    assert FILL.score(Surface().wrap("1: 42; 2: a + c"), truth).reward == pytest.approx((1 + 0.5 * 2 / 3) / 2)
+    assert FILL.score(Surface().wrap("1: 42; 2: a + c"), truth).reward == pytest.approx(
+        (1 + 0.5 * 2 / 3) / 2
+    )
     assert FILL.score(Surface().wrap("42"), {"answer": ["42"]}).correct
     assert FILL.score(Surface().wrap("no idea"), truth).reward == 0.0
 
 
 def test_expressions_are_compared_as_functions():
-    for first, second in (("a × b", "b*a"), ("2 × a", "a + a"), ("(a + b) × 2", "2*b + 2*a"), ("a - b - c", "a-(b+c)")):
+    for first, second in (
+        ("a × b", "b*a"),
+        ("2 × a", "a + a"),
+        ("(a + b) × 2", "2*b + 2*a"),
+        ("a - b - c", "a-(b+c)"),
+    ):
         assert equivalent_expressions(first, second)
     for first, second in (
         ("a × b", "84"),

@@ -6,22 +6,22 @@ from itertools import pairwise, permutations
 import numpy as np
 import pytest
 
-from data.pretext import clips
-from data.pretext.arrow_of_time import ArrowOfTime
-from data.pretext.catalogue import TASKS
-from data.pretext.clip_insertion import ClipInsertion
-from data.pretext.contract import ArrayClip, Medium, Reject, Sample, Task
-from data.pretext.frame_time import FrameTime
-from data.pretext.interleaved import InterleavedClips
-from data.pretext.needle_clip import NeedleClip
-from data.pretext.procedural import clip
-from data.pretext.reward_arrays import all_orders
-from data.pretext.samples import make
-from data.pretext.sprite_path import SpriteMoves, SpritePath
-from data.pretext.sprite_times import SpriteTimes
-from data.pretext.surface import Surface
-from data.pretext.temporal_jigsaw import TemporalJigsaw, shuffled
-from data.pretext.video_count import VideoCount
+from mmrl.data.pretext.catalogue import TASKS
+from mmrl.data.pretext.contract import ArrayClip, Medium, Reject, Sample, Task
+from mmrl.data.pretext.craft import clips
+from mmrl.data.pretext.craft.procedural import clip
+from mmrl.data.pretext.marking.reward_arrays import all_orders
+from mmrl.data.pretext.stream.samples import make
+from mmrl.data.pretext.surface import Surface
+from mmrl.data.pretext.tasks.arrow_of_time import ArrowOfTime
+from mmrl.data.pretext.tasks.clip_insertion import ClipInsertion
+from mmrl.data.pretext.tasks.frame_time import FrameTime
+from mmrl.data.pretext.tasks.interleaved import InterleavedClips
+from mmrl.data.pretext.tasks.needle_clip import NeedleClip
+from mmrl.data.pretext.tasks.sprite_path import SpriteMoves, SpritePath
+from mmrl.data.pretext.tasks.sprite_times import SpriteTimes
+from mmrl.data.pretext.tasks.temporal_jigsaw import TemporalJigsaw, shuffled
+from mmrl.data.pretext.tasks.video_count import VideoCount
 
 
 @cache
@@ -43,7 +43,9 @@ def ramp() -> Medium:
     """A clip whose frame i has brightness 2 + 3·i, with a moving texture."""
     rows = np.arange(80)[:, None, None, None]
     texture = (np.arange(64)[None, None, :, None] * 7 + rows * 11) % 23
-    frames = np.broadcast_to(2 + 3 * rows + texture, (80, 64, 64, 3)).clip(0, 255).astype(np.uint8)
+    frames = (
+        np.broadcast_to(2 + 3 * rows + texture, (80, 64, 64, 3)).clip(0, 255).astype(np.uint8)
+    )
     return Medium("ramp", "video", clip=ArrayClip(frames, np.arange(80) / 4))
 
 
@@ -74,21 +76,43 @@ def test_more_pieces_never_come_in_order():
 
 
 def test_temporal_jigsaw_rewards():
-    task, truth = TemporalJigsaw(), {"answer": [3, 1, 2, 4], "gamma": 0.2, "reward": "positional"}
+    task, truth = (
+        TemporalJigsaw(),
+        {"answer": [3, 1, 2, 4], "gamma": 0.2, "reward": "positional"},
+    )
     assert task.score(Surface().wrap("3 1 4 2"), truth).reward == pytest.approx(0.1)
-    assert task.score(Surface().wrap("3142"), truth | {"reward": "footrule"}).reward == pytest.approx(1 - 2 / 8)
-    assert task.score(Surface().wrap("3142"), truth | {"reward": "kendall"}).reward == pytest.approx(0.2 * 5 / 6)
+    assert task.score(
+        Surface().wrap("3142"), truth | {"reward": "footrule"}
+    ).reward == pytest.approx(1 - 2 / 8)
+    assert task.score(
+        Surface().wrap("3142"), truth | {"reward": "kendall"}
+    ).reward == pytest.approx(0.2 * 5 / 6)
     assert task.score(Surface().wrap("3,1,2,5"), truth).reward == 0.0
     for kind in ("positional", "footrule", "kendall"):
         knobs = task.complete({"clips": 4, "reward": kind})
-        pay = [task.verify(tuple(order), truth | {"reward": kind}).reward for order in all_orders(4).tolist()]
+        pay = [
+            task.verify(tuple(order), truth | {"reward": kind}).reward
+            for order in all_orders(4).tolist()
+        ]
         assert np.mean(pay) == pytest.approx(task.chance_reward(knobs))
 
 
 def test_frozen_and_short_clips_are_refused():
-    still = Medium("still", "video", clip=ArrayClip(np.full((80, 64, 64, 3), 90, np.uint8), np.arange(80) / 4))
-    short = Medium("short", "video", clip=ArrayClip(np.zeros((3, 64, 64, 3), np.uint8), np.arange(3) / 4))
-    for task in (TemporalJigsaw(), ArrowOfTime(), ClipInsertion(), FrameTime(), InterleavedClips()):
+    still = Medium(
+        "still",
+        "video",
+        clip=ArrayClip(np.full((80, 64, 64, 3), 90, np.uint8), np.arange(80) / 4),
+    )
+    short = Medium(
+        "short", "video", clip=ArrayClip(np.zeros((3, 64, 64, 3), np.uint8), np.arange(3) / 4)
+    )
+    for task in (
+        TemporalJigsaw(),
+        ArrowOfTime(),
+        ClipInsertion(),
+        FrameTime(),
+        InterleavedClips(),
+    ):
         assert isinstance(make(task, [still, still]), Reject), task.name
         assert make(task, [short, short]) == Reject("too-few-frames"), task.name
 
@@ -100,7 +124,9 @@ def test_arrow_of_time_plays_what_it_says():
         before, asked = (visual.pixels for visual in sample.visuals)
         rising = brightness(asked)[-1] > brightness(asked)[0]
         assert rising == (sample.truth["answer"] == "forward")
-        assert brightness(before)[-1] > brightness(before)[0] and brightness(before)[-1] < min(brightness(asked))
+        assert brightness(before)[-1] > brightness(before)[0] and brightness(before)[-1] < min(
+            brightness(asked)
+        )
 
 
 def test_missing_clip_fits_its_join():
@@ -109,7 +135,10 @@ def test_missing_clip_fits_its_join():
     video, extra = (visual.pixels for visual in sample.visuals)
     join = int(sample.truth["answer"]) * 4
     assert (
-        max(brightness(video[:join])) < min(brightness(extra)) < max(brightness(extra)) < min(brightness(video[join:]))
+        max(brightness(video[:join]))
+        < min(brightness(extra))
+        < max(brightness(extra))
+        < min(brightness(video[join:]))
     )
     jumps = np.diff(brightness(video))
     assert (jumps > 10).sum() == 4
@@ -119,13 +148,17 @@ def test_frame_time_points_at_the_nearest_frame():
     for seed in range(4):
         sample = drawn(FrameTime(), seed=seed)
         video, still = (visual.pixels for visual in sample.visuals)
-        apart = np.abs(clips.thumbnails(video) - clips.thumbnails(still[None])).mean(axis=(1, 2, 3))
+        apart = np.abs(clips.thumbnails(video) - clips.thumbnails(still[None])).mean(
+            axis=(1, 2, 3)
+        )
         assert abs(int(apart.argmin()) - sample.key) <= 1
         near = f"{sample.truth['answer'] + sample.truth['step']:.1f}"
         assert FrameTime().score(Surface().wrap(near), sample.truth).reward < 1.0
     truth = {"answer": 3.0, "frames": 16, "step": 0.5, "tau": 0.05}
     assert FrameTime().score(Surface().wrap("3.2 s"), truth).correct
-    assert FrameTime().score(Surface().wrap("3.8"), truth).reward == pytest.approx(np.exp(-0.8 / 0.4))
+    assert FrameTime().score(Surface().wrap("3.8"), truth).reward == pytest.approx(
+        np.exp(-0.8 / 0.4)
+    )
     assert FrameTime().score(Surface().wrap("-1"), truth).reward == 0.0
     assert FrameTime().score(Surface().wrap("8.0"), truth).reward == 0.0
 
@@ -196,7 +229,9 @@ def test_sprite_path_ends_where_the_moves_lead():
         row = int((box[1] + box[3]) / 2 / height * 3)
         assert cell.truth["answer"] == str(row * 3 + column + 1)
         moves = drawn(SpriteMoves(), seed=seed, objects=2)
-        centres = [((b[0] + b[2]) / 2, (b[1] + b[3]) / 2) for e in moves.evidence for b in e.boxes]
+        centres = [
+            ((b[0] + b[2]) / 2, (b[1] + b[3]) / 2) for e in moves.evidence for b in e.boxes
+        ]
         dx, dy = centres[-1][0] - centres[0][0], centres[-1][1] - centres[0][1]
         words = moves.truth["answer"]
         assert round(dx / width * 3) == words.count("right") - words.count("left")
@@ -209,7 +244,10 @@ def test_odd_clips_are_used_or_refused(size, count):
     rng = np.random.default_rng(count)
     frames = rng.integers(0, 256, size=(count, *size, 3), dtype=np.uint8)
     times = np.arange(count, dtype=np.float64) / 3
-    pair = [Medium(f"odd-{i}", "video", clip=ArrayClip(frames[::sign], times)) for i, sign in enumerate((1, -1))]
+    pair = [
+        Medium(f"odd-{i}", "video", clip=ArrayClip(frames[::sign], times))
+        for i, sign in enumerate((1, -1))
+    ]
     for task in TASKS:
         if task.kinds == ("video",):
             for knobs in ({}, {"kind": "zoom-out"}) if "kind" in task.knobs else ({},):
@@ -217,4 +255,6 @@ def test_odd_clips_are_used_or_refused(size, count):
                 assert isinstance(sample, Sample | Reject)
                 assert min(size) >= 32 or isinstance(sample, Reject), task.name
                 if isinstance(sample, Sample):
-                    assert task.score(Surface().wrap(task.format(sample.truth)), sample.truth).correct
+                    assert task.score(
+                        Surface().wrap(task.format(sample.truth)), sample.truth
+                    ).correct

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from perception.boxes import Canvas
-from perception.compat import perception_r1, vision_reasoner, vlm_r1
-from perception.diagnosis import mcnemar
+from mmrl.perception.boxes import Canvas
+from mmrl.perception.compat import perception_r1, vision_reasoner, vlm_r1
+from mmrl.perception.diagnosis import mcnemar
 
 GOLDEN = Path(os.environ.get("MMRL_GOLDEN", Path(__file__).parents[2] / "golden")) / "rewards"
 
@@ -25,15 +25,21 @@ def judge_parse(judge_text: str) -> dict[str, Any]:
     return {"scores": scores, "reward": reward}
 
 
-def referring_qwen(content: str, solution: str, image_size_wh: list[int], image_grid_thw: list[int]) -> float:
+def referring_qwen(
+    content: str, solution: str, image_size_wh: list[int], image_grid_thw: list[int]
+) -> float:
     resized = image_grid_thw[2] * 14, image_grid_thw[1] * 14
-    return vlm_r1.referring_iou(content, solution, Canvas((image_size_wh[0], image_size_wh[1]), resized))
+    return vlm_r1.referring_iou(
+        content, solution, Canvas((image_size_wh[0], image_size_wh[1]), resized)
+    )
 
 
 KNOWN: Mapping[str, Mapping[str, Callable[..., Any]]] = {
     "perception_r1": {
         "perception_r1_score": perception_r1.perception_r1,
-        "perception_r1_score_perception_tag": lambda **case: perception_r1.perception_r1(**case, perception_tag=True),
+        "perception_r1_score_perception_tag": lambda **case: perception_r1.perception_r1(
+            **case, perception_tag=True
+        ),
         "perception_r1_judge_parse": judge_parse,
         "perception_r1_ngram_penalty": perception_r1.ngram_penalty,
     },
@@ -56,7 +62,9 @@ KNOWN: Mapping[str, Mapping[str, Callable[..., Any]]] = {
         "vlmr1_repetition": vlm_r1.repetition,
         "vlmr1_format": vlm_r1.think_answer_format,
         "vlmr1_rec_format_qwen": vlm_r1.referring_format,
-        "vlmr1_rec_format_internvl": lambda **case: vlm_r1.referring_format(**case, family="internvl"),
+        "vlmr1_rec_format_internvl": lambda **case: vlm_r1.referring_format(
+            **case, family="internvl"
+        ),
         "vlmr1_rec_iou_qwen": referring_qwen,
         "vlmr1_rec_iou_internvl": vlm_r1.referring_iou,
     },
@@ -77,14 +85,20 @@ def assert_equal(computed: Any, stored: Any, case: str) -> None:
         for index, value in enumerate(stored):
             assert_equal(computed[index], value, f"{case}[{index}]")
     elif isinstance(stored, int | float) and not isinstance(stored, bool):
-        assert math.isclose(computed, stored, rel_tol=1e-6, abs_tol=1e-9), (case, computed, stored)
+        assert math.isclose(computed, stored, rel_tol=1e-6, abs_tol=1e-9), (
+            case,
+            computed,
+            stored,
+        )
     else:
         assert computed == stored, (case, computed, stored)
 
 
 @pytest.mark.parametrize("suite", sorted(KNOWN))
 def test_golden_rewards(suite: str) -> None:
-    if not (GOLDEN / f"{suite}.json").exists() and any((GOLDEN / f"{other}.json").exists() for other in KNOWN):
+    if not (GOLDEN / f"{suite}.json").exists() and any(
+        (GOLDEN / f"{other}.json").exists() for other in KNOWN
+    ):
         pytest.skip(f"{GOLDEN} has no {suite}.json")
     functions = json.loads((GOLDEN / f"{suite}.json").read_text())["functions"]
     known = KNOWN[suite]
@@ -104,4 +118,6 @@ def test_golden_rewards_official_oddities_are_kept():
     assert vlm_r1.yes_no("I do not know", "no") == 1.0 == vlm_r1.yes_no("maybe", "perhaps")
     assert vlm_r1.multiple_choice("(A)", "A") == 0.0
     box = "[[0, 0, 1, 9]]"
-    assert vlm_r1.referring_iou(f"<answer>{box}</answer>", "<answer>[0, 0, 1, 9]</answer>") == 0.0
+    assert (
+        vlm_r1.referring_iou(f"<answer>{box}</answer>", "<answer>[0, 0, 1, 9]</answer>") == 0.0
+    )

@@ -1,0 +1,1 @@
+"""Drawn tasks that need no files: scenes of cells, clips, checklists."""

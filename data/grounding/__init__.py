@@ -1,0 +1,1 @@
+"""Video temporal grounding: questions, published formats, rewards, metrics."""

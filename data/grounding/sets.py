@@ -1,0 +1,325 @@
+"""Data sets of temporal grounding as prompts that decode when they are read.
+
+    rows = timelens_100k("timelens-100k.jsonl", video_root="videos")
+    print(rows.report())                      # what was left out, with line and reason
+    prompts = GroundingPrompts(rows, ClipReader(), ClipSampling(fps=2, max_tokens=4096))
+
+Every reader gives `Rows`: what is usable, and a `Fault` (file, place, reason, remedy) for each entry that is not. Spans
+are in seconds from the start of what is shown: for an entry with a crop (TVGBench, Time-R1) from the start of the crop,
+as those sets count. Our policy for true spans, applied by all readers: reversed and empty spans are dropped; an end up
+to one second beyond the clip is cut to it; spans further outside are dropped. `clip_ends=False` keeps them as they are.
+
+`mmrl.data.grounding.formats` holds one reader per file format.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmrl.data.grounding.difficulty import about_sound
+from mmrl.data.grounding.questions import SPAN_TEMPLATE, snap_spans
+from mmrl.data.grounding.spans import Spans, as_spans
+from mmrl.data.grounding.times_retold import span_evidence
+from mmrl.data.rows.images import read_image
+from mmrl.data.video.probe import BadVideo
+from mmrl.data.video.time_text import Encoding, Shown, native, pair_stamps
+from mmrl.data.video.video import ClipReader, ClipSampling
+from mmrl.ground.faults import Fault, shown
+from mmrl.types import Media, Prompt
+
+EXTENSIONS = (".mp4", ".mkv", ".webm", ".avi", ".mov")
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
+END_SLACK = 1.0
+"""Seconds by which a true span may end after the clip."""
+
+
+@dataclass(frozen=True)
+class GroundingRow:
+    """One question about one clip, before anything is decoded."""
+
+    id: str
+    video: str
+    query: str
+    spans: Spans
+    """True spans in seconds from the start of what is shown; empty where the answer is no span."""
+    source: str
+    duration: float | None = None
+    """Seconds of what is shown, as the annotation says."""
+    image: bool = False
+    """True if `video` names a single picture (Video-R1)."""
+    start: float | None = None
+    """Where the crop starts in the file, seconds."""
+    end: float | None = None
+    """Where the crop ends in the file, seconds."""
+    answer: Any = None
+    """The true answer if it is no span (Video-R1)."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """Further columns, e.g. iou, difficulty, problem_type, relevant_clip_ids."""
+
+
+@dataclass
+class Rows(Sequence[GroundingRow]):
+    """Usable rows, and why others are not."""
+
+    rows: list[GroundingRow] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.rows[index]
+
+    def keep(self, test: Callable[[GroundingRow], bool]) -> Rows:
+        """The rows that pass a test; faults stay."""
+        return Rows([row for row in self.rows if test(row)], self.faults)
+
+    def pick(self, indices: Sequence[int]) -> Rows:
+        """Some rows by number, e.g. those that `stratified_sample` draws; faults stay."""
+        return Rows([self.rows[i] for i in indices], self.faults)
+
+    def report(self, limit: int = 20) -> str:
+        """How many rows are usable, reasons with counts, and the first faults with their places."""
+        reasons = Counter(fault.reason for fault in self.faults)
+        lines = [
+            f"{len(self.rows)} questions about {len({row.video for row in self.rows})} clips"
+        ]
+        lines += [f"  left out: {count} × {reason}" for reason, count in reasons.most_common()]
+        lines += [f"  {fault}" for fault in self.faults[:limit]]
+        hidden = len(self.faults) - limit
+        return "\n".join(lines + ([f"  and {hidden} more"] if hidden > 0 else []))
+
+
+class RowBuilder:
+    """Collects rows of one file: checks what every format shares, and turns what is wrong into faults."""
+
+    def __init__(
+        self, file: str | Path, source: str, video_root: str | Path | None = None,
+        *, check_files: bool = True, clip_ends: bool = True,
+    ) -> None:  # fmt: skip
+        self.file, self.source = Path(file), source
+        self.root = (
+            Path(video_root).expanduser() if video_root is not None else self.file.parent
+        )
+        self.check_files, self.clip_ends = check_files, clip_ends
+        self.result = Rows()
+        self._ids: Counter[str] = Counter()
+
+    def add(
+        self, where: str, row: GroundingRow, spans: Any, *, needs_span: bool = True
+    ) -> None:
+        """Take a row with its raw spans, or note why it cannot be used. `where` is a line or an entry."""
+        try:
+            video = self.find(row.video)
+            query = row.query.strip() if isinstance(row.query, str) else ""
+            if not query:
+                raise Fault("no query", f"the query is {shown(row.query)}", "Give a sentence.")
+            duration = _seconds(row.duration)
+            true = self.usable(spans, duration) if needs_span else []
+        except Fault as fault:
+            self.note(where, fault)
+            return
+        self._ids[row.id] += 1
+        name = row.id if self._ids[row.id] == 1 else f"{row.id}#{self._ids[row.id]}"
+        known = {
+            "id": name,
+            "source": row.source or self.source,
+            "video": video,
+            "spans": true,
+            "duration": duration,
+        }
+        extra = {**row.extra, "where": f"{self.file.name}, {where}"}
+        self.result.rows.append(replace(row, **known, extra=extra))
+
+    def note(self, where: str, fault: Fault) -> None:
+        """Keep a fault with its place."""
+        self.result.faults.append(fault.at(f"{self.file.name}, {where}"))
+
+    def find(self, video: Any) -> str:
+        """The file of a clip: a path below the root, or a name without its extension. Raises Fault."""
+        if not isinstance(video, str) or not video.strip():
+            raise Fault(
+                "no video", f"the video is {shown(video)}", "Give a path below the video root."
+            )
+        path = self.root / video.removeprefix("file://")
+        if path.suffix.lower() in EXTENSIONS + PICTURES and (
+            path.is_file() or not self.check_files
+        ):
+            return str(path)
+        for extension in EXTENSIONS:
+            if path.with_name(path.name + extension).is_file():
+                return str(path.with_name(path.name + extension))
+        if not self.check_files:
+            return f"{path}{EXTENSIONS[0]}"
+        raise Fault(
+            "missing video",
+            f"{path} is not there",
+            "Check the video root, or leave the entry out.",
+        )
+
+    def usable(self, spans: Any, duration: float | None) -> Spans:
+        """True spans by our policy. Raises Fault if none is left."""
+        try:
+            true = as_spans(spans)
+        except ValueError as error:
+            raise Fault(
+                "no span", str(error), "Give [start, end] or a list of such pairs, in seconds."
+            ) from None
+        if duration is not None and self.clip_ends:
+            true = [(s, min(e, duration) if e <= duration + END_SLACK else e) for s, e in true]
+        kept = [
+            (s, e)
+            for s, e in true
+            if 0 <= s < e and (duration is None or not self.clip_ends or e <= duration)
+        ]
+        if not kept:
+            found = f"spans {shown(spans)} of a clip of {duration} s"
+            raise Fault(
+                "unusable span",
+                found,
+                "A span must start before it ends, and lie within the clip.",
+            )
+        return kept
+
+
+class PackedRows(Sequence[GroundingRow]):
+    """Rows as one block of bytes, unpacked when read.
+
+    A forked loader shares the block for good. Of a list of objects every read dirties pages, by counting references,
+    until each worker has a copy of its own.
+    """
+
+    def __init__(self, rows: Sequence[GroundingRow]) -> None:
+        packed = [pickle.dumps(row) for row in rows]
+        self._ends = np.cumsum([0, *map(len, packed)])
+        self._bytes = np.frombuffer(b"".join(packed), dtype=np.uint8)
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"Index {index} lies outside {len(self)} rows.")
+        start, end = self._ends[index % len(self)], self._ends[index % len(self) + 1]
+        return pickle.loads(self._bytes[start:end].tobytes())
+
+
+class GroundingPrompts:
+    """Prompts over rows: question, clip and true spans; the clip is decoded when an index is read.
+
+    The answer is the list of true spans, or the row's own answer. `extra` holds query, duration, video, source and the
+    row's columns, the true spans before snapping (`spans`), where they can be seen (`evidence`), and with `target` the
+    text of the true answer (`target`). `encoding` says how times are told.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[GroundingRow],
+        reader: ClipReader,
+        sampling: ClipSampling = ClipSampling(),
+        *,
+        template: str = SPAN_TEMPLATE,
+        encoding: Encoding = native,
+        snap: bool = False,
+        video_first: bool = True,
+        target: Callable[[Spans], str] | None = None,
+    ) -> None:
+        if "{query}" not in template:
+            raise ValueError(
+                f"The template {shown(template)} has no place for the question; write {{query}} into it."
+            )
+        self.rows, self.reader, self.sampling = PackedRows(rows), reader, sampling
+        self.template, self.encoding, self.snap, self.video_first = (
+            template,
+            encoding,
+            snap,
+            video_first,
+        )
+        self.target = target
+        self.size: int | None = len(rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Prompt:
+        """The prompt at this index, decoded. Raises Fault (a BadRow), and IndexError beyond the end."""
+        if not 0 <= index < len(self.rows):
+            raise IndexError(f"Index {index} lies outside {len(self.rows)} rows.")
+        row = self.rows[index]
+        where = row.extra.get("where", row.id)
+        try:
+            if row.image:
+                return self.prompt(row, Media(read_image(row.video, None)))
+            return self.prompt(
+                row, self.reader.clip(row.video, self.sampling, row.start, row.end)
+            )
+        except BadVideo as bad:
+            raise Fault(
+                bad.reason,
+                str(bad),
+                "Replace the file, or let Guarded take another row.",
+                where,
+            ) from bad
+        except Fault as fault:
+            raise fault.at(where) from None
+
+    def prompt(self, row: GroundingRow, clip: Media) -> Prompt:
+        """The prompt of a row with its decoded clip or picture."""
+        view = Shown(({"type": "image"},), (clip,)) if row.image else self.encoding(clip)
+        text = {"type": "text", "text": self.template.replace("{query}", row.query)}
+        parts = [*view.parts, text] if self.video_first else [text, *view.parts]
+        answer: Any = row.spans if row.answer is None else row.answer
+        duration = clip.duration if clip.duration is not None else row.duration
+        extra = {**row.extra, "query": row.query, "duration": duration, "video": row.video}
+        if row.spans:
+            extra["spans"], extra["depends_on"] = row.spans, ("order",)
+            extra["evidence"] = span_evidence(row.spans, clip, view.media)
+        if self.snap and row.spans:
+            answer = snap_spans(row.spans, pair_stamps(clip))
+        if self.target is not None and row.spans:
+            extra["target"] = self.target(answer)
+        return Prompt(
+            row.id, ({"role": "user", "content": parts},), view.media, answer, row.source, extra
+        )
+
+
+def timelens_usable(
+    row: GroundingRow,
+    min_seconds: float = 5,
+    max_seconds: float = 500,
+    max_words: int = 200,
+    sound: bool = False,
+) -> bool:
+    """Does TimeLens train on this row? By length of clip and query; queries about sounds only with `sound`."""
+    long_enough = row.duration is None or min_seconds <= row.duration <= max_seconds
+    return (
+        long_enough
+        and len(row.query.split(" ")) <= max_words
+        and (sound or not about_sound(row.query))
+    )
+
+
+def _seconds(value: Any) -> float | None:
+    """A duration; None if it is not given. Raises Fault."""
+    if value is None:
+        return None
+    try:
+        seconds = float(value)
+    except (TypeError, ValueError):
+        seconds = -1.0
+    if not 0 < seconds < float("inf"):
+        raise Fault(
+            "bad duration",
+            f"the duration is {shown(value)}",
+            "Give seconds, a positive number.",
+        )
+    return seconds

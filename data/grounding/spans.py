@@ -1,0 +1,257 @@
+"""Spans of time: reading them out of answers. Imports no torch.
+
+A span is (start, end) in seconds from the start of the clip. Parsers return what is written, reversed and empty spans
+included; what such a span is worth is decided in `mmrl.data.grounding.rewards`. Numbers that are not finite are no
+numbers.
+
+`strict_spans` accepts the answer template only and serves a format metric; `lenient_spans` is ours and reads what
+`timelens_spans` reads, after removing a finished thinking block anywhere at the start. The other parsers follow one
+code base each, faults included, because published numbers depend on them:
+
+    timelens_spans      TimeLens, training reward       first: inside of <answer>; "to" is "-" even inside words
+    timelens_eval_spans TimeLens, evaluation            reads the whole text, thinking included
+    answer_span         TimeZero, VideoChat-R1, Time-R1 last "x to y" in the last <answer> block, single spaces
+    last_span           VideoChat-R1, Time-R1 evaluation: last "x to y" in the whole text, lower case
+    first_two_numbers   Time-R1, difficulty filter       when the parse fails
+    json_spans          TimeLens2                        first JSON candidate that yields pairs, each sorted
+    glue_spans          VideoChat-R1 grounded answers    literal list of (a, b) tuples
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+import re
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+Span = tuple[float, float]
+Spans = list[Span]
+
+LARGEST = sys.float_info.max
+NUMBER = r"(?<!\d)\d++(?:\.\d*+)?+"
+"""Digits with an optional point, never cut and never tried twice: answers of digits only must not take cubic time."""
+THINK_ANSWER = re.compile(r"<think>.*?</think>\s*<answer>(.*?)</answer>", re.DOTALL)
+CLOCK = re.compile(r"\b(\d{1,2}:\d{2}:\d{2}(?:\.\d+)?|\d{1,2}:\d{2}(?:\.\d+)?)\b")
+DASHED = re.compile(rf"({NUMBER})\s*-\s*({NUMBER})")
+SPOKEN = re.compile(rf"({NUMBER})\s*to\s*({NUMBER})")
+BARE = re.compile(r"\b(\d+\.\d+|\d+)\b")
+ONE_SPACE = rf"({NUMBER}) (?:to|and) ({NUMBER})"
+TEMPLATE = re.compile(
+    rf"The event happens in ({NUMBER} - {NUMBER} seconds(?:, {NUMBER} - {NUMBER} seconds)*)\.?",
+    re.IGNORECASE,
+)
+
+
+def as_spans(value: Any) -> Spans:
+    """A pair, or a list of pairs, of seconds as a list of spans. Raises ValueError for anything else."""
+    if (
+        isinstance(value, (list, tuple))
+        and len(value) == 2
+        and all(_is_number(x) for x in value)
+    ):
+        value = [value]
+    if not isinstance(value, (list, tuple)):
+        raise ValueError(
+            f"{value!r} is no span; give [start, end] or a list of such pairs, in seconds."
+        )
+    spans = []
+    for pair in value:
+        if (
+            not isinstance(pair, (list, tuple))
+            or len(pair) != 2
+            or not all(_is_number(x) for x in pair)
+        ):
+            raise ValueError(
+                f"{pair!r} in {value!r} is no span; give [start, end] in seconds, both finite."
+            )
+        spans.append((float(pair[0]), float(pair[1])))
+    return spans
+
+
+def without_thinking(text: str) -> str:
+    """What follows the last finished thinking block; all of the text if there is none."""
+    return text.rpartition("</think>")[2]
+
+
+def inside_answer(text: str) -> str:
+    """The inside of the last <answer> block; all of the text if there is none."""
+    blocks = re.findall(r"<answer>(.*?)</answer>", text, re.DOTALL)
+    return blocks[-1] if blocks else text
+
+
+def strict_spans(text: str) -> Spans | None:
+    """Spans of an answer that is the template and nothing else, a finished thinking block aside; else None."""
+    found = TEMPLATE.fullmatch(inside_answer(without_thinking(text)).strip())
+    return _pairs(DASHED.findall(found.group(1))) if found else None
+
+
+def lenient_spans(text: str) -> Spans:
+    """Spans of any text with numbers in it: as TimeLens reads, outside of the thinking."""
+    return timelens_spans(inside_answer(without_thinking(text)))
+
+
+def timelens_answer(text: str) -> str:
+    """The inside of the first answer block if the text starts with a thinking and an answer block, else the text."""
+    found = THINK_ANSWER.match(text)
+    return found.group(1) if found else text
+
+
+def timelens_spans(text: str) -> Spans:
+    """The parser of the TimeLens training reward.
+
+    Every "to" becomes a dash, also inside words. A minus sign is a dash, exponents and thousands separators break
+    numbers, "10s to 20s" gives nothing.
+    """
+    return _read_spans(timelens_answer(text).lower().replace("to", "-"))
+
+
+def timelens_eval_spans(text: str) -> Spans:
+    """The parser of the TimeLens evaluation: the whole text, with the first spans of the thinking if there is one."""
+    return _read_spans(text.lower())
+
+
+def answer_span(text: str, *, ordered: bool = False) -> Span | None:
+    """The last "x to y" or "x and y" of the last answer block, with single spaces, in any case.
+
+    `ordered` refuses a reversed span, as VideoChat-R1 does; TimeZero and Time-R1 return it.
+    """
+    blocks = re.findall(r"<answer>(.*?)</answer>", text, re.DOTALL)
+    found = re.findall(ONE_SPACE, blocks[-1], re.IGNORECASE) if blocks else []
+    if not found:
+        return None
+    start, end = _pairs(found[-1:])[0]
+    return None if ordered and start > end else (start, end)
+
+
+def last_span(text: str) -> Span | None:
+    """The last "x to y" or "x and y" of the whole text, thinking included, lower case and single spaces only."""
+    found = re.findall(ONE_SPACE, text)
+    usable = _pairs(found[-1:])  # empty if a number is too large to be finite
+    return usable[0] if usable else None
+
+
+def first_two_numbers(text: str) -> Span | None:
+    """The first two numbers of the text; Time-R1 takes them while filtering when nothing else can be read."""
+    found = re.findall(r"\d+(?:\.\d+)?", text)[:2]
+    return (float(found[0]), float(found[1])) if len(found) == 2 else None
+
+
+def json_spans(text: str) -> Spans:
+    """Spans of a JSON answer, each put in order; empty if there are none or if one of them is a point.
+
+    Looks, in this order, at the whole answer, a fenced block, and each part that starts with [[. An answer is what
+    stands in an answer block, if there is one.
+    """
+    thought = r"<(?:redacted_)?thinking>.*?</(?:redacted_)?thinking>\s*<answer>(?P<answer>.*?)</answer>"
+    found = None
+    if "</answer>" in text:
+        found = re.search(thought, text, re.DOTALL) or re.search(
+            r"<answer>(?P<answer>.*?)</answer>", text, re.DOTALL
+        )
+    answer = (found["answer"] if found else text).strip()
+    fence = re.search(r"```(?:json)?\s*([\s\S]*?)```", answer, re.IGNORECASE)
+    candidates = [answer, *([fence.group(1).strip()] if fence else []), *_nested_arrays(answer)]
+    for candidate in candidates:
+        try:
+            spans = _json_pairs(json.loads(candidate))
+        except (ValueError, RecursionError):
+            continue
+        if spans:
+            ordered = [(min(span), max(span)) for span in spans]
+            return ordered if all(start < end for start, end in ordered) else []
+    return []
+
+
+def glue_spans(text: str) -> Spans | None:
+    """Spans of the first <glue> block; None unless it is literally a list of (a, b) tuples with 0 ≤ a ≤ b."""
+    block = re.search(r"<glue>(.*?)</glue>", text, re.DOTALL)
+    pair = r"\(\d+(\.\d+)?,\s*\d+(\.\d+)?\)"
+    if block is None or not re.fullmatch(rf"\[({pair}(,\s*{pair})*(,)?|)\]", block.group(1)):
+        return None
+    try:
+        spans = [(float(start), float(end)) for start, end in ast.literal_eval(block.group(1))]
+    except (SyntaxError, ValueError):
+        # Numbers such as 007 have the right shape and are no literals.
+        return None
+    return spans if all(start <= end for start, end in spans) else None
+
+
+def _read_spans(text: str) -> Spans:
+    clocks = [_seconds(clock) for clock in CLOCK.findall(text)]
+    if len(clocks) >= 2:
+        return _pairs(zip(clocks[0::2], clocks[1::2], strict=False))
+    for pattern in (DASHED, SPOKEN):
+        if found := pattern.findall(text):
+            return _pairs(found)
+    numbers = BARE.findall(text)
+    return _pairs(zip(numbers[0::2], numbers[1::2], strict=False))
+
+
+def _seconds(clock: str) -> float:
+    seconds = 0.0
+    for part in clock.split(":"):
+        seconds = 60 * seconds + float(part)
+    return seconds
+
+
+def _pairs(found: Iterable[Any]) -> Spans:
+    """Pairs of texts or numbers as spans; digits beyond the largest float are not finite and are left out."""
+    spans = [(float(start), float(end)) for start, end in found]
+    return [span for span in spans if math.isfinite(span[0]) and math.isfinite(span[1])]
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    # An integer may be too large for a float; comparing does not convert it.
+    return -LARGEST <= value <= LARGEST
+
+
+def _nested_arrays(text: str) -> list[str]:
+    """Each part that starts with [[ and ends at the bracket that closes it."""
+    parts, place = [], text.find("[[")
+    while place != -1:
+        depth = 0
+        for end in range(place, len(text)):
+            depth += {"[": 1, "]": -1}.get(text[end], 0)
+            if depth == 0:
+                break
+        else:
+            return parts
+        parts.append(text[place : end + 1])
+        place = text.find("[[", end + 1)
+    return parts
+
+
+def _json_pairs(data: Any) -> Spans:
+    """Pairs of a JSON list: [a, b], [[a, b], ...], or these inside further brackets."""
+    if not isinstance(data, list):
+        return []
+    while len(data) == 1 and isinstance(data[0], list):
+        data = data[0]
+    if data and isinstance(data[0], list):
+        pairs = [_json_pair(item) for item in data]
+        return [pair for pair in pairs if pair is not None]
+    pair = _json_pair(data)
+    return [pair] if pair is not None else []
+
+
+def _json_pair(item: Any) -> Span | None:
+    """The first two numbers of a list, written as numbers or as strings, through single nested brackets."""
+    while isinstance(item, list) and len(item) == 1:
+        item = item[0]
+    if not isinstance(item, list) or len(item) < 2:
+        return None
+    ends = [_json_number(value) for value in item[:2]]
+    return (ends[0], ends[1]) if ends[0] is not None and ends[1] is not None else None
+
+
+def _json_number(value: Any) -> float | None:
+    if isinstance(value, str) and re.fullmatch(
+        r"-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?", value.strip()
+    ):
+        value = float(value)
+    return float(value) if _is_number(value) else None

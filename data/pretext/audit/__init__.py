@@ -1,0 +1,1 @@
+"""Audits of pretext tasks: shortcuts, conformance, preview, speed."""

@@ -1,0 +1,334 @@
+"""What every task must keep. A third-party task runs the same checks: `for check in CHECKS: check(task, cases)`.
+
+A case is a sample with the media it was made of. Each check raises AssertionError with the task and the sample.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from mmrl.data.pretext.contract import (
+    INVALID,
+    Kind,
+    Knobs,
+    Medium,
+    Reject,
+    Sample,
+    Score,
+    Task,
+    Visual,
+)
+from mmrl.data.pretext.craft.rng import generator
+from mmrl.data.pretext.stream.samples import corrupt, equivalent, make, replay
+from mmrl.data.pretext.stream.sources import DrawnSource
+from mmrl.data.pretext.surface import Surface
+
+JUNK = (
+    "",
+    " ",
+    "answer",
+    "I do not know.",
+    "<answer>",
+    "<answer></answer>",
+    "</answer>",
+    "<answer>1<answer>1</answer>",
+    "\\boxed{",
+    "\\boxed{}",
+    "\\boxed{\\boxed{1}}",
+    "<answer>nan</answer>",
+    "<answer>inf, -inf</answer>",
+    "<answer>" + "9" * 5000 + "</answer>",
+    "<answer>" + "1," * 900 + "</answer>",
+    "<answer>" + "(" * 500 + "</answer>",
+    "<answer>\x00\ud800</answer>",
+    "<answer>1e999</answer>",
+    "<answer>the answer is clear</answer>",
+    "٣" * 10,
+)
+SURFACES = tuple(
+    Surface(tags, thinking)
+    for tags in ("answer", "boxed", "plain")
+    for thinking in ("none", "think")
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A sample and what it was made of."""
+
+    sample: Sample
+    media: tuple[Medium, ...]
+
+
+Check = Callable[[Task, Sequence[Case]], None]
+
+
+def drawn_media(task: Task, count: int, seed: int, index: int) -> tuple[Medium, ...]:
+    """`count` drawn media of the first kind the task accepts."""
+    kind, avoid = task.kinds[0], task.avoid
+    return (
+        ()
+        if kind == "none"
+        else tuple(
+            _drawn(kind, avoid, seed, (7 * index + place) % 24) for place in range(count)
+        )
+    )
+
+
+def drawn_cases(
+    task: Task, levels: Sequence[float | None] = (None, 0.0, 1.0), each: int = 2
+) -> list[Case]:
+    """Samples on drawn media: default knobs (None) and some difficulty levels. Fails if under 20 % are accepted."""
+    cases = []
+    for place, level in enumerate(levels):
+        knobs = task.defaults() if level is None else task.at_level(level)
+        found = 0
+        for index in range(5 * each):
+            if found == each:
+                break
+            media = drawn_media(task, task.media_count(knobs), place, index)
+            sample = make(task, media, knobs, seed=place, index=index)
+            if isinstance(sample, Sample):
+                cases.append(Case(sample, media))
+                found += 1
+        assert found == each, (
+            f"{task.name} at level {level}: {found} of {5 * each} media accepted; last: {sample}"
+        )
+    return cases
+
+
+def declares_itself(task: Task, cases: Sequence[Case]) -> None:
+    assert task.name and task.version >= 1 and task.kinds and len(task.wordings) >= 2, (
+        f"{task.name}: incomplete"
+    )
+    assert task.complete(task.defaults()) == task.defaults()
+    for level in np.linspace(0, 1, 11):
+        task.complete(task.at_level(float(level)))
+    for name, knob in task.knobs.items():
+        assert knob.help, f"{task.name}.{name} has no help text"
+
+
+def pays_the_truth(task: Task, cases: Sequence[Case]) -> None:
+    for case in cases:
+        sample = case.sample
+        for surface in SURFACES:
+            score = task.score(surface.wrap(task.format(sample.truth)), sample.truth, surface)
+            assert score.correct and score.reward == 1.0, (
+                f"{task.name}: {task.format(sample.truth)} earns {score}"
+            )
+            assert score.key == sample.key, f"{task.name}: key {score.key} is not {sample.key}"
+
+
+def survives_junk(task: Task, cases: Sequence[Case]) -> None:
+    for case in cases[::2]:
+        for surface in SURFACES:
+            for text in JUNK:
+                score = task.score(text, case.sample.truth, surface)
+                assert 0.0 <= score.reward <= 1.0 and np.isfinite(score.reward)
+                assert not score.correct or score.reward == 1.0
+                if surface.tags != "plain":
+                    assert score.reward == 0.0, f"{task.name} pays {score} for {text[:40]!r}"
+            assert task.score("", case.sample.truth, surface).key == INVALID
+
+
+def agrees_with_chance(
+    task: Task, cases: Sequence[Case], guesses: int = 120, more: int = 24
+) -> None:
+    """Simulated guesses against the declared chance levels.
+
+    Allowed: four standard errors over guesses, or six over samples. Few truths may be alike by luck: a disagreement is
+    looked at again with `more` drawn samples before it counts."""
+    groups: dict[str, list[Case]] = {}
+    for case in cases:
+        groups.setdefault(json.dumps(case.sample.knobs, sort_keys=True), []).append(case)
+    for members in groups.values():
+        knobs = members[0].sample.knobs
+        if _disagreement(task, [case.sample for case in members], knobs, guesses):
+            again = _disagreement(task, _samples(task, knobs, more), knobs, guesses)
+            assert not again, f"{task.name} at {dict(knobs)} {again}"
+
+
+def replays_exactly(task: Task, cases: Sequence[Case]) -> None:
+    for case in cases:
+        again = replay(
+            task, case.media, json.loads(json.dumps(case.sample.recipe)), case.sample.surface
+        )
+        assert again.id == case.sample.id and again.messages == case.sample.messages
+        assert again.truth == case.sample.truth and again.key == case.sample.key
+        assert all(
+            same_pixels(a, b) for a, b in zip(again.visuals, case.sample.visuals, strict=True)
+        )
+
+
+def serialises(task: Task, cases: Sequence[Case]) -> None:
+    for case in cases:
+        sample = case.sample
+        for part in (
+            sample.truth,
+            sample.knobs,
+            sample.recipe,
+            sample.meta,
+            list(sample.messages),
+        ):
+            assert json.loads(json.dumps(part, allow_nan=False)) == _plain(part), (
+                f"{task.name}: {part} is not JSON"
+            )
+        hash(sample.key)
+        truth = json.loads(json.dumps(sample.truth))
+        score = task.score(Surface().wrap(task.format(truth)), truth)
+        assert score.correct and score.key == sample.key, (
+            f"{task.name}: the truth does not survive JSON"
+        )
+
+
+def shows_sane_pixels(task: Task, cases: Sequence[Case]) -> None:
+    for case in cases:
+        sample = case.sample
+        kinds = [
+            part["type"] for part in sample.messages[0]["content"] if part["type"] != "text"
+        ]
+        assert kinds == ["video" if visual.is_video else "image" for visual in sample.visuals]
+        for visual in sample.visuals:
+            assert visual.pixels.dtype == np.uint8 and visual.pixels.shape[-1] == 3
+            assert (
+                visual.pixels.ndim == (4 if visual.is_video else 3)
+                and min(visual.pixels.shape) > 0
+            )
+            if visual.times is not None:
+                assert visual.times.dtype == np.float64 and len(visual.times) == len(
+                    visual.pixels
+                )
+                assert visual.times[0] == 0.0 and np.all(np.diff(visual.times) > 0)
+        for evidence in sample.evidence:
+            pixels = sample.visuals[evidence.visual].pixels
+            assert evidence.mask(pixels).any(), (
+                f"{task.name}: evidence {evidence} lies outside {pixels.shape}"
+            )
+            assert all(0 <= frame < len(pixels) for frame in evidence.frames)
+
+
+def keeps_truth_secret(task: Task, cases: Sequence[Case]) -> None:
+    """Neither the words nor the example give the answer, in no wording; the surface does not move the truth."""
+    for case in cases[::3]:
+        answer = task.format(case.sample.truth)
+        for variant in range(len(task.wordings)):
+            surface = replace(case.sample.surface, variant=variant)
+            other = replay(task, case.media, case.sample.recipe, surface)
+            text = other.messages[0]["content"][-1]["text"]
+            assert "{" not in text.replace("\\boxed{}", ""), (
+                f"{task.name}: unfilled placeholder in {text!r}"
+            )
+            assert other.key == case.sample.key
+            if len(answer) >= 8 and answer in text:
+                others = {
+                    task.guess(case.sample.truth, generator("secret", turn))
+                    for turn in range(100)
+                } - {answer}
+                listed = any(other in text for other in others)
+                assert listed, (
+                    f"{task.name}: the prompt contains the answer {answer!r} and no other"
+                )
+
+
+def has_twins(task: Task, cases: Sequence[Case]) -> None:
+    """`equivalent` keeps the key; `corrupt` changes it, for most samples."""
+    changed = 0
+    for case in cases:
+        assert equivalent(task, case.media, case.sample).key == case.sample.key
+        other = corrupt(task, case.media, case.sample)
+        if isinstance(other, Reject):
+            continue
+        changed += 1
+        assert other.key != case.sample.key
+        score = task.score(Surface().wrap(task.format(case.sample.truth)), other.truth)
+        assert not score.correct, (
+            f"{task.name}: the old truth {case.sample.truth} still solves {other.truth}"
+        )
+    assert changed >= len(cases) / 2, (
+        f"{task.name}: only {changed} of {len(cases)} samples have a twin of other truth"
+    )
+
+
+def same_pixels(first: Visual, second: Visual) -> bool:
+    """Equal bytes, times and label."""
+    times = (first.times is None) == (second.times is None)
+    if times and first.times is not None and second.times is not None:
+        times = np.array_equal(first.times, second.times)
+    return (
+        bool(times)
+        and first.label == second.label
+        and np.array_equal(first.pixels, second.pixels)
+    )
+
+
+CHECKS: tuple[Check, ...] = (
+    declares_itself,
+    pays_the_truth,
+    survives_junk,
+    agrees_with_chance,
+    replays_exactly,
+    serialises,
+    shows_sane_pixels,
+    keeps_truth_secret,
+    has_twins,
+)
+
+
+@lru_cache(maxsize=128)
+def _drawn(kind: Kind, avoid: tuple[str, ...], seed: int, index: int) -> Medium:
+    kind = "image" if kind == "document" else kind
+    return DrawnSource(seed).open(kind, index, avoid).decode()
+
+
+def _disagreement(task: Task, samples: Sequence[Sample], knobs: Knobs, guesses: int) -> str:
+    """What the declared chance levels and simulated guesses say, if they differ; else ""."""
+    scores = [_guesses(task, sample, guesses) for sample in samples]
+    for field, declared in (
+        ("correct", task.chance(knobs)),
+        ("reward", task.chance_reward(knobs)),
+    ):
+        seen = np.array([[float(getattr(score, field)) for score in row] for row in scores])
+        between = (
+            float(seen.mean(axis=1).std(ddof=1)) / np.sqrt(len(seen)) if len(seen) > 1 else 0.0
+        )
+        floor = np.sqrt(max(declared * (1.0 - declared), 1e-6) / seen.size)
+        error = (
+            max(4.0 * max(float(seen.std() / np.sqrt(seen.size)), float(floor)), 6.0 * between)
+            + 1e-9
+        )
+        if abs(seen.mean() - declared) > error:
+            return (
+                f"declares {field} {declared:.4f}, guesses give {seen.mean():.4f} ± {error:.4f}"
+            )
+    return ""
+
+
+def _samples(task: Task, knobs: Knobs, count: int) -> list[Sample]:
+    found = (
+        make(task, drawn_media(task, task.media_count(knobs), 9, i), knobs, seed=9, index=i)
+        for i in range(4 * count)
+    )
+    return list(islice((sample for sample in found if isinstance(sample, Sample)), count))
+
+
+def _guesses(task: Task, sample: Sample, count: int) -> list[Score]:
+    rng, surface = generator("guess", sample.id), Surface()
+    return [
+        task.score(surface.wrap(task.guess(sample.truth, rng)), sample.truth)
+        for _ in range(count)
+    ]
+
+
+def _plain(part: Any) -> Any:
+    if isinstance(part, (list, tuple)):
+        return [_plain(value) for value in part]
+    return (
+        {key: _plain(value) for key, value in part.items()} if hasattr(part, "items") else part
+    )

@@ -1,0 +1,169 @@
+"""An HTML sheet to look at: per sample its pictures, prompt, truth, evidence and what was drawn.
+
+One self-contained file, no scripts, no network: pictures are embedded, clips become film strips of at most
+`STRIP` frames, each with its time; evidence boxes are outlined in a second copy that opens on click. Text is escaped by
+jinja2, so a strange file name or caption cannot break the page.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from mmrl.data.pretext.catalogue import find
+from mmrl.data.pretext.contract import Array, Evidence, Sample, Visual
+from mmrl.data.pretext.craft.lettering import font
+
+STRIP = 48
+"""Most frames of a clip that are shown: all, for tasks as they ship, so that counts can be checked by eye."""
+GAP, TEXT = 4, 14
+"""Pixels between the frames of a strip, and the height of their times."""
+
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title><style>
+body { font: 15px/1.45 system-ui, sans-serif; margin: 1.5em; background: #f6f6f4; color: #222; }
+article { background: #fff; border: 1px solid #ddd; border-radius: 6px; padding: 1em; margin: 0 0 1.2em; }
+h2 { margin: 0 0 .5em; font-size: 1.05em; }
+figure { display: inline-block; margin: 0 .6em .6em 0; vertical-align: top; }
+figcaption { font-size: .85em; color: #555; }
+img { max-width: 100%; border: 1px solid #ccc; }
+pre { white-space: pre-wrap; background: #f2f2ef; padding: .6em; border-radius: 4px; margin: .3em 0; }
+.truth { font-weight: 600; color: #0a6b2d; }
+</style></head><body>
+<h1>{{ title }}</h1><p>{{ cards|length }} samples.</p>
+{% for card in cards %}<article id="{{ card.id }}">
+<h2>{{ card.number }}. {{ card.task }} v{{ card.version }}</h2>
+{% for picture in card.pictures %}<figure><img src="{{ picture.uri }}" alt="{{ picture.caption }}"
+ width="{{ picture.width }}" height="{{ picture.height }}"><figcaption>{{ picture.caption }}</figcaption></figure>
+{% endfor %}<pre>{{ card.prompt }}</pre>
+<p class="truth">Truth: {{ card.truth }}</p>
+{% if card.evidence %}<details><summary>Evidence</summary>{% for picture in card.evidence %}
+<img src="{{ picture.uri }}" alt="{{ picture.caption }}">{% endfor %}</details>{% endif %}
+<details><summary>Details</summary><pre>{{ card.details }}</pre></details>
+</article>
+{% endfor %}</body></html>
+"""
+
+
+def write_preview(samples: Iterable[Sample], path: Path, title: str = "Pretext samples") -> int:
+    """Write the sheet; returns the number of samples on it."""
+    from jinja2 import Environment
+
+    cards = [_card(number, sample) for number, sample in enumerate(samples, 1)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    page = Environment(autoescape=True).from_string(PAGE).render(title=title, cards=cards)
+    path.write_text(page, encoding="utf-8")
+    return len(cards)
+
+
+def data_uri(pixels: Array) -> str:
+    """A PNG (small) or JPEG (large) data URI of uint8 [H, W, 3]."""
+    buffer = io.BytesIO()
+    small = pixels.shape[0] * pixels.shape[1] <= 128 * 128
+    Image.fromarray(np.ascontiguousarray(pixels)).save(
+        buffer, "PNG" if small else "JPEG", quality=88
+    )
+    kind = "png" if small else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _card(number: int, sample: Sample) -> dict[str, Any]:
+    task = find(sample.task)
+    text = "".join(
+        part.get("text", f"[{part['type']}] ") for part in sample.messages[0]["content"]
+    )
+    details = {
+        "truth": sample.truth,
+        "knobs": sample.knobs,
+        "recipe": sample.recipe,
+        "meta": sample.meta,
+    }
+    return {
+        "id": sample.id,
+        "number": number,
+        "task": sample.task,
+        "version": sample.version,
+        "pictures": [_picture(index, visual) for index, visual in enumerate(sample.visuals)],
+        "prompt": text,
+        "truth": task.format(sample.truth),
+        "evidence": [
+            _outlined(sample, evidence)
+            for evidence in sample.evidence
+            if evidence.boxes or evidence.frames
+        ],
+        "details": json.dumps(details, indent=1, default=str),
+    }
+
+
+def _picture(index: int, visual: Visual) -> dict[str, Any]:
+    if visual.times is None:
+        height, width = visual.pixels.shape[:2]
+        caption = visual.label or f"image {index + 1}"
+        return {
+            "uri": data_uri(visual.pixels),
+            "caption": caption,
+            "width": width,
+            "height": height,
+        }
+    strip = _strip(visual, range(len(visual.pixels)))
+    name = visual.label.rstrip(":") or f"clip {index + 1}"
+    caption = f"{name}: {len(visual.pixels)} frames, {visual.times[-1]:.2f} s"
+    return {
+        "uri": data_uri(strip),
+        "caption": caption,
+        "width": strip.shape[1],
+        "height": strip.shape[0],
+    }
+
+
+def _strip(visual: Visual, wanted: Iterable[int]) -> Array:
+    """Frames with their times below, eight in a row, each at most 130 pixels wide."""
+    assert visual.times is not None
+    frames, indices = visual.pixels, list(wanted)
+    if len(indices) > STRIP:
+        indices = [indices[int(i)] for i in np.linspace(0, len(indices) - 1, STRIP).round()]
+    scale = min(1.0, 130 / frames.shape[2])
+    wide, tall = max(1, round(scale * frames.shape[2])), max(1, round(scale * frames.shape[1]))
+    across = min(8, len(indices))
+    sheet = Image.new(
+        "RGB",
+        (across * (wide + GAP), -(-len(indices) // across) * (tall + GAP + TEXT)),
+        "white",
+    )
+    pen = ImageDraw.Draw(sheet)
+    for place, index in enumerate(indices):
+        x, y = place % across * (wide + GAP), place // across * (tall + GAP + TEXT)
+        sheet.paste(
+            Image.fromarray(np.ascontiguousarray(frames[index])).resize((wide, tall)), (x, y)
+        )
+        pen.text(
+            (x, y + tall + 1), f"{visual.times[index]:.1f}", fill="black", font=font(TEXT - 3)
+        )
+    return np.asarray(sheet)
+
+
+def _outlined(sample: Sample, evidence: Evidence) -> dict[str, str]:
+    visual = sample.visuals[evidence.visual]
+    pixels = (
+        visual.pixels
+        if visual.times is None
+        else _strip(visual, evidence.frames or range(len(visual.pixels)))
+    )
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    if visual.times is None:
+        pen = ImageDraw.Draw(image)
+        for x0, y0, x1, y1 in evidence.boxes:
+            pen.rectangle(
+                (x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=(255, 0, 200), width=2
+            )
+    return {
+        "uri": data_uri(np.asarray(image)),
+        "caption": f"evidence in visual {evidence.visual + 1}",
+    }

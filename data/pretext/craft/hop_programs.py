@@ -1,0 +1,297 @@
+"""Hop chains as programs: grammar, executor, phrases. HopChain (arXiv 2603.17024) made procedural.
+
+A program is a list of hops [name, argument]. The first selects an object, links lead from object to object, a reading
+turns the object into a number, arithmetic hops change the number by something that must be looked up again:
+
+    select  ["largest", ""], ["smallest", ""], ["edge", "left"], ["object", "red star"]
+    link    ["nearest", "left"], ["same", "colour"], ["same", "shape"], ["index", "left"]
+    read    ["digit", ""], ["count same", "colour"], ["count same", "shape"], ["count side", "left"]
+    arith   ["plus", "red"], ["minus", "red"], ["times", "red"], ["max", "red"] (with the number of red objects)
+
+`index` reads the digit on the object and takes the object at that place counted from the left (or the top): a change of
+level inside the chain. Every hop must have one clear result (`NEAR`, `BIGGER`, `APART`); otherwise `run` gives None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from mmrl.data.pretext.craft.scene_objects import HUES, Thing
+
+Hop = tuple[str, str]
+Result = int
+"""Index of an object, or a number after the reading hop."""
+
+NEAR = 1.15
+"""The second-nearest object must be this many times as far away."""
+BIGGER = 1.2
+"""The largest object must be this many times as large as any other, by diameter and by the root of the area."""
+APART = 8.0
+"""Pixels by which places must differ where their order matters."""
+
+SIDES = {"left": (0, -1), "right": (0, 1), "above": (1, -1), "below": (1, 1)}
+"""Axis (x or y) and sign."""
+SELECTS = ("largest", "smallest", "edge")
+LINKS = ("nearest", "nearest", "same", "index")
+READS = ("digit", "digit", "count same", "count side")
+ARITHS = ("plus", "minus", "times", "max")
+
+
+def draw_program(hops: int, arith: int, rng: np.random.Generator) -> list[Hop]:
+    """A random program: one selection, hops − 2 − arith links, one reading, `arith` arithmetic hops."""
+    links = [
+        _argued(LINKS[int(rng.integers(len(LINKS)))], rng) for _ in range(hops - 2 - arith)
+    ]
+    ariths = [_argued(ARITHS[int(rng.integers(len(ARITHS)))], rng) for _ in range(arith)]
+    start = _argued(SELECTS[int(rng.integers(len(SELECTS)))], rng)
+    return [start, *links, _argued(READS[int(rng.integers(len(READS)))], rng), *ariths]
+
+
+def run(program: Sequence[Hop], things: Sequence[Thing]) -> list[Result] | None:
+    """The result of every hop; None if one of them is not clear."""
+    results: list[Result] = []
+    for hop in program:
+        result = step(hop, results[-1] if results else -1, things)
+        if result is None:
+            return None
+        results.append(result)
+    return results
+
+
+def step(hop: Hop, now: Result, things: Sequence[Thing]) -> Result | None:
+    """One hop from the result before it."""
+    name, argument = hop
+    return _STEPS[name](argument, now, things)
+
+
+def matters(
+    program: Sequence[Hop], results: Sequence[Result], things: Sequence[Thing], share: float
+) -> bool:
+    """Would another object at any hop change the final number in at least this share of the cases?"""
+    for place, hop in enumerate(program):
+        if hop[0] in READS or hop[0] in ARITHS:
+            break
+        others = [i for i in range(len(things)) if i != results[place]]
+        if sum(
+            _final(program[place + 1 :], i, things) != results[-1] for i in others
+        ) < share * len(others):
+            return False
+    return True
+
+
+def objects_visited(program: Sequence[Hop], results: Sequence[Result]) -> list[Result]:
+    """The results that are objects."""
+    return [
+        result
+        for hop, result in zip(program, results, strict=True)
+        if hop[0] not in READS + ARITHS
+    ]
+
+
+def phrase(hop: Hop, rng: np.random.Generator) -> str:
+    """The hop in words, in one of several ways."""
+    name, argument = hop
+    options = PHRASES[name]
+    word = _WORDS.get((name, argument), argument)
+    return options[int(rng.integers(len(options)))].format(word)
+
+
+def _argued(name: str, rng: np.random.Generator) -> Hop:
+    arguments = _ARGUMENTS[name]
+    return name, arguments[int(rng.integers(len(arguments)))]
+
+
+def _final(program: Sequence[Hop], now: Result, things: Sequence[Thing]) -> Result | None:
+    for hop in program:
+        found = step(hop, now, things)
+        if found is None:
+            return None
+        now = found
+    return now
+
+
+def _extreme(sign: int) -> Callable[[str, Result, Sequence[Thing]], Result | None]:
+    def select(argument: str, now: Result, things: Sequence[Thing]) -> Result | None:
+        first, *others = sorted(range(len(things)), key=lambda i: -sign * things[i].size)
+        ratios = [(things[first].size / things[i].size) ** sign for i in others]
+        ratios += [(things[first].area / things[i].area) ** (sign / 2) for i in others]
+        return first if min(ratios) >= BIGGER else None
+
+    return select
+
+
+def _edge(side: str, now: Result, things: Sequence[Thing]) -> Result | None:
+    axis, sign = SIDES[side]
+    order = sorted(range(len(things)), key=lambda i: -sign * _at(things[i], axis))
+    return order[0] if _clear(things[order[0]], things[order[1]], axis) else None
+
+
+def _named(name: str, now: Result, things: Sequence[Thing]) -> Result | None:
+    found = [i for i, thing in enumerate(things) if thing.name == name]
+    return found[0] if len(found) == 1 else None
+
+
+def _nearest(side: str, now: Result, things: Sequence[Thing]) -> Result | None:
+    axis, sign = SIDES[side]
+    here, found = things[now], []
+    for i, thing in enumerate(things):
+        if i == now:
+            continue
+        if not _clear(here, thing, axis):
+            return None
+        if sign * (_at(thing, axis) - _at(here, axis)) > 0:
+            found.append((float(np.hypot(thing.x - here.x, thing.y - here.y)), i))
+    found.sort()
+    if not found or (len(found) > 1 and found[1][0] < NEAR * found[0][0]):
+        return None
+    return found[0][1]
+
+
+def _same(attribute: str, now: Result, things: Sequence[Thing]) -> Result | None:
+    wanted = getattr(things[now], attribute)
+    found = [
+        i for i, thing in enumerate(things) if i != now and getattr(thing, attribute) == wanted
+    ]
+    return found[0] if len(found) == 1 else None
+
+
+def _index(side: str, now: Result, things: Sequence[Thing]) -> Result | None:
+    axis, sign = SIDES[side]
+    order = sorted(
+        range(len(things)),
+        key=lambda i: -sign * _at(things[i], axis) if sign > 0 else _at(things[i], axis),
+    )
+    place = things[now].digit - 1
+    if not 0 <= place < len(order) or order[place] == now:
+        return None
+    beside = [order[j] for j in (place - 1, place + 1) if 0 <= j < len(order)]
+    return (
+        order[place]
+        if all(_clear(things[order[place]], things[i], axis) for i in beside)
+        else None
+    )
+
+
+def _digit(argument: str, now: Result, things: Sequence[Thing]) -> Result | None:
+    return things[now].digit
+
+
+def _count_same(attribute: str, now: Result, things: Sequence[Thing]) -> Result | None:
+    return sum(getattr(thing, attribute) == getattr(things[now], attribute) for thing in things)
+
+
+def _count_side(side: str, now: Result, things: Sequence[Thing]) -> Result | None:
+    axis, sign = SIDES[side]
+    others = [thing for i, thing in enumerate(things) if i != now]
+    if not all(_clear(things[now], thing, axis) for thing in others):
+        return None
+    return sum(sign * (_at(thing, axis) - _at(things[now], axis)) > 0 for thing in others)
+
+
+def _arith(
+    combine: Callable[[int, int], int],
+) -> Callable[[str, Result, Sequence[Thing]], Result | None]:
+    def apply(colour: str, now: Result, things: Sequence[Thing]) -> Result | None:
+        count = sum(thing.colour == colour for thing in things)
+        return combine(now, count) if count else None
+
+    return apply
+
+
+def _at(thing: Thing, axis: int) -> float:
+    return thing.y if axis else thing.x
+
+
+def _clear(first: Thing, second: Thing, axis: int) -> bool:
+    return abs(_at(first, axis) - _at(second, axis)) >= APART
+
+
+_STEPS: dict[str, Callable[[str, Result, Sequence[Thing]], Result | None]] = {
+    "largest": _extreme(1),
+    "smallest": _extreme(-1),
+    "edge": _edge,
+    "object": _named,
+    "nearest": _nearest,
+    "same": _same,
+    "index": _index,
+    "digit": _digit,
+    "count same": _count_same,
+    "count side": _count_side,
+    "plus": _arith(lambda a, b: a + b),
+    "minus": _arith(lambda a, b: abs(a - b)),
+    "times": _arith(lambda a, b: a * b),
+    "max": _arith(max),
+}
+_ARGUMENTS: dict[str, tuple[str, ...]] = {
+    "largest": ("",),
+    "smallest": ("",),
+    "edge": tuple(SIDES),
+    "nearest": tuple(SIDES),
+    "same": ("colour", "shape"),
+    "index": ("left", "above"),
+    "digit": ("",),
+    "count same": ("colour", "shape"),
+    "count side": tuple(SIDES),
+    **dict.fromkeys(ARITHS, HUES),
+}
+_WORDS: dict[tuple[str, str], str] = {
+    ("edge", "left"): "leftmost",
+    ("edge", "right"): "rightmost",
+    ("edge", "above"): "topmost",
+    ("edge", "below"): "lowest",
+    ("nearest", "left"): "to the left of it",
+    ("nearest", "right"): "to the right of it",
+    ("nearest", "above"): "above it",
+    ("nearest", "below"): "below it",
+    ("count side", "left"): "to the left of it",
+    ("count side", "right"): "to the right of it",
+    ("count side", "above"): "above it",
+    ("count side", "below"): "below it",
+    ("index", "left"): "from the left",
+    ("index", "above"): "from the top",
+}
+PHRASES: dict[str, tuple[str, ...]] = {
+    "largest": ("Start at the largest object.", "Begin with the biggest object."),
+    "smallest": ("Start at the smallest object.", "Begin with the object of the least size."),
+    "edge": ("Start at the {} object.", "Begin with the {} object."),
+    "object": ("Start at the {}.", "Begin with the {}."),
+    "nearest": (
+        "Go to the nearest object {}.",
+        "Move to the closest object whose centre lies {}.",
+    ),
+    "same": (
+        "Go to the other object of the same {}.",
+        "Move to the only other object with its {}.",
+    ),
+    "index": (
+        "Read its number n and go to the n-th object {}.",
+        "The number on it is a place: go to the object at that place counted {}.",
+    ),
+    "digit": ("Take the number written on it.", "Read its number."),
+    "count same": (
+        "Count the objects of its {}, itself included.",
+        "Count how many objects have its {}, with itself.",
+    ),
+    "count side": (
+        "Count the objects whose centre lies {}.",
+        "Count how many objects have their centre {}.",
+    ),
+    "plus": (
+        "Add the number of {} objects.",
+        "Increase this by how many {} objects there are.",
+    ),
+    "minus": (
+        "Take the difference to the number of {} objects, without sign.",
+        "Compare with the number of {} objects: how far apart are the two numbers?",
+    ),
+    "times": (
+        "Multiply by the number of {} objects.",
+        "Multiply this by how many {} objects there are.",
+    ),
+    "max": (
+        "Take the larger of this and the number of {} objects.",
+        "If there are more {} objects than this number, take their number instead.",
+    ),
+}

@@ -1,0 +1,76 @@
+"""Painting flat shapes on photographs so that they are readable but not trivially separable.
+
+A shape is antialiased, filled with one colour modulated by weak grain, blended with an opacity of 0.75 to 1, and has a
+colour that differs by at least `CONTRAST` grey levels from the mean of what it covers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mmrl.data.pretext.contract import Array
+from mmrl.data.pretext.craft.procedural import Shape, ShapeName, coverage
+
+CONTRAST = 40.0
+"""Smallest mean absolute colour difference between a shape and its surround, in grey levels."""
+
+
+def place(
+    count: int, height: int, width: int, sizes: tuple[float, float], rng: np.random.Generator
+) -> list[tuple[float, float, float]]:
+    """`count` discs (x, y, diameter) that do not overlap, inside the picture. Sizes are shares of the short side and
+    shrink when room gets short, so every count finds a place."""
+    short, found = min(height, width), list[tuple[float, float, float]]()
+    shrink, misses = 1.0, 0
+    while len(found) < count:
+        size = float(rng.uniform(*sizes)) * short * shrink
+        x = float(rng.uniform(0.6 * size, width - 0.6 * size))
+        y = float(rng.uniform(0.6 * size, height - 0.6 * size))
+        if all(np.hypot(x - a, y - b) > 0.6 * (size + d) for a, b, d in found):
+            found.append((x, y, size))
+            misses = 0
+        else:
+            misses += 1
+            shrink *= 0.9 if misses % 20 == 0 else 1.0
+    return found
+
+
+def paint(
+    picture: Array, name: ShapeName, at: tuple[float, float, float], rng: np.random.Generator
+) -> Array:
+    """Paint one shape in place on a writable uint8 picture; colour, angle, opacity and grain are drawn. Returns it."""
+    x, y, size = at
+    x0, y0 = max(0, int(x - size) - 1), max(0, int(y - size) - 1)
+    x1, y1 = min(picture.shape[1], int(x + size) + 2), min(picture.shape[0], int(y + size) + 2)
+    under = picture[y0:y1, x0:x1]
+    colour = contrasting(under, rng)
+    shape = Shape(name, (0, 0, 0), x - x0, y - y0, size, float(rng.uniform(0, 360)))
+    mask = np.asarray(coverage(shape, under.shape[0], under.shape[1]), dtype=np.float32)[
+        ..., None
+    ]
+    cover = mask * np.float32(rng.uniform(0.75, 1.0) / 255)
+    grain = 1.0 + rng.normal(0.0, 0.05, size=(*under.shape[:2], 1)).astype(np.float32)
+    mixed = under * (1.0 - cover) + np.clip(colour * grain, 0, 255) * cover
+    picture[y0:y1, x0:x1] = mixed.astype(np.uint8)
+    return picture
+
+
+def contrasting(under: Array, rng: np.random.Generator) -> Array:
+    """float32 [3]: a random colour that differs enough from the mean of `under`."""
+    mean = under.reshape(-1, 3).mean(axis=0)
+    while True:
+        colour = rng.uniform(20, 250, size=3)
+        if np.abs(colour - mean).mean() >= CONTRAST:
+            return colour.astype(np.float32)
+
+
+def boxes_of(
+    spots: Sequence[tuple[float, float, float]],
+) -> tuple[tuple[int, int, int, int], ...]:
+    """The boxes (x0, y0, x1, y1) of painted discs."""
+    return tuple(
+        (int(x - d / 2), int(y - d / 2), int(x + d / 2) + 1, int(y + d / 2) + 1)
+        for x, y, d in spots
+    )

@@ -1,0 +1,182 @@
+"""Two answer forms on a time line: stretches of time, and one moment.
+
+The time line has `frames` steps of `step` seconds; frame i is shown at i·step and a stretch of frames a..b−1 is
+[a·step, b·step]: its end is the time of the first frame after it (VideoSSR). Truths:
+stretches  {"answer": [[1.2, 3.6], …], "frames": 24, "step": 0.4, "lengths": [4, 8]}
+moment     {"answer": 3.6, "frames": 24, "step": 0.4, "tau": 0.05}
+
+A time is read to the nearest frame: what falls on the right frames is exactly right, anything else is paid by overlap
+(stretches: IoU, several are matched one to one) or by distance (moment: exp(−seconds off / (tau · duration))).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import product
+from math import comb
+from typing import Any
+
+import numpy as np
+
+from mmrl.data.pretext.contract import Knobs, Score, Task, Truth
+from mmrl.data.pretext.craft.rng import generator
+from mmrl.data.pretext.marking import parsing
+from mmrl.data.pretext.marking.parsing import ParseError
+from mmrl.data.pretext.marking.reward_arrays import interval_iou
+from mmrl.data.pretext.marking.rewards import multi_interval_iou, ordinal
+
+APART = 2
+"""Frames between two stretches, at least."""
+SIMULATED = 4000
+"""Draws for the expected reward of several stretches."""
+SECONDS = ("s", "sec", "secs", "seconds", "second")
+
+Spans = tuple[tuple[int, int], ...]
+
+
+def span_lengths(frames: int, segments: int) -> tuple[int, int]:
+    """Shortest and longest stretch in frames: 1/6 to 1/3 of the clip (VideoSSR), shared among the stretches."""
+    low = max(2, frames // (6 * segments))
+    return low, max(low + 1, frames // (3 * segments))
+
+
+def draw_spans(frames: int, segments: int, rng: np.random.Generator) -> Spans:
+    """Half-open frame ranges: lengths uniform and independent, places uniform given the lengths."""
+    low, high = span_lengths(frames, segments)
+    lengths = rng.integers(low, high + 1, size=segments)
+    free = frames - int(lengths.sum()) - APART * (segments - 1)
+    if free < 0:
+        raise ValueError(
+            f"{segments} stretches of {low} to {high} frames do not fit {frames} frames; use more frames."
+        )
+    picks = np.sort(rng.choice(free + segments, size=segments, replace=False)) - np.arange(
+        segments
+    )
+    starts = (
+        picks + np.concatenate([[0], np.cumsum(lengths[:-1])]) + APART * np.arange(segments)
+    )
+    return tuple((int(a), int(a + n)) for a, n in zip(starts, lengths, strict=True))
+
+
+def seconds(spans: Spans, step: float) -> list[list[float]]:
+    """Frame ranges as seconds with one decimal."""
+    return [[round(a * step, 1), round(b * step, 1)] for a, b in spans]
+
+
+class StretchTask(Task):
+    """When does it happen: one or more stretches. Needs the knobs `frames` and `segments`."""
+
+    hint = "{form}"
+
+    def read(self, body: str, truth: Truth) -> Any | ParseError:
+        if len(truth["answer"]) > 1:
+            return parsing.intervals(body)
+        span = parsing.interval(body)
+        return span if isinstance(span, ParseError) else (span,)
+
+    def verify(self, value: Any, truth: Truth) -> Score:
+        step, wanted = truth["step"], [tuple(span) for span in truth["answer"]]
+        key = tuple(tuple(int(end / step + 0.5) for end in span) for span in value)
+        right = key == tuple(tuple(int(end / step + 0.5) for end in span) for span in wanted)
+        overlap = multi_interval_iou(value, wanted)
+        return Score(1.0 if right else min(overlap, 0.999), right, {"iou": overlap}, key)
+
+    def format(self, truth: Truth) -> str:
+        return "; ".join(f"{start:.1f}-{end:.1f}" for start, end in truth["answer"])
+
+    def guess(self, truth: Truth, rng: np.random.Generator) -> str:
+        spans = draw_spans(truth["frames"], len(truth["answer"]), rng)
+        return self.format({"answer": seconds(spans, truth["step"])})
+
+    def chance(self, knobs: Knobs) -> float:
+        return _span_chance(int(knobs["frames"]), int(knobs["segments"]))
+
+    def chance_reward(self, knobs: Knobs) -> float:
+        return _span_reward(int(knobs["frames"]), int(knobs["segments"]))
+
+
+class MomentTask(Task):
+    """When does it happen: one moment, uniform over the frames. Needs the knobs `frames` and `tau`."""
+
+    hint = "the time in seconds with one decimal, a number only"
+
+    def read(self, body: str, truth: Truth) -> Any | ParseError:
+        return parsing.number(body, SECONDS)
+
+    def verify(self, value: Any, truth: Truth) -> Score:
+        step, frames = truth["step"], truth["frames"]
+        if not 0 <= value < frames * step:
+            return Score(0.0, parts={"valid": 0.0})
+        frame, right = int(value / step + 0.5), int(truth["answer"] / step + 0.5)
+        near = ordinal(value, truth["answer"], truth["tau"] * frames * step)
+        reward = 1.0 if frame == right else min(near, 0.999)
+        return Score(
+            reward,
+            frame == right,
+            {"valid": 1.0, "seconds_off": abs(value - truth["answer"])},
+            frame,
+        )
+
+    def format(self, truth: Truth) -> str:
+        return f"{truth['answer']:.1f}"
+
+    def guess(self, truth: Truth, rng: np.random.Generator) -> str:
+        return f"{int(rng.integers(truth['frames'])) * truth['step']:.1f}"
+
+    def chance(self, knobs: Knobs) -> float:
+        return 1.0 / int(knobs["frames"])
+
+    def chance_reward(self, knobs: Knobs) -> float:
+        frames = np.arange(int(knobs["frames"]))
+        apart = np.abs(frames[:, None] - frames[None, :])
+        return float(np.exp(-apart / (float(knobs["tau"]) * len(frames))).mean())
+
+
+def span_form(segments: int) -> str:
+    """What an answer with this many stretches looks like."""
+    one = "start and end in seconds with one decimal, written start-end"
+    return (
+        one
+        if segments == 1
+        else f"{segments} stretches in order, separated by semicolons, each as {one}"
+    )
+
+
+@lru_cache(maxsize=64)
+def _span_chance(frames: int, segments: int) -> float:
+    low, high = span_lengths(frames, segments)
+    sizes = range(low, high + 1)
+    total = 0.0
+    for lengths in product(sizes, repeat=segments):
+        free = frames - sum(lengths) - APART * (segments - 1)
+        total += 1.0 / len(sizes) ** (2 * segments) / comb(free + segments, segments)
+    return total
+
+
+@lru_cache(maxsize=64)
+def _span_reward(frames: int, segments: int) -> float:
+    if segments == 1:
+        return _single_reward(frames)
+    rng = generator("stretch chance", frames, segments)
+    pairs = (
+        (draw_spans(frames, segments, rng), draw_spans(frames, segments, rng))
+        for _ in range(SIMULATED)
+    )
+    return float(np.mean([multi_interval_iou(_reals(a), _reals(b)) for a, b in pairs]))
+
+
+def _single_reward(frames: int) -> float:
+    low, high = span_lengths(frames, 1)
+    spans = [(a, a + n) for n in range(low, high + 1) for a in range(frames - n + 1)]
+    weight = np.array([1.0 / (frames - (b - a) + 1) for a, b in spans]) / (high - low + 1)
+    return float(
+        sum(
+            w * (interval_iou(spans, span) @ weight)
+            for w, span in zip(weight, spans, strict=True)
+        )
+    )
+
+
+def _reals(spans: Sequence[tuple[int, int]]) -> list[tuple[float, float]]:
+    return [(float(a), float(b)) for a, b in spans]

@@ -1,0 +1,1 @@
+"""How replies to pretext tasks are read and paid, official scorers included."""

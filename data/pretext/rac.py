@@ -1,0 +1,107 @@
+"""RAC while training (PuzzleCraft, arXiv 2512.14944, 3.3): reward parts of weight 0 that only count.
+
+    Rewards(puzzle=pretext_reward, rac=(0.0, RuleRAC()))                 `rac/rule_standin`: free, not the paper's judge
+    Rewards(puzzle=pretext_reward, rac=(0.0, JudgeRAC(Judge(url, model))))   `rac/judge`
+
+The judge sees the reasoning and the final answer, not the picture nor the truth. An answer without reasoning is counted
+under `rac/empty`, one that the judge says nothing about under `rac/silent`, one that the judge could not be asked
+about under `rac/unavailable` (one reason per step is logged; a diagnostic never stops a run). None enters the rate.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from mmrl.data.pretext.catalogue import find
+from mmrl.data.pretext.marking.consistency import RuleJudge, split_reply
+from mmrl.data.pretext.surface import Surface
+from mmrl.rewards.judge import Ask, JudgeUnavailable, RequestRefused
+from mmrl.types import Rollout
+
+log = logging.getLogger(__name__)
+
+QUESTION = (
+    "Below are the reasoning and the final answer of somebody who solved a visual puzzle. You do not see the puzzle, "
+    "and whether the answer is right does not matter. Does the reasoning explicitly support exactly this final answer? "
+    "Reply with one word, yes or no.\n\nReasoning:\n{reasoning}\n\nFinal answer: {answer}"
+)
+
+
+@dataclass(frozen=True)
+class RuleRAC:
+    """The last answer that the reasoning names must be the final one. A stand-in for the paper's judge."""
+
+    in_process: ClassVar[bool] = True
+    counts: Counter[str] = field(default_factory=Counter, repr=False)
+
+    def __call__(self, rollout: Rollout) -> float:
+        """Count; pays nothing."""
+        extra = rollout.prompt.extra
+        reasoning, answer = split_reply(rollout.text, Surface(**extra["surface"]))
+        judge = RuleJudge(find(extra["task"]), extra["truth"])
+        verdict = None if not reasoning else 0 if answer is None else judge(reasoning, answer)
+        self.counts[
+            "empty" if not reasoning else "silent" if verdict is None else f"said{verdict}"
+        ] += 1
+        return 0.0
+
+    def metrics(self) -> dict[str, float]:
+        """The rate and the counts since the last call."""
+        return drained(self.counts, "rule_standin")
+
+
+@dataclass(frozen=True)
+class JudgeRAC:
+    """A language model says whether the reasoning supports the answer."""
+
+    judge: Ask
+    counts: Counter[str] = field(default_factory=Counter, repr=False)
+
+    async def __call__(self, rollout: Rollout) -> float:
+        """Count; pays nothing."""
+        reasoning, answer = split_reply(
+            rollout.text, Surface(**rollout.prompt.extra["surface"])
+        )
+        if not reasoning:
+            self.counts["empty"] += 1
+        elif answer is None:
+            self.counts["said0"] += 1
+        else:
+            content = QUESTION.format(reasoning=reasoning[-6000:], answer=answer)
+            self.counts[await self._verdict(content)] += 1
+        return 0.0
+
+    async def _verdict(self, content: str) -> str:
+        try:
+            word = (await self.judge([{"role": "user", "content": content}])).strip().lower()
+        except (JudgeUnavailable, RequestRefused) as error:
+            if not self.counts["unavailable"]:
+                log.warning("RAC is not measured where the judge cannot be asked: %s", error)
+            return "unavailable"
+        return (
+            "said1"
+            if word.startswith("yes")
+            else "said0"
+            if word.startswith("no")
+            else "silent"
+        )
+
+    def metrics(self) -> dict[str, float]:
+        """The rate, the counts and what the judge cost since the last call."""
+        spent = getattr(self.judge, "metrics", dict)
+        return {**drained(self.counts, "judge"), **spent()}
+
+
+OTHERS = ("silent", "empty", "unavailable")
+
+
+def drained(counts: Counter[str], who: str) -> dict[str, Any]:
+    """`rac/<who>` (if anything was judged), `rac/judged` and the other counts, which start anew."""
+    judged = counts["said0"] + counts["said1"]
+    rate = {f"rac/{who}": counts["said1"] / judged} if judged else {}
+    out = {**rate, "rac/judged": judged, **{f"rac/{name}": counts[name] for name in OTHERS}}
+    counts.clear()
+    return out

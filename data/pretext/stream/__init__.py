@@ -1,0 +1,1 @@
+"""From media to a stream of samples: sources, archives, samples, export, scoring."""

@@ -1,0 +1,278 @@
+"""A frozen data set on disk: parquet shards that `datasets.load_dataset(folder)` reads, with TRL's column names.
+
+Columns: `prompt` (a chat), `images` (PNG, lossless), `videos` (lists of PNG frames) and `video_times` in the order of
+the chat's visual parts; `answer` and `solution` (the true answer bare and as a full reply); `task`, `truth` and
+`surface` (JSON, what `scoring` needs); `id`, `knobs`, `recipe`, `source` (JSON, what rebuilds the sample). Beside the
+shards: README.md (the card), manifest.json, hashes.npy (uint64 perceptual hashes of the media, to keep
+near-duplicates out of training), quarantine.jsonl if media were skipped.
+
+The rows are the stream's samples in order, whatever the number of workers. The folder appears only when it is complete.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import multiprocessing
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from itertools import count as counting
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from mmrl.data.pretext.catalogue import find
+from mmrl.data.pretext.contract import Array, Sample
+from mmrl.data.pretext.stream.media import perceptual_hash
+from mmrl.data.pretext.stream.stream import GIVE_UP, Stream
+from mmrl.ground.pretext_progress import shown
+
+CHUNK = 16
+"""Indices that one worker makes at a time."""
+ROWS_PER_GROUP, GROUPS_PER_SHARD = 50, 40
+IMAGE = {"_type": "Image"}
+TEXT, NUMBER = {"dtype": "string", "_type": "Value"}, {"dtype": "float64", "_type": "Value"}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written."""
+
+    folder: Path
+    rows: int
+    counts: Mapping[str, int]
+
+
+def export(
+    make_stream: Callable[[], Stream], folder: Path, count: int, *, split: str = "train", workers: int = 1,
+    overwrite: bool = False, start: int = 0, about: Mapping[str, Any] | None = None,
+) -> Exported:  # fmt: skip
+    """Write `count` samples from index `start`. `make_stream` must give the same stream in every process.
+
+    Raises ValueError if the folder is not empty (unless `overwrite`), or if the stream gets stuck."""
+    if folder.exists() and any(folder.iterdir()) and not overwrite:
+        raise ValueError(f"{folder} is not empty; give another --output or pass --overwrite.")
+    draft = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(draft, ignore_errors=True)
+    (draft / "data").mkdir(parents=True)
+    counts: Counter[str] = Counter()
+    hashes: list[int] = []
+    rows = shown(
+        islice(_rows(make_stream, start, workers, counts, hashes), count), count, "rows written"
+    )
+    shards = _write_shards(rows, draft / "data")
+    for place, shard in enumerate(shards):
+        shard.rename(shard.with_name(f"{split}-{place:05d}-of-{len(shards):05d}.parquet"))
+    np.save(draft / "hashes.npy", np.unique(np.array(hashes, dtype=np.uint64)))
+    manifest = {
+        "rows": count,
+        "split": split,
+        "start": start,
+        "counts": dict(counts),
+        **(about or {}),
+    }
+    (draft / "manifest.json").write_text(json.dumps(manifest, indent=1, default=str))
+    (draft / "README.md").write_text(_card(manifest))
+    if folder.exists():
+        shutil.rmtree(folder)
+    os.replace(draft, folder)
+    return Exported(folder, count, counts)
+
+
+def row_of(sample: Sample) -> dict[str, Any]:
+    """One row, media encoded."""
+    task = find(sample.task)
+    images = [visual for visual in sample.visuals if not visual.is_video]
+    clips = [visual for visual in sample.visuals if visual.is_video]
+    answer = task.format(sample.truth)
+    return {
+        "id": sample.id,
+        "prompt": [
+            {
+                "role": message["role"],
+                "content": [{"text": None, **part} for part in message["content"]],
+            }
+            for message in sample.messages
+        ],
+        "images": [_png(visual.pixels) for visual in images],
+        "videos": [[_png(frame) for frame in visual.pixels] for visual in clips],
+        "video_times": [visual.times.tolist() for visual in clips if visual.times is not None],
+        "answer": answer,
+        "solution": sample.surface.wrap(answer),
+        "task": sample.task,
+        "truth": json.dumps(sample.truth),
+        "surface": json.dumps(asdict(sample.surface)),
+        "knobs": json.dumps(dict(sample.knobs)),
+        "recipe": json.dumps(dict(sample.recipe)),
+        "source": json.dumps(sample.meta.get("source", {})),
+    }
+
+
+def _rows(
+    make_stream: Callable[[], Stream],
+    start: int,
+    workers: int,
+    counts: Counter[str],
+    hashes: list[int],
+) -> Iterator[dict[str, Any]]:
+    chunks, failed = (range(first, first + CHUNK) for first in counting(start, CHUNK)), 0
+    pool = (
+        multiprocessing.get_context("fork").Pool(workers, _start, (make_stream,))
+        if workers > 1
+        else None
+    )
+    if pool is None:
+        _start(make_stream)
+    try:
+        made = map(_make, chunks) if pool is None else _in_order(pool, chunks, workers)
+        for rows, seen, change in made:
+            counts.update(change)
+            hashes.extend(seen)
+            failed = 0 if rows else failed + CHUNK
+            if failed >= GIVE_UP:
+                reasons = ", ".join(f"{key} ({n})" for key, n in counts.most_common(6))
+                raise ValueError(
+                    f"{failed} indices in a row gave no sample. Most frequent: {reasons}. Use other media."
+                )
+            yield from rows
+    finally:
+        if pool is not None:
+            pool.terminate()
+
+
+def _in_order(pool: Any, chunks: Iterator[range], workers: int) -> Iterator[Any]:
+    """Results in the order of the chunks, at most two chunks per worker ahead of the reader."""
+    waiting = [pool.apply_async(_make, (next(chunks),)) for _ in range(2 * workers)]
+    while True:
+        done = waiting.pop(0).get()
+        waiting.append(pool.apply_async(_make, (next(chunks),)))
+        yield done
+
+
+_STREAM: list[Stream] = []
+"""The stream of this process; set by `_start`, read by `_make`."""
+
+
+def _start(make_stream: Callable[[], Stream]) -> None:
+    _STREAM[:] = [make_stream()]
+
+
+def _make(indices: range) -> tuple[list[dict[str, Any]], list[int], Counter[str]]:
+    """Rows, media hashes and what changed in the counts, for some indices."""
+    stream = _STREAM[0]
+    before, rows, hashes = Counter(stream.counts), [], []
+    for index in indices:
+        sample = stream.sample(index)
+        if sample is not None:
+            rows.append(row_of(sample))
+            hashes.extend(perceptual_hash(picture) for picture in stream.pictures(sample))
+    return rows, hashes, stream.counts - before
+
+
+def _write_shards(rows: Iterator[dict[str, Any]], folder: Path) -> list[Path]:
+    import pyarrow
+    import pyarrow.parquet as parquet
+
+    schema, shards = _schema(pyarrow), []
+    while first := list(islice(rows, ROWS_PER_GROUP)):
+        shards.append(folder / f"part-{len(shards):05d}.parquet")
+        with parquet.ParquetWriter(shards[-1], schema, compression="none") as writer:
+            writer.write_table(pyarrow.Table.from_pylist(first, schema=schema))
+            for _ in range(GROUPS_PER_SHARD - 1):
+                if group := list(islice(rows, ROWS_PER_GROUP)):
+                    writer.write_table(pyarrow.Table.from_pylist(group, schema=schema))
+    return shards
+
+
+def _schema(pyarrow: Any) -> Any:
+    text, image = (
+        pyarrow.string(),
+        pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())]),
+    )
+    part = pyarrow.struct([("type", text), ("text", text)])
+    fields = [
+        ("id", text),
+        (
+            "prompt",
+            pyarrow.list_(pyarrow.struct([("role", text), ("content", pyarrow.list_(part))])),
+        ),
+        ("images", pyarrow.list_(image)),
+        ("videos", pyarrow.list_(pyarrow.list_(image))),
+        ("video_times", pyarrow.list_(pyarrow.list_(pyarrow.float64()))),
+        *(
+            (name, text)
+            for name in (
+                "answer",
+                "solution",
+                "task",
+                "truth",
+                "surface",
+                "knobs",
+                "recipe",
+                "source",
+            )
+        ),
+    ]
+    features = {name: TEXT for name, kind in fields if kind is text}
+    features |= {
+        "prompt": [{"role": TEXT, "content": [{"type": TEXT, "text": TEXT}]}],
+        "images": {"feature": IMAGE, "_type": "List"},
+        "videos": {"feature": {"feature": IMAGE, "_type": "List"}, "_type": "List"},
+        "video_times": {"feature": {"feature": NUMBER, "_type": "List"}, "_type": "List"},
+    }
+    features["prompt"] = _listed(
+        {"role": TEXT, "content": _listed({"type": TEXT, "text": TEXT})}
+    )
+    ordered = {name: features[name] for name, _ in fields}
+    return pyarrow.schema(
+        fields, metadata={"huggingface": json.dumps({"info": {"features": ordered}})}
+    )
+
+
+def _listed(feature: Mapping[str, Any]) -> dict[str, Any]:
+    return {"feature": dict(feature), "_type": "List"}
+
+
+def _png(pixels: Array) -> dict[str, Any]:
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "PNG", compress_level=1)
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+def _card(manifest: Mapping[str, Any]) -> str:
+    made = {
+        key.removeprefix("made/"): n
+        for key, n in manifest["counts"].items()
+        if key.startswith("made/")
+    }
+    lines = [f"| {task} | {number} |" for task, number in sorted(made.items())]
+    return "\n".join(
+        [
+            "---",
+            "configs:",
+            "- config_name: default",
+            "  data_files:",
+            f"  - split: {manifest['split']}",
+            f"    path: data/{manifest['split']}-*.parquet",
+            "---",
+            "# Pretext tasks",
+            "",
+            f"{manifest['rows']} self-supervised questions with verifiable answers: preset",
+            f"`{manifest.get('preset', '')}`, seed {manifest.get('seed', 0)}, split `{manifest['split']}`.",
+            "",
+            "Load with `datasets.load_dataset(<this folder>)`; mark answers with",
+            "`mmrl.data.pretext.stream.scoring.score_row` or, in TRL,",
+            "`mmrl.data.pretext.stream.scoring.pretext_reward`.",
+            "",
+            "| task | made (all indices tried) |",
+            "| --- | --- |",
+            *lines,
+            "",
+        ]
+    )

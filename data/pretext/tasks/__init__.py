@@ -1,0 +1,1 @@
+"""One pretext task, one file."""

@@ -1,0 +1,88 @@
+"""Arrow of time: does the clip play forwards or backwards?
+
+Reward: 1 for the right word. With `reference` a first clip that certainly plays forwards is shown, and the question
+is about the part of the video that follows it: then any steady motion decides, also where one clip alone is ambiguous.
+
+Defences (Wei et al. 2018): clips must move; a clip whose frames return to where they began is refused, as it looks the
+same both ways; the direction is a fair coin; the time line always runs forward from 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+
+from mmrl.data.pretext.contract import Array, Draft, Evidence, Knob, Knobs, Medium, Reject
+from mmrl.data.pretext.craft import clips
+from mmrl.data.pretext.craft.answer_forms import ChoiceTask
+from mmrl.data.pretext.craft.rng import Streams
+
+WORDS = ("forward", "backward")
+
+
+class ArrowOfTime(ChoiceTask):
+    name = "arrow-of-time"
+    kinds = ("video",)
+    knobs: ClassVar = {
+        "frames": Knob(12, (12, 12, 8), help="Frames of the clip in question."),
+        "reference": Knob(
+            True, (True, True, False), help="Show a forward clip of the moments before."
+        ),
+        "side": Knob(256, help="Longest side of a frame in pixels."),
+    }
+    wordings = (
+        "{reference}Does {which} play forward or backward?",
+        "{reference}Decide in which direction of time {which} is played: forward or backward.",
+        "{reference}Was {which} reversed? Say forward if it was not, backward if it was.",
+    )
+    hint = 'one word, "forward" or "backward"'
+
+    def option_count(self, knobs: Knobs) -> int:
+        return 2
+
+    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
+        count, reference = int(knobs["frames"]), bool(knobs["reference"])
+        clip = media[0].video()
+        total = 2 * count if reference else count
+        indices = _stretch(clips.window(clip), total, rng.geometry)
+        if indices is None:
+            return Reject("too-few-frames")
+        frames = clips.read(clip, indices, int(knobs["side"]))
+        if clips.too_small(frames):
+            return Reject("too-small")
+        asked = frames[-count:]
+        moved = clips.motion(asked)
+        if float(moved.mean()) < clips.STILL:
+            return Reject("nothing-moves")
+        if clips.change(asked[:1], asked[-1:]) < 1.5 * float(moved.mean()):
+            return Reject("returns-to-the-start")
+        answer = WORDS[int(rng.selection.integers(2))]
+        step = clips.shown_step(clip, indices, np.arange(total))
+        shown = clips.timed(
+            asked if answer == "forward" else asked[::-1], step, "Clip 2:" if reference else ""
+        )
+        before = (clips.timed(frames[:count], step, "Clip 1:"),) if reference else ()
+        return Draft(
+            visuals=(*before, shown),
+            truth={"answer": answer, "options": list(WORDS)},
+            key=answer,
+            fields={
+                "reference": "Clip 1 plays forward; clip 2 shows the moments right after it. "
+                if reference
+                else "",
+                "which": "clip 2" if reference else "the video",
+            },
+            evidence=(Evidence(len(before)),),
+        )
+
+
+def _stretch(span: tuple[int, int], count: int, rng: np.random.Generator) -> Array | None:
+    """`count` evenly spaced source frames of a random part of the window: every k-th frame, k as large as 4 allow."""
+    start, end = span
+    stride = min(4, (end - start - 1) // (count - 1)) if count > 1 else 1
+    if stride < 1:
+        return None
+    free = end - start - 1 - stride * (count - 1)
+    return start + int(rng.integers(free + 1)) + stride * np.arange(count)

@@ -1,0 +1,314 @@
+"""Charts and tables from our own generator: numbers are drawn, a question about them is asked.
+
+"chart-reading": bars or lines with a value axis and grid lines, one or two series; "table-reading": a table with row
+and column names. Questions: the value of one entry, the difference of two, how many entries of a series (or row)
+exceed a bound, and the largest entry of a series (or row). Answer: one whole number between 0 and `top`; reward 1 or
+0.
+
+The answer of every question kind is uniform over its range (0 to `top`; 0 to the number of rows for counts), and so are
+the kinds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from mmrl.data.pretext.contract import (
+    Array,
+    Draft,
+    Evidence,
+    Knob,
+    Knobs,
+    Medium,
+    Reject,
+    Visual,
+)
+from mmrl.data.pretext.craft.lettering import font
+from mmrl.data.pretext.craft.number_form import NumberTask
+from mmrl.data.pretext.craft.rng import Streams
+
+NAMES = (
+    *(
+        "Oslo",
+        "Lima",
+        "Cairo",
+        "Delhi",
+        "Quito",
+        "Tunis",
+        "Perth",
+        "Seoul",
+        "Paris",
+        "Accra",
+        "Hanoi",
+        "Bern",
+    ),
+    *("Riga", "Doha", "Kyiv", "Rome", "Suva", "Baku", "Lagos", "Minsk"),
+)
+SERIES = ("apples", "books", "cars", "doors", "eggs", "flags", "goats", "hats", "inks", "jars")
+PALETTE = (
+    (214, 48, 49),
+    (45, 100, 220),
+    (46, 160, 67),
+    (235, 130, 30),
+    (142, 68, 173),
+    (40, 150, 160),
+)
+ASKS = ("value", "difference", "above", "largest")
+
+Box = tuple[int, int, int, int]
+Boxes = dict[tuple[int, int], Box]
+"""Where the entry (row, column) stands in the picture."""
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """A named grid of numbers."""
+
+    rows: tuple[str, ...]
+    """Categories of a chart, rows of a table."""
+    columns: tuple[str, ...]
+    """Series of a chart, columns of a table."""
+    values: Array
+    """int64 [rows, columns]."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """Words, answer, and the entries (row, column) that must be read."""
+
+    text: str
+    answer: int
+    most: int
+    """Largest possible answer."""
+    entries: tuple[tuple[int, int], ...]
+
+
+class ChartReading(NumberTask):
+    name = "chart-reading"
+    kinds = ("none",)
+    knobs: ClassVar = {
+        "categories": Knob(5, (3, 5, 7, 9), help="Places on the horizontal axis."),
+        "series": Knob(1, (1, 1, 2), help="Values per place.", allowed=(1, 2, 3)),
+        "top": Knob(20, (10, 20, 40), help="End of the value axis and largest answer."),
+        "style": Knob("any", help="Kind of chart.", allowed=("any", "bars", "lines")),
+        "ask": Knob("any", help="Kind of question.", allowed=("any", *ASKS)),
+    }
+    wordings = (
+        "Look at the chart. {question}",
+        "{question} Read it from the chart.",
+        "The chart shows some numbers per city. {question}",
+    )
+
+    def span(self, knobs: Knobs) -> tuple[int, int]:
+        return 0, int(knobs["top"])
+
+    def chance(self, knobs: Knobs) -> float:
+        return guess_right(str(knobs["ask"]), int(knobs["top"]), int(knobs["categories"]))
+
+    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
+        top = int(knobs["top"])
+        numbers = draw_numbers(int(knobs["categories"]), int(knobs["series"]), top, rng)
+        kind = chosen(str(knobs["ask"]), rng.selection)
+        numbers, question = pose(numbers, kind, top, "in", rng.selection)
+        bars = knobs["style"] == "bars" or (
+            knobs["style"] == "any" and rng.appearance.random() < 0.5
+        )
+        picture, boxes = _chart(numbers, top, bars, rng.appearance)
+        return _draft(picture, boxes, question)
+
+
+class TableReading(NumberTask):
+    name = "table-reading"
+    kinds = ("none",)
+    knobs: ClassVar = {
+        "rows": Knob(5, (3, 5, 8, 11), help="Rows of numbers."),
+        "columns": Knob(4, (2, 3, 4, 6), help="Columns of numbers."),
+        "top": Knob(50, (20, 50, 99), help="Largest number in the table and largest answer."),
+        "ask": Knob("any", help="Kind of question.", allowed=("any", *ASKS)),
+    }
+    wordings = (
+        "Look at the table. {question}",
+        "{question} Take it from the table.",
+        "The table lists some numbers per city. {question}",
+    )
+
+    def span(self, knobs: Knobs) -> tuple[int, int]:
+        return 0, int(knobs["top"])
+
+    def chance(self, knobs: Knobs) -> float:
+        return guess_right(str(knobs["ask"]), int(knobs["top"]), int(knobs["rows"]))
+
+    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
+        top = int(knobs["top"])
+        numbers = draw_numbers(int(knobs["rows"]), int(knobs["columns"]), top, rng)
+        kind = chosen(str(knobs["ask"]), rng.selection)
+        numbers, question = pose(numbers, kind, top, "in row", rng.selection)
+        picture, boxes = _table(numbers, rng.appearance)
+        return _draft(picture, boxes, question)
+
+
+def draw_numbers(rows: int, columns: int, top: int, rng: Streams) -> Numbers:
+    """Uniform numbers under random names."""
+    names = tuple(NAMES[int(i)] for i in rng.selection.permutation(len(NAMES))[:rows])
+    series = tuple(SERIES[int(i)] for i in rng.selection.permutation(len(SERIES))[:columns])
+    return Numbers(names, series, rng.selection.integers(0, top + 1, size=(rows, columns)))
+
+
+def pose(
+    numbers: Numbers, kind: str, top: int, where: str, rng: np.random.Generator
+) -> tuple[Numbers, Question]:
+    """One question, with the asked series drawn again such that every answer is equally likely."""
+    column = int(rng.integers(len(numbers.columns)))
+    first, second = (int(i) for i in rng.permutation(len(numbers.rows))[:2])
+    what, count = numbers.columns[column], len(numbers.rows)
+    values, names = numbers.values.copy(), numbers.rows
+    asked = values[:, column]
+    whole = tuple((row, column) for row in range(count))
+    if kind == "value":
+        text = f"How many {what} are there {where} {names[first]}?"
+        return numbers, Question(text, int(asked[first]), top, ((first, column),))
+    if kind == "difference":
+        apart = int(rng.integers(top + 1))
+        asked[first] = int(rng.integers(top - apart + 1))
+        asked[second] = asked[first] + apart
+        text = f"By how much do the {what} {where} {names[first]} and {where} {names[second]} differ?"
+        question = Question(text, apart, top, ((first, column), (second, column)))
+    elif kind == "above":
+        bound, over = int(rng.integers(1, top)), int(rng.integers(count + 1))
+        asked[:] = rng.integers(0, bound + 1, size=count)
+        asked[rng.permutation(count)[:over]] = rng.integers(bound + 1, top + 1, size=over)
+        question = Question(
+            f"How many cities have more than {bound} {what}?", over, count, whole
+        )
+    else:
+        largest = int(rng.integers(top + 1))
+        asked[:] = rng.integers(0, largest + 1, size=count)
+        asked[first] = largest
+        question = Question(
+            f"What is the largest number of {what} of any city?", largest, top, whole
+        )
+    return Numbers(numbers.rows, numbers.columns, values), question
+
+
+def chosen(kind: str, rng: np.random.Generator) -> str:
+    """The kind of question; "any" draws one."""
+    return ASKS[int(rng.integers(len(ASKS)))] if kind == "any" else kind
+
+
+def guess_right(kind: str, top: int, rows: int) -> float:
+    """Probability of a uniform guess between 0 and the largest answer of the question's kind."""
+    kinds = ASKS if kind == "any" else (kind,)
+    return sum(1.0 / ((rows if one == "above" else top) + 1) for one in kinds) / len(kinds)
+
+
+def _draft(picture: Array, boxes: Boxes, question: Question) -> Draft:
+    return Draft(
+        visuals=(Visual(picture),),
+        truth={"answer": question.answer, "least": 0, "most": question.most},
+        key=question.answer,
+        fields={"question": question.text},
+        evidence=(Evidence(0, tuple(boxes[entry] for entry in question.entries)),),
+    )
+
+
+def _chart(
+    numbers: Numbers, top: int, bars: bool, rng: np.random.Generator
+) -> tuple[Array, dict[tuple[int, int], Box]]:
+    """The picture and the box of every entry. One unit of value is a whole number of pixels."""
+    unit = max(2, 240 // top)
+    left, high, wide = 44, unit * top, max(56, 300 // len(numbers.rows))
+    base, width = 34 + high, left + wide * len(numbers.rows) + 14
+    picture = Image.new("RGB", (width, base + 34), (255, 255, 255))
+    pen = ImageDraw.Draw(picture)
+    tick = max(1, top // 10) if top <= 20 else 5
+    for value in range(0, top + 1, tick):
+        y = base - unit * value
+        pen.line((left, y, width - 10, y), fill=(215, 215, 215))
+        if value % (2 * tick) == 0:
+            pen.text((left - 6, y), str(value), fill="black", font=font(13), anchor="rm")
+    pen.line((left, base, width - 10, base), fill="black", width=2)
+    pen.line((left, base - high, left, base), fill="black", width=2)
+    for row, name in enumerate(numbers.rows):
+        pen.text(
+            (left + (row + 0.5) * wide, base + 14),
+            name,
+            fill="black",
+            font=font(14),
+            anchor="mm",
+        )
+    colours = [PALETTE[int(i)] for i in rng.permutation(len(PALETTE))[: len(numbers.columns)]]
+    boxes: Boxes = {}
+    for column, colour in enumerate(colours):
+        x = left + 60 * column + 4
+        pen.rectangle((x, 8, x + 10, 18), fill=colour)
+        pen.text(
+            (x + 14, 13), numbers.columns[column], fill="black", font=font(12), anchor="lm"
+        )
+        spots = _series(numbers, column, (left, base, wide, unit), bars)
+        if not bars:
+            pen.line(
+                [((box[0] + box[2]) / 2, box[1] + 3.0) for box in spots], fill=colour, width=2
+            )
+        for row, box in enumerate(spots):
+            pen.rectangle(box, fill=colour) if bars else pen.ellipse(
+                (box[0], box[1], box[2], box[1] + 6), fill=colour
+            )
+            boxes[row, column] = (box[0], min(box[1], base - 8), box[2] + 1, base + 1)
+    return np.asarray(picture), boxes
+
+
+def _series(
+    numbers: Numbers, column: int, frame: tuple[int, int, int, int], bars: bool
+) -> list[Box]:
+    """Where the bars (or the points) of one series are: x0, top, x1, base."""
+    left, base, wide, unit = frame
+    own = (wide - 16) // len(numbers.columns) if bars else 6
+    spots = []
+    for row in range(len(numbers.rows)):
+        y = base - unit * int(numbers.values[row, column])
+        x = left + row * wide + 8 + column * own if bars else left + row * wide + wide // 2 - 3
+        spots.append((x, y if bars else y - 3, x + own - (2 if bars else 0), base))
+    return spots
+
+
+def _table(numbers: Numbers, rng: np.random.Generator) -> tuple[Array, Boxes]:
+    wide, tall, first = 66, 28, 74
+    width, height = first + wide * len(numbers.columns) + 1, tall * (len(numbers.rows) + 1) + 1
+    picture = Image.new("RGB", (width, height), (255, 255, 255))
+    pen = ImageDraw.Draw(picture)
+    shade = tuple(int(v) for v in rng.integers(205, 245, size=3))
+    pen.rectangle((0, 0, width, tall), fill=shade)
+    if rng.random() < 0.5:
+        for row in range(1, len(numbers.rows), 2):
+            pen.rectangle((0, (row + 1) * tall, width, (row + 2) * tall), fill=(244, 244, 244))
+    for row in range(len(numbers.rows) + 2):
+        pen.line((0, row * tall, width, row * tall), fill=(120, 120, 120))
+    for column in range(len(numbers.columns) + 1):
+        pen.line(
+            (first + column * wide, 0, first + column * wide, height), fill=(120, 120, 120)
+        )
+    for column, name in enumerate(numbers.columns):
+        pen.text(
+            (first + (column + 0.5) * wide, tall / 2),
+            name,
+            fill="black",
+            font=font(14),
+            anchor="mm",
+        )
+    boxes: Boxes = {}
+    for row, name in enumerate(numbers.rows):
+        y = (row + 1) * tall
+        pen.text((8, y + tall / 2), name, fill="black", font=font(14), anchor="lm")
+        for column in range(len(numbers.columns)):
+            x = first + column * wide
+            text = str(int(numbers.values[row, column]))
+            pen.text(
+                (x + wide / 2, y + tall / 2), text, fill="black", font=font(14), anchor="mm"
+            )
+            boxes[row, column] = (x, y, x + wide, y + tall)
+    return np.asarray(picture), boxes

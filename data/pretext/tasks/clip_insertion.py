@@ -1,0 +1,82 @@
+"""Missing clip: a piece was cut out of the video. Where does it belong?
+
+The video is shown with several joins; at each join a piece of the same length is missing, but only one of the missing
+pieces is shown. Answer: the number of the join. Reward: 1 for the right one.
+
+Defences: all joins are real cuts of one length, so a cut says nothing; they are evenly likely; every missing piece must
+look different from the others, and the piece is trimmed at both ends so that its border frames do not continue exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+
+from mmrl.data.pretext.contract import Draft, Evidence, Knob, Knobs, Medium, Reject
+from mmrl.data.pretext.craft import clips
+from mmrl.data.pretext.craft.answer_forms import ChoiceTask
+from mmrl.data.pretext.craft.rng import Streams
+
+
+class ClipInsertion(ChoiceTask):
+    name = "clip-insertion"
+    kinds = ("video",)
+    intended = ("boundary", "histogram")
+    knobs: ClassVar = {
+        "joins": Knob(3, (2, 3, 4, 5), help="Places where a piece is missing."),
+        "part": Knob(4, help="Shown frames between two joins."),
+        "piece": Knob(4, help="Frames of the missing piece."),
+        "trim": Knob(1, help="Frames left out at both ends of the piece."),
+        "side": Knob(256, help="Longest side of a frame in pixels."),
+    }
+    wordings = (
+        "The video has {joins} joins, at {times} seconds; at each of them a piece was cut out. The extra clip is one"
+        " of these pieces. At which join, counted from 1, does it belong?",
+        "Pieces were removed from the video at {times} seconds ({joins} joins, numbered from 1). Which join does the"
+        " extra clip fill?",
+        "The extra clip once stood in the video at one of the {joins} joins ({times} seconds). Give the number of the"
+        " join.",
+    )
+    hint = "the number of the join"
+
+    def option_count(self, knobs: Knobs) -> int:
+        return int(knobs["joins"])
+
+    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
+        joins, part, piece, trim = (
+            int(knobs[name]) for name in ("joins", "part", "piece", "trim")
+        )
+        clip = media[0].video()
+        gone = piece + 2 * trim
+        total = (joins + 1) * part + joins * gone
+        indices = clips.spread(clip, np.arange(total, dtype=np.float64))
+        if indices is None:
+            return Reject("too-few-frames")
+        frames = clips.read(clip, indices, int(knobs["side"]))
+        if clips.too_small(frames):
+            return Reject("too-small")
+        cuts = [(i + 1) * part + i * gone for i in range(joins)]
+        pieces = [frames[cut + trim : cut + trim + piece] for cut in cuts]
+        if clips.closest_means(pieces) < clips.SAME:
+            return Reject("clips-look-alike")
+        kept = np.delete(frames, [i for cut in cuts for i in range(cut, cut + gone)], axis=0)
+        chosen = int(rng.selection.integers(joins))
+        step = clips.shown_step(clip, indices, np.arange(total))
+        return Draft(
+            visuals=(
+                clips.timed(kept, step, "Video:"),
+                clips.timed(pieces[chosen], step, "Extra clip:"),
+            ),
+            truth={"answer": str(chosen + 1), "options": [str(i + 1) for i in range(joins)]},
+            key=str(chosen + 1),
+            fields={
+                "joins": joins,
+                "times": ", ".join(f"{(i + 1) * part * step:.1f}" for i in range(joins)),
+            },
+            evidence=(
+                Evidence(0, frames=tuple(range(chosen * part, (chosen + 2) * part))),
+                Evidence(1),
+            ),
+        )

@@ -1,0 +1,145 @@
+"""Depth order: arrange the marked points from near to far (Visual Jigsaw 3D, arXiv 2509.25190).
+
+Points have a depth between 0.1 and 10 m, lie at least 40 pixels (at 640 pixels width) apart and differ by at least
+`apart` metres pairwise; marks are half-transparent red discs with white numbers. Reward: 1, else gamma times the share
+of right places.
+
+Departures: a point is used only if the depth around it is flat (range below 0.15 m in a small window), because at a
+border the disc covers two depths; points are drawn by us from the depth map, the paper's data bring them along.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from mmrl.data.pretext.contract import (
+    Array,
+    Draft,
+    Evidence,
+    Knob,
+    Knobs,
+    Medium,
+    Reject,
+    Visual,
+)
+from mmrl.data.pretext.craft.answer_forms import OrderTask
+from mmrl.data.pretext.craft.degenerate_checks import resize
+from mmrl.data.pretext.craft.rng import Streams
+
+NEAR, FAR = 0.1, 10.0
+"""Usable depths in metres."""
+FLAT = 0.15
+"""Largest range of depth in the window around a point, in metres."""
+
+
+class DepthOrder(OrderTask):
+    name = "depth-order"
+    kinds = ("rgbd",)
+    knobs: ClassVar = {
+        "points": Knob(6, (2, 3, 4, 5, 6), help="Number of marked points."),
+        "apart": Knob(
+            0.2,
+            (1.0, 0.2),
+            smooth=True,
+            help="Smallest difference of depth between two points, in metres.",
+        ),
+        "gamma": Knob(0.2, help="Pay for partly right orders."),
+        "side": Knob(640, help="Longest side of the picture in pixels."),
+    }
+    wordings = (
+        "{count} points are marked by numbered discs. Order them from the nearest to the farthest from the camera.",
+        "Sort the marked points 1 to {count} by their distance to the camera, nearest first.",
+        "Looking at the scene, list the {count} numbered marks from near to far.",
+    )
+    hint = "all the numbers in that order, separated by commas"
+
+    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
+        picture, depth = media[0].picture(), media[0].depth
+        if depth is None:
+            return Reject("no-depth")
+        scale = min(1.0, int(knobs["side"]) / max(picture.shape[:2]))
+        width, height = (
+            max(1, round(length * scale)) for length in (picture.shape[1], picture.shape[0])
+        )
+        radius = max(6, round(15 * max(width, height) / 640))
+        if min(width, height) < 8 * radius:
+            return Reject("too-small")
+        count = int(knobs["points"])
+        points = _points(
+            depth, (height, width), count, float(knobs["apart"]), radius, rng.geometry
+        )
+        if points is None:
+            return Reject("no-points")
+        order = rng.selection.permutation(count)
+        shown = points[order]
+        answer = [int(i) + 1 for i in np.argsort(shown[:, 2])]
+        boxes = tuple(
+            (x - radius, y - radius, x + radius, y + radius)
+            for x, y in shown[:, :2].astype(int).tolist()
+        )
+        return Draft(
+            visuals=(Visual(_marked(resize(picture, width, height), shown[:, :2], radius)),),
+            truth={"answer": answer, "gamma": float(knobs["gamma"])},
+            key=tuple(answer),
+            fields={"count": count},
+            evidence=(Evidence(0, boxes),),
+            meta={"depths": [round(float(value), 3) for value in shown[:, 2]]},
+        )
+
+    def length(self, knobs: Knobs) -> int:
+        return int(knobs["points"])
+
+
+def _points(
+    depth: Array,
+    size: tuple[int, int],
+    count: int,
+    apart: float,
+    radius: int,
+    rng: np.random.Generator,
+) -> Array | None:
+    """[count, 3]: x, y in shown pixels and depth, near to far; or None."""
+    height, width = size
+    ys = rng.uniform(radius, height - radius, size=400)
+    xs = rng.uniform(radius, width - radius, size=400)
+    rows = (ys * depth.shape[0] / height).astype(int)
+    columns = (xs * depth.shape[1] / width).astype(int)
+    reach = max(1, round(0.4 * radius * depth.shape[1] / width))
+    steps = np.array([(dy, dx) for dy in (-reach, 0, reach) for dx in (-reach, 0, reach)])
+    around = depth[
+        np.clip(rows[:, None] + steps[:, 0], 0, depth.shape[0] - 1),
+        np.clip(columns[:, None] + steps[:, 1], 0, depth.shape[1] - 1),
+    ]  # [400, 9]
+    fine = (
+        np.isfinite(around).all(axis=1)
+        & (around.min(axis=1) >= NEAR)
+        & (around.max(axis=1) <= FAR)
+    )
+    fine &= np.ptp(around, axis=1) < FLAT
+    chosen: list[tuple[float, float, float]] = []
+    for x, y, far in zip(xs[fine], ys[fine], depth[rows, columns][fine], strict=True):
+        clear = all(
+            np.hypot(x - a, y - b) >= 40 / 15 * radius and abs(far - c) > apart
+            for a, b, c in chosen
+        )
+        if clear:
+            chosen.append((float(x), float(y), float(far)))
+        if len(chosen) == count:
+            return np.array(sorted(chosen, key=lambda point: point[2]))
+    return None
+
+
+def _marked(picture: Array, points: Array, radius: int) -> Array:
+    """Red discs (alpha 120 of 255) with white numbers."""
+    image = Image.fromarray(picture).convert("RGBA")
+    layer = Image.new("RGBA", image.size, (0, 0, 0, 0))
+    pen = ImageDraw.Draw(layer)
+    font = ImageFont.load_default(size=1.2 * radius)
+    for number, (x, y) in enumerate(points.tolist(), 1):
+        pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=(255, 0, 0, 120))
+        pen.text((x, y), str(number), fill=(255, 255, 255, 255), font=font, anchor="mm")
+    return np.asarray(Image.alpha_composite(image, layer).convert("RGB"))

@@ -1,0 +1,125 @@
+"""Counting overlays: how many circles, squares, … were painted on the picture, among distractors?
+
+The image version of VideoSSR's counting (arXiv 2511.06281). Answer: one count per asked shape. Reward: mean over shapes
+of max(0, 1 − |guess − count| / count), rewards.count_rel.
+
+Defences: counts are drawn first, uniformly, and the sizes shrink until everything has a place, so no count is rarer
+than another; shapes never overlap, contrast with what they cover, have soft edges, grain and random opacity;
+distractors of other shapes are painted by the same function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, ClassVar
+
+import numpy as np
+
+from mmrl.data.pretext.contract import (
+    Draft,
+    Evidence,
+    Knob,
+    Knobs,
+    Medium,
+    Reject,
+    Score,
+    Task,
+    Truth,
+    Visual,
+)
+from mmrl.data.pretext.craft.degenerate_checks import harmless_history
+from mmrl.data.pretext.craft.overlays import boxes_of, paint, place
+from mmrl.data.pretext.craft.procedural import SHAPES
+from mmrl.data.pretext.craft.rng import Streams
+from mmrl.data.pretext.marking import parsing
+from mmrl.data.pretext.marking.parsing import ParseError
+from mmrl.data.pretext.marking.rewards import count_rel
+
+
+class OverlayCount(Task):
+    name = "overlay-count"
+    kinds = ("image", "rgbd", "document")
+    avoid = ("flat-shapes",)
+    knobs: ClassVar = {
+        "asked": Knob(2, (1, 1, 2, 3), help="Number of shapes to count.", allowed=(1, 2, 3)),
+        "most": Knob(5, (3, 5, 9), help="Largest count of each shape."),
+        "distractors": Knob(3, (0, 3, 6), help="Largest number of shapes of other kinds."),
+        "largest": Knob(
+            0.16, (0.2, 0.1), smooth=True, help="Largest shape as a share of the short side."
+        ),
+        "side": Knob(448, help="Longest side of the picture in pixels."),
+    }
+    wordings = (
+        "Flat shapes were painted on the picture. Count the {names}, whatever their colour, size and rotation.",
+        "How many {names} were drawn over this image? Other shapes do not count.",
+        "Count the painted {names} in the picture; ignore any other painted shape.",
+    )
+    hint = "{form}"
+
+    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
+        picture = harmless_history(media[0].picture(), rng, int(knobs["side"])).copy()
+        height, width = picture.shape[:2]
+        if min(height, width) < 112:
+            return Reject("too-small")
+        kinds = [SHAPES[int(i)] for i in rng.selection.permutation(len(SHAPES))]
+        asked, others = kinds[: int(knobs["asked"])], kinds[int(knobs["asked"]) :]
+        most = int(knobs["most"])
+        counts = [int(rng.selection.integers(1, most + 1)) for _ in asked]
+        extra = int(rng.selection.integers(int(knobs["distractors"]) + 1))
+        names = [name for name, count in zip(asked, counts, strict=True) for _ in range(count)]
+        names += [others[int(i)] for i in rng.selection.integers(len(others), size=extra)]
+        largest = float(knobs["largest"])
+        spots = place(len(names), height, width, (0.6 * largest, largest), rng.geometry)
+        for index in rng.selection.permutation(len(names)):
+            paint(picture, names[index], spots[index], rng.appearance)
+        return Draft(
+            visuals=(Visual(picture),),
+            truth={"answer": counts, "most": most},
+            key=tuple(counts),
+            fields=_words(asked),
+            evidence=(Evidence(0, boxes_of(spots[: sum(counts)])),),
+            meta={"asked": asked, "painted": names},
+        )
+
+    def read(self, body: str, truth: Truth) -> Any | ParseError:
+        count = len(truth["answer"])
+        return parsing.integers(body, count)
+
+    def verify(self, value: Any, truth: Truth) -> Score:
+        if any(count < 0 for count in value):
+            return Score(0.0, parts={"valid": 0.0})
+        right = tuple(value) == tuple(truth["answer"])
+        return Score(count_rel(value, truth["answer"]), right, {"valid": 1.0}, tuple(value))
+
+    def format(self, truth: Truth) -> str:
+        return ", ".join(map(str, truth["answer"]))
+
+    def guess(self, truth: Truth, rng: np.random.Generator) -> str:
+        return ", ".join(
+            str(int(v)) for v in rng.integers(1, truth["most"] + 1, size=len(truth["answer"]))
+        )
+
+    def chance(self, knobs: Knobs) -> float:
+        return float(int(knobs["most"]) ** -int(knobs["asked"]))
+
+    def chance_reward(self, knobs: Knobs) -> float:
+        return expected_count_reward(int(knobs["most"]))
+
+
+@lru_cache(maxsize=32)
+def expected_count_reward(most: int) -> float:
+    """Mean reward of a uniform guess for one uniform count in 1..most."""
+    values = np.arange(1, most + 1)
+    return float(np.clip(1.0 - np.abs(values[:, None] - values) / values, 0.0, None).mean())
+
+
+def _words(asked: Sequence[str]) -> dict[str, str]:
+    names = [f"{name}{'es' if name.endswith('s') else 's'}" for name in asked]
+    if len(names) == 1:
+        return {"names": names[0], "form": "one whole number"}
+    listed = f"{', '.join(names[:-1])} and {names[-1]}"
+    return {
+        "names": listed,
+        "form": f"{len(names)} whole numbers in the order {listed}, separated by commas",
+    }

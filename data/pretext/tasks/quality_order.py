@@ -1,0 +1,116 @@
+"""Quality order: arrange copies of one picture by blur, noise or brightness.
+
+Answer: the shown numbers from least to most. Reward: 1, else gamma times the share of right places. Neighbouring levels
+differ by the factor `ratio`. Every copy is its own crop, a few pixels apart, so that no two copies can be subtracted.
+Measuring sharpness is what the task asks for: the sharpness auditor is intended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+from mmrl.data.pretext.contract import (
+    Array,
+    Draft,
+    Evidence,
+    Knob,
+    Knobs,
+    Medium,
+    Reject,
+    Visual,
+)
+from mmrl.data.pretext.craft.answer_forms import OrderTask
+from mmrl.data.pretext.craft.degenerate_checks import (
+    harmless_history,
+    random_crop,
+    resize,
+    textureless,
+)
+from mmrl.data.pretext.craft.rng import Streams
+
+KINDS = ("blur", "noise", "brightness")
+WORDS = {
+    "blur": "from the sharpest to the most blurred",
+    "noise": "from the cleanest to the noisiest",
+    "brightness": "from the darkest to the brightest",
+}
+
+
+class QualityOrder(OrderTask):
+    name = "quality-order"
+    kinds = ("image", "rgbd", "document")
+    intended = ("sharpness", "histogram")
+    knobs: ClassVar = {
+        "copies": Knob(4, (3, 3, 4, 5), help="Number of copies."),
+        "kind": Knob("any", help="What differs.", allowed=("any", *KINDS)),
+        "ratio": Knob(
+            1.7, (2.2, 1.35), smooth=True, help="Factor between neighbouring levels."
+        ),
+        "gamma": Knob(0.2, help="Pay for partly right orders."),
+        "side": Knob(224, help="Side of each shown copy in pixels."),
+    }
+    wordings = (
+        "The {count} numbered images are copies of one picture. Arrange them {what}.",
+        "Sort the copies 1 to {count} {what}.",
+        "The same image is shown {count} times with different quality. Order the numbers {what}.",
+    )
+    hint = "all the numbers in that order, separated by commas"
+
+    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
+        side, count = int(knobs["side"]), int(knobs["copies"])
+        picture = harmless_history(media[0].picture(), rng, 2 * side)
+        edge = min(picture.shape[:2])
+        if edge < side // 2:
+            return Reject("too-small")
+        square = random_crop(picture, edge, edge, rng.geometry)
+        assert square is not None
+        if textureless(square):
+            return Reject("textureless")
+        base = resize(square, side + 8, side + 8)
+        kind = str(knobs["kind"])
+        kind = KINDS[int(rng.selection.integers(len(KINDS)))] if kind == "any" else kind
+        order = rng.selection.permutation(count)
+        noise = rng.appearance
+        shown = []
+        for level in order:
+            top, left = (int(v) for v in rng.geometry.integers(0, 9, size=2))
+            strength = float(knobs["ratio"]) ** int(level)
+            shown.append(
+                degraded(base[top : top + side, left : left + side], kind, strength, noise)
+            )
+        answer = [int(i) + 1 for i in np.argsort(order)]
+        return Draft(
+            visuals=tuple(
+                Visual(copy, label=f"Image {i + 1}:") for i, copy in enumerate(shown)
+            ),
+            truth={"answer": answer, "gamma": float(knobs["gamma"])},
+            key=tuple(answer),
+            fields={"count": count, "what": WORDS[kind]},
+            evidence=tuple(Evidence(i) for i in range(count)),
+            meta={"kind": kind},
+        )
+
+    def length(self, knobs: Knobs) -> int:
+        return int(knobs["copies"])
+
+
+def degraded(picture: Array, kind: str, strength: float, rng: np.random.Generator) -> Array:
+    """uint8, same shape. `strength` 1 is the least: blur radius 0.5 % of the side, noise of 6 grey levels, gain 0.4."""
+    if kind == "blur":
+        radius = 0.004 * picture.shape[0] * strength
+        return np.asarray(
+            Image.fromarray(np.ascontiguousarray(picture)).filter(
+                ImageFilter.GaussianBlur(radius)
+            )
+        )
+    if kind == "noise":
+        grain = rng.standard_normal(picture.shape, dtype=np.float32) * np.float32(
+            min(6.0 * strength, 90.0)
+        )
+        return np.clip(picture + grain, 0, 255).astype(np.uint8)
+    table = np.clip(np.arange(256) * 0.4 * strength**0.6, 0, 255).astype(np.uint8)
+    return table[picture]

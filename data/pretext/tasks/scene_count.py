@@ -1,0 +1,214 @@
+"""Counting and comparing in drawn scenes, after CLEVR: how many objects have these properties? More of these or those?
+
+"scene-count": the objects of a colour, shape or size (up to three properties), optionally only on one side of a named
+object. "scene-compare": are there more, fewer or equally many of one kind than of another? Rewards: 1 or 0.
+
+The answer is drawn first, uniformly; then objects are made to fit. Most other objects miss exactly one property; on the
+wrong side of the named object there are matching ones too. Objects never touch; sides are clear by 10 pixels or more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from mmrl.data.pretext.contract import Draft, Evidence, Knob, Knobs, Medium, Reject, Visual
+from mmrl.data.pretext.craft.answer_forms import ChoiceTask
+from mmrl.data.pretext.craft.number_form import NumberTask
+from mmrl.data.pretext.craft.procedural import SHAPES
+from mmrl.data.pretext.craft.rng import Streams
+from mmrl.data.pretext.craft.scene_objects import (
+    HUES,
+    Thing,
+    draw_things,
+    drawn_ground,
+    spread_out,
+)
+
+HEIGHT, WIDTH = 288, 384
+DIAMETERS = {"small": 22.0, "large": 40.0}
+SIDES = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}
+CLEAR = 10.0
+WORDS = ("more", "fewer", "equal")
+
+Look = Mapping[str, str]
+"""Colour, shape and size of an object, or the properties that are asked for."""
+CHOICES: Mapping[str, Sequence[str]] = {
+    "colour": HUES,
+    "shape": SHAPES,
+    "size": tuple(DIAMETERS),
+}
+
+
+class SceneCount(NumberTask):
+    name = "scene-count"
+    kinds = ("none",)
+    knobs: ClassVar = {
+        "most": Knob(6, (3, 5, 7, 9), help="Largest answer; the smallest is 0."),
+        "others": Knob(8, (3, 6, 9, 11), help="Largest number of other objects."),
+        "properties": Knob(
+            2, (1, 1, 2, 3), help="Properties that are asked for.", allowed=(1, 2, 3)
+        ),
+        "side": Knob(
+            False, (False, False, True), help="Count on one side of a named object only."
+        ),
+    }
+    wordings = (
+        "How many {kind} are there{where}?",
+        "Count the {kind}{where}.",
+        "Give the number of {kind} in the picture{where}.",
+    )
+
+    def span(self, knobs: Knobs) -> tuple[int, int]:
+        return 0, int(knobs["most"])
+
+    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
+        most, target = int(knobs["most"]), int(rng.selection.integers(int(knobs["most"]) + 1))
+        asked = _asked(int(knobs["properties"]), rng.selection)
+        others = int(rng.selection.integers(1, int(knobs["others"]) + 1))
+        count = target + others + bool(knobs["side"])
+        places = spread_out([DIAMETERS["large"]] * count, HEIGHT, WIDTH, rng.geometry)
+        if places is None:
+            return Reject("no-room")
+        inside, where, named = list(range(count)), "", None
+        if knobs["side"]:
+            found = _side(places, target, rng.selection)
+            if found is None:
+                return Reject("no-clear-side")
+            named, inside, side = found
+            where = f" {side} the {{}}"
+        chosen = {inside[int(i)] for i in rng.selection.permutation(len(inside))[:target]}
+        things = _objects(places, asked, chosen, set(inside), named, rng.selection)
+        return Draft(
+            visuals=(Visual(draw_things(drawn_ground(HEIGHT, WIDTH, rng.appearance), things)),),
+            truth={"answer": target, "least": 0, "most": most},
+            key=target,
+            fields={
+                "kind": kind_name(asked, plural=True),
+                "where": where if named is None else where.format(things[named].name),
+            },
+            evidence=(Evidence(0, tuple(things[i].box for i in sorted(chosen))),),
+        )
+
+
+class SceneCompare(ChoiceTask):
+    name = "scene-compare"
+    kinds = ("none",)
+    knobs: ClassVar = {
+        "most": Knob(6, (3, 5, 7), help="Largest count of either kind; at least 2."),
+        "apart": Knob(2, (3, 2, 1), help="Largest difference of unequal counts."),
+        "others": Knob(4, (0, 3, 6), help="Largest number of objects of neither kind."),
+    }
+    wordings = (
+        "Are there more, fewer or equally many {first} compared with {second}?",
+        "Compare the number of {first} with the number of {second}: more, fewer or equal?",
+        "Count {first} and {second}. Are the {first} more, fewer, or equal in number?",
+    )
+    hint = 'one word: "more", "fewer" or "equal"'
+
+    def option_count(self, knobs: Knobs) -> int:
+        return len(WORDS)
+
+    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
+        draw, most = rng.selection, int(knobs["most"])
+        answer = WORDS[int(draw.integers(len(WORDS)))]
+        apart = (
+            int(draw.integers(1, min(int(knobs["apart"]), most - 1) + 1))
+            if answer != "equal"
+            else 0
+        )
+        fewer = int(draw.integers(1, most - apart + 1))
+        counts = (fewer + apart, fewer) if answer == "more" else (fewer, fewer + apart)
+        attribute = ("colour", "shape")[int(draw.integers(2))]
+        values = [CHOICES[attribute][int(i)] for i in draw.permutation(len(CHOICES[attribute]))]
+        others = int(draw.integers(int(knobs["others"]) + 1))
+        wanted = [values[0]] * counts[0] + [values[1]] * counts[1]
+        wanted += [values[2 + int(i)] for i in draw.integers(len(values) - 2, size=others)]
+        places = spread_out([DIAMETERS["large"]] * len(wanted), HEIGHT, WIDTH, rng.geometry)
+        if places is None:
+            return Reject("no-room")
+        things = [
+            _thing(_random_look(draw) | {attribute: value}, at)
+            for value, at in zip(wanted, places, strict=True)
+        ]
+        return Draft(
+            visuals=(Visual(draw_things(drawn_ground(HEIGHT, WIDTH, rng.appearance), things)),),
+            truth={"answer": answer, "options": list(WORDS)},
+            key=answer,
+            fields={
+                name: kind_name({attribute: values[i]}, plural=True)
+                for i, name in enumerate(("first", "second"))
+            },
+            evidence=(Evidence(0, tuple(thing.box for thing in things[: sum(counts)])),),
+            meta={"counts": list(counts)},
+        )
+
+
+def kind_name(asked: Look, plural: bool = False) -> str:
+    """ "small red circles", "large objects", …"""
+    noun = asked.get("shape", "object")
+    noun += ("es" if noun.endswith("s") else "s") if plural else ""
+    return " ".join(
+        part for part in (asked.get("size", ""), asked.get("colour", ""), noun) if part
+    )
+
+
+def _asked(count: int, rng: np.random.Generator) -> dict[str, str]:
+    names = [tuple(CHOICES)[int(i)] for i in rng.permutation(len(CHOICES))[:count]]
+    return {name: CHOICES[name][int(rng.integers(len(CHOICES[name])))] for name in names}
+
+
+def _random_look(rng: np.random.Generator) -> dict[str, str]:
+    return {name: values[int(rng.integers(len(values)))] for name, values in CHOICES.items()}
+
+
+def _missing(asked: Look, rng: np.random.Generator) -> dict[str, str]:
+    """A look that misses one of the asked properties, seldom more."""
+    look = _random_look(rng) | dict(asked)
+    for name in rng.permutation(list(asked))[: 1 + int(rng.random() < 0.25)]:
+        others = [value for value in CHOICES[str(name)] if value != asked[str(name)]]
+        look[str(name)] = others[int(rng.integers(len(others)))]
+    return look
+
+
+def _side(
+    places: Sequence[tuple[float, float]], target: int, rng: np.random.Generator
+) -> tuple[int, list[int], str] | None:
+    """A place, the places on one side of it (at least `target`, all clear) and the name of the side."""
+    for name in [tuple(SIDES)[int(i)] for i in rng.permutation(len(SIDES))]:
+        axis, sign = SIDES[name]
+        for place in rng.permutation(len(places)):
+            offsets = [sign * (at[axis] - places[place][axis]) for at in places]
+            inside = [i for i, offset in enumerate(offsets) if offset > 0]
+            clear = all(abs(offset) >= CLEAR for i, offset in enumerate(offsets) if i != place)
+            if clear and len(inside) >= target and len(inside) < len(places) - 1:
+                return int(place), inside, name
+    return None
+
+
+def _objects(
+    places: Sequence[tuple[float, float]],
+    asked: Look,
+    chosen: set[int],
+    inside: set[int],
+    named: int | None,
+    rng: np.random.Generator,
+) -> list[Thing]:
+    """Matching objects at the chosen places, others inside; outside either. The named one has a look of its own."""
+    looks: list[dict[str, str]] = []
+    for i in range(len(places)):
+        match = i in chosen or (i not in inside and rng.random() < 0.5)
+        looks.append(_random_look(rng) | dict(asked) if match else _missing(asked, rng))
+    if named is not None:
+        taken = {(look["colour"], look["shape"]) for i, look in enumerate(looks) if i != named}
+        free = [(c, s) for c in HUES for s in SHAPES if (c, s) not in taken]
+        colour, shape = free[int(rng.integers(len(free)))]
+        looks[named] = {"colour": colour, "shape": shape, "size": "large"}
+    return [_thing(look, at) for look, at in zip(looks, places, strict=True)]
+
+
+def _thing(look: Look, at: tuple[float, float]) -> Thing:
+    shape: Any = look["shape"]
+    return Thing(shape, look["colour"], at[0], at[1], DIAMETERS[look["size"]])

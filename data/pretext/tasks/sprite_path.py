@@ -1,0 +1,231 @@
+"""Path tracking: identical objects move over the cells of a grid. Where does the marked one end, and on which way?
+
+One object wears a white ring in the first frames. "sprite-path" asks for its final cell (1 or 0); "sprite-moves" for
+the list of its moves (1, else gamma times the share of right moves).
+
+Defences: all objects look the same once the ring is gone; every object moves by the same rule; a cell is entered only
+if it was free before the step, so that paths never cross or touch and identity can always be followed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import ClassVar
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from mmrl.data.pretext.contract import (
+    Array,
+    Draft,
+    Evidence,
+    Knob,
+    Knobs,
+    Medium,
+    Reject,
+    Visual,
+)
+from mmrl.data.pretext.craft import clips
+from mmrl.data.pretext.craft.answer_forms import ChoiceTask, WordsTask
+from mmrl.data.pretext.craft.procedural import COLOURS, SHAPES
+from mmrl.data.pretext.craft.rng import Streams
+from mmrl.data.pretext.craft.sprites import sprite, stamp
+
+MOVES = {"up": (-1, 0), "down": (1, 0), "left": (0, -1), "right": (0, 1)}
+Cell = tuple[int, int]
+Walk = list[list[Cell]]
+"""Cells of all objects after each step; the marked one is first."""
+
+TRACK_KNOBS = {
+    "grid": Knob(3, (2, 3, 3, 4), help="Rows and columns of the grid."),
+    "objects": Knob(2, (1, 2, 3), help="Identical objects."),
+    "moves": Knob(4, (2, 3, 4, 6), help="Steps of every object."),
+    "per_move": Knob(3, help="Frames per step; at least 2."),
+    "side": Knob(256, help="Longest side of a frame in pixels."),
+}
+HOLD = 2
+"""Frames with the ring before the first step."""
+
+
+@dataclass(frozen=True)
+class Track:
+    """A painted clip and what moves in it."""
+
+    walk: Walk
+    video: Visual
+    name: str
+    """Of the moving objects."""
+    evidence: tuple[Evidence, ...]
+    """Where the marked object is, frame by frame."""
+
+
+class SpritePath(ChoiceTask):
+    name = "sprite-path"
+    kinds = ("video",)
+    avoid = ("flat-shapes",)
+    knobs: ClassVar = TRACK_KNOBS
+    wordings = (
+        "The {name} with the white ring moves over a {grid}×{grid} grid whose cells count from 1 in reading order. In"
+        " which cell does it end?",
+        "Follow the {name} that wears a ring at the start. The grid has {grid} rows and {grid} columns, numbered from"
+        " 1, row by row. Where is it in the last frame?",
+        "Keep your eye on the ringed {name}. Give the number of its final cell ({grid}×{grid} cells, reading order,"
+        " from 1).",
+    )
+    hint = "the number of the cell"
+
+    def option_count(self, knobs: Knobs) -> int:
+        return int(knobs["grid"]) ** 2
+
+    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
+        track = _tracked(media[0], knobs, rng)
+        if isinstance(track, Reject):
+            return track
+        row, column = track.walk[-1][0]
+        grid = int(knobs["grid"])
+        answer = str(row * grid + column + 1)
+        truth = {"answer": answer, "options": [str(i + 1) for i in range(grid * grid)]}
+        return Draft(
+            (track.video,), truth, answer, {"name": track.name, "grid": grid}, track.evidence
+        )
+
+
+class SpriteMoves(WordsTask):
+    name = "sprite-moves"
+    kinds = ("video",)
+    avoid = ("flat-shapes",)
+    knobs: ClassVar = {**TRACK_KNOBS, "gamma": Knob(0.2, help="Pay for partly right lists.")}
+    wordings = (
+        "The {name} with the white ring makes {moves} moves on the grid. List them in order (up, down, left, right).",
+        "Follow the {name} that wears a ring at the start and name each of its {moves} moves: up, down, left or right.",
+        "Which {moves} moves does the ringed {name} make? Answer with up, down, left and right, in order.",
+    )
+    hint = "the moves in order, separated by commas"
+
+    def length(self, knobs: Knobs) -> int:
+        return int(knobs["moves"])
+
+    def names(self, knobs: Knobs) -> Sequence[str]:
+        return tuple(MOVES)
+
+    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
+        track = _tracked(media[0], knobs, rng)
+        if isinstance(track, Reject):
+            return track
+        steps = [(b[0][0] - a[0][0], b[0][1] - a[0][1]) for a, b in pairwise(track.walk)]
+        answer = [next(word for word, move in MOVES.items() if move == step) for step in steps]
+        truth = {"answer": answer, "names": list(MOVES), "gamma": float(knobs["gamma"])}
+        return Draft(
+            (track.video,),
+            truth,
+            tuple(answer),
+            {"name": track.name, "moves": len(answer)},
+            track.evidence,
+        )
+
+
+def _walk(knobs: Knobs, rng: np.random.Generator) -> Walk | None:
+    """Random steps into cells that were free; the marked object always moves, None if it cannot.
+
+    Drawn from the end backwards (the rule is its own reverse), so that every final cell is equally likely."""
+    grid, objects = int(knobs["grid"]), int(knobs["objects"])
+    cells = [(r, c) for r in range(grid) for c in range(grid)]
+    now = [cells[int(i)] for i in rng.permutation(len(cells))[:objects]]
+    walk = [now]
+    for _ in range(int(knobs["moves"])):
+        taken, after = set(now), []
+        for index, (row, column) in enumerate(now):
+            steps = [(row + dr, column + dc) for dr, dc in MOVES.values()]
+            free = [cell for cell in steps if cell in cells and cell not in taken]
+            if not free and index == 0:
+                return None
+            chosen = free[int(rng.integers(len(free)))] if free else (row, column)
+            taken.add(chosen)
+            after.append(chosen)
+        now = after
+        walk.append(now)
+    return walk[::-1]
+
+
+def _tracked(medium: Medium, knobs: Knobs, rng: Streams) -> Track | Reject:
+    """Draw a walk and paint it on the clip, with the grid."""
+    walk = _walk(knobs, rng.geometry)
+    if walk is None:
+        return Reject("stuck")
+    clip, per_move, grid = medium.video(), max(2, int(knobs["per_move"])), int(knobs["grid"])
+    frames = HOLD + per_move * (len(walk) - 1)
+    units = np.arange(frames, dtype=np.float64)
+    indices = clips.spread(clip, units)
+    if indices is None:
+        return Reject("too-few-frames")
+    shown = clips.read(clip, indices, int(knobs["side"])).copy()
+    if clips.too_small(shown, clips.PAINTABLE):
+        return Reject("too-small")
+    height, width = shown.shape[1:3]
+    shape = SHAPES[int(rng.appearance.integers(len(SHAPES)))]
+    colour = list(COLOURS)[int(rng.appearance.integers(len(COLOURS)))]
+    what = sprite(shape, colour, int(0.55 * min(height, width) / grid), rng.appearance)
+    ring = _ring(what.fill.shape[0] + 8)
+    marked = []
+    for i, places in enumerate(_places(walk, frames, per_move)):
+        _draw_grid(shown[i], grid)
+        for index, (row, column) in enumerate(places):
+            x, y = (column + 0.5) * width / grid, (row + 0.5) * height / grid
+            if index == 0 and i < HOLD:
+                _put(shown[i], ring, x, y)
+            box = stamp(shown[i], what, x, y)
+            if index == 0:
+                marked.append(Evidence(0, (box,), (i,)))
+    return Track(
+        walk,
+        clips.timed(shown, clips.shown_step(clip, indices, units)),
+        what.name,
+        tuple(marked),
+    )
+
+
+def _places(walk: Walk, frames: int, per_move: int) -> list[list[tuple[float, float]]]:
+    """(row, column) of every object in every frame, gliding evenly from cell to cell."""
+    out: list[list[tuple[float, float]]] = []
+    for i in range(frames):
+        move, part = divmod(max(0, i - HOLD + 1), per_move)
+        after = walk[min(move + 1, len(walk) - 1)]
+        share = part / per_move
+        pairs = zip(walk[move], after, strict=True)
+        out.append(
+            [(a[0] + share * (b[0] - a[0]), a[1] + share * (b[1] - a[1])) for a, b in pairs]
+        )
+    return out
+
+
+def _draw_grid(frame: Array, grid: int) -> None:
+    """Grey lines between the cells, half transparent, in place."""
+    height, width = frame.shape[:2]
+    for i in range(1, grid):
+        row, column = i * height // grid, i * width // grid
+        frame[row - 1 : row + 1] = frame[row - 1 : row + 1] // 2 + 100
+        frame[:, column - 1 : column + 1] = frame[:, column - 1 : column + 1] // 2 + 100
+
+
+def _ring(side: int) -> Array:
+    """float32 [side, side, 1] in [0, 1]: a thick white ring."""
+    mask = Image.new("L", (2 * side, 2 * side))
+    ImageDraw.Draw(mask).ellipse(
+        (2, 2, 2 * side - 3, 2 * side - 3), outline=255, width=max(6, side // 6)
+    )
+    return np.asarray(mask.reduce(2), dtype=np.float32)[..., None] / 255
+
+
+def _put(frame: Array, ring: Array, x: float, y: float) -> None:
+    side = ring.shape[0]
+    left, top = round(x - side / 2), round(y - side / 2)
+    x0, y0, x1, y1 = (
+        max(left, 0),
+        max(top, 0),
+        min(left + side, frame.shape[1]),
+        min(top + side, frame.shape[0]),
+    )
+    part = ring[y0 - top : y1 - top, x0 - left : x1 - left]
+    frame[y0:y1, x0:x1] = frame[y0:y1, x0:x1] * (1 - part) + 255 * part

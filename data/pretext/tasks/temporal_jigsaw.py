@@ -1,0 +1,150 @@
+"""Temporal jigsaw: a video cut into clips, shown in random order. Restore the order.
+
+Answer: the shown numbers of the clips in order of play. Rewards: "positional" pays 1 for the exact order and `gamma`
+times the share of right places otherwise (Visual Jigsaw, arXiv 2509.25190, gamma 0.2); "footrule" pays
+1 − Σ|place off|/⌊K²/2⌋ (VideoSSR, arXiv 2511.06281); "kendall" pays gamma times the share of right pairs. The footrule
+gives about 0.35 to noise: normalise it (`rewards.above_chance`) before mixing it with other tasks.
+
+Departures: (1) both ends of every clip are cut by `trim`, and the clips start at a random offset, where Visual Jigsaw
+drops the remainder of frames at the start in blocks (`compat.visual_jigsaw_clip_ranges`) and VideoSSR cuts nothing, so
+that borders match; (2) from four clips on the order is never the identity (below, that would give much of the answer
+away: of two clips all of it); (3) each clip is a separate video on its own time line from 0;
+(4) clips that stand still or look alike are refused; (5) separators are free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import factorial
+from typing import Any, ClassVar
+
+import numpy as np
+
+from mmrl.data.pretext.contract import (
+    Array,
+    Draft,
+    Evidence,
+    Knob,
+    Knobs,
+    Medium,
+    Reject,
+    Score,
+    Truth,
+)
+from mmrl.data.pretext.craft import clips
+from mmrl.data.pretext.craft.answer_forms import OrderTask
+from mmrl.data.pretext.craft.rng import Streams
+from mmrl.data.pretext.marking.rewards import footrule, is_permutation, kendall, positional
+
+PARTIAL = {"positional": positional, "kendall": kendall}
+
+
+class TemporalJigsaw(OrderTask):
+    name = "temporal-jigsaw"
+    version = 2
+    kinds = ("video",)
+    intended = (
+        "boundary",
+        "histogram",
+    )  # motion and colours go on from clip to clip: that is what there is to see
+    knobs: ClassVar = {
+        "clips": Knob(4, (2, 3, 4, 5, 6, 8), help="Pieces of the video."),
+        "per_clip": Knob(4, help="Shown frames per clip."),
+        "trim": Knob(0.1, (0.2, 0.1, 0.15), help="Share cut off at both ends of a clip."),
+        "reward": Knob(
+            "positional",
+            help="How partly right orders are paid.",
+            allowed=("positional", "footrule", "kendall"),
+        ),
+        "gamma": Knob(0.2, help="Weight of partial credit (positional, kendall)."),
+        "side": Knob(256, help="Longest side of a frame in pixels."),
+    }
+    wordings = (
+        "One video was cut into {count} clips, shown above in random order and numbered from 1. In which order do they"
+        " play?",
+        "The {count} clips are shuffled pieces of a single video. Put them back into the order of time.",
+        "Restore the original video: sort the {count} numbered clips by when they happen.",
+    )
+    hint = "the clip numbers from first to last, separated by commas"
+
+    def length(self, knobs: Knobs) -> int:
+        return int(knobs["clips"])
+
+    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
+        count, per_clip = int(knobs["clips"]), int(knobs["per_clip"])
+        clip = media[0].video()
+        ranges = _ranges(*clips.window(clip), count, float(knobs["trim"]), rng.geometry)
+        if ranges is None or min(end - start for start, end in ranges) < per_clip:
+            return Reject("too-few-frames")
+        indices = [_inside(start, end, per_clip) for start, end in ranges]
+        frames = clips.read(clip, np.concatenate(indices), int(knobs["side"]))
+        if clips.too_small(frames):
+            return Reject("too-small")
+        pieces = list(np.split(frames, count))
+        if min(float(clips.motion(piece).mean()) for piece in pieces) < clips.STILL:
+            return Reject("nothing-moves")
+        if clips.closest_means(pieces) < clips.SAME:
+            return Reject("clips-look-alike")
+        order = shuffled(rng.selection, count)
+        position = {int(piece): place + 1 for place, piece in enumerate(order)}
+        answer = [position[i] for i in range(count)]
+        step = clips.shown_step(clip, indices[0], np.arange(per_clip))
+        return Draft(
+            visuals=tuple(
+                clips.timed(pieces[int(i)], step, f"Clip {j + 1}:") for j, i in enumerate(order)
+            ),
+            truth={
+                "answer": answer,
+                "gamma": float(knobs["gamma"]),
+                "reward": str(knobs["reward"]),
+            },
+            key=tuple(answer),
+            fields={"count": count},
+            evidence=tuple(Evidence(j) for j in range(count)),
+        )
+
+    def verify(self, value: Any, truth: Truth) -> Score:
+        answer = truth["answer"]
+        if not is_permutation(value, answer):
+            return Score(0.0, parts={"valid": 0.0})
+        kind, gamma = truth["reward"], truth["gamma"]
+        reward = (
+            footrule(value, answer)
+            if kind == "footrule"
+            else PARTIAL[kind](value, answer, gamma)
+        )
+        return Score(reward, list(value) == list(answer), {"valid": 1.0}, tuple(value))
+
+    def chance_reward(self, knobs: Knobs) -> float:
+        count, gamma, exact = int(knobs["clips"]), float(knobs["gamma"]), self.chance(knobs)
+        if knobs["reward"] == "footrule":
+            return 1.0 - (count * count - 1) / 3 / (count * count // 2)
+        share = 0.5 if knobs["reward"] == "kendall" else 1.0 / count
+        return exact + gamma * (share - exact)
+
+    def chance(self, knobs: Knobs) -> float:
+        return 1.0 / factorial(int(knobs["clips"]))
+
+
+def shuffled(rng: np.random.Generator, count: int) -> Array:
+    """A uniform random order; from four pieces on never the identity."""
+    while True:
+        order = rng.permutation(count)
+        if count < 4 or np.any(order != np.arange(count)):
+            return order
+
+
+def _ranges(
+    first: int, last: int, count: int, trim: float, rng: np.random.Generator
+) -> list[tuple[int, int]] | None:
+    """Equal clips trimmed at both ends; the frames that are left over lie before and after, at random."""
+    length = (last - first) // count
+    cut = round(length * trim)
+    if length <= 2 * cut:
+        return None
+    start = first + int(rng.integers(last - first - count * length + 1))
+    return [(start + i * length + cut, start + (i + 1) * length - cut) for i in range(count)]
+
+
+def _inside(start: int, end: int, count: int) -> Array:
+    return np.linspace(start, end - 1, count).round().astype(np.int64)

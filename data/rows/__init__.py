@@ -1,0 +1,1 @@
+"""Rows of any table or folder, made into prompts."""

@@ -1,0 +1,186 @@
+"""Prompts from anywhere: `load_prompts(dataset)` for files, folders, saved and hub data sets, and drawn tasks.
+
+    load_prompts("train.jsonl", columns={"question": "ask", "images": ["left", "right"]})
+    load_prompts("PAPOGalaxy/PAPO_ViRL39K_train", template=THINK_THEN_BOX)
+    load_prompts("drawn:lookup", split="heldout", limit=512)
+
+Loading checks what is cheap and decodes nothing (`data/rows/row_prompts.py`). Decided elsewhere: columns by
+convention or by name (`data/rows/columns.py`), chat and placeholders (`data/rows/templates.py`), pictures
+(`data/rows/images.py`), files (`data/rows/tables.py`, `data/rows/arrow_tables.py`, `data/rows/folders.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from mmrl.data.drawn.drawn import Drawn, Task
+from mmrl.data.rows.arrow_tables import ArrowTable
+from mmrl.data.rows.columns import ColumnMap
+from mmrl.data.rows.folders import READERS, is_saved, missing_path, open_file, open_folder
+from mmrl.data.rows.row_prompts import OnBad, RowPrompts
+from mmrl.data.rows.tables import Table
+from mmrl.data.rows.templates import PLAIN, Template
+from mmrl.ground.seeds import derive_seed
+from mmrl.types import Prompt, Prompts
+
+DRAWN = "drawn:"
+
+
+def load_prompts(
+    dataset: str,
+    *,
+    split: str | None = None,
+    subset: str | None = None,
+    limit: int | None = None,
+    template: Template = PLAIN,
+    columns: Mapping[str, Any] | ColumnMap | None = None,
+    image_root: str | Path | None = None,
+    on_bad: OnBad = "skip",
+    seed: int = 0,
+    clip: Mapping[str, Any] | None = None,
+) -> RowPrompts | Drawn:
+    """Prompts from a file, a folder, a data set of the hub, or a drawn task (`drawn:lookup`).
+
+    `limit` takes the first usable rows. `image_root` is where relative media paths start (default: the data file's
+    folder). `seed` concerns drawn tasks; `clip` holds keyword arguments of `data.video.read_clip`.
+    """
+    if dataset.startswith(DRAWN):
+        return _drawn(dataset, split, limit, seed)
+    table = open_table(dataset, split, subset)
+    return RowPrompts(table, template, columns, image_root, on_bad, limit=limit, clip=clip)
+
+
+def open_table(dataset: str, split: str | None = None, subset: str | None = None) -> Table:
+    """The table behind a path or a hub name."""
+    path = Path(dataset).expanduser()
+    if path.is_file():
+        if split is not None or subset is not None:
+            raise ValueError(
+                f"{path} is one file and has no split or subset; leave them out, or name another file."
+            )
+        return open_file(path)
+    if path.is_dir():
+        if subset is not None and is_saved(path / subset):
+            path, subset = path / subset, None
+        return _saved(path, split) if is_saved(path) else open_folder(path, split, subset)
+    if (
+        path.suffix.lower() in READERS
+        or dataset.startswith((".", "/", "~"))
+        or dataset.count("/") != 1
+    ):
+        raise missing_path(path)
+    return _hub(dataset, split, subset)
+
+
+class Subset:
+    """Some rows of other prompts, in a given order."""
+
+    def __init__(self, prompts: Prompts, indices: Sequence[int]) -> None:
+        self.prompts, self.indices = prompts, tuple(indices)
+        self.size: int | None = len(self.indices)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def drain(self) -> dict[str, int]:
+        """Counts of the prompts below since this was last asked, if they count."""
+        drain = getattr(self.prompts, "drain", None)
+        return drain() if drain is not None else {}
+
+    def __getitem__(self, index: int) -> Prompt:
+        if not 0 <= index < len(self.indices):
+            raise IndexError(
+                f"Index {index} lies outside a subset of {len(self.indices)} prompts."
+            )
+        return self.prompts[self.indices[index]]
+
+
+def split_prompts(
+    prompts: Prompts, heldout: float | int = 0.05, seed: int = 0
+) -> tuple[Subset, Subset]:
+    """Divide prompts at random into (training, held-out); `heldout` is a share below 1 or a number of prompts.
+
+    The same prompts and seed give the same split. Rows are divided, not pictures: a data set that asks several
+    questions about one picture needs its own split.
+    """
+    if prompts.size is None:
+        raise ValueError(
+            "Endless prompts cannot be split; drawn tasks have their own: Drawn(split='heldout')."
+        )
+    count = heldout if isinstance(heldout, int) else max(1, round(heldout * prompts.size))
+    if not 1 <= count < prompts.size:
+        raise ValueError(
+            f"heldout={heldout} of {prompts.size} prompts would hold out {count}; at least one must be on either side."
+        )
+    order = np.random.default_rng(derive_seed("split", seed)).permutation(prompts.size)
+    return Subset(prompts, sorted(order[count:].tolist())), Subset(
+        prompts, sorted(order[:count].tolist())
+    )
+
+
+def _drawn(dataset: str, split: str | None, limit: int | None, seed: int) -> Drawn:
+    """A drawn task by name, with fields of `Drawn` behind a question mark: drawn:lookup?cells=2&size_px=32."""
+    if split not in (None, "train", "heldout"):
+        raise ValueError(f"{dataset} has the splits 'train' and 'heldout', not {split!r}.")
+    name, _, query = dataset.removeprefix(DRAWN).partition("?")
+    numbers = {
+        f.name: f.type for f in fields(Drawn) if f.name not in ("task", "split", "seed", "size")
+    }
+    options: dict[str, Any] = {}
+    for pair in filter(None, query.split("&")):
+        key, _, value = pair.partition("=")
+        if key not in numbers:
+            raise ValueError(
+                f"{dataset} sets {key!r}; a drawn task has the fields {', '.join(sorted(numbers))}."
+            )
+        try:
+            options[key] = float(value) if "float" in str(numbers[key]) else int(value)
+        except ValueError:
+            raise ValueError(
+                f"{dataset} sets {key} to {value!r}; it must be a number, as in {key}=2."
+            ) from None
+    return Drawn(
+        cast(Task, name), "heldout" if split == "heldout" else "train", seed, limit, **options
+    )
+
+
+def _saved(folder: Path, split: str | None) -> Table:
+    """A data set that `datasets` saved."""
+    import datasets
+
+    loaded = datasets.load_from_disk(str(folder))
+    return ArrowTable(_one_split(loaded, split, str(folder)), folder.name, folder)
+
+
+def _hub(name: str, split: str | None, subset: str | None) -> Table:
+    """A data set of the hub, or from its local cache."""
+    import datasets
+
+    try:
+        loaded = datasets.load_dataset(name, subset, split=split)
+    except (OSError, ValueError, RuntimeError) as error:
+        first = (
+            str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        )
+        raise ValueError(
+            f"{name} is neither a local path nor could it be loaded from the hub ({type(error).__name__}: {first}). "
+            "Check the name, split and subset; without a connection, pass a local file or folder."
+        ) from error
+    return ArrowTable(_one_split(loaded, split, name), name)
+
+
+def _one_split(loaded: Any, split: str | None, where: str) -> Any:
+    """The asked split of a loaded data set; without a wish `train`, or the only one."""
+    if not isinstance(loaded, dict):
+        return loaded
+    names = list(loaded)
+    chosen = split or ("train" if "train" in names else names[0] if len(names) == 1 else None)
+    if chosen not in names:
+        asked = f"has no split {split!r}" if split else "has several splits"
+        raise ValueError(f"{where} {asked}; choose one of {names}.")
+    return loaded[chosen]

@@ -1,0 +1,296 @@
+"""Rows of a data set, read one by one: the interface, JSON lines, JSON lists, CSV, and chains of tables.
+
+Opening a table reads what is cheap (line offsets, schemas); `scan` passes once over the light columns, without image
+bytes; `row` reads one row with everything that is asked for. Nothing holds an open file, so a table can be sent to a
+worker process. JSON is read here rather than by `datasets`, which loses line numbers and refuses answers of mixed type.
+"""
+
+from __future__ import annotations
+
+import bisect
+import csv
+import json
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from mmrl.ground.faults import Fault, shown
+
+Row = Mapping[str, Any]
+
+
+class Table(Protocol):
+    """Rows with random access."""
+
+    name: str
+    """The same on every machine."""
+
+    def columns(self) -> list[str]:
+        """Names of all columns."""
+        ...
+
+    def light(self) -> frozenset[str]:
+        """The columns that `scan` gives: all but embedded media."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def scan(self) -> Iterator[Row | Fault]:
+        """All rows in order, light columns only; a row that cannot be read is a `Fault`."""
+        ...
+
+    def row(self, index: int, columns: Sequence[str]) -> Row:
+        """One row with (at least) these columns. Raises `Fault`."""
+        ...
+
+    def where(self, index: int) -> str:
+        """The place of a row, for messages."""
+        ...
+
+    def base(self, index: int) -> Path | None:
+        """The folder from which relative media paths of this row start."""
+        ...
+
+
+class LinesTable:
+    """JSON lines; blank lines are skipped, a byte order mark is allowed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.name = path, path.name
+        self._offsets, self._lines = array("Q"), array("Q")
+        names: dict[str, None] = {}
+        with path.open("rb") as file:
+            offset = 0
+            for number, line in enumerate(file, start=1):
+                if line.strip() not in (b"", b"\xef\xbb\xbf"):
+                    self._offsets.append(offset)
+                    self._lines.append(number)
+                    row = _parsed(line)
+                    names.update(dict.fromkeys(row) if not isinstance(row, Fault) else {})
+                offset += len(line)
+        self._columns = [name for name in names if isinstance(name, str)]
+
+    def columns(self) -> list[str]:
+        return self._columns
+
+    def light(self) -> frozenset[str]:
+        return frozenset(self._columns)
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def scan(self) -> Iterator[Row | Fault]:
+        with self.path.open("rb") as file:
+            for offset in self._offsets:
+                file.seek(offset)
+                yield _parsed(file.readline())
+
+    def row(self, index: int, columns: Sequence[str]) -> Row:
+        with self.path.open("rb") as file:
+            file.seek(self._offsets[index])
+            row = _parsed(file.readline())
+        if isinstance(row, Fault):
+            raise row
+        return row
+
+    def where(self, index: int) -> str:
+        return f"{self.path}, line {self._lines[index]}"
+
+    def base(self, index: int) -> Path | None:
+        return self.path.parent
+
+
+class ListTable:
+    """Rows that are held in memory, each with its line (0 if it has none)."""
+
+    def __init__(
+        self, path: Path, rows: Sequence[Row | Fault], lines: Sequence[int] = ()
+    ) -> None:
+        self.path, self.name = path, path.name
+        self._rows, self._lines = rows, lines
+        self._columns = list(
+            dict.fromkeys(name for row in rows if not isinstance(row, Fault) for name in row)
+        )
+
+    def columns(self) -> list[str]:
+        return self._columns
+
+    def light(self) -> frozenset[str]:
+        return frozenset(self._columns)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def scan(self) -> Iterator[Row | Fault]:
+        return iter(self._rows)
+
+    def row(self, index: int, columns: Sequence[str]) -> Row:
+        row = self._rows[index]
+        if isinstance(row, Fault):
+            raise row
+        return row
+
+    def where(self, index: int) -> str:
+        return f"{self.path}, {f'line {self._lines[index]}' if self._lines else f'row {index}'}"
+
+    def base(self, index: int) -> Path | None:
+        return self.path if self.path.is_dir() else self.path.parent
+
+
+class ChainTable:
+    """Several tables one after the other, for example the shards of a data set."""
+
+    def __init__(self, tables: Sequence[Table], name: str) -> None:
+        self.name, self._tables = name, list(tables)
+        self._starts = [0]
+        for table in self._tables:
+            self._starts.append(self._starts[-1] + len(table))
+
+    def columns(self) -> list[str]:
+        return list(dict.fromkeys(name for table in self._tables for name in table.columns()))
+
+    def light(self) -> frozenset[str]:
+        heavy = {
+            name
+            for table in self._tables
+            for name in table.columns()
+            if name not in table.light()
+        }
+        return frozenset(self.columns()) - heavy
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def scan(self) -> Iterator[Row | Fault]:
+        for table in self._tables:
+            yield from table.scan()
+
+    def row(self, index: int, columns: Sequence[str]) -> Row:
+        table, inner = self._at(index)
+        return table.row(inner, [name for name in columns if name in table.columns()])
+
+    def where(self, index: int) -> str:
+        table, inner = self._at(index)
+        return table.where(inner)
+
+    def base(self, index: int) -> Path | None:
+        table, inner = self._at(index)
+        return table.base(inner)
+
+    def _at(self, index: int) -> tuple[Table, int]:
+        which = bisect.bisect_right(self._starts, index) - 1
+        return self._tables[which], index - self._starts[which]
+
+
+class RenamedTable:
+    """A table some of whose columns go by other names."""
+
+    def __init__(self, inner: Table, names: Mapping[str, str]) -> None:
+        self.name, self._inner, self._names = inner.name, inner, dict(names)
+
+    def columns(self) -> list[str]:
+        return [self._names.get(name, name) for name in self._inner.columns()]
+
+    def light(self) -> frozenset[str]:
+        return frozenset(self._names.get(name, name) for name in self._inner.light())
+
+    def __len__(self) -> int:
+        return len(self._inner)
+
+    def scan(self) -> Iterator[Row | Fault]:
+        return (
+            row if isinstance(row, Fault) else self._renamed(row) for row in self._inner.scan()
+        )
+
+    def row(self, index: int, columns: Sequence[str]) -> Row:
+        old = {new: name for name, new in self._names.items()}
+        return self._renamed(self._inner.row(index, [old.get(name, name) for name in columns]))
+
+    def where(self, index: int) -> str:
+        return self._inner.where(index)
+
+    def base(self, index: int) -> Path | None:
+        return self._inner.base(index)
+
+    def _renamed(self, row: Row) -> Row:
+        return {self._names.get(name, name): value for name, value in row.items()}
+
+
+def read_json(path: Path) -> Table:
+    """A JSON list of objects, with the line of each; a file of JSON lines under this name is read as such."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text ({error}); save it as UTF-8.") from None
+    start = len(text) - len(text.lstrip())
+    if text[start : start + 1] == "{":
+        table = LinesTable(path)
+        if len(table) and any(not isinstance(row, Fault) for row in table.scan()):
+            return table
+    if text[start : start + 1] != "[":
+        raise ValueError(
+            f"{path} holds no list of rows; a .json file must be a list of objects (or JSON lines)."
+        )
+    return ListTable(path, *_json_items(path, text, start + 1))
+
+
+def read_csv(path: Path) -> Table:
+    """A CSV or TSV file with a header; empty cells are missing values."""
+    rows: list[Row | Fault] = []
+    lines: list[int] = []
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+            for row in reader:
+                lines.append(reader.line_num)
+                fix = "Quote cells that contain the separator."
+                wide = Fault("bad row", f"it has more cells than the header ({len(row)})", fix)
+                rows.append(
+                    wide if None in row else {name: cell or None for name, cell in row.items()}
+                )
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{path} cannot be read as CSV after line {max(lines, default=0)} ({error})."
+        ) from None
+    return ListTable(path, rows, lines)
+
+
+def _parsed(line: bytes) -> dict[str, Any] | Fault:
+    """One line as an object."""
+    try:
+        row = json.loads(line.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        return Fault(
+            "bad JSON",
+            f"{error}; the line begins with {shown(line[:40].decode('utf-8', 'replace'))}",
+            _JSON_FIX,
+        )
+    if isinstance(row, dict):
+        return row
+    return Fault("bad JSON", f"the line holds {shown(row, 40)}, not an object", _JSON_FIX)
+
+
+def _json_items(path: Path, text: str, at: int) -> tuple[list[Row | Fault], list[int]]:
+    """The items of a JSON list whose text begins at `at`, and the line of each."""
+    decoder, line, counted = json.JSONDecoder(), 1, 0
+    rows: list[Row | Fault] = []
+    lines: list[int] = []
+    while True:
+        while at < len(text) and text[at] in " \t\r\n,":
+            at += 1
+        line, counted = line + text.count("\n", counted, at), at
+        if text[at : at + 1] == "]":
+            return rows, lines
+        try:
+            item, at = decoder.raw_decode(text, at)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(
+                f"{path}, line {line}: not valid JSON ({error}); {_JSON_FIX}"
+            ) from None
+        wrong = Fault("bad JSON", f"found {shown(item, 40)}, not an object", _JSON_FIX)
+        rows.append(item if isinstance(item, dict) else wrong)
+        lines.append(line)
+
+
+_JSON_FIX = "Each row must be one complete JSON object."

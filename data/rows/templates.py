@@ -1,0 +1,325 @@
+"""From a question and its media to a chat: templates, and placeholders in the text.
+
+`<image>` and `<video>` in a user's text mark where the next image or video of the row goes (EasyR1's convention). Media
+without any placeholder come first, before the text of the first user turn (TRL's convention). Where a data set has no
+column for such media at all, the word is ordinary text and stays; where it has one but this row's cell is empty, or the
+counts differ, the row is refused. Placeholders in assistant or system turns are text. A control token of the
+model family inside a text (`<|image_pad|>`, `<|im_end|>`, ...) is refused: it would be read as the token.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from mmrl.ground.faults import Fault, shown
+
+PLACEHOLDER = re.compile(r"<(image|video)>")
+CONTROL = re.compile(
+    r"<\|(image_pad|video_pad|vision_start|vision_end|vision_pad|im_start|im_end|endoftext)\|>"
+)
+ROLES = {
+    "human": "user",
+    "gpt": "assistant",
+    "user": "user",
+    "assistant": "assistant",
+    "system": "system",
+}
+MEDIA_KEYS = ("image", "image_url", "video", "video_url")
+
+
+@dataclass(frozen=True)
+class Template:
+    """How a question is put. `prompt` holds `{question}`, or is a jinja2 template if it holds `{{` or `{%`.
+
+    A jinja2 template may use `question` (also as `content`) and `row`, the row's other columns. In the simple form only
+    `{question}` is replaced, so other braces need no escape.
+    """
+
+    prompt: str = "{question}"
+    system: str = ""
+    """System turn; empty for none. A chat row's own system turn is kept instead."""
+
+    def __post_init__(self) -> None:
+        if self.is_jinja:
+            _compiled(self.prompt)
+
+    @property
+    def is_jinja(self) -> bool:
+        """Whether `prompt` is a jinja2 template."""
+        return "{{" in self.prompt or "{%" in self.prompt
+
+    @property
+    def asks(self) -> bool:
+        """Whether the question of the row is used at all."""
+        return any(
+            word in self.prompt
+            for word in (("question", "content") if self.is_jinja else ("{question}",))
+        )
+
+    def fill(self, question: str, row: Mapping[str, Any]) -> str:
+        """The user's text for a question. Raises `Fault` if a jinja2 template cannot be filled from this row."""
+        if not self.is_jinja:
+            return self.prompt.replace("{question}", question)
+        from jinja2 import TemplateError
+
+        try:
+            return _compiled(self.prompt).render(
+                question=question, content=question, row=dict(row)
+            )
+        except (TemplateError, TypeError, ValueError) as error:
+            fix = "Templates may use question, content and row['column']."
+            raise Fault("template cannot be filled", str(error), fix) from None
+
+
+PLAIN = Template()
+"""The question alone."""
+THINK_THEN_BOX = Template(
+    "{question}\n\nFirst reason step by step inside <think> </think>, then put the final answer in \\boxed{}."
+)
+"""Reasoning in tags, answer in a box; user turn only, as in PAPO."""
+THINK_THEN_ANSWER = Template(
+    "{question}\n\nFirst reason step by step inside <think> </think>, then give the final answer inside "
+    "<answer> </answer>."
+)
+"""Reasoning and answer in tags."""
+
+
+@dataclass
+class Visuals:
+    """The media cells of a row, in the order in which the text asks for them."""
+
+    images: Sequence[Any] = ()
+    videos: Sequence[Any] = ()
+    has_images: bool = False
+    """Does the data set have a column for images?"""
+    has_videos: bool = False
+    used: list[tuple[str, Any]] = field(default_factory=list)
+    """("image" or "video", cell), in reading order."""
+
+    def __post_init__(self) -> None:
+        self._left: dict[str, Iterator[Any]] = {
+            "image": iter(self.images),
+            "video": iter(self.videos),
+        }
+
+    def counts(self, kind: str) -> bool:
+        """Whether `<kind>` is a placeholder here."""
+        return (
+            bool(self.images or self.has_images)
+            if kind == "image"
+            else bool(self.videos or self.has_videos)
+        )
+
+    def take(self, kind: str) -> dict[str, str]:
+        """The chat part of the next medium of this kind."""
+        cell = next(self._left[kind], None)
+        if cell is None:
+            self._refuse(f"there are more <{kind}> placeholders than {kind}s")
+        self.used.append((kind, cell))
+        return {"type": kind}
+
+    def add(self, kind: str, cell: Any) -> dict[str, str]:
+        """The chat part of a medium that stands in the chat itself."""
+        self.used.append((kind, cell))
+        return {"type": kind}
+
+    def rest(self) -> list[dict[str, str]]:
+        """Chat parts of all media that are left, images first."""
+        left = [(kind, cell) for kind in ("image", "video") for cell in self._left[kind]]
+        self.used.extend(left)
+        return [{"type": kind} for kind, _ in left]
+
+    def refuse_leftovers(self) -> None:
+        """Raise if media are left over although the text has placeholders."""
+        if any(next(left, None) is not None for left in self._left.values()):
+            self._refuse("there are fewer placeholders than media")
+
+    def _refuse(self, found: str) -> None:
+        count = f"{len(self.images)} images and {len(self.videos)} videos in the row"
+        if not self.images and not self.videos:
+            raise Fault(
+                "missing media",
+                f"{found} ({count})",
+                "Give the media or remove the placeholder.",
+            )
+        fix = "Write one <image> or <video> per medium, or none at all (media then come first)."
+        raise Fault("placeholder count", f"{found} ({count})", fix)
+
+
+def question_chat(
+    question: str, template: Template, row: Mapping[str, Any], visuals: Visuals
+) -> tuple[Mapping[str, Any], ...]:
+    """A chat of one user turn; `visuals.used` lists the media in order. Raises `Fault`."""
+    turn = {"role": "user", "content": template.fill(question, row)}
+    return _finished([turn], template, visuals)
+
+
+def row_chat(
+    turns: Any, template: Template, row: Mapping[str, Any], visuals: Visuals
+) -> tuple[tuple[Mapping[str, Any], ...], str | None]:
+    """A row's own chat, and the text of its last assistant turn if it ends with one. Raises `Fault`.
+
+    Understands {"role", "content"} with contents as text or parts, and {"from", "value"}. The template is applied to
+    the text of the last user turn.
+    """
+    chat = [_turn(turn) for turn in turns]
+    label = (
+        _plain_text(chat.pop()["content"]) if chat and chat[-1]["role"] == "assistant" else None
+    )
+    if not chat or chat[-1]["role"] != "user":
+        roles = [turn["role"] for turn in chat]
+        raise Fault(
+            "bad chat",
+            f"the roles are {roles}",
+            "A chat must ask: end it with a user turn (and its answer).",
+        )
+    chat[-1]["content"] = _templated(chat[-1]["content"], template, row)
+    return _finished(chat, template, visuals), label
+
+
+def _finished(
+    chat: list[dict[str, Any]], template: Template, visuals: Visuals
+) -> tuple[Mapping[str, Any], ...]:
+    """Resolve placeholders and parts of all turns, add leading media and the system turn."""
+    marked = [_resolved(turn, visuals) for turn in chat]
+    if not visuals.used:
+        first = next(turn for turn in marked if turn["role"] == "user")
+        leading = visuals.rest()
+        if leading:
+            first["content"] = [
+                *leading,
+                *(part for part in _as_parts(first["content"]) if part.get("text") != ""),
+            ]
+    visuals.refuse_leftovers()
+    if template.system and marked[0]["role"] != "system":
+        marked.insert(0, {"role": "system", "content": template.system})
+    return tuple(marked)
+
+
+def _turn(turn: Any) -> dict[str, Any]:
+    """One turn with known keys and a known role."""
+    known = isinstance(turn, Mapping) and (
+        ("role" in turn and "content" in turn) or ("from" in turn and "value" in turn)
+    )
+    if not known:
+        raise Fault(
+            "bad chat",
+            f"a turn is {shown(turn)}",
+            "Turns are {'role', 'content'} or {'from', 'value'}.",
+        )
+    role, content = (
+        (turn["role"], turn["content"]) if "role" in turn else (turn["from"], turn["value"])
+    )
+    if role not in ROLES:
+        raise Fault(
+            "bad chat", f"a turn has the role {shown(role)}", f"Roles are {', '.join(ROLES)}."
+        )
+    if not isinstance(content, str | list | tuple):
+        raise Fault(
+            "bad chat",
+            f"a turn's content is {shown(content)}",
+            "Contents are text or a list of parts.",
+        )
+    return {"role": ROLES[role], "content": content}
+
+
+def _resolved(turn: dict[str, Any], visuals: Visuals) -> dict[str, Any]:
+    """The turn with clean parts; plain text stays a string."""
+    content, user = turn["content"], turn["role"] == "user"
+    parts: list[dict[str, str]] = []
+    for part in _as_parts(content):
+        parts.extend(_resolved_part(part, visuals, user))
+    if isinstance(content, str) and all(part["type"] == "text" for part in parts):
+        return {"role": turn["role"], "content": content}
+    return {"role": turn["role"], "content": parts}
+
+
+def _resolved_part(part: Any, visuals: Visuals, user: bool) -> list[dict[str, str]]:
+    """One part of a chat as clean parts; media that stand in the chat are taken from there."""
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    if kind == "text" and isinstance(part.get("text"), str):
+        _refuse_control(part["text"])
+        return (
+            list(_marked(part["text"], visuals))
+            if user
+            else [{"type": "text", "text": part["text"]}]
+        )
+    if kind not in MEDIA_KEYS or not user:
+        fix = (
+            "Parts are {'type': 'text', 'text': ...}, {'type': 'image'}, {'type': 'video'}; "
+            "media stand in user turns."
+        )
+        raise Fault("bad chat", f"a part is {shown(part)}", fix)
+    medium = "image" if kind.startswith("image") else "video"
+    cell = next(
+        (part[key] for key in (*MEDIA_KEYS, "url", "path") if part.get(key) is not None), None
+    )
+    return [visuals.take(medium) if cell is None else visuals.add(medium, cell)]
+
+
+def _marked(text: str, visuals: Visuals) -> Iterator[dict[str, str]]:
+    """Split a user's text at its placeholders."""
+    start = 0
+    for match in PLACEHOLDER.finditer(text):
+        if visuals.counts(match.group(1)):
+            if text[start : match.start()]:
+                yield {"type": "text", "text": text[start : match.start()]}
+            yield visuals.take(match.group(1))
+            start = match.end()
+    if text[start:]:
+        yield {"type": "text", "text": text[start:]}
+
+
+def _refuse_control(text: str) -> None:
+    control = CONTROL.search(text)
+    if control:
+        fix = "Remove it or write it differently; placeholders are <image> and <video>."
+        raise Fault("control token in the text", f"found {control.group()}", fix)
+
+
+def _templated(content: Any, template: Template, row: Mapping[str, Any]) -> Any:
+    """Apply the template to a text, or to the last text part."""
+    if isinstance(content, str):
+        return template.fill(content, row)
+    parts = list(content)
+    texts = [
+        at
+        for at, part in enumerate(parts)
+        if isinstance(part, Mapping) and part.get("type") == "text"
+    ]
+    if not texts:
+        text = template.fill("", row)
+        return [*parts, {"type": "text", "text": text}] if text.strip() else parts
+    last = parts[texts[-1]]
+    parts[texts[-1]] = {"type": "text", "text": template.fill(str(last.get("text") or ""), row)}
+    return parts
+
+
+def _as_parts(content: Any) -> list[Any]:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
+
+
+def _plain_text(content: Any) -> str:
+    """The text of an assistant turn."""
+    return "".join(
+        str(part.get("text") or "") for part in _as_parts(content) if isinstance(part, Mapping)
+    )
+
+
+def _compiled(source: str) -> Any:
+    """A sandboxed jinja2 template; unknown names are errors."""
+    from jinja2 import StrictUndefined, TemplateSyntaxError
+    from jinja2.sandbox import SandboxedEnvironment
+
+    try:
+        return SandboxedEnvironment(
+            undefined=StrictUndefined, keep_trailing_newline=True
+        ).from_string(source)
+    except TemplateSyntaxError as error:
+        raise ValueError(
+            f"Template.prompt is not valid jinja2 (line {error.lineno}: {error.message}); "
+            "use {question} without {{ }} for a simple template."
+        ) from None

@@ -1,0 +1,302 @@
+"""Decoding in a process that can be killed. Imports no torch, in either process.
+
+A `DecodeWorker` owns one child. A request that overruns its time limit, or a decoder that crashes, costs the child and
+raises `BadVideo`; the next request starts a new child. Pixels travel through one anonymous shared mapping that the
+parent sizes and the child fills, so a clip exists once.
+
+No child outlives its parent, however the parent dies: the child ends when the pipe closes; a thread of it compares the
+parent's process id twice a second, which helps when a forked sibling still holds the pipe; and during a request a timer
+with the default action ends it even if native code never lets go of the interpreter.
+
+POSIX only (anonymous files are passed over a Unix socket); elsewhere decode in-process with `isolate=False`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import weakref
+from collections.abc import Sequence
+from importlib.util import find_spec
+from multiprocessing.connection import Connection
+from multiprocessing.reduction import recv_handle, send_handle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmrl.data.video.probe import BadVideo, ClipInfo, first_line, probe
+from mmrl.data.video.readers import Backend, load_backend, read_into
+
+START_LIMIT = 120.0
+"""Seconds that a child may take to import its decoder: a cold disk is slow, a hang is longer."""
+GRACE = 5.0
+"""Seconds between the parent's time limit and the child's own alarm."""
+WATCH = 0.5
+"""Seconds between two looks at the parent's process id."""
+
+
+class DecodeWorker:
+    """One killable decoder. Safe to share between threads (requests queue) and to inherit by fork or pickle."""
+
+    def __init__(
+        self,
+        backend: Backend | None = None,
+        threads: int = 1,
+        timeout: float = 60.0,
+        recycle_after: int = 512,
+    ) -> None:
+        if timeout <= 0 or recycle_after < 1:
+            raise ValueError(
+                f"timeout is {timeout}, recycle_after is {recycle_after}; allowed are seconds above 0 and at least 1."
+            )
+        self.backend, self.threads, self.timeout, self.recycle_after = (
+            backend,
+            threads,
+            timeout,
+            recycle_after,
+        )
+        self.starts = 0
+        """Children started so far."""
+        self._forget()
+
+    def probe(self, path: str) -> ClipInfo:
+        """What the file holds. Raises BadVideo."""
+        with self._guard():
+            return self._ask(path, ("probe", path))
+
+    def read(
+        self, info: ClipInfo, indices: Sequence[int], size: tuple[int, int] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """uint8 [F, 3, h, w] on a mapping of its own and float64 [F] seconds. `size` is (h, w). Raises BadVideo."""
+        height, width = size or (info.height, info.width)
+        shape = (len(indices), 3, height, width)
+        file = _anonymous_file(int(np.prod(shape)))
+        try:
+            with self._guard():
+                seconds = self._ask(info.path, ("read", info, list(indices), shape), file)
+            frames = _mapped(file, int(np.prod(shape))).reshape(shape)
+        finally:
+            os.close(file)
+        return frames, seconds
+
+    def describe(self) -> tuple[Backend, str]:
+        """The child's back-end and its version. Raises ImportError if it cannot be loaded."""
+        with self._guard():
+            self._start()
+            assert self._loaded is not None
+            return self._loaded
+
+    def close(self) -> None:
+        """End the child."""
+        with self._guard():
+            self._kill()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            k: getattr(self, k)
+            for k in ("backend", "threads", "timeout", "recycle_after", "starts")
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._forget()
+
+    def __del__(self) -> None:
+        # At the end of the interpreter modules may be gone already; the child then ends as its pipe closes.
+        if (
+            getattr(self, "_child", None) is not None
+            and os is not None
+            and self._owner == os.getpid()
+        ):
+            self._kill()
+
+    def _forget(self) -> None:
+        self._lock = threading.Lock()
+        self._child: subprocess.Popen[bytes] | None = None
+        self._pipe: Connection | None = None
+        self._loaded: tuple[Backend, str] | None = None
+        self._served = 0
+        self._owner = os.getpid()
+
+    def _guard(self) -> threading.Lock:
+        """The lock; a forked copy first drops its parent's child, pipe and lock (which may be held for ever)."""
+        if self._owner != os.getpid():
+            self._forget()
+        return self._lock
+
+    def _kill(self) -> None:
+        if self._pipe is not None:
+            self._pipe.close()
+        if self._child is not None:
+            self._child.kill()
+            self._child.wait()
+        self._child = self._pipe = None
+
+    def _start(self) -> None:
+        """Make sure that a child is listening."""
+        if self._child is not None and (
+            self._child.poll() is not None or self._served >= self.recycle_after
+        ):
+            self._kill()
+        if self._child is not None:
+            return
+        here, there = socket.socketpair()
+        root = str(Path(find_spec("mmrl").origin or "").parent.parent)  # type: ignore[union-attr]
+        code = f"import sys; sys.path.insert(0, {root!r}); from mmrl.data.video import decode_worker; "
+        code += f"decode_worker.serve({there.fileno()}, {os.getpid()}, {self.backend!r}, {self.threads})"
+        with there:
+            self._child = subprocess.Popen(
+                [sys.executable, "-c", code],
+                pass_fds=[there.fileno()],
+                stdin=subprocess.DEVNULL,
+            )
+        self._pipe, self._served, self.starts = Connection(here.detach()), 0, self.starts + 1
+        if not self._pipe.poll(START_LIMIT):
+            self._kill()
+            raise TimeoutError(f"The decode worker did not start within {START_LIMIT:.0f} s.")
+        kind, answer = self._receive()
+        if kind != "done":
+            self._kill()
+            raise ImportError(
+                answer or "The decode worker ended while it imported its decoder."
+            )
+        self._loaded = answer
+
+    def _receive(self) -> tuple[str, Any]:
+        assert self._pipe is not None
+        try:
+            return self._pipe.recv()
+        except (EOFError, OSError):
+            return "crash", None
+
+    def _ask(self, path: str, request: tuple[Any, ...], file: int | None = None) -> Any:
+        kind, answer = self._try(request, file)
+        if kind == "crash":
+            # Once more before the file is blamed: the child may have died of something else, such as lack of memory.
+            kind, answer = self._try(request, file)
+        if kind == "done":
+            return answer
+        if kind == "late":
+            raise BadVideo(
+                path, "timeout", f"not decoded within {self.timeout:g} s; the worker was killed"
+            )
+        if kind == "crash":
+            raise BadVideo(
+                path, "decoder crashed", f"the worker ended twice, with code {answer}"
+            )
+        raise BadVideo(*answer)
+
+    def _try(self, request: tuple[Any, ...], file: int | None) -> tuple[str, Any]:
+        self._start()
+        assert self._pipe is not None and self._child is not None
+        child, self._served = self._child, self._served + 1
+        try:
+            self._pipe.send((self.timeout + GRACE, *request))
+            if file is not None:
+                send_handle(self._pipe, file, child.pid)
+            timely = self._pipe.poll(self.timeout)
+        except OSError:
+            timely = True  # the child died while it was being asked; receiving says so
+        kind, answer = self._receive() if timely else ("late", None)
+        if kind in ("late", "crash"):
+            self._kill()
+            answer = child.returncode
+        return kind, answer
+
+
+def serve(descriptor: int, parent: int, backend: Backend | None, threads: int) -> None:
+    """The child's life: answer requests until the pipe closes."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_watch_parent, args=(parent,), daemon=True).start()
+    pipe = Connection(descriptor)
+    try:
+        loaded = load_backend(backend)
+    except (ImportError, ValueError) as error:
+        pipe.send(("error", str(error)))
+        return
+    pipe.send(("done", loaded))
+    while True:
+        try:
+            limit, kind, *arguments = pipe.recv()
+        except (EOFError, OSError):
+            return
+        signal.setitimer(signal.ITIMER_REAL, limit)
+        file = recv_handle(pipe) if kind == "read" else None
+        path = arguments[0] if file is None else arguments[0].path
+        try:
+            reply = (
+                "done",
+                probe(path) if file is None else _fill(file, loaded[0], threads, *arguments),
+            )
+        except BadVideo as error:
+            reply = ("bad", (error.path, error.reason, error.detail))
+        except Exception as error:
+            reply = (
+                "bad",
+                (path, "decoder error", f"{type(error).__name__}: {first_line(error)}"),
+            )
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            if file is not None:
+                os.close(file)
+        pipe.send(reply)
+
+
+def _fill(
+    file: int,
+    backend: Backend,
+    threads: int,
+    info: ClipInfo,
+    indices: list[int],
+    shape: tuple[int, int, int, int],
+) -> np.ndarray:
+    mapping = mmap.mmap(file, int(np.prod(shape)))
+    return read_into(
+        np.frombuffer(mapping, dtype=np.uint8).reshape(shape), info, indices, backend, threads
+    )
+
+
+def _watch_parent(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(WATCH)
+    os._exit(1)
+
+
+def _mapped(file: int, size: int) -> np.ndarray:
+    """uint8 [size] on the file's shared pages, unmapped with the last view of it.
+
+    Python's own mmap keeps a descriptor open for as long as the array lives: a thousand clips in memory would use up
+    the usual limit of open files.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long)
+    libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+    address = libc.mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, file, 0)
+    if address is None or address == ctypes.c_void_p(-1).value:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{size} bytes of frames cannot be mapped: {os.strerror(number)}")
+    pages = (ctypes.c_uint8 * size).from_address(address)
+    weakref.finalize(pages, libc.munmap, address, size).atexit = False
+    return np.ctypeslib.as_array(pages)
+
+
+def _anonymous_file(size: int) -> int:
+    """A descriptor of `size` zero bytes that has no name, so that nothing is left behind by a killed process."""
+    if hasattr(os, "memfd_create"):
+        file = os.memfd_create("clip", os.MFD_CLOEXEC)
+    else:
+        with tempfile.TemporaryFile() as handle:
+            file = os.dup(handle.fileno())
+    os.ftruncate(file, max(size, 1))
+    return file

@@ -1,0 +1,130 @@
+"""Decoded frames on disk, so that a clip is decoded once however often it is shown. Imports no torch.
+
+An entry is keyed by the file's content and by everything that decides the pixels (frame numbers, size, back-end and its
+version); the parameters are stored with it and compared on loading, so an entry made under other parameters is never
+returned. Frames are uint8 and are mapped, not read: workers on one machine share the pages. When the limit is passed,
+the entries that were used longest ago go first. Writers may race: files appear whole, by renaming.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+WHOLE = 8 << 20
+"""Files up to this many bytes are hashed whole; larger ones at 16 places, with their size and time of change."""
+PLACES, BLOCK = 16, 1 << 16
+STALE = 3600.0
+"""Seconds after which an unfinished entry is taken for abandoned."""
+
+
+class FrameCache:
+    """A folder of frames with a size limit in bytes. Safe to share between processes."""
+
+    def __init__(self, folder: str | os.PathLike[str], limit: int = 20 << 30) -> None:
+        if limit < 1:
+            raise ValueError(
+                f"The cache limit is {limit} bytes; it must be positive. Use no cache to switch it off."
+            )
+        self.folder, self.limit = Path(folder), limit
+        self.counts: Counter[str] = Counter()
+        """hits, misses, evicted, refused (entries larger than the limit)."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def get(self, parameters: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray] | None:
+        """uint8 [F, 3, h, w] and float64 [F] seconds, or None. Writing to the array does not change the entry."""
+        path = self._path(parameters)
+        try:
+            with open(path, "rb") as file:
+                header = json.loads(file.readline())
+                offset = file.tell()
+            if header["parameters"] != _plain(parameters):
+                raise ValueError("made under other parameters")
+            frames = np.memmap(
+                path, dtype=np.uint8, mode="c", offset=offset, shape=tuple(header["shape"])
+            )
+        except (OSError, ValueError, KeyError):
+            self.counts["misses"] += 1
+            return None
+        os.utime(path)
+        self.counts["hits"] += 1
+        return np.asarray(frames), np.array(header["seconds"])
+
+    def put(
+        self, parameters: Mapping[str, Any], frames: np.ndarray, seconds: np.ndarray
+    ) -> None:
+        """Keep frames, uint8 [F, 3, h, w], with their float64 [F] seconds."""
+        if frames.nbytes > self.limit:
+            self.counts["refused"] += 1
+            return
+        header = {
+            "parameters": _plain(parameters),
+            "shape": frames.shape,
+            "seconds": seconds.tolist(),
+        }
+        with tempfile.NamedTemporaryFile(dir=self.folder, prefix=".new-", delete=False) as file:
+            try:
+                file.write(json.dumps(header).encode() + b"\n")
+                for frame in frames:
+                    file.write(np.ascontiguousarray(frame).data)
+            except BaseException:
+                os.unlink(file.name)
+                raise
+        os.replace(file.name, self._path(parameters))
+        self._trim()
+
+    def _path(self, parameters: Mapping[str, Any]) -> Path:
+        text = json.dumps(_plain(parameters), sort_keys=True)
+        return self.folder / (
+            hashlib.blake2b(text.encode(), digest_size=16).hexdigest() + ".frames"
+        )
+
+    def _trim(self) -> None:
+        for stale in self.folder.glob(".new-*"):
+            # Left by a writer that was killed.
+            if stale.exists() and time.time() - stale.stat().st_mtime > STALE:
+                stale.unlink(missing_ok=True)
+        entries = []
+        for entry in self.folder.glob("*.frames"):
+            try:
+                state = entry.stat()
+            except FileNotFoundError:
+                continue
+            entries.append((state.st_mtime_ns, state.st_size, entry))
+        total = sum(size for _, size, _ in entries)
+        for _, size, entry in sorted(entries):
+            if total <= self.limit:
+                return
+            entry.unlink(missing_ok=True)
+            self.counts["evicted"] += 1
+            total -= size
+
+
+def content_key(path: str | os.PathLike[str]) -> str:
+    """A hash of what the file holds: copies under other names share it."""
+    digest = hashlib.blake2b(digest_size=16)
+    with open(path, "rb") as file:
+        state = os.fstat(file.fileno())
+        digest.update(str(state.st_size).encode())
+        if state.st_size <= WHOLE:
+            digest.update(file.read())
+            return digest.hexdigest()
+        digest.update(str(state.st_mtime_ns).encode())
+        for place in range(PLACES):
+            file.seek(place * (state.st_size - BLOCK) // (PLACES - 1))
+            digest.update(file.read(BLOCK))
+    return digest.hexdigest()
+
+
+def _plain(parameters: Mapping[str, Any]) -> Any:
+    """Parameters as JSON gives them back: tuples become lists, keys strings."""
+    return json.loads(json.dumps(dict(parameters), sort_keys=True))

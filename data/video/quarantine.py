@@ -1,0 +1,163 @@
+"""Bad rows: remembered with a reason, and replaced by a counted substitute or left out. Imports no torch at import.
+
+`Quarantine` keeps a file of clips that failed, so that a clip that hangs costs its time limit once and not once per
+epoch, and a resumed run sees what the first one saw. `Guarded` wraps a collection of prompts: the substitute of a bad
+row depends only on the seed and the index, so every rank and every rerun takes the same one; it is counted, logged, and
+never silent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from mmrl.data.video.probe import BadVideo
+
+if TYPE_CHECKING:
+    from mmrl.types import Prompt, Prompts
+
+log = logging.getLogger(__name__)
+
+
+class Quarantine:
+    """Clips that failed, one JSON line each in `file` (None keeps them for this process only).
+
+    An entry holds for one back-end and for the file as it was: a replaced file, of another size or time of change, is
+    tried again.
+    """
+
+    def __init__(self, file: str | os.PathLike[str] | None = None) -> None:
+        self.file = None if file is None else Path(file)
+        self.entries: dict[str | None, BadVideo] = {}
+        if self.file is not None and self.file.exists():
+            for line in self.file.read_text().splitlines():
+                self._take(line)
+
+    def check(self, path: str, backend: str = "") -> None:
+        """Raises the stored BadVideo if the file is known to be bad for this back-end."""
+        bad = self.entries.get(_key(path, backend))
+        if bad is not None:
+            raise BadVideo(
+                bad.path,
+                bad.reason,
+                f"{bad.detail}; in quarantine" if bad.detail else "in quarantine",
+            )
+
+    def add(self, bad: BadVideo, backend: str = "") -> None:
+        """Remember a failure. A missing file is not remembered: it may be on its way."""
+        key = _key(bad.path, backend)
+        if key is None or key in self.entries:
+            return
+        # A copy: an exception that was raised holds on to all that was alive where it passed, decoded clips included.
+        self.entries[key] = BadVideo(bad.path, bad.reason, bad.detail)
+        log.warning("quarantined: %s", str(bad))
+        if self.file is None:
+            return
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        line = json.dumps(
+            {"key": key, "path": bad.path, "reason": bad.reason, "detail": bad.detail}
+        )
+        # One write in append mode: lines of several workers do not mix.
+        with open(self.file, "ab", buffering=0) as file:
+            file.write(line.encode() + b"\n")
+
+    def _take(self, line: str) -> None:
+        try:
+            entry = json.loads(line)
+            self.entries[entry["key"]] = BadVideo(
+                entry["path"], entry["reason"], entry["detail"]
+            )
+        except (ValueError, KeyError):
+            log.warning("%s: a line is not an entry and is passed over: %.80s", self.file, line)
+
+
+class Guarded:
+    """Prompts whose bad rows cannot stop a run.
+
+    "substitute" gives another row in the place of a bad one, "drop" raises BadRow for the loader to leave the row out,
+    "raise" raises it and counts nothing.
+    """
+
+    def __init__(
+        self,
+        prompts: Prompts,
+        on_bad: Literal["substitute", "drop", "raise"] = "substitute",
+        seed: int = 0,
+        attempts: int = 16,
+    ) -> None:
+        if on_bad not in ("substitute", "drop", "raise"):
+            raise ValueError(
+                f"on_bad is {on_bad!r}; allowed are 'substitute', 'drop' and 'raise'."
+            )
+        self.prompts, self.on_bad, self.seed, self.attempts = prompts, on_bad, seed, attempts
+        self.size = prompts.size
+        self.counts: Counter[str] = Counter()
+        """substituted, dropped, and bad/<reason>."""
+        self._drained: Counter[str] = Counter()
+
+    def drain(self) -> dict[str, int]:
+        """`data/<count>` since this was last asked: own counts, and those of the reader below (decodes, cache hits)."""
+        reader = getattr(self.prompts, "reader", None)
+        total = Counter({f"data/{name}": value for name, value in self.counts.items()})
+        total.update(
+            {f"data/{name}": value for name, value in reader.counts.items()}
+            if reader is not None
+            else {}
+        )
+        new = {name: value - self._drained[name] for name, value in total.items()}
+        self._drained = total
+        return {name: value for name, value in new.items() if value}
+
+    def __len__(self) -> int:
+        if self.size is None:
+            raise TypeError("These prompts are endless and have no length.")
+        return self.size
+
+    def __getitem__(self, index: int) -> Prompt:
+        """The prompt at this index, or its substitute. Raises BadRow if it is dropped or nothing can stand in."""
+        from mmrl.ground.faults import BadRow
+
+        place, problem = index, ""
+        for attempt in range(self.attempts + 1):
+            try:
+                prompt = self.prompts[place]
+            except (BadRow, BadVideo) as error:
+                if self.on_bad == "raise":
+                    raise
+                self._count(index, error)
+                if self.on_bad == "drop":
+                    self.counts["dropped"] += 1
+                    raise BadRow(f"Row {index} is dropped: {error}") from error
+                problem, place = str(error), self.substitute(index, attempt)
+                continue
+            self.counts["substituted"] += place != index
+            return prompt
+        raise BadRow(
+            f"Row {index} and {self.attempts} substitutes for it are bad; the last: {problem}"
+        )
+
+    def substitute(self, index: int, attempt: int) -> int:
+        """The row that stands in for a bad one; depends on the seed, the index and the attempt only."""
+        text = f"{self.seed}:{index}:{attempt}"
+        number = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+        return number % self.size if self.size else index + 1 + attempt
+
+    def _count(self, index: int, error: Exception) -> None:
+        cause = error if isinstance(error, BadVideo) else error.__cause__
+        reason = cause.reason if isinstance(cause, BadVideo) else "bad row"
+        self.counts[f"bad/{reason}"] += 1
+        log.warning("row %d: %s", index, str(error))
+
+
+def _key(path: str, backend: str) -> str | None:
+    """Back-end, path, size and time of change; None if there is no such file."""
+    try:
+        state = os.stat(path)
+    except OSError:
+        return None
+    return f"{backend}:{os.path.abspath(path)}:{state.st_size}:{state.st_mtime_ns}"

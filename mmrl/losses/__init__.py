@@ -1,0 +1,1 @@
+"""Mathematics on tensors: advantages, surrogates, divergences, importance weights, reductions, schedules."""

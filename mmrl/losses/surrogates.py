@@ -1,0 +1,273 @@
+"""Policy-gradient surrogates: per-token losses, minimised.
+
+    surrogate(logp, old, advantage, mask, *, clip_low, clip_high, dual_clip) -> [B, T]
+
+All tensors [B, T]: current log-probs (with gradient), log-probs at sampling time, advantage, trained tokens. Padding is
+0 in the outcome and passes no gradient, whatever stands there. ρ = exp(logp - old), A advantage, |o| trained tokens.
+
+    clipped     max(-Aρ, -A·clip(ρ, 1 - low, 1 + high)); A < 0: at most -A·dual_clip       PPO, GRPO, DAPO 2503.14476
+    gspo        the same with s = exp(mean_t(logp - old)) for ρ                            2507.18071
+    gspo_token  s in value, gradient through each token's own log-prob                     2507.18071, verl's "gspo"
+    cispo       -sg(clip(ρ, 1 - low, 1 + high))·A·logp: a clipped token keeps its gradient 2506.13585
+    gmpo        -A·exp(mean_t of the log-ratio clipped against A to [-low, high])          2507.20673
+    sapo        -A·(4 / τ)·σ(τ(ρ - 1)), τ depends on the sign of A: a soft clip            2511.20347
+    reinforce   -A·logp (GPG and plain policy gradient)
+
+How a map becomes a number is the caller's choice (`reduce.py`), unless the method fixes it: such functions are marked
+by `@reduces("sequence")`, read through `own_reduction`. An answer-level value is repeated on every token, so that the
+mean over the tokens of the answer gives it back.
+
+Departures
+1. The log-ratio is clamped to ±20 before the exponential (verl, EasyR1); TRL does not. Sequence ratios: exponent ≤ 20
+   (verl 10).
+2. TRL's `delta` (two-sided clip: ρ ≤ delta in the unclipped branch) is a keyword of `clipped`; TRL has no dual clip.
+3. CISPO clips on both sides as verl and EasyR1. TRL clips from above only, at its `epsilon_high` E itself: that is
+   clip_low=1, clip_high=E - 1.
+4. `dual_clip` acts in `clipped`, `gspo` and `gspo_token` (EasyR1); verl's GSPO has none: pass None. The others ignore
+   it, and `sapo` and `reinforce` ignore the clip range.
+5. GMPO's range is in log units, as in verl (paper: 0.4 on both sides).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from mmrl.losses.reduce import Reduction, keep
+
+LOG_RATIO_MAX = 20.0
+"""Largest log-ratio that is exponentiated."""
+
+
+class Surrogate(Protocol):
+    """A per-token loss [B, T]."""
+
+    def __call__(
+        self,
+        logp: Tensor,
+        old: Tensor,
+        advantage: Tensor,
+        mask: Tensor,
+        /,
+        *,
+        clip_low: float,
+        clip_high: float,
+        dual_clip: float | None,
+    ) -> Tensor: ...
+
+
+Marked = TypeVar("Marked", bound=Callable[..., Tensor])
+
+
+def reduces(rule: Reduction) -> Callable[[Marked], Marked]:
+    """Mark a surrogate that must be reduced by this rule, whatever the run's reduction is."""
+
+    def mark(function: Marked) -> Marked:
+        vars(function)["reduction"] = rule
+        return function
+
+    return mark
+
+
+def own_reduction(surrogate: Callable[..., Any]) -> Reduction | None:
+    """The rule a surrogate was marked with, also through functools.partial; None: the run's choice."""
+    while isinstance(surrogate, functools.partial):
+        surrogate = surrogate.func
+    return getattr(surrogate, "reduction", None)
+
+
+def clipped(
+    logp: Tensor,
+    old: Tensor,
+    advantage: Tensor,
+    mask: Tensor,
+    *,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    dual_clip: float | None = 3.0,
+    delta: float | None = None,
+) -> Tensor:
+    """PPO's clipped surrogate on token ratios; -> [B, T]. `delta` caps the ratio of the unclipped branch (TRL)."""
+    logp, old, advantage = keep(logp, mask), keep(old, mask), keep(advantage, mask)
+    ratio = bounded_ratio(logp - old)
+    return _clipped(ratio, advantage, clip_low, clip_high, dual_clip, delta)
+
+
+@reduces("sequence")
+def gspo(
+    logp: Tensor,
+    old: Tensor,
+    advantage: Tensor,
+    mask: Tensor,
+    *,
+    clip_low: float = 3e-4,
+    clip_high: float = 4e-4,
+    dual_clip: float | None = None,
+) -> Tensor:
+    """Clipped surrogate on the length-normalised sequence ratio, gradient through the mean; -> [B, T]."""
+    logp, old, advantage = keep(logp, mask), keep(old, mask), keep(advantage, mask)
+    ratio = bounded_ratio(answer_mean(logp - old, mask)).expand(logp.shape)
+    return keep(_clipped(ratio, advantage, clip_low, clip_high, dual_clip), mask)
+
+
+@reduces("sequence")
+def gspo_token(
+    logp: Tensor,
+    old: Tensor,
+    advantage: Tensor,
+    mask: Tensor,
+    *,
+    clip_low: float = 3e-4,
+    clip_high: float = 4e-4,
+    dual_clip: float | None = None,
+) -> Tensor:
+    """GSPO whose gradient runs through each token's own log-prob: allows token-wise advantages; -> [B, T]."""
+    logp, old, advantage = keep(logp, mask), keep(old, mask), keep(advantage, mask)
+    sequence = answer_mean(logp - old, mask).detach()  # [B, 1]
+    ratio = bounded_ratio(sequence + logp - logp.detach())
+    return keep(_clipped(ratio, advantage, clip_low, clip_high, dual_clip), mask)
+
+
+def cispo(
+    logp: Tensor,
+    old: Tensor,
+    advantage: Tensor,
+    mask: Tensor,
+    *,
+    clip_low: float = 1.0,
+    clip_high: float = 4.0,
+    dual_clip: float | None = None,
+) -> Tensor:
+    """Policy gradient weighted by the clipped, detached ratio; -> [B, T]."""
+    del dual_clip
+    logp, old, advantage = keep(logp, mask), keep(old, mask), keep(advantage, mask)
+    weight = bounded_ratio(logp - old).clamp(1.0 - clip_low, 1.0 + clip_high).detach()
+    return -weight * advantage * logp
+
+
+@reduces("sequence")
+def gmpo(
+    logp: Tensor,
+    old: Tensor,
+    advantage: Tensor,
+    mask: Tensor,
+    *,
+    clip_low: float = 0.4,
+    clip_high: float = 0.4,
+    dual_clip: float | None = None,
+) -> Tensor:
+    """Geometric mean of the clipped token ratios times the mean advantage of the answer; -> [B, T]."""
+    del dual_clip
+    logp, old, advantage = keep(logp, mask), keep(old, mask), keep(advantage, mask)
+    log_ratio = logp - old
+    inside = log_ratio.clamp(-clip_low, clip_high)
+    # Pessimistic, as PPO: clip from above where A > 0, from below where A < 0.
+    bounded = torch.where(
+        advantage >= 0, torch.minimum(log_ratio, inside), torch.maximum(log_ratio, inside)
+    )
+    ratio = bounded_ratio(answer_mean(bounded, mask))  # [B, 1]
+    return keep((-answer_mean(advantage, mask) * ratio).expand(logp.shape), mask)
+
+
+@reduces("sequence")
+def sapo(
+    logp: Tensor,
+    old: Tensor,
+    advantage: Tensor,
+    mask: Tensor,
+    *,
+    clip_low: float = 0.0,
+    clip_high: float = 0.0,
+    dual_clip: float | None = None,
+    tau_positive: float = 1.0,
+    tau_negative: float = 1.05,
+) -> Tensor:
+    """Soft adaptive gate in place of a clip: gradient fades smoothly away from ρ = 1; -> [B, T]."""
+    del clip_low, clip_high, dual_clip
+    logp, old, advantage = keep(logp, mask), keep(old, mask), keep(advantage, mask)
+    ratio = bounded_ratio(logp - old)
+    tau = torch.where(advantage > 0, tau_positive, tau_negative)
+    return -advantage * torch.sigmoid(tau * (ratio - 1.0)) * 4.0 / tau
+
+
+def reinforce(
+    logp: Tensor,
+    old: Tensor,
+    advantage: Tensor,
+    mask: Tensor,
+    *,
+    clip_low: float = 0.0,
+    clip_high: float = 0.0,
+    dual_clip: float | None = None,
+) -> Tensor:
+    """-A·logp, no ratio and no clip; -> [B, T]."""
+    del old, clip_low, clip_high, dual_clip
+    return -keep(advantage, mask) * keep(logp, mask)
+
+
+def bounded_ratio(log_ratio: Tensor) -> Tensor:
+    """exp of the log-ratio clamped to ±20; any shape."""
+    return log_ratio.clamp(-LOG_RATIO_MAX, LOG_RATIO_MAX).exp()
+
+
+def answer_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the trained tokens of each answer, 0 if there are none; x, mask [B, T] -> [B, 1]."""
+    return keep(x, mask).sum(-1, keepdim=True) / mask.bool().sum(-1, keepdim=True).clamp(min=1)
+
+
+def ratio_metrics(
+    logp: Tensor,
+    old: Tensor,
+    advantage: Tensor,
+    mask: Tensor,
+    *,
+    clip_low: float,
+    clip_high: float,
+    dual_clip: float | None,
+) -> dict[str, Tensor]:
+    """How far the policy has moved, without gradient; token maps [B, T], 0 on padding.
+
+    `clip_high`: A > 0 and ρ above the range; `clip_low`: A < 0 and ρ below; `clip_dual`: A < 0 and ρ above dual_clip
+    (shares once averaged: clip_high + clip_low is verl's pg_clipfrac). `ratio`: ρ itself; `kl_old`: k1 = old - logp.
+    Always token ratios, also for surrogates that clip the ratio of a whole answer.
+    """
+    with torch.no_grad():
+        logp, old, advantage = keep(logp, mask), keep(old, mask), keep(advantage, mask)
+        log_ratio = logp - old
+        ratio = bounded_ratio(log_ratio)
+        positive, negative = advantage > 0, advantage < 0
+        dual = (
+            negative & (ratio > dual_clip)
+            if dual_clip is not None
+            else torch.zeros_like(negative)
+        )
+        maps = {
+            "clip_high": (positive & (ratio > 1.0 + clip_high)).float(),
+            "clip_low": (negative & (ratio < 1.0 - clip_low)).float(),
+            "clip_dual": dual.float(),
+            "ratio": ratio,
+            "kl_old": -log_ratio,
+        }
+        return {name: keep(x, mask) for name, x in maps.items()}
+
+
+def _clipped(
+    ratio: Tensor,
+    advantage: Tensor,
+    clip_low: float,
+    clip_high: float,
+    dual_clip: float | None,
+    delta: float | None = None,
+) -> Tensor:
+    """The pessimistic of the plain and the clipped loss, bounded for negative advantages; [B, T]."""
+    free = ratio if delta is None else ratio.clamp(max=delta)
+    loss = torch.maximum(
+        -advantage * free, -advantage * ratio.clamp(1.0 - clip_low, 1.0 + clip_high)
+    )
+    if dual_clip is None:
+        return loss
+    return torch.where(advantage < 0, torch.minimum(loss, -advantage * dual_clip), loss)

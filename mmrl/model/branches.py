@@ -1,0 +1,125 @@
+"""Visual branches: the same answers, other pixels.
+
+Draws come from (run seed, step, prompt id, branch, medium) and, for per-answer views, the answer; so a step that is run
+again sees the same masks, and one draw serves a whole group unless asked otherwise. Grids and positions never change.
+Pixels are rendered and processed once per prompt (or answer) and step, however many passes read them. A view that says
+`reads_saliency` is given the attention which the policy's own tower pays to each visual token of the real picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from mmrl.ground.seeds import generator
+from mmrl.model.packing import Group
+from mmrl.model.policy import Policy
+from mmrl.model.processing import Patches
+from mmrl.types import Now, Prompt, Rollout, View, ViewContext, VisualBranch
+
+PLAIN = ("raw", "ref")
+"""Views that show the pixels as they are."""
+
+
+class Views:
+    """The groups of a batch under each branch."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        rollouts: Sequence[Rollout],
+        branches: Mapping[str, VisualBranch],
+        now: Now,
+    ) -> None:
+        self.policy = policy
+        self.rollouts = rollouts
+        self.branches = branches
+        self.now = now
+        self._rendered: dict[tuple[str, str, int], tuple[Patches, ...]] = {}
+
+    def groups(self, name: str, rows: Sequence[int]) -> list[Group]:
+        """These rows under branch `name`, with their positions in `rows` as row numbers."""
+        shared = name in PLAIN or self.branches[name].share_in_group
+        members: dict[int, list[int]] = {}
+        for position, row in enumerate(rows):
+            key = self.rollouts[row].group if shared else position
+            members.setdefault(key, []).append(position)
+        out = []
+        for positions in members.values():
+            chosen = [self.rollouts[rows[p]] for p in positions]
+            out.append(
+                Group(
+                    self.policy.encode(chosen[0].prompt),
+                    self.pixels(name, rows[positions[0]]),
+                    tuple(r.tokens for r in chosen),
+                    tuple(positions),
+                    tuple(r.temperature for r in chosen),
+                )
+            )
+        return out
+
+    def pixels(self, name: str, row: int) -> tuple[Patches, ...]:
+        """What an answer's prompt shows under a branch."""
+        rollout = self.rollouts[row]
+        encoded = self.policy.encode(rollout.prompt)
+        if name in PLAIN or not rollout.prompt.media:
+            return encoded.visual
+        branch = self.branches[name]
+        answer = -1 if branch.share_in_group else row - self._first(row)
+        key = (name, rollout.prompt.id, answer)
+        if key not in self._rendered:
+            self._rendered[key] = render(
+                self.policy, rollout.prompt, name, branch, self.now, answer
+            )
+        return self._rendered[key]
+
+    def _first(self, row: int) -> int:
+        group = self.rollouts[row].group
+        return next(i for i, r in enumerate(self.rollouts) if r.group == group)
+
+
+def render(
+    policy: Policy,
+    prompt: Prompt,
+    name: str,
+    branch: VisualBranch,
+    now: Now,
+    answer: int = -1,
+    *,
+    compared: bool = False,
+) -> tuple[Patches, ...]:
+    """The media of one prompt under a branch; `answer` keys the draw of a per-answer view.
+
+    Raises ValueError if the view would change the answer of the prompt's question, unless the answers are only
+    `compared` with those to the real pixels.
+    """
+    if not compared and (reason := spoils(branch.view, prompt)):
+        raise ValueError(f"The branch {name!r} cannot show prompt {prompt.id!r}: {reason}")
+    policy.counters[f"views/{name}"] += len(prompt.media)
+
+    def transform(frames: Tensor, medium: int) -> Tensor:
+        rng: torch.Generator = generator(now.seed, now.step, prompt.id, name, medium, answer)
+        saliency = policy.saliency(encoded.visual[medium]) if asks else None
+        return branch.view(frames, ViewContext(prompt, medium, saliency), rng, now)
+
+    encoded, asks = policy.encode(prompt), bool(getattr(branch.view, "reads_saliency", False))
+    return policy.processing.rerender(prompt, encoded, transform, branch.stage)
+
+
+def spoils(view: View, prompt: Prompt) -> str:
+    """Why a view changes the answer of this question; "" if it does not, or if row or view do not say.
+
+    A row says in its column `depends_on` what its answer depends on: "geometry" (places, sides, angles) and "order"
+    (what happens when). A view says it in `changes_geometry` and `changes_order`.
+    """
+    for what in ("geometry", "order"):
+        if what in (prompt.extra.get("depends_on") or ()) and getattr(
+            view, f"changes_{what}", False
+        ):
+            return (
+                f"the view {type(view).__name__} changes the {what} of what is seen, and the answer depends on it "
+                "(column depends_on). Use a view that leaves it alone, such as noise or a mask."
+            )
+    return ""

@@ -1,0 +1,141 @@
+"""Is this prompt well formed? Messages reduced to plain parts, and media checked against them, before any work is done.
+
+Text that contains a structural token of the family (`<|im_start|>`, `<|image_pad|>`, ...) is refused: tokenised as
+ordinary text it would be another question, taken literally it would forge turns or pictures. `<image>` is ordinary text
+here; loaders turn it into parts. Every refusal is a `BadRow` that names the prompt, what was found and how to mend it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmrl.ground.faults import BadRow
+from mmrl.types import Prompt
+
+IMAGE_PAD, VIDEO_PAD = "<|image_pad|>", "<|video_pad|>"
+VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", IMAGE_PAD, VIDEO_PAD)
+STRUCTURE = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *VISION_TOKENS)
+ROLES = ("system", "user", "assistant", "tool")
+VISUAL = ("image", "video")
+
+
+def bad_row(prompt: Prompt, what: str) -> BadRow:
+    """The error for this prompt."""
+    return BadRow(f"Prompt {prompt.id!r}: {what}.")
+
+
+def structural_token(text: str) -> str | None:
+    """The first structural token that occurs in the text, if any."""
+    if "<|" not in text:
+        return None
+    return next((token for token in STRUCTURE if token in text), None)
+
+
+def plain_messages(prompt: Prompt) -> list[dict[str, Any]]:
+    """The messages with nothing but a role and a content: a string, or parts of type text, image or video.
+
+    Raises `BadRow`.
+    """
+    if not prompt.messages:
+        raise bad_row(prompt, "it has no messages; a prompt needs at least one user message")
+    messages = []
+    for turn, message in enumerate(prompt.messages):
+        role, content = message.get("role"), message.get("content")
+        if role not in ROLES:
+            raise bad_row(
+                prompt, f"message {turn} has the role {role!r}; roles are {', '.join(ROLES)}"
+            )
+        if isinstance(content, str):
+            plain: Any = _plain_part(prompt, turn, {"type": "text", "text": content})["text"]
+        elif isinstance(content, Sequence):
+            plain = [_plain_part(prompt, turn, part) for part in content]
+        else:
+            raise bad_row(
+                prompt,
+                f"message {turn} has the content {content!r}; give a string or a list of parts",
+            )
+        messages.append({"role": role, "content": plain})
+    if messages[-1]["role"] == "assistant":
+        raise bad_row(
+            prompt,
+            "the last message is the assistant's; a prompt must end with a user or tool message",
+        )
+    return messages
+
+
+def visual_kinds(messages: Sequence[Mapping[str, Any]]) -> list[str]:
+    """ "image" or "video" for each visual part of plain messages, in order."""
+    contents = [
+        message["content"] for message in messages if not isinstance(message["content"], str)
+    ]
+    return [part["type"] for content in contents for part in content if part["type"] in VISUAL]
+
+
+def check_media(prompt: Prompt, kinds: Sequence[str]) -> None:
+    """Do the media match the visual parts in number and kind, and are they uint8 frames with sane times?"""
+    if len(kinds) != len(prompt.media):
+        raise bad_row(
+            prompt,
+            f"its messages show {len(kinds)} images or videos, but it has {len(prompt.media)} media; add or remove "
+            "{'type': 'image'} or {'type': 'video'} parts until both are equal",
+        )
+    for index, (kind, medium) in enumerate(zip(kinds, prompt.media, strict=True)):
+        frames, times = medium.frames, medium.times
+        if frames.ndim != 4 or frames.shape[1] != 3 or frames.dtype != torch.uint8:
+            found = f"{frames.dtype} {list(frames.shape)}"
+            raise bad_row(
+                prompt, f"medium {index} is {found}; frames must be uint8 [F, 3, H, W] (RGB)"
+            )
+        if (kind == "video") != medium.is_video:
+            found = (
+                "a video (it has times)" if medium.is_video else "an image (it has no times)"
+            )
+            raise bad_row(
+                prompt,
+                f"visual part {index} is of type {kind!r}, but medium {index} is {found}; change one",
+            )
+        if times is not None:
+            _check_times(prompt, index, times, len(frames))
+        elif len(frames) != 1:
+            raise bad_row(
+                prompt,
+                f"medium {index} is an image with {len(frames)} frames; give one frame, or times",
+            )
+
+
+def _check_times(prompt: Prompt, index: int, times: Tensor, frames: int) -> None:
+    if times.shape != (frames,):
+        raise bad_row(
+            prompt,
+            f"medium {index} has {frames} frames, but times of shape {list(times.shape)}; give one each",
+        )
+    if (
+        not bool(times.isfinite().all())
+        or bool((times < 0).any())
+        or bool((times.diff() < 0).any())
+    ):
+        raise bad_row(
+            prompt,
+            f"medium {index} has the times {times.tolist()}; they must be finite, >= 0 and not fall",
+        )
+
+
+def _plain_part(prompt: Prompt, turn: int, part: Any) -> dict[str, str]:
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    if kind in VISUAL:
+        return {"type": str(kind)}
+    text = part.get("text") if kind == "text" else None  # type: ignore[union-attr]
+    if not isinstance(text, str):
+        known = "{'type': 'text', 'text': ...}, {'type': 'image'} and {'type': 'video'}"
+        raise bad_row(prompt, f"message {turn} has the part {part!r}; parts are {known}")
+    if found := structural_token(text):
+        raise bad_row(
+            prompt,
+            f"message {turn} contains the special token {found} as text; remove it, or use an image or video part "
+            "where a picture is meant",
+        )
+    return {"type": "text", "text": text}

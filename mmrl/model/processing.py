@@ -1,0 +1,404 @@
+"""From a `Prompt` to what the model reads: token ids, patches, M-RoPE positions, and where each medium's tokens are.
+
+Four files share the work: `chat.py` (is the prompt well formed), `pixels.py` (sizes, patches, budget), `positions.py`
+(M-RoPE) and this one (chat template, placeholders, time stamps, decoding). Ids, patches, grids and token types equal a
+call of the checkpoint's Hugging Face processor with the same sizes; positions equal the model's for images and text.
+
+Decisions and departures:
+
+1. Times come from `Media.times`. Qwen2.5-VL: seconds_per_grid = temporal patch * mean spacing of the times, which is
+   temporal patch / sampled fps. The Hugging Face processor divides the number of sampled frames by the length of the
+   video for the sampled fps, which is one frame in n too many if first and last frame were both sampled. Uneven times
+   also give their mean spacing: Qwen2.5-VL cannot express more.
+2. Qwen3-VL: a stamp `<t.t seconds>` is the mean of the real times of the first and last frame of one temporal patch.
+   As in transformers 5 only the `<|video_pad|>` of the template is replaced, so a template that wraps it in
+   vision_start and vision_end leaves an outer pair round the clip (transformers 4.57 replaced the wrapped form).
+3. A video processor whose `cap_pixels_per_frame` is unset is read as False, the present default of transformers.
+4. A chat ends before the assistant's turn; the template then opens that turn.
+5. Expert answers with a structural token in their text are refused, as prompts are.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from mmrl.ground.faults import BadRow
+from mmrl.model.chat import (
+    IMAGE_PAD,
+    VIDEO_PAD,
+    VISION_TOKENS,
+    bad_row,
+    check_media,
+    plain_messages,
+    structural_token,
+    visual_kinds,
+)
+from mmrl.model.mrope import Block, mrope_positions
+from mmrl.model.patches import Patches, PixelBudget, PixelRules, shrink_to_tokens
+from mmrl.types import Media, Prompt
+
+FAMILIES = ("qwen2_5_vl", "qwen3_vl")
+PADS = re.compile(f"{re.escape(IMAGE_PAD)}|{re.escape(VIDEO_PAD)}")
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """One prompt as the model reads it (length P)."""
+
+    ids: Tensor
+    """long [P]."""
+    positions: Tensor
+    """long [3, P]: time, row, column."""
+    next_position: int
+    """Position of the first answer token, on all three axes."""
+    visual: tuple[Patches, ...]
+    """One per medium, in the order of the prompt."""
+    slots: tuple[Tensor, ...]
+    """Per medium, long [its tokens]: where its placeholders stand in `ids`."""
+    types: Tensor
+    """long [P]: 0 text, 1 image, 2 video (`mm_token_type_ids`)."""
+    text: str
+    """The rendered chat, placeholders not expanded."""
+    seconds_per_grid: tuple[float, ...] = ()
+    """Per video, seconds between temporal patches."""
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How one medium will be shown, known before its pixels are touched."""
+
+    medium: Media
+    rules: PixelRules
+    size: tuple[int, int]
+    seconds: float
+    """Seconds between temporal patches."""
+    stamps: tuple[float, ...] = ()
+    """Textual time stamps, one per temporal patch; none for images and Qwen2.5-VL."""
+
+    @property
+    def grids(self) -> list[tuple[int, int, int]]:
+        """Temporal patches, rows and columns of visual tokens of each unbroken run."""
+        rows, columns = (side // self.rules.factor for side in self.size)
+        depth = self.rules.depth(len(self.medium.frames))
+        return [(1, rows, columns)] * depth if self.stamps else [(depth, rows, columns)]
+
+    @property
+    def placeholders(self) -> str:
+        """One placeholder per run."""
+        if not self.stamps:
+            return VIDEO_PAD if self.medium.is_video else IMAGE_PAD
+        return "".join(
+            f"<{stamp:.1f} seconds><|vision_start|>{VIDEO_PAD}<|vision_end|>"
+            for stamp in self.stamps
+        )
+
+    def patches(self) -> Patches:
+        return self.rules.patches(self.rules.resize(self.medium.frames, self.size))
+
+
+@dataclass(frozen=True, eq=False)
+class Processing:
+    """The text and pixel side of one checkpoint. Make it with `Processing.load`."""
+
+    tokenizer: Any
+    processor: Any
+    family: str
+    """One of `FAMILIES`."""
+    budget: PixelBudget
+    images: PixelRules
+    videos: PixelRules
+    tokens_per_second: float
+    """Qwen2.5-VL: temporal positions per second of video, from the checkpoint's config."""
+    max_prompt_tokens: int
+    stop_ids: tuple[int, ...]
+    """Every id that ends an answer; the first is the one appended to expert answers."""
+    banned_ids: tuple[int, ...]
+    """Ids of vision markers and placeholders: sampled, they would claim pictures that are not there."""
+    pad_id: int
+
+    @classmethod
+    def load(cls, source: str | Path, budget: PixelBudget = PixelBudget()) -> Processing:
+        """Read tokenizer, processor and config of a model folder or hub id.
+
+        Raises ValueError for a folder that is missing or no model, and for an unsupported family.
+        """
+        config = _config(source)
+        processor = _processor(source)
+        tokenizer, vocabulary = processor.tokenizer, processor.tokenizer.get_vocab()
+        stop_ids = _stop_ids(source, config, tokenizer)
+        vision = {vocabulary[token] for token in VISION_TOKENS if token in vocabulary}
+        return cls(
+            tokenizer=tokenizer,
+            processor=processor,
+            family=config.model_type,
+            budget=budget,
+            images=PixelRules.read(processor.image_processor, "image"),
+            videos=PixelRules.read(
+                processor.video_processor, "video", whole_clip=config.model_type == "qwen3_vl"
+            ),
+            tokens_per_second=getattr(config.vision_config, "tokens_per_second", 1.0),
+            max_prompt_tokens=budget.max_prompt_tokens
+            or config.get_text_config().max_position_embeddings,
+            stop_ids=stop_ids,
+            banned_ids=tuple(sorted(vision | {config.image_token_id, config.video_token_id})),
+            pad_id=stop_ids[-1] if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+        )
+
+    def encode(self, prompt: Prompt) -> Encoded:
+        """Ids, patches and positions of a prompt. Raises `BadRow` for one that cannot be shown to the model."""
+        text = self.render(prompt)
+        plans = self._plans(prompt)
+        ids, types, blocks = self._expand(text, plans)
+        if len(ids) > self.max_prompt_tokens:
+            raise bad_row(
+                prompt,
+                f"it has {len(ids)} tokens ({len(ids) - types.count(0)} of them visual), at most "
+                f"{self.max_prompt_tokens} are allowed; lower PixelBudget.max_visual_tokens, raise max_prompt_tokens, "
+                "or drop the row",
+            )
+        positions = mrope_positions(len(ids), [block for runs in blocks for block in runs])
+        slots = tuple(
+            torch.cat([torch.arange(b.start, b.start + b.tokens) for b in runs])
+            for runs in blocks
+        )
+        visual = tuple(plan.patches() for plan in plans)
+        assert [len(slot) for slot in slots] == [patches.tokens for patches in visual], (
+            "placeholders and patches differ"
+        )
+        return Encoded(
+            ids=torch.tensor(ids),
+            positions=positions,
+            next_position=int(positions.max()) + 1,
+            visual=visual,
+            slots=slots,
+            types=torch.tensor(types),
+            text=text,
+            seconds_per_grid=tuple(plan.seconds for plan in plans if plan.medium.is_video),
+        )
+
+    def rerender(
+        self,
+        prompt: Prompt,
+        encoded: Encoded,
+        transform: Callable[[Tensor, int], Tensor],
+        stage: Literal["original", "resized"] = "original",
+    ) -> tuple[Patches, ...]:
+        """The prompt's media seen through `transform`, on the grids of `encoded`.
+
+        `transform(frames, n)` gets the n-th medium's frames uint8 [F, 3, H, W], before ("original") or after
+        ("resized") the resize, and returns the same shape and dtype; ValueError otherwise.
+        """
+        if stage not in ("original", "resized"):
+            raise ValueError(f"stage is {stage!r}; it must be 'original' or 'resized'.")
+        out = []
+        for index, (medium, old) in enumerate(zip(prompt.media, encoded.visual, strict=True)):
+            rules = self._rules(medium)
+            frames = (
+                medium.frames if stage == "original" else rules.resize(medium.frames, old.size)
+            )
+            seen = transform(frames, index)
+            if seen.shape != frames.shape or seen.dtype != frames.dtype:
+                raise ValueError(
+                    f"The view of medium {index} of prompt {prompt.id!r} returned {seen.dtype} {list(seen.shape)}, but "
+                    f"got {frames.dtype} {list(frames.shape)}; a view must keep shape and dtype."
+                )
+            new = rules.patches(rules.resize(seen, old.size))
+            assert new.grid == old.grid, f"grid changed from {old.grid} to {new.grid}"
+            out.append(new)
+        return tuple(out)
+
+    def render(self, prompt: Prompt) -> str:
+        """The chat as text with one placeholder per medium, opened for the assistant. Raises `BadRow`."""
+        messages = plain_messages(prompt)
+        kinds = visual_kinds(messages)
+        check_media(prompt, kinds)
+        text = self.processor.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=False
+        )
+        wanted = [IMAGE_PAD if kind == "image" else VIDEO_PAD for kind in kinds]
+        if PADS.findall(text) != wanted:
+            raise ValueError(
+                f"The chat template of this checkpoint shows {PADS.findall(text)} for the media {kinds} of prompt "
+                f"{prompt.id!r}; use a template that writes one placeholder per visual part, in order."
+            )
+        return text
+
+    def encode_answer(self, text: str) -> Tensor:
+        """Ids long [T] of a given (expert) answer, end token included. Raises `BadRow` for structural tokens in it."""
+        if found := structural_token(text):
+            raise BadRow(
+                f"The answer {text[:60]!r} contains the special token {found}; remove it."
+            )
+        return torch.tensor([*self._ids(text), self.stop_ids[0]])
+
+    def decode(self, ids: Tensor | Sequence[int]) -> str:
+        """The text of answer ids. Only end and padding tokens at the two ends are dropped; tags are kept."""
+        numbers = ids.tolist() if isinstance(ids, Tensor) else list(ids)
+        silent = {*self.stop_ids, self.pad_id}
+        while numbers and numbers[-1] in silent:
+            numbers.pop()
+        numbers = list(itertools.dropwhile(silent.__contains__, numbers))
+        return self.tokenizer.decode(
+            numbers, skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+
+    def stamps(self, medium: Media) -> tuple[float, ...]:
+        """Seconds of each temporal patch of a video: the mean time of its first and last frame."""
+        assert medium.times is not None
+        times, size = medium.times.double().tolist(), self.videos.temporal_patch
+        times += times[-1:] * (-len(times) % size)
+        stamps = tuple((times[i] + times[i + size - 1]) / 2 for i in range(0, len(times), size))
+        widest = max(
+            (after - before for before, after in itertools.pairwise(times)), default=0.0
+        )
+        assert times[-1] - stamps[-1] <= (size - 1) * widest / 2 + 1e-9, (
+            f"last stamp {stamps[-1]}, clip ends {times[-1]}"
+        )
+        return stamps
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer.backend_tokenizer.encode(text).ids
+
+    def _rules(self, medium: Media) -> PixelRules:
+        return self.videos if medium.is_video else self.images
+
+    def _plans(self, prompt: Prompt) -> list[_Plan]:
+        """Sizes within the budget of the prompt, and times."""
+        sizes = self._sizes(prompt)
+        textual = self.family == "qwen3_vl"
+        return [
+            _Plan(
+                medium,
+                self._rules(medium),
+                size,
+                seconds_per_patch(medium, self.videos.temporal_patch),
+                self.stamps(medium) if textual and medium.is_video else (),
+            )
+            for medium, size in zip(prompt.media, sizes, strict=True)
+        ]
+
+    def _sizes(self, prompt: Prompt) -> list[tuple[int, int]]:
+        """Height and width of each medium after the resize."""
+        sizes = []
+        for index, medium in enumerate(prompt.media):
+            frames, _, height, width = medium.frames.shape
+            try:
+                sizes.append(self._rules(medium).size(frames, height, width, self.budget))
+            except ValueError as error:
+                raise bad_row(prompt, f"medium {index} cannot be shown: {error}") from error
+        if self.budget.max_visual_tokens is None or not sizes:
+            return sizes
+        assert self.images.factor == self.videos.factor, (
+            "image and video processor use different patches"
+        )
+        depths = [self._rules(medium).depth(len(medium.frames)) for medium in prompt.media]
+        try:
+            return shrink_to_tokens(
+                sizes, depths, self.images.factor, self.budget.max_visual_tokens
+            )
+        except ValueError as error:
+            raise bad_row(prompt, f"{error}; raise it or show fewer media or frames") from error
+
+    def _expand(
+        self, text: str, plans: Sequence[_Plan]
+    ) -> tuple[list[int], list[int], list[list[Block]]]:
+        """Ids and types [P] with placeholders repeated to the number of visual tokens, and each medium's blocks.
+
+        Repeating ids equals tokenising the long text: placeholders are special tokens, so nothing merges with them.
+        """
+        left = iter(plans)
+        short = self._ids(PADS.sub(lambda _: next(left).placeholders, text))
+        kinds = {self.processor.image_token_id: 1, self.processor.video_token_id: 2}
+        pads = [index for index, number in enumerate(short) if number in kinds]
+        assert len(pads) == sum(len(plan.grids) for plan in plans), (
+            f"{len(pads)} placeholders in {text!r}"
+        )
+        at = iter(pads)
+        ids, types, done = [], [], 0
+        blocks: list[list[Block]] = []
+        for plan in plans:
+            blocks.append([])
+            for grid, pad in zip(plan.grids, at, strict=False):
+                ids += short[done:pad]
+                types += [0] * (pad - done)
+                block = Block(
+                    len(ids),
+                    grid,
+                    self.tokens_per_second * plan.seconds if plan.medium.is_video else 1.0,
+                )
+                ids += [short[pad]] * block.tokens
+                types += [kinds[short[pad]]] * block.tokens
+                blocks[-1].append(block)
+                done = pad + 1
+        ids += short[done:]
+        types += [0] * (len(short) - done)
+        return ids, types, blocks
+
+
+def seconds_per_patch(medium: Media, temporal_patch: int) -> float:
+    """Seconds between temporal patches; 1.0 (the library's default, without effect) for images and single frames."""
+    if medium.times is None or len(medium.times) < 2:
+        return 1.0
+    return temporal_patch * float(medium.times[-1] - medium.times[0]) / (len(medium.times) - 1)
+
+
+def _config(source: str | Path) -> Any:
+    from transformers import AutoConfig
+
+    allowed = f"give a folder with config.json or a hub id, of one of the families {', '.join(FAMILIES)}"
+    if not Path(source).is_dir() and (
+        isinstance(source, Path) or source.startswith((".", "/", "~"))
+    ):
+        raise ValueError(f"The model folder {source} does not exist; {allowed}.")
+    try:
+        config = AutoConfig.from_pretrained(source)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"{source} is no model that can be read ({_first_line(error)}); {allowed}."
+        ) from error
+    if config.model_type not in FAMILIES:
+        raise ValueError(f"{source} is a {config.model_type!r} model; {allowed}.")
+    return config
+
+
+def _processor(source: str | Path) -> Any:
+    from transformers import AutoProcessor
+
+    try:
+        processor = AutoProcessor.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{source} has a config but no usable processor ({_first_line(error)}); copy the processor and tokenizer "
+            "files of the base model into the folder."
+        ) from error
+    if not hasattr(processor, "video_processor"):
+        raise ValueError(
+            f"{source} has a tokenizer but no processor; copy the base model's processor files into it."
+        )
+    return processor
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _stop_ids(source: str | Path, config: Any, tokenizer: Any) -> tuple[int, ...]:
+    """`<|im_end|>` first, then the end ids of generation config, config and tokenizer, without repetition."""
+    from transformers import GenerationConfig
+
+    try:
+        named: Any = GenerationConfig.from_pretrained(str(source)).eos_token_id
+    except OSError:
+        named = None  # a folder without generation config: the config's own end id remains
+    found = [tokenizer.convert_tokens_to_ids("<|im_end|>")]
+    for ids in (named, config.get_text_config().eos_token_id, tokenizer.eos_token_id):
+        found += ids if isinstance(ids, list | tuple) else [ids]
+    return tuple(dict.fromkeys(number for number in found if number is not None))

@@ -1,0 +1,1 @@
+"""How answers are paid: parts, parsers, workers with time limits, judges."""

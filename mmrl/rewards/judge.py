@@ -1,0 +1,354 @@
+"""Ask a judge: an OpenAI-compatible server or a local model behind one interface, `async (messages) -> text`.
+
+A judge that cannot answer raises `JudgeUnavailable` (`BudgetSpent` if it may not), never a made-up score: `Rewards`
+then stops the run with a checkpoint, or drops the part for the whole group. An answer that the server refuses as such
+(HTTP 400, 413, 422: too long, filtered) is the fault of that answer and raises `RequestRefused`, which `Rewards` counts
+as an exception. Rules:
+
+1. Refused connections, silence, half replies, garbage and the statuses 408, 409, 425, 429 and 5xx are retried with
+   exponential backoff and jitter, at most `attempts` times and not beyond `deadline`; Retry-After is obeyed, by all
+   requests of this judge. Any other status is reported at once.
+2. `deadline` counts from the call and includes waiting for a free place, so it bounds a whole step.
+3. Equal requests are sent once. The cache key hashes the model, the sampling, `version` and the messages, not the
+   address.
+4. The budget is checked before sending, with an estimate for everything under way; a reply without a usage report is
+   booked by the estimate. Requests that got no reply are not booked: their cost is unknown.
+5. The key appears in no log, error or repr.
+
+Source of the contract: our rules for Perception-R1's judge (whose official client ends the run with an AttributeError
+when the server is down).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import re
+import time
+import weakref
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+from mmrl.rewards.judge_http import Reply, post, redact
+from mmrl.rewards.judge_ledger import Budget, Ledger, Spent, content_key
+from mmrl.rewards.worker import Unavailable
+
+__all__ = [
+    "Ask",
+    "Budget",
+    "BudgetSpent",
+    "Judge",
+    "JudgeUnavailable",
+    "LocalJudge",
+    "RequestRefused",
+    "Spent",
+]
+
+Message = Mapping[str, Any]
+RETRIED = frozenset({408, 409, 425, 429})
+REFUSED = frozenset({400, 413, 422})
+IMAGE_TOKENS = 1500
+"""Estimate of the tokens of one image in a request."""
+
+
+class JudgeUnavailable(Unavailable):
+    """The judge gave no answer after all attempts."""
+
+
+class BudgetSpent(JudgeUnavailable):
+    """The budget does not allow another request."""
+
+
+class RequestRefused(ValueError):
+    """The server refuses this request, whoever sends it and whenever."""
+
+
+class Ask(Protocol):
+    """A judge as rewards see it."""
+
+    async def __call__(self, messages: Sequence[Message]) -> str: ...
+
+
+@dataclass(eq=False)
+class Judge:
+    """An OpenAI-compatible chat endpoint. Reward functions that use it are `async` and run in the trainer's process."""
+
+    url: str
+    """Base address, for example http://localhost:8000/v1."""
+    model: str
+    key: str | None = field(default=None, repr=False)
+    """API key, sent as a bearer token."""
+    sampling: Mapping[str, Any] = field(
+        default_factory=lambda: {"temperature": 0.0, "max_tokens": 512}
+    )
+    """Further fields of the request body."""
+    version: str = ""
+    """Part of the cache key: change it when the meaning of a prompt changes without its text."""
+    cache: Path | None = None
+    """SQLite file for answers and spending; None keeps both in memory."""
+    budget: Budget = field(default_factory=Budget)
+    concurrency: int = 32
+    """Requests under way at once."""
+    attempts: int = 5
+    request_timeout: float = 60.0
+    """Seconds for one attempt."""
+    deadline: float = 300.0
+    """Seconds for one question, waiting and retries included."""
+    backoff: float = 0.5
+    """Seconds before the first retry (half to all of it, by chance); doubled each time, at most 30."""
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
+            raise ValueError(
+                f"Judge.url is {redact(self.url, self.key)!r}; give http(s)://host[:port]/v1, credentials as `key`."
+            )
+        if self.key is not None and not re.fullmatch(r"[!-~]+", self.key):
+            raise ValueError(
+                "Judge.key is empty or holds spaces, line ends or other characters; strip what was read."
+            )
+        for name in ("concurrency", "attempts", "request_timeout", "deadline", "backoff"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"Judge.{name} is {getattr(self, name)}; it must be positive.")
+        self.url = self.url.rstrip("/")
+        self._ledger = Ledger(self.cache)
+        self._reserved = (0, 0.0)
+        self._counts: Counter[str] = Counter()
+        self._places: weakref.WeakKeyDictionary[Any, asyncio.Semaphore] = (
+            weakref.WeakKeyDictionary()
+        )
+        self._under_way: dict[tuple[int, str], asyncio.Task[str]] = {}
+        self._quiet_until = 0.0
+        self._chance = random.Random()
+
+    def __repr__(self) -> str:
+        return f"Judge({redact(self.url, self.key)!r}, {self.model!r})"
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "a Judge stays in the trainer's process (cache, budget, key); make the reward function async"
+        )
+
+    async def __call__(self, messages: Sequence[Message]) -> str:
+        """The judge's text. Raises JudgeUnavailable, BudgetSpent or RequestRefused."""
+        body = {
+            **self.sampling,
+            "model": self.model,
+            "messages": [dict(message) for message in messages],
+        }
+        key = content_key({**body, "version": self.version})
+        if (stored := self._ledger.find(key)) is not None:
+            self._counts["judge/cached"] += 1
+            return stored
+        place = (id(asyncio.get_running_loop()), key)
+        task = self._under_way.get(place)
+        if task is None:
+            task = asyncio.ensure_future(self._ask(body, key))
+            self._under_way[place] = task
+            task.add_done_callback(lambda done: self._finished(place, done))
+        return await asyncio.shield(task)
+
+    @property
+    def spent(self) -> Spent:
+        """Tokens and money spent, through the cache file if there is one."""
+        return self._ledger.spent()
+
+    def metrics(self) -> dict[str, float]:
+        """Counts since the last call, and what was spent in all."""
+        spent = self.spent
+        totals = {
+            "tokens_in": spent.tokens_in,
+            "tokens_out": spent.tokens_out,
+            "money": spent.money,
+        }
+        values = {**self._counts, **{f"judge/{name}": value for name, value in totals.items()}}
+        self._counts.clear()
+        return {name: float(value) for name, value in values.items()}
+
+    def close(self) -> None:
+        """Close the cache file."""
+        self._ledger.close()
+
+    def _finished(self, place: tuple[int, str], done: asyncio.Task[str]) -> None:
+        self._under_way.pop(place, None)
+        if not done.cancelled():
+            done.exception()  # whoever asked has seen it, or has stopped waiting
+
+    async def _ask(self, body: Mapping[str, Any], key: str) -> str:
+        estimate = _estimate(body)
+        money = self.budget.cost(*estimate)
+        self._reserve(sum(estimate), money)
+        try:
+            text, usage = await self._persist(json.dumps(body).encode())
+            tokens = usage or estimate
+            self._ledger.spend(*tokens, self.budget.cost(*tokens))
+            self._ledger.store(key, text)
+            return text
+        except JudgeUnavailable:
+            self._counts["judge/unavailable"] += 1
+            raise
+        finally:
+            self._reserved = (self._reserved[0] - sum(estimate), self._reserved[1] - money)
+
+    def _reserve(self, tokens: int, money: float) -> None:
+        spent, (tokens_reserved, money_reserved) = self.spent, self._reserved
+        all_tokens = spent.tokens_in + spent.tokens_out + tokens_reserved + tokens
+        if not self.budget.allows(all_tokens, spent.money + money_reserved + money):
+            self._counts["judge/unavailable"] += 1
+            raise BudgetSpent(
+                f"The budget of the judge {self!r} ({self.budget}) is spent: {spent}, and a further request of about "
+                f"{tokens} tokens might pass it. Raise the budget to go on."
+            )
+        self._reserved = (tokens_reserved + tokens, money_reserved + money)
+
+    async def _persist(self, body: bytes) -> tuple[str, tuple[int, int] | None]:
+        """Text and usage of the first good reply. Raises JudgeUnavailable, RequestRefused."""
+        end = time.monotonic() + self.deadline
+        trouble = "no attempt was made"
+        for attempt in range(self.attempts):
+            pause = self.backoff * 2**attempt * self._chance.uniform(0.5, 1.0)
+            try:
+                reply = await self._attempt(body, end)
+                if reply.status == 200:
+                    return _content(reply)
+                trouble = f"HTTP {reply.status}: {redact(reply.body[:300].decode(errors='replace'), self.key)}"
+                if reply.status in REFUSED:
+                    raise RequestRefused(f"The judge {self!r} refuses the request: {trouble}")
+                if reply.status not in RETRIED and reply.status < 500:
+                    break
+                if wait := reply.retry_after():
+                    self._quiet_until = max(self._quiet_until, time.monotonic() + wait)
+            except TimeoutError:
+                trouble = "no reply in time"
+            except OSError as error:
+                trouble = redact(f"{type(error).__name__}: {error}", self.key)
+            except Garbage as error:
+                self._counts["judge/malformed"] += 1
+                trouble = f"the reply is no chat completion: {redact(str(error), self.key)}"
+            resume = max(time.monotonic() + min(pause, 30.0), self._quiet_until)
+            if resume >= end or attempt + 1 == self.attempts:
+                break
+            self._counts["judge/retries"] += 1
+            await asyncio.sleep(resume - time.monotonic())
+        raise JudgeUnavailable(
+            f"The judge {self!r} gave no answer after {attempt + 1} attempts; the last: {trouble}"
+        )
+
+    async def _attempt(self, body: bytes, end: float) -> Reply:
+        """One request when a place is free and the server wants requests. Raises OSError, TimeoutError."""
+        headers = {"Content-Type": "application/json"}
+        if self.key:
+            headers["Authorization"] = f"Bearer {self.key}"
+        places = self._places.setdefault(
+            asyncio.get_running_loop(), asyncio.Semaphore(self.concurrency)
+        )
+        async with asyncio.timeout(max(end - time.monotonic(), 0.0)), places:
+            await asyncio.sleep(max(self._quiet_until - time.monotonic(), 0.0))
+            self._counts["judge/requests"] += 1
+            return await post(
+                f"{self.url}/chat/completions", headers, body, self.request_timeout
+            )
+
+
+class LocalJudge:
+    """A function that answers several conversations at once (a local model, or a rule), as a judge.
+
+    Questions that come together are answered together, on a thread, one batch at a time. `label` names the kind in the
+    metrics ("local", or "rule" for a stand-in whose results are no reproduction of a judged run).
+    """
+
+    def __init__(
+        self,
+        answer: Callable[[Sequence[Sequence[Message]]], Sequence[str]],
+        label: str = "local",
+        batch_size: int = 32,
+    ) -> None:
+        self._answer, self.label, self._size = answer, label, batch_size
+        self._waiting: list[tuple[Sequence[Message], asyncio.Future[str]]] = []
+        self._worker: asyncio.Task[None] | None = None
+        self._counts: Counter[str] = Counter()
+
+    async def __call__(self, messages: Sequence[Message]) -> str:
+        """The answer. Raises JudgeUnavailable if the function raises or leaves answers out."""
+        loop = asyncio.get_running_loop()
+        if self._worker is not None and self._worker.get_loop() is not loop:
+            self._worker, self._waiting = (
+                None,
+                [],
+            )  # an earlier loop was given up, with all that waited there
+        future: asyncio.Future[str] = loop.create_future()
+        self._waiting.append((messages, future))
+        if self._worker is None or self._worker.done():
+            self._worker = asyncio.ensure_future(self._work())
+        return await future
+
+    def metrics(self) -> dict[str, float]:
+        """Counts since the last call."""
+        values = {
+            f"judge/{self.label}_{name}": float(count) for name, count in self._counts.items()
+        }
+        self._counts.clear()
+        return values
+
+    async def _work(self) -> None:
+        await asyncio.sleep(0)  # let the questions of this step arrive
+        while self._waiting:
+            taken, self._waiting = self._waiting[: self._size], self._waiting[self._size :]
+            self._counts["requests"] += len(taken)
+            try:
+                texts = await asyncio.to_thread(
+                    self._answer, [messages for messages, _ in taken]
+                )
+                if len(texts) != len(taken):
+                    raise ValueError(f"{len(texts)} answers to {len(taken)} questions")
+            except Exception as error:
+                self._counts["unavailable"] += len(taken)
+                for _, future in taken:
+                    if not future.done():
+                        future.set_exception(
+                            JudgeUnavailable(f"The {self.label} judge failed: {error!r}")
+                        )
+                continue
+            for (_, future), text in zip(taken, texts, strict=True):
+                if not future.done():
+                    future.set_result(text)
+
+
+class Garbage(Exception):
+    """A reply with status 200 that is no chat completion."""
+
+
+def _content(reply: Reply) -> tuple[str, tuple[int, int] | None]:
+    try:
+        parsed = json.loads(reply.body)
+        text = parsed["choices"][0]["message"]["content"]
+        if not isinstance(text, str):
+            raise TypeError(f"the content is a {type(text).__name__}")
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise Garbage(f"{error!r} in {reply.body[:200]!r}") from error
+    usage = parsed.get("usage")
+    counts = (
+        [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
+        if isinstance(usage, dict)
+        else []
+    )
+    whole = [count for count in counts if isinstance(count, int) and count >= 0]
+    return text, (whole[0], whole[1]) if len(whole) == 2 else None
+
+
+def _estimate(body: Mapping[str, Any]) -> tuple[int, int]:
+    """Prompt and answer tokens of a request, rather too many than too few."""
+    tokens = 0
+    for message in body["messages"]:
+        content = message.get("content") or ""
+        parts = [{"text": content}] if isinstance(content, str) else content
+        tokens += 8 + sum(
+            len(part["text"]) // 3 + 1 if "text" in part else IMAGE_TOKENS for part in parts
+        )
+    limit = body.get("max_completion_tokens", body.get("max_tokens"))
+    return tokens, int(limit) if limit else 1024

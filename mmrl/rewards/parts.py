@@ -1,0 +1,318 @@
+"""What counts as a reward function, and how it is called. No torch.
+
+A part of `Rewards` is a function, or (weight, function). Its parameters say how it is called:
+
+1. `f(rollout) -> float | None`: one answer. None means not available, never 0.
+2. `@batch f(rollouts) -> list[float | None]`: all answers of the step, those of one prompt adjacent.
+3. `f(prompts, completions, **columns) -> list[float | None]`: TRL's convention, recognised by the name `completions`.
+   Completions are `[{"role": "assistant", "content": text}]` each, as TRL gives them for chat prompts (strings if the
+   prompt's `messages` is a string). Columns are `Prompt.extra` by name and the reference answer as `answer`,
+   `solution` and `ground_truth` unless the row has a column so called; then `completion_ids`, `trainer_state` (None),
+   `source` and `prompt_id`. A function without `**kwargs` gets the columns that it names.
+
+All three may be `async`. A callable object counts as the function of its `__call__`; markers may be attributes of it.
+
+What an isolated function sees is not the `Rollout` but a record with the same names (`Seen`): tokens and roles are
+lists, tensors in `extra` or `answer` are numpy arrays. `media`, `prompt_ids` and `logp` travel only if the function is
+marked `@needs("media", ...)`, because pixels are large; media frames are numpy uint8 [F, 3, H, W].
+
+Departure from TRL: there None drops a part for one completion; here `Rewards` drops it for the whole group, so that
+answers of one prompt are always compared by the same sum.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from mmrl.rewards.worker import marker
+
+if TYPE_CHECKING:
+    from mmrl.types import Media, Prompt, Rollout
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+Convention = Literal["rollout", "batch", "trl"]
+OPTIONAL = ("media", "prompt_ids", "logp")
+"""Attributes that an isolated reward sees only if it asks for them."""
+_TRL_ONLY = ("trainer_state", "log_extra", "log_metric", "environments")
+Reason = Literal[
+    "timeout", "memory", "exception", "exit", "unavailable", "nonfinite", "not_a_number"
+]
+
+
+def batch(function: Function) -> Function:
+    """Mark a reward that takes all rollouts at once and returns one value for each.
+
+    If the call fails it is repeated for each group and, where that fails too, for each answer alone.
+    """
+    function.batched = True  # type: ignore[attr-defined]
+    return function
+
+
+def in_process(function: Function) -> Function:
+    """Mark a plain reward that runs in the trainer's process, without time or memory limit (it holds a model, say)."""
+    function.in_process = True  # type: ignore[attr-defined]
+    return function
+
+
+def needs(*attributes: str) -> Callable[[Function], Function]:
+    """Mark an isolated reward that reads "media", "prompt_ids" or "logp" of a rollout."""
+    if unknown := sorted(set(attributes) - set(OPTIONAL)):
+        raise ValueError(
+            f"@needs names {unknown}; it takes {list(OPTIONAL)}, everything else is always there."
+        )
+
+    def mark(function: Function) -> Function:
+        function.needs = attributes  # type: ignore[attr-defined]
+        return function
+
+    return mark
+
+
+def preloads(*modules: str) -> Callable[[Function], Function]:
+    """Mark an isolated reward that imports these modules when called: a worker imports them while it starts."""
+
+    def mark(function: Function) -> Function:
+        function.preload = modules  # type: ignore[attr-defined]
+        return function
+
+    return mark
+
+
+class Seen(SimpleNamespace):
+    """A rollout, prompt or medium as an isolated reward sees it: the same names without tensors."""
+
+    def __eq__(self, other: object) -> bool:
+        return self is other  # comparing arrays has no truth value
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __getattr__(self, name: str) -> Any:
+        hint = f'; mark the reward function with @needs("{name}")' if name in OPTIONAL else ""
+        raise AttributeError(f"an isolated reward sees no attribute {name!r} here{hint}")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a call gave no value."""
+
+    reason: Reason
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of one reward part."""
+
+    part: str
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    several: bool = False
+    """A sequence of values is expected rather than one."""
+    limit: float = 10.0
+    """Seconds."""
+
+
+Outcome = list[float | str | None] | Failure
+
+
+@dataclass(frozen=True)
+class Part:
+    """One named summand of the reward."""
+
+    name: str
+    weight: float
+    function: Callable[..., Any]
+    convention: Convention
+    is_async: bool
+    in_process: bool
+    needs: tuple[str, ...] = ()
+
+    @property
+    def several(self) -> bool:
+        """Does one call score many answers?"""
+        return self.convention != "rollout"
+
+    def arguments(self, rollouts: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Positional and keyword arguments for these rollouts (exactly one for the convention "rollout")."""
+        if self.convention == "rollout":
+            return (rollouts[0],), {}
+        if self.convention == "batch":
+            return (list(rollouts),), {}
+        return (), self._columns(rollouts)
+
+    def _columns(self, rollouts: Sequence[Any]) -> dict[str, Any]:
+        parameters = inspect.signature(self.function).parameters
+        columns = trl_columns(rollouts)
+        if any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
+            return columns
+        columns |= {name: None for name in _TRL_ONLY if name not in columns}
+        missing = [
+            name for name, one in parameters.items() if one.default is one.empty and name not in columns
+        ]  # fmt: skip
+        if missing:
+            raise ValueError(
+                f"The reward part {self.name!r} asks for the columns {missing}, but the rows have "
+                f"{sorted(set(columns) - set(_TRL_ONLY))}. Map the columns when loading, or give a default."
+            )
+        return {name: columns[name] for name in parameters if name in columns}
+
+
+def parse_part(name: str, given: object, isolate: bool = True) -> Part:
+    """Turn `function` or `(weight, function)` into a Part. Raises ValueError if it fits no convention."""
+    weight, function = given if isinstance(given, tuple) and len(given) == 2 else (1.0, given)
+    if not isinstance(weight, int | float) or not math.isfinite(weight):
+        raise ValueError(
+            f"The weight of the reward part {name!r} is {weight!r}; give a finite number."
+        )
+    if not callable(function):
+        raise ValueError(
+            f"The reward part {name!r} is {given!r}; give a function or (weight, function), "
+            f"for example {name}=(0.9, boxed_accuracy)."
+        )
+    asks = tuple(marker(function, "needs", ()))
+    is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+        type(function).__call__
+    )
+    alone = bool(marker(function, "in_process", False)) or not isolate
+    return Part(
+        name, float(weight), function, _convention(name, function), is_async, alone, asks
+    )
+
+
+def seen(rollouts: Sequence[Rollout], asks: Sequence[str] = ()) -> list[Seen]:
+    """The rollouts as isolated rewards see them; answers of one prompt share its record."""
+    prompts: dict[int, Seen] = {}
+    for rollout in rollouts:
+        if id(rollout.prompt) not in prompts:
+            prompts[id(rollout.prompt)] = _seen_prompt(rollout.prompt, "media" in asks)
+    return [_seen_rollout(rollout, prompts[id(rollout.prompt)], asks) for rollout in rollouts]
+
+
+def trl_columns(rollouts: Sequence[Any]) -> dict[str, Any]:
+    """The keyword arguments of TRL's convention, each a list with one entry per rollout."""
+    prompts = [rollout.prompt for rollout in rollouts]
+    columns: dict[str, Any] = {
+        "prompts": [
+            prompt.messages if isinstance(prompt.messages, str) else list(prompt.messages)
+            for prompt in prompts
+        ],
+        "completions": [_completion(rollout) for rollout in rollouts],
+        "completion_ids": [_tokens(rollout.tokens) for rollout in rollouts],
+        "trainer_state": None,
+        "source": [prompt.source for prompt in prompts],
+        "prompt_id": [prompt.id for prompt in prompts],
+    }
+    for alias in ("answer", "solution", "ground_truth"):
+        columns[alias] = [prompt.answer for prompt in prompts]
+    for name in sorted(
+        {name for prompt in prompts for name in prompt.extra} - {"prompts", "completions"}
+    ):
+        columns[name] = [prompt.extra.get(name) for prompt in prompts]
+    return columns
+
+
+def _convention(name: str, function: Callable[..., Any]) -> Convention:
+    try:
+        parameters = inspect.signature(function).parameters
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"The reward part {name!r} is {function!r}, whose parameters are not known; wrap it in a def of your own."
+        ) from error
+    if "completions" in parameters:
+        return "trl"
+    required = [
+        one.name
+        for one in parameters.values()
+        if one.default is one.empty and one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)
+    ]
+    positional = [
+        one
+        for one in parameters.values()
+        if one.kind not in (one.KEYWORD_ONLY, one.VAR_KEYWORD)
+    ]
+    if positional and (len(required) == 1 or (not required and len(positional) == 1)):
+        return "batch" if marker(function, "batched", False) else "rollout"
+    raise ValueError(
+        f"The reward part {name!r} has the parameters ({', '.join(parameters)}), which fit no convention: a reward is "
+        "f(rollout) -> float | None, @batch f(rollouts) -> list, or TRL's f(prompts, completions, **columns) -> list. "
+        "Bind further parameters with functools.partial."
+    )
+
+
+def _completion(rollout: Any) -> Any:
+    text = rollout.text
+    return (
+        text
+        if isinstance(rollout.prompt.messages, str)
+        else [{"role": "assistant", "content": text}]
+    )
+
+
+def _tokens(tokens: Any) -> list[int]:
+    return tokens if isinstance(tokens, list) else tokens.tolist()
+
+
+def _seen_prompt(prompt: Prompt, with_media: bool) -> Seen:
+    record = Seen(
+        id=prompt.id,
+        messages=_without_tensors(prompt.messages),
+        answer=_without_tensors(prompt.answer),
+        source=prompt.source,
+        extra=_without_tensors(prompt.extra),
+    )
+    if with_media:
+        record.media = tuple(_seen_media(medium) for medium in prompt.media)
+    return record
+
+
+def _seen_rollout(rollout: Rollout, prompt: Seen, asks: Sequence[str]) -> Seen:
+    record = Seen(
+        prompt=prompt,
+        group=rollout.group,
+        tokens=rollout.tokens.tolist(),
+        roles=rollout.roles.tolist(),
+        text=rollout.text,
+        stop=rollout.stop,
+        temperature=rollout.temperature,
+        branch=rollout.branch,
+        origin=rollout.origin,
+        reward=rollout.reward,
+        parts=dict(rollout.parts),
+    )
+    if "media" in asks:
+        record.media = tuple(_seen_media(medium) for medium in rollout.media)
+    if "prompt_ids" in asks:
+        record.prompt_ids = rollout.prompt_ids.tolist()
+    if "logp" in asks:
+        record.logp = None if rollout.logp is None else rollout.logp.tolist()
+    return record
+
+
+def _seen_media(medium: Media) -> Seen:
+    times = None if medium.times is None else medium.times.numpy()
+    return Seen(
+        frames=medium.frames.numpy(),
+        times=times,
+        duration=medium.duration,
+        is_video=medium.is_video,
+    )
+
+
+def _without_tensors(value: Any) -> Any:
+    """The same value with tensors as numpy arrays and mappings as dictionaries."""
+    if hasattr(value, "detach") and hasattr(value, "numpy"):
+        tensor = value.detach().cpu()
+        return (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
+    if isinstance(value, Mapping):
+        return {key: _without_tensors(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_without_tensors(one) for one in value]
+    if type(value) is tuple:
+        return tuple(_without_tensors(one) for one in value)
+    return value

@@ -1,0 +1,200 @@
+"""The process in which rewards run: small, without torch, and safe to kill.
+
+`isolation.WorkerPool` starts it as a fresh interpreter (never a fork of the trainer, whose torch threads would not
+survive one). The fresh interpreter splits in two before it loads anything: a *keeper*, which does nothing but watch,
+and the *worker*, which loads the reward functions and answers calls. The worker is in a process group of its own,
+together with whatever processes a reward starts; the keeper ends that group when the worker ends or the trainer is
+gone, also after `kill -9` and while the worker is stuck in C code.
+
+Wire format on one socket: 8 bytes length (big endian), then the message. Requests are pickles of
+("load", {part: pickled function}, memory limit) or ("call", part, several, args, kwargs); replies are JSON, so that the
+trainer unpickles nothing that a reward has made: {"values": [number | null | text, ...]}, where a text describes
+something that is no number, or {"failure": reason, "message": traceback}. First of all comes the worker's process id
+(8 bytes), and before each reply one byte of receipt: a worker that ends without it had not begun, and the request is
+repeated elsewhere.
+
+Departure from a common design: memory is limited by RLIMIT_DATA rather than RLIMIT_AS, counted from what is in use
+after loading. Address space says little (CUDA builds of torch reserve far more than they use). Linux enforces it; other
+systems only have the time limit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import numbers
+import os
+import pickle
+import signal
+import socket
+import struct
+import time
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NoReturn
+
+HEADER = struct.Struct(">Q")
+RECEIPT = b"\x06"
+MESSAGE_LIMIT = 4000
+"""Characters of a traceback that travel back."""
+KEEPER_INTERVAL = 0.5
+"""Seconds between two looks of the keeper at its parent."""
+
+
+class Unavailable(Exception):
+    """A value cannot be had (a judge that is down, a budget that is spent). This is never a reward of 0."""
+
+
+def serve(descriptor: int, trainer: int) -> NoReturn:
+    """Run keeper and worker until the trainer (process id) closes the socket or ends. Never returns."""
+    worker = os.fork()
+    os.setpgid(
+        worker, worker
+    )  # on both sides, for neither knows who comes first; 0 means oneself
+    if worker == 0:
+        _work(socket.socket(fileno=descriptor))
+    os.write(descriptor, HEADER.pack(worker))
+    os.close(descriptor)
+    _keep(worker, trainer)
+
+
+def as_floats(returned: Any, several: bool) -> list[float | str | None]:
+    """What a reward returned as floats; a text describes what is no number. `several`: a sequence was expected."""
+    values: Iterable[Any] = returned if several else [returned]
+    return [_as_float(value) for value in values]
+
+
+def explain(error: BaseException) -> tuple[str, str]:
+    """The reason under which an error is counted, and its traceback."""
+    if isinstance(error, MemoryError):
+        return "memory", "MemoryError"
+    if isinstance(error, Unavailable):
+        return "unavailable", str(error)[-MESSAGE_LIMIT:]
+    text = "".join(traceback.format_exception(error))[-MESSAGE_LIMIT:]
+    return ("exit" if isinstance(error, SystemExit) else "exception"), text
+
+
+def unwrapped(function: Any) -> Any:
+    """The function below `functools.partial`."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return function
+
+
+def marker(function: Any, name: str, default: Any) -> Any:
+    """An attribute set by one of the markers of `reward_parts`."""
+    return getattr(unwrapped(function), name, default)
+
+
+def receive(channel: socket.socket) -> bytes | None:
+    """Read one message; None at the end of the stream."""
+    header = _read(channel, HEADER.size)
+    return None if header is None else _read(channel, HEADER.unpack(header)[0])
+
+
+def frame(message: bytes) -> bytes:
+    """Put the length before a message."""
+    return HEADER.pack(len(message)) + message
+
+
+def _work(channel: socket.socket) -> NoReturn:
+    channel.set_inheritable(False)
+    me = os.getpid()
+    functions: dict[str, Callable[..., Any]] = {}
+    while (request := receive(channel)) is not None:
+        channel.sendall(RECEIPT)
+        try:
+            reply = _answer(functions, request)
+        except BaseException as error:  # a reward may raise anything, SystemExit included
+            reason, message = explain(error)
+            reply = {"failure": reason, "message": message}
+        if os.getpid() != me:  # a reward forked and the child came back too: it must not answer
+            os._exit(0)
+        channel.sendall(frame(json.dumps(reply).encode()))
+    os.killpg(
+        0, signal.SIGKILL
+    )  # the trainer closed the socket or is gone: end what rewards have left running too
+    os._exit(0)
+
+
+def _answer(functions: dict[str, Callable[..., Any]], request: bytes) -> dict[str, Any]:
+    kind, *rest = pickle.loads(request)
+    if kind == "load":
+        pickled, memory_limit = rest
+        functions.update({name: _load(function) for name, function in pickled.items()})
+        _limit_memory(memory_limit)
+        return {"values": []}
+    part, several, args, kwargs = rest
+    return {"values": as_floats(functions[part](*args, **kwargs), several)}
+
+
+def _load(pickled: bytes) -> Callable[..., Any]:
+    """Unpickle a function and import what it will import at its first call, so that this costs no answer its time."""
+    import importlib
+
+    function = pickle.loads(pickled)
+    for module in marker(function, "preload", ()):
+        importlib.import_module(module)
+    return function
+
+
+def _limit_memory(limit: int | None) -> None:
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if limit is None:
+        return
+    try:
+        with open("/proc/self/status") as status:
+            lines: Mapping[str, str] = dict(
+                line.split(":", 1) for line in status if ":" in line
+            )
+    except OSError:  # no Linux
+        return
+    in_use = int(lines["VmData"].split()[0]) * 1024
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    wanted = in_use + limit
+    bound = wanted if hard < 0 else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (bound, bound))
+
+
+def _keep(worker: int, trainer: int) -> NoReturn:
+    """Wait for the worker's end and pass on its exit code; end the worker when the trainer is gone."""
+    if hasattr(signal, "sigtimedwait"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+    while True:
+        ended, status = os.waitpid(worker, os.WNOHANG)
+        if ended or os.getppid() != trainer:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(worker, signal.SIGKILL)
+        if ended:
+            code = os.waitstatus_to_exitcode(status)
+            os._exit(code if code >= 0 else 128 - code)
+        if hasattr(signal, "sigtimedwait"):
+            signal.sigtimedwait({signal.SIGCHLD}, KEEPER_INTERVAL)
+        else:
+            time.sleep(KEEPER_INTERVAL / 5)
+
+
+def _read(channel: socket.socket, size: int) -> bytes | None:
+    parts = bytearray()
+    while len(parts) < size:
+        chunk = channel.recv(min(size - len(parts), 1 << 20))
+        if not chunk:
+            return None
+        parts += chunk
+    return bytes(parts)
+
+
+def _as_float(value: Any) -> float | str | None:
+    if value is None:
+        return None
+    if hasattr(value, "item"):
+        value = value.item()  # a numpy or torch scalar
+    if isinstance(value, numbers.Real):
+        try:
+            return float(value)
+        except OverflowError:
+            return float("inf")
+    return f"{type(value).__name__} {str(value)[:80]!r}"

@@ -1,0 +1,284 @@
+"""Run a reward without trusting it: in a process that can be killed.
+
+`WorkerPool` runs plain functions in worker processes (`reward_worker`). A call that passes its time limit is ended
+from outside, so endless loops inside C code end too; a call that eats memory, raises, or ends its process gives a
+`Failure` with a name, and the next call gets a fresh worker. Functions travel by cloudpickle: those of a notebook, a
+script or any file of the user by value, with the globals that they use (a recipe that imports torch costs the worker
+nothing unless the reward uses it); those of `mmrl` and of installed packages by reference: the worker imports them.
+
+Limits: POSIX only. A process that a reward starts is ended with the worker unless it left the worker's process group.
+The memory limit is per process and enforced by Linux only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import pickle
+import queue
+import select
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import sysconfig
+import time
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from mmrl.rewards.parts import Call, Failure, Outcome
+from mmrl.rewards.worker import HEADER, RECEIPT, frame, unwrapped
+
+START_LIMIT = 120.0
+"""Seconds in which a worker must have started and loaded its functions (a cold disk may be slow)."""
+LOOK = 0.2
+"""Seconds between two looks at whether a silent worker still lives."""
+_LOG = logging.getLogger(__name__)
+_BOOT = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[3]); from mmrl.rewards.worker import serve; \
+serve(int(sys.argv[1]), int(sys.argv[2]))"
+)
+
+
+class LoadError(ValueError):
+    """A reward function cannot be brought into a worker; nothing has been scored."""
+
+
+class WorkerPool:
+    """Killable processes for reward functions. They start at the first call and end with `close` or the trainer."""
+
+    def __init__(
+        self,
+        functions: Mapping[str, Callable[..., Any]],
+        workers: int,
+        memory_limit: int | None,
+    ) -> None:
+        if os.name != "posix":
+            raise ValueError(
+                "Isolated rewards need Linux or macOS; on this system pass isolate=False to Rewards."
+            )
+        pickled = {name: _pickle(name, function) for name, function in functions.items()}
+        load = pickle.dumps(("load", pickled, memory_limit))
+        self._workers = [_Worker(load) for _ in range(workers)]
+        self._idle: queue.LifoQueue[_Worker] = queue.LifoQueue()
+        for worker in self._workers:
+            self._idle.put(worker)
+        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="mmrl-rewards")
+        self._ending = weakref.finalize(self, _end, self._workers, os.getpid())
+
+    def start(self) -> None:
+        """Start the workers now and wait until they are ready. Raises LoadError."""
+        list(self._threads.map(_Worker.start, self._workers))
+
+    def run(self, calls: Sequence[Call]) -> list[tuple[Outcome, float]]:
+        """The outcome of each call, in order, and the seconds it took. Raises LoadError."""
+        return list(self._threads.map(self._one, calls))
+
+    def close(self) -> None:
+        """End all workers and their processes. A later call starts them again."""
+        _end(self._workers, os.getpid())
+
+    def _one(self, call: Call) -> tuple[Outcome, float]:
+        try:
+            import cloudpickle
+
+            message = cloudpickle.dumps(
+                ("call", call.part, call.several, call.args, dict(call.kwargs))
+            )
+        except Exception as error:
+            return Failure(
+                "exception", f"the answer cannot be sent to the worker: {error!r}"
+            ), 0.0
+        worker = self._idle.get()
+        try:
+            worker.start()
+            began = time.monotonic()
+            return worker.call(message, call.limit), time.monotonic() - began
+        finally:
+            self._idle.put(worker)
+
+
+class _Worker:
+    """The trainer's side of one worker process."""
+
+    def __init__(self, load: bytes) -> None:
+        self._load = load
+        self._process: subprocess.Popen[bytes] | None = None
+        self._channel: socket.socket | None = None
+        self._group = 0
+
+    def start(self) -> None:
+        """Start the process and load the functions, if it does not run. Raises LoadError."""
+        if self._process is not None and self._process.poll() is None:
+            return
+        self.end()
+        ours, theirs = socket.socketpair()
+        environment = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"} | os.environ
+        arguments = [str(theirs.fileno()), str(os.getpid()), json.dumps(sys.path)]
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-c", _BOOT, *arguments],
+                pass_fds=(theirs.fileno(),),
+                stdin=subprocess.DEVNULL,
+                stdout=2,  # what a reward prints must not mix with the trainer's own output
+                start_new_session=True,
+                env=environment,
+            )
+        self._channel = ours
+        ours.settimeout(START_LIMIT)
+        try:
+            self._group = HEADER.unpack(ours.recv(HEADER.size, socket.MSG_WAITALL))[0]
+            outcome = self._ask(self._load, START_LIMIT)
+        except (OSError, struct.error):  # no process id: the interpreter did not come up
+            outcome = Failure("exit", self.end(LOOK))
+        if isinstance(outcome, Failure):
+            self.end()
+            raise LoadError(
+                f"A reward worker could not load the reward functions ({outcome.reason}): {outcome.message}\n"
+                "A reward must be importable, or picklable by value, in a fresh process; keep models and open files "
+                "out of it, or mark it with @in_process."
+            )
+
+    def call(self, message: bytes, limit: float) -> Outcome:
+        """Score one request in at most `limit` seconds; any failure but an exception costs the process."""
+        self.start()
+        try:
+            return self._ask(message, limit)
+        except BrokenPipeError:  # it died while idle, which is not this answer's fault
+            self.end()
+            self.start()
+        try:
+            return self._ask(message, limit)
+        except BrokenPipeError:
+            return Failure("exit", f"the worker ended ({self.end()})")
+
+    def end(self, wait: float = 0.0) -> str:
+        """Kill the process and its group; say how it had ended by itself within `wait` seconds."""
+        process, channel = self._process, self._channel
+        self._process = self._channel = None
+        if channel is not None:
+            channel.close()
+        if process is None:
+            return "not started"
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(wait)
+        code = process.returncode
+        if self._group:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._group, signal.SIGKILL)
+        try:
+            process.wait(
+                1.0
+            )  # the keeper ends after its worker, so that nothing is left to be reaped
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        self._group = 0
+        if code is None:
+            return "killed"
+        return (
+            f"exit code {code}"
+            if 0 <= code < 128
+            else f"signal {code - 128 if code > 0 else -code}"
+        )
+
+    def _ask(self, message: bytes, limit: float) -> Outcome:
+        """Send and receive. Raises BrokenPipeError if the worker was gone before it had the request."""
+        assert self._channel is not None
+        deadline = time.monotonic() + limit
+        try:
+            self._channel.settimeout(limit)
+            self._channel.sendall(frame(message))
+            reply = self._receive(deadline)
+        except TimeoutError:
+            self.end()
+            return Failure("timeout", f"no value after {limit:g} s")
+        except BrokenPipeError:
+            raise
+        except (
+            OSError,
+            ValueError,
+        ):  # connection reset, or something that is no reply on our socket
+            reply = None
+        if reply is None:
+            return Failure("exit", f"the reward ended its process ({self.end(LOOK)})")
+        if "failure" in reply:
+            if reply["failure"] == "memory":
+                self.end()
+            return Failure(reply["failure"], reply["message"])
+        return reply["values"]
+
+    def _receive(self, deadline: float) -> dict[str, Any] | None:
+        """The reply; None if the worker ended after the receipt. Raises TimeoutError and BrokenPipeError."""
+        assert self._channel is not None and self._process is not None
+        received = bytearray()
+        size = start = len(RECEIPT) + HEADER.size
+        while len(received) < size:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError
+            chunk = b""
+            if select.select([self._channel], [], [], min(left, LOOK))[0]:
+                with contextlib.suppress(ConnectionResetError):
+                    chunk = self._channel.recv(1 << 16)
+            elif self._process.poll() is None:
+                continue  # else it is gone, though a process that it started keeps the socket open
+            if not chunk:
+                if received:
+                    return None
+                raise BrokenPipeError
+            received += chunk
+            if size == start and len(received) >= start:
+                size += HEADER.unpack(received[len(RECEIPT) : start])[0]
+        return json.loads(received[start:])
+
+
+def _pickle(name: str, function: Callable[..., Any]) -> bytes:
+    """Pickle by value what belongs to the user's own files, else by reference. Raises LoadError."""
+    import cloudpickle
+
+    module = sys.modules.get(getattr(unwrapped(function), "__module__", None) or "")
+    if module is not None and _is_own_file(module):
+        cloudpickle.register_pickle_by_value(module)
+        try:
+            return cloudpickle.dumps(function)
+        except (
+            Exception
+        ) as error:  # it refers to an open file or the like, which a fresh import makes anew
+            _LOG.debug("the reward part %r goes by reference: %r", name, error)
+        finally:
+            cloudpickle.unregister_pickle_by_value(module)
+    try:
+        return cloudpickle.dumps(function)
+    except Exception as error:
+        raise LoadError(
+            f"The reward part {name!r} cannot be sent to a worker process: {error!r}. Define it at the top of a module "
+            "without open files, locks or models in its closure, or mark it with @in_process."
+        ) from error
+
+
+def _is_own_file(module: ModuleType) -> bool:
+    """Is this neither ours nor the standard library's nor an installed package's?"""
+    file = getattr(module, "__file__", None)
+    if file is None or module.__name__.partition(".")[0] == __name__.partition(".")[0]:
+        return False
+    places = Path(file).resolve()
+    installed = {"site-packages", "dist-packages"} & set(places.parts)
+    return not installed and not places.is_relative_to(
+        Path(sysconfig.get_path("stdlib")).resolve()
+    )
+
+
+def _end(workers: Sequence[_Worker], owner: int) -> None:
+    if (
+        os.getpid() == owner
+    ):  # a forked copy of the trainer must leave its parent's workers alone
+        for worker in workers:
+            worker.end()

@@ -1,0 +1,1 @@
+"""How answers come about: engines, groups, noisy views, contrasts, experts, checklists, the order of prompts."""

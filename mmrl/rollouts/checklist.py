@@ -1,0 +1,163 @@
+"""PEARL's rollout (arXiv 2511.18437): answer a checklist about the picture first, the question only if it was seen.
+
+For each prompt with a checklist: G answers to the checklist, each paid R_p, the share of its sub-questions that are
+right. If the mean of R_p exceeds `PEARL.threshold` (the fidelity gate), or without a checklist, G answers to the
+question itself. With `soft_filter` a prompt stays only if the mean of either branch is neither 0 nor 1, and further
+prompts are sampled until the step is full. The advantages are the objective's task (`objectives/pearl.py`).
+
+Checklist answers are paid here, by a rule that needs no worker, and not by the run's rewards: those judge answers to
+the question. They are in groups of their own, with prompts whose column `checklist_of` names the question.
+
+Our choices, since the training code is not published: prompts behind a closed gate are dropped by the soft filter (all
+their rewards are 0 and teach nothing), kept without it; a checklist that does not fit the model's context counts as
+none and is counted; a prompt without a checklist stays if the mean of its answers is neither 0 nor 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+from mmrl.ground.faults import BadRow
+from mmrl.objectives.pearl import PEARL, gate_open, keeps
+from mmrl.rollouts.engine import Engine
+from mmrl.rollouts.groups import Pay, by_group, renumbered
+from mmrl.rollouts.prompt_order import Supply
+from mmrl.types import Now, Prompt, Rollout, Sampling
+
+__all__ = ["ChecklistRollout"]
+
+
+@dataclass(frozen=True)
+class ChecklistRollout:
+    """Perception answers, gate, reasoning answers, soft filter."""
+
+    ask: Callable[[Prompt], Prompt | None]
+    """The prompt that asks the checklist of a prompt; None if it has none."""
+    mark: Callable[[Rollout], float | None]
+    """R_p of an answer to a checklist, in [0, 1]."""
+    pearl: PEARL = field(default_factory=PEARL)
+    """Its `threshold` opens the gate; its `part` names the reward of checklist answers."""
+    check: Callable[[Prompt], object] | None = None
+    """Raises `BadRow` for a checklist prompt that cannot be shown to the model, `Policy.encode`."""
+    accuracy: str = "accuracy"
+    """Reward part whose mean the soft filter reads; "total" for the sum."""
+    max_tokens: int = 0
+    """Longest checklist answer in tokens; 0 takes the run's limit."""
+    soft_filter: bool = True
+    """Keep only prompts that carry signal in either branch, and sample others in their place."""
+    rounds: int = 20
+    """Most rounds of sampling per step; afterwards the step goes on with what there is."""
+
+    brings: ClassVar[tuple[str, ...]] = ("checklist",)
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1 or self.max_tokens < 0:
+            raise ValueError(
+                f"ChecklistRollout has rounds {self.rounds} and max_tokens {self.max_tokens}; rounds must be at least "
+                "1 and max_tokens 0 (the run's limit) or positive."
+            )
+
+    def __call__(
+        self, engine: Engine, pay: Pay, supply: Supply, sampling: Sampling, now: Now
+    ) -> list[Rollout]:
+        kept: list[_Answered] = []
+        for _ in range(self.rounds if self.soft_filter else 1):
+            supply.counters["rollout/rounds"] += 1
+            answered = self._answered(engine, pay, supply, sampling, now)
+            good = [one for one in answered if not self.soft_filter or self._keeps(one)]
+            supply.counters["rollout/dropped_groups"] += len(answered) - len(good)
+            kept.extend(good)
+            if len(kept) >= supply.per_step:
+                break
+        if not kept:
+            raise ValueError(
+                f"PEARL's soft filter kept no prompt in {self.rounds} rounds of {supply.per_step} prompts: in both "
+                "branches every prompt was all right or all wrong. Use easier or harder prompts or checklists, or set "
+                "soft_filter=False."
+            )
+        supply.counters["rollout/surplus_groups"] += max(0, len(kept) - supply.per_step)
+        chosen = kept[: supply.per_step]
+        return renumbered(
+            [group for one in chosen for group in (one.perception, one.reasoning) if group]
+        )
+
+    def _answered(
+        self, engine: Engine, pay: Pay, supply: Supply, sampling: Sampling, now: Now
+    ) -> list[_Answered]:
+        """Both branches of the next prompts."""
+        prompts = supply.take()
+        asked = {
+            i: question
+            for i, prompt in enumerate(prompts)
+            if (question := self._question(prompt, supply))
+        }
+        short = replace(sampling, max_tokens=self.max_tokens or sampling.max_tokens)
+        answers = engine.generate(list(asked.values()), short, now) if asked else []
+        perception = dict(
+            zip(asked, by_group([self._marked(answer) for answer in answers]), strict=True)
+        )
+        means = {i: mean([r.reward for r in group]) for i, group in perception.items()}
+        is_open = [
+            i
+            for i in range(len(prompts))
+            if i not in means or gate_open(means[i] or 0.0, self.pearl.threshold)
+        ]
+        supply.counters["pearl/gate_closed"] += len(prompts) - len(is_open)
+        supply.counters["pearl/without_checklist"] += len(prompts) - len(asked)
+        paid = (
+            pay(engine.generate([prompts[i] for i in is_open], sampling, now))
+            if is_open
+            else []
+        )
+        reasoning = {is_open[group[0].group]: group for group in by_group(paid)}
+        return [
+            _Answered(perception.get(i, []), reasoning.get(i, []))
+            for i in range(len(prompts))
+            if i in perception or i in reasoning
+        ]
+
+    def _question(self, prompt: Prompt, supply: Supply) -> Prompt | None:
+        question = self.ask(prompt)
+        if question is not None and self.check is not None:
+            try:
+                self.check(question)
+            except BadRow:
+                supply.counters["pearl/checklist_refused"] += 1
+                return None
+        return question
+
+    def _marked(self, answer: Rollout) -> Rollout:
+        value = self.mark(answer)
+        assert value is not None, f"{self.mark} does not mark answers to {answer.prompt.id}"
+        return replace(answer, reward=value, parts={self.pearl.part: value})
+
+    def _keeps(self, one: _Answered) -> bool:
+        seen = mean([r.reward for r in one.perception])
+        known = [
+            r.reward if self.accuracy == "total" else self._accuracy(r) for r in one.reasoning
+        ]
+        return keeps(0.0 if seen is None else seen, mean(known))
+
+    def _accuracy(self, rollout: Rollout) -> float | None:
+        if self.accuracy not in rollout.parts:
+            raise ValueError(
+                f"ChecklistRollout.accuracy is {self.accuracy!r}, but the rewards have {sorted(rollout.parts)}; "
+                "name one of them or 'total'."
+            )
+        return rollout.parts[self.accuracy]
+
+
+@dataclass(frozen=True)
+class _Answered:
+    """The answers to one prompt; either branch may be empty."""
+
+    perception: list[Rollout]
+    reasoning: list[Rollout]
+
+
+def mean(values: Sequence[float | None]) -> float | None:
+    """The mean of the values that are available; None without any."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None

@@ -1,0 +1,196 @@
+"""Answers that the policy did not write, put next to its own: labels that are trained, experts that are only scored.
+
+`WithLabel` (ViSurf, arXiv 2510.10606) adds each prompt's label to its group with origin "label" and role POLICY, so
+that it is trained like a rollout. Two of its reward controls are done here, the third (smoothing) by the objective:
+
+    align          the label is written as the model writes: `aligned` with the order of keys and the layout given
+    no thinking    it is paid by the run's rewards, with the parts named in `thinking` left out
+
+`WithExpert` (CalibRL, arXiv 2602.20197) adds one expert answer with origin "expert" and role EXPERT: no mask holds its
+tokens, so it is scored and never trained.
+
+Both are added after the inner rollout function has chosen its groups, so filters by pass rate never see them. A prompt
+without such an answer, or with one that holds special tokens, keeps its group as it is and is counted
+(`label/missing`, `expert/missing`). Log-probs of the sampler do not exist for them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from mmrl.ground.faults import BadRow
+from mmrl.ground.seeds import generator
+from mmrl.objectives.visurf import aligned, without_thinking
+from mmrl.rollouts.engine import Engine
+from mmrl.rollouts.groups import Pay, RolloutFunction, by_group, group_rollout
+from mmrl.rollouts.prompt_order import Supply
+from mmrl.types import Now, Prompt, Role, Rollout, Sampling
+
+__all__ = ["WithExpert", "WithLabel"]
+
+Encode = Callable[[str], Tensor]
+"""Text -> token ids with the end token, `Processing.encode_answer`."""
+
+
+@dataclass(frozen=True)
+class WithLabel:
+    """The label as a member of each group."""
+
+    encode: Encode
+    weights: Mapping[str, float] = field(default_factory=dict)
+    """Reward part -> weight, `Rewards.weights`; needed if `thinking` names parts."""
+    thinking: tuple[str, ...] = ()
+    """Reward parts that pay for thinking, which a label has none of."""
+    column: str = "target"
+    """Column of the row that holds the label; "" takes the row's answer."""
+    layout: str = "{}"
+    """How the label is written, with one place for it, for example <answer>{}</answer>."""
+    keys: tuple[str, ...] = ()
+    """Order of the keys of JSON objects in the label."""
+    inner: RolloutFunction = group_rollout
+    """Makes the groups."""
+
+    brings: ClassVar[tuple[str, ...]] = ("label",)
+
+    def __post_init__(self) -> None:
+        aligned("", self.keys, self.layout)  # raises for a layout without a place
+        if unknown := sorted(set(self.thinking) - set(self.weights)):
+            raise ValueError(
+                f"WithLabel.thinking names {unknown}, but the weights are those of {sorted(self.weights)}; "
+                "pass weights=rewards.weights and name parts of it."
+            )
+
+    def __call__(
+        self, engine: Engine, pay: Pay, supply: Supply, sampling: Sampling, now: Now
+    ) -> list[Rollout]:
+        groups = by_group(self.inner(engine, pay, supply, sampling, now))
+        labels = [
+            _given(group, self.text, self.encode, "label", Role.POLICY, sampling)
+            for group in groups
+        ]
+        paid = {
+            label.group: self._without_thinking(label)
+            for label in pay([r for r in labels if r is not None])
+        }
+        return _joined(groups, paid, supply, "label")
+
+    def text(self, prompt: Prompt) -> str | None:
+        """The label as the model would write it; None if the row has none. With `keys`, a text is read as JSON."""
+        label = prompt.extra.get(self.column) if self.column else prompt.answer
+        if self.keys and isinstance(label, str):
+            label = json.loads(label)
+        return None if label is None else aligned(label, self.keys, self.layout)
+
+    def missing(self, prompt: Prompt) -> str:
+        """The column that this row lacks, or ""."""
+        return "" if self.text(prompt) is not None else self.column or "answer"
+
+    def _without_thinking(self, label: Rollout) -> Rollout:
+        if not self.thinking:
+            return label
+        return replace(label, reward=without_thinking(label.parts, self.weights, self.thinking))
+
+
+@dataclass(frozen=True)
+class WithExpert:
+    """An expert's answer next to each group."""
+
+    encode: Encode
+    column: str = "solution"
+    """Column of the row that holds the expert's answer."""
+    probability: float = 1.0
+    """Probability that a prompt keeps its expert answer, in [0, 1] (mix_ratio of the official code)."""
+    right_above: float | None = None
+    """Leave out expert answers whose reward does not exceed this; None keeps all."""
+    inner: RolloutFunction = group_rollout
+    """Makes the groups."""
+
+    brings: ClassVar[tuple[str, ...]] = ("expert",)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.probability <= 1:
+            raise ValueError(
+                f"WithExpert.probability is {self.probability}; it must lie in [0, 1]."
+            )
+
+    def __call__(
+        self, engine: Engine, pay: Pay, supply: Supply, sampling: Sampling, now: Now
+    ) -> list[Rollout]:
+        groups = by_group(self.inner(engine, pay, supply, sampling, now))
+        drawn = [group for group in groups if _coin(now, group[0].prompt.id) < self.probability]
+        experts = [
+            _given(group, self.text, self.encode, "expert", Role.EXPERT, sampling)
+            for group in drawn
+        ]
+        paid = {expert.group: expert for expert in pay([r for r in experts if r is not None])}
+        if self.right_above is not None:
+            wrong = [
+                number
+                for number, expert in paid.items()
+                if not (expert.reward or 0.0) > self.right_above
+            ]
+            supply.counters["expert/wrong"] += len(wrong)
+            paid = {number: expert for number, expert in paid.items() if number not in wrong}
+        return _joined(groups, paid, supply, "expert")
+
+    def text(self, prompt: Prompt) -> str | None:
+        """The expert's answer; None if the row has none."""
+        answer = prompt.extra.get(self.column)
+        return None if answer is None else str(answer)
+
+    def missing(self, prompt: Prompt) -> str:
+        """The column that this row lacks, or ""."""
+        return "" if self.text(prompt) is not None else self.column
+
+
+def _given(
+    group: Sequence[Rollout],
+    text_of: Callable[[Prompt], str | None],
+    encode: Encode,
+    origin: Literal["label", "expert"],
+    role: Role,
+    sampling: Sampling,
+) -> Rollout | None:
+    """A given answer to the prompt of a group; None without one, or with one that holds special tokens."""
+    first = group[0]
+    text = text_of(first.prompt)
+    try:
+        tokens = None if text is None else encode(text)
+    except BadRow:
+        return None
+    if text is None or tokens is None:
+        return None
+    return Rollout(
+        prompt=first.prompt,
+        group=first.group,
+        prompt_ids=first.prompt_ids,
+        tokens=tokens,
+        roles=torch.full((len(tokens),), int(role), dtype=torch.uint8),
+        text=text,
+        stop="eos",
+        temperature=sampling.temperature or 1.0,
+        origin=origin,
+    )
+
+
+def _joined(
+    groups: Sequence[Sequence[Rollout]], given: Mapping[int, Rollout], supply: Supply, name: str
+) -> list[Rollout]:
+    """Each group followed by its given answer."""
+    supply.counters[f"{name}/missing"] += sum(group[0].group not in given for group in groups)
+    return [
+        r
+        for group in groups
+        for r in (*group, *([given[group[0].group]] if group[0].group in given else ()))
+    ]
+
+
+def _coin(now: Now, prompt: str) -> float:
+    """A uniform number in [0, 1) for a prompt of this step."""
+    return torch.rand(1, generator=generator(now.seed, now.step, prompt, "expert")).item()

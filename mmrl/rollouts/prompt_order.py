@@ -1,0 +1,132 @@
+"""Which prompts come next: shuffled epochs, bad rows skipped and counted, position exactly resumable."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mmrl.ground.faults import BadRow
+from mmrl.ground.seeds import generator
+from mmrl.types import Prompt, Prompts
+
+
+class Supply:
+    """Hands out prompts in a seeded order; the order depends on nothing but (seed, epoch).
+
+    `check` may raise `BadRow` for a prompt that loads but cannot be used, for example one that is too long. With
+    `on_bad="skip"` a bad row is counted, written to `log` and replaced by the next row; with "stop" it ends the run.
+    An endless collection is read in its own order. Prompts that count something (decoded clips) say so in `drain`.
+    """
+
+    def __init__(
+        self,
+        prompts: Prompts,
+        per_step: int,
+        seed: int,
+        *,
+        check: Callable[[Prompt], object] | None = None,
+        on_bad: str = "skip",
+        log: Path | None = None,
+    ) -> None:
+        if prompts.size == 0:
+            raise ValueError("The dataset is empty: there is no prompt to train on.")
+        self.prompts = prompts
+        self.per_step = per_step
+        self.seed = seed
+        self.position = 0
+        """Rows handed out or skipped so far."""
+        self.counters: Counter[str] = Counter()
+        self._check = check
+        self._on_bad = on_bad
+        self.log = log
+        self._order: tuple[int, list[int]] = (-1, [])
+
+    def take(self, count: int | None = None, *, counted: bool = True) -> list[Prompt]:
+        """The next prompts, `per_step` of them by default. Raises `BadRow` if a whole epoch holds nothing usable."""
+        wanted = self.per_step if count is None else count
+        found: list[Prompt] = []
+        bad: set[int] = set()  # since the last usable row
+        while len(found) < wanted:
+            index = self._index(self.position)
+            self.position += 1
+            try:
+                prompt = self.prompts[index]
+                if self._check is not None:
+                    self._check(prompt)
+            except BadRow as problem:
+                if self._on_bad == "stop":
+                    raise
+                self._report(index, problem)
+                bad.add(index)
+                if len(bad) >= (self.prompts.size or 1000):
+                    whole = ", the whole dataset" if self.prompts.size else ""
+                    raise BadRow(
+                        f"{len(bad)} rows in a row cannot be used{whole}; the last one: {problem}"
+                    ) from problem
+                continue
+            bad.clear()
+            found.append(prompt)
+        if counted and (drain := getattr(self.prompts, "drain", None)) is not None:
+            self.counters.update(drain())
+        return found
+
+    def peek(self) -> Prompt:
+        """The next usable prompt, without handing it out, counting or logging."""
+        position, log, counters = self.position, self.log, self.counters
+        self.log, self.counters = None, Counter()
+        try:
+            return self.take(1, counted=False)[0]
+        finally:
+            self.position, self.log, self.counters = position, log, counters
+
+    @property
+    def epoch(self) -> float:
+        """Passes over the data so far; 0 for an endless collection."""
+        return self.position / self.prompts.size if self.prompts.size else 0.0
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must keep."""
+        return {"position": self.position}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken; bad rows that were logged later will be met again and are forgotten."""
+        self.position = int(state["position"])
+        if self.log is not None and self.log.is_file():
+            rows = self.log.read_text(encoding="utf-8", errors="replace").split("\n")
+            kept = [row for row in rows if _logged_at(row) < self.position]
+            self.log.write_text("".join(row + "\n" for row in kept), encoding="utf-8")
+
+    def _index(self, position: int) -> int:
+        size = self.prompts.size
+        if size is None:
+            return position
+        epoch, offset = divmod(position, size)
+        if self._order[0] != epoch:
+            order = torch.randperm(size, generator=generator(self.seed, "epoch", epoch))
+            self._order = (epoch, order.tolist())
+        return self._order[1][offset]
+
+    def _report(self, index: int, problem: BadRow) -> None:
+        self.counters["data/skipped"] += 1
+        if self.log is not None:
+            with self.log.open("a", encoding="utf-8") as file:
+                file.write(
+                    json.dumps(
+                        {"position": self.position - 1, "row": index, "reason": str(problem)}
+                    )
+                    + "\n"
+                )
+
+
+def _logged_at(row: str) -> float:
+    """The position a line of the log speaks of; a torn line is of the future."""
+    try:
+        return json.loads(row)["position"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return math.inf

@@ -1,0 +1,1 @@
+"""The loop: trainer, learner, optimizer, checkpoints, monitoring, evaluation, tracking."""

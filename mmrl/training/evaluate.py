@@ -1,0 +1,97 @@
+"""Measuring a policy on held-out prompts: greedy accuracy, pass@k, lengths."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from mmrl.ground.faults import BadRow
+from mmrl.rewards.pay import Rewards
+from mmrl.rollouts.engine import Engine
+from mmrl.types import Now, Prompt, Prompts, Rollout, Sampling
+
+
+def heldout_prompts(
+    prompts: Prompts, count: int, check: Callable[[Prompt], object] | None = None
+) -> list[Prompt]:
+    """The first `count` usable prompts of a collection (all of them if it is smaller).
+
+    Rows that raise `BadRow`, when read or in `check`, are left out.
+    """
+    out: list[Prompt] = []
+    index = 0
+    while len(out) < count and (prompts.size is None or index < prompts.size):
+        with contextlib.suppress(BadRow):
+            prompt = prompts[index]
+            if check is not None:
+                check(prompt)
+            out.append(prompt)
+        index += 1
+    return out
+
+
+def answers_to(
+    engine: Engine, prompts: Sequence[Prompt], rewards: Rewards, sampling: Sampling, now: Now
+) -> list[Rollout]:
+    """Paid answers; groups are numbered by prompt."""
+    return rewards(engine.generate(prompts, sampling, now))
+
+
+def evaluate(
+    engine: Engine,
+    prompts: Sequence[Prompt],
+    rewards: Rewards,
+    sampling: Sampling,
+    now: Now,
+    part: str = "accuracy",
+) -> dict[str, float]:
+    """One greedy answer per prompt: `accuracy` (mean of the reward part), `reward`, `length`, `truncated`."""
+    greedy = replace(sampling, group_size=1, temperature=0.0)
+    rollouts = answers_to(engine, prompts, rewards, greedy, now)
+    return summary(rollouts, part)
+
+
+def summary(rollouts: Sequence[Rollout], part: str = "accuracy") -> dict[str, float]:
+    """Means over answers; an answer without the part counts by its total reward."""
+    if not rollouts:
+        return {}
+    count = len(rollouts)
+    scores = [_score(r, part) for r in rollouts]
+    mean = sum(scores) / count
+    return {
+        "accuracy": mean,
+        "accuracy_error": math.sqrt(max(mean * (1 - mean), 0.0) / count),
+        "reward": sum(r.reward or 0.0 for r in rollouts) / count,
+        "length": sum(len(r.tokens) for r in rollouts) / count,
+        "truncated": sum(r.stop == "length" for r in rollouts) / count,
+    }
+
+
+def pass_at_k(correct: int, samples: int, k: int) -> float:
+    """Unbiased chance that at least one of k answers drawn from `samples` is right (Chen et al. 2021)."""
+    if not 1 <= k <= samples:
+        raise ValueError(
+            f"pass@{k} needs at least {k} answers per prompt, there are {samples}."
+        )
+    return 1.0 - math.comb(samples - correct, k) / math.comb(samples, k)
+
+
+def pass_rates(
+    rollouts: Sequence[Rollout], ks: Sequence[int], part: str = "accuracy"
+) -> dict[str, float]:
+    """pass@k over groups; an answer is right if its part is above 0.5."""
+    groups: dict[int, list[bool]] = {}
+    for r in rollouts:
+        groups.setdefault(r.group, []).append(_score(r, part) > 0.5)
+    return {
+        f"pass@{k}": sum(pass_at_k(sum(g), len(g), k) for g in groups.values())
+        / max(1, len(groups))
+        for k in ks
+    }
+
+
+def _score(rollout: Rollout, part: str) -> float:
+    value = rollout.parts.get(part)
+    return float(rollout.reward or 0.0) if value is None else float(value)

@@ -1,0 +1,138 @@
+"""One training run: where it writes, how long it is, how big its steps are."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmrl.training.tracking import Logger
+from mmrl.types import Prompts
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run."""
+
+    name: str = "run"
+    """Names the default output folder."""
+    output: Path | None = None
+    """Folder for metrics, checkpoints and the model; runs/NAME by default. An unfinished run in it is continued."""
+    overwrite: bool = False
+    """Delete what lies in the output folder and start anew."""
+    seed: int = 0
+    """Seeds data order, answers and views."""
+    steps: int | None = None
+    """Training steps (rollouts); None counts `epochs`."""
+    epochs: float = 1.0
+    """Passes over the data, if `steps` is None."""
+    prompts_per_step: int = 16
+    """Prompts per rollout (P)."""
+    updates_per_step: int = 1
+    """Optimizer steps per rollout; each takes a share of the groups."""
+    tokens_per_pass: int = 16384
+    """Most tokens of one packed row; larger batches are split, which does not change the result."""
+    eval_every: int = 0
+    """Evaluate each so many steps, and at the start and the end; 0 only there."""
+    eval_prompts: int = 256
+    """Held-out prompts per evaluation."""
+    save_every: int = 50
+    """Write a checkpoint each so many steps, and at the end; 0 only at the end."""
+    keep: int = 2
+    """Checkpoints to keep; 0 keeps all."""
+    sample_every: int = 10
+    """Write the answers of one prompt each so many steps; 0 never."""
+    on_bad: str = "skip"
+    """A row that cannot be used is skipped and counted ("skip") or ends the run ("stop")."""
+    logger: Logger = "none"
+    """Also log to TensorBoard or Weights & Biases."""
+
+    def __post_init__(self) -> None:
+        allowed = {
+            "steps": (
+                self.steps is None or self.steps >= 1,
+                "at least 1, or None to count epochs",
+            ),
+            "epochs": (self.epochs > 0, "positive"),
+            "prompts_per_step": (self.prompts_per_step >= 1, "at least 1"),
+            "updates_per_step": (
+                1 <= self.updates_per_step <= self.prompts_per_step,
+                "1 to prompts_per_step",
+            ),
+            "tokens_per_pass": (self.tokens_per_pass >= 1, "at least 1"),
+            "eval_every": (
+                self.eval_every >= 0,
+                "0 (only at the start and the end) or positive",
+            ),
+            "eval_prompts": (self.eval_prompts >= 0, "0 (no evaluation) or positive"),
+            "save_every": (self.save_every >= 0, "0 (only at the end) or positive"),
+            "keep": (self.keep >= 0, "0 (all) or positive"),
+            "sample_every": (self.sample_every >= 0, "0 (never) or positive"),
+            "on_bad": (self.on_bad in ("skip", "stop"), "'skip' or 'stop'"),
+        }
+        for name, (fine, rule) in allowed.items():
+            if not fine:
+                raise ValueError(f"Run.{name} is {getattr(self, name)!r}; it must be {rule}.")
+
+    @property
+    def folder(self) -> Path:
+        """Where the run writes."""
+        return Path(self.output) if self.output is not None else Path("runs") / self.name
+
+
+FREE_TO_CHANGE = (
+    "output",
+    "name",
+    "overwrite",
+    "eval_every",
+    "eval_prompts",
+    "save_every",
+    "keep",
+    "sample_every",
+    "logger",
+)
+"""Fields of `Run` that a continued run may set differently: they do not touch the weights."""
+
+
+def planned_steps(run: Run, prompts: Prompts) -> int:
+    """Steps of the run."""
+    if run.steps is not None:
+        return run.steps
+    if prompts.size is None:
+        raise ValueError("The data is endless, so the run needs a length: set --run.steps.")
+    return max(1, int(prompts.size * run.epochs) // run.prompts_per_step)
+
+
+def refuse_several_processes() -> None:
+    """Training on several processes is not there yet; say so instead of training several copies."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world > 1:
+        raise ValueError(
+            f"WORLD_SIZE is {world}, but training on several processes is not supported yet; start the recipe without "
+            "torchrun, on one device."
+        )
+
+
+class Clock:
+    """Seconds of named phases."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self._phases: defaultdict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        began = time.monotonic()
+        yield
+        self._phases[name] += time.monotonic() - began
+
+    def read(self) -> dict[str, float]:
+        """`time/<phase>` and `time/total` in seconds."""
+        return {
+            **{f"time/{k}": v for k, v in self._phases.items()},
+            "time/total": time.monotonic() - self._began,
+        }

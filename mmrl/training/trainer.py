@@ -1,0 +1,446 @@
+"""The trainer: one training step as the algorithm box of GRPO, and the run around it.
+
+    rollouts  = rollout(engine, pay, supply, sampling, now)        P prompts, G answers each, paid
+    batch     = collate(rollouts)                                  tokens, mask [B, T]; reward, group [B]
+    batch    += stored scores: reference, branches, raw            no gradient, only what somebody reads
+    advantage = estimator(reward, group, mask), then each objective.shape
+    for part in split(batch, by tokens):
+        live = raw and branches that want it, scored again
+        loss(surrogate + kl + objective terms).backward()          reduced once, with global counts
+    pictures' gradients through the tower, clip, optimizer step
+
+Old log-probs are the update's own forward, detached, when there is one update per rollout and nobody reads raw scores
+earlier; otherwise raw is scored once beforehand. The loss does not depend on the split, on padding or on the row order.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import signal
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mmrl.ground.progress import Progress
+from mmrl.grpo import GRPO
+from mmrl.losses.advantages import group_normalized
+from mmrl.losses.group_filters import overlong_penalty
+from mmrl.losses.surrogates import Surrogate, clipped
+from mmrl.model.policy import Policy
+from mmrl.objectives.base import Objective
+from mmrl.rewards.pay import Rewards, RewardStopped
+from mmrl.rollouts.engine import Engine, HFEngine
+from mmrl.rollouts.groups import RolloutFunction, group_rollout
+from mmrl.rollouts.prompt_order import Supply
+from mmrl.training import checkpoint
+from mmrl.training.compatibility import check_setup
+from mmrl.training.early_stop import EarlyStop, Plateau
+from mmrl.training.evaluate import evaluate, heldout_prompts
+from mmrl.training.learner import Estimator, Learner
+from mmrl.training.monitor import Alarms, BlindPolicy, Monitor, blind_probe, refuse_blindness
+from mmrl.training.optim import Optim, Optimizer
+from mmrl.training.run import (
+    FREE_TO_CHANGE,
+    Clock,
+    Run,
+    planned_steps,
+    refuse_several_processes,
+)
+from mmrl.training.tracking import (
+    OutputError,
+    Tracker,
+    alone,
+    describe,
+    describe_prompts,
+    differences,
+    discard,
+    environment,
+    peak_memory,
+    prepare_output,
+    question_text,
+    read_metrics,
+)
+from mmrl.types import Now, Prompts, Rollout, Sampling, VisualBranch
+
+
+class TrainingError(RuntimeError):
+    """The run cannot go on; a checkpoint of the last good state has been written."""
+
+
+class Trainer:
+    """Trains a policy. Everything is an argument; see the recipes for complete examples."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        *,
+        prompts: Prompts,
+        rewards: Rewards,
+        engine: Engine | None = None,
+        estimator: Estimator = group_normalized,
+        surrogate: Surrogate = clipped,
+        grpo: GRPO = GRPO(),
+        branches: Mapping[str, VisualBranch] | None = None,
+        objectives: Sequence[Objective] = (),
+        sampling: Sampling = Sampling(),
+        optim: Optim = Optim(),
+        run: Run = Run(),
+        rollout: RolloutFunction = group_rollout,
+        heldout: Prompts | None = None,
+        monitor: Monitor = Monitor(),
+        early: EarlyStop = EarlyStop(),
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        refuse_several_processes()
+        self.policy, self.rewards, self.run, self.optim = policy, rewards, run, optim
+        self.engine = engine if engine is not None else HFEngine(policy)
+        self.estimator, self.surrogate, self.grpo, self.sampling = (
+            estimator,
+            surrogate,
+            grpo,
+            sampling,
+        )
+        self.branches, self.objectives, self.rollout = (
+            dict(branches or {}),
+            list(objectives),
+            rollout,
+        )
+        self.heldout = (
+            [] if heldout is None else heldout_prompts(heldout, run.eval_prompts, policy.encode)
+        )
+        self.monitor, self.alarms = monitor, Alarms(monitor.window, self.objectives)
+        self.plateau = Plateau(early)
+        check_setup(
+            self.objectives, self.branches, rollout, estimator, grpo, self.engine, prompts
+        )
+        self.supply = Supply(
+            prompts, run.prompts_per_step, run.seed, check=policy.encode, on_bad=run.on_bad
+        )
+        self.settings = {
+            **self._settings(),
+            "prompts": describe_prompts(prompts),
+            **describe(settings or {}),
+        }
+        self.steps = planned_steps(run, prompts)
+        self.optimizer = Optimizer(policy.named_parameters(), optim)
+        self.learner = Learner(
+            policy,
+            self.optimizer,
+            estimator,
+            surrogate,
+            grpo,
+            self.branches,
+            self.objectives,
+            run.updates_per_step,
+            run.tokens_per_pass,
+            self.steps * run.updates_per_step,
+            monitor.norms_every,
+        )
+        if "ref" in self.learner.plan.stored or "ref" in self.learner.plan.live:
+            policy.freeze_reference()
+        self.step_done = 0
+        self._halt = False
+
+    def step(self, now: Now) -> dict[str, float]:
+        """One rollout and its updates; returns the metrics. `now.step` counts from 1."""
+        clock = Clock()
+        self.policy.retain_vision = self.policy.tower_trains
+        with clock("generate"):
+            rollouts = self.rollout(self.engine, self._pay, self.supply, self.sampling, now)
+        metrics = self.learner.learn(rollouts, now, clock)
+        self.engine.sync(self.policy)
+        metrics.update(self._leftovers())
+        metrics.update(clock.read())
+        self._last_rollouts = rollouts
+        return metrics
+
+    def fit(self) -> dict[str, float]:
+        """Run to the end (or go on from the last checkpoint); returns the last metrics. Ctrl-C saves and stops."""
+        prepare_output(self.run.folder)
+        with alone(self.run.folder):
+            return self._fit(self.run.folder)
+
+    def _fit(self, folder: Path) -> dict[str, float]:
+        self._halt = False
+        if self.run.overwrite and self.step_done == 0:
+            discard(folder)
+        if (folder / "finished.json").is_file():
+            done = json.loads((folder / "finished.json").read_text())
+            Progress.say(
+                f"{folder} holds a finished run; nothing to do. --run.overwrite starts anew."
+            )
+            return done
+        tracker = Tracker(folder, self.run.logger, self.run.name)
+        self.supply.log = folder / "skipped.jsonl"
+        self._resume(tracker)
+        progress = Progress(self.steps, self.step_done)
+        metrics: dict[str, float] = {}
+        if self.step_done == 0:
+            progress.say(f"One prompt as the model reads it:\n{self._example()}")
+            if self.heldout:
+                metrics = {**self._evaluate(0), **self._probe(0)}
+                tracker.log(0, metrics)
+                self._stop_if_blind(metrics)
+        with self._interruptible(progress), progress:
+            while self.step_done < self.steps and not self.plateau.reached and not self._halt:
+                metrics = self._one_step(tracker)
+                progress.update(self.step_done, metrics)
+        if self._halt and self.step_done < self.steps and not self.plateau.reached:
+            self._save()
+            progress.say(
+                f"Stopped at step {self.step_done}; the same command continues from {folder}/checkpoints."
+            )
+            raise KeyboardInterrupt
+        return self._finish(metrics)
+
+    def _one_step(self, tracker: Tracker) -> dict[str, float]:
+        """A step with evaluation, logging and checkpoint; on failure the state before it is saved first."""
+        number = self.step_done + 1
+        before, version = self._state(), self.policy.version
+        try:
+            metrics = self.step(Now(number, (number - 1) / self.steps, self.run.seed))
+        except Exception as error:
+            self.optimizer.clear()
+            self.policy.features_store.clear()
+            self._leftovers()
+            kept = f"The last checkpoint in {self.run.folder}/checkpoints stays"
+            if self.policy.version == version:
+                self._save(before)
+                kept = f"The state before it is saved in {self.run.folder}/checkpoints"
+            raise TrainingError(
+                f"Step {number} failed: {_said(error)}\n{kept}; mend the cause and run the same command to go on."
+            ) from error
+        self.step_done = number
+        self.policy.forget_prompts()
+        metrics.update(self.plateau.observe(metrics))
+        last = number == self.steps or self.plateau.reached
+        if self.heldout and (
+            last or (self.run.eval_every and number % self.run.eval_every == 0)
+        ):
+            metrics.update(self._evaluate(number))
+        if self.monitor.probe_every and (last or number % self.monitor.probe_every == 0):
+            metrics.update(self._probe(number))
+        raised, messages = self.alarms.observe(metrics)
+        metrics.update(raised)
+        for message in messages:
+            Progress.say(message)
+        tracker.log(number, metrics)
+        if self.run.sample_every and number % self.run.sample_every == 0:
+            first = self._last_rollouts[0].group
+            tracker.sample(number, [r for r in self._last_rollouts if r.group == first])
+        if last or (self.run.save_every and number % self.run.save_every == 0):
+            self._save()
+        self._stop_if_blind(metrics)
+        return metrics
+
+    def _pay(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
+        """Rewards plus the overlong penalty."""
+        paid = self.rewards(rollouts)
+        if not self.grpo.overlong_buffer:
+            return paid
+        out = []
+        for r in paid:
+            penalty = overlong_penalty(
+                len(r.tokens),
+                self.sampling.max_tokens,
+                buffer=self.grpo.overlong_buffer,
+                factor=self.grpo.overlong_factor,
+            )
+            parts = {**r.parts, "overlong": penalty}
+            out.append(replace(r, reward=(r.reward or 0.0) + penalty, parts=parts))
+        return out
+
+    def _evaluate(self, step: int) -> dict[str, float]:
+        retain, self.policy.retain_vision = self.policy.retain_vision, False
+        now = Now(step, step / self.steps, self.run.seed)
+        clock = Clock()
+        with clock("evaluate"):
+            found = evaluate(self.engine, self.heldout, self.rewards, self.sampling, now)
+        seconds = clock.read()["time/evaluate"]
+        self.policy.forget_prompts()
+        self.policy.retain_vision = retain
+        self.policy.counters.clear()
+        self.rewards.metrics()
+        return {**{f"eval/{k}": v for k, v in found.items()}, "time/evaluate": seconds}
+
+    def _probe(self, step: int) -> dict[str, float]:
+        """What the policy says without its pictures."""
+        if not self.monitor.probe_every:
+            return {}
+        prompts = self.heldout[: self.monitor.probe_prompts] or heldout_prompts(
+            self.supply.prompts, self.monitor.probe_prompts, self.policy.encode
+        )
+        clock, now = Clock(), Now(step, step / self.steps, self.run.seed)
+        with clock("probe"):
+            budget = self.run.tokens_per_pass
+            found = blind_probe(
+                self.policy, self.engine, prompts, self.rewards, self.sampling, now, budget
+            )
+        self.policy.forget_prompts()
+        self.policy.counters.clear()
+        self.rewards.metrics()
+        return {**found, "time/probe": clock.read()["time/probe"]}
+
+    def _stop_if_blind(self, metrics: Mapping[str, float]) -> None:
+        try:
+            refuse_blindness(metrics, self.monitor.least_difference)
+        except BlindPolicy as problem:
+            self._save()
+            raise TrainingError(f"Stopped after step {self.step_done}: {problem}") from problem
+
+    def _leftovers(self) -> dict[str, float]:
+        """Counters of policy, supply and rewards since the last step."""
+        counts: Counter[str] = Counter()
+        for source in (self.policy.counters, self.supply.counters):
+            counts.update(source)
+            source.clear()
+        return {
+            **{k: float(v) for k, v in counts.items()},
+            **self.rewards.metrics(),
+            "memory/peak": peak_memory(),
+        }
+
+    def _state(self) -> dict[str, Any]:
+        states = {
+            f"{i}:{type(o).__name__}": copy.deepcopy(o.state())
+            for i, o in enumerate(self.objectives)
+        }
+        return {
+            "step": self.step_done,
+            "version": self.policy.version,
+            "supply": self.supply.state(),
+            "objectives": states,
+            "plateau": self.plateau.state(),
+            "threads": torch.get_num_threads(),
+        }
+
+    def _save(self, state: Mapping[str, Any] | None = None) -> None:
+        self.policy.features_store.clear()
+        chosen = dict(state or self._state())
+        folder = self.run.folder / "checkpoints"
+        named = self.policy.named_parameters()
+        checkpoint.save(
+            folder, chosen["step"], named, self.optimizer.state(), chosen, self.run.keep
+        )
+
+    def _resume(self, tracker: Tracker) -> None:
+        """Take up the newest checkpoint, after making sure that the settings are the same."""
+        folder = self.run.folder
+        config = folder / "config.json"
+        checkpoint.clean(folder / "checkpoints")
+        steps = checkpoint.steps_in(folder / "checkpoints")
+        if config.is_file() and steps:
+            changed = differences(
+                json.loads(config.read_text())["settings"],
+                json.loads(json.dumps(self.settings)),
+            )
+            if changed:
+                raise OutputError(
+                    f"{folder} holds an unfinished run with other settings:\n  "
+                    + "\n  ".join(changed)
+                    + "\n"
+                    "Use the old settings to continue it, another --run.output, or --run.overwrite to start anew."
+                )
+            state = checkpoint.read_state(folder / "checkpoints" / f"step-{steps[-1]}")
+            self._restore(folder / "checkpoints" / f"step-{steps[-1]}", state)
+            tracker.truncate(
+                self.step_done or -1
+            )  # the evaluation before the first step is made again
+            self.alarms = Alarms(self.monitor.window, self.objectives)
+            for row in read_metrics(folder) if tracker.metrics_file.is_file() else []:
+                if row["step"]:
+                    self.alarms.observe(row)
+            return
+        for name in ("metrics.jsonl", "samples.jsonl", "skipped.jsonl"):
+            (folder / name).unlink(missing_ok=True)
+        config.write_text(
+            json.dumps({"settings": self.settings, "environment": environment()}, indent=1)
+        )
+
+    def _restore(self, folder: Path, state: Mapping[str, Any]) -> None:
+        checkpoint.restore_weights(folder, self.policy.named_parameters())
+        self.optimizer.load(checkpoint.read_optimizer(folder))
+        self.supply.load(state["supply"])
+        self.policy.version, self.step_done = state["version"], state["step"]
+        self.policy.features_store.clear()
+        self.plateau.load(state["plateau"])
+        for i, objective in enumerate(self.objectives):
+            objective.load(state["objectives"][f"{i}:{type(objective).__name__}"])
+        if state["threads"] != torch.get_num_threads():
+            Progress.say(
+                f"The run used {state['threads']} threads, now {torch.get_num_threads()}: last bits may differ."
+            )
+        Progress.say(f"Continuing {self.run.folder} after step {self.step_done}.")
+
+    def _finish(self, metrics: dict[str, float]) -> dict[str, float]:
+        folder = self.run.folder
+        if not metrics:  # continued after the last step
+            metrics = {k: v for k, v in read_metrics(folder)[-1].items() if k != "step"}
+        if self.plateau.reached:
+            Progress.say(
+                f"Stopped early after step {self.step_done}: mean reward and deviation within groups rest."
+            )
+        self.policy.save(folder / "model")
+        (folder / "finished.json").write_text(json.dumps(metrics, indent=1))
+        self.rewards.close()
+        return metrics
+
+    def _example(self) -> str:
+        prompt = self.supply.peek()
+        text = self.policy.encode(prompt).text
+        return f"{text}\n(answer: {prompt.answer})" if text else question_text(prompt.messages)
+
+    def _settings(self) -> dict[str, Any]:
+        run = {k: v for k, v in describe(self.run).items() if k not in FREE_TO_CHANGE}
+        return {
+            "run": run,
+            "optim": describe(self.optim),
+            "sampling": describe(self.sampling),
+            "grpo": describe(self.grpo),
+            "estimator": describe(self.estimator),
+            "surrogate": describe(self.surrogate),
+            "rollout": describe(self.rollout),
+            "branches": describe(self.branches),
+            "objectives": describe(self.objectives),
+            "rewards": self.rewards.weights,
+            "early": describe(self.plateau.rule),
+            "policy": self.policy.description,
+        }
+
+    @contextmanager
+    def _interruptible(self, progress: Any) -> Iterator[None]:
+        """The first Ctrl-C ends the run after the current step, the second at once."""
+        import threading
+
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def handler(signum: int, frame: object) -> None:
+            if self._halt:
+                raise KeyboardInterrupt
+            self._halt = True
+            progress.say(
+                "Stopping after this step; press Ctrl-C again to stop at once (the last checkpoint stays)."
+            )
+
+        previous = signal.signal(signal.SIGINT, handler)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, previous)
+
+
+def _said(error: Exception) -> str:
+    """The message of an error; its kind too, unless it was raised to be read by a person."""
+    return (
+        str(error)
+        if isinstance(error, (ValueError, RewardStopped, FloatingPointError))
+        else repr(error)
+    )

@@ -1,0 +1,1 @@
+"""What recipes share: launching, miniature presets, embedded models, data of clips and pretext tasks."""

@@ -1,0 +1,253 @@
+"""What happens before RL: a supervised stage, and the difficulty filter by the model that is to be trained.
+
+Both write into the run's folder and continue where they were stopped: `sft/` is a run of its own, and
+`difficulty.jsonl` gains a line with each answer, so that the pass resumes after the last one. The filter reads that
+file and nothing else (`python -m recipes.difficulty` writes one by itself).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from mmrl.data.grounding.difficulty import (
+    stratified_sample,
+    time_r1_epoch,
+    time_r1_first_set,
+    timelens2_weights,
+)
+from mmrl.data.grounding.rewards import span_iou
+from mmrl.data.grounding.spans import as_spans, lenient_spans
+from mmrl.data.rows.sources import Subset
+from mmrl.ground.faults import BadRow
+from mmrl.grpo import GRPO
+from mmrl.losses.surrogates import reinforce
+from mmrl.model.policy import Policy
+from mmrl.recipes.shared.clip_data import Style
+from mmrl.recipes.shared.embedded import likelihood
+from mmrl.rewards.pay import Rewards
+from mmrl.rollouts.engine import HFEngine
+from mmrl.rollouts.groups import LabelRollout, without_retention
+from mmrl.training.optim import Optim
+from mmrl.training.run import Run
+from mmrl.training.tracking import discard
+from mmrl.training.trainer import Trainer
+from mmrl.types import Now, Prompt, Prompts, Sampling
+
+AT_ONCE = 8
+"""Prompts that are answered together in the difficulty pass."""
+OURS = {"sft", "difficulty.jsonl", "frames", "quarantine.jsonl"}
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """The supervised stage before RL (TimeLens-8B: 30,000 rows, learning rate 1e-5, 128 rows per step)."""
+
+    rows: int = 0
+    """Rows it learns from; 0 leaves the stage out."""
+    lr: float = 1e-5
+    """Peak learning rate, cosine schedule."""
+    warmup: float = 0.03
+    """Share of the steps over which the rate rises."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay."""
+    rows_per_step: int = 128
+    """Rows per optimizer step."""
+    epochs: float = 1.0
+    """Passes over the rows."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which rows RL sees, by the IoU that the model reaches on them before it."""
+
+    target: int = 0
+    """Rows to draw; 0 trains on all and makes no difficulty pass."""
+    rule: Literal["timelens", "time-r1", "time-r1-epoch", "timelens2"] = "timelens"
+    """timelens: Gaussian over the IoU, the same number from each bucket of duration; time-r1: its first set, IoU > 0
+    around 0.3; time-r1-epoch: its set for a further epoch, 0 < IoU ≤ 0.7 evenly spaced; timelens2: (1 - IoU)²."""
+    mean: float = 0.05
+    """Mean of the Gaussian, in IoU (timelens)."""
+    std: float = 0.2
+    """Its standard deviation (timelens)."""
+    file: Path | None = None
+    """Take the IoUs from this file (of recipes.difficulty) instead of making a pass."""
+    seed: int = 42
+    """Seeds the draw."""
+
+
+def started(run: Run) -> Run:
+    """The run after its old output was deleted, if it shall be: before the stages write, not after."""
+    if not run.overwrite:
+        return run
+    if run.folder.is_dir() and {entry.name for entry in run.folder.iterdir()} <= OURS:
+        shutil.rmtree(run.folder)
+    else:
+        discard(run.folder)
+    return replace(run, overwrite=False)
+
+
+def tuned(policy: Policy, prompts: Prompts, style: Style, tuning: Tuning, run: Run) -> Path:
+    """Train on the true answers with the same trainer; the folder of the model."""
+    rows = min(tuning.rows, prompts.size or tuning.rows)
+    steps = max(1, int(rows * tuning.epochs) // tuning.rows_per_step)
+    place = run.folder / "sft"
+    trainer = Trainer(
+        policy,
+        prompts=Subset(prompts, range(rows)),
+        rewards=Rewards(accuracy=style.parts["accuracy"]),
+        rollout=LabelRollout(
+            policy.processing.encode_answer, lambda prompt: policy.encode(prompt).ids
+        ),
+        estimator=likelihood,
+        surrogate=reinforce,
+        grpo=GRPO(),
+        sampling=Sampling(group_size=1),
+        optim=Optim(
+            lr=tuning.lr,
+            weight_decay=tuning.weight_decay,
+            warmup=round(tuning.warmup * steps),
+            schedule="cosine",
+        ),
+        run=replace(
+            run,
+            output=place,
+            steps=steps,
+            prompts_per_step=min(tuning.rows_per_step, rows),
+            updates_per_step=1,
+        ),
+    )
+    trainer.fit()
+    return place / "model"
+
+
+def selected(
+    policy: Policy, prompts: Prompts, selection: Selection, sampling: Sampling, run: Run
+) -> Subset:
+    """The prompts that RL is given."""
+    file = selection.file or run.folder / "difficulty.jsonl"
+    if selection.file is None:
+        measure(policy, prompts, file, sampling, run.seed)
+    found = [row for row in answered(file) if "iou" in row]
+    ious = [row["iou"] for row in found]
+    if selection.rule == "timelens":
+        lengths = [row["duration"] or 0.0 for row in found]
+        chosen = stratified_sample(
+            ious,
+            lengths,
+            selection.target,
+            mean=selection.mean,
+            std=selection.std,
+            seed=selection.seed,
+        )
+    elif selection.rule == "time-r1":
+        chosen = time_r1_first_set(ious, selection.target, selection.seed)
+    elif selection.rule == "time-r1-epoch":
+        chosen = time_r1_epoch(ious, selection.target)
+    else:
+        weights = timelens2_weights([[iou] for iou in ious])
+        count = min(selection.target, int((weights > 0).sum()))
+        chosen = (
+            np.random.default_rng(selection.seed)
+            .choice(len(ious), count, replace=False, p=weights)
+            .tolist()
+        )
+    if not chosen:
+        raise ValueError(
+            f"{file}: the rule {selection.rule!r} takes none of {len(found)} rows; choose another."
+        )
+    mean = sum(ious[i] for i in chosen) / len(chosen)
+    print(
+        f"{len(chosen)} of {len(found)} rows selected by {file}; their mean IoU is {mean:.3f}.",
+        file=sys.stderr,
+    )
+    return Subset(prompts, [found[i]["index"] for i in chosen])
+
+
+def measure(
+    policy: Policy, prompts: Prompts, file: Path, sampling: Sampling, seed: int = 0
+) -> None:
+    """Answer every prompt greedily, one line each: index, id, iou, pred, answer, duration; or index and bad.
+
+    Lines that are there are kept, so that the pass goes on where it was stopped. An answer that cannot be read has the
+    IoU 0 and, as in TimeLens, a span beyond the clip.
+    """
+    if prompts.size is None:
+        raise ValueError(
+            "The difficulty pass answers every prompt once, but the data is endless; set data.limit."
+        )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    kept = answered(file)
+    file.write_text(
+        "".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8"
+    )  # without a torn last line
+    done = {row["index"] for row in kept}
+    left = [index for index in range(prompts.size) if index not in done]
+    engine, greedy = HFEngine(policy), replace(sampling, group_size=1, temperature=0.0)
+    with without_retention(policy), file.open("a", encoding="utf-8") as out:
+        for begin in range(0, len(left), AT_ONCE):
+            rows, usable = _usable(policy, prompts, left[begin : begin + AT_ONCE])
+            for (index, prompt), rollout in zip(
+                usable,
+                engine.generate([p for _, p in usable], greedy, Now(0, 0.0, seed))
+                if usable
+                else [],
+                strict=True,
+            ):
+                rows.append(_line(index, prompt, rollout.text))
+            out.write(
+                "".join(
+                    json.dumps(row) + "\n" for row in sorted(rows, key=lambda row: row["index"])
+                )
+            )
+            out.flush()
+            policy.forget_prompts()
+
+
+def answered(file: Path) -> list[dict[str, Any]]:
+    """The lines of a difficulty file, in order of their index, without a torn last one."""
+    rows: dict[int, dict[str, Any]] = {}
+    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        rows[row["index"]] = row
+    return [rows[index] for index in sorted(rows)]
+
+
+def _usable(
+    policy: Policy, prompts: Prompts, indices: Sequence[int]
+) -> tuple[list[dict[str, Any]], list[tuple[int, Prompt]]]:
+    """Lines of rows that cannot be used, and the prompts of the others."""
+    bad, usable = [], []
+    for index in indices:
+        try:
+            prompt = prompts[index]
+            policy.encode(prompt)
+        except BadRow as problem:
+            bad.append({"index": index, "bad": str(problem)})
+            continue
+        usable.append((index, prompt))
+    return bad, usable
+
+
+def _line(index: int, prompt: Prompt, text: str) -> dict[str, Any]:
+    length = prompt.extra.get("duration")
+    spans = lenient_spans(text) or [((length or 0.0) + 10, (length or 0.0) + 20)]
+    iou = span_iou(text, as_spans(prompt.extra.get("spans", prompt.answer)))
+    return {
+        "index": index,
+        "id": prompt.id,
+        "iou": iou,
+        "pred": spans,
+        "answer": text,
+        "duration": length,
+    }

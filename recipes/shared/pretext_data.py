@@ -1,0 +1,239 @@
+"""Pretext data for the recipes: a mix of tasks over raw media as prompts, the held-out side, and the tiny mixes.
+
+`open_puzzles` reads whatever `data/pretext/stream/open.py` reads ("drawn" needs nothing) and splits it by content: a
+picture that is asked about in training is never in the evaluation. Media that cannot be used are skipped, counted
+under `pretext/skipped` and listed in `quarantine.jsonl` of the run's folder.
+
+The miniature mixes are what a model of half a million parameters can read: few pieces, few frames, pixels reduced to
+`shown`, one wording.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from mmrl.data.pretext.difficulty import DefaultKnobs, FixedLevel, LevelController
+from mmrl.data.pretext.mixture import LearningProgress
+from mmrl.data.pretext.presets import Ingredient, Preset, preset
+from mmrl.data.pretext.prompts import PretextPrompts
+from mmrl.data.pretext.stream.media import Quarantine
+from mmrl.data.pretext.stream.open import open_source
+from mmrl.data.pretext.stream.sources import DrawnSource, Source, SplitSource
+from mmrl.data.pretext.stream.stream import Stream
+from mmrl.recipes.shared.miniature import miniature
+from mmrl.types import Media, Prompt
+
+if TYPE_CHECKING:
+    from mmrl.training.run import Run
+
+CLIP = {"frames": 8, "side": 128}
+TASKS: Mapping[str, Ingredient] = {
+    "jigsaw": Ingredient(
+        "jigsaw", 1.0, {"rows": 2, "columns": 1, "unit": 16, "side": 64, "gap": 0.1}
+    ),
+    "rotation": Ingredient("rotation", 1.0, {"side": 32}),
+    "position": Ingredient(
+        "relative-position", 1.0, {"directions": 4, "unit": 16, "side": 128}
+    ),
+    "quality": Ingredient(
+        "quality-order", 1.0, {"copies": 2, "kind": "brightness", "side": 32, "ratio": 2.0}
+    ),
+    "odd": Ingredient(
+        "odd-tile", 1.0, {"rows": 2, "columns": 2, "change": "recolour", "unit": 16, "side": 64}
+    ),
+    "anomaly": Ingredient(
+        "anomaly-grounding", 1.0, {**CLIP, "kind": "zoom-out", "fill": "black", "decoys": 0}
+    ),
+    "needle": Ingredient("needle-clip", 1.0, {**CLIP, "decoys": 0}),
+    "counting": Ingredient(
+        "video-count", 1.0, {**CLIP, "asked": 1, "most": 3, "distractors": 0}
+    ),
+}
+"""Tasks at settings that the tiny model can read."""
+MINIATURES = {
+    name: Preset(name, tuple(TASKS[task] for task in tasks))
+    for name, tasks in {
+        "miniature": ("jigsaw", "rotation", "position", "quality"),
+        "miniature-jigsaw": ("jigsaw",),
+        "miniature-puzzles": ("jigsaw", "rotation"),
+        "miniature-clips": ("anomaly",),
+        "miniature-hard": ("odd", "needle", "counting"),
+    }.items()
+}
+"""Tiny mixes; those of `miniature-hard` the tiny model does not learn."""
+MINIATURE: Mapping[str, Any] = {
+    "tags": "answer", "thinking": "none", "wording": 0, "bare": True, "shown": 32, "drawn_side": 192,
+}  # fmt: skip
+MINIATURE_NOTE = "tiny model, drawn pictures and clips, CPU, minutes"
+
+
+@dataclass(frozen=True)
+class Puzzles:
+    """Which questions are made of the media, and how they are put."""
+
+    mix: str = "mmrl-mix-v1"
+    """A preset of data.pretext, the name of one task, or "miniature", "miniature-puzzles", …"""
+    tags: Literal["preset", "answer", "boxed", "plain"] = "preset"
+    """Where the answer stands; the preset's own choice by default."""
+    thinking: Literal["preset", "none", "think"] = "preset"
+    """Ask for reasoning before the answer; the preset's own choice by default."""
+    wording: int | None = None
+    """Always this wording; None varies it."""
+    bare: bool = False
+    """Only the question, without what the answer looks like; for a model that was taught the form."""
+    heldout_share: float = 0.1
+    """Share of the media, by content, that is set aside for evaluation."""
+    shown: int | None = None
+    """Longest side of shown pictures and frames in pixels; None keeps the size the task gives."""
+    drawn_side: int = 384
+    """Height of drawn pictures in pixels; drawn clips are half as high."""
+
+
+@dataclass(frozen=True)
+class Levels:
+    """How the difficulty of each task moves."""
+
+    move: bool = True
+    """Keep success near the target; False keeps the tasks' default settings."""
+    start: float = 0.3
+    """Level of a task that has not been seen, in [0, 1]."""
+    target: float = 0.5
+    """Wanted mean success above chance."""
+    band: float = 0.1
+    """Half width of the zone in which nothing changes."""
+    step: float = 0.05
+    """Size of one move."""
+    window: int = 64
+    """Answers of a task between two decisions."""
+
+    def controller(self) -> LevelController | None:
+        """A fresh controller with these numbers."""
+        if not self.move:
+            return None
+        return LevelController(self.start, self.target, self.band, self.step, self.window)
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """How the shares of the tasks move."""
+
+    follow: bool = True
+    """Ask more of what is being learned; False keeps the preset's weights."""
+    floor: float = 0.02
+    """Least share of every task."""
+    quick: float = 0.1
+    """Rate of the quick running mean of the success, per step."""
+    slow: float = 0.02
+    """Rate of the slow one; their distance is the learning progress."""
+
+    def bandit(self) -> LearningProgress | None:
+        """A fresh bandit with these numbers."""
+        return LearningProgress(self.floor, self.quick, self.slow) if self.follow else None
+
+
+@dataclass(frozen=True)
+class Opened:
+    """Both sides of the data."""
+
+    train: Shown
+    heldout: Shown
+    stream: Stream
+    """Of the training side; a curriculum moves its levels and weights."""
+
+
+class Shown:
+    """Prompts as `puzzles` wants them shown; tells the trainer how many media were skipped."""
+
+    def __init__(self, stream: Stream, puzzles: Puzzles) -> None:
+        self.prompts, self.puzzles, self.size = PretextPrompts(stream), puzzles, None
+        self._told = 0
+
+    def __getitem__(self, index: int) -> Prompt:
+        prompt = self.prompts[index]
+        prompt = bare(prompt) if self.puzzles.bare else prompt
+        return prompt if self.puzzles.shown is None else smaller(prompt, self.puzzles.shown)
+
+    def drain(self) -> dict[str, int]:
+        """Media skipped since the last call."""
+        total = sum(self.prompts.stream.quarantine.counts.values())
+        new, self._told = total - self._told, total
+        return {"pretext/skipped": new} if new else {}
+
+
+def open_puzzles(
+    dataset: str, puzzles: Puzzles, run: Run, levels: LevelController | None = None
+) -> Opened:
+    """Training and held-out prompts, the latter at the first levels of a controller if one is given.
+
+    Raises ValueError for unknown mixes and unfit media.
+    """
+    chosen = MINIATURES.get(puzzles.mix) or preset(puzzles.mix)
+    changes = {"tags": puzzles.tags, "thinking": puzzles.thinking, "variant": puzzles.wording}
+    kept = {name: value for name, value in changes.items() if value not in ("preset", None)}
+    surface = replace(chosen.surface, **kept)
+    quarantine = Quarantine(run.folder / "quarantine.jsonl")
+
+    def stream(side: str, level: float | None = None) -> Stream:
+        source = opened_source(dataset, puzzles.drawn_side, quarantine)
+        split = SplitSource(source, side, puzzles.heldout_share)
+        fixed = DefaultKnobs() if level is None else FixedLevel(level)
+        return Stream(
+            split, chosen, run.seed, surface=surface, levels=fixed, quarantine=quarantine
+        )
+
+    train, heldout = (
+        stream("train"),
+        stream("heldout", None if levels is None else levels.start),
+    )
+    return Opened(Shown(train, puzzles), Shown(heldout, puzzles), train)
+
+
+def opened_source(
+    dataset: str, drawn_side: int, quarantine: Quarantine | None = None
+) -> Source:
+    """`open_source`, with drawn media of the wanted size."""
+    source = open_source(dataset, quarantine)
+    if isinstance(source, DrawnSource):
+        size = (drawn_side, drawn_side * 4 // 3)
+        return DrawnSource(source.seed, size, (size[0] // 2, size[1] // 2))
+    return source
+
+
+def bare(prompt: Prompt) -> Prompt:
+    """The prompt without the sentences on the form of the answer."""
+    *others, last = prompt.messages
+    parts = [
+        {**part, "text": part["text"].split(" The answer is ")[0].strip()}
+        if part["type"] == "text"
+        else part
+        for part in last["content"]
+    ]
+    return replace(prompt, messages=[*others, {**last, "content": parts}])
+
+
+def miniature_puzzles(mix: str, **changes: Any) -> dict[str, Any]:
+    """The embedded preset of a pretext recipe: what all recipes share, with a miniature mix."""
+    longer = {"sampling": {"max_tokens": 12}, "optim": {"lr": 1.5e-4}, **changes}
+    shared = {name: value for name, value in miniature(**longer).items() if name != "data"}
+    return {**shared, "dataset": "drawn", "puzzles": {"mix": mix, **MINIATURE}}
+
+
+def smaller(prompt: Prompt, longest: int) -> Prompt:
+    """The prompt with its pictures reduced to `longest` pixels on their longer side."""
+    return replace(prompt, media=tuple(_reduced(medium, longest) for medium in prompt.media))
+
+
+def _reduced(medium: Media, longest: int) -> Media:
+    height, width = medium.frames.shape[-2:]
+    scale = longest / max(height, width)
+    if scale >= 1.0:
+        return medium
+    size = (max(1, round(height * scale)), max(1, round(width * scale)))
+    frames = torch.nn.functional.interpolate(
+        medium.frames.float(), size, mode="bilinear", antialias=True
+    )
+    return replace(medium, frames=frames.round().clamp(0, 255).to(torch.uint8))

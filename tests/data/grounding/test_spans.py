@@ -1,0 +1,212 @@
+"""Parsers of spans: every code base's own, and ours."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmrl.data.grounding.spans import (
+    answer_span,
+    as_spans,
+    first_two_numbers,
+    glue_spans,
+    json_spans,
+    last_span,
+    lenient_spans,
+    strict_spans,
+    timelens_answer,
+    timelens_eval_spans,
+    timelens_spans,
+    without_thinking,
+)
+
+GOLDEN = Path(os.environ.get("MMRL_GOLDEN", Path(__file__).parents[2] / "golden")) / "vtg"
+
+
+def pair(span: tuple[float, float] | None) -> list[float | None]:
+    return list(span) if span else [None, None]
+
+
+PARSERS: dict[tuple[str, str], Any] = {
+    ("timelens_train", "extract_answer"): timelens_answer,
+    ("timelens_train", "extract_time"): lambda text: [list(s) for s in timelens_spans(text)],
+    ("timelens_eval", "extract_time"): lambda text: [
+        list(s) for s in timelens_eval_spans(text)
+    ],
+    ("videochat_r1", "parse"): lambda text: (s := answer_span(text, ordered=True)) and list(s),
+    ("videochat_r1", "eval_parse"): lambda text: pair(last_span(text)),
+    ("time_zero", "parse"): lambda text: (s := answer_span(text)) and list(s),
+    ("time_r1", "parse"): lambda text: (s := answer_span(text)) and list(s),
+    ("time_r1", "eval_extract"): lambda text: pair(last_span(text)),
+    ("time_r1", "force_extract"): lambda text: pair(first_two_numbers(text)),
+}
+
+
+def test_golden_vtg_single_span_parsers() -> None:
+    cases = json.loads((GOLDEN / "single_span_rewards.json").read_text())["cases"]
+    checked = 0
+    for case in cases:
+        for (base, name), parser in PARSERS.items():
+            if name in case["expected"].get(base, {}):
+                assert parser(case["completion"]) == case["expected"][base][name], (
+                    base,
+                    name,
+                    case["completion"],
+                )
+                checked += 1
+    assert checked >= len(cases) > 0
+    names = {
+        (base, name)
+        for case in cases
+        for base, values in case["expected"].items()
+        for name in values
+    }
+    parsing = {found for found in names if "parse" in found[1] or "extract" in found[1]}
+    if parsing - set(PARSERS):
+        warnings.warn(f"parsers without a test: {sorted(parsing - set(PARSERS))}", stacklevel=1)
+
+
+def test_golden_vtg_interval_set_w1_parser() -> None:
+    cases = json.loads((GOLDEN / "interval_set_w1_rewards.json").read_text())["cases"]
+    assert cases
+    for case in cases:
+        assert [list(span) for span in json_spans(case["completion"])] == case["parsed"], case[
+            "completion"
+        ]
+
+
+def test_training_and_evaluation_parsers_differ_where_documented() -> None:
+    assert timelens_spans("<think>3 to 5</think><answer>10 to 20</answer>") == [(10, 20)]
+    assert timelens_eval_spans("<think>3 to 5</think><answer>10 to 20</answer>") == [
+        (3, 5),
+        (10, 20),
+    ]
+    assert lenient_spans("<think>3 to 5</think>\nThe event happens in 10 - 20 seconds.") == [
+        (10, 20)
+    ]
+    for text in ("The event happens in 1.0 - 2.5 seconds.", "00:10 to 00:20", "no time"):
+        assert timelens_spans(text) == timelens_eval_spans(text) == lenient_spans(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "spans"),
+    [
+        ("The event happens in 1.0 - 2.5 seconds.", [(1.0, 2.5)]),
+        ("The event happens in 1 - 2 seconds", [(1, 2)]),
+        (
+            "<think>maybe 3 - 4</think>\n<answer>The event happens in 1 - 2 seconds.</answer>",
+            [(1, 2)],
+        ),
+        ("The event happens in 1 - 2 seconds, 5 - 6 seconds.", [(1, 2), (5, 6)]),
+        ("The event happens in 1-2 seconds.", None),
+        ("It happens in 1 - 2 seconds.", None),
+        ("The event happens in 1 - 2 seconds. Surely.", None),
+        ("", None),
+    ],
+)
+def test_strict_parser_takes_the_template_only(text: str, spans: Any) -> None:
+    assert strict_spans(text) == spans
+    if spans:
+        assert lenient_spans(text) == spans
+
+
+def test_thinking_is_what_comes_before_its_last_end() -> None:
+    assert without_thinking("a</think>b</think> c") == " c"
+    assert without_thinking("<think>never ends 3 to 4") == "<think>never ends 3 to 4"
+
+
+seconds = st.floats(0, 5000).map(lambda x: round(x, 1))
+
+
+@given(seconds, seconds)
+def test_templates_come_back(start: float, end: float) -> None:
+    text = f"The event happens in {start:.1f} - {end:.1f} seconds."
+    assert strict_spans(text) == lenient_spans(text) == timelens_spans(text) == [(start, end)]
+    answer = f"<think>x</think>\n<answer>{start:.2f} to {end:.2f}</answer>"
+    assert answer_span(answer) == last_span(answer) == (start, end)
+    assert answer_span(answer, ordered=True) == ((start, end) if start <= end else None)
+    assert timelens_spans(answer) == [(start, end)], (
+        "the TimeLens parser reads all that the others read"
+    )
+    assert json_spans(json.dumps([[start, end]])) == (
+        [(min(start, end), max(start, end))] if start != end else []
+    )
+
+
+TAGS = ["<think>", "</think>", "<answer>", "</answer>", "<glue>", "</glue>"]
+MARKS = [*"[](,{}- \n", " to ", " and "]
+pieces = st.sampled_from(
+    [
+        *TAGS,
+        *MARKS,
+        "1",
+        "2.5",
+        "0:10",
+        "1e400",
+        "9" * 400,
+        "to",
+        "seconds",
+        '"3"',
+        "null",
+        "NaN",
+    ]
+)
+
+
+def test_a_number_beyond_floats_is_no_span() -> None:
+    assert last_span(f"{'9' * 400} to 3") is None
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.lists(pieces, max_size=25).map("".join) | st.text(max_size=80))
+def test_no_text_breaks_a_parser_and_all_numbers_are_finite(text: str) -> None:
+    single = [answer_span(text), answer_span(text, ordered=True), last_span(text)]
+    many = [
+        timelens_spans(text),
+        timelens_eval_spans(text),
+        lenient_spans(text),
+        json_spans(text),
+    ]
+    spans = (
+        [s for s in single if s]
+        + [s for found in many for s in found]
+        + (glue_spans(text) or [])
+    )
+    assert all(math.isfinite(x) for span in spans for x in span)
+    assert strict_spans(text) is None or lenient_spans(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "spans"),
+    [
+        ("<glue>[(1, 2.5),]</glue>", [(1, 2.5)]),
+        ("<glue>[]</glue>", []),
+        ("<glue>[(2, 1)]</glue>", None),
+        ("<glue>[[1, 2]]</glue>", None),
+        ("<glue>[(01, 2)]</glue>", None),
+        ("[(1, 2)]", None),
+    ],
+)
+def test_glue_lists(text: str, spans: Any) -> None:
+    assert glue_spans(text) == spans
+
+
+@pytest.mark.parametrize("value", [[1, 2], (1.0, 2.0), [[1, 2]], [(1, 2), [3, 4]]])
+def test_spans_of_data_are_normalised(value: Any) -> None:
+    assert as_spans(value)[0] == (1.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    "value", [None, "1-2", [1], [1, 2, 3], [[1, math.nan]], [["1", 2]], [True, 2]]
+)
+def test_values_that_are_no_spans_are_refused(value: Any) -> None:
+    with pytest.raises(ValueError, match=r"give \[start, end\]"):
+        as_spans(value)

@@ -1,0 +1,185 @@
+"""The tiled head against full logits: values, gradients, tiles and memory."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn.functional import log_softmax
+
+import mmrl.model.logprobs as head
+from mmrl.model.logprobs import embed, head_divergence, head_scores
+
+torch.set_num_threads(1)
+
+
+def draws(count=13, width=6, vocabulary=29, dtype=torch.float64, seed=0):
+    rng = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(count, width, generator=rng, dtype=dtype)
+    other = torch.randn(count, width, generator=rng, dtype=dtype)
+    weight = torch.randn(vocabulary, width, generator=rng, dtype=dtype)
+    tokens = torch.randint(vocabulary, (count,), generator=rng)
+    temperature = 0.5 + torch.rand(count, generator=rng, dtype=dtype)
+    return hidden, other, weight, tokens, temperature
+
+
+def full(hidden, weight, tokens, temperature):
+    logp = log_softmax(hidden @ weight.t() / temperature[:, None], -1)
+    return logp, logp.gather(1, tokens[:, None]).squeeze(1), -(logp.exp() * logp).sum(-1)
+
+
+def exact(a, b, kind):
+    kl = lambda x, y: (x.exp() * (x - y)).sum(-1)  # noqa: E731
+    middle = torch.logsumexp(torch.stack([a, b]), 0) - torch.log(
+        torch.tensor(2.0, dtype=a.dtype)
+    )
+    return {
+        "forward": kl(a, b),
+        "reverse": kl(b, a),
+        "symmetric": 0.5 * (kl(a, b) + kl(b, a)),
+        "js": 0.5 * (kl(a, middle) + kl(b, middle)),
+    }[kind]
+
+
+@pytest.fixture(params=["one tile", "ragged tiles"])
+def tiles(request, monkeypatch):
+    if request.param == "ragged tiles":
+        monkeypatch.setattr(head, "TILE_BYTES", 29 * 8 * 5)
+
+
+@pytest.mark.parametrize("leaf", [True, False])
+@pytest.mark.parametrize("entropy", [True, False])
+def test_scores_equal_full_logits(tiles, leaf, entropy):
+    hidden, _, weight, tokens, temperature = draws()
+    results = []
+    for tiled in (True, False):
+        h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+        used = w if leaf else w * 1.0
+        if tiled:
+            logp, ent = head_scores(h, used, tokens, temperature, entropy)
+        else:
+            _, logp, ent = full(h, used, tokens, temperature)
+        loss = (logp * torch.linspace(1, 2, 13, dtype=logp.dtype)).sum()
+        if entropy:
+            loss = loss + (ent * torch.linspace(-1, 3, 13, dtype=logp.dtype)).sum()
+        loss.backward()
+        results.append((logp.detach(), h.grad, w.grad))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["forward", "reverse", "symmetric", "js"])
+@pytest.mark.parametrize("grad_to", ["both", "this", "other"])
+def test_divergence_equals_full_logits(tiles, kind, grad_to):
+    hidden, other, weight, tokens, temperature = draws()
+    second = draws(seed=7)[2]
+    results = []
+    for tiled in (True, False):
+        h, o = (
+            hidden.clone().requires_grad_(grad_to != "other"),
+            other.clone().requires_grad_(grad_to != "this"),
+        )
+        w, v = (
+            weight.clone().requires_grad_(grad_to != "other"),
+            second.clone().requires_grad_(grad_to != "this"),
+        )
+        if tiled:
+            la, ea, lb, eb, div = head_divergence(h, w, o, v, tokens, kind, temperature)
+        else:
+            a, la, ea = full(h, w, tokens, temperature)
+            b, lb, eb = full(o, v, tokens, temperature)
+            div = exact(a, b, kind)
+        mixed = la + 2 * ea - lb + 0.3 * eb + torch.linspace(1, 4, 13, dtype=la.dtype) * div
+        mixed.sum().backward()
+        results.append([mixed.detach(), *(x.grad for x in (h, o, w, v))])
+    for ours, theirs in zip(*results, strict=True):
+        if theirs is None:
+            assert ours is None
+        else:
+            torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11)
+
+
+def test_shared_weight_collects_both_sides():
+    hidden, other, weight, tokens, _ = draws()
+    grads = []
+    for tiled in (True, False):
+        w = weight.clone().requires_grad_()
+        if tiled:
+            div = head_divergence(hidden, w, other, w, tokens, "forward")[-1]
+        else:
+            div = exact(
+                log_softmax(hidden @ w.t(), -1), log_softmax(other @ w.t(), -1), "forward"
+            )
+        div.sum().backward()
+        grads.append(w.grad)
+    torch.testing.assert_close(*grads, rtol=1e-9, atol=1e-11)
+
+
+def test_identical_branches_have_no_divergence():
+    hidden, _, weight, tokens, _ = draws(dtype=torch.float32)
+    for kind in ("forward", "reverse", "symmetric", "js"):
+        h = hidden.clone().requires_grad_()
+        div = head_divergence(h, weight, hidden, weight, tokens, kind)[-1]
+        div.sum().backward()
+        assert div.abs().max() < 1e-6 and h.grad.abs().max() < 1e-5
+        if kind != "js":
+            assert torch.equal(div, torch.zeros_like(div))
+
+
+def test_gradient_accumulates_over_calls():
+    hidden, _, weight, tokens, _ = draws()
+    w = weight.clone().requires_grad_()
+    head_scores(hidden, w, tokens)[0].sum().backward()
+    once = w.grad.clone()
+    head_scores(hidden, w, tokens)[0].sum().backward()
+    torch.testing.assert_close(w.grad, 2 * once)
+
+
+def test_bf16_accumulates_in_fp32():
+    hidden, _, weight, tokens, _ = draws(
+        count=64, width=48, vocabulary=9000, dtype=torch.float32
+    )
+    low, low_weight = hidden.bfloat16().requires_grad_(), weight.bfloat16().requires_grad_()
+    logp, ent = head_scores(low, low_weight, tokens, entropy=True)
+    wide = full(low.detach().float(), low_weight.detach().float(), tokens, torch.ones(64))
+    assert logp.dtype == torch.float32
+    torch.testing.assert_close(logp, wide[1], rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(ent, wide[2], rtol=1e-4, atol=1e-4)
+    (logp.sum() + ent.sum()).backward()
+    assert torch.isfinite(low.grad).all() and low_weight.grad.dtype == torch.bfloat16
+
+
+def test_nothing_of_size_tokens_times_vocabulary(monkeypatch):
+    monkeypatch.setattr(head, "TILE_BYTES", 4 * 3000 * 8)
+    hidden, other, weight, tokens, _ = draws(
+        count=200, width=4, vocabulary=3000, dtype=torch.float32
+    )
+    largest = 0
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            nonlocal largest
+            out = func(*args, **(kwargs or {}))
+            for x in out if isinstance(out, (tuple, list)) else (out,):
+                if isinstance(x, torch.Tensor):
+                    largest = max(largest, x.numel())
+            return out
+
+    with Watch():
+        h, w = hidden.requires_grad_(), weight.requires_grad_()
+        sum(x.sum() for x in head_divergence(h, w, other, w, tokens, "js")).backward()
+    assert largest <= 3000 * 8
+
+
+@pytest.mark.parametrize("padding", [None, 4])
+def test_embedding_gradient(padding):
+    weight = torch.randn(11, 3, dtype=torch.float64)
+    ids = torch.tensor([1, 1, 4, 0])
+    grads = []
+    for mine in (True, False):
+        w = weight.clone().requires_grad_()
+        rows = (
+            embed(w, ids, padding) if mine else torch.nn.functional.embedding(ids, w, padding)
+        )
+        (rows * torch.arange(12.0, dtype=torch.float64).view(4, 3)).sum().backward()
+        grads.append(w.grad)
+    assert torch.equal(*grads)

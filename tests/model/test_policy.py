@@ -1,0 +1,275 @@
+"""The shared-prefix pass against the repeated computation: log-probs, entropies, divergences and every gradient."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mmrl.model.load import LoRA
+from mmrl.model.packing import Group
+from mmrl.model.policy import Policy, Wanted
+from mmrl.model.reference_scores import score_repeated
+from mmrl.types import Media, Prompt
+
+
+def picture(seed, height=32, width=32):
+    rng = torch.Generator().manual_seed(seed)
+    return Media(torch.randint(0, 256, (1, 3, height, width), generator=rng, dtype=torch.uint8))
+
+
+def clip(seed, frames=4):
+    rng = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(0, 256, (frames, 3, 32, 32), generator=rng, dtype=torch.uint8)
+    return Media(pixels, torch.arange(frames, dtype=torch.float64) * 0.5, frames * 0.5)
+
+
+def prompt(kinds, seed=0, text="What is at row 1 column 2?"):
+    media, parts = [], []
+    for n, kind in enumerate(kinds):
+        media.append(
+            clip(seed * 10 + n)
+            if kind == "video"
+            else picture(seed * 10 + n, 32 + 16 * (n % 2))
+        )
+        parts.append({"type": kind})
+    parts.append({"type": "text", "text": text + " red" * (seed % 4)})
+    return Prompt(
+        f"p{seed}-{'-'.join(kinds)}", [{"role": "user", "content": parts}], tuple(media)
+    )
+
+
+def groups_of(policy, prompts, lengths, seed=0, temperature=1.0):
+    rng = torch.Generator().manual_seed(seed)
+    out, row = [], 0
+    allowed = torch.tensor([i for i in range(60, 300) if i not in policy.processing.banned_ids])
+    for question, sizes in zip(prompts, lengths, strict=True):
+        encoded = policy.encode(question)
+        answers = tuple(
+            allowed[torch.randint(len(allowed), (n,), generator=rng)] for n in sizes
+        )
+        rows = tuple(range(row, row + len(sizes)))
+        out.append(Group(encoded, encoded.visual, answers, rows, (temperature,) * len(sizes)))
+        row += len(sizes)
+    return out, (row, max([n for s in lengths for n in s], default=0))
+
+
+def load(folder, dtype="float64", **kwargs):
+    torch.manual_seed(0)
+    return Policy.load(folder, dtype=dtype, device="cpu", **kwargs)
+
+
+@pytest.fixture(scope="module", params=["qwen2_5_vl", "qwen3_vl"])
+def folder(request, tiny_folder, tiny3_folder):
+    return tiny_folder if request.param == "qwen2_5_vl" else tiny3_folder
+
+
+def gradients(policy, run, groups, shape, kind=None):
+    """Scores and gradients of a loss that reads everything."""
+    policy.model.zero_grad(set_to_none=True)
+    policy.features_store.clear()
+    views = {"raw": groups, "noisy": noisy(groups)}
+    wanted = {
+        "raw": Wanted(entropy=True, grad=True),
+        "noisy": Wanted(entropy=True, divergence=kind, grad=True),
+    }
+    scores = run(views, wanted, shape)
+    weights = torch.linspace(0.5, 1.5, shape[0] * shape[1], dtype=torch.float64).view(shape)
+    total = 0.0
+    for name in views:
+        s = scores[name]
+        total = total + (weights * (s.logp.double() + 0.3 * s.entropy.double())).sum()
+        if s.divergence is not None:
+            total = total + (weights * s.divergence.double()).sum()
+    total.backward()
+    policy.backward_vision()
+    return scores, {
+        n: p.grad.clone() for n, p in policy.named_parameters() if p.grad is not None
+    }
+
+
+def noisy(groups):
+    """The same groups seen with inverted pixels."""
+    from dataclasses import replace
+
+    change = lambda item: replace(item, values=-item.values, key="inverted" + item.key)  # noqa: E731
+    return [replace(g, visual=tuple(change(x) for x in g.visual)) for g in groups]
+
+
+def compare(policy, groups, shape, tolerance, kind=None):
+    ours, mine = gradients(policy, policy.score, groups, shape, kind)
+    repeated = lambda views, wanted, size: score_repeated(policy, views, wanted, size)  # noqa: E731
+    theirs, other = gradients(policy, repeated, groups, shape, kind)
+    for name in ours:
+        for field in ("logp", "entropy", "divergence"):
+            a, b = getattr(ours[name], field), getattr(theirs[name], field)
+            if b is not None:
+                gap = (a - b).abs().max().item()
+                assert gap <= tolerance, f"{name} {field}: {gap}"
+    assert set(mine) == set(other)
+    for name, grad in other.items():
+        gap = (mine[name] - grad).norm() / grad.norm().clamp_min(1e-12)
+        if grad.norm() > 1e-9:
+            assert gap.item() <= 10 * tolerance, f"{name}: relative gap {gap.item()}"
+    return mine
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float64", 1e-7)])
+def test_ragged_groups_equal_repeated_rows(folder, dtype, tolerance, checkpointing):
+    policy = load(folder, dtype, checkpointing=checkpointing)
+    prompts = [
+        prompt(["image"], 1),
+        prompt(["image", "image"], 2),
+        prompt([], 3),
+        prompt(["video", "image"], 4),
+    ]
+    groups, shape = groups_of(
+        policy, prompts, [[3, 7, 1], [5], [2, 2], [4, 6]], temperature=0.7
+    )
+    grads = compare(policy, groups, shape, tolerance, "symmetric")
+    assert any("visual" in name for name in grads) and any(
+        "embed_tokens" in name for name in grads
+    )
+
+
+@settings(
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    st.lists(
+        st.tuples(
+            st.lists(st.sampled_from(["image", "video"]), max_size=2),
+            st.lists(st.integers(1, 5), min_size=1, max_size=3),
+        ),
+        min_size=1,
+        max_size=3,
+    ),
+    st.integers(0, 50),
+)
+def test_random_group_shapes(tiny_folder, tiny3_folder, shapes, seed):
+    policy = load(tiny_folder if seed % 2 else tiny3_folder)
+    prompts = [prompt(kinds, seed + i) for i, (kinds, _) in enumerate(shapes)]
+    groups, shape = groups_of(policy, prompts, [sizes for _, sizes in shapes], seed)
+    compare(policy, groups, shape, 1e-7, "forward")
+
+
+def test_lora_and_reference(folder):
+    policy = load(folder, lora=LoRA(rank=2, vision=True))
+    with torch.no_grad():
+        for name, p in policy.named_parameters():
+            if "lora_B" in name:
+                p.normal_(std=0.1)
+    groups, shape = groups_of(policy, [prompt(["image"], 1)], [[4, 2]])
+    grads = compare(policy, groups, shape, 1e-7)
+    assert all("lora" in name for name in grads) and any("visual" in name for name in grads)
+    wanted = {"raw": Wanted()}
+    now = policy.score({"raw": groups}, wanted, shape)["raw"].logp
+    with policy.reference():
+        ref = policy.score({"raw": groups}, wanted, shape)["raw"].logp
+    assert (now - ref).abs().max() > 1e-3
+    plain = load(folder).score({"raw": groups}, wanted, shape)["raw"].logp
+    torch.testing.assert_close(ref, plain, rtol=0, atol=1e-9)
+
+
+def test_frozen_copy_is_the_start(tiny_folder):
+    policy = load(tiny_folder)
+    with pytest.raises(ValueError, match="freeze_reference"), policy.reference():
+        pass
+    policy.freeze_reference()
+    groups, shape = groups_of(policy, [prompt(["image"], 1)], [[4, 2]])
+    before = policy.score({"raw": groups}, {"raw": Wanted()}, shape)["raw"].logp
+    with torch.no_grad():
+        for p in policy.parameters():
+            p.mul_(1.1)
+    policy.stepped()
+    after = policy.score({"raw": groups}, {"raw": Wanted()}, shape)["raw"].logp
+    with policy.reference():
+        ref = policy.score({"raw": groups}, {"raw": Wanted()}, shape)["raw"].logp
+    assert torch.equal(ref, before) and (after - before).abs().max() > 1e-3
+
+
+def test_frozen_tower_has_no_graph_and_is_run_once(tiny_folder):
+    policy = load(tiny_folder, freeze=("vision", "merger"))
+    groups, shape = groups_of(
+        policy, [prompt(["image"], 1), prompt(["image"], 1, "Other?")], [[4], [2]]
+    )
+    for _ in range(3):
+        score = policy.score({"raw": groups}, {"raw": Wanted(grad=True)}, shape)["raw"]
+        score.logp.sum().backward()
+        policy.backward_vision()
+        policy.stepped()
+    assert policy.counters["patches/tower"] == len(groups[0].visual[0].values)
+    assert not any("visual" in n for n, p in policy.named_parameters())
+
+
+def test_counts_are_minimal(tiny_folder):
+    policy = load(tiny_folder)
+    same = prompt(["image"], 1)
+    groups, shape = groups_of(policy, [same, prompt(["image"], 2)], [[3, 4], [2]])
+    policy.score(
+        {"raw": groups, "inverted": noisy(groups)},
+        {"raw": Wanted(grad=True), "inverted": Wanted()},
+        shape,
+    )
+    prompts = sum(len(g.encoded.ids) for g in groups)
+    fed = sum(len(a) - 1 for g in groups for a in g.answers)
+    patches = sum(len(g.visual[0].values) for g in groups)
+    assert policy.counters["tokens/update"] == policy.counters["tokens/score"] == prompts + fed
+    assert policy.counters["patches/tower"] == 2 * patches
+    assert policy.counters["tokens/head"] == 2 * 9
+
+
+def test_row_order_and_group_split_do_not_matter(tiny_folder):
+    policy = load(tiny_folder)
+    groups, shape = groups_of(
+        policy, [prompt(["image"], 1), prompt(["image", "image"], 2)], [[3, 4, 2], [2, 5]]
+    )
+    whole = policy.score({"raw": groups}, {"raw": Wanted(entropy=True)}, shape)["raw"]
+    from dataclasses import replace
+
+    halves = [
+        replace(
+            g,
+            answers=g.answers[i : i + 1],
+            rows=g.rows[i : i + 1],
+            temperatures=g.temperatures[i : i + 1],
+        )
+        for g in reversed(groups)
+        for i in range(len(g.answers))
+    ]
+    parts = policy.score({"raw": halves}, {"raw": Wanted(entropy=True)}, shape)["raw"]
+    torch.testing.assert_close(whole.logp, parts.logp, rtol=0, atol=1e-9)
+    torch.testing.assert_close(whole.entropy, parts.entropy, rtol=0, atol=1e-9)
+
+
+def test_user_errors_are_explained(tiny_folder):
+    with pytest.raises(ValueError, match="freeze has 'tower'"):
+        load(tiny_folder, freeze=("tower",))
+    with pytest.raises(ValueError, match="dtype is 'half'"):
+        load(tiny_folder, dtype="half")
+    with pytest.raises(ValueError, match="no CUDA device"):
+        Policy.load(
+            tiny_folder, device="cuda"
+        ) if not torch.cuda.is_available() else pytest.skip("CUDA is here")
+
+
+def test_library_generate_still_pads_correctly(tiny_folder):
+    """The attention function without a layout is the library's, with its padding mask."""
+    policy = load(tiny_folder, "float32")
+    tok = policy.processing.tokenizer
+    a = tok("red circle row", return_tensors="pt").input_ids
+    pad = torch.full((1, 3), tok.pad_token_id)
+    ids, mask = (
+        torch.cat([pad, a], 1),
+        torch.cat([torch.zeros(1, 3), torch.ones_like(a)], 1).long(),
+    )
+    kwargs = {"max_new_tokens": 6, "do_sample": False}
+    plain = policy.base.generate(input_ids=a, attention_mask=torch.ones_like(a), **kwargs)[
+        0, a.shape[1] :
+    ]
+    padded = policy.base.generate(input_ids=ids, attention_mask=mask, **kwargs)[
+        0, ids.shape[1] :
+    ]
+    assert torch.equal(plain, padded)

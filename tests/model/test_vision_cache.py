@@ -1,0 +1,272 @@
+"""The tower runs once per picture, branch and weights version; retained graphs give the same gradients."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from mmrl.data.drawn.drawn import Drawn
+from mmrl.model.policy import Policy
+from mmrl.model.vision_cache import FeatureStore, VisualFeatures
+from mmrl.objectives.papo import PAPO
+from mmrl.perception.masking import PatchMask
+from mmrl.rewards.pay import Rewards
+from mmrl.rollouts.engine import HFEngine
+from mmrl.training.optim import Optim
+from mmrl.training.run import Run
+from mmrl.training.trainer import Trainer
+from mmrl.types import Now, Prompt, Sampling, VisualBranch
+
+
+@dataclass(frozen=True)
+class Item:
+    """Stands for patches: a name and what it shows."""
+
+    key: str
+    values: torch.Tensor
+
+
+class Tower:
+    """A linear tower that counts the media it sees."""
+
+    def __init__(self):
+        self.weight = torch.eye(3, dtype=torch.float64, requires_grad=True)
+        self.seen = []
+
+    def __call__(self, items):
+        self.seen.append([item.key for item in items])
+        return [
+            VisualFeatures(item.values @ self.weight, ((item.values @ self.weight).square(),))
+            for item in items
+        ]
+
+
+def item(n, rows=2):
+    rng = torch.Generator().manual_seed(n)
+    return Item(f"k{n}", torch.randn(rows, 3, generator=rng, dtype=torch.float64))
+
+
+A, B, C = item(1), item(2, 4), item(3)
+
+
+def test_one_run_per_content_and_version():
+    store, tower = FeatureStore(), Tower()
+    first = store.get(tower, [A, B, A], "step 0", grad=False)
+    assert tower.seen == [["k1", "k2"]] and first[0].merged is not None
+    assert torch.equal(first[0].merged, first[2].merged) and not first[0].merged.requires_grad
+    store.get(tower, [B, C], "step 0", grad=False)
+    store.get(tower, [A], "step 1", grad=False)
+    assert tower.seen == [["k1", "k2"], ["k3"], ["k1"]]
+    store.clear(keep="step 1")
+    store.get(tower, [A, B], "step 1", grad=False)
+    assert tower.seen[3:] == [["k2"]]
+
+
+def loss_of(features, factor=1.0):
+    return factor * sum(
+        (x.sin() * (i + 1)).sum() for f in features for i, x in enumerate(f.tensors())
+    )
+
+
+def test_gradients_of_several_uses_pass_the_tower_once():
+    plain = Tower()
+    (
+        loss_of(plain([A, B])) + loss_of(plain([A]), 3.0) + loss_of(plain([B, C]), -0.5)
+    ).backward()
+    store, tower = FeatureStore(), Tower()
+    loss_of(store.get(tower, [A, B], "v", grad=True)).backward()
+    store.get(tower, [A, B], "v", grad=False)
+    loss_of(store.get(tower, [A], "v", grad=True), 3.0).backward()
+    loss_of(store.get(tower, [B, C], "v", grad=True), -0.5).backward()
+    assert tower.weight.grad is None and tower.seen == [["k1", "k2"], ["k3"]]
+    store.backward()
+    torch.testing.assert_close(tower.weight.grad, plain.weight.grad, rtol=1e-12, atol=1e-12)
+    before = tower.weight.grad.clone()
+    store.backward()
+    assert torch.equal(tower.weight.grad, before), "nothing is sent twice"
+
+
+def test_a_graph_of_the_rollout_serves_the_update_and_features_stay_after_it():
+    store, tower = FeatureStore(), Tower()
+    store.get(tower, [A], "v", grad=True)
+    assert store.rows_in_graphs() == 2 and store.rows_in_graphs({"k1"}) == 0
+    assert not store.get(tower, [A], "v", grad=False)[0].merged.requires_grad
+    loss_of(store.get(tower, [A], "v", grad=True)).backward()
+    store.backward()
+    assert (
+        tower.seen == [["k1"]] and tower.weight.grad is not None and store.rows_in_graphs() == 0
+    )
+    store.get(tower, [A], "v", grad=False)
+    assert tower.seen == [["k1"]]
+    store.get(tower, [A], "v", grad=True)
+    assert tower.seen == [["k1"], ["k1"]], "a graph that was used up is made again"
+
+
+def test_features_without_a_graph_are_made_again_for_an_update():
+    store, tower = FeatureStore(), Tower()
+    store.get(tower, [A], "v", grad=False)
+    loss_of(store.get(tower, [A], "v", grad=True)).backward()
+    store.backward()
+    assert len(tower.seen) == 2 and tower.weight.grad.abs().sum() > 0
+
+
+def test_the_least_recently_used_leave_first_and_graphs_never():
+    store, tower = (
+        FeatureStore(limit=2 * 6 * 8 + 2 * 12 * 8),
+        Tower(),
+    )  # A and B fit, C does not
+    store.get(tower, [A], "v", grad=False)
+    store.get(tower, [B], "v", grad=False)
+    store.get(tower, [A], "v", grad=False)
+    out = store.get(tower, [C], "v", grad=False)
+    assert out[0].merged.shape == (2, 3)
+    tower.seen.clear()
+    store.get(tower, [A, C], "v", grad=False)
+    assert tower.seen == []
+    store.get(tower, [B], "v", grad=False)
+    assert tower.seen == [["k2"]]
+
+    tiny, tower = FeatureStore(limit=1), Tower()
+    tiny.get(tower, [A, B], "v", grad=True)
+    loss_of(tiny.get(tower, [A], "v", grad=True)).backward()
+    tiny.backward()
+    assert tower.seen == [["k1", "k2"]] and tower.weight.grad is not None
+
+
+# The same through the real model.
+
+
+def pay(rollout):
+    return float(int(rollout.tokens.sum()) % 7) / 7
+
+
+@dataclass(frozen=True)
+class Same:
+    """Endless questions about few pictures."""
+
+    pictures: int = 2
+    size: int | None = None
+
+    def __getitem__(self, index):
+        shown = Drawn("lookup")[index % self.pictures]
+        return Prompt(f"q{index}", shown.messages, shown.media, shown.answer)
+
+
+def trainer(
+    folder, prompts=Drawn("lookup"), freeze=(), papo=False, steps=4, rows_at_once=256, **run
+):
+    policy = Policy.load(folder, device="cpu", dtype="float64", freeze=freeze)
+    return Trainer(
+        policy,
+        prompts=prompts,
+        rewards=Rewards(accuracy=pay, isolate=False),
+        engine=HFEngine(policy, rows_at_once=rows_at_once),
+        branches={"masked": VisualBranch(PatchMask(0.5, 8))} if papo else {},
+        objectives=[PAPO()] if papo else [],
+        sampling=Sampling(3, max_tokens=4),
+        optim=Optim(lr=1e-3),
+        run=Run(steps=steps, prompts_per_step=3, **run),
+    )
+
+
+def weights(box):
+    return {name: p.detach().clone() for name, p in box.policy.named_parameters()}
+
+
+def patches(box, first, count):
+    """Patches of these prompts, each distinct picture once."""
+    shown = [
+        item
+        for i in range(first, first + count)
+        for item in box.policy.encode(box.supply.prompts[i]).visual
+    ]
+    return sum({item.key: len(item.values) for item in shown}.values())
+
+
+@pytest.fixture(params=["qwen2_5_vl", "qwen3_vl"])
+def folder(request, tiny_folder, tiny3_folder):
+    return tiny_folder if request.param == "qwen2_5_vl" else tiny3_folder
+
+
+def steps_of(box, count=2):
+    return [box.step(Now(n, 0.0, 0)) for n in range(1, count + 1)]
+
+
+def test_rollout_scoring_and_update_share_one_run_of_the_tower(folder):
+    box = trainer(folder)
+    first, second = steps_of(box)
+    assert first["patches/tower"] == patches(box, 0, 3) and second["patches/tower"] == patches(
+        box, 3, 3
+    )
+    assert first["tokens/prefill"] == sum(
+        len(box.policy.encode(box.supply.prompts[i]).ids) for i in range(3)
+    )
+
+
+def test_a_branch_costs_one_more_run_and_small_parts_cost_none(tiny_folder):
+    whole, cut = (
+        trainer(tiny_folder, papo=True),
+        trainer(tiny_folder, papo=True, tokens_per_pass=35),
+    )
+    assert steps_of(whole, 1)[0]["patches/tower"] == 2 * patches(whole, 0, 3)
+    found = steps_of(cut, 1)[0]
+    assert found["patches/tower"] == 2 * patches(cut, 0, 3)
+    assert found["tokens/update"] == 2 * found["tokens/prefill"] + 27, (
+        "each group is cut into two parts"
+    )
+
+
+def test_the_same_picture_in_several_prompts_is_seen_once(tiny_folder):
+    box = trainer(tiny_folder, prompts=Same(2))
+    found = steps_of(box, 1)[0]
+    assert found["patches/tower"] == patches(box, 0, 2) < patches(trainer(tiny_folder), 0, 3)
+
+
+@pytest.mark.parametrize("papo", [False, True], ids=["grpo", "papo"])
+def test_retained_graphs_give_the_same_weights(folder, papo):
+    kept, dropped = trainer(folder, papo=papo), trainer(folder, papo=papo)
+    dropped.policy.vision_graph_limit = 0
+    with_graph, without = steps_of(kept), steps_of(dropped)
+    assert without[0]["patches/tower"] == with_graph[0]["patches/tower"] + patches(kept, 0, 3)
+    start = weights(trainer(folder))
+    for name, value in weights(dropped).items():
+        torch.testing.assert_close(weights(kept)[name], value, rtol=1e-8, atol=1e-10)
+        assert "visual" not in name or not torch.equal(value, start[name]), name
+
+
+def test_the_limit_counts_all_graphs_of_a_step(tiny_folder):
+    """With one prompt per chunk, the second chunk's graph passes the limit: the first is given up as well."""
+    box = trainer(tiny_folder, rows_at_once=3)
+    config = box.policy.base.config.vision_config
+    one = 40 * patches(box, 0, 1) * config.depth * config.hidden_size
+    box.policy.vision_graph_limit = 3 * one
+    assert steps_of(box, 1)[0]["patches/tower"] == patches(box, 0, 3)
+    box = trainer(tiny_folder, rows_at_once=3)
+    box.policy.vision_graph_limit = int(1.5 * one)
+    found = steps_of(box, 1)[0]
+    assert not box.policy.retain_vision and found["patches/tower"] == 2 * patches(box, 0, 3)
+    assert box.policy.features_store.rows_in_graphs() == 0
+
+
+def test_several_updates_never_use_features_of_old_weights(tiny_folder):
+    """The first update reads the rollout's pass, the others run the tower again with the weights of then."""
+    box = trainer(tiny_folder, updates_per_step=3)
+    found = steps_of(box, 1)[0]
+    assert found["patches/tower"] == 3 * 36 + 2 * 36, (
+        "three pictures in the rollout, two of them again"
+    )
+    assert box.policy.version == 3
+
+
+def test_a_frozen_tower_is_remembered_over_the_steps(folder):
+    box = trainer(folder, prompts=Same(4), freeze=("vision", "merger"))
+    found = steps_of(box, 4)
+    assert [f.get("patches/tower", 0) for f in found] == [
+        patches(box, 0, 3),
+        patches(box, 3, 1),
+        0,
+        0,
+    ]
+    assert box.policy.features_store.rows_in_graphs() == 0

@@ -1,0 +1,229 @@
+"""The in-process engine: log-probs equal training, seeds, truncation, stops, prefixes, removal of finished rows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmrl.model.packing import Group
+from mmrl.model.policy import Policy, Wanted
+from mmrl.rollouts.engine import HFEngine
+from mmrl.rollouts.next_token import drawn, truncated
+from mmrl.types import Media, Now, Prompt, Role, Sampling
+
+NOW = Now(step=3, progress=0.1, seed=7)
+
+
+def picture(seed, height=32):
+    rng = torch.Generator().manual_seed(seed)
+    return Media(torch.randint(0, 256, (1, 3, height, 32), generator=rng, dtype=torch.uint8))
+
+
+def question(seed, images=1, words=0):
+    parts = [{"type": "image"}] * images + [
+        {"type": "text", "text": "What is at row 1?" + " red" * words}
+    ]
+    return Prompt(
+        f"q{seed}",
+        [{"role": "user", "content": parts}],
+        tuple(picture(seed + n) for n in range(images)),
+    )
+
+
+@pytest.fixture(scope="module", params=["qwen2_5_vl", "qwen3_vl"])
+def policy(request, tiny_folder, tiny3_folder):
+    return Policy.load(
+        tiny_folder if request.param == "qwen2_5_vl" else tiny3_folder,
+        device="cpu",
+        dtype="float32",
+    )
+
+
+PROMPTS = [question(1), question(2, images=2, words=3), question(3, images=0)]
+
+
+def score(policy, rollouts):
+    groups, width = [], max(len(r.tokens) for r in rollouts)
+    for number in sorted({r.group for r in rollouts}):
+        rows = [i for i, r in enumerate(rollouts) if r.group == number]
+        encoded = policy.encode(rollouts[rows[0]].prompt)
+        answers = tuple(rollouts[i].tokens for i in rows)
+        groups.append(
+            Group(
+                encoded,
+                encoded.visual,
+                answers,
+                tuple(rows),
+                tuple(rollouts[i].temperature for i in rows),
+            )
+        )
+    return policy.score({"raw": groups}, {"raw": Wanted()}, (len(rollouts), width))["raw"].logp
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6, 0.0])
+def test_sampler_logp_equals_training(policy, temperature):
+    rollouts = HFEngine(policy).generate(PROMPTS, Sampling(4, temperature, max_tokens=9), NOW)
+    logp = score(policy, rollouts)
+    for i, r in enumerate(rollouts):
+        torch.testing.assert_close(r.logp, logp[i, : len(r.tokens)], rtol=0, atol=1e-5)
+    assert [r.group for r in rollouts] == [0] * 4 + [1] * 4 + [2] * 4
+    assert all(not set(r.tokens.tolist()) & set(policy.processing.banned_ids) for r in rollouts)
+
+
+def test_greedy_equals_the_librarys_generate(tiny_folder):
+    policy = Policy.load(tiny_folder, device="cpu", dtype="float32")
+    (rollout,) = HFEngine(policy).generate([PROMPTS[0]], Sampling(1, 0.0, max_tokens=8), NOW)
+    encoded = policy.encode(PROMPTS[0])
+    (patches,) = encoded.visual
+    out = policy.base.generate(
+        input_ids=encoded.ids[None],
+        attention_mask=torch.ones_like(encoded.ids[None]),
+        mm_token_type_ids=encoded.types[None],
+        pixel_values=patches.values,
+        image_grid_thw=torch.tensor([patches.grid]),
+        max_new_tokens=8,
+        do_sample=False,
+        suppress_tokens=sorted(policy.processing.banned_ids),
+    )[0, len(encoded.ids) :]
+    length = len(rollout.tokens)
+    assert out[:length].tolist() == rollout.tokens.tolist()
+
+
+def test_same_seed_same_answer_and_other_step_other_answer(policy):
+    engine = HFEngine(policy)
+    sampling = Sampling(4, 1.0, max_tokens=8)
+    first, again = (
+        engine.generate(PROMPTS, sampling, NOW),
+        engine.generate(PROMPTS, sampling, NOW),
+    )
+    assert all(
+        torch.equal(a.tokens, b.tokens) and torch.equal(a.logp, b.logp)
+        for a, b in zip(first, again, strict=True)
+    )
+    other = engine.generate(PROMPTS, sampling, replace(NOW, step=4))
+    assert any(not torch.equal(a.tokens, b.tokens) for a, b in zip(first, other, strict=True))
+    assert len({tuple(r.tokens.tolist()) for r in first[:4]}) > 1
+
+
+def test_a_prompt_that_is_there_twice_gets_other_answers(policy):
+    sampling = Sampling(3, 1.0, max_tokens=8)
+    alone = HFEngine(policy).generate([PROMPTS[2]], sampling, NOW)
+    twice = HFEngine(policy).generate([PROMPTS[2], PROMPTS[2]], sampling, NOW)
+    answers = [tuple(r.tokens.tolist()) for r in twice]
+    assert answers[:3] == [tuple(r.tokens.tolist()) for r in alone] and len(set(answers)) > len(
+        set(answers[:3])
+    )
+    assert [r.group for r in twice] == [0, 0, 0, 1, 1, 1]
+
+
+def test_batch_shape_hardly_matters(policy):
+    sampling = Sampling(4, 1.0, max_tokens=8)
+    whole = HFEngine(policy).generate(PROMPTS, sampling, NOW)
+    single = [r for p in PROMPTS for r in HFEngine(policy).generate([p], sampling, NOW)]
+    chunked = HFEngine(policy, rows_at_once=5).generate(PROMPTS, sampling, NOW)
+    for other in (single, chunked):
+        same = [
+            (a, b) for a, b in zip(whole, other, strict=True) if torch.equal(a.tokens, b.tokens)
+        ]
+        assert len(same) >= len(whole) - 1
+        for a, b in same:
+            torch.testing.assert_close(a.logp, b.logp, rtol=0, atol=1e-5)
+
+
+def test_finished_answers_leave_and_prompts_run_once(policy):
+    policy.counters.clear()
+    rollouts = HFEngine(policy).generate(PROMPTS, Sampling(6, 1.5, max_tokens=70), NOW)
+    lengths = [len(r.tokens) for r in rollouts]
+    assert {r.stop for r in rollouts} <= {"eos", "length"} and min(lengths) < max(lengths)
+    assert policy.counters["tokens/prefill"] == sum(len(policy.encode(p).ids) for p in PROMPTS)
+    assert policy.counters["tokens/decode"] == sum(n - 1 for n in lengths)
+    for r in rollouts:
+        assert (r.tokens[-1].item() in policy.processing.stop_ids) == (r.stop == "eos")
+
+
+def test_forced_prefix_is_a_hint_and_scored(policy):
+    prefix = policy.processing.encode_answer("<answer> red")[:-1]
+    rollouts = HFEngine(policy).generate(
+        PROMPTS, Sampling(2, 1.0, max_tokens=9), NOW, prefixes=[prefix] * 3
+    )
+    logp = score(policy, rollouts)
+    for i, r in enumerate(rollouts):
+        assert r.tokens[: len(prefix)].tolist() == prefix.tolist()
+        assert r.roles.tolist() == [int(Role.HINT)] * len(prefix) + [int(Role.POLICY)] * (
+            len(r.tokens) - len(prefix)
+        )
+        torch.testing.assert_close(r.logp, logp[i, : len(r.tokens)], rtol=0, atol=1e-5)
+
+
+def test_stop_string(policy):
+    free = HFEngine(policy).generate(PROMPTS[:1], Sampling(1, 1.0, max_tokens=30), NOW)[0]
+    word = policy.processing.decode(free.tokens[4:5])
+    stopped = HFEngine(policy).generate(
+        PROMPTS[:1], Sampling(1, 1.0, max_tokens=30, stop=(word,)), NOW
+    )[0]
+    assert stopped.stop == word and word in stopped.text and len(stopped.tokens) <= 5
+
+
+def test_per_position_temperature(policy):
+    cold = HFEngine(policy).generate(
+        PROMPTS, Sampling(3, 1.0, max_tokens=6), NOW, temperature_at=lambda t: 1e-4
+    )
+    greedy = HFEngine(policy).generate(PROMPTS, Sampling(3, 0.0, max_tokens=6), NOW)
+    assert all(torch.equal(a.tokens, b.tokens) for a, b in zip(cold, greedy, strict=True))
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.integers(0, 10_000),
+    st.floats(0.05, 1.0),
+    st.integers(0, 12),
+    st.floats(0.0, 0.9),
+    st.floats(0.0, 1.0, exclude_max=True),
+)
+def test_only_allowed_ids_are_drawn(seed, top_p, top_k, min_p, uniform):
+    rng = torch.Generator().manual_seed(seed)
+    logp = (4 * torch.randn(3, 11, generator=rng)).log_softmax(-1)
+    banned = torch.tensor([2, 5])
+    prob = truncated(logp, Sampling(top_p=top_p, top_k=top_k, min_p=min_p), banned)
+    tokens = drawn(prob, torch.full((3,), uniform))
+    assert prob[:, banned].sum() == 0
+    for row, token in enumerate(tokens.tolist()):
+        assert prob[row, token] > 0
+        allowed = logp[row].exp().index_fill(0, banned, 0.0)
+        assert prob[row].argmax() == allowed.argmax()
+        if top_k:
+            assert allowed[token] >= allowed.topk(min(top_k, 9)).values[-1]
+        better = allowed[allowed > allowed[token]].sum()
+        assert better < top_p * allowed.sum() + 1e-5
+
+
+def test_draws_follow_the_distribution():
+    prob = torch.tensor([0.1, 0.0, 0.6, 0.3]).expand(20_000, 4)
+    tokens = drawn(prob, torch.rand(20_000, generator=torch.Generator().manual_seed(0)))
+    share = torch.bincount(tokens, minlength=4) / 20_000
+    torch.testing.assert_close(share, prob[0], rtol=0, atol=0.015)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.0])
+def test_rows_of_the_head_beyond_the_tokenizer_are_never_drawn(tiny_folder, temperature):
+    policy = Policy.load(tiny_folder, device="cpu", dtype="float32")
+    known = len(policy.processing.tokenizer)
+    torch.manual_seed(0)
+    policy.base.resize_token_embeddings(2 * known, mean_resizing=False)
+    with torch.no_grad():
+        policy.base.lm_head.weight[known:] *= (
+            3  # without the ban most draws, and the likeliest, fall here
+        )
+    sampling = Sampling(4, temperature, max_tokens=9)
+    rollouts = HFEngine(policy).generate(PROMPTS, sampling, NOW)
+    assert max(int(r.tokens.max()) for r in rollouts) < known
+    logp = score(policy, rollouts)
+    for i, r in enumerate(rollouts):
+        torch.testing.assert_close(r.logp, logp[i, : len(r.tokens)], rtol=0, atol=1e-5)
+    assert torch.cat([r.logp for r in rollouts]).mean() < -torch.tensor(float(known)).log(), (
+        "log-probs over all rows"
+    )

@@ -1,0 +1,225 @@
+"""Rollout functions: grouped answers, dynamic sampling, labels as answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+
+from mmrl.data.drawn.drawn import Drawn
+from mmrl.model.policy import Policy
+from mmrl.rollouts.engine import HFEngine
+from mmrl.rollouts.groups import (
+    DynamicSampling,
+    FirstPass,
+    LabelRollout,
+    by_group,
+    chain,
+    group_rollout,
+    renumbered,
+)
+from mmrl.rollouts.prompt_order import Supply
+from mmrl.types import Now, Prompt, Role, Rollout, Sampling
+
+NOW = Now(step=1, progress=0.0, seed=0)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Endless numbered prompts."""
+
+    size: int | None = None
+
+    def __getitem__(self, index):
+        return Prompt(str(index), [])
+
+
+class Parrot:
+    """An engine whose answer to prompt n is n; it remembers what it was asked."""
+
+    def __init__(self):
+        self.asked = []
+
+    def generate(self, prompts, sampling, now):
+        self.asked.append([int(p.id) for p in prompts])
+        kinds = torch.zeros(1, dtype=torch.uint8)
+        return [
+            Rollout(p, i, torch.arange(3), torch.tensor([int(p.id)]), kinds, p.id, "eos")
+            for i, p in enumerate(prompts)
+            for _ in range(sampling.group_size)
+        ]
+
+    def sync(self, policy):
+        pass
+
+
+def paid_by(accuracy, form=1.0):
+    """Pay answer g of prompt n with accuracy(n, g), and a format reward on top."""
+
+    def pay(rollouts):
+        out = []
+        for position, r in enumerate(rollouts):
+            value = accuracy(int(r.prompt.id), position % 4)
+            total = form if value is None else value + form
+            out.append(replace(r, reward=total, parts={"accuracy": value, "format": form}))
+        return out
+
+    return pay
+
+
+def mixed(n, g):
+    """Prompts in turn: all wrong, all right, half right."""
+    return (0.0, 1.0, float(g % 2))[n % 3]
+
+
+def run(rule, accuracy=mixed, per_step=3):
+    engine, supply = Parrot(), Supply(Rows(), per_step, seed=0)
+    rollouts = rule(engine, paid_by(accuracy), supply, Sampling(4), NOW)
+    return rollouts, supply, engine
+
+
+def test_group_rollout_takes_one_portion_and_pays_it():
+    rollouts, supply, engine = run(group_rollout)
+    assert engine.asked == [[0, 1, 2]] and supply.position == 3
+    assert [r.group for r in rollouts] == [0] * 4 + [1] * 4 + [2] * 4
+    assert [r.reward for r in rollouts] == [1.0] * 4 + [2.0] * 4 + [1.0, 2.0] * 2
+
+
+@pytest.mark.parametrize("spread", [False, True], ids=["mean", "spread"])
+def test_dynamic_sampling_fills_the_step_with_groups_that_carry_signal(spread):
+    rollouts, supply, engine = run(DynamicSampling(spread=spread))
+    assert engine.asked == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
+    assert [int(r.prompt.id) for r in rollouts] == [2] * 4 + [5] * 4 + [8] * 4
+    assert [r.group for r in rollouts] == [0] * 4 + [1] * 4 + [2] * 4
+    assert (
+        supply.counters["rollout/rounds"] == 3
+        and supply.counters["rollout/dropped_groups"] == 6
+    )
+    assert supply.counters["rollout/surplus_groups"] == 0
+
+
+def test_surplus_groups_are_left_out_and_counted():
+    rollouts, supply, _ = run(DynamicSampling(), lambda n, g: 0.0 if n == 0 else float(g % 2))
+    assert [r.prompt.id for r in rollouts[::4]] == ["1", "2", "3"]
+    assert (
+        supply.counters["rollout/surplus_groups"] == 2
+        and supply.counters["rollout/dropped_groups"] == 1
+    )
+
+
+def test_the_total_lets_all_wrong_but_well_formed_groups_pass_and_accuracy_does_not():
+    wrong = lambda n, g: 0.0  # noqa: E731
+    rollouts, *_ = run(DynamicSampling("total", low=0.01, high=1.5), wrong)
+    assert len(rollouts) == 12
+    with pytest.raises(ValueError, match=r"kept no group in 2 rounds of 3 prompts.*'accuracy'"):
+        run(DynamicSampling(rounds=2), wrong)
+
+
+def test_the_bounds_are_strict_and_spread_is_another_rule():
+    even = lambda n, g: 0.5  # noqa: E731
+    assert len(run(DynamicSampling(low=0.4, high=0.6), even)[0]) == 12
+    for low, high in ((0.5, 0.9), (0.1, 0.5)):
+        with pytest.raises(ValueError, match="kept no group"):
+            run(DynamicSampling(low=low, high=high, rounds=2), even)
+    with pytest.raises(ValueError, match="kept no group"):
+        run(DynamicSampling(spread=True, rounds=2), even)
+
+
+def test_values_that_are_not_available_are_left_out_of_the_mean():
+    known = lambda n, g: 0.5 if g == 3 else None  # noqa: E731
+    assert len(run(DynamicSampling(), known)[0]) == 12
+    with pytest.raises(ValueError, match="kept no group"):
+        run(DynamicSampling(rounds=1), lambda n, g: None)
+
+
+def test_after_the_last_round_the_step_goes_on_with_what_there_is():
+    rollouts, supply, engine = run(DynamicSampling(rounds=2))
+    assert [r.prompt.id for r in rollouts[::4]] == ["2", "5"] and len(engine.asked) == 2
+    assert supply.counters["rollout/rounds"] == 2
+
+
+def test_an_unknown_part_and_no_rounds_are_explained():
+    with pytest.raises(ValueError, match=r"part is 'acc'.*\['accuracy', 'format'\].*'total'"):
+        run(DynamicSampling("acc"))
+    with pytest.raises(ValueError, match="rounds is 0"):
+        DynamicSampling(rounds=0)
+
+
+def test_dynamic_sampling_with_the_real_engine(tiny_folder):
+    policy = Policy.load(tiny_folder, device="cpu", dtype="float32")
+
+    def pay(rollouts):
+        return [
+            replace(r, reward=float(v), parts={"accuracy": float(v)})
+            for r in rollouts
+            for v in [r.tokens[0].item() % 2]
+        ]
+
+    supply = Supply(Drawn("lookup", size=40), 2, seed=0, check=policy.encode)
+    rollouts = DynamicSampling()(HFEngine(policy), pay, supply, Sampling(3, max_tokens=3), NOW)
+    groups = by_group(rollouts)
+    assert len(groups) == 2 and [len(g) for g in groups] == [3, 3]
+    assert all(0 < sum(r.reward for r in g) < 3 for g in groups)
+
+
+def test_labels_as_answers(tiny_folder):
+    policy = Policy.load(tiny_folder, device="cpu", dtype="float32")
+    encode = policy.processing.encode_answer
+    supply = Supply(Drawn("lookup", size=5), 2, seed=0)
+    rollout = LabelRollout(encode, lambda p: policy.encode(p).ids)
+    first, second = rollout(Parrot(), paid_by(mixed), supply, Sampling(4), NOW)
+    assert (
+        first.text == first.prompt.extra["target"]
+        and first.tokens.tolist() == encode(first.text).tolist()
+    )
+    assert first.tokens[-1].item() in policy.processing.stop_ids
+    assert first.roles.tolist() == [int(Role.POLICY)] * len(first.tokens)
+    assert (first.group, second.group, first.reward, first.origin) == (0, 1, 1.0, "label")
+    plain = replace(rollout, field="absent")(
+        Parrot(), paid_by(mixed), supply, Sampling(4), NOW
+    )[0]
+    assert plain.text == plain.prompt.answer, (
+        "without the field the reference answer itself is learned"
+    )
+
+
+def test_grouping_and_numbering():
+    rollouts = Parrot().generate([Prompt("4", []), Prompt("9", [])], Sampling(2), NOW)
+    groups = by_group([rollouts[2], rollouts[0], rollouts[3], rollouts[1]])
+    assert [[r.prompt.id for r in g] for g in groups] == [["9", "9"], ["4", "4"]]
+    assert [r.group for r in renumbered(groups)] == [0, 0, 1, 1]
+
+
+def test_the_first_pass_answers_every_usable_prompt_once(tiny_folder):
+    policy = Policy.load(tiny_folder, device="cpu", dtype="float32")
+    told = {}
+
+    def pay(rs):
+        return [replace(r, reward=0.5, parts={"accuracy": float(r.tokens[0] % 2)}) for r in rs]
+
+    supply = Supply(Drawn("lookup", size=7), 2, seed=0)
+    rule = FirstPass(told.update, policy, at_once=3)
+    sampling = Sampling(2, max_tokens=1)
+    first = rule(HFEngine(policy), pay, supply, sampling, NOW)
+    assert sorted(told) == sorted(Drawn("lookup")[i].id for i in range(7)) and set(
+        told.values()
+    ) <= {0.0, 0.5, 1.0}
+    assert (
+        supply.counters["rollout/first_pass"] == 7 and supply.position == 2 and len(first) == 4
+    )
+    told.clear()
+    rule(HFEngine(policy), pay, supply, sampling, replace(NOW, step=2))
+    assert not told, "only before the first step"
+    total = FirstPass(told.update, policy, part="total").rates(
+        HFEngine(policy), pay, supply, sampling, NOW
+    )
+    assert set(total.values()) == {0.5}
+    with pytest.raises(ValueError, match=r"endless; set data\.limit"):
+        rule(HFEngine(policy), pay, Supply(Drawn("lookup"), 2, seed=0), sampling, NOW)
+
+
+def test_a_chain_of_rollout_functions():
+    inner = DynamicSampling()
+    outer = FirstPass(print, None, inner=inner)
+    assert chain(outer) == [outer, inner] and chain(group_rollout) == [group_rollout]

@@ -1,0 +1,136 @@
+"""Order of prompts, bad rows, exact resume."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmrl.ground.faults import BadRow
+from mmrl.rollouts.prompt_order import Supply
+from mmrl.types import Prompt
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Numbered prompts; those in `bad` cannot be read."""
+
+    size: int | None = 7
+    bad: tuple[int, ...] = ()
+
+    def __getitem__(self, index):
+        if index in self.bad:
+            raise BadRow(f"row {index} is broken")
+        return Prompt(str(index), [])
+
+
+def ids(prompts):
+    return [int(p.id) for p in prompts]
+
+
+def test_an_epoch_holds_every_row_once_and_epochs_differ():
+    supply = Supply(Rows(7), 7, seed=3)
+    first, second = ids(supply.take()), ids(supply.take())
+    assert sorted(first) == sorted(second) == list(range(7)) and first != second
+    assert supply.epoch == 2.0
+    assert ids(Supply(Rows(7), 7, seed=3).take()) == first
+    assert ids(Supply(Rows(7), 7, seed=4).take()) != first
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 9),
+    st.lists(st.integers(1, 6), min_size=1, max_size=6),
+    st.integers(0, 5),
+    st.sets(st.integers(0, 8), max_size=4),
+)
+def test_the_order_does_not_depend_on_the_portions_and_resumes_exactly(
+    size, portions, stop, bad
+):
+    rows = Rows(size, tuple(bad))
+    if set(range(size)) <= bad:
+        return
+    whole = ids(Supply(rows, 1, seed=1).take(sum(portions)))
+    supply, found = Supply(rows, 1, seed=1), []
+    for i, portion in enumerate(portions):
+        if i == stop:
+            state = json.loads(json.dumps(supply.state()))
+            supply = Supply(rows, 1, seed=1)
+            supply.load(state)
+        found += ids(supply.take(portion))
+    assert found == whole and not set(found) & bad
+
+
+def test_an_endless_collection_is_read_in_its_own_order():
+    supply = Supply(Rows(None), 3, seed=9)
+    assert (
+        ids(supply.take()) == [0, 1, 2]
+        and ids(supply.take(2)) == [3, 4]
+        and supply.epoch == 0.0
+    )
+
+
+def test_bad_rows_are_skipped_counted_and_logged(tmp_path):
+    log = tmp_path / "skipped.jsonl"
+    supply = Supply(Rows(None, bad=(1, 4)), 4, seed=0, log=log)
+    assert ids(supply.take()) == [0, 2, 3, 5]
+    assert supply.counters["data/skipped"] == 2 and supply.position == 6
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [(r["row"], r["reason"]) for r in rows] == [
+        (1, "row 1 is broken"),
+        (4, "row 4 is broken"),
+    ]
+
+
+def test_rows_that_load_but_cannot_be_used_are_skipped_too():
+    def check(prompt):
+        if int(prompt.id) % 2:
+            raise BadRow("odd")
+
+    assert ids(Supply(Rows(None), 3, seed=0, check=check).take()) == [0, 2, 4]
+
+
+def test_bad_rows_end_the_run_by_choice():
+    with pytest.raises(BadRow, match="row 1 is broken"):
+        Supply(Rows(None, bad=(1,)), 4, seed=0, on_bad="stop").take()
+
+
+@pytest.mark.parametrize("size", [5, None])
+def test_a_collection_without_a_usable_row_is_an_error_and_no_endless_loop(size):
+    rows = Rows(size, bad=tuple(range(3000)))
+    with pytest.raises(BadRow, match=r"(5|1000) rows in a row cannot be used.*is broken"):
+        Supply(rows, 2, seed=0).take()
+
+
+def test_an_empty_dataset_is_refused():
+    with pytest.raises(ValueError, match="dataset is empty"):
+        Supply(Rows(0), 2, seed=0)
+
+
+def test_peeking_changes_nothing(tmp_path):
+    log = tmp_path / "skipped.jsonl"
+    supply = Supply(Rows(None, bad=(0,)), 2, seed=0, log=log)
+    assert supply.peek().id == "1" and supply.position == 0
+    assert not supply.counters and not log.exists()
+    assert (
+        ids(supply.take()) == [1, 2] and supply.counters["data/skipped"] == 1 and log.exists()
+    )
+
+
+def test_the_log_forgets_what_will_be_met_again(tmp_path):
+    log = tmp_path / "skipped.jsonl"
+    supply = Supply(Rows(None, bad=(1, 4)), 2, seed=0, log=log)
+    supply.take()
+    state = supply.state()
+    supply.take()
+    assert len(log.read_text().splitlines()) == 2
+    with log.open("a") as file:
+        file.write('{"position": 0, "row"')  # torn by a kill
+    again = Supply(Rows(None, bad=(1, 4)), 2, seed=0, log=log)
+    again.load(state)
+    assert [json.loads(line)["row"] for line in log.read_text().splitlines()] == [1]
+    again.take()
+    assert [json.loads(line)["row"] for line in log.read_text().splitlines()] == [1, 4]

@@ -1,0 +1,192 @@
+"""AdamW against its formula, schedules, clipping, fp32 master weights, exact state."""
+
+from __future__ import annotations
+
+import io
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from mmrl.training.optim import Optim, Optimizer
+
+
+def parameters(dtype=torch.float64, seed=0):
+    rng = torch.Generator().manual_seed(seed)
+
+    def make(*shape):
+        return nn.Parameter(torch.randn(*shape, generator=rng, dtype=torch.float64).to(dtype))
+
+    return [("weight", make(3, 4)), ("bias", make(4))]
+
+
+def feed(named, step, scale=1.0):
+    """The same made-up gradients in every run."""
+    rng = torch.Generator().manual_seed(100 + step)
+    for _, p in named:
+        p.grad = (scale * torch.randn(p.shape, generator=rng, dtype=torch.float64)).to(p.dtype)
+
+
+def run(optimizer, named, steps, start=0, scale=1.0):
+    for step in range(start, start + steps):
+        feed(named, step, scale)
+        optimizer.gradient_norm()
+        optimizer.step(planned=10)
+
+
+def test_adamw_by_its_formula_and_no_decay_on_biases():
+    settings = Optim(lr=0.01, weight_decay=0.1, beta1=0.8, beta2=0.9, max_grad_norm=0)
+    named, expected = parameters(), [p.detach().clone() for _, p in parameters()]
+    run(Optimizer(named, settings), named, 3)
+    moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in expected]
+    for step in range(3):
+        feed(other := parameters(), step)
+        for p, (_, source), (m, v) in zip(expected, other, moments, strict=True):
+            g = source.grad
+            m.mul_(0.8).add_(0.2 * g)
+            v.mul_(0.9).add_(0.1 * g * g)
+            if p.ndim == 2:
+                p.mul_(1 - 0.01 * 0.1)
+            p.sub_(
+                0.01
+                * (m / (1 - 0.8 ** (step + 1)))
+                / ((v / (1 - 0.9 ** (step + 1))).sqrt() + 1e-8)
+            )
+    for (_, p), e in zip(named, expected, strict=True):
+        torch.testing.assert_close(p.detach(), e, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]),
+        ("linear", [0.25, 0.5, 0.75, 1.0, 1.0, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]),
+        (
+            "cosine",
+            [0.25, 0.5, 0.75, 1.0, *(0.5 + 0.5 * math.cos(math.pi * k / 6) for k in range(6))],
+        ),
+    ],
+)
+def test_learning_rates(schedule, expected):
+    settings = Optim(lr=2.0, schedule=schedule, warmup=4, weight_decay=0.0)
+    assert [settings.factor(step, 10) for step in range(10)] == pytest.approx(expected)
+    named = parameters()
+    optimizer = Optimizer(named, settings)
+    used = []
+    for step in range(10):
+        feed(named, step)
+        used.append(optimizer.step(planned=10))
+    assert used == pytest.approx([2.0 * e for e in expected])
+
+
+def test_a_run_that_goes_on_beyond_its_plan_keeps_a_sane_rate():
+    assert (
+        Optim(schedule="linear").factor(15, 10) == 0.0
+        and Optim(schedule="cosine").factor(15, 10) == 0.0
+    )
+    assert Optim(schedule="cosine", warmup=20).factor(19, 10) == 1.0
+
+
+def test_clipping():
+    named = parameters()
+    feed(named, 0, scale=50.0)
+    before = torch.cat([p.grad.flatten() for _, p in named])
+    norm = Optimizer(named, Optim(max_grad_norm=2.0)).gradient_norm()
+    after = torch.cat([p.grad.flatten() for _, p in named])
+    assert norm == pytest.approx(before.norm().item()) and after.norm().item() == pytest.approx(
+        2.0, rel=1e-5
+    )
+    torch.testing.assert_close(after / after.norm(), before / before.norm())
+
+    feed(named, 0, scale=50.0)
+    assert Optimizer(named, Optim(max_grad_norm=0)).gradient_norm() == pytest.approx(norm)
+    assert torch.equal(torch.cat([p.grad.flatten() for _, p in named]), before)
+
+    feed(named, 0, scale=1e-3)
+    small = torch.cat([p.grad.flatten() for _, p in named])
+    Optimizer(named, Optim(max_grad_norm=2.0)).gradient_norm()
+    assert torch.equal(torch.cat([p.grad.flatten() for _, p in named]), small), (
+        "small gradients are left alone"
+    )
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_broken_gradient_shows_in_the_norm(value):
+    named = parameters()
+    feed(named, 0)
+    named[0][1].grad[0, 0] = value
+    assert not Optimizer(named, Optim()).gradient_norm() < float("inf")
+
+
+def test_parameters_without_a_gradient_stay():
+    named = parameters()
+    optimizer = Optimizer(named, Optim(lr=0.1))
+    feed(named, 0)
+    named[1][1].grad = None
+    before = [p.detach().clone() for _, p in named]
+    optimizer.step(planned=1)
+    assert not torch.equal(named[0][1], before[0]) and torch.equal(named[1][1], before[1])
+    assert all(p.grad is None for _, p in named), "a step clears the gradients"
+
+
+def test_bf16_weights_move_by_fp32_masters():
+    settings = Optim(lr=1e-5, weight_decay=0.01)
+    named = parameters(torch.bfloat16)
+    reference = [(n, nn.Parameter(p.detach().float())) for n, p in named]
+    start = [p.detach().clone() for _, p in named]
+    ours, theirs = Optimizer(named, settings), Optimizer(reference, settings)
+    for step in range(60):
+        feed(named, 0)
+        for (_, p), (_, q) in zip(named, reference, strict=True):
+            q.grad = p.grad.float()
+        ours.step(planned=60)
+        theirs.step(planned=60)
+        if step == 0:
+            big = (
+                start[0].abs() > 0.01
+            )  # one step is far below half a unit in the last place of these
+            assert torch.equal(named[0][1].detach()[big], start[0][big])
+    for (_, p), (_, q), s in zip(named, reference, start, strict=True):
+        assert p.dtype == torch.bfloat16 and torch.equal(p, q.to(torch.bfloat16))
+        assert (p != s).any(), "sixty small steps add up"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_state_continues_bit_for_bit(dtype):
+    settings = Optim(lr=1e-3, schedule="cosine", warmup=2)
+    whole = parameters(dtype)
+    run(Optimizer(whole, settings), whole, 6)
+
+    first = parameters(dtype)
+    optimizer = Optimizer(first, settings)
+    run(optimizer, first, 3)
+    file = io.BytesIO()
+    torch.save(optimizer.state(), file)
+    file.seek(0)
+    second = parameters(dtype, seed=9)
+    resumed = Optimizer(second, settings)
+    with torch.no_grad():
+        for (_, new), (_, old) in zip(second, first, strict=True):
+            new.copy_(old)
+    resumed.load(torch.load(file, weights_only=True))
+    assert resumed.steps == 3
+    run(resumed, second, 3, start=3)
+    for (_, a), (_, b) in zip(whole, second, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_user_errors_are_explained():
+    with pytest.raises(ValueError, match="Every parameter is frozen"):
+        Optimizer([], Optim())
+    for field, value in {
+        "lr": -1.0,
+        "warmup": -1,
+        "weight_decay": -0.1,
+        "beta1": 1.0,
+        "beta2": -0.1,
+    }.items():
+        with pytest.raises(ValueError, match=rf"Optim\.{field} is {value}; it must be"):
+            Optim(**{field: value})
+    with pytest.raises(ValueError, match="max_grad_norm is -1"):
+        Optim(max_grad_norm=-1)
