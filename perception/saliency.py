@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from mmrl.perception.pixels import checked
-from mmrl.types import Now, View, ViewContext
+from mmrl.types import Now, View, ViewContext, require_view
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -65,18 +65,15 @@ class DinoSaliency:
                 f"DinoSaliency.layers is {self.layers}, but {self.path} has the layers 0 to "
                 f"{config.num_hidden_layers - 1}; name some of these."
             )
-        pixels = encoder_pixels(
-            checked(frames, "DinoSaliency"), config.patch_size, self.side
-        ).to(self.device)
-        rows, columns = (
-            pixels.shape[-2] // config.patch_size,
-            pixels.shape[-1] // config.patch_size,
-        )
+        checked(frames, "DinoSaliency")
+        pixels = encoder_pixels(frames, config.patch_size, self.side).to(self.device)
+        rows = pixels.shape[-2] // config.patch_size
+        columns = pixels.shape[-1] // config.patch_size
+        maps: list[Tensor] = []
         with torch.no_grad():
-            maps = [
-                received_attention(self._attentions(frame[None]), rows * columns)
-                for frame in pixels
-            ]
+            for frame in pixels:  # one by one: attention weights of a whole clip would not fit
+                attentions = self._attentions(frame[None])
+                maps.append(received_attention(attentions, rows * columns))
         return torch.cat(maps).view(-1, rows, columns).to(frames.device)
 
     def _attentions(self, pixels: Tensor) -> Sequence[Tensor]:
@@ -109,19 +106,19 @@ def encoder_pixels(frames: Tensor, patch: int, side: int) -> Tensor:
     """Normalise frames for the encoder: float [F, 3, h * patch, w * patch], area at most about side * side."""
     height, width = frames.shape[-2:]
     scale = min(1.0, side / (height * width) ** 0.5)
-    size = [max(round(length * scale / patch), 1) * patch for length in (height, width)]
+    rows, columns = (max(round(length * scale / patch), 1) for length in (height, width))
+    size = [rows * patch, columns * patch]
     resized = nn.functional.interpolate(
         frames.float() / 255.0, size=size, mode="bicubic", antialias=True
     )
-    mean, std = (
-        torch.tensor(values, device=frames.device).view(3, 1, 1)
-        for values in (IMAGENET_MEAN, IMAGENET_STD)
-    )
+    mean = torch.tensor(IMAGENET_MEAN, device=frames.device).view(3, 1, 1)
+    std = torch.tensor(IMAGENET_STD, device=frames.device).view(3, 1, 1)
+    # Clamped, because bicubic interpolation overshoots at edges.
     return (resized.clamp(0.0, 1.0) - mean) / std
 
 
 @dataclass(frozen=True)
-class SeenBy:
+class SeenBy(View):
     """A view that reads saliency, given the saliency of an encoder instead of the policy's own."""
 
     view: View
@@ -131,15 +128,18 @@ class SeenBy:
 
     reads_saliency: ClassVar[bool] = False
 
+    def __post_init__(self) -> None:
+        require_view("SeenBy.view", self.view)
+
     @property
     def changes_geometry(self) -> bool:
         """As the view says."""
-        return bool(getattr(self.view, "changes_geometry", True))
+        return self.view.changes_geometry
 
     @property
     def changes_order(self) -> bool:
         """As the view says."""
-        return bool(getattr(self.view, "changes_order", True))
+        return self.view.changes_order
 
     def __call__(
         self, frames: Tensor, context: ViewContext, rng: torch.Generator, now: Now

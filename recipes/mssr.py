@@ -91,15 +91,17 @@ def main(
     """
     policy = open_policy(model, load, lora, run)
     prompts, heldout = open_data(dataset, data, run.seed)
+    memory = mssr.start_memory()
     trainer = Trainer(
         policy,
         prompts=prompts,
         heldout=heldout,
         rewards=Rewards(accuracy=style_of(data.style).accuracy),
-        rollout=FirstPass(mssr.start, policy) if first_pass else group_rollout,
+        rollout=FirstPass(memory.start, policy) if first_pass else group_rollout,
         estimator=partial(group_centered, alone="reward"),
         grpo=grpo,
         objectives=[mssr],
+        memories=[memory],
         sampling=sampling,
         optim=optim,
         run=run,

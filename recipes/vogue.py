@@ -18,7 +18,7 @@ from mmrl.losses.advantages import group_normalized
 from mmrl.model.load import LoRA
 from mmrl.objectives.vogue import VOGUE
 from mmrl.perception.noise import GaussianNoise
-from mmrl.perception.perturb import Chain, ColourJitter, Flip, Rotation
+from mmrl.perception.perturb import ColourJitter, Flip, RandomRotation, ViewChain
 from mmrl.recipes.shared.launch import (
     EMBEDDED,
     Data,
@@ -100,7 +100,7 @@ def main(
     prompts, heldout = open_data(dataset, data, run.seed)
     style = style_of(data.style)
     view = (
-        Chain((Flip(0.5, 0.5), Rotation(10.0), ColourJitter(0.15, 0.15), noise))
+        ViewChain((Flip(0.5, 0.5), RandomRotation(10.0), ColourJitter(0.15, 0.15), noise))
         if released_view
         else noise
     )
@@ -111,7 +111,7 @@ def main(
         heldout=heldout,
         rewards=Rewards(accuracy=(0.9, style.accuracy), format=(0.1, style.format)),
         rollout=NoisyPrompts(policy, noisy, vogue.noisy, vogue.probability)
-        if vogue.wants
+        if vogue.answer_kinds()
         else group_rollout,
         estimator=group_normalized,
         grpo=grpo,

@@ -43,14 +43,14 @@ from mmrl.data.drawn.scenes import (
     render_tracks,
 )
 from mmrl.ground.seeds import derive_seed
-from mmrl.types import Media, Prompt
+from mmrl.types import Media, Prompt, Prompts
 
 Task = Literal["lookup", "describe", "counting", "jigsaw", "clips", "narrate"]
 ORDINALS = ("first", "second", "third", "fourth")
 
 
 @dataclass(frozen=True)
-class Drawn:
+class Drawn(Prompts):
     """A drawn task as `Prompts`. Index i always gives the same prompt; without `size` it is endless."""
 
     task: Task = "lookup"
@@ -171,7 +171,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Warmup:
+class Warmup(Prompts):
     """A mixture of a task and its dense counterpart for supervised warm-up."""
 
     plain: Drawn

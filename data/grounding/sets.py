@@ -32,7 +32,7 @@ from mmrl.data.video.probe import BadVideo
 from mmrl.data.video.time_text import Encoding, Shown, native, pair_stamps
 from mmrl.data.video.video import ClipReader, ClipSampling
 from mmrl.ground.faults import Fault, shown
-from mmrl.types import Media, Prompt
+from mmrl.types import Media, Prompt, Prompts
 
 EXTENSIONS = (".mp4", ".mkv", ".webm", ".avi", ".mov")
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
@@ -213,7 +213,7 @@ class PackedRows(Sequence[GroundingRow]):
         return pickle.loads(self._bytes[start:end].tobytes())
 
 
-class GroundingPrompts:
+class GroundingPrompts(Prompts):
     """Prompts over rows: question, clip and true spans; the clip is decoded when an index is read.
 
     The answer is the list of true spans, or the row's own answer. `extra` holds query, duration, video, source and the

@@ -8,7 +8,7 @@ answer depends on the frames of the event.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -60,6 +60,10 @@ class Told:
 
     def __len__(self) -> int:
         return len(self.prompts)  # type: ignore[arg-type]
+
+    def drain(self) -> Mapping[str, int]:
+        """What the prompts below counted since this was last asked."""
+        return self.prompts.drain()
 
     def __getitem__(self, index: int) -> Prompt:
         """The prompt at this index, retold."""

@@ -29,14 +29,14 @@ from mmrl.data.rows.row_clips import FrameList, read_video, video_path
 from mmrl.data.rows.tables import Row, Table
 from mmrl.data.rows.templates import PLAIN, Template, Visuals, question_chat, row_chat
 from mmrl.ground.faults import BadRow, Fault, shown
-from mmrl.types import Media, Prompt
+from mmrl.types import Media, Prompt, Prompts
 
 OnBad = Literal["skip", "stop"]
 KEPT_FAULTS = 20
 """How many faults of skipped rows are kept in full."""
 
 
-class RowPrompts:
+class RowPrompts(Prompts):
     """Prompts over the rows of a table. Made by `load_prompts`."""
 
     def __init__(

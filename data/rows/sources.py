@@ -77,7 +77,7 @@ def open_table(dataset: str, split: str | None = None, subset: str | None = None
     return _hub(dataset, split, subset)
 
 
-class Subset:
+class Subset(Prompts):
     """Some rows of other prompts, in a given order."""
 
     def __init__(self, prompts: Prompts, indices: Sequence[int]) -> None:
@@ -87,10 +87,9 @@ class Subset:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def drain(self) -> dict[str, int]:
-        """Counts of the prompts below since this was last asked, if they count."""
-        drain = getattr(self.prompts, "drain", None)
-        return drain() if drain is not None else {}
+    def drain(self) -> Mapping[str, int]:
+        """Counts of the prompts below since this was last asked."""
+        return self.prompts.drain()
 
     def __getitem__(self, index: int) -> Prompt:
         if not 0 <= index < len(self.indices):

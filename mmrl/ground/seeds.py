@@ -24,3 +24,10 @@ def generator(*parts: int | str) -> torch.Generator:
     import torch  # here, because processes without torch use the rest of this file
 
     return torch.Generator().manual_seed(derive_seed(*parts))
+
+
+def uniform_draw(*parts: int | str) -> float:
+    """One uniform number in [0, 1), keyed by the parts."""
+    import torch
+
+    return torch.rand(1, generator=generator(*parts)).item()

@@ -125,7 +125,7 @@ def entropy(logits: Tensor) -> Tensor:
 EXACT: Mapping[Exact, Callable[[Tensor, Tensor], Tensor]] = MappingProxyType(
     {"forward": forward, "reverse": reverse, "symmetric": symmetric, "js": jensen_shannon}
 )
-"""The exact divergences by the names that `Need.divergence` uses."""
+"""The exact divergences by the names that `ScoreRequest.divergence` uses."""
 
 
 def _expectation(log_p: Tensor, log_q: Tensor) -> Tensor:

@@ -104,7 +104,7 @@ def render(
         saliency = policy.saliency(encoded.visual[medium]) if asks else None
         return branch.view(frames, ViewContext(prompt, medium, saliency), rng, now)
 
-    encoded, asks = policy.encode(prompt), bool(getattr(branch.view, "reads_saliency", False))
+    encoded, asks = policy.encode(prompt), branch.view.reads_saliency
     return policy.processing.rerender(prompt, encoded, transform, branch.stage)
 
 
@@ -114,12 +114,13 @@ def spoils(view: View, prompt: Prompt) -> str:
     A row says in its column `depends_on` what its answer depends on: "geometry" (places, sides, angles) and "order"
     (what happens when). A view says it in `changes_geometry` and `changes_order`.
     """
-    for what in ("geometry", "order"):
-        if what in (prompt.extra.get("depends_on") or ()) and getattr(
-            view, f"changes_{what}", False
-        ):
+    depends_on = prompt.extra.get("depends_on") or ()
+    changes = {"geometry": view.changes_geometry, "order": view.changes_order}
+    for what, changed in changes.items():
+        if changed and what in depends_on:
             return (
                 f"the view {type(view).__name__} changes the {what} of what is seen, and the answer depends on it "
-                "(column depends_on). Use a view that leaves it alone, such as noise or a mask."
+                "(column depends_on). Use a view that leaves it alone, such as noise or a mask, and says so "
+                f"(changes_{what} = False)."
             )
     return ""

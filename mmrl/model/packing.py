@@ -162,6 +162,7 @@ def rows_of(batch: Batch, rows: Tensor) -> Batch:
         advantage=batch.advantage[rows],
         roles=batch.roles[rows],
         scores={name: scores[rows] for name, scores in batch.scores.items()},
+        shaped=[shaped[rows] for shaped in batch.shaped],
     )
 
 

@@ -32,9 +32,10 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
+from mmrl.ground.require import require
 from mmrl.losses import kl
 from mmrl.losses.reduce import Reduction
-from mmrl.objectives.base import Need, Objective
+from mmrl.objectives.base import Objective, ScoreRequest
 from mmrl.types import Batch, Now, Scores
 
 
@@ -71,27 +72,31 @@ class DVRP(Objective):
     }
 
     def __post_init__(self) -> None:
-        for name in ("lambda_nec", "lambda_rob", "lambda_ent", "lambda_orig"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(
-                    f"DVRP.{name} is {getattr(self, name)}; it must be 0 (off) or positive."
-                )
+        require(
+            self,
+            lambda_nec=(self.lambda_nec >= 0, "0 (off) or positive"),
+            lambda_rob=(self.lambda_rob >= 0, "0 (off) or positive"),
+            lambda_ent=(self.lambda_ent >= 0, "0 (off) or positive"),
+            lambda_orig=(self.lambda_orig >= 0, "0 (off) or positive"),
+        )
         if self.masked == self.noisy:
             raise ValueError(
                 f"DVRP.masked and DVRP.noisy are both {self.masked!r}; the two views need two branches."
             )
 
-    def needs(self) -> tuple[Need, ...]:
+    def score_requests(self) -> tuple[ScoreRequest, ...]:
         """A branch for every coefficient that reads it, exact quantities only where asked for."""
         exact = self.entropy == "exact"
-        needs = [Need("raw", entropy=exact)] if self.lambda_orig > 0 else []
+        requests: list[ScoreRequest] = []
+        if self.lambda_orig > 0:
+            requests.append(ScoreRequest("raw", entropy=exact))
         for name, weight in ((self.masked, self.lambda_nec), (self.noisy, self.lambda_rob)):
-            if weight > 0 or self.lambda_ent > 0:
-                divergence = "forward" if self.kl == "exact" and weight > 0 else None
-                needs.append(
-                    Need(name, entropy=exact and self.lambda_ent > 0, divergence=divergence)
-                )
-        return tuple(needs)
+            if weight == 0 and self.lambda_ent == 0:
+                continue
+            entropy = exact and self.lambda_ent > 0
+            divergence = "forward" if self.kl == "exact" and weight > 0 else None
+            requests.append(ScoreRequest(name, entropy=entropy, divergence=divergence))
+        return tuple(requests)
 
     def terms(self, live: Mapping[str, Scores], batch: Batch, now: Now) -> dict[str, Tensor]:
         """The terms whose coefficients are not zero."""
@@ -109,18 +114,20 @@ class DVRP(Objective):
 
     def metrics(self, live: Mapping[str, Scores], batch: Batch, now: Now) -> dict[str, Tensor]:
         """Divergence from and surprise under each view; masked over noisy should be large and grow."""
-        maps: dict[str, Tensor] = {}
-        for role, name, weight in (
+        views = (
             ("masked", self.masked, self.lambda_nec),
             ("noisy", self.noisy, self.lambda_rob),
-        ):
-            if name in live:
-                maps[f"surprise_{role}"] = -live[name].logp
-                maps[f"kl_{role}"] = (
-                    self.divergence(live, name)
-                    if weight > 0
-                    else kl.k3(live["raw"].logp, live[name].logp)
-                )
+        )
+        maps: dict[str, Tensor] = {}
+        for role, name, weight in views:
+            if name not in live:
+                continue
+            maps[f"surprise_{role}"] = -live[name].logp
+            # Without a weight nobody asked for the exact divergence; the sampled one costs nothing.
+            if weight > 0:
+                maps[f"kl_{role}"] = self.divergence(live, name)
+            else:
+                maps[f"kl_{role}"] = kl.k3(live["raw"].logp, live[name].logp)
         return maps
 
     def divergence(self, live: Mapping[str, Scores], name: str) -> Tensor:

@@ -21,7 +21,7 @@ class Supply:
 
     `check` may raise `BadRow` for a prompt that loads but cannot be used, for example one that is too long. With
     `on_bad="skip"` a bad row is counted, written to `log` and replaced by the next row; with "stop" it ends the run.
-    An endless collection is read in its own order. Prompts that count something (decoded clips) say so in `drain`.
+    An endless collection is read in its own order. What prompts count (decoded clips, skipped media) joins `counters`.
     """
 
     def __init__(
@@ -34,6 +34,11 @@ class Supply:
         on_bad: str = "skip",
         log: Path | None = None,
     ) -> None:
+        if not isinstance(prompts, Prompts):
+            raise ValueError(
+                f"{type(prompts).__name__} is no collection of prompts: it needs size, __getitem__ and drain. Derive "
+                "it from mmrl.types.Prompts, which has defaults."
+            )
         if prompts.size == 0:
             raise ValueError("The dataset is empty: there is no prompt to train on.")
         self.prompts = prompts
@@ -72,8 +77,8 @@ class Supply:
                 continue
             bad.clear()
             found.append(prompt)
-        if counted and (drain := getattr(self.prompts, "drain", None)) is not None:
-            self.counters.update(drain())
+        if counted:
+            self.counters.update(self.prompts.drain())
         return found
 
     def peek(self) -> Prompt:
@@ -115,13 +120,9 @@ class Supply:
     def _report(self, index: int, problem: BadRow) -> None:
         self.counters["data/skipped"] += 1
         if self.log is not None:
+            entry = {"position": self.position - 1, "row": index, "reason": str(problem)}
             with self.log.open("a", encoding="utf-8") as file:
-                file.write(
-                    json.dumps(
-                        {"position": self.position - 1, "row": index, "reason": str(problem)}
-                    )
-                    + "\n"
-                )
+                file.write(json.dumps(entry) + "\n")
 
 
 def _logged_at(row: str) -> float:

@@ -24,7 +24,7 @@ from mmrl.model.branches import Views
 from mmrl.model.packing import collate, rows_of, split
 from mmrl.model.policy import Policy, Wanted
 from mmrl.model.reference_scores import scored
-from mmrl.objectives.base import Objective
+from mmrl.objectives.base import Memory, Objective, shaped_in_turn
 from mmrl.training.optim import Optimizer
 from mmrl.training.run import Clock
 from mmrl.types import Batch, Divergence, Now, Rollout, Scores, VisualBranch
@@ -50,8 +50,12 @@ class Learner:
     """Optimizer steps of the whole run, for the learning-rate schedule."""
     norms_every: int = 0
     """Log the gradient norm of each loss term each so many steps; 0: never."""
+    memories: Sequence[Memory | None] = ()
+    """What each objective remembers of the run; the trainer's. Without any, every objective starts a fresh one."""
 
     def __post_init__(self) -> None:
+        if not self.memories:
+            self.memories = [objective.start_memory() for objective in self.objectives]
         self.plan = plan_scores(
             self.grpo, self.objectives, self.branches, self.updates_per_step
         )
@@ -104,9 +108,8 @@ class Learner:
             advantage = self.estimator(paid, batch.group, batch.mask)
             if advantage.ndim == 1:
                 advantage = advantage[:, None] * batch.mask
-            for objective in self.objectives:
-                advantage = objective.shape(advantage, batch, now)
-        return replace(batch, advantage=advantage)
+            batch = replace(batch, advantage=advantage)
+            return shaped_in_turn(self.objectives, self.memories, batch, now)
 
     def _update(
         self, batch: Batch, rows: Sequence[int], views: Views, now: Now
@@ -244,7 +247,7 @@ def plan_scores(
     )  # read before the update
     early = updates > 1 or grpo.mismatch != "off" or (grpo.kl > 0 and grpo.kl_in == "reward")
     for objective in objectives:
-        for need in objective.needs():
+        for need in objective.score_requests():
             name = need.branch
             if name not in ("raw", "ref") and name not in branches:
                 raise ValueError(
@@ -354,8 +357,8 @@ def _given_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
 
 def strength(branch: VisualBranch, now: Now) -> float | None:
     """How strong a branch's view is now, if it says so (noise)."""
-    known = getattr(branch.view, "strength", None)
-    return None if known is None else float(known(now))
+    known = branch.view.strength(now)
+    return None if known is None else float(known)
 
 
 def accumulate(sums: dict[str, Tensor], metrics: Mapping[str, Tensor]) -> None:

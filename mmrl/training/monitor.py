@@ -37,11 +37,11 @@ from mmrl.model.policy import Policy, Wanted
 from mmrl.model.reference_scores import scored
 from mmrl.objectives.base import Objective
 from mmrl.rewards.pay import Rewards
-from mmrl.rollouts.engine import Engine
+from mmrl.rollouts.engine import Engine, can_look
 from mmrl.rollouts.groups import without_retention
-from mmrl.rollouts.noisy import can_look, looks
+from mmrl.rollouts.noisy import rendered
 from mmrl.training.evaluate import summary
-from mmrl.types import Media, Now, Prompt, Rollout, Sampling, ViewContext, VisualBranch
+from mmrl.types import Media, Now, Prompt, Rollout, Sampling, View, ViewContext, VisualBranch
 
 
 class BlindPolicy(RuntimeError):
@@ -80,8 +80,11 @@ class Monitor:
 
 
 @dataclass(frozen=True)
-class Blank:
+class Blank(View):
     """All pixels black."""
+
+    # Its answers are only compared with those to the real pictures.
+    changes_geometry = changes_order = False
 
     def __call__(
         self, frames: Tensor, context: ViewContext, rng: torch.Generator, now: Now
@@ -90,11 +93,14 @@ class Blank:
 
 
 @dataclass(frozen=True)
-class Exchanged:
+class Exchanged(View):
     """The medium of another prompt, resampled to this one's size and number of frames."""
 
     partners: Mapping[str, tuple[Media, ...]]
     """Prompt id -> media of another prompt."""
+
+    # Its answers are only compared with those to the real pictures.
+    changes_geometry = changes_order = False
 
     def __call__(
         self, frames: Tensor, context: ViewContext, rng: torch.Generator, now: Now
@@ -140,7 +146,7 @@ def blind_probe(
         real = rewards(engine.generate(prompts, greedy, now))
         found["accuracy"] = summary(real)["accuracy"]
         for name, branch in branches.items():
-            seen = looks(policy, prompts, name, branch, now)
+            seen = rendered(policy, prompts, name, branch, now)
             generate: Any = engine.generate
             answers = rewards(generate(prompts, greedy, now, visual=seen, branch=name))
             found[f"accuracy_{name}"] = summary(answers)["accuracy"]

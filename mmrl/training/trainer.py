@@ -33,10 +33,10 @@ from mmrl.losses.advantages import group_normalized
 from mmrl.losses.group_filters import overlong_penalty
 from mmrl.losses.surrogates import Surrogate, clipped
 from mmrl.model.policy import Policy
-from mmrl.objectives.base import Objective
+from mmrl.objectives.base import Memory, Objective
 from mmrl.rewards.pay import Rewards, RewardStopped
 from mmrl.rollouts.engine import Engine, HFEngine
-from mmrl.rollouts.groups import RolloutFunction, group_rollout
+from mmrl.rollouts.groups import RolloutCall, group_rollout
 from mmrl.rollouts.prompt_order import Supply
 from mmrl.training import checkpoint
 from mmrl.training.compatibility import check_setup
@@ -91,7 +91,8 @@ class Trainer:
         sampling: Sampling = Sampling(),
         optim: Optim = Optim(),
         run: Run = Run(),
-        rollout: RolloutFunction = group_rollout,
+        rollout: RolloutCall = group_rollout,
+        memories: Sequence[Memory | None] | None = None,
         heldout: Prompts | None = None,
         monitor: Monitor = Monitor(),
         early: EarlyStop = EarlyStop(),
@@ -111,6 +112,7 @@ class Trainer:
             list(objectives),
             rollout,
         )
+        self.memories = started(self.objectives, memories)
         self.heldout = (
             [] if heldout is None else heldout_prompts(heldout, run.eval_prompts, policy.encode)
         )
@@ -141,6 +143,7 @@ class Trainer:
             run.tokens_per_pass,
             self.steps * run.updates_per_step,
             monitor.norms_every,
+            self.memories,
         )
         if "ref" in self.learner.plan.stored or "ref" in self.learner.plan.live:
             policy.freeze_reference()
@@ -307,9 +310,10 @@ class Trainer:
         }
 
     def _state(self) -> dict[str, Any]:
+        # Copied: after a failed step the memory of the step before it is saved.
         states = {
-            f"{i}:{type(o).__name__}": copy.deepcopy(o.state())
-            for i, o in enumerate(self.objectives)
+            name: {} if memory is None else copy.deepcopy(memory.state())
+            for name, memory in self._named_memories()
         }
         return {
             "step": self.step_done,
@@ -319,6 +323,13 @@ class Trainer:
             "plateau": self.plateau.state(),
             "threads": torch.get_num_threads(),
         }
+
+    def _named_memories(self) -> Iterator[tuple[str, Memory | None]]:
+        """Every objective's memory under its place and class, since two objectives may be of one class."""
+        for i, (objective, memory) in enumerate(
+            zip(self.objectives, self.memories, strict=True)
+        ):
+            yield f"{i}:{type(objective).__name__}", memory
 
     def _save(self, state: Mapping[str, Any] | None = None) -> None:
         self.policy.features_store.clear()
@@ -370,8 +381,9 @@ class Trainer:
         self.policy.version, self.step_done = state["version"], state["step"]
         self.policy.features_store.clear()
         self.plateau.load(state["plateau"])
-        for i, objective in enumerate(self.objectives):
-            objective.load(state["objectives"][f"{i}:{type(objective).__name__}"])
+        for name, memory in self._named_memories():
+            if memory is not None:
+                memory.load(state["objectives"][name])
         if state["threads"] != torch.get_num_threads():
             Progress.say(
                 f"The run used {state['threads']} threads, now {torch.get_num_threads()}: last bits may differ."
@@ -435,6 +447,20 @@ class Trainer:
             yield
         finally:
             signal.signal(signal.SIGINT, previous)
+
+
+def started(
+    objectives: Sequence[Objective], memories: Sequence[Memory | None] | None
+) -> list[Memory | None]:
+    """One memory per objective: those given, or fresh ones. Raises ValueError for another number of them."""
+    if memories is None:
+        return [objective.start_memory() for objective in objectives]
+    if len(memories) != len(objectives):
+        raise ValueError(
+            f"Trainer got {len(memories)} memories for {len(objectives)} objectives; give one for each, in their order "
+            "(None for an objective without), or leave memories out."
+        )
+    return list(memories)
 
 
 def _said(error: Exception) -> str:

@@ -25,7 +25,7 @@ from mmrl.data.pretext.stream.open import open_source
 from mmrl.data.pretext.stream.sources import DrawnSource, Source, SplitSource
 from mmrl.data.pretext.stream.stream import Stream
 from mmrl.recipes.shared.miniature import miniature
-from mmrl.types import Media, Prompt
+from mmrl.types import Media, Prompt, Prompts
 
 if TYPE_CHECKING:
     from mmrl.training.run import Run
@@ -145,7 +145,7 @@ class Opened:
     """Of the training side; a curriculum moves its levels and weights."""
 
 
-class Shown:
+class Shown(Prompts):
     """Prompts as `puzzles` wants them shown; tells the trainer how many media were skipped."""
 
     def __init__(self, stream: Stream, puzzles: Puzzles) -> None:

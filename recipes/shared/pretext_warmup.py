@@ -70,7 +70,7 @@ WARM_UPS = {"miniature-clips": CLIPS, "miniature-hard": HARD}
 """Mix -> its warm-up; all others share that of the pictures."""
 
 
-class Lessons:
+class Lessons(Prompts):
     """Prompts whose targets are partly random, and whose intervals mostly name the end first."""
 
     def __init__(self, prompts: Prompts, settings: PuzzleWarmUp) -> None:

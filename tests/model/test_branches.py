@@ -11,7 +11,7 @@ from mmrl.data.drawn.drawn import Drawn
 from mmrl.model.branches import Views, render
 from mmrl.model.policy import Policy
 from mmrl.perception.masking import PatchMask
-from mmrl.perception.perturb import Chain, ColourJitter, Flip
+from mmrl.perception.perturb import ColourJitter, Flip, ViewChain
 from mmrl.types import Media, Now, Prompt, Role, Rollout, VisualBranch
 
 NOW = Now(step=3, progress=0.1, seed=5)
@@ -179,7 +179,7 @@ def test_a_view_that_changes_the_size_is_refused(policy):
 
 
 def test_a_view_that_changes_the_answer_is_refused(policy):
-    for view in (Flip(), Chain((ColourJitter(), Flip()))):
+    for view in (Flip(), ViewChain((ColourJitter(), Flip()))):
         with pytest.raises(
             ValueError, match=r"'b' cannot show prompt 'drawn:lookup.*changes the geometry"
         ):

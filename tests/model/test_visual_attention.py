@@ -10,7 +10,7 @@ from mmrl.model.branches import Views, render
 from mmrl.model.policy import Policy
 from mmrl.model.visual_attention import token_saliency, whole_frame_blocks
 from mmrl.perception.masking import PatchMask, SaliencyMask
-from mmrl.perception.perturb import Chain, ColourJitter
+from mmrl.perception.perturb import ColourJitter, ViewChain
 from mmrl.types import Media, Now, Prompt, Role, Rollout, VisualBranch
 
 NOW = Now(1, 0.0, 0)
@@ -109,7 +109,11 @@ def test_the_branch_masks_what_the_policy_looks_at(policy):
     before = policy.counters["patches/saliency"]
     (seen,) = render(policy, prompt, "salient", VIEW, NOW)
     (chained,) = render(
-        policy, prompt, "salient", VisualBranch(Chain((ColourJitter(0.0, 0.0), VIEW.view))), NOW
+        policy,
+        prompt,
+        "salient",
+        VisualBranch(ViewChain((ColourJitter(0.0, 0.0), VIEW.view))),
+        NOW,
     )
     (again,) = Views(policy, [rollout], {"salient": VIEW}, NOW).pixels("salient", 0)
     assert seen.key == again.key == chained.key != policy.encode(prompt).visual[0].key

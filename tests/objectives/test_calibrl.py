@@ -11,7 +11,7 @@ import torch
 from mmrl.grpo import GRPO, loss, losses
 from mmrl.losses.reduce import Totals
 from mmrl.losses.surrogates import clipped
-from mmrl.objectives.base import Need
+from mmrl.objectives.base import ScoreRequest
 from mmrl.objectives.calibrl import CalibRL
 from mmrl.types import Batch, Now, Prompt, Role, Rollout, Scores
 
@@ -276,7 +276,9 @@ def test_dropping_the_experts_leaves_the_surrogate_unchanged():
 
 def test_zero_weight_is_bit_equal_to_grpo_and_needs_nothing():
     off = CalibRL(weight=0.0)
-    assert off.needs() == () and CalibRL().needs() == (Need("raw", stage="shape"),)
+    assert off.score_requests() == () and CalibRL().score_requests() == (
+        ScoreRequest("raw", stage="shape"),
+    )
     logp, batch = random_case()
     batch = shaped(off, batch)
     arguments = (GRPO(), clipped, batch, {"raw": Scores(logp)})

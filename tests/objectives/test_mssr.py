@@ -16,7 +16,7 @@ from mmrl.grpo import GRPO, loss
 from mmrl.losses import kl
 from mmrl.losses.reduce import Totals
 from mmrl.losses.surrogates import clipped
-from mmrl.objectives.base import Need
+from mmrl.objectives.base import ScoreRequest
 from mmrl.objectives.mssr import MSSR, normalized
 from mmrl.types import Batch, Now, Prompt, Role, Rollout, Scores
 
@@ -249,7 +249,9 @@ def test_two_trackers_share_nothing():
 def test_switched_off_it_is_bit_equal_to_grpo_and_needs_nothing():
     batch = random_case()
     off = MSSR(lambda_entropy=0.0, baseline=False)
-    assert off.needs() == () and off.shape(batch.advantage, batch, NOW) is batch.advantage
+    assert (
+        off.score_requests() == () and off.shape(batch.advantage, batch, NOW) is batch.advantage
+    )
     logp = batch.scores["raw"].logp.clone().requires_grad_()
     arguments = (
         GRPO(),
@@ -262,9 +264,12 @@ def test_switched_off_it_is_bit_equal_to_grpo_and_needs_nothing():
 
 
 def test_needs_and_missing_scores():
-    assert MSSR().needs() == (Need("raw", stage="shape"), Need("ref", stage="shape"))
-    assert MSSR(entropy="exact", baseline=False).needs() == (
-        Need("raw", stage="shape", entropy=True),
+    assert MSSR().score_requests() == (
+        ScoreRequest("raw", stage="shape"),
+        ScoreRequest("ref", stage="shape"),
+    )
+    assert MSSR(entropy="exact", baseline=False).score_requests() == (
+        ScoreRequest("raw", stage="shape", entropy=True),
     )
     batch = random_case()
     bare = replace(batch, scores={"raw": batch.scores["raw"]})

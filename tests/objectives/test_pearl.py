@@ -105,7 +105,7 @@ def test_off_is_grpo_bit_for_bit_on_the_reasoning_branch():
     shaped = off.shape(batch.advantage, batch, NOW)
     assert torch.equal(shaped[:8], batch.advantage[:8]) and (shaped[8:] == 0).all()
     assert not off.reads_checklists and PEARL().reads_checklists
-    assert off.needs() == () and off.terms({}, batch, NOW) == {}
+    assert off.score_requests() == () and off.terms({}, batch, NOW) == {}
     assert torch.equal(
         PEARL(lambda_p=1.0, cap=None, threshold=None).shape(batch.advantage, batch, NOW),
         batch.advantage,

@@ -212,6 +212,6 @@ def test_metrics_and_settings():
     assert shown["label_tokens"][:, 0].tolist() == [0, 0, 1, 0, 0, 1]
     assert shown["teaching_tokens"][:, 0].tolist() == [0, 0, 1, 0, 0, 0]
     assert shown["logp_label"][:, 0].tolist() == [0, 0, -2, 0, 0, -2]
-    assert ViSurf().needs() == ()
+    assert ViSurf().score_requests() == ()
     with pytest.raises(ValueError, match=r"ViSurf\.weight is -1"):
         ViSurf(weight=-1)

@@ -13,7 +13,7 @@ from mmrl.losses import kl
 from mmrl.losses.reduce import Totals
 from mmrl.losses.schedules import Linear
 from mmrl.losses.surrogates import clipped
-from mmrl.objectives.base import Need
+from mmrl.objectives.base import ScoreRequest
 from mmrl.objectives.vogue import VOGUE
 from mmrl.types import Batch, Now, Prompt, Role, Rollout, Scores
 
@@ -229,7 +229,7 @@ def test_flip_turns_exploration_into_consistency():
 def test_zero_coefficients_are_bit_equal_to_grpo_and_need_nothing():
     advantage, batch = random_case()
     off = VOGUE(alpha_visual=0.0, alpha_entropy=0.0)
-    assert off.needs() == () and off.shape(advantage, batch, NOW) is advantage
+    assert off.score_requests() == () and off.shape(advantage, batch, NOW) is advantage
     logp = batch.scores["raw"].logp.clone().requires_grad_()
     batch = replace(batch, advantage=advantage)
     arguments = (GRPO(), clipped, batch, {"raw": Scores(logp)})
@@ -240,11 +240,14 @@ def test_zero_coefficients_are_bit_equal_to_grpo_and_need_nothing():
 
 
 def test_needs_ask_for_exact_quantities_only_where_read():
-    assert VOGUE().needs() == (
-        Need("raw", stage="shape", entropy=True),
-        Need("noisy", stage="shape", entropy=True, divergence="symmetric"),
+    assert VOGUE().score_requests() == (
+        ScoreRequest("raw", stage="shape", entropy=True),
+        ScoreRequest("noisy", stage="shape", entropy=True, divergence="symmetric"),
     )
-    assert OFFICIAL.needs() == (Need("raw", stage="shape"), Need("noisy", stage="shape"))
+    assert OFFICIAL.score_requests() == (
+        ScoreRequest("raw", stage="shape"),
+        ScoreRequest("noisy", stage="shape"),
+    )
 
 
 def test_padding_does_not_matter_and_nothing_carries_gradient():

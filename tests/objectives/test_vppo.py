@@ -12,7 +12,7 @@ from mmrl.grpo import GRPO, loss
 from mmrl.losses import kl
 from mmrl.losses.reduce import Totals
 from mmrl.losses.surrogates import clipped
-from mmrl.objectives.base import Need
+from mmrl.objectives.base import ScoreRequest
 from mmrl.objectives.vppo import VPPO, most_dependent
 from mmrl.types import Batch, Now, Prompt, Role, Rollout, Scores
 
@@ -106,14 +106,14 @@ def test_equal_dependency_weighs_one_and_is_finite():
 
 def test_switched_off_it_is_bit_equal_to_dapo_and_needs_nothing():
     advantage, batch = random_case()
-    assert DAPO.needs() == () and DAPO.shape(advantage, batch, NOW) is advantage
+    assert DAPO.score_requests() == () and DAPO.shape(advantage, batch, NOW) is advantage
     logp = batch.scores["raw"].logp.clone().requires_grad_()
     arguments = (GRPO(), clipped, replace(batch, advantage=advantage), {"raw": Scores(logp)})
     totals = Totals.of(batch.mask)
     assert loss(*arguments, [DAPO], totals, NOW)[0] == loss(*arguments, [], totals, NOW)[0]
-    assert VPPO(kl="exact").needs() == (
-        Need("raw", stage="shape"),
-        Need("masked", stage="shape", divergence="forward"),
+    assert VPPO(kl="exact").score_requests() == (
+        ScoreRequest("raw", stage="shape"),
+        ScoreRequest("masked", stage="shape", divergence="forward"),
     )
 
 

@@ -18,13 +18,13 @@ from mmrl.perception.noise import (
 from mmrl.perception.perturb import (
     JPEG,
     Blur,
-    Chain,
     ColourJitter,
     Crop,
     Flip,
     Grayscale,
-    Rotation,
+    RandomRotation,
     Transform,
+    ViewChain,
 )
 from mmrl.perception.timing import FrameDrop, FrameShuffle, Reverse, TemporalCrop
 from mmrl.types import Media, Now, Prompt, ViewContext
@@ -40,7 +40,7 @@ VIEWS = [
     GaussianNoise(),
     DiffusionNoise(),
     Flip(0.5, 0.5),
-    Rotation(45),
+    RandomRotation(45),
     Crop(0.5),
     ColourJitter(0.5, 0.5, 0.5, 0.3),
     JPEG(),
@@ -51,7 +51,7 @@ VIEWS = [
     TemporalCrop(),
     Reverse(),
     Transform(v2.RandomErasing(p=1.0)),
-    Chain((Flip(), PatchMask(0.5, 3))),
+    ViewChain((Flip(), PatchMask(0.5, 3))),
 ]
 RANDOM = [
     view
@@ -116,7 +116,7 @@ def test_every_view_declares_what_it_changes_and_refuses_other_pixels(view):
         lambda: DiffusionNoise(1000),
         lambda: DiffusionNoise(500, Sigmoid(2.0)),
         lambda: Flip(1.5),
-        lambda: Rotation(-1),
+        lambda: RandomRotation(-1),
         lambda: Crop(0.0),
         lambda: ColourJitter(hue=0.6),
         lambda: ColourJitter(brightness=-1),
@@ -127,7 +127,7 @@ def test_every_view_declares_what_it_changes_and_refuses_other_pixels(view):
         lambda: FrameShuffle(0),
         lambda: FrameMask(0.5, 0),
         lambda: SaliencyMask(-0.1),
-        lambda: Chain(()),
+        lambda: ViewChain(()),
     ],
 )
 def test_bad_settings_name_the_field(build):
@@ -283,8 +283,12 @@ def test_flip_rotation_and_crop_move_pixels_and_say_so():
         Flip(0.0, 1.0)(shown, context(shown), generator("g"), START), shown.flip(-2)
     )
     assert torch.equal(Crop(1.0)(shown, context(shown), generator("g"), START), shown)
-    assert torch.equal(Rotation(0.0)(shown, context(shown), generator("g"), START), shown)
-    assert Flip().changes_geometry and Rotation().changes_geometry and Crop().changes_geometry
+    assert torch.equal(RandomRotation(0.0)(shown, context(shown), generator("g"), START), shown)
+    assert (
+        Flip().changes_geometry
+        and RandomRotation().changes_geometry
+        and Crop().changes_geometry
+    )
     assert not ColourJitter().changes_geometry and not FrameDrop().changes_order
     assert (
         FrameShuffle().changes_order
@@ -356,16 +360,16 @@ def test_a_failing_transform_still_restores_the_global_generator():
 
 def test_chain_applies_in_order_and_unites_declarations():
     shown = clip(2)
-    chained = Chain((Flip(1.0), Blank(3)))
+    chained = ViewChain((Flip(1.0), Blank(3)))
     assert (chained(shown, context(shown), generator("c"), START) == 3).all()
     assert chained.changes_geometry and not chained.changes_order and not chained.reads_saliency
-    assert Chain((SaliencyMask(), Reverse())).reads_saliency
+    assert ViewChain((SaliencyMask(), Reverse())).reads_saliency
     rng = generator("c")
     expected = PatchMask(0.5, 3)(
         GaussianNoise()(shown, context(shown), rng, START), context(shown), rng, START
     )
     assert torch.equal(
-        Chain((GaussianNoise(), PatchMask(0.5, 3)))(
+        ViewChain((GaussianNoise(), PatchMask(0.5, 3)))(
             shown, context(shown), generator("c"), START
         ),
         expected,

@@ -27,7 +27,7 @@ from mmrl.objectives.visurf import ViSurf
 from mmrl.objectives.vogue import VOGUE
 from mmrl.perception.masking import PatchMask
 from mmrl.perception.noise import DiffusionNoise, GaussianNoise
-from mmrl.perception.perturb import Chain, Flip
+from mmrl.perception.perturb import Flip, ViewChain
 from mmrl.perception.timing import FrameShuffle
 from mmrl.rewards.pay import Rewards, tagged_accuracy
 from mmrl.rollouts.checklist import ChecklistRollout
@@ -175,8 +175,8 @@ REFUSED = {
         r"VOGUE asks for the symmetric divergence of the branch 'masked', PAPO for the forward one",
     ),
     "geometry": (
-        dict(branches={"noisy": VisualBranch(Chain((GaussianNoise(), Flip())))}),
-        r"branch 'noisy' does not fit the question 'drawn:lookup.*Chain changes the geometry",
+        dict(branches={"noisy": VisualBranch(ViewChain((GaussianNoise(), Flip())))}),
+        r"branch 'noisy' does not fit the question 'drawn:lookup.*ViewChain changes the geometry",
     ),
     "geometry, seen by the engine only": (
         dict(rollout=noisy_rollout(VisualBranch(Flip()))),

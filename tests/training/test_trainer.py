@@ -14,7 +14,7 @@ from mmrl.grpo import GRPO
 from mmrl.model.load import LoRA
 from mmrl.model.patches import PixelBudget
 from mmrl.model.policy import Policy
-from mmrl.objectives.base import Need, Objective
+from mmrl.objectives.base import Objective, ScoreRequest
 from mmrl.objectives.papo import PAPO
 from mmrl.perception.masking import PatchMask
 from mmrl.rewards.pay import Rewards, RewardStopped, in_process
@@ -161,8 +161,8 @@ def test_several_updates_score_raw_once_beforehand(tiny_folder):
 class Anchored(Objective):
     """Reads the reference without a KL in the core."""
 
-    def needs(self):
-        return (Need("ref"),)
+    def score_requests(self):
+        return (ScoreRequest("ref"),)
 
     def terms(self, live, batch, now):
         return {"anchor": (live["raw"].logp - live["ref"].logp).square()}
