@@ -1,7 +1,7 @@
 """Views that take evidence away: PAPO's random patches, patches by saliency, annotated evidence, frames, everything.
 
 PAPO (arXiv 2507.06448, official code, branch main): the picture is cut into a row-major grid of s x s pixel patches,
-edge patches truncated; one uniform number u is uniform_grid per patch, and the patch is painted black where u < p. Several
+edge patches truncated; one uniform number u is drawn per patch, and the patch is painted black where u < p. Several
 images of a prompt are masked independently. The grid lies on the pixels that the view is given; the official code
 masks the original picture, before the pixel-budget resize (`VisualBranch.stage="original"`).
 
@@ -145,7 +145,7 @@ class EvidenceMask(View):
 
 
 @dataclass(frozen=True)
-class Blank:
+class Blank(View):
     """One flat colour: what is left when nothing is seen (the blind probe)."""
 
     value: int = 0
@@ -164,7 +164,7 @@ class Blank:
 
 
 @dataclass(frozen=True)
-class FrameMask:
+class FrameMask(View):
     """Black out whole frames, each run of `block` frames independently with probability `ratio`."""
 
     ratio: float = 0.5

@@ -5,7 +5,8 @@ One draw serves a whole clip, so a perturbation moves with the camera rather tha
 and `changes_order` (what happens when: the answer of a temporal question may change); a trainer refuses such views on
 questions whose answer they would change.
 
-VOGUE's released perturbation is `ViewChain((Flip(0.5, 0.5), RandomRotation(10), ColourJitter(0.15, 0.15), GaussianNoise(0.2)))`.
+VOGUE's released perturbation is
+`ViewChain((Flip(0.5, 0.5), RandomRotation(10), ColourJitter(0.15, 0.15), GaussianNoise(0.2)))`.
 
 Departures from VOGUE's code:
 1. It perturbs the first image of a sample only; a view perturbs each medium that it is given.
@@ -164,7 +165,7 @@ class ColourJitter(View):
 
 
 @dataclass(frozen=True)
-class JPEG:
+class JPEG(View):
     """Compress and decompress each frame."""
 
     quality: int = 30
@@ -185,7 +186,7 @@ class JPEG:
 
 
 @dataclass(frozen=True)
-class Blur:
+class Blur(View):
     """Gaussian blur."""
 
     sigma: float = 2.0
@@ -212,7 +213,7 @@ class Blur:
 
 
 @dataclass(frozen=True)
-class Grayscale:
+class Grayscale(View):
     """Take the colour away; three equal channels remain."""
 
     changes_geometry: ClassVar[bool] = False
@@ -227,7 +228,7 @@ class Grayscale:
 
 
 @dataclass(frozen=True)
-class Transform:
+class Transform(View):
     """Any torchvision v2 transform (or callable on uint8 [F, 3, H, W]) as a view, drawn from the branch's generator.
 
     The transform runs under the global generators of torch (CPU), numpy and Python, seeded for the call and set back
@@ -270,7 +271,7 @@ def _seeded(transform: Callable[[Tensor], Tensor], frames: Tensor, seed: int) ->
 
 
 @dataclass(frozen=True)
-class Chain:
+class ViewChain(View):
     """Several views one after the other."""
 
     views: tuple[View, ...]

@@ -4,8 +4,8 @@ A rollout function is called with (engine, pay, supply, sampling, now) and retur
 tell which answers share a prompt. It may look at rewards, ask for more prompts, or add answers of another origin.
 
 A plain function brings the policy's plain answers and nothing else. What a rollout function does beyond that,
-objectives and checks read off the attributes that `RolloutFunction` declares. Noisy views are in `noisy.py`, labels and experts in
-`experts.py`, checklists in `checklist.py`, contrasts in `contrast.py`.
+objectives and checks read off the attributes that `RolloutFunction` declares. Noisy views are in `noisy.py`, labels and
+experts in `experts.py`, checklists in `checklist.py`, contrasts in `contrast.py`.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ class Monitor:
 
 
 @dataclass(frozen=True)
-class Blank(View):
+class BlackPictures(View):
     """All pixels black."""
 
     # Its answers are only compared with those to the real pictures.
@@ -139,7 +139,10 @@ def blind_probe(
         one.id: other.media
         for one, other in zip(prompts, [*prompts[1:], prompts[0]], strict=True)
     }
-    branches = {"blank": VisualBranch(Blank()), "other": VisualBranch(Exchanged(partners))}
+    branches = {
+        "blank": VisualBranch(BlackPictures()),
+        "other": VisualBranch(Exchanged(partners)),
+    }
     greedy = replace(sampling, group_size=1, temperature=0.0)
     found: dict[str, float] = {}
     with without_retention(policy), torch.no_grad():

@@ -12,7 +12,7 @@ from mmrl.model.branches import Views, render
 from mmrl.model.policy import Policy
 from mmrl.perception.masking import PatchMask
 from mmrl.perception.perturb import ColourJitter, Flip, ViewChain
-from mmrl.types import Media, Now, Prompt, Role, Rollout, VisualBranch
+from mmrl.types import Media, Now, Prompt, Role, Rollout, View, VisualBranch
 
 NOW = Now(step=3, progress=0.1, seed=5)
 MASKED = VisualBranch(PatchMask(0.5, 8))
@@ -20,9 +20,10 @@ OWN = VisualBranch(PatchMask(0.5, 8), share_in_group=False)
 
 
 @dataclass(frozen=True)
-class Recorded:
+class Recorded(View):
     """A view that remembers what it was given and inverts it."""
 
+    changes_geometry = changes_order = False
     calls: list = field(default_factory=list)
 
     def __call__(self, frames, context, rng, now):
@@ -173,9 +174,14 @@ def test_video_and_text(policy):
 
 
 def test_a_view_that_changes_the_size_is_refused(policy):
-    shrink = lambda frames, context, rng, now: frames[..., ::2, :]  # noqa: E731
+    class Shrunk(View):
+        changes_geometry = changes_order = False
+
+        def __call__(self, frames, context, rng, now):
+            return frames[..., ::2, :]
+
     with pytest.raises(ValueError, match="must keep shape and dtype"):
-        render(policy, DATA[0], "b", VisualBranch(shrink), NOW)
+        render(policy, DATA[0], "b", VisualBranch(Shrunk()), NOW)
 
 
 def test_a_view_that_changes_the_answer_is_refused(policy):

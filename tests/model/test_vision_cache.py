@@ -17,7 +17,7 @@ from mmrl.rollouts.engine import HFEngine
 from mmrl.training.optim import Optim
 from mmrl.training.run import Run
 from mmrl.training.trainer import Trainer
-from mmrl.types import Now, Prompt, Sampling, VisualBranch
+from mmrl.types import Now, Prompt, Prompts, Sampling, VisualBranch
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def pay(rollout):
 
 
 @dataclass(frozen=True)
-class Same:
+class Same(Prompts):
     """Endless questions about few pictures."""
 
     pictures: int = 2

@@ -31,13 +31,13 @@ from mmrl.perception.perturb import Flip, ViewChain
 from mmrl.perception.timing import FrameShuffle
 from mmrl.rewards.pay import Rewards, tagged_accuracy
 from mmrl.rollouts.checklist import ChecklistRollout
-from mmrl.rollouts.engine import HFEngine
+from mmrl.rollouts.engine import HFEngine, can_look
 from mmrl.rollouts.experts import WithExpert, WithLabel
 from mmrl.rollouts.groups import DynamicSampling, FirstPass, LabelRollout, group_rollout
-from mmrl.rollouts.noisy import NoisyPrompts, NoisyRollout, can_look
+from mmrl.rollouts.noisy import NoisyPrompts, NoisyRollout
 from mmrl.training.compatibility import check_setup, compares_answers, joined
 from mmrl.training.trainer import Trainer
-from mmrl.types import Media, Prompt, VisualBranch
+from mmrl.types import Media, Prompt, Prompts, VisualBranch
 
 MASKED = {"masked": VisualBranch(PatchMask())}
 NOISY = {"noisy": VisualBranch(GaussianNoise())}
@@ -294,7 +294,7 @@ def test_branches_of_several_objectives_are_joined():
 def test_a_moving_view_on_rows_that_say_nothing_is_pointed_out():
     picture = Media(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
 
-    class Rows:
+    class Rows(Prompts):
         size = 3
 
         def __getitem__(self, index):

@@ -28,7 +28,7 @@ from mmrl.training.learner import (
 )
 from mmrl.training.optim import Optim, Optimizer
 from mmrl.training.run import Clock
-from mmrl.types import Now, Prompt, Role, Rollout, Sampling, Scores, VisualBranch
+from mmrl.types import Now, Prompt, Role, Rollout, Sampling, Scores, Shaped, VisualBranch
 
 NOW = Now(step=2, progress=0.25, seed=11)
 MASK = PatchMask(0.5, 8)
@@ -523,9 +523,9 @@ class Doubled(Objective):
     def score_requests(self):
         return (ScoreRequest("raw", stage="shape"),)
 
-    def shape(self, advantage, batch, now):
+    def shape(self, advantage, batch, now, memory=None):
         assert not torch.is_grad_enabled() and batch.scores["raw"].logp.abs().sum() > 0
-        return 2 * advantage
+        return Shaped(2 * advantage)
 
 
 def test_shapes_are_applied_in_order_without_gradient(tiny_folder, rollouts, whole):

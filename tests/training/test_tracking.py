@@ -31,7 +31,7 @@ from mmrl.training.tracking import (
     question_text,
     read_metrics,
 )
-from mmrl.types import Prompt, Rollout, VisualBranch
+from mmrl.types import Prompt, Prompts, Rollout, VisualBranch
 
 
 def answer(text="red", truth="red", prompt="p0"):
@@ -172,7 +172,7 @@ def test_differences_name_the_setting_and_both_values():
 
 def test_other_data_is_told_apart():
     @dataclass(frozen=True)
-    class Rows:
+    class Rows(Prompts):
         table: list = field(default_factory=list)
         name: str = "a.jsonl"
         size: int = 3
