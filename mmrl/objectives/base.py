@@ -12,6 +12,11 @@ from mmrl.ground.declared import refuse_misspelt
 from mmrl.losses.reduce import Reduction
 from mmrl.types import Batch, Divergence, Now, Scores, Shaped
 
+LiveScores = Mapping[str, Scores]
+"""Branch -> its scores in an update: "raw" and branches with gradient by the present weights, the others as stored."""
+TokenMaps = dict[str, Tensor]
+"""Name -> one number per token, [B, T]."""
+
 
 @dataclass(frozen=True)
 class ScoreRequest:
@@ -132,11 +137,12 @@ class Objective:
     def shape(self, advantage: Tensor, batch: Batch, now: Now, memory: Any = None) -> Shaped:
         """Change the advantage [B, T]. Runs once a step, without gradient, in the order in which objectives are listed.
 
-        `memory` is what `start_memory` returned for this run, with everything that earlier steps put into it.
+        `memory` is what `start_memory` returned for this run, with all that earlier steps put into it; an objective
+        without one need not take it.
         """
         return Shaped(advantage)
 
-    def terms(self, live: Mapping[str, Scores], batch: Batch, now: Now) -> dict[str, Tensor]:
+    def terms(self, live: LiveScores, batch: Batch, now: Now) -> TokenMaps:
         """Named loss terms, each a token map [B, T] that is reduced like the surrogate and minimised.
 
         `live["raw"]` carries gradient; `live[branch]` does if the branch has `grad=True`. `batch` holds the same rows,
@@ -144,7 +150,7 @@ class Objective:
         """
         return {}
 
-    def metrics(self, live: Mapping[str, Scores], batch: Batch, now: Now) -> dict[str, Tensor]:
+    def metrics(self, live: LiveScores, batch: Batch, now: Now) -> TokenMaps:
         """Token maps [B, T] to log as masked means under `<objective>/<name>`; called without gradient.
 
         Names that end in `_max` are logged as the largest value. What `shape` knows it logs itself (`Shaped.logged`).
@@ -159,7 +165,8 @@ def shaped_in_turn(
     shaped: list[Shaped] = []
     advantage = batch.advantage
     for objective, memory in zip(objectives, memories, strict=True):
-        found = objective.shape(advantage, batch, now, memory)
+        remembered = () if memory is None else (memory,)
+        found = objective.shape(advantage, batch, now, *remembered)
         if not isinstance(found, Shaped):
             raise ValueError(
                 f"{type(objective).__name__}.shape returned a {type(found).__name__}; it returns "

@@ -41,8 +41,15 @@ from mmrl.ground.require import require
 from mmrl.losses.advantages import group_centered, group_normalized
 from mmrl.losses.reduce import keep
 from mmrl.losses.surrogates import answer_mean
-from mmrl.objectives.base import EXPERT, AnswerKind, Objective, ScoreRequest
-from mmrl.types import Batch, Now, Role, Scores, Shaped
+from mmrl.objectives.base import (
+    EXPERT,
+    AnswerKind,
+    LiveScores,
+    Objective,
+    ScoreRequest,
+    TokenMaps,
+)
+from mmrl.types import Batch, Now, Role, Shaped
 
 
 @dataclass(frozen=True)
@@ -79,7 +86,7 @@ class CalibRL(Objective):
         """Log-probs of the expert answers before the update."""
         return (ScoreRequest("raw", stage="shape"),) if self.weight > 0 else ()
 
-    def shape(self, advantage: Tensor, batch: Batch, now: Now, memory: None = None) -> Shaped:
+    def shape(self, advantage: Tensor, batch: Batch, now: Now) -> Shaped:
         """On-policy group statistics if there are experts. Keeps ℓ_expert as `baseline`, and where there is one."""
         origins = [rollout.origin == "expert" for rollout in batch.rollouts]
         expert = torch.tensor(origins, device=batch.mask.device)
@@ -97,7 +104,7 @@ class CalibRL(Objective):
             advantage = keep(own.unsqueeze(-1).expand(batch.mask.shape), batch.mask)
         return Shaped(advantage, logged, kept)
 
-    def terms(self, live: Mapping[str, Scores], batch: Batch, now: Now) -> dict[str, Tensor]:
+    def terms(self, live: LiveScores, batch: Batch, now: Now) -> TokenMaps:
         """The guided term on on-policy tokens."""
         if self.weight == 0:
             return {}
@@ -122,7 +129,7 @@ class CalibRL(Objective):
         covered = batch.kept["covered"] & batch.mask
         return torch.where(covered, own - batch.kept["baseline"], 0.0), covered
 
-    def metrics(self, live: Mapping[str, Scores], batch: Batch, now: Now) -> dict[str, Tensor]:
+    def metrics(self, live: LiveScores, batch: Batch, now: Now) -> TokenMaps:
         """Lead over the expert, share of tokens on the fully pushed side, log-probs, guided term by right and wrong."""
         if self.weight == 0:
             return {}

@@ -35,8 +35,8 @@ from torch import Tensor
 from mmrl.ground.require import require
 from mmrl.losses import kl
 from mmrl.losses.reduce import Reduction
-from mmrl.objectives.base import Objective, ScoreRequest
-from mmrl.types import Batch, Now, Scores
+from mmrl.objectives.base import LiveScores, Objective, ScoreRequest, TokenMaps
+from mmrl.types import Batch, Now
 
 
 @dataclass(frozen=True)
@@ -98,9 +98,9 @@ class DVRP(Objective):
             requests.append(ScoreRequest(name, entropy=entropy, divergence=divergence))
         return tuple(requests)
 
-    def terms(self, live: Mapping[str, Scores], batch: Batch, now: Now) -> dict[str, Tensor]:
+    def terms(self, live: LiveScores, batch: Batch, now: Now) -> TokenMaps:
         """The terms whose coefficients are not zero."""
-        terms: dict[str, Tensor] = {}
+        terms: TokenMaps = {}
         if self.lambda_nec > 0:
             terms["necessity"] = -self.lambda_nec * self.divergence(live, self.masked)
         if self.lambda_rob > 0:
@@ -112,13 +112,13 @@ class DVRP(Objective):
             terms["entropy_orig"] = self.lambda_orig * self._entropy(live, "raw")
         return terms
 
-    def metrics(self, live: Mapping[str, Scores], batch: Batch, now: Now) -> dict[str, Tensor]:
+    def metrics(self, live: LiveScores, batch: Batch, now: Now) -> TokenMaps:
         """Divergence from and surprise under each view; masked over noisy should be large and grow."""
         views = (
             ("masked", self.masked, self.lambda_nec),
             ("noisy", self.noisy, self.lambda_rob),
         )
-        maps: dict[str, Tensor] = {}
+        maps: TokenMaps = {}
         for role, name, weight in views:
             if name not in live:
                 continue
@@ -130,12 +130,12 @@ class DVRP(Objective):
                 maps[f"kl_{role}"] = kl.k3(live["raw"].logp, live[name].logp)
         return maps
 
-    def divergence(self, live: Mapping[str, Scores], name: str) -> Tensor:
+    def divergence(self, live: LiveScores, name: str) -> Tensor:
         """D(π‖π_branch) of every token; [B, T]."""
         branch = live[name]
         return kl.between(self.kl, live["raw"].logp, branch.logp, branch.divergence)
 
-    def _entropy(self, live: Mapping[str, Scores], name: str) -> Tensor:
+    def _entropy(self, live: LiveScores, name: str) -> Tensor:
         """Sampled or exact entropy of every token under a view; [B, T]."""
         if self.entropy == "sampled":
             return -live[name].logp

@@ -37,7 +37,7 @@ from mmrl.ground.require import require
 from mmrl.losses import kl
 from mmrl.losses.reduce import Totals, keep, token_mean
 from mmrl.losses.surrogates import answer_mean
-from mmrl.objectives.base import Objective, ScoreRequest
+from mmrl.objectives.base import LiveScores, Objective, ScoreRequest, TokenMaps
 from mmrl.types import Batch, Now, Scores, Shaped
 
 
@@ -151,7 +151,7 @@ class MSSR(Objective):
         ref = keep(self._scores(batch, "ref").logp, batch.mask)
         return answer_mean(kl.k3(raw, ref), batch.mask).squeeze(-1)
 
-    def metrics(self, live: Mapping[str, Scores], batch: Batch, now: Now) -> dict[str, Tensor]:
+    def metrics(self, live: LiveScores, batch: Batch, now: Now) -> TokenMaps:
         """Entropy of the sampled tokens, or exact."""
         return {"entropy": self._entropy(batch)} if self.score_requests() else {}
 

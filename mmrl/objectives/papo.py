@@ -43,7 +43,7 @@ from mmrl.ground.require import require
 from mmrl.losses import kl
 from mmrl.losses.reduce import Reduction, keep
 from mmrl.losses.schedules import Linear
-from mmrl.objectives.base import Objective, ScoreRequest
+from mmrl.objectives.base import LiveScores, Objective, ScoreRequest, TokenMaps
 from mmrl.types import Batch, Now, Scores
 
 
@@ -113,10 +113,10 @@ class PAPO(Objective):
             requests.append(ScoreRequest(self.masked, entropy=entropy, divergence=divergence))
         return tuple(requests)
 
-    def terms(self, live: Mapping[str, Scores], batch: Batch, now: Now) -> dict[str, Tensor]:
+    def terms(self, live: LiveScores, batch: Batch, now: Now) -> TokenMaps:
         """The terms whose coefficients are not zero now."""
         scale = self.anneal(now.progress)
-        terms: dict[str, Tensor] = {}
+        terms: TokenMaps = {}
         if self.gamma * scale != 0:
             terms["perception"] = -self.gamma * scale * self._chosen_perception(live, batch)
         if self.eta_masked * scale != 0:
@@ -129,7 +129,7 @@ class PAPO(Objective):
             terms["sft"] = torch.where(correct, -self.sft * live["raw"].logp, 0.0)
         return terms
 
-    def metrics(self, live: Mapping[str, Scores], batch: Batch, now: Now) -> dict[str, Tensor]:
+    def metrics(self, live: LiveScores, batch: Batch, now: Now) -> TokenMaps:
         """Distribution of the perception KL, log-ratio d, shares of clamped and of d < 0, surprise under the mask."""
         if self.masked not in live:
             return {}
@@ -149,7 +149,7 @@ class PAPO(Objective):
             "anneal": torch.full_like(raw, self.anneal(now.progress)),
         }
 
-    def perception(self, live: Mapping[str, Scores], batch: Batch) -> Tensor:
+    def perception(self, live: LiveScores, batch: Batch) -> Tensor:
         """The perception divergence of every token, clamped as configured; [B, T]."""
         raw, masked = live["raw"], live[self.masked]
         # Clamped rather than bounded by a weight: beyond ±k3_max a token gives no gradient at all, as in the code.
@@ -160,7 +160,7 @@ class PAPO(Objective):
             value = value.clamp(0.0, self.k3_clip)
         return keep(value, batch.mask)
 
-    def _chosen_perception(self, live: Mapping[str, Scores], batch: Batch) -> Tensor:
+    def _chosen_perception(self, live: LiveScores, batch: Batch) -> Tensor:
         """The divergence of the tokens that are kept by `token_top_p`, 0 elsewhere; [B, T]."""
         value = self.perception(live, batch)
         if self.token_top_p is None:

@@ -75,7 +75,7 @@ class PEARL(Objective):
         """Whether checklist answers change anything."""
         return self.lambda_p > 0 or self.cap is not None or self.threshold is not None
 
-    def shape(self, advantage: Tensor, batch: Batch, now: Now, memory: None = None) -> Shaped:
+    def shape(self, advantage: Tensor, batch: Batch, now: Now) -> Shaped:
         """Scale both branches. Logs the factor on reasoning tokens, and the share of checklist tokens."""
         factors = self.factors(batch.rollouts)
         asked = [MARKER in rollout.prompt.extra for rollout in batch.rollouts]

@@ -68,7 +68,7 @@ class PuzzleCraft(Objective):
         """The same numbers, with this function from an answer to its solution."""
         return replace(self, solution=solution)
 
-    def shape(self, advantage: Tensor, batch: Batch, now: Now, memory: None = None) -> Shaped:
+    def shape(self, advantage: Tensor, batch: Batch, now: Now) -> Shaped:
         """The advantage times its group's factor.
 
         Logs means over groups of d, d_pi and w, quartiles of w, and the share of groups that do not count.

@@ -45,8 +45,8 @@ from torch import Tensor
 from mmrl.ground.require import require
 from mmrl.losses.advantages import group_normalized
 from mmrl.losses.reduce import keep
-from mmrl.objectives.base import LABEL, AnswerKind, Objective
-from mmrl.types import Batch, Now, Scores, Shaped
+from mmrl.objectives.base import LABEL, AnswerKind, LiveScores, Objective, TokenMaps
+from mmrl.types import Batch, Now, Shaped
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class ViSurf(Objective):
         """Labels in the group."""
         return (LABEL,) if self.weight > 0 else ()
 
-    def shape(self, advantage: Tensor, batch: Batch, now: Now, memory: None = None) -> Shaped:
+    def shape(self, advantage: Tensor, batch: Batch, now: Now) -> Shaped:
         """Statistics of rollouts and label together. A batch without labels keeps the estimator's advantage."""
         label = labels(batch)
         if not bool(label.any()):
@@ -95,7 +95,7 @@ class ViSurf(Objective):
         of_label = torch.where(silent, 0.0, self.weight * own)
         return torch.where(label, of_label, own)
 
-    def metrics(self, live: Mapping[str, Scores], batch: Batch, now: Now) -> dict[str, Tensor]:
+    def metrics(self, live: LiveScores, batch: Batch, now: Now) -> TokenMaps:
         """Share of tokens that are labels', share whose label still teaches, and the log-prob of label tokens."""
         label = labels(batch).unsqueeze(-1)
         teaching = label & (batch.advantage != 0)

@@ -38,7 +38,14 @@ from mmrl.ground.require import require
 from mmrl.ground.seeds import uniform_draw
 from mmrl.losses.reduce import Totals, keep, token_mean
 from mmrl.losses.schedules import Linear
-from mmrl.objectives.base import AnswerKind, Objective, ScoreRequest, noisy_prompts
+from mmrl.objectives.base import (
+    AnswerKind,
+    LiveScores,
+    Objective,
+    ScoreRequest,
+    TokenMaps,
+    noisy_prompts,
+)
 from mmrl.types import Batch, Now, Scores, Shaped
 
 
@@ -104,13 +111,13 @@ class VOGUE(Objective):
         raw = ScoreRequest("raw", stage="shape", entropy=entropy)
         return raw, ScoreRequest(self.noisy, "shape", entropy=entropy, divergence=divergence)
 
-    def shape(self, advantage: Tensor, batch: Batch, now: Now, memory: None = None) -> Shaped:
+    def shape(self, advantage: Tensor, batch: Batch, now: Now) -> Shaped:
         """The advantage with both bonuses. Logs the mean bonus, and shares of tokens at the cap of either."""
         if self.is_off:
             return Shaped(advantage)
         active = self.active(batch, now)  # [B, 1]
         shaped = advantage
-        maps: dict[str, Tensor] = {}
+        maps: TokenMaps = {}
         if self.alpha_visual > 0:
             pull = self.alpha_visual * self._sign(now.progress) * self.visual_uncertainty(batch)
             cap = advantage.abs() / self.beta_visual
@@ -159,7 +166,7 @@ class VOGUE(Objective):
             return logp.exp() * (logp - other)
         return 0.5 * (logp.exp() - other.exp()) * (logp - other)
 
-    def metrics(self, live: Mapping[str, Scores], batch: Batch, now: Now) -> dict[str, Tensor]:
+    def metrics(self, live: LiveScores, batch: Batch, now: Now) -> TokenMaps:
         """Uncertainty, entropies, probability and realised share of the noisy branch, share of idle tokens (A = 0).
 
         A bonus that is off is not scored, so its numbers are left out.

@@ -31,8 +31,8 @@ from mmrl.ground.require import require
 from mmrl.losses import kl
 from mmrl.losses.reduce import Reduction, keep
 from mmrl.losses.surrogates import answer_mean
-from mmrl.objectives.base import Objective, ScoreRequest
-from mmrl.types import Batch, Now, Scores, Shaped
+from mmrl.objectives.base import LiveScores, Objective, ScoreRequest, TokenMaps
+from mmrl.types import Batch, Now, Shaped
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class VPPO(Objective):
         """Does the answer shaping do anything?"""
         return self.beta_min != 1 or self.beta_max not in (None, 1)
 
-    def shape(self, advantage: Tensor, batch: Batch, now: Now, memory: None = None) -> Shaped:
+    def shape(self, advantage: Tensor, batch: Batch, now: Now) -> Shaped:
         """The advantage times answer weights, 0 on tokens that do not look."""
         if not self.score_requests():
             return Shaped(advantage)
@@ -97,11 +97,11 @@ class VPPO(Objective):
             advantage = torch.where(chosen, advantage, 0.0)
         return Shaped(advantage)
 
-    def terms(self, live: Mapping[str, Scores], batch: Batch, now: Now) -> dict[str, Tensor]:
+    def terms(self, live: LiveScores, batch: Batch, now: Now) -> TokenMaps:
         """The entropy penalty."""
         return {"entropy": -self.eta * live["raw"].logp} if self.eta > 0 else {}
 
-    def metrics(self, live: Mapping[str, Scores], batch: Batch, now: Now) -> dict[str, Tensor]:
+    def metrics(self, live: LiveScores, batch: Batch, now: Now) -> TokenMaps:
         """Dependency and the share of tokens that are trained."""
         if not self.score_requests():
             return {}

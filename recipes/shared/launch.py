@@ -116,7 +116,13 @@ def launch(
             f"{intent}\n\nPresets (first word; here {name!r}):\n{_preset_lines(presets)}"
         )
         call = with_defaults(main, presets[name].values)
-        return tyro.cli(call, prog=f"{prog} [preset]", description=description, args=args)
+        return tyro.cli(
+            call,
+            prog=f"{prog} [preset]",
+            description=description,
+            args=args,
+            config=(tyro.conf.SuppressFixed,),  # functions are not for the command line
+        )
     except KeyboardInterrupt:
         sys.exit(130)
     except _user_errors() as error:
