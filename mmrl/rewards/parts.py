@@ -29,6 +29,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from mmrl.rewards.contract import refuse_misspelt_markers
 from mmrl.rewards.worker import marker
 
 if TYPE_CHECKING:
@@ -175,6 +176,7 @@ def parse_part(name: str, given: object, isolate: bool = True) -> Part:
             f"The reward part {name!r} is {given!r}; give a function or (weight, function), "
             f"for example {name}=(0.9, boxed_accuracy)."
         )
+    refuse_misspelt_markers(name, function)
     asks = tuple(marker(function, "needs", ()))
     is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
         type(function).__call__

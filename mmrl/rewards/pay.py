@@ -27,6 +27,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from mmrl.rewards.contract import own_metrics
 from mmrl.rewards.functions import (
     LengthPenalty,
     RepetitionPenalty,
@@ -175,8 +176,7 @@ class Rewards:
         self._counts.clear()
         self._seconds.clear()
         for part in self._parts.values():
-            own = getattr(part.function, "metrics", None)
-            values |= own() if own is not None else {}
+            values |= own_metrics(part.function)
         return {name: float(value) for name, value in values.items()}
 
     def start(self) -> None:
