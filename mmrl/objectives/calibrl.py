@@ -84,7 +84,9 @@ class CalibRL(Objective):
 
     def score_requests(self) -> tuple[ScoreRequest, ...]:
         """Log-probs of the expert answers before the update."""
-        return (ScoreRequest("raw", stage="shape"),) if self.weight > 0 else ()
+        if self.weight == 0:
+            return ()
+        return (ScoreRequest("raw", stage="shape"),)
 
     def shape(self, advantage: Tensor, batch: Batch, now: Now) -> Shaped:
         """On-policy group statistics if there are experts. Keeps ℓ_expert as `baseline`, and where there is one."""
@@ -94,13 +96,14 @@ class CalibRL(Objective):
         logged: dict[str, float] = {}
         if self.weight > 0:
             found = self._experts(batch, expert)
-            kept["baseline"], kept["covered"] = self._baseline(batch, expert, found)
+            baseline, covered = self._baseline(batch, expert, found)
+            kept = {"baseline": baseline, "covered": covered}
             logged["logp_expert"] = _mean_of_means(list(found.values()))
         if bool(expert.any()):
             estimator = group_normalized if self.std else group_centered
             # An expert that earned something would move the mean; NaN is left out of it.
             known = torch.where(expert, torch.nan, batch.reward)
-            own = estimator(known, batch.group, batch.mask)
+            own = estimator(known, batch.group, batch.mask)  # [B]
             advantage = keep(own.unsqueeze(-1).expand(batch.mask.shape), batch.mask)
         return Shaped(advantage, logged, kept)
 
@@ -109,10 +112,13 @@ class CalibRL(Objective):
         if self.weight == 0:
             return {}
         lead, covered = self.lead(live["raw"].logp, batch)
-        sign = torch.where(batch.reward > self.correct_above, 1.0, -1.0).unsqueeze(-1)  # [B, 1]
+        right = (batch.reward > self.correct_above).unsqueeze(-1)  # [B, 1]
+        sign = torch.where(right, 1.0, -1.0)
+        # A right answer behind the expert and a wrong one ahead of it lie on the steep side.
         hinge = functional.leaky_relu(-sign * lead, self.alpha)
         guided = batch.advantage.detach().abs() * hinge
-        return {"guided": self.weight * torch.where(covered & batch.mask, guided, 0.0)}
+        # Selected, not multiplied by the mask: rows without an expert must not carry a NaN into the gradient.
+        return {"guided": self.weight * torch.where(covered, guided, 0.0)}
 
     def lead(self, logp: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Δ of every token (0 where there is none to compare with), and where there is one; both [B, T]."""
@@ -127,7 +133,8 @@ class CalibRL(Objective):
         elif self.alignment == "sum":
             own = own.sum(-1, keepdim=True).expand(own.shape)
         covered = batch.kept["covered"] & batch.mask
-        return torch.where(covered, own - batch.kept["baseline"], 0.0), covered
+        lead = own - batch.kept["baseline"]
+        return torch.where(covered, lead, 0.0), covered
 
     def metrics(self, live: LiveScores, batch: Batch, now: Now) -> TokenMaps:
         """Lead over the expert, share of tokens on the fully pushed side, log-probs, guided term by right and wrong."""
@@ -157,10 +164,12 @@ class CalibRL(Objective):
                 "score the answers before the advantages."
             )
         logp = batch.scores["raw"].logp.detach()
+        groups = batch.group.tolist()
         found: dict[int, Tensor] = {}
         for row in expert.nonzero().flatten().tolist():
+            # By role, not by mask: experts are trained by nobody and stand in no mask.
             written = batch.roles[row] == Role.EXPERT
-            found.setdefault(int(batch.group[row]), logp[row][written])
+            found.setdefault(groups[row], logp[row][written])
         return found
 
     def _baseline(
@@ -174,12 +183,13 @@ class CalibRL(Objective):
                 continue
             logp = experts[group]
             if self.alignment == "position":
+                # Beyond the expert's end there is nothing to compare with; the code compares with its padding.
                 length = min(len(logp), baseline.shape[1])
                 baseline[row, :length] = logp[:length]
                 covered[row, :length] = True
-            else:
-                baseline[row] = logp.mean() if self.alignment == "mean" else logp.sum()
-                covered[row] = True
+                continue
+            baseline[row] = logp.mean() if self.alignment == "mean" else logp.sum()
+            covered[row] = True
         return baseline, covered
 
 

@@ -90,9 +90,9 @@ class DVRP(Objective):
         requests: list[ScoreRequest] = []
         if self.lambda_orig > 0:
             requests.append(ScoreRequest("raw", entropy=exact))
-        for name, weight in ((self.masked, self.lambda_nec), (self.noisy, self.lambda_rob)):
+        for _, name, weight in self._views():
             if weight == 0 and self.lambda_ent == 0:
-                continue
+                continue  # nobody reads this view
             entropy = exact and self.lambda_ent > 0
             divergence = "forward" if self.kl == "exact" and weight > 0 else None
             requests.append(ScoreRequest(name, entropy=entropy, divergence=divergence))
@@ -102,10 +102,12 @@ class DVRP(Objective):
         """The terms whose coefficients are not zero."""
         terms: TokenMaps = {}
         if self.lambda_nec > 0:
+            # Maximised and without a bound: the reason why lambda_nec must stay small.
             terms["necessity"] = -self.lambda_nec * self.divergence(live, self.masked)
         if self.lambda_rob > 0:
             terms["robustness"] = self.lambda_rob * self.divergence(live, self.noisy)
         if self.lambda_ent > 0:
+            # Values only, unless the branches carry gradient (`VisualBranch.grad`).
             terms["entropy_masked"] = self.lambda_ent * self._entropy(live, self.masked)
             terms["entropy_noisy"] = self.lambda_ent * self._entropy(live, self.noisy)
         if self.lambda_orig > 0:
@@ -114,12 +116,8 @@ class DVRP(Objective):
 
     def metrics(self, live: LiveScores, batch: Batch, now: Now) -> TokenMaps:
         """Divergence from and surprise under each view; masked over noisy should be large and grow."""
-        views = (
-            ("masked", self.masked, self.lambda_nec),
-            ("noisy", self.noisy, self.lambda_rob),
-        )
         maps: TokenMaps = {}
-        for role, name, weight in views:
+        for role, name, weight in self._views():
             if name not in live:
                 continue
             maps[f"surprise_{role}"] = -live[name].logp
@@ -130,10 +128,17 @@ class DVRP(Objective):
                 maps[f"kl_{role}"] = kl.k3(live["raw"].logp, live[name].logp)
         return maps
 
+    def _views(self) -> tuple[tuple[str, str, float], tuple[str, str, float]]:
+        """Role, branch and weight of the divergence of either view."""
+        return (
+            ("masked", self.masked, self.lambda_nec),
+            ("noisy", self.noisy, self.lambda_rob),
+        )
+
     def divergence(self, live: LiveScores, name: str) -> Tensor:
         """D(π‖π_branch) of every token; [B, T]."""
-        branch = live[name]
-        return kl.between(self.kl, live["raw"].logp, branch.logp, branch.divergence)
+        raw, branch = live["raw"], live[name]
+        return kl.between(self.kl, raw.logp, branch.logp, branch.divergence)
 
     def _entropy(self, live: LiveScores, name: str) -> Tensor:
         """Sampled or exact entropy of every token under a view; [B, T]."""

@@ -87,7 +87,10 @@ class MSSR(Objective):
             return ()
         entropy = self.entropy == "exact" and self.lambda_entropy > 0
         raw = ScoreRequest("raw", stage="shape", entropy=entropy)
-        return (raw, ScoreRequest("ref", stage="shape")) if self.baseline else (raw,)
+        if not self.baseline:
+            return (raw,)
+        # The forgetting follows the KL to the reference, whether or not the loss has one.
+        return raw, ScoreRequest("ref", stage="shape")
 
     def start_memory(self) -> SuccessMemory:
         """No prompt seen, no step's KL."""
@@ -111,10 +114,11 @@ class MSSR(Objective):
         if self.lambda_entropy == 0:
             return Shaped(advantage, logged)
         bonus = self.bonus(advantage, self._entropy(batch))
-        capped = (bonus >= advantage.abs() / self.gamma) & (advantage != 0)
+        at_cap = bonus >= advantage.abs() / self.gamma
+        capped = (at_cap & (advantage != 0)).to(bonus)
         totals = Totals.of(batch.mask)
         logged["bonus"] = float(token_mean(bonus, batch.mask, totals))
-        logged["capped"] = float(token_mean(capped.to(bonus), batch.mask, totals))
+        logged["capped"] = float(token_mean(capped, batch.mask, totals))
         return Shaped(keep(advantage + bonus, batch.mask), logged)
 
     def _surplus(
@@ -122,23 +126,26 @@ class MSSR(Objective):
     ) -> tuple[Tensor, dict[str, float | Tensor]]:
         """r - v̂, whitened, on every token [B, T], and what is logged of it and of the memory."""
         prompts = [rollout.prompt.id for rollout in batch.rollouts]
-        surplus = batch.reward - memory.values(prompts).to(batch.reward)
+        before = memory.values(prompts).to(batch.reward)
+        surplus = batch.reward - before
         # Only now: the baseline is what was remembered before these answers.
         memory.observe(prompts, batch.reward, self.answer_kl(batch))
-        remembered = memory.values(prompts).to(batch.advantage).unsqueeze(-1)
+        after = memory.values(prompts).to(batch.advantage)
         logged = {
             "surplus": float(surplus.nanmean()),
             "surplus_abs": float(surplus.abs().nanmean()),
-            "value": remembered.expand_as(batch.mask),
+            "value": after.unsqueeze(-1).expand_as(batch.mask),
             "forgetting": memory.forgetting(),
             "kl_window": memory.mean_kl(),
         }
-        gain = whitened(surplus).unsqueeze(-1).expand(batch.mask.shape)
-        return keep(gain, batch.mask), logged
+        gain = whitened(surplus).unsqueeze(-1)  # [B, 1]
+        return keep(gain.expand(batch.mask.shape), batch.mask), logged
 
     def bonus(self, advantage: Tensor, entropy: Tensor) -> Tensor:
         """min(lambda_entropy·H, |A| / gamma), never negative for H ≥ 0; [B, T]."""
-        return torch.minimum(self.lambda_entropy * entropy, advantage.abs() / self.gamma)
+        # The cap keeps the sign of the advantage, and an advantage of 0 gets no bonus at all.
+        cap = advantage.abs() / self.gamma
+        return torch.minimum(self.lambda_entropy * entropy, cap)
 
     def answer_kl(self, batch: Batch) -> Tensor:
         """Mean k3 from the sampling policy to the reference over the tokens of each answer; [B]."""
@@ -149,11 +156,14 @@ class MSSR(Objective):
             )
         raw = keep(self._scores(batch, "raw").logp, batch.mask)
         ref = keep(self._scores(batch, "ref").logp, batch.mask)
-        return answer_mean(kl.k3(raw, ref), batch.mask).squeeze(-1)
+        distance = kl.k3(raw, ref)
+        return answer_mean(distance, batch.mask).squeeze(-1)
 
     def metrics(self, live: LiveScores, batch: Batch, now: Now) -> TokenMaps:
         """Entropy of the sampled tokens, or exact."""
-        return {"entropy": self._entropy(batch)} if self.score_requests() else {}
+        if not self.score_requests():
+            return {}
+        return {"entropy": self._entropy(batch)}
 
     def _entropy(self, batch: Batch) -> Tensor:
         """H of every token, 0 on padding; [B, T]."""
@@ -190,6 +200,7 @@ class SuccessMemory:
 
     def start(self, outcomes: Mapping[str, float]) -> None:
         """Set the posteriors from a first pass: prompt id -> share of right answers, in [0, 1]."""
+        # As many pseudo-visits as the strongest forgetting can hold: a first pass does not outweigh later answers.
         counts = 1.0 / (1.0 - self.settings.eta_min)
         for prompt, rate in outcomes.items():
             if not 0 <= rate <= 1:
@@ -200,14 +211,17 @@ class SuccessMemory:
 
     def values(self, prompts: Sequence[str]) -> Tensor:
         """v̂ of each prompt, 0.5 for unseen ones; float64 [B]."""
-        pairs = [self.posterior.get(prompt, (1.0, 1.0)) for prompt in prompts]
-        return torch.tensor([a / (a + b) for a, b in pairs], dtype=torch.float64)
+        values: list[float] = []
+        for prompt in prompts:
+            alpha, beta = self.posterior.get(prompt, (1.0, 1.0))
+            values.append(alpha / (alpha + beta))
+        return torch.tensor(values, dtype=torch.float64)
 
     def observe(self, prompts: Sequence[str], reward: Tensor, answer_kl: Tensor) -> None:
         """Put the step's KL (of each answer, [B]) into the window, then update each prompt, repeated ones in turn."""
         self.window.append(float(answer_kl.double().mean()))
         del self.window[: -self.settings.window]
-        eta = self.forgetting()
+        eta = self.forgetting()  # with this step's KL, as in the code
         unseen = 0.5 / (1.0 - self.settings.eta_min)
         for prompt, value in zip(prompts, reward.tolist(), strict=True):
             if math.isnan(value):  # the reward is not available
@@ -221,7 +235,7 @@ class SuccessMemory:
         low, high = self.settings.eta_min, self.settings.eta_max
         if not self.window:
             return 0.5 * (low + high)
-        ratio = sum(self.window) / len(self.window) / self.settings.target
+        ratio = self.mean_kl() / self.settings.target
         # A sawtooth: right above the target forgetting is strongest, not weakest.
         return low if ratio > 1 else low + ratio * (high - low)
 
@@ -248,7 +262,8 @@ def whitened(gain: Tensor) -> Tensor:
     some = gain[known]
     if len(some) > 1:  # a single answer keeps its raw gain, as in the code
         some = some - some.mean()
-        some = some * torch.rsqrt(some.square().mean().clamp(min=1e-6))
+        variance = some.square().mean()
+        some = some * torch.rsqrt(variance.clamp(min=1e-6))
     out = torch.zeros_like(gain)
     out[known] = some
     return out

@@ -118,15 +118,18 @@ class PAPO(Objective):
         scale = self.anneal(now.progress)
         terms: TokenMaps = {}
         if self.gamma * scale != 0:
-            terms["perception"] = -self.gamma * scale * self._chosen_perception(live, batch)
+            chosen = self._chosen_perception(live, batch)
+            terms["perception"] = -self.gamma * scale * chosen
         if self.eta_masked * scale != 0:
             entropy = self._entropy(live[self.masked], self.masked)
             terms["entropy_masked"] = self.eta_masked * scale * entropy
         if self.eta_orig * scale != 0:
-            terms["entropy_orig"] = self.eta_orig * scale * self._entropy(live["raw"], "raw")
+            entropy = self._entropy(live["raw"], "raw")
+            terms["entropy_orig"] = self.eta_orig * scale * entropy
         if self.sft != 0:  # not scaled: `anneal` is for the terms that look at pictures
             correct = (batch.reward > self.sft_above).unsqueeze(-1)  # [B, 1]
-            terms["sft"] = torch.where(correct, -self.sft * live["raw"].logp, 0.0)
+            likelihood = -self.sft * live["raw"].logp
+            terms["sft"] = torch.where(correct, likelihood, 0.0)
         return terms
 
     def metrics(self, live: LiveScores, batch: Batch, now: Now) -> TokenMaps:

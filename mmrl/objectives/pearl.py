@@ -73,12 +73,14 @@ class PEARL(Objective):
     @property
     def reads_checklists(self) -> bool:
         """Whether checklist answers change anything."""
-        return self.lambda_p > 0 or self.cap is not None or self.threshold is not None
+        gated = self.cap is not None or self.threshold is not None
+        return self.lambda_p > 0 or gated
 
     def shape(self, advantage: Tensor, batch: Batch, now: Now) -> Shaped:
         """Scale both branches. Logs the factor on reasoning tokens, and the share of checklist tokens."""
         factors = self.factors(batch.rollouts)
         asked = [MARKER in rollout.prompt.extra for rollout in batch.rollouts]
+        # A prompt whose checklist nobody answered is plain GRPO.
         factor = [factors.get(rollout.prompt.id, 1.0) for rollout in batch.rollouts]
         of_checklist = _columns(asked, advantage)
         reasoning = torch.where(of_checklist > 0, 0.0, _columns(factor, advantage))
@@ -108,7 +110,8 @@ class PEARL(Objective):
 
 def _columns(values: Sequence[float], like: Tensor) -> Tensor:
     """One number per answer, [B, 1]."""
-    return torch.tensor(values, dtype=like.dtype, device=like.device).unsqueeze(-1)
+    column = torch.tensor(values, dtype=like.dtype, device=like.device)
+    return column.unsqueeze(-1)
 
 
 def gate_open(perception_mean: float, threshold: float | None = 0.0) -> bool:
@@ -157,7 +160,8 @@ def judged(
     perception = marks.double().mean(-1)  # [G]
     mean = perception.mean().item()
     if not gate_open(mean, threshold):
-        return Judged(perception, mean, False, z_score(perception), None, keeps(mean, None))
+        kept = keeps(mean, None)
+        return Judged(perception, mean, False, z_score(perception), None, kept)
     rewards = reasoning.double()
     scaled = z_score(rewards) * reasoning_factor(mean, cap, threshold)
     kept = keeps(mean, rewards.mean().item())

@@ -76,9 +76,9 @@ class PuzzleCraft(Objective):
         if self.influence == 0:
             return Shaped(advantage)
         groups = self.groups(batch)
-        factor = (
-            1.0 - self.influence + self.influence * _spread(groups, len(batch)).to(advantage)
-        )
+        weights = _spread(groups, len(batch)).to(advantage)
+        factor = 1.0 - self.influence + self.influence * weights
+        # Not renormalised: a batch of settled groups is meant to teach little.
         return Shaped(advantage * factor.unsqueeze(-1), logged=_summary(groups))
 
     def weights(self, batch: Batch) -> Tensor:
@@ -96,7 +96,8 @@ class PuzzleCraft(Objective):
         answers = [batch.rollouts[row] for row in rows]
         hard = difficulty(batch.reward[rows])
         solutions = [self.solution(answer) for answer in answers]
-        apart = dispersion(solutions, answers[0].prompt.extra.get("options"))
+        options = answers[0].prompt.extra.get("options")  # of one group, hence of one prompt
+        apart = dispersion(solutions, options)
         weight = 0.0
         if apart:  # 0 to the power 0 would be 1, for a group of one mind
             weight = max(0.0, self.scale * hard * (1.0 - hard) * apart**self.gamma)
@@ -145,8 +146,10 @@ def _summary(groups: Sequence[Weighed]) -> dict[str, float]:
 
 def difficulty(reward: Tensor) -> float:
     """Mean of the known rewards [G], each clipped to [0, 1]; 0 if none is known."""
-    known = reward[~reward.isnan()].double().clamp(0.0, 1.0)
-    return float(known.mean()) if len(known) else 0.0
+    known = reward[~reward.isnan()]
+    if not len(known):
+        return 0.0
+    return float(known.double().clamp(0.0, 1.0).mean())
 
 
 def dispersion(solutions: Sequence[Hashable], options: int | None = None) -> float:
@@ -157,5 +160,9 @@ def dispersion(solutions: Sequence[Hashable], options: int | None = None) -> flo
     counts = Counter(solutions)
     if options is None:
         return (len(counts) - 1) / (group - 1)
-    shares = [count / group for solution, count in counts.items() if solution != INVALID]
-    return max(0.0, -sum(share * math.log(share) for share in shares) / math.log(options))
+    counts.pop(
+        INVALID, None
+    )  # what nobody can read is no opinion, but it stays in the size of the group
+    shares = [count / group for count in counts.values()]
+    entropy = -sum(share * math.log(share) for share in shares)
+    return max(0.0, entropy / math.log(options))

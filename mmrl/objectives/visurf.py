@@ -81,8 +81,8 @@ class ViSurf(Objective):
             own = group_normalized(known, batch.group, batch.mask)
         else:
             own = self._with_labels(batch, label)
-        own = own.to(advantage.dtype).unsqueeze(-1).expand(batch.mask.shape)
-        return Shaped(keep(own, batch.mask))
+        own = own.to(advantage.dtype).unsqueeze(-1)  # [B, 1]
+        return Shaped(keep(own.expand(batch.mask.shape), batch.mask))
 
     def _with_labels(self, batch: Batch, label: Tensor) -> Tensor:
         """The advantage of every answer, labels among them; float64 [B]."""
@@ -138,11 +138,13 @@ def pay_without_thinking(
         raise ValueError(
             f"the thinking parts {unknown} are no parts of this reward, which has {sorted(parts)}."
         )
-    available = {name: value for name, value in parts.items() if value is not None}
-    if not available:
+    if all(value is None for value in parts.values()):
         return None
-    paid = [weights[name] * value for name, value in available.items() if name not in thinking]
-    return sum(paid)
+    paid = 0.0
+    for name, value in parts.items():
+        if value is not None and name not in thinking:
+            paid += weights[name] * value
+    return paid
 
 
 def smoothed(reward: Tensor, group: Tensor, label: Tensor) -> Tensor:
@@ -154,7 +156,8 @@ def smoothed(reward: Tensor, group: Tensor, label: Tensor) -> Tensor:
     groups = _Groups(reward, group, own=~label & ~reward.isnan())
     # Rounding must not take the mean of equal rewards beyond them: the group would seem to differ.
     mean = groups.mean().clamp(groups.lowest(), groups.highest())
-    return torch.where(reached(reward, group, label), mean[groups.index], reward)
+    fades = reached(reward, group, label)
+    return torch.where(fades, mean[groups.index], reward)
 
 
 def reached(reward: Tensor, group: Tensor, label: Tensor) -> Tensor:
@@ -167,14 +170,17 @@ def z_score_in_groups(reward: Tensor, group: Tensor) -> Tensor:
     """(R - μ) / population std of the group; 0 where all its rewards are equal or R is NaN; float64 [B]."""
     reward = reward.double()
     groups = _Groups(reward, group, own=~reward.isnan())
-    centred = torch.where(groups.own, reward - groups.mean()[groups.index], 0.0)
-    std = (groups.sum(centred.square()) / groups.counts()).sqrt()
+    away = reward - groups.mean()[groups.index]
+    centred = torch.where(groups.own, away, 0.0)
+    variance = groups.sum(centred.square()) / groups.counts()
+    std = variance.sqrt()
     # Equal rewards are told apart exactly, since rounding may leave a tiny deviation from their mean.
     differ = groups.highest() > groups.lowest()
     divisor = std.clamp(
         min=torch.finfo(std.dtype).tiny
     )  # where nothing differs, 0 / 0 is never used
-    return torch.where(differ[groups.index], centred / divisor[groups.index], 0.0)
+    scaled = centred / divisor[groups.index]
+    return torch.where(differ[groups.index], scaled, 0.0)
 
 
 @dataclass(frozen=True)
@@ -199,11 +205,13 @@ class _Groups:
 
     def counts(self) -> Tensor:
         """Answers that count, at least 1; [K]."""
-        return self.sum(self.own.to(self.reward)).clamp(min=1)
+        own = self.own.to(self.reward)
+        return self.sum(own).clamp(min=1)  # a group of NaN alone divides 0 by 1
 
     def mean(self) -> Tensor:
         """Mean reward, 0 without answers that count; [K]."""
-        return self.sum(torch.where(self.own, self.reward, 0.0)) / self.counts()
+        known = torch.where(self.own, self.reward, 0.0)
+        return self.sum(known) / self.counts()
 
     def lowest(self) -> Tensor:
         """Smallest reward, inf without answers that count; [K]."""
@@ -217,7 +225,8 @@ class _Groups:
 
     def _filled(self, value: float) -> Tensor:
         """One number per group; [K]."""
-        return self.reward.new_full((int(self.index.max()) + 1,), value)
+        groups = int(self.index.max()) + 1
+        return self.reward.new_full((groups,), value)
 
 
 def _ordered(label: Any, keys: Sequence[str]) -> Any:

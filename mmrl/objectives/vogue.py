@@ -124,19 +124,24 @@ class VOGUE(Objective):
             # The pull may be negative (forward term, consistency): its size is capped, its sign kept.
             bonus = pull.sign() * torch.minimum(pull.abs(), cap)
             shaped = advantage + torch.where(active, bonus, 0.0)
-            maps["capped_visual"] = (active & (pull.abs() >= cap) & (cap > 0)).to(advantage)
+            at_cap = (pull.abs() >= cap) & (cap > 0)  # where A is 0, cap and bonus are, too
+            maps["capped_visual"] = (active & at_cap).to(advantage)
         if self.alpha_entropy > 0:
-            raw, noisy = self._entropy(batch, "raw"), self._entropy(batch, self.noisy)
+            raw = self._entropy(batch, "raw")
+            noisy = self._entropy(batch, self.noisy)
             level = self.alpha_entropy * torch.where(active, noisy, raw)
             # The released code caps by what it has already raised, the paper by what came in.
             base = shaped if self.caps == "sequential" else advantage
             cap = base.abs() / self.beta_entropy
             shaped = shaped + torch.minimum(level, cap)
-            maps["capped_entropy"] = ((level >= cap) & (cap > 0)).to(advantage)
+            at_cap = (level >= cap) & (cap > 0)
+            maps["capped_entropy"] = at_cap.to(advantage)
         maps["bonus"] = shaped - advantage
         # Averaged here, over the whole batch: the updates see the rows of one mini-batch each.
         totals = Totals.of(batch.mask)
-        means = {name: float(token_mean(x, batch.mask, totals)) for name, x in maps.items()}
+        means: dict[str, float] = {}
+        for name, x in maps.items():
+            means[name] = float(token_mean(x, batch.mask, totals))
         return Shaped(keep(shaped, batch.mask), logged=means)
 
     def active(self, batch: Batch, now: Now) -> Tensor:
@@ -147,8 +152,11 @@ class VOGUE(Objective):
         elif self.draw == "batch":
             chosen = [self._drawn(now, "", chance)] * len(batch.rollouts)
         else:
-            chosen = [self._drawn(now, rollout.prompt.id, chance) for rollout in batch.rollouts]
-        return torch.tensor(chosen, dtype=torch.bool, device=batch.mask.device).unsqueeze(-1)
+            prompts = [rollout.prompt.id for rollout in batch.rollouts]
+            # Keyed by the prompt, so that its answers agree and company does not matter.
+            chosen = [self._drawn(now, prompt, chance) for prompt in prompts]
+        active = torch.tensor(chosen, dtype=torch.bool, device=batch.mask.device)
+        return active.unsqueeze(-1)
 
     def visual_uncertainty(self, batch: Batch) -> Tensor:
         """U of every token, 0 on padding; [B, T]."""
@@ -161,7 +169,8 @@ class VOGUE(Objective):
                 )
             return keep(noisy.divergence.detach(), batch.mask)
         raw = self._scores(batch, "raw")
-        logp, other = keep(raw.logp.detach(), batch.mask), keep(noisy.logp.detach(), batch.mask)
+        logp = keep(raw.logp.detach(), batch.mask)
+        other = keep(noisy.logp.detach(), batch.mask)
         if self.uncertainty == "forward":
             return logp.exp() * (logp - other)
         return 0.5 * (logp.exp() - other.exp()) * (logp - other)
@@ -175,7 +184,10 @@ class VOGUE(Objective):
             return {}
         like = torch.ones_like(batch.advantage)
         maps = {"probability": like * self.probability(now.progress)}
-        maps["active"] = self.active(batch, now).to(like).expand(batch.mask.shape)
+        active = self.active(batch, now).to(
+            like
+        )  # drawn again: the key is the same, so is the coin
+        maps["active"] = active.expand(batch.mask.shape)
         maps["idle"] = (batch.advantage == 0).to(like)
         if self.alpha_visual > 0:
             uncertainty = self.visual_uncertainty(batch)
@@ -195,7 +207,8 @@ class VOGUE(Objective):
         if self.flip is None:
             return 1.0
         start, end = self.flip
-        return 1.0 - 2.0 * min(max((progress - start) / (end - start), 0.0), 1.0)
+        turned = (progress - start) / (end - start)
+        return 1.0 - 2.0 * min(max(turned, 0.0), 1.0)
 
     def _entropy(self, batch: Batch, name: str) -> Tensor:
         """H of every token under a branch, 0 on padding; [B, T]."""

@@ -99,13 +99,16 @@ class VPPO(Objective):
 
     def terms(self, live: LiveScores, batch: Batch, now: Now) -> TokenMaps:
         """The entropy penalty."""
-        return {"entropy": -self.eta * live["raw"].logp} if self.eta > 0 else {}
+        if self.eta == 0:
+            return {}
+        return {"entropy": -self.eta * live["raw"].logp}
 
     def metrics(self, live: LiveScores, batch: Batch, now: Now) -> TokenMaps:
         """Dependency and the share of tokens that are trained."""
         if not self.score_requests():
             return {}
-        return {"dependency": self.dependency(batch), "trained": (batch.advantage != 0).float()}
+        trained = (batch.advantage != 0).float()
+        return {"dependency": self.dependency(batch), "trained": trained}
 
     def dependency(self, batch: Batch) -> Tensor:
         """S of every token, 0 on padding; [B, T]."""
@@ -116,8 +119,11 @@ class VPPO(Objective):
                 f"add branches={{{self.masked!r}: VisualBranch(...)}} and score before the advantages."
             )
         raw, masked = batch.scores["raw"], batch.scores[self.masked]
-        logp, other = keep(raw.logp, batch.mask), keep(masked.logp, batch.mask)
-        return keep(kl.between(self.kl, logp, other, masked.divergence).detach(), batch.mask)
+        logp = keep(raw.logp, batch.mask)
+        other = keep(masked.logp, batch.mask)
+        dependency = kl.between(self.kl, logp, other, masked.divergence)
+        # A weight, not a term: the policy is not asked to depend on the picture, only taught where it does.
+        return keep(dependency.detach(), batch.mask)
 
     def answer_weight(self, dependency: Tensor, mask: Tensor) -> Tensor:
         """w of every answer; [B, 1]. Answers without trained tokens neither set the range nor the mean."""
@@ -146,5 +152,6 @@ def most_dependent(dependency: Tensor, mask: Tensor, share: float) -> Tensor:
     )
     place = ranked.argsort(dim=-1)  # rank of each token in its answer
     # Counts are small integers: round away the error of share·|o| before the ceiling.
-    count = (on.sum(-1, keepdim=True) * share - 1e-6).ceil()
+    lengths = on.sum(-1, keepdim=True)
+    count = (lengths * share - 1e-6).ceil()
     return on & (place < count)
