@@ -34,7 +34,7 @@ from mmrl.losses import importance, kl
 from mmrl.losses.advantages import token_reward
 from mmrl.losses.reduce import Reduction, Totals, keep, reduced, token_mean
 from mmrl.losses.surrogates import Surrogate, bounded_ratio, own_reduction, ratio_metrics
-from mmrl.objectives.base import Objective
+from mmrl.objectives.base import LiveScores, Objective, TokenMaps
 from mmrl.types import Batch, Now, Role, Scores, Shaped
 
 
@@ -100,7 +100,7 @@ def loss(
     grpo: GRPO,
     surrogate: Surrogate,
     batch: Batch,
-    live: Mapping[str, Scores],
+    live: LiveScores,
     objectives: Sequence[Objective],
     totals: Totals,
     now: Now,
@@ -111,7 +111,7 @@ def loss(
     `batch` and `live` hold the same rows; `totals` counts the whole update.
     """
     parts, metrics = losses(grpo, surrogate, batch, live, objectives, totals, now)
-    total = torch.stack(list(parts.values())).sum()
+    total = torch.stack(list(parts.values())).sum()  # in the order of the parts, which is fixed
     metrics |= {f"loss/{name}": part.detach() for name, part in parts.items()}
     metrics["loss/total"] = total.detach()
     return total, metrics
@@ -121,7 +121,7 @@ def losses(
     grpo: GRPO,
     surrogate: Surrogate,
     batch: Batch,
-    live: Mapping[str, Scores],
+    live: LiveScores,
     objectives: Sequence[Objective],
     totals: Totals,
     now: Now,
@@ -130,7 +130,9 @@ def losses(
     batch, live = _readable(batch, live)
     raw, mask = live["raw"], batch.mask
     # With one update per step nothing is stored: the policy's own log-probs are the old ones, and the ratio is 1.
-    old = batch.scores["raw"].logp if "raw" in batch.scores else raw.logp.detach()
+    old = raw.logp.detach()
+    if "raw" in batch.scores:
+        old = batch.scores["raw"].logp
     metrics = _policy_metrics(grpo, live, old, batch, totals)
 
     policy = surrogate(
@@ -169,7 +171,7 @@ def losses(
 def _add_terms(
     parts: dict[str, Tensor],
     objective: Objective,
-    live: Mapping[str, Scores],
+    live: LiveScores,
     batch: Batch,
     grpo: GRPO,
     totals: Totals,
@@ -188,13 +190,13 @@ def _add_terms(
 def _objective_metrics(
     objective: Objective,
     shaped: Shaped,
-    live: Mapping[str, Scores],
+    live: LiveScores,
     batch: Batch,
     totals: Totals,
     now: Now,
 ) -> dict[str, Tensor]:
     """What an objective logs of its `shape` and of its `metrics`, as summands or maxima under its own name."""
-    maps: dict[str, Tensor] = {}
+    maps: TokenMaps = {}
     for name, value in shaped.logged.items():
         # A number of the step becomes a constant map, so that adding up micro-batches gives the number again.
         known = isinstance(value, Tensor)
@@ -230,7 +232,9 @@ def apply_kl_in_reward(grpo: GRPO, batch: Batch) -> Tensor:
                 "score it before the advantages, or use kl_in='loss'."
             )
     batch, _ = _readable(batch, {})
-    penalty = keep(kl_map(grpo, batch.scores["raw"].logp, batch.scores["ref"]), batch.mask)
+    divergence = kl_map(grpo, batch.scores["raw"].logp, batch.scores["ref"])
+    penalty = keep(divergence, batch.mask)
+    # Detached: in the reward the penalty is a number that is paid, not a path for the gradient.
     return token_reward(batch.reward, batch.mask) - grpo.kl * penalty.detach()
 
 
@@ -241,6 +245,7 @@ def mismatch_weight(grpo: GRPO, old: Tensor, batch: Batch) -> Tensor:
             f"GRPO.mismatch is {grpo.mismatch!r}, but there are no 'sampler' scores (there are {sorted(batch.scores)});"
             " use an engine that returns its log-probs, or mismatch='off'."
         )
+    # Of the old probabilities, not the present ones: the ratio corrects the engine, the surrogate corrects the update.
     weight = importance.importance(
         old, batch.scores["sampler"].logp, batch.mask, level=grpo.mismatch_level
     )
@@ -248,8 +253,9 @@ def mismatch_weight(grpo: GRPO, old: Tensor, batch: Batch) -> Tensor:
     return bound(weight, cap=grpo.mismatch_cap)
 
 
-def _reference(live: Mapping[str, Scores], batch: Batch) -> Scores:
+def _reference(live: LiveScores, batch: Batch) -> Scores:
     """Scores of the reference policy."""
+    # Live where an exact divergence must see the present weights, else as scored before the update.
     ref = live.get("ref") or batch.scores.get("ref")
     if ref is None:
         raise ValueError(
@@ -258,7 +264,7 @@ def _reference(live: Mapping[str, Scores], batch: Batch) -> Scores:
     return ref
 
 
-def _readable(batch: Batch, live: Mapping[str, Scores]) -> tuple[Batch, dict[str, Scores]]:
+def _readable(batch: Batch, live: LiveScores) -> tuple[Batch, dict[str, Scores]]:
     """Batch and live scores with 0 wherever nothing may be read: neither trained nor hint nor expert tokens."""
     written = (batch.roles == Role.HINT) | (batch.roles == Role.EXPERT)
     read = batch.mask.bool() | written
@@ -271,11 +277,12 @@ def _readable(batch: Batch, live: Mapping[str, Scores]) -> tuple[Batch, dict[str
         }
 
     advantage = keep(batch.advantage, batch.mask)
-    return replace(batch, advantage=advantage, scores=cleaned(batch.scores)), cleaned(live)
+    stored = cleaned(batch.scores)
+    return replace(batch, advantage=advantage, scores=stored), cleaned(live)
 
 
 def _policy_metrics(
-    grpo: GRPO, live: Mapping[str, Scores], old: Tensor, batch: Batch, totals: Totals
+    grpo: GRPO, live: LiveScores, old: Tensor, batch: Batch, totals: Totals
 ) -> dict[str, Tensor]:
     """Token means: what the ratio does, surprise -logp, entropy, distance to the sampler, k3 to each branch."""
     raw, mask = live["raw"], batch.mask
@@ -289,12 +296,14 @@ def _policy_metrics(
         clip_high=grpo.clip_high,
         dual_clip=grpo.dual_clip,
     )
-    maps["surprise"] = -logp
+    maps["surprise"] = -logp  # an entropy that costs nothing
     if raw.entropy is not None:
         maps["entropy"] = raw.entropy.detach()
     if "sampler" in batch.scores:
         maps["sampler_gap"] = (old - batch.scores["sampler"].logp).abs()
-    metrics = {f"policy/{name}": token_mean(x, mask, totals) for name, x in maps.items()}
+    metrics: dict[str, Tensor] = {}
+    for name, x in maps.items():
+        metrics[f"policy/{name}"] = token_mean(x, mask, totals)
     metrics["policy/ratio_max"] = _largest(maps["ratio"], mask)
     for name in live.keys() - {"raw", "ref", "sampler"}:
         distance = kl.k3(logp, live[name].logp.detach())
@@ -309,7 +318,9 @@ def _reduced(grpo: GRPO, x: Tensor, mask: Tensor, totals: Totals, rule: Reductio
 
 def _largest(x: Tensor, mask: Tensor) -> Tensor:
     """The largest value on a trained token, 0 if all are negative or there is none."""
-    return keep(x, mask).amax() if x.numel() else x.new_zeros(())
+    if not x.numel():  # a batch without answers has no largest number
+        return x.new_zeros(())
+    return keep(x, mask).amax()
 
 
 def _check_map(objective: Objective, name: str, x: Tensor, mask: Tensor) -> None:

@@ -27,6 +27,7 @@ Divergence = Literal["forward", "reverse", "symmetric", "js"]
 class Role(IntEnum):
     """Who wrote an answer token. Only POLICY tokens are trained unless an objective says otherwise."""
 
+    # Numbers, because they stand in tensors.
     POLICY = 0
     OBSERVATION = 1
     HINT = 2
@@ -63,6 +64,7 @@ class Prompt:
     """Further columns of the row, e.g. `evidence`, `problem_type`, `label` (an expert answer)."""
 
 
+# Checked by its names and not by its ancestry: collections that run in processes without torch cannot derive from it.
 @runtime_checkable
 class Prompts(Protocol):
     """A lazy collection of prompts: pixels are decoded when an index is read.
@@ -131,6 +133,7 @@ class Scores:
 
     def detach(self) -> Scores:
         """The same numbers without a graph."""
+        # Views of the same memory: nobody may write into scores in place.
         return self.each(torch.Tensor.detach)
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Scores:
@@ -152,7 +155,8 @@ class Shaped:
     """Token maps [B, T] that the same objective's `terms` and `metrics` read of the rows at hand, as `Batch.kept`."""
 
     def __getitem__(self, rows: Tensor) -> Shaped:
-        """What belongs to some rows. Numbers of the step belong to all of them."""
+        """What belongs to some rows."""
+        # A number of the step is the same for any of its rows.
         logged = {
             name: value[rows] if isinstance(value, Tensor) else value
             for name, value in self.logged.items()
@@ -218,6 +222,7 @@ class View:
     change any answer, and is refused where the rows say that this matters.
     """
 
+    # True, because a wrong answer that is trained is worse than a view that must be asked again.
     changes_geometry: bool = True
     """May it change the answer to a question about places, sides, angles, or counts near the border?"""
     changes_order: bool = True
@@ -263,6 +268,7 @@ class VisualBranch:
     """Does the view see the original pixels or those after the pixel-budget resize?"""
 
     def __post_init__(self) -> None:
+        # Here, where the user wrote it, and not deep in a step.
         require_view("VisualBranch.view", self.view)
 
 

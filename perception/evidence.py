@@ -53,7 +53,8 @@ def evidence_pixels(context: ViewContext, height: int, width: int, frames: int) 
 def _entry(region: Any, context: ViewContext) -> Mapping[str, Any]:
     """The region as a mapping with known keys only."""
     if is_dataclass(region) and not isinstance(region, type):
-        region = {field.name: getattr(region, field.name) for field in fields(region)}
+        names = [field.name for field in fields(region)]
+        region = {name: getattr(region, name) for name in names}
     if not isinstance(region, Mapping) or not set(region) <= set(ALLOWED):
         raise ValueError(
             f"prompt {context.prompt.id!r}: cannot read the evidence {region!r}; "
@@ -65,8 +66,9 @@ def _entry(region: Any, context: ViewContext) -> Mapping[str, Any]:
 def _region(entry: Mapping[str, Any], context: ViewContext, like: Tensor) -> Tensor:
     """One region, bool [F, H, W]."""
     frames, height, width = like.shape
-    medium = context.prompt.media[context.medium] if context.prompt.media else None
-    area = torch.ones_like(like)
+    media = context.prompt.media
+    medium = media[context.medium] if media else None
+    area = torch.ones_like(like)  # nothing given: everywhere and always
     # Asked by length, not by truth: boxes may be an array, whose truth is not defined.
     if entry.get("boxes") is not None and len(entry["boxes"]):
         area &= _boxed(entry["boxes"], medium, height, width, context)
@@ -82,7 +84,8 @@ def _region(entry: Mapping[str, Any], context: ViewContext, like: Tensor) -> Ten
 def _masked(given: Any, frames: int, height: int, width: int, context: ViewContext) -> Tensor:
     """A mask on any grid, stretched over the picture; bool [F, H, W] or [1, H, W]."""
     mask = torch.as_tensor(given).bool()
-    if mask.ndim not in (2, 3) or (mask.ndim == 3 and mask.shape[0] != frames):
+    fits = mask.ndim == 2 or (mask.ndim == 3 and mask.shape[0] == frames)
+    if not fits:
         raise ValueError(
             f"prompt {context.prompt.id!r}: the evidence mask has shape {tuple(mask.shape)}; "
             f"it must be [H, W] or [{frames}, H, W]."
@@ -104,13 +107,18 @@ def _boxed(
                 f"prompt {context.prompt.id!r}: the evidence box {list(box)} is not [x0, y0, x1, y1] with "
                 "x0 < x1 and y0 < y1 (original pixels, end exclusive)."
             )
-        left, right = box[0] * width / original_width, box[2] * width / original_width
-        top, bottom = box[1] * height / original_height, box[3] * height / original_height
+        left, right = _scaled(box[0], box[2], width, original_width)
+        top, bottom = _scaled(box[1], box[3], height, original_height)
         # From the pixel that the first edge lies in to the one that the last edge lies in; a box may stick out.
         rows = slice(max(int(top), 0), max(math.ceil(bottom), 0))
         columns = slice(max(int(left), 0), max(math.ceil(right), 0))
         area[rows, columns] = True
     return area
+
+
+def _scaled(first: float, last: float, side: int, original: int) -> tuple[float, float]:
+    """Two edges in original pixels, in pixels of the picture at hand."""
+    return first * side / original, last * side / original
 
 
 def _frames(indices: Any, count: int, context: ViewContext) -> Tensor:
@@ -135,5 +143,6 @@ def _span(span: Any, medium: Media | None, count: int, context: ViewContext) -> 
     start, end = float(span[0]), float(span[1])
     chosen = (medium.times >= start) & (medium.times <= end)
     if not chosen.any():
-        chosen[(medium.times - (start + end) / 2).abs().argmin()] = True
+        away = (medium.times - (start + end) / 2).abs()
+        chosen[away.argmin()] = True
     return chosen

@@ -104,7 +104,8 @@ class SaliencyMask(View):
         grids = saliency if saliency.ndim == 3 else saliency[None]
         top = most_salient(grids, self.ratio)  # [F', h, w]
         # The tower merges frames in time, so F' may be smaller: each frame takes the grid that its middle falls into.
-        moments = ((torch.arange(count, device=top.device) + 0.5) * top.shape[0] / count).long()
+        middles = torch.arange(count, device=top.device) + 0.5
+        moments = (middles * top.shape[0] / count).long()
         return painted(frames, stretch(top[moments], height, width), self.value)
 
 

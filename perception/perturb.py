@@ -83,6 +83,7 @@ class RandomRotation(View):
         from torchvision.transforms.v2 import functional
 
         angle = _between(-self.degrees, self.degrees, rng)
+        # Not expanded: a view keeps the size, so corners leave and others come in.
         return functional.rotate(
             checked(frames, "RandomRotation"),
             angle,
@@ -111,7 +112,8 @@ class Crop(View):
 
         height, width = checked(frames, "Crop").shape[-2:]
         share = _between(self.smallest, 1.0, rng)
-        rows, columns = max(round(height * share), 1), max(round(width * share), 1)
+        rows = max(round(height * share), 1)
+        columns = max(round(width * share), 1)
         top = int(_between(0, height - rows + 1, rng))
         left = int(_between(0, width - columns + 1, rng))
         return functional.resized_crop(
@@ -182,7 +184,9 @@ class JPEG(View):
     ) -> Tensor:
         from torchvision.transforms.v2 import functional
 
-        return functional.jpeg(checked(frames, "JPEG").cpu(), self.quality).to(frames.device)
+        # The codec runs on the CPU alone.
+        shown = checked(frames, "JPEG").cpu()
+        return functional.jpeg(shown, self.quality).to(frames.device)
 
 
 @dataclass(frozen=True)
@@ -245,6 +249,7 @@ class Transform(View):
     def __call__(
         self, frames: Tensor, context: ViewContext, rng: torch.Generator, now: Now
     ) -> Tensor:
+        # One draw of the branch's generator stands for all that the transform draws.
         seed = int(torch.randint(2**31 - 1, (), generator=rng, device=rng.device))
         seen = _seeded(self.transform, checked(frames, "Transform").cpu(), seed)
         if seen.shape != frames.shape or seen.dtype != torch.uint8:

@@ -97,8 +97,10 @@ def received_attention(attentions: Sequence[Tensor], patches: int) -> Tensor:
     """
     total = torch.zeros(())
     for attention in attentions:
+        # The class token and registers stand in front: they are left out as senders and as receivers.
         among = attention.float().mean(1)[:, -patches:, -patches:]  # [B, n, n]
-        total = total + among.sum(1) - among.diagonal(dim1=1, dim2=2)
+        from_itself = among.diagonal(dim1=1, dim2=2)
+        total = total + among.sum(1) - from_itself
     return total / len(attentions)
 
 
@@ -106,7 +108,8 @@ def encoder_pixels(frames: Tensor, patch: int, side: int) -> Tensor:
     """Normalise frames for the encoder: float [F, 3, h * patch, w * patch], area at most about side * side."""
     height, width = frames.shape[-2:]
     scale = min(1.0, side / (height * width) ** 0.5)
-    rows, columns = (max(round(length * scale / patch), 1) for length in (height, width))
+    rows = max(round(height * scale / patch), 1)
+    columns = max(round(width * scale / patch), 1)
     size = [rows * patch, columns * patch]
     resized = nn.functional.interpolate(
         frames.float() / 255.0, size=size, mode="bicubic", antialias=True

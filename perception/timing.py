@@ -37,7 +37,8 @@ class FrameShuffle(View):
     def __call__(
         self, frames: Tensor, context: ViewContext, rng: torch.Generator, now: Now
     ) -> Tensor:
-        runs = torch.arange(checked(frames, "FrameShuffle").shape[0]).split(self.block)
+        count = checked(frames, "FrameShuffle").shape[0]
+        runs = torch.arange(count).split(self.block)
         order = torch.randperm(len(runs), generator=rng, device=rng.device).tolist()
         return frames[torch.cat([runs[index] for index in order])]
 

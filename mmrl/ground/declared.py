@@ -22,6 +22,7 @@ def refuse_misspelt(cls: type, base: type) -> None:
     declared = sorted(_public(vars(base)))
     own = vars(cls)
     for name in sorted(_public(own.get("__annotations__", {}))):
+        # `dataclass` looks a default up with `getattr`, which finds that of the base.
         if name in declared and name not in own:
             raise TypeError(
                 f"{cls.__name__}.{name} has no default, and {base.__name__}.{name} would become it; give one."
@@ -29,6 +30,7 @@ def refuse_misspelt(cls: type, base: type) -> None:
     for name in sorted(_public({**own, **own.get("__annotations__", {})})):
         if name in declared:
             continue
+        # Only names that are close: a class may have as many attributes of its own as it likes.
         if meant := get_close_matches(name, declared, 1, CLOSE):
             raise TypeError(
                 f"{cls.__name__}.{name} looks like {base.__name__}.{meant[0]}, which the core reads. Name it so, or "

@@ -44,6 +44,7 @@ class AnswerKind:
     """For example "label"."""
     branch: str = ""
     """The view that they are sampled under; "" if they see the real pixels."""
+    # Not compared: an objective asks by name, and need not repeat what the rollout function knows.
     sampled: bool = field(default=True, compare=False)
     """False: nobody sampled them, so the sampler has no probabilities of theirs."""
     trained: bool = field(default=True, compare=False)
@@ -165,6 +166,7 @@ def shaped_in_turn(
     shaped: list[Shaped] = []
     advantage = batch.advantage
     for objective, memory in zip(objectives, memories, strict=True):
+        # An objective without a memory has no parameter for one.
         remembered = () if memory is None else (memory,)
         found = objective.shape(advantage, batch, now, *remembered)
         if not isinstance(found, Shaped):
@@ -173,5 +175,5 @@ def shaped_in_turn(
                 "mmrl.types.Shaped(advantage), with what it wants logged."
             )
         shaped.append(found)
-        advantage = found.advantage
+        advantage = found.advantage  # the next objective shapes what this one made
     return replace(batch, advantage=advantage, shaped=shaped)

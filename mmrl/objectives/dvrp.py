@@ -142,7 +142,9 @@ class DVRP(Objective):
 
     def _entropy(self, live: LiveScores, name: str) -> Tensor:
         """Sampled or exact entropy of every token under a view; [B, T]."""
-        if self.entropy == "sampled":
+        if (
+            self.entropy == "sampled"
+        ):  # its gradient is that of the likelihood, not of the entropy
             return -live[name].logp
         entropy = live[name].entropy
         if entropy is None:

@@ -84,6 +84,7 @@ class PEARL(Objective):
         factor = [factors.get(rollout.prompt.id, 1.0) for rollout in batch.rollouts]
         of_checklist = _columns(asked, advantage)
         reasoning = torch.where(of_checklist > 0, 0.0, _columns(factor, advantage))
+        # Checklist answers never pass their own gate: they are trained wherever they were asked.
         scale = torch.where(of_checklist > 0, self.lambda_p, reasoning)
         return Shaped(
             keep(advantage * scale, batch.mask),
@@ -157,6 +158,7 @@ def judged(
     marks: Tensor, reasoning: Tensor, cap: float | None = 0.5, threshold: float | None = 0.0
 ) -> Judged:
     """Apply PEARL to one prompt: marks [G, K] of its checklist answers, rewards [G'] of its reasoning answers."""
+    # In float64, so that "all right" is exactly 1 and the soft filter can ask for it.
     perception = marks.double().mean(-1)  # [G]
     mean = perception.mean().item()
     if not gate_open(mean, threshold):

@@ -120,6 +120,7 @@ class Weighed:
 
 def _spread(groups: Sequence[Weighed], count: int) -> Tensor:
     """The weight of each answer's group; float64 [B]."""
+    # In float64 until the last product, as the formula's golden values are.
     out = torch.zeros(count, dtype=torch.float64)
     for group in groups:
         out[group.rows] = group.weight

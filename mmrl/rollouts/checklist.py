@@ -69,11 +69,14 @@ class ChecklistRollout(RolloutFunction):
         for _ in range(self.rounds if self.soft_filter else 1):
             supply.counters["rollout/rounds"] += 1
             answered = self._answered(engine, pay, supply, sampling, now)
-            good = [one for one in answered if not self.soft_filter or self._keeps(one)]
+            good = answered
+            if self.soft_filter:
+                good = [one for one in answered if self._keeps(one)]
             supply.counters["rollout/dropped_groups"] += len(answered) - len(good)
             kept.extend(good)
             if len(kept) >= supply.per_step:
                 break
+        # Fewer than a full step is no error: the rounds are bounded so that a hard set cannot hang the run.
         if not kept:
             raise ValueError(
                 f"PEARL's soft filter kept no prompt in {self.rounds} rounds of {supply.per_step} prompts: in both "
@@ -95,18 +98,26 @@ class ChecklistRollout(RolloutFunction):
         perception = self._perception(engine, prompts, supply, sampling, now)
         is_open: list[int] = []
         for i in range(len(prompts)):
-            seen = mean([r.reward for r in perception[i]]) if i in perception else None
-            # Without a checklist there is no gate to pass.
-            if i not in perception or gate_open(seen or 0.0, self.pearl.threshold):
+            if i not in perception:
+                is_open.append(i)  # without a checklist there is no gate to pass
+                continue
+            seen = mean([answer.reward for answer in perception[i]])
+            if gate_open(seen or 0.0, self.pearl.threshold):
                 is_open.append(i)
         supply.counters["pearl/gate_closed"] += len(prompts) - len(is_open)
         reasoning: dict[int, list[Rollout]] = {}
         if is_open:
             asked = [prompts[i] for i in is_open]
-            for group in by_group(pay(engine.generate(asked, sampling, now))):
+            answers = pay(engine.generate(asked, sampling, now))
+            for group in by_group(answers):
+                # The engine numbers groups by the prompts that it was given, those behind an open gate.
                 reasoning[is_open[group[0].group]] = group
-        answered = [i for i in range(len(prompts)) if i in perception or i in reasoning]
-        return [_Answered(perception.get(i, []), reasoning.get(i, [])) for i in answered]
+        answered: list[_Answered] = []
+        for i in range(len(prompts)):
+            if i in perception or i in reasoning:
+                both = _Answered(perception.get(i, []), reasoning.get(i, []))
+                answered.append(both)
+        return answered
 
     def _perception(
         self,
@@ -147,6 +158,7 @@ class ChecklistRollout(RolloutFunction):
     def _keeps(self, one: _Answered) -> bool:
         seen = mean([r.reward for r in one.perception])
         values = [self._accuracy(r) for r in one.reasoning]
+        # A prompt without a checklist counts as never seen right, and stays for its reasoning alone.
         return keeps(0.0 if seen is None else seen, mean(values))
 
     def _accuracy(self, rollout: Rollout) -> float | None:

@@ -50,6 +50,7 @@ class ContrastRollout(RolloutFunction):
         self, engine: Engine, pay: Pay, supply: Supply, sampling: Sampling, now: Now
     ) -> list[Rollout]:
         groups = by_group(self.inner(engine, pay, supply, sampling, now))
+        # Only what was kept is contrasted: a group that the inner function drops costs no second pass.
         clips = [number for number, group in enumerate(groups) if _shows_a_clip(group)]
         others: dict[int, list[Rollout]] = {}
         if clips:
@@ -57,6 +58,7 @@ class ContrastRollout(RolloutFunction):
             answers = self._contrast(engine, prompts, sampling, now)
             supply.counters["contrast/answers"] += len(answers)
             for group in by_group(pay(answers)):
+                # The engine numbers groups by the prompts that it was given, the clips alone.
                 others[clips[group[0].group]] = group
         out: list[Rollout] = []
         for number, group in enumerate(groups):
@@ -70,7 +72,8 @@ class ContrastRollout(RolloutFunction):
     ) -> list[Rollout]:
         """Unpaid answers to the prompts under the other view. Not `sampled_under`: nothing of them is trained."""
         seen = rendered(self.policy, prompts, self.branch, self.contrast, now, compared=True)
-        few = replace(sampling, group_size=max(1, int(sampling.group_size * self.share)))
+        count = max(1, int(sampling.group_size * self.share))
+        few = replace(sampling, group_size=count)
         return generate_under(self.policy, engine, prompts, few, now, seen, self.branch)
 
     def _extra(
@@ -78,11 +81,13 @@ class ContrastRollout(RolloutFunction):
     ) -> Sequence[float]:
         """What each answer of a group is paid on top."""
         ours, theirs = self._values(group), self._values(others)
-        extra = self.bonus(ours, theirs, [len(rollout.tokens) for rollout in group])
+        lengths = [len(rollout.tokens) for rollout in group]
+        extra = self.bonus(ours, theirs, lengths)
         if theirs:
             better = sum(ours) / len(ours) > sum(theirs) / len(theirs)
             supply.counters["contrast/groups"] += 1
             supply.counters["contrast/better"] += better
+        # The bonus may be paid without a contrast, too: the function given decides.
         supply.counters["contrast/paid"] += sum(value > 0 for value in extra)
         return extra
 
@@ -101,4 +106,5 @@ def _shows_a_clip(group: Sequence[Rollout]) -> bool:
 
 def _with_bonus(rollout: Rollout, value: float) -> Rollout:
     parts = {**rollout.parts, "contrast_bonus": float(value)}
-    return replace(rollout, reward=(rollout.reward or 0.0) + value, parts=parts)
+    reward = (rollout.reward or 0.0) + value
+    return replace(rollout, reward=reward, parts=parts)

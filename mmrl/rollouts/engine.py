@@ -65,7 +65,8 @@ class LookingEngine(Engine, Protocol):
 
 def can_look(engine: Engine) -> TypeGuard[LookingEngine]:
     """Can this engine sample answers to other pixels than the prompt's? Its `generate` takes `visual` and `branch`."""
-    return {"visual", "branch"} <= inspect.signature(engine.generate).parameters.keys()
+    parameters = inspect.signature(engine.generate).parameters
+    return "visual" in parameters and "branch" in parameters
 
 
 @dataclass(frozen=True)
@@ -181,10 +182,12 @@ def _finished(
 ) -> Rollout:
     tokens = torch.tensor(answer.tokens, dtype=torch.long)
     roles = torch.full((len(tokens),), int(Role.POLICY), dtype=torch.uint8)
+    # What was forced is conditioned on and never trained.
     roles[: len(answer.forced)] = int(Role.HINT)
     temperature = sampling.temperature or 1.0  # greedy answers are scored at temperature 1
     if temperature_at is not None and len(tokens):
-        temperature = sum(temperature_at(t) for t in range(len(tokens))) / len(tokens)
+        used = [temperature_at(t) for t in range(len(tokens))]
+        temperature = sum(used) / len(used)
     return Rollout(
         prompt=asked.prompt,
         group=asked.group,
@@ -220,9 +223,11 @@ def _sample(
     for t in range(sampling.max_tokens):
         temperature = sampling.temperature if temperature_at is None else temperature_at(t)
         raw = logits(states, weight)
+        # Over the whole vocabulary, before truncation: the same numbers as in training.
         logp = (raw / temperature if temperature > 0 else raw).log_softmax(-1)
         rows = torch.tensor(alive, device=policy.device)
         tokens = _choose(logp, temperature, sampling, banned, noise[rows, t])
+        # Forced tokens are put in after the draw, so that a prefix does not shift the stream of draws.
         for position, number in enumerate(alive):
             if t < len(answers[number].forced):
                 tokens[position] = answers[number].forced[t]
@@ -230,7 +235,9 @@ def _sample(
         stay = _record(policy, answers, alive, tokens.tolist(), chosen.tolist(), sampling)
         if not stay or t + 1 == sampling.max_tokens:
             return
-        if len(stay) < len(alive):
+        if len(stay) < len(
+            alive
+        ):  # finished answers leave: their rows would be computed for nothing
             keep = torch.tensor(stay, device=policy.device)
             store.keep(keep)
             tokens = tokens[keep]
@@ -243,7 +250,8 @@ def _sample(
 def _banned(policy: Policy, vocabulary: int) -> Tensor:
     """Ids that are never drawn, long [n]: vision markers, and rows of the head that stand for no token."""
     padding = range(len(policy.processing.tokenizer), vocabulary)
-    return torch.tensor(sorted({*policy.processing.banned_ids, *padding}), device=policy.device)
+    banned = sorted({*policy.processing.banned_ids, *padding})
+    return torch.tensor(banned, device=policy.device)
 
 
 def _prefill(
@@ -251,7 +259,8 @@ def _prefill(
 ) -> tuple[Decoding, Tensor]:
     """Run all prompts once: their keys and values, and the last hidden state of each [P, D]."""
     device = policy.device
-    stream = pack([Group(one.encoded, one.pixels) for one in asked], device)
+    groups = [Group(one.encoded, one.pixels) for one in asked]  # without answers: prompts alone
+    stream = pack(groups, device)
     kept: list[tuple[Tensor, Tensor]] = []
     # The layers put their keys and values here while they run; the layout is frozen for everybody else.
     object.__setattr__(stream.layout, "kept", kept)
@@ -276,8 +285,8 @@ def _prefill(
         [_empty(value, len(answers), capacity) for value in values],
         group,
     )
-    last = torch.tensor([end - 1 for _, end in stream.layout.prompts], device=device)
-    return store, states[last]
+    last = [end - 1 for _, end in stream.layout.prompts]
+    return store, states[torch.tensor(last, device=device)]
 
 
 def _padded_places(
@@ -336,7 +345,7 @@ def _record(
 
 def _room(store: Decoding, needed: int, most: int) -> None:
     have = store.answer_keys[0].shape[2]
-    if needed > have:
+    if needed > have:  # doubled, so that copies stay few
         store.grow(min(most, max(needed, 2 * have)))
 
 

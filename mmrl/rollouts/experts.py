@@ -59,7 +59,9 @@ class WithLabel(RolloutFunction):
     """Makes the groups."""
 
     def __post_init__(self) -> None:
-        aligned("", self.keys, self.layout)  # raises for a layout without a place
+        aligned(
+            "", self.keys, self.layout
+        )  # raises for a layout without a place, before a run starts
         if unknown := sorted(set(self.thinking) - set(self.weights)):
             raise ValueError(
                 f"WithLabel.thinking names {unknown}, but the weights are those of {sorted(self.weights)}; "
@@ -73,6 +75,7 @@ class WithLabel(RolloutFunction):
     def __call__(
         self, engine: Engine, pay: Pay, supply: Supply, sampling: Sampling, now: Now
     ) -> list[Rollout]:
+        # First the groups, then the labels: no filter of the inner function sees a label.
         groups = by_group(self.inner(engine, pay, supply, sampling, now))
         labels: list[Rollout] = []
         for group in groups:
@@ -84,7 +87,10 @@ class WithLabel(RolloutFunction):
 
     def text(self, prompt: Prompt) -> str | None:
         """The label as the model would write it; None if the row has none. With `keys`, a text is read as JSON."""
-        label = prompt.extra.get(self.column) if self.column else prompt.answer
+        label = prompt.answer
+        if self.column:
+            label = prompt.extra.get(self.column)
+        # Only with `keys`: a plain text that happens to be JSON is left as it was written.
         if self.keys and isinstance(label, str):
             label = json.loads(label)
         return None if label is None else aligned(label, self.keys, self.layout)
@@ -136,6 +142,7 @@ class WithExpert(RolloutFunction):
                 experts.append(expert)
         paid = {expert.group: expert for expert in pay(experts)}
         if self.right_above is not None:
+            # An expert that the rewards find wrong would pull right answers towards it.
             right = {
                 number: expert
                 for number, expert in paid.items()
@@ -166,11 +173,11 @@ def _given(
     """A given answer to the prompt of a group; None without one, or with one that holds special tokens."""
     first = group[0]
     text = text_of(first.prompt)
-    try:
-        tokens = None if text is None else encode(text)
-    except BadRow:
+    if text is None:
         return None
-    if text is None or tokens is None:
+    try:
+        tokens = encode(text)
+    except BadRow:  # special tokens inside would be read as structure
         return None
     return Rollout(
         prompt=first.prompt,
@@ -180,6 +187,7 @@ def _given(
         roles=torch.full((len(tokens),), int(role), dtype=torch.uint8),
         text=text,
         stop="eos",
+        # Scored at the temperature of its group, so that the log-probs can be compared.
         temperature=sampling.temperature or 1.0,
         origin=origin,
     )

@@ -114,28 +114,33 @@ class DynamicSampling(RolloutFunction):
         kept: list[list[Rollout]] = []
         for _ in range(self.rounds):
             supply.counters["rollout/rounds"] += 1
-            groups = by_group(pay(engine.generate(supply.take(), sampling, now)))
+            answers = engine.generate(supply.take(), sampling, now)
+            groups = by_group(pay(answers))
             good = [group for group in groups if self.keeps(group)]
             supply.counters["rollout/dropped_groups"] += len(groups) - len(good)
             kept.extend(good)
             if len(kept) >= supply.per_step:
                 break
+        # Fewer than a full step is no error: the rounds are bounded so that a hard set cannot hang the run.
         if not kept:
             raise ValueError(
                 f"DynamicSampling kept no group in {self.rounds} rounds of {supply.per_step} prompts: every group was "
                 f"all right or all wrong on {self.part!r}. Use easier or harder prompts, or train without it."
             )
         supply.counters["rollout/surplus_groups"] += max(0, len(kept) - supply.per_step)
+        # Surplus groups are left out rather than kept for later: by then the weights have changed.
         return renumbered(kept[: supply.per_step])
 
     def keeps(self, group: Sequence[Rollout]) -> bool:
         """Does this group carry signal?"""
-        values = [r.reward if self.part == "total" else self._value(r) for r in group]
+        values = [self._value(rollout) for rollout in group]
         if self.spread:
             return keeps_by_spread(values)
         return keeps_by_mean(values, self.low, self.high)
 
     def _value(self, rollout: Rollout) -> float | None:
+        if self.part == "total":
+            return rollout.reward
         if self.part not in rollout.parts:
             raise ValueError(
                 f"DynamicSampling.part is {self.part!r}, but the rewards have {sorted(rollout.parts)}; "
@@ -200,8 +205,10 @@ class FirstPass(RolloutFunction):
     def __call__(
         self, engine: Engine, pay: Pay, supply: Supply, sampling: Sampling, now: Now
     ) -> list[Rollout]:
-        if now.step == 1:
-            self.start(self.rates(engine, pay, supply, sampling, replace(now, step=0)))
+        if now.step == 1:  # a run that goes on later has the rates in its checkpoint
+            # As step 0, so that the first real answers are drawn anew.
+            before = replace(now, step=0)
+            self.start(self.rates(engine, pay, supply, sampling, before))
         return self.inner(engine, pay, supply, sampling, now)
 
     def rates(
@@ -216,7 +223,8 @@ class FirstPass(RolloutFunction):
         values: dict[str, list[float]] = {}
         with without_retention(self.policy):
             for begin in range(0, size, self.at_once):
-                prompts = self._usable(supply, range(begin, min(size, begin + self.at_once)))
+                indices = range(begin, min(size, begin + self.at_once))
+                prompts = self._usable(supply, indices)
                 answers = pay(engine.generate(prompts, sampling, now)) if prompts else []
                 for answer in answers:
                     value = self._value(answer)
@@ -239,13 +247,16 @@ class FirstPass(RolloutFunction):
 
     def _value(self, rollout: Rollout) -> float | None:
         """The success of an answer, clipped to [0, 1]; None if its reward is not available."""
-        value = rollout.reward if self.part == "total" else rollout.parts.get(self.part)
+        value = rollout.parts.get(self.part)
+        if self.part == "total":
+            value = rollout.reward
         return None if value is None else min(max(value, 0.0), 1.0)
 
 
 @contextlib.contextmanager
 def without_retention(policy: Policy) -> Iterator[None]:
     """Answers sampled inside keep no graph of the vision tower: no update will use it."""
+    # Put back also after an error: the step may be tried again.
     kept, policy.retain_vision = policy.retain_vision, False
     try:
         yield
@@ -258,6 +269,7 @@ def chain(rollout: RolloutCall) -> list[RolloutFunction]:
     found: list[RolloutFunction] = []
     here: RolloutCall | None = rollout
     while here is not None:
+        # Wrapped, so that the checks meet the declared names on every part.
         part = here if isinstance(here, RolloutFunction) else PlainRollout(here)
         found.append(part)
         here = part.inner

@@ -79,6 +79,7 @@ class NoisyRollout(RolloutFunction):
             rest = replace(sampling, group_size=sampling.group_size - noisy)
             few = replace(sampling, group_size=noisy)
             clean = engine.generate(prompts, rest, now)
+            # Draws are keyed by the branch, too, so that noisy answer 0 is not clean answer 0 again.
             seen = rendered(self.policy, prompts, self.branch, self.view, now)
             other = generate_under(self.policy, engine, prompts, few, now, seen, self.branch)
             supply.counters["rollout/noisy_answers"] += len(other)
@@ -189,5 +190,6 @@ def generate_under(
             f"{type(engine).__name__} cannot sample answers to other pixels than the prompt's, which the rollout under "
             f"the view {branch!r} needs; use HFEngine."
         )
+    # The update reads clean pictures: a graph of noisy ones would be kept for nobody.
     with without_retention(policy):
         return engine.generate(prompts, sampling, now, visual=seen, branch=branch)

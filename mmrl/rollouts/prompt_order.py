@@ -68,6 +68,7 @@ class Supply:
                 if self._on_bad == "stop":
                     raise
                 self._report(index, problem)
+                # A set, so that an epoch which is all bad is noticed even when it begins in the middle.
                 bad.add(index)
                 if len(bad) >= (self.prompts.size or 1000):
                     whole = ", the whole dataset" if self.prompts.size else ""
@@ -83,6 +84,7 @@ class Supply:
 
     def peek(self) -> Prompt:
         """The next usable prompt, without handing it out, counting or logging."""
+        # Borrowed: bad rows on the way would otherwise be counted and logged twice.
         position, log, counters = self.position, self.log, self.counters
         self.log, self.counters = None, Counter()
         try:
@@ -104,15 +106,17 @@ class Supply:
         self.position = int(state["position"])
         if self.log is not None and self.log.is_file():
             rows = self.log.read_text(encoding="utf-8", errors="replace").split("\n")
-            kept = [row for row in rows if _logged_at(row) < self.position]
-            self.log.write_text("".join(row + "\n" for row in kept), encoding="utf-8")
+            kept = [row + "\n" for row in rows if _logged_at(row) < self.position]
+            self.log.write_text("".join(kept), encoding="utf-8")
 
     def _index(self, position: int) -> int:
         size = self.prompts.size
         if size is None:
             return position
         epoch, offset = divmod(position, size)
-        if self._order[0] != epoch:
+        if (
+            self._order[0] != epoch
+        ):  # one epoch's order is kept, any other is made again from the seed
             order = torch.randperm(size, generator=generator(self.seed, "epoch", epoch))
             self._order = (epoch, order.tolist())
         return self._order[1][offset]

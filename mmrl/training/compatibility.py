@@ -46,6 +46,7 @@ def check_setup(
 ) -> None:
     """Raise ValueError for the first meaningless combination."""
     parts = chain(rollout)
+    # In an order in which the first message names the cause and not a consequence of it.
     _check_single_rollouts(objectives, parts, estimator)
     # Before the check for missing answers: what is missing may be missing because two parts exclude each other.
     _check_noisy_samplers(objectives, parts)
@@ -67,7 +68,7 @@ def joined(*several: Mapping[str, VisualBranch]) -> dict[str, VisualBranch]:
     for branches in several:
         for name, branch in branches.items():
             known = out.setdefault(name, branch)
-            if known != branch:
+            if known != branch:  # equal requests share one branch and one pass
                 first, second = "one objective's branches", "another's"
                 raise ValueError(_two_settings(name, first, known, second, branch))
     return out
@@ -75,8 +76,10 @@ def joined(*several: Mapping[str, VisualBranch]) -> dict[str, VisualBranch]:
 
 def compares_answers(estimator: Callable[..., torch.Tensor]) -> bool:
     """Does the estimator say nothing about an answer that is alone in its group?"""
-    alone, mask = torch.arange(4), torch.ones(4, 3, dtype=torch.bool)
-    return not bool(estimator(torch.tensor([0.0, 1.0, 0.0, 1.0]), alone, mask).any())
+    # Asked by example rather than by a list of names: an estimator of somebody else answers as well.
+    group, mask = torch.arange(4), torch.ones(4, 3, dtype=torch.bool)
+    found = estimator(torch.tensor([0.0, 1.0, 0.0, 1.0]), group, mask)
+    return not bool(found.any())
 
 
 def called(part: object) -> str:
@@ -94,6 +97,7 @@ def _check_single_rollouts(
     estimator: Callable[..., torch.Tensor],
 ) -> None:
     for objective in objectives:
+        # Without a request it is switched off and trains nothing.
         if not (objective.single_rollout and objective.score_requests()):
             continue
         for part in parts:
@@ -128,8 +132,9 @@ def _check_noisy_samplers(
     asked = [(objective, kind) for objective, kind in _asked(objectives) if kind.branch]
     pairs: list[tuple[tuple[object, AnswerKind], tuple[object, AnswerKind]]] = []
     pairs += [*pairwise(brought), *pairwise(asked)]
-    pairs += [(one, other) for one in asked for other in brought if one[1] != other[1]]
-    for (first, one), (second, other) in pairs:
+    for one in asked:  # an objective and a part may both name a view, if it is the same
+        pairs += [(one, other) for other in brought if one[1] != other[1]]
+    for (first, one), (second, other) in pairs:  # the first pair is told
         raise ValueError(
             f"{called(first)} ({one}) and {called(second)} ({other}) both sample answers under noisy views, and an "
             "answer can be sampled under one view only. Keep one of them; an objective may still score another branch."
@@ -208,6 +213,7 @@ def _check_branches(
                 raise ValueError(
                     _two_settings(name, called(part), view, "branches", branches[name])
                 )
+    # A branch is scored once, and a score has room for one exact divergence.
     asked: dict[str, tuple[str, str]] = {}
     for objective in objectives:
         for request in objective.score_requests():
@@ -233,8 +239,9 @@ def _two_settings(
 
 def _first_rows(prompts: Prompts) -> list[Prompt]:
     found: list[Prompt] = []
-    for index in range(ROWS if prompts.size is None else min(ROWS, prompts.size)):
-        with contextlib.suppress(BadRow):
+    count = ROWS if prompts.size is None else min(ROWS, prompts.size)
+    for index in range(count):
+        with contextlib.suppress(BadRow):  # the supply skips and counts it, or stops there
             found.append(prompts[index])
     return found
 

@@ -66,7 +66,7 @@ from mmrl.training.tracking import (
     question_text,
     read_metrics,
 )
-from mmrl.types import Now, Prompts, Rollout, Sampling, VisualBranch
+from mmrl.types import Now, Prompt, Prompts, Rollout, Sampling, VisualBranch
 
 
 class TrainingError(RuntimeError):
@@ -99,25 +99,26 @@ class Trainer:
         settings: Mapping[str, Any] | None = None,
     ) -> None:
         refuse_several_processes()
-        self.policy, self.rewards, self.run, self.optim = policy, rewards, run, optim
-        self.engine = engine if engine is not None else HFEngine(policy)
-        self.estimator, self.surrogate, self.grpo, self.sampling = (
-            estimator,
-            surrogate,
-            grpo,
-            sampling,
-        )
-        self.branches, self.objectives, self.rollout = (
-            dict(branches or {}),
-            list(objectives),
-            rollout,
-        )
+        self.policy = policy
+        self.engine = HFEngine(policy) if engine is None else engine
+        self.rewards = rewards
+        self.rollout = rollout
+        self.estimator = estimator
+        self.surrogate = surrogate
+        self.grpo = grpo
+        self.sampling = sampling
+        self.optim = optim
+        self.run = run
+        self.branches = dict(branches or {})
+        self.objectives = list(objectives)
         self.memories = started(self.objectives, memories)
-        self.heldout = (
-            [] if heldout is None else heldout_prompts(heldout, run.eval_prompts, policy.encode)
-        )
-        self.monitor, self.alarms = monitor, Alarms(monitor.window, self.objectives)
+        self.heldout: list[Prompt] = []
+        if heldout is not None:
+            self.heldout = heldout_prompts(heldout, run.eval_prompts, policy.encode)
+        self.monitor = monitor
+        self.alarms = Alarms(monitor.window, self.objectives)
         self.plateau = Plateau(early)
+        # Before anything is loaded or written: what cannot mean anything should not cost a minute.
         check_setup(
             self.objectives, self.branches, rollout, estimator, grpo, self.engine, prompts
         )
@@ -145,7 +146,9 @@ class Trainer:
             monitor.norms_every,
             self.memories,
         )
-        if "ref" in self.learner.plan.stored or "ref" in self.learner.plan.live:
+        plan = self.learner.plan
+        # A copy of the weights, made only if somebody reads the reference, and before the first update.
+        if "ref" in plan.stored or "ref" in plan.live:
             policy.freeze_reference()
         self.step_done = 0
         self._halt = False
@@ -157,7 +160,7 @@ class Trainer:
         with clock("generate"):
             rollouts = self.rollout(self.engine, self._pay, self.supply, self.sampling, now)
         metrics = self.learner.learn(rollouts, now, clock)
-        self.engine.sync(self.policy)
+        self.engine.sync(self.policy)  # before anything is sampled with the new weights
         metrics.update(self._leftovers())
         metrics.update(clock.read())
         self._last_rollouts = rollouts
@@ -171,6 +174,7 @@ class Trainer:
 
     def _fit(self, folder: Path) -> dict[str, float]:
         self._halt = False
+        # Not after steps of this trainer: a second `fit` goes on with what the first one wrote.
         if self.run.overwrite and self.step_done == 0:
             discard(folder)
         if (folder / "finished.json").is_file():
@@ -194,6 +198,7 @@ class Trainer:
             while self.step_done < self.steps and not self.plateau.reached and not self._halt:
                 metrics = self._one_step(tracker)
                 progress.update(self.step_done, metrics)
+        # A press of Ctrl-C during the last step changes nothing: the run is finished all the same.
         if self._halt and self.step_done < self.steps and not self.plateau.reached:
             self._save()
             progress.say(
@@ -205,6 +210,7 @@ class Trainer:
     def _one_step(self, tracker: Tracker) -> dict[str, float]:
         """A step with evaluation, logging and checkpoint; on failure the state before it is saved first."""
         number = self.step_done + 1
+        # Taken before anything moves: a failed step is repeated with the same prompts and the same memory.
         before, version = self._state(), self.policy.version
         try:
             metrics = self.step(Now(number, (number - 1) / self.steps, self.run.seed))
@@ -213,6 +219,7 @@ class Trainer:
             self.policy.features_store.clear()
             self._leftovers()
             kept = f"The last checkpoint in {self.run.folder}/checkpoints stays"
+            # A failure between the updates of a step leaves weights that belong to no step: those are not saved.
             if self.policy.version == version:
                 self._save(before)
                 kept = f"The state before it is saved in {self.run.folder}/checkpoints"
@@ -229,6 +236,7 @@ class Trainer:
             metrics.update(self._evaluate(number))
         if self.monitor.probe_every and (last or number % self.monitor.probe_every == 0):
             metrics.update(self._probe(number))
+        # Last, so that alarms also see what evaluation and probe found.
         raised, messages = self.alarms.observe(metrics)
         metrics.update(raised)
         for message in messages:
@@ -239,6 +247,7 @@ class Trainer:
             tracker.sample(number, [r for r in self._last_rollouts if r.group == first])
         if last or (self.run.save_every and number % self.run.save_every == 0):
             self._save()
+        # After the save: the blind policy is what somebody will want to look at.
         self._stop_if_blind(metrics)
         return metrics
 
@@ -256,7 +265,8 @@ class Trainer:
                 factor=self.grpo.overlong_factor,
             )
             parts = {**r.parts, "overlong": penalty}
-            out.append(replace(r, reward=(r.reward or 0.0) + penalty, parts=parts))
+            reward = (r.reward or 0.0) + penalty
+            out.append(replace(r, reward=reward, parts=parts))
         return out
 
     def _evaluate(self, step: int) -> dict[str, float]:
@@ -268,6 +278,7 @@ class Trainer:
         seconds = clock.read()["time/evaluate"]
         self.policy.forget_prompts()
         self.policy.retain_vision = retain
+        # Read and dropped: what evaluation cost must not appear as cost of the next step.
         self.policy.counters.clear()
         self.rewards.metrics()
         return {**{f"eval/{k}": v for k, v in found.items()}, "time/evaluate": seconds}
@@ -349,7 +360,7 @@ class Trainer:
         if config.is_file() and steps:
             changed = differences(
                 json.loads(config.read_text())["settings"],
-                json.loads(json.dumps(self.settings)),
+                json.loads(json.dumps(self.settings)),  # as they would look in the file
             )
             if changed:
                 raise OutputError(
@@ -360,11 +371,12 @@ class Trainer:
                 )
             state = checkpoint.read_state(folder / "checkpoints" / f"step-{steps[-1]}")
             self._restore(folder / "checkpoints" / f"step-{steps[-1]}", state)
-            tracker.truncate(
-                self.step_done or -1
-            )  # the evaluation before the first step is made again
+            # The evaluation before the first step is made again.
+            tracker.truncate(self.step_done or -1)
+            # Alarms hold means of past steps; the log has them, so that no checkpoint need.
             self.alarms = Alarms(self.monitor.window, self.objectives)
-            for row in read_metrics(folder) if tracker.metrics_file.is_file() else []:
+            rows = read_metrics(folder) if tracker.metrics_file.is_file() else []
+            for row in rows:
                 if row["step"]:
                     self.alarms.observe(row)
             return
@@ -378,12 +390,14 @@ class Trainer:
         checkpoint.restore_weights(folder, self.policy.named_parameters())
         self.optimizer.load(checkpoint.read_optimizer(folder))
         self.supply.load(state["supply"])
-        self.policy.version, self.step_done = state["version"], state["step"]
+        self.policy.version = state["version"]
+        self.step_done = state["step"]
         self.policy.features_store.clear()
         self.plateau.load(state["plateau"])
         for name, memory in self._named_memories():
             if memory is not None:
                 memory.load(state["objectives"][name])
+        # Sums over threads are added in another order.
         if state["threads"] != torch.get_num_threads():
             Progress.say(
                 f"The run used {state['threads']} threads, now {torch.get_num_threads()}: last bits may differ."
@@ -393,7 +407,8 @@ class Trainer:
     def _finish(self, metrics: dict[str, float]) -> dict[str, float]:
         folder = self.run.folder
         if not metrics:  # continued after the last step
-            metrics = {k: v for k, v in read_metrics(folder)[-1].items() if k != "step"}
+            metrics = read_metrics(folder)[-1]
+            del metrics["step"]
         if self.plateau.reached:
             Progress.say(
                 f"Stopped early after step {self.step_done}: mean reward and deviation within groups rest."
@@ -409,6 +424,7 @@ class Trainer:
         return f"{text}\n(answer: {prompt.answer})" if text else question_text(prompt.messages)
 
     def _settings(self) -> dict[str, Any]:
+        # Where a run writes and how often it saves may change when it is continued; the rest may not.
         run = {k: v for k, v in describe(self.run).items() if k not in FREE_TO_CHANGE}
         return {
             "run": run,
@@ -430,6 +446,7 @@ class Trainer:
         """The first Ctrl-C ends the run after the current step, the second at once."""
         import threading
 
+        # Only the main thread may handle signals; elsewhere Ctrl-C is somebody else's business.
         if threading.current_thread() is not threading.main_thread():
             yield
             return
