@@ -103,13 +103,6 @@ class DiffusionNoise(View):
         return math.floor(self.t * _factor(self.anneal, now))
 
 
-def noisy_rollout_noise(
-    first: int = 500, steepness: float = 30.0, middle: float = 40 / 60
-) -> DiffusionNoise:
-    """NoisyRollout's noise: Geometry3K by default; K12 is (450, 60, 40 / 120). `middle` is gamma over the last step."""
-    return DiffusionNoise(first, Sigmoid(1.0, steepness, middle))
-
-
 def _factor(anneal: Linear | Sigmoid | None, now: Now) -> float:
     """The annealing at this time, at least 0: a line may run below."""
     return 1.0 if anneal is None else max(anneal(now.progress), 0.0)

@@ -7,6 +7,7 @@ a collection of prompts train together; what is misspelt or missing is refused w
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from mmrl.model.branches import spoils
 from mmrl.model.policy import Policy
 from mmrl.objectives.base import AnswerKind, Objective, ScoreRequest, shaped_in_turn
 from mmrl.objectives.puzzlecraft import PuzzleCraft
+from mmrl.perception import masking, noise, perturb, saliency, timing
 from mmrl.perception.masking import PatchMask
 from mmrl.perception.perturb import ViewChain
 from mmrl.rewards.contract import Reward
@@ -328,6 +330,17 @@ def test_a_collection_that_is_none_is_refused(tiny_folder, tmp_path):
 
 def test_an_engine_says_by_its_parameters_whether_it_can_look():
     assert not can_look(Relay(None)) and can_look(HFEngine.__new__(HFEngine))
+
+
+def test_every_view_and_every_declared_name_stands_on_the_page():
+    page = (Path(__file__).parents[1] / "docs" / "own_parts.md").read_text(encoding="utf-8")
+    for module in (masking, noise, perturb, saliency, timing):
+        for name, found in vars(module).items():
+            if isinstance(found, type) and issubclass(found, View) and found is not View:
+                assert f"`{name}" in page, name
+    for base in (View, RolloutFunction, Objective, Reward, Prompts):
+        for name in vars(base):
+            assert name.startswith("_") or f"`{name}" in page, (base, name)
 
 
 def test_shapes_run_in_turn():

@@ -10,14 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from mmrl.data.grounding.spans import Spans
 from mmrl.data.video import time_text
 from mmrl.data.video.time_text import Encoding, Shown, frame_times
-
-if TYPE_CHECKING:
-    from mmrl.types import Media, Prompt, Prompts
+from mmrl.types import Media, Prompt, Prompts
 
 Telling = Literal[
     "native",
@@ -45,7 +43,7 @@ def encoding_of(name: Telling) -> Encoding:
 
 
 @dataclass(frozen=True)
-class Told:
+class Told(Prompts):
     """Prompts whose clip is shown under an encoding. Prompts without a clip, or with several, stay as they are."""
 
     prompts: Prompts

@@ -13,7 +13,6 @@ from mmrl.perception.noise import (
     DiffusionNoise,
     GaussianNoise,
     diffusion_scales,
-    noisy_rollout_noise,
 )
 from mmrl.perception.perturb import (
     JPEG,
@@ -257,7 +256,7 @@ def test_dvrp_and_noisy_rollout_anneal_as_printed():
     dvrp = [DiffusionNoise(500).timestep(Now(0, share)) for share in (0, 0.25, 0.5, 0.75, 1)]
     assert dvrp == [496, 462, 250, 37, 3]  # floors of 496.7, 462.1, 250, 37.9, 3.3
     assert DiffusionNoise(500, anneal=None).timestep(END) == 500
-    noise = noisy_rollout_noise()
+    noise = DiffusionNoise(500, Sigmoid(1.0, 30.0, 40 / 60))  # of NoisyRollout on Geometry3K
     for step in range(0, 61, 5):
         printed = 500 * (1 - 1 / (1 + 2.718281828459045 ** (-30 * (step - 40) / 60)))
         assert noise.timestep(Now(step, step / 60)) == int(printed + 1e-9)
