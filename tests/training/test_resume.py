@@ -27,7 +27,7 @@ import torch
 torch.set_num_threads(1)
 
 from mmrl.data.drawn.drawn import Drawn
-from mmrl import checkpoint
+from mmrl.training import checkpoint
 from mmrl.grpo import GRPO
 from mmrl.objectives.papo import PAPO
 from mmrl.training.optim import Optim

@@ -28,7 +28,8 @@ torch.set_num_threads(1)
 from mmrl.data.grounding.formats import plain
 from mmrl.data.grounding.sets import GroundingPrompts
 from mmrl.data.video.quarantine import Guarded, Quarantine
-from data.video import ClipReader, ClipSampling
+from mmrl.data.video.video import ClipReader
+from mmrl.data.video.video import ClipSampling
 from mmrl.training.optim import Optim
 from mmrl.model.policy import Policy
 from mmrl.rewards.pay import Rewards, in_process
