@@ -156,7 +156,7 @@ class Drawn:
 
 
 @dataclass(frozen=True)
-class Question:
+class DrawnQuestion:
     """What a task draws."""
 
     text: str
@@ -207,7 +207,7 @@ def warmup(
     return Warmup(plain, Drawn(dense_task, seed=seed, **options), describe_share)
 
 
-def corpus() -> list[str]:
+def tokenizer_texts() -> list[str]:
     """Texts that contain every word of all drawn tasks, to train a tokenizer on."""
     numbers = " ".join(str(number) for number in range(10))
     texts = [
@@ -237,7 +237,7 @@ def corpus() -> list[str]:
     return texts + [_tagged(name) for name in (*NAMES, *backwards)]
 
 
-def _lookup(rng: np.random.Generator, spec: Drawn) -> Question:
+def _lookup(rng: np.random.Generator, spec: Drawn) -> DrawnQuestion:
     """One cell of one picture."""
     grids, asked = _draw_pictures(rng, spec)
     grid = grids[asked]
@@ -265,7 +265,7 @@ def _lookup(rng: np.random.Generator, spec: Drawn) -> Question:
     return _grid_question(spec, grids, asked, text, answer, _tagged(told), extra)
 
 
-def _describe(rng: np.random.Generator, spec: Drawn) -> Question:
+def _describe(rng: np.random.Generator, spec: Drawn) -> DrawnQuestion:
     """All cells of one picture in reading order."""
     grids, asked = _draw_pictures(rng, spec)
     answer = ", ".join(NAMES[code] for code in grids[asked].ravel())
@@ -274,7 +274,7 @@ def _describe(rng: np.random.Generator, spec: Drawn) -> Question:
     )
 
 
-def _counting(rng: np.random.Generator, spec: Drawn) -> Question:
+def _counting(rng: np.random.Generator, spec: Drawn) -> DrawnQuestion:
     """How many cells have one colour or one shape; the target counts row by row first."""
     grids, asked = _draw_pictures(rng, spec)
     kinds = _countable()
@@ -294,16 +294,18 @@ def _counting(rng: np.random.Generator, spec: Drawn) -> Question:
     )
 
 
-def _jigsaw(rng: np.random.Generator, spec: Drawn) -> Question:
+def _jigsaw(rng: np.random.Generator, spec: Drawn) -> DrawnQuestion:
     """The true places of four shuffled pieces."""
     puzzle = draw_puzzle(rng, spec.split)
     answer = " ".join(str(place + 1) for place in puzzle.order)
     text = "Give the true place of each piece."
     picture = _picture(render_puzzle(puzzle, spec.side))
-    return Question(text, answer, _tagged(answer), (picture,), {"depends_on": ("geometry",)})
+    return DrawnQuestion(
+        text, answer, _tagged(answer), (picture,), {"depends_on": ("geometry",)}
+    )
 
 
-def _clips(rng: np.random.Generator, spec: Drawn) -> Question:
+def _clips(rng: np.random.Generator, spec: Drawn) -> DrawnQuestion:
     """When the first of one or two moving shapes is shown."""
     media, tracks, _ = _draw_clip(rng, spec)
     event = tracks[0]
@@ -316,10 +318,10 @@ def _clips(rng: np.random.Generator, spec: Drawn) -> Question:
     }
     extra["evidence"] = {"span": [float(event.start), last]}
     told = f"{event.end} to {event.start}" if rng.random() < spec.swapped else answer
-    return Question(text, answer, _tagged(told), (media,), extra)
+    return DrawnQuestion(text, answer, _tagged(told), (media,), extra)
 
 
-def _narrate(rng: np.random.Generator, spec: Drawn) -> Question:
+def _narrate(rng: np.random.Generator, spec: Drawn) -> DrawnQuestion:
     """What each second shows, the upper half first."""
     media, tracks, swap = _draw_clip(rng, spec)
     lanes = tracks[::-1] if swap else tracks
@@ -329,7 +331,7 @@ def _narrate(rng: np.random.Generator, spec: Drawn) -> Question:
         for second in seconds
     ]
     answer = ", ".join(" and ".join(names) or "nothing" for names in shown)
-    return Question(
+    return DrawnQuestion(
         "Describe each second.", answer, _tagged(answer), (media,), {"depends_on": ("order",)}
     )
 
@@ -370,7 +372,7 @@ def _grid_question(
     answer: str,
     target: str,
     extra: dict[str, Any],
-) -> Question:
+) -> DrawnQuestion:
     """The question with its pictures, or with the scene written out when the task has none."""
     extra = {
         **extra,
@@ -382,9 +384,9 @@ def _grid_question(
         scene = " ".join(
             f"row {number}: {words};" for number, words in enumerate(rows, start=1)
         )
-        return Question(f"{scene} {text}", answer, target, (), extra)
+        return DrawnQuestion(f"{scene} {text}", answer, target, (), extra)
     media = tuple(_picture(render_grid(grid, spec.side)) for grid in grids)
-    return Question(text, answer, target, media, extra)
+    return DrawnQuestion(text, answer, target, media, extra)
 
 
 def _picture(pixels: Pixels) -> Media:

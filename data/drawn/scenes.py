@@ -45,7 +45,7 @@ Grid = NDArray[np.int8]
 
 
 @dataclass(frozen=True)
-class Track:
+class MovingShape:
     """One moving shape of a clip."""
 
     code: int
@@ -126,14 +126,14 @@ def draw_puzzle(rng: np.random.Generator, split: Split) -> Puzzle:
 
 def draw_tracks(
     rng: np.random.Generator, split: Split, side: int, frames: int, fps: float
-) -> tuple[Track, ...]:
+) -> tuple[MovingShape, ...]:
     """One or two shapes with different names; the first is the one to ask about and may be in either half."""
     seconds = int(frames / fps)
 
-    def track(code: int) -> Track:
+    def track(code: int) -> MovingShape:
         length = int(rng.integers(1, seconds - 1))
         start = int(rng.integers(0, seconds - length + 1))
-        return Track(
+        return MovingShape(
             code,
             start,
             start + length,
@@ -141,11 +141,11 @@ def draw_tracks(
             int(rng.integers(-1, 2)),
         )
 
-    def draw() -> tuple[Track, ...]:
+    def draw() -> tuple[MovingShape, ...]:
         codes = rng.permutation(np.arange(1, len(NAMES)))[: 1 + int(rng.random() < 0.75)]
         return tuple(track(int(code)) for code in codes)
 
-    def content(tracks: tuple[Track, ...]) -> bytes:
+    def content(tracks: tuple[MovingShape, ...]) -> bytes:
         shown = sorted(
             (track.code, sorted(lefts(track, side, frames, fps).items())) for track in tracks
         )
@@ -213,7 +213,7 @@ def shuffle_pieces(picture: Pixels, order: tuple[int, int, int, int]) -> Pixels:
 
 
 def render_tracks(
-    tracks: tuple[Track, ...], side: int, frames: int, fps: float, swap: bool
+    tracks: tuple[MovingShape, ...], side: int, frames: int, fps: float, swap: bool
 ) -> Pixels:
     """A clip, uint8 [frames, 3, side, side]: one shape moves in the upper half, the other in the lower (`swap`ped)."""
     clip = np.full((frames, 3, side, side), BACKGROUND, dtype=np.uint8)
@@ -226,7 +226,7 @@ def render_tracks(
     return clip
 
 
-def lefts(track: Track, side: int, frames: int, fps: float) -> dict[int, int]:
+def lefts(track: MovingShape, side: int, frames: int, fps: float) -> dict[int, int]:
     """Frame -> left edge in pixels, for the frames in which the shape is shown."""
     furthest = side - side // 2
     return {

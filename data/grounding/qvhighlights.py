@@ -29,7 +29,7 @@ MOST_WINDOWS, CLIP_SECONDS, ANNOTATORS, EPSILON = 10, 2, 3, 1e-6
 Row = Mapping[str, Any]
 
 
-def evaluate(submission: Sequence[Row], truth: Sequence[Row]) -> dict[str, Any]:
+def qvhighlights_metrics(submission: Sequence[Row], truth: Sequence[Row]) -> dict[str, Any]:
     """All metrics in percent, under the keys of the original: brief, full, short, middle, long, HL-min-*.
 
     Submission rows hold qid, pred_relevant_windows [[start, end(, score)], ...] and, for highlights,

@@ -122,7 +122,9 @@ def timelens_iou(text: str, truth: Spans, duration: float | None = None) -> floa
     return hull_iou(truth[0], spans[0]) if spans and spans[0][0] < spans[0][1] else 0.0
 
 
-def think_format(text: str, truth: Spans | None = None, duration: float | None = None) -> float:
+def time_zero_format(
+    text: str, truth: Spans | None = None, duration: float | None = None
+) -> float:
     """1 if the stripped text is a thinking and an answer block; further blocks may hide inside of them."""
     return float(
         re.fullmatch(r"<think>.*?</think>\s*<answer>.*?</answer>", text.strip(), re.DOTALL)

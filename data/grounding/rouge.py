@@ -36,7 +36,7 @@ STEP4 = (
 
 def rouge(reference: str, answer: str) -> dict[str, float]:
     """rouge1, rouge2 and rougeL, each an F1 in [0, 1]; 0 where one text has nothing to compare."""
-    a, b = words(reference), words(answer)
+    a, b = stemmed_words(reference), stemmed_words(answer)
     scores = {}
     for n in (1, 2):
         left, right = (
@@ -58,7 +58,7 @@ def word_error_rate(reference: str, answer: str) -> float:
     return row[-1] / max(1, len(a))
 
 
-def words(text: str) -> list[str]:
+def stemmed_words(text: str) -> list[str]:
     """Stemmed words of a text."""
     found = re.findall("[a-z0-9]+", text.lower())
     return [stem(word) if len(word) > 3 else word for word in found]

@@ -26,10 +26,10 @@ import numpy as np
 from mmrl.data.grounding.difficulty import about_sound
 from mmrl.data.grounding.questions import SPAN_TEMPLATE, snap_spans
 from mmrl.data.grounding.spans import Spans, as_spans
-from mmrl.data.grounding.times_retold import span_evidence
+from mmrl.data.grounding.time_encodings import span_evidence
 from mmrl.data.rows.images import read_image
 from mmrl.data.video.probe import BadVideo
-from mmrl.data.video.time_text import Encoding, Shown, native, pair_stamps
+from mmrl.data.video.time_text import EncodedClip, Encoding, native, pair_stamps
 from mmrl.data.video.video import ClipReader, ClipSampling
 from mmrl.ground.faults import Fault, shown
 from mmrl.types import Media, Prompt
@@ -274,7 +274,7 @@ class GroundingPrompts:
 
     def prompt(self, row: GroundingRow, clip: Media) -> Prompt:
         """The prompt of a row with its decoded clip or picture."""
-        view = Shown(({"type": "image"},), (clip,)) if row.image else self.encoding(clip)
+        view = EncodedClip(({"type": "image"},), (clip,)) if row.image else self.encoding(clip)
         text = {"type": "text", "text": self.template.replace("{query}", row.query)}
         parts = [*view.parts, text] if self.video_first else [text, *view.parts]
         answer: Any = row.spans if row.answer is None else row.answer

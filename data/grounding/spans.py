@@ -71,7 +71,7 @@ def as_spans(value: Any) -> Spans:
     return spans
 
 
-def without_thinking(text: str) -> str:
+def after_thinking(text: str) -> str:
     """What follows the last finished thinking block; all of the text if there is none."""
     return text.rpartition("</think>")[2]
 
@@ -84,13 +84,13 @@ def inside_answer(text: str) -> str:
 
 def strict_spans(text: str) -> Spans | None:
     """Spans of an answer that is the template and nothing else, a finished thinking block aside; else None."""
-    found = TEMPLATE.fullmatch(inside_answer(without_thinking(text)).strip())
+    found = TEMPLATE.fullmatch(inside_answer(after_thinking(text)).strip())
     return _pairs(DASHED.findall(found.group(1))) if found else None
 
 
 def lenient_spans(text: str) -> Spans:
     """Spans of any text with numbers in it: as TimeLens reads, outside of the thinking."""
-    return timelens_spans(inside_answer(without_thinking(text)))
+    return timelens_spans(inside_answer(after_thinking(text)))
 
 
 def timelens_answer(text: str) -> str:

@@ -30,7 +30,7 @@ from mmrl.data.grounding.questions import (
 from mmrl.data.grounding.rewards import SpanReward
 from mmrl.data.grounding.sets import GroundingPrompts, GroundingRow, Rows, timelens_usable
 from mmrl.data.grounding.spans import Spans, as_spans
-from mmrl.data.grounding.times_retold import Telling, Told, encoding_of
+from mmrl.data.grounding.time_encodings import EncodingName, TimeEncoded, encoding_of
 from mmrl.data.video.frame_cache import FrameCache
 from mmrl.data.video.quarantine import Guarded, Quarantine
 from mmrl.data.video.video import ClipReader, ClipSampling
@@ -101,7 +101,7 @@ class Asking:
     style: Asked = "timelens"
     """Whose wording, parser and reward: timelens (answers at once, IoU), timezero, time-r1, videochat-r1 (think first,
     IoU and format), timelens2 (any number of spans), tempsamp-r1 (shaped IoU), video-r1 (questions about clips)."""
-    time: Telling = "native"
+    time: EncodingName = "native"
     """How times are told: by the model's own means, before each pair of frames, in one list, or drawn on the frames."""
     snap: bool = False
     """Put true spans of the training rows on the times that are shown (TimeLens-7B)."""
@@ -123,7 +123,7 @@ class Style:
 def style_of(asking: Asking) -> Style:
     """Wording, reward and target of an asking style."""
     told = asking.time in ("interleaved_times", "drawn_times", "prefix_times")
-    think = SpanReward(pay.think_format)
+    think = SpanReward(pay.time_zero_format)
     iou = (0.0, SpanReward(pay.span_iou))
     if asking.style == "timelens":
         template = STAMPED_TEMPLATE if told else SPAN_TEMPLATE
@@ -171,7 +171,7 @@ def about_spans(dataset: str, clips: Clips) -> bool:
     )
 
 
-def clip_warm_up(telling: Telling) -> WarmUp:
+def clip_warm_up(telling: EncodingName) -> WarmUp:
     """What the embedded model has learned before it is trained on clips."""
     from mmrl.recipes.shared.embedded import WarmUp
 
@@ -212,7 +212,9 @@ def open_clips(
     if dataset.startswith("drawn:"):
         from mmrl.recipes.shared.launch import open_data
 
-        return tuple(Told(prompts, asking.time) for prompts in open_data(dataset, data, seed))  # type: ignore[return-value]
+        return tuple(
+            TimeEncoded(prompts, asking.time) for prompts in open_data(dataset, data, seed)
+        )  # type: ignore[return-value]
     rows = read_annotations(dataset, video_root, data, clips)
     make = PromptMaker(clips, asking, factor, folder, seed)
     if data.heldout:
@@ -233,7 +235,7 @@ def read_annotations(dataset: str, video_root: Path | None, data: Data, clips: C
             f"There is no annotation file {dataset}; give a published one, or JSON lines such as "
             '{"video": "a.mp4", "query": "a dog jumps", "span": [2.0, 4.5]}.'
         )
-    read = formats.read_rows if clips.format == "auto" else getattr(formats, clips.format)
+    read = formats.read_rows if clips.format == "auto" else formats.READERS[clips.format]
     rows = read(dataset, video_root)
     if rows.faults:
         print(rows.report(), file=sys.stderr)

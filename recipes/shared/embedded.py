@@ -22,7 +22,7 @@ from typing import Literal
 import torch
 
 from mmrl.data.drawn import drawn, scenes
-from mmrl.data.grounding.times_retold import Telling, Told
+from mmrl.data.grounding.time_encodings import EncodingName, TimeEncoded
 from mmrl.grpo import GRPO
 from mmrl.losses.surrogates import reinforce
 from mmrl.model import tiny
@@ -47,7 +47,7 @@ class WarmUp:
     """Side of a picture in pixels."""
     frames: int = 12
     """Frames of a clip, two per second."""
-    telling: Telling = "native"
+    telling: EncodingName = "native"
     """How the times of a clip are told."""
     steps: int = 200
     batch: int = 48
@@ -63,7 +63,7 @@ class WarmUp:
 
 def warm_model(settings: WarmUp = WarmUp()) -> Path:
     """Folder of the warmed-up model, from the cache if it is there."""
-    start = tiny.cached(settings.family, corpus=drawn.corpus())
+    start = tiny.cached(settings.family, corpus=drawn.tokenizer_texts())
     sources = [Path(module.__file__ or "").read_bytes() for module in (drawn, scenes)] + [
         Path(__file__).read_bytes()
     ]
@@ -146,4 +146,8 @@ def _lessons(settings: WarmUp) -> Prompts:
     mixed = drawn.warmup(
         settings.seed, settings.noise, settings.describe_share, task=settings.task, **options
     )
-    return mixed if settings.task == "lookup" else Told(mixed, settings.telling, spans=False)
+    return (
+        mixed
+        if settings.task == "lookup"
+        else TimeEncoded(mixed, settings.telling, spans=False)
+    )

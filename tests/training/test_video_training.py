@@ -14,7 +14,7 @@ import torch
 from mmrl.data.drawn.drawn import Drawn
 from mmrl.data.grounding.formats import plain
 from mmrl.data.grounding.sets import GroundingPrompts
-from mmrl.data.grounding.times_retold import Told
+from mmrl.data.grounding.time_encodings import TimeEncoded
 from mmrl.data.video.frame_cache import FrameCache
 from mmrl.data.video.quarantine import Guarded
 from mmrl.data.video.video import ClipReader, ClipSampling
@@ -207,7 +207,7 @@ MASKS = {
 @pytest.mark.parametrize("telling", ["native", "interleaved_times"])
 @pytest.mark.parametrize("mask", MASKS)
 def test_papo_looks_at_clips(mask, telling, tiny_folder, tmp_path):
-    clips = Told(Drawn("clips", size=2, frames=6), telling)
+    clips = TimeEncoded(Drawn("clips", size=2, frames=6), telling)
     _, rows = train(
         tiny_folder,
         clips,
@@ -239,7 +239,7 @@ def test_vogue_and_dvrp_look_at_clips(mask, tiny_folder, tmp_path):
 def test_the_event_is_hidden_wherever_an_encoding_shows_it(tiny_folder):
     """Inside and outside share no frame, and together hide all; the frames of the event are those of the clip."""
     native, apart = (
-        Told(Drawn("clips", size=3, frames=12), telling)
+        TimeEncoded(Drawn("clips", size=3, frames=12), telling)
         for telling in ("native", "interleaved_times")
     )
     for index in range(3):

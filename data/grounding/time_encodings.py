@@ -1,6 +1,6 @@
 """Any prompts with a clip, the times of which are told in another way; and where a span can be seen. No torch here.
 
-    Told(Drawn("clips"), "interleaved_times")[0]      # "0.0s " and two frames, "1.0s " and two frames, …, the question
+    TimeEncoded(Drawn("clips"), "interleaved_times")[0]    # "0.0s ", two frames, "1.0s ", two frames, …, the question
 
 `span_evidence` marks true spans in the column `evidence`, which views such as `EvidenceMask` read: they ask whether an
 answer depends on the frames of the event.
@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mmrl.data.grounding.spans import Spans
 from mmrl.data.video import time_text
-from mmrl.data.video.time_text import Encoding, Shown, frame_times
+from mmrl.data.video.time_text import EncodedClip, Encoding, frame_times
 
 if TYPE_CHECKING:
     from mmrl.types import Media, Prompt, Prompts
 
-Telling = Literal[
+EncodingName = Literal[
     "native",
     "interleaved_times",
     "interleaved_index",
@@ -29,7 +29,7 @@ Telling = Literal[
 ]
 
 
-def encoding_of(name: Telling) -> Encoding:
+def encoding_of(name: EncodingName) -> Encoding:
     """The encoding of this name in `mmrl.data.video.time_text`."""
     known: dict[str, Encoding] = {
         "native": time_text.native,
@@ -45,11 +45,11 @@ def encoding_of(name: Telling) -> Encoding:
 
 
 @dataclass(frozen=True)
-class Told:
+class TimeEncoded:
     """Prompts whose clip is shown under an encoding. Prompts without a clip, or with several, stay as they are."""
 
     prompts: Prompts
-    telling: Telling = "native"
+    encoding: EncodingName = "native"
     spans: bool = True
     """Make the true spans (column `spans`) the answer where a prompt has them."""
 
@@ -62,11 +62,11 @@ class Told:
         return len(self.prompts)  # type: ignore[arg-type]
 
     def __getitem__(self, index: int) -> Prompt:
-        """The prompt at this index, retold."""
+        """The prompt at this index, its clip shown under the encoding."""
         prompt = self.prompts[index]
         true = prompt.extra.get("spans")
         if len(prompt.media) == 1 and prompt.media[0].is_video:
-            prompt = retold(prompt, encoding_of(self.telling)(prompt.media[0]), true)
+            prompt = encode_times(prompt, encoding_of(self.encoding)(prompt.media[0]), true)
         return (
             replace(prompt, answer=[tuple(span) for span in true])
             if self.spans and true
@@ -74,7 +74,9 @@ class Told:
         )
 
 
-def retold(prompt: Prompt, shown: Shown, spans: Sequence[Any] | None = None) -> Prompt:
+def encode_times(
+    prompt: Prompt, shown: EncodedClip, spans: Sequence[Any] | None = None
+) -> Prompt:
     """The prompt with its only clip replaced by the parts and media of an encoding; evidence follows true spans."""
     messages = []
     for message in prompt.messages:
