@@ -1,4 +1,4 @@
-"""Any prompts with a clip, the times of which are told in another way; and where a span can be seen. No torch here.
+"""Any prompts with a clip, shown under another time encoding; and where a span can be seen. No torch here.
 
     TimeEncoded(Drawn("clips"), "interleaved_times")[0]    # "0.0s ", two frames, "1.0s ", two frames, …, the question
 
@@ -66,34 +66,40 @@ class TimeEncoded:
         prompt = self.prompts[index]
         true = prompt.extra.get("spans")
         if len(prompt.media) == 1 and prompt.media[0].is_video:
-            prompt = encode_times(prompt, encoding_of(self.encoding)(prompt.media[0]), true)
-        return (
-            replace(prompt, answer=[tuple(span) for span in true])
-            if self.spans and true
-            else prompt
-        )
+            encoded = encoding_of(self.encoding)(prompt.media[0])
+            prompt = encode_times(prompt, encoded, true)
+        if not self.spans or not true:
+            return prompt
+        return replace(prompt, answer=[tuple(span) for span in true])
 
 
 def encode_times(
-    prompt: Prompt, shown: EncodedClip, spans: Sequence[Any] | None = None
+    prompt: Prompt, encoded: EncodedClip, spans: Sequence[Any] | None = None
 ) -> Prompt:
     """The prompt with its only clip replaced by the parts and media of an encoding; evidence follows true spans."""
     messages = []
     for message in prompt.messages:
         content = message["content"]
         if not isinstance(content, str):
-            content = [
-                new
-                for part in content
-                for new in (shown.parts if part["type"] == "video" else (part,))
-            ]
+            content = _with_parts(content, encoded)
         messages.append({**message, "content": content})
     extra = dict(prompt.extra)
     if spans:
-        extra["evidence"] = span_evidence(
-            [tuple(span) for span in spans], prompt.media[0], shown.media
-        )
-    return replace(prompt, messages=tuple(messages), media=shown.media, extra=extra)
+        true = [tuple(span) for span in spans]
+        # The old evidence counts in media and frames that are no longer there.
+        extra["evidence"] = span_evidence(true, prompt.media[0], encoded.media)
+    return replace(prompt, messages=tuple(messages), media=encoded.media, extra=extra)
+
+
+def _with_parts(content: Sequence[Any], encoded: EncodedClip) -> list[Any]:
+    """The parts of a message, those of the encoding in place of the clip."""
+    parts: list[Any] = []
+    for part in content:
+        if part["type"] == "video":
+            parts.extend(encoded.parts)
+        else:
+            parts.append(part)
+    return parts
 
 
 def span_evidence(spans: Spans, clip: Media, shown: Sequence[Media]) -> list[dict[str, Any]]:
@@ -102,16 +108,24 @@ def span_evidence(spans: Spans, clip: Media, shown: Sequence[Media]) -> list[dic
     A span holds the frames from its start up to, not including, its end; one between two frames marks the nearest.
     """
     times = frame_times(clip)
-    inside = [any(start <= time < end for start, end in spans) for time in times]
+    inside = [False] * len(times)
     for start, end in spans:
-        if not any(start <= time < end for time in times):
-            inside[min(range(len(times)), key=lambda i: abs(times[i] - (start + end) / 2))] = (
-                True
-            )
-    regions, first = [], 0
+        held = [frame for frame, time in enumerate(times) if start <= time < end]
+        for frame in held or [_nearest(times, (start + end) / 2)]:
+            inside[frame] = True
+    regions = []
+    first = 0
+    # The encoding shows the frames of the clip in their order, divided over its media.
     for number, medium in enumerate(shown):
-        frames = [i for i in range(len(medium.frames)) if inside[first + i]]
-        first += len(medium.frames)
+        count = len(medium.frames)
+        frames = [frame for frame in range(count) if inside[first + frame]]
+        first += count
         if frames:
             regions.append({"visual": number, "frames": frames})
     return regions
+
+
+def _nearest(times: Sequence[float], middle: float) -> int:
+    """The frame whose time is nearest; of two the earlier one."""
+    distances = [abs(time - middle) for time in times]
+    return distances.index(min(distances))
