@@ -1,7 +1,7 @@
 """Drawn pictures and clips: grids of coloured shapes, one big shape for puzzles, moving shapes. numpy only.
 
 A scene is an integer grid [rows, columns] of codes: 0 is an empty cell, 1 + colour * 3 + shape a filled one.
-Held-out scenes are told by their content: a hash of something that the pixels determine (the grid, the background tint
+Held-out scenes are known by their content: a hash of something that the pixels determine (the grid, the background tint
 of a puzzle, the places of a clip's shapes in each frame; not the question, the seed or the index) falls into one bucket
 of eight, and scenes of the other side are drawn again. Equal pixels therefore always lie on the same side: the splits
 are disjoint by construction, for every seed, and shared by all tasks that draw the same kind of picture.

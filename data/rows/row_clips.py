@@ -1,4 +1,4 @@
-"""Clips of a row: a video file, decoded by `data.video`, or single frames with times."""
+"""Clips of a row: a video file, decoded by `mmrl.data.video.video`, or single frames with times."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def video_path(cell: Any, base: Path | None) -> Path:
 
 
 def read_video(path: Path, options: Mapping[str, Any]) -> Media:
-    """Decode a clip; `options` go to `data.video.read_clip`. Raises `Fault`."""
+    """Decode a clip; `options` go to `read_clip`. Raises `Fault`."""
     # Imported here: rows without clips need no decoder.
     from mmrl.data.video.video import read_clip
 

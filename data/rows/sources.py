@@ -48,7 +48,7 @@ def load_prompts(
     """Prompts from a file, a folder, a data set of the hub, or a drawn task (`drawn:lookup`).
 
     `limit` takes the first usable rows. `image_root` is where relative media paths start (default: the data file's
-    folder). `seed` concerns drawn tasks; `clip` holds keyword arguments of `data.video.read_clip`.
+    folder). `seed` concerns drawn tasks; `clip` holds keyword arguments of `video.read_clip`.
     """
     if dataset.startswith(DRAWN):
         return _drawn(dataset, split, limit, seed)
