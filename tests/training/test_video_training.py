@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from mmrl.data.drawn.drawn import Drawn
-from mmrl.data.grounding.formats import plain
+from mmrl.data.grounding.formats import span_lines
 from mmrl.data.grounding.sets import GroundingPrompts
 from mmrl.data.grounding.time_encodings import TimeEncoded
 from mmrl.data.video.frame_cache import FrameCache
@@ -183,7 +183,7 @@ def train(folder, prompts, output, objectives=(), branches=None, steps=2, per_st
 def test_each_clip_is_decoded_once_and_each_branch_sees_the_tower_once(files, tiny_folder):
     reader = ClipReader("pyav", cache=FrameCache(files / "frames"))
     prompts = Guarded(
-        GroundingPrompts(plain(files / "spans.jsonl"), reader, ClipSampling(num_frames=6))
+        GroundingPrompts(span_lines(files / "spans.jsonl"), reader, ClipSampling(num_frames=6))
     )
     masked = {"masked": VisualBranch(PatchMask(0.5, 8))}
     policy, rows = train(tiny_folder, prompts, files / "run", [PAPO()], masked, steps=4)
