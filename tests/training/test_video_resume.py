@@ -25,7 +25,7 @@ import torch
 
 torch.set_num_threads(1)
 
-from mmrl.data.grounding.formats import plain
+from mmrl.data.grounding.formats import span_lines
 from mmrl.data.grounding.sets import GroundingPrompts
 from mmrl.data.video.quarantine import Guarded, Quarantine
 from mmrl.data.video.video import ClipReader
@@ -62,7 +62,7 @@ class Interrupted(ClipReader):
 
 reader = Interrupted("pyav", isolate=True, quarantine=Quarantine(out.parent / f"{out.name}-bad.jsonl"))
 sampling = ClipSampling(num_frames=16, max_tokens=160, factor=16)
-prompts = Guarded(GroundingPrompts(plain(folder / "spans.jsonl"), reader, sampling))
+prompts = Guarded(GroundingPrompts(span_lines(folder / "spans.jsonl"), reader, sampling))
 trainer = Trainer(
     Policy.load(model, device="cpu", dtype="float32"),
     prompts=prompts,
