@@ -101,7 +101,7 @@ def render(
 
     def transform(frames: Tensor, medium: int) -> Tensor:
         rng: torch.Generator = generator(now.seed, now.step, prompt.id, name, medium, answer)
-        saliency = policy.saliency(encoded.visual[medium]) if asks else None
+        saliency = policy.vision.saliency(encoded.visual[medium]) if asks else None
         return branch.view(frames, ViewContext(prompt, medium, saliency), rng, now)
 
     encoded, asks = policy.encode(prompt), bool(getattr(branch.view, "reads_saliency", False))

@@ -1,7 +1,7 @@
 """From rollouts to tensors: collate answers, cut a batch into parts by tokens, pack groups into one row.
 
-A `Group` is the unit of computing: one prompt, the pixels it is seen with, and some of its answers. A `Stream` is one
-packed row of groups, `[prompt 1 | answers of 1 | prompt 2 | …]`, without padding. The last token of an answer predicts
+A `Group` is the unit of computing: one prompt, the pixels it is seen with, and some of its answers. A `PackedRow` is
+one row of groups, `[prompt 1 | answers of 1 | prompt 2 | …]`, without padding. The last token of an answer predicts
 nothing and is left out of the row; the first token of each answer is predicted by the last token of the prompt.
 """
 
@@ -42,7 +42,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Stream:
+class PackedRow:
     """One packed row of S tokens that predicts N answer tokens."""
 
     ids: Tensor
@@ -64,7 +64,7 @@ class Stream:
     """float [N]."""
 
 
-def pack(groups: Sequence[Group], device: torch.device) -> Stream:
+def pack(groups: Sequence[Group], device: torch.device) -> PackedRow:
     """Lay the groups out in one row."""
     ids: list[Tensor] = []
     positions: list[Tensor] = []
@@ -103,7 +103,7 @@ def pack(groups: Sequence[Group], device: torch.device) -> Stream:
     lengths = torch.tensor([len(answer) for _, _, answer in flat], dtype=torch.long)
     spread = lambda values, dtype: torch.tensor(values, dtype=dtype).repeat_interleave(lengths)  # noqa: E731
     none = torch.zeros(0, dtype=torch.long)
-    return Stream(
+    return PackedRow(
         ids=torch.cat(ids).to(device),
         positions=torch.cat(positions, dim=1).to(device),
         layout=Layout(tuple(prompts), tuple(answers), device),

@@ -223,7 +223,7 @@ def _prefill(
     kept: list[tuple[Tensor, Tensor]] = []
     object.__setattr__(stream.layout, "kept", kept)
     media = [item for look in looks for item in look]
-    features = policy.features(media, grad=policy.retains(media))
+    features = policy.vision.sampling_features(media)
     states = policy.language(
         stream.ids, stream.positions, stream.layout, stream.visual, features
     )

@@ -30,7 +30,7 @@ from mmrl.model.branches import render
 from mmrl.model.policy import Policy
 from mmrl.model.processing import Patches
 from mmrl.rollouts.engine import Engine
-from mmrl.rollouts.groups import Pay, RolloutFunction, group_rollout, without_retention
+from mmrl.rollouts.groups import Pay, RolloutFunction, group_rollout
 from mmrl.rollouts.prompt_order import Supply
 from mmrl.types import Now, Prompt, Rollout, Sampling, VisualBranch
 
@@ -185,5 +185,5 @@ def generate_under(
             f"{type(engine).__name__} cannot sample answers to other pixels than the prompt's, which the rollout under "
             f"the view {branch!r} needs; use HFEngine."
         )
-    with without_retention(policy):
+    with policy.vision.no_update():
         return engine.generate(prompts, sampling, now, visual=seen, branch=branch)

@@ -22,8 +22,9 @@ from mmrl.losses.reduce import Totals
 from mmrl.losses.surrogates import Surrogate
 from mmrl.model.branches import Views
 from mmrl.model.packing import collate, rows_of, split
-from mmrl.model.policy import Policy, Wanted
+from mmrl.model.policy import Policy
 from mmrl.model.reference_scores import scored
+from mmrl.model.scoring import Wanted
 from mmrl.objectives.base import Objective
 from mmrl.training.optim import Optimizer
 from mmrl.training.run import Clock
@@ -72,9 +73,6 @@ class Learner:
         with clock("update"):
             for rows in update_rows(batch, self.updates_per_step, now):
                 metrics.update(self._update(batch, rows, views, now))
-                self.policy.retain_vision = (
-                    False  # only the first update has the rollout's weights
-                )
         return metrics
 
     def _collated(self, rollouts: Sequence[Rollout]) -> Batch:
@@ -137,10 +135,9 @@ class Learner:
                     f"the loss is {value.item()} (its parts: {parts}). Lower optim.lr or the objectives' coefficients."
                 )
             value.backward()
-            if not self.policy.retain_vision:
-                self.policy.backward_vision()
+            self.policy.vision.end_part()
             accumulate(sums, metrics)
-        self.policy.backward_vision()
+        self.policy.vision.backward()
         norm = self.optimizer.gradient_norm()
         if not norm < float("inf"):
             raise FloatingPointError(
@@ -170,7 +167,7 @@ class Learner:
                 names = list(parts)
                 if (term := parts[names[len(norms)]]).requires_grad:
                     term.backward()
-                self.policy.backward_vision()
+                self.policy.vision.backward()
             grads = [
                 p.grad.float().norm() for p in self.optimizer.parameters if p.grad is not None
             ]

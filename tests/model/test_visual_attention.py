@@ -118,6 +118,7 @@ def test_the_branch_masks_what_the_policy_looks_at(policy):
     )
     render(policy, prompt, "random", VisualBranch(PatchMask()), NOW)
     assert policy.counters["patches/saliency"] - before == len(seen.values)
-    policy.forget_prompts()
+    with policy.vision.no_update():
+        pass
     render(policy, prompt, "salient", VIEW, NOW)
     assert policy.counters["patches/saliency"] - before == 2 * len(seen.values)

@@ -135,21 +135,13 @@ def test_prompts_are_noisy_with_the_annealed_probability(policy):
 
 
 def test_noisy_graphs_of_the_tower_are_not_kept(policy):
-    policy.retain_vision = True
-    try:
+    with policy.vision.step():
         run(NoisyRollout(policy, NOISE), policy)
-        keys = {
-            key
-            for (_, key), entry in policy.features_store._entries.items()
-            if entry.graph is not None
-        }
-        assert (
-            keys == {policy.encode(DATA[i]).visual[0].key for i in range(4)}
-            and policy.retain_vision
-        )
-    finally:
-        policy.retain_vision = False
-        policy.features_store.clear()
+        shown = [policy.encode(DATA[i]).visual[0] for i in range(4)]
+        held = sum(medium.tokens for medium in shown)
+        assert policy.vision.rows_in_graphs() == held
+        assert policy.vision.rows_in_graphs(besides={medium.key for medium in shown}) == 0
+    policy.vision.clear()
 
 
 def test_an_engine_without_views_is_explained(policy):

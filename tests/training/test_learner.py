@@ -13,7 +13,8 @@ from mmrl.grpo import GRPO
 from mmrl.losses.advantages import group_normalized
 from mmrl.losses.surrogates import clipped, gspo
 from mmrl.model.packing import collate
-from mmrl.model.policy import Policy, Wanted
+from mmrl.model.policy import Policy
+from mmrl.model.scoring import Wanted
 from mmrl.objectives.base import Need, Objective
 from mmrl.objectives.papo import PAPO
 from mmrl.perception.masking import PatchMask
