@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from mmrl.model.attention import Layout
+from mmrl.model.row_layout import Layout
 from mmrl.types import Batch, Role, Rollout, Scores
 
 if TYPE_CHECKING:

@@ -19,10 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmrl.model import attention
+from mmrl.model.attention import register
 from mmrl.model.load import LoRA, Part, load_model, resolve_device, resolve_dtype
 from mmrl.model.logprobs import embed
 from mmrl.model.processing import Encoded, PixelBudget, Processing
+from mmrl.model.row_layout import Layout
 from mmrl.model.vision_cache import VisionCache
 from mmrl.model.vision_tower import VisionTower, VisualFeatures, insert_features
 from mmrl.types import Prompt
@@ -54,7 +55,7 @@ class Policy:
         self._refuse_unfit()
         # Set on the language model only: the tower keeps the attention it was loaded with.
         text = self.base.model.language_model
-        text.config._attn_implementation = attention.register()
+        text.config._attn_implementation = register()
         # Also for sampling: layers that act differently in evaluation would sample from another model than is trained.
         self.model.train()
 
@@ -171,7 +172,7 @@ class Policy:
         self,
         ids: Tensor,
         positions: Tensor,
-        layout: attention.Layout,
+        layout: Layout,
         visual: Tensor,
         features: Sequence[VisualFeatures],
     ) -> Tensor:
