@@ -21,7 +21,7 @@ from mmrl.losses.group_filters import without_truncated
 from mmrl.losses.reduce import Totals
 from mmrl.losses.surrogates import Surrogate
 from mmrl.model.branches import Views
-from mmrl.model.packing import collate, rows_of, split
+from mmrl.model.packing import Group, collate, rows_of, split
 from mmrl.model.policy import Policy
 from mmrl.model.reference_scores import scored
 from mmrl.model.scoring import Wanted
@@ -61,11 +61,10 @@ class Learner:
         """Score, shape and update; returns the metrics."""
         batch = self._collated(rollouts)
         metrics = rollout_metrics(rollouts, batch)
-        metrics |= {
-            f"branch/{n}/strength": s
-            for n, b in self.branches.items()
-            if (s := strength(b, now)) is not None
-        }
+        for name, branch in self.branches.items():
+            found = strength(branch, now)
+            if found is not None:
+                metrics[f"branch/{name}/strength"] = found
         views = Views(self.policy, batch.rollouts, self.branches, now)
         with clock("score"):
             batch = self._with_stored_scores(batch, views)
@@ -100,6 +99,7 @@ class Learner:
         with torch.no_grad():
             paid = apply_kl_in_reward(self.grpo, batch)
             advantage = self.estimator(paid, batch.group, batch.mask)
+            # One number per answer is spread over its trained tokens; KL in the reward gives one per token.
             if advantage.ndim == 1:
                 advantage = advantage[:, None] * batch.mask
             for objective in self.objectives:
@@ -110,11 +110,11 @@ class Learner:
         self, batch: Batch, rows: Sequence[int], views: Views, now: Now
     ) -> dict[str, float]:
         """One optimizer step on some rows of the batch."""
+        # Left out: experts, and answers whose tokens are all masked.
         trained = batch.mask.any(1).tolist()
-        rows = [
-            row for row in rows if trained[row]
-        ]  # experts, and answers whose tokens are all masked
+        rows = [row for row in rows if trained[row]]
         whole = batch.mask[torch.tensor(rows, dtype=torch.long, device=batch.mask.device)]
+        # Counted over the whole update, so that the loss does not depend on the cut into parts.
         totals = Totals(int(whole.sum()), int(whole.any(1).sum()))
         if totals.tokens == 0:
             return {"update/skipped": 1.0}
@@ -127,30 +127,21 @@ class Learner:
             value, metrics = loss(
                 self.grpo, self.surrogate, piece, live, self.objectives, totals, now
             )
-            if not torch.isfinite(value):
-                parts = {
-                    k: round(v.item(), 4) for k, v in metrics.items() if k.startswith("loss/")
-                }
-                raise FloatingPointError(
-                    f"the loss is {value.item()} (its parts: {parts}). Lower optim.lr or the objectives' coefficients."
-                )
+            _refuse_infinite_loss(value, metrics)
             value.backward()
             self.policy.vision.end_part()
             accumulate(sums, metrics)
+        # Before the norm: what collected on the pictures' features is part of the gradient.
         self.policy.vision.backward()
         norm = self.optimizer.gradient_norm()
-        if not norm < float("inf"):
+        if not norm < float("inf"):  # written so that NaN is caught as well
             raise FloatingPointError(
                 f"the gradient norm is {norm}; lower optim.lr or the objectives' coefficients."
             )
         lr = self.optimizer.step(self.planned_updates)
         self.policy.stepped()
-        return {
-            **{k: v.item() for k, v in sums.items()},
-            **norms,
-            "optim/grad_norm": norm,
-            "optim/lr": lr,
-        }
+        summed = {name: value.item() for name, value in sums.items()}
+        return {**summed, **norms, "optim/grad_norm": norm, "optim/lr": lr}
 
     def _term_norms(
         self, batch: Batch, rows: Sequence[int], views: Views, totals: Totals, now: Now
@@ -158,6 +149,7 @@ class Learner:
         """Norm of each loss term's gradient before clipping, by a forward and a backward of its own."""
         norms: dict[str, float] = {}
         names: list[str] = []
+        # The names of the terms are known after the first forward only.
         while not norms or len(norms) < len(names):
             for part in self._parts(batch, rows):
                 piece, live = self._live(batch, part, views)
@@ -165,17 +157,24 @@ class Learner:
                     self.grpo, self.surrogate, piece, live, self.objectives, totals, now
                 )
                 names = list(parts)
-                if (term := parts[names[len(norms)]]).requires_grad:
+                term = parts[names[len(norms)]]
+                if (
+                    term.requires_grad
+                ):  # a term may be constant here: no advantage, a plain branch
                     term.backward()
+                # At once, whoever shares the graph: the gradients of two terms must not mix in its leaves.
                 self.policy.vision.backward()
-            grads = [
-                p.grad.float().norm() for p in self.optimizer.parameters if p.grad is not None
-            ]
-            norms[f"grad_norm/{names[len(norms)]}"] = (
-                torch.stack(grads).norm().item() if grads else 0.0
-            )
+            norms[f"grad_norm/{names[len(norms)]}"] = self._total_norm()
             self.optimizer.clear()
         return norms
+
+    def _total_norm(self) -> float:
+        """Norm of all gradients together, 0 if there is none."""
+        grads = [p.grad for p in self.optimizer.parameters if p.grad is not None]
+        if not grads:
+            return 0.0
+        # In float32 even for half precision, whose squares overflow.
+        return torch.stack([grad.float().norm() for grad in grads]).norm().item()
 
     def _live(
         self, batch: Batch, part: Tensor, views: Views
@@ -190,14 +189,11 @@ class Learner:
         self, views: Views, rows: Tensor, wanted: Mapping[str, Wanted], width: int
     ) -> dict[str, Scores]:
         chosen = rows.tolist()
+        seen: dict[str, list[Group]] = {}
         for name in wanted:
             self.policy.counters[f"scored/{name}"] += len(chosen)
-        return scored(
-            self.policy,
-            {n: views.groups(n, chosen) for n in wanted},
-            wanted,
-            (len(chosen), width),
-        )
+            seen[name] = views.groups(name, chosen)
+        return scored(self.policy, seen, wanted, (len(chosen), width))
 
     def _parts(self, batch: Batch, rows: Sequence[int]) -> list[Tensor]:
         """Rows cut into pieces that fit one packed pass."""
@@ -208,8 +204,9 @@ class Learner:
             group=batch.group.cpu()[index],
             scores={},
         )
-        lengths = {r.group: len(r.prompt_ids) for r in some.rollouts}
-        return [index[part] for part in split(some, lengths, self.tokens_per_pass)]
+        prompts = {r.group: len(r.prompt_ids) for r in some.rollouts}
+        # `split` counts from the first of these rows; the batch counts differently.
+        return [index[part] for part in split(some, prompts, self.tokens_per_pass)]
 
 
 @dataclass(frozen=True)
@@ -231,45 +228,56 @@ def plan_scores(
     """Decide the freshness of every view from what the objectives read. Raises ValueError for an unknown branch."""
     stored: dict[str, Wanted] = {}
     live: dict[str, Wanted] = {"raw": Wanted(grad=True)}
-    exact = grpo.kl > 0 and grpo.kl_kind == "exact"
-    if grpo.kl > 0 and grpo.kl_in == "loss" and exact:
-        live["ref"] = Wanted(divergence="forward")
-    elif grpo.kl > 0:
-        stored["ref"] = Wanted(divergence="forward" if exact else None)
-    before = (
-        {"ref"} if grpo.kl > 0 and grpo.kl_in == "reward" else set()
-    )  # read before the update
-    early = updates > 1 or grpo.mismatch != "off" or (grpo.kl > 0 and grpo.kl_in == "reward")
+    before: set[str] = set()  # views that somebody reads before the update
+    in_reward = grpo.kl > 0 and grpo.kl_in == "reward"
+    if grpo.kl > 0:
+        exact = grpo.kl_kind == "exact"
+        want = Wanted(divergence="forward" if exact else None)
+        # An exact divergence has a gradient towards the raw view, so it is computed where that one is.
+        (live if exact and not in_reward else stored)["ref"] = want
+    if in_reward:
+        before.add("ref")
+    # Raw scores of the rollout's own weights: after the first update nobody could compute them any more.
+    early = updates > 1 or grpo.mismatch != "off" or in_reward
     for objective in objectives:
         for need in objective.needs():
             name = need.branch
-            if name not in ("raw", "ref") and name not in branches:
-                raise ValueError(
-                    f"{type(objective).__name__} reads the visual branch {name!r}, but the branches are "
-                    f"{sorted(branches)}; add branches={{{name!r}: VisualBranch(...)}}."
-                )
-            want = Wanted(
-                need.entropy,
-                need.divergence,
-                grad=name == "raw" or (name in branches and branches[name].grad),
-            )
+            _refuse_unknown(objective, name, branches)
+            branch = branches.get(name)
+            grad = name == "raw" or (branch is not None and branch.grad)
+            want = Wanted(need.entropy, need.divergence, grad)
             if need.stage == "shape":
                 stored[name] = merged_want(name, stored.get(name), replace(want, grad=False))
                 before.add(name)
                 early = early or name == "raw" or need.divergence is not None
-            elif (
-                name == "raw"
-                or want.grad
-                or need.divergence
-                or (name in branches and branches[name].refresh)
-            ):
+            elif grad or need.divergence or (branch is not None and branch.refresh):
                 live[name] = merged_want(name, live.get(name), want)
             else:
                 stored[name] = merged_want(name, stored.get(name), want)
+    # What the update scores anyway need not be stored, unless somebody reads it earlier.
     stored = {name: want for name, want in stored.items() if name in before or name not in live}
-    if early or any(w.divergence for w in stored.values()):
+    if early or any(want.divergence for want in stored.values()):
         stored["raw"] = merged_want("raw", stored.get("raw"), Wanted())
     return ScorePlan(stored, live)
+
+
+def _refuse_unknown(
+    objective: Objective, name: str, branches: Mapping[str, VisualBranch]
+) -> None:
+    if name not in ("raw", "ref") and name not in branches:
+        raise ValueError(
+            f"{type(objective).__name__} reads the visual branch {name!r}, but the branches are "
+            f"{sorted(branches)}; add branches={{{name!r}: VisualBranch(...)}}."
+        )
+
+
+def _refuse_infinite_loss(value: Tensor, metrics: Mapping[str, Tensor]) -> None:
+    if torch.isfinite(value):
+        return
+    parts = {k: round(v.item(), 4) for k, v in metrics.items() if k.startswith("loss/")}
+    raise FloatingPointError(
+        f"the loss is {value.item()} (its parts: {parts}). Lower optim.lr or the objectives' coefficients."
+    )
 
 
 def merged_want(name: str, first: Wanted | None, second: Wanted) -> Wanted:
@@ -296,11 +304,12 @@ def update_rows(batch: Batch, updates_per_step: int, now: Now) -> list[list[int]
     updates = min(updates_per_step, len(groups))
     if updates == 1:
         return [[row for group in groups for row in group]]
-    order = torch.randperm(
-        len(groups), generator=generator(now.seed, now.step, "updates")
-    ).tolist()
+    rng = generator(now.seed, now.step, "updates")
+    order = torch.randperm(len(groups), generator=rng).tolist()
+    # Rounded bounds instead of equal sizes: no group is left over and sizes differ by one at most.
     bounds = [round(i * len(groups) / updates) for i in range(updates + 1)]
-    return [[row for g in order[a:b] for row in groups[g]] for a, b in pairwise(bounds)]
+    shares = [order[begin:end] for begin, end in pairwise(bounds)]
+    return [[row for group in share for row in groups[group]] for share in shares]
 
 
 def rollout_metrics(rollouts: Sequence[Rollout], batch: Batch) -> dict[str, float]:
@@ -308,34 +317,40 @@ def rollout_metrics(rollouts: Sequence[Rollout], batch: Batch) -> dict[str, floa
 
     If no answer is the policy's own (supervised training), all count.
     """
-    own = torch.tensor([r.origin == "policy" for r in rollouts])
-    other = {
-        f"{origin}/{name}": value
-        for origin in sorted({r.origin for r in rollouts} - {"policy"})
-        for name, value in _given_metrics([r for r in rollouts if r.origin == origin]).items()
-    }
-    reward = batch.reward[own.to(batch.reward.device)] if own.any() else batch.reward
+    own = torch.tensor([r.origin == "policy" for r in rollouts], device=batch.reward.device)
+    others = _metrics_of_others(rollouts)
+    reward = batch.reward[own] if own.any() else batch.reward
     rollouts = [r for r in rollouts if r.origin == "policy"] or rollouts
-    values: dict[str, list[float]] = {}
-    for rollout in rollouts:
-        for name, value in rollout.parts.items():
-            if value is not None:
-                values.setdefault(f"reward/{name}", []).append(float(value))
+    parts: dict[str, list[float]] = {}
     groups: dict[int, list[float]] = {}
     for rollout in rollouts:
         groups.setdefault(rollout.group, []).append(float(rollout.reward or 0.0))
-    even = sum(max(g) == min(g) for g in groups.values())
+        for name, value in rollout.parts.items():
+            if value is not None:  # a reward may abstain; its mean is over those that were paid
+                parts.setdefault(f"reward/{name}", []).append(float(value))
+    count = len(rollouts)
+    even = sum(max(rewards) == min(rewards) for rewards in groups.values())
     return {
         "reward/total": reward.mean().item(),
         "reward/std": reward.std(unbiased=False).item(),
-        "reward/group_std": sum(pstdev(g) for g in groups.values()) / len(groups),
+        "reward/group_std": sum(pstdev(rewards) for rewards in groups.values()) / len(groups),
         "reward/even_groups": even / len(groups),
-        "answer/length": sum(len(r.tokens) for r in rollouts) / len(rollouts),
-        "answer/truncated": sum(r.stop == "length" for r in rollouts) / len(rollouts),
-        "answer/count": float(len(rollouts)),
-        **{name: sum(v) / len(v) for name, v in values.items()},
-        **other,
+        "answer/length": sum(len(r.tokens) for r in rollouts) / count,
+        "answer/truncated": sum(r.stop == "length" for r in rollouts) / count,
+        "answer/count": float(count),
+        **{name: sum(values) / len(values) for name, values in parts.items()},
+        **others,
     }
+
+
+def _metrics_of_others(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """Metrics of labels and experts, by their origin."""
+    found: dict[str, float] = {}
+    for origin in sorted({r.origin for r in rollouts} - {"policy"}):
+        given = [r for r in rollouts if r.origin == origin]
+        for name, value in _given_metrics(given).items():
+            found[f"{origin}/{name}"] = value
+    return found
 
 
 def _given_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
@@ -360,37 +375,41 @@ def accumulate(sums: dict[str, Tensor], metrics: Mapping[str, Tensor]) -> None:
     for name, value in metrics.items():
         if name not in sums:
             sums[name] = value
+        elif name.endswith("_max"):
+            sums[name] = torch.maximum(sums[name], value)
         else:
-            sums[name] = (
-                torch.maximum(sums[name], value)
-                if name.endswith("_max")
-                else sums[name] + value
-            )
+            sums[name] = sums[name] + value
 
 
 def gathered(parts: Sequence[tuple[Tensor, Scores]], count: int) -> Scores:
     """Scores of parts of a batch, put back in the batch's row order."""
-
-    def whole(pick: Callable[[Scores], Tensor | None]) -> Tensor | None:
-        first = pick(parts[0][1])
-        if first is None:
-            return None
-        out = first.new_zeros(count, first.shape[1])
-        for rows, scores in parts:
-            piece = pick(scores)
-            assert piece is not None
-            out[rows.to(out.device)] = piece
-        return out
-
-    logp = whole(lambda s: s.logp)
+    rows = [where for where, _ in parts]
+    logp = _in_row_order(rows, [scores.logp for _, scores in parts], count)
     assert logp is not None
-    return Scores(logp, whole(lambda s: s.entropy), whole(lambda s: s.divergence))
+    return Scores(
+        logp,
+        _in_row_order(rows, [scores.entropy for _, scores in parts], count),
+        _in_row_order(rows, [scores.divergence for _, scores in parts], count),
+    )
+
+
+def _in_row_order(
+    rows: Sequence[Tensor], pieces: Sequence[Tensor | None], count: int
+) -> Tensor | None:
+    """One tensor [count, T] from the pieces of some rows each; None if the first piece is."""
+    if pieces[0] is None:
+        return None
+    out = pieces[0].new_zeros(count, pieces[0].shape[1])
+    for where, piece in zip(rows, pieces, strict=True):
+        assert piece is not None
+        out[where.to(out.device)] = piece
+    return out
 
 
 def to(batch: Batch, device: torch.device) -> Batch:
     """The batch's tensors on a device."""
     names = ("group", "tokens", "mask", "reward", "advantage", "roles")
-    scores = {n: Scores(s.logp.to(device)) for n, s in batch.scores.items()}
-    return replace(
-        batch, scores=scores, **{name: getattr(batch, name).to(device) for name in names}
-    )
+    moved = {name: getattr(batch, name).to(device) for name in names}
+    # A fresh batch has the sampler's log-probs at most, which are log-probs and nothing else.
+    scores = {name: Scores(found.logp.to(device)) for name, found in batch.scores.items()}
+    return replace(batch, scores=scores, **moved)
