@@ -90,8 +90,8 @@ def check_media(prompt: Prompt, kinds: Sequence[str]) -> None:
             f"its messages show {len(kinds)} images or videos, but it has {len(prompt.media)} media; add or remove "
             "{'type': 'image'} or {'type': 'video'} parts until both are equal",
         )
-    for index, (kind, medium) in enumerate(zip(kinds, prompt.media, strict=True)):
-        frames, times = medium.frames, medium.times
+    for index, medium in enumerate(prompt.media):
+        kind, frames, times = kinds[index], medium.frames, medium.times
         # No conversion of floats or grey pictures: their range cannot be told from the numbers.
         if frames.ndim != 4 or frames.shape[1] != 3 or frames.dtype != torch.uint8:
             found = f"{frames.dtype} {list(frames.shape)}"
@@ -122,8 +122,8 @@ def _check_times(prompt: Prompt, index: int, times: Tensor, frames: int) -> None
             f"medium {index} has {frames} frames, but times of shape {list(times.shape)}; give one each",
         )
     # Equal neighbours are allowed: a clip of an odd number of frames may repeat its last one.
-    sane = times.isfinite().all() and (times >= 0).all() and (times.diff() >= 0).all()
-    if not sane:
+    rising = (times.diff() >= 0).all()
+    if not (rising and times.isfinite().all() and (times >= 0).all()):
         raise bad_row(
             prompt,
             f"medium {index} has the times {times.tolist()}; they must be finite, >= 0 and not fall",

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 
 @dataclass
@@ -50,24 +51,26 @@ class Decoding:
 
     def grow(self, capacity: int) -> None:
         """Room for more answer tokens."""
-        have = self.answer_keys[0].shape[2]
-        if capacity > have:
-            pad = (0, 0, 0, capacity - have)
-            self.answer_keys = [torch.nn.functional.pad(k, pad) for k in self.answer_keys]
-            self.answer_values = [torch.nn.functional.pad(v, pad) for v in self.answer_values]
+        more = capacity - self.answer_keys[0].shape[2]
+        if more > 0:
+            room = (0, 0, 0, more)
+            self.answer_keys = [pad(keys, room) for keys in self.answer_keys]
+            self.answer_values = [pad(values, room) for values in self.answer_values]
 
     def write(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Put the new token's key and value [N, Hk, 1, d] into the buffers; all so far [N, Hk, filled + 1, d]."""
         keys, values = self.answer_keys[layer], self.answer_values[layer]
-        keys[:, :, self.filled] = key[:, :, 0]
-        values[:, :, self.filled] = value[:, :, 0]
         # `filled` itself is moved by the engine after the last layer: all layers write to one place.
-        return keys[:, :, : self.filled + 1], values[:, :, : self.filled + 1]
+        end = self.filled + 1
+        keys[:, :, self.filled : end] = key
+        values[:, :, self.filled : end] = value
+        return keys[:, :, :end], values[:, :, :end]
 
     def _arrange(self) -> None:
         """Work out `slots` and `place` from `group`."""
         group = self.group.tolist()
-        rows: list[list[int]] = [[] for _ in range(self.prompt_mask.shape[0])]
+        prompts = len(self.prompt_mask)
+        rows: list[list[int]] = [[] for _ in range(prompts)]
         for row, number in enumerate(group):
             rows[number].append(row)
         widest = max((len(members) for members in rows), default=0)
@@ -75,8 +78,8 @@ class Decoding:
         for number, members in enumerate(rows):
             for position, row in enumerate(members):
                 place[row] = number * widest + position
-        padded = [members + [0] * (widest - len(members)) for members in rows]
-        self.slots = self._long(padded)
+            members += [0] * (widest - len(members))
+        self.slots = self._long(rows)
         self.place = self._long(place)
 
     def _long(self, numbers: Sequence[object]) -> Tensor:
@@ -94,21 +97,22 @@ def decode(
     # Query heads that share a key head become further queries of it, so that no key is copied: [N, Hk, H/Hk, d].
     folded = query.view(rows, shared, heads // shared, width) * scale
     together = _beside(folded[store.slots])
-    to_prompt = torch.matmul(together, store.prompt_keys[layer].transpose(-1, -2)).float()
-    to_prompt = to_prompt.masked_fill(~store.prompt_mask[:, None, None, :], float("-inf"))
-    to_prompt = _apart(to_prompt, store)
+    prompt_keys, prompt_values = store.prompt_keys[layer], store.prompt_values[layer]
+    padding = ~store.prompt_mask[:, None, None, :]
+    to_prompt = torch.matmul(together, prompt_keys.transpose(-1, -2)).float()
+    to_prompt = _apart(to_prompt.masked_fill(padding, float("-inf")), store)
     to_own = torch.matmul(folded, own_keys.transpose(-1, -2)).float()
     # One softmax over both: prompt and own past compete for the same attention.
     weights = torch.cat([to_prompt, to_own], dim=-1).softmax(-1).to(value.dtype)
-    on_prompt, on_own = weights.split([to_prompt.shape[-1], to_own.shape[-1]], dim=-1)
+    cut = to_prompt.shape[-1]
+    on_prompt, on_own = weights[..., :cut], weights[..., cut:]
     out = torch.matmul(on_own, own_values)
     # Padding of `slots` must weigh nothing, so the weights are written into zeros instead of gathered.
     groups, widest = store.slots.shape
     filled = on_prompt.new_zeros(groups * widest, *on_prompt.shape[1:])
     filled[store.place] = on_prompt
-    seen = torch.matmul(
-        _beside(filled.unflatten(0, (groups, widest))), store.prompt_values[layer]
-    )
+    together = _beside(filled.unflatten(0, (groups, widest)))
+    seen = torch.matmul(together, prompt_values)
     out = out + _apart(seen, store)
     return out.reshape(rows, 1, heads, width)
 

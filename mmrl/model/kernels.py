@@ -29,6 +29,14 @@ def _spread(x: Tensor, heads: int) -> Tensor:
     return x if shared == heads else x.repeat_interleave(heads // shared, dim=1)
 
 
+def _for_queries(
+    q: Tensor, k: Tensor, v: Tensor, dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor]:
+    """Keys and values with one head per query head, in another number format if asked for."""
+    keys, values = _spread(k, q.shape[1]), _spread(v, q.shape[1])
+    return (keys, values) if dtype is None else (keys.to(dtype), values.to(dtype))
+
+
 def _gather(x: Tensor, shared: int) -> Tensor:
     """Sum gradients of repeated heads [n, H, L, d] back to [n, Hk, L, d]."""
     heads = x.shape[1]
@@ -38,7 +46,7 @@ def _gather(x: Tensor, shared: int) -> Tensor:
 def _cpu_forward(
     q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float
 ) -> tuple[Tensor, Tensor, tuple[Any, ...]]:
-    keys, values = _spread(k, q.shape[1]), _spread(v, q.shape[1])
+    keys, values = _for_queries(q, k, v)
     out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         q, keys, values, DROPOUT, causal, scale=scale
     )
@@ -57,7 +65,7 @@ def _cpu_backward(
     extra: tuple[Any, ...],
 ) -> tuple[Tensor, Tensor, Tensor]:
     shared = k.shape[1]
-    keys, values = _spread(k, q.shape[1]), _spread(v, q.shape[1])
+    keys, values = _for_queries(q, k, v)
     dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
         grad, q, keys, values, out, lse, DROPOUT, causal, scale=scale
     )
@@ -67,7 +75,7 @@ def _cpu_backward(
 def _cuda_forward(
     q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float
 ) -> tuple[Tensor, Tensor, tuple[Any, ...]]:
-    keys, values = _spread(k, q.shape[1]), _spread(v, q.shape[1])
+    keys, values = _for_queries(q, k, v)
     found = torch.ops.aten._scaled_dot_product_flash_attention(
         q, keys, values, DROPOUT, causal, False, scale=scale
     )
@@ -88,14 +96,15 @@ def _cuda_backward(
     extra: tuple[Any, ...],
 ) -> tuple[Tensor, Tensor, Tensor]:
     shared = k.shape[1]
-    keys, values = _spread(k, q.shape[1]), _spread(v, q.shape[1])
+    keys, values = _for_queries(q, k, v)
     # Empty cumulated lengths and a random state that is not used: the batch is dense and nothing is dropped.
     cum_q, cum_k, max_q, max_k, seed, offset = extra
     # Contiguous, which the kernel takes for granted: these three may be cut out of a longer row.
     grad, out, lse = grad.contiguous(), out.contiguous(), lse.contiguous()
+    inputs = (grad, q, keys, values, out, lse)
     lengths = (cum_q, cum_k, max_q, max_k)
     dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_backward(
-        grad, q, keys, values, out, lse, *lengths, DROPOUT, causal, seed, offset, scale=scale
+        *inputs, *lengths, DROPOUT, causal, seed, offset, scale=scale
     )
     return dq, _gather(dk, shared), _gather(dv, shared)
 
@@ -104,8 +113,7 @@ def _plain_forward(
     q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float
 ) -> tuple[Tensor, Tensor, tuple[Any, ...]]:
     work = torch.float64 if q.dtype == torch.float64 else torch.float32
-    heads = q.shape[1]
-    keys, values = _spread(k, heads).to(work), _spread(v, heads).to(work)
+    keys, values = _for_queries(q, k, v, work)
     scores = _plain_scores(q.to(work), keys, causal, scale)
     lse = scores.logsumexp(-1)
     weights = (scores - lse[..., None]).exp()
@@ -124,9 +132,9 @@ def _plain_backward(
     extra: tuple[Any, ...],
 ) -> tuple[Tensor, Tensor, Tensor]:
     work = lse.dtype
-    heads, shared = q.shape[1], k.shape[1]
+    shared = k.shape[1]
     queries, incoming = q.to(work), grad.to(work)
-    keys, values = _spread(k, heads).to(work), _spread(v, heads).to(work)
+    keys, values = _for_queries(q, k, v, work)
     scores = _plain_scores(queries, keys, causal, scale)
     # With the given lse and out, not with this part's own: the weights are those of the merged attention.
     weights = (scores - lse[..., None]).exp()
@@ -135,7 +143,9 @@ def _plain_backward(
     dq = inner @ keys
     dk = inner.transpose(-1, -2) @ queries
     dv = weights.transpose(-1, -2) @ incoming
-    return dq.to(q.dtype), _gather(dk, shared).to(k.dtype), _gather(dv, shared).to(v.dtype)
+    # Heads are summed before rounding to the narrow format.
+    dk, dv = _gather(dk, shared), _gather(dv, shared)
+    return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype)
 
 
 def _plain_scores(queries: Tensor, keys: Tensor, causal: bool, scale: float) -> Tensor:

@@ -146,6 +146,7 @@ def load_adapter(folder: Path, dtype: torch.dtype) -> nn.Module:
     from peft import PeftModel
     from transformers import AutoModelForImageTextToText
 
-    base = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
+    config = json.loads((folder / "adapter_config.json").read_text())
+    base = config["base_model_name_or_path"]
     model = AutoModelForImageTextToText.from_pretrained(base, dtype=dtype)
     return PeftModel.from_pretrained(model, str(folder), is_trainable=True)  # type: ignore[return-value]

@@ -84,9 +84,10 @@ def pack(groups: Sequence[Group], device: torch.device) -> PackedRow:
         answers = zip(group.answers, group.rows, group.temperatures, strict=True)
         for answer, row, temperature in answers:
             fed = max(len(answer) - 1, 0)
-            steps = torch.arange(fed)
+            # Every answer starts at the same position: they are alternatives, not a sequence.
+            after = encoded.next_position + torch.arange(fed)
             ids.append(answer[:fed])
-            positions.append((encoded.next_position + steps).expand(3, fed))
+            positions.append(after.expand(3, fed))
             own.append((at, at + fed))
             if len(answer):
                 predicted.append(_Predicted(answer, end - 1, at, row, temperature))
@@ -125,9 +126,11 @@ def _per_token(answers: Sequence[_Predicted]) -> dict[str, Tensor]:
     columns: list[Tensor] = []
     for answer in answers:
         length = len(answer.tokens)
+        first = torch.tensor([answer.last])
         following = answer.start + torch.arange(length - 1)
-        sources.append(torch.cat([torch.tensor([answer.last]), following]))
+        sources.append(torch.cat([first, following]))
         columns.append(torch.arange(length))
+    # The number formats are said, since there may be no answers (a prefill).
     lengths = torch.tensor([len(answer.tokens) for answer in answers], dtype=torch.long)
     rows = torch.tensor([answer.row for answer in answers], dtype=torch.long)
     temperatures = torch.tensor([answer.temperature for answer in answers], dtype=torch.float32)
@@ -142,7 +145,8 @@ def _per_token(answers: Sequence[_Predicted]) -> dict[str, Tensor]:
 
 def _joined(pieces: Sequence[Tensor]) -> Tensor:
     """long [n]; empty if there is nothing to join, which `torch.cat` refuses."""
-    return torch.cat(list(pieces)) if pieces else torch.zeros(0, dtype=torch.long)
+    empty = torch.zeros(0, dtype=torch.long)
+    return torch.cat(list(pieces)) if pieces else empty
 
 
 def collate(rollouts: Sequence[Rollout]) -> Batch:

@@ -88,7 +88,9 @@ class _Plan:
         """Temporal patches, rows and columns of visual tokens of each unbroken run."""
         rows, columns = (side // self.rules.factor for side in self.size)
         depth = self.rules.depth(len(self.medium.frames))
-        return [(1, rows, columns)] * depth if self.stamps else [(depth, rows, columns)]
+        if self.stamps:
+            return [(1, rows, columns)] * depth
+        return [(depth, rows, columns)]
 
     @property
     def placeholders(self) -> str:
@@ -137,6 +139,8 @@ class Processing:
         tokenizer, vocabulary = processor.tokenizer, processor.tokenizer.get_vocab()
         stop_ids = _stop_ids(source, config, tokenizer)
         vision = {vocabulary[token] for token in VISION_TOKENS if token in vocabulary}
+        # The config's own placeholders, should a checkpoint call them otherwise.
+        vision |= {config.image_token_id, config.video_token_id}
         return cls(
             tokenizer=tokenizer,
             processor=processor,
@@ -150,7 +154,7 @@ class Processing:
             max_prompt_tokens=budget.max_prompt_tokens
             or config.get_text_config().max_position_embeddings,
             stop_ids=stop_ids,
-            banned_ids=tuple(sorted(vision | {config.image_token_id, config.video_token_id})),
+            banned_ids=tuple(sorted(vision)),
             pad_id=stop_ids[-1] if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
         )
 
@@ -166,12 +170,11 @@ class Processing:
                 f"{self.max_prompt_tokens} are allowed; lower PixelBudget.max_visual_tokens, raise max_prompt_tokens, "
                 "or drop the row",
             )
-        positions = mrope_positions(len(ids), [block for runs in blocks for block in runs])
+        positions = mrope_positions(len(ids), list(itertools.chain(*blocks)))
         slots = tuple(_places(runs) for runs in blocks)
         visual = tuple(plan.patches() for plan in plans)
-        assert [len(slot) for slot in slots] == [patches.tokens for patches in visual], (
-            "placeholders and patches differ"
-        )
+        expected = [patches.tokens for patches in visual]
+        assert [len(slot) for slot in slots] == expected, "placeholders and patches differ"
         return Encoded(
             ids=torch.tensor(ids),
             positions=positions,
@@ -198,7 +201,8 @@ class Processing:
         if stage not in ("original", "resized"):
             raise ValueError(f"stage is {stage!r}; it must be 'original' or 'resized'.")
         out = []
-        for index, (medium, old) in enumerate(zip(prompt.media, encoded.visual, strict=True)):
+        for index, medium in enumerate(prompt.media):
+            old = encoded.visual[index]
             rules = self._rules(medium)
             frames = medium.frames
             if stage == "resized":

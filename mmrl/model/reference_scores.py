@@ -7,6 +7,7 @@ times more. It uses full logits, so it is for small vocabularies or short answer
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -80,14 +81,15 @@ def _logp_rows(
             wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
             logp = log_softmax(wide, -1)
             missing = width - len(answer)
+            own = logp.gather(1, tokens[:, None]).squeeze(1)
             whole[row] = pad(logp, (0, 0, 0, missing))
-            chosen[row] = pad(logp.gather(1, tokens[:, None]).squeeze(1), (0, missing))
+            chosen[row] = pad(own, (0, missing))
+    # Experts' rows and empty answers have no scores.
     some = next(iter(whole.values()))
-    no_logp, no_token = some.new_zeros(some.shape), some.new_zeros(width)
-    return (
-        torch.stack([whole.get(row, no_logp) for row in range(count)]),
-        torch.stack([chosen.get(row, no_token) for row in range(count)]),
-    )
+    no_logp, no_token = torch.zeros_like(some), some.new_zeros(width)
+    logps = [whole.get(row, no_logp) for row in range(count)]
+    tokens = [chosen.get(row, no_token) for row in range(count)]
+    return torch.stack(logps), torch.stack(tokens)
 
 
 def _answer_logits(
@@ -96,8 +98,8 @@ def _answer_logits(
     """[T, V] of one answer from the model's own forward with an ordinary causal mask."""
     base, encoded = policy.base, group.encoded
     ids = torch.cat([encoded.ids.to(policy.device), answer])
-    after = encoded.next_position + torch.arange(len(answer))
-    positions = torch.cat([encoded.positions, after.expand(3, -1)], dim=1).to(policy.device)
+    after = (encoded.next_position + torch.arange(len(answer))).expand(3, -1)
+    positions = torch.cat([encoded.positions, after], dim=1).to(policy.device)
     rows = base.get_input_embeddings()(ids)
     deepstack = {}
     if group.visual:
@@ -112,7 +114,8 @@ def _answer_logits(
         inputs_embeds=rows[None], position_ids=positions[:, None], use_cache=False, **deepstack
     )
     # The state before a token predicts it: the prompt's last one the first token, the last token nothing.
-    return base.lm_head(out.last_hidden_state[0, len(encoded.ids) - 1 : -1])
+    before = out.last_hidden_state[0, len(encoded.ids) - 1 : -1]
+    return base.lm_head(before)
 
 
 def _full_divergence(a: Tensor, b: Tensor, kind: str) -> Tensor:
@@ -123,7 +126,7 @@ def _full_divergence(a: Tensor, b: Tensor, kind: str) -> Tensor:
         return _full_kl(b, a)
     if kind == "symmetric":
         return 0.5 * (_full_kl(a, b) + _full_kl(b, a))
-    middle = torch.logaddexp(a, b) - torch.log(torch.tensor(2.0, dtype=a.dtype))
+    middle = torch.logaddexp(a, b) - math.log(2.0)
     return 0.5 * (_full_kl(a, middle) + _full_kl(b, middle))
 
 

@@ -95,8 +95,10 @@ class Layout:
     def _crossing(self) -> list[tuple[Bucket, Bucket]]:
         """Answers with their prompts. All answers of a group are one segment here: they look the same way."""
         prompt_of: dict[int, dict[Segment, Segment]] = {}
-        for number, (prompt, group) in enumerate(zip(self.prompts, self.answers, strict=True)):
-            start, end = prompt[1], max([prompt[1], *(end for _, end in group)])
+        for number, prompt in enumerate(self.prompts):
+            group = self.answers[number]
+            start = prompt[1]
+            end = max((end for _, end in group), default=start)
             if end == start or _length(prompt) == 0:
                 continue
             # Only prompts of one length share a call, for padded keys would be looked at. A long prompt fills a call
@@ -111,11 +113,11 @@ class Layout:
         return pairs
 
     def _bucket(self, segments: Sequence[Segment]) -> Bucket:
-        starts = torch.tensor([start for start, _ in segments]).reshape(-1, 1)
-        lengths = torch.tensor([_length(segment) for segment in segments]).reshape(-1, 1)
+        starts, ends = torch.tensor(segments).unbind(1)
+        lengths = ends - starts
         column = torch.arange(int(lengths.max()))
-        valid = column < lengths
-        index = torch.where(valid, starts + column, 0)
+        valid = column < lengths[:, None]
+        index = torch.where(valid, starts[:, None] + column, 0)
         cut = slice(*segments[0]) if len(segments) == 1 else None
         return Bucket(index.to(self.device), valid.to(self.device), cut)
 

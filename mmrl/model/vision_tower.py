@@ -85,7 +85,7 @@ class VisionTower:
     def __call__(self, media: Sequence[Patches]) -> list[VisualFeatures]:
         """Features of each medium, all in one run of the tower."""
         values, device = self._values(media), self._device
-        grid = torch.tensor([item.grid for item in media], dtype=torch.long, device=device)
+        grid = torch.tensor([item.grid for item in media], device=device)
         self.weights.counters["patches/tower"] += len(values)
         found = self._visual(values, grid_thw=grid, return_dict=True)
         sizes = [item.tokens for item in media]
@@ -133,6 +133,7 @@ def insert_features(
     depth = len(features[0].deepstack)
     if not depth:
         return rows, {}
+    # Qwen3-VL adds these levels after the first layers, at the same places.
     mask = torch.zeros(1, len(rows), dtype=torch.bool, device=rows.device)
     mask[0, places] = True
     levels = [torch.cat([item.deepstack[i] for item in features]) for i in range(depth)]
