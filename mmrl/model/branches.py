@@ -101,6 +101,7 @@ def render(
         raise ValueError(f"The branch {name!r} cannot show prompt {prompt.id!r}: {reason}")
     policy.counters[f"views/{name}"] += len(prompt.media)
     encoded = policy.encode(prompt)
+    # Asked before the view runs: saliency costs a run of the tower, which most views do not need.
     asks = bool(getattr(branch.view, "reads_saliency", False))
 
     def transform(frames: Tensor, medium: int) -> Tensor:

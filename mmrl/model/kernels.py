@@ -139,6 +139,7 @@ def _plain_backward(
     # With the given lse and out, not with this part's own: the weights are those of the merged attention.
     weights = (scores - lse[..., None]).exp()
     delta = (incoming * out.to(work)).sum(-1, keepdim=True)
+    # d softmax: the mean of the incoming gradient under the weights is `delta`, and it is taken away.
     inner = weights * (incoming @ values.transpose(-1, -2) - delta) * scale
     dq = inner @ keys
     dk = inner.transpose(-1, -2) @ queries
@@ -150,6 +151,7 @@ def _plain_backward(
 
 def _plain_scores(queries: Tensor, keys: Tensor, causal: bool, scale: float) -> Tensor:
     """[n, H, Lq, Lk]; minus infinity where a query may not look."""
+    # Scaled after the product, as the flash kernels do.
     scores = queries @ keys.transpose(-1, -2) * scale
     if not causal:
         return scores

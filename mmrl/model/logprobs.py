@@ -91,6 +91,7 @@ def tile_rows(vocabulary: int, itemsize: int = 4) -> int:
 
 
 def _inverse(temperature: Tensor | float, hidden: Tensor) -> Tensor:
+    # A factor instead of a divisor: one division per token, not one per logit.
     work = torch.float64 if hidden.dtype == torch.float64 else torch.float32
     value = torch.as_tensor(temperature, dtype=work, device=hidden.device)
     return (1.0 / value).expand(hidden.shape[0])
@@ -98,6 +99,7 @@ def _inverse(temperature: Tensor | float, hidden: Tensor) -> Tensor:
 
 def _accumulates(weight: Tensor) -> bool:
     """May the backward write into weight.grad itself? Only a plain leaf without hooks that is no distributed tensor."""
+    # Hooks expect to see the whole gradient once; here it comes in tiles and past autograd.
     return (
         weight.is_leaf
         and type(weight) in (Tensor, torch.nn.Parameter)

@@ -79,11 +79,12 @@ def pack(groups: Sequence[Group], device: torch.device) -> PackedRow:
         ids.append(encoded.ids)
         positions.append(encoded.positions)
         visual.extend(slot + at for slot in encoded.slots)
+        # Slots are counted within the prompt, everything in a row from its start.
         prompt, at = (at, end), end
         own: list[Segment] = []
         answers = zip(group.answers, group.rows, group.temperatures, strict=True)
         for answer, row, temperature in answers:
-            fed = max(len(answer) - 1, 0)
+            fed = max(len(answer) - 1, 0)  # the last token predicts nothing
             # Every answer starts at the same position: they are alternatives, not a sequence.
             after = encoded.next_position + torch.arange(fed)
             ids.append(answer[:fed])

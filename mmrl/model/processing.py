@@ -323,6 +323,7 @@ class Processing:
 
         Repeating ids equals tokenising the long text: placeholders are special tokens, so nothing merges with them.
         """
+        # `re` calls the function once per placeholder, in order.
         left = iter(plans)
         short = self._ids(PADS.sub(lambda _: next(left).placeholders, text))
         kinds = {self.processor.image_token_id: 1, self.processor.video_token_id: 2}

@@ -118,6 +118,7 @@ class Layout:
         column = torch.arange(int(lengths.max()))
         valid = column < lengths[:, None]
         index = torch.where(valid, starts[:, None] + column, 0)
+        # A segment that is alone is a plain slice of the row, which is a view.
         cut = slice(*segments[0]) if len(segments) == 1 else None
         return Bucket(index.to(self.device), valid.to(self.device), cut)
 
