@@ -78,8 +78,8 @@ def pack(groups: Sequence[Group], device: torch.device) -> PackedRow:
         encoded, end = group.encoded, at + len(group.encoded.ids)
         ids.append(encoded.ids)
         positions.append(encoded.positions)
-        visual.extend(slot + at for slot in encoded.slots)
         # Slots are counted within the prompt, everything in a row from its start.
+        visual.extend(slot + at for slot in encoded.slots)
         prompt, at = (at, end), end
         own: list[Segment] = []
         answers = zip(group.answers, group.rows, group.temperatures, strict=True)

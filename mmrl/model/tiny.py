@@ -249,7 +249,7 @@ def _train_tokenizer(corpus: Sequence[str], merges: int) -> PreTrainedTokenizerB
         blank._tokenizer.normalizer,
         blank._tokenizer.pre_tokenizer,
     )
-    # Sorted, since the order decides the ids and a set has none.
+    # Sorted, since the order decides the ids and the library's own is not fixed.
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     settings: dict[str, Any] = {
         "vocab_size": len(alphabet) + merges,
@@ -289,7 +289,7 @@ def _config(
         "video_token_id": ids["<|video_pad|>"],
         "vision_start_token_id": ids["<|vision_start|>"],
         "vision_end_token_id": ids["<|vision_end|>"],
-        # Untied, the head would be a third of so small a model.
+        # As in the smaller released models.
         "tie_word_embeddings": True,
     }
     text, vision = (

@@ -1,16 +1,13 @@
 """The mathematics of one step: from paid rollouts to an optimizer step.
 
-Scores, advantages and updates of one batch. What is scored when is decided once, by `plan_scores`: a view that nobody
-reads before the update and that has gradient (or wants the newest weights) is scored inside it, everything else once
-beforehand without gradient, and nothing that nobody reads at all.
+Scores, advantages and updates of one batch. What is scored when is decided once, in `score_plan.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
-from statistics import pstdev
+from itertools import chain, pairwise
 
 import torch
 from torch import Tensor
@@ -27,11 +24,22 @@ from mmrl.model.reference_scores import scored
 from mmrl.model.scoring import Wanted
 from mmrl.objectives.base import Objective
 from mmrl.training.optim import Optimizer
+from mmrl.training.rollout_metrics import rollout_metrics, strength
 from mmrl.training.run import Clock
-from mmrl.types import Batch, Divergence, Now, Rollout, Scores, VisualBranch
+from mmrl.training.score_plan import plan_scores
+from mmrl.types import Batch, Now, Rollout, Scores, VisualBranch
 
 Estimator = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(reward [B] or [B, T], group [B], mask [B, T]) -> advantage [B] or [B, T]."""
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One batch with its advantages, on its way through the updates."""
+
+    batch: Batch
+    views: Views
+    now: Now
 
 
 @dataclass
@@ -69,9 +77,10 @@ class Learner:
         with clock("score"):
             batch = self._with_stored_scores(batch, views)
             batch = self._with_advantages(batch, now)
+        step = _Step(batch, views, now)
         with clock("update"):
             for rows in update_rows(batch, self.updates_per_step, now):
-                metrics.update(self._update(batch, rows, views, now))
+                metrics.update(self._update(step, rows))
         return metrics
 
     def _collated(self, rollouts: Sequence[Rollout]) -> Batch:
@@ -86,13 +95,13 @@ class Learner:
         stored = self.plan.stored
         if not stored:
             return batch
-        found: dict[str, list[tuple[Tensor, Scores]]] = {name: [] for name in stored}
+        found: dict[str, list[Scores]] = {name: [] for name in stored}
+        parts = self._parts(batch, range(len(batch)))
         with torch.no_grad():
-            for rows in self._parts(batch, range(len(batch))):
-                scores = self._score(views, rows, stored, batch.tokens.shape[1])
-                for name, part in scores.items():
-                    found[name].append((rows, part))
-        merged = {name: gathered(parts, len(batch)) for name, parts in found.items()}
+            for rows in parts:
+                for name, scores in self._score(batch, views, rows, stored).items():
+                    found[name].append(scores)
+        merged = {name: gathered(parts, pieces) for name, pieces in found.items()}
         return replace(batch, scores={**batch.scores, **merged})
 
     def _with_advantages(self, batch: Batch, now: Now) -> Batch:
@@ -106,26 +115,25 @@ class Learner:
                 advantage = objective.shape(advantage, batch, now)
         return replace(batch, advantage=advantage)
 
-    def _update(
-        self, batch: Batch, rows: Sequence[int], views: Views, now: Now
-    ) -> dict[str, float]:
+    def _update(self, step: _Step, rows: Sequence[int]) -> dict[str, float]:
         """One optimizer step on some rows of the batch."""
+        mask = step.batch.mask
         # Left out: experts, and answers whose tokens are all masked.
-        trained = batch.mask.any(1).tolist()
+        trained = mask.any(1).tolist()
         rows = [row for row in rows if trained[row]]
-        whole = batch.mask[torch.tensor(rows, dtype=torch.long, device=batch.mask.device)]
+        index = torch.tensor(rows, dtype=torch.long, device=mask.device)
         # Counted over the whole update, so that the loss does not depend on the cut into parts.
-        totals = Totals(int(whole.sum()), int(whole.any(1).sum()))
+        totals = _totals(mask[index])
         if totals.tokens == 0:
             return {"update/skipped": 1.0}
         norms: dict[str, float] = {}
-        if self.norms_every and now.step % self.norms_every == 0:
-            norms = self._term_norms(batch, rows, views, totals, now)
+        if self.norms_every and step.now.step % self.norms_every == 0:
+            norms = self._term_norms(step, rows, totals)
         sums: dict[str, Tensor] = {}
-        for part in self._parts(batch, rows):
-            piece, live = self._live(batch, part, views)
+        for part in self._parts(step.batch, rows):
+            piece, live = self._live(step, part)
             value, metrics = loss(
-                self.grpo, self.surrogate, piece, live, self.objectives, totals, now
+                self.grpo, self.surrogate, piece, live, self.objectives, totals, step.now
             )
             _refuse_infinite_loss(value, metrics)
             value.backward()
@@ -143,21 +151,19 @@ class Learner:
         summed = {name: value.item() for name, value in sums.items()}
         return {**summed, **norms, "optim/grad_norm": norm, "optim/lr": lr}
 
-    def _term_norms(
-        self, batch: Batch, rows: Sequence[int], views: Views, totals: Totals, now: Now
-    ) -> dict[str, float]:
+    def _term_norms(self, step: _Step, rows: Sequence[int], totals: Totals) -> dict[str, float]:
         """Norm of each loss term's gradient before clipping, by a forward and a backward of its own."""
         norms: dict[str, float] = {}
         names: list[str] = []
         # The names of the terms are known after the first forward only.
         while not norms or len(norms) < len(names):
-            for part in self._parts(batch, rows):
-                piece, live = self._live(batch, part, views)
-                parts, _ = losses(
-                    self.grpo, self.surrogate, piece, live, self.objectives, totals, now
+            for part in self._parts(step.batch, rows):
+                piece, live = self._live(step, part)
+                terms, _ = losses(
+                    self.grpo, self.surrogate, piece, live, self.objectives, totals, step.now
                 )
-                names = list(parts)
-                term = parts[names[len(norms)]]
+                names = list(terms)
+                term = terms[names[len(norms)]]
                 if (
                     term.requires_grad
                 ):  # a term may be constant here: no advantage, a plain branch
@@ -170,30 +176,30 @@ class Learner:
 
     def _total_norm(self) -> float:
         """Norm of all gradients together, 0 if there is none."""
-        grads = [p.grad for p in self.optimizer.parameters if p.grad is not None]
-        if not grads:
-            return 0.0
-        # In float32 even for half precision, whose squares overflow.
-        return torch.stack([grad.float().norm() for grad in grads]).norm().item()
+        norms: list[Tensor] = []
+        for parameter in self.optimizer.parameters:
+            if parameter.grad is not None:
+                # In float32 even for half precision, whose squares overflow.
+                norms.append(parameter.grad.float().norm())
+        return torch.stack(norms).norm().item() if norms else 0.0
 
-    def _live(
-        self, batch: Batch, part: Tensor, views: Views
-    ) -> tuple[Batch, dict[str, Scores]]:
+    def _live(self, step: _Step, part: Tensor) -> tuple[Batch, dict[str, Scores]]:
         """Some rows, and their scores with the present weights where the plan wants them."""
-        piece = rows_of(batch, part.to(batch.mask.device))
-        live = dict(piece.scores)
-        live.update(self._score(views, part, self.plan.live, batch.tokens.shape[1]))
-        return piece, live
+        piece = rows_of(step.batch, part.to(step.batch.mask.device))
+        fresh = self._score(step.batch, step.views, part, self.plan.live)
+        return piece, {**piece.scores, **fresh}
 
     def _score(
-        self, views: Views, rows: Tensor, wanted: Mapping[str, Wanted], width: int
+        self, batch: Batch, views: Views, rows: Tensor, wanted: Mapping[str, Wanted]
     ) -> dict[str, Scores]:
         chosen = rows.tolist()
         seen: dict[str, list[Group]] = {}
         for name in wanted:
             self.policy.counters[f"scored/{name}"] += len(chosen)
             seen[name] = views.groups(name, chosen)
-        return scored(self.policy, seen, wanted, (len(chosen), width))
+        # As wide as the whole batch, so that parts fit together again.
+        shape = (len(chosen), batch.tokens.shape[1])
+        return scored(self.policy, seen, wanted, shape)
 
     def _parts(self, batch: Batch, rows: Sequence[int]) -> list[Tensor]:
         """Rows cut into pieces that fit one packed pass."""
@@ -205,93 +211,20 @@ class Learner:
             scores={},
         )
         prompts = {r.group: len(r.prompt_ids) for r in some.rollouts}
+        parts = split(some, prompts, self.tokens_per_pass)
         # `split` counts from the first of these rows; the batch counts differently.
-        return [index[part] for part in split(some, prompts, self.tokens_per_pass)]
-
-
-@dataclass(frozen=True)
-class ScorePlan:
-    """Which views are scored when."""
-
-    stored: Mapping[str, Wanted]
-    """Once per rollout, without gradient."""
-    live: Mapping[str, Wanted]
-    """In every update."""
-
-
-def plan_scores(
-    grpo: GRPO,
-    objectives: Sequence[Objective],
-    branches: Mapping[str, VisualBranch],
-    updates: int,
-) -> ScorePlan:
-    """Decide the freshness of every view from what the objectives read. Raises ValueError for an unknown branch."""
-    stored: dict[str, Wanted] = {}
-    live: dict[str, Wanted] = {"raw": Wanted(grad=True)}
-    before: set[str] = set()  # views that somebody reads before the update
-    in_reward = grpo.kl > 0 and grpo.kl_in == "reward"
-    if grpo.kl > 0:
-        exact = grpo.kl_kind == "exact"
-        want = Wanted(divergence="forward" if exact else None)
-        # An exact divergence has a gradient towards the raw view, so it is computed where that one is.
-        (live if exact and not in_reward else stored)["ref"] = want
-    if in_reward:
-        before.add("ref")
-    # Raw scores of the rollout's own weights: after the first update nobody could compute them any more.
-    early = updates > 1 or grpo.mismatch != "off" or in_reward
-    for objective in objectives:
-        for need in objective.needs():
-            name = need.branch
-            _refuse_unknown(objective, name, branches)
-            branch = branches.get(name)
-            grad = name == "raw" or (branch is not None and branch.grad)
-            want = Wanted(need.entropy, need.divergence, grad)
-            if need.stage == "shape":
-                stored[name] = merged_want(name, stored.get(name), replace(want, grad=False))
-                before.add(name)
-                early = early or name == "raw" or need.divergence is not None
-            elif grad or need.divergence or (branch is not None and branch.refresh):
-                live[name] = merged_want(name, live.get(name), want)
-            else:
-                stored[name] = merged_want(name, stored.get(name), want)
-    # What the update scores anyway need not be stored, unless somebody reads it earlier.
-    stored = {name: want for name, want in stored.items() if name in before or name not in live}
-    if early or any(want.divergence for want in stored.values()):
-        stored["raw"] = merged_want("raw", stored.get("raw"), Wanted())
-    return ScorePlan(stored, live)
-
-
-def _refuse_unknown(
-    objective: Objective, name: str, branches: Mapping[str, VisualBranch]
-) -> None:
-    if name not in ("raw", "ref") and name not in branches:
-        raise ValueError(
-            f"{type(objective).__name__} reads the visual branch {name!r}, but the branches are "
-            f"{sorted(branches)}; add branches={{{name!r}: VisualBranch(...)}}."
-        )
+        return [index[part] for part in parts]
 
 
 def _refuse_infinite_loss(value: Tensor, metrics: Mapping[str, Tensor]) -> None:
     if torch.isfinite(value):
         return
-    parts = {k: round(v.item(), 4) for k, v in metrics.items() if k.startswith("loss/")}
+    parts: dict[str, float] = {}
+    for name, part in metrics.items():
+        if name.startswith("loss/"):
+            parts[name] = round(part.item(), 4)
     raise FloatingPointError(
         f"the loss is {value.item()} (its parts: {parts}). Lower optim.lr or the objectives' coefficients."
-    )
-
-
-def merged_want(name: str, first: Wanted | None, second: Wanted) -> Wanted:
-    """Both requests in one; two different divergences of one branch are refused."""
-    if first is None:
-        return second
-    kinds: set[Divergence] = {k for k in (first.divergence, second.divergence) if k}
-    if len(kinds) > 1:
-        raise ValueError(
-            f"Branch {name!r} is asked for two exact divergences, {sorted(kinds)}; let the objectives read two "
-            "branches with different names, or the same divergence."
-        )
-    return Wanted(
-        first.entropy or second.entropy, next(iter(kinds), None), first.grad or second.grad
     )
 
 
@@ -303,71 +236,16 @@ def update_rows(batch: Batch, updates_per_step: int, now: Now) -> list[list[int]
     groups = list(members.values())
     updates = min(updates_per_step, len(groups))
     if updates == 1:
-        return [[row for group in groups for row in group]]
+        return [list(chain(*groups))]
     rng = generator(now.seed, now.step, "updates")
     order = torch.randperm(len(groups), generator=rng).tolist()
     # Rounded bounds instead of equal sizes: no group is left over and sizes differ by one at most.
     bounds = [round(i * len(groups) / updates) for i in range(updates + 1)]
-    shares = [order[begin:end] for begin, end in pairwise(bounds)]
-    return [[row for group in share for row in groups[group]] for share in shares]
-
-
-def rollout_metrics(rollouts: Sequence[Rollout], batch: Batch) -> dict[str, float]:
-    """Rewards, lengths and how many groups carry signal, of the policy's own answers; others under their origin.
-
-    If no answer is the policy's own (supervised training), all count.
-    """
-    own = torch.tensor([r.origin == "policy" for r in rollouts], device=batch.reward.device)
-    others = _metrics_of_others(rollouts)
-    reward = batch.reward[own] if own.any() else batch.reward
-    rollouts = [r for r in rollouts if r.origin == "policy"] or rollouts
-    parts: dict[str, list[float]] = {}
-    groups: dict[int, list[float]] = {}
-    for rollout in rollouts:
-        groups.setdefault(rollout.group, []).append(float(rollout.reward or 0.0))
-        for name, value in rollout.parts.items():
-            if value is not None:  # a reward may abstain; its mean is over those that were paid
-                parts.setdefault(f"reward/{name}", []).append(float(value))
-    count = len(rollouts)
-    even = sum(max(rewards) == min(rewards) for rewards in groups.values())
-    return {
-        "reward/total": reward.mean().item(),
-        "reward/std": reward.std(unbiased=False).item(),
-        "reward/group_std": sum(pstdev(rewards) for rewards in groups.values()) / len(groups),
-        "reward/even_groups": even / len(groups),
-        "answer/length": sum(len(r.tokens) for r in rollouts) / count,
-        "answer/truncated": sum(r.stop == "length" for r in rollouts) / count,
-        "answer/count": float(count),
-        **{name: sum(values) / len(values) for name, values in parts.items()},
-        **others,
-    }
-
-
-def _metrics_of_others(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    """Metrics of labels and experts, by their origin."""
-    found: dict[str, float] = {}
-    for origin in sorted({r.origin for r in rollouts} - {"policy"}):
-        given = [r for r in rollouts if r.origin == origin]
-        for name, value in _given_metrics(given).items():
-            found[f"{origin}/{name}"] = value
-    return found
-
-
-def _given_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    """Count, mean reward and mean length of labels or experts."""
-    count = len(rollouts)
-    reward = sum(float(r.reward or 0.0) for r in rollouts) / count
-    return {
-        "count": float(count),
-        "reward": reward,
-        "length": sum(len(r.tokens) for r in rollouts) / count,
-    }
-
-
-def strength(branch: VisualBranch, now: Now) -> float | None:
-    """How strong a branch's view is now, if it says so (noise)."""
-    known = getattr(branch.view, "strength", None)
-    return None if known is None else float(known(now))
+    shares: list[list[int]] = []
+    for begin, end in pairwise(bounds):
+        chosen = [groups[number] for number in order[begin:end]]
+        shares.append(list(chain(*chosen)))
+    return shares
 
 
 def accumulate(sums: dict[str, Tensor], metrics: Mapping[str, Tensor]) -> None:
@@ -381,29 +259,30 @@ def accumulate(sums: dict[str, Tensor], metrics: Mapping[str, Tensor]) -> None:
             sums[name] = sums[name] + value
 
 
-def gathered(parts: Sequence[tuple[Tensor, Scores]], count: int) -> Scores:
-    """Scores of parts of a batch, put back in the batch's row order."""
-    rows = [where for where, _ in parts]
-    logp = _in_row_order(rows, [scores.logp for _, scores in parts], count)
+def gathered(parts: Sequence[Tensor], pieces: Sequence[Scores]) -> Scores:
+    """Scores of parts of a batch, put back in the batch's row order; `parts` are long [n] and cover all rows."""
+    logp = _in_row_order(parts, [piece.logp for piece in pieces])
     assert logp is not None
-    return Scores(
-        logp,
-        _in_row_order(rows, [scores.entropy for _, scores in parts], count),
-        _in_row_order(rows, [scores.divergence for _, scores in parts], count),
-    )
+    entropy = _in_row_order(parts, [piece.entropy for piece in pieces])
+    divergence = _in_row_order(parts, [piece.divergence for piece in pieces])
+    return Scores(logp, entropy, divergence)
 
 
-def _in_row_order(
-    rows: Sequence[Tensor], pieces: Sequence[Tensor | None], count: int
-) -> Tensor | None:
-    """One tensor [count, T] from the pieces of some rows each; None if the first piece is."""
-    if pieces[0] is None:
+def _in_row_order(parts: Sequence[Tensor], pieces: Sequence[Tensor | None]) -> Tensor | None:
+    """One tensor [B, T] from the pieces of some rows each; None if they are."""
+    found = [piece for piece in pieces if piece is not None]
+    if not found:
         return None
-    out = pieces[0].new_zeros(count, pieces[0].shape[1])
-    for where, piece in zip(rows, pieces, strict=True):
-        assert piece is not None
-        out[where.to(out.device)] = piece
+    rows = torch.cat(list(parts)).to(found[0].device)
+    together = torch.cat(found)
+    out = torch.zeros_like(together)
+    out[rows] = together
     return out
+
+
+def _totals(mask: Tensor) -> Totals:
+    """Trained tokens and answers of a mask [B, T]."""
+    return Totals(int(mask.sum()), int(mask.any(1).sum()))
 
 
 def to(batch: Batch, device: torch.device) -> Batch:
@@ -411,5 +290,7 @@ def to(batch: Batch, device: torch.device) -> Batch:
     names = ("group", "tokens", "mask", "reward", "advantage", "roles")
     moved = {name: getattr(batch, name).to(device) for name in names}
     # A fresh batch has the sampler's log-probs at most, which are log-probs and nothing else.
-    scores = {name: Scores(found.logp.to(device)) for name, found in batch.scores.items()}
+    scores: dict[str, Scores] = {}
+    for name, found in batch.scores.items():
+        scores[name] = Scores(found.logp.to(device))
     return replace(batch, scores=scores, **moved)
