@@ -41,7 +41,7 @@ from documents import student, write_section
 from mmrl.data.drawn.checklist import cells_prompt, cells_seen
 from mmrl.model.branches import Views
 from mmrl.model.policy import Policy
-from mmrl.model.scoring import Wanted, score
+from mmrl.model.scoring import Wanted, score_packed
 from mmrl.perception.masking import Blank, PatchMask
 from mmrl.perception.noise import GaussianNoise
 from mmrl.recipes.shared.embedded import warm_model
@@ -264,7 +264,7 @@ class Exam:
         wanted = {"raw": Wanted(), view: Wanted(divergence="forward")}
         shape = (len(answers), max(len(r.tokens) for r in answers))
         with torch.no_grad():
-            scores = score(
+            scores = score_packed(
                 policy, {name: views.groups(name, rows) for name in wanted}, wanted, shape
             )[view]
         assert scores.divergence is not None

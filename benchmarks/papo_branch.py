@@ -29,7 +29,7 @@ from tiny_runs import (
 )
 
 from mmrl.model.branches import Views
-from mmrl.model.scoring import Wanted, score
+from mmrl.model.scoring import Wanted, score_packed
 from mmrl.objectives.papo import PAPO
 from mmrl.perception.masking import PatchMask
 from mmrl.training.run import Clock
@@ -52,7 +52,7 @@ def scoring_pass(trainer: Trainer, rollouts: list[Rollout], now: Now) -> float:
         views = Views(trainer.policy, rollouts, BRANCHES, now)
         with torch.no_grad():
             groups = views.groups("masked", range(len(rollouts)))
-            score(
+            score_packed(
                 trainer.policy,
                 {"masked": groups},
                 {"masked": Wanted()},

@@ -41,7 +41,7 @@ from mmrl.data.drawn.drawn import Drawn
 from mmrl.model.packing import Group
 from mmrl.model.policy import Policy
 from mmrl.model.reference_scores import score_repeated
-from mmrl.model.scoring import Wanted, score
+from mmrl.model.scoring import Wanted, score_packed
 from mmrl.types import Scores
 
 GROUP, ANSWER, GOAL = 8, 64, 0.8
@@ -60,7 +60,7 @@ def forms(policy: Policy, group: Group) -> dict[str, Score]:
     """The packed form and both repeated forms."""
     views, shape = {"raw": [group]}, (GROUP, ANSWER)
     return {
-        "packed": lambda want: score(policy, views, {"raw": want}, shape),
+        "packed": lambda want: score_packed(policy, views, {"raw": want}, shape),
         "repeated": lambda want: score_repeated(policy, views, {"raw": want}, shape),
         "tower repeated": lambda want: score_repeated(
             policy, views, {"raw": want}, shape, tower_once=False

@@ -71,7 +71,7 @@ class Views:
         answer = -1 if branch.share_in_group else row - self._first(row)
         key = (name, rollout.prompt.id, answer)
         if key not in self._rendered:
-            self._rendered[key] = render(
+            self._rendered[key] = render_branch(
                 self.policy, rollout.prompt, name, branch, self.now, answer
             )
         return self._rendered[key]
@@ -82,7 +82,7 @@ class Views:
         return groups.index(group)
 
 
-def render(
+def render_branch(
     policy: Policy,
     prompt: Prompt,
     name: str,

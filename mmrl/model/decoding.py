@@ -96,11 +96,11 @@ def decode(
     own_keys, own_values = store.write(layer, key, value)
     # Query heads that share a key head become further queries of it, so that no key is copied: [N, Hk, H/Hk, d].
     folded = query.view(rows, shared, heads // shared, width) * scale
-    together = _beside(folded[store.slots])
+    together = _per_prompt(folded[store.slots])
     prompt_keys, prompt_values = store.prompt_keys[layer], store.prompt_values[layer]
     padding = ~store.prompt_mask[:, None, None, :]
     to_prompt = torch.matmul(together, prompt_keys.transpose(-1, -2)).float()
-    to_prompt = _apart(to_prompt.masked_fill(padding, float("-inf")), store)
+    to_prompt = _per_answer(to_prompt.masked_fill(padding, float("-inf")), store)
     to_own = torch.matmul(folded, own_keys.transpose(-1, -2)).float()
     # One softmax over both: prompt and own past compete for the same attention.
     weights = torch.cat([to_prompt, to_own], dim=-1).softmax(-1).to(value.dtype)
@@ -111,19 +111,19 @@ def decode(
     groups, widest = store.slots.shape
     filled = on_prompt.new_zeros(groups * widest, *on_prompt.shape[1:])
     filled[store.place] = on_prompt
-    together = _beside(filled.unflatten(0, (groups, widest)))
+    together = _per_prompt(filled.unflatten(0, (groups, widest)))
     seen = torch.matmul(together, prompt_values)
-    out = out + _apart(seen, store)
+    out = out + _per_answer(seen, store)
     return out.reshape(rows, 1, heads, width)
 
 
-def _beside(x: Tensor) -> Tensor:
+def _per_prompt(x: Tensor) -> Tensor:
     """[P, Gmax, Hk, fold, n] -> [P, Hk, Gmax·fold, n]: the answers of a prompt side by side."""
     groups, widest, shared, fold, last = x.shape
     return x.permute(0, 2, 1, 3, 4).reshape(groups, shared, widest * fold, last)
 
 
-def _apart(x: Tensor, store: Decoding) -> Tensor:
+def _per_answer(x: Tensor, store: Decoding) -> Tensor:
     """[P, Hk, Gmax·fold, n] -> [N, Hk, fold, n]: back to one row per answer, without the padding of `slots`."""
     groups, widest = store.slots.shape
     shared, last = x.shape[1], x.shape[-1]

@@ -114,7 +114,7 @@ def _plain_forward(
 ) -> tuple[Tensor, Tensor, tuple[Any, ...]]:
     work = torch.float64 if q.dtype == torch.float64 else torch.float32
     keys, values = _for_queries(q, k, v, work)
-    scores = _plain_scores(q.to(work), keys, causal, scale)
+    scores = _attention_scores(q.to(work), keys, causal, scale)
     lse = scores.logsumexp(-1)
     weights = (scores - lse[..., None]).exp()
     return (weights @ values).to(q.dtype), lse, ()
@@ -135,7 +135,7 @@ def _plain_backward(
     shared = k.shape[1]
     queries, incoming = q.to(work), grad.to(work)
     keys, values = _for_queries(q, k, v, work)
-    scores = _plain_scores(queries, keys, causal, scale)
+    scores = _attention_scores(queries, keys, causal, scale)
     # With the given lse and out, not with this part's own: the weights are those of the merged attention.
     weights = (scores - lse[..., None]).exp()
     delta = (incoming * out.to(work)).sum(-1, keepdim=True)
@@ -149,7 +149,7 @@ def _plain_backward(
     return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype)
 
 
-def _plain_scores(queries: Tensor, keys: Tensor, causal: bool, scale: float) -> Tensor:
+def _attention_scores(queries: Tensor, keys: Tensor, causal: bool, scale: float) -> Tensor:
     """[n, H, Lq, Lk]; minus infinity where a query may not look."""
     # Scaled after the product, as the flash kernels do.
     scores = queries @ keys.transpose(-1, -2) * scale

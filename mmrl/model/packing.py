@@ -102,7 +102,7 @@ def pack(groups: Sequence[Group], device: torch.device) -> PackedRow:
         ids=torch.cat(ids).to(device),
         positions=torch.cat(positions, dim=1).to(device),
         layout=Layout(tuple(prompts), tuple(segments), device),
-        visual=_joined(visual).to(device),
+        visual=_cat_or_empty(visual).to(device),
         **{name: values.to(device) for name, values in each.items()},
     )
 
@@ -136,15 +136,15 @@ def _per_token(answers: Sequence[_Predicted]) -> dict[str, Tensor]:
     rows = torch.tensor([answer.row for answer in answers], dtype=torch.long)
     temperatures = torch.tensor([answer.temperature for answer in answers], dtype=torch.float32)
     return {
-        "predict": _joined(sources),
-        "tokens": _joined([answer.tokens for answer in answers]),
+        "predict": _cat_or_empty(sources),
+        "tokens": _cat_or_empty([answer.tokens for answer in answers]),
         "rows": rows.repeat_interleave(lengths),
-        "columns": _joined(columns),
+        "columns": _cat_or_empty(columns),
         "temperature": temperatures.repeat_interleave(lengths),
     }
 
 
-def _joined(pieces: Sequence[Tensor]) -> Tensor:
+def _cat_or_empty(pieces: Sequence[Tensor]) -> Tensor:
     """long [n]; empty if there is nothing to join, which `torch.cat` refuses."""
     empty = torch.zeros(0, dtype=torch.long)
     return torch.cat(list(pieces)) if pieces else empty

@@ -171,7 +171,7 @@ class Processing:
                 "or drop the row",
             )
         positions = mrope_positions(len(ids), list(itertools.chain(*blocks)))
-        slots = tuple(_places(runs) for runs in blocks)
+        slots = tuple(_token_places(runs) for runs in blocks)
         visual = tuple(plan.patches() for plan in plans)
         expected = [patches.tokens for patches in visual]
         assert [len(slot) for slot in slots] == expected, "placeholders and patches differ"
@@ -352,7 +352,7 @@ class Processing:
         return self.tokens_per_second * plan.seconds if plan.medium.is_video else 1.0
 
 
-def _places(runs: Sequence[Block]) -> Tensor:
+def _token_places(runs: Sequence[Block]) -> Tensor:
     """Where the tokens of one medium's runs stand, long [n]."""
     return torch.cat([torch.arange(run.start, run.start + run.tokens) for run in runs])
 

@@ -16,7 +16,7 @@ from torch.nn.functional import log_softmax, pad
 
 from mmrl.model.packing import Group
 from mmrl.model.policy import Policy
-from mmrl.model.scoring import Wanted, score
+from mmrl.model.scoring import Wanted, score_packed
 from mmrl.model.vision_tower import insert_features
 from mmrl.types import Scores
 
@@ -27,9 +27,9 @@ def scored(
     wanted: Mapping[str, Wanted],
     shape: tuple[int, int],
 ) -> dict[str, Scores]:
-    """As `score`, by the packed path, or by the repeated one if the policy was loaded with `shared=False`."""
+    """As `score_packed`, by the packed path, or by the repeated one if the policy was loaded with `shared=False`."""
     if policy.shared:
-        return score(policy, views, wanted, shape)
+        return score_packed(policy, views, wanted, shape)
     return score_repeated(policy, views, wanted, shape)
 
 
@@ -41,7 +41,7 @@ def score_repeated(
     *,
     tower_once: bool = True,
 ) -> dict[str, Scores]:
-    """As `score`. `tower_once=False` also sends each answer's copy of the pictures through the tower."""
+    """As `score_packed`. `tower_once=False` also sends each answer's copy of the pictures through the tower."""
     full: dict[str, Tensor] = {}
     out: dict[str, Scores] = {}
     # "raw" goes first, since others are compared with it.

@@ -1,6 +1,6 @@
 """Scores of answers under several views: log-probs, entropies and exact divergences, with or without gradient.
 
-`score` runs packed rows (`packing.py`, `attention.py`): a prompt once per group, its pictures once per step
+`score_packed` runs packed rows (`packing.py`, `attention.py`): a prompt once per group, its pictures once per step
 (`vision_cache.py`), the head on answer tokens only (`logprobs.py`). `reference_scores.py` computes the same row by row.
 """
 
@@ -40,7 +40,7 @@ class _Seen:
     """[V, D] of the head that reads them: the policy's or the reference's."""
 
 
-def score(
+def score_packed(
     policy: Policy,
     views: Mapping[str, Sequence[Group]],
     wanted: Mapping[str, Wanted],
@@ -61,7 +61,7 @@ def score(
         if name == "raw" and against_raw:
             raw = seen  # kept alive only where it is needed: it is as large as the row
         if want.divergence is None:
-            out[name] = _plain_scores(seen, want, shape)
+            out[name] = _view_scores(seen, want, shape)
             continue
         assert raw is not None, "an exact divergence needs the raw view"
         grad = want.grad or wanted["raw"].grad
@@ -102,7 +102,7 @@ def _seen(policy: Policy, name: str, groups: Sequence[Group], grad: bool) -> _Se
         return _Seen(states, row, policy.base.lm_head.weight)
 
 
-def _plain_scores(seen: _Seen, want: Wanted, shape: tuple[int, int]) -> Scores:
+def _view_scores(seen: _Seen, want: Wanted, shape: tuple[int, int]) -> Scores:
     row = seen.row
     with torch.set_grad_enabled(want.grad):
         logp, entropy = head_scores(

@@ -37,7 +37,7 @@ class VisualFeatures:
         return (self.merged, *self.deepstack)
 
 
-class Weights(Protocol):
+class TowerWeights(Protocol):
     """What the tower must know of its policy."""
 
     counters: Counter[str]
@@ -55,7 +55,7 @@ class Weights(Protocol):
 class VisionTower:
     """Runs the tower and its merger with the weights that the policy reads now."""
 
-    def __init__(self, weights: Weights) -> None:
+    def __init__(self, weights: TowerWeights) -> None:
         self.weights = weights
 
     @property

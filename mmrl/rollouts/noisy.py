@@ -26,7 +26,7 @@ import torch
 
 from mmrl.ground.seeds import generator
 from mmrl.losses.schedules import Linear
-from mmrl.model.branches import render
+from mmrl.model.branches import render_branch
 from mmrl.model.policy import Policy
 from mmrl.model.processing import Patches
 from mmrl.rollouts.engine import Engine
@@ -156,8 +156,11 @@ def looks(
     *,
     compared: bool = False,
 ) -> list[tuple[Patches, ...]]:
-    """The pixels of each prompt under a branch, one draw per prompt; `compared` as for `branches.render`."""
-    return [render(policy, prompt, name, branch, now, compared=compared) for prompt in prompts]
+    """The pixels of each prompt under a branch, one draw per prompt; `compared` as for `branches.render_branch`."""
+    return [
+        render_branch(policy, prompt, name, branch, now, compared=compared)
+        for prompt in prompts
+    ]
 
 
 def can_look(engine: Engine) -> bool:
