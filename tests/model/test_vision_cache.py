@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from mmrl.data.drawn.drawn import Drawn
+from mmrl.model.branches import Views
 from mmrl.model.policy import Policy
+from mmrl.model.scoring import Wanted, score_packed
 from mmrl.model.vision_cache import VisionCache
 from mmrl.model.vision_tower import VisualFeatures
 from mmrl.objectives.papo import PAPO
@@ -420,3 +422,20 @@ def test_a_frozen_tower_is_remembered_over_the_steps(folder):
         0,
     ]
     assert box.policy.vision.rows_in_graphs() == 0
+
+
+def test_a_step_in_plain_calls_runs_the_tower_once(folder):
+    """Sampling, scoring and update inside one `step`: nothing about pictures is said beyond the block."""
+    policy = Policy.load(folder, device="cpu", dtype="float64")
+    prompts = [Drawn("lookup")[i] for i in range(2)]
+    with policy.vision.step():
+        answers = HFEngine(policy).generate(prompts, Sampling(2, max_tokens=3), Now(1, 0.0, 0))
+        views = Views(policy, answers, {}, Now(1, 0.0, 0))
+        groups = views.groups("raw", range(len(answers)))
+        shape = (len(answers), max(len(a.tokens) for a in answers))
+        live = score_packed(policy, {"raw": groups}, {"raw": Wanted(grad=True)}, shape)
+        shown = sum(len(policy.encode(prompt).visual[0].values) for prompt in prompts)
+        live["raw"].logp.sum().backward()
+        tower = policy.base.model.visual.patch_embed.proj.weight
+        assert tower.grad is None
+    assert policy.counters["patches/tower"] == shown and tower.grad.abs().sum() > 0
