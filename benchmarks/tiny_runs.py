@@ -295,7 +295,6 @@ def serve_ours(cell: Cell) -> None:
             number += 1
             meter.start()
             metrics = trainer.step(Now(number, number / 10_000, 0))
-            trainer.policy.forget_prompts()
             tracker.log(number, metrics)
             answer = meter.read()
             visual = round(metrics["patches/tower"] / 4 / (2 if cell.kl else 1))

@@ -156,11 +156,11 @@ def _spans(
     answers: list[Rollout] = []
     for rows in blocks(heldout, prompts, policy.encode):
         # Without their pixels: the clips of a whole benchmark do not fit in memory.
-        answers += [
-            replace(r, prompt=replace(r.prompt, media=()))
-            for r in engine.generate(rows, greedy, Now(0, 0.0))
-        ]
-        policy.forget_prompts()
+        with policy.vision.no_update():
+            answers += [
+                replace(r, prompt=replace(r.prompt, media=()))
+                for r in engine.generate(rows, greedy, Now(0, 0.0))
+            ]
     print(f"{model} on {len(answers)} questions of {dataset}")
     text, table = grounding_report(answers, span_style_of(asking))
     print(text)

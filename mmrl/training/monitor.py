@@ -33,12 +33,12 @@ from torch import Tensor
 
 from mmrl.model.branches import Views
 from mmrl.model.packing import collate, split
-from mmrl.model.policy import Policy, Wanted
+from mmrl.model.policy import Policy
 from mmrl.model.reference_scores import scored
+from mmrl.model.scoring import Wanted
 from mmrl.objectives.base import Objective
 from mmrl.rewards.pay import Rewards
 from mmrl.rollouts.engine import Engine
-from mmrl.rollouts.groups import without_retention
 from mmrl.rollouts.noisy import can_look, looks
 from mmrl.training.evaluate import summary
 from mmrl.types import Media, Now, Prompt, Rollout, Sampling, ViewContext, VisualBranch
@@ -136,7 +136,7 @@ def blind_probe(
     branches = {"blank": VisualBranch(Blank()), "other": VisualBranch(Exchanged(partners))}
     greedy = replace(sampling, group_size=1, temperature=0.0)
     found: dict[str, float] = {}
-    with without_retention(policy), torch.no_grad():
+    with policy.vision.no_update(), torch.no_grad():
         real = rewards(engine.generate(prompts, greedy, now))
         found["accuracy"] = summary(real)["accuracy"]
         for name, branch in branches.items():

@@ -34,7 +34,7 @@ from mmrl.recipes.shared.clip_data import Style
 from mmrl.recipes.shared.embedded import likelihood
 from mmrl.rewards.pay import Rewards
 from mmrl.rollouts.engine import HFEngine
-from mmrl.rollouts.groups import LabelRollout, without_retention
+from mmrl.rollouts.groups import LabelRollout
 from mmrl.training.optim import Optim
 from mmrl.training.run import Run
 from mmrl.training.tracking import discard
@@ -191,24 +191,17 @@ def measure(
     done = {row["index"] for row in kept}
     left = [index for index in range(prompts.size) if index not in done]
     engine, greedy = HFEngine(policy), replace(sampling, group_size=1, temperature=0.0)
-    with without_retention(policy), file.open("a", encoding="utf-8") as out:
+    with file.open("a", encoding="utf-8") as out:
         for begin in range(0, len(left), AT_ONCE):
-            rows, usable = _usable(policy, prompts, left[begin : begin + AT_ONCE])
-            for (index, prompt), rollout in zip(
-                usable,
-                engine.generate([p for _, p in usable], greedy, Now(0, 0.0, seed))
-                if usable
-                else [],
-                strict=True,
-            ):
+            with policy.vision.no_update():  # leaving it forgets the clips of this block
+                rows, usable = _usable(policy, prompts, left[begin : begin + AT_ONCE])
+                asked = [prompt for _, prompt in usable]
+                answers = engine.generate(asked, greedy, Now(0, 0.0, seed)) if asked else []
+            for (index, prompt), rollout in zip(usable, answers, strict=True):
                 rows.append(_line(index, prompt, rollout.text))
-            out.write(
-                "".join(
-                    json.dumps(row) + "\n" for row in sorted(rows, key=lambda row: row["index"])
-                )
-            )
+            rows.sort(key=lambda row: row["index"])
+            out.writelines(json.dumps(row) + "\n" for row in rows)
             out.flush()
-            policy.forget_prompts()
 
 
 def answered(file: Path) -> list[dict[str, Any]]:

@@ -21,7 +21,8 @@ from mmrl.data.video.video import ClipReader, ClipSampling
 from mmrl.losses.schedules import Linear
 from mmrl.model.branches import Views
 from mmrl.model.packing import collate
-from mmrl.model.policy import Policy, Wanted
+from mmrl.model.policy import Policy
+from mmrl.model.scoring import Wanted, score_packed
 from mmrl.objectives.dvrp import DVRP
 from mmrl.objectives.papo import PAPO
 from mmrl.objectives.vogue import VOGUE
@@ -95,14 +96,15 @@ def test_rollout_and_training_forward_see_the_same_bits(family, kind, request):
     policy = Policy.load(request.getfixturevalue(family), device="cpu", dtype="float32")
     prompt = asked(KINDS[kind])
     seen = Seen(policy)
-    answers = HFEngine(policy).generate([prompt], Sampling(2, max_tokens=3), NOW)
+    with policy.vision.no_update():
+        answers = HFEngine(policy).generate([prompt], Sampling(2, max_tokens=3), NOW)
     first = len(seen.patches), len(seen.rows)
-    policy.features_store.clear()
-    policy.forget_prompts()
+    policy.vision.clear()
     answers = [replace(answer, reward=1.0) for answer in answers]
     batch = collate(answers)
     views = Views(policy, answers, {}, NOW)
-    policy.score(
+    score_packed(
+        policy,
         {"raw": views.groups("raw", range(2))},
         {"raw": Wanted(grad=True)},
         tuple(batch.tokens.shape),
