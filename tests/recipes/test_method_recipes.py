@@ -137,14 +137,14 @@ def test_a_judge_that_is_down_stops_the_run_with_a_checkpoint(command_line, tmp_
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_preset_fits_its_recipe(name, rules):
-    recipe = importlib.import_module(f"recipes.{name}")
+    recipe = importlib.import_module(f"mmrl.recipes.{name}")
     rules.presets_fit(recipe)
     assert choose_preset(recipe.PRESETS, None, "my/Qwen2.5-VL-7B", None) == "7b"
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_setting_is_explained(name, rules, capsys):
-    rules.settings_are_explained(importlib.import_module(f"recipes.{name}"), capsys)
+    rules.settings_are_explained(importlib.import_module(f"mmrl.recipes.{name}"), capsys)
 
 
 def test_the_table_names_every_recipe():
@@ -155,5 +155,5 @@ def test_the_table_names_every_recipe():
         target = (ROOT / "recipes" / link).resolve()
         assert target.exists() or target.name == "effects.md", link
     for name, preset in re.findall(r"`python -m recipes\.(\w+) ([\w-]+)", text):
-        known = importlib.import_module(f"recipes.{name}").PRESETS
+        known = importlib.import_module(f"mmrl.recipes.{name}").PRESETS
         assert preset.startswith("--") or preset in known, (name, preset)

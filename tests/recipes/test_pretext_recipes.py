@@ -218,7 +218,7 @@ def test_every_preset_fits_its_recipe(name, rules):
     from mmrl.data.pretext.presets import preset
     from mmrl.recipes.shared.pretext_data import MINIATURES
 
-    recipe = importlib.import_module(f"recipes.{name}")
+    recipe = importlib.import_module(f"mmrl.recipes.{name}")
     rules.presets_fit(recipe)
     sized = {chosen.size for chosen in recipe.PRESETS.values()} - {None}
     wanted = choose_preset(recipe.PRESETS, None, "my/Qwen2.5-VL-7B", None)
@@ -230,7 +230,7 @@ def test_every_preset_fits_its_recipe(name, rules):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_setting_is_explained(name, rules, capsys):
-    rules.settings_are_explained(importlib.import_module(f"recipes.{name}"), capsys)
+    rules.settings_are_explained(importlib.import_module(f"mmrl.recipes.{name}"), capsys)
 
 
 def test_the_warm_up_tells_some_lies_and_keeps_the_form(tmp_path):
