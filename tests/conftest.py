@@ -7,8 +7,13 @@ process's own.
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
@@ -16,6 +21,7 @@ import torch
 from mmrl.model import tiny
 
 torch.set_num_threads(1)
+ROOT = Path(__file__).parents[1]
 MEMORY_OF_A_PROCESS = 2 * 2**30
 """Bytes."""
 
@@ -50,3 +56,68 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny3_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Qwen3-VL. Do not write into it."""
     return tiny.build(tmp_path_factory.mktemp("tiny") / "qwen3_vl", "qwen3_vl")
+
+
+class Commands:
+    """commands(["-m", "recipes.papo", ...], cwd=folder) is `python -m recipes.papo ...` without the imports' time."""
+
+    def __init__(self, model: Path) -> None:
+        self.environment = {
+            **os.environ,
+            "HF_HUB_OFFLINE": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            "PYTHONPATH": str(ROOT),
+        }
+        server = [sys.executable, str(ROOT / "tests" / "fork_server.py"), str(model)]
+        self.server = subprocess.Popen(
+            server,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=self.environment,
+            text=True,
+        )
+        assert self._line() == "ready\n"
+
+    def __call__(
+        self,
+        argv: Sequence[str],
+        *,
+        cwd: Path,
+        env: Mapping[str, str] | None = None,
+        timeout: float = 600,
+        session: bool = False,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run to the end. `session`: the command leads a session and process group of its own."""
+        with TemporaryDirectory() as scratch:
+            out, err = Path(scratch, "out"), Path(scratch, "err")
+            asked = {"argv": list(argv), "cwd": str(cwd), "env": dict(env or {})}
+            asked |= {"timeout": timeout, "session": session}
+            asked |= {"stdout": str(out), "stderr": str(err)}
+            assert self.server.stdin
+            self.server.stdin.write(json.dumps(asked) + "\n")
+            self.server.stdin.flush()
+            code = json.loads(self._line())
+            if code is None:
+                raise subprocess.TimeoutExpired(
+                    list(argv), timeout, out.read_text(), err.read_text()
+                )
+            return subprocess.CompletedProcess(
+                list(argv), code, out.read_text(), err.read_text()
+            )
+
+    def _line(self) -> str:
+        assert self.server.stdout
+        return self.server.stdout.readline()
+
+    def close(self) -> None:
+        assert self.server.stdin
+        self.server.stdin.close()
+        self.server.wait(timeout=60)
+
+
+@pytest.fixture(scope="session")
+def commands(tiny_folder: Path) -> Iterator[Commands]:
+    """Runs Python commands in processes of their own, which need not import torch again."""
+    made = Commands(tiny_folder)
+    yield made
+    made.close()

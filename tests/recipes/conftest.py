@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
 import re
 import subprocess
 import sys
@@ -29,22 +28,16 @@ SMALL = (
 
 
 class CommandLine:
-    """Calls a recipe in a process of its own."""
+    """Calls a recipe in a process of its own: a fork, or a fresh interpreter where `fresh` is asked for."""
 
-    def environment(self):
-        return {
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "HF_HUB_OFFLINE": "1",
-            "PYTHONPATH": str(ROOT),
-        }
+    def __init__(self, commands):
+        self.commands = commands
 
-    def __call__(self, name, folder, *more, small=SMALL):
+    def __call__(self, name, folder, *more, small=SMALL, fresh=False):
         """Two small steps into a folder, with further arguments; a preset comes first."""
         preset = more[:1] if more and not more[0].startswith("-") else ()
         given = more[len(preset) :]
         command = [
-            sys.executable,
             "-m",
             f"recipes.{name}",
             *preset,
@@ -53,13 +46,16 @@ class CommandLine:
             str(folder),
             *given,
         ]
-        return self.plain(command, folder.parent)
+        return self.plain(command, folder.parent, fresh=fresh)
 
-    def plain(self, command, place):
+    def plain(self, command, place, fresh=False):
+        """What follows `python` on a command line."""
+        if not fresh:
+            return self.commands(command, cwd=place)
         return subprocess.run(
-            command,
+            [sys.executable, *command],
             cwd=place,
-            env=self.environment(),
+            env=self.commands.environment,
             capture_output=True,
             text=True,
             timeout=600,
@@ -106,8 +102,8 @@ class Rules:
 
 
 @pytest.fixture(scope="session")
-def command_line():
-    return CommandLine()
+def command_line(commands):
+    return CommandLine(commands)
 
 
 @pytest.fixture(scope="session")

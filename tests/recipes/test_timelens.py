@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import sys
 from fractions import Fraction
 
 import numpy as np
@@ -185,7 +184,6 @@ def test_published_presets_train_on_real_files(
 
 def test_evaluate_prints_the_table_of_a_data_set(command_line, clips, tiny_folder, tmp_path):
     command = [
-        sys.executable,
         "-m",
         "recipes.evaluate",
         "--model",
@@ -206,7 +204,6 @@ def test_the_difficulty_pass_goes_on_where_it_stopped(
     command_line, clips, tiny_folder, tmp_path
 ):
     command = [
-        sys.executable,
         "-m",
         "recipes.difficulty",
         "timelens-7b",
