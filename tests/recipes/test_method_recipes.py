@@ -58,16 +58,14 @@ METRICS = {
 
 
 @pytest.fixture(scope="session")
-def start():
-    """The embedded model; made once, then kept in the user's cache."""
-    from mmrl.recipes.shared.embedded import warm_model
-
-    return load_file(warm_model() / "model.safetensors")
+def start(warm):
+    """Parameters of the embedded model."""
+    return load_file(warm("papo") / "model.safetensors")
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recipe_trains_with_no_arguments(name, start, command_line, tmp_path):
-    done = command_line(name, tmp_path / "out")
+    done = command_line(name, tmp_path / "out", fresh=name == "dvrp")
     assert done.returncode == 0, done.stderr[-3000:]
     assert f"recipes.{name} embedded" in done.stderr and f"{name}: 2 steps done." in done.stdout
     rows = command_line.metrics(tmp_path / "out")

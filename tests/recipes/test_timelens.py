@@ -11,9 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mmrl.recipes.shared.clip_data import clip_warm_up
 from mmrl.recipes.shared.clip_stages import answered
-from mmrl.recipes.shared.embedded import warm_model
 from mmrl.recipes.shared.launch import choose_preset
 from mmrl.recipes.timelens import OTHERS, PRESETS
 
@@ -100,8 +98,7 @@ def moved(model, out):
 
 
 def test_the_embedded_preset_needs_no_arguments(command_line, tmp_path):
-    warm_model(clip_warm_up("native"))  # here, where no time limit of a command holds
-    done = command_line("timelens", tmp_path / "out")
+    done = command_line("timelens", tmp_path / "out", fresh=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (
         "recipes.timelens embedded" in done.stderr and "timelens: 2 steps done." in done.stdout
