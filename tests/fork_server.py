@@ -78,10 +78,8 @@ def child(asked: dict[str, Any]) -> int:
     except BaseException:
         traceback.print_exc()
         code = 1
-    # What the interpreter does at its end: wait for threads, call what was registered, write what is buffered.
-    for thread in threading.enumerate():
-        if thread is not threading.current_thread() and not thread.daemon:
-            thread.join()
+    # What the interpreter does at its end; executors end their threads in the first call, so a plain join would hang.
+    threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()

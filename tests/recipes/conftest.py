@@ -125,7 +125,7 @@ class Rules:
             sizes.append(chosen.size)
         assert recipe.PRESETS[EMBEDDED].size is None and any(sizes)
         assert choose_preset(recipe.PRESETS, None, None, None) == EMBEDDED
-        name = recipe.__name__
+        name = recipe.__name__.removeprefix("mmrl.")
         assert recipe.__doc__ and name in recipe.__doc__ and "arXiv" in recipe.__doc__
 
     def settings_are_explained(self, recipe, capsys):
