@@ -34,17 +34,8 @@ METRICS = {
 }
 
 
-@pytest.fixture(scope="session")
-def start():
-    """The embedded model of a recipe; made once, then kept in the user's cache."""
-    from mmrl.recipes.shared.pretext_warmup import CLIPS, PuzzleWarmUp, warm_puzzles
-
-    return lambda name: warm_puzzles(CLIPS if name == "videossr" else PuzzleWarmUp())
-
-
 @pytest.mark.parametrize("name", NAMES)
-def test_a_recipe_trains_with_no_arguments(name, start, command_line, tmp_path):
-    taught = start(name)  # warmed up here, where no time limit of a command holds
+def test_a_recipe_trains_with_no_arguments(name, warm, command_line, tmp_path):
     done = command_line(name, tmp_path / "out")
     assert done.returncode == 0, done.stderr[-3000:]
     assert f"recipes.{name} embedded" in done.stderr and f"{name}: 2 steps done." in done.stdout
@@ -52,7 +43,7 @@ def test_a_recipe_trains_with_no_arguments(name, start, command_line, tmp_path):
     assert [row["step"] for row in rows] == [0, 1, 2] and "eval/accuracy" in rows[-1]
     assert not set(METRICS[name]) - rows[-1].keys(), sorted(rows[-1])
     before, after = (
-        load_file(at / "model.safetensors") for at in (taught, tmp_path / "out" / "model")
+        load_file(at / "model.safetensors") for at in (warm(name), tmp_path / "out" / "model")
     )
     assert any("visual" in key and not torch.equal(before[key], after[key]) for key in after), (
         "no parameter moved"
@@ -218,7 +209,7 @@ def test_every_preset_fits_its_recipe(name, rules):
     from mmrl.data.pretext.presets import preset
     from mmrl.recipes.shared.pretext_data import MINIATURES
 
-    recipe = importlib.import_module(f"recipes.{name}")
+    recipe = importlib.import_module(f"mmrl.recipes.{name}")
     rules.presets_fit(recipe)
     sized = {chosen.size for chosen in recipe.PRESETS.values()} - {None}
     wanted = choose_preset(recipe.PRESETS, None, "my/Qwen2.5-VL-7B", None)
@@ -230,7 +221,7 @@ def test_every_preset_fits_its_recipe(name, rules):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_setting_is_explained(name, rules, capsys):
-    rules.settings_are_explained(importlib.import_module(f"recipes.{name}"), capsys)
+    rules.settings_are_explained(importlib.import_module(f"mmrl.recipes.{name}"), capsys)
 
 
 def test_the_warm_up_tells_some_lies_and_keeps_the_form(tmp_path):
