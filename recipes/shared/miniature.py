@@ -1,6 +1,6 @@
 """The embedded preset that all recipes share: the tiny model, drawn look-ups, and numbers that fit both.
 
-`miniature(run={"steps": 40}, ...)` gives the values of a `Preset`; what is named is merged over the shared numbers.
+`miniature(run={"steps": 40}, ...)` is a `Preset`; what is named is merged over the shared numbers.
 """
 
 from __future__ import annotations
@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mmrl.recipes.shared.launch import DRAWN, EMBEDDED
+from mmrl.recipes.shared.launch import Preset
+from mmrl.recipes.shared.opening import DRAWN, EMBEDDED
 
 SHARED: Mapping[str, Any] = {
     "model": EMBEDDED,
@@ -30,10 +31,10 @@ SHARED: Mapping[str, Any] = {
 NOTE = "tiny model, drawn pictures, CPU, minutes"
 
 
-def miniature(**changes: Any) -> dict[str, Any]:
-    """The shared values with changes: mappings are merged, anything else replaces."""
-    values = {**SHARED, **changes}
-    for name in SHARED.keys() & changes.keys():
-        if isinstance(SHARED[name], Mapping):
-            values[name] = {**SHARED[name], **changes[name]}
-    return values
+def miniature(note: str = NOTE, /, **changes: Any) -> Preset:
+    """The shared values with changes: mappings are merged, None leaves a record as it is, anything else replaces."""
+    values = dict(SHARED)
+    for name, change in changes.items():
+        merge = isinstance(change, Mapping) and name in SHARED
+        values[name] = {**SHARED[name], **change} if merge else change
+    return Preset(note, **{name: value for name, value in values.items() if value is not None})
