@@ -45,7 +45,7 @@ from mmrl.model.scoring import Wanted, score_packed
 from mmrl.perception.masking import Blank, PatchMask
 from mmrl.perception.noise import GaussianNoise
 from mmrl.recipes.shared.embedded import warm_model
-from mmrl.recipes.shared.launch import DRAWN, Data, open_data
+from mmrl.recipes.shared.opening import DRAWN, Data, open_data
 from mmrl.rewards.pay import tagged_accuracy
 from mmrl.rollouts.engine import HFEngine
 from mmrl.rollouts.groups import by_group

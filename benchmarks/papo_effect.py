@@ -25,7 +25,7 @@ from mmrl.model.policy import Policy
 from mmrl.model.scoring import Wanted, score_packed
 from mmrl.perception.masking import PatchMask
 from mmrl.recipes.shared.embedded import warm_model
-from mmrl.recipes.shared.launch import DRAWN, Data, open_data
+from mmrl.recipes.shared.opening import DRAWN, Data, open_data
 from mmrl.rollouts.engine import HFEngine
 from mmrl.training.evaluate import heldout_prompts
 from mmrl.types import Now, Rollout, Sampling, VisualBranch

@@ -8,43 +8,23 @@ Rows need an expert answer in the column `solution` (the paper: chains of a stro
 checked for correctness). It is scored once per step and never trained.
 """
 
-from __future__ import annotations
-
-from mmrl.grpo import GRPO
+from mmrl import GRPO, LoRA, Monitor, Optim, Rewards, Run, Sampling, Trainer
 from mmrl.losses.advantages import group_centered
-from mmrl.model.load import LoRA
 from mmrl.objectives.calibrl import CalibRL
-from mmrl.recipes.shared.launch import (
-    EMBEDDED,
-    Data,
-    Load,
-    Preset,
-    launch,
-    open_data,
-    open_policy,
-    style_of,
-    summarise,
-)
-from mmrl.recipes.shared.miniature import NOTE, miniature
-from mmrl.rewards.pay import Rewards
+from mmrl.recipes.shared.launch import Preset, fit, launch
+from mmrl.recipes.shared.miniature import EMBEDDED, miniature
+from mmrl.recipes.shared.opening import Data, Load, open_data, open_policy, style_of
 from mmrl.rollouts.experts import WithExpert
-from mmrl.training.monitor import Monitor
-from mmrl.training.optim import Optim
-from mmrl.training.run import Run
-from mmrl.training.trainer import Trainer
-from mmrl.types import Sampling
 
 LARGE = "Qwen/Qwen2.5-VL-7B-Instruct"
 PRESETS = {
-    EMBEDDED: Preset(miniature(expert="target"), note=NOTE),
-    "7b": Preset({}, 7.0, "Qwen2.5-VL-7B: 10 answers and 1 expert, alpha 0.5, weight 0.1"),
+    EMBEDDED: miniature(expert="target"),
+    "7b": Preset("Qwen2.5-VL-7B: 10 answers and 1 expert, alpha 0.5, weight 0.1", 7.0),
     "7b-mean": Preset(
-        {"calibrl": {"alignment": "mean"}},
-        note="compared by mean log-probs of whole answers (ours)",
+        "compared by mean log-probs of whole answers (ours)", calibrl={"alignment": "mean"}
     ),
     "7b-printed": Preset(
-        {"calibrl": {"alignment": "sum"}},
-        note="compared by log-probs of whole answers, as printed",
+        "compared by log-probs of whole answers, as printed", calibrl={"alignment": "sum"}
     ),
 }
 
@@ -67,19 +47,8 @@ def main(
     """Train a vision-language model with controllable exploration around expert answers.
 
     Args:
-        model: Folder or hub name of a Qwen2.5-VL or Qwen3-VL model, or "embedded".
-        dataset: JSONL, JSON, parquet or CSV file, folder, hub name, or drawn:lookup.
-        data: Which rows, and how questions are put.
-        calibrl: The paper's numbers.
         expert: Column that holds the expert's answer.
         expert_share: Probability that a prompt keeps its expert answer.
-        grpo: The GRPO core.
-        sampling: How answers are sampled.
-        optim: The optimizer.
-        run: Length, output, seed.
-        monitor: Blind probe, alarms, gradient norms.
-        load: Device, precision, frozen parts, pixel budget.
-        lora: Adapters instead of full fine-tuning.
     """
     policy = open_policy(model, load, lora, run)
     prompts, heldout = open_data(dataset, data, run.seed)
@@ -100,10 +69,8 @@ def main(
         run=run,
         monitor=monitor,
     )
-    trainer.fit()
-    summarise(
-        run,
-        trainer.steps,
+    fit(
+        trainer,
         watch=("calibrl/lead", "calibrl/behind", "calibrl/logp_wrong", "policy/surprise"),
     )
 

@@ -30,10 +30,8 @@ PRESETS = {
          "clips": {"cache_gb": 0.0}, "sampling": {"max_tokens": 10}, "seed": 0},
         note="tiny model, 64 drawn clips",
     ),
-    "timelens-7b": Preset({}, 7.0, "Qwen2.5-VL-7B as recipes.timelens asks it"),
-    "timelens-8b": Preset(
-        {"model": "Qwen/Qwen3-VL-8B-Instruct", "asking": {"time": "native", "snap": False}}, 8.0, "Qwen3-VL-8B"
-    ),
+    "timelens-7b": Preset("Qwen2.5-VL-7B as recipes.timelens asks it", 7.0),
+    "timelens-8b": Preset("Qwen3-VL-8B", 8.0, model="Qwen/Qwen3-VL-8B-Instruct", asking={"time": "native", "snap": False}),
 }  # fmt: skip
 
 

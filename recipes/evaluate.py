@@ -48,16 +48,14 @@ from mmrl.types import Now, Rollout, Sampling
 
 PRESETS = {
     EMBEDDED: Preset(
-        {
-            "model": "runs/papo",
-            "dataset": DRAWN,
-            "data": {"style": "tag"},
-            "sampling": {"max_tokens": 12},
-            "load": {"min_pixels": None, "max_pixels": None},
-        },
-        note="the embedded PAPO run on held-out drawn pictures",
+        "the embedded PAPO run on held-out drawn pictures",
+        model="runs/papo",
+        dataset=DRAWN,
+        data={"style": "tag"},
+        sampling={"max_tokens": 12},
+        load={"min_pixels": None, "max_pixels": None},
     ),
-    "real": Preset({}, 7.0, "a real model on your own rows"),
+    "real": Preset("a real model on your own rows", 7.0),
 }
 
 

@@ -21,20 +21,10 @@ from mmrl.losses.reduce import Totals
 from mmrl.losses.surrogates import clipped
 from mmrl.model.load import LoRA
 from mmrl.model.packing import Group, collate
-from mmrl.model.policy import Policy
-from mmrl.model.scoring import Wanted, score_packed
-from mmrl.recipes.shared.launch import (
-    DRAWN,
-    EMBEDDED,
-    Data,
-    Load,
-    Preset,
-    launch,
-    open_data,
-    open_policy,
-    style_of,
-    summarise,
-)
+from mmrl.model.policy import Wanted
+from mmrl.recipes.shared.launch import Preset, launch, summarise
+from mmrl.recipes.shared.miniature import EMBEDDED, miniature
+from mmrl.recipes.shared.opening import Data, Load, open_data, open_policy, style_of
 from mmrl.rewards.pay import Rewards
 from mmrl.rollouts.engine import HFEngine
 from mmrl.rollouts.groups import by_group
@@ -45,22 +35,11 @@ from mmrl.training.run import Run, planned_steps
 from mmrl.training.tracking import Tracker
 from mmrl.types import Now, Rollout, Sampling
 
+LONG = {"steps": 100, "eval_prompts": 512, "save_every": 50}
 PRESETS = {
-    EMBEDDED: Preset(
-        {
-            "model": EMBEDDED,
-            "dataset": DRAWN,
-            "data": {"style": "tag"},
-            "grpo": {"clip_high": 0.28},
-            "sampling": {"group_size": 8, "top_p": 1.0, "max_tokens": 10},
-            "optim": {"lr": 2e-4, "weight_decay": 0.0},
-            "load": {"min_pixels": None, "max_pixels": None, "max_prompt_tokens": None},
-            "run": {"prompts_per_step": 16, "steps": 100, "eval_prompts": 512},
-        },
-        note="tiny model, drawn pictures, CPU, minutes",
-    ),
-    "7b": Preset({"model": "Qwen/Qwen2.5-VL-7B-Instruct"}, 7.0, "Qwen2.5-VL-7B"),
-    "3b": Preset({"model": "Qwen/Qwen2.5-VL-3B-Instruct"}, 3.0, "Qwen2.5-VL-3B"),
+    EMBEDDED: miniature(run=LONG, monitor=None),
+    "7b": Preset("Qwen2.5-VL-7B", 7.0),
+    "3b": Preset("Qwen2.5-VL-3B", 3.0, model="Qwen/Qwen2.5-VL-3B-Instruct"),
 }
 
 

@@ -11,44 +11,25 @@ an empty --judge.url a rule looks for the words of a fact in one sentence: the p
 such a run is no reproduction.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mmrl.grpo import GRPO
+from mmrl import GRPO, LoRA, Monitor, Optim, Rewards, Run, Sampling, Trainer
 from mmrl.losses.advantages import group_normalized
-from mmrl.model.load import LoRA
 from mmrl.perception.consistency import RuleConsistency, VisualConsistency
-from mmrl.recipes.shared.launch import (
-    EMBEDDED,
-    Data,
-    Load,
-    Preset,
-    launch,
-    open_data,
-    open_policy,
-    style_of,
-    summarise,
-)
-from mmrl.recipes.shared.miniature import NOTE, miniature
+from mmrl.recipes.shared.launch import Preset, fit, launch
+from mmrl.recipes.shared.miniature import EMBEDDED, NOTE, miniature
+from mmrl.recipes.shared.opening import Data, Load, open_data, open_policy, style_of
 from mmrl.rewards.judge import Judge
-from mmrl.rewards.pay import RepetitionPenalty, Rewards
-from mmrl.training.monitor import Monitor
-from mmrl.training.optim import Optim
-from mmrl.training.run import Run
-from mmrl.training.trainer import Trainer
-from mmrl.types import Sampling
+from mmrl.rewards.pay import RepetitionPenalty
 
 LARGE = "Qwen/Qwen2.5-VL-7B-Instruct"
 PRESETS = {
-    EMBEDDED: Preset(
-        miniature(judge={"url": ""}), note=f"{NOTE}; a rule in place of the judge"
-    ),
-    "7b": Preset({}, 7.0, "Qwen2.5-VL-7B on 1,442 items of Geometry3K"),
-    "7b-no-visual": Preset({"visual": 0.0}, note="ablation: without the visual reward"),
-    "7b-no-penalty": Preset({"penalty": 0.0}, note="ablation: without the repetition penalty"),
+    EMBEDDED: miniature(f"{NOTE}; a rule in place of the judge", judge={"url": ""}),
+    "7b": Preset("Qwen2.5-VL-7B on 1,442 items of Geometry3K", 7.0),
+    "7b-no-visual": Preset("ablation: without the visual reward", visual=0.0),
+    "7b-no-penalty": Preset("ablation: without the repetition penalty", penalty=0.0),
 }
 
 
@@ -94,20 +75,10 @@ def main(
     """Train a vision-language model with a visual perception reward.
 
     Args:
-        model: Folder or hub name of a Qwen2.5-VL or Qwen3-VL model, or "embedded".
-        dataset: JSONL, JSON, parquet or CSV file, folder, hub name, or drawn:lookup.
-        data: Which rows, and how questions are put.
         visual: Weight of the visual perception reward.
         penalty: Weight of the penalty for repeated 20-grams.
         judge: Where the judge is.
         unavailable: What an outage of the judge does: stop the run, or drop the part for the whole group.
-        grpo: The GRPO core.
-        sampling: How answers are sampled.
-        optim: The optimizer.
-        run: Length, output, seed.
-        monitor: Blind probe, alarms, gradient norms.
-        load: Device, precision, frozen parts, pixel budget.
-        lora: Adapters instead of full fine-tuning.
     """
     policy = open_policy(model, load, lora, run)
     prompts, heldout = open_data(dataset, data, run.seed)
@@ -135,10 +106,8 @@ def main(
         run=run,
         monitor=monitor,
     )
-    trainer.fit()
-    summarise(
-        run,
-        trainer.steps,
+    fit(
+        trainer,
         watch=("reward/accuracy", "reward/visual", "reward/visual_rule", "reward/repetition"),
     )
 

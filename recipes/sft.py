@@ -7,46 +7,27 @@ The target is column `target` of a row if it has one, else its answer. Written a
 so the loss is the mean negative log-likelihood (token mean, or sequence mean by flag).
 """
 
-from __future__ import annotations
-
-from mmrl.grpo import GRPO
+from mmrl import GRPO, LoRA, Optim, Rewards, Run, Sampling, Trainer
 from mmrl.losses.surrogates import reinforce
-from mmrl.model.load import LoRA
 from mmrl.recipes.shared.embedded import likelihood
-from mmrl.recipes.shared.launch import (
-    DRAWN,
-    EMBEDDED,
-    Data,
-    Load,
-    Preset,
-    launch,
-    open_data,
-    open_policy,
-    style_of,
-    summarise,
-)
-from mmrl.rewards.pay import Rewards
+from mmrl.recipes.shared.launch import Preset, fit, launch
+from mmrl.recipes.shared.miniature import EMBEDDED
+from mmrl.recipes.shared.opening import DRAWN, Data, Load, open_data, open_policy, style_of
 from mmrl.rollouts.groups import LabelRollout
-from mmrl.training.optim import Optim
-from mmrl.training.run import Run
-from mmrl.training.trainer import Trainer
-from mmrl.types import Sampling
 
 PRESETS = {
     EMBEDDED: Preset(
-        {
-            "model": EMBEDDED,
-            "dataset": DRAWN,
-            "data": {"style": "tag"},
-            "optim": {"lr": 5e-4, "weight_decay": 0.0},
-            "load": {"min_pixels": None, "max_pixels": None, "max_prompt_tokens": None},
-            "sampling": {"max_tokens": 12},
-            "run": {"prompts_per_step": 48, "steps": 60},
-        },
-        note="tiny model, drawn pictures, CPU, a minute",
+        "tiny model, drawn pictures, CPU, a minute",
+        model=EMBEDDED,
+        dataset=DRAWN,
+        data={"style": "tag"},
+        sampling={"max_tokens": 12},
+        optim={"lr": 5e-4},
+        run={"prompts_per_step": 48, "steps": 60},
+        load={"min_pixels": None, "max_pixels": None},
     ),
-    "3b": Preset({"model": "Qwen/Qwen2.5-VL-3B-Instruct"}, 3.0, "Qwen2.5-VL-3B"),
-    "7b": Preset({}, 7.0, "Qwen2.5-VL-7B"),
+    "3b": Preset("Qwen2.5-VL-3B", 3.0, model="Qwen/Qwen2.5-VL-3B-Instruct"),
+    "7b": Preset("Qwen2.5-VL-7B", 7.0),
 }
 
 
@@ -64,12 +45,11 @@ def main(
     """Fine-tune a vision-language model on given answers."""
     policy = open_policy(model, load, lora, run)
     prompts, heldout = open_data(dataset, data, run.seed)
-    style = style_of(data.style)
     trainer = Trainer(
         policy,
         prompts=prompts,
         heldout=heldout,
-        rewards=Rewards(accuracy=style.accuracy),
+        rewards=Rewards(accuracy=style_of(data.style).accuracy),
         rollout=LabelRollout(
             policy.processing.encode_answer, lambda prompt: policy.encode(prompt).ids
         ),
@@ -80,13 +60,7 @@ def main(
         optim=optim,
         run=run,
     )
-    trainer.fit()
-    summarise(
-        run,
-        trainer.steps,
-        watch=("loss/total",),
-        advice=f"python -m recipes.papo --model {run.folder}/model",
-    )
+    fit(trainer, watch=("loss/total",), advice=f"recipes.papo with --model {run.folder}/model")
 
 
 if __name__ == "__main__":

@@ -14,14 +14,11 @@ Departures
 3. Its model (Qwen3.5) is of a family that is not read here; Qwen3-VL-4B stands in.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 
-from mmrl.grpo import GRPO
+from mmrl import GRPO, LoRA, Monitor, Optim, Rewards, Run, Sampling, Trainer
 from mmrl.losses.advantages import group_normalized
-from mmrl.model.load import LoRA
 from mmrl.recipes.shared.clip_data import (
     DRAWN_CLIPS,
     Asking,
@@ -31,27 +28,20 @@ from mmrl.recipes.shared.clip_data import (
     style_of,
 )
 from mmrl.recipes.shared.clip_stages import started
-from mmrl.recipes.shared.launch import EMBEDDED, Data, Load, Preset, launch, summarise
-from mmrl.recipes.shared.miniature import miniature
-from mmrl.rewards.pay import Rewards
+from mmrl.recipes.shared.launch import Preset, fit, launch
+from mmrl.recipes.shared.miniature import EMBEDDED, miniature
+from mmrl.recipes.shared.opening import Data, Load
 from mmrl.rollouts.experts import WithLabel
-from mmrl.training.monitor import Monitor
-from mmrl.training.optim import Optim
-from mmrl.training.run import Run
-from mmrl.training.trainer import Trainer
-from mmrl.types import Sampling
 
 PRESETS = {
-    EMBEDDED: Preset(
-        miniature(
-            dataset=DRAWN_CLIPS,
-            data={},
-            clips={"cache_gb": 0.0},
-            sampling={"group_size": 7},
-        ),
-        note="tiny model, drawn clips, CPU, minutes",
+    EMBEDDED: miniature(
+        "tiny model, drawn clips, CPU, minutes",
+        dataset=DRAWN_CLIPS,
+        data={},
+        clips={"cache_gb": 0.0},
+        sampling={"group_size": 7},
     ),
-    "tempsamp-r1": Preset({}, 4.0, "Qwen3-VL-4B, numbers of the published implementation"),
+    "tempsamp-r1": Preset("Qwen3-VL-4B, numbers of the published implementation", 4.0),
 }
 
 
@@ -73,19 +63,11 @@ def main(
     """Train a vision-language model to ground spans, with the true span as a member of the group.
 
     Args:
-        model: Folder or hub name of a Qwen2.5-VL or Qwen3-VL model, or "embedded".
         dataset: Annotations of spans, or drawn:clips.
-        video_root: Where relative paths of videos start; the data file's folder by default.
         data: Which rows; style and columns are not used here.
         clips: Frames, sizes, decoder, and files that cannot be read.
         asking: How questions are put, times are told and answers are paid.
-        grpo: The GRPO core.
         sampling: How answers are sampled; the label is one more.
-        optim: The optimizer.
-        run: Length, output, seed.
-        monitor: Blind probe, alarms, gradient norms.
-        load: Device, precision, frozen parts, pixel budget.
-        lora: Adapters instead of full fine-tuning.
     """
     run, style = started(run), style_of(asking)
     policy = open_clip_policy(model, dataset, asking, load, lora, run)
@@ -114,8 +96,7 @@ def main(
         monitor=monitor,
         settings={"dataset": dataset, "clips": replace(clips, cache=None), "asking": asking},
     )
-    trainer.fit()
-    summarise(run, trainer.steps, watch=("reward/iou", "label/reward"))
+    fit(trainer, watch=("reward/iou", "label/reward"))
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from mmrl.data.video.frame_cache import FrameCache
 from mmrl.data.video.quarantine import Guarded, Quarantine
 from mmrl.data.video.video import ClipReader, ClipSampling
 from mmrl.ground.faults import BadRow
-from mmrl.recipes.shared.launch import EMBEDDED, Data, Load, open_policy
+from mmrl.recipes.shared.opening import EMBEDDED, Data, Load, open_policy
 
 if TYPE_CHECKING:
     from mmrl.model.load import LoRA
@@ -210,7 +210,7 @@ def open_clips(
     Held-out rows are never snapped, and never about a clip that is trained on.
     """
     if dataset.startswith("drawn:"):
-        from mmrl.recipes.shared.launch import open_data
+        from mmrl.recipes.shared.opening import open_data
 
         return tuple(
             TimeEncoded(prompts, asking.time) for prompts in open_data(dataset, data, seed)

@@ -1,6 +1,6 @@
 """The embedded model of the pretext recipes: a tiny Qwen-VL that has seen some puzzles, and answers unsurely.
 
-`warm_puzzles(settings)` teaches a tiny model, supervised and with our own trainer, to answer the questions of a mix.
+`warm_pretext(settings)` teaches a tiny model, supervised and with our own trainer, to answer the questions of a mix.
 
     pictures    from scratch, with a tokenizer that knows the words of the mix. Three in ten targets are a random
                 well-formed answer, so the policy sees a part of what there is to see but spreads its answers
@@ -29,13 +29,13 @@ from mmrl.data.pretext.craft.rng import generator
 from mmrl.model import tiny
 from mmrl.recipes.shared.clip_data import clip_warm_up
 from mmrl.recipes.shared.embedded import supervised, warm_model
-from mmrl.recipes.shared.launch import EMBEDDED
+from mmrl.recipes.shared.opening import EMBEDDED
 from mmrl.recipes.shared.pretext_data import (
     MINIATURE,
     MINIATURES,
     Puzzles,
     bare,
-    open_puzzles,
+    open_pretext,
     smaller,
 )
 from mmrl.training.run import Run
@@ -48,7 +48,7 @@ TINY = Puzzles("miniature", **MINIATURE)
 
 
 @dataclass(frozen=True)
-class PuzzleWarmUp:
+class PretextWarmUp:
     """Supervised warm-up on pretext tasks."""
 
     puzzles: Puzzles = TINY
@@ -64,8 +64,8 @@ class PuzzleWarmUp:
     seed: int = 1000
 
 
-CLIPS = PuzzleWarmUp(replace(TINY, mix="miniature-clips"), steps=70, from_clips=True)
-HARD = PuzzleWarmUp(replace(TINY, mix="miniature-hard"))
+CLIPS = PretextWarmUp(replace(TINY, mix="miniature-clips"), steps=70, from_clips=True)
+HARD = PretextWarmUp(replace(TINY, mix="miniature-hard"))
 WARM_UPS = {"miniature-clips": CLIPS, "miniature-hard": HARD}
 """Mix -> its warm-up; all others share that of the pictures."""
 
@@ -73,7 +73,7 @@ WARM_UPS = {"miniature-clips": CLIPS, "miniature-hard": HARD}
 class Lessons:
     """Prompts whose targets are partly random, and whose intervals mostly name the end first."""
 
-    def __init__(self, prompts: Prompts, settings: PuzzleWarmUp) -> None:
+    def __init__(self, prompts: Prompts, settings: PretextWarmUp) -> None:
         self.prompts, self.settings, self.size = prompts, settings, prompts.size
 
     def __getitem__(self, index: int) -> Prompt:
@@ -88,12 +88,12 @@ class Lessons:
         return replace(prompt, extra={**prompt.extra, "target": target})
 
 
-def warm_puzzles(settings: PuzzleWarmUp = PuzzleWarmUp()) -> Path:
+def warm_pretext(settings: PretextWarmUp = PretextWarmUp()) -> Path:
     """Folder of the warmed-up model, from the cache if it is there."""
     if settings.from_clips:
         start = warm_model(clip_warm_up("native"))
     else:
-        start = tiny.cached(size=SIZE, corpus=corpus(settings))
+        start = tiny.cached(size=SIZE, corpus=mix_texts(settings))
     mix = MINIATURES[settings.puzzles.mix]
     tasks = [(part, find(part.task).version) for part in mix.ingredients]
     sources = [inspect.getsource(part) for part in (Lessons, supervised, bare, smaller)]
@@ -117,19 +117,19 @@ def warm_puzzles(settings: PuzzleWarmUp = PuzzleWarmUp()) -> Path:
     )
 
 
-def _lessons(settings: PuzzleWarmUp, run: Run) -> Lessons:
-    return Lessons(open_puzzles("drawn", settings.puzzles, run).train, settings)
+def _lessons(settings: PretextWarmUp, run: Run) -> Lessons:
+    return Lessons(open_pretext("drawn", settings.puzzles, run).train, settings)
 
 
-def embedded_or(model: str, mix: str) -> str:
+def warmed_up_for(model: str, mix: str) -> str:
     """The folder of the model warmed up for a mix for "embedded", else the model itself."""
-    return str(warm_puzzles(WARM_UPS.get(mix, PuzzleWarmUp()))) if model == EMBEDDED else model
+    return str(warm_pretext(WARM_UPS.get(mix, PretextWarmUp()))) if model == EMBEDDED else model
 
 
-def corpus(settings: PuzzleWarmUp, count: int = 120) -> Sequence[str]:
+def mix_texts(settings: PretextWarmUp, count: int = 120) -> Sequence[str]:
     """Texts with the words of the mix, to train a tokenizer on."""
     with tempfile.TemporaryDirectory() as scratch:
-        prompts = open_puzzles("drawn", settings.puzzles, Run(output=Path(scratch))).train
+        prompts = open_pretext("drawn", settings.puzzles, Run(output=Path(scratch))).train
         return [_text(prompts[index]) for index in range(count)]
 
 

@@ -34,6 +34,14 @@ METRICS = {
 }
 
 
+@pytest.fixture(scope="session")
+def start():
+    """The embedded model of a recipe; made once, then kept in the user's cache."""
+    from mmrl.recipes.shared.pretext_warmup import CLIPS, PretextWarmUp, warm_pretext
+
+    return lambda name: warm_pretext(CLIPS if name == "videossr" else PretextWarmUp())
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recipe_trains_with_no_arguments(name, warm, command_line, tmp_path):
     done = command_line(name, tmp_path / "out")
@@ -189,11 +197,11 @@ def test_a_folder_of_odd_clips_trains(command_line, tmp_path):
 
 
 def test_training_never_sees_the_pictures_of_the_evaluation(tmp_path):
-    from mmrl.recipes.shared.pretext_data import Puzzles, open_puzzles
+    from mmrl.recipes.shared.pretext_data import Puzzles, open_pretext
     from mmrl.recipes.shared.pretext_warmup import MINIATURE
     from mmrl.training.run import Run
 
-    data = open_puzzles(
+    data = open_pretext(
         "drawn", Puzzles("miniature-puzzles", **MINIATURE), Run(output=tmp_path)
     )
     sides = []
@@ -225,13 +233,13 @@ def test_every_setting_is_explained(name, rules, capsys):
 
 
 def test_the_warm_up_tells_some_lies_and_keeps_the_form(tmp_path):
-    from mmrl.recipes.shared.pretext_data import open_puzzles
-    from mmrl.recipes.shared.pretext_warmup import TINY, Lessons, PuzzleWarmUp
+    from mmrl.recipes.shared.pretext_data import open_pretext
+    from mmrl.recipes.shared.pretext_warmup import TINY, Lessons, PretextWarmUp
     from mmrl.training.run import Run
 
-    prompts = open_puzzles("drawn", TINY, Run(output=tmp_path)).train
+    prompts = open_pretext("drawn", TINY, Run(output=tmp_path)).train
     lies, truths = (
-        Lessons(prompts, PuzzleWarmUp(noise=noise, swapped=0.0)) for noise in (1.0, 0.0)
+        Lessons(prompts, PretextWarmUp(noise=noise, swapped=0.0)) for noise in (1.0, 0.0)
     )
     taught = [(prompts[i], lies[i], truths[i]) for i in range(40)]
     assert all(honest.extra["target"] == plain.extra["target"] for plain, _, honest in taught)
@@ -244,11 +252,11 @@ def test_the_warm_up_tells_some_lies_and_keeps_the_form(tmp_path):
 
 
 def test_the_warm_up_of_clips_mostly_names_the_end_first(tmp_path):
-    from mmrl.recipes.shared.pretext_data import open_puzzles
+    from mmrl.recipes.shared.pretext_data import open_pretext
     from mmrl.recipes.shared.pretext_warmup import CLIPS, Lessons
     from mmrl.training.run import Run
 
-    prompts = open_puzzles("drawn", CLIPS.puzzles, Run(output=tmp_path)).train
+    prompts = open_pretext("drawn", CLIPS.puzzles, Run(output=tmp_path)).train
     lessons = Lessons(prompts, replace(CLIPS, noise=0.0))
     kinds = Counter()
     for index in range(200):
