@@ -14,19 +14,12 @@ Departures
 3. Its model (Qwen3.5) is of a family that is not read here; Qwen3-VL-4B stands in.
 """
 
-from dataclasses import replace
 from pathlib import Path
 
 from mmrl import GRPO, LoRA, Monitor, Optim, Rewards, Run, Sampling, Trainer
 from mmrl.losses.advantages import group_normalized
-from mmrl.recipes.shared.clip_data import (
-    DRAWN_CLIPS,
-    Asking,
-    Clips,
-    open_clip_policy,
-    open_clips,
-    style_of,
-)
+from mmrl.recipes.shared.clip_asking import Asking, span_style_of
+from mmrl.recipes.shared.clip_data import DRAWN_CLIPS, ClipQuestions, Clips
 from mmrl.recipes.shared.clip_stages import started
 from mmrl.recipes.shared.launch import Preset, fit, launch
 from mmrl.recipes.shared.miniature import EMBEDDED, miniature
@@ -65,23 +58,12 @@ def main(
     Args:
         dataset: Annotations of spans, or drawn:clips.
         data: Which rows; style and columns are not used here.
-        clips: Frames, sizes, decoder, and files that cannot be read.
-        asking: How questions are put, times are told and answers are paid.
         sampling: How answers are sampled; the label is one more.
     """
-    run, style = started(run), style_of(asking)
-    policy = open_clip_policy(model, dataset, asking, load, lora, run)
-    factor = policy.processing.videos.factor
-    prompts, heldout = open_clips(
-        dataset,
-        video_root,
-        data,
-        clips,
-        asking,
-        seed=run.seed,
-        factor=factor,
-        folder=run.folder,
-    )
+    run, style = started(run), span_style_of(asking)
+    questions = ClipQuestions(dataset, video_root, data, clips, asking)
+    policy = questions.open_policy(model, load, lora, run)
+    prompts, heldout = questions.open_prompts(policy, run.seed, run.folder)
     trainer = Trainer(
         policy,
         prompts=prompts,
@@ -94,7 +76,7 @@ def main(
         optim=optim,
         run=run,
         monitor=monitor,
-        settings={"dataset": dataset, "clips": replace(clips, cache=None), "asking": asking},
+        settings=questions.settings(),
     )
     fit(trainer, watch=("reward/iou", "label/reward"))
 

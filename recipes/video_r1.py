@@ -12,7 +12,6 @@ Departures: the supervised stage (165,000 rows of reasoning) is recipes.sft; the
 per step are our guess; the embedded preset pays the IoU of spans in drawn clips.
 """
 
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -21,14 +20,8 @@ from mmrl import GRPO, LoRA, Monitor, Optim, Rewards, Run, Sampling, Trainer, Vi
 from mmrl.data.grounding.video_r1 import t_grpo_bonus
 from mmrl.losses.advantages import group_normalized
 from mmrl.perception.timing import FrameShuffle, Reverse
-from mmrl.recipes.shared.clip_data import (
-    DRAWN_CLIPS,
-    Asking,
-    Clips,
-    open_clip_policy,
-    open_clips,
-    style_of,
-)
+from mmrl.recipes.shared.clip_asking import Asking, span_style_of
+from mmrl.recipes.shared.clip_data import DRAWN_CLIPS, ClipQuestions, Clips
 from mmrl.recipes.shared.clip_stages import started
 from mmrl.recipes.shared.launch import Preset, fit, launch
 from mmrl.recipes.shared.miniature import EMBEDDED, miniature
@@ -71,23 +64,12 @@ def main(
     Args:
         dataset: Video-R1's JSON, any annotations of spans, or drawn:clips.
         data: Which rows; style and columns are not used here.
-        clips: Frames, sizes, decoder, and files that cannot be read.
-        asking: How questions are put, times are told and answers are paid.
         order: How the frames of the second group are shown.
     """
-    run, style = started(run), style_of(asking)
-    policy = open_clip_policy(model, dataset, asking, load, lora, run)
-    factor = policy.processing.videos.factor
-    prompts, heldout = open_clips(
-        dataset,
-        video_root,
-        data,
-        clips,
-        asking,
-        seed=run.seed,
-        factor=factor,
-        folder=run.folder,
-    )
+    run, style = started(run), span_style_of(asking)
+    questions = ClipQuestions(dataset, video_root, data, clips, asking)
+    policy = questions.open_policy(model, load, lora, run)
+    prompts, heldout = questions.open_prompts(policy, run.seed, run.folder)
     view = VisualBranch(FrameShuffle() if order == "shuffled" else Reverse())
     trainer = Trainer(
         policy,
@@ -101,7 +83,7 @@ def main(
         optim=optim,
         run=run,
         monitor=monitor,
-        settings={"dataset": dataset, "clips": replace(clips, cache=None), "asking": asking},
+        settings=questions.settings(),
     )
     fit(trainer, watch=("contrast/better", "contrast/paid", "reward/contrast_bonus"))
 
