@@ -16,21 +16,17 @@ from mmrl.recipes.shared.miniature import EMBEDDED, miniature
 from mmrl.recipes.shared.opening import Data, Load, open_data, open_policy, style_of
 from mmrl.rollouts.experts import WithExpert
 
-LARGE = "Qwen/Qwen2.5-VL-7B-Instruct"
+MEAN, SUM = {"alignment": "mean"}, {"alignment": "sum"}
 PRESETS = {
     EMBEDDED: miniature(expert="target"),
     "7b": Preset("Qwen2.5-VL-7B: 10 answers and 1 expert, alpha 0.5, weight 0.1", 7.0),
-    "7b-mean": Preset(
-        "compared by mean log-probs of whole answers (ours)", calibrl={"alignment": "mean"}
-    ),
-    "7b-printed": Preset(
-        "compared by log-probs of whole answers, as printed", calibrl={"alignment": "sum"}
-    ),
+    "7b-mean": Preset("compared by mean log-probs of whole answers (ours)", calibrl=MEAN),
+    "7b-printed": Preset("compared by log-probs of whole answers, as printed", calibrl=SUM),
 }
 
 
 def main(
-    model: str = LARGE,
+    model: str = "Qwen/Qwen2.5-VL-7B-Instruct",
     dataset: str = "train.jsonl",
     data: Data = Data(style="answer"),
     calibrl: CalibRL = CalibRL(weight=0.1, alpha=0.5, alignment="position"),
@@ -53,14 +49,14 @@ def main(
     policy = open_policy(model, load, lora, run)
     prompts, heldout = open_data(dataset, data, run.seed)
     style = style_of(data.style)
+    encode = policy.processing.encode_answer
+    with_expert = WithExpert(encode, column=expert, probability=expert_share)
     trainer = Trainer(
         policy,
         prompts=prompts,
         heldout=heldout,
         rewards=Rewards(accuracy=(1.0, style.accuracy), format=(0.1, style.format)),
-        rollout=WithExpert(
-            policy.processing.encode_answer, column=expert, probability=expert_share
-        ),
+        rollout=with_expert,
         estimator=group_centered,
         grpo=grpo,
         objectives=[calibrl],
@@ -69,10 +65,8 @@ def main(
         run=run,
         monitor=monitor,
     )
-    fit(
-        trainer,
-        watch=("calibrl/lead", "calibrl/behind", "calibrl/logp_wrong", "policy/surprise"),
-    )
+    watched = ("calibrl/lead", "calibrl/behind", "calibrl/logp_wrong", "policy/surprise")
+    fit(trainer, watch=watched)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from mmrl.rollouts.groups import DynamicSampling, group_rollout
 
 DAPO = {"dynamic": True, "grpo": {"clip_high": 0.28}}
 MEDICAL = {"mask": {"ratio": 0.2}, "noise": {"t": 100}, "dataset": "train.jsonl"}
-SMALL, LARGE = "Qwen/Qwen2.5-VL-3B-Instruct", "Qwen/Qwen2.5-VL-7B-Instruct"
+SMALL = "Qwen/Qwen2.5-VL-3B-Instruct"
 TINY = {"lambda_nec": 0.002, "lambda_rob": 0.01, "lambda_ent": 0.0, "lambda_orig": 0.0}
 PRESETS = {
     EMBEDDED: miniature(dvrp=TINY, mask={"size": 16}, noise={"t": 300}),
@@ -35,7 +35,7 @@ PRESETS = {
 
 
 def main(
-    model: str = LARGE,
+    model: str = "Qwen/Qwen2.5-VL-7B-Instruct",
     dataset: str = "PAPOGalaxy/PAPO_ViRL39K_train",
     data: Data = Data(),
     dvrp: DVRP = DVRP(lambda_nec=0.01, lambda_rob=0.01, lambda_ent=0.05),
@@ -60,6 +60,7 @@ def main(
     """
     policy = open_policy(model, load, lora, run)
     prompts, heldout = open_data(dataset, data, run.seed)
+    masked, noisy = VisualBranch(mask, grad=grad), VisualBranch(noise, grad=grad)
     trainer = Trainer(
         policy,
         prompts=prompts,
@@ -68,10 +69,7 @@ def main(
         rollout=DynamicSampling(part="accuracy") if dynamic else group_rollout,
         estimator=group_normalized,
         grpo=grpo,
-        branches={
-            dvrp.masked: VisualBranch(mask, grad=grad),
-            dvrp.noisy: VisualBranch(noise, grad=grad),
-        },
+        branches={dvrp.masked: masked, dvrp.noisy: noisy},
         objectives=[dvrp],
         sampling=sampling,
         optim=optim,

@@ -20,7 +20,7 @@ from mmrl.recipes.shared.opening import Data, Load, open_data, open_policy, styl
 from mmrl.rollouts.groups import FirstPass, group_rollout
 
 PLAIN = {"mssr": {"lambda_entropy": 0.0}}
-SMALL, LARGE = "Qwen/Qwen2.5-VL-3B-Instruct", "Qwen/Qwen2.5-VL-7B-Instruct"
+SMALL = "Qwen/Qwen2.5-VL-3B-Instruct"
 TINY = {
     "data": {"limit": 256},
     "grpo": {"kl": 0.01},
@@ -38,7 +38,7 @@ PRESETS = {
 
 
 def main(
-    model: str = LARGE,
+    model: str = "Qwen/Qwen2.5-VL-7B-Instruct",
     dataset: str = "Osilly/Vision-R1-rl",
     data: Data = Data(),
     mssr: MSSR = MSSR(
@@ -66,6 +66,7 @@ def main(
         heldout=heldout,
         rewards=Rewards(accuracy=style_of(data.style).accuracy),
         rollout=FirstPass(mssr.start, policy) if first_pass else group_rollout,
+        # A group of one has no mean but itself; its reward passes, and MSSR subtracts the remembered baseline.
         estimator=partial(group_centered, alone="reward"),
         grpo=grpo,
         objectives=[mssr],

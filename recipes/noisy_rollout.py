@@ -23,7 +23,7 @@ K12 = {
     "noise": {"t": 450, "anneal": Sigmoid(1.0, 30.0, 40 / 120)},
     "run": {"steps": 120},
 }
-LARGE, HUGE = "Qwen/Qwen2.5-VL-7B-Instruct", "Qwen/Qwen2.5-VL-32B-Instruct"
+HUGE = "Qwen/Qwen2.5-VL-32B-Instruct"
 BIG = {"model": HUGE, "sampling": {"group_size": 8}, "noise": {"t": 450}}
 PRESETS = {
     EMBEDDED: miniature(noise={"t": 300}, load={"freeze": ()}),
@@ -35,7 +35,7 @@ PRESETS = {
 
 
 def main(
-    model: str = LARGE,
+    model: str = "Qwen/Qwen2.5-VL-7B-Instruct",
     dataset: str = "hiyouga/geometry3k",
     data: Data = Data(split="train"),
     share: float = 0.5,
@@ -60,12 +60,14 @@ def main(
     policy = open_policy(model, load, lora, run)
     prompts, heldout = open_data(dataset, data, run.seed)
     style = style_of(data.style)
+    # Noise lies on the pixels that the model reads: on the file's it would shrink with them.
+    noisy = VisualBranch(noise, stage="resized")
     trainer = Trainer(
         policy,
         prompts=prompts,
         heldout=heldout,
         rewards=Rewards(accuracy=(0.9, style.accuracy), format=(0.1, style.format)),
-        rollout=NoisyRollout(policy, VisualBranch(noise, stage="resized"), share=share),
+        rollout=NoisyRollout(policy, noisy, share=share),
         estimator=group_normalized,
         grpo=grpo,
         sampling=sampling,

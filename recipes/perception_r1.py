@@ -11,20 +11,17 @@ an empty --judge.url a rule looks for the words of a fact in one sentence: the p
 such a run is no reproduction.
 """
 
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from mmrl import GRPO, LoRA, Monitor, Optim, Rewards, Run, Sampling, Trainer
 from mmrl.losses.advantages import group_normalized
 from mmrl.perception.consistency import RuleConsistency, VisualConsistency
+from mmrl.recipes.shared.judge_server import JudgeServer
 from mmrl.recipes.shared.launch import Preset, fit, launch
 from mmrl.recipes.shared.miniature import EMBEDDED, NOTE, miniature
 from mmrl.recipes.shared.opening import Data, Load, open_data, open_policy, style_of
-from mmrl.rewards.judge import Judge
 from mmrl.rewards.pay import RepetitionPenalty
 
-LARGE = "Qwen/Qwen2.5-VL-7B-Instruct"
 PRESETS = {
     EMBEDDED: miniature(f"{NOTE}; a rule in place of the judge", judge={"url": ""}),
     "7b": Preset("Qwen2.5-VL-7B on 1,442 items of Geometry3K", 7.0),
@@ -33,31 +30,8 @@ PRESETS = {
 }
 
 
-@dataclass(frozen=True)
-class JudgeServer:
-    """An OpenAI-compatible server with a text model."""
-
-    url: str = "http://localhost:8000/v1"
-    """Base address; empty uses a rule instead."""
-    model: str = "Qwen/Qwen2.5-32B-Instruct-AWQ"
-    """Name of the model on the server."""
-    key_file: Path | None = None
-    """File that holds the API key."""
-    cache: Path | None = None
-    """SQLite file that keeps verdicts; None keeps them in memory."""
-    concurrency: int = 64
-    """Requests under way at once."""
-
-    def judge(self) -> Judge:
-        """The client."""
-        key = None if self.key_file is None else self.key_file.read_text().strip()
-        return Judge(
-            self.url, self.model, key=key, cache=self.cache, concurrency=self.concurrency
-        )
-
-
 def main(
-    model: str = LARGE,
+    model: str = "Qwen/Qwen2.5-VL-7B-Instruct",
     dataset: str = "train.jsonl",
     data: Data = Data(style="answer"),
     visual: float = 0.7,
@@ -77,22 +51,24 @@ def main(
     Args:
         visual: Weight of the visual perception reward.
         penalty: Weight of the penalty for repeated 20-grams.
-        judge: Where the judge is.
         unavailable: What an outage of the judge does: stop the run, or drop the part for the whole group.
     """
     policy = open_policy(model, load, lora, run)
     prompts, heldout = open_data(dataset, data, run.seed)
     style = style_of(data.style)
-    by_judge: dict[str, Any] = (
-        {"visual": (visual, VisualConsistency(judge.judge()))} if judge.url else {}
-    )
-    by_rule: dict[str, Any] = {"visual_rule": (visual, RuleConsistency(words=True))}
+    # Under another name when a rule stands in, so that no curve of it passes for the paper's.
+    if not visual:
+        reads: dict[str, Any] = {}
+    elif judge.url:
+        reads = {"visual": (visual, VisualConsistency(judge.judge()))}
+    else:
+        reads = {"visual_rule": (visual, RuleConsistency(words=True))}
     rewards = Rewards(
         accuracy=(0.9, style.accuracy),
         format=(0.1, style.format),
         repetition=(penalty, RepetitionPenalty(n=20)),
         on_unavailable=unavailable,
-        **(by_judge or by_rule if visual else {}),
+        **reads,
     )
     trainer = Trainer(
         policy,
@@ -106,10 +82,8 @@ def main(
         run=run,
         monitor=monitor,
     )
-    fit(
-        trainer,
-        watch=("reward/accuracy", "reward/visual", "reward/visual_rule", "reward/repetition"),
-    )
+    watched = ("reward/accuracy", "reward/visual", "reward/visual_rule", "reward/repetition")
+    fit(trainer, watch=watched)
 
 
 if __name__ == "__main__":

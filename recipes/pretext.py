@@ -24,8 +24,7 @@ from mmrl.data.pretext.prompts import (
 from mmrl.losses.advantages import group_centered
 from mmrl.objectives.puzzlecraft import PuzzleCraft
 from mmrl.recipes.shared.launch import Preset, fit, launch
-from mmrl.recipes.shared.miniature import EMBEDDED
-from mmrl.recipes.shared.opening import Load, open_policy
+from mmrl.recipes.shared.opening import EMBEDDED, Load, open_policy
 from mmrl.recipes.shared.pretext_data import (
     LevelSettings,
     MixtureSettings,
@@ -63,12 +62,9 @@ def main(
 
     Args:
         dataset: Folder of images or videos, hub name, parquet file, webdataset shards, or "drawn".
-        puzzles: Which questions are made of the media.
-        levels: How the difficulty of each task moves.
-        mixture: How the shares of the tasks move.
-        puzzlecraft: The group weight.
     """
     policy = open_policy(warmed_up_for(model, puzzles.mix), load, lora, run)
+    # Two controllers: the data only reads the first level, the curriculum moves its own.
     data = open_pretext(dataset, puzzles, run, levels.controller())
     curriculum = Curriculum(data.stream, levels.controller(), mixture.bandit())
     trainer = Trainer(

@@ -17,18 +17,12 @@ from mmrl.data.pretext.prompts import pretext_correct, pretext_reward, solution_
 from mmrl.data.pretext.rac import JudgeRAC, RuleRAC
 from mmrl.losses.advantages import group_centered
 from mmrl.objectives.puzzlecraft import PuzzleCraft
-from mmrl.recipes.perception_r1 import JudgeServer
+from mmrl.recipes.shared.judge_server import JudgeServer
 from mmrl.recipes.shared.launch import Preset, fit, launch
-from mmrl.recipes.shared.miniature import EMBEDDED
-from mmrl.recipes.shared.opening import Load, open_policy
-from mmrl.recipes.shared.pretext_data import (
-    Puzzles,
-    miniature_pretext,
-    open_pretext,
-)
+from mmrl.recipes.shared.opening import EMBEDDED, Load, open_policy
+from mmrl.recipes.shared.pretext_data import Puzzles, miniature_pretext, open_pretext
 from mmrl.recipes.shared.pretext_warmup import warmed_up_for
 
-LARGE = "Qwen/Qwen2.5-VL-7B-Instruct"
 MIX = {"puzzles": {"mix": "puzzlecraft-mix"}, "run": {"steps": 2500}}
 PRESETS = {
     EMBEDDED: miniature_pretext("miniature-puzzles"),
@@ -47,7 +41,7 @@ PRESETS = {
 
 
 def main(
-    model: str = LARGE,
+    model: str = "Qwen/Qwen2.5-VL-7B-Instruct",
     dataset: str = "drawn",
     puzzles: Puzzles = Puzzles("puzzlecraft-jigsaw"),
     puzzlecraft: PuzzleCraft = PuzzleCraft(scale=4.0, gamma=0.5),
@@ -64,11 +58,11 @@ def main(
 
     Args:
         dataset: Folder of images, hub name, parquet file, webdataset shards, or "drawn".
-        puzzles: Which questions are made of the pictures.
         judge: Who judges whether the reasoning supports the answer; without an address a rule stands in.
     """
     policy = open_policy(warmed_up_for(model, puzzles.mix), load, lora, run)
     data = open_pretext(dataset, puzzles, run)
+    # Logged with weight 0: paid, a judge of reasoning would be what the policy learns to please.
     consistency = JudgeRAC(judge.judge()) if judge.url else RuleRAC()
     trainer = Trainer(
         policy,

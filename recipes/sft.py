@@ -9,11 +9,10 @@ so the loss is the mean negative log-likelihood (token mean, or sequence mean by
 
 from mmrl import GRPO, LoRA, Optim, Rewards, Run, Sampling, Trainer
 from mmrl.losses.surrogates import reinforce
-from mmrl.recipes.shared.embedded import likelihood
 from mmrl.recipes.shared.launch import Preset, fit, launch
 from mmrl.recipes.shared.miniature import EMBEDDED
 from mmrl.recipes.shared.opening import DRAWN, Data, Load, open_data, open_policy, style_of
-from mmrl.rollouts.groups import LabelRollout
+from mmrl.recipes.shared.supervised import label_rollout, likelihood
 
 PRESETS = {
     EMBEDDED: Preset(
@@ -50,9 +49,7 @@ def main(
         prompts=prompts,
         heldout=heldout,
         rewards=Rewards(accuracy=style_of(data.style).accuracy),
-        rollout=LabelRollout(
-            policy.processing.encode_answer, lambda prompt: policy.encode(prompt).ids
-        ),
+        rollout=label_rollout(policy),
         estimator=likelihood,
         surrogate=reinforce,
         grpo=grpo,
@@ -60,7 +57,8 @@ def main(
         optim=optim,
         run=run,
     )
-    fit(trainer, watch=("loss/total",), advice=f"recipes.papo with --model {run.folder}/model")
+    sharpen = f"python -m recipes.papo --model {run.folder}/model"
+    fit(trainer, watch=("loss/total",), advice=sharpen)
 
 
 if __name__ == "__main__":

@@ -16,13 +16,8 @@ from mmrl import GRPO, LoRA, Monitor, Optim, Rewards, Run, Sampling, Trainer
 from mmrl.data.pretext.prompts import pretext_correct, pretext_reward
 from mmrl.losses.advantages import group_normalized
 from mmrl.recipes.shared.launch import Preset, fit, launch
-from mmrl.recipes.shared.miniature import EMBEDDED
-from mmrl.recipes.shared.opening import Load, open_policy
-from mmrl.recipes.shared.pretext_data import (
-    Puzzles,
-    miniature_pretext,
-    open_pretext,
-)
+from mmrl.recipes.shared.opening import EMBEDDED, Load, open_policy
+from mmrl.recipes.shared.pretext_data import Puzzles, miniature_pretext, open_pretext
 from mmrl.recipes.shared.pretext_warmup import warmed_up_for
 
 PRESETS = {
@@ -47,7 +42,6 @@ def main(
 
     Args:
         dataset: Folder of videos, hub name, parquet file, webdataset shards, or "drawn".
-        puzzles: Which questions are made of the videos.
     """
     policy = open_policy(warmed_up_for(model, puzzles.mix), load, lora, run)
     data = open_pretext(dataset, puzzles, run)

@@ -16,16 +16,10 @@ from mmrl import GRPO, LoRA, Monitor, Optim, Rewards, Run, Sampling, Trainer
 from mmrl.data.pretext.prompts import pretext_correct, pretext_form, pretext_reward
 from mmrl.losses.advantages import group_normalized
 from mmrl.recipes.shared.launch import Preset, fit, launch
-from mmrl.recipes.shared.miniature import EMBEDDED
-from mmrl.recipes.shared.opening import Load, open_policy
-from mmrl.recipes.shared.pretext_data import (
-    Puzzles,
-    miniature_pretext,
-    open_pretext,
-)
+from mmrl.recipes.shared.opening import EMBEDDED, Load, open_policy
+from mmrl.recipes.shared.pretext_data import Puzzles, miniature_pretext, open_pretext
 from mmrl.recipes.shared.pretext_warmup import warmed_up_for
 
-LARGE = "Qwen/Qwen2.5-VL-7B-Instruct"
 FEWER = {"prompts_per_step": 128}
 PRESETS = {
     EMBEDDED: miniature_pretext("miniature-jigsaw"),
@@ -45,7 +39,7 @@ PRESETS = {
 
 
 def main(
-    model: str = LARGE,
+    model: str = "Qwen/Qwen2.5-VL-7B-Instruct",
     dataset: str = "drawn",
     puzzles: Puzzles = Puzzles("visual-jigsaw-image"),
     form_weight: float = 0.2,
@@ -61,7 +55,6 @@ def main(
 
     Args:
         dataset: Folder of images or videos, hub name, parquet file, webdataset shards, or "drawn".
-        puzzles: Which questions are made of the media.
         form_weight: Pay for the asked-for form, besides 1 for the right order.
     """
     policy = open_policy(warmed_up_for(model, puzzles.mix), load, lora, run)

@@ -20,7 +20,6 @@ from mmrl.recipes.shared.opening import Data, Load, open_data, open_policy, styl
 from mmrl.rewards.pay import RepetitionPenalty, answer_format
 from mmrl.rollouts.experts import WithLabel
 
-LARGE = "Qwen/Qwen2.5-VL-7B-Instruct"
 PRESETS = {
     EMBEDDED: miniature(boxes=False, label="target", layout="{}"),
     "7b": Preset("Qwen2.5-VL-7B on pictures of 840 x 840 pixels", 7.0),
@@ -28,13 +27,14 @@ PRESETS = {
 
 
 def main(
-    model: str = LARGE,
+    model: str = "Qwen/Qwen2.5-VL-7B-Instruct",
     dataset: str = "Ricky06662/ViSurf_multi_non_object_7300_size840",
     data: Data = Data(style="answer"),
     visurf: ViSurf = ViSurf(),
     label: str = "",
     layout: str = "<answer>{}</answer>",
     boxes: bool = True,
+    # By sequence: a label of few tokens weighs as much as a long answer.
     grpo: GRPO = GRPO(clip_low=0.2, clip_high=0.2, kl=5e-3, reduction="sequence"),
     sampling: Sampling = Sampling(group_size=8, temperature=1.0, max_tokens=2000),
     optim: Optim = Optim(lr=1e-6, weight_decay=1e-2),
@@ -49,7 +49,6 @@ def main(
         label: Column that holds the label; empty takes the row's answer.
         layout: How the label is written, as the model writes its answers.
         boxes: Answers are JSON lists of boxes and points; off: the accuracy and format of the answer style.
-        grpo: The GRPO core. Its reduction "sequence" gives a short label its full weight.
     """
     policy = open_policy(model, load, lora, run)
     prompts, heldout = open_data(dataset, data, run.seed)
@@ -70,6 +69,7 @@ def main(
         rewards=rewards,
         rollout=WithLabel(
             policy.processing.encode_answer,
+            # The label is paid like an answer, but has no thinking of its own to be paid for.
             weights=rewards.weights,
             thinking=("thinking",) if boxes else (),
             column=label,

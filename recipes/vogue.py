@@ -23,14 +23,9 @@ from mmrl.rollouts.groups import group_rollout
 from mmrl.rollouts.noisy import NoisyPrompts
 
 RELEASED = VOGUE(uncertainty="sampled", entropy="sampled", caps="sequential", draw="batch")
-AS_PRINTED = {
-    "uncertainty": "exact",
-    "entropy": "exact",
-    "caps": "simultaneous",
-    "draw": "rollout",
-}
-PRINTED = {"vogue": AS_PRINTED, "released_view": False, "noise": {"sigma": 0.4}}
-SMALL, LARGE = "Qwen/Qwen2.5-VL-3B-Instruct", "Qwen/Qwen2.5-VL-7B-Instruct"
+EXACT = {"uncertainty": "exact", "entropy": "exact", "caps": "simultaneous", "draw": "rollout"}
+PRINTED = {"vogue": EXACT, "released_view": False, "noise": {"sigma": 0.4}}
+SMALL = "Qwen/Qwen2.5-VL-3B-Instruct"
 PRESETS = {
     EMBEDDED: miniature(**PRINTED),
     "7b": Preset("Qwen2.5-VL-7B, released code", 7.0),
@@ -43,7 +38,7 @@ PRESETS = {
 
 
 def main(
-    model: str = LARGE,
+    model: str = "Qwen/Qwen2.5-VL-7B-Instruct",
     dataset: str = "XenoZLH/MMRL30k",
     data: Data = Data(),
     vogue: VOGUE = RELEASED,
@@ -66,12 +61,9 @@ def main(
     policy = open_policy(model, load, lora, run)
     prompts, heldout = open_data(dataset, data, run.seed)
     style = style_of(data.style)
-    view = (
-        Chain((Flip(0.5, 0.5), Rotation(10.0), ColourJitter(0.15, 0.15), noise))
-        if released_view
-        else noise
-    )
-    noisy = VisualBranch(view, stage="resized")
+    turned = Chain((Flip(0.5, 0.5), Rotation(10.0), ColourJitter(0.15, 0.15), noise))
+    # Noise lies on the pixels that the model reads: on the file's it would shrink with them.
+    noisy = VisualBranch(turned if released_view else noise, stage="resized")
     trainer = Trainer(
         policy,
         prompts=prompts,

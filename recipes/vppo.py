@@ -15,7 +15,7 @@ from mmrl.recipes.shared.miniature import EMBEDDED, miniature
 from mmrl.recipes.shared.opening import Data, Load, open_data, open_policy, style_of
 from mmrl.rollouts.groups import DynamicSampling, group_rollout
 
-LARGE, HUGE = "Qwen/Qwen2.5-VL-7B-Instruct", "Qwen/Qwen2.5-VL-32B-Instruct"
+HUGE = "Qwen/Qwen2.5-VL-32B-Instruct"
 PRESETS = {
     EMBEDDED: miniature(vppo={"eta": 0.002}, mask={"size": 16}, dynamic=False),
     "7b": Preset("Qwen2.5-VL-7B", 7.0),
@@ -24,7 +24,7 @@ PRESETS = {
 
 
 def main(
-    model: str = LARGE,
+    model: str = "Qwen/Qwen2.5-VL-7B-Instruct",
     dataset: str = "PAPOGalaxy/PAPO_ViRL39K_train",
     data: Data = Data(),
     vppo: VPPO = VPPO(top_share=0.4, beta_min=0.9, beta_max=None, eta=0.06),

@@ -31,10 +31,10 @@ from mmrl.grpo import GRPO
 from mmrl.losses.surrogates import reinforce
 from mmrl.model.policy import Policy
 from mmrl.recipes.shared.clip_asking import SpanStyle
-from mmrl.recipes.shared.embedded import likelihood
+from mmrl.recipes.shared.supervised import label_rollout, likelihood
 from mmrl.rewards.pay import Rewards
 from mmrl.rollouts.engine import HFEngine
-from mmrl.rollouts.groups import LabelRollout
+from mmrl.rollouts.groups import without_retention
 from mmrl.training.optim import Optim
 from mmrl.training.run import Run
 from mmrl.training.tracking import discard
@@ -106,9 +106,7 @@ def tuned(policy: Policy, prompts: Prompts, style: SpanStyle, tuning: Tuning, ru
         policy,
         prompts=Subset(prompts, range(rows)),
         rewards=Rewards(accuracy=style.parts["accuracy"]),
-        rollout=LabelRollout(
-            policy.processing.encode_answer, lambda prompt: policy.encode(prompt).ids
-        ),
+        rollout=label_rollout(policy),
         estimator=likelihood,
         surrogate=reinforce,
         grpo=GRPO(),
