@@ -35,6 +35,7 @@ def main(
     dataset: str = "train.jsonl",
     data: Data = Data(style="plain"),
     grpo: GRPO = GRPO(),
+    # For the evaluation: in training nothing is sampled.
     sampling: Sampling = Sampling(group_size=1, temperature=0.0, max_tokens=512),
     optim: Optim = Optim(lr=1e-5, weight_decay=0.0, warmup=10, schedule="cosine"),
     run: Run = Run(name="sft", prompts_per_step=64, epochs=1),

@@ -46,6 +46,7 @@ def main(
     clips: Clips = Clips(max_frames=768),
     asking: Asking = Asking(style="tempsamp-r1"),
     grpo: GRPO = GRPO(clip_low=0.2, clip_high=0.28),
+    # Seven are sampled; the label makes the group of eight.
     sampling: Sampling = Sampling(group_size=7, temperature=1.0, top_p=0.85, max_tokens=256),
     optim: Optim = Optim(lr=1e-6, warmup=6, weight_decay=0.01),
     run: Run = Run(name="tempsamp_r1", prompts_per_step=16),

@@ -146,14 +146,17 @@ def main(
         data: Which rows; style and columns are not used here.
         scale_rewards: Divide advantages by the group's deviation.
     """
+    # Old output goes now: the stages below write into the folder before the trainer looks at it.
     run, style = started(run), span_style_of(asking)
     questions = ClipQuestions(dataset, video_root, data, clips, asking)
     policy = questions.open_policy(model, load, lora, run)
     prompts, heldout = questions.open_prompts(policy, run.seed, run.folder)
     if tuning.rows:
         tuned_model = tuned(policy, prompts, style, tuning, run)
+        # Read again from its folder, so that a resumed run and one that just tuned go on from the same bytes.
         policy = questions.open_policy(str(tuned_model), load, lora, run)
     if select.target:
+        # Difficulty is that for the model RL will train, the tuned one if there is one.
         prompts = selected(policy, prompts, select, sampling, run)
     trainer = Trainer(
         policy,

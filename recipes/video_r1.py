@@ -77,7 +77,9 @@ def main(
         heldout=heldout,
         rewards=Rewards(**style.parts),  # type: ignore[arg-type]
         rollout=ContrastRollout(policy, view, t_grpo_bonus, branch=order),
-        estimator=partial(group_normalized, eps=1e-4),
+        estimator=partial(
+            group_normalized, eps=1e-4
+        ),  # as in TRL, on which the released code stands
         grpo=grpo,
         sampling=sampling,
         optim=optim,

@@ -66,7 +66,10 @@ def main(
         rewards=Rewards(
             puzzle=pretext_reward,
             form=(form_weight, pretext_form),
-            accuracy=(0.0, pretext_correct),
+            accuracy=(
+                0.0,
+                pretext_correct,
+            ),  # unpaid; the part of this name is what evaluations report
         ),
         estimator=group_normalized,
         grpo=grpo,

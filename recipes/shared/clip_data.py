@@ -88,6 +88,7 @@ class ClipQuestions:
 
     @property
     def drawn(self) -> bool:
+        """Are the clips drawn, with nothing to read or decode?"""
         return self.dataset.startswith("drawn:")
 
     def open_policy(

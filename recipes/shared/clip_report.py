@@ -21,6 +21,7 @@ def blocks(
 ) -> Iterator[list[Prompt]]:
     """The first `count` prompts, a few at a time; rows that cannot be used are left out and counted at the end."""
     length = count if prompts.size is None else min(count, prompts.size)
+    # In blocks, since the caller lets go of the pixels of one before the next is decoded.
     block: list[Prompt] = []
     bad = 0
     for index in range(length):

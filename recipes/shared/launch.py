@@ -159,6 +159,7 @@ def with_defaults(main: Callable[..., Any], values: Mapping[str, Any]) -> Callab
 def explained(main: Callable[..., Any]) -> Callable[..., Any]:
     """The same function; its docstring gains the help of common arguments that it does not explain itself."""
     text = inspect.cleandoc(main.__doc__ or "")
+    # The docstring is what tyro reads; there is no other way to hand it help for plain arguments of a function.
     own = set(re.findall(r"^ {4}(\w+):", text, re.MULTILINE))
     names = [name for name in inspect.signature(main).parameters if name in HELP]
     added = "".join(f"\n    {name}: {HELP[name]}" for name in names if name not in own)
@@ -203,6 +204,7 @@ def _logged(rows: Sequence[Mapping[str, Any]], name: str) -> list[tuple[int, flo
 
 def _prog(main: Callable[..., Any]) -> str:
     """How the user called the recipe: `python -m recipes.papo`, or `mmrl papo`."""
+    # Under `python -m` the module is called __main__, and only its spec still knows the name.
     spec = main.__globals__.get("__spec__")
     if main.__module__ == "__main__":
         return f"python -m {spec.name}" if spec is not None else "recipe"

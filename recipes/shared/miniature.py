@@ -18,6 +18,7 @@ SHARED: Mapping[str, Any] = {
     "grpo": {"kl": 0.0, "clip_high": 0.28},
     "sampling": {"group_size": 8, "top_p": 1.0, "max_tokens": 10},
     "optim": {"lr": 2e-4, "weight_decay": 0.0, "warmup": 0},
+    # The tiny model has its own limits; those of a real one would enlarge its pictures.
     "load": {"min_pixels": None, "max_pixels": None, "max_prompt_tokens": None},
     "run": {
         "prompts_per_step": 16,
@@ -26,6 +27,7 @@ SHARED: Mapping[str, Any] = {
         "eval_prompts": 256,
         "save_every": 20,
     },
+    # Often enough to show the probe within fifty steps.
     "monitor": {"probe_every": 25},
 }
 NOTE = "tiny model, drawn pictures, CPU, minutes"

@@ -31,13 +31,24 @@ class Lesson(Protocol):
     """Numbers of a supervised warm-up."""
 
     @property
-    def steps(self) -> int: ...
+    def steps(self) -> int:
+        """Optimizer steps."""
+        ...
+
     @property
-    def batch(self) -> int: ...
+    def batch(self) -> int:
+        """Labels per step."""
+        ...
+
     @property
-    def lr(self) -> float: ...
+    def lr(self) -> float:
+        """Peak learning rate."""
+        ...
+
     @property
-    def seed(self) -> int: ...
+    def seed(self) -> int:
+        """Seed of the run."""
+        ...
 
 
 def likelihood(reward: torch.Tensor, group: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

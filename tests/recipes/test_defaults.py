@@ -1,4 +1,4 @@
-"""Every number of every preset of every recipe, as it was last agreed on: a change here is a change of published numbers.
+"""Every number of every preset of every recipe, as it was last agreed on: a change here changes published numbers.
 
 `defaults.json` holds the defaults of each recipe, and for each preset what differs from them. After a wanted change:
 `python -m tests.recipes.test_defaults` from the checkout writes it anew; read its diff before committing it.

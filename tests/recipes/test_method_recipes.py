@@ -140,11 +140,6 @@ def test_every_preset_fits_its_recipe(name, rules):
     assert choose_preset(recipe.PRESETS, None, "my/Qwen2.5-VL-7B", None) == "7b"
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_every_setting_is_explained(name, rules, capsys):
-    rules.settings_are_explained(importlib.import_module(f"mmrl.recipes.{name}"), capsys)
-
-
 def test_the_table_names_every_recipe():
     text = (ROOT / "recipes" / "README.md").read_text()
     for name in (*NAMES, "grpo", "papo", "sft", "evaluate"):

@@ -227,11 +227,6 @@ def test_every_preset_fits_its_recipe(name, rules):
         assert mix is None or mix in MINIATURES or preset(mix)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_every_setting_is_explained(name, rules, capsys):
-    rules.settings_are_explained(importlib.import_module(f"mmrl.recipes.{name}"), capsys)
-
-
 def test_the_warm_up_tells_some_lies_and_keeps_the_form(tmp_path):
     from mmrl.recipes.shared.pretext_data import open_pretext
     from mmrl.recipes.shared.pretext_warmup import TINY, Lessons, PretextWarmUp
