@@ -29,7 +29,7 @@ from tiny_runs import (
 )
 
 from mmrl.model.branches import Views
-from mmrl.model.policy import Wanted
+from mmrl.model.scoring import Wanted, score_packed
 from mmrl.objectives.papo import PAPO
 from mmrl.perception.masking import PatchMask
 from mmrl.training.run import Clock
@@ -42,7 +42,6 @@ BRANCHES = {"masked": VisualBranch(PatchMask(ratio=0.6, size=16))}
 
 def learn(trainer: Trainer, rollouts: list[Rollout], now: Now) -> float:
     """CPU seconds of scoring and update."""
-    trainer.policy.retain_vision = False
     return cpu_seconds(lambda: trainer.learner.learn(rollouts, now, Clock()))
 
 
@@ -53,11 +52,14 @@ def scoring_pass(trainer: Trainer, rollouts: list[Rollout], now: Now) -> float:
         views = Views(trainer.policy, rollouts, BRANCHES, now)
         with torch.no_grad():
             groups = views.groups("masked", range(len(rollouts)))
-            trainer.policy.score(
-                {"masked": groups}, {"masked": Wanted()}, (len(rollouts), ANSWER)
+            score_packed(
+                trainer.policy,
+                {"masked": groups},
+                {"masked": Wanted()},
+                (len(rollouts), ANSWER),
             )
 
-    trainer.policy.features_store.clear()
+    trainer.policy.vision.clear()
     return cpu_seconds(run)
 
 

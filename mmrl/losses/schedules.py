@@ -28,7 +28,9 @@ class Linear:
     """Straight line from `start` to `end`, reached at progress `until`, then constant."""
 
     start: float = 1.0
+    """The value at the beginning of the run."""
     end: float = 0.0
+    """The value from `until` on."""
     until: float = 1.0
     """Share of the run after which `end` is kept, in (0, 1]."""
 
@@ -47,7 +49,9 @@ class Cosine:
     """Half a cosine from `start` down (or up) to `end`."""
 
     start: float = 1.0
+    """The value at the beginning of the run."""
     end: float = 0.0
+    """The value at its end."""
 
     def __call__(self, progress: float) -> float:
         clipped = min(max(progress, 0.0), 1.0)
@@ -59,8 +63,11 @@ class Sigmoid:
     """start · σ(steepness · (middle − progress)): near `start` early, near 0 late."""
 
     start: float = 1.0
+    """The value long before `middle`."""
     steepness: float = 10.0
+    """How sharply it falls: 4 / steepness is about the share of the run that the fall takes."""
     middle: float = 0.5
+    """Progress at which half of `start` is left."""
 
     def __call__(self, progress: float) -> float:
         return self.start / (1.0 + math.exp(-self.steepness * (self.middle - progress)))

@@ -11,7 +11,7 @@ experts in `experts.py`, checklists in `checklist.py`, contrasts in `contrast.py
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -221,9 +221,10 @@ class FirstPass(RolloutFunction):
                 "FirstPass answers every prompt once, but the data is endless; set data.limit."
             )
         values: dict[str, list[float]] = {}
-        with without_retention(self.policy):
-            for begin in range(0, size, self.at_once):
-                indices = range(begin, min(size, begin + self.at_once))
+        for begin in range(0, size, self.at_once):
+            indices = range(begin, min(size, begin + self.at_once))
+            # Each block is forgotten before the next, so that a whole data set need not fit in memory.
+            with self.policy.vision.no_update():
                 prompts = self._usable(supply, indices)
                 answers = pay(engine.generate(prompts, sampling, now)) if prompts else []
                 for answer in answers:
@@ -231,8 +232,6 @@ class FirstPass(RolloutFunction):
                     if value is not None:
                         values.setdefault(answer.prompt.id, []).append(value)
                 supply.counters["rollout/first_pass"] += len(prompts)
-                # The next prompts are others: their encodings and pictures would only fill the memory.
-                self.policy.forget_prompts()
         return {prompt: sum(found) / len(found) for prompt, found in values.items()}
 
     def _usable(self, supply: Supply, indices: range) -> list[Prompt]:
@@ -251,17 +250,6 @@ class FirstPass(RolloutFunction):
         if self.part == "total":
             value = rollout.reward
         return None if value is None else min(max(value, 0.0), 1.0)
-
-
-@contextlib.contextmanager
-def without_retention(policy: Policy) -> Iterator[None]:
-    """Answers sampled inside keep no graph of the vision tower: no update will use it."""
-    # Put back also after an error: the step may be tried again.
-    kept, policy.retain_vision = policy.retain_vision, False
-    try:
-        yield
-    finally:
-        policy.retain_vision = kept
 
 
 def chain(rollout: RolloutCall) -> list[RolloutFunction]:

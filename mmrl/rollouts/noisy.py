@@ -23,18 +23,12 @@ from dataclasses import dataclass, field, replace
 from mmrl.ground.require import require
 from mmrl.ground.seeds import uniform_draw
 from mmrl.losses.schedules import Linear
-from mmrl.model.branches import render
+from mmrl.model.branches import render_branch
 from mmrl.model.policy import Policy
 from mmrl.model.processing import Patches
 from mmrl.objectives.base import AnswerKind, noisy_answers, noisy_prompts
 from mmrl.rollouts.engine import Engine, can_look
-from mmrl.rollouts.groups import (
-    Pay,
-    RolloutCall,
-    RolloutFunction,
-    group_rollout,
-    without_retention,
-)
+from mmrl.rollouts.groups import Pay, RolloutCall, RolloutFunction, group_rollout
 from mmrl.rollouts.prompt_order import Supply
 from mmrl.types import Now, Prompt, Rollout, Sampling, VisualBranch
 
@@ -171,8 +165,11 @@ def rendered(
     *,
     compared: bool = False,
 ) -> list[tuple[Patches, ...]]:
-    """The pixels of each prompt under a branch, one draw per prompt; `compared` as for `branches.render`."""
-    return [render(policy, prompt, name, branch, now, compared=compared) for prompt in prompts]
+    """The pixels of each prompt under a branch, one draw per prompt; `compared` as for `branches.render_branch`."""
+    return [
+        render_branch(policy, prompt, name, branch, now, compared=compared)
+        for prompt in prompts
+    ]
 
 
 def generate_under(
@@ -191,5 +188,5 @@ def generate_under(
             f"the view {branch!r} needs; use HFEngine."
         )
     # The update reads clean pictures: a graph of noisy ones would be kept for nobody.
-    with without_retention(policy):
+    with policy.vision.no_update():
         return engine.generate(prompts, sampling, now, visual=seen, branch=branch)

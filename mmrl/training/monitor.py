@@ -33,12 +33,12 @@ from torch import Tensor
 
 from mmrl.model.branches import Views
 from mmrl.model.packing import collate, split
-from mmrl.model.policy import Policy, Wanted
+from mmrl.model.policy import Policy
 from mmrl.model.reference_scores import scored
+from mmrl.model.scoring import Wanted
 from mmrl.objectives.base import Objective
 from mmrl.rewards.pay import Rewards
 from mmrl.rollouts.engine import Engine, can_look
-from mmrl.rollouts.groups import without_retention
 from mmrl.rollouts.noisy import rendered
 from mmrl.training.evaluate import summary
 from mmrl.types import Media, Now, Prompt, Rollout, Sampling, View, ViewContext, VisualBranch
@@ -145,7 +145,7 @@ def blind_probe(
     }
     greedy = replace(sampling, group_size=1, temperature=0.0)
     found: dict[str, float] = {}
-    with without_retention(policy), torch.no_grad():
+    with policy.vision.no_update(), torch.no_grad():
         real = rewards(engine.generate(prompts, greedy, now))
         found["accuracy"] = summary(real)["accuracy"]
         for name, branch in branches.items():

@@ -156,10 +156,10 @@ class Trainer:
     def step(self, now: Now) -> dict[str, float]:
         """One rollout and its updates; returns the metrics. `now.step` counts from 1."""
         clock = Clock()
-        self.policy.retain_vision = self.policy.tower_trains
-        with clock("generate"):
-            rollouts = self.rollout(self.engine, self._pay, self.supply, self.sampling, now)
-        metrics = self.learner.learn(rollouts, now, clock)
+        with self.policy.vision.step():
+            with clock("generate"):
+                rollouts = self.rollout(self.engine, self._pay, self.supply, self.sampling, now)
+            metrics = self.learner.learn(rollouts, now, clock)
         self.engine.sync(self.policy)  # before anything is sampled with the new weights
         metrics.update(self._leftovers())
         metrics.update(clock.read())
@@ -216,7 +216,6 @@ class Trainer:
             metrics = self.step(Now(number, (number - 1) / self.steps, self.run.seed))
         except Exception as error:
             self.optimizer.clear()
-            self.policy.features_store.clear()
             self._leftovers()
             kept = f"The last checkpoint in {self.run.folder}/checkpoints stays"
             # A failure between the updates of a step leaves weights that belong to no step: those are not saved.
@@ -227,7 +226,6 @@ class Trainer:
                 f"Step {number} failed: {_said(error)}\n{kept}; mend the cause and run the same command to go on."
             ) from error
         self.step_done = number
-        self.policy.forget_prompts()
         metrics.update(self.plateau.observe(metrics))
         last = number == self.steps or self.plateau.reached
         if self.heldout and (
@@ -270,14 +268,11 @@ class Trainer:
         return out
 
     def _evaluate(self, step: int) -> dict[str, float]:
-        retain, self.policy.retain_vision = self.policy.retain_vision, False
         now = Now(step, step / self.steps, self.run.seed)
         clock = Clock()
-        with clock("evaluate"):
+        with clock("evaluate"), self.policy.vision.no_update():
             found = evaluate(self.engine, self.heldout, self.rewards, self.sampling, now)
         seconds = clock.read()["time/evaluate"]
-        self.policy.forget_prompts()
-        self.policy.retain_vision = retain
         # Read and dropped: what evaluation cost must not appear as cost of the next step.
         self.policy.counters.clear()
         self.rewards.metrics()
@@ -291,12 +286,11 @@ class Trainer:
             self.supply.prompts, self.monitor.probe_prompts, self.policy.encode
         )
         clock, now = Clock(), Now(step, step / self.steps, self.run.seed)
-        with clock("probe"):
+        with clock("probe"), self.policy.vision.no_update():
             budget = self.run.tokens_per_pass
             found = blind_probe(
                 self.policy, self.engine, prompts, self.rewards, self.sampling, now, budget
             )
-        self.policy.forget_prompts()
         self.policy.counters.clear()
         self.rewards.metrics()
         return {**found, "time/probe": clock.read()["time/probe"]}
@@ -343,7 +337,9 @@ class Trainer:
             yield f"{i}:{type(objective).__name__}", memory
 
     def _save(self, state: Mapping[str, Any] | None = None) -> None:
-        self.policy.features_store.clear()
+        # A run that continues from here starts without features, so this one goes on without them: equal batches
+        # of pictures through the tower, equal bits.
+        self.policy.vision.clear()
         chosen = dict(state or self._state())
         folder = self.run.folder / "checkpoints"
         named = self.policy.named_parameters()
@@ -392,7 +388,7 @@ class Trainer:
         self.supply.load(state["supply"])
         self.policy.version = state["version"]
         self.step_done = state["step"]
-        self.policy.features_store.clear()
+        self.policy.vision.clear()
         self.plateau.load(state["plateau"])
         for name, memory in self._named_memories():
             if memory is not None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mmrl.data.drawn.drawn import Drawn
-from mmrl.model.branches import Views, render
+from mmrl.model.branches import Views, render_branch
 from mmrl.model.policy import Policy
 from mmrl.perception.masking import PatchMask
 from mmrl.perception.perturb import ColourJitter, Flip, ViewChain
@@ -107,7 +107,7 @@ def test_every_part_of_the_key_changes_the_draw(policy):
     rollout = answers(policy, [DATA[0]])[0]
 
     def shown(name, now, answer=-1):
-        return render(policy, rollout.prompt, name, MASKED, now, answer)[0].key
+        return render_branch(policy, rollout.prompt, name, MASKED, now, answer)[0].key
 
     first = shown("masked", NOW)
     assert first == shown("masked", replace(NOW, progress=0.9)), (
@@ -153,7 +153,7 @@ def test_the_stage_says_which_pixels_a_view_gets(policy):
     sizes = {}
     for stage in ("original", "resized"):
         view = Recorded()
-        render(policy, prompt, "b", VisualBranch(view, stage=stage), NOW)
+        render_branch(policy, prompt, "b", VisualBranch(view, stage=stage), NOW)
         sizes[stage] = view.calls[0][0]
     assert sizes["original"] == (1, 3, 50, 70) and sizes["resized"] == (
         1,
@@ -181,7 +181,7 @@ def test_a_view_that_changes_the_size_is_refused(policy):
             return frames[..., ::2, :]
 
     with pytest.raises(ValueError, match="must keep shape and dtype"):
-        render(policy, DATA[0], "b", VisualBranch(Shrunk()), NOW)
+        render_branch(policy, DATA[0], "b", VisualBranch(Shrunk()), NOW)
 
 
 def test_a_view_that_changes_the_answer_is_refused(policy):
@@ -189,7 +189,7 @@ def test_a_view_that_changes_the_answer_is_refused(policy):
         with pytest.raises(
             ValueError, match=r"'b' cannot show prompt 'drawn:lookup.*changes the geometry"
         ):
-            render(policy, DATA[0], "b", VisualBranch(view), NOW)
+            render_branch(policy, DATA[0], "b", VisualBranch(view), NOW)
     free = replace(DATA[0], extra={})
     for prompt, view in ((DATA[0], PatchMask()), (free, Flip())):
-        assert render(policy, prompt, "b", VisualBranch(view), NOW)
+        assert render_branch(policy, prompt, "b", VisualBranch(view), NOW)

@@ -258,7 +258,7 @@ def test_strict_json():
 
 def test_reward_modules_import_without_torch():
     modules = "rewards consistency checklist boxes diagnosis compat.vlm_r1 compat.vision_reasoner compat.perception_r1"
-    imports = "; ".join(f"import perception.{name}" for name in modules.split())
+    imports = "; ".join(f"import mmrl.perception.{name}" for name in modules.split())
     code = f"{imports}; import sys; print(*sys.modules)"
     ran = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
