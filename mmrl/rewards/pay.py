@@ -28,7 +28,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from mmrl.rewards.functions import (
-    LengthPenalty,
     RepetitionPenalty,
     answer_format,
     boxed_accuracy,
@@ -58,7 +57,6 @@ if TYPE_CHECKING:
     from mmrl.types import Rollout
 
 __all__ = [
-    "LengthPenalty",
     "RepetitionPenalty",
     "RewardStopped",
     "Rewards",
