@@ -29,7 +29,14 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from mmrl.ground.require import require
-from mmrl.rewards.answers import choice, number, plain, same_choice, same_number, same_text
+from mmrl.rewards.answers import (
+    named_choice,
+    plain,
+    read_number,
+    same_choice,
+    same_number,
+    same_text,
+)
 
 if TYPE_CHECKING:
     from mmrl.types import Prompt, Rollout
@@ -63,7 +70,7 @@ class Check:
                 f"a check needs a question and an answer; got {self.question!r} and {self.answer!r}."
             )
         # Said when the row is read: an answer that no grader understands could never be hit.
-        readers = {"number": number, "choice": choice, "bool": _truth}
+        readers = {"number": read_number, "choice": named_choice, "bool": _truth}
         reader = readers.get(self.kind, plain)
         if reader(self.answer) is None:
             raise ValueError(

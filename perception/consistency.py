@@ -26,18 +26,15 @@ shows (`consistency_rule`), and do not call runs with it a reproduction. No torc
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mmrl.rewards.worker import Unavailable
 
 if TYPE_CHECKING:
+    from mmrl.rewards.judge import Ask
     from mmrl.types import Rollout
-
-Chat = Sequence[Mapping[str, str]]
-AskJudge = Callable[[Chat], Awaitable[str]]
-"""Takes chat messages, returns the reply; raises `Unavailable` if there is none after its retries."""
 
 SYSTEM = """You compare a list of facts about a picture with a written response. You do not see the picture.
 For each numbered fact decide whether the response states it clearly, in whatever words or notation.
@@ -116,8 +113,8 @@ def verdicts(reply: str, count: int) -> tuple[float, ...] | None:
 class VisualConsistency:
     """Share of the picture's facts that the answer states, as a judge reads it. An async reward."""
 
-    judge: AskJudge
-    """Asks a text model."""
+    judge: Ask
+    """Takes chat messages, returns the reply of a text model; raises `Unavailable` if there is none."""
 
     async def __call__(self, rollout: Rollout) -> float | None:
         facts = facts_of(rollout.prompt.extra, rollout.prompt.id)

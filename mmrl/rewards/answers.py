@@ -159,7 +159,7 @@ def same_text(answer: str, reference: str) -> bool:
     return _words(answer) == _words(reference) != ""
 
 
-def choice(text: str, letters: str = "ABCDE") -> str | None:
+def named_choice(text: str, letters: str = "ABCDE") -> str | None:
     """The one option that an answer names: "B", "(b)", "B. a dog", "the answer is B"; None if it names none or two."""
     text = plain(text)
     alone = text.strip("()[]{}.:,;*'\" ")
@@ -192,12 +192,12 @@ def _isolated_letter(letters: str) -> str:
 
 def same_choice(answer: str, reference: str, letters: str = "ABCDE") -> bool:
     """Do both name the same option? Raises ValueError if the reference names none."""
-    expected = choice(reference, letters)
+    expected = named_choice(reference, letters)
     if expected is None:
         raise ValueError(
             f"The reference answer {reference[:80]!r} names no option among {letters}."
         )
-    return choice(answer, letters) == expected
+    return named_choice(answer, letters) == expected
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,7 @@ class Number:
     """What follows the number, lower case and without spaces."""
 
 
-def number(text: str) -> Number | None:
+def read_number(text: str) -> Number | None:
     r"""Read "1,234.5 cm", "-3/4", "1\frac{1}{2}", "50\%", "$5", "x = 2e3"; None if the text is no single number."""
     text = plain(text)
     if len(text) > DIGITS:
@@ -249,7 +249,7 @@ def same_number(
 
     With `letters=False` a single letter is a variable rather than a unit: then "5 m" is not 5.
     """
-    given, expected = number(answer), number(reference)
+    given, expected = read_number(answer), read_number(reference)
     if given is None or expected is None:
         return False
     if not _units_agree(given.unit, expected.unit, letters):

@@ -21,7 +21,7 @@ from mmrl.rewards.answers import (
     final_answer,
     last_number,
     matches,
-    number,
+    read_number,
     references,
     same_choice,
     same_math,
@@ -61,12 +61,12 @@ def number_accuracy(rollout: Rollout, *, tolerance: float = 1e-6) -> float:
     """1 if the final answer is the reference number within a relative tolerance, else 0; a text: its last number."""
     expected = references(rollout.prompt.answer)
     for reference in expected:
-        if number(reference) is None:
+        if read_number(reference) is None:
             raise ValueError(
                 f"The reference answer {reference[:80]!r} is no number; use boxed_accuracy for expressions."
             )
     answer = final_answer(rollout.text)
-    if number(answer) is None:
+    if read_number(answer) is None:
         answer = last_number(answer)
     return float(any(same_number(answer, reference, tolerance) for reference in expected))
 
