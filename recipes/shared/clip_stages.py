@@ -101,6 +101,7 @@ def tuned(policy: Policy, prompts: Prompts, style: SpanStyle, tuning: Tuning, ru
     rows = min(tuning.rows, prompts.size or tuning.rows)
     steps = max(1, int(rows * tuning.epochs) // tuning.rows_per_step)
     place = run.folder / "sft"
+    # A run of its own, so that a stage that was stopped goes on from its own checkpoints.
     trainer = Trainer(
         policy,
         prompts=Subset(prompts, range(rows)),
