@@ -14,7 +14,7 @@ import pytest
 from filelock import FileLock
 
 from mmrl.model import tiny
-from mmrl.recipes.shared import embedded, pretext_warmup
+from mmrl.recipes.shared import embedded, pretext_warmup, supervised
 from mmrl.recipes.shared.clip_data import clip_warm_up
 from mmrl.recipes.shared.launch import EMBEDDED, choose_preset, launch, with_defaults
 from mmrl.training.run import Run
@@ -44,9 +44,9 @@ class WarmModels:
             return self.made(lambda: embedded.warm_model(clip_warm_up("native")))
         if recipe == "videossr":
             self("timelens")  # what it starts from
-            return self.made(lambda: pretext_warmup.warm_puzzles(pretext_warmup.CLIPS))
+            return self.made(lambda: pretext_warmup.warm_pretext(pretext_warmup.CLIPS))
         if recipe in ("visual_jigsaw", "puzzlecraft", "pretext"):
-            return self.made(pretext_warmup.warm_puzzles)
+            return self.made(pretext_warmup.warm_pretext)
         return self.made(embedded.warm_model)
 
     def made(self, warm):
@@ -55,7 +55,7 @@ class WarmModels:
         place.mkdir(parents=True, exist_ok=True)
         # The number of steps is part of a model's key, so the loop is cut short rather than its setting changed.
         with FileLock(place / "warm.lock"), pytest.MonkeyPatch.context() as patch:
-            patch.setattr(embedded, "Run", shortened)
+            patch.setattr(supervised, "Run", shortened)
             return warm()
 
 
