@@ -41,20 +41,20 @@ class WarmModels:
     def __call__(self, recipe):
         """Folder of the model that a recipe starts from; made if it is not there."""
         if recipe in ("timelens", "tempsamp_r1", "video_r1"):
-            return self.made(lambda: embedded.warm_model(clip_warm_up("native")))
+            return self.made("clips", lambda: embedded.warm_model(clip_warm_up("native")))
         if recipe == "videossr":
             self("timelens")  # what it starts from
-            return self.made(lambda: pretext_warmup.warm_pretext(pretext_warmup.CLIPS))
+            return self.made(recipe, lambda: pretext_warmup.warm_pretext(pretext_warmup.CLIPS))
         if recipe in ("visual_jigsaw", "puzzlecraft", "pretext"):
-            return self.made(pretext_warmup.warm_pretext)
-        return self.made(embedded.warm_model)
+            return self.made("pretext", pretext_warmup.warm_pretext)
+        return self.made("lookup", embedded.warm_model)
 
-    def made(self, warm):
+    def made(self, name, warm):
         """Of several processes that want a model at once, one makes it and the others wait."""
         place = tiny.cache_folder()
         place.mkdir(parents=True, exist_ok=True)
         # The number of steps is part of a model's key, so the loop is cut short rather than its setting changed.
-        with FileLock(place / "warm.lock"), pytest.MonkeyPatch.context() as patch:
+        with FileLock(place / f"{name}.lock"), pytest.MonkeyPatch.context() as patch:
             patch.setattr(supervised, "Run", shortened)
             return warm()
 
