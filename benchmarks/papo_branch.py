@@ -32,7 +32,7 @@ from mmrl.model.branches import Views
 from mmrl.model.scoring import Wanted, score_packed
 from mmrl.objectives.papo import PAPO
 from mmrl.perception.masking import PatchMask
-from mmrl.training.run import Clock
+from mmrl.training.run import PhaseTimer
 from mmrl.training.trainer import Trainer
 from mmrl.types import Now, Rollout, VisualBranch
 
@@ -42,7 +42,7 @@ BRANCHES = {"masked": VisualBranch(PatchMask(ratio=0.6, size=16))}
 
 def learn(trainer: Trainer, rollouts: list[Rollout], now: Now) -> float:
     """CPU seconds of scoring and update."""
-    return cpu_seconds(lambda: trainer.learner.learn(rollouts, now, Clock()))
+    return cpu_seconds(lambda: trainer.learner.learn(rollouts, now, PhaseTimer()))
 
 
 def scoring_pass(trainer: Trainer, rollouts: list[Rollout], now: Now) -> float:

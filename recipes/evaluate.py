@@ -115,11 +115,12 @@ def _span_tables(
     engine, greedy = HFEngine(policy), replace(sampling, group_size=1, temperature=0.0)
     answers: list[Rollout] = []
     for rows in blocks(heldout, prompts, policy.encode):
-        for rollout in engine.generate(rows, greedy, Now(0, 0.0)):
-            # Without their pixels: the clips of a whole benchmark do not fit in memory.
-            bare = replace(rollout.prompt, media=())
-            answers.append(replace(rollout, prompt=bare))
-        policy.forget_prompts()
+        # Leaving the block forgets the clips of these rows, and so do their answers:
+        # the clips of a whole benchmark do not fit in memory.
+        with policy.vision.no_update():
+            for rollout in engine.generate(rows, greedy, Now(0, 0.0)):
+                without_pixels = replace(rollout.prompt, media=())
+                answers.append(replace(rollout, prompt=without_pixels))
     print(f"{model} on {len(answers)} questions of {questions.dataset}")
     text, tables = grounding_report(answers, span_style_of(questions.asking))
     print(text)

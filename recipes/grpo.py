@@ -21,7 +21,8 @@ from mmrl.losses.reduce import Totals
 from mmrl.losses.surrogates import clipped
 from mmrl.model.load import LoRA
 from mmrl.model.packing import Group, collate
-from mmrl.model.policy import Wanted
+from mmrl.model.policy import Policy
+from mmrl.model.scoring import Wanted, score_packed
 from mmrl.recipes.shared.launch import Preset, launch, summarise
 from mmrl.recipes.shared.miniature import EMBEDDED, miniature
 from mmrl.recipes.shared.opening import Data, Load, open_data, open_policy, style_of

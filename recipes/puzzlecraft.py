@@ -73,6 +73,7 @@ def main(
         ),
         estimator=group_centered,
         grpo=grpo,
+        # Dispersion counts different solutions: two wordings of one are the same.
         objectives=[puzzlecraft.reading(solution_key)],
         sampling=sampling,
         optim=optim,

@@ -36,7 +36,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """One process per core as far as memory goes; none besides this one where single files or tests are named."""
-    named = [argument.split("::")[0] for argument in config.invocation_params.args]
+    named = [argument.split("::")[0] for argument in config.option.file_or_dir]
     if any(argument.endswith(".py") for argument in named) and not any(
         map(os.path.isdir, named)
     ):

@@ -25,7 +25,7 @@ from mmrl.model.scoring import Wanted
 from mmrl.objectives.base import Memory, Objective, shaped_in_turn
 from mmrl.training.optim import Optimizer
 from mmrl.training.rollout_metrics import rollout_metrics, strength
-from mmrl.training.run import Clock
+from mmrl.training.run import PhaseTimer
 from mmrl.training.score_plan import plan_scores
 from mmrl.types import Batch, Now, Rollout, Scores, VisualBranch
 
@@ -69,7 +69,9 @@ class Learner:
             self.grpo, self.objectives, self.branches, self.updates_per_step
         )
 
-    def learn(self, rollouts: Sequence[Rollout], now: Now, clock: Clock) -> dict[str, float]:
+    def learn(
+        self, rollouts: Sequence[Rollout], now: Now, clock: PhaseTimer
+    ) -> dict[str, float]:
         """Score, shape and update; returns the metrics."""
         batch = self._collated(rollouts)
         metrics = rollout_metrics(rollouts, batch)

@@ -47,7 +47,7 @@ from mmrl.training.monitor import Alarms, BlindPolicy, Monitor, blind_probe, ref
 from mmrl.training.optim import Optim, Optimizer
 from mmrl.training.run import (
     FREE_TO_CHANGE,
-    Clock,
+    PhaseTimer,
     Run,
     planned_steps,
     refuse_several_processes,
@@ -56,6 +56,7 @@ from mmrl.training.tracking import (
     OutputError,
     Tracker,
     alone,
+    chat_as_line,
     describe,
     describe_prompts,
     differences,
@@ -63,7 +64,6 @@ from mmrl.training.tracking import (
     environment,
     peak_memory,
     prepare_output,
-    question_text,
     read_metrics,
 )
 from mmrl.types import Now, Prompt, Prompts, Rollout, Sampling, VisualBranch
@@ -155,7 +155,7 @@ class Trainer:
 
     def step(self, now: Now) -> dict[str, float]:
         """One rollout and its updates; returns the metrics. `now.step` counts from 1."""
-        clock = Clock()
+        clock = PhaseTimer()
         with self.policy.vision.step():
             with clock("generate"):
                 rollouts = self.rollout(self.engine, self._pay, self.supply, self.sampling, now)
@@ -269,7 +269,7 @@ class Trainer:
 
     def _evaluate(self, step: int) -> dict[str, float]:
         now = Now(step, step / self.steps, self.run.seed)
-        clock = Clock()
+        clock = PhaseTimer()
         with clock("evaluate"), self.policy.vision.no_update():
             found = evaluate(self.engine, self.heldout, self.rewards, self.sampling, now)
         seconds = clock.read()["time/evaluate"]
@@ -285,7 +285,7 @@ class Trainer:
         prompts = self.heldout[: self.monitor.probe_prompts] or heldout_prompts(
             self.supply.prompts, self.monitor.probe_prompts, self.policy.encode
         )
-        clock, now = Clock(), Now(step, step / self.steps, self.run.seed)
+        clock, now = PhaseTimer(), Now(step, step / self.steps, self.run.seed)
         with clock("probe"), self.policy.vision.no_update():
             budget = self.run.tokens_per_pass
             found = blind_probe(
@@ -417,7 +417,7 @@ class Trainer:
     def _example(self) -> str:
         prompt = self.supply.peek()
         text = self.policy.encode(prompt).text
-        return f"{text}\n(answer: {prompt.answer})" if text else question_text(prompt.messages)
+        return f"{text}\n(answer: {prompt.answer})" if text else chat_as_line(prompt.messages)
 
     def _settings(self) -> dict[str, Any]:
         # Where a run writes and how often it saves may change when it is continued; the rest may not.

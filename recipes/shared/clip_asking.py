@@ -22,7 +22,7 @@ from mmrl.data.grounding.questions import (
 )
 from mmrl.data.grounding.rewards import SpanReward
 from mmrl.data.grounding.spans import Spans
-from mmrl.data.grounding.times_retold import Telling
+from mmrl.data.grounding.time_encodings import EncodingName
 from mmrl.data.grounding.video_r1 import video_r1_accuracy, video_r1_format
 
 Asked = Literal[
@@ -40,7 +40,7 @@ class Asking:
     style: Asked = "timelens"
     """Whose wording, parser and reward: timelens (answers at once, IoU), timezero, time-r1, videochat-r1 (think first,
     IoU and format), timelens2 (any number of spans), tempsamp-r1 (shaped IoU), video-r1 (questions about clips)."""
-    time: Telling = "native"
+    time: EncodingName = "native"
     """How times are told: by the model's own means, before each pair of frames, in one list, or drawn on the frames."""
     snap: bool = False
     """Put true spans of the training rows on the times that are shown (TimeLens-7B)."""
@@ -83,7 +83,7 @@ def span_style_of(asking: Asking) -> SpanStyle:
     }
     parts = {
         "accuracy": (1.0, SpanReward(scores[asking.style])),
-        "format": (1.0, SpanReward(pay.think_format)),
+        "format": (1.0, SpanReward(pay.time_zero_format)),
         "iou": iou,
     }
     video_first = asking.style != "videochat-r1"

@@ -18,7 +18,7 @@ import numpy as np
 
 from mmrl.data.grounding import formats
 from mmrl.data.grounding.sets import GroundingPrompts, GroundingRow, Rows, timelens_usable
-from mmrl.data.grounding.times_retold import Telling, Told, encoding_of
+from mmrl.data.grounding.time_encodings import EncodingName, TimeEncoded, encoding_of
 from mmrl.data.video.frame_cache import FrameCache
 from mmrl.data.video.quarantine import Guarded, Quarantine
 from mmrl.data.video.video import ClipReader, ClipSampling
@@ -109,7 +109,7 @@ class ClipQuestions:
         data, asking = self.data, self.asking
         if self.drawn:
             train, held = open_data(self.dataset, data, seed)
-            return Told(train, asking.time), Told(held, asking.time)
+            return TimeEncoded(train, asking.time), TimeEncoded(held, asking.time)
         rows = self._rows(self.dataset, data)
         # Pixels per side of a visual token: limits are given in tokens.
         factor = policy.processing.videos.factor

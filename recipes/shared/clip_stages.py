@@ -34,7 +34,6 @@ from mmrl.recipes.shared.clip_asking import SpanStyle
 from mmrl.recipes.shared.supervised import label_rollout, likelihood
 from mmrl.rewards.pay import Rewards
 from mmrl.rollouts.engine import HFEngine
-from mmrl.rollouts.groups import without_retention
 from mmrl.training.optim import Optim
 from mmrl.training.run import Run
 from mmrl.training.tracking import discard
@@ -102,6 +101,7 @@ def tuned(policy: Policy, prompts: Prompts, style: SpanStyle, tuning: Tuning, ru
     rows = min(tuning.rows, prompts.size or tuning.rows)
     steps = max(1, int(rows * tuning.epochs) // tuning.rows_per_step)
     place = run.folder / "sft"
+    # A run of its own, so that a stage that was stopped goes on from its own checkpoints.
     trainer = Trainer(
         policy,
         prompts=Subset(prompts, range(rows)),
@@ -197,15 +197,16 @@ def measure_difficulty(
     left = [index for index in range(prompts.size) if index not in done]
     engine, greedy = HFEngine(policy), replace(sampling, group_size=1, temperature=0.0)
     now = Now(0, 0.0, seed)
-    # Each prompt is answered once, so its pixels are not worth keeping.
-    with without_retention(policy), file.open("a", encoding="utf-8") as out:
+    with file.open("a", encoding="utf-8") as out:
         for begin in range(0, len(left), AT_ONCE):
-            rows, usable = _usable(policy, prompts, left[begin : begin + AT_ONCE])
-            asked = [prompt for _, prompt in usable]
-            rollouts = engine.generate(asked, greedy, now) if asked else []
+            with policy.vision.no_update():  # leaving it forgets the clips of this block
+                rows, usable = _usable(policy, prompts, left[begin : begin + AT_ONCE])
+                asked = [prompt for _, prompt in usable]
+                rollouts = engine.generate(asked, greedy, now) if asked else []
             for (index, prompt), rollout in zip(usable, rollouts, strict=True):
                 rows.append(_line(index, prompt, rollout.text))
-            out.write(_json_lines(sorted(rows, key=lambda row: row["index"])))
+            rows.sort(key=lambda row: row["index"])
+            out.write(_json_lines(rows))
             out.flush()
 
 

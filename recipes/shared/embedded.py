@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from mmrl.data.drawn import drawn, scenes
-from mmrl.data.grounding.times_retold import Telling, Told
+from mmrl.data.grounding.time_encodings import EncodingName, TimeEncoded
 from mmrl.model import tiny
 from mmrl.recipes.shared.supervised import published, supervised
 from mmrl.training.run import Run
@@ -53,7 +53,7 @@ class WarmUp:
 
 def warm_model(settings: WarmUp = WarmUp()) -> Path:
     """Folder of the warmed-up model, from the cache if it is there."""
-    start = tiny.cached(settings.family, corpus=drawn.corpus())
+    start = tiny.cached(settings.family, corpus=drawn.tokenizer_texts())
     files = [Path(module.__file__ or "") for module in (drawn, scenes)]
     sources = [file.read_bytes() for file in (*files, Path(__file__))]
     sources.append(inspect.getsource(supervised).encode())
@@ -74,4 +74,4 @@ def _lessons(settings: WarmUp, run: Run) -> Prompts:
     if settings.task == "lookup":
         return lessons
     # A lesson is its target text, swapped ends included: the true spans are not its answer.
-    return Told(lessons, settings.telling, spans=False)
+    return TimeEncoded(lessons, settings.telling, spans=False)

@@ -25,6 +25,7 @@ class JudgeServer:
 
     def judge(self) -> Judge:
         """The client."""
+        # In a file, not in a flag: the command line is written into the run's folder.
         key = None if self.key_file is None else self.key_file.read_text().strip()
         return Judge(
             self.url, self.model, key=key, cache=self.cache, concurrency=self.concurrency

@@ -41,6 +41,7 @@ HELP = {
     "dynamic": "Dynamic sampling: drop groups that are all right or all wrong (DAPO).",
 }
 """Plain arguments that mean the same in every recipe."""
+ADVICE = "the same command with --help, or with your own --model MODEL --dataset FILE"
 
 
 class Preset:
@@ -80,9 +81,6 @@ def launch(
         sys.exit(130)
     except USER_ERRORS as error:
         sys.exit(f"{prog}: {error}")
-
-
-ADVICE = "the same command with --help, or with your own --model MODEL --dataset FILE"
 
 
 def fit(trainer: Trainer, *, watch: Sequence[str] = (), advice: str = ADVICE) -> None:

@@ -190,6 +190,7 @@ def open_pretext(
 
     def stream(side: str, settings: DefaultKnobs | FixedLevel) -> Stream:
         source = open_media(dataset, puzzles.drawn_side, quarantine)
+        # By content: the same picture under two names stands on one side.
         split = SplitSource(source, side, puzzles.heldout_share)
         return Stream(
             split, mix, run.seed, surface=surface, levels=settings, quarantine=quarantine

@@ -14,7 +14,7 @@ import pytest
 from filelock import FileLock
 
 from mmrl.model import tiny
-from mmrl.recipes.shared import embedded, pretext_warmup
+from mmrl.recipes.shared import embedded, pretext_warmup, supervised
 from mmrl.recipes.shared.clip_data import clip_warm_up
 from mmrl.recipes.shared.launch import EMBEDDED, choose_preset, launch, with_defaults
 from mmrl.training.run import Run
@@ -41,21 +41,21 @@ class WarmModels:
     def __call__(self, recipe):
         """Folder of the model that a recipe starts from; made if it is not there."""
         if recipe in ("timelens", "tempsamp_r1", "video_r1"):
-            return self.made(lambda: embedded.warm_model(clip_warm_up("native")))
+            return self.made("clips", lambda: embedded.warm_model(clip_warm_up("native")))
         if recipe == "videossr":
             self("timelens")  # what it starts from
-            return self.made(lambda: pretext_warmup.warm_puzzles(pretext_warmup.CLIPS))
+            return self.made(recipe, lambda: pretext_warmup.warm_pretext(pretext_warmup.CLIPS))
         if recipe in ("visual_jigsaw", "puzzlecraft", "pretext"):
-            return self.made(pretext_warmup.warm_puzzles)
-        return self.made(embedded.warm_model)
+            return self.made("pretext", pretext_warmup.warm_pretext)
+        return self.made("lookup", embedded.warm_model)
 
-    def made(self, warm):
+    def made(self, name, warm):
         """Of several processes that want a model at once, one makes it and the others wait."""
         place = tiny.cache_folder()
         place.mkdir(parents=True, exist_ok=True)
         # The number of steps is part of a model's key, so the loop is cut short rather than its setting changed.
-        with FileLock(place / "warm.lock"), pytest.MonkeyPatch.context() as patch:
-            patch.setattr(embedded, "Run", shortened)
+        with FileLock(place / f"{name}.lock"), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(supervised, "Run", shortened)
             return warm()
 
 

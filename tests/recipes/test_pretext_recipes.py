@@ -34,14 +34,6 @@ METRICS = {
 }
 
 
-@pytest.fixture(scope="session")
-def start():
-    """The embedded model of a recipe; made once, then kept in the user's cache."""
-    from mmrl.recipes.shared.pretext_warmup import CLIPS, PretextWarmUp, warm_pretext
-
-    return lambda name: warm_pretext(CLIPS if name == "videossr" else PretextWarmUp())
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recipe_trains_with_no_arguments(name, warm, command_line, tmp_path):
     done = command_line(name, tmp_path / "out")

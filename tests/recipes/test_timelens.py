@@ -241,7 +241,7 @@ def test_a_missing_file_is_said_plainly(command_line, tmp_path):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_preset_fits_its_recipe(name, rules):
-    rules.presets_fit(importlib.import_module(f"recipes.{name}"))
+    rules.presets_fit(importlib.import_module(f"mmrl.recipes.{name}"))
 
 
 def test_every_named_preset_is_reachable():

@@ -22,7 +22,7 @@ from mmrl.rollouts.engine import HFEngine
 from mmrl.training.learner import Learner, accumulate, gathered, update_rows
 from mmrl.training.optim import Optim, Optimizer
 from mmrl.training.rollout_metrics import rollout_metrics
-from mmrl.training.run import Clock
+from mmrl.training.run import PhaseTimer
 from mmrl.training.score_plan import plan_scores
 from mmrl.types import Now, Prompt, Role, Rollout, Sampling, Scores, Shaped, VisualBranch
 
@@ -285,7 +285,7 @@ def learner(
 
 
 def learned(box, answers, now=NOW):
-    metrics = box.learn(answers, now, Clock())
+    metrics = box.learn(answers, now, PhaseTimer())
     return metrics, box.optimizer.gradients
 
 
