@@ -25,7 +25,7 @@ from functools import partial
 from pathlib import Path
 
 from mmrl.data.pretext.catalogue import find
-from mmrl.data.pretext.craft.rng import generator
+from mmrl.ground.seeds import philox
 from mmrl.model import tiny
 from mmrl.recipes.shared.clip_data import clip_warm_up
 from mmrl.recipes.shared.embedded import supervised, warm_model
@@ -78,7 +78,7 @@ class Lessons:
 
     def __getitem__(self, index: int) -> Prompt:
         prompt, settings = self.prompts[index], self.settings
-        rng = generator("lesson", settings.seed, index)
+        rng = philox("lesson", settings.seed, index)
         told = answer = str(prompt.answer)
         if rng.random() < settings.noise:
             told = find(prompt.extra["task"]).guess(prompt.extra["truth"], rng)

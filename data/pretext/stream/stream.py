@@ -34,7 +34,6 @@ from mmrl.data.pretext.contract import (
     Sample,
     Task,
 )
-from mmrl.data.pretext.craft.rng import generator
 from mmrl.data.pretext.difficulty import DefaultKnobs, Levels
 from mmrl.data.pretext.mixture import BaseWeights, Weights
 from mmrl.data.pretext.presets import Ingredient, Preset
@@ -42,6 +41,7 @@ from mmrl.data.pretext.stream.media import MediaError, Quarantine, still_of
 from mmrl.data.pretext.stream.samples import make, replay
 from mmrl.data.pretext.stream.sources import OtherSide, Source
 from mmrl.data.pretext.surface import Surface
+from mmrl.ground.seeds import philox
 
 log = logging.getLogger(__name__)
 
@@ -207,7 +207,7 @@ class Stream:
 
     def _choose(self, index: int) -> Fit:
         edges = list(accumulate(self.shares()))
-        draw = float(generator(self.seed, "task", index).random()) * edges[-1]
+        draw = float(philox(self.seed, "task", index).random()) * edges[-1]
         return self._fits[min(bisect_right(edges, draw), len(edges) - 1)]
 
     def _made(
@@ -243,9 +243,7 @@ class Stream:
         key = (kind, epoch, block)
         if key not in self._orders:
             size = min(BLOCK, self.source.known(kind, start + BLOCK) - start)
-            self._orders[key] = generator(self.seed, "order", kind, epoch, block).permutation(
-                size
-            )
+            self._orders[key] = philox(self.seed, "order", kind, epoch, block).permutation(size)
             while len(self._orders) > 8:
                 self._orders.popitem(last=False)
         return start + int(self._orders[key][place - start])

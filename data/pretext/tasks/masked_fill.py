@@ -31,11 +31,11 @@ from mmrl.data.pretext.contract import (
     Truth,
     Visual,
 )
-from mmrl.data.pretext.craft.rng import Streams
 from mmrl.data.pretext.craft.worked_steps import LEAST, MOST, Step, calculation
 from mmrl.data.pretext.marking.parsing import NUMBER, ParseError
 from mmrl.data.pretext.marking.rewards import edit
 from mmrl.data.pretext.tasks.step_reorder import page
+from mmrl.ground.seeds import Streams
 
 SPANS = ("values", "expressions", "mixed")
 LONGEST = 60
