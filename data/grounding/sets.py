@@ -28,10 +28,9 @@ from mmrl.data.grounding.questions import SPAN_TEMPLATE, snap_spans
 from mmrl.data.grounding.spans import Spans, as_spans
 from mmrl.data.grounding.times_retold import span_evidence
 from mmrl.data.rows.images import read_image
-from mmrl.data.video.probe import BadVideo
 from mmrl.data.video.time_text import Encoding, Shown, native, pair_stamps
 from mmrl.data.video.video import ClipReader, ClipSampling
-from mmrl.ground.faults import Fault, shown
+from mmrl.ground.faults import BadMedia, Fault, shown
 from mmrl.types import Media, Prompt
 
 EXTENSIONS = (".mp4", ".mkv", ".webm", ".avi", ".mov")
@@ -262,7 +261,7 @@ class GroundingPrompts:
             return self.prompt(
                 row, self.reader.clip(row.video, self.sampling, row.start, row.end)
             )
-        except BadVideo as bad:
+        except BadMedia as bad:
             raise Fault(
                 bad.reason,
                 str(bad),

@@ -28,11 +28,11 @@ import numpy as np
 from mmrl.data.pretext.catalogue import TASKS
 from mmrl.data.pretext.difficulty import DefaultKnobs, FixedLevel
 from mmrl.data.pretext.presets import PRESETS, preset
-from mmrl.data.pretext.stream.media import Quarantine
 from mmrl.data.pretext.stream.open import open_source
 from mmrl.data.pretext.stream.sources import Source, SplitSource
 from mmrl.data.pretext.stream.stream import Stream
 from mmrl.ground.progress import with_progress
+from mmrl.ground.quarantine import Quarantine
 
 EXAMPLES = {
     "export": """examples:

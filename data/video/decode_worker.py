@@ -1,7 +1,7 @@
 """Decoding in a process that can be killed. Imports no torch, in either process.
 
 A `DecodeWorker` owns one child. A request that overruns its time limit, or a decoder that crashes, costs the child and
-raises `BadVideo`; the next request starts a new child. Pixels travel through one anonymous shared mapping that the
+raises `BadMedia`; the next request starts a new child. Pixels travel through one anonymous shared mapping that the
 parent sizes and the child fills, so a clip exists once.
 
 No child outlives its parent, however the parent dies: the child ends when the pipe closes; a thread of it compares the
@@ -33,8 +33,9 @@ from typing import Any
 
 import numpy as np
 
-from mmrl.data.video.probe import BadVideo, ClipInfo, first_line, probe
+from mmrl.data.video.probe import ClipInfo, probe
 from mmrl.data.video.readers import Backend, load_backend, read_into
+from mmrl.ground.faults import BadMedia, first_line
 
 START_LIMIT = 120.0
 """Seconds that a child may take to import its decoder: a cold disk is slow, a hang is longer."""
@@ -69,14 +70,14 @@ class DecodeWorker:
         self._forget()
 
     def probe(self, path: str) -> ClipInfo:
-        """What the file holds. Raises BadVideo."""
+        """What the file holds. Raises BadMedia."""
         with self._guard():
             return self._ask(path, ("probe", path))
 
     def read(
         self, info: ClipInfo, indices: Sequence[int], size: tuple[int, int] | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """uint8 [F, 3, h, w] on a mapping of its own and float64 [F] seconds. `size` is (h, w). Raises BadVideo."""
+        """uint8 [F, 3, h, w] on a mapping of its own and float64 [F] seconds. `size` is (h, w). Raises BadMedia."""
         height, width = size or (info.height, info.width)
         shape = (len(indices), 3, height, width)
         file = _anonymous_file(int(np.prod(shape)))
@@ -186,14 +187,14 @@ class DecodeWorker:
         if kind == "done":
             return answer
         if kind == "late":
-            raise BadVideo(
+            raise BadMedia(
                 path, "timeout", f"not decoded within {self.timeout:g} s; the worker was killed"
             )
         if kind == "crash":
-            raise BadVideo(
+            raise BadMedia(
                 path, "decoder crashed", f"the worker ended twice, with code {answer}"
             )
-        raise BadVideo(*answer)
+        raise BadMedia(*answer)
 
     def _try(self, request: tuple[Any, ...], file: int | None) -> tuple[str, Any]:
         self._start()
@@ -238,8 +239,8 @@ def serve(descriptor: int, parent: int, backend: Backend | None, threads: int) -
                 "done",
                 probe(path) if file is None else _fill(file, loaded[0], threads, *arguments),
             )
-        except BadVideo as error:
-            reply = ("bad", (error.path, error.reason, error.detail))
+        except BadMedia as error:
+            reply = ("bad", (error.where, error.reason, error.detail))
         except Exception as error:
             reply = (
                 "bad",

@@ -17,19 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from mmrl.ground.faults import BadMedia, first_line
+
 TRUST = 1.25
 """A header's average rate is believed if it is within this factor of frames / time (avi may give its clock's rate)."""
-
-
-class BadVideo(ValueError):
-    """A file that cannot give what was asked. `reason` is a short constant phrase, for counting."""
-
-    def __init__(self, path: str | os.PathLike[str], reason: str, detail: str = "") -> None:
-        self.path, self.reason, self.detail = os.fspath(path), reason, detail
-        super().__init__(f"{self.path}: {reason}" + (f" ({detail})" if detail else ""))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return BadVideo, (self.path, self.reason, self.detail)
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +79,7 @@ class _Table:
 
 
 def probe(path: str | os.PathLike[str]) -> ClipInfo:
-    """Read the packet table of a file and decode its first frame. Raises BadVideo."""
+    """Read the packet table of a file and decode its first frame. Raises BadMedia."""
     import av
 
     av.logging.set_level(av.logging.PANIC)
@@ -130,38 +121,33 @@ def probe(path: str | os.PathLike[str]) -> ClipInfo:
 
 
 def local_path(path: str | os.PathLike[str]) -> str:
-    """A local file that is there and not empty, without a file:// prefix. Raises BadVideo."""
+    """A local file that is there and not empty, without a file:// prefix. Raises BadMedia."""
     path = os.fspath(path).removeprefix("file://")
     if not os.path.isfile(path):
-        raise BadVideo(path, "missing file", "only local files are read")
+        raise BadMedia(path, "missing file", "only local files are read")
     if os.path.getsize(path) == 0:
-        raise BadVideo(path, "empty file")
+        raise BadMedia(path, "empty file")
     return path
 
 
 def open_container(path: str) -> Any:
-    """A PyAV container. Raises BadVideo."""
+    """A PyAV container. Raises BadMedia."""
     import av
 
     try:
         return av.open(path)
     except (av.FFmpegError, OSError, ValueError) as error:
-        raise BadVideo(path, "unreadable container", first_line(error)) from error
+        raise BadMedia(path, "unreadable container", first_line(error)) from error
 
 
 def video_stream(container: Any, path: str) -> Any:
-    """The first stream of moving pictures; cover art is none. Raises BadVideo."""
+    """The first stream of moving pictures; cover art is none. Raises BadMedia."""
     from av.stream import Disposition
 
     for stream in container.streams.video:
         if not stream.disposition & Disposition.attached_pic:
             return stream
-    raise BadVideo(path, "no video stream", f"{len(container.streams)} streams of other kinds")
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text; decord adds pages of native stack."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    raise BadMedia(path, "no video stream", f"{len(container.streams)} streams of other kinds")
 
 
 def _packet_table(container: Any, stream: Any, path: str) -> _Table | None:
@@ -177,9 +163,9 @@ def _packet_table(container: Any, stream: Any, path: str) -> _Table | None:
                 packets.append((packet.pts, packet.is_keyframe, packet.duration or 0))
     except av.FFmpegError as error:
         if not packets:
-            raise BadVideo(path, "unreadable container", first_line(error)) from error
+            raise BadMedia(path, "unreadable container", first_line(error)) from error
     if not packets:
-        raise BadVideo(path, "no frames")
+        raise BadMedia(path, "no frames")
     stamps = {packet[0] for packet in packets}
     if stream.codec_context.name == "vp8" or None in stamps or len(stamps) < len(packets):
         return None
@@ -197,7 +183,7 @@ def _decoded_table(path: str) -> _Table:
             stamps.append(frame.pts)
             last = frame.duration or 0
     if not stamps:
-        raise BadVideo(path, "undecodable frames", "not one frame can be decoded")
+        raise BadMedia(path, "undecodable frames", "not one frame can be decoded")
     timed = None not in stamps and all(a < b for a, b in itertools.pairwise(stamps))
     return _Table(stamps if timed else None, len(stamps), keys, last if timed else 0)
 
@@ -225,4 +211,4 @@ def _first_frame(path: str) -> tuple[int, int, int]:
     with open_container(path) as container:
         for frame in decoded_frames(container, video_stream(container, path)):
             return frame.width, frame.height, round(frame.rotation / 90) * 90 % 360
-    raise BadVideo(path, "undecodable frames", "not one frame can be decoded")
+    raise BadMedia(path, "undecodable frames", "not one frame can be decoded")

@@ -23,14 +23,8 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from mmrl.data.video.probe import (
-    BadVideo,
-    ClipInfo,
-    decoded_frames,
-    first_line,
-    open_container,
-    video_stream,
-)
+from mmrl.data.video.probe import ClipInfo, decoded_frames, open_container, video_stream
+from mmrl.ground.faults import BadMedia, first_line
 
 Backend = Literal["decord", "pyav", "torchcodec"]
 Frame = tuple[int, np.ndarray, float]
@@ -77,7 +71,7 @@ def read_into(
     """Decode frames into out, uint8 [F, 3, h, w]; rows follow `indices` (any order, repeats allowed).
 
     Frames whose size differs from h, w are resized (bicubic with antialias). Returns float64 [F]: the seconds of the
-    delivered frames. Raises BadVideo if one of them cannot be decoded, ValueError for an index outside 0 … n-1.
+    delivered frames. Raises BadMedia if one of them cannot be decoded, ValueError for an index outside 0 … n-1.
     """
     wanted = sorted({int(i) for i in indices})
     if not wanted or wanted[0] < 0 or wanted[-1] >= info.n:
@@ -98,7 +92,7 @@ def read_into(
             out[row], seconds[row] = picture, time
     if rows:
         lost = f"{len(rows)} of {len(wanted)}; the first is frame {min(rows)} of {info.n}"
-        raise BadVideo(info.path, "undecodable frames", lost)
+        raise BadMedia(info.path, "undecodable frames", lost)
     return seconds
 
 
@@ -198,7 +192,7 @@ def decode_decord(info: ClipInfo, wanted: list[int], threads: int = 1) -> Iterat
     import decord
 
     if not any(name in info.format for name in DECORD_CONTAINERS):
-        raise BadVideo(
+        raise BadMedia(
             info.path, "container not for decord", f"{info.format}; use the pyav back-end"
         )
     decord.logging.set_level(decord.logging.QUIET)
@@ -209,13 +203,13 @@ def decode_decord(info: ClipInfo, wanted: list[int], threads: int = 1) -> Iterat
         )[:, 0]
         stamps = stamps - stamps[0]
     except Exception as error:
-        raise BadVideo(info.path, "unreadable container", first_line(error)) from error
+        raise BadMedia(info.path, "unreadable container", first_line(error)) from error
     places = _by_time(info, wanted, stamps)
     for chunk in _chunks(sorted(places)):
         try:
             frames = reader.get_batch([places[i] for i in chunk]).asnumpy()
         except Exception as error:
-            raise BadVideo(info.path, "undecodable frames", first_line(error)) from error
+            raise BadMedia(info.path, "undecodable frames", first_line(error)) from error
         for index, frame in zip(chunk, frames, strict=True):
             yield index, frame, float(info.times[index])
 
@@ -238,16 +232,16 @@ def decode_torchcodec(info: ClipInfo, wanted: list[int], threads: int = 1) -> It
                     info.pts is not None
                     and abs(time - info.start - info.pts[index]) > 0.5 / info.fps
                 ):
-                    raise BadVideo(
+                    raise BadMedia(
                         info.path,
                         "wrong frame",
                         f"frame {index} came with the time {time:.3f} s",
                     )
                 yield index, frame, float(info.times[index])
-    except BadVideo:
+    except BadMedia:
         raise
     except Exception as error:
-        raise BadVideo(info.path, "undecodable frames", first_line(error)) from error
+        raise BadMedia(info.path, "undecodable frames", first_line(error)) from error
 
 
 def _by_time(info: ClipInfo, wanted: list[int], stamps: np.ndarray) -> dict[int, int]:

@@ -33,10 +33,11 @@ from mmrl.data.video.decode_worker import DecodeWorker
 from mmrl.data.video.frame_cache import FrameCache, content_key
 from mmrl.data.video.frame_choice import MAX_FRAMES, MIN_FRAMES, Rule, choose_frames, subset
 from mmrl.data.video.frame_size import clip_size, fit_clip
-from mmrl.data.video.probe import BadVideo, ClipInfo, local_path
+from mmrl.data.video.probe import ClipInfo, local_path
 from mmrl.data.video.probe import probe as probe_here
-from mmrl.data.video.quarantine import Quarantine
 from mmrl.data.video.readers import Backend, load_backend, read_into
+from mmrl.ground.faults import BadMedia
+from mmrl.ground.quarantine import Quarantine
 
 if TYPE_CHECKING:
     from mmrl.types import Media
@@ -149,10 +150,10 @@ class ClipReader:
         return self._named
 
     def probe(self, path: str | os.PathLike[str]) -> ClipInfo:
-        """What the file holds. Raises BadVideo, also for a file with too few of its announced frames."""
+        """What the file holds. Raises BadMedia, also for a file with too few of its announced frames."""
         try:
             path = local_path(path)
-        except BadVideo as bad:
+        except BadMedia as bad:
             self._blame(bad)
             raise
         self.quarantine.check(path, self.backend[0])
@@ -168,12 +169,12 @@ class ClipReader:
         try:
             info = self.worker.probe(path) if self.worker else probe_here(path)
             if info.missing > self.max_missing:
-                raise BadVideo(
+                raise BadMedia(
                     path,
                     "truncated",
                     f"{info.n} of {info.announced} announced frames are there",
                 )
-        except BadVideo as bad:
+        except BadMedia as bad:
             self._blame(bad)
             raise
         self.counts["variable"] += info.variable
@@ -188,7 +189,7 @@ class ClipReader:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Frames, uint8 [F, H, W, 3] RGB, and their seconds from the first frame, float64 [F].
 
-        Any order, repeats allowed; `size` is (height, width). Raises BadVideo, and ValueError for an index outside.
+        Any order, repeats allowed; `size` is (height, width). Raises BadMedia, and ValueError for an index outside.
         """
         info = self.probe(path)
         frames, seconds = self._frames(
@@ -203,7 +204,7 @@ class ClipReader:
         start: float | None = None,
         end: float | None = None,
     ) -> Media:
-        """The sampled clip, or its part from `start` to `end` seconds; times count from `start`. Raises BadVideo."""
+        """The sampled clip, or its part from `start` to `end` seconds; times count from `start`. Raises BadMedia."""
         import torch
 
         from mmrl.types import Media
@@ -212,7 +213,7 @@ class ClipReader:
         try:
             indices, size = sampling.plan(info, start, end)
         except ValueError as error:
-            raise BadVideo(info.path, "cannot be sampled", str(error)) from error
+            raise BadMedia(info.path, "cannot be sampled", str(error)) from error
         frames, seconds = self._frames(info, indices.tolist(), size)
         origin = max(start or 0.0, 0.0)
         close = info.duration if end is None else min(end, info.duration)
@@ -257,17 +258,17 @@ class ClipReader:
             else:
                 frames = np.empty((len(indices), 3, *size), dtype=np.uint8)
                 seconds = read_into(frames, info, indices, backend, self.threads)
-        except BadVideo as bad:
+        except BadMedia as bad:
             self._blame(bad)
             raise
         self.counts["clips_decoded"] += 1
         self.counts["frames_decoded"] += len(indices)
         return frames, seconds
 
-    def _blame(self, bad: BadVideo) -> None:
+    def _blame(self, bad: BadMedia) -> None:
         self.counts["bad"] += 1
         self.counts[f"bad/{bad.reason}"] += 1
-        self.quarantine.add(bad, self.backend[0])
+        self.quarantine.remember(bad, self.backend[0])
 
 
 @functools.cache
@@ -277,14 +278,14 @@ def shared_reader() -> ClipReader:
 
 
 def probe(path: str | os.PathLike[str], reader: ClipReader | None = None) -> ClipInfo:
-    """What a file holds. Raises BadVideo."""
+    """What a file holds. Raises BadMedia."""
     return (reader or shared_reader()).probe(path)
 
 
 def read(
     path: str | os.PathLike[str], indices: Sequence[int], reader: ClipReader | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """uint8 [F, H, W, 3] and float64 [F] seconds from the first frame. Raises BadVideo."""
+    """uint8 [F, H, W, 3] and float64 [F] seconds from the first frame. Raises BadMedia."""
     return (reader or shared_reader()).read(path, indices)
 
 
@@ -304,7 +305,7 @@ def read_clip(
 ) -> Media:
     """A sampled clip; the other keywords are explained in `ClipSampling`.
 
-    Raises BadRow, whose cause is the BadVideo: a file that cannot be shown is a bad row of a data set.
+    Raises BadRow, whose cause is the BadMedia: a file that cannot be shown is a bad row of a data set.
     """
     from mmrl.ground.faults import BadRow
 
@@ -314,5 +315,5 @@ def read_clip(
     )  # fmt: skip
     try:
         return (reader or shared_reader()).clip(path, sampling, start, end)
-    except BadVideo as bad:
+    except BadMedia as bad:
         raise BadRow(f"The clip cannot be shown. {bad}") from bad

@@ -32,9 +32,9 @@ from mmrl.data.grounding.sets import GroundingPrompts, GroundingRow, Rows, timel
 from mmrl.data.grounding.spans import Spans, as_spans
 from mmrl.data.grounding.times_retold import Telling, Told, encoding_of
 from mmrl.data.video.frame_cache import FrameCache
-from mmrl.data.video.quarantine import Guarded, Quarantine
 from mmrl.data.video.video import ClipReader, ClipSampling
 from mmrl.ground.faults import BadRow
+from mmrl.ground.quarantine import Guarded, Quarantine
 from mmrl.recipes.shared.launch import EMBEDDED, Data, Load, open_policy
 
 if TYPE_CHECKING:

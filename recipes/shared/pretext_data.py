@@ -20,10 +20,10 @@ from mmrl.data.pretext.difficulty import DefaultKnobs, FixedLevel, LevelControll
 from mmrl.data.pretext.mixture import LearningProgress
 from mmrl.data.pretext.presets import Ingredient, Preset, preset
 from mmrl.data.pretext.prompts import PretextPrompts
-from mmrl.data.pretext.stream.media import Quarantine
 from mmrl.data.pretext.stream.open import open_source
 from mmrl.data.pretext.stream.sources import DrawnSource, Source, SplitSource
 from mmrl.data.pretext.stream.stream import Stream
+from mmrl.ground.quarantine import Quarantine
 from mmrl.recipes.shared.miniature import miniature
 from mmrl.types import Media, Prompt
 

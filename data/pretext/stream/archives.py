@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from mmrl.data.pretext.contract import Kind
-from mmrl.data.pretext.stream.media import MediaError, clip_from_bytes, content_id, image_medium
+from mmrl.data.pretext.stream.media import clip_from_bytes, content_id, image_medium
 from mmrl.data.pretext.stream.sources import KINDS, Opened, Source, classified
+from mmrl.ground.faults import BadMedia
 
 Part = tuple[int, int, int]
 """Shard, offset, size."""
@@ -94,7 +95,7 @@ class TarSource:
             file.seek(offset)
             content = file.read(size)
         if len(content) < size:
-            raise MediaError(where, "truncated archive", f"{len(content)} of {size} bytes")
+            raise BadMedia(where, "truncated archive", f"{len(content)} of {size} bytes")
         return content
 
 
@@ -144,7 +145,7 @@ class ParquetSource:
             with parquet.ParquetFile(self.files[place]) as file:
                 return file.read_row_group(group, columns=[column]).column(0)
         except (pyarrow.ArrowException, OSError) as error:
-            raise MediaError(
+            raise BadMedia(
                 f"{self.files[place]}:row group {group}", "broken archive", str(error)[:200]
             ) from None
 
@@ -217,7 +218,7 @@ def media_columns(schema: Any, wanted: str | None, where: str) -> dict[Kind, str
 
 
 def opened_cell(kind: Kind, cell: Any, where: str, base: Path | None) -> Opened:
-    """A cell: bytes, {"bytes", "path"}, or a list of them. Raises MediaError."""
+    """A cell: bytes, {"bytes", "path"}, or a list of them. Raises BadMedia."""
     if isinstance(cell, list):
         cell = cell[0] if cell else None
     suffix = ".mp4"
@@ -228,11 +229,9 @@ def opened_cell(kind: Kind, cell: Any, where: str, base: Path | None) -> Opened:
             try:
                 cell = (base / path if base is not None else Path(path)).read_bytes()
             except OSError as error:
-                raise MediaError(
-                    where, "unreadable file", f"{path}: {error.strerror}"
-                ) from None
+                raise BadMedia(where, "unreadable file", f"{path}: {error.strerror}") from None
     if not isinstance(cell, bytes) or not cell:
-        raise MediaError(where, "empty file")
+        raise BadMedia(where, "empty file")
     return opened_bytes(kind, cell, where, suffix, None)
 
 

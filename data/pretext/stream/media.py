@@ -14,12 +14,10 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
 import tempfile
 import warnings
 import weakref
-from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -29,6 +27,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from mmrl.data.pretext.contract import Array, Medium
+from mmrl.ground.faults import BadMedia
 
 if TYPE_CHECKING:
     from mmrl.data.video.video import ClipReader
@@ -44,37 +43,6 @@ KEPT_FRAMES = 96
 LONGEST_CLIP = 200_000
 """Frames of a clip beyond this number are not used."""
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
-
-
-class MediaError(ValueError):
-    """A medium that cannot be used. `reason` is a short constant phrase, for counting."""
-
-    def __init__(self, where: str, reason: str, detail: str = "") -> None:
-        self.where, self.reason, self.detail = where, reason, detail
-        super().__init__(f"{where}: {reason}{f' ({detail})' if detail else ''}")
-
-
-class Quarantine:
-    """Counts skipped media by reason and lists them, one JSON line each, in `file` (None keeps the counts only)."""
-
-    def __init__(self, file: str | os.PathLike[str] | None = None) -> None:
-        self.file = None if file is None else Path(file)
-        self.counts: Counter[str] = Counter()
-        self._listed: set[str] = set()
-
-    def add(self, error: MediaError) -> None:
-        """Count a skip; a medium is listed once."""
-        self.counts[error.reason] += 1
-        if self.file is None or error.where in self._listed:
-            return
-        self._listed.add(error.where)
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        line = json.dumps(
-            {"where": error.where, "reason": error.reason, "detail": error.detail}
-        )
-        # One write in append mode: lines of several workers do not mix.
-        with open(self.file, "ab", buffering=0) as file:
-            file.write(line.encode() + b"\n")
 
 
 def content_id(content: bytes) -> str:
@@ -98,48 +66,48 @@ def clip_id(path: str | os.PathLike[str]) -> str:
 
 
 def decode_image(content: bytes, where: str, longest: int = LONGEST) -> Array:
-    """uint8 [H, W, 3], upright, at most `longest` pixels on its longer side. Raises MediaError."""
+    """uint8 [H, W, 3], upright, at most `longest` pixels on its longer side. Raises BadMedia."""
     if not content:
-        raise MediaError(where, "empty file")
+        raise BadMedia(where, "empty file")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return _decode(content, where, longest)
-    except MediaError:
+    except BadMedia:
         raise
     except Image.UnidentifiedImageError:
-        raise MediaError(where, "not an image", repr(content[:8])) from None
+        raise BadMedia(where, "not an image", repr(content[:8])) from None
     except Image.DecompressionBombError as error:
-        raise MediaError(where, "too many pixels", str(error)) from None
+        raise BadMedia(where, "too many pixels", str(error)) from None
     except MemoryError:
-        raise MediaError(where, "too many pixels", "out of memory") from None
+        raise BadMedia(where, "too many pixels", "out of memory") from None
     except Exception as error:  # Pillow's decoders raise many kinds on broken files
-        raise MediaError(
+        raise BadMedia(
             where, "broken image", f"{type(error).__name__}: {error}"[:200]
         ) from None
 
 
 def decode_depth(content: bytes, where: str) -> Array:
-    """float32 [H, W] in metres. Raises MediaError."""
+    """float32 [H, W] in metres. Raises BadMedia."""
     try:
         if content[:6] == b"\x93NUMPY":
             depth = np.load(io.BytesIO(content), allow_pickle=False).astype(np.float32)
         else:
             with Image.open(io.BytesIO(content), formats=("PNG", "TIFF")) as image:
                 if image.size[0] * image.size[1] > MAX_PIXELS:
-                    raise MediaError(
+                    raise BadMedia(
                         where, "too many pixels", f"{image.size[0]} x {image.size[1]}"
                     )
                 values = np.asarray(image)
             depth = values.astype(np.float32) / (1.0 if values.dtype.kind == "f" else 1000.0)
-    except MediaError:
+    except BadMedia:
         raise
     except Exception as error:  # broken files, as above
-        raise MediaError(
+        raise BadMedia(
             where, "broken depth map", f"{type(error).__name__}: {error}"[:200]
         ) from None
     if depth.ndim != 2:
-        raise MediaError(where, "broken depth map", f"shape {depth.shape}, expected [H, W]")
+        raise BadMedia(where, "broken depth map", f"shape {depth.shape}, expected [H, W]")
     return depth
 
 
@@ -169,14 +137,14 @@ class FileClip:
         info = _video(where, lambda: _reader().probe(path))
         times = np.asarray(info.times, dtype=np.float64)[:LONGEST_CLIP]
         if len(times) < 2:
-            raise MediaError(where, "one frame only")
+            raise BadMedia(where, "one frame only")
         self.times: Array = times - times[0]
         scale = min(1.0, side / max(info.height, info.width))
         self.size = (max(2, round(info.height * scale)), max(2, round(info.width * scale)))
         self._frames: dict[int, Array] = {}
 
     def read(self, indices: Sequence[int]) -> Array:
-        """uint8 [F, H, W, 3]. Raises MediaError."""
+        """uint8 [F, H, W, 3]. Raises BadMedia."""
         wanted = [int(i) for i in indices]
         missing = sorted(set(wanted) - self._frames.keys())
         if missing:
@@ -197,7 +165,7 @@ class FileClip:
 def image_medium(
     content: bytes, where: str, identity: str, depth: bytes | None = None
 ) -> Medium:
-    """An image, with its depth map an RGB-D picture. Raises MediaError."""
+    """An image, with its depth map an RGB-D picture. Raises BadMedia."""
     picture = decode_image(content, where)
     if depth is None:
         return Medium(identity, "image", image=picture)
@@ -205,17 +173,17 @@ def image_medium(
 
 
 def clip_medium(path: str, where: str, identity: str) -> Medium:
-    """A clip in a file. Raises MediaError."""
+    """A clip in a file. Raises BadMedia."""
     return Medium(identity, "video", clip=FileClip(path, where))
 
 
 def clip_from_bytes(content: bytes, where: str, identity: str, suffix: str = ".mp4") -> Medium:
-    """A clip from an archive: kept in a temporary file for as long as the medium lives. Raises MediaError."""
+    """A clip from an archive: kept in a temporary file for as long as the medium lives. Raises BadMedia."""
     with tempfile.NamedTemporaryFile(suffix=suffix, prefix="pretext-", delete=False) as file:
         file.write(content)
     try:
         medium = clip_medium(file.name, where, identity)
-    except MediaError:
+    except BadMedia:
         os.unlink(file.name)
         raise
     weakref.finalize(medium.clip, _remove, file.name)
@@ -232,7 +200,7 @@ def _decode(content: bytes, where: str, longest: int) -> Array:
     image = Image.open(io.BytesIO(content), formats=_formats())
     width, height = image.size
     if width * height > MAX_PIXELS:
-        raise MediaError(where, "too many pixels", f"{width} x {height}")
+        raise BadMedia(where, "too many pixels", f"{width} x {height}")
     if image.format in ("JPEG", "MPO") and max(width, height) > 2 * longest:
         image.draft("RGB", (longest, longest))
     image.load()
@@ -287,13 +255,13 @@ def _reader() -> ClipReader:
 
 
 def _video(where: str, call):
-    """Run a call of the reader; what it refuses becomes a MediaError."""
-    from mmrl.data.video.probe import BadVideo
+    """Run a call of the reader; what it refuses becomes a BadMedia."""
+    from mmrl.ground.faults import BadMedia
 
     try:
         return call()
-    except BadVideo as error:
-        raise MediaError(where, error.reason, error.detail) from None
+    except BadMedia as error:
+        raise BadMedia(where, error.reason, error.detail) from None
 
 
 def _remove(path: str) -> None:

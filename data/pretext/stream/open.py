@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from mmrl.data.pretext.stream.archives import HubSource, open_archive
-from mmrl.data.pretext.stream.media import Quarantine
 from mmrl.data.pretext.stream.sources import DrawnSource, FolderSource, Source
+from mmrl.ground.quarantine import Quarantine
 
 
 def open_source(spec: str, quarantine: Quarantine | None = None) -> Source:

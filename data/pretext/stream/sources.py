@@ -22,14 +22,14 @@ import numpy as np
 from mmrl.data.pretext.contract import Kind, Medium
 from mmrl.data.pretext.craft.procedural import clip, depth_scene, drift, landscape, scene
 from mmrl.data.pretext.stream.media import (
-    MediaError,
-    Quarantine,
     clip_id,
     clip_medium,
     content_id,
     image_medium,
     still_of,
 )
+from mmrl.ground.faults import BadMedia
+from mmrl.ground.quarantine import Quarantine
 
 IMAGES = (
     ".jpg",
@@ -61,7 +61,7 @@ class Opened:
     id: str
     where: str
     decode: Callable[[], Medium]
-    """Raises MediaError."""
+    """Raises BadMedia."""
 
 
 class Source(Protocol):
@@ -75,7 +75,7 @@ class Source(Protocol):
 
     def open(self, kind: Kind, position: int, avoid: Sequence[str] = ()) -> Opened:
         """The medium at a position below `known`. `avoid` names traits (see `Task.avoid`) that a source which draws
-        can leave out. Raises MediaError."""
+        can leave out. Raises BadMedia."""
         ...
 
 
@@ -150,7 +150,7 @@ class FolderSource:
                 Path(os.path.join(os.path.dirname(path), depth)).read_bytes() if depth else None
             )
         except OSError as error:
-            raise MediaError(path, "unreadable file", error.strerror or str(error)) from None
+            raise BadMedia(path, "unreadable file", error.strerror or str(error)) from None
         identity = content_id(content)
         return Opened(identity, path, lambda: image_medium(content, path, identity, beside))
 
@@ -167,7 +167,7 @@ class FolderSource:
                 names = sorted(os.listdir(folder))
             except OSError as error:
                 self.quarantine.add(
-                    MediaError(folder, "unreadable folder", error.strerror or str(error))
+                    BadMedia(folder, "unreadable folder", error.strerror or str(error))
                 )
                 continue
             inner = [name for name in names if not name.endswith(USUAL)]
@@ -248,7 +248,7 @@ class SplitSource:
         return medium
 
 
-class OtherSide(MediaError):
+class OtherSide(BadMedia):
     """Not a fault: the medium belongs to the other split."""
 
 

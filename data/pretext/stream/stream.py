@@ -37,10 +37,12 @@ from mmrl.data.pretext.contract import (
 from mmrl.data.pretext.difficulty import DefaultKnobs, Levels
 from mmrl.data.pretext.mixture import BaseWeights, Weights
 from mmrl.data.pretext.presets import Ingredient, Preset
-from mmrl.data.pretext.stream.media import MediaError, Quarantine, still_of
+from mmrl.data.pretext.stream.media import still_of
 from mmrl.data.pretext.stream.samples import make, replay
 from mmrl.data.pretext.stream.sources import OtherSide, Source
 from mmrl.data.pretext.surface import Surface
+from mmrl.ground.faults import BadMedia
+from mmrl.ground.quarantine import Quarantine
 from mmrl.ground.seeds import philox
 
 log = logging.getLogger(__name__)
@@ -107,7 +109,7 @@ class Stream:
             except OtherSide:
                 other += 1
                 continue
-            except MediaError as error:
+            except BadMedia as error:
                 self.quarantine.add(error)
                 self.counts[f"skipped/{error.reason}"] += 1
                 hop += 1
@@ -217,7 +219,7 @@ class Stream:
             return Reject("too-few-media")
         try:
             return make(fit.task, media, knobs, self.surface, self.seed, index)
-        except MediaError as error:  # a clip that breaks while its frames are read
+        except BadMedia as error:  # a clip that breaks while its frames are read
             self.quarantine.add(error)
             self.counts[f"skipped/{error.reason}"] += 1
             return Reject("media-broke")
@@ -250,7 +252,7 @@ class Stream:
 
     def _medium(self, kind: Kind, position: int, avoid: Sequence[str], still: bool) -> Medium:
         if (kind, position) in self._bad:
-            raise MediaError(*self._bad[kind, position])
+            raise BadMedia(*self._bad[kind, position])
         key = (kind, position, tuple(avoid), still)
         if key in self._cache:
             self._cache.move_to_end(key)
@@ -260,7 +262,7 @@ class Stream:
             medium = still_of(medium) if still else medium
         except OtherSide:
             raise
-        except MediaError as error:
+        except BadMedia as error:
             self._bad[kind, position] = (error.where, error.reason, error.detail)
             raise
         self._cache[key] = medium

@@ -13,8 +13,6 @@ from mmrl.data.pretext.craft.procedural import scene
 from mmrl.data.pretext.stream.media import (
     LONGEST,
     FileClip,
-    MediaError,
-    Quarantine,
     clip_from_bytes,
     clip_id,
     clip_medium,
@@ -23,6 +21,8 @@ from mmrl.data.pretext.stream.media import (
     near,
     perceptual_hash,
 )
+from mmrl.ground.faults import BadMedia
+from mmrl.ground.quarantine import Quarantine
 
 RGB = scene(0, 0, 96, 128).picture()
 
@@ -136,7 +136,7 @@ JPEG = encoded(Image.fromarray(RGB), "JPEG")
     ],
 )
 def test_bad_images_are_refused_with_a_reason(content: bytes, reason: str) -> None:
-    with pytest.raises(MediaError) as caught:
+    with pytest.raises(BadMedia) as caught:
         decode_image(content, "somewhere")
     assert caught.value.reason == reason and caught.value.where == "somewhere"
 
@@ -148,16 +148,16 @@ def test_depth_maps_in_millimetres_and_metres() -> None:
     buffer = io.BytesIO()
     np.save(buffer, metres)
     assert np.array_equal(decode_depth(buffer.getvalue(), "x"), metres)
-    with pytest.raises(MediaError, match="broken depth map"):
+    with pytest.raises(BadMedia, match="broken depth map"):
         decode_depth(b"\x93NUMPY broken", "x")
-    with pytest.raises(MediaError, match="broken depth map"):
+    with pytest.raises(BadMedia, match="broken depth map"):
         decode_depth(encoded(Image.fromarray(RGB), "PNG"), "x")
 
 
 def test_pickled_arrays_are_not_executed() -> None:
     buffer = io.BytesIO()
     np.save(buffer, np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    with pytest.raises(MediaError, match="broken depth map"):
+    with pytest.raises(BadMedia, match="broken depth map"):
         decode_depth(buffer.getvalue(), "x")
 
 
@@ -241,7 +241,7 @@ def test_bad_clips_are_refused_with_a_reason(tmp_path) -> None:
     bad["one"] = video(tmp_path / "one.mp4", frames=1)
     reasons = {}
     for name, path in bad.items():
-        with pytest.raises(MediaError) as caught:
+        with pytest.raises(BadMedia) as caught:
             clip_medium(path, path, "id")
         reasons[name] = caught.value.reason
     assert all(reasons.values()) and reasons["one"] == "one frame only", reasons
@@ -259,7 +259,7 @@ def test_the_quarantine_counts_all_and_lists_each_once(tmp_path) -> None:
 
     quarantine = Quarantine(tmp_path / "deep" / "bad.jsonl")
     for where, reason in (("a", "empty file"), ("a", "empty file"), ("b", "not an image")):
-        quarantine.add(MediaError(where, reason))
+        quarantine.add(BadMedia(where, reason))
     rows = [
         json.loads(line) for line in (tmp_path / "deep" / "bad.jsonl").read_text().splitlines()
     ]

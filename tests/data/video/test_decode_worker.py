@@ -18,8 +18,8 @@ import psutil
 import pytest
 
 from mmrl.data.video.decode_worker import WATCH, DecodeWorker
-from mmrl.data.video.probe import BadVideo
 from mmrl.data.video.video import ClipReader
+from mmrl.ground.faults import BadMedia
 
 ROOT = Path(__file__).parents[3]
 LONG = [i / 30 for i in range(500)]
@@ -68,7 +68,7 @@ def test_timeout_kills_the_child_and_the_next_clip_is_read(
     info = worker.probe(slow_clip)
     first = child_of(worker)
     worker.timeout = 0.05
-    with pytest.raises(BadVideo, match="timeout") as caught:
+    with pytest.raises(BadMedia, match="timeout") as caught:
         worker.read(info, range(info.n))
     assert caught.value.reason == "timeout" and gone(first, 2)
     worker.timeout = 60
@@ -93,7 +93,7 @@ def test_crash_is_tried_once_more_and_then_blamed(slow_clip: str) -> None:
     worker._served = 0
     killer = threading.Thread(target=kill_two_readers)
     killer.start()
-    with pytest.raises(BadVideo, match=r"decoder crashed.*-9"):
+    with pytest.raises(BadMedia, match=r"decoder crashed.*-9"):
         worker.read(info, range(info.n))
     killer.join()
     assert worker.starts == 2
