@@ -15,7 +15,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mmrl.data.rows.arrow_tables import ParquetTable
-from mmrl.data.rows.images import IMAGE_SUFFIXES
 from mmrl.data.rows.tables import (
     ChainTable,
     LinesTable,
@@ -25,6 +24,7 @@ from mmrl.data.rows.tables import (
     read_csv,
     read_json,
 )
+from mmrl.ground.media_names import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
 READERS: dict[str, Callable[[Path], Table]] = {
     ".jsonl": LinesTable,
@@ -34,7 +34,6 @@ READERS: dict[str, Callable[[Path], Table]] = {
     ".csv": read_csv,
     ".tsv": read_csv,
 }
-VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".flv", ".ts")
 NOT_DATA = ("dataset_info.json", "dataset_infos.json", "config.json", "state.json")
 
 

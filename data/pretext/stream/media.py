@@ -1,8 +1,7 @@
 """Raw files to pixels: whatever is on the disk is used correctly or refused with a reason.
 
-Images: any Pillow mode (grey, palette, CMYK, 16-bit, alpha over white), EXIF orientation applied, the first frame of an
-animation, reduced to `LONGEST` pixels while decoding. Refused: empty, truncated or unknown files, formats outside
-`FORMATS` (no PostScript or other interpreters), and pictures above `MAX_PIXELS` before anything is decoded.
+Images: what `mmrl.ground.images` reads, reduced to `LONGEST` pixels while decoding; of formats only those that are
+nothing but pictures. Grey deeper than 8 bits fills the range that its brightest value suggests.
 Depth: 16-bit PNG or TIFF in millimetres, or .npy in metres; 0 and NaN are unknown.
 Clips: decoded on demand by `data.video` in a process that can be killed; frames are reduced to `CLIP_SIDE` before they
 are copied, and the frames read last stay in memory, so that several questions about one clip decode it once.
@@ -24,25 +23,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from mmrl.data.pretext.contract import Array, Medium
 from mmrl.ground.faults import BadMedia
+from mmrl.ground.images import PLAIN_FORMATS, check_size, decode_image, grey_by_range, refusals
 
 if TYPE_CHECKING:
     from mmrl.data.video.video import ClipReader
 
 LONGEST = 1024
 """Longest side of a decoded image, in pixels."""
-MAX_PIXELS = 120_000_000
-"""A larger picture is taken for a decompression bomb."""
 CLIP_SIDE = 320
 """Longest side of a decoded frame, in pixels."""
 KEPT_FRAMES = 96
 """Decoded frames kept per clip."""
 LONGEST_CLIP = 200_000
 """Frames of a clip beyond this number are not used."""
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 
 
 def content_id(content: bytes) -> str:
@@ -65,47 +62,27 @@ def clip_id(path: str | os.PathLike[str]) -> str:
     return found.hexdigest()
 
 
-def decode_image(content: bytes, where: str, longest: int = LONGEST) -> Array:
+def decode_picture(content: bytes, where: str, longest: int = LONGEST) -> Array:
     """uint8 [H, W, 3], upright, at most `longest` pixels on its longer side. Raises BadMedia."""
-    if not content:
-        raise BadMedia(where, "empty file")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return _decode(content, where, longest)
-    except BadMedia:
-        raise
-    except Image.UnidentifiedImageError:
-        raise BadMedia(where, "not an image", repr(content[:8])) from None
-    except Image.DecompressionBombError as error:
-        raise BadMedia(where, "too many pixels", str(error)) from None
-    except MemoryError:
-        raise BadMedia(where, "too many pixels", "out of memory") from None
-    except Exception as error:  # Pillow's decoders raise many kinds on broken files
-        raise BadMedia(
-            where, "broken image", f"{type(error).__name__}: {error}"[:200]
-        ) from None
+    with warnings.catch_warnings():
+        # Pillow warns of odd metadata and large pictures; of a million files that is a flood.
+        warnings.simplefilter("ignore")
+        return decode_image(
+            content, where, longest=longest, formats=PLAIN_FORMATS, grey=grey_by_range
+        )
 
 
 def decode_depth(content: bytes, where: str) -> Array:
     """float32 [H, W] in metres. Raises BadMedia."""
-    try:
+    with refusals(where, "broken depth map"):
         if content[:6] == b"\x93NUMPY":
             depth = np.load(io.BytesIO(content), allow_pickle=False).astype(np.float32)
         else:
             with Image.open(io.BytesIO(content), formats=("PNG", "TIFF")) as image:
-                if image.size[0] * image.size[1] > MAX_PIXELS:
-                    raise BadMedia(
-                        where, "too many pixels", f"{image.size[0]} x {image.size[1]}"
-                    )
+                check_size(image, where)
                 values = np.asarray(image)
+            # Floats are metres, integers millimetres.
             depth = values.astype(np.float32) / (1.0 if values.dtype.kind == "f" else 1000.0)
-    except BadMedia:
-        raise
-    except Exception as error:  # broken files, as above
-        raise BadMedia(
-            where, "broken depth map", f"{type(error).__name__}: {error}"[:200]
-        ) from None
     if depth.ndim != 2:
         raise BadMedia(where, "broken depth map", f"shape {depth.shape}, expected [H, W]")
     return depth
@@ -166,7 +143,7 @@ def image_medium(
     content: bytes, where: str, identity: str, depth: bytes | None = None
 ) -> Medium:
     """An image, with its depth map an RGB-D picture. Raises BadMedia."""
-    picture = decode_image(content, where)
+    picture = decode_picture(content, where)
     if depth is None:
         return Medium(identity, "image", image=picture)
     return Medium(identity, "rgbd", image=picture, depth=decode_depth(depth, where))
@@ -194,55 +171,6 @@ def still_of(medium: Medium) -> Medium:
     """The middle frame of a clip, as an image."""
     clip = medium.video()
     return Medium(f"{medium.id}-still", "image", image=clip.read([len(clip.times) // 2])[0])
-
-
-def _decode(content: bytes, where: str, longest: int) -> Array:
-    image = Image.open(io.BytesIO(content), formats=_formats())
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise BadMedia(where, "too many pixels", f"{width} x {height}")
-    if image.format in ("JPEG", "MPO") and max(width, height) > 2 * longest:
-        image.draft("RGB", (longest, longest))
-    image.load()
-    upright = ImageOps.exif_transpose(image)
-    rgb = _to_rgb(upright if upright is not None else image)
-    if max(rgb.size) > longest:
-        scale = longest / max(rgb.size)
-        size = (max(1, round(rgb.width * scale)), max(1, round(rgb.height * scale)))
-        rgb = rgb.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
-    return np.array(rgb)
-
-
-@cache
-def _formats() -> tuple[str, ...]:
-    """Those of `FORMATS` that this build of Pillow can read."""
-    Image.init()
-    return tuple(name for name in FORMATS if name in Image.OPEN)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image).astype(np.float32)
-        values = values[None] if values.ndim == 1 else values
-        top = float(np.nanmax(values)) if np.isfinite(values).any() else 0.0
-        scale = (
-            255.0
-            if top <= 1.0
-            else 1.0
-            if top <= 255
-            else 255.0 / 65535.0
-            if top <= 65535
-            else 255.0 / top
-        )
-        return Image.fromarray(
-            np.clip(np.nan_to_num(values) * scale, 0, 255).astype(np.uint8)
-        ).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        layer = image.convert("RGBA")
-        return Image.alpha_composite(
-            Image.new("RGBA", layer.size, (255, 255, 255, 255)), layer
-        ).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 @cache

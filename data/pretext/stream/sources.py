@@ -29,26 +29,13 @@ from mmrl.data.pretext.stream.media import (
     still_of,
 )
 from mmrl.ground.faults import BadMedia
+from mmrl.ground.media_names import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from mmrl.ground.quarantine import Quarantine
 
-IMAGES = (
-    ".jpg",
-    ".jpeg",
-    ".png",
-    ".webp",
-    ".gif",
-    ".bmp",
-    ".tif",
-    ".tiff",
-    ".ppm",
-    ".pgm",
-    ".avif",
-    ".jp2",
-)
-VIDEOS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".flv", ".ts", ".mpg", ".mpeg")
+VIDEOS = (*VIDEO_SUFFIXES, ".mpg", ".mpeg")
 DEPTHS = (".png", ".npy", ".tif", ".tiff")
 USUAL = tuple(
-    suffix for lower in (*IMAGES, *VIDEOS, *DEPTHS) for suffix in (lower, lower.upper())
+    suffix for lower in (*IMAGE_SUFFIXES, *VIDEOS, *DEPTHS) for suffix in (lower, lower.upper())
 )
 """Names that end so are taken for files without asking the file system."""
 KINDS: tuple[Kind, ...] = ("image", "rgbd", "video")
@@ -187,7 +174,7 @@ def classified(names: Sequence[str]) -> dict[Kind, list[str]]:
         by_suffix.setdefault(tail[tail.rfind(".") :].lower() if "." in tail else "", []).append(
             name
         )
-    images = [name for suffix in IMAGES for name in by_suffix.get(suffix, ())]
+    images = [name for suffix in IMAGE_SUFFIXES for name in by_suffix.get(suffix, ())]
     videos = [name for suffix in VIDEOS for name in by_suffix.get(suffix, ())]
     depths = [
         name for suffix in DEPTHS for name in by_suffix.get(suffix, ()) if _is_depth(name)
