@@ -17,9 +17,10 @@ import numpy as np
 import psutil
 import pytest
 
-from mmrl.data.video.decode_worker import WATCH, DecodeWorker
+from mmrl.data.video.decode_worker import DecodeWorker
 from mmrl.data.video.video import ClipReader
 from mmrl.ground.faults import BadMedia
+from mmrl.ground.process import KEEPER_INTERVAL
 
 ROOT = Path(__file__).parents[3]
 LONG = [i / 30 for i in range(500)]
@@ -160,7 +161,7 @@ def test_no_orphan_when_the_parent_is_killed(decoding: bool, slow_clip: str) -> 
     assert psutil.pid_exists(child)
     parent.kill()
     parent.wait()
-    assert gone(child, WATCH + 2)
+    assert gone(child, KEEPER_INTERVAL + 2)
 
 
 def test_no_orphan_while_a_forked_sibling_holds_the_pipe(slow_clip: str) -> None:
@@ -187,7 +188,7 @@ def test_no_orphan_while_a_forked_sibling_holds_the_pipe(slow_clip: str) -> None
     parent.kill()
     parent.wait()
     try:
-        assert gone(child, WATCH + 2)
+        assert gone(child, KEEPER_INTERVAL + 2)
     finally:
         os.kill(sibling, signal.SIGKILL)
 
