@@ -14,17 +14,9 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from mmrl.data.rows.arrow_tables import ParquetTable
-from mmrl.data.rows.tables import (
-    ChainTable,
-    LinesTable,
-    ListTable,
-    RenamedTable,
-    Table,
-    read_csv,
-    read_json,
-)
+from mmrl.data.rows.tables import LinesTable, ListTable, RenamedTable, read_csv, read_json
 from mmrl.ground.media_names import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from mmrl.ground.tables import ChainTable, ParquetTable, Table
 
 READERS: dict[str, Callable[[Path], Table]] = {
     ".jsonl": LinesTable,

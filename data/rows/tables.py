@@ -1,56 +1,19 @@
-"""Rows of a data set, read one by one: the interface, JSON lines, JSON lists, CSV, and chains of tables.
+"""Tables of text files: JSON lines, JSON lists, CSV, and tables whose columns go by other names.
 
-Opening a table reads what is cheap (line offsets, schemas); `scan` passes once over the light columns, without image
-bytes; `row` reads one row with everything that is asked for. Nothing holds an open file, so a table can be sent to a
-worker process. JSON is read here rather than by `datasets`, which loses line numbers and refuses answers of mixed type.
+JSON is read here rather than by `datasets`, which loses line numbers and refuses answers of mixed type.
 """
 
 from __future__ import annotations
 
-import bisect
 import csv
 import json
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from mmrl.ground.faults import Fault, shown
-
-Row = Mapping[str, Any]
-
-
-class Table(Protocol):
-    """Rows with random access."""
-
-    name: str
-    """The same on every machine."""
-
-    def columns(self) -> list[str]:
-        """Names of all columns."""
-        ...
-
-    def light(self) -> frozenset[str]:
-        """The columns that `scan` gives: all but embedded media."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def scan(self) -> Iterator[Row | Fault]:
-        """All rows in order, light columns only; a row that cannot be read is a `Fault`."""
-        ...
-
-    def row(self, index: int, columns: Sequence[str]) -> Row:
-        """One row with (at least) these columns. Raises `Fault`."""
-        ...
-
-    def where(self, index: int) -> str:
-        """The place of a row, for messages."""
-        ...
-
-    def base(self, index: int) -> Path | None:
-        """The folder from which relative media paths of this row start."""
-        ...
+from mmrl.ground.tables import Row, Table
 
 
 class LinesTable:
@@ -136,51 +99,6 @@ class ListTable:
 
     def base(self, index: int) -> Path | None:
         return self.path if self.path.is_dir() else self.path.parent
-
-
-class ChainTable:
-    """Several tables one after the other, for example the shards of a data set."""
-
-    def __init__(self, tables: Sequence[Table], name: str) -> None:
-        self.name, self._tables = name, list(tables)
-        self._starts = [0]
-        for table in self._tables:
-            self._starts.append(self._starts[-1] + len(table))
-
-    def columns(self) -> list[str]:
-        return list(dict.fromkeys(name for table in self._tables for name in table.columns()))
-
-    def light(self) -> frozenset[str]:
-        heavy = {
-            name
-            for table in self._tables
-            for name in table.columns()
-            if name not in table.light()
-        }
-        return frozenset(self.columns()) - heavy
-
-    def __len__(self) -> int:
-        return self._starts[-1]
-
-    def scan(self) -> Iterator[Row | Fault]:
-        for table in self._tables:
-            yield from table.scan()
-
-    def row(self, index: int, columns: Sequence[str]) -> Row:
-        table, inner = self._at(index)
-        return table.row(inner, [name for name in columns if name in table.columns()])
-
-    def where(self, index: int) -> str:
-        table, inner = self._at(index)
-        return table.where(inner)
-
-    def base(self, index: int) -> Path | None:
-        table, inner = self._at(index)
-        return table.base(inner)
-
-    def _at(self, index: int) -> tuple[Table, int]:
-        which = bisect.bisect_right(self._starts, index) - 1
-        return self._tables[which], index - self._starts[which]
 
 
 class RenamedTable:

@@ -9,15 +9,22 @@ from __future__ import annotations
 
 import os
 import tarfile
-from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mmrl.data.pretext.contract import Kind
 from mmrl.data.pretext.stream.media import clip_from_bytes, content_id, image_medium
 from mmrl.data.pretext.stream.sources import KINDS, Opened, Source, classified
-from mmrl.ground.faults import BadMedia
+from mmrl.ground.faults import BadMedia, Fault, first_line
+from mmrl.ground.tables import (
+    ArrowTable,
+    ChainTable,
+    GroupCache,
+    ParquetTable,
+    Table,
+    one_split,
+)
 
 Part = tuple[int, int, int]
 """Shard, offset, size."""
@@ -29,10 +36,10 @@ def open_archive(path: Path) -> Source | None:
         if path.suffix == ".tar":
             return TarSource([path])
         if path.suffix == ".parquet":
-            return ParquetSource([path])
+            return parquet_source([path])
         raise ValueError(f"{path} is not a source; give a folder, a .tar or a .parquet file.")
     if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
-        return HubSource.saved(path)
+        return saved_source(path)
     shards = (
         sorted(path.glob("*.tar"))
         or sorted(path.glob("*.parquet"))
@@ -40,7 +47,7 @@ def open_archive(path: Path) -> Source | None:
     )
     if not shards:
         return None
-    return TarSource(shards) if shards[0].suffix == ".tar" else ParquetSource(shards)
+    return TarSource(shards) if shards[0].suffix == ".tar" else parquet_source(shards)
 
 
 class TarSource:
@@ -99,116 +106,80 @@ class TarSource:
         return content
 
 
-class ParquetSource:
-    """Rows of parquet files with an image or a video column."""
+class TableSource:
+    """Rows of a table, with an image or a video column."""
 
-    def __init__(self, files: Sequence[Path], column: str | None = None) -> None:
-        import pyarrow.parquet as parquet
-
-        self.files, self.name = (
-            list(files),
-            str(files[0].parent if len(files) > 1 else files[0]),
-        )
-        self._groups: list[tuple[int, int]] = []
-        self._starts = [0]
-        for place, path in enumerate(self.files):
-            with parquet.ParquetFile(path) as file:
-                self.columns = (
-                    media_columns(file.schema_arrow, column, str(path))
-                    if place == 0
-                    else self.columns
-                )
-                for group in range(file.metadata.num_row_groups):
-                    self._groups.append((place, group))
-                    self._starts.append(
-                        self._starts[-1] + file.metadata.row_group(group).num_rows
-                    )
-        self._held: tuple[tuple[int, str], Any] | None = None
+    def __init__(self, table: Table, columns: Mapping[Kind, str]) -> None:
+        self.table, self.columns, self.name = table, columns, table.name
 
     def known(self, kind: Kind, need: int) -> int:
-        return self._starts[-1] if kind in self.columns else 0
+        return len(self.table) if kind in self.columns else 0
 
     def open(self, kind: Kind, position: int, avoid: Sequence[str] = ()) -> Opened:
-        number, column = bisect_right(self._starts, position) - 1, self.columns[kind]
-        where = f"{self.files[self._groups[number][0]]}:row {position}"
-        if self._held is None or self._held[0] != (number, column):
-            self._held = ((number, column), self._group(number, column))
-        cell = self._held[1][position - self._starts[number]].as_py()
-        return opened_cell(kind, cell, where, self.files[0].parent)
-
-    def _group(self, number: int, column: str) -> Any:
-        import pyarrow
-        import pyarrow.parquet as parquet
-
-        place, group = self._groups[number]
+        column = self.columns[kind]
         try:
-            with parquet.ParquetFile(self.files[place]) as file:
-                return file.read_row_group(group, columns=[column]).column(0)
-        except (pyarrow.ArrowException, OSError) as error:
-            raise BadMedia(
-                f"{self.files[place]}:row group {group}", "broken archive", str(error)[:200]
-            ) from None
+            cell = self.table.row(position, [column]).get(column)
+        except Fault as fault:
+            raise BadMedia(fault.where, "broken archive", fault.found[:200]) from None
+        return opened_cell(kind, cell, self.table.where(position), self.table.base(position))
 
 
-class HubSource:
-    """A data set of the `datasets` library, read undecoded."""
+def parquet_source(files: Sequence[Path], column: str | None = None) -> TableSource:
+    """Parquet files with a media column, found in the first of them unless it is named."""
+    # One group for all: media are read in order, and every worker has a cache of its own.
+    cache = GroupCache(limit=0)
+    tables = [ParquetTable(path, cache) for path in files]
+    name = str(files[0].parent if len(files) > 1 else files[0])
+    columns = media_columns(tables[0].schema, column, str(files[0]))
+    return TableSource(ChainTable(tables, name), columns)
 
-    def __init__(self, table: Any, name: str) -> None:
-        self.name = name
-        self.columns = media_columns(table.features.arrow_schema, None, name)
-        self._raw = table.with_format("arrow")
 
-    @classmethod
-    def load(cls, spec: str) -> HubSource:
-        """ "owner/name", "owner/name:split" or "owner/name:subset:split" (default: train, else the first split).
+def saved_source(path: Path) -> TableSource:
+    """A folder written by `save_to_disk` of `datasets`."""
+    import datasets
 
-        Raises ValueError if it cannot be loaded."""
-        import datasets
+    return _arrow_source(datasets.load_from_disk(str(path)), "", str(path))
 
-        name, *middle, split = spec.split(":") if ":" in spec else (spec, "")
-        try:
-            loaded = datasets.load_dataset(name, middle[0] if middle else None)
-        except (OSError, ValueError, RuntimeError) as error:
-            first = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ValueError(
-                f"{name} could not be loaded from the hub ({type(error).__name__}: {first}). Check the name, and the "
-                "subset in owner/name:subset:split; without a connection, give a local folder or file."
-            ) from error
-        return cls(_one_split(loaded, split, spec), spec)
 
-    @classmethod
-    def saved(cls, path: Path) -> HubSource:
-        """A folder written by `save_to_disk`."""
-        import datasets
+def hub_source(spec: str) -> TableSource:
+    """A data set of the hub: "owner/name", "owner/name:split" or "owner/name:subset:split" (default: train, else the
+    first split). Raises ValueError if it cannot be loaded."""
+    import datasets
 
-        return cls(_one_split(datasets.load_from_disk(str(path)), "", str(path)), str(path))
+    name, *middle, split = spec.split(":") if ":" in spec else (spec, "")
+    try:
+        loaded = datasets.load_dataset(name, middle[0] if middle else None)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"{name} could not be loaded from the hub ({type(error).__name__}: {first_line(error)}). Check the name, "
+            "and the subset in owner/name:subset:split; without a connection, give a local folder or file."
+        ) from error
+    return _arrow_source(loaded, split, spec)
 
-    def known(self, kind: Kind, need: int) -> int:
-        return len(self._raw) if kind in self.columns else 0
 
-    def open(self, kind: Kind, position: int, avoid: Sequence[str] = ()) -> Opened:
-        cell = self._raw[position : position + 1].column(self.columns[kind])[0].as_py()
-        return opened_cell(kind, cell, f"{self.name}:row {position}", None)
+def _arrow_source(loaded: Any, split: str, name: str) -> TableSource:
+    table = ArrowTable(one_split(loaded, split, name, guess=True), name)
+    return TableSource(table, media_columns(table.schema, None, name))
 
 
 def media_columns(schema: Any, wanted: str | None, where: str) -> dict[Kind, str]:
     """Kind to column name. Columns whose name says video are clips, the others images."""
     import pyarrow
 
+    types = pyarrow.types
     found: dict[Kind, str] = {}
     for field in schema:
-        inner = field.type.value_type if pyarrow.types.is_list(field.type) else field.type
-        parts = (
-            [inner.field(i).name for i in range(inner.num_fields)]
-            if pyarrow.types.is_struct(inner)
-            else []
-        )
-        binary = pyarrow.types.is_binary(inner) or pyarrow.types.is_large_binary(inner)
-        if ("bytes" in parts or binary) and (wanted is None or field.name == wanted):
+        if wanted is not None and field.name != wanted:
+            continue
+        inner = field.type.value_type if types.is_list(field.type) else field.type
+        holds_bytes = types.is_binary(inner) or types.is_large_binary(inner)
+        if types.is_struct(inner):
+            parts = [inner.field(place).name for place in range(inner.num_fields)]
+            holds_bytes = "bytes" in parts
+        if holds_bytes:
             lowered = field.name.lower()
-            found.setdefault(
-                "video" if "video" in lowered or "clip" in lowered else "image", field.name
-            )
+            kind: Kind = "video" if "video" in lowered or "clip" in lowered else "image"
+            found.setdefault(kind, field.name)
     if not found:
         raise ValueError(
             f"{where} has no column with media bytes among {list(schema.names)}; "
@@ -245,12 +216,3 @@ def opened_bytes(
             identity, where, lambda: clip_from_bytes(content, where, identity, suffix or ".mp4")
         )
     return Opened(identity, where, lambda: image_medium(content, where, identity, depth))
-
-
-def _one_split(loaded: Any, split: str, where: str) -> Any:
-    if not hasattr(loaded, "keys"):
-        return loaded
-    name = split or ("train" if "train" in loaded else next(iter(loaded.keys())))
-    if name not in loaded:
-        raise ValueError(f"{where} has no split {name!r}; it has {list(loaded.keys())}.")
-    return loaded[name]
