@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from mmrl.perception import answers
+from mmrl.ground import answers
 from mmrl.perception.boxes import (
     COCO_THRESHOLDS,
     Detections,
@@ -123,8 +123,8 @@ def grounding_format(rollout: Rollout) -> float:
     wants_point = any("point_2d" in label for label in _labels(rollout.prompt))
     readable = [
         isinstance(entry, Mapping)
-        and answers.box(entry.get("bbox_2d")) is not None
-        and (not wants_point or answers.numbers(entry.get("point_2d"), 2) is not None)
+        and answers.box_corners(entry.get("bbox_2d")) is not None
+        and (not wants_point or answers.finite_numbers(entry.get("point_2d"), 2) is not None)
         for entry in given
     ]
     return sum(readable) / len(readable) if readable else 1.0
@@ -188,11 +188,13 @@ class ReferringReward:
 
     def __call__(self, rollout: Rollout) -> float:
         label = _value(rollout.prompt)
-        truth = answers.box(label.get("bbox_2d") if isinstance(label, Mapping) else label)
+        truth = answers.box_corners(
+            label.get("bbox_2d") if isinstance(label, Mapping) else label
+        )
         if truth is None:
             raise ValueError(_unreadable(rollout.prompt, "one box [x0, y0, x1, y1]", label))
         given = _single(answers.json_answer(rollout.text), "bbox_2d")
-        if (corners := answers.box(given)) is None:
+        if (corners := answers.box_corners(given)) is None:
             return 0.0
         seen = _converted([corners], self, rollout.prompt)
         if self.kind == "iou":
@@ -220,16 +222,20 @@ class PointReward:
 
     def __call__(self, rollout: Rollout) -> float:
         truth = _value(rollout.prompt)
-        truth = [truth] if answers.numbers(truth, 2) or answers.box(truth) else truth
+        truth = (
+            [truth] if answers.finite_numbers(truth, 2) or answers.box_corners(truth) else truth
+        )
         given = answers.json_answer(rollout.text)
-        given = [given] if answers.numbers(given, 2) or isinstance(given, Mapping) else given
+        given = (
+            [given] if answers.finite_numbers(given, 2) or isinstance(given, Mapping) else given
+        )
         if not isinstance(truth, list | tuple):
             raise ValueError(_unreadable(rollout.prompt, "a list of points or boxes", truth))
         if not isinstance(given, list):
             return 0.0
         if not truth or not given:
             return float(not truth and not given)
-        points = [answers.numbers(_single(entry, "point_2d"), 2) for entry in given]
+        points = [answers.finite_numbers(_single(entry, "point_2d"), 2) for entry in given]
         seen = _converted([point or [np.nan, np.nan] for point in points], self, rollout.prompt)
         hits = np.stack([self._hits(seen, label, rollout.prompt) for label in truth], axis=1)
         return float(
@@ -242,9 +248,9 @@ class PointReward:
             label.get("bbox_2d", label.get("point_2d")) if isinstance(label, Mapping) else label
         )
         with np.errstate(invalid="ignore"):
-            if (frame := answers.box(label)) is not None:
+            if (frame := answers.box_corners(label)) is not None:
                 return inside(points, [frame] * len(points)).astype(float)
-            if (place := answers.numbers(label, 2)) is not None:
+            if (place := answers.finite_numbers(label, 2)) is not None:
                 return (point_distance(points, [place])[:, 0] < self.distance).astype(float)
         raise ValueError(_unreadable(prompt, "points [x, y] or boxes [x0, y0, x1, y1]", label))
 
@@ -261,7 +267,9 @@ def yes_no_accuracy(rollout: Rollout) -> float:
 
 def _value(prompt: Prompt) -> Any:
     """The reference as a Python value, whether it is one or JSON."""
-    return answers.parsed(prompt.answer) if isinstance(prompt.answer, str) else prompt.answer
+    return (
+        answers.strict_json(prompt.answer) if isinstance(prompt.answer, str) else prompt.answer
+    )
 
 
 def _labels(prompt: Prompt) -> list[Mapping[str, Any]]:
@@ -280,9 +288,11 @@ def _labels(prompt: Prompt) -> list[Mapping[str, Any]]:
 
 def _true_places(truth: list[Mapping[str, Any]], prompt: Prompt) -> tuple[Floats, Floats]:
     """Labelled boxes [N, 4] and points [N, 2], NaN where a label has no point."""
-    boxes = [answers.box(label.get("bbox_2d")) for label in truth]
+    boxes = [answers.box_corners(label.get("bbox_2d")) for label in truth]
     points = [
-        answers.numbers(label["point_2d"], 2) if "point_2d" in label else [np.nan, np.nan]
+        answers.finite_numbers(label["point_2d"], 2)
+        if "point_2d" in label
+        else [np.nan, np.nan]
         for label in truth
     ]
     for label, frame, point in zip(truth, boxes, points, strict=True):
@@ -300,8 +310,10 @@ def _places(
 ) -> tuple[Floats, Floats]:
     """Predicted boxes [M, 4] and points [M, 2] in the space of the labels, NaN where unreadable."""
     entries = [entry if isinstance(entry, Mapping) else {} for entry in given]
-    boxes = [answers.box(entry.get("bbox_2d")) or [np.nan] * 4 for entry in entries]
-    points = [answers.numbers(entry.get("point_2d"), 2) or [np.nan] * 2 for entry in entries]
+    boxes = [answers.box_corners(entry.get("bbox_2d")) or [np.nan] * 4 for entry in entries]
+    points = [
+        answers.finite_numbers(entry.get("point_2d"), 2) or [np.nan] * 2 for entry in entries
+    ]
     return _converted(boxes, reward, prompt), _converted(points, reward, prompt)
 
 

@@ -15,8 +15,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mmrl.ground.answers import boxed, tagged
 from mmrl.rewards.answers import (
-    boxed,
     final_answer,
     last_number,
     matches,
@@ -26,7 +26,6 @@ from mmrl.rewards.answers import (
     same_math,
     same_number,
     same_text,
-    tagged,
 )
 from mmrl.rewards.parts import preloads
 
