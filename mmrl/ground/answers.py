@@ -36,7 +36,7 @@ _FOLDED = {
     "[": "［",
     "]": "］",
 }
-_FOLD = str.maketrans({foreign: plain for plain, many in _FOLDED.items() for foreign in many})
+_FOLD = {ord(foreign): plain for plain, many in _FOLDED.items() for foreign in many}
 
 
 def behind_thinking(text: str) -> str:
@@ -112,10 +112,9 @@ def strict_json(text: str) -> Any | None:
 
 def finite_numbers(value: Any, count: int) -> list[float] | None:
     """A list of exactly `count` finite numbers as floats; booleans, text and anything else give None."""
-    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != count:
+    if not isinstance(value, Sequence) or isinstance(value, str):
         return None
-    # Python counts True as a number.
-    if not all(isinstance(one, int | float) and not isinstance(one, bool) for one in value):
+    if len(value) != count or not all(map(_is_number, value)):
         return None
     try:
         floats = [float(one) for one in value]
@@ -135,7 +134,7 @@ def box_corners(value: Any) -> list[float] | None:
 
 def normalise(text: str) -> str:
     """ASCII digits, dashes, spaces and separators; everything else unchanged. Ends are stripped."""
-    if text.isascii():
+    if text.isascii():  # nearly always, and quick to see
         return text.strip()
     folded = text.translate(_FOLD)
     if not folded.isascii():
@@ -152,11 +151,17 @@ def _ascii(character: str) -> str:
     return " " if character.isspace() else character
 
 
+def _is_number(value: Any) -> bool:
+    # Python counts True as an integer.
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is no JSON number")
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # By default the last value wins in silence; an answer that says two things says nothing.
     entry = dict(pairs)
     if len(entry) != len(pairs):
         raise ValueError("a key is given twice")

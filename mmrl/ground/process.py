@@ -66,7 +66,9 @@ class Child:
             "arguments": arguments,
         }
         # -P: the current folder is no place to import from unless our own path says so.
-        command = [sys.executable, "-P", "-c", _BOOT, json.dumps(sys.path), json.dumps(call)]
+        # Our path travels along, so that the child imports the same code wherever we were started.
+        command = [sys.executable, "-P", "-c", _BOOT]
+        command += [json.dumps(sys.path), json.dumps(call)]
         with theirs:
             self._keeper = subprocess.Popen(
                 command,

@@ -47,7 +47,7 @@ class Quarantine:
         if bad.where in self._listed:
             return
         self._listed.add(bad.where)
-        self._write({"where": bad.where, "reason": bad.reason, "detail": bad.detail})
+        self._write({"where": bad.where, **_said(bad)})
 
     def remember(self, bad: BadMedia, backend: str = "") -> None:
         """Refuse this file from now on. A missing file is not remembered: it may be on its way."""
@@ -57,7 +57,7 @@ class Quarantine:
         # A copy: an exception that was raised holds on to all that was alive where it passed, decoded clips included.
         self.entries[key] = BadMedia(bad.where, bad.reason, bad.detail)
         log.warning("quarantined: %s", str(bad))
-        self._write({"key": key, "path": bad.where, "reason": bad.reason, "detail": bad.detail})
+        self._write({"key": key, "path": bad.where, **_said(bad)})
 
     def check(self, path: str, backend: str = "") -> None:
         """Raises the remembered BadMedia if the file is known to be bad for this back-end."""
@@ -126,9 +126,9 @@ class Guarded(Generic[Item]):
         reader = getattr(self.prompts, "reader", None)
         if reader is not None:
             total.update({f"data/{name}": value for name, value in reader.counts.items()})
-        new = {name: value - self._drained[name] for name, value in total.items()}
+        new = total - self._drained  # a Counter drops what is 0
         self._drained = total
-        return {name: value for name, value in new.items() if value}
+        return dict(new)
 
     def __len__(self) -> int:
         if self.size is None:
@@ -160,7 +160,8 @@ class Guarded(Generic[Item]):
     def substitute(self, index: int, attempt: int) -> int:
         """The row that stands in for a bad one; depends on the seed, the index and the attempt only."""
         text = f"{self.seed}:{index}:{attempt}"
-        number = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+        hashed = hashlib.blake2b(text.encode(), digest_size=8).digest()
+        number = int.from_bytes(hashed, "big")
         return number % self.size if self.size else index + 1 + attempt
 
     def _count(self, index: int, error: Exception) -> None:
@@ -171,8 +172,13 @@ class Guarded(Generic[Item]):
         log.warning("row %d: %s", index, str(error))
 
 
+def _said(bad: BadMedia) -> dict[str, str]:
+    return {"reason": bad.reason, "detail": bad.detail}
+
+
 def _file_state(path: str, backend: str) -> str | None:
     """Back-end, path, size and time of change; None if there is no such file."""
+    # Not a hash of the content: this is asked at every read, and clips are large.
     try:
         state = os.stat(path)
     except OSError:

@@ -53,7 +53,8 @@ def philox(*parts: Part) -> np.random.Generator:
     """A NumPy generator keyed by the parts."""
     # Little-endian whatever the machine: the bytes are the key, not its numbers.
     words = np.frombuffer(digest(*parts, size=16), dtype="<u8")
-    return np.random.Generator(np.random.Philox(key=words.astype(np.uint64)))
+    bits = np.random.Philox(key=words.astype(np.uint64))
+    return np.random.Generator(bits)
 
 
 class Streams:

@@ -8,6 +8,7 @@ worker process. Media stay undecoded.
 from __future__ import annotations
 
 import bisect
+import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -60,12 +61,13 @@ class ChainTable:
 
     def __init__(self, tables: Sequence[Table], name: str) -> None:
         self.name, self._tables = name, list(tables)
-        self._starts = [0]
-        for table in self._tables:
-            self._starts.append(self._starts[-1] + len(table))
+        self._starts = [0, *itertools.accumulate(map(len, self._tables))]
 
     def columns(self) -> list[str]:
-        return list(dict.fromkeys(name for table in self._tables for name in table.columns()))
+        names: dict[str, None] = {}  # a set that keeps the order
+        for table in self._tables:
+            names.update(dict.fromkeys(table.columns()))
+        return list(names)
 
     def light(self) -> frozenset[str]:
         heavy: set[str] = set()
@@ -83,7 +85,8 @@ class ChainTable:
 
     def row(self, index: int, columns: Sequence[str]) -> Row:
         table, inner = self._at(index)
-        return table.row(inner, [name for name in columns if name in table.columns()])
+        present = [name for name in columns if name in table.columns()]
+        return table.row(inner, present)
 
     def where(self, index: int) -> str:
         table, inner = self._at(index)
@@ -139,13 +142,13 @@ class ParquetTable:
         try:
             with parquet.ParquetFile(path) as file:
                 self.schema, meta = file.schema_arrow, file.metadata
-                self._starts = [0]
-                for group in range(meta.num_row_groups):
-                    self._starts.append(self._starts[-1] + meta.row_group(group).num_rows)
+                sizes = [meta.row_group(group).num_rows for group in range(meta.num_row_groups)]
         except (pyarrow.ArrowException, OSError) as error:
             raise ValueError(
                 f"{path} cannot be read as parquet ({error}); check that it is complete."
             ) from None
+        self._sizes = sizes
+        self._starts = [0, *itertools.accumulate(sizes)]
         self._columns = list(self.schema.names)
         self._light = light_columns(self.schema)
 
@@ -160,19 +163,20 @@ class ParquetTable:
 
     def scan(self) -> Iterator[Row | Fault]:
         wanted = [name for name in self._columns if name in self._light]
-        for group in range(len(self._starts) - 1):
+        for group, size in enumerate(self._sizes):
             # Not through the cache: each group is needed once, and the cache is for rows with their media.
             rows = self._read(group, wanted)
             if wanted:
                 yield from rows.to_pylist()
             else:  # a table without columns does not know how many rows it has
-                yield from ({} for _ in range(self._starts[group + 1] - self._starts[group]))
+                yield from ({} for _ in range(size))
 
     def row(self, index: int, columns: Sequence[str]) -> Row:
         group = bisect.bisect_right(self._starts, index) - 1
         key = (self.path, group, tuple(columns))
         rows = self._cache.get(key, lambda: self._read(group, columns))
-        return rows.slice(index - self._starts[group], 1).to_pylist()[0]
+        found = rows.slice(index - self._starts[group], 1).to_pylist()
+        return found[0]
 
     def where(self, index: int) -> str:
         return f"{self.path}, row {index}"
@@ -199,12 +203,10 @@ class ArrowTable:
     def __init__(self, dataset: Any, name: str, base: Path | None = None) -> None:
         self.name, self._base = name, base
         self._raw = dataset.with_format("arrow")
-        labels = {
-            key: feature
-            for key, feature in dataset.features.items()
-            if hasattr(feature, "names")
-        }
-        self._names = {key: feature.names for key, feature in labels.items()}
+        self._names: dict[str, list[str]] = {}
+        for key, feature in dataset.features.items():
+            if hasattr(feature, "names"):  # a class label, stored as a number
+                self._names[key] = feature.names
         self.schema = dataset.features.arrow_schema
         self._light = light_columns(self.schema)
 
@@ -226,7 +228,8 @@ class ArrowTable:
             yield from (self._named(row) for row in chunk.to_pylist())
 
     def row(self, index: int, columns: Sequence[str]) -> Row:
-        return self._named(self._raw[[index]].select(list(columns)).to_pylist()[0])
+        found = self._raw[[index]].select(list(columns)).to_pylist()
+        return self._named(found[0])
 
     def where(self, index: int) -> str:
         return f"{self.name}, row {index}"
@@ -236,9 +239,10 @@ class ArrowTable:
 
     def _named(self, row: dict[str, Any]) -> Row:
         for key, names in self._names.items():
+            label = row.get(key)
             # -1 stands for "no label"; it, and what is no number, stays as it is.
-            if isinstance(row.get(key), int) and 0 <= row[key] < len(names):
-                row[key] = names[row[key]]
+            if isinstance(label, int) and 0 <= label < len(names):
+                row[key] = names[label]
         return row
 
 
@@ -273,7 +277,9 @@ def embeds_bytes(kind: Any) -> bool:
     if isinstance(kind, pyarrow.BaseExtensionType):
         return embeds_bytes(kind.storage_type)
     if types.is_struct(kind):
-        return any(embeds_bytes(kind.field(at).type) for at in range(kind.num_fields))
-    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        inner = [kind.field(at).type for at in range(kind.num_fields)]
+        return any(map(embeds_bytes, inner))
+    lists = (types.is_list, types.is_large_list, types.is_fixed_size_list)
+    if any(is_kind(kind) for is_kind in lists):
         return embeds_bytes(kind.value_type)
     return types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
