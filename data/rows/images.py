@@ -56,8 +56,8 @@ def file_bytes(cell: Any, root: Path | None = None) -> tuple[bytes, str]:
     if isinstance(cell, Mapping):
         if cell.get("bytes") is not None:
             return bytes(cell["bytes"]), str(cell.get("path") or "embedded image")
-        cell = next((cell[key] for key in ("path", "url", "image") if cell.get(key)), None)
-        if isinstance(cell, Mapping):
+        cell = _named_medium(cell)
+        if isinstance(cell, Mapping):  # {"image": {"bytes", "path"}}
             return file_bytes(cell, root)
     if isinstance(cell, bytes | bytearray | memoryview):
         return bytes(cell), "embedded image"
@@ -68,9 +68,8 @@ def file_bytes(cell: Any, root: Path | None = None) -> tuple[bytes, str]:
         raise Fault(
             "missing media", f"found {shown(cell)} where an image should be", f"Give {allowed}."
         )
-    inline = _decode_text(cell)
-    if inline is not None:
-        return inline, "embedded image"
+    if _is_inline(cell):
+        return _inline_bytes(cell), "embedded image"
     path = media_path(cell, root)
     try:
         return path.read_bytes(), str(path)
@@ -92,7 +91,7 @@ def media_path(cell: str, root: Path | None = None) -> Path:
     path = path if path.is_absolute() or root is None else root / path
     try:
         size = path.stat().st_size if path.is_file() else None
-    except (OSError, ValueError):
+    except (OSError, ValueError):  # a name that is too long, or holds a zero byte
         size = None
     if size is None:
         fix = "Check the path; relative paths start at the data file's folder unless image_root is given."
@@ -105,8 +104,9 @@ def media_path(cell: str, root: Path | None = None) -> Path:
 def check_image(cell: Any, root: Path | None = None) -> None:
     """What can be known without decoding: a path must name a non-empty file, text must be a path or base64."""
     if isinstance(cell, Mapping) and cell.get("bytes") is None:
-        cell = next((cell[key] for key in ("path", "url", "image") if cell.get(key)), None)
-    if isinstance(cell, str | Path) and _decode_text(str(cell), decode=False) is None:
+        cell = _named_medium(cell)
+    # Base64 is not decoded here: of a million rows that is an hour.
+    if isinstance(cell, str | Path) and not _is_inline(str(cell)):
         media_path(str(cell), root)
     elif cell is None or cell in ("", b""):
         raise Fault(
@@ -116,21 +116,32 @@ def check_image(cell: Any, root: Path | None = None) -> None:
         )
 
 
-def _decode_text(text: str, *, decode: bool = True) -> bytes | None:
-    """The bytes of a data URI or of bare base64; None if the text is neither (so a path)."""
-    head, comma, body = text.partition(",") if text.startswith("data:") else ("", "", text)
-    if not head and not BASE64.fullmatch(text):
-        return None
-    if not decode:
-        return b""
+def _named_medium(cell: Mapping[str, Any]) -> Any:
+    """What a record without bytes points to; None if nothing."""
+    for key in ("path", "url", "image"):
+        if cell.get(key):
+            return cell[key]
+    return None
+
+
+def _is_inline(text: str) -> bool:
+    """Is this a data URI or bare base64, rather than a path?"""
+    return text.startswith("data:") or BASE64.fullmatch(text) is not None
+
+
+def _inline_bytes(text: str) -> bytes:
+    """The bytes in a data URI or in bare base64."""
+    head, body = "", text
+    if text.startswith("data:"):
+        head, _, body = text.partition(",")
     try:
-        if head and (not comma or ";base64" not in head):
+        if head and (";base64" not in head or head == text):
             raise binascii.Error("no ';base64,' in its head")
-        return base64.b64decode("".join(body.split()), validate=True)
+        unbroken = "".join(body.split())  # base64 of mails and notebooks is wrapped
+        return base64.b64decode(unbroken, validate=True)
     except binascii.Error as error:
-        raise Fault(
-            "broken image", f"{shown(text, 60)} is not base64 ({error})", MEND
-        ) from None
+        found = f"{shown(text, 60)} is not base64 ({error})"
+        raise Fault("broken image", found, MEND) from None
 
 
 def _as_fault(bad: BadMedia) -> Fault:
@@ -150,7 +161,8 @@ def _as_fault(bad: BadMedia) -> Fault:
 
 def _as_frame(rgb: np.ndarray) -> Tensor:
     """uint8 [H, W, 3] as [1, 3, H, W]."""
-    return torch.from_numpy(rgb).permute(2, 0, 1)[None].contiguous()
+    planes = torch.from_numpy(rgb).permute(2, 0, 1)
+    return planes[None].contiguous()
 
 
 def _array_pixels(array: np.ndarray) -> np.ndarray:
@@ -161,4 +173,5 @@ def _array_pixels(array: np.ndarray) -> np.ndarray:
         found = f"an array of {array.dtype} with shape {array.shape}"
         fix = "Give uint8 RGB with shape [H, W, 3] or grey with [H, W]."
         raise Fault("broken image", found, fix)
-    return np.array(np.repeat(array[..., None], 3, axis=2) if is_grey else array)
+    rgb = np.repeat(array[..., None], 3, axis=2) if is_grey else array
+    return np.array(rgb)  # a copy: the row keeps its array

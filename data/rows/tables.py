@@ -15,12 +15,15 @@ from typing import Any
 from mmrl.ground.faults import Fault, shown
 from mmrl.ground.tables import Row, Table
 
+_JSON_FIX = "Each row must be one complete JSON object."
+
 
 class LinesTable:
     """JSON lines; blank lines are skipped, a byte order mark is allowed."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.name = path, path.name
+        # Arrays of machine integers: 16 bytes a row, where lists would take 72.
         self._offsets, self._lines = array("Q"), array("Q")
         names: dict[str, None] = {}
         with path.open("rb") as file:
@@ -30,7 +33,8 @@ class LinesTable:
                     self._offsets.append(offset)
                     self._lines.append(number)
                     row = _parsed(line)
-                    names.update(dict.fromkeys(row) if not isinstance(row, Fault) else {})
+                    if not isinstance(row, Fault):
+                        names.update(dict.fromkeys(row))
                 offset += len(line)
         self._columns = [name for name in names if isinstance(name, str)]
 
@@ -72,9 +76,11 @@ class ListTable:
     ) -> None:
         self.path, self.name = path, path.name
         self._rows, self._lines = rows, lines
-        self._columns = list(
-            dict.fromkeys(name for row in rows if not isinstance(row, Fault) for name in row)
-        )
+        names: dict[str, None] = {}  # a set that keeps the order
+        for row in rows:
+            if not isinstance(row, Fault):
+                names.update(dict.fromkeys(row))
+        self._columns = list(names)
 
     def columns(self) -> list[str]:
         return self._columns
@@ -95,7 +101,8 @@ class ListTable:
         return row
 
     def where(self, index: int) -> str:
-        return f"{self.path}, {f'line {self._lines[index]}' if self._lines else f'row {index}'}"
+        place = f"line {self._lines[index]}" if self._lines else f"row {index}"
+        return f"{self.path}, {place}"
 
     def base(self, index: int) -> Path | None:
         return self.path if self.path.is_dir() else self.path.parent
@@ -108,22 +115,22 @@ class RenamedTable:
         self.name, self._inner, self._names = inner.name, inner, dict(names)
 
     def columns(self) -> list[str]:
-        return [self._names.get(name, name) for name in self._inner.columns()]
+        return [self._new(name) for name in self._inner.columns()]
 
     def light(self) -> frozenset[str]:
-        return frozenset(self._names.get(name, name) for name in self._inner.light())
+        return frozenset(map(self._new, self._inner.light()))
 
     def __len__(self) -> int:
         return len(self._inner)
 
     def scan(self) -> Iterator[Row | Fault]:
-        return (
-            row if isinstance(row, Fault) else self._renamed(row) for row in self._inner.scan()
-        )
+        for row in self._inner.scan():
+            yield row if isinstance(row, Fault) else self._renamed(row)
 
     def row(self, index: int, columns: Sequence[str]) -> Row:
         old = {new: name for name, new in self._names.items()}
-        return self._renamed(self._inner.row(index, [old.get(name, name) for name in columns]))
+        wanted = [old.get(name, name) for name in columns]
+        return self._renamed(self._inner.row(index, wanted))
 
     def where(self, index: int) -> str:
         return self._inner.where(index)
@@ -131,8 +138,11 @@ class RenamedTable:
     def base(self, index: int) -> Path | None:
         return self._inner.base(index)
 
+    def _new(self, name: str) -> str:
+        return self._names.get(name, name)
+
     def _renamed(self, row: Row) -> Row:
-        return {self._names.get(name, name): value for name, value in row.items()}
+        return {self._new(name): value for name, value in row.items()}
 
 
 def read_json(path: Path) -> Table:
@@ -144,7 +154,8 @@ def read_json(path: Path) -> Table:
     start = len(text) - len(text.lstrip())
     if text[start : start + 1] == "{":
         table = LinesTable(path)
-        if len(table) and any(not isinstance(row, Fault) for row in table.scan()):
+        # One good line says that lines are meant; a single object over several lines has none.
+        if any(not isinstance(row, Fault) for row in table.scan()):
             return table
     if text[start : start + 1] != "[":
         raise ValueError(
@@ -159,14 +170,11 @@ def read_csv(path: Path) -> Table:
     lines: list[int] = []
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+            separator = "\t" if path.suffix == ".tsv" else ","
+            reader = csv.DictReader(file, delimiter=separator)
             for row in reader:
                 lines.append(reader.line_num)
-                fix = "Quote cells that contain the separator."
-                wide = Fault("bad row", f"it has more cells than the header ({len(row)})", fix)
-                rows.append(
-                    wide if None in row else {name: cell or None for name, cell in row.items()}
-                )
+                rows.append(_csv_row(row))
     except (csv.Error, UnicodeDecodeError) as error:
         raise ValueError(
             f"{path} cannot be read as CSV after line {max(lines, default=0)} ({error})."
@@ -174,16 +182,21 @@ def read_csv(path: Path) -> Table:
     return ListTable(path, rows, lines)
 
 
+def _csv_row(row: dict[str, Any]) -> Row | Fault:
+    # The reader puts what stands beyond the header under None.
+    if None in row:
+        found = f"it has more cells than the header ({len(row)})"
+        return Fault("bad row", found, "Quote cells that contain the separator.")
+    return {name: cell or None for name, cell in row.items()}
+
+
 def _parsed(line: bytes) -> dict[str, Any] | Fault:
     """One line as an object."""
     try:
         row = json.loads(line.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        return Fault(
-            "bad JSON",
-            f"{error}; the line begins with {shown(line[:40].decode('utf-8', 'replace'))}",
-            _JSON_FIX,
-        )
+        begin = shown(line[:40].decode("utf-8", "replace"))
+        return Fault("bad JSON", f"{error}; the line begins with {begin}", _JSON_FIX)
     if isinstance(row, dict):
         return row
     return Fault("bad JSON", f"the line holds {shown(row, 40)}, not an object", _JSON_FIX)
@@ -197,7 +210,9 @@ def _json_items(path: Path, text: str, at: int) -> tuple[list[Row | Fault], list
     while True:
         while at < len(text) and text[at] in " \t\r\n,":
             at += 1
-        line, counted = line + text.count("\n", counted, at), at
+        # Lines are counted as they are passed: from the start each time it would be quadratic.
+        line += text.count("\n", counted, at)
+        counted = at
         if text[at : at + 1] == "]":
             return rows, lines
         try:
@@ -206,9 +221,7 @@ def _json_items(path: Path, text: str, at: int) -> tuple[list[Row | Fault], list
             raise ValueError(
                 f"{path}, line {line}: not valid JSON ({error}); {_JSON_FIX}"
             ) from None
-        wrong = Fault("bad JSON", f"found {shown(item, 40)}, not an object", _JSON_FIX)
-        rows.append(item if isinstance(item, dict) else wrong)
+        if not isinstance(item, dict):
+            item = Fault("bad JSON", f"found {shown(item, 40)}, not an object", _JSON_FIX)
+        rows.append(item)
         lines.append(line)
-
-
-_JSON_FIX = "Each row must be one complete JSON object."

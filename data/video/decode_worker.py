@@ -90,12 +90,6 @@ class DecodeWorker:
         self.__dict__.update(state)
         self._forget()
 
-    def __del__(self) -> None:
-        # At the end of the interpreter modules may be gone already; the child then ends with its parent.
-        has_child = getattr(self, "_child", None) is not None
-        if has_child and os is not None and self._owner == os.getpid():
-            self._kill()
-
     def _forget(self) -> None:
         self._lock = threading.Lock()
         self._child: Child | None = None

@@ -22,7 +22,9 @@ class Fault(BadRow):
 
     def at(self, where: str) -> Fault:
         """The same fault with its place, for example `train.jsonl, line 12`."""
-        return self if self.where else Fault(self.reason, self.found, self.fix, where)
+        if self.where:  # the table that knew better spoke first
+            return self
+        return Fault(self.reason, self.found, self.fix, where)
 
     # Exceptions are pickled as their class and message; these classes take something else than a message.
     def __reduce__(self) -> tuple[type[Fault], tuple[str, str, str, str]]:

@@ -112,7 +112,7 @@ def image_pixels(
             scale = longest / max(rgb.size)
             width = max(1, round(rgb.width * scale))
             height = max(1, round(rgb.height * scale))
-            # With the gap it is first reduced by a whole factor, to about twice the size: much faster, and still smooth.
+            # The gap: first by a whole factor to about twice the size, which is much faster and still smooth.
             rgb = rgb.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=2.0)
         return np.array(rgb)
 

@@ -24,6 +24,7 @@ import struct
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -57,8 +58,6 @@ class Child:
     ) -> None:
         self.channel, theirs = socket.socketpair()
         """Our end of the socket, blocking."""
-        self.pid = 0
-        """The worker's process id, and the id of its process group; 0 once it is ended."""
         call = {
             "descriptor": theirs.fileno(),
             "parent": os.getpid(),
@@ -78,13 +77,12 @@ class Child:
                 start_new_session=True,  # Ctrl-C in the terminal is for us to handle
                 env={**(environment or {}), **os.environ},
             )
-        try:
-            self.channel.settimeout(START_LIMIT)
-            greeting = self.channel.recv(HEADER.size, socket.MSG_WAITALL)
-            self.channel.settimeout(None)
-            self.pid = HEADER.unpack(greeting)[0]
-        except (OSError, struct.error):
-            raise NotStarted(how_it_ended(self.end(LOOK))) from None
+        self.pid = self._greeting()
+        """The worker's process id, and the id of its process group; 0 if it did not come up."""
+        # Also where nobody calls `end`: when this object goes, and at the end of the interpreter.
+        self._ending = weakref.finalize(self, _kill, self._keeper, self.pid, os.getpid())
+        if not self.pid:
+            raise NotStarted(how_it_ended(self.end(LOOK)))
 
     @property
     def alive(self) -> bool:
@@ -92,7 +90,7 @@ class Child:
         return self._keeper.poll() is None
 
     def end(self, wait: float = 0.0) -> int | None:
-        """Kill the worker and its group. May be called again.
+        """Kill the worker and its group. May be called again, and by a forked copy, which lets it live.
 
         Returns the exit code with which it ended by itself within `wait` seconds (negative: the signal), else None.
         """
@@ -100,21 +98,19 @@ class Child:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._keeper.wait(wait)
         code = self._keeper.returncode
-        # The group outlives its worker if that started processes, so it is killed in any case, but only once:
-        # afterwards the number may belong to somebody else.
-        group, self.pid = self.pid, 0
-        if group:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(group, signal.SIGKILL)
-        try:
-            self._keeper.wait(
-                1.0
-            )  # it ends after its worker, so that nothing is left to be reaped
-        except subprocess.TimeoutExpired:
-            self._keeper.kill()
-            self._keeper.wait()
+        self._ending()
         # The keeper passes on the worker's signal the way a shell does.
         return 128 - code if code is not None and code >= 128 else code
+
+    def _greeting(self) -> int:
+        """The worker's process id, its first words; 0 if it ends before."""
+        try:
+            self.channel.settimeout(START_LIMIT)
+            greeting = self.channel.recv(HEADER.size, socket.MSG_WAITALL)
+            self.channel.settimeout(None)
+            return HEADER.unpack(greeting)[0]
+        except (OSError, struct.error):
+            return 0
 
 
 def how_it_ended(code: int | None) -> str:
@@ -122,6 +118,20 @@ def how_it_ended(code: int | None) -> str:
     if code is None:
         return "killed"
     return f"exit code {code}" if code >= 0 else f"signal {-code}"
+
+
+def _kill(keeper: subprocess.Popen[bytes], group: int, owner: int) -> None:
+    """End a child and whatever it started. Called once: afterwards the numbers may belong to somebody else."""
+    if os.getpid() != owner:  # a forked copy of the parent must leave the parent's child alone
+        return
+    if group:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(group, signal.SIGKILL)
+    try:
+        keeper.wait(1.0)  # it ends after its worker, so that nothing is left to be reaped
+    except subprocess.TimeoutExpired:
+        keeper.kill()
+        keeper.wait()
 
 
 def boot(descriptor: int, parent: int, target: str, arguments: Sequence[Any]) -> NoReturn:

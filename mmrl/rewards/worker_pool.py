@@ -22,7 +22,6 @@ import select
 import sys
 import sysconfig
 import time
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -60,7 +59,6 @@ class WorkerPool:
         for worker in self._workers:
             self._idle.put(worker)
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="mmrl-rewards")
-        self._ending = weakref.finalize(self, _end, self._workers, os.getpid())
 
     def start(self) -> None:
         """Start the workers now and wait until they are ready. Raises LoadError."""
@@ -72,19 +70,18 @@ class WorkerPool:
 
     def close(self) -> None:
         """End all workers and their processes. A later call starts them again."""
-        _end(self._workers, os.getpid())
+        for worker in self._workers:
+            worker.end()
 
     def _one(self, call: Call) -> tuple[Outcome, float]:
         try:
             import cloudpickle
 
-            message = cloudpickle.dumps(
-                ("call", call.part, call.several, call.args, dict(call.kwargs))
-            )
+            request = ("call", call.part, call.several, call.args, dict(call.kwargs))
+            message = cloudpickle.dumps(request)
         except Exception as error:
-            return Failure(
-                "exception", f"the answer cannot be sent to the worker: {error!r}"
-            ), 0.0
+            text = f"the answer cannot be sent to the worker: {error!r}"
+            return Failure("exception", text), 0.0
         worker = self._idle.get()
         try:
             worker.start()
@@ -111,10 +108,10 @@ class _Worker:
         try:
             self._child = Child("mmrl.rewards.worker:answer_calls", environment=one_thread)
             outcome = self._ask(self._load, START_LIMIT)
-        except (NotStarted, BrokenPipeError) as error:
-            outcome = Failure(
-                "exit", str(error) if isinstance(error, NotStarted) else self.end(LOOK)
-            )
+        except NotStarted as error:
+            outcome = Failure("exit", str(error))
+        except BrokenPipeError:
+            outcome = Failure("exit", self.end(LOOK))
         if isinstance(outcome, Failure):
             self.end()
             raise LoadError(
@@ -198,9 +195,8 @@ def _pickle(name: str, function: Callable[..., Any]) -> bytes:
         cloudpickle.register_pickle_by_value(module)
         try:
             return cloudpickle.dumps(function)
-        except (
-            Exception
-        ) as error:  # it refers to an open file or the like, which a fresh import makes anew
+        except Exception as error:
+            # It refers to an open file or the like, which a fresh import makes anew.
             _LOG.debug("the reward part %r goes by reference: %r", name, error)
         finally:
             cloudpickle.unregister_pickle_by_value(module)
@@ -216,18 +212,10 @@ def _pickle(name: str, function: Callable[..., Any]) -> bytes:
 def _is_own_file(module: ModuleType) -> bool:
     """Is this neither ours nor the standard library's nor an installed package's?"""
     file = getattr(module, "__file__", None)
-    if file is None or module.__name__.partition(".")[0] == __name__.partition(".")[0]:
+    ours = __name__.partition(".")[0]
+    if file is None or module.__name__.partition(".")[0] == ours:
         return False
-    places = Path(file).resolve()
-    installed = {"site-packages", "dist-packages"} & set(places.parts)
-    return not installed and not places.is_relative_to(
-        Path(sysconfig.get_path("stdlib")).resolve()
-    )
-
-
-def _end(workers: Sequence[_Worker], owner: int) -> None:
-    if (
-        os.getpid() == owner
-    ):  # a forked copy of the trainer must leave its parent's workers alone
-        for worker in workers:
-            worker.end()
+    place = Path(file).resolve()
+    if {"site-packages", "dist-packages"} & set(place.parts):
+        return False
+    return not place.is_relative_to(Path(sysconfig.get_path("stdlib")).resolve())
