@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmrl.data.pretext.contract import Kind
+from mmrl.data.pretext.contract import Kind, Medium
 from mmrl.data.pretext.stream.media import clip_from_bytes, content_id, image_medium
 from mmrl.data.pretext.stream.sources import KINDS, Opened, Source, classified
 from mmrl.ground.faults import BadMedia, Fault, first_line
@@ -54,10 +54,7 @@ class TarSource:
     """Webdataset shards: members named <key>.<suffix>."""
 
     def __init__(self, shards: Sequence[Path]) -> None:
-        self.shards, self.name = (
-            list(shards),
-            str(shards[0].parent if len(shards) > 1 else shards[0]),
-        )
+        self.shards, self.name = list(shards), _name_of(shards)
         self._pending: Iterator[int] = iter(range(len(self.shards)))
         self._entries: dict[Kind, list[tuple[str, Part, Part | None]]] = {
             kind: [] for kind in KINDS
@@ -87,6 +84,7 @@ class TarSource:
                     if member.isreg():
                         parts[member.name] = (shard, member.offset_data, member.size)
         except (tarfile.TarError, OSError) as error:
+            # A tar that is cut off still gives what lies before the cut.
             if not parts:
                 raise ValueError(
                     f"{self.shards[shard]} cannot be read as an uncompressed tar ({error})."
@@ -94,7 +92,8 @@ class TarSource:
         for kind, names in classified(list(parts)).items():
             for entry in names:
                 name, _, depth = entry.partition("\0")
-                self._entries[kind].append((name, parts[name], parts[depth] if depth else None))
+                beside = parts[depth] if depth else None
+                self._entries[kind].append((name, parts[name], beside))
 
     def _read(self, part: Part, where: str) -> bytes:
         shard, offset, size = part
@@ -129,9 +128,8 @@ def parquet_source(files: Sequence[Path], column: str | None = None) -> TableSou
     # One group for all: media are read in order, and every worker has a cache of its own.
     cache = GroupCache(limit=0)
     tables = [ParquetTable(path, cache) for path in files]
-    name = str(files[0].parent if len(files) > 1 else files[0])
     columns = media_columns(tables[0].schema, column, str(files[0]))
-    return TableSource(ChainTable(tables, name), columns)
+    return TableSource(ChainTable(tables, _name_of(files)), columns)
 
 
 def saved_source(path: Path) -> TableSource:
@@ -157,6 +155,11 @@ def hub_source(spec: str) -> TableSource:
     return _arrow_source(loaded, split, spec)
 
 
+def _name_of(shards: Sequence[Path]) -> str:
+    """The one file, or the folder of several."""
+    return str(shards[0].parent if len(shards) > 1 else shards[0])
+
+
 def _arrow_source(loaded: Any, split: str, name: str) -> TableSource:
     table = ArrowTable(one_split(loaded, split, name, guess=True), name)
     return TableSource(table, media_columns(table.schema, None, name))
@@ -171,6 +174,7 @@ def media_columns(schema: Any, wanted: str | None, where: str) -> dict[Kind, str
     for field in schema:
         if wanted is not None and field.name != wanted:
             continue
+        # A list stands for several views of one thing; the first will do.
         inner = field.type.value_type if types.is_list(field.type) else field.type
         holds_bytes = types.is_binary(inner) or types.is_large_binary(inner)
         if types.is_struct(inner):
@@ -195,10 +199,11 @@ def opened_cell(kind: Kind, cell: Any, where: str, base: Path | None) -> Opened:
     suffix = ".mp4"
     if isinstance(cell, dict):
         path, cell = cell.get("path"), cell.get("bytes")
-        suffix = os.path.splitext(path)[1] if path else suffix
+        if path:
+            suffix = os.path.splitext(path)[1]
         if cell is None and path:
             try:
-                cell = (base / path if base is not None else Path(path)).read_bytes()
+                cell = Path(base or "", path).read_bytes()
             except OSError as error:
                 raise BadMedia(where, "unreadable file", f"{path}: {error.strerror}") from None
     if not isinstance(cell, bytes) or not cell:
@@ -211,8 +216,11 @@ def opened_bytes(
 ) -> Opened:
     """A medium from the bytes of its file."""
     identity = content_id(content)
-    if kind == "video":
-        return Opened(
-            identity, where, lambda: clip_from_bytes(content, where, identity, suffix or ".mp4")
-        )
-    return Opened(identity, where, lambda: image_medium(content, where, identity, depth))
+
+    def decode() -> Medium:
+        if kind == "video":
+            # Decoders guess the container by the suffix of the file's name.
+            return clip_from_bytes(content, where, identity, suffix or ".mp4")
+        return image_medium(content, where, identity, depth)
+
+    return Opened(identity, where, decode)

@@ -17,10 +17,10 @@ import os
 import tempfile
 import warnings
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -31,6 +31,8 @@ from mmrl.ground.images import PLAIN_FORMATS, check_size, decode_image, grey_by_
 
 if TYPE_CHECKING:
     from mmrl.data.video.video import ClipReader
+
+Answer = TypeVar("Answer")
 
 LONGEST = 1024
 """Longest side of a decoded image, in pixels."""
@@ -49,15 +51,13 @@ def content_id(content: bytes) -> str:
 
 def clip_id(path: str | os.PathLike[str]) -> str:
     """The id of a clip: size, first, middle and last 64 KiB. Raises OSError."""
+    # All of a clip may be gigabytes; its index and its first and last pictures tell it from others.
     state, piece = os.stat(path), 1 << 16
     found = hashlib.blake2b(str(state.st_size).encode(), digest_size=16)
     with open(path, "rb") as file:
-        for start in (
-            0,
-            max(0, state.st_size // 2 - piece // 2),
-            max(0, state.st_size - piece),
-        ):
-            file.seek(start)
+        middle, last = state.st_size // 2 - piece // 2, state.st_size - piece
+        for start in (0, middle, last):
+            file.seek(max(0, start))
             found.update(file.read(piece))
     return found.hexdigest()
 
@@ -90,20 +90,17 @@ def decode_depth(content: bytes, where: str) -> Array:
 
 def perceptual_hash(picture: Array) -> int:
     """64 bits: is each of 8×8 cells brighter than its right neighbour? Near-duplicates differ in few bits."""
-    image = (
-        Image.fromarray(np.ascontiguousarray(picture))
-        .convert("L")
-        .resize((9, 8), Image.Resampling.BOX)
-    )
+    grey = Image.fromarray(np.ascontiguousarray(picture)).convert("L")
+    image = grey.resize((9, 8), Image.Resampling.BOX)
     cells = np.asarray(image, dtype=np.int16)
-    return int.from_bytes(np.packbits(cells[:, 1:] > cells[:, :-1]).tobytes(), "big")
+    brighter = cells[:, 1:] > cells[:, :-1]
+    return int.from_bytes(np.packbits(brighter).tobytes(), "big")
 
 
 def near(first: int, others: Array, bits: int = 6) -> bool:
     """Is one of the uint64 hashes within `bits` bits?"""
-    return bool(others.size) and bool(
-        (np.bitwise_count(others ^ np.uint64(first)) <= bits).any()
-    )
+    differing = np.bitwise_count(others ^ np.uint64(first))
+    return bool((differing <= bits).any())
 
 
 class FileClip:
@@ -117,7 +114,8 @@ class FileClip:
             raise BadMedia(where, "one frame only")
         self.times: Array = times - times[0]
         scale = min(1.0, side / max(info.height, info.width))
-        self.size = (max(2, round(info.height * scale)), max(2, round(info.width * scale)))
+        height, width = round(info.height * scale), round(info.width * scale)
+        self.size = (max(2, height), max(2, width))
         self._frames: dict[int, Array] = {}
 
     def read(self, indices: Sequence[int]) -> Array:
@@ -125,12 +123,13 @@ class FileClip:
         wanted = [int(i) for i in indices]
         missing = sorted(set(wanted) - self._frames.keys())
         if missing:
-            found = _video(self.where, lambda: _reader().read(self.path, missing, self.size))[0]
+            found, _ = _video(self.where, lambda: _reader().read(self.path, missing, self.size))
             if len(self._frames) + len(missing) > KEPT_FRAMES:
-                self._frames = {i: self._frames[i] for i in set(wanted) & self._frames.keys()}
-            self._frames |= {
-                i: np.ascontiguousarray(frame) for i, frame in zip(missing, found, strict=True)
-            }
+                still_wanted = set(wanted) & self._frames.keys()
+                self._frames = {index: self._frames[index] for index in still_wanted}
+            for index, frame in zip(missing, found, strict=True):
+                # A copy: a view would keep the pages of all frames that were read with it.
+                self._frames[index] = np.ascontiguousarray(frame)
         return np.stack([self._frames[i] for i in wanted])
 
     @property
@@ -170,22 +169,20 @@ def clip_from_bytes(content: bytes, where: str, identity: str, suffix: str = ".m
 def still_of(medium: Medium) -> Medium:
     """The middle frame of a clip, as an image."""
     clip = medium.video()
-    return Medium(f"{medium.id}-still", "image", image=clip.read([len(clip.times) // 2])[0])
+    (middle,) = clip.read([len(clip.times) // 2])
+    return Medium(f"{medium.id}-still", "image", image=middle)
 
 
 @cache
 def _reader() -> ClipReader:
     from mmrl.data.video.video import ClipReader
 
-    return ClipReader(
-        backend="pyav", timeout=30.0
-    )  # reads every container, and gives everybody the same pixels
+    # PyAV reads every container, and gives everybody the same pixels.
+    return ClipReader(backend="pyav", timeout=30.0)
 
 
-def _video(where: str, call):
-    """Run a call of the reader; what it refuses becomes a BadMedia."""
-    from mmrl.ground.faults import BadMedia
-
+def _video(where: str, call: Callable[[], Answer]) -> Answer:
+    """Run a call of the reader; what it refuses bears the medium's own place, not that of a temporary file."""
     try:
         return call()
     except BadMedia as error:
