@@ -40,11 +40,12 @@ from documents import student, write_section
 
 from mmrl.data.drawn.checklist import cells_prompt, cells_seen
 from mmrl.model.branches import Views
-from mmrl.model.policy import Policy, Wanted
+from mmrl.model.policy import Policy
+from mmrl.model.scoring import Wanted, score_packed
 from mmrl.perception.masking import Blank, PatchMask
 from mmrl.perception.noise import GaussianNoise
 from mmrl.recipes.shared.embedded import warm_model
-from mmrl.recipes.shared.launch import DRAWN, Data, open_data
+from mmrl.recipes.shared.opening import DRAWN, Data, open_data
 from mmrl.rewards.pay import tagged_accuracy
 from mmrl.rollouts.engine import HFEngine
 from mmrl.rollouts.groups import by_group
@@ -263,8 +264,8 @@ class Exam:
         wanted = {"raw": Wanted(), view: Wanted(divergence="forward")}
         shape = (len(answers), max(len(r.tokens) for r in answers))
         with torch.no_grad():
-            scores = policy.score(
-                {name: views.groups(name, rows) for name in wanted}, wanted, shape
+            scores = score_packed(
+                policy, {name: views.groups(name, rows) for name in wanted}, wanted, shape
             )[view]
         assert scores.divergence is not None
         return float(scores.divergence.sum() / sum(len(r.tokens) for r in answers))

@@ -210,7 +210,9 @@ def mismatch_weight(grpo: GRPO, old: Tensor, batch: Batch) -> Tensor:
     weight = importance.importance(
         old, batch.scores["sampler"].logp, batch.mask, level=grpo.mismatch_level
     )
-    bound = importance.truncated if grpo.mismatch == "truncate" else importance.masked
+    bound = (
+        importance.truncated_weight if grpo.mismatch == "truncate" else importance.masked_weight
+    )
     return bound(weight, cap=grpo.mismatch_cap)
 
 

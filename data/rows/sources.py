@@ -19,10 +19,12 @@ from typing import Any, cast
 import numpy as np
 
 from mmrl.data.drawn.drawn import Drawn, Task
+from mmrl.data.drawn.scenes import Split
 from mmrl.data.rows.columns import ColumnMap
 from mmrl.data.rows.folders import READERS, is_saved, missing_path, open_file, open_folder
 from mmrl.data.rows.row_prompts import OnBad, RowPrompts
 from mmrl.data.rows.templates import PLAIN, Template
+from mmrl.ground.faults import first_line
 from mmrl.ground.seeds import derive_seed
 from mmrl.ground.tables import ArrowTable, Table, one_split
 from mmrl.types import Prompt, Prompts
@@ -46,7 +48,7 @@ def load_prompts(
     """Prompts from a file, a folder, a data set of the hub, or a drawn task (`drawn:lookup`).
 
     `limit` takes the first usable rows. `image_root` is where relative media paths start (default: the data file's
-    folder). `seed` concerns drawn tasks; `clip` holds keyword arguments of `data.video.read_clip`.
+    folder). `seed` concerns drawn tasks; `clip` holds keyword arguments of `video.read_clip`.
     """
     if dataset.startswith(DRAWN):
         return _drawn(dataset, split, limit, seed)
@@ -67,11 +69,10 @@ def open_table(dataset: str, split: str | None = None, subset: str | None = None
         if subset is not None and is_saved(path / subset):
             path, subset = path / subset, None
         return _saved(path, split) if is_saved(path) else open_folder(path, split, subset)
-    if (
-        path.suffix.lower() in READERS
-        or dataset.startswith((".", "/", "~"))
-        or dataset.count("/") != 1
-    ):
+    # What can only be a path is not asked of the hub: a typo would end in an error about a connection.
+    is_file = path.suffix.lower() in READERS
+    is_path = dataset.startswith((".", "/", "~")) or dataset.count("/") != 1
+    if is_file or is_path:
         raise missing_path(path)
     return _hub(dataset, split, subset)
 
@@ -116,10 +117,11 @@ def split_prompts(
         raise ValueError(
             f"heldout={heldout} of {prompts.size} prompts would hold out {count}; at least one must be on either side."
         )
-    order = np.random.default_rng(derive_seed("split", seed)).permutation(prompts.size)
-    return Subset(prompts, sorted(order[count:].tolist())), Subset(
-        prompts, sorted(order[:count].tolist())
-    )
+    rng = np.random.default_rng(derive_seed("split", seed))
+    order = rng.permutation(prompts.size).tolist()
+    # Sorted again: either side keeps the order of the file.
+    held, kept = sorted(order[:count]), sorted(order[count:])
+    return Subset(prompts, kept), Subset(prompts, held)
 
 
 def _drawn(dataset: str, split: str | None, limit: int | None, seed: int) -> Drawn:
@@ -127,9 +129,10 @@ def _drawn(dataset: str, split: str | None, limit: int | None, seed: int) -> Dra
     if split not in (None, "train", "heldout"):
         raise ValueError(f"{dataset} has the splits 'train' and 'heldout', not {split!r}.")
     name, _, query = dataset.removeprefix(DRAWN).partition("?")
-    numbers = {
-        f.name: f.type for f in fields(Drawn) if f.name not in ("task", "split", "seed", "size")
-    }
+    # These four have arguments of their own.
+    numbers = {entry.name: str(entry.type) for entry in fields(Drawn)}
+    for elsewhere in ("task", "split", "seed", "size"):
+        del numbers[elsewhere]
     options: dict[str, Any] = {}
     for pair in filter(None, query.split("&")):
         key, _, value = pair.partition("=")
@@ -137,15 +140,16 @@ def _drawn(dataset: str, split: str | None, limit: int | None, seed: int) -> Dra
             raise ValueError(
                 f"{dataset} sets {key!r}; a drawn task has the fields {', '.join(sorted(numbers))}."
             )
+        # Annotations are texts here, such as "float | None".
+        number = float if "float" in numbers[key] else int
         try:
-            options[key] = float(value) if "float" in str(numbers[key]) else int(value)
+            options[key] = number(value)
         except ValueError:
             raise ValueError(
                 f"{dataset} sets {key} to {value!r}; it must be a number, as in {key}=2."
             ) from None
-    return Drawn(
-        cast(Task, name), "heldout" if split == "heldout" else "train", seed, limit, **options
-    )
+    side: Split = "heldout" if split == "heldout" else "train"
+    return Drawn(cast(Task, name), side, seed, limit, **options)
 
 
 def _saved(folder: Path, split: str | None) -> Table:
@@ -163,11 +167,10 @@ def _hub(name: str, split: str | None, subset: str | None) -> Table:
     try:
         loaded = datasets.load_dataset(name, subset, split=split)
     except (OSError, ValueError, RuntimeError) as error:
-        first = (
-            str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        )
+        # The library's errors are pages long and begin with the reason.
+        reason = f"{type(error).__name__}: {first_line(error)}"
         raise ValueError(
-            f"{name} is neither a local path nor could it be loaded from the hub ({type(error).__name__}: {first}). "
+            f"{name} is neither a local path nor could it be loaded from the hub ({reason}). "
             "Check the name, split and subset; without a connection, pass a local file or folder."
         ) from error
     return ArrowTable(one_split(loaded, split, name), name)

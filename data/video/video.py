@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmrl.data.video.decode_worker import DecodeWorker
-from mmrl.data.video.frame_cache import FrameCache, content_key
+from mmrl.data.video.frame_cache import FrameCache, file_key
 from mmrl.data.video.frame_choice import MAX_FRAMES, MIN_FRAMES, Rule, choose_frames, subset
 from mmrl.data.video.frame_size import clip_size, fit_clip
 from mmrl.data.video.probe import ClipInfo, local_path
@@ -91,22 +91,33 @@ class ClipSampling:
             rule=self.rule,
             even_in_time=info.variable,
         )
+        count, shape = len(frames), (info.height, info.width)
         low, high = self.min_pixels, self.max_pixels
         if self.max_tokens is not None:
             size = fit_clip(
-                len(frames), info.height, info.width, self.factor, max_tokens=self.max_tokens,
-                min_pixels=low, max_pixels=high, stamp_tokens=self.stamp_tokens,
-            )  # fmt: skip
-            return frames[subset(len(frames), size.frames)], (size.height, size.width)
+                count,
+                *shape,
+                self.factor,
+                max_tokens=self.max_tokens,
+                min_pixels=low,
+                max_pixels=high,
+                stamp_tokens=self.stamp_tokens,
+            )
+            return frames[subset(count, size.frames)], (size.height, size.width)
         if low is None and high is None and self.total_pixels is None:
-            return frames, (info.height, info.width)
+            return frames, shape
         if low is None and high is not None:
+            # qwen-vl-utils refuses a limit below its own minimum; a user who gives only the limit means it.
             low = min(128 * self.factor**2, high)
-        size = clip_size(
-            len(frames), info.height, info.width, self.factor,
-            min_pixels=low, max_pixels=high, total_pixels=self.total_pixels,
-        )  # fmt: skip
-        return frames, size
+        fitted = clip_size(
+            count,
+            *shape,
+            self.factor,
+            min_pixels=low,
+            max_pixels=high,
+            total_pixels=self.total_pixels,
+        )
+        return frames, fitted
 
 
 class ClipReader:
@@ -140,12 +151,11 @@ class ClipReader:
     def backend(self) -> tuple[Backend, str]:
         """Name and version of the decoder. Raises ImportError if it cannot be loaded."""
         if self._named is None:
+            # The worker is asked, not this process: only there is the decoder loaded.
             self._named = self.worker.describe() if self.worker else load_backend(self._wanted)
-            why = (
-                "asked for"
-                if self._wanted
-                else "by default: decord where it imports, else pyav"
-            )
+            why = "by default: decord where it imports, else pyav"
+            if self._wanted:
+                why = "asked for"
             log.info("video back-end: %s %s (%s)", *self._named, why)
         return self._named
 
@@ -156,7 +166,9 @@ class ClipReader:
         except BadMedia as bad:
             self._blame(bad)
             raise
+        # Quarantine is by back-end: another one may well read the file.
         self.quarantine.check(path, self.backend[0])
+        # With the time of change, so that a file replaced during a run is looked at again.
         key = f"{path}:{os.stat(path).st_mtime_ns}"
         if key not in self._infos:
             self._infos[key] = self._probe(path)
@@ -169,11 +181,8 @@ class ClipReader:
         try:
             info = self.worker.probe(path) if self.worker else probe_here(path)
             if info.missing > self.max_missing:
-                raise BadMedia(
-                    path,
-                    "truncated",
-                    f"{info.n} of {info.announced} announced frames are there",
-                )
+                found = f"{info.n} of {info.announced} announced frames are there"
+                raise BadMedia(path, "truncated", found)
         except BadMedia as bad:
             self._blame(bad)
             raise
@@ -192,9 +201,8 @@ class ClipReader:
         Any order, repeats allowed; `size` is (height, width). Raises BadMedia, and ValueError for an index outside.
         """
         info = self.probe(path)
-        frames, seconds = self._frames(
-            info, [int(i) for i in indices], size or (info.height, info.width)
-        )
+        numbers = [int(index) for index in indices]
+        frames, seconds = self._frames(info, numbers, size or (info.height, info.width))
         return frames.transpose(0, 2, 3, 1), seconds
 
     def clip(
@@ -205,6 +213,7 @@ class ClipReader:
         end: float | None = None,
     ) -> Media:
         """The sampled clip, or its part from `start` to `end` seconds; times count from `start`. Raises BadMedia."""
+        # Imported here, because pretext tasks load this module in processes without torch.
         import torch
 
         from mmrl.types import Media
@@ -215,11 +224,11 @@ class ClipReader:
         except ValueError as error:
             raise BadMedia(info.path, "cannot be sampled", str(error)) from error
         frames, seconds = self._frames(info, indices.tolist(), size)
+        # The crop has its own clock: times and true spans both count from its start.
         origin = max(start or 0.0, 0.0)
-        close = info.duration if end is None else min(end, info.duration)
-        return Media(
-            torch.from_numpy(frames), torch.from_numpy(seconds - origin), float(close - origin)
-        )
+        until = info.duration if end is None else min(end, info.duration)
+        times = torch.from_numpy(seconds - origin)  # [F]
+        return Media(torch.from_numpy(frames), times, float(until - origin))
 
     def close(self) -> None:
         """End the worker; the next read starts another."""
@@ -233,9 +242,13 @@ class ClipReader:
         self.quarantine.check(info.path, self.backend[0])
         if self.cache is None:
             return self._decode(info, indices, size)
+        # All that decides the pixels. The back-end with its version: decoders round colours differently.
         parameters = {
-            "content": content_key(info.path), "indices": indices, "size": size, "backend": self.backend
-        }  # fmt: skip
+            "content": file_key(info.path),
+            "indices": indices,
+            "size": size,
+            "backend": self.backend,
+        }
         found = self.cache.get(parameters)
         if found is not None:
             self.counts["cache_hits"] += 1
@@ -250,7 +263,8 @@ class ClipReader:
         backend, _ = self.backend
         if not indices or min(indices) < 0 or max(indices) >= info.n:
             raise ValueError(
-                f"{info.path}: frames asked for: {indices[:8]}; give at least one, 0 to {info.n - 1}."
+                f"{info.path}: frames asked for: {indices[:8]}; "
+                f"give at least one, 0 to {info.n - 1}."
             )
         try:
             if self.worker:
@@ -277,18 +291,6 @@ def shared_reader() -> ClipReader:
     return ClipReader()
 
 
-def probe(path: str | os.PathLike[str], reader: ClipReader | None = None) -> ClipInfo:
-    """What a file holds. Raises BadMedia."""
-    return (reader or shared_reader()).probe(path)
-
-
-def read(
-    path: str | os.PathLike[str], indices: Sequence[int], reader: ClipReader | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """uint8 [F, H, W, 3] and float64 [F] seconds from the first frame. Raises BadMedia."""
-    return (reader or shared_reader()).read(path, indices)
-
-
 def read_clip(
     path: str | os.PathLike[str],
     *,
@@ -310,9 +312,14 @@ def read_clip(
     from mmrl.ground.faults import BadRow
 
     sampling = ClipSampling(
-        fps=fps, num_frames=num_frames, max_frames=max_frames, min_pixels=min_pixels, max_pixels=max_pixels,
-        max_tokens=max_tokens, factor=factor,
-    )  # fmt: skip
+        fps=fps,
+        num_frames=num_frames,
+        max_frames=max_frames,
+        min_pixels=min_pixels,
+        max_pixels=max_pixels,
+        max_tokens=max_tokens,
+        factor=factor,
+    )
     try:
         return (reader or shared_reader()).clip(path, sampling, start, end)
     except BadMedia as bad:

@@ -1,6 +1,6 @@
 r"""Finding an answer in a reply, and reading it: what all graders and parsers share. No string raises.
 
-Places: `behind_thinking`, `tagged`, `boxed` and `unfenced` find the *last* place where an answer is announced. A box or
+Places: `after_thinking`, `tagged`, `boxed` and `unfenced` find the *last* place where an answer is announced. A box or
 tag that is opened last and never closed gives None: the answer was cut off, an earlier one is not taken in its stead.
 Values: `strict_json`, `finite_numbers`, `box_corners`; `normalise` and `DECIMAL` for numbers written as text.
 
@@ -39,7 +39,7 @@ _FOLDED = {
 _FOLD = {ord(foreign): plain for plain, many in _FOLDED.items() for foreign in many}
 
 
-def behind_thinking(text: str) -> str:
+def after_thinking(text: str) -> str:
     """What follows the last `</think>`; all of the text if there is none."""
     return text.rpartition("</think>")[2]
 

@@ -1,7 +1,7 @@
 """The in-process rollout engine: prompts are prefilled once per group, answers share their keys and values.
 
 One packed row prefills all prompts of a chunk; their keys and values are kept once per prompt, and each answer attends
-to them and to a buffer of its own (`attention.Decoding`). Answers that end are removed at once. Each answer has its own
+to them and to a buffer of its own (`decoding.Decoding`). Answers that end are removed at once. Each answer has its own
 stream of random numbers, keyed by (run seed, step, prompt id, view, answer), so the same prompt, weights, seed and
 batch shape give the same answer; across batch shapes log-probs agree to rounding.
 
@@ -19,7 +19,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from mmrl.model.attention import Decoding
+from mmrl.model.decoding import Decoding
 from mmrl.model.logprobs import logits
 from mmrl.model.packing import Group, pack
 from mmrl.model.policy import Policy
@@ -223,7 +223,7 @@ def _prefill(
     kept: list[tuple[Tensor, Tensor]] = []
     object.__setattr__(stream.layout, "kept", kept)
     media = [item for look in looks for item in look]
-    features = policy.features(media, grad=policy.retains(media))
+    features = policy.vision.sampling_features(media)
     states = policy.language(
         stream.ids, stream.positions, stream.layout, stream.visual, features
     )

@@ -12,7 +12,7 @@ optional attributes: `brings` ("label", "expert", "checklist", "noisy answers:BR
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol
 
@@ -176,8 +176,9 @@ class FirstPass:
                 "FirstPass answers every prompt once, but the data is endless; set data.limit."
             )
         values: dict[str, list[float]] = {}
-        with without_retention(self.policy):
-            for begin in range(0, size, self.at_once):
+        for begin in range(0, size, self.at_once):
+            # Each block is forgotten before the next, so that a whole data set need not fit in memory.
+            with self.policy.vision.no_update():
                 prompts: list[Prompt] = []
                 for index in range(begin, min(size, begin + self.at_once)):
                     with contextlib.suppress(BadRow):
@@ -193,18 +194,7 @@ class FirstPass:
                             min(max(value, 0.0), 1.0)
                         )
                 supply.counters["rollout/first_pass"] += len(prompts)
-                self.policy.forget_prompts()
         return {prompt: sum(found) / len(found) for prompt, found in values.items()}
-
-
-@contextlib.contextmanager
-def without_retention(policy: Policy) -> Iterator[None]:
-    """Answers sampled inside keep no graph of the vision tower: no update will use it."""
-    kept, policy.retain_vision = policy.retain_vision, False
-    try:
-        yield
-    finally:
-        policy.retain_vision = kept
 
 
 def chain(rollout: object) -> list[object]:

@@ -26,11 +26,11 @@ import torch
 
 from mmrl.ground.seeds import generator
 from mmrl.losses.schedules import Linear
-from mmrl.model.branches import render
+from mmrl.model.branches import render_branch
 from mmrl.model.policy import Policy
 from mmrl.model.processing import Patches
 from mmrl.rollouts.engine import Engine
-from mmrl.rollouts.groups import Pay, RolloutFunction, group_rollout, without_retention
+from mmrl.rollouts.groups import Pay, RolloutFunction, group_rollout
 from mmrl.rollouts.prompt_order import Supply
 from mmrl.types import Now, Prompt, Rollout, Sampling, VisualBranch
 
@@ -156,8 +156,11 @@ def looks(
     *,
     compared: bool = False,
 ) -> list[tuple[Patches, ...]]:
-    """The pixels of each prompt under a branch, one draw per prompt; `compared` as for `branches.render`."""
-    return [render(policy, prompt, name, branch, now, compared=compared) for prompt in prompts]
+    """The pixels of each prompt under a branch, one draw per prompt; `compared` as for `branches.render_branch`."""
+    return [
+        render_branch(policy, prompt, name, branch, now, compared=compared)
+        for prompt in prompts
+    ]
 
 
 def can_look(engine: Engine) -> bool:
@@ -185,5 +188,5 @@ def generate_under(
             f"{type(engine).__name__} cannot sample answers to other pixels than the prompt's, which the rollout under "
             f"the view {branch!r} needs; use HFEngine."
         )
-    with without_retention(policy):
+    with policy.vision.no_update():
         return engine.generate(prompts, sampling, now, visual=seen, branch=branch)

@@ -47,7 +47,7 @@ from mmrl.training.monitor import Alarms, BlindPolicy, Monitor, blind_probe, ref
 from mmrl.training.optim import Optim, Optimizer
 from mmrl.training.run import (
     FREE_TO_CHANGE,
-    Clock,
+    PhaseTimer,
     Run,
     planned_steps,
     refuse_several_processes,
@@ -56,6 +56,7 @@ from mmrl.training.tracking import (
     OutputError,
     Tracker,
     alone,
+    chat_as_line,
     describe,
     describe_prompts,
     differences,
@@ -63,7 +64,6 @@ from mmrl.training.tracking import (
     environment,
     peak_memory,
     prepare_output,
-    question_text,
     read_metrics,
 )
 from mmrl.types import Now, Prompts, Rollout, Sampling, VisualBranch
@@ -149,11 +149,11 @@ class Trainer:
 
     def step(self, now: Now) -> dict[str, float]:
         """One rollout and its updates; returns the metrics. `now.step` counts from 1."""
-        clock = Clock()
-        self.policy.retain_vision = self.policy.tower_trains
-        with clock("generate"):
-            rollouts = self.rollout(self.engine, self._pay, self.supply, self.sampling, now)
-        metrics = self.learner.learn(rollouts, now, clock)
+        clock = PhaseTimer()
+        with self.policy.vision.step():
+            with clock("generate"):
+                rollouts = self.rollout(self.engine, self._pay, self.supply, self.sampling, now)
+            metrics = self.learner.learn(rollouts, now, clock)
         self.engine.sync(self.policy)
         metrics.update(self._leftovers())
         metrics.update(clock.read())
@@ -207,7 +207,6 @@ class Trainer:
             metrics = self.step(Now(number, (number - 1) / self.steps, self.run.seed))
         except Exception as error:
             self.optimizer.clear()
-            self.policy.features_store.clear()
             self._leftovers()
             kept = f"The last checkpoint in {self.run.folder}/checkpoints stays"
             if self.policy.version == version:
@@ -217,7 +216,6 @@ class Trainer:
                 f"Step {number} failed: {_said(error)}\n{kept}; mend the cause and run the same command to go on."
             ) from error
         self.step_done = number
-        self.policy.forget_prompts()
         metrics.update(self.plateau.observe(metrics))
         last = number == self.steps or self.plateau.reached
         if self.heldout and (
@@ -257,14 +255,11 @@ class Trainer:
         return out
 
     def _evaluate(self, step: int) -> dict[str, float]:
-        retain, self.policy.retain_vision = self.policy.retain_vision, False
         now = Now(step, step / self.steps, self.run.seed)
-        clock = Clock()
-        with clock("evaluate"):
+        clock = PhaseTimer()
+        with clock("evaluate"), self.policy.vision.no_update():
             found = evaluate(self.engine, self.heldout, self.rewards, self.sampling, now)
         seconds = clock.read()["time/evaluate"]
-        self.policy.forget_prompts()
-        self.policy.retain_vision = retain
         self.policy.counters.clear()
         self.rewards.metrics()
         return {**{f"eval/{k}": v for k, v in found.items()}, "time/evaluate": seconds}
@@ -276,13 +271,12 @@ class Trainer:
         prompts = self.heldout[: self.monitor.probe_prompts] or heldout_prompts(
             self.supply.prompts, self.monitor.probe_prompts, self.policy.encode
         )
-        clock, now = Clock(), Now(step, step / self.steps, self.run.seed)
-        with clock("probe"):
+        clock, now = PhaseTimer(), Now(step, step / self.steps, self.run.seed)
+        with clock("probe"), self.policy.vision.no_update():
             budget = self.run.tokens_per_pass
             found = blind_probe(
                 self.policy, self.engine, prompts, self.rewards, self.sampling, now, budget
             )
-        self.policy.forget_prompts()
         self.policy.counters.clear()
         self.rewards.metrics()
         return {**found, "time/probe": clock.read()["time/probe"]}
@@ -321,7 +315,9 @@ class Trainer:
         }
 
     def _save(self, state: Mapping[str, Any] | None = None) -> None:
-        self.policy.features_store.clear()
+        # A run that continues from here starts without features, so this one goes on without them: equal batches
+        # of pictures through the tower, equal bits.
+        self.policy.vision.clear()
         chosen = dict(state or self._state())
         folder = self.run.folder / "checkpoints"
         named = self.policy.named_parameters()
@@ -368,7 +364,7 @@ class Trainer:
         self.optimizer.load(checkpoint.read_optimizer(folder))
         self.supply.load(state["supply"])
         self.policy.version, self.step_done = state["version"], state["step"]
-        self.policy.features_store.clear()
+        self.policy.vision.clear()
         self.plateau.load(state["plateau"])
         for i, objective in enumerate(self.objectives):
             objective.load(state["objectives"][f"{i}:{type(objective).__name__}"])
@@ -394,7 +390,7 @@ class Trainer:
     def _example(self) -> str:
         prompt = self.supply.peek()
         text = self.policy.encode(prompt).text
-        return f"{text}\n(answer: {prompt.answer})" if text else question_text(prompt.messages)
+        return f"{text}\n(answer: {prompt.answer})" if text else chat_as_line(prompt.messages)
 
     def _settings(self) -> dict[str, Any]:
         run = {k: v for k, v in describe(self.run).items() if k not in FREE_TO_CHANGE}

@@ -106,7 +106,7 @@ def random_case(seed=0, rows=6, columns=5, vocabulary=7):
     mask = torch.arange(columns) < torch.tensor([[5], [3], [1], [4], [5], [2]])[:rows]
     scores = {
         "raw": Scores(pick(logits), kl.entropy(logits)),
-        "noisy": Scores(pick(noisy), kl.entropy(noisy), kl.symmetric(logits, noisy)),
+        "noisy": Scores(pick(noisy), kl.entropy(noisy), kl.symmetric_kl(logits, noisy)),
     }
     return draw(rows, 1) * mask, make_batch(mask, scores, per_prompt=2)
 
@@ -176,7 +176,7 @@ def test_the_sampled_term_is_one_summand_of_the_exact_divergence():
         for _ in range(2)
     )
     batch = make_batch(torch.ones(1, 5), {"raw": Scores(a[None]), "noisy": Scores(b[None])})
-    torch.testing.assert_close(OFFICIAL.visual_uncertainty(batch).sum(), kl.symmetric(a, b))
+    torch.testing.assert_close(OFFICIAL.visual_uncertainty(batch).sum(), kl.symmetric_kl(a, b))
 
 
 def test_draws_follow_the_schedule_and_are_shared_by_a_prompt():

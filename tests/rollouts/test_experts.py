@@ -12,7 +12,7 @@ from mmrl.model.packing import collate
 from mmrl.rollouts.experts import WithExpert, WithLabel
 from mmrl.rollouts.groups import DynamicSampling, by_group, group_rollout
 from mmrl.rollouts.prompt_order import Supply
-from mmrl.training.learner import rollout_metrics
+from mmrl.training.rollout_metrics import rollout_metrics
 from mmrl.types import Now, Prompt, Role, Rollout, Sampling
 
 NOW = Now(step=1, progress=0.0, seed=0)

@@ -13,21 +13,17 @@ from mmrl.grpo import GRPO
 from mmrl.losses.advantages import group_normalized
 from mmrl.losses.surrogates import clipped, gspo
 from mmrl.model.packing import collate
-from mmrl.model.policy import Policy, Wanted
+from mmrl.model.policy import Policy
+from mmrl.model.scoring import Wanted
 from mmrl.objectives.base import Need, Objective
 from mmrl.objectives.papo import PAPO
 from mmrl.perception.masking import PatchMask
 from mmrl.rollouts.engine import HFEngine
-from mmrl.training.learner import (
-    Learner,
-    accumulate,
-    gathered,
-    plan_scores,
-    rollout_metrics,
-    update_rows,
-)
+from mmrl.training.learner import Learner, accumulate, gathered, update_rows
 from mmrl.training.optim import Optim, Optimizer
-from mmrl.training.run import Clock
+from mmrl.training.rollout_metrics import rollout_metrics
+from mmrl.training.run import PhaseTimer
+from mmrl.training.score_plan import plan_scores
 from mmrl.types import Now, Prompt, Role, Rollout, Sampling, Scores, VisualBranch
 
 NOW = Now(step=2, progress=0.25, seed=11)
@@ -282,7 +278,7 @@ def learner(
 
 
 def learned(box, answers, now=NOW):
-    metrics = box.learn(answers, now, Clock())
+    metrics = box.learn(answers, now, PhaseTimer())
     return metrics, box.optimizer.gradients
 
 
@@ -571,11 +567,8 @@ def test_summands_add_up_and_maxima_do_not():
 
 def test_parts_go_back_to_their_rows():
     logp = torch.arange(12.0).view(4, 3)
-    parts = [
-        (torch.tensor(rows), Scores(logp[rows], entropy=-logp[rows]))
-        for rows in ([3, 1], [0], [2])
-    ]
-    found = gathered(parts, 4)
+    parts = [torch.tensor(rows) for rows in ([3, 1], [0], [2])]
+    found = gathered(parts, [Scores(logp[rows], entropy=-logp[rows]) for rows in parts])
     assert (
         torch.equal(found.logp, logp)
         and torch.equal(found.entropy, -logp)

@@ -21,6 +21,7 @@ from mmrl.training.tracking import (
     OutputError,
     Tracker,
     alone,
+    chat_as_line,
     describe,
     describe_prompts,
     differences,
@@ -28,7 +29,6 @@ from mmrl.training.tracking import (
     environment,
     peak_memory,
     prepare_output,
-    question_text,
     read_metrics,
 )
 from mmrl.types import Prompt, Rollout, VisualBranch
@@ -95,7 +95,7 @@ def test_samples_hold_question_answer_and_pay(tmp_path):
         "stop": "eos",
     }
     assert second["truth"] == "{'box': [1, 2]}"
-    assert question_text([{"role": "user", "content": "plain"}]) == "plain"
+    assert chat_as_line([{"role": "user", "content": "plain"}]) == "plain"
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from mmrl.data.pretext.surface import Surface, Tags
-from mmrl.ground.answers import BOX, DECIMAL, behind_thinking, closing_brace, normalise
+from mmrl.ground.answers import BOX, DECIMAL, after_thinking, closing_brace, normalise
 
 ErrorKind = Literal[
     "missing", "nested", "unclosed", "unopened", "empty", "long", "malformed", "length", "range"
@@ -60,7 +60,7 @@ def extract(text: str, surface: Surface | None = None) -> str | ParseError:
     if len(text) > LONGEST_REPLY:
         return ParseError("long", text[:40])
     if surface.thinking == "think":
-        text = behind_thinking(text)
+        text = after_thinking(text)
     body = _EXTRACT[surface.tags](text)
     if isinstance(body, ParseError):
         return body

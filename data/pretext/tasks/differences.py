@@ -193,7 +193,7 @@ def _edit(picture: Array, box: Box, kind: str, rng: Streams) -> Array:
         np.linspace(-1, 1, tall, dtype=np.float32)[:, None],
         np.linspace(-1, 1, wide, dtype=np.float32)[None],
     )
-    # Products and square roots are rounded alike on every processor; a power of 0.25 is not, and one grey level follows.
+    # Products and roots are rounded alike on every processor; a power of 0.25 is not, and one grey level follows.
     radius = np.sqrt(np.sqrt(xs * xs * xs * xs + ys * ys * ys * ys))
     alpha = np.clip((1.0 - radius) * 6.0, 0.0, 1.0)[..., None]
     return (old * (1.0 - alpha) + new * alpha).astype(np.uint8)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mmrl.data.video.frame_cache import STALE, WHOLE, FrameCache, content_key
+from mmrl.data.video.frame_cache import STALE, WHOLE, FrameCache, file_key
 from mmrl.ground.faults import BadMedia
 from mmrl.ground.quarantine import Quarantine
 
@@ -86,9 +86,9 @@ def test_key_follows_the_content(size: int, tmp_path: Path) -> None:
     for file in (a, b):
         file.write_bytes(b"\1" * size)
         os.utime(file, (1000, 1000))
-    assert content_key(a) == content_key(b)
+    assert file_key(a) == file_key(b)
     b.write_bytes(b"\1" * (size - 1) + b"\2")
-    assert content_key(a) != content_key(b)
+    assert file_key(a) != file_key(b)
 
 
 def test_quarantine_remembers_for_the_back_end_and_the_state_of_the_file(
