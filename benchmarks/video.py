@@ -43,8 +43,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mmrl.data.grounding.formats import span_lines
 from mmrl.data.grounding.sets import GroundingPrompts
 from mmrl.data.video.frame_cache import FrameCache
-from mmrl.data.video.quarantine import Guarded
 from mmrl.data.video.video import ClipReader, ClipSampling
+from mmrl.ground.quarantine import Guarded
 
 SECONDS, RATE, SIZE, WANTED, ROUNDS = 60, 30, (360, 640), 32, 5
 GROUPS = {"long_gop": 250, "short_gop": 30}

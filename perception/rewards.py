@@ -31,8 +31,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
+from mmrl.ground import answers
 from mmrl.ground.require import require
-from mmrl.perception import answers
 from mmrl.perception.boxes import (
     COCO_THRESHOLDS,
     Detections,
@@ -188,10 +188,10 @@ class ReferringReward:
     def __call__(self, rollout: Rollout) -> float:
         label = _reference(rollout.prompt)
         place = label.get("bbox_2d") if isinstance(label, Mapping) else label
-        truth = answers.box(place)
+        truth = answers.box_corners(place)
         if truth is None:
             raise ValueError(_unreadable(rollout.prompt, "one box [x0, y0, x1, y1]", label))
-        corners = answers.box(_single(answers.json_answer(rollout.text), "bbox_2d"))
+        corners = answers.box_corners(_single(answers.json_answer(rollout.text), "bbox_2d"))
         if corners is None:
             return 0.0
         seen = _converted([corners], self, rollout.prompt)  # [1, 4]
@@ -220,10 +220,10 @@ class PointReward:
 
     def __call__(self, rollout: Rollout) -> float:
         truth = _reference(rollout.prompt)
-        if answers.numbers(truth, 2) or answers.box(truth):
+        if answers.finite_numbers(truth, 2) or answers.box_corners(truth):
             truth = [truth]  # one place may stand without a list around it
         given = answers.json_answer(rollout.text)
-        if answers.numbers(given, 2) or isinstance(given, Mapping):
+        if answers.finite_numbers(given, 2) or isinstance(given, Mapping):
             given = [given]
         if not isinstance(truth, list | tuple):
             raise ValueError(_unreadable(rollout.prompt, "a list of points or boxes", truth))
@@ -233,7 +233,7 @@ class PointReward:
             return float(not truth and not given)
         points: list[list[float]] = []
         for entry in given:
-            point = answers.numbers(_single(entry, "point_2d"), 2)
+            point = answers.finite_numbers(_single(entry, "point_2d"), 2)
             points.append(point or NO_POINT)
         seen = _converted(points, self, rollout.prompt)  # [M, 2]
         columns = [self._hits(seen, label, rollout.prompt) for label in truth]
@@ -246,9 +246,9 @@ class PointReward:
             # A box says more than a point: it is how far off a point may be.
             label = label.get("bbox_2d", label.get("point_2d"))
         with np.errstate(invalid="ignore"):
-            if (frame := answers.box(label)) is not None:
+            if (frame := answers.box_corners(label)) is not None:
                 return inside(points, [frame] * len(points)).astype(float)
-            if (place := answers.numbers(label, 2)) is not None:
+            if (place := answers.finite_numbers(label, 2)) is not None:
                 distance = point_distance(points, [place])[:, 0]
                 return (distance < self.distance).astype(float)
         raise ValueError(_unreadable(prompt, "points [x, y] or boxes [x0, y0, x1, y1]", label))
@@ -275,15 +275,15 @@ def _matched(score: Floats) -> float:
 def _reference(prompt: Prompt) -> Any:
     """The reference as a Python value, whether it is one or JSON."""
     if isinstance(prompt.answer, str):
-        return answers.parsed(prompt.answer)
+        return answers.strict_json(prompt.answer)
     return prompt.answer
 
 
 def _is_readable(entry: Any, wants_point: bool) -> bool:
     """Is it an object with a box, and with a point where one is wanted?"""
-    if not isinstance(entry, Mapping) or answers.box(entry.get("bbox_2d")) is None:
+    if not isinstance(entry, Mapping) or answers.box_corners(entry.get("bbox_2d")) is None:
         return False
-    return not wants_point or answers.numbers(entry.get("point_2d"), 2) is not None
+    return not wants_point or answers.finite_numbers(entry.get("point_2d"), 2) is not None
 
 
 def _labels(prompt: Prompt) -> list[Mapping[str, Any]]:
@@ -301,9 +301,11 @@ def _true_places(truth: list[Mapping[str, Any]], prompt: Prompt) -> tuple[Floats
     boxes: list[list[float]] = []
     points: list[list[float]] = []
     for label in truth:
-        frame = answers.box(label.get("bbox_2d"))
+        frame = answers.box_corners(label.get("bbox_2d"))
         # A missing point is no fault, one that cannot be read is.
-        point = answers.numbers(label["point_2d"], 2) if "point_2d" in label else NO_POINT
+        point = (
+            answers.finite_numbers(label["point_2d"], 2) if "point_2d" in label else NO_POINT
+        )
         if frame is None or point is None:
             wanted = '"bbox_2d": [x0, y0, x1, y1] and maybe "point_2d": [x, y]'
             raise ValueError(_unreadable(prompt, wanted, label))
@@ -321,8 +323,8 @@ def _places(
     for entry in given:
         place = entry if isinstance(entry, Mapping) else {}
         # NaN keeps the row, so that an unreadable object counts as a prediction.
-        boxes.append(answers.box(place.get("bbox_2d")) or NO_BOX)
-        points.append(answers.numbers(place.get("point_2d"), 2) or NO_POINT)
+        boxes.append(answers.box_corners(place.get("bbox_2d")) or NO_BOX)
+        points.append(answers.finite_numbers(place.get("point_2d"), 2) or NO_POINT)
     return _converted(boxes, reward, prompt), _converted(points, reward, prompt)
 
 

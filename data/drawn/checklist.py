@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from mmrl.ground.answers import tagged
 from mmrl.objectives.pearl import MARKER
-from mmrl.rewards.answers import tagged
 from mmrl.types import Prompt, Rollout
 
 

@@ -29,10 +29,9 @@ from mmrl.data.grounding.questions import SPAN_TEMPLATE, snap_spans
 from mmrl.data.grounding.spans import Spans, as_spans
 from mmrl.data.grounding.time_encodings import span_evidence
 from mmrl.data.rows.images import read_image
-from mmrl.data.video.probe import BadVideo
 from mmrl.data.video.time_text import EncodedClip, Encoding, native, pair_stamps
 from mmrl.data.video.video import ClipReader, ClipSampling
-from mmrl.ground.faults import Fault, shown
+from mmrl.ground.faults import BadMedia, Fault, shown
 from mmrl.types import Media, Prompt, Prompts
 
 EXTENSIONS = (".mp4", ".mkv", ".webm", ".avi", ".mov")
@@ -263,7 +262,7 @@ class GroundingPrompts(Prompts):
             else:
                 medium = self.reader.clip(row.video, self.sampling, row.start, row.end)
             return self.prompt(row, medium)
-        except BadVideo as bad:
+        except BadMedia as bad:
             fix = "Replace the file, or let Guarded take another row."
             raise Fault(bad.reason, str(bad), fix, where) from bad
         except Fault as fault:

@@ -27,6 +27,8 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
+from mmrl.ground.answers import after_thinking
+
 Span = tuple[float, float]
 Spans = list[Span]
 
@@ -60,11 +62,6 @@ def as_spans(value: Any) -> Spans:
             )
         spans.append((float(pair[0]), float(pair[1])))
     return spans
-
-
-def after_thinking(text: str) -> str:
-    """What follows the last finished thinking block; all of the text if there is none."""
-    return text.rpartition("</think>")[2]
 
 
 def inside_answer(text: str) -> str:

@@ -34,11 +34,11 @@ from mmrl.data.pretext.contract import (
 )
 from mmrl.data.pretext.craft.answer_forms import ChoiceTask, lettered
 from mmrl.data.pretext.craft.coordinates import RULE, is_box, scaled_box
-from mmrl.data.pretext.craft.rng import Streams, generator
 from mmrl.data.pretext.marking.parsing import ParseError, numbers
 from mmrl.data.pretext.marking.rewards import box_iou
 from mmrl.data.pretext.surface import Surface
 from mmrl.data.pretext.tasks.crop_location import box_key, random_box
+from mmrl.ground.seeds import Streams, philox
 
 BAR = "|"
 
@@ -476,5 +476,5 @@ class Chain(Wrapped):
 def _worded(task: Task, draft: Draft) -> str:
     """A wording of the task's question, chosen by the fields so that it does not depend on the truth."""
     fields: Mapping[str, Any] = draft.fields
-    pick = int(generator("wording", sorted(map(str, fields))).integers(len(task.wordings)))
+    pick = int(philox("wording", sorted(map(str, fields))).integers(len(task.wordings)))
     return task.wordings[pick].format(**fields)

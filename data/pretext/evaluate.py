@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from mmrl.data.pretext.craft.rng import generator
 from mmrl.data.pretext.prompts import score, to_prompt
 from mmrl.data.pretext.stream.stream import Stream
-from mmrl.ground.pretext_progress import shown
+from mmrl.ground.progress import with_progress
+from mmrl.ground.seeds import philox
 from mmrl.rollouts.engine import Engine
 from mmrl.types import Now, Prompt, Rollout, Sampling
 
@@ -98,7 +98,7 @@ def evaluate_engine(
     sampling = Sampling(group_size=1, temperature=0.0, max_tokens=max_tokens)
     answered: list[Rollout] = []
     waiting: list[Prompt] = []
-    for place, sample in enumerate(shown(stream.first(count), count, "samples asked")):
+    for place, sample in enumerate(with_progress(stream.first(count), count, "samples asked")):
         waiting.append(to_prompt(sample))
         if len(waiting) == BATCH or place == count - 1:
             answered += engine.generate(waiting, sampling, Now(step=0, progress=0.0, seed=seed))
@@ -117,7 +117,7 @@ def summarised(task: str, rollouts: Sequence[Rollout]) -> TaskResult:
     chance = np.array([rollout.prompt.extra["chance"] for rollout in rollouts])
     floors = np.array([rollout.prompt.extra["chance_reward"] for rollout in rollouts])
     above = (rewards - floors) / np.maximum(1.0 - floors, 1e-9)
-    picks = generator("bootstrap", task, len(rollouts)).integers(
+    picks = philox("bootstrap", task, len(rollouts)).integers(
         len(rollouts), size=(2000, len(rollouts))
     )
     low, high = np.quantile(above[picks].mean(axis=1), [0.025, 0.975])

@@ -26,9 +26,9 @@ from typing import Any, Literal
 from mmrl.data.rows.columns import ColumnMap, missing_field
 from mmrl.data.rows.images import check_image, read_image
 from mmrl.data.rows.row_clips import FrameList, read_video, video_path
-from mmrl.data.rows.tables import Row, Table
 from mmrl.data.rows.templates import PLAIN, Template, Visuals, question_chat, row_chat
 from mmrl.ground.faults import BadRow, Fault, shown
+from mmrl.ground.tables import Row, Table
 from mmrl.types import Media, Prompt, Prompts
 
 OnBad = Literal["skip", "stop"]

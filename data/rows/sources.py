@@ -6,7 +6,7 @@
 
 Loading checks what is cheap and decodes nothing (`data/rows/row_prompts.py`). Decided elsewhere: columns by
 convention or by name (`data/rows/columns.py`), chat and placeholders (`data/rows/templates.py`), pictures
-(`data/rows/images.py`), files (`data/rows/tables.py`, `data/rows/arrow_tables.py`, `data/rows/folders.py`).
+(`data/rows/images.py`), files (`data/rows/tables.py`, `mmrl/ground/tables.py`, `data/rows/folders.py`).
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ import numpy as np
 
 from mmrl.data.drawn.drawn import Drawn, Task
 from mmrl.data.drawn.scenes import Split
-from mmrl.data.rows.arrow_tables import ArrowTable
 from mmrl.data.rows.columns import ColumnMap
 from mmrl.data.rows.folders import READERS, is_saved, missing_path, open_file, open_folder
 from mmrl.data.rows.row_prompts import OnBad, RowPrompts
-from mmrl.data.rows.tables import Table
 from mmrl.data.rows.templates import PLAIN, Template
+from mmrl.ground.faults import first_line
 from mmrl.ground.seeds import derive_seed
+from mmrl.ground.tables import ArrowTable, Table, one_split
 from mmrl.types import Prompt, Prompts
 
 DRAWN = "drawn:"
@@ -156,7 +156,7 @@ def _saved(folder: Path, split: str | None) -> Table:
     import datasets
 
     loaded = datasets.load_from_disk(str(folder))
-    return ArrowTable(_one_split(loaded, split, str(folder)), folder.name, folder)
+    return ArrowTable(one_split(loaded, split, str(folder)), folder.name, folder)
 
 
 def _hub(name: str, split: str | None, subset: str | None) -> Table:
@@ -167,25 +167,9 @@ def _hub(name: str, split: str | None, subset: str | None) -> Table:
         loaded = datasets.load_dataset(name, subset, split=split)
     except (OSError, ValueError, RuntimeError) as error:
         # The library's errors are pages long and begin with the reason.
-        lines = str(error).strip().splitlines()
-        first = lines[0] if lines else type(error).__name__
+        reason = f"{type(error).__name__}: {first_line(error)}"
         raise ValueError(
-            f"{name} is neither a local path nor could it be loaded from the hub ({type(error).__name__}: {first}). "
+            f"{name} is neither a local path nor could it be loaded from the hub ({reason}). "
             "Check the name, split and subset; without a connection, pass a local file or folder."
         ) from error
-    return ArrowTable(_one_split(loaded, split, name), name)
-
-
-def _one_split(loaded: Any, split: str | None, where: str) -> Any:
-    """The asked split of a loaded data set; without a wish `train`, or the only one."""
-    if not isinstance(loaded, dict):
-        return loaded
-    names = list(loaded)
-    chosen = split
-    if not split:
-        only = names[0] if len(names) == 1 else None
-        chosen = "train" if "train" in names else only
-    if chosen not in names:
-        asked = f"has no split {split!r}" if split else "has several splits"
-        raise ValueError(f"{where} {asked}; choose one of {names}.")
-    return loaded[chosen]
+    return ArrowTable(one_split(loaded, split, name), name)

@@ -33,10 +33,11 @@ from mmrl.data.video.decode_worker import DecodeWorker
 from mmrl.data.video.frame_cache import FrameCache, file_key
 from mmrl.data.video.frame_choice import MAX_FRAMES, MIN_FRAMES, Rule, choose_frames, subset
 from mmrl.data.video.frame_size import clip_size, fit_clip
-from mmrl.data.video.probe import BadVideo, ClipInfo, local_path
+from mmrl.data.video.probe import ClipInfo, local_path
 from mmrl.data.video.probe import probe as probe_here
-from mmrl.data.video.quarantine import Quarantine
 from mmrl.data.video.readers import Backend, load_backend, read_into
+from mmrl.ground.faults import BadMedia
+from mmrl.ground.quarantine import Quarantine
 
 if TYPE_CHECKING:
     from mmrl.types import Media
@@ -159,10 +160,10 @@ class ClipReader:
         return self._named
 
     def probe(self, path: str | os.PathLike[str]) -> ClipInfo:
-        """What the file holds. Raises BadVideo, also for a file with too few of its announced frames."""
+        """What the file holds. Raises BadMedia, also for a file with too few of its announced frames."""
         try:
             path = local_path(path)
-        except BadVideo as bad:
+        except BadMedia as bad:
             self._blame(bad)
             raise
         # Quarantine is by back-end: another one may well read the file.
@@ -181,8 +182,8 @@ class ClipReader:
             info = self.worker.probe(path) if self.worker else probe_here(path)
             if info.missing > self.max_missing:
                 found = f"{info.n} of {info.announced} announced frames are there"
-                raise BadVideo(path, "truncated", found)
-        except BadVideo as bad:
+                raise BadMedia(path, "truncated", found)
+        except BadMedia as bad:
             self._blame(bad)
             raise
         self.counts["variable"] += info.variable
@@ -197,7 +198,7 @@ class ClipReader:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Frames, uint8 [F, H, W, 3] RGB, and their seconds from the first frame, float64 [F].
 
-        Any order, repeats allowed; `size` is (height, width). Raises BadVideo, and ValueError for an index outside.
+        Any order, repeats allowed; `size` is (height, width). Raises BadMedia, and ValueError for an index outside.
         """
         info = self.probe(path)
         numbers = [int(index) for index in indices]
@@ -211,7 +212,7 @@ class ClipReader:
         start: float | None = None,
         end: float | None = None,
     ) -> Media:
-        """The sampled clip, or its part from `start` to `end` seconds; times count from `start`. Raises BadVideo."""
+        """The sampled clip, or its part from `start` to `end` seconds; times count from `start`. Raises BadMedia."""
         # Imported here, because pretext tasks load this module in processes without torch.
         import torch
 
@@ -221,7 +222,7 @@ class ClipReader:
         try:
             indices, size = sampling.plan(info, start, end)
         except ValueError as error:
-            raise BadVideo(info.path, "cannot be sampled", str(error)) from error
+            raise BadMedia(info.path, "cannot be sampled", str(error)) from error
         frames, seconds = self._frames(info, indices.tolist(), size)
         # The crop has its own clock: times and true spans both count from its start.
         origin = max(start or 0.0, 0.0)
@@ -271,17 +272,17 @@ class ClipReader:
             else:
                 frames = np.empty((len(indices), 3, *size), dtype=np.uint8)
                 seconds = read_into(frames, info, indices, backend, self.threads)
-        except BadVideo as bad:
+        except BadMedia as bad:
             self._blame(bad)
             raise
         self.counts["clips_decoded"] += 1
         self.counts["frames_decoded"] += len(indices)
         return frames, seconds
 
-    def _blame(self, bad: BadVideo) -> None:
+    def _blame(self, bad: BadMedia) -> None:
         self.counts["bad"] += 1
         self.counts[f"bad/{bad.reason}"] += 1
-        self.quarantine.add(bad, self.backend[0])
+        self.quarantine.remember(bad, self.backend[0])
 
 
 @functools.cache
@@ -306,7 +307,7 @@ def read_clip(
 ) -> Media:
     """A sampled clip; the other keywords are explained in `ClipSampling`.
 
-    Raises BadRow, whose cause is the BadVideo: a file that cannot be shown is a bad row of a data set.
+    Raises BadRow, whose cause is the BadMedia: a file that cannot be shown is a bad row of a data set.
     """
     from mmrl.ground.faults import BadRow
 
@@ -321,5 +322,5 @@ def read_clip(
     )
     try:
         return (reader or shared_reader()).clip(path, sampling, start, end)
-    except BadVideo as bad:
+    except BadMedia as bad:
         raise BadRow(f"The clip cannot be shown. {bad}") from bad

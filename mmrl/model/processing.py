@@ -30,7 +30,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mmrl.ground.faults import BadRow
+from mmrl.ground.faults import BadRow, first_line
 from mmrl.model.chat import (
     IMAGE_PAD,
     VIDEO_PAD,
@@ -377,7 +377,7 @@ def _read_config(source: str | Path) -> Any:
         config = AutoConfig.from_pretrained(source)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(
-            f"{source} is no model that can be read ({_first_line(error)}); {allowed}."
+            f"{source} is no model that can be read ({first_line(error)}); {allowed}."
         ) from error
     if config.model_type not in FAMILIES:
         raise ValueError(f"{source} is a {config.model_type!r} model; {allowed}.")
@@ -391,7 +391,7 @@ def _read_processor(source: str | Path) -> Any:
         processor = AutoProcessor.from_pretrained(source)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"{source} has a config but no usable processor ({_first_line(error)}); copy the processor and tokenizer "
+            f"{source} has a config but no usable processor ({first_line(error)}); copy the processor and tokenizer "
             "files of the base model into the folder."
         ) from error
     if not hasattr(processor, "video_processor"):
@@ -399,11 +399,6 @@ def _read_processor(source: str | Path) -> Any:
             f"{source} has a tokenizer but no processor; copy the base model's processor files into it."
         )
     return processor
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 def _stop_ids(source: str | Path, config: Any, tokenizer: Any) -> tuple[int, ...]:

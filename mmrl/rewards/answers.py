@@ -23,6 +23,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
+from mmrl.ground.answers import after_thinking, boxed, tagged
+
 Same = Callable[[str, str], bool]
 """(answer, reference) -> are they equal?"""
 DIGITS = 200
@@ -77,37 +79,6 @@ _FUNCTIONS = (
 )
 
 
-def boxed(text: str) -> str | None:
-    r"""The content of the last `\boxed{…}` with balanced braces; None if there is none or it is not closed."""
-    start = text.rfind("\\boxed{")
-    if start < 0:
-        return None
-    start += len("\\boxed{")
-    depth, position = 1, start
-    while position < len(text):
-        char = text[position]
-        if char == "\\":
-            position += 1  # an escaped brace is no brace
-        elif char == "{":
-            depth += 1
-        elif char == "}":
-            depth -= 1
-            if depth == 0:
-                return text[start:position].strip()
-        position += 1
-    return None
-
-
-def tagged(text: str, tag: str = "answer") -> str | None:
-    """The content of the last `<tag>…</tag>`, which may span lines; None if there is none or it is not closed."""
-    start = text.rfind(f"<{tag}>")
-    if start < 0:
-        return None
-    start += len(tag) + 2
-    end = text.find(f"</{tag}>", start)
-    return text[start:end].strip() if end >= 0 else None
-
-
 def final_answer(text: str) -> str:
     """The tagged answer (its box, if the tag holds one), else the box, else the text behind `</think>`.
 
@@ -119,7 +90,7 @@ def final_answer(text: str) -> str:
     box = boxed(text)
     if box is not None:
         return box
-    behind = text.rpartition("</think>")[2]
+    behind = after_thinking(text)
     return "" if "<think>" in behind else behind.strip()
 
 

@@ -15,9 +15,9 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mmrl.ground.answers import boxed, tagged
 from mmrl.ground.require import require
 from mmrl.rewards.answers import (
-    boxed,
     final_answer,
     last_number,
     matches,
@@ -27,7 +27,6 @@ from mmrl.rewards.answers import (
     same_math,
     same_number,
     same_text,
-    tagged,
 )
 from mmrl.rewards.parts import preloads
 

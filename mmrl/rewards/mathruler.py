@@ -22,6 +22,8 @@ from __future__ import annotations
 import math
 import re
 
+from mmrl.ground.answers import boxed
+
 _NUMBER_WORDS = {"million": 6, "billion": 9, "trillion": 12}
 _UNITS = (
     "degree cm centimeter meter mile second minute hour day week month year foot feet inch yard"
@@ -65,15 +67,8 @@ _POWERS = re.compile(r"\^[0-9]+\^|\^[0-9][0-9]+")
 
 def extract_boxed_content(text: str) -> str:
     r"""The content of the last `\boxed{…}`, or the text "None"."""
-    _, opened, rest = text.rpartition("\\boxed{")
-    if not opened:
-        return "None"
-    depth = 1
-    for position, char in enumerate(rest):
-        depth += (char == "{") - (char == "}")
-        if depth == 0:
-            return rest[:position].strip()
-    return "None"
+    inside = boxed(text, escapes=False)
+    return "None" if inside is None else inside
 
 
 def grade_answer(given: str, ground_truth: str) -> bool:

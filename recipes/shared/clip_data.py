@@ -20,8 +20,8 @@ from mmrl.data.grounding import formats
 from mmrl.data.grounding.sets import GroundingPrompts, GroundingRow, Rows, timelens_usable
 from mmrl.data.grounding.time_encodings import EncodingName, TimeEncoded, encoding_of
 from mmrl.data.video.frame_cache import FrameCache
-from mmrl.data.video.quarantine import Guarded, Quarantine
 from mmrl.data.video.video import ClipReader, ClipSampling
+from mmrl.ground.quarantine import Guarded, Quarantine
 from mmrl.model.load import LoRA
 from mmrl.model.policy import Policy
 from mmrl.recipes.shared.clip_asking import Asking, span_style_of

@@ -21,10 +21,10 @@ from mmrl.data.pretext.mixture import LearningProgress
 from mmrl.data.pretext.presets import Ingredient, preset
 from mmrl.data.pretext.presets import Preset as TaskMix
 from mmrl.data.pretext.prompts import PretextPrompts
-from mmrl.data.pretext.stream.media import Quarantine
 from mmrl.data.pretext.stream.open import open_source
 from mmrl.data.pretext.stream.sources import DrawnSource, Source, SplitSource
 from mmrl.data.pretext.stream.stream import Stream
+from mmrl.ground.quarantine import Quarantine
 from mmrl.recipes.shared.launch import Preset
 from mmrl.recipes.shared.miniature import miniature
 from mmrl.types import Media, Prompt, Prompts

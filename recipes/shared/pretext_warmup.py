@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path
 
 from mmrl.data.pretext.catalogue import find
-from mmrl.data.pretext.craft.rng import generator
+from mmrl.ground.seeds import philox
 from mmrl.model import tiny
 from mmrl.recipes.shared.clip_data import clip_warm_up
 from mmrl.recipes.shared.embedded import warm_model
@@ -78,7 +78,7 @@ class Lessons(Prompts):
     def __getitem__(self, index: int) -> Prompt:
         prompt, settings = self.prompts[index], self.settings
         task, answer = prompt.extra["task"], str(prompt.answer)
-        rng = generator("lesson", settings.seed, index)
+        rng = philox("lesson", settings.seed, index)
         label = answer
         # A wrong label in places: the policy must be left unsure, or there is nothing for RL to sharpen.
         if rng.random() < settings.noise:

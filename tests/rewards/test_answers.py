@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mmrl.ground.answers import boxed, tagged
 from mmrl.rewards.answers import (
-    boxed,
     final_answer,
     last_number,
     matches,
@@ -23,7 +23,6 @@ from mmrl.rewards.answers import (
     same_math,
     same_number,
     same_text,
-    tagged,
 )
 
 

@@ -23,7 +23,7 @@ torch.set_num_threads(1)
 
 from mmrl.data.grounding.formats import span_lines
 from mmrl.data.grounding.sets import GroundingPrompts
-from mmrl.data.video.quarantine import Guarded, Quarantine
+from mmrl.ground.quarantine import Guarded, Quarantine
 from mmrl.data.video.video import ClipReader
 from mmrl.data.video.video import ClipSampling
 from mmrl.training.optim import Optim

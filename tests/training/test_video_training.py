@@ -16,8 +16,8 @@ from mmrl.data.grounding.formats import span_lines
 from mmrl.data.grounding.sets import GroundingPrompts
 from mmrl.data.grounding.time_encodings import TimeEncoded
 from mmrl.data.video.frame_cache import FrameCache
-from mmrl.data.video.quarantine import Guarded
 from mmrl.data.video.video import ClipReader, ClipSampling
+from mmrl.ground.quarantine import Guarded
 from mmrl.losses.schedules import Linear
 from mmrl.model.branches import Views
 from mmrl.model.packing import collate

@@ -23,7 +23,7 @@ from mmrl.data.pretext.presets import Ingredient, Preset
 from mmrl.data.pretext.stream.sources import Source
 from mmrl.data.pretext.stream.stream import Stream
 from mmrl.data.pretext.surface import Surface
-from mmrl.ground.pretext_progress import shown
+from mmrl.ground.progress import with_progress
 
 LIMIT = 0.10
 """Largest lift over chance of an auditor that is not intended."""
@@ -142,7 +142,9 @@ def audit(source: Source, preset: Preset, samples: int = 200, seed: int = 0) -> 
 
 def collect(stream: Stream, samples: int) -> list[Sample]:
     """The first `samples` samples of a stream."""
-    return list(shown(stream.first(samples), samples, f"samples of {stream.preset.name}"))
+    return list(
+        with_progress(stream.first(samples), samples, f"samples of {stream.preset.name}")
+    )
 
 
 def examine(

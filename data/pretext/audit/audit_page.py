@@ -15,11 +15,11 @@ import numpy as np
 from mmrl.data.pretext.audit.audit import LIMIT, Finding, Report, audit, collect, gap_curve
 from mmrl.data.pretext.catalogue import TASKS
 from mmrl.data.pretext.contract import Task
-from mmrl.data.pretext.craft.rng import generator
 from mmrl.data.pretext.presets import PRESETS, Ingredient, Preset
 from mmrl.data.pretext.stream.sources import Source
 from mmrl.data.pretext.stream.stream import Stream
 from mmrl.data.pretext.surface import Surface
+from mmrl.ground.seeds import philox
 
 BINS = 5
 """Bars of a histogram of rewards, equally wide over [0, 1]."""
@@ -54,7 +54,7 @@ def random_policy(
 ) -> RandomPolicy:
     """`guesses` random answers to each of `samples` samples with the task's default knobs."""
     found = collect(Stream(source, Preset(task.name, (Ingredient(task.name),))), samples)
-    rng, surface = generator("random-policy", task.name), Surface()
+    rng, surface = philox("random-policy", task.name), Surface()
     scores = [
         task.score(surface.wrap(task.guess(sample.truth, rng)), sample.truth)
         for sample in found

@@ -24,13 +24,13 @@ from PIL import Image
 from mmrl.data.pretext.catalogue import TASKS
 from mmrl.data.pretext.contract import INVALID, Medium, Sample, Task
 from mmrl.data.pretext.craft.procedural import clip, scene
-from mmrl.data.pretext.craft.rng import generator
 from mmrl.data.pretext.presets import Ingredient, Preset
 from mmrl.data.pretext.stream.media import clip_medium
 from mmrl.data.pretext.stream.samples import make
 from mmrl.data.pretext.stream.sources import DrawnSource, FolderSource
 from mmrl.data.pretext.stream.stream import Stream
 from mmrl.data.video.video import ClipReader
+from mmrl.ground.seeds import philox
 
 REPETITIONS = 3
 PIECES = (
@@ -159,7 +159,7 @@ def verify_rate(seconds: float) -> float:
         sample = _one(task)
         if sample is None:
             continue
-        rng = generator("bench", task.name)
+        rng = philox("bench", task.name)
         replies = [sample.surface.wrap(task.guess(sample.truth, rng)) for _ in range(16)]
         replies += [
             sample.surface.wrap(task.format(sample.truth)),
@@ -224,7 +224,7 @@ class Fuzzed:
 
 def fuzz(count: int, seed: int = 0) -> Fuzzed:
     """Score `count` random replies over all tasks. Replies mix fragments of every answer form and odd characters."""
-    rng, samples = generator("fuzz", seed), [(task, _one(task)) for task in TASKS]
+    rng, samples = philox("fuzz", seed), [(task, _one(task)) for task in TASKS]
     cases = [(task, sample) for task, sample in samples if sample is not None]
     errors = unfounded = 0
     slowest = 0.0

@@ -25,10 +25,10 @@ from mmrl.data.pretext.contract import (
     Task,
     Visual,
 )
-from mmrl.data.pretext.craft.rng import generator
 from mmrl.data.pretext.stream.samples import corrupt, equivalent, make, replay
 from mmrl.data.pretext.stream.sources import DrawnSource
 from mmrl.data.pretext.surface import Surface
+from mmrl.ground.seeds import philox
 
 JUNK = (
     "",
@@ -228,8 +228,7 @@ def keeps_truth_secret(task: Task, cases: Sequence[Case]) -> None:
             assert other.key == case.sample.key
             if len(answer) >= 8 and answer in text:
                 others = {
-                    task.guess(case.sample.truth, generator("secret", turn))
-                    for turn in range(100)
+                    task.guess(case.sample.truth, philox("secret", turn)) for turn in range(100)
                 } - {answer}
                 listed = any(other in text for other in others)
                 assert listed, (
@@ -319,7 +318,7 @@ def _samples(task: Task, knobs: Knobs, count: int) -> list[Sample]:
 
 
 def _guesses(task: Task, sample: Sample, count: int) -> list[Score]:
-    rng, surface = generator("guess", sample.id), Surface()
+    rng, surface = philox("guess", sample.id), Surface()
     return [
         task.score(surface.wrap(task.guess(sample.truth, rng)), sample.truth)
         for _ in range(count)

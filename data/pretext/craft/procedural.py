@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
 from mmrl.data.pretext.contract import Array, ArrayClip, Medium
-from mmrl.data.pretext.craft.rng import digest, generator
+from mmrl.ground.seeds import digest, philox
 
 ShapeName = Literal["circle", "square", "triangle", "star", "ring", "cross"]
 SHAPES: tuple[ShapeName, ...] = ("circle", "square", "triangle", "star", "ring", "cross")
@@ -145,7 +145,7 @@ def random_shapes(rng: np.random.Generator, height: int, width: int, count: int)
 
 def scene(seed: int, index: int, height: int = 384, width: int = 512) -> Medium:
     """A still picture with 10 to 18 shapes."""
-    rng = generator("scene", seed, index)
+    rng = philox("scene", seed, index)
     pixels = draw(
         ground(rng, height, width), random_shapes(rng, height, width, int(rng.integers(10, 19)))
     )
@@ -154,7 +154,7 @@ def scene(seed: int, index: int, height: int = 384, width: int = 512) -> Medium:
 
 def landscape(seed: int, index: int, height: int = 384, width: int = 512) -> Medium:
     """A still picture without any flat shape: soft blobs on the ground, to paint on."""
-    rng = generator("landscape", seed, index)
+    rng = philox("landscape", seed, index)
     pixels = _soft(rng, height, width)
     return Medium(_name("landscape", seed, index, height, width), "image", image=pixels)
 
@@ -168,7 +168,7 @@ def drift(
     fps: float = 4.0,
 ) -> Medium:
     """A clip without any flat shape: a window that glides over a landscape along a slow ellipse."""
-    rng = generator("drift", seed, index)
+    rng = philox("drift", seed, index)
     wide = _soft(rng, round(1.5 * height), round(1.5 * width))
     times, (phase, turns) = np.arange(round(seconds * fps)) / fps, rng.uniform(0.6, 1.0, size=2)
     angles = 2 * np.pi * (phase + turns * times / seconds)
@@ -183,7 +183,7 @@ def drift(
 
 def depth_scene(seed: int, index: int, height: int = 384, width: int = 512) -> Medium:
     """A picture with exact depth in metres."""
-    rng = generator("depth", seed, index)
+    rng = philox("depth", seed, index)
     back = ground(rng, height, width)
     depth = np.repeat(np.linspace(10.0, 1.0, height, dtype=np.float32)[:, None], width, axis=1)
     shapes = []
@@ -219,7 +219,7 @@ def clip(
     fps: float = 4.0,
 ) -> Medium:
     """A clip of 5 to 8 moving shapes."""
-    rng = generator("clip", seed, index)
+    rng = philox("clip", seed, index)
     back = ground(rng, height, width)
     shapes = random_shapes(rng, height, width, int(rng.integers(5, 9)))
     times = np.arange(round(seconds * fps)) / fps

@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 
 from mmrl.data.pretext.contract import Knobs, Score, Task, Truth
-from mmrl.data.pretext.craft.rng import generator
 from mmrl.data.pretext.marking import parsing
 from mmrl.data.pretext.marking.parsing import ParseError
 from mmrl.data.pretext.marking.reward_arrays import interval_iou
 from mmrl.data.pretext.marking.rewards import multi_interval_iou, ordinal
+from mmrl.ground.seeds import philox
 
 APART = 2
 """Frames between two stretches, at least."""
@@ -158,7 +158,7 @@ def _span_chance(frames: int, segments: int) -> float:
 def _span_reward(frames: int, segments: int) -> float:
     if segments == 1:
         return _single_reward(frames)
-    rng = generator("stretch chance", frames, segments)
+    rng = philox("stretch chance", frames, segments)
     pairs = (
         (draw_spans(frames, segments, rng), draw_spans(frames, segments, rng))
         for _ in range(SIMULATED)

@@ -31,7 +31,7 @@ from mmrl.data.pretext.catalogue import find
 from mmrl.data.pretext.contract import Array, Sample
 from mmrl.data.pretext.stream.media import perceptual_hash
 from mmrl.data.pretext.stream.stream import GIVE_UP, Stream
-from mmrl.ground.pretext_progress import shown
+from mmrl.ground.progress import with_progress
 
 CHUNK = 16
 """Indices that one worker makes at a time."""
@@ -63,7 +63,7 @@ def export(
     (draft / "data").mkdir(parents=True)
     counts: Counter[str] = Counter()
     hashes: list[int] = []
-    rows = shown(
+    rows = with_progress(
         islice(_rows(make_stream, start, workers, counts, hashes), count), count, "rows written"
     )
     shards = _write_shards(rows, draft / "data")

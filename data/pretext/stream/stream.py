@@ -34,14 +34,16 @@ from mmrl.data.pretext.contract import (
     Sample,
     Task,
 )
-from mmrl.data.pretext.craft.rng import generator
 from mmrl.data.pretext.difficulty import DefaultKnobs, Levels
 from mmrl.data.pretext.mixture import BaseWeights, Weights
 from mmrl.data.pretext.presets import Ingredient, Preset
-from mmrl.data.pretext.stream.media import MediaError, Quarantine, still_of
+from mmrl.data.pretext.stream.media import still_of
 from mmrl.data.pretext.stream.samples import make, replay
 from mmrl.data.pretext.stream.sources import OtherSide, Source
 from mmrl.data.pretext.surface import Surface
+from mmrl.ground.faults import BadMedia
+from mmrl.ground.quarantine import Quarantine
+from mmrl.ground.seeds import philox
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +109,7 @@ class Stream:
             except OtherSide:
                 other += 1
                 continue
-            except MediaError as error:
+            except BadMedia as error:
                 self.quarantine.add(error)
                 self.counts[f"skipped/{error.reason}"] += 1
                 hop += 1
@@ -207,7 +209,7 @@ class Stream:
 
     def _choose(self, index: int) -> Fit:
         edges = list(accumulate(self.shares()))
-        draw = float(generator(self.seed, "task", index).random()) * edges[-1]
+        draw = float(philox(self.seed, "task", index).random()) * edges[-1]
         return self._fits[min(bisect_right(edges, draw), len(edges) - 1)]
 
     def _made(
@@ -217,7 +219,7 @@ class Stream:
             return Reject("too-few-media")
         try:
             return make(fit.task, media, knobs, self.surface, self.seed, index)
-        except MediaError as error:  # a clip that breaks while its frames are read
+        except BadMedia as error:  # a clip that breaks while its frames are read
             self.quarantine.add(error)
             self.counts[f"skipped/{error.reason}"] += 1
             return Reject("media-broke")
@@ -243,16 +245,14 @@ class Stream:
         key = (kind, epoch, block)
         if key not in self._orders:
             size = min(BLOCK, self.source.known(kind, start + BLOCK) - start)
-            self._orders[key] = generator(self.seed, "order", kind, epoch, block).permutation(
-                size
-            )
+            self._orders[key] = philox(self.seed, "order", kind, epoch, block).permutation(size)
             while len(self._orders) > 8:
                 self._orders.popitem(last=False)
         return start + int(self._orders[key][place - start])
 
     def _medium(self, kind: Kind, position: int, avoid: Sequence[str], still: bool) -> Medium:
         if (kind, position) in self._bad:
-            raise MediaError(*self._bad[kind, position])
+            raise BadMedia(*self._bad[kind, position])
         key = (kind, position, tuple(avoid), still)
         if key in self._cache:
             self._cache.move_to_end(key)
@@ -262,7 +262,7 @@ class Stream:
             medium = still_of(medium) if still else medium
         except OtherSide:
             raise
-        except MediaError as error:
+        except BadMedia as error:
             self._bad[kind, position] = (error.where, error.reason, error.detail)
             raise
         self._cache[key] = medium

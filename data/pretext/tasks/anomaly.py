@@ -30,7 +30,6 @@ from mmrl.data.pretext.craft.perturbations import (
     untouched,
     zoom_out,
 )
-from mmrl.data.pretext.craft.rng import Streams
 from mmrl.data.pretext.craft.time_forms import (
     Spans,
     StretchTask,
@@ -39,6 +38,7 @@ from mmrl.data.pretext.craft.time_forms import (
     span_form,
     span_lengths,
 )
+from mmrl.ground.seeds import Streams
 
 PAPER_KINDS = tuple(kind for kind in DESCRIPTIONS if kind not in ("swap", *SQUARE_KINDS))
 """The 14 kinds of the paper's table."""

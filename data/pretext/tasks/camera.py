@@ -28,7 +28,7 @@ from mmrl.data.pretext.contract import (
 from mmrl.data.pretext.craft.answer_forms import WordsTask
 from mmrl.data.pretext.craft.coordinates import warp
 from mmrl.data.pretext.craft.degenerate_checks import harmless_history, textureless
-from mmrl.data.pretext.craft.rng import Streams
+from mmrl.ground.seeds import Streams
 
 MOTIONS: dict[str, tuple[float, float, float, float]] = {
     "pan left": (-1, 0, 0, 0),

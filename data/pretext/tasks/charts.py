@@ -30,7 +30,7 @@ from mmrl.data.pretext.contract import (
 )
 from mmrl.data.pretext.craft.lettering import font
 from mmrl.data.pretext.craft.number_form import NumberTask
-from mmrl.data.pretext.craft.rng import Streams
+from mmrl.ground.seeds import Streams
 
 NAMES = (
     *(

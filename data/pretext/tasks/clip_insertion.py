@@ -17,7 +17,7 @@ import numpy as np
 from mmrl.data.pretext.contract import Draft, Evidence, Knob, Knobs, Medium, Reject
 from mmrl.data.pretext.craft import clips
 from mmrl.data.pretext.craft.answer_forms import ChoiceTask
-from mmrl.data.pretext.craft.rng import Streams
+from mmrl.ground.seeds import Streams
 
 
 class ClipInsertion(ChoiceTask):

@@ -33,11 +33,11 @@ from mmrl.data.pretext.contract import (
 )
 from mmrl.data.pretext.craft.coordinates import RULE, is_box, scaled_box
 from mmrl.data.pretext.craft.degenerate_checks import difference, harmless_history, jittered
-from mmrl.data.pretext.craft.rng import Streams, generator
 from mmrl.data.pretext.marking import parsing
 from mmrl.data.pretext.marking.parsing import ParseError
 from mmrl.data.pretext.marking.rewards import box_iou
 from mmrl.data.pretext.tasks.crop_location import box_key, random_box
+from mmrl.ground.seeds import Streams, philox
 
 KINDS = ("recolour", "copy", "shift", "remove")
 Box = tuple[int, int, int, int]
@@ -202,7 +202,7 @@ def _edit(picture: Array, box: Box, kind: str, rng: Streams) -> Array:
 @lru_cache(maxsize=32)
 def _expected(count: int, size: float, draws: int = 1500) -> float:
     """Mean reward of random boxes, by simulation on a wide picture with fixed random numbers."""
-    rng, total = generator("expected-boxes", count, size), 0.0
+    rng, total = philox("expected-boxes", count, size), 0.0
     for _ in range(draws):
         truth = _disjoint(count, 750, 1000, size, rng) or []
         boxes = [scaled_box(box, 1000, 750) for box in truth]

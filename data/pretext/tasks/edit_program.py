@@ -37,9 +37,9 @@ from mmrl.data.pretext.craft.degenerate_checks import (
     resize,
     thumbnail,
 )
-from mmrl.data.pretext.craft.rng import Streams
 from mmrl.data.pretext.marking import parsing
 from mmrl.data.pretext.marking.parsing import ParseError
+from mmrl.ground.seeds import Streams
 
 OPERATIONS: dict[str, Callable[[Array], Array]] = {
     "turn right": lambda x: np.rot90(x, -1),

@@ -29,10 +29,10 @@ from mmrl.data.pretext.contract import (
     Truth,
 )
 from mmrl.data.pretext.craft import clips
-from mmrl.data.pretext.craft.rng import Streams
 from mmrl.data.pretext.marking import parsing
 from mmrl.data.pretext.marking.parsing import ParseError
 from mmrl.data.pretext.marking.rewards import is_permutation
+from mmrl.ground.seeds import Streams
 
 
 class InterleavedClips(Task):

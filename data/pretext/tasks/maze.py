@@ -30,9 +30,9 @@ from mmrl.data.pretext.contract import (
 )
 from mmrl.data.pretext.craft.answer_forms import LETTERS, ChoiceTask
 from mmrl.data.pretext.craft.lettering import font
-from mmrl.data.pretext.craft.rng import Streams
 from mmrl.data.pretext.marking import parsing
 from mmrl.data.pretext.marking.parsing import ParseError
+from mmrl.ground.seeds import Streams
 
 STEPS = {"up": (-1, 0), "down": (1, 0), "left": (0, -1), "right": (0, 1)}
 EDGE = 12

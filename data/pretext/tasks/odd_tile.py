@@ -34,7 +34,7 @@ from mmrl.data.pretext.craft.degenerate_checks import (
     resize,
     thumbnail,
 )
-from mmrl.data.pretext.craft.rng import Streams
+from mmrl.ground.seeds import Streams
 
 CHANGES = ("foreign", "recolour", "turn", "mirror")
 WORDS = {

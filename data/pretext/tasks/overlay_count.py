@@ -31,10 +31,10 @@ from mmrl.data.pretext.contract import (
 from mmrl.data.pretext.craft.degenerate_checks import harmless_history
 from mmrl.data.pretext.craft.overlays import boxes_of, paint, place
 from mmrl.data.pretext.craft.procedural import SHAPES
-from mmrl.data.pretext.craft.rng import Streams
 from mmrl.data.pretext.marking import parsing
 from mmrl.data.pretext.marking.parsing import ParseError
 from mmrl.data.pretext.marking.rewards import count_rel
+from mmrl.ground.seeds import Streams
 
 
 class OverlayCount(Task):

@@ -35,9 +35,9 @@ from mmrl.data.pretext.craft.degenerate_checks import (
     random_crop,
     resize,
 )
-from mmrl.data.pretext.craft.rng import Streams
 from mmrl.data.pretext.marking import parsing
 from mmrl.data.pretext.marking.parsing import ParseError
+from mmrl.ground.seeds import Streams
 
 
 class Rotation(Task):

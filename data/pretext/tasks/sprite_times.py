@@ -17,9 +17,9 @@ import numpy as np
 from mmrl.data.pretext.contract import Array, Draft, Evidence, Knob, Knobs, Medium, Reject
 from mmrl.data.pretext.craft import clips
 from mmrl.data.pretext.craft.procedural import COLOURS, SHAPES, ShapeName
-from mmrl.data.pretext.craft.rng import Streams
 from mmrl.data.pretext.craft.sprites import readable, spot, sprite, stamp
 from mmrl.data.pretext.craft.time_forms import MomentTask
+from mmrl.ground.seeds import Streams
 
 SIDES = ("first", "last")
 

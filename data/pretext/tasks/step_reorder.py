@@ -31,12 +31,12 @@ from mmrl.data.pretext.contract import (
 )
 from mmrl.data.pretext.craft.answer_forms import lettered
 from mmrl.data.pretext.craft.lettering import font
-from mmrl.data.pretext.craft.rng import Streams
 from mmrl.data.pretext.craft.worked_steps import calculation, closure, dependencies
 from mmrl.data.pretext.marking import parsing
 from mmrl.data.pretext.marking.parsing import ParseError
 from mmrl.data.pretext.marking.rewards import is_permutation
 from mmrl.data.pretext.tasks.temporal_jigsaw import shuffled
+from mmrl.ground.seeds import Streams
 
 
 class StepReorder(Task):

@@ -22,9 +22,9 @@ from mmrl.data.pretext.contract import Array, Draft, Evidence, Knob, Knobs, Medi
 from mmrl.data.pretext.craft import clips
 from mmrl.data.pretext.craft.overlays import boxes_of, paint, place
 from mmrl.data.pretext.craft.procedural import COLOURS, ShapeName
-from mmrl.data.pretext.craft.rng import Streams
 from mmrl.data.pretext.craft.sprites import Sprite, readable, spot, sprite, stamp
 from mmrl.data.pretext.tasks.overlay_count import OverlayCount
+from mmrl.ground.seeds import Streams
 
 ASKED: tuple[ShapeName, ...] = ("circle", "square", "triangle")
 OTHERS: tuple[ShapeName, ...] = ("star", "ring", "cross")

@@ -27,10 +27,10 @@ from mmrl.data.grounding.questions import STAMPED_TEMPLATE
 from mmrl.data.grounding.rewards import SpanReward, span_iou
 from mmrl.data.grounding.sets import GroundingPrompts, PackedRows, timelens_usable
 from mmrl.data.grounding.spans import as_spans
-from mmrl.data.video.quarantine import Guarded
 from mmrl.data.video.time_text import interleaved_times
 from mmrl.data.video.video import ClipReader, ClipSampling
 from mmrl.ground.faults import BadRow, Fault
+from mmrl.ground.quarantine import Guarded
 
 Write = Callable[..., Path]
 

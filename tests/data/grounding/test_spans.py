@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmrl.data.grounding.spans import (
-    after_thinking,
     answer_span,
     as_spans,
     first_two_numbers,
@@ -27,6 +26,7 @@ from mmrl.data.grounding.spans import (
     timelens_eval_spans,
     timelens_spans,
 )
+from mmrl.ground.answers import after_thinking
 
 GOLDEN = Path(os.environ.get("MMRL_GOLDEN", Path(__file__).parents[2] / "golden")) / "vtg"
 

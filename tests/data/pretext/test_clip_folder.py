@@ -14,9 +14,10 @@ import pytest
 from mmrl.data.pretext.catalogue import TASKS
 from mmrl.data.pretext.craft.procedural import clip
 from mmrl.data.pretext.presets import Ingredient, Preset
-from mmrl.data.pretext.stream.media import FileClip, Quarantine
+from mmrl.data.pretext.stream.media import FileClip
 from mmrl.data.pretext.stream.sources import FolderSource
 from mmrl.data.pretext.stream.stream import Stream
+from mmrl.ground.quarantine import Quarantine
 
 FRAMES = 72
 EVEN = [index / 12 for index in range(FRAMES)]
