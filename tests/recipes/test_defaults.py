@@ -22,12 +22,18 @@ NAMES = tuple(recipes())
 
 
 def plain(value):
-    """A default as JSON would keep it; records become mappings of their settings."""
+    """A default as JSON would keep it; records become mappings of what the command line can set."""
     if is_dataclass(value):
-        return {f.name: plain(getattr(value, f.name)) for f in fields(value) if f.init}
+        settings = {f.name: getattr(value, f.name) for f in fields(value) if f.init}
+        return {name: plain(part) for name, part in settings.items() if not is_function(part)}
     if isinstance(value, tuple):
         return [plain(part) for part in value]
     return str(value) if isinstance(value, Path) else value
+
+
+def is_function(value):
+    """Functions are not for the command line; schedules are called too, but have numbers."""
+    return callable(value) and not is_dataclass(value)
 
 
 def resolved(main):
