@@ -31,7 +31,7 @@ from mmrl.data.pretext.presets import PRESETS, preset
 from mmrl.data.pretext.stream.media import Quarantine
 from mmrl.data.pretext.stream.open import open_source
 from mmrl.data.pretext.stream.sources import Source, SplitSource
-from mmrl.data.pretext.stream.stream import Stream
+from mmrl.data.pretext.stream.stream import SampleStream
 from mmrl.ground.pretext_progress import shown
 
 EXAMPLES = {
@@ -39,7 +39,7 @@ EXAMPLES = {
   python -m data.pretext export --preset puzzlecraft-mix --count 10000 --output out/
   python -m data.pretext export --source ~/photos --split train --workers 8 --output out/
 The rows do not depend on --workers. Columns: prompt, images, videos, video_times, solution, task, truth, ...; score
-answers with mmrl.data.pretext.stream.scoring.pretext_reward, which has the signature of a TRL reward function.""",
+answers with mmrl.data.pretext.stream.scoring.trl_reward, which has the signature of a TRL reward function.""",
     "preview": """examples:
   python -m data.pretext preview --source ~/photos --count 50 --output sheet.html
   python -m data.pretext preview --preset jigsaw --level 1.0      one task, as hard as it gets""",
@@ -72,11 +72,11 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
 
 
-def stream_of(args: argparse.Namespace, quarantine: Path | None = None) -> Stream:
+def stream_of(args: argparse.Namespace, quarantine: Path | None = None) -> SampleStream:
     """The stream that the arguments describe."""
     bad = Quarantine(quarantine)
     levels = DefaultKnobs() if args.level is None else FixedLevel(args.level)
-    return Stream(
+    return SampleStream(
         source_of(args, bad), preset(args.preset), args.seed, levels=levels, quarantine=bad
     )
 
@@ -143,10 +143,10 @@ def run_audit(args: argparse.Namespace) -> int:
 
 
 def _audit_page(args: argparse.Namespace, source: Source) -> int:
-    from mmrl.data.pretext.audit.audit_page import everything, page
+    from mmrl.data.pretext.audit.audit_page import everything, page_sections
 
     leaks = 0
-    for text, leaky in page(
+    for text, leaky in page_sections(
         source, everything() if args.all else [preset(args.preset)], args.count, args.seed
     ):
         print(text, flush=True)
@@ -155,9 +155,9 @@ def _audit_page(args: argparse.Namespace, source: Source) -> int:
 
 
 def run_bench(args: argparse.Namespace) -> int:
-    from mmrl.data.pretext.audit.bench import measure
+    from mmrl.data.pretext.audit.bench import throughput
 
-    figures = measure(args.seconds)
+    figures = throughput(args.seconds)
     for figure in figures:
         print(figure.line())
     return 0 if all(figure.half for figure in figures) else 1

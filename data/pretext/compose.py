@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -43,8 +43,11 @@ from mmrl.data.pretext.tasks.crop_location import box_key, random_box
 BAR = "|"
 
 
-class Wrapped(Task):
+class WrappedTask(Task):
     """A task around another: passes everything on. Instances hold the inner task."""
+
+    prefix: ClassVar[str] = "wrapped"
+    """What the name of the composed task begins with."""
 
     def __init__(self, inner: Task) -> None:
         self.inner = inner
@@ -52,7 +55,7 @@ class Wrapped(Task):
         self.wordings, self.hint, self.intended, self.avoid = (
             inner.wordings, inner.hint, inner.intended, inner.avoid,
         )  # fmt: skip
-        self.name = f"{type(self).__name__.lower()}-{inner.name}"
+        self.name = f"{self.prefix}-{inner.name}"
 
     def media_count(self, knobs: Knobs) -> int:
         return self.inner.media_count(knobs)
@@ -79,8 +82,10 @@ class Wrapped(Task):
         return self.inner.chance_reward(knobs)
 
 
-class Noise(Wrapped):
+class NoisyTask(WrappedTask):
     """Gaussian noise on every pixel of every visual."""
+
+    prefix = "noise"
 
     def __init__(self, inner: Task, sigma: float = 12.0) -> None:
         super().__init__(inner)
@@ -103,8 +108,10 @@ class Noise(Wrapped):
         return np.clip(pixels + grain, 0, 255).astype(np.uint8)
 
 
-class Blind(Wrapped):
+class BlindTask(WrappedTask):
     """Grey pixels of the same size."""
+
+    prefix = "blind"
 
     def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
         draft = self.inner.propose(media, knobs, rng)
@@ -119,7 +126,7 @@ class Blind(Wrapped):
         )
 
 
-class Batch(Wrapped):
+class BatchedTask(WrappedTask):
     """k questions at once."""
 
     def __init__(self, inner: Task, k: int = 2) -> None:
@@ -198,7 +205,7 @@ class Batch(Wrapped):
         return self.inner.chance(knobs) ** self.k
 
 
-class AsChoice(ChoiceTask, Wrapped):
+class OptionsTask(ChoiceTask, WrappedTask):
     """A free answer turned into options."""
 
     POOL = 4
@@ -252,8 +259,10 @@ class AsChoice(ChoiceTask, Wrapped):
         return self.n
 
 
-class Locate(Wrapped):
+class LocatedTask(WrappedTask):
     """Also ask where the evidence is."""
+
+    prefix = "locate"
 
     def __init__(self, inner: Task, box_chance: float = 0.07) -> None:
         """`box_chance`: mean IoU of a random box with the inner task's evidence; `agrees_with_chance` measures it."""
@@ -324,7 +333,7 @@ class Locate(Wrapped):
         return (self.inner.chance_reward(knobs) + self.box_chance) / 2
 
 
-class Invert(ChoiceTask, Wrapped):
+class InvertedTask(ChoiceTask, WrappedTask):
     """Give the answer, ask for the instance. For tasks with one visual and one wording field set per medium."""
 
     def __init__(self, inner: Task, n: int = 3) -> None:
@@ -371,7 +380,7 @@ class Invert(ChoiceTask, Wrapped):
         return self.n
 
 
-class Chain(Wrapped):
+class ChainedTask(WrappedTask):
     """The answer of `first` selects the picture that `second` asks about.
 
     `first` must be a choice among pictures (mosaic, patchfit); `second` takes one image and shows one visual (overlay

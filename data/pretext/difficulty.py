@@ -15,8 +15,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from mmrl.data.pretext.marking.rewards import above_chance
 
-class Levels(Protocol):
+
+class LevelSchedule(Protocol):
     """The level of a task now; None means the task's default knobs."""
 
     def __call__(self, task: str, progress: float) -> float | None: ...
@@ -68,15 +70,6 @@ class LinearLevel:
         return self.start + (self.end - self.start) * min(max(progress / self.until, 0.0), 1.0)
 
 
-def success(reward: float, chance_reward: float) -> float:
-    """Reward above chance, in [0, 1]."""
-    return (
-        max(0.0, (reward - chance_reward) / (1.0 - chance_reward))
-        if chance_reward < 1.0
-        else 0.0
-    )
-
-
 @dataclass
 class Tally:
     """Sum and number of successes of one task since the last update."""
@@ -126,7 +119,7 @@ class LevelController:
 
     def observe(self, task: str, reward: float, chance_reward: float) -> None:
         """One answer seen on this rank. Takes effect with the next `apply`."""
-        self.waiting.setdefault(task, Tally()).add(success(reward, chance_reward))
+        self.waiting.setdefault(task, Tally()).add(above_chance(reward, chance_reward))
 
     def pending(self) -> dict[str, tuple[float, int]]:
         """(sum, count) per task since the last call, to be added over ranks."""

@@ -16,7 +16,7 @@ import numpy as np
 
 from mmrl.data.pretext.craft.rng import generator
 from mmrl.data.pretext.prompts import score, to_prompt
-from mmrl.data.pretext.stream.stream import Stream
+from mmrl.data.pretext.stream.stream import SampleStream
 from mmrl.ground.pretext_progress import shown
 from mmrl.rollouts.engine import Engine
 from mmrl.types import Now, Prompt, Rollout, Sampling
@@ -80,7 +80,7 @@ class EvalReport:
 
 
 def evaluate_model(
-    model: str, stream: Stream, count: int, max_tokens: int = 512, seed: int = 0
+    model: str, stream: SampleStream, count: int, max_tokens: int = 512, seed: int = 0
 ) -> EvalReport:
     """Load a model folder or hub name and evaluate it. "tiny" is an untrained tiny model: noise, to try the command."""
     from mmrl.model import tiny
@@ -92,7 +92,12 @@ def evaluate_model(
 
 
 def evaluate_engine(
-    engine: Engine, name: str, stream: Stream, count: int, max_tokens: int = 512, seed: int = 0
+    engine: Engine,
+    name: str,
+    stream: SampleStream,
+    count: int,
+    max_tokens: int = 512,
+    seed: int = 0,
 ) -> EvalReport:
     """Evaluate whatever can answer prompts."""
     sampling = Sampling(group_size=1, temperature=0.0, max_tokens=max_tokens)

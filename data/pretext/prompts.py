@@ -24,9 +24,10 @@ import torch
 
 from mmrl.data.pretext.catalogue import find
 from mmrl.data.pretext.contract import Sample, Score, Visual
-from mmrl.data.pretext.difficulty import LevelController, success
+from mmrl.data.pretext.difficulty import LevelController
+from mmrl.data.pretext.marking.rewards import above_chance
 from mmrl.data.pretext.mixture import LearningProgress
-from mmrl.data.pretext.stream.stream import Stream
+from mmrl.data.pretext.stream.stream import SampleStream
 from mmrl.data.pretext.surface import Surface
 from mmrl.ground.faults import BadRow
 from mmrl.rewards.pay import in_process
@@ -36,7 +37,7 @@ from mmrl.types import Media, Prompt, Rollout
 class PretextPrompts:
     """A stream as a collection of prompts; `size` None is endless."""
 
-    def __init__(self, stream: Stream, size: int | None = None, start: int = 0) -> None:
+    def __init__(self, stream: SampleStream, size: int | None = None, start: int = 0) -> None:
         if size is not None and size < 1:
             raise ValueError(
                 f"PretextPrompts.size is {size}; give None (endless) or at least 1."
@@ -108,7 +109,7 @@ def pretext_reward(rollout: Rollout) -> float:
 @in_process
 def above_chance_reward(rollout: Rollout) -> float:
     """(r − chance)/(1 − chance), at least 0: rewards of different tasks on one scale."""
-    return success(score(rollout).reward, rollout.prompt.extra["chance_reward"])
+    return above_chance(score(rollout).reward, rollout.prompt.extra["chance_reward"])
 
 
 @in_process
@@ -136,7 +137,7 @@ class Curriculum:
 
     def __init__(
         self,
-        stream: Stream,
+        stream: SampleStream,
         levels: LevelController | None = None,
         mixture: LearningProgress | None = None,
     ) -> None:
@@ -151,7 +152,9 @@ class Curriculum:
         totals: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
         for rollout in rollouts:
             extra = rollout.prompt.extra
-            totals[extra["task"]][0] += success(score(rollout).reward, extra["chance_reward"])
+            totals[extra["task"]][0] += above_chance(
+                score(rollout).reward, extra["chance_reward"]
+            )
             totals[extra["task"]][1] += 1
         return {task: (total, int(count)) for task, (total, count) in totals.items()}
 

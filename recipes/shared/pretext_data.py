@@ -18,12 +18,12 @@ import torch
 
 from mmrl.data.pretext.difficulty import DefaultKnobs, FixedLevel, LevelController
 from mmrl.data.pretext.mixture import LearningProgress
-from mmrl.data.pretext.presets import Ingredient, Preset, preset
+from mmrl.data.pretext.presets import Ingredient, TaskMix, preset
 from mmrl.data.pretext.prompts import PretextPrompts
 from mmrl.data.pretext.stream.media import Quarantine
 from mmrl.data.pretext.stream.open import open_source
 from mmrl.data.pretext.stream.sources import DrawnSource, Source, SplitSource
-from mmrl.data.pretext.stream.stream import Stream
+from mmrl.data.pretext.stream.stream import SampleStream
 from mmrl.recipes.shared.miniature import miniature
 from mmrl.types import Media, Prompt
 
@@ -55,7 +55,7 @@ TASKS: Mapping[str, Ingredient] = {
 }
 """Tasks at settings that the tiny model can read."""
 MINIATURES = {
-    name: Preset(name, tuple(TASKS[task] for task in tasks))
+    name: TaskMix(name, tuple(TASKS[task] for task in tasks))
     for name, tasks in {
         "miniature": ("jigsaw", "rotation", "position", "quality"),
         "miniature-jigsaw": ("jigsaw",),
@@ -141,14 +141,14 @@ class Opened:
 
     train: Shown
     heldout: Shown
-    stream: Stream
+    stream: SampleStream
     """Of the training side; a curriculum moves its levels and weights."""
 
 
 class Shown:
     """Prompts as `puzzles` wants them shown; tells the trainer how many media were skipped."""
 
-    def __init__(self, stream: Stream, puzzles: Puzzles) -> None:
+    def __init__(self, stream: SampleStream, puzzles: Puzzles) -> None:
         self.prompts, self.puzzles, self.size = PretextPrompts(stream), puzzles, None
         self._told = 0
 
@@ -177,11 +177,11 @@ def open_puzzles(
     surface = replace(chosen.surface, **kept)
     quarantine = Quarantine(run.folder / "quarantine.jsonl")
 
-    def stream(side: str, level: float | None = None) -> Stream:
+    def stream(side: str, level: float | None = None) -> SampleStream:
         source = opened_source(dataset, puzzles.drawn_side, quarantine)
         split = SplitSource(source, side, puzzles.heldout_share)
         fixed = DefaultKnobs() if level is None else FixedLevel(level)
-        return Stream(
+        return SampleStream(
             split, chosen, run.seed, surface=surface, levels=fixed, quarantine=quarantine
         )
 

@@ -19,9 +19,9 @@ import numpy as np
 from mmrl.data.pretext.audit.shortcut_audit import Auditor, auditors
 from mmrl.data.pretext.catalogue import find
 from mmrl.data.pretext.contract import Sample, Task
-from mmrl.data.pretext.presets import Ingredient, Preset
+from mmrl.data.pretext.presets import Ingredient, TaskMix
 from mmrl.data.pretext.stream.sources import Source
-from mmrl.data.pretext.stream.stream import Stream
+from mmrl.data.pretext.stream.stream import SampleStream
 from mmrl.data.pretext.surface import Surface
 from mmrl.ground.pretext_progress import shown
 
@@ -115,14 +115,16 @@ class Report:
         }
 
 
-def audit(source: Source, preset: Preset, samples: int = 200, seed: int = 0) -> Report:
+def audit(source: Source, preset: TaskMix, samples: int = 200, seed: int = 0) -> Report:
     """Audit every ingredient of a preset on a source, with `samples` samples each (half of them labelled).
 
     With eight auditors on forty tasks a few lifts are luck: a row with a leak is made again from more samples."""
     findings: list[Finding] = []
     for ingredient in preset.ingredients:
         try:
-            stream = Stream(source, Preset(preset.name, (ingredient,), preset.surface), seed)
+            stream = SampleStream(
+                source, TaskMix(preset.name, (ingredient,), preset.surface), seed
+            )
         except ValueError:
             continue  # the source has no media of this kind; `Stream` of the whole preset says which
         task = find(ingredient.task)
@@ -140,7 +142,7 @@ def audit(source: Source, preset: Preset, samples: int = 200, seed: int = 0) -> 
     return Report(preset.name, tuple(findings))
 
 
-def collect(stream: Stream, samples: int) -> list[Sample]:
+def collect(stream: SampleStream, samples: int) -> list[Sample]:
     """The first `samples` samples of a stream."""
     return list(shown(stream.first(samples), samples, f"samples of {stream.preset.name}"))
 
@@ -194,7 +196,7 @@ def gap_curve(
     for gap in gaps:
         knobs = {"rows": 3, "columns": 3, "gap": gap, "gamma": 1.0, "jitter": jitter}
         found = collect(
-            Stream(source, Preset("gap", (Ingredient("jigsaw", 1.0, knobs),))), samples
+            SampleStream(source, TaskMix("gap", (Ingredient("jigsaw", 1.0, knobs),))), samples
         )
         scores = [
             task.score(Surface().wrap(boundary(task, sample) or ""), sample.truth)

@@ -16,9 +16,9 @@ from mmrl.data.pretext.audit.audit import LIMIT, Finding, Report, audit, collect
 from mmrl.data.pretext.catalogue import TASKS
 from mmrl.data.pretext.contract import Task
 from mmrl.data.pretext.craft.rng import generator
-from mmrl.data.pretext.presets import PRESETS, Ingredient, Preset
+from mmrl.data.pretext.presets import PRESETS, Ingredient, TaskMix
 from mmrl.data.pretext.stream.sources import Source
-from mmrl.data.pretext.stream.stream import Stream
+from mmrl.data.pretext.stream.stream import SampleStream
 from mmrl.data.pretext.surface import Surface
 
 BINS = 5
@@ -53,7 +53,7 @@ def random_policy(
     task: Task, source: Source, samples: int = 40, guesses: int = 50
 ) -> RandomPolicy:
     """`guesses` random answers to each of `samples` samples with the task's default knobs."""
-    found = collect(Stream(source, Preset(task.name, (Ingredient(task.name),))), samples)
+    found = collect(SampleStream(source, TaskMix(task.name, (Ingredient(task.name),))), samples)
     rng, surface = generator("random-policy", task.name), Surface()
     scores = [
         task.score(surface.wrap(task.guess(sample.truth, rng)), sample.truth)
@@ -71,15 +71,15 @@ def random_policy(
     )
 
 
-def everything() -> list[Preset]:
+def everything() -> list[TaskMix]:
     """Every preset, and last the tasks that none of them holds."""
     used = {part.task for entry in PRESETS for part in entry.ingredients}
     rest = tuple(Ingredient(task.name) for task in TASKS if task.name not in used)
-    return [*PRESETS, Preset("in no preset", rest, note="Default knobs.")]
+    return [*PRESETS, TaskMix("in no preset", rest, note="Default knobs.")]
 
 
-def page(
-    source: Source, presets: Sequence[Preset], samples: int, seed: int = 0
+def page_sections(
+    source: Source, presets: Sequence[TaskMix], samples: int, seed: int = 0
 ) -> Iterator[tuple[str, bool]]:
     """The page in pieces, each with whether it holds an undeclared shortcut."""
     yield (

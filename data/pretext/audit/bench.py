@@ -25,11 +25,11 @@ from mmrl.data.pretext.catalogue import TASKS
 from mmrl.data.pretext.contract import INVALID, Medium, Sample, Task
 from mmrl.data.pretext.craft.procedural import clip, scene
 from mmrl.data.pretext.craft.rng import generator
-from mmrl.data.pretext.presets import Ingredient, Preset
+from mmrl.data.pretext.presets import Ingredient, TaskMix
 from mmrl.data.pretext.stream.media import clip_medium
 from mmrl.data.pretext.stream.samples import make
 from mmrl.data.pretext.stream.sources import DrawnSource, FolderSource
-from mmrl.data.pretext.stream.stream import Stream
+from mmrl.data.pretext.stream.stream import SampleStream
 from mmrl.data.video.video import ClipReader
 
 REPETITIONS = 3
@@ -103,7 +103,7 @@ class Figure:
         return f"{self.name:34s} {self.value:12.1f} {self.unit:10s} goal {sign} {self.goal:g}{mark}"
 
 
-def measure(seconds: float = 1.0) -> list[Figure]:
+def throughput(seconds: float = 1.0) -> list[Figure]:
     """All figures; about 40 × `seconds`."""
     stills = [scene(0, index) for index in range(8)]
     videos = [task.name for task in TASKS if task.kinds[0] == "video"]
@@ -188,8 +188,8 @@ def first_sample(files: int) -> float:
                 patch.object(Path, "read_bytes", lambda _: content),
             ):
                 start = time.process_time()
-                stream = Stream(
-                    FolderSource(folder), Preset("bench", (Ingredient("rotation"),))
+                stream = SampleStream(
+                    FolderSource(folder), TaskMix("bench", (Ingredient("rotation"),))
                 )
                 next(stream.iterate())
                 best = min(best, time.process_time() - start)

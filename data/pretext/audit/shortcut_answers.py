@@ -17,7 +17,7 @@ from mmrl.data.pretext.craft.coordinates import SCALE
 from mmrl.data.pretext.craft.degenerate_checks import thumbnail
 
 
-def words(sample: Sample) -> list[str]:
+def prompt_words(sample: Sample) -> list[str]:
     """Words of the prompt."""
     return sample.messages[0]["content"][-1]["text"].lower().split()
 

@@ -42,7 +42,7 @@ class Auditor(ABC):
         """An answer body, or None if this way does not apply. Must not look at truth, key, evidence or meta."""
 
 
-class Best(Auditor):
+class BestAuditor(Auditor):
     """The best of several fixed strategies on the labelled samples."""
 
     def __init__(self, name: str, strategies: Sequence[Strategy]) -> None:
@@ -59,7 +59,7 @@ class Best(Auditor):
         return self._chosen(task, sample)
 
 
-class Majority(Auditor):
+class MajorityAuditor(Auditor):
     """The most frequent answer, or the one that would have earned most."""
 
     name = "majority"
@@ -78,7 +78,7 @@ class Majority(Auditor):
         return self._body
 
 
-class Blind(Auditor):
+class BlindAuditor(Auditor):
     """The answer that went with the most telling word of the prompt, or the echoed example; whichever earned more."""
 
     name = "blind"
@@ -100,12 +100,12 @@ class Blind(Auditor):
     def _learn(self, task: Task, samples: Sequence[Sample]) -> None:
         self._followed: dict[str, Counter[str]] = {}
         for sample in samples:
-            for word in set(shortcut_answers.words(sample)):
+            for word in set(shortcut_answers.prompt_words(sample)):
                 self._followed.setdefault(word, Counter())[task.format(sample.truth)] += 1
 
     def _telling_word(self, task: Task, sample: Sample) -> str | None:
         found, best = None, -1.0
-        for word in sorted(set(shortcut_answers.words(sample)) & self._followed.keys()):
+        for word in sorted(set(shortcut_answers.prompt_words(sample)) & self._followed.keys()):
             seen = self._followed[word]
             body, count = seen.most_common(1)[0]
             purity = count / (seen.total() + 2.0)  # a word seen once tells little
@@ -114,7 +114,7 @@ class Blind(Auditor):
         return found
 
 
-class Meta(Auditor):
+class MetaAuditor(Auditor):
     """Five nearest neighbours over sizes, counts and lengths."""
 
     name = "meta"
@@ -139,10 +139,12 @@ def reward(task: Task, sample: Sample, body: str | None) -> float:
 def auditors() -> tuple[Auditor, ...]:
     """The eight, fresh."""
     return (
-        Majority(),
-        Blind(),
-        Best("boundary", (shortcut_answers.boundary, shortcut_answers.boundary_relative)),
-        Best(
+        MajorityAuditor(),
+        BlindAuditor(),
+        BestAuditor(
+            "boundary", (shortcut_answers.boundary, shortcut_answers.boundary_relative)
+        ),
+        BestAuditor(
             "histogram",
             (
                 shortcut_answers.histogram_near,
@@ -150,11 +152,11 @@ def auditors() -> tuple[Auditor, ...]:
                 shortcut_answers.histogram_middle,
             ),
         ),
-        Best(
+        BestAuditor(
             "sharpness",
             (shortcut_answers.sharpest, shortcut_answers.blurriest, shortcut_answers.blockiest),
         ),
-        Best(
+        BestAuditor(
             "cut",
             (
                 shortcut_answers.cut_span,
@@ -162,8 +164,8 @@ def auditors() -> tuple[Auditor, ...]:
                 shortcut_answers.changed_boxes,
             ),
         ),
-        Best(
+        BestAuditor(
             "position", (shortcut_answers.first, shortcut_answers.last, shortcut_answers.middle)
         ),
-        Meta(),
+        MetaAuditor(),
     )

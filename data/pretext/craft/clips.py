@@ -30,7 +30,7 @@ def window(clip: Clip) -> tuple[int, int]:
     return int(EDGE * total), int((1 - EDGE) * total)
 
 
-def spread(clip: Clip, units: Array) -> Array | None:
+def spread_indices(clip: Clip, units: Array) -> Array | None:
     """Source indices int64 [F] for frames at these positions (ascending, in any unit, from 0); None if too short.
 
     The positions are stretched over the window; neighbours must fall on different source frames."""
@@ -49,7 +49,7 @@ def shown_step(clip: Clip, indices: Array, units: Array) -> float:
     return max(0.2, round(seconds / float(units[-1]), 1))
 
 
-def read(clip: Clip, indices: Array, side: int) -> Array:
+def read_frames(clip: Clip, indices: Array, side: int) -> Array:
     """uint8 [F, H, W, 3]: these frames with the longer side reduced to at most `side` pixels."""
     return fitted(clip.read([int(i) for i in indices]), side)
 

@@ -4,7 +4,6 @@
 | --- | --- |
 | lens position (vignetting, chromatic fringe), JPEG grid phase and quantisation | `harmless_history` |
 | continuous borders, size of a piece | `cut_tiles` |
-| one piece compressed differently | `recompressed` (all pieces, one quality) |
 | absolute colour of a place, histograms | `jittered` (a common and a small own change), `equalised` |
 | blur of a resampled piece | `resampled_alike` |
 | exchangeable, empty or self-similar pieces | `alike`, `textureless`, `nearly_invariant` |
@@ -14,7 +13,6 @@ Every draw comes from the generators that are passed in. Sizes and thresholds ar
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 
 import numpy as np
@@ -102,14 +100,6 @@ def cut_tiles(
             left = column * cell_wide + _ring(cell_wide - wide, rng)
             tiles.append(cut[top : top + tall, left : left + wide])
     return tiles
-
-
-def recompressed(pieces: Sequence[Array], rng: np.random.Generator) -> list[Array]:
-    """All pieces through one JPEG round trip of one random quality (60 to 95), or, half of the time, none."""
-    quality = int(rng.integers(60, 96))
-    if rng.random() < 0.5:
-        return list(pieces)
-    return [_jpeg(piece, quality) for piece in pieces]
 
 
 def jittered(
@@ -200,12 +190,6 @@ def _radial_gain(picture: Array, rng: np.random.Generator) -> Array:
     xs = ((np.arange(width, dtype=np.float32) / width - np.float32(cx)) ** 2)[None, :]
     gain = np.float32(1.0) + np.float32(strength) * (ys + xs)
     return np.clip(picture * gain[..., None], 0, 255).astype(np.uint8)
-
-
-def _jpeg(picture: Array, quality: int) -> Array:
-    buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(picture)).save(buffer, "JPEG", quality=quality)
-    return np.asarray(Image.open(buffer).convert("RGB"))
 
 
 def _scaled(picture: Array, gain: Array) -> Array:

@@ -69,7 +69,7 @@ def unit_area(shape: ShapeName) -> float:
     return float(abs(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2)
 
 
-def looks(count: int, rng: np.random.Generator) -> list[tuple[ShapeName, str]]:
+def shape_colour_pairs(count: int, rng: np.random.Generator) -> list[tuple[ShapeName, str]]:
     """`count` different pairs of shape and colour."""
     pairs: list[tuple[ShapeName, str]] = [
         (shape, colour) for shape in SHAPES for colour in HUES

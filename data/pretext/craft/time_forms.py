@@ -23,8 +23,7 @@ from mmrl.data.pretext.contract import Knobs, Score, Task, Truth
 from mmrl.data.pretext.craft.rng import generator
 from mmrl.data.pretext.marking import parsing
 from mmrl.data.pretext.marking.parsing import ParseError
-from mmrl.data.pretext.marking.reward_arrays import interval_iou
-from mmrl.data.pretext.marking.rewards import multi_interval_iou, ordinal
+from mmrl.data.pretext.marking.rewards import interval_ious, multi_interval_iou, ordinal
 
 APART = 2
 """Frames between two stretches, at least."""
@@ -172,7 +171,7 @@ def _single_reward(frames: int) -> float:
     weight = np.array([1.0 / (frames - (b - a) + 1) for a, b in spans]) / (high - low + 1)
     return float(
         sum(
-            w * (interval_iou(spans, span) @ weight)
+            w * (interval_ious(spans, span) @ weight)
             for w, span in zip(weight, spans, strict=True)
         )
     )

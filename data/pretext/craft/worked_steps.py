@@ -1,7 +1,7 @@
-"""Worked solutions as steps: split a text, see what each step needs, and a generator of calculations.
+"""Worked solutions as steps: what each step needs, and a generator of calculations.
 
-`split_steps` and `dependencies` work on any solution text; `calculation` draws one whose values are known: each step
-introduces a letter, "k = m + 7 = 31.", from letters introduced before.
+`dependencies` works on the steps of any solution; `calculation` draws one whose values are known: each step introduces
+a letter, "k = m + 7 = 31.", from letters introduced before.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import permutations
 
 import numpy as np
 
@@ -17,17 +16,7 @@ LETTERS = "abcdefghkmnpqrstuvwxyz"
 """Names of quantities; those that look like digits or signs are left out."""
 LEAST, MOST = 10, 99
 """Range of every value, so that values and the small constants never look alike."""
-SHORTEST = 12
-"""Characters below which a step is joined to the one before."""
 
-_NUMBERED = re.compile(
-    r"^[ \t]*(?:step[ \t]+)?\d{1,2}[.):][ \t]+", re.IGNORECASE | re.MULTILINE
-)
-_ORDER_WORDS = re.compile(
-    r"^(?:first(?:ly)?|second(?:ly)?|third(?:ly)?|next|then|after that|finally|lastly)[, ]+",
-    re.IGNORECASE,
-)
-_SENTENCE = re.compile(r"(?<=[.!?])[ \t\n]+")
 _INTRODUCED = re.compile(r"\b([A-Za-z])\b[ \t]*=")
 _SYMBOL = re.compile(r"(?<![A-Za-z])([A-Za-z])(?![A-Za-z])")
 
@@ -54,27 +43,6 @@ class Step:
         return f"{self.letter} = {self.expression} = {self.value}."
 
 
-def split_steps(text: str) -> list[str]:
-    """Numbered items, else paragraphs, else sentences; short ones are joined to the one before, and words that tell the
-    order ("next", "finally") are cut off."""
-    parts = (
-        [part for part in _NUMBERED.split(text) if part.strip()]
-        if len(_NUMBERED.findall(text)) > 1
-        else []
-    )
-    parts = parts or [part for part in re.split(r"\n[ \t]*\n", text) if part.strip()]
-    if len(parts) < 2:
-        parts = [part for part in _SENTENCE.split(text) if part.strip()]
-    steps: list[str] = []
-    for part in parts:
-        clean = " ".join(part.split())
-        if steps and len(clean) < SHORTEST:
-            steps[-1] = f"{steps[-1]} {clean}"
-        else:
-            steps.append(clean)
-    return [_ORDER_WORDS.sub("", step) for step in steps]
-
-
 def dependencies(steps: Sequence[str]) -> set[tuple[int, int]]:
     """(earlier, later) for every step that uses a letter which another step introduces (before its first "=")."""
     source: dict[str, int] = {}
@@ -98,18 +66,6 @@ def closure(pairs: set[tuple[int, int]], count: int) -> set[tuple[int, int]]:
     for middle in range(count):
         reach |= np.outer(reach[:, middle], reach[middle])
     return {(int(a), int(b)) for a, b in np.argwhere(reach)}
-
-
-def order_count(pairs: set[tuple[int, int]], count: int) -> int:
-    """In how many orders the steps can stand; for at most 8 steps."""
-    if count > 8:
-        raise ValueError(
-            f"order_count tries every order; {count} steps are too many, give at most 8."
-        )
-    return sum(
-        all(order.index(a) < order.index(b) for a, b in pairs)
-        for order in permutations(range(count))
-    )
 
 
 def calculation(

@@ -12,7 +12,7 @@ cannot follow an argument, and is silent (None) where the reasoning names no ans
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from mmrl.data.pretext.contract import Task, Truth
@@ -55,19 +55,6 @@ class RuleJudge:
         return None if score.key == "invalid" else score.key
 
 
-@dataclass(frozen=True)
-class Consistency:
-    """RAC of some replies."""
-
-    rate: float | None
-    """Mean of the judge's verdicts; None if it gave none."""
-    judged: int
-    silent: int
-    """Replies for which the judge was not available."""
-    empty: int
-    """Replies without reasoning; they count as neither."""
-
-
 def split_reply(reply: str, surface: Surface) -> tuple[str, str | None]:
     """The reasoning and the answer body (None if unreadable) of a reply."""
     head, mark, _ = reply.rpartition("</think>")
@@ -78,23 +65,3 @@ def split_reply(reply: str, surface: Surface) -> tuple[str, str | None]:
         else reply.partition("<answer>")[0].partition("\\boxed{")[0]
     )
     return reasoning.strip(), None if isinstance(body, ParseError) else body
-
-
-def consistency(
-    replies: Sequence[str], surfaces: Sequence[Surface], judges: Sequence[Judge]
-) -> Consistency:
-    """RAC of replies, one judge each (the same judge repeated, or `RuleJudge` per sample)."""
-    verdicts, silent, empty = [], 0, 0
-    for reply, surface, judge in zip(replies, surfaces, judges, strict=True):
-        reasoning, answer = split_reply(reply, surface)
-        if not reasoning:
-            empty += 1
-            continue
-        verdict = 0 if answer is None else judge(reasoning, answer)
-        if verdict is None:
-            silent += 1
-        else:
-            verdicts.append(verdict)
-    return Consistency(
-        sum(verdicts) / len(verdicts) if verdicts else None, len(verdicts), silent, empty
-    )

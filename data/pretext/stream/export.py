@@ -30,7 +30,7 @@ from PIL import Image
 from mmrl.data.pretext.catalogue import find
 from mmrl.data.pretext.contract import Array, Sample
 from mmrl.data.pretext.stream.media import perceptual_hash
-from mmrl.data.pretext.stream.stream import GIVE_UP, Stream
+from mmrl.data.pretext.stream.stream import GIVE_UP, SampleStream
 from mmrl.ground.pretext_progress import shown
 
 CHUNK = 16
@@ -50,7 +50,7 @@ class Exported:
 
 
 def export(
-    make_stream: Callable[[], Stream], folder: Path, count: int, *, split: str = "train", workers: int = 1,
+    make_stream: Callable[[], SampleStream], folder: Path, count: int, *, split: str = "train", workers: int = 1,
     overwrite: bool = False, start: int = 0, about: Mapping[str, Any] | None = None,
 ) -> Exported:  # fmt: skip
     """Write `count` samples from index `start`. `make_stream` must give the same stream in every process.
@@ -115,7 +115,7 @@ def row_of(sample: Sample) -> dict[str, Any]:
 
 
 def _rows(
-    make_stream: Callable[[], Stream],
+    make_stream: Callable[[], SampleStream],
     start: int,
     workers: int,
     counts: Counter[str],
@@ -155,11 +155,11 @@ def _in_order(pool: Any, chunks: Iterator[range], workers: int) -> Iterator[Any]
         yield done
 
 
-_STREAM: list[Stream] = []
+_STREAM: list[SampleStream] = []
 """The stream of this process; set by `_start`, read by `_make`."""
 
 
-def _start(make_stream: Callable[[], Stream]) -> None:
+def _start(make_stream: Callable[[], SampleStream]) -> None:
     _STREAM[:] = [make_stream()]
 
 
@@ -268,7 +268,7 @@ def _card(manifest: Mapping[str, Any]) -> str:
             "",
             "Load with `datasets.load_dataset(<this folder>)`; mark answers with",
             "`mmrl.data.pretext.stream.scoring.score_row` or, in TRL,",
-            "`mmrl.data.pretext.stream.scoring.pretext_reward`.",
+            "`mmrl.data.pretext.stream.scoring.trl_reward`.",
             "",
             "| task | made (all indices tried) |",
             "| --- | --- |",

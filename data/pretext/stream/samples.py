@@ -35,7 +35,7 @@ def make(
         recipe = _recipe(task, media, full, seed, index, attempt)
         outcome = task.propose(media, full, _streams(recipe))
         if isinstance(outcome, Draft):
-            return render(task, outcome, full, surface or Surface(), recipe)
+            return render_sample(task, outcome, full, surface or Surface(), recipe)
     return outcome
 
 
@@ -59,10 +59,10 @@ def replay(
     knobs = task.complete(recipe["knobs"])
     draft = task.propose(media, knobs, _streams(recipe))
     assert isinstance(draft, Draft), f"{task.name} rejected its own recipe {recipe}: {draft}"
-    return render(task, draft, knobs, surface or Surface(), recipe)
+    return render_sample(task, draft, knobs, surface or Surface(), recipe)
 
 
-def render(
+def render_sample(
     task: Task, draft: Draft, knobs: Knobs, surface: Surface, recipe: Mapping[str, Any]
 ) -> Sample:
     """Word a draft: visuals first (with their labels), then the question."""
@@ -114,7 +114,7 @@ def corrupt(task: Task, media: Sequence[Medium], sample: Sample) -> Sample | Rej
         recipe = dict(sample.recipe) | {"attempt": int(sample.recipe["attempt"]) + 1000 * extra}
         draft = task.propose(media, sample.knobs, _streams(recipe))
         if isinstance(draft, Draft) and draft.key != sample.key:
-            return render(task, draft, sample.knobs, sample.surface, recipe)
+            return render_sample(task, draft, sample.knobs, sample.surface, recipe)
     return Reject("no-other-truth")
 
 

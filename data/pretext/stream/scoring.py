@@ -1,7 +1,7 @@
 """Marking answers of exported rows, in any trainer.
 
     score_row(completion, row)                      one answer, one row of an exported data set
-    pretext_reward(completions, **columns)          a TRL reward function: columns as lists, completions as text or chat
+    trl_reward(completions, **columns)          a TRL reward function: columns as lists, completions as text or chat
 
 Both need only the columns `task`, `truth` and `surface`; nothing is decoded, nothing raises on any text.
 """
@@ -23,7 +23,7 @@ def score_row(completion: str, row: Mapping[str, Any]) -> Score:
     return find(row["task"]).score(completion, _truth(row["truth"]), _surface(row["surface"]))
 
 
-def pretext_reward(
+def trl_reward(
     completions: Sequence[Any],
     task: Sequence[str],
     truth: Sequence[str],

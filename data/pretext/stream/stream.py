@@ -35,9 +35,9 @@ from mmrl.data.pretext.contract import (
     Task,
 )
 from mmrl.data.pretext.craft.rng import generator
-from mmrl.data.pretext.difficulty import DefaultKnobs, Levels
+from mmrl.data.pretext.difficulty import DefaultKnobs, LevelSchedule
 from mmrl.data.pretext.mixture import BaseWeights, Weights
-from mmrl.data.pretext.presets import Ingredient, Preset
+from mmrl.data.pretext.presets import Ingredient, TaskMix
 from mmrl.data.pretext.stream.media import MediaError, Quarantine, still_of
 from mmrl.data.pretext.stream.samples import make, replay
 from mmrl.data.pretext.stream.sources import OtherSide, Source
@@ -68,17 +68,17 @@ class Fit:
     """Take stills of clips."""
 
 
-class Stream:
+class SampleStream:
     """Samples of a preset on a source. See the module's first lines."""
 
     def __init__(
         self,
         source: Source,
-        preset: Preset,
+        preset: TaskMix,
         seed: int = 0,
         *,
         surface: Surface | None = None,
-        levels: Levels = DefaultKnobs(),
+        levels: LevelSchedule = DefaultKnobs(),
         weights: Weights = BaseWeights(),
         quarantine: Quarantine | None = None,
     ) -> None:

@@ -48,7 +48,7 @@ JUMP = 4.0
 """Frames skipped by a decoy."""
 
 
-class AnomalyGrounding(StretchTask):
+class AnomalyGroundingTask(StretchTask):
     name = "anomaly-grounding"
     kinds = ("video",)
     intended = ("cut",)
@@ -81,10 +81,10 @@ class AnomalyGrounding(StretchTask):
             media[0].video(),
             _units(frames, spans, SPEEDS.get(kind, 1.0), int(knobs["decoys"]), rng),
         )
-        indices = clips.spread(clip, units)
+        indices = clips.spread_indices(clip, units)
         if indices is None:
             return Reject("too-few-frames")
-        clean = clips.read(clip, indices, int(knobs["side"]))
+        clean = clips.read_frames(clip, indices, int(knobs["side"]))
         if clips.too_small(clean):
             return Reject("too-small")
         if kind in SQUARE_KINDS:
@@ -165,7 +165,7 @@ def _perturbed(
 def _foreign(medium: Medium, like: Array) -> Array | None:
     """Frames of another clip in the same number and size."""
     other = medium.video()
-    indices = clips.spread(other, np.arange(len(like), dtype=np.float64))
+    indices = clips.spread_indices(other, np.arange(len(like), dtype=np.float64))
     if indices is None:
         return None
     return np.stack(

@@ -22,7 +22,7 @@ from mmrl.data.pretext.craft.rng import Streams
 WORDS = ("forward", "backward")
 
 
-class ArrowOfTime(ChoiceTask):
+class ArrowOfTimeTask(ChoiceTask):
     name = "arrow-of-time"
     kinds = ("video",)
     knobs: ClassVar = {
@@ -49,7 +49,7 @@ class ArrowOfTime(ChoiceTask):
         indices = _stretch(clips.window(clip), total, rng.geometry)
         if indices is None:
             return Reject("too-few-frames")
-        frames = clips.read(clip, indices, int(knobs["side"]))
+        frames = clips.read_frames(clip, indices, int(knobs["side"]))
         if clips.too_small(frames):
             return Reject("too-small")
         asked = frames[-count:]

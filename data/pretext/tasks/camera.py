@@ -45,7 +45,7 @@ MOTIONS: dict[str, tuple[float, float, float, float]] = {
 NAMES = tuple(MOTIONS)
 
 
-class CameraMotion(WordsTask):
+class CameraMotionTask(WordsTask):
     name = "camera-motion"
     kinds = ("image", "rgbd")
     knobs: ClassVar = {

@@ -66,7 +66,7 @@ Boxes = dict[tuple[int, int], Box]
 
 
 @dataclass(frozen=True)
-class Numbers:
+class NumberGrid:
     """A named grid of numbers."""
 
     rows: tuple[str, ...]
@@ -78,7 +78,7 @@ class Numbers:
 
 
 @dataclass(frozen=True)
-class Question:
+class ChartQuestion:
     """Words, answer, and the entries (row, column) that must be read."""
 
     text: str
@@ -88,7 +88,7 @@ class Question:
     entries: tuple[tuple[int, int], ...]
 
 
-class ChartReading(NumberTask):
+class ChartReadingTask(NumberTask):
     name = "chart-reading"
     kinds = ("none",)
     knobs: ClassVar = {
@@ -122,7 +122,7 @@ class ChartReading(NumberTask):
         return _draft(picture, boxes, question)
 
 
-class TableReading(NumberTask):
+class TableReadingTask(NumberTask):
     name = "table-reading"
     kinds = ("none",)
     knobs: ClassVar = {
@@ -152,16 +152,16 @@ class TableReading(NumberTask):
         return _draft(picture, boxes, question)
 
 
-def draw_numbers(rows: int, columns: int, top: int, rng: Streams) -> Numbers:
+def draw_numbers(rows: int, columns: int, top: int, rng: Streams) -> NumberGrid:
     """Uniform numbers under random names."""
     names = tuple(NAMES[int(i)] for i in rng.selection.permutation(len(NAMES))[:rows])
     series = tuple(SERIES[int(i)] for i in rng.selection.permutation(len(SERIES))[:columns])
-    return Numbers(names, series, rng.selection.integers(0, top + 1, size=(rows, columns)))
+    return NumberGrid(names, series, rng.selection.integers(0, top + 1, size=(rows, columns)))
 
 
 def pose(
-    numbers: Numbers, kind: str, top: int, where: str, rng: np.random.Generator
-) -> tuple[Numbers, Question]:
+    numbers: NumberGrid, kind: str, top: int, where: str, rng: np.random.Generator
+) -> tuple[NumberGrid, ChartQuestion]:
     """One question, with the asked series drawn again such that every answer is equally likely."""
     column = int(rng.integers(len(numbers.columns)))
     first, second = (int(i) for i in rng.permutation(len(numbers.rows))[:2])
@@ -171,28 +171,28 @@ def pose(
     whole = tuple((row, column) for row in range(count))
     if kind == "value":
         text = f"How many {what} are there {where} {names[first]}?"
-        return numbers, Question(text, int(asked[first]), top, ((first, column),))
+        return numbers, ChartQuestion(text, int(asked[first]), top, ((first, column),))
     if kind == "difference":
         apart = int(rng.integers(top + 1))
         asked[first] = int(rng.integers(top - apart + 1))
         asked[second] = asked[first] + apart
         text = f"By how much do the {what} {where} {names[first]} and {where} {names[second]} differ?"
-        question = Question(text, apart, top, ((first, column), (second, column)))
+        question = ChartQuestion(text, apart, top, ((first, column), (second, column)))
     elif kind == "above":
         bound, over = int(rng.integers(1, top)), int(rng.integers(count + 1))
         asked[:] = rng.integers(0, bound + 1, size=count)
         asked[rng.permutation(count)[:over]] = rng.integers(bound + 1, top + 1, size=over)
-        question = Question(
+        question = ChartQuestion(
             f"How many cities have more than {bound} {what}?", over, count, whole
         )
     else:
         largest = int(rng.integers(top + 1))
         asked[:] = rng.integers(0, largest + 1, size=count)
         asked[first] = largest
-        question = Question(
+        question = ChartQuestion(
             f"What is the largest number of {what} of any city?", largest, top, whole
         )
-    return Numbers(numbers.rows, numbers.columns, values), question
+    return NumberGrid(numbers.rows, numbers.columns, values), question
 
 
 def chosen(kind: str, rng: np.random.Generator) -> str:
@@ -206,7 +206,7 @@ def guess_right(kind: str, top: int, rows: int) -> float:
     return sum(1.0 / ((rows if one == "above" else top) + 1) for one in kinds) / len(kinds)
 
 
-def _draft(picture: Array, boxes: Boxes, question: Question) -> Draft:
+def _draft(picture: Array, boxes: Boxes, question: ChartQuestion) -> Draft:
     return Draft(
         visuals=(Visual(picture),),
         truth={"answer": question.answer, "least": 0, "most": question.most},
@@ -217,7 +217,7 @@ def _draft(picture: Array, boxes: Boxes, question: Question) -> Draft:
 
 
 def _chart(
-    numbers: Numbers, top: int, bars: bool, rng: np.random.Generator
+    numbers: NumberGrid, top: int, bars: bool, rng: np.random.Generator
 ) -> tuple[Array, dict[tuple[int, int], Box]]:
     """The picture and the box of every entry. One unit of value is a whole number of pixels."""
     unit = max(2, 240 // top)
@@ -263,7 +263,7 @@ def _chart(
 
 
 def _series(
-    numbers: Numbers, column: int, frame: tuple[int, int, int, int], bars: bool
+    numbers: NumberGrid, column: int, frame: tuple[int, int, int, int], bars: bool
 ) -> list[Box]:
     """Where the bars (or the points) of one series are: x0, top, x1, base."""
     left, base, wide, unit = frame
@@ -276,7 +276,7 @@ def _series(
     return spots
 
 
-def _table(numbers: Numbers, rng: np.random.Generator) -> tuple[Array, Boxes]:
+def _table(numbers: NumberGrid, rng: np.random.Generator) -> tuple[Array, Boxes]:
     wide, tall, first = 66, 28, 74
     width, height = first + wide * len(numbers.columns) + 1, tall * (len(numbers.rows) + 1) + 1
     picture = Image.new("RGB", (width, height), (255, 255, 255))

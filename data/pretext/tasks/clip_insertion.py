@@ -20,7 +20,7 @@ from mmrl.data.pretext.craft.answer_forms import ChoiceTask
 from mmrl.data.pretext.craft.rng import Streams
 
 
-class ClipInsertion(ChoiceTask):
+class ClipInsertionTask(ChoiceTask):
     name = "clip-insertion"
     kinds = ("video",)
     intended = ("boundary", "histogram")
@@ -51,10 +51,10 @@ class ClipInsertion(ChoiceTask):
         clip = media[0].video()
         gone = piece + 2 * trim
         total = (joins + 1) * part + joins * gone
-        indices = clips.spread(clip, np.arange(total, dtype=np.float64))
+        indices = clips.spread_indices(clip, np.arange(total, dtype=np.float64))
         if indices is None:
             return Reject("too-few-frames")
-        frames = clips.read(clip, indices, int(knobs["side"]))
+        frames = clips.read_frames(clip, indices, int(knobs["side"]))
         if clips.too_small(frames):
             return Reject("too-small")
         cuts = [(i + 1) * part + i * gone for i in range(joins)]

@@ -40,7 +40,7 @@ ROMAN = ("XII", "I", "II", "III", "IV", "V", "VI", "VII", "VIII", "IX", "X", "XI
 _TIME = re.compile(r"(\d{1,2}) ?[:.h] ?(\d{2})")
 
 
-class Clock(Task):
+class ClockTask(Task):
     name = "clock"
     kinds = ("none",)
     knobs: ClassVar = {

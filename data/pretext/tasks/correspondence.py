@@ -47,7 +47,7 @@ MARGIN = 0.15
 """The point keeps this share of the side from the borders of both views."""
 
 
-class Correspondence(Task):
+class CorrespondenceTask(Task):
     name = "correspondence"
     kinds = ("image", "rgbd", "document")
     knobs: ClassVar = {

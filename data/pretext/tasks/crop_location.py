@@ -37,7 +37,7 @@ from mmrl.data.pretext.marking.parsing import ParseError
 from mmrl.data.pretext.marking.rewards import box_iou
 
 
-class CropLocation(Task):
+class CropLocationTask(Task):
     name = "crop-location"
     kinds = ("image", "rgbd", "document")
     knobs: ClassVar = {

@@ -36,7 +36,7 @@ FLAT = 0.15
 """Largest range of depth in the window around a point, in metres."""
 
 
-class DepthOrder(OrderTask):
+class DepthOrderTask(OrderTask):
     name = "depth-order"
     kinds = ("rgbd",)
     knobs: ClassVar = {

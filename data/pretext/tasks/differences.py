@@ -43,7 +43,7 @@ KINDS = ("recolour", "copy", "shift", "remove")
 Box = tuple[int, int, int, int]
 
 
-class Differences(Task):
+class DifferencesTask(Task):
     name = "differences"
     kinds = ("image", "rgbd", "document")
     intended = ("cut",)

@@ -65,7 +65,7 @@ MEANING = (
 _PROBE = (np.arange(48) * 5).astype(np.uint8).reshape(4, 4, 3)
 
 
-class EditProgram(Task):
+class EditProgramTask(Task):
     name = "edit-program"
     kinds = ("image", "rgbd")
     knobs: ClassVar = {

@@ -24,7 +24,7 @@ MARGIN = 1.15
 """The best frame further than one step away must differ this many times as much as the true one."""
 
 
-class FrameTime(MomentTask):
+class FrameTimeTask(MomentTask):
     name = "frame-time"
     kinds = ("video",)
     intended = ("histogram", "boundary")
@@ -42,12 +42,12 @@ class FrameTime(MomentTask):
     def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
         count = int(knobs["frames"])
         clip, units = media[0].video(), np.arange(count, dtype=np.float64)
-        indices = clips.spread(clip, units)
+        indices = clips.spread_indices(clip, units)
         if indices is None:
             return Reject("too-few-frames")
         frame = int(rng.selection.integers(count))
         beside = _beside(indices, frame, rng.selection)
-        frames = clips.read(clip, np.append(indices, beside), int(knobs["side"]))
+        frames = clips.read_frames(clip, np.append(indices, beside), int(knobs["side"]))
         if clips.too_small(frames):
             return Reject("too-small")
         video, still = frames[:-1], frames[-1]

@@ -47,7 +47,7 @@ from mmrl.data.pretext.craft.scene_objects import (
     Thing,
     draw_things,
     drawn_ground,
-    looks,
+    shape_colour_pairs,
     spread_out,
 )
 from mmrl.data.pretext.marking import parsing
@@ -60,7 +60,7 @@ TRACE_PAY = 0.2
 HEIGHT, WIDTH = 288, 384
 
 
-class HopChain(NumberTask):
+class HopChainTask(NumberTask):
     name = "hop-chain"
     kinds = ("none",)
     knobs: ClassVar = {
@@ -175,7 +175,7 @@ class HopChain(NumberTask):
         return exact + (1 - exact) * TRACE_PAY * prefix / hops
 
 
-class PhotoHopChain(HopChain):
+class PhotoHopChainTask(HopChainTask):
     name = "hop-chain-photo"
     kinds = ("image", "rgbd", "document")
     avoid = ("flat-shapes",)
@@ -206,7 +206,7 @@ def _scene(count: int, rng: np.random.Generator) -> list[Thing] | None:
     return [
         Thing(shape, colour, x, y, float(size), int(digit))
         for (shape, colour), (x, y), size, digit in zip(
-            looks(count, rng), places, sizes, digits, strict=True
+            shape_colour_pairs(count, rng), places, sizes, digits, strict=True
         )
     ]
 

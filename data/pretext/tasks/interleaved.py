@@ -35,7 +35,7 @@ from mmrl.data.pretext.marking.parsing import ParseError
 from mmrl.data.pretext.marking.rewards import is_permutation
 
 
-class InterleavedClips(Task):
+class InterleavedClipsTask(Task):
     name = "interleaved-clips"
     kinds = ("video",)
     intended = ("boundary", "histogram")
@@ -136,14 +136,14 @@ def _pieces(
 ) -> tuple[list[Array], float] | None:
     """`count` clips of `per_clip` frames, with as many frames left out between two of them, and seconds per frame."""
     steps = (2 * count - 1) * per_clip
-    indices = clips.spread(clip, np.arange(steps, dtype=np.float64))
+    indices = clips.spread_indices(clip, np.arange(steps, dtype=np.float64))
     if indices is None:
         return None
     shown = np.concatenate(
         [indices[2 * i * per_clip : (2 * i + 1) * per_clip] for i in range(count)]
     )
     step = clips.shown_step(clip, indices, np.arange(steps))
-    return list(np.split(clips.read(clip, shown, side), count)), step
+    return list(np.split(clips.read_frames(clip, shown, side), count)), step
 
 
 def _sized(frames: Array, like: Array) -> Array:

@@ -49,7 +49,7 @@ from mmrl.data.pretext.marking.rewards import is_permutation
 TURNS = (0, 90, 180, 270)
 
 
-class Jigsaw(Task):
+class JigsawTask(Task):
     name = "jigsaw"
     kinds = ("image", "rgbd", "document")
     knobs: ClassVar = {

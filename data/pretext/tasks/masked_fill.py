@@ -35,7 +35,7 @@ from mmrl.data.pretext.craft.rng import Streams
 from mmrl.data.pretext.craft.worked_steps import LEAST, MOST, Step, calculation
 from mmrl.data.pretext.marking.parsing import NUMBER, ParseError
 from mmrl.data.pretext.marking.rewards import edit
-from mmrl.data.pretext.tasks.step_reorder import page
+from mmrl.data.pretext.tasks.step_reorder import drawn_page
 
 SPANS = ("values", "expressions", "mixed")
 LONGEST = 60
@@ -47,7 +47,7 @@ _NUMBER = re.compile(NUMBER)
 _TOKEN = re.compile(r"\d{1,6}|[A-Za-z]|[-+*()]")
 
 
-class MaskedFill(Task):
+class MaskedFillTask(Task):
     name = "masked-fill"
     kinds = ("none",)
     knobs: ClassVar = {
@@ -79,12 +79,12 @@ class MaskedFill(Task):
         kinds = _kinds(str(knobs["spans"]), masks)
         chosen = sorted(int(i) + 1 for i in rng.selection.permutation(count - 2)[:masks])
         hidden = {index: kind for index, kind in zip(chosen, kinds, strict=True)}
-        lines, answer = masked(steps, hidden)
+        lines, answer = masked_lines(steps, hidden)
         if any(_visible(span, lines) for span in answer):
             return Reject("span-visible-elsewhere")
         drawn = knobs["show"] == "picture"
         return Draft(
-            visuals=(Visual(page(lines, rng.appearance)),) if drawn else (),
+            visuals=(Visual(drawn_page(lines, rng.appearance)),) if drawn else (),
             truth={"answer": answer},
             key=tuple(answer),
             fields={"steps": "" if drawn else "\n" + "\n".join(lines) + "\n"},
@@ -133,7 +133,9 @@ class MaskedFill(Task):
         return kinds.count("value") / len(kinds) / (MOST - LEAST + 1)
 
 
-def masked(steps: Sequence[Step], hidden: Mapping[int, str]) -> tuple[list[str], list[str]]:
+def masked_lines(
+    steps: Sequence[Step], hidden: Mapping[int, str]
+) -> tuple[list[str], list[str]]:
     """The lines with [MASK_1], [MASK_2], … at the hidden spans, and what they hide; put back, it restores the text."""
     lines, answer = [], []
     for index, step in enumerate(steps):

@@ -42,7 +42,7 @@ Open = dict[Cell, list[Cell]]
 """Cell -> cells that it is open to."""
 
 
-class MazeExit(ChoiceTask):
+class MazeExitTask(ChoiceTask):
     name = "maze-exit"
     kinds = ("none",)
     knobs: ClassVar = {
@@ -82,7 +82,7 @@ class MazeExit(ChoiceTask):
         )
 
 
-class MazePath(Task):
+class MazePathTask(Task):
     name = "maze-path"
     kinds = ("none",)
     knobs: ClassVar = {

@@ -33,7 +33,7 @@ from mmrl.data.pretext.craft.degenerate_checks import (
 from mmrl.data.pretext.craft.rng import Streams
 
 
-class Mosaic(ChoiceTask):
+class MosaicTask(ChoiceTask):
     name = "mosaic"
     kinds = ("image", "rgbd", "document")
     knobs: ClassVar = {

@@ -20,7 +20,7 @@ from mmrl.data.pretext.craft.time_forms import StretchTask, draw_spans
 from mmrl.data.pretext.tasks.anomaly import JUMP, VISIBLE, stretch_draft
 
 
-class NeedleClip(StretchTask):
+class NeedleClipTask(StretchTask):
     name = "needle-clip"
     kinds = ("video",)
     intended = ("cut",)
@@ -53,12 +53,12 @@ class NeedleClip(StretchTask):
         for place in rng.geometry.permutation(np.arange(1, frames))[: int(knobs["decoys"])]:
             units[place:] += JUMP
         indices, foreign = (
-            clips.spread(host, units),
-            clips.spread(other, np.arange(frames, dtype=np.float64)),
+            clips.spread_indices(host, units),
+            clips.spread_indices(other, np.arange(frames, dtype=np.float64)),
         )
         if indices is None or foreign is None:
             return Reject("too-few-frames")
-        shown = clips.read(host, indices, side).copy()
+        shown = clips.read_frames(host, indices, side).copy()
         if clips.too_small(shown):
             return Reject("too-small")
         for a, b in spans:

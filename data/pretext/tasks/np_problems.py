@@ -51,7 +51,7 @@ Instance = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Problem:
+class NPProblem:
     """What one problem can do."""
 
     rule: str
@@ -72,7 +72,7 @@ class Problem:
 class NPTask(Task):
     """A problem as a task."""
 
-    problem: ClassVar[Problem]
+    problem: ClassVar[NPProblem]
     least: ClassVar[int] = 4
     """Smallest size."""
     kinds = ("none",)
@@ -185,9 +185,9 @@ def _load_picture(instance: Instance, rng: np.random.Generator) -> Array:
     )
 
 
-class TravellingSalesman(NPTask):
+class TravellingSalesmanTask(NPTask):
     name = "np-tsp"
-    problem = Problem(
+    problem = NPProblem(
         "Find the shortest closed tour through all numbered cities (straight-line distances), visiting each once.",
         "the city numbers in order, ending with the first city again, separated by commas",
         True,
@@ -200,9 +200,9 @@ class TravellingSalesman(NPTask):
     )
 
 
-class LongestCycle(NPTask):
+class LongestCycleTask(NPTask):
     name = "np-longest-cycle"
-    problem = Problem(
+    problem = NPProblem(
         "Find the longest closed cycle along edges of the graph that visits no node twice.",
         "the node numbers in order, ending with the first node again, separated by commas",
         False,
@@ -215,9 +215,9 @@ class LongestCycle(NPTask):
     )
 
 
-class GraphColouring(NPTask):
+class GraphColouringTask(NPTask):
     name = "np-colouring"
-    problem = Problem(
+    problem = NPProblem(
         "Colour the nodes of the graph with as few colours as possible; joined nodes must differ.",
         "one colour number (from 1) for each node, in the order of the node numbers, separated by commas",
         True,
@@ -230,9 +230,9 @@ class GraphColouring(NPTask):
     )
 
 
-class MaxClique(NPTask):
+class MaxCliqueTask(NPTask):
     name = "np-clique"
-    problem = Problem(
+    problem = NPProblem(
         "Find the largest set of nodes of the graph in which every two are joined by an edge.",
         "the node numbers, separated by commas",
         False,
@@ -245,9 +245,9 @@ class MaxClique(NPTask):
     )
 
 
-class MaxIndependentSet(NPTask):
+class MaxIndependentSetTask(NPTask):
     name = "np-independent-set"
-    problem = Problem(
+    problem = NPProblem(
         "Find the largest set of nodes of the graph in which no two are joined by an edge.",
         "the node numbers, separated by commas",
         False,
@@ -260,9 +260,9 @@ class MaxIndependentSet(NPTask):
     )
 
 
-class MinBisection(NPTask):
+class MinBisectionTask(NPTask):
     name = "np-bisection"
-    problem = Problem(
+    problem = NPProblem(
         "Split the nodes of the graph into two halves of equal size so that as few edges as possible run between them.",
         "the node numbers of one half, separated by commas",
         True,
@@ -275,9 +275,9 @@ class MinBisection(NPTask):
     )
 
 
-class SetCover(NPTask):
+class SetCoverTask(NPTask):
     name = "np-set-cover"
-    problem = Problem(
+    problem = NPProblem(
         "Choose as few of the numbered subsets as possible so that together they hold every element.",
         "the subset numbers, separated by commas",
         True,
@@ -292,9 +292,9 @@ class SetCover(NPTask):
     )
 
 
-class SubsetSum(NPTask):
+class SubsetSumTask(NPTask):
     name = "np-subset-sum"
-    problem = Problem(
+    problem = NPProblem(
         "Choose as many of the numbers as possible so that they add up exactly to the target.",
         "the places (counted from 1) of the chosen numbers, separated by commas",
         False,
@@ -309,9 +309,9 @@ class SubsetSum(NPTask):
     )
 
 
-class Knapsack(NPTask):
+class KnapsackTask(NPTask):
     name = "np-knapsack"
-    problem = Problem(
+    problem = NPProblem(
         "Choose items of the greatest total value whose total weight is at most the capacity.",
         "the item numbers, separated by commas",
         False,
@@ -324,14 +324,14 @@ class Knapsack(NPTask):
     )
 
 
-class MeetingSchedule(NPTask):
+class MeetingScheduleTask(NPTask):
     name = "np-meetings"
     least = 3
     knobs: ClassVar = {
         **NPTask.knobs,
         "size": Knob(4, (3, 3, 4, 5, 6), help="Meetings, 3 to 16."),
     }
-    problem = Problem(
+    problem = NPProblem(
         "Schedule meetings so that as many seats as possible are taken, summed over the meetings. A room holds one"
         " meeting at a time and needs enough seats; everybody invited must be free throughout and be in one meeting at"
         " a time. Meetings start on the hour; some may be left out.",
@@ -364,15 +364,15 @@ class MeetingSchedule(NPTask):
 NP_TASKS: Mapping[str, NPTask] = {
     task.name: task
     for task in (
-        TravellingSalesman(),
-        LongestCycle(),
-        GraphColouring(),
-        MaxClique(),
-        MaxIndependentSet(),
-        MinBisection(),
-        SetCover(),
-        SubsetSum(),
-        Knapsack(),
-        MeetingSchedule(),
+        TravellingSalesmanTask(),
+        LongestCycleTask(),
+        GraphColouringTask(),
+        MaxCliqueTask(),
+        MaxIndependentSetTask(),
+        MinBisectionTask(),
+        SetCoverTask(),
+        SubsetSumTask(),
+        KnapsackTask(),
+        MeetingScheduleTask(),
     )
 }

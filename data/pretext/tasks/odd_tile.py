@@ -47,7 +47,7 @@ VISIBLE = 8.0
 """Smallest mean change of the chosen tile, in grey levels."""
 
 
-class OddTile(ChoiceTask):
+class OddTileTask(ChoiceTask):
     name = "odd-tile"
     kinds = ("image", "rgbd", "document")
     intended = ("boundary", "histogram")

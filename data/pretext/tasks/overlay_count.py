@@ -37,7 +37,7 @@ from mmrl.data.pretext.marking.parsing import ParseError
 from mmrl.data.pretext.marking.rewards import count_rel
 
 
-class OverlayCount(Task):
+class OverlayCountTask(Task):
     name = "overlay-count"
     kinds = ("image", "rgbd", "document")
     avoid = ("flat-shapes",)

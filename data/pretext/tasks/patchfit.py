@@ -46,7 +46,7 @@ Change = tuple[int, bool, int]
 """Quarter turns, mirrored, steps on the colour circle (0 to 2)."""
 
 
-class PatchFit(ChoiceTask):
+class PatchFitTask(ChoiceTask):
     name = "patchfit"
     kinds = ("image", "rgbd", "document")
     intended = ("boundary", "histogram")

@@ -51,7 +51,7 @@ SPREAD = {4: 25.0, 8: 9.0}
 """Largest angle between the drawn and the named direction, in degrees."""
 
 
-class RelativePosition(ChoiceTask):
+class RelativePositionTask(ChoiceTask):
     name = "relative-position"
     kinds = ("image", "rgbd", "document")
     knobs: ClassVar = {

@@ -40,7 +40,7 @@ WORDS = {
 }
 
 
-class QualityOrder(OrderTask):
+class QualityOrderTask(OrderTask):
     name = "quality-order"
     kinds = ("image", "rgbd", "document")
     intended = ("sharpness", "histogram")

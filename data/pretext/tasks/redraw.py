@@ -49,7 +49,7 @@ Entry = tuple[str, str, str, int, int]
 """Size, colour, shape, column, row; from 1."""
 
 
-class Redraw(Task):
+class RedrawTask(Task):
     name = "redraw"
     kinds = ("none",)
     knobs: ClassVar = {

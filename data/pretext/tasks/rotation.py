@@ -40,7 +40,7 @@ from mmrl.data.pretext.marking import parsing
 from mmrl.data.pretext.marking.parsing import ParseError
 
 
-class Rotation(Task):
+class RotationTask(Task):
     name = "rotation"
     kinds = ("image", "rgbd", "document")
     knobs: ClassVar = {

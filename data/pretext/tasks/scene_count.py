@@ -42,7 +42,7 @@ CHOICES: Mapping[str, Sequence[str]] = {
 }
 
 
-class SceneCount(NumberTask):
+class SceneCountTask(NumberTask):
     name = "scene-count"
     kinds = ("none",)
     knobs: ClassVar = {
@@ -93,7 +93,7 @@ class SceneCount(NumberTask):
         )
 
 
-class SceneCompare(ChoiceTask):
+class SceneCompareTask(ChoiceTask):
     name = "scene-compare"
     kinds = ("none",)
     knobs: ClassVar = {

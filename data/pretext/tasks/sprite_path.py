@@ -50,7 +50,7 @@ HOLD = 2
 
 
 @dataclass(frozen=True)
-class Track:
+class TrackedClip:
     """A painted clip and what moves in it."""
 
     walk: Walk
@@ -61,7 +61,7 @@ class Track:
     """Where the marked object is, frame by frame."""
 
 
-class SpritePath(ChoiceTask):
+class SpritePathTask(ChoiceTask):
     name = "sprite-path"
     kinds = ("video",)
     avoid = ("flat-shapes",)
@@ -92,7 +92,7 @@ class SpritePath(ChoiceTask):
         )
 
 
-class SpriteMoves(WordsTask):
+class SpriteMovesTask(WordsTask):
     name = "sprite-moves"
     kinds = ("video",)
     avoid = ("flat-shapes",)
@@ -149,7 +149,7 @@ def _walk(knobs: Knobs, rng: np.random.Generator) -> Walk | None:
     return walk[::-1]
 
 
-def _tracked(medium: Medium, knobs: Knobs, rng: Streams) -> Track | Reject:
+def _tracked(medium: Medium, knobs: Knobs, rng: Streams) -> TrackedClip | Reject:
     """Draw a walk and paint it on the clip, with the grid."""
     walk = _walk(knobs, rng.geometry)
     if walk is None:
@@ -157,10 +157,10 @@ def _tracked(medium: Medium, knobs: Knobs, rng: Streams) -> Track | Reject:
     clip, per_move, grid = medium.video(), max(2, int(knobs["per_move"])), int(knobs["grid"])
     frames = HOLD + per_move * (len(walk) - 1)
     units = np.arange(frames, dtype=np.float64)
-    indices = clips.spread(clip, units)
+    indices = clips.spread_indices(clip, units)
     if indices is None:
         return Reject("too-few-frames")
-    shown = clips.read(clip, indices, int(knobs["side"])).copy()
+    shown = clips.read_frames(clip, indices, int(knobs["side"])).copy()
     if clips.too_small(shown, clips.PAINTABLE):
         return Reject("too-small")
     height, width = shown.shape[1:3]
@@ -178,7 +178,7 @@ def _tracked(medium: Medium, knobs: Knobs, rng: Streams) -> Track | Reject:
             box = stamp(shown[i], what, x, y)
             if index == 0:
                 marked.append(Evidence(0, (box,), (i,)))
-    return Track(
+    return TrackedClip(
         walk,
         clips.timed(shown, clips.shown_step(clip, indices, units)),
         what.name,

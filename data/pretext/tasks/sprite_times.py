@@ -24,7 +24,7 @@ from mmrl.data.pretext.craft.time_forms import MomentTask
 SIDES = ("first", "last")
 
 
-class SpriteTimes(MomentTask):
+class SpriteTimesTask(MomentTask):
     name = "sprite-times"
     kinds = ("video",)
     avoid = ("flat-shapes",)
@@ -45,10 +45,10 @@ class SpriteTimes(MomentTask):
     def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
         count = int(knobs["frames"])
         clip, units = media[0].video(), np.arange(count, dtype=np.float64)
-        indices = clips.spread(clip, units)
+        indices = clips.spread_indices(clip, units)
         if indices is None:
             return Reject("too-few-frames")
-        shown = clips.read(clip, indices, int(knobs["side"])).copy()
+        shown = clips.read_frames(clip, indices, int(knobs["side"])).copy()
         if clips.too_small(shown, clips.PAINTABLE):
             return Reject("too-small")
         which = (

@@ -39,7 +39,7 @@ from mmrl.data.pretext.marking.rewards import is_permutation
 from mmrl.data.pretext.tasks.temporal_jigsaw import shuffled
 
 
-class StepReorder(Task):
+class StepReorderTask(Task):
     name = "step-reorder"
     kinds = ("none",)
     knobs: ClassVar = {
@@ -75,7 +75,7 @@ class StepReorder(Task):
         ]
         drawn = knobs["show"] == "picture"
         return Draft(
-            visuals=(Visual(page(lines, rng.appearance)),) if drawn else (),
+            visuals=(Visual(drawn_page(lines, rng.appearance)),) if drawn else (),
             truth={
                 "answer": answer,
                 "needs": sorted([place[a], place[b]] for a, b in needs),
@@ -124,7 +124,7 @@ class StepReorder(Task):
         return exact + float(knobs["gamma"]) * (0.5 - exact)
 
 
-def page(lines: Sequence[str], rng: np.random.Generator) -> Array:
+def drawn_page(lines: Sequence[str], rng: np.random.Generator) -> Array:
     """uint8: the lines as black text on nearly white paper."""
     size, gap = 18, 28
     width = 24 + max(int(font(size).getlength(line)) for line in lines)

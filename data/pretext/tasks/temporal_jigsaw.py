@@ -39,7 +39,7 @@ from mmrl.data.pretext.marking.rewards import footrule, is_permutation, kendall,
 PARTIAL = {"positional": positional, "kendall": kendall}
 
 
-class TemporalJigsaw(OrderTask):
+class TemporalJigsawTask(OrderTask):
     name = "temporal-jigsaw"
     version = 2
     kinds = ("video",)
@@ -77,7 +77,7 @@ class TemporalJigsaw(OrderTask):
         if ranges is None or min(end - start for start, end in ranges) < per_clip:
             return Reject("too-few-frames")
         indices = [_inside(start, end, per_clip) for start, end in ranges]
-        frames = clips.read(clip, np.concatenate(indices), int(knobs["side"]))
+        frames = clips.read_frames(clip, np.concatenate(indices), int(knobs["side"]))
         if clips.too_small(frames):
             return Reject("too-small")
         pieces = list(np.split(frames, count))

@@ -24,7 +24,7 @@ from mmrl.data.pretext.craft.overlays import boxes_of, paint, place
 from mmrl.data.pretext.craft.procedural import COLOURS, ShapeName
 from mmrl.data.pretext.craft.rng import Streams
 from mmrl.data.pretext.craft.sprites import Sprite, readable, spot, sprite, stamp
-from mmrl.data.pretext.tasks.overlay_count import OverlayCount
+from mmrl.data.pretext.tasks.overlay_count import OverlayCountTask
 
 ASKED: tuple[ShapeName, ...] = ("circle", "square", "triangle")
 OTHERS: tuple[ShapeName, ...] = ("star", "ring", "cross")
@@ -37,7 +37,7 @@ At = tuple[int, float, float, int]
 TRIES = 24
 
 
-class VideoCount(OverlayCount):
+class VideoCountTask(OverlayCountTask):
     name = "video-count"
     kinds = ("video",)
     intended = ("cut",)
@@ -67,10 +67,10 @@ class VideoCount(OverlayCount):
                 f"video-count.most is {most}; it must be at most {len(COLOURS)}, the number of colours."
             )
         clip, units = media[0].video(), np.arange(frames, dtype=np.float64)
-        indices = clips.spread(clip, units)
+        indices = clips.spread_indices(clip, units)
         if indices is None:
             return Reject("too-few-frames")
-        shown = clips.read(clip, indices, int(knobs["side"])).copy()
+        shown = clips.read_frames(clip, indices, int(knobs["side"])).copy()
         if clips.too_small(shown, clips.PAINTABLE):
             return Reject("too-small")
         asked: list[ShapeName] = [
