@@ -34,6 +34,7 @@ from mmrl.data.pretext.contract import (
 )
 from mmrl.data.pretext.craft.answer_forms import ChoiceTask, lettered
 from mmrl.data.pretext.craft.coordinates import RULE, is_box, scaled_box
+from mmrl.data.pretext.craft.draws import some_of
 from mmrl.data.pretext.craft.rng import Streams, generator
 from mmrl.data.pretext.marking.parsing import ParseError, numbers
 from mmrl.data.pretext.marking.rewards import box_iou
@@ -253,7 +254,7 @@ class OptionsTask(ChoiceTask, WrappedTask):
         if len(found) < self.n - 1:
             return None
         best = sorted(found, key=lambda body: -found[body])[: max(self.n - 1, len(found) // 2)]
-        return [best[int(i)] for i in rng.permutation(len(best))[: self.n - 1]]
+        return some_of(best, self.n - 1, rng)
 
     def option_count(self, knobs: Knobs) -> int:
         return self.n

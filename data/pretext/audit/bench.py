@@ -23,6 +23,7 @@ from PIL import Image
 
 from mmrl.data.pretext.catalogue import TASKS
 from mmrl.data.pretext.contract import INVALID, Medium, Sample, Task
+from mmrl.data.pretext.craft.draws import repeatedly
 from mmrl.data.pretext.craft.procedural import clip, scene
 from mmrl.data.pretext.craft.rng import generator
 from mmrl.data.pretext.presets import Ingredient, TaskMix
@@ -55,12 +56,13 @@ CORE = (
 """The image tasks of the figure "image tasks"; camera-motion is a clip and counts as video."""
 
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[4]
+"""The folder that holds the package `mmrl`; the worker imports the same one as this process."""
 WORKER = """
 import pathlib, resource, sys
 from mmrl.data.pretext.presets import preset
 from mmrl.data.pretext.stream.sources import DrawnSource
-from mmrl.data.pretext.stream.stream import Stream
+from mmrl.data.pretext.stream.stream import SampleStream
 
 def peak():  # KiB; ru_maxrss would also count the parent's memory at the time of the fork
     status = pathlib.Path("/proc/self/status")
@@ -69,7 +71,7 @@ def peak():  # KiB; ru_maxrss would also count the parent's memory at the time o
     return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM"))
 
 count, seen = int(sys.argv[1]), []
-for number, _ in zip(range(count), Stream(DrawnSource(), preset("mmrl-mix-v1")).iterate()):
+for number, _ in zip(range(count), SampleStream(DrawnSource(), preset("mmrl-mix-v1")).iterate()):
     if number in (count // 2, count - 1):
         seen.append(peak())
 print(*seen)
@@ -255,7 +257,7 @@ def fuzz(count: int, seed: int = 0) -> Fuzzed:
 
 def _noise(task: Task, sample: Sample, rng: np.random.Generator) -> str:
     count = int(rng.integers(0, 24))
-    body = "".join(PIECES[int(i)] for i in rng.integers(len(PIECES), size=count))
+    body = "".join(repeatedly(PIECES, count, rng))
     kind = int(rng.integers(4))
     if kind == 0:
         return body

@@ -17,6 +17,7 @@ import numpy as np
 
 from mmrl.data.pretext.contract import Array
 from mmrl.data.pretext.craft import np_solvers
+from mmrl.data.pretext.craft.draws import one_of, some_of
 from mmrl.data.pretext.craft.np_solvers import Slot
 
 Instance = dict[str, Any]
@@ -38,7 +39,7 @@ def cover_instance(size: int, rng: np.random.Generator) -> tuple[Instance, list[
                 int(element) + 1 for element in rng.permutation(size)[: int(rng.integers(2, 5))]
             )
         )
-    shown = [subsets[int(i)] for i in rng.permutation(len(subsets))]
+    shown = some_of(subsets, len(subsets), rng)
     masks = [sum(1 << (element - 1) for element in subset) for subset in shown]
     chosen = np_solvers.fewest_subsets((1 << size) - 1, masks)
     return {"elements": size, "subsets": shown}, [index + 1 for index in chosen]
@@ -143,8 +144,7 @@ def guess_schedule(instance: Instance, rng: np.random.Generator) -> list[Slot]:
     chosen = rng.permutation(len(instance["durations"]))[: int(rng.integers(1, 3))]
     rooms, hours = len(instance["rooms"]), range(*DAY)
     return sorted(
-        (int(m) + 1, int(rng.integers(rooms)) + 1, hours[int(rng.integers(len(hours)))])
-        for m in chosen
+        (int(m) + 1, int(rng.integers(rooms)) + 1, one_of(hours, rng)) for m in chosen
     )
 
 

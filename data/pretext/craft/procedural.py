@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
 from mmrl.data.pretext.contract import Array, ArrayClip, Medium
+from mmrl.data.pretext.craft.draws import one_of
 from mmrl.data.pretext.craft.rng import digest, generator
 
 ShapeName = Literal["circle", "square", "triangle", "star", "ring", "cross"]
@@ -129,8 +130,8 @@ def random_shapes(rng: np.random.Generator, height: int, width: int, count: int)
     uniform = rng.random((count, 7))
     return [
         Shape(
-            SHAPES[int(rng.integers(len(SHAPES)))],
-            colours[int(rng.integers(len(colours)))],
+            one_of(SHAPES, rng),
+            one_of(colours, rng),
             float((0.05 + 0.9 * u[0]) * width),
             float((0.05 + 0.9 * u[1]) * height),
             float((0.08 + 0.2 * u[2]) * short),

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageChops, ImageDraw
 
 from mmrl.data.pretext.contract import Array
+from mmrl.data.pretext.craft.draws import some_of
 from mmrl.data.pretext.craft.lettering import font
 from mmrl.data.pretext.craft.procedural import (
     COLOURS,
@@ -74,7 +75,7 @@ def shape_colour_pairs(count: int, rng: np.random.Generator) -> list[tuple[Shape
     pairs: list[tuple[ShapeName, str]] = [
         (shape, colour) for shape in SHAPES for colour in HUES
     ]
-    return [pairs[int(i)] for i in rng.permutation(len(pairs))[:count]]
+    return some_of(pairs, count, rng)
 
 
 def spread_out(

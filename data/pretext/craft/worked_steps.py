@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mmrl.data.pretext.craft.draws import some_of
+
 LETTERS = "abcdefghkmnpqrstuvwxyz"
 """Names of quantities; those that look like digits or signs are left out."""
 LEAST, MOST = 10, 99
@@ -75,7 +77,7 @@ def calculation(
 
     With `pair`, two neighbouring steps use only what comes before both, and the next one uses both: they may be
     exchanged, and nothing else."""
-    letters = [LETTERS[int(i)] for i in rng.permutation(len(LETTERS))[:count]]
+    letters = some_of(LETTERS, count, rng)
     twin = int(rng.integers(1, count - 2)) if pair else -1
     steps = [Step(letters[0], (), "", int(rng.integers(LEAST, 40)))]
     known: dict[str, int] = {letters[0]: steps[0].value}

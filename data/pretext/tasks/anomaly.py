@@ -19,6 +19,7 @@ import numpy as np
 
 from mmrl.data.pretext.contract import Array, Draft, Evidence, Knob, Knobs, Medium, Reject
 from mmrl.data.pretext.craft import clips
+from mmrl.data.pretext.craft.draws import one_of
 from mmrl.data.pretext.craft.perturbations import (
     DESCRIPTIONS,
     ORDER_KINDS,
@@ -128,7 +129,7 @@ def stretch_draft(
 
 def _chosen(kind: str, rng: np.random.Generator) -> str:
     pool = {"any": PAPER_KINDS, "train": TRAIN_MIX}.get(kind, (kind,))
-    return pool[int(rng.integers(len(pool)))]
+    return one_of(pool, rng)
 
 
 def _units(frames: int, spans: Spans, speed: float, decoys: int, rng: Streams) -> Array:

@@ -28,6 +28,7 @@ from mmrl.data.pretext.contract import (
 from mmrl.data.pretext.craft.answer_forms import WordsTask
 from mmrl.data.pretext.craft.coordinates import warp
 from mmrl.data.pretext.craft.degenerate_checks import harmless_history, textureless
+from mmrl.data.pretext.craft.draws import one_of
 from mmrl.data.pretext.craft.rng import Streams
 
 MOTIONS: dict[str, tuple[float, float, float, float]] = {
@@ -105,7 +106,7 @@ def _motions(count: int, rng: np.random.Generator) -> list[str]:
     """Names, neighbours different."""
     chosen: list[str] = []
     while len(chosen) < count:
-        name = NAMES[int(rng.integers(len(NAMES)))]
+        name = one_of(NAMES, rng)
         if not chosen or name != chosen[-1]:
             chosen.append(name)
     return chosen

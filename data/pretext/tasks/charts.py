@@ -28,6 +28,7 @@ from mmrl.data.pretext.contract import (
     Reject,
     Visual,
 )
+from mmrl.data.pretext.craft.draws import one_of, some_of
 from mmrl.data.pretext.craft.lettering import font
 from mmrl.data.pretext.craft.number_form import NumberTask
 from mmrl.data.pretext.craft.rng import Streams
@@ -197,7 +198,7 @@ def pose(
 
 def chosen(kind: str, rng: np.random.Generator) -> str:
     """The kind of question; "any" draws one."""
-    return ASKS[int(rng.integers(len(ASKS)))] if kind == "any" else kind
+    return one_of(ASKS, rng) if kind == "any" else kind
 
 
 def guess_right(kind: str, top: int, rows: int) -> float:
@@ -241,7 +242,7 @@ def _chart(
             font=font(14),
             anchor="mm",
         )
-    colours = [PALETTE[int(i)] for i in rng.permutation(len(PALETTE))[: len(numbers.columns)]]
+    colours = some_of(PALETTE, len(numbers.columns), rng)
     boxes: Boxes = {}
     for column, colour in enumerate(colours):
         x = left + 60 * column + 4

@@ -33,6 +33,7 @@ from mmrl.data.pretext.contract import (
 )
 from mmrl.data.pretext.craft.coordinates import RULE, is_box, scaled_box
 from mmrl.data.pretext.craft.degenerate_checks import difference, harmless_history, jittered
+from mmrl.data.pretext.craft.draws import repeatedly
 from mmrl.data.pretext.craft.rng import Streams, generator
 from mmrl.data.pretext.marking import parsing
 from mmrl.data.pretext.marking.parsing import ParseError
@@ -75,7 +76,7 @@ class DifferencesTask(Task):
         if boxes is None:
             return Reject("no-room")
         edited = picture.copy()
-        kinds = [KINDS[int(i)] for i in rng.selection.integers(len(KINDS), size=count)]
+        kinds = repeatedly(KINDS, count, rng.selection)
         for box, kind in zip(boxes, kinds, strict=True):
             x0, y0, x1, y1 = box
             edited[y0:y1, x0:x1] = _edit(picture, box, kind, rng)

@@ -37,6 +37,7 @@ from mmrl.data.pretext.craft.degenerate_checks import (
     resize,
     thumbnail,
 )
+from mmrl.data.pretext.craft.draws import repeatedly
 from mmrl.data.pretext.craft.rng import Streams
 from mmrl.data.pretext.marking import parsing
 from mmrl.data.pretext.marking.parsing import ParseError
@@ -123,9 +124,7 @@ class EditProgramTask(Task):
         return ", ".join(truth["answer"])
 
     def guess(self, truth: Truth, rng: np.random.Generator) -> str:
-        return ", ".join(
-            NAMES[int(i)] for i in rng.integers(len(NAMES), size=len(truth["answer"]))
-        )
+        return ", ".join(repeatedly(NAMES, len(truth["answer"]), rng))
 
     def chance(self, knobs: Knobs) -> float:
         return _levels(int(knobs["steps"]))[0]
@@ -177,7 +176,7 @@ def _shortest() -> dict[tuple[str, str], int]:
 
 def _irreducible(steps: int, rng: np.random.Generator) -> list[str]:
     while True:
-        program = [NAMES[int(i)] for i in rng.integers(len(NAMES), size=steps)]
+        program = repeatedly(NAMES, steps, rng)
         if _shortest()[effect(program)] == steps:
             return program
 

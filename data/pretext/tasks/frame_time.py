@@ -17,6 +17,7 @@ import numpy as np
 from mmrl.data.pretext.contract import Draft, Evidence, Knob, Knobs, Medium, Reject, Visual
 from mmrl.data.pretext.craft import clips
 from mmrl.data.pretext.craft.degenerate_checks import jittered
+from mmrl.data.pretext.craft.draws import one_of
 from mmrl.data.pretext.craft.rng import Streams
 from mmrl.data.pretext.craft.time_forms import MomentTask
 
@@ -80,4 +81,4 @@ def _beside(indices: np.ndarray, frame: int, rng: np.random.Generator) -> int:
     reach = max(1, gap // 3) if gap > 1 else 0
     offsets = [d for d in range(-reach, reach + 1) if d]
     inside = [d for d in offsets if indices[0] <= indices[frame] + d <= indices[-1]]
-    return int(indices[frame]) + (inside[int(rng.integers(len(inside)))] if inside else 0)
+    return int(indices[frame]) + (one_of(inside, rng) if inside else 0)

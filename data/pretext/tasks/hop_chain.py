@@ -32,6 +32,7 @@ from mmrl.data.pretext.contract import (
     Visual,
 )
 from mmrl.data.pretext.craft.degenerate_checks import harmless_history, random_crop, resize
+from mmrl.data.pretext.craft.draws import repeatedly
 from mmrl.data.pretext.craft.hop_programs import (
     READS,
     Hop,
@@ -160,10 +161,7 @@ class HopChainTask(NumberTask):
         number = super().guess(truth, rng)
         if "trace" not in truth:
             return number
-        names = [
-            truth["names"][int(i)]
-            for i in rng.integers(len(truth["names"]), size=len(truth["trace"]))
-        ]
+        names = repeatedly(truth["names"], len(truth["trace"]), rng)
         return ", ".join([*names, number])
 
     def chance_reward(self, knobs: Knobs) -> float:

@@ -41,6 +41,7 @@ from mmrl.data.pretext.craft.degenerate_checks import (
     jittered,
     textureless,
 )
+from mmrl.data.pretext.craft.draws import some_of
 from mmrl.data.pretext.craft.rng import Streams
 from mmrl.data.pretext.marking import parsing
 from mmrl.data.pretext.marking.parsing import ParseError
@@ -167,9 +168,7 @@ class JigsawTask(Task):
             if "turns" in truth
             else None
         )
-        return _written(
-            [truth["pieces"][int(i)] for i in rng.permutation(len(truth["pieces"]))], turns
-        )
+        return _written(some_of(truth["pieces"], len(truth["pieces"]), rng), turns)
 
     def chance(self, knobs: Knobs) -> float:
         count = _open(knobs)

@@ -29,6 +29,7 @@ from mmrl.data.pretext.contract import (
     Visual,
 )
 from mmrl.data.pretext.craft.answer_forms import LETTERS, ChoiceTask
+from mmrl.data.pretext.craft.draws import one_of
 from mmrl.data.pretext.craft.lettering import font
 from mmrl.data.pretext.craft.rng import Streams
 from mmrl.data.pretext.marking import parsing
@@ -67,9 +68,7 @@ class MazeExitTask(ChoiceTask):
         if len(parts) != exits or min(map(len, parts)) < max(4, size):
             return Reject("part-too-small")
         letters = [LETTERS[int(i)] for i in rng.selection.permutation(exits)]
-        ends = [
-            _farthest(passages, part[int(rng.geometry.integers(len(part)))]) for part in parts
-        ]
+        ends = [_farthest(passages, one_of(part, rng.geometry)) for part in parts]
         start = _farthest(passages, ends[0])
         marks = {start: "S"} | dict(zip(ends, letters, strict=True))
         box = _box(start, cell), _box(ends[0], cell)
@@ -106,7 +105,7 @@ class MazePathTask(Task):
         ends = [end for end in came if len(_way(came, end)) == steps + 1]
         if not ends:
             return Reject("no-way-of-this-length")
-        goal = ends[int(rng.geometry.integers(len(ends)))]
+        goal = one_of(ends, rng.geometry)
         way = _way(came, goal)
         answer = [_step(a, b) for a, b in pairwise(way)]
         truth = {
@@ -176,7 +175,7 @@ def _grow(tree: list[Cell], passages: Open, size: int, rng: np.random.Generator)
             if n not in passages and 0 <= n[0] < size and 0 <= n[1] < size
         ]
         if free:
-            there = free[int(rng.integers(len(free)))]
+            there = one_of(free, rng)
             passages[here].append(there)
             passages[there] = [here]
             tree.append(there)

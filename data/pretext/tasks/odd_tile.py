@@ -34,6 +34,7 @@ from mmrl.data.pretext.craft.degenerate_checks import (
     resize,
     thumbnail,
 )
+from mmrl.data.pretext.craft.draws import one_of
 from mmrl.data.pretext.craft.rng import Streams
 
 CHANGES = ("foreign", "recolour", "turn", "mirror")
@@ -81,9 +82,7 @@ class OddTileTask(ChoiceTask):
         if tiles is None:
             return Reject("too-small")
         chosen = str(knobs["change"])
-        change = (
-            CHANGES[int(rng.selection.integers(len(CHANGES)))] if chosen == "any" else chosen
-        )
+        change = one_of(CHANGES, rng.selection) if chosen == "any" else chosen
         odd = int(rng.selection.integers(len(tiles)))
         foreign = media[1].picture() if change == "foreign" else None
         made = _changed(tiles[odd], change, foreign, rng)

@@ -29,6 +29,7 @@ from mmrl.data.pretext.contract import (
     Visual,
 )
 from mmrl.data.pretext.craft.degenerate_checks import harmless_history
+from mmrl.data.pretext.craft.draws import repeatedly, some_of
 from mmrl.data.pretext.craft.overlays import boxes_of, paint, place
 from mmrl.data.pretext.craft.procedural import SHAPES
 from mmrl.data.pretext.craft.rng import Streams
@@ -62,13 +63,13 @@ class OverlayCountTask(Task):
         height, width = picture.shape[:2]
         if min(height, width) < 112:
             return Reject("too-small")
-        kinds = [SHAPES[int(i)] for i in rng.selection.permutation(len(SHAPES))]
+        kinds = some_of(SHAPES, len(SHAPES), rng.selection)
         asked, others = kinds[: int(knobs["asked"])], kinds[int(knobs["asked"]) :]
         most = int(knobs["most"])
         counts = [int(rng.selection.integers(1, most + 1)) for _ in asked]
         extra = int(rng.selection.integers(int(knobs["distractors"]) + 1))
         names = [name for name, count in zip(asked, counts, strict=True) for _ in range(count)]
-        names += [others[int(i)] for i in rng.selection.integers(len(others), size=extra)]
+        names += repeatedly(others, extra, rng.selection)
         largest = float(knobs["largest"])
         spots = place(len(names), height, width, (0.6 * largest, largest), rng.geometry)
         for index in rng.selection.permutation(len(names)):

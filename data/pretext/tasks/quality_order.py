@@ -30,6 +30,7 @@ from mmrl.data.pretext.craft.degenerate_checks import (
     resize,
     textureless,
 )
+from mmrl.data.pretext.craft.draws import one_of
 from mmrl.data.pretext.craft.rng import Streams
 
 KINDS = ("blur", "noise", "brightness")
@@ -72,7 +73,7 @@ class QualityOrderTask(OrderTask):
             return Reject("textureless")
         base = resize(square, side + 8, side + 8)
         kind = str(knobs["kind"])
-        kind = KINDS[int(rng.selection.integers(len(KINDS)))] if kind == "any" else kind
+        kind = one_of(KINDS, rng.selection) if kind == "any" else kind
         order = rng.selection.permutation(count)
         noise = rng.appearance
         shown = []

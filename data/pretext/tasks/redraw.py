@@ -31,6 +31,7 @@ from mmrl.data.pretext.contract import (
     Truth,
     Visual,
 )
+from mmrl.data.pretext.craft.draws import one_of
 from mmrl.data.pretext.craft.procedural import COLOURS, SHAPES, Shape, ShapeName, coverage
 from mmrl.data.pretext.craft.rng import Streams, generator
 from mmrl.data.pretext.craft.scene_objects import HUES
@@ -162,7 +163,7 @@ def _program(count: int, cells: int, rng: np.random.Generator) -> list[Entry]:
     places = rng.permutation(cells**2)[:count]
     return sorted(
         (
-            *(words[int(rng.integers(len(words)))] for words in names),
+            *(one_of(words, rng) for words in names),
             int(i) % cells + 1,
             int(i) // cells + 1,
         )  # type: ignore[misc]

@@ -35,6 +35,7 @@ from mmrl.data.pretext.craft.degenerate_checks import (
     random_crop,
     resize,
 )
+from mmrl.data.pretext.craft.draws import one_of
 from mmrl.data.pretext.craft.rng import Streams
 from mmrl.data.pretext.marking import parsing
 from mmrl.data.pretext.marking.parsing import ParseError
@@ -71,7 +72,7 @@ class RotationTask(Task):
         upright = turned(square, 0, step, side)
         if nearly_invariant(upright, [np.rot90(upright, quarter) for quarter in (1, 2, 3)]):
             return Reject("looks-the-same-turned")
-        answer = angles[int(rng.selection.integers(len(angles)))]
+        answer = one_of(angles, rng.selection)
         clockwise = bool(rng.selection.random() < 0.5)
         return Draft(
             visuals=(Visual(turned(square, answer if clockwise else -answer, step, side)),),

@@ -16,6 +16,7 @@ import numpy as np
 
 from mmrl.data.pretext.contract import Draft, Evidence, Knob, Knobs, Medium, Reject, Visual
 from mmrl.data.pretext.craft.answer_forms import ChoiceTask
+from mmrl.data.pretext.craft.draws import one_of, some_of
 from mmrl.data.pretext.craft.number_form import NumberTask
 from mmrl.data.pretext.craft.procedural import SHAPES
 from mmrl.data.pretext.craft.rng import Streams
@@ -113,7 +114,7 @@ class SceneCompareTask(ChoiceTask):
 
     def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
         draw, most = rng.selection, int(knobs["most"])
-        answer = WORDS[int(draw.integers(len(WORDS)))]
+        answer = one_of(WORDS, draw)
         apart = (
             int(draw.integers(1, min(int(knobs["apart"]), most - 1) + 1))
             if answer != "equal"
@@ -122,7 +123,7 @@ class SceneCompareTask(ChoiceTask):
         fewer = int(draw.integers(1, most - apart + 1))
         counts = (fewer + apart, fewer) if answer == "more" else (fewer, fewer + apart)
         attribute = ("colour", "shape")[int(draw.integers(2))]
-        values = [CHOICES[attribute][int(i)] for i in draw.permutation(len(CHOICES[attribute]))]
+        values = some_of(CHOICES[attribute], len(CHOICES[attribute]), draw)
         others = int(draw.integers(int(knobs["others"]) + 1))
         wanted = [values[0]] * counts[0] + [values[1]] * counts[1]
         wanted += [values[2 + int(i)] for i in draw.integers(len(values) - 2, size=others)]
@@ -157,11 +158,11 @@ def kind_name(asked: Look, plural: bool = False) -> str:
 
 def _asked(count: int, rng: np.random.Generator) -> dict[str, str]:
     names = [tuple(CHOICES)[int(i)] for i in rng.permutation(len(CHOICES))[:count]]
-    return {name: CHOICES[name][int(rng.integers(len(CHOICES[name])))] for name in names}
+    return {name: one_of(CHOICES[name], rng) for name in names}
 
 
 def _random_look(rng: np.random.Generator) -> dict[str, str]:
-    return {name: values[int(rng.integers(len(values)))] for name, values in CHOICES.items()}
+    return {name: one_of(values, rng) for name, values in CHOICES.items()}
 
 
 def _missing(asked: Look, rng: np.random.Generator) -> dict[str, str]:
@@ -169,7 +170,7 @@ def _missing(asked: Look, rng: np.random.Generator) -> dict[str, str]:
     look = _random_look(rng) | dict(asked)
     for name in rng.permutation(list(asked))[: 1 + int(rng.random() < 0.25)]:
         others = [value for value in CHOICES[str(name)] if value != asked[str(name)]]
-        look[str(name)] = others[int(rng.integers(len(others)))]
+        look[str(name)] = one_of(others, rng)
     return look
 
 
@@ -204,7 +205,7 @@ def _objects(
     if named is not None:
         taken = {(look["colour"], look["shape"]) for i, look in enumerate(looks) if i != named}
         free = [(c, s) for c in HUES for s in SHAPES if (c, s) not in taken]
-        colour, shape = free[int(rng.integers(len(free)))]
+        colour, shape = one_of(free, rng)
         looks[named] = {"colour": colour, "shape": shape, "size": "large"}
     return [_thing(look, at) for look, at in zip(looks, places, strict=True)]
 

@@ -29,6 +29,7 @@ from mmrl.data.pretext.contract import (
 )
 from mmrl.data.pretext.craft import clips
 from mmrl.data.pretext.craft.answer_forms import ChoiceTask, WordsTask
+from mmrl.data.pretext.craft.draws import one_of, some_of
 from mmrl.data.pretext.craft.procedural import COLOURS, SHAPES
 from mmrl.data.pretext.craft.rng import Streams
 from mmrl.data.pretext.craft.sprites import sprite, stamp
@@ -132,7 +133,7 @@ def _walk(knobs: Knobs, rng: np.random.Generator) -> Walk | None:
     Drawn from the end backwards (the rule is its own reverse), so that every final cell is equally likely."""
     grid, objects = int(knobs["grid"]), int(knobs["objects"])
     cells = [(r, c) for r in range(grid) for c in range(grid)]
-    now = [cells[int(i)] for i in rng.permutation(len(cells))[:objects]]
+    now = some_of(cells, objects, rng)
     walk = [now]
     for _ in range(int(knobs["moves"])):
         taken, after = set(now), []
@@ -141,7 +142,7 @@ def _walk(knobs: Knobs, rng: np.random.Generator) -> Walk | None:
             free = [cell for cell in steps if cell in cells and cell not in taken]
             if not free and index == 0:
                 return None
-            chosen = free[int(rng.integers(len(free)))] if free else (row, column)
+            chosen = one_of(free, rng) if free else (row, column)
             taken.add(chosen)
             after.append(chosen)
         now = after
@@ -164,7 +165,7 @@ def _tracked(medium: Medium, knobs: Knobs, rng: Streams) -> TrackedClip | Reject
     if clips.too_small(shown, clips.PAINTABLE):
         return Reject("too-small")
     height, width = shown.shape[1:3]
-    shape = SHAPES[int(rng.appearance.integers(len(SHAPES)))]
+    shape = one_of(SHAPES, rng.appearance)
     colour = list(COLOURS)[int(rng.appearance.integers(len(COLOURS)))]
     what = sprite(shape, colour, int(0.55 * min(height, width) / grid), rng.appearance)
     ring = _ring(what.fill.shape[0] + 8)

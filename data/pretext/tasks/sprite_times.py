@@ -16,6 +16,7 @@ import numpy as np
 
 from mmrl.data.pretext.contract import Array, Draft, Evidence, Knob, Knobs, Medium, Reject
 from mmrl.data.pretext.craft import clips
+from mmrl.data.pretext.craft.draws import one_of
 from mmrl.data.pretext.craft.procedural import COLOURS, SHAPES, ShapeName
 from mmrl.data.pretext.craft.rng import Streams
 from mmrl.data.pretext.craft.sprites import readable, spot, sprite, stamp
@@ -88,7 +89,7 @@ class SpriteTimesTask(MomentTask):
 
 def _looks(count: int, rng: np.random.Generator) -> list[tuple[ShapeName, str]]:
     """The object and distractors that share its shape or its colour, all different."""
-    shape: ShapeName = SHAPES[int(rng.integers(len(SHAPES)))]
+    shape: ShapeName = one_of(SHAPES, rng)
     colour = list(COLOURS)[int(rng.integers(len(COLOURS)))]
     same_shape: list[tuple[ShapeName, str]] = [
         (shape, other) for other in COLOURS if other != colour

@@ -30,6 +30,7 @@ from mmrl.data.pretext.contract import (
     Visual,
 )
 from mmrl.data.pretext.craft.answer_forms import lettered
+from mmrl.data.pretext.craft.draws import some_of
 from mmrl.data.pretext.craft.lettering import font
 from mmrl.data.pretext.craft.rng import Streams
 from mmrl.data.pretext.craft.worked_steps import calculation, closure, dependencies
@@ -114,7 +115,7 @@ class StepReorderTask(Task):
 
     def guess(self, truth: Truth, rng: np.random.Generator) -> str:
         labels = sorted(truth["answer"])
-        return ", ".join(labels[int(i)] for i in rng.permutation(len(labels)))
+        return ", ".join(some_of(labels, len(labels), rng))
 
     def chance(self, knobs: Knobs) -> float:
         return (2.0 if knobs["pair"] else 1.0) / factorial(int(knobs["steps"]))

@@ -20,6 +20,7 @@ import numpy as np
 
 from mmrl.data.pretext.contract import Array, Draft, Evidence, Knob, Knobs, Medium, Reject
 from mmrl.data.pretext.craft import clips
+from mmrl.data.pretext.craft.draws import one_of, some_of
 from mmrl.data.pretext.craft.overlays import boxes_of, paint, place
 from mmrl.data.pretext.craft.procedural import COLOURS, ShapeName
 from mmrl.data.pretext.craft.rng import Streams
@@ -123,13 +124,13 @@ def _frames_for(
     """Frame -> shapes on it, taken from the free frames. Up to three frames, more if the count needs them."""
     fewest = -(-count // PER_FRAME)
     number = int(rng.integers(fewest, max(fewest, min(count, 3)) + 1)) if count else 0
-    chosen = _apart([free[int(i)] for i in rng.permutation(len(free))], number, frames // 6)
+    chosen = _apart(some_of(free, len(free), rng), number, frames // 6)
     if chosen is None:
         return None
     load = np.ones(number, dtype=int)
     for _ in range(count - number):
         open_ = np.flatnonzero(load < PER_FRAME)
-        load[open_[int(rng.integers(len(open_)))]] += 1
+        load[one_of(open_, rng)] += 1
     return {frame: int(n) for frame, n in zip(chosen, load, strict=True)}
 
 
