@@ -304,7 +304,8 @@ def test_mistakes_are_named_in_one_line(tmp_path, capsys) -> None:
 
 def test_the_library_imports_no_torch() -> None:
     code = (
-        "import sys; from mmrl.data.pretext.__main__ import main; from mmrl.data.pretext.stream.stream import SampleStream;"
+        "import sys; from mmrl.data.pretext.__main__ import main;"
+        "from mmrl.data.pretext.stream.stream import SampleStream;"
         "from mmrl.data.pretext.presets import preset; from mmrl.data.pretext.stream.sources import DrawnSource;"
         "from mmrl.data.pretext.stream.export import row_of; import mmrl.data.pretext.audit.audit;"
         "import mmrl.data.pretext.audit.preview;"
