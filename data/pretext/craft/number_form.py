@@ -15,21 +15,30 @@ from mmrl.data.pretext.contract import Knobs, Score, Task, Truth
 from mmrl.data.pretext.marking import parsing
 from mmrl.data.pretext.marking.parsing import ParseError
 
-WORDS = (
-    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"),
-    *(
-        "eleven",
-        "twelve",
-        "thirteen",
-        "fourteen",
-        "fifteen",
-        "sixteen",
-        "seventeen",
-        "eighteen",
-        "nineteen",
-        "twenty",
-    ),
-)
+WORDS = [
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+    "seventeen",
+    "eighteen",
+    "nineteen",
+    "twenty",
+]
+"""Each at the place of its value."""
 
 
 class NumberTask(Task):
@@ -70,4 +79,5 @@ def whole_number(body: str) -> int | ParseError:
     value = parsing.number(text)
     if isinstance(value, ParseError):
         return value
+    # "7.0" is a whole number, "7.5" is none.
     return int(value) if value == int(value) else ParseError("malformed", body[:40])

@@ -22,18 +22,22 @@ def place(
 ) -> list[tuple[float, float, float]]:
     """`count` discs (x, y, diameter) that do not overlap, inside the picture. Sizes are shares of the short side and
     shrink when room gets short, so every count finds a place."""
-    short, found = min(height, width), list[tuple[float, float, float]]()
+    short = min(height, width)
+    found: list[tuple[float, float, float]] = []
     shrink, misses = 1.0, 0
     while len(found) < count:
         size = float(rng.uniform(*sizes)) * short * shrink
-        x = float(rng.uniform(0.6 * size, width - 0.6 * size))
-        y = float(rng.uniform(0.6 * size, height - 0.6 * size))
+        # 0.6 instead of half the size: discs keep a fifth of their sizes apart, and a tenth from the border.
+        reach = 0.6 * size
+        x = float(rng.uniform(reach, width - reach))
+        y = float(rng.uniform(reach, height - reach))
         if all(np.hypot(x - a, y - b) > 0.6 * (size + d) for a, b, d in found):
             found.append((x, y, size))
             misses = 0
-        else:
-            misses += 1
-            shrink *= 0.9 if misses % 20 == 0 else 1.0
+            continue
+        misses += 1
+        if misses % 20 == 0:
+            shrink *= 0.9
     return found
 
 
@@ -42,17 +46,20 @@ def paint(
 ) -> Array:
     """Paint one shape in place on a writable uint8 picture; colour, angle, opacity and grain are drawn. Returns it."""
     x, y, size = at
+    # Only the part that the shape can touch is blended; at most a diameter from the centre, also at its corners.
     x0, y0 = max(0, int(x - size) - 1), max(0, int(y - size) - 1)
-    x1, y1 = min(picture.shape[1], int(x + size) + 2), min(picture.shape[0], int(y + size) + 2)
+    x1 = min(picture.shape[1], int(x + size) + 2)
+    y1 = min(picture.shape[0], int(y + size) + 2)
     under = picture[y0:y1, x0:x1]
+    height, width = under.shape[:2]
     colour = contrasting(under, rng)
-    shape = Shape(name, (0, 0, 0), x - x0, y - y0, size, float(rng.uniform(0, 360)))
-    mask = np.asarray(coverage(shape, under.shape[0], under.shape[1]), dtype=np.float32)[
-        ..., None
-    ]
+    angle = float(rng.uniform(0, 360))
+    shape = Shape(name, (0, 0, 0), x - x0, y - y0, size, angle)
+    mask = np.asarray(coverage(shape, height, width), dtype=np.float32)[..., None]
     cover = mask * np.float32(rng.uniform(0.75, 1.0) / 255)
-    grain = 1.0 + rng.normal(0.0, 0.05, size=(*under.shape[:2], 1)).astype(np.float32)
-    mixed = under * (1.0 - cover) + np.clip(colour * grain, 0, 255) * cover
+    grain = 1.0 + rng.normal(0.0, 0.05, size=(height, width, 1)).astype(np.float32)
+    inside = np.clip(colour * grain, 0, 255)
+    mixed = under * (1.0 - cover) + inside * cover
     picture[y0:y1, x0:x1] = mixed.astype(np.uint8)
     return picture
 
@@ -70,7 +77,9 @@ def boxes_of(
     spots: Sequence[tuple[float, float, float]],
 ) -> tuple[tuple[int, int, int, int], ...]:
     """The boxes (x0, y0, x1, y1) of painted discs."""
-    return tuple(
-        (int(x - d / 2), int(y - d / 2), int(x + d / 2) + 1, int(y + d / 2) + 1)
-        for x, y, d in spots
-    )
+    boxes = []
+    for x, y, diameter in spots:
+        half = diameter / 2
+        # Ends are exclusive, hence one more.
+        boxes.append((int(x - half), int(y - half), int(x + half) + 1, int(y + half) + 1))
+    return tuple(boxes)

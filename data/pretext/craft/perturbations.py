@@ -35,10 +35,10 @@ def invert(segment: Array, rng: np.random.Generator) -> Array:
 def noise(segment: Array, rng: np.random.Generator) -> Array:
     """Gaussian, standard deviation 35 to 70 grey levels."""
     height, width = segment.shape[1:3]
-    strength = float(rng.uniform(35, 70))
-    field = rng.standard_normal((height + 31, width + 31, 3), dtype=np.float32) * np.float32(
-        strength
-    )
+    strength = np.float32(float(rng.uniform(35, 70)))
+    # One field a little larger than a frame, seen through another window in each frame: a tenth of the draws, and the
+    # noise still jumps from frame to frame.
+    field = rng.standard_normal((height + 31, width + 31, 3), dtype=np.float32) * strength
     field = field.astype(np.int16)
     places = rng.integers(0, 32, size=(len(segment), 2))
     grain = np.stack([field[y : y + height, x : x + width] for y, x in places])
@@ -47,11 +47,8 @@ def noise(segment: Array, rng: np.random.Generator) -> Array:
 
 def blur(segment: Array, rng: np.random.Generator) -> Array:
     """Gaussian of radius 2 pixels at 256 pixels, in proportion for other sizes."""
-    radius = 2.0 * max(segment.shape[1:3]) / 256
-    blurred = (
-        Image.fromarray(frame).filter(ImageFilter.GaussianBlur(radius)) for frame in segment
-    )
-    return np.stack([np.asarray(frame) for frame in blurred])
+    soft = ImageFilter.GaussianBlur(2.0 * max(segment.shape[1:3]) / 256)
+    return np.stack([np.asarray(Image.fromarray(frame).filter(soft)) for frame in segment])
 
 
 def saturation(segment: Array, rng: np.random.Generator) -> Array:
@@ -82,7 +79,8 @@ def zoom_in(segment: Array, rng: np.random.Generator) -> Array:
     """The centre, enlarged 1.3 to 1.5 times."""
     height, width = segment.shape[1:3]
     share = 1.0 / float(rng.uniform(1.3, 1.5))
-    left, top = width * (1 - share) / 2, height * (1 - share) / 2
+    left = width * (1 - share) / 2
+    top = height * (1 - share) / 2
     return resampled(segment, (left, top, width - left, height - top))
 
 
@@ -92,11 +90,10 @@ def zoom_out(segment: Array, rng: np.random.Generator, fill: str = "blur") -> Ar
     share = 1.0 / float(rng.uniform(1.2, 1.4))
     tall, wide = max(1, round(height * share)), max(1, round(width * share))
     top, left = (height - tall) // 2, (width - wide) // 2
-    out = (
-        np.zeros_like(segment)
-        if fill == "black"
-        else np.stack([_smeared(frame) for frame in segment])
-    )
+    if fill == "black":
+        out = np.zeros_like(segment)
+    else:
+        out = np.stack([_smeared(frame) for frame in segment])
     for place, frame in enumerate(segment):
         small = Image.fromarray(frame).resize((wide, tall), Image.Resampling.BILINEAR)
         out[place, top : top + tall, left : left + wide] = np.asarray(small)
@@ -107,7 +104,8 @@ def shuffle(segment: Array, rng: np.random.Generator) -> Array:
     """The frames in another order, no third of which stays in place."""
     while True:
         order = rng.permutation(len(segment))
-        if (order == np.arange(len(segment))).mean() <= 1 / 3:
+        in_place = (order == np.arange(len(segment))).mean()
+        if in_place <= 1 / 3:
             return segment[order]
 
 
@@ -116,8 +114,9 @@ def stutter(segment: Array, rng: np.random.Generator) -> Array:
     length = len(segment)
     held = min(int(rng.integers(2, 6)), max(1, length // 2))
     chosen = np.linspace(0, length - 1, held).round().astype(int)
-    repeats = length // held + (np.arange(held) < length % held)
-    return segment[np.repeat(chosen, repeats)]
+    # What is left over by the division goes to the first ones, one frame each.
+    longer = np.arange(held) < length % held
+    return segment[np.repeat(chosen, length // held + longer)]
 
 
 PIXEL_KINDS: dict[str, Change] = {
@@ -167,11 +166,11 @@ DESCRIPTIONS: dict[str, str] = {
 def resampled(segment: Array, box: tuple[float, float, float, float]) -> Array:
     """The box (x0, y0, x1, y1) of every frame, bilinearly, at the size of the frame."""
     size = segment.shape[2], segment.shape[1]
-    frames = (
-        Image.fromarray(frame).resize(size, Image.Resampling.BILINEAR, box=box)
-        for frame in segment
-    )
-    return np.stack([np.asarray(frame) for frame in frames])
+    frames = []
+    for frame in segment:
+        image = Image.fromarray(frame).resize(size, Image.Resampling.BILINEAR, box=box)
+        frames.append(np.asarray(image))
+    return np.stack(frames)
 
 
 def untouched(segment: Array) -> Array:
@@ -182,10 +181,12 @@ def untouched(segment: Array) -> Array:
 
 def _luminance(segment: Array) -> Array:
     red, green, blue = (segment[..., channel].astype(np.uint16) for channel in range(3))
+    # The weights 0.299, 0.587, 0.114 in 256ths; uint16 holds the sum without overflow.
     return ((77 * red + 150 * green + 29 * blue) >> 8).astype(np.uint8)
 
 
 def _smeared(frame: Array) -> Array:
     image = Image.fromarray(frame)
+    # Twelve pixels are blurred and enlarged again: as soft as a very wide blur, at a fraction of the cost.
     small = image.resize((12, 12), Image.Resampling.BOX).filter(ImageFilter.GaussianBlur(1))
     return np.array(small.resize(image.size, Image.Resampling.BICUBIC))
