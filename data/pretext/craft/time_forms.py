@@ -49,12 +49,12 @@ def draw_spans(frames: int, segments: int, rng: np.random.Generator) -> Spans:
         raise ValueError(
             f"{segments} stretches of {low} to {high} frames do not fit {frames} frames; use more frames."
         )
-    picks = np.sort(rng.choice(free + segments, size=segments, replace=False)) - np.arange(
-        segments
-    )
-    starts = (
-        picks + np.concatenate([[0], np.cumsum(lengths[:-1])]) + APART * np.arange(segments)
-    )
+    # Stars and bars: stretches are points among the free frames, and get their lengths and distances afterwards. So
+    # every arrangement is equally likely, which `_span_chance` counts on.
+    places = np.arange(segments)
+    picks = np.sort(rng.choice(free + segments, size=segments, replace=False)) - places
+    before = np.concatenate([[0], np.cumsum(lengths[:-1])])
+    starts = picks + before + APART * places
     return tuple((int(a), int(a + n)) for a, n in zip(starts, lengths, strict=True))
 
 
@@ -75,10 +75,11 @@ class StretchTask(Task):
         return span if isinstance(span, ParseError) else (span,)
 
     def verify(self, value: Any, truth: Truth) -> Score:
-        step, wanted = truth["step"], [tuple(span) for span in truth["answer"]]
-        key = tuple(tuple(int(end / step + 0.5) for end in span) for span in value)
-        right = key == tuple(tuple(int(end / step + 0.5) for end in span) for span in wanted)
+        wanted = [tuple(span) for span in truth["answer"]]
+        key = _frames_of(value, truth["step"])
+        right = key == _frames_of(wanted, truth["step"])
         overlap = multi_interval_iou(value, wanted)
+        # Only the right frames earn 1: an overlap can round to 1 without them.
         return Score(1.0 if right else min(overlap, 0.999), right, {"iou": overlap}, key)
 
     def format(self, truth: Truth) -> str:
@@ -104,24 +105,21 @@ class MomentTask(Task):
         return parsing.number(body, SECONDS)
 
     def verify(self, value: Any, truth: Truth) -> Score:
-        step, frames = truth["step"], truth["frames"]
+        step, frames, answer = truth["step"], truth["frames"], truth["answer"]
         if not 0 <= value < frames * step:
             return Score(0.0, parts={"valid": 0.0})
-        frame, right = int(value / step + 0.5), int(truth["answer"] / step + 0.5)
-        near = ordinal(value, truth["answer"], truth["tau"] * frames * step)
-        reward = 1.0 if frame == right else min(near, 0.999)
-        return Score(
-            reward,
-            frame == right,
-            {"valid": 1.0, "seconds_off": abs(value - truth["answer"])},
-            frame,
-        )
+        frame = _frame_of(value, step)
+        right = frame == _frame_of(answer, step)
+        near = ordinal(value, answer, truth["tau"] * frames * step)
+        reward = 1.0 if right else min(near, 0.999)
+        return Score(reward, right, {"valid": 1.0, "seconds_off": abs(value - answer)}, frame)
 
     def format(self, truth: Truth) -> str:
         return f"{truth['answer']:.1f}"
 
     def guess(self, truth: Truth, rng: np.random.Generator) -> str:
-        return f"{int(rng.integers(truth['frames'])) * truth['step']:.1f}"
+        frame = int(rng.integers(truth["frames"]))
+        return f"{frame * truth['step']:.1f}"
 
     def chance(self, knobs: Knobs) -> float:
         return 1.0 / int(knobs["frames"])
@@ -129,27 +127,38 @@ class MomentTask(Task):
     def chance_reward(self, knobs: Knobs) -> float:
         frames = np.arange(int(knobs["frames"]))
         apart = np.abs(frames[:, None] - frames[None, :])
-        return float(np.exp(-apart / (float(knobs["tau"]) * len(frames))).mean())
+        scale = float(knobs["tau"]) * len(frames)
+        return float(np.exp(-apart / scale).mean())
 
 
 def span_form(segments: int) -> str:
     """What an answer with this many stretches looks like."""
     one = "start and end in seconds with one decimal, written start-end"
-    return (
-        one
-        if segments == 1
-        else f"{segments} stretches in order, separated by semicolons, each as {one}"
-    )
+    if segments == 1:
+        return one
+    return f"{segments} stretches in order, separated by semicolons, each as {one}"
+
+
+def _frame_of(seconds: float, step: float) -> int:
+    """The nearest frame; half a step belongs to the later one (`round` would go to the even one)."""
+    return int(seconds / step + 0.5)
+
+
+def _frames_of(spans: Sequence[Sequence[float]], step: float) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(_frame_of(end, step) for end in span) for span in spans)
 
 
 @lru_cache(maxsize=64)
 def _span_chance(frames: int, segments: int) -> float:
+    """Probability that two drawn sets of stretches are the same, summed over their lengths."""
     low, high = span_lengths(frames, segments)
     sizes = range(low, high + 1)
     total = 0.0
     for lengths in product(sizes, repeat=segments):
         free = frames - sum(lengths) - APART * (segments - 1)
-        total += 1.0 / len(sizes) ** (2 * segments) / comb(free + segments, segments)
+        arrangements = comb(free + segments, segments)
+        # Squared: both the truth and the guess must have drawn these lengths.
+        total += 1.0 / len(sizes) ** (2 * segments) / arrangements
     return total
 
 
@@ -158,23 +167,26 @@ def _span_reward(frames: int, segments: int) -> float:
     if segments == 1:
         return _single_reward(frames)
     rng = generator("stretch chance", frames, segments)
-    pairs = (
-        (draw_spans(frames, segments, rng), draw_spans(frames, segments, rng))
-        for _ in range(SIMULATED)
-    )
-    return float(np.mean([multi_interval_iou(_reals(a), _reals(b)) for a, b in pairs]))
+    overlaps = []
+    for _ in range(SIMULATED):
+        guess, truth = (_reals(draw_spans(frames, segments, rng)) for _ in "12")
+        overlaps.append(multi_interval_iou(guess, truth))
+    return float(np.mean(overlaps))
 
 
 def _single_reward(frames: int) -> float:
+    """Exactly, by enumeration of all pairs of stretches."""
     low, high = span_lengths(frames, 1)
-    spans = [(a, a + n) for n in range(low, high + 1) for a in range(frames - n + 1)]
-    weight = np.array([1.0 / (frames - (b - a) + 1) for a, b in spans]) / (high - low + 1)
-    return float(
-        sum(
-            w * (interval_ious(spans, span) @ weight)
-            for w, span in zip(weight, spans, strict=True)
-        )
-    )
+    spans, weights = [], []
+    for length in range(low, high + 1):
+        starts = frames - length + 1
+        spans += [(start, start + length) for start in range(starts)]
+        weights += [1.0 / starts] * starts
+    weight = np.array(weights) / (high - low + 1)
+    expected = [
+        w * (interval_ious(spans, span) @ weight) for w, span in zip(weight, spans, strict=True)
+    ]
+    return float(sum(expected))
 
 
 def _reals(spans: Sequence[tuple[int, int]]) -> list[tuple[float, float]]:

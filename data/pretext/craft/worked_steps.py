@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mmrl.data.pretext.craft.draws import some_of
+from mmrl.data.pretext.craft.draws import one_of, some_of
 
 LETTERS = "abcdefghkmnpqrstuvwxyz"
 """Names of quantities; those that look like digits or signs are left out."""
@@ -51,13 +51,14 @@ def dependencies(steps: Sequence[str]) -> set[tuple[int, int]]:
     for index, step in enumerate(steps):
         introduced = _INTRODUCED.search(step)
         if introduced:
+            # A letter that is set again keeps its first step.
             source.setdefault(introduced[1], index)
-    return {
-        (source[letter], index)
-        for index, step in enumerate(steps)
-        for letter in _SYMBOL.findall(step)
-        if letter in source and source[letter] != index
-    }
+    pairs = set()
+    for index, step in enumerate(steps):
+        for letter in _SYMBOL.findall(step):
+            if source.get(letter, index) != index:
+                pairs.add((source[letter], index))
+    return pairs
 
 
 def closure(pairs: set[tuple[int, int]], count: int) -> set[tuple[int, int]]:
@@ -65,6 +66,7 @@ def closure(pairs: set[tuple[int, int]], count: int) -> set[tuple[int, int]]:
     reach = np.zeros((count, count), dtype=bool)
     for a, b in pairs:
         reach[a, b] = True
+    # Warshall: with every further step allowed in the middle, all that reach it reach what it reaches.
     for middle in range(count):
         reach |= np.outer(reach[:, middle], reach[middle])
     return {(int(a), int(b)) for a, b in np.argwhere(reach)}
@@ -78,12 +80,14 @@ def calculation(
     With `pair`, two neighbouring steps use only what comes before both, and the next one uses both: they may be
     exchanged, and nothing else."""
     letters = some_of(LETTERS, count, rng)
-    twin = int(rng.integers(1, count - 2)) if pair else -1
+    twin = int(rng.integers(1, count - 2)) if pair else None
     steps = [Step(letters[0], (), "", int(rng.integers(LEAST, 40)))]
     known: dict[str, int] = {letters[0]: steps[0].value}
     for index in range(1, count):
-        before = letters[index - 2] if index == twin + 1 and pair else letters[index - 1]
-        other = letters[index - 2] if index == twin + 2 and pair else None
+        after_twin = twin is not None and index == twin + 1
+        after_both = twin is not None and index == twin + 2
+        before = letters[index - 2] if after_twin else letters[index - 1]
+        other = letters[index - 2] if after_both else None
         step = _derived(letters[index], before, other, known, rng)
         if step is None:
             return None
@@ -101,11 +105,14 @@ def _derived(
 ) -> Step | None:
     """A step from `before` and another quantity or a constant, with a new value."""
     for _ in range(40):
-        sign = "+-×"[int(rng.integers(3))]
+        sign = one_of("+-×", rng)
         second = other if other else str(int(rng.integers(2, 10)))
-        terms = (before, second) if rng.random() < 0.5 or sign == "-" else (second, before)
+        # The coin is tossed for differences too, whose order is fixed: every try takes the same draws.
+        before_first = rng.random() < 0.5 or sign == "-"
+        terms = (before, second) if before_first else (second, before)
         a, b = (known[term] if term in known else int(term) for term in terms)
         value = {"+": a + b, "-": a - b, "×": a * b}[sign]
+        # Values that occur once only: a number in the text names its quantity.
         if LEAST <= value <= MOST and value not in known.values():
             return Step(letter, terms, sign, value)
     return None
