@@ -19,6 +19,7 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.random import Generator
 
 from mmrl.data.pretext.contract import (
     Array,
@@ -73,7 +74,7 @@ class WrappedTask(Task):
     def format(self, truth: Truth) -> str:
         return self.inner.format(truth)
 
-    def guess(self, truth: Truth, rng: np.random.Generator) -> str:
+    def guess(self, truth: Truth, rng: Generator) -> str:
         return self.inner.guess(truth, rng)
 
     def chance(self, knobs: Knobs) -> float:
@@ -104,7 +105,7 @@ class NoisyTask(WrappedTask):
             ),
         )
 
-    def _noisy(self, pixels: Array, rng: np.random.Generator) -> Array:
+    def _noisy(self, pixels: Array, rng: Generator) -> Array:
         grain = rng.standard_normal(pixels.shape, dtype=np.float32) * np.float32(self.sigma)
         return np.clip(pixels + grain, 0, 255).astype(np.uint8)
 
@@ -199,7 +200,7 @@ class BatchedTask(WrappedTask):
     def format(self, truth: Truth) -> str:
         return f" {BAR} ".join(self.inner.format(entry) for entry in truth["parts"])
 
-    def guess(self, truth: Truth, rng: np.random.Generator) -> str:
+    def guess(self, truth: Truth, rng: Generator) -> str:
         return f" {BAR} ".join(self.inner.guess(entry, rng) for entry in truth["parts"])
 
     def chance(self, knobs: Knobs) -> float:
@@ -242,7 +243,7 @@ class OptionsTask(ChoiceTask, WrappedTask):
             fields={"question": _worded(self.inner, draft), "options": listed},
         )
 
-    def _wrong(self, draft: Draft, rng: np.random.Generator) -> list[str] | None:
+    def _wrong(self, draft: Draft, rng: Generator) -> list[str] | None:
         found: dict[str, float] = {}
         for _ in range(16 * self.POOL * self.n):
             body = self.inner.guess(draft.truth, rng)
@@ -324,7 +325,7 @@ class LocatedTask(WrappedTask):
     def format(self, truth: Truth) -> str:
         return f"{self.inner.format(truth['inner'])} {BAR} {', '.join(map(str, truth['box']))}"
 
-    def guess(self, truth: Truth, rng: np.random.Generator) -> str:
+    def guess(self, truth: Truth, rng: Generator) -> str:
         return f"{self.inner.guess(truth['inner'], rng)} {BAR} {', '.join(map(str, random_box(rng)))}"
 
     def chance(self, knobs: Knobs) -> float:
@@ -462,7 +463,7 @@ class ChainedTask(WrappedTask):
             f"{self.inner.format(truth['first'])} {BAR} {self.second.format(truth['second'])}"
         )
 
-    def guess(self, truth: Truth, rng: np.random.Generator) -> str:
+    def guess(self, truth: Truth, rng: Generator) -> str:
         return f"{self.inner.guess(truth['first'], rng)} {BAR} {self.second.guess(truth['second'], rng)}"
 
     def chance(self, knobs: Knobs) -> float:

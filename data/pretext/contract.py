@@ -23,6 +23,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
+from numpy.random import Generator
 
 from mmrl.data.pretext.craft.rng import Streams
 from mmrl.data.pretext.marking.parsing import Parsed, ParseError, extract
@@ -246,7 +247,7 @@ class Task(ABC):
         """The true answer as text: `verify(read(format(truth)))` is 1."""
 
     @abstractmethod
-    def guess(self, truth: Truth, rng: np.random.Generator) -> str:
+    def guess(self, truth: Truth, rng: Generator) -> str:
         """A random well-formed answer, drawn without looking at the solution (only at sizes and options)."""
 
     @abstractmethod
@@ -300,9 +301,7 @@ class Task(ABC):
         score = self.verify(parsed.value, truth)
         return replace(score, parts={**score.parts, "parsed": 1.0})
 
-    def question(
-        self, draft: Draft, knobs: Knobs, surface: Surface, rng: np.random.Generator
-    ) -> str:
+    def question(self, draft: Draft, knobs: Knobs, surface: Surface, rng: Generator) -> str:
         """The words: one of the wordings, what the answer looks like, an example where it cannot help, the form."""
         pick = int(rng.integers(len(self.wordings)))
         wording = self.wordings[
@@ -312,7 +311,7 @@ class Task(ABC):
         example = self._example(draft.truth, knobs, rng)
         return f"{text}{f' For example: {example}' if example else ''}\n{surface.instruction}"
 
-    def _example(self, truth: Truth, knobs: Knobs, rng: np.random.Generator) -> str:
+    def _example(self, truth: Truth, knobs: Knobs, rng: Generator) -> str:
         if self.chance(knobs) > EXAMPLE_CHANCE:
             return ""
         for _ in range(8):

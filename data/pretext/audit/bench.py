@@ -19,6 +19,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
+from numpy.random import Generator
 from PIL import Image
 
 from mmrl.data.pretext.catalogue import TASKS
@@ -255,7 +256,7 @@ def fuzz(count: int, seed: int = 0) -> Fuzzed:
     return Fuzzed(count, errors, unfounded, 1000 * slowest)
 
 
-def _noise(task: Task, sample: Sample, rng: np.random.Generator) -> str:
+def _noise(task: Task, sample: Sample, rng: Generator) -> str:
     count = int(rng.integers(0, 24))
     body = "".join(repeatedly(PIECES, count, rng))
     kind = int(rng.integers(4))

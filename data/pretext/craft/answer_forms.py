@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from math import factorial
 from typing import Any
 
-import numpy as np
+from numpy.random import Generator
 
 from mmrl.data.pretext.contract import Knobs, Score, Task, Truth
 from mmrl.data.pretext.craft.draws import one_of, repeatedly, shuffled_numbers
@@ -41,7 +41,7 @@ class ChoiceTask(Task):
     def format(self, truth: Truth) -> str:
         return truth["answer"]
 
-    def guess(self, truth: Truth, rng: np.random.Generator) -> str:
+    def guess(self, truth: Truth, rng: Generator) -> str:
         return one_of(truth["options"], rng)
 
     def chance(self, knobs: Knobs) -> float:
@@ -73,7 +73,7 @@ class OrderTask(Task):
     def format(self, truth: Truth) -> str:
         return listed(truth["answer"])
 
-    def guess(self, truth: Truth, rng: np.random.Generator) -> str:
+    def guess(self, truth: Truth, rng: Generator) -> str:
         return listed(shuffled_numbers(len(truth["answer"]), rng))
 
     def chance(self, knobs: Knobs) -> float:
@@ -111,7 +111,7 @@ class WordsTask(Task):
     def format(self, truth: Truth) -> str:
         return ", ".join(truth["answer"])
 
-    def guess(self, truth: Truth, rng: np.random.Generator) -> str:
+    def guess(self, truth: Truth, rng: Generator) -> str:
         names = truth["names"]
         return ", ".join(repeatedly(names, len(truth["answer"]), rng))
 
@@ -142,7 +142,7 @@ def all_or_error(parts: Sequence[Any | ParseError]) -> Any | ParseError:
     return parts
 
 
-def shuffled_order(count: int, rng: np.random.Generator) -> list[int]:
+def shuffled_order(count: int, rng: Generator) -> list[int]:
     """A uniform order of 0 to count − 1; from four pieces on never the identity."""
     while True:
         order = [int(piece) for piece in rng.permutation(count)]

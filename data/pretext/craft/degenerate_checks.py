@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.random import Generator
 from PIL import Image
 
 from mmrl.data.pretext.contract import Array
@@ -59,9 +60,7 @@ def resize(picture: Array, width: int, height: int) -> Array:
     return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=2.0))
 
 
-def random_crop(
-    picture: Array, width: int, height: int, rng: np.random.Generator
-) -> Array | None:
+def random_crop(picture: Array, width: int, height: int, rng: Generator) -> Array | None:
     """A crop of exactly this size at a random place; None if the picture is smaller."""
     tall, wide = picture.shape[:2]
     if tall < height or wide < width:
@@ -77,7 +76,7 @@ def cut_tiles(
     columns: int,
     gap: float,
     unit: int,
-    rng: np.random.Generator,
+    rng: Generator,
     *,
     square: bool = False,
 ) -> list[Array] | None:
@@ -107,7 +106,7 @@ def cut_tiles(
 
 
 def jittered(
-    pieces: Sequence[Array], rng: np.random.Generator, own: float = 0.03, common: float = 0.08
+    pieces: Sequence[Array], rng: Generator, own: float = 0.03, common: float = 0.08
 ) -> list[Array]:
     """Brightness and colour balance: one change for all pieces (up to `common`) and a smaller one per piece."""
     brightness = rng.uniform(-common, common)
@@ -120,7 +119,7 @@ def jittered(
     return changed
 
 
-def equalised(picture: Array, rng: np.random.Generator) -> Array:
+def equalised(picture: Array, rng: Generator) -> Array:
     """Every colour plane with a flat histogram; equal values are spread by sub-grey-level noise."""
     # Sixteen levels per grey level: without the noise a flat area would stay one peak of the histogram.
     noise = rng.integers(0, 16, size=picture.shape, dtype=np.uint16)
@@ -185,12 +184,12 @@ def _tile_side(cell: int, gap: float, unit: int) -> int:
     return side
 
 
-def _ring(total: int, rng: np.random.Generator) -> int:
+def _ring(total: int, rng: Generator) -> int:
     low, high = round(total / 3), round(2 * total / 3)
     return int(rng.integers(low, high + 1))
 
 
-def _fringe(picture: Array, rng: np.random.Generator) -> Array:
+def _fringe(picture: Array, rng: Generator) -> Array:
     """Shift red and blue by −1, 0 or 1 pixels along each axis and cut the border that has no source."""
     red, blue = rng.integers(0, 3, size=(2, 2))
     green = (1, 1)  # the middle of the three places: not shifted
@@ -201,7 +200,7 @@ def _fringe(picture: Array, rng: np.random.Generator) -> Array:
     return np.stack(planes, axis=-1)
 
 
-def _radial_gain(picture: Array, rng: np.random.Generator) -> Array:
+def _radial_gain(picture: Array, rng: Generator) -> Array:
     """Brighter or darker with the square of the distance from a random centre: hides the lens's own vignetting."""
     height, width = picture.shape[:2]
     strength = float(rng.uniform(-0.08, 0.08))

@@ -18,6 +18,7 @@ import operator
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from numpy.random import Generator
 
 from mmrl.data.pretext.craft.draws import one_of
 from mmrl.data.pretext.craft.scene_objects import HUES, Thing
@@ -25,6 +26,9 @@ from mmrl.data.pretext.craft.scene_objects import HUES, Thing
 Hop = tuple[str, str]
 Result = int
 """Index of an object, or a number after the reading hop."""
+Things = Sequence[Thing]
+Step = Callable[[str, Result, Things], Result | None]
+"""A hop as a function of its argument, of the result before it and of the scene."""
 
 NEAR = 1.15
 """The second-nearest object must be this many times as far away."""
@@ -42,7 +46,7 @@ READS = ("digit", "digit", "count same", "count side")
 ARITHS = ("plus", "minus", "times", "max")
 
 
-def draw_program(hops: int, arith: int, rng: np.random.Generator) -> list[Hop]:
+def draw_program(hops: int, arith: int, rng: Generator) -> list[Hop]:
     """A random program: one selection, hops − 2 − arith links, one reading, `arith` arithmetic hops."""
     # Drawn in this order, not in that of the program: the order of the draws is part of the format.
     links = [_argued(one_of(LINKS, rng), rng) for _ in range(hops - 2 - arith)]
@@ -52,7 +56,7 @@ def draw_program(hops: int, arith: int, rng: np.random.Generator) -> list[Hop]:
     return [start, *links, reading, *ariths]
 
 
-def run(program: Sequence[Hop], things: Sequence[Thing]) -> list[Result] | None:
+def run(program: Sequence[Hop], things: Things) -> list[Result] | None:
     """The result of every hop; None if one of them is not clear."""
     results: list[Result] = []
     for hop in program:
@@ -63,14 +67,14 @@ def run(program: Sequence[Hop], things: Sequence[Thing]) -> list[Result] | None:
     return results
 
 
-def step(hop: Hop, now: Result, things: Sequence[Thing]) -> Result | None:
+def step(hop: Hop, now: Result, things: Things) -> Result | None:
     """One hop from the result before it."""
     name, argument = hop
     return _STEPS[name](argument, now, things)
 
 
 def matters(
-    program: Sequence[Hop], results: Sequence[Result], things: Sequence[Thing], share: float
+    program: Sequence[Hop], results: Sequence[Result], things: Things, share: float
 ) -> bool:
     """Would another object at any hop change the final number in at least this share of the cases?"""
     for place, hop in enumerate(program):
@@ -94,7 +98,7 @@ def objects_visited(program: Sequence[Hop], results: Sequence[Result]) -> list[R
     ]
 
 
-def phrase(hop: Hop, rng: np.random.Generator) -> str:
+def phrase(hop: Hop, rng: Generator) -> str:
     """The hop in words, in one of several ways."""
     name, argument = hop
     options = PHRASES[name]
@@ -102,12 +106,12 @@ def phrase(hop: Hop, rng: np.random.Generator) -> str:
     return one_of(options, rng).format(word)
 
 
-def _argued(name: str, rng: np.random.Generator) -> Hop:
+def _argued(name: str, rng: Generator) -> Hop:
     arguments = _ARGUMENTS[name]
     return name, one_of(arguments, rng)
 
 
-def _final(program: Sequence[Hop], now: Result, things: Sequence[Thing]) -> Result | None:
+def _final(program: Sequence[Hop], now: Result, things: Things) -> Result | None:
     for hop in program:
         found = step(hop, now, things)
         if found is None:
@@ -116,10 +120,10 @@ def _final(program: Sequence[Hop], now: Result, things: Sequence[Thing]) -> Resu
     return now
 
 
-def _extreme(sign: int) -> Callable[[str, Result, Sequence[Thing]], Result | None]:
+def _extreme(sign: int) -> Step:
     """The largest object (sign 1) or the smallest one (−1), if it is that by diameter and by area."""
 
-    def select(argument: str, now: Result, things: Sequence[Thing]) -> Result | None:
+    def select(argument: str, now: Result, things: Things) -> Result | None:
         by_size = sorted(range(len(things)), key=lambda index: -sign * things[index].size)
         first, *others = by_size
         for index in others:
@@ -132,18 +136,18 @@ def _extreme(sign: int) -> Callable[[str, Result, Sequence[Thing]], Result | Non
     return select
 
 
-def _edge(side: str, now: Result, things: Sequence[Thing]) -> Result | None:
+def _edge(side: str, now: Result, things: Things) -> Result | None:
     axis, sign = SIDES[side]
     order = sorted(range(len(things)), key=lambda index: -sign * _at(things[index], axis))
     outermost, next_one = order[:2]
     return outermost if _clear(things[outermost], things[next_one], axis) else None
 
 
-def _named(name: str, now: Result, things: Sequence[Thing]) -> Result | None:
+def _named(name: str, now: Result, things: Things) -> Result | None:
     return _only([index for index, thing in enumerate(things) if thing.name == name])
 
 
-def _nearest(side: str, now: Result, things: Sequence[Thing]) -> Result | None:
+def _nearest(side: str, now: Result, things: Things) -> Result | None:
     axis, sign = SIDES[side]
     here = things[now]
     found: list[tuple[float, int]] = []
@@ -165,13 +169,13 @@ def _nearest(side: str, now: Result, things: Sequence[Thing]) -> Result | None:
     return index
 
 
-def _same(attribute: str, now: Result, things: Sequence[Thing]) -> Result | None:
+def _same(attribute: str, now: Result, things: Things) -> Result | None:
     wanted = getattr(things[now], attribute)
     others = [index for index in range(len(things)) if index != now]
     return _only([index for index in others if getattr(things[index], attribute) == wanted])
 
 
-def _index(side: str, now: Result, things: Sequence[Thing]) -> Result | None:
+def _index(side: str, now: Result, things: Things) -> Result | None:
     axis, sign = SIDES[side]
     # Counted from the named side on: from the left, say, the leftmost object is the first.
     order = sorted(range(len(things)), key=lambda index: -sign * _at(things[index], axis))
@@ -185,16 +189,16 @@ def _index(side: str, now: Result, things: Sequence[Thing]) -> Result | None:
     return order[place] if clear else None
 
 
-def _digit(argument: str, now: Result, things: Sequence[Thing]) -> Result | None:
+def _digit(argument: str, now: Result, things: Things) -> Result | None:
     return things[now].digit
 
 
-def _count_same(attribute: str, now: Result, things: Sequence[Thing]) -> Result | None:
+def _count_same(attribute: str, now: Result, things: Things) -> Result | None:
     wanted = getattr(things[now], attribute)
     return sum(getattr(thing, attribute) == wanted for thing in things)
 
 
-def _count_side(side: str, now: Result, things: Sequence[Thing]) -> Result | None:
+def _count_side(side: str, now: Result, things: Things) -> Result | None:
     axis, sign = SIDES[side]
     here = things[now]
     others = [thing for index, thing in enumerate(things) if index != now]
@@ -210,8 +214,8 @@ def _only(found: Sequence[int]) -> Result | None:
 
 def _arith(
     combine: Callable[[int, int], int],
-) -> Callable[[str, Result, Sequence[Thing]], Result | None]:
-    def apply(colour: str, now: Result, things: Sequence[Thing]) -> Result | None:
+) -> Step:
+    def apply(colour: str, now: Result, things: Things) -> Result | None:
         count = sum(thing.colour == colour for thing in things)
         # Nothing of this colour would make the hop empty, and give its result away.
         return combine(now, count) if count else None
@@ -231,7 +235,7 @@ def _apart(first: int, second: int) -> int:
     return abs(first - second)
 
 
-_STEPS: dict[str, Callable[[str, Result, Sequence[Thing]], Result | None]] = {
+_STEPS: dict[str, Step] = {
     "largest": _extreme(1),
     "smallest": _extreme(-1),
     "edge": _edge,

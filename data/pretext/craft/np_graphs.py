@@ -13,6 +13,7 @@ from itertools import combinations, pairwise, product
 from typing import Any
 
 import numpy as np
+from numpy.random import Generator
 
 from mmrl.data.pretext.contract import Array
 from mmrl.data.pretext.craft import np_solvers
@@ -20,11 +21,14 @@ from mmrl.data.pretext.craft.draws import shuffled_numbers
 
 Instance = dict[str, Any]
 Answer = Sequence[int]
+Edge = tuple[int, int]
+Solved = tuple[Instance, list[int]]
+"""An instance and its reference solution."""
 SPAN = 20
 """Cities lie on integer points 0 to 20."""
 
 
-def tour_instance(size: int, rng: np.random.Generator) -> tuple[Instance, list[int]]:
+def tour_instance(size: int, rng: Generator) -> Solved:
     """Cities at least 3 apart (2 if there are more than 20), and a tour through them."""
     points: list[tuple[int, int]] = []
     apart = 3 if size <= 20 else 2
@@ -48,7 +52,7 @@ def tour_value(instance: Instance, answer: Answer) -> float | None:
     return sum(math.dist(points[a - 1], points[b - 1]) for a, b in pairwise(answer))
 
 
-def cycle_instance(size: int, rng: np.random.Generator) -> tuple[Instance, list[int]]:
+def cycle_instance(size: int, rng: Generator) -> Solved:
     """A planted cycle through all nodes, with further edges at a density of 0.2."""
     ring = shuffled_numbers(size, rng)
     cycle = [*ring, ring[0]]
@@ -67,7 +71,7 @@ def cycle_value(instance: Instance, answer: Answer) -> float | None:
     return float(len(inner)) if joined else None
 
 
-def colour_instance(size: int, rng: np.random.Generator) -> tuple[Instance, list[int]]:
+def colour_instance(size: int, rng: Generator) -> Solved:
     """Planted colours (3 up to 9 nodes, else 4); half of the pairs of unequal colour are joined."""
     hidden = np.arange(size) % (3 if size <= 9 else 4)
     rng.shuffle(hidden)
@@ -88,7 +92,7 @@ def colour_value(instance: Instance, answer: Answer) -> float | None:
     return None if clash else float(len(set(answer)))
 
 
-def clique_instance(size: int, rng: np.random.Generator) -> tuple[Instance, list[int]]:
+def clique_instance(size: int, rng: Generator) -> Solved:
     """A planted clique of about half the root of the size plus two, in a random graph of density 0.4."""
     members = max(3, round(size**0.5 / 2) + 2)
     planted = sorted(shuffled_numbers(size, rng)[:members])
@@ -108,7 +112,7 @@ def clique_value(instance: Instance, answer: Answer) -> float | None:
     return float(len(answer)) if joined else None
 
 
-def independent_instance(size: int, rng: np.random.Generator) -> tuple[Instance, list[int]]:
+def independent_instance(size: int, rng: Generator) -> Solved:
     """A random graph of density 0.4 without edges inside a planted third of the nodes."""
     planted = set(shuffled_numbers(size, rng)[: size // 3 + 1])
     drawn = _random_edges(range(1, size + 1), 0.4, rng)
@@ -126,7 +130,7 @@ def independent_value(instance: Instance, answer: Answer) -> float | None:
     return None if joined else float(len(answer))
 
 
-def bisection_instance(size: int, rng: np.random.Generator) -> tuple[Instance, list[int]]:
+def bisection_instance(size: int, rng: Generator) -> Solved:
     """Two dense communities of equal size with few edges between them; connected."""
     count = size + size % 2  # an odd number of nodes has no halves
     order = shuffled_numbers(count, rng)
@@ -151,23 +155,23 @@ def bisection_value(instance: Instance, answer: Answer) -> float | None:
     return float(sum((a in half) != (b in half) for a, b in instance["edges"]))
 
 
-def guess_closed(instance: Instance, rng: np.random.Generator) -> list[int]:
+def guess_closed(instance: Instance, rng: Generator) -> list[int]:
     """All nodes in random order, back to the first."""
     order = shuffled_numbers(nodes(instance), rng)
     return [*order, order[0]]
 
 
-def guess_colours(instance: Instance, rng: np.random.Generator) -> list[int]:
+def guess_colours(instance: Instance, rng: Generator) -> list[int]:
     return [int(colour) for colour in rng.integers(1, 5, size=instance["n"])]
 
 
-def guess_few(instance: Instance, rng: np.random.Generator) -> list[int]:
+def guess_few(instance: Instance, rng: Generator) -> list[int]:
     """Two to four nodes."""
     order = shuffled_numbers(instance["n"], rng)
     return sorted(order[: int(rng.integers(2, 5))])
 
 
-def guess_half(instance: Instance, rng: np.random.Generator) -> list[int]:
+def guess_half(instance: Instance, rng: Generator) -> list[int]:
     size = instance["n"]
     return sorted(shuffled_numbers(size, rng)[: size // 2])
 
@@ -220,19 +224,20 @@ def written_graph(instance: Instance) -> str:
     return f"The nodes are 1 to {instance['n']}; the edges are {edges}."
 
 
-def _graph(size: int, edges: set[tuple[int, int]]) -> Instance:
+def _graph(size: int, edges: set[Edge]) -> Instance:
     return {"n": size, "edges": [list(edge) for edge in sorted(edges)]}
 
 
-def _edge(a: int, b: int) -> tuple[int, int]:
+def _edge(a: int, b: int) -> Edge:
     return (a, b) if a < b else (b, a)
 
 
-def _edges(instance: Instance) -> set[tuple[int, int]]:
+def _edges(instance: Instance) -> set[Edge]:
     return {(a, b) for a, b in instance["edges"]}
 
 
 def _neighbours(instance: Instance) -> list[list[int]]:
+    """Per node, the nodes that it is joined to; both count from 0, as the solvers do."""
     found: list[list[int]] = [[] for _ in range(instance["n"])]
     for a, b in instance["edges"]:
         found[a - 1].append(b - 1)
@@ -240,9 +245,7 @@ def _neighbours(instance: Instance) -> list[list[int]]:
     return found
 
 
-def _random_edges(
-    among: Sequence[int], density: float, rng: np.random.Generator
-) -> set[tuple[int, int]]:
+def _random_edges(among: Sequence[int], density: float, rng: Generator) -> set[Edge]:
     edges = set()
     for a, b in combinations(among, 2):
         if rng.random() < density:

@@ -10,11 +10,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.random import Generator
 from PIL import Image, ImageDraw
 
 from mmrl.data.pretext.contract import Array
 from mmrl.data.pretext.craft.lettering import font
 from mmrl.data.pretext.craft.np_selection import DAY
+
+Edges = Sequence[Sequence[int]]
+Pen = ImageDraw.ImageDraw
+Point = tuple[float, float]
 
 LARGEST = 16
 """Most nodes of a drawn graph."""
@@ -26,7 +31,7 @@ INK, LINE = (20, 20, 20), (120, 120, 120)
 FAINT, SQUARES = (205, 205, 205), (222, 222, 222)
 
 
-def drawn_map(points: Sequence[Sequence[int]], rng: np.random.Generator) -> Array:
+def drawn_map(points: Sequence[Sequence[int]], rng: Generator) -> Array:
     """Numbered dots on squared paper; one square is one unit."""
     unit, edge, span = 16, 24, 20
     side = span * unit + 2 * edge
@@ -42,9 +47,7 @@ def drawn_map(points: Sequence[Sequence[int]], rng: np.random.Generator) -> Arra
     return np.asarray(picture)
 
 
-def drawn_graph(
-    count: int, edges: Sequence[Sequence[int]], rng: np.random.Generator
-) -> Array | None:
+def drawn_graph(count: int, edges: Edges, rng: Generator) -> Array | None:
     """Numbered nodes joined by lines; None if no clear drawing was found in 30 tries."""
     side = 340 if count <= 12 else 420
     for _ in range(30):
@@ -54,9 +57,7 @@ def drawn_graph(
     return None
 
 
-def _joined(
-    places: Array, edges: Sequence[Sequence[int]], side: int, rng: np.random.Generator
-) -> Array:
+def _joined(places: Array, edges: Edges, side: int, rng: Generator) -> Array:
     # Lines are drawn at twice the size and reduced, which smooths them; numbers would lose by it and come after.
     picture, pen = _sheet(2 * side, 2 * side, rng)
     for a, b in edges:
@@ -70,7 +71,7 @@ def _joined(
 
 
 def drawn_rows(
-    header: Sequence[str], rows: Sequence[Sequence[str]], foot: str, rng: np.random.Generator
+    header: Sequence[str], rows: Sequence[Sequence[str]], foot: str, rng: Generator
 ) -> Array:
     """A table with a line of text below it."""
     wide, tall = 78, 26
@@ -88,9 +89,7 @@ def drawn_rows(
     return np.asarray(picture)
 
 
-def drawn_subsets(
-    elements: int, subsets: Sequence[Sequence[int]], rng: np.random.Generator
-) -> Array:
+def drawn_subsets(elements: int, subsets: Sequence[Sequence[int]], rng: Generator) -> Array:
     """A grid: one row per subset, one column per element, a dot where the subset holds the element."""
     unit, left, top = 28, 44, 34
     width = left + unit * elements + 8
@@ -109,7 +108,7 @@ def drawn_subsets(
     return np.asarray(picture)
 
 
-def drawn_cards(numbers: Sequence[int], target: int, rng: np.random.Generator) -> Array:
+def drawn_cards(numbers: Sequence[int], target: int, rng: Generator) -> Array:
     """Numbered cards with numbers on them, five in a row, and the target sum."""
     wide, tall = 66, 84
     rows = -(-len(numbers) // 5)  # rounded up
@@ -128,7 +127,7 @@ def drawn_cards(numbers: Sequence[int], target: int, rng: np.random.Generator) -
     return np.asarray(picture)
 
 
-def drawn_plan(instance: dict[str, Any], rng: np.random.Generator) -> Array:
+def drawn_plan(instance: dict[str, Any], rng: Generator) -> Array:
     """The meetings and rooms as lines of text above bars for the free hours of each person."""
     people = instance["free"]
     lines = _plan_lines(instance)
@@ -165,16 +164,14 @@ def _plan_lines(instance: dict[str, Any]) -> list[str]:
     return [*lines, ", ".join(rooms)]
 
 
-def _sheet(
-    width: int, height: int, rng: np.random.Generator
-) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+def _sheet(width: int, height: int, rng: Generator) -> tuple[Image.Image, Pen]:
     """Nearly white paper."""
     shade = tuple(int(v) for v in rng.integers(236, 256, size=3))
     picture = Image.new("RGB", (width, height), shade)
     return picture, ImageDraw.Draw(picture)
 
 
-def _node(pen: ImageDraw.ImageDraw, at: tuple[float, float], text: str, radius: int) -> None:
+def _node(pen: Pen, at: Point, text: str, radius: int) -> None:
     pen.ellipse(_around(*at, radius), fill=(255, 255, 255), outline=INK, width=2)
     _centred(pen, at, text, int(1.25 * radius))
 
@@ -185,8 +182,8 @@ def _around(x: float, y: float, reach: float) -> tuple[float, float, float, floa
 
 
 def _centred(
-    pen: ImageDraw.ImageDraw,
-    at: tuple[float, float],
+    pen: Pen,
+    at: Point,
     text: str,
     size: int,
     colour: tuple[int, int, int] = INK,
@@ -194,7 +191,7 @@ def _centred(
     pen.text(at, text, fill=colour, font=font(size), anchor="mm")
 
 
-def _ring(count: int, side: int, rng: np.random.Generator) -> Array:
+def _ring(count: int, side: int, rng: Generator) -> Array:
     """float64 [count, 2]: places on a circle with jittered radius."""
     # Shuffled round the circle: neighbours in number are no neighbours in the picture.
     turn = 2 * np.pi * (rng.permutation(count) / count + rng.random())
@@ -203,7 +200,7 @@ def _ring(count: int, side: int, rng: np.random.Generator) -> Array:
     return side / 2 + offsets
 
 
-def _is_clear(places: Array, edges: Sequence[Sequence[int]]) -> bool:
+def _is_clear(places: Array, edges: Edges) -> bool:
     """Does every edge keep its distance from all other nodes?"""
     if not edges:
         return True

@@ -12,23 +12,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import combinations
-from typing import Any
 
 import numpy as np
+from numpy.random import Generator
 
 from mmrl.data.pretext.contract import Array
 from mmrl.data.pretext.craft import np_solvers
 from mmrl.data.pretext.craft.answer_forms import listed
 from mmrl.data.pretext.craft.draws import one_of, shuffled_numbers, some_of
-from mmrl.data.pretext.craft.np_graphs import distinct_numbers
+from mmrl.data.pretext.craft.np_graphs import Instance, Solved, distinct_numbers
 from mmrl.data.pretext.craft.np_solvers import Slot
 
-Instance = dict[str, Any]
 DAY = (9, 17)
 """First and last hour of the meeting day."""
 
 
-def cover_instance(size: int, rng: np.random.Generator) -> tuple[Instance, list[int]]:
+def cover_instance(size: int, rng: Generator) -> Solved:
     """`size` elements; as many subsets, among them a planted partition into about size / 3 parts."""
     parts = max(2, size // 3)
     owners = _owners(size, parts, rng)
@@ -54,7 +53,7 @@ def cover_value(instance: Instance, answer: Sequence[int]) -> float | None:
     return float(len(answer)) if len(covered) == instance["elements"] else None
 
 
-def sum_instance(size: int, rng: np.random.Generator) -> tuple[Instance, list[int]]:
+def sum_instance(size: int, rng: Generator) -> Solved:
     """Numbers from 1 to 9 and the sum of half of them."""
     numbers = [int(v) for v in rng.integers(1, 10, size=size)]
     target = sum(some_of(numbers, max(2, size // 2), rng))
@@ -72,7 +71,7 @@ def sum_value(instance: Instance, answer: Sequence[int]) -> float | None:
     return float(len(answer)) if total == instance["target"] else None
 
 
-def knapsack_instance(size: int, rng: np.random.Generator) -> tuple[Instance, list[int]]:
+def knapsack_instance(size: int, rng: Generator) -> Solved:
     """Weights from 2 to 9, values about as large as the weights, capacity near half of the total weight."""
     weights = [int(v) for v in rng.integers(2, 10, size=size)]
     # Values follow the weights: with free values the best ratio alone would tell what to take.
@@ -94,7 +93,7 @@ def knapsack_value(instance: Instance, answer: Sequence[int]) -> float | None:
     return float(sum(values[item - 1] for item in answer))
 
 
-def meeting_instance(size: int, rng: np.random.Generator) -> tuple[Instance, list[Slot]]:
+def meeting_instance(size: int, rng: Generator) -> tuple[Instance, list[Slot]]:
     """`size` meetings of one to three hours for two or three of size + 1 people, who are free for parts of the day."""
     people = size + 1
     attendees = []
@@ -111,7 +110,7 @@ def meeting_instance(size: int, rng: np.random.Generator) -> tuple[Instance, lis
     return instance, sorted((meeting + 1, room + 1, start) for meeting, room, start in best)
 
 
-def _free_hours(rng: np.random.Generator) -> list[list[int]]:
+def _free_hours(rng: Generator) -> list[list[int]]:
     """The hours of one person: all day from some morning hour on, but for a break of one or two hours."""
     first, last = DAY
     start = int(rng.integers(first, first + 3))
@@ -135,19 +134,19 @@ def meeting_value(instance: Instance, answer: Sequence[Slot]) -> float | None:
     return float(sum(len(instance["attendees"][meeting]) for meeting, _, _ in slots))
 
 
-def guess_subsets(instance: Instance, rng: np.random.Generator) -> list[int]:
+def guess_subsets(instance: Instance, rng: Generator) -> list[int]:
     return _some(len(instance["subsets"]), rng)
 
 
-def guess_numbers(instance: Instance, rng: np.random.Generator) -> list[int]:
+def guess_numbers(instance: Instance, rng: Generator) -> list[int]:
     return _some(len(instance["numbers"]), rng)
 
 
-def guess_items(instance: Instance, rng: np.random.Generator) -> list[int]:
+def guess_items(instance: Instance, rng: Generator) -> list[int]:
     return _some(len(instance["weights"]), rng)
 
 
-def guess_schedule(instance: Instance, rng: np.random.Generator) -> list[Slot]:
+def guess_schedule(instance: Instance, rng: Generator) -> list[Slot]:
     """One or two meetings in any room at any hour."""
     order = shuffled_numbers(len(instance["durations"]), rng)
     chosen = order[: int(rng.integers(1, 3))]
@@ -229,14 +228,14 @@ def _clash(instance: Instance, first: Slot, second: Slot) -> bool:
     return room == other_room or bool(shared)
 
 
-def _owners(size: int, parts: int, rng: np.random.Generator) -> Array:
+def _owners(size: int, parts: int, rng: Generator) -> Array:
     """The part of every element; no part is empty."""
     owners = np.concatenate([np.arange(parts), rng.integers(0, parts, size=size - parts)])
     rng.shuffle(owners)
     return owners
 
 
-def _some(count: int, rng: np.random.Generator) -> list[int]:
+def _some(count: int, rng: Generator) -> list[int]:
     """About half of 1..count, at least one."""
     order = shuffled_numbers(count, rng)
     return sorted(order[: int(rng.integers(1, count))])

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Any
 
-import numpy as np
+from numpy.random import Generator
 
 from mmrl.data.pretext.contract import Knobs, Score, Task, Truth
 from mmrl.data.pretext.marking import parsing
@@ -42,7 +42,7 @@ class NumberTask(Task):
     def format(self, truth: Truth) -> str:
         return str(truth["answer"])
 
-    def guess(self, truth: Truth, rng: np.random.Generator) -> str:
+    def guess(self, truth: Truth, rng: Generator) -> str:
         return str(int(rng.integers(truth["least"], truth["most"] + 1)))
 
     def chance(self, knobs: Knobs) -> float:

@@ -9,21 +9,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.random import Generator
 
 from mmrl.data.pretext.contract import Array
 from mmrl.data.pretext.craft.procedural import Shape, ShapeName, coverage
 
+Spot = tuple[float, float, float]
+"""x and y of the centre and diameter, in pixels."""
 CONTRAST = 40.0
 """Smallest mean absolute colour difference between a shape and its surround, in grey levels."""
 
 
 def place(
-    count: int, height: int, width: int, sizes: tuple[float, float], rng: np.random.Generator
-) -> list[tuple[float, float, float]]:
+    count: int, height: int, width: int, sizes: tuple[float, float], rng: Generator
+) -> list[Spot]:
     """`count` discs (x, y, diameter) that do not overlap, inside the picture. Sizes are shares of the short side and
     shrink when room gets short, so every count finds a place."""
     short = min(height, width)
-    found: list[tuple[float, float, float]] = []
+    found: list[Spot] = []
     shrink, misses = 1.0, 0
     while len(found) < count:
         size = float(rng.uniform(*sizes)) * short * shrink
@@ -41,9 +44,7 @@ def place(
     return found
 
 
-def paint(
-    picture: Array, name: ShapeName, at: tuple[float, float, float], rng: np.random.Generator
-) -> Array:
+def paint(picture: Array, name: ShapeName, at: Spot, rng: Generator) -> Array:
     """Paint one shape in place on a writable uint8 picture; colour, angle, opacity and grain are drawn. Returns it."""
     x, y, size = at
     # Only the part that the shape can touch is blended; at most a diameter from the centre, also at its corners.
@@ -64,7 +65,7 @@ def paint(
     return picture
 
 
-def contrasting(under: Array, rng: np.random.Generator) -> Array:
+def contrasting(under: Array, rng: Generator) -> Array:
     """float32 [3]: a random colour that differs enough from the mean of `under`."""
     mean = under.reshape(-1, 3).mean(axis=0)
     while True:
@@ -74,7 +75,7 @@ def contrasting(under: Array, rng: np.random.Generator) -> Array:
 
 
 def boxes_of(
-    spots: Sequence[tuple[float, float, float]],
+    spots: Sequence[Spot],
 ) -> tuple[tuple[int, int, int, int], ...]:
     """The boxes (x0, y0, x1, y1) of painted discs."""
     boxes = []

@@ -13,26 +13,27 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+from numpy.random import Generator
 from PIL import Image, ImageFilter
 
 from mmrl.data.pretext.contract import Array
 
-Change = Callable[[Array, np.random.Generator], Array]
+Change = Callable[[Array, Generator], Array]
 
 
-def channel_swap(segment: Array, rng: np.random.Generator) -> Array:
+def channel_swap(segment: Array, rng: Generator) -> Array:
     return segment[..., ::-1]
 
 
-def grayscale(segment: Array, rng: np.random.Generator) -> Array:
+def grayscale(segment: Array, rng: Generator) -> Array:
     return np.repeat(_luminance(segment)[..., None], 3, axis=-1)
 
 
-def invert(segment: Array, rng: np.random.Generator) -> Array:
+def invert(segment: Array, rng: Generator) -> Array:
     return 255 - segment
 
 
-def noise(segment: Array, rng: np.random.Generator) -> Array:
+def noise(segment: Array, rng: Generator) -> Array:
     """Gaussian, standard deviation 35 to 70 grey levels."""
     height, width = segment.shape[1:3]
     strength = np.float32(float(rng.uniform(35, 70)))
@@ -45,37 +46,37 @@ def noise(segment: Array, rng: np.random.Generator) -> Array:
     return np.clip(segment + grain, 0, 255).astype(np.uint8)
 
 
-def blur(segment: Array, rng: np.random.Generator) -> Array:
+def blur(segment: Array, rng: Generator) -> Array:
     """Gaussian of radius 2 pixels at 256 pixels, in proportion for other sizes."""
     soft = ImageFilter.GaussianBlur(2.0 * max(segment.shape[1:3]) / 256)
     return np.stack([np.asarray(Image.fromarray(frame).filter(soft)) for frame in segment])
 
 
-def saturation(segment: Array, rng: np.random.Generator) -> Array:
+def saturation(segment: Array, rng: Generator) -> Array:
     """Twice as far from grey."""
     grey = _luminance(segment).astype(np.int16)[..., None]
     return np.clip(2 * segment.astype(np.int16) - grey, 0, 255).astype(np.uint8)
 
 
-def rotate180(segment: Array, rng: np.random.Generator) -> Array:
+def rotate180(segment: Array, rng: Generator) -> Array:
     return segment[:, ::-1, ::-1]
 
 
-def rotate90(segment: Array, rng: np.random.Generator) -> Array:
+def rotate90(segment: Array, rng: Generator) -> Array:
     """A quarter turn clockwise; frames must be square."""
     return np.rot90(segment, -1, axes=(1, 2))
 
 
-def rotate270(segment: Array, rng: np.random.Generator) -> Array:
+def rotate270(segment: Array, rng: Generator) -> Array:
     """A quarter turn counter-clockwise; frames must be square."""
     return np.rot90(segment, 1, axes=(1, 2))
 
 
-def mirror(segment: Array, rng: np.random.Generator) -> Array:
+def mirror(segment: Array, rng: Generator) -> Array:
     return segment[:, :, ::-1]
 
 
-def zoom_in(segment: Array, rng: np.random.Generator) -> Array:
+def zoom_in(segment: Array, rng: Generator) -> Array:
     """The centre, enlarged 1.3 to 1.5 times."""
     height, width = segment.shape[1:3]
     share = 1.0 / float(rng.uniform(1.3, 1.5))
@@ -84,7 +85,7 @@ def zoom_in(segment: Array, rng: np.random.Generator) -> Array:
     return resampled(segment, (left, top, width - left, height - top))
 
 
-def zoom_out(segment: Array, rng: np.random.Generator, fill: str = "blur") -> Array:
+def zoom_out(segment: Array, rng: Generator, fill: str = "blur") -> Array:
     """The frame, reduced 1.2 to 1.4 times, in the middle of a blurred copy (or of black)."""
     height, width = segment.shape[1:3]
     share = 1.0 / float(rng.uniform(1.2, 1.4))
@@ -100,7 +101,7 @@ def zoom_out(segment: Array, rng: np.random.Generator, fill: str = "blur") -> Ar
     return out
 
 
-def shuffle(segment: Array, rng: np.random.Generator) -> Array:
+def shuffle(segment: Array, rng: Generator) -> Array:
     """The frames in another order, no third of which stays in place."""
     while True:
         order = rng.permutation(len(segment))
@@ -109,7 +110,7 @@ def shuffle(segment: Array, rng: np.random.Generator) -> Array:
             return segment[order]
 
 
-def stutter(segment: Array, rng: np.random.Generator) -> Array:
+def stutter(segment: Array, rng: Generator) -> Array:
     """2 to 5 evenly spaced frames, each held; the first ones one frame longer."""
     length = len(segment)
     held = min(int(rng.integers(2, 6)), max(1, length // 2))

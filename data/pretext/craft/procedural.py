@@ -15,15 +15,17 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
+from numpy.random import Generator
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
 from mmrl.data.pretext.contract import Array, ArrayClip, Medium
 from mmrl.data.pretext.craft.draws import one_of
 from mmrl.data.pretext.craft.rng import digest, generator
 
+Colour = tuple[int, int, int]
 ShapeName = Literal["circle", "square", "triangle", "star", "ring", "cross"]
 SHAPES: tuple[ShapeName, ...] = ("circle", "square", "triangle", "star", "ring", "cross")
-COLOURS: dict[str, tuple[int, int, int]] = {
+COLOURS: dict[str, Colour] = {
     "red": (214, 48, 49),
     "green": (46, 160, 67),
     "blue": (45, 100, 220),
@@ -69,7 +71,7 @@ class Shape:
     """One drawn object. Centre, size and speed are in pixels (per second); angle in degrees clockwise."""
 
     name: ShapeName
-    colour: tuple[int, int, int]
+    colour: Colour
     x: float
     y: float
     size: float
@@ -99,7 +101,7 @@ def coverage(shape: Shape, height: int, width: int, fine: int = 4) -> Image.Imag
     return mask.reduce(fine)
 
 
-def ground(rng: np.random.Generator, height: int, width: int) -> Array:
+def ground(rng: Generator, height: int, width: int) -> Array:
     """uint8 [height, width, 3]: sky over ground with a soft horizon, broad colour changes and fine grain."""
     sky, soil = rng.uniform(150, 235, size=3), rng.uniform(40, 140, size=3)
     horizon = float(rng.uniform(0.35, 0.6))
@@ -137,7 +139,7 @@ def draw(back: Array, shapes: Sequence[Shape]) -> Array:
     return np.asarray(picture)
 
 
-def random_shapes(rng: np.random.Generator, height: int, width: int, count: int) -> list[Shape]:
+def random_shapes(rng: Generator, height: int, width: int, count: int) -> list[Shape]:
     """`count` nearly upright shapes of random kind, colour, place, speed and size (8 to 28 % of the short side)."""
     short, colours = min(height, width), list(COLOURS.values())
     # All uniform numbers at once, before the kinds and colours: the order of the draws is part of the format.
@@ -265,7 +267,7 @@ class DrawnClip:
         return sum(frame.nbytes for frame in self._frames.values())
 
 
-def _soft(rng: np.random.Generator, height: int, width: int) -> Array:
+def _soft(rng: Generator, height: int, width: int) -> Array:
     """The ground with 14 blurred ellipses."""
     back = ground(rng, height, width)
     # At a quarter of the size the ellipses cost little, and enlarging them blurs them further.

@@ -12,6 +12,7 @@ from functools import lru_cache
 from itertools import product
 
 import numpy as np
+from numpy.random import Generator
 from PIL import Image, ImageChops, ImageDraw
 
 from mmrl.data.pretext.contract import Array
@@ -26,6 +27,8 @@ from mmrl.data.pretext.craft.procedural import (
     outline,
 )
 
+Place = tuple[float, float]
+"""x and y of a centre, in pixels."""
 HUES: tuple[str, ...] = ("red", "yellow", "green", "cyan", "blue", "purple", "white")
 """The named colours that stay apart by 30 degrees of hue (or have none)."""
 
@@ -70,17 +73,17 @@ def unit_area(shape: ShapeName) -> float:
     return float(abs(twice) / 2)
 
 
-def shape_colour_pairs(count: int, rng: np.random.Generator) -> list[tuple[ShapeName, str]]:
+def shape_colour_pairs(count: int, rng: Generator) -> list[tuple[ShapeName, str]]:
     """`count` different pairs of shape and colour."""
     return some_of(list(product(SHAPES, HUES)), count, rng)
 
 
 def spread_out(
-    sizes: Sequence[float], height: int, width: int, rng: np.random.Generator
-) -> list[tuple[float, float]] | None:
+    sizes: Sequence[float], height: int, width: int, rng: Generator
+) -> list[Place] | None:
     """Centres (x, y) for discs of these diameters, inside the picture and a fifth of their size apart; None if there is
     no room after 40 tries for one of them."""
-    places: list[tuple[float, float]] = []
+    places: list[Place] = []
     for size in sizes:
         room = np.array([width, height]) - 1.2 * size
         # All 40 tries at once: the number of draws does not depend on which of them fits.
@@ -96,7 +99,7 @@ def spread_out(
     return places
 
 
-def drawn_ground(height: int, width: int, rng: np.random.Generator) -> Array:
+def drawn_ground(height: int, width: int, rng: Generator) -> Array:
     """uint8 [H, W, 3]: a grey of any brightness with broad soft blotches and fine grain."""
     grey = rng.uniform(70, 190)
     tint = rng.uniform(-12, 12, size=3)
@@ -133,11 +136,13 @@ def _room(shape: ShapeName) -> float:
     return pointed.get(shape, 0.46)
 
 
-def write(picture: Image.Image, text: str, centre: tuple[float, float], size: float) -> None:
+def write(picture: Image.Image, text: str, centre: Place, size: float) -> None:
     """White letters of about this height with a black outline, centred, in place."""
     # Even heights only, so that few pairs of masks are kept.
     edge, inside = _glyphs(text, max(10, int(size / 2) * 2))
-    corner = round(centre[0] - edge.width / 2), round(centre[1] - edge.height / 2)
+    left = round(centre[0] - edge.width / 2)
+    top = round(centre[1] - edge.height / 2)
+    corner = (left, top)
     picture.paste((0, 0, 0), corner, edge)
     picture.paste((255, 255, 255), corner, inside)
 

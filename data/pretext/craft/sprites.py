@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.random import Generator
 
 from mmrl.data.pretext.contract import Array
 from mmrl.data.pretext.craft.procedural import COLOURS, Shape, ShapeName, coverage
@@ -37,7 +38,7 @@ class Sprite:
 
 
 def sprite(
-    shape: ShapeName, colour: str, size: int, rng: np.random.Generator, opacity: float = 1.0
+    shape: ShapeName, colour: str, size: int, rng: Generator, opacity: float = 1.0
 ) -> Sprite:
     """Draw a sprite; angle and grain come from the generator."""
     side = int(size * RIM) + 3
@@ -87,7 +88,7 @@ def readable(frame: Array, what: Sprite, x: float, y: float) -> bool:
     return float(contrast) >= CONTRAST
 
 
-def spot(height: int, width: int, size: int, rng: np.random.Generator) -> tuple[float, float]:
+def spot(height: int, width: int, size: int, rng: Generator) -> tuple[float, float]:
     """A centre (x, y) at which the whole sprite lies inside the frame."""
     margin = size * RIM / 2 + 2
     x = rng.uniform(margin, max(margin, width - margin))

@@ -18,6 +18,7 @@ from math import comb
 from typing import Any
 
 import numpy as np
+from numpy.random import Generator
 
 from mmrl.data.pretext.contract import Knobs, Score, Task, Truth
 from mmrl.data.pretext.craft.rng import generator
@@ -40,7 +41,7 @@ def span_lengths(frames: int, segments: int) -> tuple[int, int]:
     return low, max(low + 1, frames // (3 * segments))
 
 
-def draw_spans(frames: int, segments: int, rng: np.random.Generator) -> Spans:
+def draw_spans(frames: int, segments: int, rng: Generator) -> Spans:
     """Half-open frame ranges: lengths uniform and independent, places uniform given the lengths."""
     low, high = span_lengths(frames, segments)
     lengths = rng.integers(low, high + 1, size=segments)
@@ -85,7 +86,7 @@ class StretchTask(Task):
     def format(self, truth: Truth) -> str:
         return "; ".join(f"{start:.1f}-{end:.1f}" for start, end in truth["answer"])
 
-    def guess(self, truth: Truth, rng: np.random.Generator) -> str:
+    def guess(self, truth: Truth, rng: Generator) -> str:
         spans = draw_spans(truth["frames"], len(truth["answer"]), rng)
         return self.format({"answer": seconds(spans, truth["step"])})
 
@@ -117,7 +118,7 @@ class MomentTask(Task):
     def format(self, truth: Truth) -> str:
         return f"{truth['answer']:.1f}"
 
-    def guess(self, truth: Truth, rng: np.random.Generator) -> str:
+    def guess(self, truth: Truth, rng: Generator) -> str:
         frame = int(rng.integers(truth["frames"]))
         return f"{frame * truth['step']:.1f}"
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.random import Generator
 
 from mmrl.data.pretext.craft.draws import one_of, some_of
 
@@ -72,9 +73,7 @@ def closure(pairs: set[tuple[int, int]], count: int) -> set[tuple[int, int]]:
     return {(int(a), int(b)) for a, b in np.argwhere(reach)}
 
 
-def calculation(
-    count: int, rng: np.random.Generator, *, pair: bool = False
-) -> list[Step] | None:
+def calculation(count: int, rng: Generator, *, pair: bool = False) -> list[Step] | None:
     """A chain of `count` steps, each using the one before; None if the values leave their range.
 
     With `pair`, two neighbouring steps use only what comes before both, and the next one uses both: they may be
@@ -101,7 +100,7 @@ def _derived(
     before: str,
     other: str | None,
     known: Mapping[str, int],
-    rng: np.random.Generator,
+    rng: Generator,
 ) -> Step | None:
     """A step from `before` and another quantity or a constant, with a new value."""
     for _ in range(40):

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
+from numpy.random import Generator
 
 from mmrl.data.pretext.contract import Array, Draft, Evidence, Knob, Knobs, Medium, Reject
 from mmrl.data.pretext.craft import clips
@@ -127,7 +128,7 @@ def stretch_draft(
     )
 
 
-def _chosen(kind: str, rng: np.random.Generator) -> str:
+def _chosen(kind: str, rng: Generator) -> str:
     pool = {"any": PAPER_KINDS, "train": TRAIN_MIX}.get(kind, (kind,))
     return one_of(pool, rng)
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
+from numpy.random import Generator
 
 from mmrl.data.pretext.contract import Array, Draft, Evidence, Knob, Knobs, Medium, Reject
 from mmrl.data.pretext.craft import clips
@@ -78,7 +79,7 @@ class ArrowOfTimeTask(ChoiceTask):
         )
 
 
-def _stretch(span: tuple[int, int], count: int, rng: np.random.Generator) -> Array | None:
+def _stretch(span: tuple[int, int], count: int, rng: Generator) -> Array | None:
     """`count` evenly spaced source frames of a random part of the window: every k-th frame, k as large as 4 allow."""
     start, end = span
     stride = min(4, (end - start - 1) // (count - 1)) if count > 1 else 1

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
+from numpy.random import Generator
 
 from mmrl.data.pretext.contract import (
     Array,
@@ -102,7 +103,7 @@ class CameraMotionTask(WordsTask):
         return NAMES
 
 
-def _motions(count: int, rng: np.random.Generator) -> list[str]:
+def _motions(count: int, rng: Generator) -> list[str]:
     """Names, neighbours different."""
     chosen: list[str] = []
     while len(chosen) < count:
@@ -132,7 +133,7 @@ def _path(motions: Sequence[str], frames: int, speed: float, rng: Streams) -> Ar
     return np.stack(rows) + shake
 
 
-def _fitted(path: Array, width: int, height: int, rng: np.random.Generator) -> Array:
+def _fitted(path: Array, width: int, height: int, rng: Generator) -> Array:
     """[frames, 4] with pixels for centre and side: the largest window whose whole path fits, at a random place."""
     half = 0.5 * np.exp(path[:, 2]) * (np.abs(np.cos(path[:, 3])) + np.abs(np.sin(path[:, 3])))
     low, high = (

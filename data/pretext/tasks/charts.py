@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+from numpy.random import Generator
 from PIL import Image, ImageDraw
 
 from mmrl.data.pretext.contract import (
@@ -161,7 +162,7 @@ def draw_numbers(rows: int, columns: int, top: int, rng: Streams) -> NumberGrid:
 
 
 def pose(
-    numbers: NumberGrid, kind: str, top: int, where: str, rng: np.random.Generator
+    numbers: NumberGrid, kind: str, top: int, where: str, rng: Generator
 ) -> tuple[NumberGrid, ChartQuestion]:
     """One question, with the asked series drawn again such that every answer is equally likely."""
     column = int(rng.integers(len(numbers.columns)))
@@ -196,7 +197,7 @@ def pose(
     return NumberGrid(numbers.rows, numbers.columns, values), question
 
 
-def chosen(kind: str, rng: np.random.Generator) -> str:
+def chosen(kind: str, rng: Generator) -> str:
     """The kind of question; "any" draws one."""
     return one_of(ASKS, rng) if kind == "any" else kind
 
@@ -218,7 +219,7 @@ def _draft(picture: Array, boxes: Boxes, question: ChartQuestion) -> Draft:
 
 
 def _chart(
-    numbers: NumberGrid, top: int, bars: bool, rng: np.random.Generator
+    numbers: NumberGrid, top: int, bars: bool, rng: Generator
 ) -> tuple[Array, dict[tuple[int, int], Box]]:
     """The picture and the box of every entry. One unit of value is a whole number of pixels."""
     unit = max(2, 240 // top)
@@ -277,7 +278,7 @@ def _series(
     return spots
 
 
-def _table(numbers: NumberGrid, rng: np.random.Generator) -> tuple[Array, Boxes]:
+def _table(numbers: NumberGrid, rng: Generator) -> tuple[Array, Boxes]:
     wide, tall, first = 66, 28, 74
     width, height = first + wide * len(numbers.columns) + 1, tall * (len(numbers.rows) + 1) + 1
     picture = Image.new("RGB", (width, height), (255, 255, 255))

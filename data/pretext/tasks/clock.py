@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.random import Generator
 from PIL import Image, ImageDraw
 
 from mmrl.data.pretext.contract import (
@@ -95,7 +96,7 @@ class ClockTask(Task):
     def format(self, truth: Truth) -> str:
         return f"{(truth['answer'] // 60 + 11) % 12 + 1}:{truth['answer'] % 60:02d}"
 
-    def guess(self, truth: Truth, rng: np.random.Generator) -> str:
+    def guess(self, truth: Truth, rng: Generator) -> str:
         return self.format({"answer": int(rng.integers(DIAL // truth["step"])) * truth["step"]})
 
     def chance(self, knobs: Knobs) -> float:
@@ -114,7 +115,7 @@ def _mean_near(step: int) -> float:
     )
 
 
-def _draw(minutes: int, style: str, tilt: float, side: int, rng: np.random.Generator) -> Array:
+def _draw(minutes: int, style: str, tilt: float, side: int, rng: Generator) -> Array:
     """uint8 [side, side, 3]: drawn at twice the size."""
     edge, dark = 2 * side, bool(rng.random() < 0.3)
     back, face = (

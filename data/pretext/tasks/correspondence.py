@@ -14,6 +14,7 @@ from math import exp, hypot
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.random import Generator
 from PIL import Image, ImageDraw
 
 from mmrl.data.pretext.contract import (
@@ -132,7 +133,7 @@ class CorrespondenceTask(Task):
     def format(self, truth: Truth) -> str:
         return ", ".join(map(str, truth["answer"]))
 
-    def guess(self, truth: Truth, rng: np.random.Generator) -> str:
+    def guess(self, truth: Truth, rng: Generator) -> str:
         return ", ".join(str(int(v)) for v in rng.integers(0, SCALE + 1, size=2))
 
     def chance(self, knobs: Knobs) -> float:
@@ -147,9 +148,7 @@ def point_key(point: Sequence[float]) -> tuple[int, ...]:
     return tuple(int(value * 20 // SCALE) for value in point)
 
 
-def _quad(
-    centre: Array, edge: int, bend: float, turn: float, rng: np.random.Generator
-) -> Array:
+def _quad(centre: Array, edge: int, bend: float, turn: float, rng: Generator) -> Array:
     """[4, 2]: a bent, turned window around the centre that stays inside a square of side `edge`."""
     base = (corners(1.0, 1.0) - 0.5) * (1.0 + rng.uniform(-bend, bend, size=(4, 2)))
     cos, sin = np.cos(np.deg2rad(turn)), np.sin(np.deg2rad(turn))

@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.random import Generator
 
 from mmrl.data.pretext.contract import (
     Draft,
@@ -99,7 +100,7 @@ class CropLocationTask(Task):
     def format(self, truth: Truth) -> str:
         return ", ".join(map(str, truth["answer"]))
 
-    def guess(self, truth: Truth, rng: np.random.Generator) -> str:
+    def guess(self, truth: Truth, rng: Generator) -> str:
         return ", ".join(map(str, random_box(rng)))
 
     def chance(self, knobs: Knobs) -> float:
@@ -114,7 +115,7 @@ def box_key(box: Sequence[float]) -> tuple[int, ...]:
     return tuple(int(value * 10 // SCALE) for value in box)
 
 
-def random_box(rng: np.random.Generator) -> list[int]:
+def random_box(rng: Generator) -> list[int]:
     """A box between two uniform corners of the answer grid."""
     first, second = (
         rng.choice(SCALE + 1, size=2, replace=False),

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
+from numpy.random import Generator
 from PIL import Image, ImageDraw, ImageFont
 
 from mmrl.data.pretext.contract import (
@@ -100,7 +101,7 @@ def _points(
     count: int,
     apart: float,
     radius: int,
-    rng: np.random.Generator,
+    rng: Generator,
 ) -> Array | None:
     """[count, 3]: x, y in shown pixels and depth, near to far; or None."""
     height, width = size

@@ -17,6 +17,7 @@ from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.random import Generator
 
 from mmrl.data.pretext.contract import (
     Array,
@@ -126,7 +127,7 @@ class DifferencesTask(Task):
     def format(self, truth: Truth) -> str:
         return "; ".join(", ".join(map(str, box)) for box in truth["answer"])
 
-    def guess(self, truth: Truth, rng: np.random.Generator) -> str:
+    def guess(self, truth: Truth, rng: Generator) -> str:
         return "; ".join(", ".join(map(str, random_box(rng))) for _ in truth["answer"])
 
     def chance(self, knobs: Knobs) -> float:
@@ -152,7 +153,7 @@ def _matched(ious: Array) -> list[float]:
 
 
 def _disjoint(
-    count: int, height: int, width: int, size: float, rng: np.random.Generator
+    count: int, height: int, width: int, size: float, rng: Generator
 ) -> list[Box] | None:
     boxes: list[Box] = []
     for _ in range(60):

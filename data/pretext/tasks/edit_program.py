@@ -16,6 +16,7 @@ from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.random import Generator
 
 from mmrl.data.pretext.contract import (
     Array,
@@ -123,7 +124,7 @@ class EditProgramTask(Task):
     def format(self, truth: Truth) -> str:
         return ", ".join(truth["answer"])
 
-    def guess(self, truth: Truth, rng: np.random.Generator) -> str:
+    def guess(self, truth: Truth, rng: Generator) -> str:
         return ", ".join(repeatedly(NAMES, len(truth["answer"]), rng))
 
     def chance(self, knobs: Knobs) -> float:
@@ -174,7 +175,7 @@ def _shortest() -> dict[tuple[str, str], int]:
     return lengths
 
 
-def _irreducible(steps: int, rng: np.random.Generator) -> list[str]:
+def _irreducible(steps: int, rng: Generator) -> list[str]:
     while True:
         program = repeatedly(NAMES, steps, rng)
         if _shortest()[effect(program)] == steps:

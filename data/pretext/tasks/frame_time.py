@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
+from numpy.random import Generator
 
 from mmrl.data.pretext.contract import Draft, Evidence, Knob, Knobs, Medium, Reject, Visual
 from mmrl.data.pretext.craft import clips
@@ -75,7 +76,7 @@ class FrameTimeTask(MomentTask):
         )
 
 
-def _beside(indices: np.ndarray, frame: int, rng: np.random.Generator) -> int:
+def _beside(indices: np.ndarray, frame: int, rng: Generator) -> int:
     """A source frame at most a third of a step from the shown one; the shown one itself if there is none."""
     gap = int(np.diff(indices).min())
     reach = max(1, gap // 3) if gap > 1 else 0

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
-import numpy as np
+from numpy.random import Generator
 
 from mmrl.data.pretext.contract import (
     Array,
@@ -157,7 +157,7 @@ class HopChainTask(NumberTask):
     def format(self, truth: Truth) -> str:
         return ", ".join([*truth.get("trace", ()), str(truth["answer"])])
 
-    def guess(self, truth: Truth, rng: np.random.Generator) -> str:
+    def guess(self, truth: Truth, rng: Generator) -> str:
         number = super().guess(truth, rng)
         if "trace" not in truth:
             return number
@@ -190,7 +190,7 @@ class PhotoHopChainTask(HopChainTask):
         return None if crop is None else resize(crop, WIDTH, HEIGHT)
 
 
-def _scene(count: int, rng: np.random.Generator) -> list[Thing] | None:
+def _scene(count: int, rng: Generator) -> list[Thing] | None:
     """Objects whose largest and smallest one are clear, with digits from 1 to their number (at most 9)."""
     base = 1.15 * HEIGHT / (count + 3) ** 0.5 / 2
     sizes = base * rng.uniform(0.8, 1.0, size=count)
@@ -210,7 +210,7 @@ def _scene(count: int, rng: np.random.Generator) -> list[Thing] | None:
 
 
 def _program(
-    things: list[Thing], knobs: Knobs, target: int, rng: np.random.Generator
+    things: list[Thing], knobs: Knobs, target: int, rng: Generator
 ) -> tuple[list[Hop], list[Thing], list[int]] | None:
     """A program with this answer, all of whose hops are clear and matter, its scene and the results of its hops."""
     hops, arith = int(knobs["hops"]), int(knobs["arith"])

@@ -17,7 +17,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
-import numpy as np
+from numpy.random import Generator
 
 from mmrl.data.pretext.contract import (
     Draft,
@@ -115,7 +115,7 @@ class MaskedFillTask(Task):
     def format(self, truth: Truth) -> str:
         return "; ".join(f"{place}: {span}" for place, span in enumerate(truth["answer"], 1))
 
-    def guess(self, truth: Truth, rng: np.random.Generator) -> str:
+    def guess(self, truth: Truth, rng: Generator) -> str:
         return self.format(
             {
                 "answer": [

@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.random import Generator
 from PIL import Image, ImageDraw
 
 from mmrl.data.pretext.contract import (
@@ -139,7 +140,7 @@ class MazePathTask(Task):
     def format(self, truth: Truth) -> str:
         return ", ".join(truth["answer"])
 
-    def guess(self, truth: Truth, rng: np.random.Generator) -> str:
+    def guess(self, truth: Truth, rng: Generator) -> str:
         return ", ".join(
             tuple(STEPS)[int(i)] for i in rng.integers(4, size=len(truth["answer"]))
         )
@@ -153,7 +154,7 @@ class MazePathTask(Task):
         return self.chance(knobs) + float(knobs["gamma"]) * prefix / steps
 
 
-def _grown(size: int, seeds: int, rng: np.random.Generator) -> Open:
+def _grown(size: int, seeds: int, rng: Generator) -> Open:
     """Random trees that grow from `seeds` cells until all cells belong to one: no loops, one way between two cells."""
     cells = [(r, c) for r in range(size) for c in range(size)]
     passages: Open = {cells[int(i)]: [] for i in rng.permutation(len(cells))[:seeds]}
@@ -164,7 +165,7 @@ def _grown(size: int, seeds: int, rng: np.random.Generator) -> Open:
     return passages
 
 
-def _grow(tree: list[Cell], passages: Open, size: int, rng: np.random.Generator) -> None:
+def _grow(tree: list[Cell], passages: Open, size: int, rng: Generator) -> None:
     """Open one more cell from a growing tip: mostly the newest (long corridors), sometimes any (branches)."""
     while tree:
         place = len(tree) - 1 if rng.random() < 0.7 else int(rng.integers(len(tree)))

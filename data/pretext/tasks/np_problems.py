@@ -20,6 +20,7 @@ from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.random import Generator
 
 from mmrl.data.pretext.contract import (
     Array,
@@ -60,13 +61,13 @@ class NPProblem:
     """What an answer looks like."""
     smaller: bool
     """Is less better?"""
-    draw: Callable[[int, np.random.Generator], tuple[Instance, Sequence[Any]]]
+    draw: Callable[[int, Generator], tuple[Instance, Sequence[Any]]]
     """An instance of this size, and its reference solution."""
     value: Callable[[Instance, Sequence[Any]], float | None]
-    guess: Callable[[Instance, np.random.Generator], Sequence[Any]]
+    guess: Callable[[Instance, Generator], Sequence[Any]]
     canonical: Callable[[Instance, Sequence[Any]], tuple[Any, ...]]
     write: Callable[[Instance], str]
-    picture: Callable[[Instance, np.random.Generator], Array | None]
+    picture: Callable[[Instance, Generator], Array | None]
 
 
 class NPTask(Task):
@@ -136,7 +137,7 @@ class NPTask(Task):
     def format(self, truth: Truth) -> str:
         return ", ".join(map(str, truth["answer"]))
 
-    def guess(self, truth: Truth, rng: np.random.Generator) -> str:
+    def guess(self, truth: Truth, rng: Generator) -> str:
         return self.format({"answer": self.problem.guess(truth["instance"], rng)})
 
     def chance(self, knobs: Knobs) -> float:
@@ -173,11 +174,11 @@ def _plain(answer: Sequence[Any]) -> list[Any]:
     return [list(entry) if isinstance(entry, tuple) else int(entry) for entry in answer]
 
 
-def _graph_picture(instance: Instance, rng: np.random.Generator) -> Array | None:
+def _graph_picture(instance: Instance, rng: Generator) -> Array | None:
     return pictures.drawn_graph(instance["n"], instance["edges"], rng)
 
 
-def _load_picture(instance: Instance, rng: np.random.Generator) -> Array:
+def _load_picture(instance: Instance, rng: Generator) -> Array:
     pairs = zip(instance["weights"], instance["values"], strict=True)
     rows = [[str(i + 1), str(weight), str(value)] for i, (weight, value) in enumerate(pairs)]
     return pictures.drawn_rows(

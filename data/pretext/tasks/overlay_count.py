@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.random import Generator
 
 from mmrl.data.pretext.contract import (
     Draft,
@@ -96,7 +97,7 @@ class OverlayCountTask(Task):
     def format(self, truth: Truth) -> str:
         return ", ".join(map(str, truth["answer"]))
 
-    def guess(self, truth: Truth, rng: np.random.Generator) -> str:
+    def guess(self, truth: Truth, rng: Generator) -> str:
         return ", ".join(
             str(int(v)) for v in rng.integers(1, truth["most"] + 1, size=len(truth["answer"]))
         )

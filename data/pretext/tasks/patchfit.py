@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
+from numpy.random import Generator
 
 from mmrl.data.pretext.contract import (
     Array,
@@ -137,7 +138,7 @@ def changed(piece: Array, change: Change) -> Array:
     return np.ascontiguousarray(np.roll(out, hue, axis=2))
 
 
-def _family(size: int, rng: np.random.Generator) -> list[Change]:
+def _family(size: int, rng: Generator) -> list[Change]:
     """`size` changes with the identity at a random place among them: a random set of group elements relative to one of
     its members. At most one colour change, so at least half of the options keep their colours."""
     while True:

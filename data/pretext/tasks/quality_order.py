@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
+from numpy.random import Generator
 from PIL import Image, ImageFilter
 
 from mmrl.data.pretext.contract import (
@@ -99,7 +100,7 @@ class QualityOrderTask(OrderTask):
         return int(knobs["copies"])
 
 
-def degraded(picture: Array, kind: str, strength: float, rng: np.random.Generator) -> Array:
+def degraded(picture: Array, kind: str, strength: float, rng: Generator) -> Array:
     """uint8, same shape. `strength` 1 is the least: blur radius 0.5 % of the side, noise of 6 grey levels, gain 0.4."""
     if kind == "blur":
         radius = 0.004 * picture.shape[0] * strength

@@ -17,6 +17,7 @@ from math import comb
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.random import Generator
 
 from mmrl.data.pretext.contract import (
     Array,
@@ -117,7 +118,7 @@ class RedrawTask(Task):
     def format(self, truth: Truth) -> str:
         return "; ".join(" ".join(map(str, entry)) for entry in truth["answer"])
 
-    def guess(self, truth: Truth, rng: np.random.Generator) -> str:
+    def guess(self, truth: Truth, rng: Generator) -> str:
         program = _program(len(truth["answer"]), truth["cells"], rng)
         return "; ".join(" ".join(map(str, entry)) for entry in program)
 
@@ -158,7 +159,7 @@ def _wanted(program: tuple[Entry, ...], cells: int) -> Array:
     return drawing(program, cells, UNIT)
 
 
-def _program(count: int, cells: int, rng: np.random.Generator) -> list[Entry]:
+def _program(count: int, cells: int, rng: Generator) -> list[Entry]:
     names = [list(SIZES), list(HUES), list(SHAPES)]
     places = rng.permutation(cells**2)[:count]
     return sorted(

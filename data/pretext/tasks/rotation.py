@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.random import Generator
 from PIL import Image
 
 from mmrl.data.pretext.contract import (
@@ -105,7 +106,7 @@ class RotationTask(Task):
     def format(self, truth: Truth) -> str:
         return str(truth["answer"])
 
-    def guess(self, truth: Truth, rng: np.random.Generator) -> str:
+    def guess(self, truth: Truth, rng: Generator) -> str:
         return str(int(rng.integers(360 // truth["step"])) * truth["step"])
 
     def chance(self, knobs: Knobs) -> float:

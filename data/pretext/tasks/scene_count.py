@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-import numpy as np
+from numpy.random import Generator
 
 from mmrl.data.pretext.contract import Draft, Evidence, Knob, Knobs, Medium, Reject, Visual
 from mmrl.data.pretext.craft.answer_forms import ChoiceTask
@@ -156,16 +156,16 @@ def kind_name(asked: Look, plural: bool = False) -> str:
     )
 
 
-def _asked(count: int, rng: np.random.Generator) -> dict[str, str]:
+def _asked(count: int, rng: Generator) -> dict[str, str]:
     names = [tuple(CHOICES)[int(i)] for i in rng.permutation(len(CHOICES))[:count]]
     return {name: one_of(CHOICES[name], rng) for name in names}
 
 
-def _random_look(rng: np.random.Generator) -> dict[str, str]:
+def _random_look(rng: Generator) -> dict[str, str]:
     return {name: one_of(values, rng) for name, values in CHOICES.items()}
 
 
-def _missing(asked: Look, rng: np.random.Generator) -> dict[str, str]:
+def _missing(asked: Look, rng: Generator) -> dict[str, str]:
     """A look that misses one of the asked properties, seldom more."""
     look = _random_look(rng) | dict(asked)
     for name in rng.permutation(list(asked))[: 1 + int(rng.random() < 0.25)]:
@@ -175,7 +175,7 @@ def _missing(asked: Look, rng: np.random.Generator) -> dict[str, str]:
 
 
 def _side(
-    places: Sequence[tuple[float, float]], target: int, rng: np.random.Generator
+    places: Sequence[tuple[float, float]], target: int, rng: Generator
 ) -> tuple[int, list[int], str] | None:
     """A place, the places on one side of it (at least `target`, all clear) and the name of the side."""
     for name in [tuple(SIDES)[int(i)] for i in rng.permutation(len(SIDES))]:
@@ -195,7 +195,7 @@ def _objects(
     chosen: set[int],
     inside: set[int],
     named: int | None,
-    rng: np.random.Generator,
+    rng: Generator,
 ) -> list[Thing]:
     """Matching objects at the chosen places, others inside; outside either. The named one has a look of its own."""
     looks: list[dict[str, str]] = []

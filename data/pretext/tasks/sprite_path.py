@@ -15,6 +15,7 @@ from itertools import pairwise
 from typing import ClassVar
 
 import numpy as np
+from numpy.random import Generator
 from PIL import Image, ImageDraw
 
 from mmrl.data.pretext.contract import (
@@ -127,7 +128,7 @@ class SpriteMovesTask(WordsTask):
         )
 
 
-def _walk(knobs: Knobs, rng: np.random.Generator) -> Walk | None:
+def _walk(knobs: Knobs, rng: Generator) -> Walk | None:
     """Random steps into cells that were free; the marked object always moves, None if it cannot.
 
     Drawn from the end backwards (the rule is its own reverse), so that every final cell is equally likely."""

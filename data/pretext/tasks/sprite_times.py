@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
+from numpy.random import Generator
 
 from mmrl.data.pretext.contract import Array, Draft, Evidence, Knob, Knobs, Medium, Reject
 from mmrl.data.pretext.craft import clips
@@ -87,7 +88,7 @@ class SpriteTimesTask(MomentTask):
         )
 
 
-def _looks(count: int, rng: np.random.Generator) -> list[tuple[ShapeName, str]]:
+def _looks(count: int, rng: Generator) -> list[tuple[ShapeName, str]]:
     """The object and distractors that share its shape or its colour, all different."""
     shape: ShapeName = one_of(SHAPES, rng)
     colour = list(COLOURS)[int(rng.integers(len(COLOURS)))]
@@ -101,7 +102,7 @@ def _looks(count: int, rng: np.random.Generator) -> list[tuple[ShapeName, str]]:
     return [(shape, colour), *(alike[int(i)] for i in rng.permutation(len(alike))[: count - 1])]
 
 
-def _visible(count: int, edge: int, which: str, visits: int, rng: np.random.Generator) -> Array:
+def _visible(count: int, edge: int, which: str, visits: int, rng: Generator) -> Array:
     """bool [F]: visits whose first (or last) visible frame is `edge`."""
     seen = np.zeros(count, dtype=bool)
     at = edge if which == "first" else count - 1 - edge

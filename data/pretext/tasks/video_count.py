@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
+from numpy.random import Generator
 
 from mmrl.data.pretext.contract import Array, Draft, Evidence, Knob, Knobs, Medium, Reject
 from mmrl.data.pretext.craft import clips
@@ -119,7 +120,7 @@ def _paint_still(shown: Array, painted: Painted, rng: Streams, reenter: bool) ->
 
 
 def _frames_for(
-    count: int, free: list[int], frames: int, rng: np.random.Generator
+    count: int, free: list[int], frames: int, rng: Generator
 ) -> dict[int, int] | None:
     """Frame -> shapes on it, taken from the free frames. Up to three frames, more if the count needs them."""
     fewest = -(-count // PER_FRAME)
@@ -191,7 +192,7 @@ def _placed(
 
 
 def _path(
-    shown: Array, size: int, reenter: bool, rng: np.random.Generator
+    shown: Array, size: int, reenter: bool, rng: Generator
 ) -> list[tuple[int, float, float]]:
     """(frame, x, y) of an object that glides along a straight line, and, if it re-enters, along another one."""
     frames, height, width = shown.shape[:3]
@@ -213,7 +214,7 @@ def _free(at: tuple[int, float, float], size: int, taken: Sequence[At]) -> bool:
     return all(f != frame or abs(x - a) + abs(y - b) > 0.9 * (size + d) for f, a, b, d in taken)
 
 
-def _visits(frames: int, reenter: bool, rng: np.random.Generator) -> list[tuple[int, int]]:
+def _visits(frames: int, reenter: bool, rng: Generator) -> list[tuple[int, int]]:
     """Frame ranges in which an object is there: one, or two with at least two frames between them."""
     length = int(rng.integers(max(3, frames // 6), max(4, frames // 3) + 1))
     if not reenter or rng.random() < 0.3:
