@@ -54,25 +54,24 @@ class ArrowOfTimeTask(ChoiceTask):
         if clips.too_small(frames):
             return Reject("too-small")
         asked = frames[-count:]
-        moved = clips.motion(asked)
-        if float(moved.mean()) < clips.STILL:
+        pace = float(clips.motion(asked).mean())
+        if pace < clips.STILL:
             return Reject("nothing-moves")
-        if clips.change(asked[:1], asked[-1:]) < 1.5 * float(moved.mean()):
+        # A swing or a loop ends where it began and plays alike both ways.
+        if clips.change(asked[:1], asked[-1:]) < 1.5 * pace:
             return Reject("returns-to-the-start")
         answer = WORDS[int(rng.selection.integers(2))]
         step = clips.shown_step(clip, indices, np.arange(total))
-        shown = clips.timed(
-            asked if answer == "forward" else asked[::-1], step, "Clip 2:" if reference else ""
-        )
+        played = asked if answer == "forward" else asked[::-1]
+        shown = clips.timed(played, step, "Clip 2:" if reference else "")
         before = (clips.timed(frames[:count], step, "Clip 1:"),) if reference else ()
+        hint = "Clip 1 plays forward; clip 2 shows the moments right after it. "
         return Draft(
             visuals=(*before, shown),
             truth={"answer": answer, "options": list(WORDS)},
             key=answer,
             fields={
-                "reference": "Clip 1 plays forward; clip 2 shows the moments right after it. "
-                if reference
-                else "",
+                "reference": hint if reference else "",
                 "which": "clip 2" if reference else "the video",
             },
             evidence=(Evidence(len(before)),),
@@ -82,8 +81,9 @@ class ArrowOfTimeTask(ChoiceTask):
 def _stretch(span: tuple[int, int], count: int, rng: Generator) -> Array | None:
     """`count` evenly spaced source frames of a random part of the window: every k-th frame, k as large as 4 allow."""
     start, end = span
-    stride = min(4, (end - start - 1) // (count - 1)) if count > 1 else 1
+    room = end - start - 1
+    stride = min(4, room // (count - 1)) if count > 1 else 1
     if stride < 1:
         return None
-    free = end - start - 1 - stride * (count - 1)
+    free = room - stride * (count - 1)
     return start + int(rng.integers(free + 1)) + stride * np.arange(count)

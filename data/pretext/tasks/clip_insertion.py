@@ -16,7 +16,7 @@ import numpy as np
 
 from mmrl.data.pretext.contract import Draft, Evidence, Knob, Knobs, Medium, Reject
 from mmrl.data.pretext.craft import clips
-from mmrl.data.pretext.craft.answer_forms import ChoiceTask
+from mmrl.data.pretext.craft.answer_forms import ChoiceTask, listed
 from mmrl.data.pretext.craft.rng import Streams
 
 
@@ -45,9 +45,8 @@ class ClipInsertionTask(ChoiceTask):
         return int(knobs["joins"])
 
     def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
-        joins, part, piece, trim = (
-            int(knobs[name]) for name in ("joins", "part", "piece", "trim")
-        )
+        joins, part = int(knobs["joins"]), int(knobs["part"])
+        piece, trim = int(knobs["piece"]), int(knobs["trim"])
         clip = media[0].video()
         gone = piece + 2 * trim
         total = (joins + 1) * part + joins * gone
@@ -57,13 +56,18 @@ class ClipInsertionTask(ChoiceTask):
         frames = clips.read_frames(clip, indices, int(knobs["side"]))
         if clips.too_small(frames):
             return Reject("too-small")
-        cuts = [(i + 1) * part + i * gone for i in range(joins)]
+        cuts = [part + join * (part + gone) for join in range(joins)]
+        # Trimmed: the border frames of the piece must not continue those beside the join.
         pieces = [frames[cut + trim : cut + trim + piece] for cut in cuts]
         if clips.closest_means(pieces) < clips.SAME:
             return Reject("clips-look-alike")
-        kept = np.delete(frames, [i for cut in cuts for i in range(cut, cut + gone)], axis=0)
+        removed = [frame for cut in cuts for frame in range(cut, cut + gone)]
+        kept = np.delete(frames, removed, axis=0)
         chosen = int(rng.selection.integers(joins))
         step = clips.shown_step(clip, indices, np.arange(total))
+        times = [f"{(join + 1) * part * step:.1f}" for join in range(joins)]
+        # The frames on both sides of the join are what the piece must go with.
+        around = tuple(range(chosen * part, (chosen + 2) * part))
         return Draft(
             visuals=(
                 clips.timed(kept, step, "Video:"),
@@ -71,12 +75,6 @@ class ClipInsertionTask(ChoiceTask):
             ),
             truth={"answer": str(chosen + 1), "options": [str(i + 1) for i in range(joins)]},
             key=str(chosen + 1),
-            fields={
-                "joins": joins,
-                "times": ", ".join(f"{(i + 1) * part * step:.1f}" for i in range(joins)),
-            },
-            evidence=(
-                Evidence(0, frames=tuple(range(chosen * part, (chosen + 2) * part))),
-                Evidence(1),
-            ),
+            fields={"joins": joins, "times": listed(times)},
+            evidence=(Evidence(0, frames=around), Evidence(1)),
         )
