@@ -49,17 +49,16 @@ class FrameTimeTask(MomentTask):
             return Reject("too-few-frames")
         frame = int(rng.selection.integers(count))
         beside = _beside(indices, frame, rng.selection)
+        # The still is read in one call with the clip: a second pass over the file would cost as much again.
         frames = clips.read_frames(clip, np.append(indices, beside), int(knobs["side"]))
         if clips.too_small(frames):
             return Reject("too-small")
         video, still = frames[:-1], frames[-1]
-        apart = np.abs(clips.thumbnails(video) - clips.thumbnails(still[None])).mean(
-            axis=(1, 2, 3)
-        )
+        difference = clips.thumbnails(video) - clips.thumbnails(still[None])
+        apart = np.abs(difference).mean(axis=(1, 2, 3))
         far = np.abs(np.arange(count) - frame) > 1
-        if far.any() and float(apart[far].min()) < max(
-            clips.SAME, MARGIN * float(apart[frame])
-        ):
+        needed = max(clips.SAME, MARGIN * float(apart[frame]))
+        if far.any() and float(apart[far].min()) < needed:
             return Reject("frames-look-alike")
         step = clips.shown_step(clip, indices, units)
         picture = jittered([still], rng.appearance)[0]
@@ -79,7 +78,9 @@ class FrameTimeTask(MomentTask):
 def _beside(indices: np.ndarray, frame: int, rng: Generator) -> int:
     """A source frame at most a third of a step from the shown one; the shown one itself if there is none."""
     gap = int(np.diff(indices).min())
+    # A third at most, so that the shown frame stays the nearest one.
     reach = max(1, gap // 3) if gap > 1 else 0
-    offsets = [d for d in range(-reach, reach + 1) if d]
-    inside = [d for d in offsets if indices[0] <= indices[frame] + d <= indices[-1]]
-    return int(indices[frame]) + (one_of(inside, rng) if inside else 0)
+    here = int(indices[frame])
+    near = [here + offset for offset in range(-reach, reach + 1) if offset]
+    inside = [index for index in near if indices[0] <= index <= indices[-1]]
+    return one_of(inside, rng) if inside else here
