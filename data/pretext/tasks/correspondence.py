@@ -139,7 +139,7 @@ class CorrespondenceTask(Task):
         return listed(int(v) for v in rng.integers(0, SCALE + 1, size=2))
 
     def chance(self, knobs: Knobs) -> float:
-        # The area of the disc that counts as a hit: it lies inside the picture, as `MARGIN` is wider than the usual `hit`.
+        # The area of the disc that counts as a hit, all of it in the picture: `MARGIN` is wider than the usual `hit`.
         return float(np.pi * float(knobs["hit"]) ** 2)
 
     def chance_reward(self, knobs: Knobs) -> float:
