@@ -42,30 +42,25 @@ class NeedleClipTask(StretchTask):
         return 2
 
     def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
-        frames, segments, side = (
-            int(knobs["frames"]),
-            int(knobs["segments"]),
-            int(knobs["side"]),
-        )
+        frames, segments = int(knobs["frames"]), int(knobs["segments"])
         spans = draw_spans(frames, segments, rng.geometry)
         host, other = media[0].video(), media[1].video()
         units = np.arange(frames, dtype=np.float64)
+        # Never at frame 0, before which there is nothing to jump over.
         for place in rng.geometry.permutation(np.arange(1, frames))[: int(knobs["decoys"])]:
             units[place:] += JUMP
-        indices, foreign = (
-            clips.spread_indices(host, units),
-            clips.spread_indices(other, np.arange(frames, dtype=np.float64)),
-        )
+        indices = clips.spread_indices(host, units)
+        foreign = clips.spread_indices(other, np.arange(frames, dtype=np.float64))
         if indices is None or foreign is None:
             return Reject("too-few-frames")
-        shown = clips.read_frames(host, indices, side).copy()
+        shown = clips.read_frames(host, indices, int(knobs["side"])).copy()
         if clips.too_small(shown):
             return Reject("too-small")
-        for a, b in spans:
-            piece = _matched(other.read(foreign[a:b].tolist()), shown[a:b])
-            if clips.change(piece, shown[a:b]) < 2 * VISIBLE:
+        for start, end in spans:
+            piece = _matched(other.read(foreign[start:end].tolist()), shown[start:end])
+            if clips.change(piece, shown[start:end]) < 2 * VISIBLE:
                 return Reject("clips-look-alike")
-            shown[a:b] = piece
+            shown[start:end] = piece
         count = "one piece" if segments == 1 else f"{segments} pieces"
         words = {
             "pieces": count,
@@ -77,8 +72,8 @@ class NeedleClipTask(StretchTask):
 
 def _matched(piece: Array, like: Array) -> Array:
     """Resized to the other frames and shifted to their mean brightness."""
-    fitted = np.stack(
-        [clips.resize(frame, like.shape[2], like.shape[1]) for frame in piece]
-    ).astype(np.int16)
+    height, width = like.shape[1:3]
+    fitted = clips.resized(piece, width, height).astype(np.int16)
+    # Every eighth pixel is enough for a mean.
     shift = int(clips.thumbnails(like).mean() - fitted[:, ::8, ::8].mean())
     return np.clip(fitted + shift, 0, 255).astype(np.uint8)

@@ -38,6 +38,7 @@ from mmrl.data.pretext.contract import (
 from mmrl.data.pretext.craft import np_graphs as graphs
 from mmrl.data.pretext.craft import np_pictures as pictures
 from mmrl.data.pretext.craft import np_selection as selection
+from mmrl.data.pretext.craft.answer_forms import all_or_error, listed
 from mmrl.data.pretext.craft.rng import Streams, generator
 from mmrl.data.pretext.marking import parsing
 from mmrl.data.pretext.marking.parsing import ParseError
@@ -107,6 +108,7 @@ class NPTask(Task):
         picture = problem.picture(instance, rng.appearance) if drawn else None
         if drawn and picture is None:
             return Reject("drawing-not-clear")
+        # The whole instance stays in the truth: an answer is valued, not compared with the reference.
         return Draft(
             visuals=() if picture is None else (Visual(picture),),
             truth={"answer": _plain(answer), "instance": instance, "reference": reference},
@@ -128,14 +130,14 @@ class NPTask(Task):
         if worth is None:
             return Score(0.0, parts={"feasible": 0.0})
         ratio = quality(worth, truth["reference"], problem.smaller)
+        # Lengths of tours are sums of roots: the same tour from another city differs in the last digits.
         right = ratio >= 1.0 - 1e-9
         reward = 1.0 if right else FLOOR + (1.0 - FLOOR) * ratio**POWER
-        return Score(
-            reward, right, {"feasible": 1.0, "ratio": ratio}, problem.canonical(instance, value)
-        )
+        key = problem.canonical(instance, value)
+        return Score(reward, right, {"feasible": 1.0, "ratio": ratio}, key)
 
     def format(self, truth: Truth) -> str:
-        return ", ".join(map(str, truth["answer"]))
+        return listed(truth["answer"])
 
     def guess(self, truth: Truth, rng: Generator) -> str:
         return self.format({"answer": self.problem.guess(truth["instance"], rng)})
@@ -157,17 +159,19 @@ def quality(worth: float, reference: float, smaller: bool) -> float:
 def _simulated(task: type[NPTask], size: int) -> tuple[float, float]:
     """Share of right guesses and their mean reward, over instances of this size."""
     rng, problem, one = generator("np chance", task.name, size), task.problem, task()
+    # Large instances take the solvers long; a fifth of them is enough.
+    instances = SIMULATED if size <= EXACT else SIMULATED // 5
     scores = []
-    for _ in range(SIMULATED if size <= EXACT else SIMULATED // 5):
+    for _ in range(instances):
         instance, answer = problem.draw(size, rng)
         reference = problem.value(instance, answer)
         if reference is None:
             continue
         truth = {"instance": instance, "reference": reference}
         scores += [one.verify(problem.guess(instance, rng), truth) for _ in range(GUESSES)]
-    return float(np.mean([score.correct for score in scores])), float(
-        np.mean([score.reward for score in scores])
-    )
+    correct = float(np.mean([score.correct for score in scores]))
+    reward = float(np.mean([score.reward for score in scores]))
+    return correct, reward
 
 
 def _plain(answer: Sequence[Any]) -> list[Any]:
@@ -179,11 +183,28 @@ def _graph_picture(instance: Instance, rng: Generator) -> Array | None:
 
 
 def _load_picture(instance: Instance, rng: Generator) -> Array:
+    rows = []
     pairs = zip(instance["weights"], instance["values"], strict=True)
-    rows = [[str(i + 1), str(weight), str(value)] for i, (weight, value) in enumerate(pairs)]
-    return pictures.drawn_rows(
-        ("item", "weight", "value"), rows, f"Capacity: {instance['capacity']}", rng
-    )
+    for item, (weight, value) in enumerate(pairs, 1):
+        rows.append([str(item), str(weight), str(value)])
+    foot = f"Capacity: {instance['capacity']}"
+    return pictures.drawn_rows(("item", "weight", "value"), rows, foot, rng)
+
+
+def _map_picture(instance: Instance, rng: Generator) -> Array:
+    return pictures.drawn_map(instance["points"], rng)
+
+
+def _cover_picture(instance: Instance, rng: Generator) -> Array:
+    return pictures.drawn_subsets(instance["elements"], instance["subsets"], rng)
+
+
+def _cards_picture(instance: Instance, rng: Generator) -> Array:
+    return pictures.drawn_cards(instance["numbers"], instance["target"], rng)
+
+
+def _canonical_schedule(instance: Instance, answer: Sequence[Any]) -> tuple[Any, ...]:
+    return tuple(sorted(tuple(slot) for slot in answer))
 
 
 class TravellingSalesmanTask(NPTask):
@@ -197,7 +218,7 @@ class TravellingSalesmanTask(NPTask):
         graphs.guess_closed,
         graphs.canonical_cycle,
         graphs.written_graph,
-        lambda instance, rng: pictures.drawn_map(instance["points"], rng),
+        _map_picture,
     )
 
 
@@ -287,9 +308,7 @@ class SetCoverTask(NPTask):
         selection.guess_subsets,
         graphs.canonical_set,
         selection.written_selection,
-        lambda instance, rng: pictures.drawn_subsets(
-            instance["elements"], instance["subsets"], rng
-        ),
+        _cover_picture,
     )
 
 
@@ -304,9 +323,7 @@ class SubsetSumTask(NPTask):
         selection.guess_numbers,
         graphs.canonical_set,
         selection.written_selection,
-        lambda instance, rng: pictures.drawn_cards(
-            instance["numbers"], instance["target"], rng
-        ),
+        _cards_picture,
     )
 
 
@@ -341,7 +358,7 @@ class MeetingScheduleTask(NPTask):
         selection.meeting_instance,
         selection.meeting_value,
         selection.guess_schedule,
-        lambda instance, answer: tuple(sorted(tuple(slot) for slot in answer)),
+        _canonical_schedule,
         selection.written_selection,
         pictures.drawn_plan,
     )
@@ -350,16 +367,10 @@ class MeetingScheduleTask(NPTask):
         parts = [part for part in body.split(";") if part.strip()]
         if len(parts) > len(truth["instance"]["durations"]):
             return ParseError("length", body[:40])
-        slots = [parsing.integers(part, 3) for part in parts]
-        wrong = next((slot for slot in slots if isinstance(slot, ParseError)), None)
-        return (
-            wrong
-            if wrong is not None
-            else [tuple(slot) for slot in slots if not isinstance(slot, ParseError)]
-        )
+        return all_or_error([parsing.integers(part, 3) for part in parts])
 
     def format(self, truth: Truth) -> str:
-        return "; ".join(", ".join(map(str, slot)) for slot in truth["answer"])
+        return "; ".join(listed(slot) for slot in truth["answer"])
 
 
 NP_TASKS: Mapping[str, NPTask] = {

@@ -31,6 +31,7 @@ from mmrl.data.pretext.craft.degenerate_checks import (
     difference,
     harmless_history,
     jittered,
+    random_crop,
     resize,
     thumbnail,
 )
@@ -76,13 +77,13 @@ class OddTileTask(ChoiceTask):
     def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
         rows, columns = int(knobs["rows"]), int(knobs["columns"])
         picture = harmless_history(media[0].picture(), rng, int(knobs["side"]))
-        tiles = cut_tiles(
-            picture, rows, columns, float(knobs["gap"]), int(knobs["unit"]), rng.geometry
-        )
+        gap, unit = float(knobs["gap"]), int(knobs["unit"])
+        tiles = cut_tiles(picture, rows, columns, gap, unit, rng.geometry)
         if tiles is None:
             return Reject("too-small")
         chosen = str(knobs["change"])
         change = one_of(CHANGES, rng.selection) if chosen == "any" else chosen
+        # The tile is drawn before anybody looks whether the change shows on it: every place stays equally likely.
         odd = int(rng.selection.integers(len(tiles)))
         foreign = media[1].picture() if change == "foreign" else None
         made = _changed(tiles[odd], change, foreign, rng)
@@ -90,10 +91,11 @@ class OddTileTask(ChoiceTask):
             return Reject("change-not-visible")
         tiles[odd] = made
         canvas, boxes = grid_canvas(jittered(tiles, rng.appearance, own=0.08), columns)
+        answer = str(odd + 1)
         return Draft(
             visuals=(Visual(canvas),),
-            truth={"answer": str(odd + 1), "options": [str(i + 1) for i in range(len(tiles))]},
-            key=str(odd + 1),
+            truth={"answer": answer, "options": [str(i + 1) for i in range(len(tiles))]},
+            key=answer,
             fields={
                 "rows": rows,
                 "columns": columns,
@@ -116,13 +118,10 @@ def _changed(tile: Array, change: str, foreign: Array | None, rng: Streams) -> A
     if change == "recolour":
         return np.roll(tile, int(rng.appearance.integers(1, 3)), axis=2)
     assert foreign is not None, "a foreign tile needs a second picture"
-    tall, wide = foreign.shape[:2]
+    # A quarter to half of the other picture: at the scale of the tiles beside it.
     scale = float(rng.geometry.uniform(0.25, 0.5))
-    edge_y, edge_x = int(tall * scale), int(wide * scale)
-    if min(edge_y, edge_x) < 16:
+    tall, wide = (int(length * scale) for length in foreign.shape[:2])
+    if min(tall, wide) < 16:
         return None
-    top, left = (
-        int(rng.geometry.integers(tall - edge_y + 1)),
-        int(rng.geometry.integers(wide - edge_x + 1)),
-    )
-    return resize(foreign[top : top + edge_y, left : left + edge_x], width, height)
+    crop = random_crop(foreign, wide, tall, rng.geometry)
+    return None if crop is None else resize(crop, width, height)

@@ -29,10 +29,11 @@ from mmrl.data.pretext.contract import (
     Truth,
     Visual,
 )
+from mmrl.data.pretext.craft.answer_forms import listed
 from mmrl.data.pretext.craft.degenerate_checks import harmless_history
 from mmrl.data.pretext.craft.draws import repeatedly, some_of
 from mmrl.data.pretext.craft.overlays import boxes_of, paint, place
-from mmrl.data.pretext.craft.procedural import SHAPES
+from mmrl.data.pretext.craft.procedural import SHAPES, ShapeName
 from mmrl.data.pretext.craft.rng import Streams
 from mmrl.data.pretext.marking import parsing
 from mmrl.data.pretext.marking.parsing import ParseError
@@ -69,10 +70,13 @@ class OverlayCountTask(Task):
         most = int(knobs["most"])
         counts = [int(rng.selection.integers(1, most + 1)) for _ in asked]
         extra = int(rng.selection.integers(int(knobs["distractors"]) + 1))
-        names = [name for name, count in zip(asked, counts, strict=True) for _ in range(count)]
+        names: list[ShapeName] = []
+        for name, count in zip(asked, counts, strict=True):
+            names += [name] * count
         names += repeatedly(others, extra, rng.selection)
         largest = float(knobs["largest"])
         spots = place(len(names), height, width, (0.6 * largest, largest), rng.geometry)
+        # Painted in random order: with few pixels between them, what lies on top must not depend on the kind.
         for index in rng.selection.permutation(len(names)):
             paint(picture, names[index], spots[index], rng.appearance)
         return Draft(
@@ -95,12 +99,11 @@ class OverlayCountTask(Task):
         return Score(count_rel(value, truth["answer"]), right, {"valid": 1.0}, tuple(value))
 
     def format(self, truth: Truth) -> str:
-        return ", ".join(map(str, truth["answer"]))
+        return listed(truth["answer"])
 
     def guess(self, truth: Truth, rng: Generator) -> str:
-        return ", ".join(
-            str(int(v)) for v in rng.integers(1, truth["most"] + 1, size=len(truth["answer"]))
-        )
+        counts = rng.integers(1, truth["most"] + 1, size=len(truth["answer"]))
+        return listed(int(count) for count in counts)
 
     def chance(self, knobs: Knobs) -> float:
         return float(int(knobs["most"]) ** -int(knobs["asked"]))
@@ -113,15 +116,15 @@ class OverlayCountTask(Task):
 def expected_count_reward(most: int) -> float:
     """Mean reward of a uniform guess for one uniform count in 1..most."""
     values = np.arange(1, most + 1)
-    return float(np.clip(1.0 - np.abs(values[:, None] - values) / values, 0.0, None).mean())
+    relative_error = np.abs(values[:, None] - values) / values
+    return float(np.clip(1.0 - relative_error, 0.0, None).mean())
 
 
 def _words(asked: Sequence[str]) -> dict[str, str]:
+    # "crosses"
     names = [f"{name}{'es' if name.endswith('s') else 's'}" for name in asked]
     if len(names) == 1:
         return {"names": names[0], "form": "one whole number"}
-    listed = f"{', '.join(names[:-1])} and {names[-1]}"
-    return {
-        "names": listed,
-        "form": f"{len(names)} whole numbers in the order {listed}, separated by commas",
-    }
+    in_order = f"{listed(names[:-1])} and {names[-1]}"
+    form = f"{len(names)} whole numbers in the order {in_order}, separated by commas"
+    return {"names": in_order, "form": form}
