@@ -72,23 +72,21 @@ class QualityOrderTask(OrderTask):
         assert square is not None
         if textureless(square):
             return Reject("textureless")
+        # Eight pixels more than are shown: every copy is another crop of it, so that copies cannot be subtracted.
         base = resize(square, side + 8, side + 8)
         kind = str(knobs["kind"])
         kind = one_of(KINDS, rng.selection) if kind == "any" else kind
-        order = rng.selection.permutation(count)
-        noise = rng.appearance
-        shown = []
-        for level in order:
+        levels = rng.selection.permutation(count)
+        visuals = []
+        for number, level in enumerate(levels, 1):
             top, left = (int(v) for v in rng.geometry.integers(0, 9, size=2))
             strength = float(knobs["ratio"]) ** int(level)
-            shown.append(
-                degraded(base[top : top + side, left : left + side], kind, strength, noise)
-            )
-        answer = [int(i) + 1 for i in np.argsort(order)]
+            crop = base[top : top + side, left : left + side]
+            copy = degraded(crop, kind, strength, rng.appearance)
+            visuals.append(Visual(copy, label=f"Image {number}:"))
+        answer = [int(i) + 1 for i in np.argsort(levels)]
         return Draft(
-            visuals=tuple(
-                Visual(copy, label=f"Image {i + 1}:") for i, copy in enumerate(shown)
-            ),
+            visuals=tuple(visuals),
             truth={"answer": answer, "gamma": float(knobs["gamma"])},
             key=tuple(answer),
             fields={"count": count, "what": WORDS[kind]},
@@ -101,18 +99,15 @@ class QualityOrderTask(OrderTask):
 
 
 def degraded(picture: Array, kind: str, strength: float, rng: Generator) -> Array:
-    """uint8, same shape. `strength` 1 is the least: blur radius 0.5 % of the side, noise of 6 grey levels, gain 0.4."""
+    """uint8, same shape. `strength` 1 is the least: blur radius 0.4 % of the side, noise of 6 grey levels, gain 0.4."""
     if kind == "blur":
-        radius = 0.004 * picture.shape[0] * strength
-        return np.asarray(
-            Image.fromarray(np.ascontiguousarray(picture)).filter(
-                ImageFilter.GaussianBlur(radius)
-            )
-        )
+        soft = ImageFilter.GaussianBlur(0.004 * picture.shape[0] * strength)
+        image = Image.fromarray(np.ascontiguousarray(picture))
+        return np.asarray(image.filter(soft))
     if kind == "noise":
-        grain = rng.standard_normal(picture.shape, dtype=np.float32) * np.float32(
-            min(6.0 * strength, 90.0)
-        )
+        deviation = np.float32(min(6.0 * strength, 90.0))
+        grain = rng.standard_normal(picture.shape, dtype=np.float32) * deviation
         return np.clip(picture + grain, 0, 255).astype(np.uint8)
+    # A weaker power than the ratio: gains grow so quickly that the brightest copies would be white.
     table = np.clip(np.arange(256) * 0.4 * strength**0.6, 0, 255).astype(np.uint8)
     return table[picture]
