@@ -156,7 +156,7 @@ class MazePathTask(Task):
 
 def _grown(size: int, seeds: int, rng: Generator) -> Open:
     """Random trees that grow from `seeds` cells until all cells belong to one: no loops, one way between two cells."""
-    cells = list(product(range(size), repeat=2))
+    cells: list[Cell] = [(row, column) for row in range(size) for column in range(size)]
     passages: Open = {cell: [] for cell in some_of(cells, seeds, rng)}
     active = [[seed] for seed in passages]
     while any(active):

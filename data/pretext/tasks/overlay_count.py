@@ -65,7 +65,7 @@ class OverlayCountTask(Task):
         height, width = picture.shape[:2]
         if min(height, width) < 112:
             return Reject("too-small")
-        kinds = some_of(SHAPES, len(SHAPES), rng.selection)
+        kinds: list[ShapeName] = some_of(SHAPES, len(SHAPES), rng.selection)
         asked, others = kinds[: int(knobs["asked"])], kinds[int(knobs["asked"]) :]
         most = int(knobs["most"])
         counts = [int(rng.selection.integers(1, most + 1)) for _ in asked]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise, product
+from itertools import pairwise
 from typing import ClassVar
 
 import numpy as np
@@ -128,7 +128,7 @@ def _walk(knobs: Knobs, rng: Generator) -> Walk | None:
 
     Drawn from the end backwards (the rule is its own reverse), so that every final cell is equally likely."""
     grid, objects = int(knobs["grid"]), int(knobs["objects"])
-    cells = list(product(range(grid), repeat=2))
+    cells: list[Cell] = [(row, column) for row in range(grid) for column in range(grid)]
     now = some_of(cells, objects, rng)
     walk = [now]
     for _ in range(int(knobs["moves"])):

@@ -92,8 +92,12 @@ def _objects(count: int, rng: Generator) -> list[tuple[ShapeName, str]]:
     shape: ShapeName = one_of(SHAPES, rng)
     colour = one_of(list(COLOURS), rng)
     alike: list[tuple[ShapeName, str]] = []
-    alike += [(shape, other) for other in COLOURS if other != colour]
-    alike += [(other, colour) for other in SHAPES if other != shape]
+    for other_colour in COLOURS:
+        if other_colour != colour:
+            alike.append((shape, other_colour))
+    for other_shape in SHAPES:
+        if other_shape != shape:
+            alike.append((other_shape, colour))
     return [(shape, colour), *some_of(alike, count - 1, rng)]
 
 

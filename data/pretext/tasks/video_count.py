@@ -79,12 +79,14 @@ class VideoCountTask(OverlayCountTask):
         if clips.too_small(shown, clips.PAINTABLE):
             return Reject("too-small")
         draw = rng.selection
-        asked = some_of(ASKED, int(knobs["asked"]), draw)
-        counts = {name: int(draw.integers(1, most + 1)) for name in asked}
+        asked: list[ShapeName] = some_of(ASKED, int(knobs["asked"]), draw)
+        counts: dict[ShapeName, int] = {name: int(draw.integers(1, most + 1)) for name in asked}
         distractors = int(draw.integers(int(knobs["distractors"]) + 1))
         extra = draw.multinomial(distractors, [1 / 3] * 3)
-        others = {name: int(number) for name, number in zip(OTHERS, extra, strict=True)}
-        painted: dict[ShapeName, int] = counts | others
+        others: dict[ShapeName, int] = {
+            name: int(number) for name, number in zip(OTHERS, extra, strict=True)
+        }
+        painted = counts | others
         paint_all = _paint_still if motion == "still" else _paint_moving
         evidence = paint_all(shown, painted, rng, motion == "reenter")
         if isinstance(evidence, Reject):
@@ -132,7 +134,7 @@ def _frames_for(
     # One shape on each, the others spread over what is not full.
     load = np.ones(number, dtype=int)
     for _ in range(count - number):
-        with_room = np.flatnonzero(load < PER_FRAME)
+        with_room = np.flatnonzero(load < PER_FRAME).tolist()
         load[one_of(with_room, rng)] += 1
     return {frame: int(shapes) for frame, shapes in zip(chosen, load, strict=True)}
 

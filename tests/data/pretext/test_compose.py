@@ -7,15 +7,8 @@ import pytest
 
 from mmrl.data.pretext.audit.conformance import CHECKS, Case, drawn_cases
 from mmrl.data.pretext.catalogue import find
-from mmrl.data.pretext.compose import (
-    BatchedTask,
-    BlindTask,
-    ChainedTask,
-    InvertedTask,
-    LocatedTask,
-    NoisyTask,
-    OptionsTask,
-)
+from mmrl.data.pretext.compose import BlindTask, LocatedTask, NoisyTask, OptionsTask
+from mmrl.data.pretext.compose_several import BatchedTask, ChainedTask, InvertedTask
 from mmrl.data.pretext.contract import Reject, Sample
 from mmrl.data.pretext.craft.procedural import landscape, scene
 from mmrl.data.pretext.stream.samples import make
