@@ -154,7 +154,7 @@ def verify_rate(seconds: float) -> float:
         replies = [sample.surface.wrap(body) for body in bodies]
         replies += ["no answer", "<answer>x</answer>"]
 
-        # Defaults bind the task of this round; without them the names would be looked up too late for a checker.
+        # Bound here by defaults: a name that is looked up inside is that of whatever round runs then.
         def score(
             index: int, task: Task = task, sample: Sample = sample, replies: list[str] = replies
         ) -> object:

@@ -49,11 +49,8 @@ class BestAuditor(Auditor):
         self.name, self._strategies, self._chosen = name, strategies, strategies[0]
 
     def fit(self, task: Task, samples: Sequence[Sample]) -> None:
-        scores = [
-            sum(reward(task, sample, way(task, sample)) for sample in samples)
-            for way in self._strategies
-        ]
-        self._chosen = self._strategies[int(np.argmax(scores))]
+        earned = [_earned(task, samples, strategy) for strategy in self._strategies]
+        self._chosen = self._strategies[int(np.argmax(earned))]
 
     def answer(self, task: Task, sample: Sample) -> str | None:
         return self._chosen(task, sample)
@@ -65,12 +62,9 @@ class MajorityAuditor(Auditor):
     name = "majority"
 
     def fit(self, task: Task, samples: Sequence[Sample]) -> None:
-        common = [
-            body
-            for body, _ in Counter(task.format(sample.truth) for sample in samples).most_common(
-                8
-            )
-        ]
+        bodies = Counter(task.format(sample.truth) for sample in samples)
+        # Where near misses are paid, the most frequent answer need not be the one that earns most.
+        common = [body for body, _ in bodies.most_common(8)]
         earned = [sum(reward(task, sample, body) for sample in samples) for body in common]
         self._body = common[int(np.argmax(earned))] if common else None
 
@@ -85,12 +79,10 @@ class BlindAuditor(Auditor):
 
     def fit(self, task: Task, samples: Sequence[Sample]) -> None:
         half = len(samples) // 2
+        # Chosen on samples that the words were not learned from, then learned again from all.
         self._learn(task, samples[:half])
         ways = (self._telling_word, shortcut_answers.echo)
-        earned = [
-            sum(reward(task, sample, way(task, sample)) for sample in samples[half:])
-            for way in ways
-        ]
+        earned = [_earned(task, samples[half:], way) for way in ways]
         self._way = ways[int(np.argmax(earned))]
         self._learn(task, samples)
 
@@ -127,45 +119,39 @@ class MetaAuditor(Auditor):
 
     def answer(self, task: Task, sample: Sample) -> str | None:
         row = (np.array(shortcut_answers.metadata(sample)) - self._centre) / self._spread
-        nearest = np.argsort(np.abs(self._table - row).sum(axis=1), kind="stable")[:5]
+        distances = np.abs(self._table - row).sum(axis=1)
+        nearest = np.argsort(distances, kind="stable")[:5]
         return Counter(self._bodies[i] for i in nearest).most_common(1)[0][0]
 
 
 def reward(task: Task, sample: Sample, body: str | None) -> float:
     """What a body earns; 0 for None."""
-    return 0.0 if body is None else task.score(Surface().wrap(body), sample.truth).reward
+    if body is None:
+        return 0.0
+    return task.score(Surface().wrap(body), sample.truth).reward
+
+
+def _earned(task: Task, samples: Sequence[Sample], strategy: Strategy) -> float:
+    return sum(reward(task, sample, strategy(task, sample)) for sample in samples)
 
 
 def auditors() -> tuple[Auditor, ...]:
     """The eight, fresh."""
+    answers = shortcut_answers
+    histograms = (
+        answers.histogram_near,
+        answers.histogram_outlier,
+        answers.histogram_middle,
+    )
+    sharpness = (answers.sharpest, answers.blurriest, answers.blockiest)
+    cuts = (answers.cut_span, answers.cut_moment, answers.changed_boxes)
     return (
         MajorityAuditor(),
         BlindAuditor(),
-        BestAuditor(
-            "boundary", (shortcut_answers.boundary, shortcut_answers.boundary_relative)
-        ),
-        BestAuditor(
-            "histogram",
-            (
-                shortcut_answers.histogram_near,
-                shortcut_answers.histogram_outlier,
-                shortcut_answers.histogram_middle,
-            ),
-        ),
-        BestAuditor(
-            "sharpness",
-            (shortcut_answers.sharpest, shortcut_answers.blurriest, shortcut_answers.blockiest),
-        ),
-        BestAuditor(
-            "cut",
-            (
-                shortcut_answers.cut_span,
-                shortcut_answers.cut_moment,
-                shortcut_answers.changed_boxes,
-            ),
-        ),
-        BestAuditor(
-            "position", (shortcut_answers.first, shortcut_answers.last, shortcut_answers.middle)
-        ),
+        BestAuditor("boundary", (answers.boundary, answers.boundary_relative)),
+        BestAuditor("histogram", histograms),
+        BestAuditor("sharpness", sharpness),
+        BestAuditor("cut", cuts),
+        BestAuditor("position", (answers.first, answers.last, answers.middle)),
         MetaAuditor(),
     )
