@@ -25,7 +25,8 @@ from typing import Any
 
 import numpy as np
 
-from mmrl.data.pretext.catalogue import TASKS
+from mmrl.data.pretext.catalogue import TASKS, find
+from mmrl.data.pretext.contract import Sample, Visual
 from mmrl.data.pretext.difficulty import DefaultKnobs, FixedLevel
 from mmrl.data.pretext.presets import PRESETS, preset
 from mmrl.data.pretext.stream.media import Quarantine
@@ -94,18 +95,21 @@ def run_export(args: argparse.Namespace) -> int:
     from mmrl.data.pretext.stream.export import export
 
     folder = Path(args.output)
+    # Beside the folder, which appears only when it is complete.
     quarantine = folder.with_name(f"{folder.name}.quarantine.jsonl")
-    about = {
-        key: getattr(args, key) for key in ("source", "preset", "seed", "level", "heldout")
-    }
+    settings = ("source", "preset", "seed", "level", "heldout")
     done = export(
-        partial(stream_of, args, quarantine), folder, args.count, split="test" if args.split == "heldout" else "train",
-        workers=args.workers, overwrite=args.overwrite, about=about,
-    )  # fmt: skip
+        partial(stream_of, args, quarantine),
+        folder,
+        args.count,
+        split="test" if args.split == "heldout" else "train",
+        workers=args.workers,
+        overwrite=args.overwrite,
+        about={name: getattr(args, name) for name in settings},
+    )
     if quarantine.exists():
-        lines = dict.fromkeys(
-            quarantine.read_text().splitlines()
-        )  # each worker lists what it met
+        # Each worker lists what it met: the same file may stand there several times.
+        lines = dict.fromkeys(quarantine.read_text().splitlines())
         (folder / "quarantine.jsonl").write_text("".join(f"{line}\n" for line in lines))
         quarantine.unlink()
         print(f"skipped media are listed in {folder / 'quarantine.jsonl'}")
@@ -136,7 +140,8 @@ def run_audit(args: argparse.Namespace) -> int:
     if args.gaps:
         print("\nmatching borders on a 3×3 jigsaw, by gap:")
         for row in gap_curve(source):
-            print("  " + "  ".join(f"{name} {value:.2f}" for name, value in row.items()))
+            values = "  ".join(f"{name} {value:.2f}" for name, value in row.items())
+            print(f"  {values}")
     if args.json:
         Path(args.json).write_text(json.dumps(report.json(), indent=1))
     return 1 if report.leaks else 0
@@ -145,10 +150,10 @@ def run_audit(args: argparse.Namespace) -> int:
 def _audit_page(args: argparse.Namespace, source: Source) -> int:
     from mmrl.data.pretext.audit.audit_page import everything, page_sections
 
+    presets = everything() if args.all else [preset(args.preset)]
     leaks = 0
-    for text, leaky in page_sections(
-        source, everything() if args.all else [preset(args.preset)], args.count, args.seed
-    ):
+    # Printed piece by piece: the whole page takes many minutes.
+    for text, leaky in page_sections(source, presets, args.count, args.seed):
         print(text, flush=True)
         leaks += leaky
     return 1 if leaks else 0
@@ -165,28 +170,41 @@ def run_bench(args: argparse.Namespace) -> int:
 
 def run_stats(args: argparse.Namespace) -> int:
     stream = stream_of(args)
-    pairs = list(shown(stream.first(args.count), args.count, "samples made"))
-    tasks = Counter(sample.task for sample in pairs)
+    samples = list(shown(stream.first(args.count), args.count, "samples made"))
+    tasks = Counter(sample.task for sample in samples)
     print(
         f"{'task':20s} {'share':>6s} {'accepted':>9s} {'chance':>7s} {'reward':>7s} {'visuals':>8s} {'megapixels':>11s}"
     )
     for task, number in tasks.most_common():
-        of_task = [sample for sample in pairs if sample.task == task]
-        sizes = [sum(v.pixels.shape[-3] * v.pixels.shape[-2] * (len(v.pixels) if v.is_video else 1) for v in s.visuals)
-                 for s in of_task]  # fmt: skip
-        entry = next(entry for entry in TASKS if entry.name == task)
-        chance = np.mean([entry.chance(sample.knobs) for sample in of_task])
-        reward = np.mean([entry.chance_reward(sample.knobs) for sample in of_task])
-        accepted = stream.acceptance().get(task, 1.0)
-        warning = "  few media suit this task" if accepted < 0.2 else ""
-        print(f"{task:20s} {number / len(pairs):6.1%} {accepted:9.0%} {chance:7.3f} {reward:7.3f} "
-              f"{np.mean([len(s.visuals) for s in of_task]):8.1f} {np.mean(sizes) / 1e6:8.2f}{warning}")  # fmt: skip
+        of_task = [sample for sample in samples if sample.task == task]
+        print(
+            _stats_row(task, of_task, number / len(samples), stream.acceptance().get(task, 1.0))
+        )
     for key, number in sorted(stream.counts.items()):
         if not key.startswith("made/"):
             print(f"  {key}: {number}")
     if stream.left_out:
         print(f"left out for lack of media: {', '.join(stream.left_out)}")
     return 0
+
+
+def _stats_row(name: str, samples: list[Sample], share: float, accepted: float) -> str:
+    task = find(name)
+    chance = np.mean([task.chance(sample.knobs) for sample in samples])
+    reward = np.mean([task.chance_reward(sample.knobs) for sample in samples])
+    visuals = np.mean([len(sample.visuals) for sample in samples])
+    sizes = [sum(_pixels(visual) for visual in sample.visuals) for sample in samples]
+    warning = "  few media suit this task" if accepted < 0.2 else ""
+    return (
+        f"{name:20s} {share:6.1%} {accepted:9.0%} {chance:7.3f} {reward:7.3f} {visuals:8.1f}"
+        f" {np.mean(sizes) / 1e6:8.2f}{warning}"
+    )
+
+
+def _pixels(visual: Visual) -> int:
+    """All frames of a clip together."""
+    height, width = visual.pixels.shape[-3:-1]
+    return height * width * (len(visual.pixels) if visual.is_video else 1)
 
 
 def run_eval(args: argparse.Namespace) -> int:

@@ -36,13 +36,10 @@ class FollowCurriculum(Objective):
         moved = self.curriculum.apply(self.curriculum.observe(batch.rollouts), now.progress)
         log: dict[str, float] = self.__dict__["_log"]
         log.clear()
-        log.update(
-            {
-                name.removeprefix("pretext/").replace("/", "_"): value
-                for name, value in moved.items()
-            }
-        )
+        for name, value in moved.items():
+            log[name.removeprefix("pretext/").replace("/", "_")] = value
         stream = self.curriculum.stream
+        # A task may be listed with several settings; its shares add up.
         for fit, share in zip(stream.fits, stream.shares(), strict=True):
             name = f"share_{fit.task.name}"
             log[name] = log.get(name, 0.0) + share

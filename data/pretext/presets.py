@@ -75,16 +75,16 @@ HALVES = ("sharpness",)
 
 
 def _jigsaws(weight: float, extra: Mapping[str, KnobValue]) -> tuple[Ingredient, ...]:
-    return tuple(
-        Ingredient(
-            "jigsaw",
-            weight / len(GRIDS),
-            {"rows": rows, "columns": columns, "gamma": 1.0, **extra},
-            FEW * (rows * columns <= 6 or extra.get("gap") == 0.0)
-            + HALVES * (rows * columns == 2),
-        )
-        for rows, columns in GRIDS
-    )
+    parts = []
+    for rows, columns in GRIDS:
+        intended: tuple[str, ...] = ()
+        if rows * columns <= 6 or extra.get("gap") == 0.0:
+            intended += FEW
+        if rows * columns == 2:
+            intended += HALVES
+        knobs = {"rows": rows, "columns": columns, "gamma": 1.0, **extra}
+        parts.append(Ingredient("jigsaw", weight / len(GRIDS), knobs, intended))
+    return tuple(parts)
 
 
 def _patchfits(weight: float) -> tuple[Ingredient, ...]:
@@ -92,11 +92,12 @@ def _patchfits(weight: float) -> tuple[Ingredient, ...]:
 
 
 def _anomalies(weight: float, kinds: tuple[str, ...]) -> tuple[Ingredient, ...]:
-    paper = {"frames": 48, "decoys": 0}
-    return tuple(
-        Ingredient("anomaly-grounding", weight / len(kinds), {"kind": kind, **paper})
-        for kind in kinds
-    )
+    parts = []
+    for kind in kinds:
+        # As in the paper: 48 frames and no harmless jumps.
+        knobs: dict[str, KnobValue] = {"kind": kind, "frames": 48, "decoys": 0}
+        parts.append(Ingredient("anomaly-grounding", weight / len(kinds), knobs))
+    return tuple(parts)
 
 
 _ROTATION = Ingredient("rotation", 10.0, {"step": 90})
@@ -205,14 +206,15 @@ PRESETS: tuple[TaskMix, ...] = (
 
 def preset(name: str) -> TaskMix:
     """The preset of this name; the name of a task gives that task alone."""
-    from mmrl.data.pretext.catalogue import TASKS
+    from mmrl.data.pretext.catalogue import TASKS  # here: the presets alone need no task
 
     for entry in PRESETS:
         if entry.name == name:
             return entry
     if any(task.name == name for task in TASKS):
         return TaskMix(name, (Ingredient(name),), note="One task with its default knobs.")
-    names, tasks = [entry.name for entry in PRESETS], [task.name for task in TASKS]
+    names = [entry.name for entry in PRESETS]
+    tasks = [task.name for task in TASKS]
     raise ValueError(
         f"there is no preset {name!r}; presets are {names}, and any task: {tasks}."
     )

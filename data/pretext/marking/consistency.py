@@ -39,16 +39,19 @@ class RuleJudge:
         final = self._key(answer)
         if final is None:
             return 0
+        # From the last sentence backwards, and in it from its end: the longest run of words that reads as an answer.
         for sentence in reversed(_PIECES.split(reasoning[-LONGEST:])):
             words = normalise(sentence).strip(" .,;").split()
             for length in range(min(len(words), 24), 0, -1):
-                key = self._key(" ".join(words[len(words) - length :]))
+                key = self._key(" ".join(words[-length:]))
                 if key is not None:
                     return int(key == final)
         return None
 
     def _key(self, body: str) -> object | None:
-        value = self.task.read(body.strip(" .,;"), self.truth) if body else ParseError("empty")
+        """The solution key of a text; None if it reads as no answer."""
+        text = body.strip(" .,;")
+        value = self.task.read(text, self.truth) if body else ParseError("empty")
         if isinstance(value, ParseError):
             return None
         score = self.task.verify(value, self.truth)
@@ -59,9 +62,9 @@ def split_reply(reply: str, surface: Surface) -> tuple[str, str | None]:
     """The reasoning and the answer body (None if unreadable) of a reply."""
     head, mark, _ = reply.rpartition("</think>")
     body = extract(reply, surface)
-    reasoning = (
-        head.replace("<think>", "")
-        if mark
-        else reply.partition("<answer>")[0].partition("\\boxed{")[0]
-    )
+    if mark:
+        reasoning = head.replace("<think>", "")
+    else:
+        # Without a block of thoughts, what stands before the answer.
+        reasoning = reply.partition("<answer>")[0].partition("\\boxed{")[0]
     return reasoning.strip(), None if isinstance(body, ParseError) else body

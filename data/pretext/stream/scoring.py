@@ -31,24 +31,23 @@ def trl_reward(
     **_: Any,
 ) -> list[float]:
     """Rewards in [0, 1], one per completion; a chat completion is read from its last message."""
-    rows = zip(completions, task, truth, surface, strict=True)
-    return [
-        score_row(_text(done), {"task": a, "truth": b, "surface": c}).reward
-        for done, a, b, c in rows
-    ]
+    rewards = []
+    for done, name, right, form in zip(completions, task, truth, surface, strict=True):
+        row = {"task": name, "truth": right, "surface": form}
+        rewards.append(score_row(_text(done), row).reward)
+    return rewards
 
 
 def _text(completion: Any) -> str:
     if isinstance(completion, str):
         return completion
     content = completion[-1]["content"]
-    return (
-        content
-        if isinstance(content, str)
-        else "".join(part.get("text", "") for part in content)
-    )
+    if isinstance(content, str):
+        return content
+    return "".join(part.get("text", "") for part in content)
 
 
+# Kept: a group of answers shares one truth.
 @lru_cache(maxsize=4096)
 def _truth(text: str) -> Truth:
     return json.loads(text)
