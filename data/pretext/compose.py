@@ -11,7 +11,6 @@ conformance suite. Truths nest those of the parts. `correct` asks for every part
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +22,8 @@ from mmrl.data.pretext.contract import (
     Draft,
     Evidence,
     Knobs,
-    Medium,
+    Proposal,
+    RawMedia,
     Reject,
     Score,
     Task,
@@ -56,7 +56,7 @@ class WrappedTask(Task):
     def media_count(self, knobs: Knobs) -> int:
         return self.inner.media_count(knobs)
 
-    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
+    def propose(self, media: RawMedia, knobs: Knobs, rng: Streams) -> Proposal:
         return self.inner.propose(media, knobs, rng)
 
     def read(self, body: str, truth: Truth) -> Any | ParseError:
@@ -85,7 +85,7 @@ class NoisyTask(WrappedTask):
         super().__init__(inner, "noise")
         self.sigma = sigma
 
-    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
+    def propose(self, media: RawMedia, knobs: Knobs, rng: Streams) -> Proposal:
         draft = self.inner.propose(media, knobs, rng)
         if isinstance(draft, Reject):
             return draft
@@ -107,7 +107,7 @@ class BlindTask(WrappedTask):
     def __init__(self, inner: Task) -> None:
         super().__init__(inner, "blind")
 
-    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
+    def propose(self, media: RawMedia, knobs: Knobs, rng: Streams) -> Proposal:
         draft = self.inner.propose(media, knobs, rng)
         if isinstance(draft, Reject):
             return draft
@@ -134,7 +134,7 @@ class OptionsTask(ChoiceTask, WrappedTask):
         )
         self.hint = "one letter"
 
-    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
+    def propose(self, media: RawMedia, knobs: Knobs, rng: Streams) -> Proposal:
         draft = self.inner.propose(media, knobs, rng)
         if isinstance(draft, Reject):
             return draft
@@ -187,7 +187,7 @@ class LocatedTask(WrappedTask):
         )
         self.hint = '{inner}, then a bar "|" and the box as x0, y0, x1, y1'
 
-    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
+    def propose(self, media: RawMedia, knobs: Knobs, rng: Streams) -> Proposal:
         draft = self.inner.propose(media, knobs, rng)
         if isinstance(draft, Reject):
             return draft

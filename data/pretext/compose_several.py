@@ -19,6 +19,8 @@ from mmrl.data.pretext.contract import (
     Evidence,
     Knobs,
     Medium,
+    Proposal,
+    RawMedia,
     Reject,
     Score,
     Task,
@@ -47,7 +49,7 @@ class BatchedTask(WrappedTask):
     def media_count(self, knobs: Knobs) -> int:
         return self.k * self.inner.media_count(knobs)
 
-    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
+    def propose(self, media: RawMedia, knobs: Knobs, rng: Streams) -> Proposal:
         each = self.inner.media_count(knobs)
         drafts: list[Draft] = []
         for place in range(self.k):
@@ -117,7 +119,7 @@ class InvertedTask(ChoiceTask, WrappedTask):
         )
         self.hint = "one letter"
 
-    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
+    def propose(self, media: RawMedia, knobs: Knobs, rng: Streams) -> Proposal:
         drafts = self._instances(media, knobs, rng)
         if isinstance(drafts, Reject):
             return drafts
@@ -179,7 +181,7 @@ class ChainedTask(WrappedTask):
         )
         self.hint = '{inner}, then a bar "|" and {after}'
 
-    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
+    def propose(self, media: RawMedia, knobs: Knobs, rng: Streams) -> Proposal:
         own, then = self._parted(knobs)
         base = self.inner.propose(media, own, rng.child("first"))
         if isinstance(base, Reject):

@@ -160,6 +160,12 @@ class Draft:
     """JSON values for logs; never shown to the model."""
 
 
+RawMedia = Sequence[Medium]
+"""What a question is made of."""
+Proposal = Draft | Reject
+"""A question, or why there is none."""
+
+
 @dataclass(frozen=True)
 class Sample:
     """One finished question."""
@@ -235,7 +241,7 @@ class Task(ABC):
     """What the answer looks like, e.g. "the piece numbers in reading order, separated by commas"."""
 
     @abstractmethod
-    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
+    def propose(self, media: RawMedia, knobs: Knobs, rng: Streams) -> Proposal:
         """Make a question from `media_count(knobs)` media, or say why not."""
 
     @abstractmethod

@@ -46,7 +46,11 @@ class TaskMix:
 
 THINK, BOX = Surface(thinking="think"), Surface(tags="boxed", thinking="think")
 PLAIN = Surface(tags="plain")
-GRIDS = ((1, 2), (2, 1), (1, 3), (3, 1), (2, 2), (2, 3), (3, 2), (3, 3))
+GRIDS = (
+    *((1, 2), (2, 1)),
+    *((1, 3), (3, 1)),
+    *((2, 2), (2, 3), (3, 2), (3, 3)),
+)
 """All grids of two to nine tiles with both sides at most three."""
 TOUCHING: Mapping[str, KnobValue] = {"gap": 0.0, "jitter": False}
 """Tiles as in the papers."""
@@ -88,7 +92,8 @@ def _jigsaws(weight: float, extra: Mapping[str, KnobValue]) -> tuple[Ingredient,
 
 
 def _patchfits(weight: float) -> tuple[Ingredient, ...]:
-    return tuple(Ingredient("patchfit", weight / 3, {"decoys": decoys}) for decoys in (3, 5, 7))
+    parts = [Ingredient("patchfit", weight / 3, {"decoys": decoys}) for decoys in (3, 5, 7)]
+    return tuple(parts)
 
 
 def _anomalies(weight: float, kinds: tuple[str, ...]) -> tuple[Ingredient, ...]:

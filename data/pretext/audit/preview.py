@@ -119,7 +119,8 @@ def _strip(visual: Visual, wanted: Iterable[int]) -> Array:
         spread = np.linspace(0, len(indices) - 1, STRIP).round()
         indices = [indices[int(place)] for place in spread]
     scale = min(1.0, 130 / frames.shape[2])
-    wide, tall = max(1, round(scale * frames.shape[2])), max(1, round(scale * frames.shape[1]))
+    wide = max(1, round(scale * frames.shape[2]))
+    tall = max(1, round(scale * frames.shape[1]))
     across = min(8, len(indices))
     rows = -(-len(indices) // across)  # rounded up
     size = (across * (wide + GAP), rows * (tall + GAP + TEXT))

@@ -7,7 +7,7 @@ the shape of an answer: how many entries, which options.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise, permutations, product
+from itertools import combinations, pairwise, permutations, product
 
 import numpy as np
 from PIL import Image
@@ -272,7 +272,7 @@ def _grid_cost(tiles: Sequence[Array], rows: int) -> Callable[[Array], Array]:
 def _improved(order: Array, cost: Callable[[Array], Array]) -> tuple[Array, float]:
     """The order after the best exchange of two places, again and again, and its cost."""
     count = len(order)
-    pairs = np.array([(a, b) for a in range(count) for b in range(a + 1, count)])
+    pairs = np.array(list(combinations(range(count), 2)))
     now = float(cost(order[None])[0])
     while len(pairs):
         # One trial per pair of places, all valued in one call.
@@ -308,7 +308,8 @@ def chained(clips: Sequence[Array]) -> Array:
         joins = cost[orders[:, :-1], orders[:, 1:]].sum(axis=1)
         return orders[int(joins.argmin())]
     paths = [_greedy(cost, start) for start in range(len(clips))]
-    return np.array(min(paths, key=lambda path: sum(cost[a, b] for a, b in pairwise(path))))
+    lengths = [sum(cost[a, b] for a, b in pairwise(path)) for path in paths]
+    return np.array(paths[lengths.index(min(lengths))])
 
 
 def frame_jumps(frames: Array) -> Array:
@@ -328,7 +329,9 @@ def colours(picture: Array) -> Array:
 def sharpness(picture: Array) -> float:
     """Mean squared difference of neighbouring pixels, relative to the variance."""
     grey = picture.astype(np.float32).mean(axis=2)
-    edges = (np.diff(grey, axis=0) ** 2).mean() + (np.diff(grey, axis=1) ** 2).mean()
+    down, across = np.diff(grey, axis=0), np.diff(grey, axis=1)
+    edges = (down**2).mean() + (across**2).mean()
+    # The addend keeps a plain picture, without variance, from counting as the sharpest.
     return float(edges / (grey.var() + 1.0))
 
 

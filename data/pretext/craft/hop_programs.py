@@ -37,7 +37,12 @@ BIGGER = 1.2
 APART = 8.0
 """Pixels by which places must differ where their order matters."""
 
-SIDES = {"left": (0, -1), "right": (0, 1), "above": (1, -1), "below": (1, 1)}
+SIDES = {
+    "left": (0, -1),
+    "right": (0, 1),
+    "above": (1, -1),
+    "below": (1, 1),
+}
 """Axis (x or y) and sign."""
 SELECTS = ("largest", "smallest", "edge")
 # Listed twice where a kind is drawn twice as often.
@@ -138,7 +143,7 @@ def _extreme(sign: int) -> Step:
 
 def _edge(side: str, now: Result, things: Things) -> Result | None:
     axis, sign = SIDES[side]
-    order = sorted(range(len(things)), key=lambda index: -sign * _at(things[index], axis))
+    order = _ordered(things, axis, sign)
     outermost, next_one = order[:2]
     return outermost if _clear(things[outermost], things[next_one], axis) else None
 
@@ -178,7 +183,7 @@ def _same(attribute: str, now: Result, things: Things) -> Result | None:
 def _index(side: str, now: Result, things: Things) -> Result | None:
     axis, sign = SIDES[side]
     # Counted from the named side on: from the left, say, the leftmost object is the first.
-    order = sorted(range(len(things)), key=lambda index: -sign * _at(things[index], axis))
+    order = _ordered(things, axis, sign)
     place = things[now].digit - 1
     if not 0 <= place < len(order) or order[place] == now:
         return None
@@ -225,6 +230,12 @@ def _arith(
 
 def _at(thing: Thing, axis: int) -> float:
     return thing.y if axis else thing.x
+
+
+def _ordered(things: Things, axis: int, sign: int) -> list[int]:
+    """Indices of the objects, from the outermost one on this side inwards."""
+    places = [-sign * _at(thing, axis) for thing in things]
+    return sorted(range(len(things)), key=places.__getitem__)
 
 
 def _clear(first: Thing, second: Thing, axis: int) -> bool:

@@ -61,8 +61,8 @@ def _joined(places: Array, edges: Edges, side: int, rng: Generator) -> Array:
     # Lines are drawn at twice the size and reduced, which smooths them; numbers would lose by it and come after.
     picture, pen = _sheet(2 * side, 2 * side, rng)
     for a, b in edges:
-        (x0, y0), (x1, y1) = (2 * places[a - 1]).tolist(), (2 * places[b - 1]).tolist()
-        pen.line((x0, y0, x1, y1), fill=(70, 70, 70), width=4)
+        start, end = 2 * places[a - 1], 2 * places[b - 1]
+        pen.line([*start.tolist(), *end.tolist()], fill=(70, 70, 70), width=4)
     small = picture.reduce(2)
     pen = ImageDraw.Draw(small)
     for number, (x, y) in enumerate(places.tolist(), 1):

@@ -81,6 +81,8 @@ def boxes_of(
     boxes = []
     for x, y, diameter in spots:
         half = diameter / 2
+        x0, y0 = int(x - half), int(y - half)
         # Ends are exclusive, hence one more.
-        boxes.append((int(x - half), int(y - half), int(x + half) + 1, int(y + half) + 1))
+        x1, y1 = int(x + half) + 1, int(y + half) + 1
+        boxes.append((x0, y0, x1, y1))
     return tuple(boxes)

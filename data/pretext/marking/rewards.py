@@ -233,15 +233,17 @@ def _overlap(first: Box, second: Box) -> tuple[float, float]:
     if not (math.isfinite(width) and math.isfinite(height)):
         return 0.0, 1e-300
     one, two = _share(first, width, height), _share(second, width, height)
-    across = max(0.0, min(first[2], second[2]) - max(first[0], second[0])) / width
-    down = max(0.0, min(first[3], second[3]) - max(first[1], second[1])) / height
-    both = across * down
+    across = min(first[2], second[2]) - max(first[0], second[0])
+    down = min(first[3], second[3]) - max(first[1], second[1])
+    both = (max(0.0, across) / width) * (max(0.0, down) / height)
     return both, max(one + two - both, 1e-300)
 
 
 def _share(box: Box, width: float, height: float) -> float:
     # Each side is divided first: the product of two huge sides would overflow.
-    return ((box[2] - box[0]) / width) * ((box[3] - box[1]) / height)
+    across = (box[2] - box[0]) / width
+    down = (box[3] - box[1]) / height
+    return across * down
 
 
 def _unit(value: float) -> float:

@@ -12,13 +12,22 @@ the same resampler where the kind resamples; (6) `fade` blends the border frames
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
 from numpy.random import Generator
 
-from mmrl.data.pretext.contract import Array, Draft, Evidence, Knob, Knobs, Medium, Reject
+from mmrl.data.pretext.contract import (
+    Array,
+    Draft,
+    Evidence,
+    Knob,
+    Knobs,
+    Medium,
+    Proposal,
+    RawMedia,
+    Reject,
+)
 from mmrl.data.pretext.craft import clips
 from mmrl.data.pretext.craft.draws import one_of, some_of
 from mmrl.data.pretext.craft.perturbations import (
@@ -75,7 +84,7 @@ class AnomalyGroundingTask(StretchTask):
     def media_count(self, knobs: Knobs) -> int:
         return 2 if knobs["kind"] == "swap" else 1
 
-    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
+    def propose(self, media: RawMedia, knobs: Knobs, rng: Streams) -> Proposal:
         kind = _chosen(str(knobs["kind"]), rng.selection)
         frames, segments = int(knobs["frames"]), int(knobs["segments"])
         spans = draw_spans(frames, segments, rng.geometry)

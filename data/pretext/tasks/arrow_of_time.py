@@ -9,13 +9,21 @@ same both ways; the direction is a fair coin; the time line always runs forward 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
 from numpy.random import Generator
 
-from mmrl.data.pretext.contract import Array, Draft, Evidence, Knob, Knobs, Medium, Reject
+from mmrl.data.pretext.contract import (
+    Array,
+    Draft,
+    Evidence,
+    Knob,
+    Knobs,
+    Proposal,
+    RawMedia,
+    Reject,
+)
 from mmrl.data.pretext.craft import clips
 from mmrl.data.pretext.craft.answer_forms import ChoiceTask
 from mmrl.data.pretext.craft.rng import Streams
@@ -43,7 +51,7 @@ class ArrowOfTimeTask(ChoiceTask):
     def option_count(self, knobs: Knobs) -> int:
         return 2
 
-    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
+    def propose(self, media: RawMedia, knobs: Knobs, rng: Streams) -> Proposal:
         count, reference = int(knobs["frames"]), bool(knobs["reference"])
         clip = media[0].video()
         total = 2 * count if reference else count

@@ -22,7 +22,8 @@ from mmrl.data.pretext.contract import (
     Evidence,
     Knob,
     Knobs,
-    Medium,
+    Proposal,
+    RawMedia,
     Reject,
     Visual,
 )
@@ -66,7 +67,7 @@ class CameraMotionTask(WordsTask):
     )
     hint = "{form}"
 
-    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
+    def propose(self, media: RawMedia, knobs: Knobs, rng: Streams) -> Proposal:
         picture = harmless_history(media[0].picture(), rng, 560)
         if min(picture.shape[:2]) < 160:
             return Reject("too-small")
@@ -74,13 +75,15 @@ class CameraMotionTask(WordsTask):
             return Reject("textureless")
         count = int(knobs["motions"])
         answer = _motions(count, rng.selection)
-        path = _path(answer, max(int(knobs["frames"]), 2 * count), float(knobs["speed"]), rng)
+        # Two frames per motion at least: one alone shows none.
+        frames = max(int(knobs["frames"]), 2 * count)
+        path = _path(answer, frames, float(knobs["speed"]), rng)
         windows = _fitted(path, picture.shape[1], picture.shape[0], rng.geometry)
         side = int(knobs["side"])
         # The same warp for every frame, a still camera included: a copied frame would be sharper.
         views = [warp(picture, _window_matrix(window, side), side, side) for window in windows]
-        frames = np.stack(views)
-        if textureless(frames[0]) or textureless(frames[-1]):
+        shown = np.stack(views)
+        if textureless(shown[0]) or textureless(shown[-1]):
             return Reject("textureless")
         if count == 1:
             ask, form = "It makes one motion.", "one of the named motions"
@@ -88,7 +91,7 @@ class CameraMotionTask(WordsTask):
             ask = f"It makes {count} different motions, one after another."
             form = f"{count} named motions in order, separated by commas"
         return Draft(
-            visuals=(Visual(frames, np.arange(len(frames)) / 4.0),),
+            visuals=(Visual(shown, np.arange(len(shown)) / 4.0),),
             truth={"answer": answer, "names": list(NAMES), "gamma": float(knobs["gamma"])},
             key=tuple(answer),
             fields={"names": listed(NAMES), "ask": ask, "form": form},

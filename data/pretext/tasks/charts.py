@@ -25,8 +25,8 @@ from mmrl.data.pretext.contract import (
     Evidence,
     Knob,
     Knobs,
-    Medium,
-    Reject,
+    Proposal,
+    RawMedia,
     Visual,
 )
 from mmrl.data.pretext.craft.draws import one_of, some_of
@@ -104,7 +104,7 @@ class ChartReadingTask(NumberTask):
     def chance(self, knobs: Knobs) -> float:
         return guess_right(str(knobs["ask"]), int(knobs["top"]), int(knobs["categories"]))
 
-    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
+    def propose(self, media: RawMedia, knobs: Knobs, rng: Streams) -> Proposal:
         top, style = int(knobs["top"]), str(knobs["style"])
         numbers = draw_numbers(int(knobs["categories"]), int(knobs["series"]), top, rng)
         kind = chosen(str(knobs["ask"]), rng.selection)
@@ -136,7 +136,7 @@ class TableReadingTask(NumberTask):
     def chance(self, knobs: Knobs) -> float:
         return guess_right(str(knobs["ask"]), int(knobs["top"]), int(knobs["rows"]))
 
-    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
+    def propose(self, media: RawMedia, knobs: Knobs, rng: Streams) -> Proposal:
         top = int(knobs["top"])
         numbers = draw_numbers(int(knobs["rows"]), int(knobs["columns"]), top, rng)
         kind = chosen(str(knobs["ask"]), rng.selection)
@@ -292,7 +292,8 @@ def _table(numbers: NumberGrid, rng: Generator) -> tuple[Array, Boxes]:
     pen.rectangle((0, 0, width, tall), fill=shade)
     if rng.random() < 0.5:
         for row in range(1, rows, 2):
-            pen.rectangle((0, (row + 1) * tall, width, (row + 2) * tall), fill=(244, 244, 244))
+            top = (row + 1) * tall
+            pen.rectangle((0, top, width, top + tall), fill=(244, 244, 244))
     for row in range(rows + 2):
         pen.line((0, row * tall, width, row * tall), fill=LINE)
     lefts = [first + column * wide for column in range(columns + 1)]

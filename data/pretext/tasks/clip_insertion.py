@@ -9,12 +9,19 @@ look different from the others, and the piece is trimmed at both ends so that it
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
 
-from mmrl.data.pretext.contract import Draft, Evidence, Knob, Knobs, Medium, Reject
+from mmrl.data.pretext.contract import (
+    Draft,
+    Evidence,
+    Knob,
+    Knobs,
+    Proposal,
+    RawMedia,
+    Reject,
+)
 from mmrl.data.pretext.craft import clips
 from mmrl.data.pretext.craft.answer_forms import ChoiceTask, listed
 from mmrl.data.pretext.craft.rng import Streams
@@ -44,7 +51,7 @@ class ClipInsertionTask(ChoiceTask):
     def option_count(self, knobs: Knobs) -> int:
         return int(knobs["joins"])
 
-    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
+    def propose(self, media: RawMedia, knobs: Knobs, rng: Streams) -> Proposal:
         joins, part = int(knobs["joins"]), int(knobs["part"])
         piece, trim = int(knobs["piece"]), int(knobs["trim"])
         clip = media[0].video()

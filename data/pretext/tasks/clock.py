@@ -7,7 +7,6 @@ on the dial of twelve hours. Dials differ in colour, size, hands, marks and nume
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, ClassVar
 
@@ -21,8 +20,8 @@ from mmrl.data.pretext.contract import (
     Evidence,
     Knob,
     Knobs,
-    Medium,
-    Reject,
+    Proposal,
+    RawMedia,
     Score,
     Task,
     Truth,
@@ -65,7 +64,7 @@ class ClockTask(Task):
     )
     hint = "hours (1 to 12) and minutes, written h:mm"
 
-    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
+    def propose(self, media: RawMedia, knobs: Knobs, rng: Streams) -> Proposal:
         step = int(knobs["step"])
         minutes = int(rng.selection.integers(DIAL // step)) * step
         tilt = float(rng.appearance.uniform(-1, 1)) * int(knobs["tilt"])
@@ -144,7 +143,9 @@ def _draw(minutes: int, style: str, tilt: float, side: int, rng: Generator) -> A
         text = ROMAN[hour] if style == "roman" else str(hour or 12)
         size = edge // (20 if style == "roman" else 15)
         pen.text(at(hour / 12, 0.75), text, ink, font(size), anchor="mm")
-    accent = tuple(int(v) for v in rng.integers(0, 256, size=3)) if rng.random() < 0.3 else ink
+    accent: tuple[int, ...] = ink
+    if rng.random() < 0.3:
+        accent = tuple(int(v) for v in rng.integers(0, 256, size=3))
     # Coloured hands only where they can be seen on the face.
     far = abs(sum(accent) - sum(face)) > 240
     hands = accent if far else ink

@@ -23,7 +23,8 @@ from mmrl.data.pretext.contract import (
     Evidence,
     Knob,
     Knobs,
-    Medium,
+    Proposal,
+    RawMedia,
     Reject,
     Score,
     Task,
@@ -76,7 +77,7 @@ class CorrespondenceTask(Task):
     )
     hint = "two whole numbers x, y"
 
-    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
+    def propose(self, media: RawMedia, knobs: Knobs, rng: Streams) -> Proposal:
         picture = harmless_history(media[0].picture(), rng, 640)
         height, width = picture.shape[:2]
         edge = min(height, width)
@@ -153,7 +154,8 @@ def point_key(point: Sequence[float]) -> tuple[int, ...]:
 
 def _quad(centre: Array, edge: int, bend: float, turn: float, rng: Generator) -> Array:
     """[4, 2]: a bent, turned window around the centre that stays inside a square of side `edge`."""
-    base = (corners(1.0, 1.0) - 0.5) * (1.0 + rng.uniform(-bend, bend, size=(4, 2)))
+    stretch = 1.0 + rng.uniform(-bend, bend, size=(4, 2))
+    base = (corners(1.0, 1.0) - 0.5) * stretch
     angle = np.deg2rad(turn)
     cos, sin = np.cos(angle), np.sin(angle)
     shape = base @ np.array([[cos, sin], [-sin, cos]])

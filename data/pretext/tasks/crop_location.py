@@ -18,7 +18,8 @@ from mmrl.data.pretext.contract import (
     Evidence,
     Knob,
     Knobs,
-    Medium,
+    Proposal,
+    RawMedia,
     Reject,
     Score,
     Task,
@@ -59,7 +60,7 @@ class CropLocationTask(Task):
     )
     hint = "four whole numbers x0, y0, x1, y1 (left, top, right, bottom)"
 
-    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
+    def propose(self, media: RawMedia, knobs: Knobs, rng: Streams) -> Proposal:
         picture = harmless_history(media[0].picture(), rng, int(knobs["side"]))
         height, width = picture.shape[:2]
         if min(height, width) < 64:

@@ -10,7 +10,6 @@ border the disc covers two depths; points are drawn by us from the depth map, th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import product
 from typing import ClassVar
 
@@ -24,7 +23,8 @@ from mmrl.data.pretext.contract import (
     Evidence,
     Knob,
     Knobs,
-    Medium,
+    Proposal,
+    RawMedia,
     Reject,
     Visual,
 )
@@ -59,7 +59,7 @@ class DepthOrderTask(OrderTask):
     )
     hint = "all the numbers in that order, separated by commas"
 
-    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
+    def propose(self, media: RawMedia, knobs: Knobs, rng: Streams) -> Proposal:
         picture, depth = media[0].picture(), media[0].depth
         if depth is None:
             return Reject("no-depth")

@@ -25,7 +25,8 @@ from mmrl.data.pretext.contract import (
     Evidence,
     Knob,
     Knobs,
-    Medium,
+    Proposal,
+    RawMedia,
     Reject,
     Score,
     Task,
@@ -68,7 +69,7 @@ class DifferencesTask(Task):
     )
     hint = "the boxes as x0, y0, x1, y1 (left, top, right, bottom), separated by semicolons"
 
-    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
+    def propose(self, media: RawMedia, knobs: Knobs, rng: Streams) -> Proposal:
         picture = harmless_history(media[0].picture(), rng, int(knobs["side"]))
         height, width = picture.shape[:2]
         if min(height, width) < 112:
@@ -82,8 +83,9 @@ class DifferencesTask(Task):
         for box, kind in zip(boxes, kinds, strict=True):
             x0, y0, x1, y1 = box
             # Made from the unedited picture, so that an edit never shows the content of another one.
-            edited[y0:y1, x0:x1] = _edit(picture, box, kind, rng)
-            if difference(edited[y0:y1, x0:x1], picture[y0:y1, x0:x1]) < 12.0:
+            new = _edit(picture, box, kind, rng)
+            edited[y0:y1, x0:x1] = new
+            if difference(new, picture[y0:y1, x0:x1]) < 12.0:
                 return Reject("edit-not-visible")
         answer = sorted(scaled_box(box, width, height) for box in boxes)
         told = f"{count} place{'s' if count > 1 else ''}"
@@ -136,8 +138,8 @@ class DifferencesTask(Task):
 def _ious(guesses: Sequence[Sequence[float]], truths: Sequence[Sequence[float]]) -> Array:
     """float64 [guesses, truths]."""
     table = []
-    for x0, y0, x1, y1 in guesses:
-        table.append([box_iou((x0, y0, x1, y1), (a, b, c, d)) for a, b, c, d in truths])
+    for guess in guesses:
+        table.append([box_iou(tuple(guess), tuple(truth)) for truth in truths])  # type: ignore[arg-type]
     return np.array(table)
 
 

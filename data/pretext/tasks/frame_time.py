@@ -9,13 +9,21 @@ colour balance, so that equal pixels do not decide; a still that some distant fr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
 from numpy.random import Generator
 
-from mmrl.data.pretext.contract import Draft, Evidence, Knob, Knobs, Medium, Reject, Visual
+from mmrl.data.pretext.contract import (
+    Draft,
+    Evidence,
+    Knob,
+    Knobs,
+    Proposal,
+    RawMedia,
+    Reject,
+    Visual,
+)
 from mmrl.data.pretext.craft import clips
 from mmrl.data.pretext.craft.degenerate_checks import jittered
 from mmrl.data.pretext.craft.draws import one_of
@@ -41,7 +49,7 @@ class FrameTimeTask(MomentTask):
         "When in the video can the scene of the still picture be seen?",
     )
 
-    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
+    def propose(self, media: RawMedia, knobs: Knobs, rng: Streams) -> Proposal:
         count = int(knobs["frames"])
         clip, units = media[0].video(), np.arange(count, dtype=np.float64)
         indices = clips.spread_indices(clip, units)

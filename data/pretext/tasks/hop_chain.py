@@ -25,7 +25,8 @@ from mmrl.data.pretext.contract import (
     Evidence,
     Knob,
     Knobs,
-    Medium,
+    Proposal,
+    RawMedia,
     Reject,
     Score,
     Truth,
@@ -89,7 +90,7 @@ class HopChainTask(NumberTask):
     def span(self, knobs: Knobs) -> tuple[int, int]:
         return 1, int(knobs["most"])
 
-    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
+    def propose(self, media: RawMedia, knobs: Knobs, rng: Streams) -> Proposal:
         things = _scene(int(knobs["objects"]), rng.geometry)
         if things is None:
             return Reject("no-room")
@@ -125,7 +126,7 @@ class HopChainTask(NumberTask):
             },
         )
 
-    def ground(self, media: Sequence[Medium], rng: Streams) -> Array | None:
+    def ground(self, media: RawMedia, rng: Streams) -> Array | None:
         """What the objects are drawn on."""
         return drawn_ground(HEIGHT, WIDTH, rng.appearance)
 
@@ -178,7 +179,7 @@ class PhotoHopChainTask(HopChainTask):
     kinds = ("image", "rgbd", "document")
     avoid = ("flat-shapes",)
 
-    def ground(self, media: Sequence[Medium], rng: Streams) -> Array | None:
+    def ground(self, media: RawMedia, rng: Streams) -> Array | None:
         picture = harmless_history(media[0].picture(), rng, 2 * WIDTH)
         height, width = picture.shape[:2]
         scale = min(height / HEIGHT, width / WIDTH)

@@ -23,7 +23,8 @@ from mmrl.data.pretext.contract import (
     Evidence,
     Knob,
     Knobs,
-    Medium,
+    Proposal,
+    RawMedia,
     Reject,
     Score,
     Task,
@@ -61,7 +62,7 @@ class InterleavedClipsTask(Task):
     def media_count(self, knobs: Knobs) -> int:
         return 2
 
-    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
+    def propose(self, media: RawMedia, knobs: Knobs, rng: Streams) -> Proposal:
         count, per_clip, side = int(knobs["clips"]), int(knobs["per_clip"]), int(knobs["side"])
         first = _pieces(media[0].video(), count, per_clip, side)
         second = _pieces(media[1].video(), count, per_clip, side)

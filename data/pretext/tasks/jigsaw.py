@@ -28,7 +28,8 @@ from mmrl.data.pretext.contract import (
     Evidence,
     Knob,
     Knobs,
-    Medium,
+    Proposal,
+    RawMedia,
     Reject,
     Score,
     Task,
@@ -83,7 +84,7 @@ class JigsawTask(Task):
     )
     hint = "{form}"
 
-    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
+    def propose(self, media: RawMedia, knobs: Knobs, rng: Streams) -> Proposal:
         rows, columns = int(knobs["rows"]), int(knobs["columns"])
         picture = harmless_history(media[0].picture(), rng, int(knobs["side"]))
         turned = bool(knobs["turned"])

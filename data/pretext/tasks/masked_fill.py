@@ -25,7 +25,8 @@ from mmrl.data.pretext.contract import (
     Evidence,
     Knob,
     Knobs,
-    Medium,
+    Proposal,
+    RawMedia,
     Reject,
     Score,
     Task,
@@ -69,7 +70,7 @@ class MaskedFillTask(Task):
     )
     hint = 'one entry per mask as "number: content", separated by semicolons'
 
-    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
+    def propose(self, media: RawMedia, knobs: Knobs, rng: Streams) -> Proposal:
         count, masks = int(knobs["steps"]), int(knobs["masks"])
         if not (4 <= count <= 12 and 1 <= masks <= count - 2):
             raise ValueError(

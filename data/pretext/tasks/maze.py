@@ -22,7 +22,8 @@ from mmrl.data.pretext.contract import (
     Evidence,
     Knob,
     Knobs,
-    Medium,
+    Proposal,
+    RawMedia,
     Reject,
     Score,
     Task,
@@ -36,7 +37,13 @@ from mmrl.data.pretext.craft.rng import Streams
 from mmrl.data.pretext.marking import parsing
 from mmrl.data.pretext.marking.parsing import ParseError
 
-STEPS = {"up": (-1, 0), "down": (1, 0), "left": (0, -1), "right": (0, 1)}
+STEPS = {
+    "up": (-1, 0),
+    "down": (1, 0),
+    "left": (0, -1),
+    "right": (0, 1),
+}
+"""Rows down, columns to the right."""
 EDGE = 12
 """White pixels around the maze."""
 Cell = tuple[int, int]
@@ -62,7 +69,7 @@ class MazeExitTask(ChoiceTask):
     def option_count(self, knobs: Knobs) -> int:
         return int(knobs["exits"])
 
-    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
+    def propose(self, media: RawMedia, knobs: Knobs, rng: Streams) -> Proposal:
         size, exits, cell = int(knobs["size"]), int(knobs["exits"]), int(knobs["cell"])
         passages = _grown(size, exits, rng.geometry)
         parts = _parts(passages)
@@ -76,7 +83,8 @@ class MazeExitTask(ChoiceTask):
         picture = _draw(passages, size, cell, marks)
         boxes = (_box(start, cell), _box(ends[0], cell))
         truth = {"answer": letters[0], "options": sorted(letters)}
-        return Draft((Visual(picture),), truth, letters[0], evidence=(Evidence(0, boxes),))
+        evidence = (Evidence(0, boxes),)
+        return Draft((Visual(picture),), truth, letters[0], evidence=evidence)
 
 
 class MazePathTask(Task):
@@ -95,7 +103,7 @@ class MazePathTask(Task):
     )
     hint = "the steps in order, separated by commas"
 
-    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
+    def propose(self, media: RawMedia, knobs: Knobs, rng: Streams) -> Proposal:
         size, steps, cell = int(knobs["size"]), int(knobs["steps"]), int(knobs["cell"])
         passages = _grown(size, 1, rng.geometry)
         start = int(rng.geometry.integers(size)), int(rng.geometry.integers(size))
@@ -116,7 +124,8 @@ class MazePathTask(Task):
         }
         picture = _draw(passages, size, cell, {start: "S", goal: "G"})
         boxes = tuple(_box(place, cell) for place in way)
-        return Draft((Visual(picture),), truth, tuple(answer), evidence=(Evidence(0, boxes),))
+        evidence = (Evidence(0, boxes),)
+        return Draft((Visual(picture),), truth, tuple(answer), evidence=evidence)
 
     def read(self, body: str, truth: Truth) -> Any | ParseError:
         return parsing.words(body.replace(" ", ",") if "," not in body else body)

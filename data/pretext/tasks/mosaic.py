@@ -7,7 +7,6 @@ pictures that look alike are refused.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 from mmrl.data.pretext.contract import (
@@ -16,7 +15,8 @@ from mmrl.data.pretext.contract import (
     Evidence,
     Knob,
     Knobs,
-    Medium,
+    Proposal,
+    RawMedia,
     Reject,
     Visual,
 )
@@ -54,7 +54,7 @@ class MosaicTask(ChoiceTask):
     def media_count(self, knobs: Knobs) -> int:
         return int(knobs["pictures"])
 
-    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
+    def propose(self, media: RawMedia, knobs: Knobs, rng: Streams) -> Proposal:
         side, flatten = int(knobs["side"]), bool(knobs["flatten"])
         squares = []
         for place, medium in enumerate(media):

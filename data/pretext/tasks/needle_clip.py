@@ -8,12 +8,18 @@ replace; harmless jumps in time elsewhere (`decoys`), so that one cut does not m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
 
-from mmrl.data.pretext.contract import Array, Draft, Knob, Knobs, Medium, Reject
+from mmrl.data.pretext.contract import (
+    Array,
+    Knob,
+    Knobs,
+    Proposal,
+    RawMedia,
+    Reject,
+)
 from mmrl.data.pretext.craft import clips
 from mmrl.data.pretext.craft.rng import Streams
 from mmrl.data.pretext.craft.time_forms import StretchTask, draw_spans
@@ -41,7 +47,7 @@ class NeedleClipTask(StretchTask):
     def media_count(self, knobs: Knobs) -> int:
         return 2
 
-    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
+    def propose(self, media: RawMedia, knobs: Knobs, rng: Streams) -> Proposal:
         frames, segments = int(knobs["frames"]), int(knobs["segments"])
         spans = draw_spans(frames, segments, rng.geometry)
         host, other = media[0].video(), media[1].video()

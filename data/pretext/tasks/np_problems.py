@@ -28,7 +28,8 @@ from mmrl.data.pretext.contract import (
     Evidence,
     Knob,
     Knobs,
-    Medium,
+    Proposal,
+    RawMedia,
     Reject,
     Score,
     Task,
@@ -93,7 +94,7 @@ class NPTask(Task):
     )
     hint = "{form}"
 
-    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
+    def propose(self, media: RawMedia, knobs: Knobs, rng: Streams) -> Proposal:
         size, drawn = int(knobs["size"]), knobs["show"] == "picture"
         most = pictures.LARGEST if drawn else 50
         if not self.least <= size <= most:

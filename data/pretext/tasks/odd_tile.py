@@ -9,7 +9,6 @@ chosen; which tile is drawn first, uniformly, so every place is equally likely.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -20,7 +19,8 @@ from mmrl.data.pretext.contract import (
     Evidence,
     Knob,
     Knobs,
-    Medium,
+    Proposal,
+    RawMedia,
     Reject,
     Visual,
 )
@@ -74,7 +74,7 @@ class OddTileTask(ChoiceTask):
     def media_count(self, knobs: Knobs) -> int:
         return 2 if knobs["change"] in ("any", "foreign") else 1
 
-    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
+    def propose(self, media: RawMedia, knobs: Knobs, rng: Streams) -> Proposal:
         rows, columns = int(knobs["rows"]), int(knobs["columns"])
         picture = harmless_history(media[0].picture(), rng, int(knobs["side"]))
         gap, unit = float(knobs["gap"]), int(knobs["unit"])

@@ -14,7 +14,6 @@ closer than 6 grey levels to each other are refused.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -26,7 +25,8 @@ from mmrl.data.pretext.contract import (
     Evidence,
     Knob,
     Knobs,
-    Medium,
+    Proposal,
+    RawMedia,
     Reject,
     Visual,
 )
@@ -75,7 +75,7 @@ class PatchFitTask(ChoiceTask):
     )
     hint = "one letter"
 
-    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
+    def propose(self, media: RawMedia, knobs: Knobs, rng: Streams) -> Proposal:
         picture = harmless_history(media[0].picture(), rng, int(knobs["side"]))
         height, width = picture.shape[:2]
         unit = int(knobs["unit"])

@@ -8,7 +8,6 @@ their own small colour jitter.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,7 +17,8 @@ from mmrl.data.pretext.contract import (
     Evidence,
     Knob,
     Knobs,
-    Medium,
+    Proposal,
+    RawMedia,
     Reject,
     Truth,
     Visual,
@@ -68,7 +68,7 @@ class RelativePositionTask(ChoiceTask):
     )
     hint = "one of the named directions"
 
-    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
+    def propose(self, media: RawMedia, knobs: Knobs, rng: Streams) -> Proposal:
         names, unit = DIRECTIONS[int(knobs["directions"])], int(knobs["unit"])
         picture = harmless_history(media[0].picture(), rng, int(knobs["side"]))
         edge = min(picture.shape[:2])
@@ -87,8 +87,9 @@ class RelativePositionTask(ChoiceTask):
         low = np.maximum(0.0, -step)
         start = low + rng.geometry.uniform(size=2) * (edge - side - np.abs(step))
         boxes = []
-        for x, y in (start, start + step):
-            boxes.append((int(x), int(y), int(x) + side, int(y) + side))
+        for corner in (start, start + step):
+            x, y = (int(v) for v in corner)
+            boxes.append((x, y, x + side, y + side))
         crops = [square[y0:y1, x0:x1] for x0, y0, x1, y1 in boxes]
         if any(textureless(crop) for crop in crops) or alike(crops):
             return Reject("textureless")

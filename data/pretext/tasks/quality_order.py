@@ -7,7 +7,6 @@ Measuring sharpness is what the task asks for: the sharpness auditor is intended
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -20,7 +19,8 @@ from mmrl.data.pretext.contract import (
     Evidence,
     Knob,
     Knobs,
-    Medium,
+    Proposal,
+    RawMedia,
     Reject,
     Visual,
 )
@@ -62,7 +62,7 @@ class QualityOrderTask(OrderTask):
     )
     hint = "all the numbers in that order, separated by commas"
 
-    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
+    def propose(self, media: RawMedia, knobs: Knobs, rng: Streams) -> Proposal:
         side, count = int(knobs["side"]), int(knobs["copies"])
         picture = harmless_history(media[0].picture(), rng, 2 * side)
         edge = min(picture.shape[:2])

@@ -25,7 +25,8 @@ from mmrl.data.pretext.contract import (
     Evidence,
     Knob,
     Knobs,
-    Medium,
+    Proposal,
+    RawMedia,
     Reject,
     Score,
     Task,
@@ -73,7 +74,7 @@ class RedrawTask(Task):
         " and the top; entries are separated by semicolons"
     )
 
-    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
+    def propose(self, media: RawMedia, knobs: Knobs, rng: Streams) -> Proposal:
         cells, count = int(knobs["cells"]), int(knobs["shapes"])
         if not 2 <= cells <= 9 or not 1 <= count <= min(MOST, cells**2 // 2):
             return Reject("no-room")

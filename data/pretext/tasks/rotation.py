@@ -10,7 +10,6 @@ borders nor blur tell the angle; pictures that look the same after some turn are
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,7 +22,8 @@ from mmrl.data.pretext.contract import (
     Evidence,
     Knob,
     Knobs,
-    Medium,
+    Proposal,
+    RawMedia,
     Reject,
     Score,
     Task,
@@ -63,7 +63,7 @@ class RotationTask(Task):
     )
     hint = "the angle in degrees, a number only"
 
-    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
+    def propose(self, media: RawMedia, knobs: Knobs, rng: Streams) -> Proposal:
         step, side = int(knobs["step"]), int(knobs["side"])
         picture = harmless_history(media[0].picture(), rng, 2 * side)
         edge = min(picture.shape[:2])

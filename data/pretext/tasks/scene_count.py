@@ -15,7 +15,16 @@ from typing import Any, ClassVar
 
 from numpy.random import Generator
 
-from mmrl.data.pretext.contract import Draft, Evidence, Knob, Knobs, Medium, Reject, Visual
+from mmrl.data.pretext.contract import (
+    Draft,
+    Evidence,
+    Knob,
+    Knobs,
+    Proposal,
+    RawMedia,
+    Reject,
+    Visual,
+)
 from mmrl.data.pretext.craft.answer_forms import ChoiceTask
 from mmrl.data.pretext.craft.draws import one_of, repeatedly, some_of
 from mmrl.data.pretext.craft.number_form import NumberTask
@@ -32,7 +41,13 @@ from mmrl.data.pretext.craft.scene_objects import (
 
 HEIGHT, WIDTH = 288, 384
 DIAMETERS = {"small": 22.0, "large": 40.0}
-SIDES = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}
+SIDES = {
+    "left of": (0, -1),
+    "right of": (0, 1),
+    "above": (1, -1),
+    "below": (1, 1),
+}
+"""Axis (x or y) and sign."""
 CLEAR = 10.0
 WORDS = ("more", "fewer", "equal")
 
@@ -67,7 +82,7 @@ class SceneCountTask(NumberTask):
     def span(self, knobs: Knobs) -> tuple[int, int]:
         return 0, int(knobs["most"])
 
-    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
+    def propose(self, media: RawMedia, knobs: Knobs, rng: Streams) -> Proposal:
         most, sided = int(knobs["most"]), bool(knobs["side"])
         target = int(rng.selection.integers(most + 1))
         asked = _asked(int(knobs["properties"]), rng.selection)
@@ -116,7 +131,7 @@ class SceneCompareTask(ChoiceTask):
     def option_count(self, knobs: Knobs) -> int:
         return len(WORDS)
 
-    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
+    def propose(self, media: RawMedia, knobs: Knobs, rng: Streams) -> Proposal:
         draw, most = rng.selection, int(knobs["most"])
         answer = one_of(WORDS, draw)
         apart = 0

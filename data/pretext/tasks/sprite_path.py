@@ -25,6 +25,8 @@ from mmrl.data.pretext.contract import (
     Knob,
     Knobs,
     Medium,
+    Proposal,
+    RawMedia,
     Reject,
     Visual,
 )
@@ -35,8 +37,16 @@ from mmrl.data.pretext.craft.procedural import COLOURS, SHAPES
 from mmrl.data.pretext.craft.rng import Streams
 from mmrl.data.pretext.craft.sprites import sprite, stamp
 
-MOVES = {"up": (-1, 0), "down": (1, 0), "left": (0, -1), "right": (0, 1)}
+MOVES = {
+    "up": (-1, 0),
+    "down": (1, 0),
+    "left": (0, -1),
+    "right": (0, 1),
+}
+"""Rows down, columns to the right."""
 Cell = tuple[int, int]
+Place = tuple[float, float]
+"""Row and column, also between two cells."""
 Walk = list[list[Cell]]
 """Cells of all objects after each step; the marked one is first."""
 
@@ -81,7 +91,7 @@ class SpritePathTask(ChoiceTask):
     def option_count(self, knobs: Knobs) -> int:
         return int(knobs["grid"]) ** 2
 
-    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
+    def propose(self, media: RawMedia, knobs: Knobs, rng: Streams) -> Proposal:
         track = _tracked(media[0], knobs, rng)
         if isinstance(track, Reject):
             return track
@@ -112,7 +122,7 @@ class SpriteMovesTask(WordsTask):
     def names(self, knobs: Knobs) -> Sequence[str]:
         return tuple(MOVES)
 
-    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
+    def propose(self, media: RawMedia, knobs: Knobs, rng: Streams) -> Proposal:
         track = _tracked(media[0], knobs, rng)
         if isinstance(track, Reject):
             return track
@@ -189,23 +199,24 @@ def _tracked(medium: Medium, knobs: Knobs, rng: Streams) -> TrackedClip | Reject
     return TrackedClip(walk, video, what.name, tuple(marked))
 
 
-def _places(walk: Walk, frames: int, per_move: int) -> list[list[tuple[float, float]]]:
+def _places(walk: Walk, frames: int, per_move: int) -> list[list[Place]]:
     """(row, column) of every object in every frame, gliding evenly from cell to cell."""
-    out: list[list[tuple[float, float]]] = []
+    out: list[list[Place]] = []
     for frame in range(frames):
         move, part = divmod(max(0, frame - HOLD + 1), per_move)
         # The last frame stands on the last cells, after which there is no further step.
         before, after = walk[move], walk[min(move + 1, len(walk) - 1)]
-        share = part / per_move
-        pairs = zip(before, after, strict=True)
-        out.append(
-            [(_between(a[0], b[0], share), _between(a[1], b[1], share)) for a, b in pairs]
-        )
+        places = []
+        for start, end in zip(before, after, strict=True):
+            places.append(_between(start, end, part / per_move))
+        out.append(places)
     return out
 
 
-def _between(start: int, end: int, share: float) -> float:
-    return start + share * (end - start)
+def _between(start: Cell, end: Cell, share: float) -> Place:
+    row = start[0] + share * (end[0] - start[0])
+    column = start[1] + share * (end[1] - start[1])
+    return row, column
 
 
 def _draw_grid(frame: Array, grid: int) -> None:
@@ -236,4 +247,5 @@ def _put(frame: Array, ring: Array, x: float, y: float) -> None:
     x1 = min(left + side, frame.shape[1])
     y1 = min(top + side, frame.shape[0])
     part = ring[y0 - top : y1 - top, x0 - left : x1 - left]
-    frame[y0:y1, x0:x1] = frame[y0:y1, x0:x1] * (1 - part) + 255 * part
+    under = frame[y0:y1, x0:x1]
+    frame[y0:y1, x0:x1] = under * (1 - part) + 255 * part

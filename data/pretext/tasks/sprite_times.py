@@ -15,7 +15,16 @@ from typing import ClassVar
 import numpy as np
 from numpy.random import Generator
 
-from mmrl.data.pretext.contract import Array, Draft, Evidence, Knob, Knobs, Medium, Reject
+from mmrl.data.pretext.contract import (
+    Array,
+    Draft,
+    Evidence,
+    Knob,
+    Knobs,
+    Proposal,
+    RawMedia,
+    Reject,
+)
 from mmrl.data.pretext.craft import clips
 from mmrl.data.pretext.craft.draws import one_of, some_of
 from mmrl.data.pretext.craft.procedural import COLOURS, SHAPES, ShapeName
@@ -44,7 +53,7 @@ class SpriteTimesTask(MomentTask):
         "Find the {edge} moment at which a {name} can be seen on top of the video.",
     )
 
-    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
+    def propose(self, media: RawMedia, knobs: Knobs, rng: Streams) -> Proposal:
         count, visits = int(knobs["frames"]), int(knobs["visits"])
         clip, units = media[0].video(), np.arange(count, dtype=np.float64)
         indices = clips.spread_indices(clip, units)

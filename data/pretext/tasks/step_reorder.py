@@ -23,7 +23,8 @@ from mmrl.data.pretext.contract import (
     Evidence,
     Knob,
     Knobs,
-    Medium,
+    Proposal,
+    RawMedia,
     Reject,
     Score,
     Task,
@@ -59,7 +60,7 @@ class StepReorderTask(Task):
     )
     hint = "the letters of the steps in order, separated by commas"
 
-    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
+    def propose(self, media: RawMedia, knobs: Knobs, rng: Streams) -> Proposal:
         count = int(knobs["steps"])
         if not 4 <= count <= 12:
             raise ValueError(f"step-reorder.steps is {count}; it must be 4 to 12.")

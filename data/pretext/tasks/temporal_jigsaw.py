@@ -14,7 +14,6 @@ away: of two clips all of it); (3) each clip is a separate video on its own time
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from math import factorial
 from typing import Any, ClassVar
 
@@ -27,7 +26,8 @@ from mmrl.data.pretext.contract import (
     Evidence,
     Knob,
     Knobs,
-    Medium,
+    Proposal,
+    RawMedia,
     Reject,
     Score,
     Truth,
@@ -69,7 +69,7 @@ class TemporalJigsawTask(OrderTask):
     def length(self, knobs: Knobs) -> int:
         return int(knobs["clips"])
 
-    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
+    def propose(self, media: RawMedia, knobs: Knobs, rng: Streams) -> Proposal:
         count, per_clip = int(knobs["clips"]), int(knobs["per_clip"])
         clip = media[0].video()
         ranges = _ranges(*clips.window(clip), count, float(knobs["trim"]), rng.geometry)

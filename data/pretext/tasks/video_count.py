@@ -19,7 +19,16 @@ from typing import ClassVar
 import numpy as np
 from numpy.random import Generator
 
-from mmrl.data.pretext.contract import Array, Draft, Evidence, Knob, Knobs, Medium, Reject
+from mmrl.data.pretext.contract import (
+    Array,
+    Draft,
+    Evidence,
+    Knob,
+    Knobs,
+    Proposal,
+    RawMedia,
+    Reject,
+)
 from mmrl.data.pretext.craft import clips
 from mmrl.data.pretext.craft.answer_forms import listed
 from mmrl.data.pretext.craft.draws import one_of, some_of
@@ -65,7 +74,7 @@ class VideoCountTask(OverlayCountTask):
         "Over the entire clip, count the painted {names}; ignore other painted shapes. {how}",
     )
 
-    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
+    def propose(self, media: RawMedia, knobs: Knobs, rng: Streams) -> Proposal:
         frames, most, motion = int(knobs["frames"]), int(knobs["most"]), str(knobs["motion"])
         if most > len(COLOURS):
             raise ValueError(
