@@ -74,7 +74,8 @@ class OverlayCountTask(Task):
         names: list[ShapeName] = []
         for name, count in zip(asked, counts, strict=True):
             names += [name] * count
-        names += repeatedly(others, extra, rng.selection)
+        distractors: list[ShapeName] = repeatedly(others, extra, rng.selection)
+        names += distractors
         largest = float(knobs["largest"])
         spots = place(len(names), height, width, (0.6 * largest, largest), rng.geometry)
         # Painted in random order: with few pixels between them, what lies on top must not depend on the kind.
