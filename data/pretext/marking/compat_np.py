@@ -17,7 +17,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Callable, Mapping
-from itertools import pairwise
+from itertools import combinations, pairwise, product
 from typing import Any
 
 Instance = Mapping[str, Any]
@@ -42,16 +42,16 @@ def quality_ratio(task: str, reference: float, verdict: Verdict) -> float:
     if invalid:
         return 0.0
     above, below = (reference, value) if task in SMALLER_IS_BETTER else (value, reference)
-    return above / below if below else (1.0 if above == below else float("inf"))
+    if below:
+        return above / below
+    return 1.0 if above == below else float("inf")
 
 
 def _tsp(graph: Instance, body: str | None) -> Verdict:
-    names = list(graph)
-    penalty = (
-        sum(graph[u].get(v, 0) for i, u in enumerate(names) for v in names[i + 1 :]) or 1e9
-    )
+    penalty = sum(graph[one].get(other, 0) for one, other in combinations(graph, 2)) or 1e9
     tour = _integers(_one_list(body))
-    if not tour or tour[0] != tour[-1] or sorted(tour[:-1]) != list(range(len(graph))):
+    cities = list(range(len(graph)))
+    if not tour or tour[0] != tour[-1] or sorted(tour[:-1]) != cities:
         return True, penalty
     legs = [graph[str(a)].get(str(b)) for a, b in pairwise(tour)]
     return (True, penalty) if None in legs else (False, sum(legs))
@@ -60,11 +60,10 @@ def _tsp(graph: Instance, body: str | None) -> Verdict:
 def _colouring(graph: Instance, body: str | None) -> Verdict:
     penalty = len(graph) + 1
     colours = _integers(_one_list(body))
-    if colours is None or len(colours) != len(graph) or not colours or min(colours) <= 0:
+    if not colours or len(colours) != len(graph) or min(colours) <= 0:
         return True, penalty
-    clash = any(
-        colours[int(node)] == colours[int(other)] for node in graph for other in graph[node]
-    )
+    edges = [(int(node), int(other)) for node in graph for other in graph[node]]
+    clash = any(colours[node] == colours[other] for node, other in edges)
     return (True, penalty) if clash else (False, len(set(colours)))
 
 
@@ -81,15 +80,12 @@ def _longest_cycle(graph: Instance, body: str | None) -> Verdict:
 def _knapsack(instance: Instance, body: str | None) -> Verdict:
     items = {str(name): item for name, item in instance["items"].items()}
     chosen = _integers(_one_list(body), skip_blank=True)
-    if (
-        not chosen
-        or len(set(chosen)) != len(chosen)
-        or any(str(item) not in items for item in chosen)
-    ):
+    if not chosen or len(set(chosen)) != len(chosen):
         return True, -1
-    weight, value = (
-        sum(int(items[str(item)][key]) for item in chosen) for key in ("weight", "value")
-    )
+    if any(str(item) not in items for item in chosen):
+        return True, -1
+    weight = sum(int(items[str(item)]["weight"]) for item in chosen)
+    value = sum(int(items[str(item)]["value"]) for item in chosen)
     return (True, -1) if weight > int(instance["capacity"]) else (False, value)
 
 
@@ -97,24 +93,22 @@ def _clique(graph: Instance, body: str | None) -> Verdict:
     nodes = _integers(_one_list(body))
     if not nodes or any(str(node) not in graph for node in nodes):
         return True, -1
-    joined = all(
-        b in _neighbours(graph, a) for i, a in enumerate(nodes) for b in nodes[i + 1 :]
-    )
+    joined = all(b in _neighbours(graph, a) for a, b in combinations(nodes, 2))
     return (False, len(nodes)) if joined else (True, -1)
 
 
 def _independent_set(graph: Instance, body: str | None) -> Verdict:
-    line = (body or "").split("\n")[0].strip()
     if body is None:
         return True, -1
-    nodes = (
-        _literal(line)
-        if line.startswith("[") and line.endswith("]")
-        else _integers(re.sub(r"[\[\]]", "", line))
-    )
+    line = body.split("\n")[0].strip()
+    # The reference evaluates a list; anything else it splits at commas, brackets left out.
+    if line.startswith("[") and line.endswith("]"):
+        nodes = _literal(line)
+    else:
+        nodes = _integers(re.sub(r"[\[\]]", "", line))
     if nodes is None or any(str(node) not in graph for node in nodes):
         return True, -1
-    if any(str(b) in graph[str(a)] for i, a in enumerate(nodes) for b in nodes[i + 1 :]):
+    if any(str(b) in graph[str(a)] for a, b in combinations(nodes, 2)):
         return True, -1
     # The reference looks for a larger set, which reads the weights' mapping and raises AttributeError on plain lists.
     for node in nodes:
@@ -126,11 +120,8 @@ def _meetings(instance: Instance, body: str | None) -> Verdict:
     schedule = _triples(body)
     if schedule is None:
         return True, -1
-    meetings, rooms, free = (
-        instance["meetings"],
-        instance["rooms"],
-        instance["attendee_availability"],
-    )
+    meetings, rooms = instance["meetings"], instance["rooms"]
+    free = instance["attendee_availability"]
     busy: dict[int, list[tuple[int, int]]] = {}
     for meeting, room, start in schedule:
         if str(room) not in rooms or str(meeting) not in meetings:
@@ -141,13 +132,11 @@ def _meetings(instance: Instance, body: str | None) -> Verdict:
         busy.setdefault(room, []).append((start, end))
     seated = 0
     for meeting, room, start in schedule:
-        attendees, end = (
-            meetings[str(meeting)]["attendees"],
-            start + meetings[str(meeting)]["duration"],
-        )
-        present = all(
-            any(a <= start and end <= b for a, b in free.get(str(who), ())) for who in attendees
-        )
+        attendees = meetings[str(meeting)]["attendees"]
+        end = start + meetings[str(meeting)]["duration"]
+        # Nobody asks whether a person sits in two meetings at once: one of the holes.
+        spans = [free.get(str(who), ()) for who in attendees]
+        present = all(any(a <= start and end <= b for a, b in span) for span in spans)
         if len(attendees) > rooms[str(room)] or not present:
             return True, -1
         seated += len(attendees)
@@ -155,18 +144,18 @@ def _meetings(instance: Instance, body: str | None) -> Verdict:
 
 
 def _bisection(graph: Instance, body: str | None) -> Verdict:
-    penalty = sum(
-        weight for node in graph for other, weight in graph[node].items() if node < other
-    )
-    parts = [
-        part for text in _LISTS.findall(body or "") if (part := _integers(text)) is not None
-    ]
+    penalty = 0
+    for node, neighbours in graph.items():
+        # Each edge stands with both its nodes and is counted once.
+        penalty += sum(weight for other, weight in neighbours.items() if node < other)
+    lists = [_integers(text) for text in _LISTS.findall(body or "")]
+    parts = [part for part in lists if part is not None]
     if len(parts) != 2:
         return True, penalty
     first, second = parts
     if sorted(map(str, first + second)) != sorted(graph) or abs(len(first) - len(second)) > 1:
         return True, penalty
-    return False, sum(graph[str(a)].get(str(b), 0) for a in first for b in second)
+    return False, sum(graph[str(a)].get(str(b), 0) for a, b in product(first, second))
 
 
 def _set_cover(instance: Instance, body: str | None) -> Verdict:
@@ -175,7 +164,8 @@ def _set_cover(instance: Instance, body: str | None) -> Verdict:
     if body == "Impossible":
         possible = set().union(*subsets.values()) == universe
         return (True, penalty) if possible else (False, 0)
-    text = body[1:-1] if body and body.startswith("[") and body.endswith("]") else body
+    text = _unbracketed(body)
+    # An empty list is an answer, which covers nothing; no answer at all is None.
     chosen = [] if text is not None and not text.strip() else _integers(text)
     if chosen is None or any(str(name) not in subsets for name in chosen):
         return True, penalty
@@ -221,6 +211,12 @@ def _one_list(body: str | None) -> str | None:
     return match[1] if match else text
 
 
+def _unbracketed(body: str | None) -> str | None:
+    if body and body.startswith("[") and body.endswith("]"):
+        return body[1:-1]
+    return body
+
+
 def _integers(text: str | None, skip_blank: bool = False) -> list[int] | None:
     """Comma-separated integers, or None."""
     if text is None:
@@ -241,18 +237,20 @@ def _literal(text: str) -> list[Any] | None:
 
 def _triples(body: str | None) -> list[tuple[int, int, int]] | None:
     """[(meeting, room, start), …]; an empty list for "[]"."""
-    if body is None or body == "[]":
-        return None if body is None else []
-    text = (body[1:-1] if body.startswith("[") and body.endswith("]") else body).replace(
-        "'", ""
-    )
-    entries = [
-        _integers(",".join(re.sub(r"[()]", "", part).split(",")[:3]))
-        for part in text.split("), (")
-    ]
-    if any(entry is None or len(entry) != 3 for entry in entries):
+    if body is None:
         return None
-    return [(entry[0], entry[1], entry[2]) for entry in entries if entry is not None]
+    if body == "[]":
+        return []
+    text = (_unbracketed(body) or "").replace("'", "")
+    triples = []
+    for part in text.split("), ("):
+        # Only the first three numbers are read, as in the reference.
+        numbers = re.sub(r"[()]", "", part).split(",")[:3]
+        entry = _integers(",".join(numbers))
+        if entry is None or len(entry) != 3:
+            return None
+        triples.append((entry[0], entry[1], entry[2]))
+    return triples
 
 
 def _neighbours(graph: Instance, node: int) -> set[int]:

@@ -5,19 +5,19 @@ import pytest
 
 from mmrl.data.pretext.audit import shortcut_answers
 from mmrl.data.pretext.audit.audit import LIMIT, audit, collect, examine, gap_curve
-from mmrl.data.pretext.audit.shortcut_audit import Majority, Meta, auditors
+from mmrl.data.pretext.audit.shortcut_audit import MajorityAuditor, MetaAuditor, auditors
 from mmrl.data.pretext.catalogue import find
 from mmrl.data.pretext.contract import Visual
 from mmrl.data.pretext.craft.procedural import clip, scene
-from mmrl.data.pretext.presets import Ingredient, Preset
+from mmrl.data.pretext.presets import Ingredient, TaskMix
 from mmrl.data.pretext.stream.sources import DrawnSource
-from mmrl.data.pretext.stream.stream import Stream
+from mmrl.data.pretext.stream.stream import SampleStream
 
 SOURCE = DrawnSource(7)
 
 
 def of(name: str, count: int = 60, **knobs):
-    return collect(Stream(SOURCE, Preset("one", (Ingredient(name, 1.0, knobs),))), count)
+    return collect(SampleStream(SOURCE, TaskMix("one", (Ingredient(name, 1.0, knobs),))), count)
 
 
 def test_matching_borders_solves_a_jigsaw_whose_tiles_touch_and_fails_with_the_gap() -> None:
@@ -129,7 +129,7 @@ def test_declared_cues_are_no_leaks() -> None:
 
 
 def test_a_preset_report_has_a_table_and_json() -> None:
-    small = Preset(
+    small = TaskMix(
         "small",
         (
             Ingredient("rotation"),
@@ -175,7 +175,7 @@ def test_auditors_see_no_truth() -> None:
     from dataclasses import replace
 
     task, samples = find("jigsaw"), of("jigsaw", 24, rows=2, columns=2)
-    ways = [way for way in auditors() if not isinstance(way, Majority | Meta)]
+    ways = [way for way in auditors() if not isinstance(way, MajorityAuditor | MetaAuditor)]
     for way in ways:
         way.fit(task, samples[:12])
     for sample in samples[12:]:
@@ -209,8 +209,8 @@ def test_the_page_shows_tables_the_leak_and_a_random_policy(monkeypatch) -> None
         lambda source, jitter=False: gap_curve(source, (0.0,), 2, jitter),
     )
     pieces = list(
-        audit_page.page(
-            SOURCE, [Preset("small", (Ingredient("rotation"),), note="A note.")], samples=20
+        audit_page.page_sections(
+            SOURCE, [TaskMix("small", (Ingredient("rotation"),), note="A note.")], samples=20
         )
     )
     text = "\n".join(piece for piece, _ in pieces)
