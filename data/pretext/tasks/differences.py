@@ -198,7 +198,8 @@ def _edit(picture: Array, box: Box, kind: str, rng: Streams) -> Array:
     down = np.linspace(-1, 1, tall, dtype=np.float32)[:, None]
     across = np.linspace(-1, 1, wide, dtype=np.float32)[None]
     # 1 in the middle, 0 at the border: a superellipse of power 4, steep enough to keep most of the box.
-    # Products and square roots are rounded alike on every processor; a power of 0.25 is not, and one grey level follows.
+    # Products and square roots are rounded alike on every processor; a power of 0.25 is not, and one grey
+    # level follows.
     fourth = across * across * across * across + down * down * down * down
     outwards = np.sqrt(np.sqrt(fourth))
     alpha = np.clip((1.0 - outwards) * 6.0, 0.0, 1.0)[..., None]
