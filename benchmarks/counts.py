@@ -57,7 +57,6 @@ def counted(
         trainer.policy.base.model.visual.requires_grad_(False)
     for number in (1, 2):
         metrics = trainer.step(Now(number, 0.0, 0))
-        trainer.policy.forget_prompts()
     trainer.rewards.close()
     return Counter(
         {k: round(v) for k, v in metrics.items() if k.startswith(("tokens/", "patches/"))}

@@ -40,15 +40,16 @@ from documents import student, write_section
 
 from mmrl.data.drawn.checklist import cells_prompt, cells_seen
 from mmrl.model.branches import Views
-from mmrl.model.policy import Policy, Wanted
+from mmrl.model.policy import Policy
+from mmrl.model.scoring import Wanted, score_packed
 from mmrl.perception.masking import Blank, PatchMask
 from mmrl.perception.noise import GaussianNoise
 from mmrl.recipes.shared.embedded import warm_model
-from mmrl.recipes.shared.launch import DRAWN, Data, open_data
+from mmrl.recipes.shared.opening import DRAWN, Data, open_data
 from mmrl.rewards.pay import tagged_accuracy
 from mmrl.rollouts.engine import HFEngine
 from mmrl.rollouts.groups import by_group
-from mmrl.rollouts.noisy import looks
+from mmrl.rollouts.noisy import rendered
 from mmrl.training.evaluate import heldout_prompts, pass_rates
 from mmrl.types import Now, Prompt, Rollout, Sampling, VisualBranch
 
@@ -238,7 +239,7 @@ class Exam:
             fmean([right[name] for name in self.failed]) if self.failed else float("nan")
         )
         for view in ("noisy", "blank"):
-            seen = looks(policy, self.prompts, view, BRANCHES[view], NOW)
+            seen = rendered(policy, self.prompts, view, BRANCHES[view], NOW)
             shown = engine.generate(self.prompts, greedy, NOW, visual=seen, branch=view)
             numbers[view] = fmean(tagged_accuracy(r) for r in shown)
         several = [
@@ -263,8 +264,8 @@ class Exam:
         wanted = {"raw": Wanted(), view: Wanted(divergence="forward")}
         shape = (len(answers), max(len(r.tokens) for r in answers))
         with torch.no_grad():
-            scores = policy.score(
-                {name: views.groups(name, rows) for name in wanted}, wanted, shape
+            scores = score_packed(
+                policy, {name: views.groups(name, rows) for name in wanted}, wanted, shape
             )[view]
         assert scores.divergence is not None
         return float(scores.divergence.sum() / sum(len(r.tokens) for r in answers))

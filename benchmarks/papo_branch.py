@@ -29,10 +29,10 @@ from tiny_runs import (
 )
 
 from mmrl.model.branches import Views
-from mmrl.model.policy import Wanted
+from mmrl.model.scoring import Wanted, score_packed
 from mmrl.objectives.papo import PAPO
 from mmrl.perception.masking import PatchMask
-from mmrl.training.run import Clock
+from mmrl.training.run import PhaseTimer
 from mmrl.training.trainer import Trainer
 from mmrl.types import Now, Rollout, VisualBranch
 
@@ -42,8 +42,7 @@ BRANCHES = {"masked": VisualBranch(PatchMask(ratio=0.6, size=16))}
 
 def learn(trainer: Trainer, rollouts: list[Rollout], now: Now) -> float:
     """CPU seconds of scoring and update."""
-    trainer.policy.retain_vision = False
-    return cpu_seconds(lambda: trainer.learner.learn(rollouts, now, Clock()))
+    return cpu_seconds(lambda: trainer.learner.learn(rollouts, now, PhaseTimer()))
 
 
 def scoring_pass(trainer: Trainer, rollouts: list[Rollout], now: Now) -> float:
@@ -53,11 +52,14 @@ def scoring_pass(trainer: Trainer, rollouts: list[Rollout], now: Now) -> float:
         views = Views(trainer.policy, rollouts, BRANCHES, now)
         with torch.no_grad():
             groups = views.groups("masked", range(len(rollouts)))
-            trainer.policy.score(
-                {"masked": groups}, {"masked": Wanted()}, (len(rollouts), ANSWER)
+            score_packed(
+                trainer.policy,
+                {"masked": groups},
+                {"masked": Wanted()},
+                (len(rollouts), ANSWER),
             )
 
-    trainer.policy.features_store.clear()
+    trainer.policy.vision.clear()
     return cpu_seconds(run)
 
 

@@ -21,10 +21,11 @@ import torch
 import tyro
 
 from mmrl.model.branches import Views
-from mmrl.model.policy import Policy, Wanted
+from mmrl.model.policy import Policy
+from mmrl.model.scoring import Wanted, score_packed
 from mmrl.perception.masking import PatchMask
 from mmrl.recipes.shared.embedded import warm_model
-from mmrl.recipes.shared.launch import DRAWN, Data, open_data
+from mmrl.recipes.shared.opening import DRAWN, Data, open_data
 from mmrl.rollouts.engine import HFEngine
 from mmrl.training.evaluate import heldout_prompts
 from mmrl.types import Now, Rollout, Sampling, VisualBranch
@@ -110,8 +111,8 @@ def perception_kl(model: Path, answers: list[Rollout]) -> float:
     shape = (len(answers), max(len(r.tokens) for r in answers))
     wanted = {"raw": Wanted(), "masked": Wanted(divergence="forward")}
     with torch.no_grad():
-        scores = policy.score(
-            {name: views.groups(name, rows) for name in wanted}, wanted, shape
+        scores = score_packed(
+            policy, {name: views.groups(name, rows) for name in wanted}, wanted, shape
         )["masked"]
     assert scores.divergence is not None
     return float(scores.divergence.sum() / sum(len(r.tokens) for r in answers))

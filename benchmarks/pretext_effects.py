@@ -39,8 +39,8 @@ from mmrl.data.pretext.catalogue import find
 from mmrl.data.pretext.prompts import pretext_correct, pretext_reward
 from mmrl.data.pretext.surface import Surface
 from mmrl.model.policy import Policy
-from mmrl.recipes.shared.pretext_data import open_puzzles
-from mmrl.recipes.shared.pretext_warmup import CLIPS, HARD, PuzzleWarmUp, warm_puzzles
+from mmrl.recipes.shared.pretext_data import open_pretext
+from mmrl.recipes.shared.pretext_warmup import CLIPS, HARD, PretextWarmUp, warm_pretext
 from mmrl.rollouts.engine import HFEngine
 from mmrl.training.evaluate import heldout_prompts
 from mmrl.training.run import Run
@@ -50,7 +50,7 @@ from mmrl.types import Now, Prompt, Sampling
 NOW = Now(0, 0.0, seed=1234)
 EXAM_SEED = 99
 VIDEO = ("anomaly-grounding", "needle-clip", "video-count")
-WARM_UPS = (PuzzleWarmUp(), CLIPS, HARD)
+WARM_UPS = (PretextWarmUp(), CLIPS, HARD)
 GOAL = 5
 
 
@@ -139,14 +139,14 @@ def main(
 
 
 def examined(
-    warm_up: PuzzleWarmUp, seeds: Sequence[int], steps: int, questions: int, place: Path
+    warm_up: PretextWarmUp, seeds: Sequence[int], steps: int, questions: int, place: Path
 ) -> list[Row]:
     """Train on one mix with each seed and compare with its warm start."""
-    start, mix = warm_puzzles(warm_up), warm_up.puzzles.mix
+    start, mix = warm_pretext(warm_up), warm_up.puzzles.mix
     folders = [place / f"{mix}-{seed}" for seed in seeds]
     for folder, seed in zip(folders, seeds, strict=True):
         train(folder, mix, seed, steps)
-    asked = open_puzzles(
+    asked = open_pretext(
         "drawn", warm_up.puzzles, Run(output=place / "exam", seed=EXAM_SEED)
     ).heldout
     exam = heldout_prompts(asked, questions)

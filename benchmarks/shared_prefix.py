@@ -39,8 +39,9 @@ from tiny_runs import (
 
 from mmrl.data.drawn.drawn import Drawn
 from mmrl.model.packing import Group
-from mmrl.model.policy import Policy, Wanted
+from mmrl.model.policy import Policy
 from mmrl.model.reference_scores import score_repeated
+from mmrl.model.scoring import Wanted, score_packed
 from mmrl.types import Scores
 
 GROUP, ANSWER, GOAL = 8, 64, 0.8
@@ -59,7 +60,7 @@ def forms(policy: Policy, group: Group) -> dict[str, Score]:
     """The packed form and both repeated forms."""
     views, shape = {"raw": [group]}, (GROUP, ANSWER)
     return {
-        "packed": lambda want: policy.score(views, {"raw": want}, shape),
+        "packed": lambda want: score_packed(policy, views, {"raw": want}, shape),
         "repeated": lambda want: score_repeated(policy, views, {"raw": want}, shape),
         "tower repeated": lambda want: score_repeated(
             policy, views, {"raw": want}, shape, tower_once=False
@@ -69,7 +70,7 @@ def forms(policy: Policy, group: Group) -> dict[str, Score]:
 
 def scored(policy: Policy, score: Score) -> float:
     """CPU seconds of a pass without gradient."""
-    policy.features_store.clear()
+    policy.vision.clear()
     with torch.no_grad():
         return cpu_seconds(lambda: score(Wanted()))
 
@@ -79,9 +80,9 @@ def updated(policy: Policy, score: Score) -> float:
 
     def run() -> None:
         score(Wanted(grad=True))["raw"].logp.sum().backward()
-        policy.backward_vision()
+        policy.vision.backward()
 
-    policy.features_store.clear()
+    policy.vision.clear()
     seconds = cpu_seconds(run)
     policy.model.zero_grad(set_to_none=True)
     return seconds
@@ -91,12 +92,12 @@ def tower(policy: Policy, group: Group, grad: bool) -> float:
     """CPU seconds of the vision tower alone."""
 
     def run() -> None:
-        features = policy.features(group.visual, grad)
+        features = policy.vision.features(group.visual, grad)
         if grad:
             sum(f.merged.sum() for f in features).backward()  # type: ignore[union-attr]
-            policy.backward_vision()
+            policy.vision.backward()
 
-    policy.features_store.clear()
+    policy.vision.clear()
     with torch.set_grad_enabled(grad):
         seconds = cpu_seconds(run)
     policy.model.zero_grad(set_to_none=True)

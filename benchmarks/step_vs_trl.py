@@ -86,7 +86,7 @@ def our_step(cell: Cell, saved: dict, scratch: Path) -> tuple[float, dict[str, t
     from mmrl.losses.reduce import Totals
     from mmrl.model.branches import Views
     from mmrl.model.packing import collate
-    from mmrl.model.policy import Wanted
+    from mmrl.model.scoring import Wanted, score_packed
     from mmrl.types import Now, Rollout
 
     trainer = our_trainer(cell, scratch)
@@ -115,12 +115,14 @@ def our_step(cell: Cell, saved: dict, scratch: Path) -> tuple[float, dict[str, t
     groups = Views(policy, rollouts, {}, now).groups("raw", range(len(rollouts)))
     shape = (len(rollouts), batch.tokens.shape[1])
     with torch.no_grad():
-        reference = policy.score({"ref": groups}, {"ref": Wanted()}, shape) if cell.kl else {}
-    live = policy.score({"raw": groups}, {"raw": Wanted(grad=True)}, shape) | reference
+        reference = (
+            score_packed(policy, {"ref": groups}, {"ref": Wanted()}, shape) if cell.kl else {}
+        )
+    live = score_packed(policy, {"raw": groups}, {"raw": Wanted(grad=True)}, shape) | reference
     totals = Totals(int(batch.mask.sum()), len(rollouts))
     value, _ = loss(trainer.grpo, trainer.surrogate, batch, live, [], totals, now)
     value.backward()
-    policy.backward_vision()
+    policy.vision.backward()
     trainer.rewards.close()
     return float(value), {name: p.grad for name, p in named.items() if p.grad is not None}
 

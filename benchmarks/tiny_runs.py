@@ -178,7 +178,7 @@ def model_folder(
     vocabulary: int = 8192,
 ) -> Path:
     """A tiny Qwen2.5-VL in the user's cache; by default language 4 x 256, vision 4 x 128, vocabulary 8,192."""
-    from mmrl.data.drawn.drawn import corpus
+    from mmrl.data.drawn.drawn import tokenizer_texts
     from mmrl.model import tiny
 
     size = tiny.TinySize(
@@ -190,7 +190,7 @@ def model_folder(
         vision_heads=vision_heads,
         vocab_size=vocabulary,
     )
-    return tiny.cached(size=size, corpus=corpus())
+    return tiny.cached(size=size, corpus=tokenizer_texts())
 
 
 def visual_side(tokens: int) -> int:
@@ -295,7 +295,6 @@ def serve_ours(cell: Cell) -> None:
             number += 1
             meter.start()
             metrics = trainer.step(Now(number, number / 10_000, 0))
-            trainer.policy.forget_prompts()
             tracker.log(number, metrics)
             answer = meter.read()
             visual = round(metrics["patches/tower"] / 4 / (2 if cell.kl else 1))

@@ -40,11 +40,11 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mmrl.data.grounding.formats import plain
+from mmrl.data.grounding.formats import span_lines
 from mmrl.data.grounding.sets import GroundingPrompts
 from mmrl.data.video.frame_cache import FrameCache
-from mmrl.data.video.quarantine import Guarded
 from mmrl.data.video.video import ClipReader, ClipSampling
+from mmrl.ground.quarantine import Guarded
 
 SECONDS, RATE, SIZE, WANTED, ROUNDS = 60, 30, (360, 640), 32, 5
 GROUPS = {"long_gop": 250, "short_gop": 30}
@@ -277,7 +277,7 @@ def small_set(folder: Path, files: int) -> Path:
 
 def measure_decodes(folder: Path) -> list[dict[str, Any]]:
     """Decodes per good clip in one epoch of prompts."""
-    rows = plain(small_set(folder / "epoch", 40))
+    rows = span_lines(small_set(folder / "epoch", 40))
     rows = rows.keep(lambda row: int(Path(row.video).stem.removeprefix("clip")) % 5 != 4)
     reader = ClipReader("pyav", isolate=False)
     prompts = GroundingPrompts(rows, reader, ClipSampling(num_frames=4))
@@ -294,7 +294,9 @@ def measure_files(folder: Path, files: int) -> list[dict[str, Any]]:
 
     prompts = Guarded(
         GroundingPrompts(
-            plain(small_set(folder / "many", files)), ClipReader(), ClipSampling(num_frames=8)
+            span_lines(small_set(folder / "many", files)),
+            ClipReader(),
+            ClipSampling(num_frames=8),
         )
     )
     loader: Any = DataLoader(prompts, batch_size=None, num_workers=2)  # type: ignore[arg-type]

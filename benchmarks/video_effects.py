@@ -38,7 +38,7 @@ from mmrl.data.drawn.drawn import Drawn
 from mmrl.data.grounding.metrics import Answered, grounding_table
 from mmrl.data.grounding.rewards import span_iou
 from mmrl.data.grounding.spans import lenient_spans
-from mmrl.data.grounding.times_retold import Telling, Told
+from mmrl.data.grounding.time_encodings import EncodingName, TimeEncoded
 from mmrl.model.policy import Policy
 from mmrl.recipes.shared.clip_data import clip_warm_up
 from mmrl.recipes.shared.embedded import warm_model
@@ -52,7 +52,7 @@ LIMIT = 360.0
 
 def main(
     seeds: tuple[int, ...] = (0, 1, 2),
-    tellings: tuple[Telling, ...] = get_args(Telling),
+    tellings: tuple[EncodingName, ...] = get_args(EncodingName),
     steps: int = 60,
     prompts: int = 512,
     output: Path | None = None,
@@ -115,7 +115,7 @@ class Row:
     """Of one prompt."""
 
 
-def measured(telling: Telling, seed: int, steps: int, prompts: int, place: Path) -> Row:
+def measured(telling: EncodingName, seed: int, steps: int, prompts: int, place: Path) -> Row:
     """Run the recipe once, unless it is finished, and examine its model and the warm start."""
     start, folder = warm_model(clip_warm_up(telling)), place / f"{telling}-{seed}"
     seconds = train(folder, telling, seed, steps)
@@ -174,11 +174,11 @@ def train(folder: Path, telling: str, seed: int, steps: int) -> float:
 
 
 def exam(
-    model: Path, telling: Telling, prompts: int
+    model: Path, telling: EncodingName, prompts: int
 ) -> tuple[float, float, float, tuple[float, float], int]:
     """mIoU, mIoU with ends in order, R1@0.5, interval of mIoU; tokens of the first prompt."""
     policy = Policy.load(model, device="cpu", dtype="float32")
-    asked = Told(Drawn("clips", "heldout", seed=77, frames=12), telling)
+    asked = TimeEncoded(Drawn("clips", "heldout", seed=77, frames=12), telling)
     questions = [asked[i] for i in range(prompts)]
     answers = HFEngine(policy).generate(questions, Sampling(1, 0.0, max_tokens=10), Now(0, 0.0))
     told = [Answered(r.text, r.prompt.answer, "clips", r.prompt.id) for r in answers]
@@ -233,7 +233,7 @@ def report(rows: Sequence[Row], others: Sequence[Row], steps: int, prompts: int)
         )
     missing = [
         telling
-        for telling in get_args(Telling)
+        for telling in get_args(EncodingName)
         if telling not in {row.telling for row in others}
     ]
     lines += ["", "One seed and one warm-up each, so that small differences say nothing."]

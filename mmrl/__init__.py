@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mmrl.model.load import LoRA as LoRA
     from mmrl.model.policy import Policy as Policy
     from mmrl.rewards.pay import Rewards as Rewards
+    from mmrl.training.monitor import Monitor as Monitor
     from mmrl.training.optim import Optim as Optim
     from mmrl.training.run import Run as Run
     from mmrl.training.trainer import Trainer as Trainer
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "GRPO": "mmrl.grpo",
     "LoRA": "mmrl.model.load",
+    "Monitor": "mmrl.training.monitor",
     "Optim": "mmrl.training.optim",
     "Policy": "mmrl.model.policy",
     "Prompt": "mmrl.types",

@@ -29,12 +29,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mmrl.ground.require import require
 from mmrl.losses import importance, kl
 from mmrl.losses.advantages import token_reward
 from mmrl.losses.reduce import Reduction, Totals, keep, reduced, token_mean
 from mmrl.losses.surrogates import Surrogate, bounded_ratio, own_reduction, ratio_metrics
-from mmrl.objectives.base import Objective
-from mmrl.types import Batch, Now, Role, Scores
+from mmrl.objectives.base import LiveScores, Objective, TokenMaps
+from mmrl.types import Batch, Now, Role, Scores, Shaped
 
 
 @dataclass(frozen=True)
@@ -73,38 +74,33 @@ class GRPO:
     """Do not train answers that were cut off (overlong filtering)."""
 
     def __post_init__(self) -> None:
-        allowed = {
-            "clip_low": (0 <= self.clip_low <= 1, "in [0, 1]"),
-            "clip_high": (self.clip_high >= 0, "0 or positive"),
-            "dual_clip": (
-                self.dual_clip is None or self.dual_clip > 1,
-                "above 1, or None to turn it off",
-            ),
-            "kl": (self.kl >= 0, "0 or positive"),
-            "kl_importance": (
+        dual, constant = self.dual_clip, self.reduction == "constant"
+        length_fits = self.length_constant > 0 or (not constant and self.length_constant == 0)
+        require(
+            self,
+            clip_low=(0 <= self.clip_low <= 1, "in [0, 1]"),
+            clip_high=(self.clip_high >= 0, "0 or positive"),
+            dual_clip=(dual is None or dual > 1, "above 1, or None to turn it off"),
+            kl=(self.kl >= 0, "0 or positive"),
+            kl_importance=(
                 not self.kl_importance or self.kl_in == "loss",
                 "False when kl_in is 'reward'",
             ),
-            "length_constant": (
-                self.length_constant > 0
-                if self.reduction == "constant"
-                else self.length_constant >= 0,
+            length_constant=(
+                length_fits,
                 "a positive number of tokens when reduction is 'constant'",
             ),
-            "mismatch_cap": (self.mismatch_cap > 0, "positive"),
-            "overlong_buffer": (self.overlong_buffer >= 0, "0 (off) or positive"),
-            "overlong_factor": (self.overlong_factor >= 0, "0 or positive"),
-        }
-        for name, (fine, rule) in allowed.items():
-            if not fine:
-                raise ValueError(f"GRPO.{name} is {getattr(self, name)}; it must be {rule}.")
+            mismatch_cap=(self.mismatch_cap > 0, "positive"),
+            overlong_buffer=(self.overlong_buffer >= 0, "0 (off) or positive"),
+            overlong_factor=(self.overlong_factor >= 0, "0 or positive"),
+        )
 
 
 def loss(
     grpo: GRPO,
     surrogate: Surrogate,
     batch: Batch,
-    live: Mapping[str, Scores],
+    live: LiveScores,
     objectives: Sequence[Objective],
     totals: Totals,
     now: Now,
@@ -115,7 +111,7 @@ def loss(
     `batch` and `live` hold the same rows; `totals` counts the whole update.
     """
     parts, metrics = losses(grpo, surrogate, batch, live, objectives, totals, now)
-    total = torch.stack(list(parts.values())).sum()
+    total = torch.stack(list(parts.values())).sum()  # in the order of the parts, which is fixed
     metrics |= {f"loss/{name}": part.detach() for name, part in parts.items()}
     metrics["loss/total"] = total.detach()
     return total, metrics
@@ -125,7 +121,7 @@ def losses(
     grpo: GRPO,
     surrogate: Surrogate,
     batch: Batch,
-    live: Mapping[str, Scores],
+    live: LiveScores,
     objectives: Sequence[Objective],
     totals: Totals,
     now: Now,
@@ -133,8 +129,11 @@ def losses(
     """The named parts that `loss` adds up, each a scalar with gradient, and the metrics that are not losses."""
     batch, live = _readable(batch, live)
     raw, mask = live["raw"], batch.mask
-    old = batch.scores["raw"].logp if "raw" in batch.scores else raw.logp.detach()
-    maps: dict[str, tuple[Tensor, Reduction]] = {}
+    # With one update per step nothing is stored: the policy's own log-probs are the old ones, and the ratio is 1.
+    old = raw.logp.detach()
+    if "raw" in batch.scores:
+        old = batch.scores["raw"].logp
+    metrics = _policy_metrics(grpo, live, old, batch, totals)
 
     policy = surrogate(
         raw.logp,
@@ -145,36 +144,73 @@ def losses(
         clip_high=grpo.clip_high,
         dual_clip=grpo.dual_clip,
     )
-    rule = own_reduction(surrogate)
-    metrics = _policy_metrics(grpo, live, old, batch, totals)
     if grpo.mismatch != "off":
         weight = mismatch_weight(grpo, old, batch)
         policy = policy * weight
         metrics["policy/mismatch_weight"] = token_mean(weight, mask, totals)
         metrics["policy/mismatch_weight_max"] = _largest(weight, mask)
-    maps["policy"] = (policy, rule or grpo.reduction)
+    # A surrogate of whole answers (GSPO, GMPO) is only itself under its own reduction.
+    rule = own_reduction(surrogate) or grpo.reduction
+    parts = {"policy": _reduced(grpo, policy, mask, totals, rule)}
 
     if grpo.kl > 0 and grpo.kl_in == "loss":
         divergence = kl_map(grpo, raw.logp, _reference(live, batch))
         metrics["policy/kl_ref"] = token_mean(divergence.detach(), mask, totals)
         weight = bounded_ratio(raw.logp - old) if grpo.kl_importance else 1.0
-        maps["kl"] = (grpo.kl * divergence * weight, grpo.reduction)
+        penalty = grpo.kl * divergence * weight
+        parts["kl"] = _reduced(grpo, penalty, mask, totals, grpo.reduction)
 
-    parts = {name: _reduced(grpo, x, mask, totals, rule) for name, (x, rule) in maps.items()}
-    for objective in objectives:
-        rules = objective.reductions
-        for name, x in objective.terms(live, batch, now).items():
-            _check_map(objective, name, x, mask)
-            part = _reduced(grpo, x, mask, totals, rules.get(name, grpo.reduction))
-            parts[name] = parts[name] + part if name in parts else part
-        with torch.no_grad():
-            for name, x in objective.metrics(live, batch, now).items():
-                _check_map(objective, name, x, mask)
-                value = (
-                    _largest(x, mask) if name.endswith("_max") else token_mean(x, mask, totals)
-                )
-                metrics[f"{type(objective).__name__.lower()}/{name}"] = value
+    own = batch.shaped or [Shaped(batch.advantage) for _ in objectives]
+    for objective, shaped in zip(objectives, own, strict=True):
+        seen = replace(batch, kept=shaped.kept)
+        _add_terms(parts, objective, live, seen, grpo, totals, now)
+        metrics |= _objective_metrics(objective, shaped, live, seen, totals, now)
     return parts, metrics
+
+
+def _add_terms(
+    parts: dict[str, Tensor],
+    objective: Objective,
+    live: LiveScores,
+    batch: Batch,
+    grpo: GRPO,
+    totals: Totals,
+    now: Now,
+) -> None:
+    """Reduce an objective's terms and add them to the parts; terms of one name from several objectives add up."""
+    for name, x in objective.terms(live, batch, now).items():
+        _check_map(objective, name, x, batch.mask)
+        # A term keeps its paper's rule whatever the surrogate's is: an entropy is a token mean in every run of PAPO.
+        rule = objective.reductions.get(name, grpo.reduction)
+        part = _reduced(grpo, x, batch.mask, totals, rule)
+        parts[name] = parts[name] + part if name in parts else part
+
+
+@torch.no_grad()
+def _objective_metrics(
+    objective: Objective,
+    shaped: Shaped,
+    live: LiveScores,
+    batch: Batch,
+    totals: Totals,
+    now: Now,
+) -> dict[str, Tensor]:
+    """What an objective logs of its `shape` and of its `metrics`, as summands or maxima under its own name."""
+    maps: TokenMaps = {}
+    for name, value in shaped.logged.items():
+        # A number of the step becomes a constant map, so that adding up micro-batches gives the number again.
+        known = isinstance(value, Tensor)
+        maps[name] = value if known else torch.full_like(batch.advantage, value)
+    maps |= objective.metrics(live, batch, now)
+    prefix = type(objective).__name__.lower()
+    found: dict[str, Tensor] = {}
+    for name, x in maps.items():
+        _check_map(objective, name, x, batch.mask)
+        if name.endswith("_max"):
+            found[f"{prefix}/{name}"] = _largest(x, batch.mask)
+        else:
+            found[f"{prefix}/{name}"] = token_mean(x, batch.mask, totals)
+    return found
 
 
 def kl_map(grpo: GRPO, logp: Tensor, ref: Scores) -> Tensor:
@@ -196,7 +232,9 @@ def apply_kl_in_reward(grpo: GRPO, batch: Batch) -> Tensor:
                 "score it before the advantages, or use kl_in='loss'."
             )
     batch, _ = _readable(batch, {})
-    penalty = keep(kl_map(grpo, batch.scores["raw"].logp, batch.scores["ref"]), batch.mask)
+    divergence = kl_map(grpo, batch.scores["raw"].logp, batch.scores["ref"])
+    penalty = keep(divergence, batch.mask)
+    # Detached: in the reward the penalty is a number that is paid, not a path for the gradient.
     return token_reward(batch.reward, batch.mask) - grpo.kl * penalty.detach()
 
 
@@ -207,15 +245,19 @@ def mismatch_weight(grpo: GRPO, old: Tensor, batch: Batch) -> Tensor:
             f"GRPO.mismatch is {grpo.mismatch!r}, but there are no 'sampler' scores (there are {sorted(batch.scores)});"
             " use an engine that returns its log-probs, or mismatch='off'."
         )
+    # Of the old probabilities, not the present ones: the ratio corrects the engine, the surrogate corrects the update.
     weight = importance.importance(
         old, batch.scores["sampler"].logp, batch.mask, level=grpo.mismatch_level
     )
-    bound = importance.truncated if grpo.mismatch == "truncate" else importance.masked
+    bound = (
+        importance.truncated_weight if grpo.mismatch == "truncate" else importance.masked_weight
+    )
     return bound(weight, cap=grpo.mismatch_cap)
 
 
-def _reference(live: Mapping[str, Scores], batch: Batch) -> Scores:
+def _reference(live: LiveScores, batch: Batch) -> Scores:
     """Scores of the reference policy."""
+    # Live where an exact divergence must see the present weights, else as scored before the update.
     ref = live.get("ref") or batch.scores.get("ref")
     if ref is None:
         raise ValueError(
@@ -224,21 +266,25 @@ def _reference(live: Mapping[str, Scores], batch: Batch) -> Scores:
     return ref
 
 
-def _readable(batch: Batch, live: Mapping[str, Scores]) -> tuple[Batch, dict[str, Scores]]:
+def _readable(batch: Batch, live: LiveScores) -> tuple[Batch, dict[str, Scores]]:
     """Batch and live scores with 0 wherever nothing may be read: neither trained nor hint nor expert tokens."""
-    read = batch.mask.bool() | (batch.roles == Role.HINT) | (batch.roles == Role.EXPERT)
-    clean = lambda x: None if x is None else keep(x, read)  # noqa: E731
+    written = (batch.roles == Role.HINT) | (batch.roles == Role.EXPERT)
+    read = batch.mask.bool() | written
 
-    def cleaned(scores: Scores) -> Scores:
-        return Scores(keep(scores.logp, read), clean(scores.entropy), clean(scores.divergence))
+    def cleaned(several: Mapping[str, Scores]) -> dict[str, Scores]:
+        # Zeroed by selection, not by multiplication: 0 · NaN is NaN, in the value and in its gradient.
+        return {
+            name: scores.each(lambda numbers: keep(numbers, read))
+            for name, scores in several.items()
+        }
 
-    stored = {name: cleaned(scores) for name, scores in batch.scores.items()}
-    batch = replace(batch, advantage=keep(batch.advantage, batch.mask), scores=stored)
-    return batch, {name: cleaned(scores) for name, scores in live.items()}
+    advantage = keep(batch.advantage, batch.mask)
+    stored = cleaned(batch.scores)
+    return replace(batch, advantage=advantage, scores=stored), cleaned(live)
 
 
 def _policy_metrics(
-    grpo: GRPO, live: Mapping[str, Scores], old: Tensor, batch: Batch, totals: Totals
+    grpo: GRPO, live: LiveScores, old: Tensor, batch: Batch, totals: Totals
 ) -> dict[str, Tensor]:
     """Token means: what the ratio does, surprise -logp, entropy, distance to the sampler, k3 to each branch."""
     raw, mask = live["raw"], batch.mask
@@ -252,17 +298,18 @@ def _policy_metrics(
         clip_high=grpo.clip_high,
         dual_clip=grpo.dual_clip,
     )
-    maps["surprise"] = -logp
+    maps["surprise"] = -logp  # an entropy that costs nothing
     if raw.entropy is not None:
         maps["entropy"] = raw.entropy.detach()
     if "sampler" in batch.scores:
         maps["sampler_gap"] = (old - batch.scores["sampler"].logp).abs()
-    metrics = {f"policy/{name}": token_mean(x, mask, totals) for name, x in maps.items()}
+    metrics: dict[str, Tensor] = {}
+    for name, x in maps.items():
+        metrics[f"policy/{name}"] = token_mean(x, mask, totals)
     metrics["policy/ratio_max"] = _largest(maps["ratio"], mask)
     for name in live.keys() - {"raw", "ref", "sampler"}:
-        metrics[f"branch/{name}/kl"] = token_mean(
-            kl.k3(logp, live[name].logp.detach()), mask, totals
-        )
+        distance = kl.k3(logp, live[name].logp.detach())
+        metrics[f"branch/{name}/kl"] = token_mean(distance, mask, totals)
     return metrics
 
 
@@ -273,7 +320,9 @@ def _reduced(grpo: GRPO, x: Tensor, mask: Tensor, totals: Totals, rule: Reductio
 
 def _largest(x: Tensor, mask: Tensor) -> Tensor:
     """The largest value on a trained token, 0 if all are negative or there is none."""
-    return keep(x, mask).amax() if x.numel() else x.new_zeros(())
+    if not x.numel():  # a batch without answers has no largest number
+        return x.new_zeros(())
+    return keep(x, mask).amax()
 
 
 def _check_map(objective: Objective, name: str, x: Tensor, mask: Tensor) -> None:

@@ -9,13 +9,16 @@ One invariant for all token tensors: shape [B, T], column t belongs to answer to
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+
+from mmrl.ground.declared import refuse_misspelt
+from mmrl.ground.require import require
 
 Divergence = Literal["forward", "reverse", "symmetric", "js"]
 """Exact divergence of raw against a branch: KL(raw‖branch), KL(branch‖raw), their mean, Jensen–Shannon."""
@@ -24,6 +27,7 @@ Divergence = Literal["forward", "reverse", "symmetric", "js"]
 class Role(IntEnum):
     """Who wrote an answer token. Only POLICY tokens are trained unless an objective says otherwise."""
 
+    # Numbers, because they stand in tensors.
     POLICY = 0
     OBSERVATION = 1
     HINT = 2
@@ -60,17 +64,28 @@ class Prompt:
     """Further columns of the row, e.g. `evidence`, `problem_type`, `label` (an expert answer)."""
 
 
+# Checked by its names and not by its ancestry: collections that run in processes without torch cannot derive from it.
+@runtime_checkable
 class Prompts(Protocol):
-    """A lazy collection of prompts: pixels are decoded when an index is read."""
+    """A lazy collection of prompts: pixels are decoded when an index is read.
 
-    @property
-    def size(self) -> int | None:
-        """Number of rows; None if endless."""
-        ...
+    Derive from it for the defaults; a class that has size, __getitem__ and drain of its own need not.
+    """
+
+    size: int | None = None
+    """Number of rows; None if endless."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        refuse_misspelt(cls, Prompts)
 
     def __getitem__(self, index: int) -> Prompt:
         """The prompt at this index; the same index always gives the same prompt. Raises `ground.faults.BadRow`."""
         ...
+
+    def drain(self) -> Mapping[str, int]:
+        """What was counted since the last call (metric name -> count), for the log; nothing by default."""
+        return {}
 
 
 @dataclass(frozen=True)
@@ -114,13 +129,40 @@ class Scores:
 
     def __getitem__(self, rows: Tensor) -> Scores:
         """The scores of some rows."""
-        pick = lambda x: None if x is None else x[rows]  # noqa: E731
-        return Scores(self.logp[rows], pick(self.entropy), pick(self.divergence))
+        return self.each(lambda numbers: numbers[rows])
 
     def detach(self) -> Scores:
         """The same numbers without a graph."""
-        cut = lambda x: None if x is None else x.detach()  # noqa: E731
-        return Scores(self.logp.detach(), cut(self.entropy), cut(self.divergence))
+        # Views of the same memory: nobody may write into scores in place.
+        return self.each(torch.Tensor.detach)
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Scores:
+        """The same change to each of the tensors that are there."""
+        entropy = None if self.entropy is None else change(self.entropy)
+        divergence = None if self.divergence is None else change(self.divergence)
+        return Scores(change(self.logp), entropy, divergence)
+
+
+@dataclass(frozen=True)
+class Shaped:
+    """What an objective's `shape` returns."""
+
+    advantage: Tensor
+    """float [B, T]: the new advantage."""
+    logged: Mapping[str, float | Tensor] = field(default_factory=dict)
+    """Numbers of the step, or token maps [B, T] that are averaged over trained tokens, for the log."""
+    kept: Mapping[str, Tensor] = field(default_factory=dict)
+    """Token maps [B, T] that the same objective's `terms` and `metrics` read of the rows at hand, as `Batch.kept`."""
+
+    def __getitem__(self, rows: Tensor) -> Shaped:
+        """What belongs to some rows."""
+        # A number of the step is the same for any of its rows.
+        logged = {
+            name: value[rows] if isinstance(value, Tensor) else value
+            for name, value in self.logged.items()
+        }
+        kept = {name: value[rows] for name, value in self.kept.items()}
+        return Shaped(self.advantage[rows], logged, kept)
 
 
 @dataclass(frozen=True)
@@ -142,6 +184,10 @@ class Batch:
     """uint8 [B, T], `Role` of each token; padding is OBSERVATION."""
     scores: Mapping[str, Scores] = field(default_factory=dict)
     """"raw" (the policy at sampling time), "ref", "sampler", and each visual branch."""
+    shaped: Sequence[Shaped] = ()
+    """What each objective's `shape` returned, in their order; empty before they ran."""
+    kept: Mapping[str, Tensor] = field(default_factory=dict)
+    """Token maps [B, T] that the objective which is asked now kept in its `shape`; no other objective sees them."""
 
     def __len__(self) -> int:
         return len(self.rollouts)
@@ -169,12 +215,42 @@ class ViewContext:
     """float [h, w] or [F', h, w]: the policy's visual attention on a grid, if the view asked for it."""
 
 
-class View(Protocol):
-    """A way of seeing: uint8 [F, 3, H, W] in, the same shape and dtype out. All draws come from `rng`."""
+class View:
+    """A way of seeing: uint8 [F, 3, H, W] in, the same shape and dtype out. All draws come from `rng`. Derive from it.
+
+    The attributes say what the core must know of a view, alone or inside another one. A view that says nothing may
+    change any answer, and is refused where the rows say that this matters.
+    """
+
+    # True, because a wrong answer that is trained is worse than a view that must be asked again.
+    changes_geometry: bool = True
+    """May it change the answer to a question about places, sides, angles, or counts near the border?"""
+    changes_order: bool = True
+    """May it change the answer to a question about what happens when?"""
+    reads_saliency: bool = False
+    """Does it want `ViewContext.saliency`, the policy's own visual attention? That costs a pass of the tower."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        refuse_misspelt(cls, View)
 
     def __call__(
         self, frames: Tensor, context: ViewContext, rng: torch.Generator, now: Now
-    ) -> Tensor: ...
+    ) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__} has no __call__.")
+
+    def strength(self, now: Now) -> float | None:
+        """How strong the view is now, for the log (`branch/NAME/strength`); None if it has no such number."""
+        return None
+
+
+def require_view(where: str, view: object) -> None:
+    """Raise ValueError unless `view` is a `View`: a bare function does not say what it changes."""
+    if not isinstance(view, View):
+        raise ValueError(
+            f"{where} is {view!r}; it must be a View. Derive a class from mmrl.types.View, or wrap a function of "
+            "pixels in mmrl.perception.perturb.Transform, and say what it changes."
+        )
 
 
 @dataclass(frozen=True)
@@ -190,6 +266,10 @@ class VisualBranch:
     """Score again with the current weights at each update (no gradient) instead of once per rollout batch."""
     stage: Literal["original", "resized"] = "original"
     """Does the view see the original pixels or those after the pixel-budget resize?"""
+
+    def __post_init__(self) -> None:
+        # Here, where the user wrote it, and not deep in a step.
+        require_view("VisualBranch.view", self.view)
 
 
 @dataclass(frozen=True)
@@ -212,22 +292,12 @@ class Sampling:
     """Strings that end an answer."""
 
     def __post_init__(self) -> None:
-        allowed = {
-            "group_size": (self.group_size >= 1, "at least 1"),
-            "temperature": (self.temperature >= 0, "0 (greedy) or positive"),
-            "top_p": (0 < self.top_p <= 1, "in (0, 1]"),
-            "top_k": (self.top_k >= 0, "0 (off) or positive"),
-            "min_p": (0 <= self.min_p < 1, "in [0, 1)"),
-            "max_tokens": (self.max_tokens >= 1, "at least 1"),
-        }
-        for name, (fine, rule) in allowed.items():
-            if not fine:
-                raise ValueError(
-                    f"Sampling.{name} is {getattr(self, name)}; it must be {rule}."
-                )
-
-
-class Reward(Protocol):
-    """Pays one answer. None means not available (a judge that is down), never 0."""
-
-    def __call__(self, rollout: Rollout) -> float | None: ...
+        require(
+            self,
+            group_size=(self.group_size >= 1, "at least 1"),
+            temperature=(self.temperature >= 0, "0 (greedy) or positive"),
+            top_p=(0 < self.top_p <= 1, "in (0, 1]"),
+            top_k=(self.top_k >= 0, "0 (off) or positive"),
+            min_p=(0 <= self.min_p < 1, "in [0, 1)"),
+            max_tokens=(self.max_tokens >= 1, "at least 1"),
+        )

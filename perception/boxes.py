@@ -78,12 +78,14 @@ def canvas_of(extra: Mapping[str, Any]) -> Canvas:
             "the row has no column 'original_size' (width, height), which coordinate spaces need; "
             f"it has {sorted(extra)}."
         )
+    original = _pair(extra["original_size"])
     resized = extra.get("resized_size")
-    width, height = extra["original_size"]
-    return Canvas(
-        (float(width), float(height)),
-        None if resized is None else (float(resized[0]), float(resized[1])),
-    )
+    return Canvas(original, None if resized is None else _pair(resized))
+
+
+def _pair(size: Any) -> tuple[float, float]:
+    width, height = size
+    return float(width), float(height)
 
 
 def family_space(model_type: str) -> Space:
@@ -105,58 +107,72 @@ def convert(places: ArrayLike, source: Space, target: Space, canvas: Canvas | No
         raise ValueError(
             f"going from {source!r} to {target!r} coordinates needs the sizes of the picture (Canvas)."
         )
-    scale = np.asarray(canvas.size(target)) / np.asarray(canvas.size(source))
-    return array * np.tile(scale, array.shape[-1] // 2)
+    scale = np.divide(canvas.size(target), canvas.size(source))  # (x, y)
+    pairs = array.shape[-1] // 2  # a box is two points
+    return array * np.tile(scale, pairs)
 
 
 def areas(boxes: ArrayLike, convention: Convention = "half_open") -> Floats:
     """Area of each box [N, 4] -> [N]; 0 if a side is not positive."""
-    sides = _boxes(boxes)[:, 2:] - _boxes(boxes)[:, :2] + _extra(convention)
-    return np.where((sides > 0).all(1), sides.prod(1), 0.0)
+    frames = _as_boxes(boxes)
+    sides = frames[:, 2:] - frames[:, :2] + _extra(convention)  # [N, 2]
+    # Both sides negative would have a positive product.
+    solid = (sides > 0).all(1)
+    return np.where(solid, sides.prod(1), 0.0)
 
 
 def iou(first: ArrayLike, second: ArrayLike, convention: Convention = "half_open") -> Floats:
     """Intersection over union of boxes [M, 4] and [N, 4] -> [M, N]; 0 where a box has no area."""
     shared, union = _shared_and_union(first, second, convention)
-    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+    zeros = np.zeros_like(shared)
+    return np.divide(shared, union, out=zeros, where=union > 0)
 
 
 def giou(first: ArrayLike, second: ArrayLike, convention: Convention = "half_open") -> Floats:
     """Generalised IoU, IoU - (hull - union) / hull, in (-1, 1]; -1 where a box has no area. -> [M, N]"""
     shared, union = _shared_and_union(first, second, convention)
-    a, b = _boxes(first)[:, None], _boxes(second)[None]
-    hull = (
-        np.maximum(a[..., 2:], b[..., 2:])
-        - np.minimum(a[..., :2], b[..., :2])
-        + _extra(convention)
-    ).prod(-1)
-    solid = (areas(first, convention)[:, None] > 0) & (areas(second, convention)[None] > 0)
-    safe_union, safe_hull = np.where(solid, union, 1.0), np.where(solid, hull, 1.0)
-    return np.where(solid, shared / safe_union - (safe_hull - safe_union) / safe_hull, -1.0)
+    a, b = _crossed(first, second)
+    far = np.maximum(a[..., 2:], b[..., 2:])
+    near = np.minimum(a[..., :2], b[..., :2])
+    hull = (far - near + _extra(convention)).prod(-1)  # [M, N]
+    solid_first = areas(first, convention) > 0
+    solid_second = areas(second, convention) > 0
+    solid = solid_first[:, None] & solid_second[None]
+    # Replaced before the division: np.where computes both branches.
+    safe_union = np.where(solid, union, 1.0)
+    safe_hull = np.where(solid, hull, 1.0)
+    emptiness = (safe_hull - safe_union) / safe_hull
+    return np.where(solid, shared / safe_union - emptiness, -1.0)
 
 
 def mean_distance(first: ArrayLike, second: ArrayLike) -> Floats:
     """Mean absolute difference of the four numbers of boxes [M, 4] and [N, 4] -> [M, N]."""
-    return np.abs(_boxes(first)[:, None] - _boxes(second)[None]).mean(-1)
+    a, b = _crossed(first, second)
+    return np.abs(a - b).mean(-1)
 
 
 def point_distance(first: ArrayLike, second: ArrayLike) -> Floats:
     """Euclidean distance of points [M, 2] and [N, 2] -> [M, N]."""
-    a, b = (np.asarray(points, dtype=np.float64).reshape(-1, 2) for points in (first, second))
-    return np.sqrt(((a[:, None] - b[None]) ** 2).sum(-1))
+    a = _as_points(first)[:, None]  # [M, 1, 2]
+    b = _as_points(second)[None]  # [1, N, 2]
+    return np.sqrt(((a - b) ** 2).sum(-1))
 
 
 def inside(points: ArrayLike, boxes: ArrayLike) -> NDArray[np.bool_]:
     """Whether each point [N, 2] lies in its own box [N, 4], border included -> [N]."""
-    at, frame = np.asarray(points, dtype=np.float64).reshape(-1, 2), _boxes(boxes)
-    return np.logical_and((at >= frame[:, :2]).all(1), (at <= frame[:, 2:]).all(1))
+    at = _as_points(points)
+    frames = _as_boxes(boxes)
+    behind_start = (at >= frames[:, :2]).all(1)
+    before_end = (at <= frames[:, 2:]).all(1)
+    return np.logical_and(behind_start, before_end)
 
 
 def best_matching(score: ArrayLike) -> list[tuple[int, int]]:
     """The one-to-one pairs (row, column) of a score matrix [M, N] with the largest total score."""
     from scipy.optimize import linear_sum_assignment
 
-    rows, columns = linear_sum_assignment(np.asarray(score, dtype=np.float64), maximize=True)
+    matrix = np.asarray(score, dtype=np.float64)
+    rows, columns = linear_sum_assignment(matrix, maximize=True)
     return list(zip(rows.tolist(), columns.tolist(), strict=True))
 
 
@@ -197,12 +213,17 @@ def _label_precision(
     """Average precision of one label, averaged over the thresholds."""
     mine = np.flatnonzero([name == label for name in predicted.labels])
     if predicted.scores is not None:
-        mine = mine[np.argsort(-predicted.scores[mine], kind="stable")]
+        # Stable, so that equal scores keep the order of the answer.
+        order = np.argsort(-predicted.scores[mine], kind="stable")
+        mine = mine[order]
     mine = mine[:MAX_DETECTIONS]
     wanted = truth.boxes[[name == label for name in truth.labels]]
     overlap = iou(predicted.boxes[mine], wanted)
-    curves = [_interpolated(_hits(overlap, threshold), len(wanted)) for threshold in thresholds]
-    return float(np.mean(curves))
+    precisions: list[float] = []
+    for threshold in thresholds:
+        hits = _hits(overlap, threshold)
+        precisions.append(_interpolated_precision(hits, len(wanted)))
+    return float(np.mean(precisions))
 
 
 def _hits(overlap: Floats, threshold: float) -> NDArray[np.bool_]:
@@ -213,25 +234,42 @@ def _hits(overlap: Floats, threshold: float) -> NDArray[np.bool_]:
         allowed = np.where(free, values, -1.0)
         # Of equal overlaps the last wins, as in COCO's loop.
         best = allowed.size - 1 - int(np.argmax(allowed[::-1]))
+        # COCO starts its search a hair below 1, so that a threshold of 1 can be met.
         if allowed[best] >= min(threshold, 1.0 - 1e-10):
             hits[row], free[best] = True, False
     return hits
 
 
-def _interpolated(hits: NDArray[np.bool_], wanted: int) -> float:
+def _interpolated_precision(hits: NDArray[np.bool_], wanted: int) -> float:
     """Mean over the 101 recalls of the best precision at that recall or a higher one."""
     if not hits.size:
         return 0.0
     found = np.cumsum(hits)
     precision = found / np.arange(1, hits.size + 1)
+    # From the right: precision at a recall is the best at that recall or any higher one.
     best = np.maximum.accumulate(precision[::-1])[::-1]
-    at = np.searchsorted(found / wanted, RECALLS, side="left")
-    return float(np.where(at < hits.size, best[np.minimum(at, hits.size - 1)], 0.0).mean())
+    at = np.searchsorted(found / wanted, RECALLS, side="left")  # [101]
+    # Recalls that are never reached have precision 0.
+    last = hits.size - 1
+    read = np.where(at <= last, best[np.minimum(at, last)], 0.0)
+    return float(read.mean())
 
 
-def _boxes(boxes: ArrayLike) -> Floats:
+def _as_boxes(boxes: ArrayLike) -> Floats:
     """Boxes as float [N, 4], also for an empty list."""
-    return np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+    array = np.asarray(boxes, dtype=np.float64)
+    return array.reshape(-1, 4)
+
+
+def _as_points(points: ArrayLike) -> Floats:
+    """Points as float [N, 2], also for an empty list."""
+    array = np.asarray(points, dtype=np.float64)
+    return array.reshape(-1, 2)
+
+
+def _crossed(first: ArrayLike, second: ArrayLike) -> tuple[Floats, Floats]:
+    """Boxes as [M, 1, 4] and [1, N, 4], so that an operation on both gives every pair."""
+    return _as_boxes(first)[:, None], _as_boxes(second)[None]
 
 
 def _extra(convention: Convention) -> float:
@@ -247,11 +285,11 @@ def _shared_and_union(
     first: ArrayLike, second: ArrayLike, convention: Convention
 ) -> tuple[Floats, Floats]:
     """Areas of intersection and union, each [M, N]; no intersection where a box has no area."""
-    a, b = _boxes(first)[:, None], _boxes(second)[None]
-    sides = (
-        np.minimum(a[..., 2:], b[..., 2:])
-        - np.maximum(a[..., :2], b[..., :2])
-        + _extra(convention)
-    )
-    shared = np.where((sides > 0).all(-1), sides.prod(-1), 0.0)
-    return shared, areas(first, convention)[:, None] + areas(second, convention)[None] - shared
+    a, b = _crossed(first, second)
+    end = np.minimum(a[..., 2:], b[..., 2:])
+    start = np.maximum(a[..., :2], b[..., :2])
+    sides = end - start + _extra(convention)  # [M, N, 2]
+    meet = (sides > 0).all(-1)
+    shared = np.where(meet, sides.prod(-1), 0.0)
+    both = areas(first, convention)[:, None] + areas(second, convention)[None]
+    return shared, both - shared

@@ -28,7 +28,15 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from mmrl.rewards.answers import choice, number, plain, same_choice, same_number, same_text
+from mmrl.ground.require import require
+from mmrl.rewards.answers import (
+    named_choice,
+    plain,
+    read_number,
+    same_choice,
+    same_number,
+    same_text,
+)
 
 if TYPE_CHECKING:
     from mmrl.types import Prompt, Rollout
@@ -55,16 +63,16 @@ class Check:
     """How answers are compared."""
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(Kind):
-            raise ValueError(
-                f"Check.kind is {self.kind!r}; it must be one of {', '.join(get_args(Kind))}."
-            )
+        kinds = get_args(Kind)
+        require(self, kind=(self.kind in kinds, f"one of {', '.join(kinds)}"))
         if not self.question.strip() or not self.answer.strip():
             raise ValueError(
                 f"a check needs a question and an answer; got {self.question!r} and {self.answer!r}."
             )
-        readable = {"number": number, "choice": choice, "bool": _truth}.get(self.kind, plain)
-        if readable(self.answer) is None:
+        # Said when the row is read: an answer that no grader understands could never be hit.
+        readers = {"number": read_number, "choice": named_choice, "bool": _truth}
+        reader = readers.get(self.kind, plain)
+        if reader(self.answer) is None:
             raise ValueError(
                 f"a check of kind {self.kind!r} has the answer {self.answer!r}, which cannot be read as one."
             )
@@ -77,9 +85,7 @@ def checks_of(extra: Mapping[str, Any], prompt_id: str = "") -> tuple[Check, ...
         return ()
     try:
         rows = json.loads(stated) if isinstance(stated, str) else stated
-        return tuple(
-            Check(str(row["q"]), str(row["a"]), row.get("type", "short_text")) for row in rows
-        )
+        return tuple(_check_of(row) for row in rows)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"prompt {prompt_id!r}: the column checklist must be a list of {{'q': question, 'a': answer, 'type': "
@@ -87,15 +93,14 @@ def checks_of(extra: Mapping[str, Any], prompt_id: str = "") -> tuple[Check, ...
         ) from error
 
 
+def _check_of(row: Mapping[str, Any]) -> Check:
+    return Check(str(row["q"]), str(row["a"]), row.get("type", "short_text"))
+
+
 def question_text(checks: Sequence[Check]) -> str:
     """The text that asks all sub-questions at once."""
-    return "\n".join(
-        [
-            INSTRUCTION,
-            "",
-            *(f"{place}. {check.question}" for place, check in enumerate(checks, start=1)),
-        ]
-    )
+    questions = [f"{place}. {check.question}" for place, check in enumerate(checks, start=1)]
+    return "\n".join([INSTRUCTION, "", *questions])
 
 
 def perception_prompt(prompt: Prompt) -> Prompt | None:
@@ -126,13 +131,15 @@ def marks(text: str, checks: Sequence[Check]) -> tuple[float, ...]:
     spoiled: set[int] = set()
     for index, answer in _LINE.findall(text):
         place = int(index)
+        # Two answers to one question would hedge; the same answer twice is harmless.
         if place in given and plain(given[place]) != plain(answer):
             spoiled.add(place)
         given[place] = answer
-    return tuple(
-        float(place in given and place not in spoiled and is_right(given[place], check))
-        for place, check in enumerate(checks, start=1)
-    )
+    marked: list[float] = []
+    for place, check in enumerate(checks, start=1):
+        answered = place in given and place not in spoiled
+        marked.append(float(answered and is_right(given[place], check)))
+    return tuple(marked)
 
 
 def is_right(answer: str, check: Check) -> bool:
@@ -143,6 +150,7 @@ def is_right(answer: str, check: Check) -> bool:
     if check.kind == "choice":
         return same_choice(answer, check.answer)
     if check.kind == "bool":
+        # An answer without yes or no is None, and so must not equal anything.
         return _truth(answer) is not None and _truth(answer) == _truth(check.answer)
     return bool(answer) and same_text(answer, check.answer)
 
@@ -158,12 +166,14 @@ def perception_accuracy(rollout: Rollout) -> float | None:
 def leaks(checks: Sequence[Check], question: str) -> tuple[Check, ...]:
     """The sub-questions whose answer stands, as words, in the text of the question or of another sub-question."""
     texts = [question, *(check.question for check in checks)]
-    return tuple(
-        check
-        for check in checks
-        if check.kind != "bool"
-        and any(_mentions(text, check.answer) for text in texts if text != check.question)
-    )
+    leaking: list[Check] = []
+    for check in checks:
+        if check.kind == "bool":  # yes and no occur in any text
+            continue
+        others = [text for text in texts if text != check.question]
+        if any(_mentions(text, check.answer) for text in others):
+            leaking.append(check)
+    return tuple(leaking)
 
 
 def questions_about(objects: Sequence[Mapping[str, Any]], most: int = 6) -> tuple[Check, ...]:
@@ -171,31 +181,35 @@ def questions_about(objects: Sequence[Mapping[str, Any]], most: int = 6) -> tupl
 
     Labels are asked in the order in which they first occur; at most `most` questions.
     """
+    # Counter keeps the order of first occurrence, which makes the list the same in every run.
     counts = Counter(str(entry["label"]) for entry in objects)
-    checks = [
-        Check(f"How many of these are there: {name}?", str(count), "number")
-        for name, count in counts.items()
-    ]
+    checks: list[Check] = []
+    for name, count in counts.items():
+        checks.append(Check(f"How many of these are there: {name}?", str(count), "number"))
+    # "The cup" means something only if there is one.
     single = [entry for entry in objects if counts[str(entry["label"])] == 1]
     for first, second in pairwise(single):
-        left, right = (
-            (entry["bbox_2d"][0] + entry["bbox_2d"][2]) / 2 for entry in (first, second)
-        )
+        left, right = _centre(first), _centre(second)
         if left != right:
             asked = f"Is the centre of the {first['label']} further left than that of the {second['label']}?"
             checks.append(Check(asked, "yes" if left < right else "no", "bool"))
     return tuple(checks[:most])
 
 
+def _centre(entry: Mapping[str, Any]) -> float:
+    """Horizontal centre of a labelled box."""
+    box = entry["bbox_2d"]
+    return (box[0] + box[2]) / 2
+
+
 def _truth(text: str) -> bool | None:
     """True for yes, False for no, None unless exactly one of them is said."""
-    words = {word in ("yes", "true") for word in _YES_NO.findall(text.lower())}
-    return words.pop() if len(words) == 1 else None
+    said = {word in ("yes", "true") for word in _YES_NO.findall(text.lower())}
+    return said.pop() if len(said) == 1 else None
 
 
 def _mentions(text: str, answer: str) -> bool:
     """Whether the answer occurs in the text as whole words."""
-    return (
-        re.search(rf"(?<!\w){re.escape(answer.strip().lower())}(?!\w)", text.lower())
-        is not None
-    )
+    word = re.escape(answer.strip().lower())
+    # Not \b, which finds no edge beside an answer that ends in a sign, such as "50%".
+    return re.search(rf"(?<!\w){word}(?!\w)", text.lower()) is not None

@@ -26,8 +26,10 @@ def mcnemar(b: int, c: int) -> dict[str, float]:
     total = b + c
     if total == 0:
         return {"p_exact": 1.0, "chi2": 0.0, "chi2_corrected": 0.0}
+    # Whole numbers up to the last division: binomials of many items overflow floats.
     tail = sum(comb(total, k) for k in range(min(b, c) + 1))
     return {
+        # Both tails hold the middle term where b equals c, which would give more than 1.
         "p_exact": min(1.0, 2 * tail / 2**total),
         "chi2": (b - c) ** 2 / total,
         "chi2_corrected": (abs(b - c) - 1) ** 2 / total,
@@ -40,7 +42,8 @@ def discordant(before: Sequence[bool], after: Sequence[bool]) -> tuple[int, int]
         raise ValueError(
             f"{len(before)} judgements before and {len(after)} after; McNemar's test needs pairs."
         )
-    pairs = list(zip(before, after, strict=True))
-    return sum(one and not two for one, two in pairs), sum(
-        two and not one for one, two in pairs
-    )
+    lost = gained = 0
+    for first, second in zip(before, after, strict=True):
+        lost += first and not second
+        gained += second and not first
+    return lost, gained

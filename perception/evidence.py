@@ -16,6 +16,7 @@ size (`prompt.media`) to that of the frames at hand.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -41,9 +42,8 @@ def evidence_pixels(context: ViewContext, height: int, width: int, frames: int) 
             "or use a view that needs none (PatchMask)."
         )
     shown = torch.zeros(frames, height, width, dtype=torch.bool)
-    for region in (
-        stated if isinstance(stated, Sequence) and not isinstance(stated, str) else [stated]
-    ):
+    several = isinstance(stated, Sequence) and not isinstance(stated, str)
+    for region in stated if several else [stated]:
         entry = _entry(region, context)
         if int(entry.get("visual") or 0) == context.medium:
             shown |= _region(entry, context, shown)
@@ -53,7 +53,8 @@ def evidence_pixels(context: ViewContext, height: int, width: int, frames: int) 
 def _entry(region: Any, context: ViewContext) -> Mapping[str, Any]:
     """The region as a mapping with known keys only."""
     if is_dataclass(region) and not isinstance(region, type):
-        region = {field.name: getattr(region, field.name) for field in fields(region)}
+        names = [field.name for field in fields(region)]
+        region = {name: getattr(region, name) for name in names}
     if not isinstance(region, Mapping) or not set(region) <= set(ALLOWED):
         raise ValueError(
             f"prompt {context.prompt.id!r}: cannot read the evidence {region!r}; "
@@ -65,18 +66,14 @@ def _entry(region: Any, context: ViewContext) -> Mapping[str, Any]:
 def _region(entry: Mapping[str, Any], context: ViewContext, like: Tensor) -> Tensor:
     """One region, bool [F, H, W]."""
     frames, height, width = like.shape
-    medium = context.prompt.media[context.medium] if context.prompt.media else None
-    area = torch.ones_like(like)
+    media = context.prompt.media
+    medium = media[context.medium] if media else None
+    area = torch.ones_like(like)  # nothing given: everywhere and always
+    # Asked by length, not by truth: boxes may be an array, whose truth is not defined.
     if entry.get("boxes") is not None and len(entry["boxes"]):
-        area &= _boxes(entry["boxes"], medium, height, width, context)
+        area &= _boxed(entry["boxes"], medium, height, width, context)
     if entry.get("mask") is not None:
-        mask = torch.as_tensor(entry["mask"]).bool()
-        if mask.ndim not in (2, 3) or (mask.ndim == 3 and mask.shape[0] != frames):
-            raise ValueError(
-                f"prompt {context.prompt.id!r}: the evidence mask has shape {tuple(mask.shape)}; "
-                f"it must be [H, W] or [{frames}, H, W]."
-            )
-        area &= stretch(mask if mask.ndim == 3 else mask[None], height, width)
+        area &= _masked(entry["mask"], frames, height, width, context)
     if entry.get("frames") is not None and len(entry["frames"]):
         area &= _frames(entry["frames"], frames, context)[:, None, None]
     if entry.get("span") is not None:
@@ -84,13 +81,25 @@ def _region(entry: Mapping[str, Any], context: ViewContext, like: Tensor) -> Ten
     return area
 
 
-def _boxes(
+def _masked(given: Any, frames: int, height: int, width: int, context: ViewContext) -> Tensor:
+    """A mask on any grid, stretched over the picture; bool [F, H, W] or [1, H, W]."""
+    mask = torch.as_tensor(given).bool()
+    fits = mask.ndim == 2 or (mask.ndim == 3 and mask.shape[0] == frames)
+    if not fits:
+        raise ValueError(
+            f"prompt {context.prompt.id!r}: the evidence mask has shape {tuple(mask.shape)}; "
+            f"it must be [H, W] or [{frames}, H, W]."
+        )
+    return stretch(mask if mask.ndim == 3 else mask[None], height, width)
+
+
+def _boxed(
     boxes: Any, medium: Media | None, height: int, width: int, context: ViewContext
 ) -> Tensor:
     """The union of boxes, bool [H, W], scaled from original pixels; a partly covered pixel counts."""
-    original_height, original_width = (
-        medium.frames.shape[-2:] if medium is not None else (height, width)
-    )
+    original_height, original_width = height, width
+    if medium is not None:
+        original_height, original_width = medium.frames.shape[-2:]
     area = torch.zeros(height, width, dtype=torch.bool)
     for box in boxes:
         if len(box) != 4 or box[0] >= box[2] or box[1] >= box[3]:
@@ -98,13 +107,18 @@ def _boxes(
                 f"prompt {context.prompt.id!r}: the evidence box {list(box)} is not [x0, y0, x1, y1] with "
                 "x0 < x1 and y0 < y1 (original pixels, end exclusive)."
             )
-        left, right = (value * width / original_width for value in (box[0], box[2]))
-        top, bottom = (value * height / original_height for value in (box[1], box[3]))
-        area[
-            max(int(top), 0) : max(-int(-bottom // 1), 0),
-            max(int(left), 0) : max(-int(-right // 1), 0),
-        ] = True
+        left, right = _scaled(box[0], box[2], width, original_width)
+        top, bottom = _scaled(box[1], box[3], height, original_height)
+        # From the pixel that the first edge lies in to the one that the last edge lies in; a box may stick out.
+        rows = slice(max(int(top), 0), max(math.ceil(bottom), 0))
+        columns = slice(max(int(left), 0), max(math.ceil(right), 0))
+        area[rows, columns] = True
     return area
+
+
+def _scaled(first: float, last: float, side: int, original: int) -> tuple[float, float]:
+    """Two edges in original pixels, in pixels of the picture at hand."""
+    return first * side / original, last * side / original
 
 
 def _frames(indices: Any, count: int, context: ViewContext) -> Tensor:
@@ -129,5 +143,6 @@ def _span(span: Any, medium: Media | None, count: int, context: ViewContext) -> 
     start, end = float(span[0]), float(span[1])
     chosen = (medium.times >= start) & (medium.times <= end)
     if not chosen.any():
-        chosen[(medium.times - (start + end) / 2).abs().argmin()] = True
+        away = (medium.times - (start + end) / 2).abs()
+        chosen[away.argmin()] = True
     return chosen

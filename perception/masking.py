@@ -10,7 +10,7 @@ the saliency model with its class token, so N - 1 is the number of patches.
 
 Departures from paper and official code:
 1. Draws come from the branch's generator instead of numpy's global state (so that a rerun repeats them on any number
-   of ranks); `legacy_patch_grid` reproduces the official draws of one image.
+   of ranks).
 2. Videos, which PAPO does not treat: a fresh mask for each frame or, with `tube`, one mask through all frames.
 3. SaliencyMask reads whatever grid the context carries (the policy's own vision attention, or
    `mmrl.perception.saliency.DinoSaliency`), stretched to the picture; ties are broken by the row-major order.
@@ -23,25 +23,26 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from mmrl.ground.require import require
 from mmrl.perception.evidence import evidence_pixels
 from mmrl.perception.pixels import (
-    check_share,
-    check_value,
+    a_grey_level,
+    a_share,
     checked,
     grid_shape,
     grid_to_pixels,
     painted,
     stretch,
+    uniform_grid,
 )
-from mmrl.types import Now, ViewContext
+from mmrl.types import Now, View, ViewContext
 
 
 @dataclass(frozen=True)
-class PatchMask:
+class PatchMask(View):
     """Black out each square patch independently with probability `ratio` (PAPO, DVRP, VOGUE ablations)."""
 
     ratio: float = 0.6
@@ -57,27 +58,25 @@ class PatchMask:
     changes_order: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        check_share("PatchMask", "ratio", self.ratio)
-        check_value("PatchMask", self.value)
-        if self.size < 1:
-            raise ValueError(
-                f"PatchMask.size is {self.size}; a patch needs a side of at least 1 pixel."
-            )
+        require(
+            self,
+            ratio=a_share(self.ratio),
+            value=a_grey_level(self.value),
+            size=(self.size >= 1, "at least 1, a side in pixels"),
+        )
 
     def __call__(
         self, frames: Tensor, context: ViewContext, rng: torch.Generator, now: Now
     ) -> Tensor:
         count, _, height, width = checked(frames, "PatchMask").shape
-        shape = (1 if self.tube else count, *grid_shape(height, width, self.size))
-        hidden = (
-            torch.rand(shape, generator=rng, device=rng.device, dtype=torch.float64)
-            < self.ratio
-        )  # [F, h, w]
+        rows, columns = grid_shape(height, width, self.size)
+        grids = 1 if self.tube else count
+        hidden = uniform_grid((grids, rows, columns), rng) < self.ratio  # [F, h, w]
         return painted(frames, grid_to_pixels(hidden, self.size, height, width), self.value)
 
 
 @dataclass(frozen=True)
-class SaliencyMask:
+class SaliencyMask(View):
     """Black out the most salient patches of each frame: floor(ratio * number of patches) of them (PAPO's ablation)."""
 
     ratio: float = 0.6
@@ -90,8 +89,7 @@ class SaliencyMask:
     reads_saliency: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_share("SaliencyMask", "ratio", self.ratio)
-        check_value("SaliencyMask", self.value)
+        require(self, ratio=a_share(self.ratio), value=a_grey_level(self.value))
 
     def __call__(
         self, frames: Tensor, context: ViewContext, rng: torch.Generator, now: Now
@@ -103,26 +101,27 @@ class SaliencyMask:
                 f"SaliencyMask got no saliency for medium {context.medium} of prompt {context.prompt.id!r}; let the "
                 "branch compute the policy's visual attention, or wrap the mask in mmrl.perception.saliency.SeenBy."
             )
-        top = most_salient(
-            saliency if saliency.ndim == 3 else saliency[None], self.ratio
-        )  # [F', h, w]
-        moments = ((torch.arange(count, device=top.device) + 0.5) * top.shape[0] / count).long()
+        grids = saliency if saliency.ndim == 3 else saliency[None]
+        top = most_salient(grids, self.ratio)  # [F', h, w]
+        # The tower merges frames in time, so F' may be smaller: each frame takes the grid that its middle falls into.
+        middles = torch.arange(count, device=top.device) + 0.5
+        moments = (middles * top.shape[0] / count).long()
         return painted(frames, stretch(top[moments], height, width), self.value)
 
 
 def most_salient(saliency: Tensor, ratio: float) -> Tensor:
     """Mark the floor(ratio * h * w) highest cells of each grid of [F, h, w]; ties go to the earlier cell."""
     flat = saliency.flatten(1)
+    # Stable, so that equal saliencies (a blank wall) are hidden alike on every machine.
     order = flat.argsort(dim=1, descending=True, stable=True)
     ranks = torch.arange(flat.shape[1], device=flat.device).expand_as(order)
-    first = torch.zeros_like(flat, dtype=torch.bool).scatter(
-        1, order, ranks < math.floor(ratio * flat.shape[1])
-    )
-    return first.view_as(saliency)
+    counted = ranks < math.floor(ratio * flat.shape[1])
+    marked = torch.zeros_like(flat, dtype=torch.bool).scatter(1, order, counted)
+    return marked.view_as(saliency)
 
 
 @dataclass(frozen=True)
-class EvidenceMask:
+class EvidenceMask(View):
     """Black out the annotated evidence (`prompt.extra["evidence"]`, see `mmrl.perception.evidence`), or all but it."""
 
     side: Literal["inside", "outside"] = "inside"
@@ -134,23 +133,20 @@ class EvidenceMask:
     changes_order: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        check_value("EvidenceMask", self.value)
-        if self.side not in ("inside", "outside"):
-            raise ValueError(
-                f"EvidenceMask.side is {self.side!r}; it must be 'inside' or 'outside'."
-            )
+        known = self.side in ("inside", "outside")
+        require(self, value=a_grey_level(self.value), side=(known, "'inside' or 'outside'"))
 
     def __call__(
         self, frames: Tensor, context: ViewContext, rng: torch.Generator, now: Now
     ) -> Tensor:
-        shown = evidence_pixels(
-            context, *checked(frames, "EvidenceMask").shape[-2:], frames=frames.shape[0]
-        )
-        return painted(frames, shown if self.side == "inside" else ~shown, self.value)
+        count, _, height, width = checked(frames, "EvidenceMask").shape
+        evidence = evidence_pixels(context, height, width, frames=count)
+        hidden = evidence if self.side == "inside" else ~evidence
+        return painted(frames, hidden, self.value)
 
 
 @dataclass(frozen=True)
-class Blank:
+class Blank(View):
     """One flat colour: what is left when nothing is seen (the blind probe)."""
 
     value: int = 0
@@ -160,7 +156,7 @@ class Blank:
     changes_order: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        check_value("Blank", self.value)
+        require(self, value=a_grey_level(self.value))
 
     def __call__(
         self, frames: Tensor, context: ViewContext, rng: torch.Generator, now: Now
@@ -169,7 +165,7 @@ class Blank:
 
 
 @dataclass(frozen=True)
-class FrameMask:
+class FrameMask(View):
     """Black out whole frames, each run of `block` frames independently with probability `ratio`."""
 
     ratio: float = 0.5
@@ -183,31 +179,18 @@ class FrameMask:
     changes_order: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        check_share("FrameMask", "ratio", self.ratio)
-        check_value("FrameMask", self.value)
-        if self.block < 1:
-            raise ValueError(
-                f"FrameMask.block is {self.block}; it counts frames and must be at least 1."
-            )
+        require(
+            self,
+            ratio=a_share(self.ratio),
+            value=a_grey_level(self.value),
+            block=(self.block >= 1, "at least 1, a number of frames"),
+        )
 
     def __call__(
         self, frames: Tensor, context: ViewContext, rng: torch.Generator, now: Now
     ) -> Tensor:
         count = checked(frames, "FrameMask").shape[0]
-        runs = -(-count // self.block)
-        hidden = (
-            torch.rand(runs, generator=rng, device=rng.device, dtype=torch.float64) < self.ratio
-        )
-        return painted(
-            frames, hidden.repeat_interleave(self.block)[:count, None, None], self.value
-        )
-
-
-def legacy_patch_grid(
-    height: int, width: int, size: int, ratio: float, state: np.random.RandomState
-) -> Tensor:
-    """Hidden patches, bool [h, w], by the official code's draws: one legacy uniform per patch in row-major order.
-
-    Seed with `np.random.RandomState(seed)`; the same numbers as numpy's global state after `np.random.seed(seed)`.
-    """
-    return torch.from_numpy(state.random_sample(grid_shape(height, width, size)) < ratio)
+        runs = math.ceil(count / self.block)
+        hidden = uniform_grid((runs,), rng) < self.ratio
+        of_frames = hidden.repeat_interleave(self.block)[:count]  # the last run may be short
+        return painted(frames, of_frames[:, None, None], self.value)

@@ -29,16 +29,17 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from mmrl.ground.require import require
 from mmrl.losses.schedules import Linear, Sigmoid
 from mmrl.perception.pixels import checked
-from mmrl.types import Now, ViewContext
+from mmrl.types import Now, View, ViewContext
 
 STEPS = 1000
 """Length of the diffusion table."""
 
 
 @dataclass(frozen=True)
-class GaussianNoise:
+class GaussianNoise(View):
     """Add independent Gaussian noise to every channel of every pixel."""
 
     sigma: float = 0.4
@@ -50,28 +51,23 @@ class GaussianNoise:
     changes_order: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if not (self.sigma >= 0.0 and math.isfinite(self.sigma)):
-            raise ValueError(
-                f"GaussianNoise.sigma is {self.sigma}; it must be 0 (no noise) or positive."
-            )
+        fits = self.sigma >= 0.0 and math.isfinite(self.sigma)
+        require(self, sigma=(fits, "0 (no noise) or positive"))
 
     def __call__(
         self, frames: Tensor, context: ViewContext, rng: torch.Generator, now: Now
     ) -> Tensor:
+        checked(frames, "GaussianNoise")
         sigma = self.strength(now)
-        return (
-            _mixed(checked(frames, "GaussianNoise"), 1.0, sigma, rng) if sigma > 0 else frames
-        )
+        return _mixed(frames, 1.0, sigma, rng) if sigma > 0 else frames
 
     def strength(self, now: Now) -> float:
         """The standard deviation at this time, at least 0."""
-        return self.sigma * (
-            1.0 if self.anneal is None else max(self.anneal(now.progress), 0.0)
-        )
+        return self.sigma * _factor(self.anneal, now)
 
 
 @dataclass(frozen=True)
-class DiffusionNoise:
+class DiffusionNoise(View):
     """Noise as after t steps of a variance-preserving diffusion."""
 
     t: int = 500
@@ -83,10 +79,7 @@ class DiffusionNoise:
     changes_order: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.t < STEPS:
-            raise ValueError(
-                f"DiffusionNoise.t is {self.t}; the table has the timesteps 0 to {STEPS - 1}."
-            )
+        require(self, t=(0 <= self.t < STEPS, f"one of the timesteps 0 to {STEPS - 1}"))
         if self.anneal is not None and self.anneal.start > 1.0:
             raise ValueError(
                 f"DiffusionNoise.anneal.start is {self.anneal.start}; it multiplies t and may not exceed 1. "
@@ -96,11 +89,10 @@ class DiffusionNoise:
     def __call__(
         self, frames: Tensor, context: ViewContext, rng: torch.Generator, now: Now
     ) -> Tensor:
+        checked(frames, "DiffusionNoise")
         step = self.timestep(now)
         kept, added = diffusion_scales(step)
-        return (
-            _mixed(checked(frames, "DiffusionNoise"), kept, added, rng) if step > 0 else frames
-        )
+        return _mixed(frames, kept, added, rng) if step > 0 else frames
 
     def strength(self, now: Now) -> float:
         """The standard deviation of the noise at this time."""
@@ -108,15 +100,12 @@ class DiffusionNoise:
 
     def timestep(self, now: Now) -> int:
         """The timestep at this time, 0 to t."""
-        factor = 1.0 if self.anneal is None else max(self.anneal(now.progress), 0.0)
-        return math.floor(self.t * factor)
+        return math.floor(self.t * _factor(self.anneal, now))
 
 
-def noisy_rollout_noise(
-    first: int = 500, steepness: float = 30.0, middle: float = 40 / 60
-) -> DiffusionNoise:
-    """NoisyRollout's noise: Geometry3K by default; K12 is (450, 60, 40 / 120). `middle` is gamma over the last step."""
-    return DiffusionNoise(first, Sigmoid(1.0, steepness, middle))
+def _factor(anneal: Linear | Sigmoid | None, now: Now) -> float:
+    """The annealing at this time, at least 0: a line may run below."""
+    return 1.0 if anneal is None else max(anneal(now.progress), 0.0)
 
 
 def diffusion_scales(t: int) -> tuple[float, float]:
@@ -130,14 +119,15 @@ def diffusion_scales(t: int) -> tuple[float, float]:
 @cache
 def _abar() -> tuple[float, ...]:
     """The cumulative products abar_0 ... abar_999."""
-    betas = (
-        torch.sigmoid(torch.linspace(-6.0, 6.0, STEPS, dtype=torch.float64)) * (5e-3 - 1e-5)
-        + 1e-5
-    )
+    # In float64: a product of a thousand factors near 1.
+    rise = torch.sigmoid(torch.linspace(-6.0, 6.0, STEPS, dtype=torch.float64))
+    betas = rise * (5e-3 - 1e-5) + 1e-5
     return tuple(torch.cumprod(1.0 - betas, 0).tolist())
 
 
 def _mixed(frames: Tensor, kept: float, added: float, rng: torch.Generator) -> Tensor:
     """kept * x + added * 255 * e in units of grey levels, clipped and truncated to uint8."""
+    # Drawn where the generator lives and moved after, so that every device sees the same noise.
     noise = torch.randn(frames.shape, generator=rng, device=rng.device).to(frames.device)
-    return (frames.float() * kept + noise * (added * 255.0)).clamp(0.0, 255.0).to(torch.uint8)
+    mixed = frames.float() * kept + noise * (added * 255.0)
+    return mixed.clamp(0.0, 255.0).to(torch.uint8)  # truncated, not rounded, as in the code

@@ -5,7 +5,8 @@ One draw serves a whole clip, so a perturbation moves with the camera rather tha
 and `changes_order` (what happens when: the answer of a temporal question may change); a trainer refuses such views on
 questions whose answer they would change.
 
-VOGUE's released perturbation is `Chain((Flip(0.5, 0.5), Rotation(10), ColourJitter(0.15, 0.15), GaussianNoise(0.2)))`.
+VOGUE's released perturbation is
+`ViewChain((Flip(0.5, 0.5), RandomRotation(10), ColourJitter(0.15, 0.15), GaussianNoise(0.2)))`.
 
 Departures from VOGUE's code:
 1. It perturbs the first image of a sample only; a view perturbs each medium that it is given.
@@ -26,12 +27,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmrl.perception.pixels import check_share, checked
-from mmrl.types import Now, View, ViewContext
+from mmrl.ground.require import require
+from mmrl.perception.pixels import a_share, checked, uniform_grid
+from mmrl.types import Now, View, ViewContext, require_view
 
 
 @dataclass(frozen=True)
-class Flip:
+class Flip(View):
     """Mirror the picture."""
 
     horizontal: float = 0.5
@@ -43,22 +45,24 @@ class Flip:
     changes_order: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        check_share("Flip", "horizontal", self.horizontal)
-        check_share("Flip", "vertical", self.vertical)
+        require(self, horizontal=a_share(self.horizontal), vertical=a_share(self.vertical))
 
     def __call__(
         self, frames: Tensor, context: ViewContext, rng: torch.Generator, now: Now
     ) -> Tensor:
         checked(frames, "Flip")
-        sideways, upside = (
-            _uniform(0, 1, rng) < self.horizontal,
-            _uniform(0, 1, rng) < self.vertical,
-        )
-        return frames.flip([axis for axis, wanted in ((-1, sideways), (-2, upside)) if wanted])
+        # Both coins are thrown whatever the first says, so that one setting does not shift the other's draws.
+        sideways = _between(0, 1, rng) < self.horizontal
+        upside_down = _between(0, 1, rng) < self.vertical
+        if sideways:
+            frames = frames.flip(-1)
+        if upside_down:
+            frames = frames.flip(-2)
+        return frames
 
 
 @dataclass(frozen=True)
-class Rotation:
+class RandomRotation(View):
     """Turn the picture about its centre by a random angle; corners that come into view are filled."""
 
     degrees: float = 10.0
@@ -70,8 +74,7 @@ class Rotation:
     changes_order: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.degrees <= 180.0:
-            raise ValueError(f"Rotation.degrees is {self.degrees}; it must lie in [0, 180].")
+        require(self, degrees=(0.0 <= self.degrees <= 180.0, "in [0, 180]"))
 
     def __call__(
         self, frames: Tensor, context: ViewContext, rng: torch.Generator, now: Now
@@ -79,9 +82,10 @@ class Rotation:
         from torchvision.transforms import InterpolationMode
         from torchvision.transforms.v2 import functional
 
-        angle = _uniform(-self.degrees, self.degrees, rng)
+        angle = _between(-self.degrees, self.degrees, rng)
+        # Not expanded: a view keeps the size, so corners leave and others come in.
         return functional.rotate(
-            checked(frames, "Rotation"),
+            checked(frames, "RandomRotation"),
             angle,
             interpolation=InterpolationMode.BILINEAR,
             fill=[float(self.fill)] * 3,
@@ -89,7 +93,7 @@ class Rotation:
 
 
 @dataclass(frozen=True)
-class Crop:
+class Crop(View):
     """Cut out a random window and enlarge it to the size of the picture."""
 
     smallest: float = 0.8
@@ -99,10 +103,7 @@ class Crop:
     changes_order: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.smallest <= 1.0:
-            raise ValueError(
-                f"Crop.smallest is {self.smallest}; it is a share of the side and must lie in (0, 1]."
-            )
+        require(self, smallest=(0.0 < self.smallest <= 1.0, "a share of the side, in (0, 1]"))
 
     def __call__(
         self, frames: Tensor, context: ViewContext, rng: torch.Generator, now: Now
@@ -110,17 +111,18 @@ class Crop:
         from torchvision.transforms.v2 import functional
 
         height, width = checked(frames, "Crop").shape[-2:]
-        share = _uniform(self.smallest, 1.0, rng)
-        rows, columns = max(round(height * share), 1), max(round(width * share), 1)
-        top = int(_uniform(0, height - rows + 1, rng))
-        left = int(_uniform(0, width - columns + 1, rng))
+        share = _between(self.smallest, 1.0, rng)
+        rows = max(round(height * share), 1)
+        columns = max(round(width * share), 1)
+        top = int(_between(0, height - rows + 1, rng))
+        left = int(_between(0, width - columns + 1, rng))
         return functional.resized_crop(
             frames, top, left, rows, columns, [height, width], antialias=True
         )
 
 
 @dataclass(frozen=True)
-class ColourJitter:
+class ColourJitter(View):
     """Change brightness, contrast, saturation and hue, in this order, each by a random factor or shift."""
 
     brightness: float = 0.15
@@ -136,15 +138,13 @@ class ColourJitter:
     changes_order: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        for name in ("brightness", "contrast", "saturation"):
-            if getattr(self, name) < 0.0:
-                raise ValueError(
-                    f"ColourJitter.{name} is {getattr(self, name)}; it must be 0 (off) or positive."
-                )
-        if not 0.0 <= self.hue <= 0.5:
-            raise ValueError(
-                f"ColourJitter.hue is {self.hue}; it is a share of a full turn and must lie in [0, 0.5]."
-            )
+        require(
+            self,
+            brightness=(self.brightness >= 0.0, "0 (off) or positive"),
+            contrast=(self.contrast >= 0.0, "0 (off) or positive"),
+            saturation=(self.saturation >= 0.0, "0 (off) or positive"),
+            hue=(0.0 <= self.hue <= 0.5, "a share of a full turn, in [0, 0.5]"),
+        )
 
     def __call__(
         self, frames: Tensor, context: ViewContext, rng: torch.Generator, now: Now
@@ -152,22 +152,22 @@ class ColourJitter:
         from torchvision.transforms.v2 import functional
 
         checked(frames, "ColourJitter")
-        for adjust, spread in (
+        adjustments = (
             (functional.adjust_brightness, self.brightness),
             (functional.adjust_contrast, self.contrast),
             (functional.adjust_saturation, self.saturation),
-        ):
-            if spread > 0.0:
-                frames = adjust(frames, _uniform(max(1.0 - spread, 0.0), 1.0 + spread, rng))
-        return (
-            functional.adjust_hue(frames, _uniform(-self.hue, self.hue, rng))
-            if self.hue > 0.0
-            else frames
         )
+        for adjust, spread in adjustments:
+            if spread > 0.0:  # what is off draws nothing
+                factor = _between(max(1.0 - spread, 0.0), 1.0 + spread, rng)
+                frames = adjust(frames, factor)
+        if self.hue > 0.0:
+            frames = functional.adjust_hue(frames, _between(-self.hue, self.hue, rng))
+        return frames
 
 
 @dataclass(frozen=True)
-class JPEG:
+class JPEG(View):
     """Compress and decompress each frame."""
 
     quality: int = 30
@@ -177,19 +177,20 @@ class JPEG:
     changes_order: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if not 1 <= self.quality <= 100:
-            raise ValueError(f"JPEG.quality is {self.quality}; it must lie in 1 to 100.")
+        require(self, quality=(1 <= self.quality <= 100, "1 to 100"))
 
     def __call__(
         self, frames: Tensor, context: ViewContext, rng: torch.Generator, now: Now
     ) -> Tensor:
         from torchvision.transforms.v2 import functional
 
-        return functional.jpeg(checked(frames, "JPEG").cpu(), self.quality).to(frames.device)
+        # The codec runs on the CPU alone.
+        shown = checked(frames, "JPEG").cpu()
+        return functional.jpeg(shown, self.quality).to(frames.device)
 
 
 @dataclass(frozen=True)
-class Blur:
+class Blur(View):
     """Gaussian blur."""
 
     sigma: float = 2.0
@@ -199,10 +200,8 @@ class Blur:
     changes_order: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.sigma < float("inf"):
-            raise ValueError(
-                f"Blur.sigma is {self.sigma}; it counts pixels and must be positive."
-            )
+        fits = 0.0 < self.sigma < float("inf")
+        require(self, sigma=(fits, "positive, a number of pixels"))
 
     def __call__(
         self, frames: Tensor, context: ViewContext, rng: torch.Generator, now: Now
@@ -212,12 +211,13 @@ class Blur:
         height, width = checked(frames, "Blur").shape[-2:]
         reach = int(3.0 * self.sigma) + 1
         # The border is mirrored, which needs a kernel that reaches less far than the picture.
-        kernel = [2 * min(reach, width - 1) + 1, 2 * min(reach, height - 1) + 1]
+        across, down = min(reach, width - 1), min(reach, height - 1)
+        kernel = [2 * across + 1, 2 * down + 1]
         return functional.gaussian_blur(frames, kernel, [self.sigma, self.sigma])
 
 
 @dataclass(frozen=True)
-class Grayscale:
+class Grayscale(View):
     """Take the colour away; three equal channels remain."""
 
     changes_geometry: ClassVar[bool] = False
@@ -232,7 +232,7 @@ class Grayscale:
 
 
 @dataclass(frozen=True)
-class Transform:
+class Transform(View):
     """Any torchvision v2 transform (or callable on uint8 [F, 3, H, W]) as a view, drawn from the branch's generator.
 
     The transform runs under the global generators of torch (CPU), numpy and Python, seeded for the call and set back
@@ -249,6 +249,7 @@ class Transform:
     def __call__(
         self, frames: Tensor, context: ViewContext, rng: torch.Generator, now: Now
     ) -> Tensor:
+        # One draw of the branch's generator stands for all that the transform draws.
         seed = int(torch.randint(2**31 - 1, (), generator=rng, device=rng.device))
         seen = _seeded(self.transform, checked(frames, "Transform").cpu(), seed)
         if seen.shape != frames.shape or seen.dtype != torch.uint8:
@@ -261,6 +262,7 @@ class Transform:
 
 def _seeded(transform: Callable[[Tensor], Tensor], frames: Tensor, seed: int) -> Tensor:
     """Call the transform under seeded global generators and restore their states."""
+    # torchvision draws from torch's global generator, other libraries from numpy's or Python's.
     states = torch.get_rng_state(), np.random.get_state(), random.getstate()
     torch.default_generator.manual_seed(seed)
     np.random.seed(seed)
@@ -274,7 +276,7 @@ def _seeded(transform: Callable[[Tensor], Tensor], frames: Tensor, seed: int) ->
 
 
 @dataclass(frozen=True)
-class Chain:
+class ViewChain(View):
     """Several views one after the other."""
 
     views: tuple[View, ...]
@@ -283,23 +285,25 @@ class Chain:
     def __post_init__(self) -> None:
         if not self.views:
             raise ValueError(
-                "Chain.views is empty; name at least one view, or leave the branch out."
+                "ViewChain.views is empty; name at least one view, or leave the branch out."
             )
+        for number, view in enumerate(self.views):
+            require_view(f"ViewChain.views[{number}]", view)
 
     @property
     def changes_geometry(self) -> bool:
         """Whether any of the views may change the answer of a geometric question."""
-        return any(getattr(view, "changes_geometry", True) for view in self.views)
+        return any(view.changes_geometry for view in self.views)
 
     @property
     def changes_order(self) -> bool:
         """Whether any of the views may change the answer of a temporal question."""
-        return any(getattr(view, "changes_order", True) for view in self.views)
+        return any(view.changes_order for view in self.views)
 
     @property
     def reads_saliency(self) -> bool:
         """Whether any of the views asks for the policy's visual attention."""
-        return any(getattr(view, "reads_saliency", False) for view in self.views)
+        return any(view.reads_saliency for view in self.views)
 
     def __call__(
         self, frames: Tensor, context: ViewContext, rng: torch.Generator, now: Now
@@ -309,10 +313,6 @@ class Chain:
         return frames
 
 
-def _uniform(low: float, high: float, rng: torch.Generator) -> float:
+def _between(low: float, high: float, rng: torch.Generator) -> float:
     """One number from [low, high)."""
-    return (
-        low
-        + (high - low)
-        * torch.rand((), generator=rng, device=rng.device, dtype=torch.float64).item()
-    )
+    return low + (high - low) * uniform_grid((), rng).item()

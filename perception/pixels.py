@@ -6,6 +6,8 @@ truncated, so no pixel is left out and the picture keeps its size.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -15,12 +17,8 @@ def checked(frames: Tensor, view: str) -> Tensor:
 
     Raises ValueError naming the view otherwise.
     """
-    if (
-        frames.dtype != torch.uint8
-        or frames.ndim != 4
-        or frames.shape[1] != 3
-        or frames.numel() == 0
-    ):
+    is_rgb = frames.ndim == 4 and frames.shape[1] == 3
+    if frames.dtype != torch.uint8 or not is_rgb or frames.numel() == 0:
         raise ValueError(
             f"{view} was given {frames.dtype} frames of shape {tuple(frames.shape)}; "
             "a view takes uint8 RGB frames [F, 3, H, W] with F, H, W >= 1. Convert with Media(frames=...) first."
@@ -30,7 +28,8 @@ def checked(frames: Tensor, view: str) -> Tensor:
 
 def grid_shape(height: int, width: int, size: int) -> tuple[int, int]:
     """Rows and columns of s x s patches that cover the picture, edge patches included."""
-    return -(-height // size), -(-width // size)
+    # Rounded up: a patch at the edge that is cut off counts like any other.
+    return math.ceil(height / size), math.ceil(width / size)
 
 
 def grid_to_pixels(grid: Tensor, size: int, height: int, width: int) -> Tensor:
@@ -41,9 +40,15 @@ def grid_to_pixels(grid: Tensor, size: int, height: int, width: int) -> Tensor:
 
 def stretch(grid: Tensor, height: int, width: int) -> Tensor:
     """Stretch a grid [F, h, w] of any shape to [F, H, W]: each pixel takes the cell that its centre falls into."""
-    rows = ((torch.arange(height, device=grid.device) + 0.5) * grid.shape[-2] / height).long()
-    columns = ((torch.arange(width, device=grid.device) + 0.5) * grid.shape[-1] / width).long()
+    rows = _cells(grid.shape[-2], height, grid.device)
+    columns = _cells(grid.shape[-1], width, grid.device)
     return grid[..., rows[:, None], columns[None, :]]
+
+
+def _cells(cells: int, pixels: int, device: torch.device) -> Tensor:
+    """The cell of each pixel along one side, long [pixels]."""
+    centres = torch.arange(pixels, device=device) + 0.5
+    return (centres * cells / pixels).long()
 
 
 def painted(frames: Tensor, hidden: Tensor, value: int) -> Tensor:
@@ -51,15 +56,16 @@ def painted(frames: Tensor, hidden: Tensor, value: int) -> Tensor:
     return frames.masked_fill(hidden.to(frames.device)[:, None], value)
 
 
-def check_value(view: str, value: int) -> None:
-    """Raise ValueError unless `value` is a uint8 grey level."""
-    if not 0 <= value <= 255:
-        raise ValueError(
-            f"{view}.value is {value}; a grey level lies in 0 (black) to 255 (white)."
-        )
+def uniform_grid(shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
+    """Uniform numbers in [0, 1); float64, so that a comparison with a share like 0.6 is that of the written number."""
+    return torch.rand(shape, generator=rng, device=rng.device, dtype=torch.float64)
 
 
-def check_share(view: str, field: str, share: float) -> None:
-    """Raise ValueError unless `share` lies in [0, 1]."""
-    if not 0.0 <= share <= 1.0:
-        raise ValueError(f"{view}.{field} is {share}; it is a share and must lie in [0, 1].")
+def a_grey_level(value: int) -> tuple[bool, str]:
+    """The rule of `require` for a uint8 grey level."""
+    return 0 <= value <= 255, "a grey level, 0 (black) to 255 (white)"
+
+
+def a_share(share: float) -> tuple[bool, str]:
+    """The rule of `require` for a share."""
+    return 0.0 <= share <= 1.0, "a share in [0, 1]"

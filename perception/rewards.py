@@ -31,7 +31,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from mmrl.perception import answers
+from mmrl.ground import answers
+from mmrl.ground.require import require
 from mmrl.perception.boxes import (
     COCO_THRESHOLDS,
     Detections,
@@ -53,6 +54,9 @@ if TYPE_CHECKING:
     from mmrl.types import Prompt, Rollout
 
 SPACES = ("original", "resized", "thousand")
+NO_BOX = [np.nan] * 4
+NO_POINT = [np.nan] * 2
+"""What stands for a place that is missing or unreadable: it never compares as near."""
 _YES_NO = re.compile(r"\b(yes|no)\b", re.IGNORECASE)
 
 
@@ -79,13 +83,13 @@ class GroundingReward:
     preload: ClassVar[tuple[str, ...]] = ("scipy.optimize",)
 
     def __post_init__(self) -> None:
-        _check_spaces(self)
-        _check_share(self, "iou")
-        for name in ("box_distance", "point_distance"):
-            if getattr(self, name) <= 0:
-                raise ValueError(
-                    f"GroundingReward.{name} is {getattr(self, name)}; it must be positive."
-                )
+        _require_spaces(self)
+        require(
+            self,
+            iou=(0.0 <= self.iou < 1.0, "in [0, 1)"),
+            box_distance=(self.box_distance > 0, "positive"),
+            point_distance=(self.point_distance > 0, "positive"),
+        )
 
     def __call__(self, rollout: Rollout) -> float:
         truth = _labels(rollout.prompt)
@@ -95,24 +99,25 @@ class GroundingReward:
         if not truth or not given:
             return float(not truth and not given)
         boxes, points = _places(given, self, rollout.prompt)
-        passed = self._passed(boxes, points, *_true_places(truth, rollout.prompt))
-        return float(
-            sum(passed[pair] for pair in best_matching(passed)) / max(len(given), len(truth))
-        )
+        true_boxes, true_points = _true_places(truth, rollout.prompt)
+        passed = self._passed(boxes, points, true_boxes, true_points)
+        # The larger count: surplus predictions cost as much as missed objects.
+        return _matched(passed) / max(len(given), len(truth))
 
     def _passed(
         self, boxes: Floats, points: Floats, true_boxes: Floats, true_points: Floats
     ) -> Floats:
         """Share of tests that each pair passes, 0 to 1. Unreadable predictions and missing points are NaN. [M, N]"""
         pointed = np.logical_not(np.isnan(true_points).any(1))[None]  # [1, N]
+        # NaN compares as False, so what is unreadable passes no test.
         with np.errstate(invalid="ignore"):
-            own = inside(points, boxes)[:, None]
-            tests = [
-                iou(boxes, true_boxes) > self.iou,
-                mean_distance(boxes, true_boxes) < self.box_distance,
-            ]
-            near = (point_distance(points, true_points) < self.point_distance) & own & pointed
-        return (tests[0].astype(float) + tests[1] + near) / (2.0 + pointed)
+            own = inside(points, boxes)[:, None]  # [M, 1]
+            overlap = iou(boxes, true_boxes) > self.iou
+            close = mean_distance(boxes, true_boxes) < self.box_distance
+            near = point_distance(points, true_points) < self.point_distance
+        passed = overlap.astype(float) + close + (near & own & pointed)
+        # Two tests, or three where the label has a point.
+        return passed / (2.0 + pointed)
 
 
 def grounding_format(rollout: Rollout) -> float:
@@ -121,13 +126,10 @@ def grounding_format(rollout: Rollout) -> float:
     if not isinstance(given, list):
         return 0.0
     wants_point = any("point_2d" in label for label in _labels(rollout.prompt))
-    readable = [
-        isinstance(entry, Mapping)
-        and answers.box(entry.get("bbox_2d")) is not None
-        and (not wants_point or answers.numbers(entry.get("point_2d"), 2) is not None)
-        for entry in given
-    ]
-    return sum(readable) / len(readable) if readable else 1.0
+    if not given:
+        return 1.0
+    readable = sum(_is_readable(entry, wants_point) for entry in given)
+    return readable / len(given)
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,7 @@ class DetectionReward:
     """Mean over the IoU thresholds 0.50 to 0.95, or 0.50 alone."""
 
     def __post_init__(self) -> None:
-        _check_spaces(self)
+        _require_spaces(self)
 
     def __call__(self, rollout: Rollout) -> float:
         truth = _labels(rollout.prompt)
@@ -155,21 +157,18 @@ class DetectionReward:
         if not truth or not given:
             return float(not truth and not given)
         boxes, _ = _places(given, self, rollout.prompt)
-        names = [_name(entry) for entry in given]
-        readable = [
-            index
-            for index in range(len(given))
-            if names[index] and not np.isnan(boxes[index]).any()
-        ]
+        names = [_label_name(entry) for entry in given]
+        seen = np.logical_not(np.isnan(boxes).any(1))
+        readable = [index for index, name in enumerate(names) if name and seen[index]]
         predicted = Detections(boxes[readable], tuple(names[index] for index in readable))
-        wanted = Detections(
-            _true_places(truth, rollout.prompt)[0],
-            tuple(_true_name(x, rollout.prompt) for x in truth),
-        )
+        true_boxes, _ = _true_places(truth, rollout.prompt)
+        true_names = tuple(_true_name(label, rollout.prompt) for label in truth)
         thresholds = COCO_THRESHOLDS if self.kind == "map" else (0.5,)
-        return mean_average_precision(predicted, wanted, thresholds) * min(
-            1.0, len(truth) / len(given)
+        precision = mean_average_precision(
+            predicted, Detections(true_boxes, true_names), thresholds
         )
+        # mAP forgives predictions behind the last right one; this does not. Unreadable ones count here.
+        return precision * min(1.0, len(truth) / len(given))
 
 
 @dataclass(frozen=True)
@@ -184,20 +183,22 @@ class ReferringReward:
     """IoU, or (1 + GIoU) / 2, which also tells how far a box without overlap is away."""
 
     def __post_init__(self) -> None:
-        _check_spaces(self)
+        _require_spaces(self)
 
     def __call__(self, rollout: Rollout) -> float:
-        label = _value(rollout.prompt)
-        truth = answers.box(label.get("bbox_2d") if isinstance(label, Mapping) else label)
+        label = _reference(rollout.prompt)
+        place = label.get("bbox_2d") if isinstance(label, Mapping) else label
+        truth = answers.box_corners(place)
         if truth is None:
             raise ValueError(_unreadable(rollout.prompt, "one box [x0, y0, x1, y1]", label))
-        given = _single(answers.json_answer(rollout.text), "bbox_2d")
-        if (corners := answers.box(given)) is None:
+        corners = answers.box_corners(_single(answers.json_answer(rollout.text), "bbox_2d"))
+        if corners is None:
             return 0.0
-        seen = _converted([corners], self, rollout.prompt)
+        seen = _converted([corners], self, rollout.prompt)  # [1, 4]
         if self.kind == "iou":
             return float(iou(seen, [truth])[0, 0])
-        return float((1.0 + giou(seen, [truth])[0, 0]) / 2.0)
+        overlap = giou(seen, [truth])[0, 0]  # in (-1, 1]
+        return float((1.0 + overlap) / 2.0)
 
 
 @dataclass(frozen=True)
@@ -214,84 +215,102 @@ class PointReward:
     preload: ClassVar[tuple[str, ...]] = ("scipy.optimize",)
 
     def __post_init__(self) -> None:
-        _check_spaces(self)
-        if self.distance <= 0:
-            raise ValueError(f"PointReward.distance is {self.distance}; it must be positive.")
+        _require_spaces(self)
+        require(self, distance=(self.distance > 0, "positive"))
 
     def __call__(self, rollout: Rollout) -> float:
-        truth = _value(rollout.prompt)
-        truth = [truth] if answers.numbers(truth, 2) or answers.box(truth) else truth
+        truth = _reference(rollout.prompt)
+        if answers.finite_numbers(truth, 2) or answers.box_corners(truth):
+            truth = [truth]  # one place may stand without a list around it
         given = answers.json_answer(rollout.text)
-        given = [given] if answers.numbers(given, 2) or isinstance(given, Mapping) else given
+        if answers.finite_numbers(given, 2) or isinstance(given, Mapping):
+            given = [given]
         if not isinstance(truth, list | tuple):
             raise ValueError(_unreadable(rollout.prompt, "a list of points or boxes", truth))
         if not isinstance(given, list):
             return 0.0
         if not truth or not given:
             return float(not truth and not given)
-        points = [answers.numbers(_single(entry, "point_2d"), 2) for entry in given]
-        seen = _converted([point or [np.nan, np.nan] for point in points], self, rollout.prompt)
-        hits = np.stack([self._hits(seen, label, rollout.prompt) for label in truth], axis=1)
-        return float(
-            sum(hits[pair] for pair in best_matching(hits)) / max(len(given), len(truth))
-        )
+        points: list[list[float]] = []
+        for entry in given:
+            point = answers.finite_numbers(_single(entry, "point_2d"), 2)
+            points.append(point or NO_POINT)
+        seen = _converted(points, self, rollout.prompt)  # [M, 2]
+        columns = [self._hits(seen, label, rollout.prompt) for label in truth]
+        hits = np.stack(columns, axis=1)  # [M, N]
+        return _matched(hits) / max(len(given), len(truth))
 
     def _hits(self, points: Floats, label: Any, prompt: Prompt) -> Floats:
         """Which points are right for this label; NaN never is. [M]"""
-        label = (
-            label.get("bbox_2d", label.get("point_2d")) if isinstance(label, Mapping) else label
-        )
+        if isinstance(label, Mapping):
+            # A box says more than a point: it is how far off a point may be.
+            label = label.get("bbox_2d", label.get("point_2d"))
         with np.errstate(invalid="ignore"):
-            if (frame := answers.box(label)) is not None:
+            if (frame := answers.box_corners(label)) is not None:
                 return inside(points, [frame] * len(points)).astype(float)
-            if (place := answers.numbers(label, 2)) is not None:
-                return (point_distance(points, [place])[:, 0] < self.distance).astype(float)
+            if (place := answers.finite_numbers(label, 2)) is not None:
+                distance = point_distance(points, [place])[:, 0]
+                return (distance < self.distance).astype(float)
         raise ValueError(_unreadable(prompt, "points [x, y] or boxes [x0, y0, x1, y1]", label))
 
 
 def yes_no_accuracy(rollout: Rollout) -> float:
     """1 if the final answer has exactly one of the words yes and no, the one of the reference; else 0."""
-    expected = {word.lower() for word in _YES_NO.findall(str(rollout.prompt.answer))}
+    expected = _yes_no_words(str(rollout.prompt.answer))
     if len(expected) != 1:
         raise ValueError(_unreadable(rollout.prompt, "yes or no", rollout.prompt.answer))
-    return float(
-        {word.lower() for word in _YES_NO.findall(final_answer(rollout.text))} == expected
-    )
+    # As sets: an answer that says both words hedges, and is no answer.
+    return float(_yes_no_words(final_answer(rollout.text)) == expected)
 
 
-def _value(prompt: Prompt) -> Any:
+def _yes_no_words(text: str) -> set[str]:
+    return {word.lower() for word in _YES_NO.findall(text)}
+
+
+def _matched(score: Floats) -> float:
+    """Sum of a score matrix [M, N] over the best one-to-one pairs."""
+    return float(sum(score[pair] for pair in best_matching(score)))
+
+
+def _reference(prompt: Prompt) -> Any:
     """The reference as a Python value, whether it is one or JSON."""
-    return answers.parsed(prompt.answer) if isinstance(prompt.answer, str) else prompt.answer
+    if isinstance(prompt.answer, str):
+        return answers.strict_json(prompt.answer)
+    return prompt.answer
+
+
+def _is_readable(entry: Any, wants_point: bool) -> bool:
+    """Is it an object with a box, and with a point where one is wanted?"""
+    if not isinstance(entry, Mapping) or answers.box_corners(entry.get("bbox_2d")) is None:
+        return False
+    return not wants_point or answers.finite_numbers(entry.get("point_2d"), 2) is not None
 
 
 def _labels(prompt: Prompt) -> list[Mapping[str, Any]]:
     """The labelled objects."""
-    value = _value(prompt)
-    if not isinstance(value, list | tuple) or not all(
-        isinstance(label, Mapping) for label in value
-    ):
-        raise ValueError(
-            _unreadable(
-                prompt, 'a list of objects {"bbox_2d": [x0, y0, x1, y1], ...}', prompt.answer
-            )
-        )
+    value = _reference(prompt)
+    listed = isinstance(value, list | tuple)
+    if not listed or not all(isinstance(label, Mapping) for label in value):
+        wanted = 'a list of objects {"bbox_2d": [x0, y0, x1, y1], ...}'
+        raise ValueError(_unreadable(prompt, wanted, prompt.answer))
     return list(value)
 
 
 def _true_places(truth: list[Mapping[str, Any]], prompt: Prompt) -> tuple[Floats, Floats]:
     """Labelled boxes [N, 4] and points [N, 2], NaN where a label has no point."""
-    boxes = [answers.box(label.get("bbox_2d")) for label in truth]
-    points = [
-        answers.numbers(label["point_2d"], 2) if "point_2d" in label else [np.nan, np.nan]
-        for label in truth
-    ]
-    for label, frame, point in zip(truth, boxes, points, strict=True):
+    boxes: list[list[float]] = []
+    points: list[list[float]] = []
+    for label in truth:
+        frame = answers.box_corners(label.get("bbox_2d"))
+        # A missing point is no fault, one that cannot be read is.
+        point = (
+            answers.finite_numbers(label["point_2d"], 2) if "point_2d" in label else NO_POINT
+        )
         if frame is None or point is None:
-            raise ValueError(
-                _unreadable(
-                    prompt, '"bbox_2d": [x0, y0, x1, y1] and maybe "point_2d": [x, y]', label
-                )
-            )
+            wanted = '"bbox_2d": [x0, y0, x1, y1] and maybe "point_2d": [x, y]'
+            raise ValueError(_unreadable(prompt, wanted, label))
+        boxes.append(frame)
+        points.append(point)
     return np.array(boxes, dtype=np.float64), np.array(points, dtype=np.float64)
 
 
@@ -299,14 +318,19 @@ def _places(
     given: list[Any], reward: GroundingReward | DetectionReward, prompt: Prompt
 ) -> tuple[Floats, Floats]:
     """Predicted boxes [M, 4] and points [M, 2] in the space of the labels, NaN where unreadable."""
-    entries = [entry if isinstance(entry, Mapping) else {} for entry in given]
-    boxes = [answers.box(entry.get("bbox_2d")) or [np.nan] * 4 for entry in entries]
-    points = [answers.numbers(entry.get("point_2d"), 2) or [np.nan] * 2 for entry in entries]
+    boxes: list[list[float]] = []
+    points: list[list[float]] = []
+    for entry in given:
+        place = entry if isinstance(entry, Mapping) else {}
+        # NaN keeps the row, so that an unreadable object counts as a prediction.
+        boxes.append(answers.box_corners(place.get("bbox_2d")) or NO_BOX)
+        points.append(answers.finite_numbers(place.get("point_2d"), 2) or NO_POINT)
     return _converted(boxes, reward, prompt), _converted(points, reward, prompt)
 
 
 def _converted(places: list[list[float]], reward: Any, prompt: Prompt) -> Floats:
     """Predicted places in the space of the labels."""
+    # Rows need sizes only where spaces differ.
     canvas = canvas_of(prompt.extra) if reward.predicted != reward.labelled else None
     return convert(places, reward.predicted, reward.labelled, canvas)
 
@@ -318,7 +342,7 @@ def _single(given: Any, key: str) -> Any:
     return given.get(key) if isinstance(given, Mapping) else given
 
 
-def _name(entry: Any) -> str:
+def _label_name(entry: Any) -> str:
     """The label of a prediction in lower case; empty if there is none."""
     label = entry.get("label") if isinstance(entry, Mapping) else None
     return label.strip().lower() if isinstance(label, str) else ""
@@ -326,7 +350,7 @@ def _name(entry: Any) -> str:
 
 def _true_name(label: Mapping[str, Any], prompt: Prompt) -> str:
     """The label of the truth in lower case."""
-    if not (name := _name(label)):
+    if not (name := _label_name(label)):
         raise ValueError(_unreadable(prompt, 'a "label" in every object', label))
     return name
 
@@ -339,18 +363,11 @@ def _unreadable(prompt: Prompt, wanted: str, found: Any) -> str:
     )
 
 
-def _check_spaces(reward: Any) -> None:
+def _require_spaces(reward: Any) -> None:
     """Raise ValueError unless both spaces exist."""
-    for name in ("predicted", "labelled"):
-        if getattr(reward, name) not in SPACES:
-            raise ValueError(
-                f"{type(reward).__name__}.{name} is {getattr(reward, name)!r}; it must be one of {', '.join(SPACES)}."
-            )
-
-
-def _check_share(reward: Any, name: str) -> None:
-    """Raise ValueError unless a field lies in [0, 1)."""
-    if not 0.0 <= getattr(reward, name) < 1.0:
-        raise ValueError(
-            f"{type(reward).__name__}.{name} is {getattr(reward, name)}; it must lie in [0, 1)."
-        )
+    rule = f"one of {', '.join(SPACES)}"
+    require(
+        reward,
+        predicted=(reward.predicted in SPACES, rule),
+        labelled=(reward.labelled in SPACES, rule),
+    )

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from mmrl.perception.pixels import checked
-from mmrl.types import Now, View, ViewContext
+from mmrl.types import Now, View, ViewContext, require_view
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -65,18 +65,15 @@ class DinoSaliency:
                 f"DinoSaliency.layers is {self.layers}, but {self.path} has the layers 0 to "
                 f"{config.num_hidden_layers - 1}; name some of these."
             )
-        pixels = encoder_pixels(
-            checked(frames, "DinoSaliency"), config.patch_size, self.side
-        ).to(self.device)
-        rows, columns = (
-            pixels.shape[-2] // config.patch_size,
-            pixels.shape[-1] // config.patch_size,
-        )
+        checked(frames, "DinoSaliency")
+        pixels = encoder_pixels(frames, config.patch_size, self.side).to(self.device)
+        rows = pixels.shape[-2] // config.patch_size
+        columns = pixels.shape[-1] // config.patch_size
+        maps: list[Tensor] = []
         with torch.no_grad():
-            maps = [
-                received_attention(self._attentions(frame[None]), rows * columns)
-                for frame in pixels
-            ]
+            for frame in pixels:  # one by one: attention weights of a whole clip would not fit
+                attentions = self._attentions(frame[None])
+                maps.append(received_attention(attentions, rows * columns))
         return torch.cat(maps).view(-1, rows, columns).to(frames.device)
 
     def _attentions(self, pixels: Tensor) -> Sequence[Tensor]:
@@ -100,8 +97,10 @@ def received_attention(attentions: Sequence[Tensor], patches: int) -> Tensor:
     """
     total = torch.zeros(())
     for attention in attentions:
+        # The class token and registers stand in front: they are left out as senders and as receivers.
         among = attention.float().mean(1)[:, -patches:, -patches:]  # [B, n, n]
-        total = total + among.sum(1) - among.diagonal(dim1=1, dim2=2)
+        from_itself = among.diagonal(dim1=1, dim2=2)
+        total = total + among.sum(1) - from_itself
     return total / len(attentions)
 
 
@@ -109,19 +108,20 @@ def encoder_pixels(frames: Tensor, patch: int, side: int) -> Tensor:
     """Normalise frames for the encoder: float [F, 3, h * patch, w * patch], area at most about side * side."""
     height, width = frames.shape[-2:]
     scale = min(1.0, side / (height * width) ** 0.5)
-    size = [max(round(length * scale / patch), 1) * patch for length in (height, width)]
+    rows = max(round(height * scale / patch), 1)
+    columns = max(round(width * scale / patch), 1)
+    size = [rows * patch, columns * patch]
     resized = nn.functional.interpolate(
         frames.float() / 255.0, size=size, mode="bicubic", antialias=True
     )
-    mean, std = (
-        torch.tensor(values, device=frames.device).view(3, 1, 1)
-        for values in (IMAGENET_MEAN, IMAGENET_STD)
-    )
+    mean = torch.tensor(IMAGENET_MEAN, device=frames.device).view(3, 1, 1)
+    std = torch.tensor(IMAGENET_STD, device=frames.device).view(3, 1, 1)
+    # Clamped, because bicubic interpolation overshoots at edges.
     return (resized.clamp(0.0, 1.0) - mean) / std
 
 
 @dataclass(frozen=True)
-class SeenBy:
+class SeenBy(View):
     """A view that reads saliency, given the saliency of an encoder instead of the policy's own."""
 
     view: View
@@ -131,15 +131,18 @@ class SeenBy:
 
     reads_saliency: ClassVar[bool] = False
 
+    def __post_init__(self) -> None:
+        require_view("SeenBy.view", self.view)
+
     @property
     def changes_geometry(self) -> bool:
         """As the view says."""
-        return bool(getattr(self.view, "changes_geometry", True))
+        return self.view.changes_geometry
 
     @property
     def changes_order(self) -> bool:
         """As the view says."""
-        return bool(getattr(self.view, "changes_order", True))
+        return self.view.changes_order
 
     def __call__(
         self, frames: Tensor, context: ViewContext, rng: torch.Generator, now: Now

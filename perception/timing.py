@@ -16,12 +16,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from mmrl.perception.pixels import check_share, checked
-from mmrl.types import Now, ViewContext
+from mmrl.ground.require import require
+from mmrl.perception.pixels import a_share, checked, uniform_grid
+from mmrl.types import Now, View, ViewContext
 
 
 @dataclass(frozen=True)
-class FrameShuffle:
+class FrameShuffle(View):
     """Show the frames in random order."""
 
     block: int = 1
@@ -31,21 +32,19 @@ class FrameShuffle:
     changes_order: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.block < 1:
-            raise ValueError(
-                f"FrameShuffle.block is {self.block}; it counts frames and must be at least 1."
-            )
+        require(self, block=(self.block >= 1, "at least 1, a number of frames"))
 
     def __call__(
         self, frames: Tensor, context: ViewContext, rng: torch.Generator, now: Now
     ) -> Tensor:
-        runs = torch.arange(checked(frames, "FrameShuffle").shape[0]).split(self.block)
+        count = checked(frames, "FrameShuffle").shape[0]
+        runs = torch.arange(count).split(self.block)
         order = torch.randperm(len(runs), generator=rng, device=rng.device).tolist()
         return frames[torch.cat([runs[index] for index in order])]
 
 
 @dataclass(frozen=True)
-class Reverse:
+class Reverse(View):
     """Show the frames from last to first."""
 
     changes_geometry: ClassVar[bool] = False
@@ -58,7 +57,7 @@ class Reverse:
 
 
 @dataclass(frozen=True)
-class FrameDrop:
+class FrameDrop(View):
     """Drop each frame with probability `ratio` and show the frame before it (at the start, the first that is left)."""
 
     ratio: float = 0.5
@@ -68,21 +67,23 @@ class FrameDrop:
     changes_order: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        check_share("FrameDrop", "ratio", self.ratio)
+        require(self, ratio=a_share(self.ratio))
 
     def __call__(
         self, frames: Tensor, context: ViewContext, rng: torch.Generator, now: Now
     ) -> Tensor:
         count = checked(frames, "FrameDrop").shape[0]
-        draws = torch.rand(count, generator=rng, device=rng.device, dtype=torch.float64).cpu()
+        draws = uniform_grid((count,), rng).cpu()
         # The luckiest frame stays even where all would go, as at ratio 1.
-        kept = ((draws >= self.ratio) | (draws == draws.max())).nonzero()[:, 0]
+        stays = (draws >= self.ratio) | (draws == draws.max())
+        kept = stays.nonzero()[:, 0]
         before = torch.searchsorted(kept, torch.arange(count), right=True) - 1
+        # Frames before the first one that is left have none before them, and show that one.
         return frames[kept[before.clamp(min=0)]]
 
 
 @dataclass(frozen=True)
-class TemporalCrop:
+class TemporalCrop(View):
     """Show a random stretch of the clip, slowed down to its full number of frames."""
 
     share: float = 0.5
@@ -92,10 +93,7 @@ class TemporalCrop:
     changes_order: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.share <= 1.0:
-            raise ValueError(
-                f"TemporalCrop.share is {self.share}; it is a share of the clip and must lie in (0, 1]."
-            )
+        require(self, share=(0.0 < self.share <= 1.0, "a share of the clip, in (0, 1]"))
 
     def __call__(
         self, frames: Tensor, context: ViewContext, rng: torch.Generator, now: Now
@@ -103,4 +101,6 @@ class TemporalCrop:
         count = checked(frames, "TemporalCrop").shape[0]
         length = max(round(count * self.share), 1)
         start = int(torch.randint(count - length + 1, (), generator=rng, device=rng.device))
-        return frames[start + torch.arange(count) * length // count]
+        # Each moment of the stretch is shown as often as any other, up to one time.
+        moments = start + torch.arange(count) * length // count
+        return frames[moments]

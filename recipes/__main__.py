@@ -37,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             file=sys.stderr,
         )
         sys.exit(2)
+    # Only the chosen recipe is imported: each brings torch and its method along.
     module = import_module(f"mmrl.recipes.{name}")
     if hasattr(module, "start"):  # a recipe that stands for a family chooses the member itself
         module.start(args[1:])

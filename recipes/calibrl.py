@@ -8,49 +8,25 @@ Rows need an expert answer in the column `solution` (the paper: chains of a stro
 checked for correctness). It is scored once per step and never trained.
 """
 
-from __future__ import annotations
-
-from mmrl.grpo import GRPO
+from mmrl import GRPO, LoRA, Monitor, Optim, Rewards, Run, Sampling, Trainer
 from mmrl.losses.advantages import group_centered
-from mmrl.model.load import LoRA
 from mmrl.objectives.calibrl import CalibRL
-from mmrl.recipes.shared.launch import (
-    EMBEDDED,
-    Data,
-    Load,
-    Preset,
-    launch,
-    open_data,
-    open_policy,
-    style_of,
-    summarise,
-)
-from mmrl.recipes.shared.miniature import NOTE, miniature
-from mmrl.rewards.pay import Rewards
+from mmrl.recipes.shared.launch import Preset, fit, launch
+from mmrl.recipes.shared.miniature import EMBEDDED, miniature
+from mmrl.recipes.shared.opening import Data, Load, open_data, open_policy, style_of
 from mmrl.rollouts.experts import WithExpert
-from mmrl.training.monitor import Monitor
-from mmrl.training.optim import Optim
-from mmrl.training.run import Run
-from mmrl.training.trainer import Trainer
-from mmrl.types import Sampling
 
-LARGE = "Qwen/Qwen2.5-VL-7B-Instruct"
+MEAN, SUM = {"alignment": "mean"}, {"alignment": "sum"}
 PRESETS = {
-    EMBEDDED: Preset(miniature(expert="target"), note=NOTE),
-    "7b": Preset({}, 7.0, "Qwen2.5-VL-7B: 10 answers and 1 expert, alpha 0.5, weight 0.1"),
-    "7b-mean": Preset(
-        {"calibrl": {"alignment": "mean"}},
-        note="compared by mean log-probs of whole answers (ours)",
-    ),
-    "7b-printed": Preset(
-        {"calibrl": {"alignment": "sum"}},
-        note="compared by log-probs of whole answers, as printed",
-    ),
+    EMBEDDED: miniature(expert="target"),
+    "7b": Preset("Qwen2.5-VL-7B: 10 answers and 1 expert, alpha 0.5, weight 0.1", 7.0),
+    "7b-mean": Preset("compared by mean log-probs of whole answers (ours)", calibrl=MEAN),
+    "7b-printed": Preset("compared by log-probs of whole answers, as printed", calibrl=SUM),
 }
 
 
 def main(
-    model: str = LARGE,
+    model: str = "Qwen/Qwen2.5-VL-7B-Instruct",
     dataset: str = "train.jsonl",
     data: Data = Data(style="answer"),
     calibrl: CalibRL = CalibRL(weight=0.1, alpha=0.5, alignment="position"),
@@ -67,31 +43,20 @@ def main(
     """Train a vision-language model with controllable exploration around expert answers.
 
     Args:
-        model: Folder or hub name of a Qwen2.5-VL or Qwen3-VL model, or "embedded".
-        dataset: JSONL, JSON, parquet or CSV file, folder, hub name, or drawn:lookup.
-        data: Which rows, and how questions are put.
-        calibrl: The paper's numbers.
         expert: Column that holds the expert's answer.
         expert_share: Probability that a prompt keeps its expert answer.
-        grpo: The GRPO core.
-        sampling: How answers are sampled.
-        optim: The optimizer.
-        run: Length, output, seed.
-        monitor: Blind probe, alarms, gradient norms.
-        load: Device, precision, frozen parts, pixel budget.
-        lora: Adapters instead of full fine-tuning.
     """
     policy = open_policy(model, load, lora, run)
     prompts, heldout = open_data(dataset, data, run.seed)
     style = style_of(data.style)
+    encode = policy.processing.encode_answer
+    with_expert = WithExpert(encode, column=expert, probability=expert_share)
     trainer = Trainer(
         policy,
         prompts=prompts,
         heldout=heldout,
         rewards=Rewards(accuracy=(1.0, style.accuracy), format=(0.1, style.format)),
-        rollout=WithExpert(
-            policy.processing.encode_answer, column=expert, probability=expert_share
-        ),
+        rollout=with_expert,
         estimator=group_centered,
         grpo=grpo,
         objectives=[calibrl],
@@ -100,12 +65,8 @@ def main(
         run=run,
         monitor=monitor,
     )
-    trainer.fit()
-    summarise(
-        run,
-        trainer.steps,
-        watch=("calibrl/lead", "calibrl/behind", "calibrl/logp_wrong", "policy/surprise"),
-    )
+    watched = ("calibrl/lead", "calibrl/behind", "calibrl/logp_wrong", "policy/surprise")
+    fit(trainer, watch=watched)
 
 
 if __name__ == "__main__":

@@ -8,33 +8,31 @@ bad for a row that cannot be used; indices are those of the training rows that r
 clips and seed, so keep these the same.
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 
-from mmrl.recipes.shared.clip_data import (
-    DRAWN_CLIPS,
-    Asking,
-    Clips,
-    open_clip_policy,
-    open_clips,
-)
-from mmrl.recipes.shared.clip_stages import answered, measure
-from mmrl.recipes.shared.launch import EMBEDDED, Data, Load, Preset, launch
-from mmrl.types import Sampling
+from mmrl import Sampling
+from mmrl.recipes.shared.clip_asking import Asking
+from mmrl.recipes.shared.clip_data import DRAWN_CLIPS, ClipQuestions, Clips
+from mmrl.recipes.shared.clip_stages import answered, measure_difficulty
+from mmrl.recipes.shared.launch import Preset, launch
+from mmrl.recipes.shared.opening import EMBEDDED, Data, Load
 
+NATIVE = {"time": "native", "snap": False}
 PRESETS = {
     EMBEDDED: Preset(
-        {"model": EMBEDDED, "dataset": DRAWN_CLIPS, "data": {"limit": 64}, "asking": {"time": "native", "snap": False},
-         "clips": {"cache_gb": 0.0}, "sampling": {"max_tokens": 10}, "seed": 0},
-        note="tiny model, 64 drawn clips",
+        "tiny model, 64 drawn clips",
+        model=EMBEDDED,
+        dataset=DRAWN_CLIPS,
+        data={"limit": 64},
+        clips={"cache_gb": 0.0},
+        asking=NATIVE,
+        sampling={"max_tokens": 10},
+        seed=0,
     ),
-    "timelens-7b": Preset({}, 7.0, "Qwen2.5-VL-7B as recipes.timelens asks it"),
-    "timelens-8b": Preset(
-        {"model": "Qwen/Qwen3-VL-8B-Instruct", "asking": {"time": "native", "snap": False}}, 8.0, "Qwen3-VL-8B"
-    ),
-}  # fmt: skip
+    "timelens-7b": Preset("Qwen2.5-VL-7B as recipes.timelens asks it", 7.0),
+    "timelens-8b": Preset("Qwen3-VL-8B", 8.0, model="Qwen/Qwen3-VL-8B-Instruct", asking=NATIVE),
+}
 
 
 def main(
@@ -54,27 +52,19 @@ def main(
     Args:
         model: The model that shall be trained: a folder, a hub name, or "embedded".
         dataset: Annotations of spans, or drawn:clips with a limit.
-        video_root: Where relative paths of videos start; the annotation file's folder by default.
-        data: Which rows.
-        clips: Frames, sizes, decoder, and files that cannot be read.
-        asking: How questions are put and times are told.
         sampling: Only max_tokens is used.
         seed: The seed of the run that will use the file: it decides which rows are held out.
         output: The file; an unfinished one is continued.
-        load: Device, precision, pixel budget.
     """
-    policy = open_clip_policy(model, dataset, asking, load)
-    factor = policy.processing.videos.factor
-    prompts, _ = open_clips(
-        dataset, video_root, data, clips, asking, seed=seed, factor=factor, folder=output.parent
-    )
-    measure(policy, prompts, output, sampling, seed)
+    questions = ClipQuestions(dataset, video_root, data, clips, asking)
+    policy = questions.open_policy(model, load)
+    prompts, _ = questions.open_prompts(policy, seed, output.parent)
+    measure_difficulty(policy, prompts, output, sampling, seed)
     rows = answered(output)
     ious = [row["iou"] for row in rows if "iou" in row]
     mean = sum(ious) / max(1, len(ious))
-    print(
-        f"{output}: {len(ious)} rows answered, mean IoU {mean:.3f}; {len(rows) - len(ious)} cannot be used."
-    )
+    bad = len(rows) - len(ious)
+    print(f"{output}: {len(ious)} rows answered, mean IoU {mean:.3f}; {bad} cannot be used.")
     print(f"Next: python -m recipes.timelens --select.file {output} …", file=sys.stderr)
 
 

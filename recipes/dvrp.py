@@ -9,51 +9,33 @@ with entropy under the clean view as a guard:  python -m recipes.dvrp 7b --dvrp.
 Gradient flows through both views, as the printed objective says; the public re-implementation has none (--no-grad).
 """
 
-from __future__ import annotations
-
-from mmrl.grpo import GRPO
+from mmrl import GRPO, LoRA, Monitor, Optim, Rewards, Run, Sampling, Trainer, VisualBranch
 from mmrl.losses.advantages import group_normalized
-from mmrl.model.load import LoRA
 from mmrl.objectives.dvrp import DVRP
 from mmrl.perception.masking import PatchMask
 from mmrl.perception.noise import DiffusionNoise
-from mmrl.recipes.shared.launch import (
-    EMBEDDED,
-    Data,
-    Load,
-    Preset,
-    launch,
-    open_data,
-    open_policy,
-    style_of,
-    summarise,
-)
-from mmrl.recipes.shared.miniature import NOTE, miniature
-from mmrl.rewards.pay import Rewards
+from mmrl.recipes.shared.launch import Preset, fit, launch
+from mmrl.recipes.shared.miniature import EMBEDDED, miniature
+from mmrl.recipes.shared.opening import Data, Load, open_data, open_policy, style_of
 from mmrl.rollouts.groups import DynamicSampling, group_rollout
-from mmrl.training.monitor import Monitor
-from mmrl.training.optim import Optim
-from mmrl.training.run import Run
-from mmrl.training.trainer import Trainer
-from mmrl.types import Sampling, VisualBranch
 
 DAPO = {"dynamic": True, "grpo": {"clip_high": 0.28}}
 MEDICAL = {"mask": {"ratio": 0.2}, "noise": {"t": 100}, "dataset": "train.jsonl"}
-SMALL, LARGE = "Qwen/Qwen2.5-VL-3B-Instruct", "Qwen/Qwen2.5-VL-7B-Instruct"
+SMALL = "Qwen/Qwen2.5-VL-3B-Instruct"
 TINY = {"lambda_nec": 0.002, "lambda_rob": 0.01, "lambda_ent": 0.0, "lambda_orig": 0.0}
 PRESETS = {
-    EMBEDDED: Preset(miniature(dvrp=TINY, mask={"size": 16}, noise={"t": 300}), note=NOTE),
-    "7b": Preset({}, 7.0, "DVRP_G 7B: both lambdas 0.01, entropy 0.05"),
-    "3b": Preset({"model": SMALL}, 3.0, "DVRP_G 3B"),
-    "d-7b": Preset(DAPO, note="DVRP_D 7B: on DAPO"),
-    "d-3b": Preset({**DAPO, "model": SMALL}, note="DVRP_D 3B: on DAPO"),
-    "medical-7b": Preset(MEDICAL, note="DVRP_G 7B for medical pictures: mask 0.2, noise 100"),
-    "medical-3b": Preset({**MEDICAL, "model": SMALL}, note="DVRP_G 3B for medical pictures"),
+    EMBEDDED: miniature(dvrp=TINY, mask={"size": 16}, noise={"t": 300}),
+    "7b": Preset("DVRP_G 7B: both lambdas 0.01, entropy 0.05", 7.0),
+    "3b": Preset("DVRP_G 3B", 3.0, model=SMALL),
+    "d-7b": Preset("DVRP_D 7B: on DAPO", **DAPO),
+    "d-3b": Preset("DVRP_D 3B: on DAPO", model=SMALL, **DAPO),
+    "medical-7b": Preset("DVRP_G 7B for medical pictures: mask 0.2, noise 100", **MEDICAL),
+    "medical-3b": Preset("DVRP_G 3B for medical pictures", model=SMALL, **MEDICAL),
 }
 
 
 def main(
-    model: str = LARGE,
+    model: str = "Qwen/Qwen2.5-VL-7B-Instruct",
     dataset: str = "PAPOGalaxy/PAPO_ViRL39K_train",
     data: Data = Data(),
     dvrp: DVRP = DVRP(lambda_nec=0.01, lambda_rob=0.01, lambda_ent=0.05),
@@ -72,24 +54,13 @@ def main(
     """Train a vision-language model with the differential visual reasoning policy.
 
     Args:
-        model: Folder or hub name of a Qwen2.5-VL or Qwen3-VL model, or "embedded".
-        dataset: JSONL, JSON, parquet or CSV file, folder, hub name, or drawn:lookup.
-        data: Which rows, and how questions are put.
-        dvrp: The paper's numbers.
         mask: The view without evidence.
         noise: The view with nuisance; its strength fades over the run.
         grad: Let gradient flow through both views.
-        dynamic: Dynamic sampling: drop groups that are all right or all wrong (DVRP_D).
-        grpo: The GRPO core.
-        sampling: How answers are sampled.
-        optim: The optimizer.
-        run: Length, output, seed.
-        monitor: Blind probe, alarms, gradient norms.
-        load: Device, precision, frozen parts, pixel budget.
-        lora: Adapters instead of full fine-tuning.
     """
     policy = open_policy(model, load, lora, run)
     prompts, heldout = open_data(dataset, data, run.seed)
+    masked, noisy = VisualBranch(mask, grad=grad), VisualBranch(noise, grad=grad)
     trainer = Trainer(
         policy,
         prompts=prompts,
@@ -98,18 +69,14 @@ def main(
         rollout=DynamicSampling(part="accuracy") if dynamic else group_rollout,
         estimator=group_normalized,
         grpo=grpo,
-        branches={
-            dvrp.masked: VisualBranch(mask, grad=grad),
-            dvrp.noisy: VisualBranch(noise, grad=grad),
-        },
+        branches={dvrp.masked: masked, dvrp.noisy: noisy},
         objectives=[dvrp],
         sampling=sampling,
         optim=optim,
         run=run,
         monitor=monitor,
     )
-    trainer.fit()
-    summarise(run, trainer.steps, watch=("dvrp/kl_masked", "dvrp/kl_noisy", "probe/gap"))
+    fit(trainer, watch=("dvrp/kl_masked", "dvrp/kl_noisy", "probe/gap"))
 
 
 if __name__ == "__main__":

@@ -13,51 +13,40 @@ Rows about spans of clips are recognised by their format: R1@0.3, 0.5, 0.7 and m
 pass@k is the unbiased estimate from `samples` answers at the sampling temperature; accuracy is greedy.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from mmrl.recipes.shared.clip_data import (
-    Asking,
-    Clips,
-    about_spans,
-    blocks,
-    grounding_report,
-    open_clip_policy,
-    open_clips,
-)
-from mmrl.recipes.shared.clip_data import style_of as span_style_of
-from mmrl.recipes.shared.launch import (
+from mmrl import Rewards, Sampling
+from mmrl.recipes.shared.clip_asking import Asking, span_style_of
+from mmrl.recipes.shared.clip_data import ClipQuestions, Clips, about_spans
+from mmrl.recipes.shared.clip_report import blocks, grounding_report
+from mmrl.recipes.shared.launch import Preset, launch
+from mmrl.recipes.shared.opening import (
     DRAWN,
     EMBEDDED,
     Data,
     Load,
-    Preset,
-    launch,
     open_data,
     open_policy,
     style_of,
 )
-from mmrl.rewards.pay import Rewards
 from mmrl.rollouts.engine import HFEngine
 from mmrl.training.evaluate import answers_to, evaluate, heldout_prompts, pass_rates
-from mmrl.types import Now, Rollout, Sampling
+from mmrl.types import Now, Rollout
 
 PRESETS = {
     EMBEDDED: Preset(
-        {
-            "model": "runs/papo",
-            "dataset": DRAWN,
-            "data": {"style": "tag"},
-            "sampling": {"max_tokens": 12},
-            "load": {"min_pixels": None, "max_pixels": None},
-        },
-        note="the embedded PAPO run on held-out drawn pictures",
+        "the embedded PAPO run on held-out drawn pictures",
+        model="runs/papo",
+        dataset=DRAWN,
+        data={"style": "tag"},
+        sampling={"max_tokens": 12},
+        load={"min_pixels": None, "max_pixels": None},
     ),
-    "real": Preset({}, 7.0, "a real model on your own rows"),
+    "real": Preset("a real model on your own rows", 7.0),
 }
 
 
@@ -81,90 +70,61 @@ def main(
     Args:
         model: A run's folder, a model folder, a hub name, or "embedded".
         dataset: What to answer; all its rows count as held out, except those of drawn tasks.
-        data: Which rows, and how questions are put.
         sampling: How answers are sampled for pass@k.
         samples: Answers per prompt for pass@k; 0 measures greedy accuracy only.
         ks: The k of pass@k.
         prompts: Most prompts to use.
         seed: Seeds the answers.
         output: Also write the numbers to this JSON file.
-        video_root: Where relative paths of videos start (grounding only).
         clips: Frames, sizes and decoder (grounding only).
         asking: How times are told and questions put (grounding only).
-        load: Device, precision, pixel budget.
     """
+    # Nothing is trained, so no row has to be kept for it.
+    data = replace(data, heldout_rows=0)
+    found: dict[str, Any] = {"model": model, "dataset": dataset}
     if about_spans(dataset, clips):
-        found = _spans(
-            model,
-            dataset,
-            video_root,
-            data,
-            clips,
-            asking,
-            prompts=prompts,
-            sampling=sampling,
-            load=load,
-        )
-        if output is not None:
-            output.write_text(
-                json.dumps({"model": model, "dataset": dataset, "tables": found}, indent=1)
-            )
-        return
-    policy = open_policy(model, load)
-    train, heldout = open_data(dataset, replace(data, heldout_rows=0), seed)
-    rows = heldout_prompts(heldout if dataset.startswith("drawn:") else train, prompts)
-    style = style_of(data.style)
-    with Rewards(accuracy=(0.9, style.accuracy), format=(0.1, style.format)) as rewards:
+        questions = ClipQuestions(dataset, video_root, data, clips, asking)
+        found["tables"] = _span_tables(questions, model, load, prompts, sampling)
+    else:
+        policy, style = open_policy(model, load), style_of(data.style)
+        train, heldout = open_data(dataset, data, seed)
+        # Drawn pictures have a side of their own that training never shows; of other data all rows count.
+        rows = heldout_prompts(heldout if dataset.startswith("drawn:") else train, prompts)
         engine, now = HFEngine(policy), Now(0, 0.0, seed)
-        found = evaluate(engine, rows, rewards, sampling, now)
-        if samples:
-            several = answers_to(
-                engine, rows, rewards, replace(sampling, group_size=samples), now
-            )
-            found |= pass_rates(several, [k for k in ks if k <= samples])
-    print(f"{model} on {len(rows)} prompts of {dataset}")
-    for name, value in found.items():
-        print(f"  {name:<16} {value:.4f}")
+        with Rewards(accuracy=(0.9, style.accuracy), format=(0.1, style.format)) as rewards:
+            rates = evaluate(engine, rows, rewards, sampling, now)
+            if samples:
+                several = replace(sampling, group_size=samples)
+                answers = answers_to(engine, rows, rewards, several, now)
+                rates |= pass_rates(answers, [k for k in ks if k <= samples])
+        print(f"{model} on {len(rows)} prompts of {dataset}")
+        for name, value in rates.items():
+            print(f"  {name:<16} {value:.4f}")
+        found |= {"prompts": len(rows), **rates}
     if output is not None:
-        output.write_text(
-            json.dumps(
-                {"model": model, "dataset": dataset, "prompts": len(rows), **found}, indent=1
-            )
-        )
+        output.write_text(json.dumps(found, indent=1))
         print(f"written to {output}", file=sys.stderr)
 
 
-def _spans(
-    model: str,
-    dataset: str,
-    video_root: Path | None,
-    data: Data,
-    clips: Clips,
-    asking: Asking,
-    *,
-    prompts: int,
-    sampling: Sampling,
-    load: Load,
+def _span_tables(
+    questions: ClipQuestions, model: str, load: Load, prompts: int, sampling: Sampling
 ) -> dict[str, dict[str, float]]:
-    """Greedy answers to questions about spans, and their table."""
-    policy = open_clip_policy(model, dataset, asking, load)
-    whole, factor = replace(data, heldout_rows=0), policy.processing.videos.factor
-    _, heldout = open_clips(
-        dataset, video_root, whole, clips, asking, seed=0, factor=factor, folder=None
-    )
+    """Greedy answers to questions about spans, and their table, printed."""
+    policy = questions.open_policy(model, load)
+    _, heldout = questions.open_prompts(policy, seed=0)
     engine, greedy = HFEngine(policy), replace(sampling, group_size=1, temperature=0.0)
     answers: list[Rollout] = []
     for rows in blocks(heldout, prompts, policy.encode):
-        # Without their pixels: the clips of a whole benchmark do not fit in memory.
-        answers += [
-            replace(r, prompt=replace(r.prompt, media=()))
-            for r in engine.generate(rows, greedy, Now(0, 0.0))
-        ]
-        policy.forget_prompts()
-    print(f"{model} on {len(answers)} questions of {dataset}")
-    text, table = grounding_report(answers, span_style_of(asking))
+        # Leaving the block forgets the clips of these rows, and so do their answers:
+        # the clips of a whole benchmark do not fit in memory.
+        with policy.vision.no_update():
+            for rollout in engine.generate(rows, greedy, Now(0, 0.0)):
+                without_pixels = replace(rollout.prompt, media=())
+                answers.append(replace(rollout, prompt=without_pixels))
+    print(f"{model} on {len(answers)} questions of {questions.dataset}")
+    text, tables = grounding_report(answers, span_style_of(questions.asking))
     print(text)
-    return table
+    return tables
 
 
 if __name__ == "__main__":

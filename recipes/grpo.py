@@ -10,6 +10,7 @@ this has no checkpoints; `recipes.papo --papo.gamma 0 --papo.eta-orig 0 --papo.e
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -20,19 +21,11 @@ from mmrl.losses.reduce import Totals
 from mmrl.losses.surrogates import clipped
 from mmrl.model.load import LoRA
 from mmrl.model.packing import Group, collate
-from mmrl.model.policy import Wanted
-from mmrl.recipes.shared.launch import (
-    DRAWN,
-    EMBEDDED,
-    Data,
-    Load,
-    Preset,
-    launch,
-    open_data,
-    open_policy,
-    style_of,
-    summarise,
-)
+from mmrl.model.policy import Policy
+from mmrl.model.scoring import Wanted, score_packed
+from mmrl.recipes.shared.launch import Preset, launch, summarise
+from mmrl.recipes.shared.miniature import EMBEDDED, miniature
+from mmrl.recipes.shared.opening import Data, Load, open_data, open_policy, style_of
 from mmrl.rewards.pay import Rewards
 from mmrl.rollouts.engine import HFEngine
 from mmrl.rollouts.groups import by_group
@@ -41,24 +34,13 @@ from mmrl.training.evaluate import evaluate, heldout_prompts
 from mmrl.training.optim import Optim, Optimizer
 from mmrl.training.run import Run, planned_steps
 from mmrl.training.tracking import Tracker
-from mmrl.types import Now, Sampling
+from mmrl.types import Now, Rollout, Sampling
 
+LONG = {"steps": 100, "eval_prompts": 512, "save_every": 50}
 PRESETS = {
-    EMBEDDED: Preset(
-        {
-            "model": EMBEDDED,
-            "dataset": DRAWN,
-            "data": {"style": "tag"},
-            "grpo": {"clip_high": 0.28},
-            "sampling": {"group_size": 8, "top_p": 1.0, "max_tokens": 10},
-            "optim": {"lr": 2e-4, "weight_decay": 0.0},
-            "load": {"min_pixels": None, "max_pixels": None, "max_prompt_tokens": None},
-            "run": {"prompts_per_step": 16, "steps": 100, "eval_prompts": 512},
-        },
-        note="tiny model, drawn pictures, CPU, minutes",
-    ),
-    "7b": Preset({"model": "Qwen/Qwen2.5-VL-7B-Instruct"}, 7.0, "Qwen2.5-VL-7B"),
-    "3b": Preset({"model": "Qwen/Qwen2.5-VL-3B-Instruct"}, 3.0, "Qwen2.5-VL-3B"),
+    EMBEDDED: miniature(run=LONG, monitor=None),
+    "7b": Preset("Qwen2.5-VL-7B", 7.0),
+    "3b": Preset("Qwen2.5-VL-3B", 3.0, model="Qwen/Qwen2.5-VL-3B-Instruct"),
 }
 
 
@@ -95,41 +77,33 @@ def main(
             if step == steps:
                 break
 
-        # 1. G answers to each of P prompts, each paid
-        prompts = supply.take()
-        rollouts = rewards(engine.generate(prompts, sampling, now))
+        # Inside this block the vision tower runs once per picture, for sampling, scoring and update together.
+        with policy.vision.step():
+            # 1. G answers to each of P prompts, each paid
+            prompts = supply.take()
+            rollouts = rewards(engine.generate(prompts, sampling, now))
 
-        # 2. tensors: tokens and mask [B, T], reward and group [B]
-        batch = collate(rollouts)
+            # 2. tensors: tokens and mask [B, T], reward and group [B]
+            batch = collate(rollouts)
 
-        # 3. the advantage of an answer within its group, on all its tokens
-        advantage = group_normalized(batch.reward, batch.group, batch.mask)
-        batch = replace(batch, advantage=advantage[:, None] * batch.mask)
+            # 3. the advantage of an answer within its group, on all its tokens
+            advantage = group_normalized(batch.reward, batch.group, batch.mask)
+            batch = replace(batch, advantage=advantage[:, None] * batch.mask)
 
-        # 4. the policy reads each prompt once and all its answers behind it
-        groups, row = [], 0
-        for members in by_group(rollouts):
-            encoded = policy.encode(members[0].prompt)
-            rows = tuple(range(row, row + len(members)))
-            answers, heat = (
-                tuple(r.tokens for r in members),
-                tuple(r.temperature for r in members),
-            )
-            groups.append(Group(encoded, encoded.visual, answers, rows, heat))
-            row += len(members)
-        live = policy.score(
-            {"raw": groups}, {"raw": Wanted(grad=True)}, (len(batch), batch.tokens.shape[1])
-        )
+            # 4. the policy reads each prompt once and all its answers behind it
+            groups = groups_of(policy, rollouts)
+            shape = (len(batch), batch.tokens.shape[1])
+            live = score_packed(policy, {"raw": groups}, {"raw": Wanted(grad=True)}, shape)
 
-        # 5. the clipped surrogate, reduced over all trained tokens; one optimizer step
-        totals = Totals(tokens=int(batch.mask.sum()), sequences=len(rollouts))
-        value, metrics = loss(grpo, clipped, batch, live, [], totals, now)
-        value.backward()
-        policy.backward_vision()
+            # 5. the clipped surrogate, reduced over all trained tokens
+            totals = Totals(tokens=int(batch.mask.sum()), sequences=len(rollouts))
+            value, metrics = loss(grpo, clipped, batch, live, [], totals, now)
+            value.backward()
+
+        # 6. one optimizer step; the gradients of the pictures went through the tower when the block was left
         norm = optimizer.gradient_norm()
         optimizer.step(steps)
         policy.stepped()
-        policy.forget_prompts()
 
         numbers = {name: float(v) for name, v in metrics.items()}
         tracker.log(
@@ -146,6 +120,20 @@ def main(
         policy.save(run.folder / "model")
     rewards.close()
     summarise(run, steps, advice="python -m recipes.papo")
+
+
+def groups_of(policy: Policy, rollouts: Sequence[Rollout]) -> list[Group]:
+    """One group per prompt, with its answers and their rows in the batch (the order of `rollouts`)."""
+    groups: list[Group] = []
+    row = 0
+    for members in by_group(rollouts):
+        encoded = policy.encode(members[0].prompt)
+        rows = tuple(range(row, row + len(members)))
+        answers = tuple(answer.tokens for answer in members)
+        temperatures = tuple(answer.temperature for answer in members)
+        groups.append(Group(encoded, encoded.visual, answers, rows, temperatures))
+        row += len(members)
+    return groups
 
 
 if __name__ == "__main__":

@@ -9,36 +9,18 @@ A first pass answers every prompt once and sets the baselines, so the data must 
 memory.
 """
 
-from __future__ import annotations
-
 from functools import partial
 
-from mmrl.grpo import GRPO
+from mmrl import GRPO, LoRA, Monitor, Optim, Rewards, Run, Sampling, Trainer
 from mmrl.losses.advantages import group_centered
-from mmrl.model.load import LoRA
 from mmrl.objectives.mssr import MSSR
-from mmrl.recipes.shared.launch import (
-    EMBEDDED,
-    Data,
-    Load,
-    Preset,
-    launch,
-    open_data,
-    open_policy,
-    style_of,
-    summarise,
-)
-from mmrl.recipes.shared.miniature import NOTE, miniature
-from mmrl.rewards.pay import Rewards
+from mmrl.recipes.shared.launch import Preset, fit, launch
+from mmrl.recipes.shared.miniature import EMBEDDED, miniature
+from mmrl.recipes.shared.opening import Data, Load, open_data, open_policy, style_of
 from mmrl.rollouts.groups import FirstPass, group_rollout
-from mmrl.training.monitor import Monitor
-from mmrl.training.optim import Optim
-from mmrl.training.run import Run
-from mmrl.training.trainer import Trainer
-from mmrl.types import Sampling
 
 PLAIN = {"mssr": {"lambda_entropy": 0.0}}
-SMALL, LARGE = "Qwen/Qwen2.5-VL-3B-Instruct", "Qwen/Qwen2.5-VL-7B-Instruct"
+SMALL = "Qwen/Qwen2.5-VL-3B-Instruct"
 TINY = {
     "data": {"limit": 256},
     "grpo": {"kl": 0.01},
@@ -47,18 +29,16 @@ TINY = {
     "run": {"prompts_per_step": 128},
 }
 PRESETS = {
-    EMBEDDED: Preset(miniature(**TINY), note=NOTE),
-    "7b": Preset({}, 7.0, "Qwen2.5-VL-7B: 2048 prompts per step, one answer each"),
-    "3b": Preset({"model": SMALL}, 3.0, "Qwen2.5-VL-3B"),
-    "mvsr-7b": Preset(PLAIN, note="Qwen2.5-VL-7B without the entropy bonus"),
-    "mvsr-3b": Preset(
-        {**PLAIN, "model": SMALL}, note="Qwen2.5-VL-3B without the entropy bonus"
-    ),
+    EMBEDDED: miniature(**TINY),
+    "7b": Preset("Qwen2.5-VL-7B: 2048 prompts per step, one answer each", 7.0),
+    "3b": Preset("Qwen2.5-VL-3B", 3.0, model=SMALL),
+    "mvsr-7b": Preset("Qwen2.5-VL-7B without the entropy bonus", **PLAIN),
+    "mvsr-3b": Preset("Qwen2.5-VL-3B without the entropy bonus", model=SMALL, **PLAIN),
 }
 
 
 def main(
-    model: str = LARGE,
+    model: str = "Qwen/Qwen2.5-VL-7B-Instruct",
     dataset: str = "Osilly/Vision-R1-rl",
     data: Data = Data(),
     mssr: MSSR = MSSR(
@@ -76,37 +56,28 @@ def main(
     """Train a vision-language model with one answer per prompt.
 
     Args:
-        model: Folder or hub name of a Qwen2.5-VL or Qwen3-VL model, or "embedded".
-        dataset: JSONL, JSON, parquet or CSV file, folder, hub name, or drawn:lookup.
-        data: Which rows, and how questions are put.
-        mssr: The paper's numbers.
         first_pass: Answer every prompt once to set its baseline; off: every baseline starts at one half.
-        grpo: The GRPO core.
-        sampling: How answers are sampled.
-        optim: The optimizer.
-        run: Length, output, seed.
-        monitor: Blind probe, alarms, gradient norms.
-        load: Device, precision, frozen parts, pixel budget.
-        lora: Adapters instead of full fine-tuning.
     """
     policy = open_policy(model, load, lora, run)
     prompts, heldout = open_data(dataset, data, run.seed)
+    memory = mssr.start_memory()
     trainer = Trainer(
         policy,
         prompts=prompts,
         heldout=heldout,
         rewards=Rewards(accuracy=style_of(data.style).accuracy),
-        rollout=FirstPass(mssr.start, policy) if first_pass else group_rollout,
+        rollout=FirstPass(memory.start, policy) if first_pass else group_rollout,
+        # A group of one has no mean but itself; its reward passes, and MSSR subtracts the remembered baseline.
         estimator=partial(group_centered, alone="reward"),
         grpo=grpo,
         objectives=[mssr],
+        memories=[memory],
         sampling=sampling,
         optim=optim,
         run=run,
         monitor=monitor,
     )
-    trainer.fit()
-    summarise(run, trainer.steps, watch=("mssr/value", "mssr/capped", "policy/surprise"))
+    fit(trainer, watch=("mssr/value", "mssr/capped", "policy/surprise"))
 
 
 if __name__ == "__main__":

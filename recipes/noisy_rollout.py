@@ -9,51 +9,33 @@ Only the sampler sees noise, and clean and noisy answers share one group. Not of
 code, which the paper does not mention.
 """
 
-from __future__ import annotations
-
-from mmrl.grpo import GRPO
+from mmrl import GRPO, LoRA, Monitor, Optim, Rewards, Run, Sampling, Trainer, VisualBranch
 from mmrl.losses.advantages import group_normalized
 from mmrl.losses.schedules import Sigmoid
-from mmrl.model.load import LoRA
 from mmrl.perception.noise import DiffusionNoise
-from mmrl.recipes.shared.launch import (
-    EMBEDDED,
-    Data,
-    Load,
-    Preset,
-    launch,
-    open_data,
-    open_policy,
-    style_of,
-    summarise,
-)
-from mmrl.recipes.shared.miniature import NOTE, miniature
-from mmrl.rewards.pay import Rewards
+from mmrl.recipes.shared.launch import Preset, fit, launch
+from mmrl.recipes.shared.miniature import EMBEDDED, miniature
+from mmrl.recipes.shared.opening import Data, Load, open_data, open_policy, style_of
 from mmrl.rollouts.noisy import NoisyRollout
-from mmrl.training.monitor import Monitor
-from mmrl.training.optim import Optim
-from mmrl.training.run import Run
-from mmrl.training.trainer import Trainer
-from mmrl.types import Sampling, VisualBranch
 
 K12 = {
     "dataset": "train.jsonl",
     "noise": {"t": 450, "anneal": Sigmoid(1.0, 30.0, 40 / 120)},
     "run": {"steps": 120},
 }
-LARGE, HUGE = "Qwen/Qwen2.5-VL-7B-Instruct", "Qwen/Qwen2.5-VL-32B-Instruct"
+HUGE = "Qwen/Qwen2.5-VL-32B-Instruct"
 BIG = {"model": HUGE, "sampling": {"group_size": 8}, "noise": {"t": 450}}
 PRESETS = {
-    EMBEDDED: Preset(miniature(noise={"t": 300}, load={"freeze": ()}), note=NOTE),
-    "7b": Preset({}, 7.0, "7B on Geometry3K: noise 500, 6 + 6 answers, 60 steps"),
-    "7b-k12": Preset(K12, note="7B on K12: noise 450, 120 steps"),
-    "32b": Preset(BIG, 32.0, "32B on Geometry3K: noise 450, 4 + 4 answers"),
-    "32b-k12": Preset({**K12, **BIG, "noise": K12["noise"]}, note="32B on K12"),
+    EMBEDDED: miniature(noise={"t": 300}, load={"freeze": ()}),
+    "7b": Preset("7B on Geometry3K: noise 500, 6 + 6 answers, 60 steps", 7.0),
+    "7b-k12": Preset("7B on K12: noise 450, 120 steps", **K12),
+    "32b": Preset("32B on Geometry3K: noise 450, 4 + 4 answers", 32.0, **BIG),
+    "32b-k12": Preset("32B on K12", **{**BIG, **K12}),
 }
 
 
 def main(
-    model: str = LARGE,
+    model: str = "Qwen/Qwen2.5-VL-7B-Instruct",
     dataset: str = "hiyouga/geometry3k",
     data: Data = Data(split="train"),
     share: float = 0.5,
@@ -71,28 +53,21 @@ def main(
     """Train a vision-language model on answers to clean and to noisy pictures.
 
     Args:
-        model: Folder or hub name of a Qwen2.5-VL or Qwen3-VL model, or "embedded".
-        dataset: JSONL, JSON, parquet or CSV file, folder, hub name, or drawn:lookup.
-        data: Which rows, and how questions are put.
         share: Share of each group that is sampled from the noisy picture.
         noise: First timestep of the diffusion noise and how it fades over the run.
-        grpo: The GRPO core.
         sampling: How answers are sampled; group_size counts clean and noisy ones.
-        optim: The optimizer.
-        run: Length, output, seed.
-        monitor: Blind probe, alarms, gradient norms.
-        load: Device, precision, frozen parts, pixel budget.
-        lora: Adapters instead of full fine-tuning.
     """
     policy = open_policy(model, load, lora, run)
     prompts, heldout = open_data(dataset, data, run.seed)
     style = style_of(data.style)
+    # Noise lies on the pixels that the model reads: on the file's it would shrink with them.
+    noisy = VisualBranch(noise, stage="resized")
     trainer = Trainer(
         policy,
         prompts=prompts,
         heldout=heldout,
         rewards=Rewards(accuracy=(0.9, style.accuracy), format=(0.1, style.format)),
-        rollout=NoisyRollout(policy, VisualBranch(noise, stage="resized"), share=share),
+        rollout=NoisyRollout(policy, noisy, share=share),
         estimator=group_normalized,
         grpo=grpo,
         sampling=sampling,
@@ -100,8 +75,7 @@ def main(
         run=run,
         monitor=monitor,
     )
-    trainer.fit()
-    summarise(run, trainer.steps, watch=("rollout/noisy_answers", "policy/sampler_gap"))
+    fit(trainer, watch=("rollout/noisy_answers", "policy/sampler_gap"))
 
 
 if __name__ == "__main__":

@@ -11,55 +11,30 @@ without one are trained by plain GRPO and counted. The embedded preset asks for 
 (`data/drawn/checklist.py`), which is what its model has learned to answer.
 """
 
-from __future__ import annotations
-
+from mmrl import GRPO, LoRA, Monitor, Optim, Rewards, Run, Sampling, Trainer
 from mmrl.data.drawn.checklist import cells_prompt, cells_seen
-from mmrl.grpo import GRPO
 from mmrl.losses.advantages import group_normalized
-from mmrl.model.load import LoRA
 from mmrl.objectives.pearl import PEARL
 from mmrl.perception.checklist import perception_accuracy, perception_prompt
-from mmrl.recipes.shared.launch import (
-    EMBEDDED,
-    Data,
-    Load,
-    Preset,
-    launch,
-    open_data,
-    open_policy,
-    style_of,
-    summarise,
-)
-from mmrl.recipes.shared.miniature import NOTE, miniature
-from mmrl.rewards.pay import Rewards
+from mmrl.recipes.shared.launch import Preset, fit, launch
+from mmrl.recipes.shared.miniature import EMBEDDED, miniature
+from mmrl.recipes.shared.opening import Data, Load, open_data, open_policy, style_of
 from mmrl.rollouts.checklist import ChecklistRollout
 from mmrl.rollouts.groups import group_rollout
-from mmrl.training.monitor import Monitor
-from mmrl.training.optim import Optim
-from mmrl.training.run import Run
-from mmrl.training.trainer import Trainer
-from mmrl.types import Sampling
 
-SMALL, LARGE = "Qwen/Qwen2.5-VL-3B-Instruct", "Qwen/Qwen2.5-VL-7B-Instruct"
-DAPO = {"grpo": {"clip_high": 0.28}}
+SMALL = "Qwen/Qwen2.5-VL-3B-Instruct"
+SHORT = {"prompts_per_step": 8, "steps": 40}
 PRESETS = {
-    EMBEDDED: Preset(
-        miniature(
-            checklist_tokens=32,
-            sampling={"group_size": 5},
-            run={"prompts_per_step": 8, "steps": 40},
-        ),
-        note=NOTE,
-    ),
-    "7b": Preset({}, 7.0, "Qwen2.5-VL-7B: 5 + 5 answers, lambda 0.1, cap 0.5"),
-    "3b": Preset({"model": SMALL}, 3.0, "Qwen2.5-VL-3B"),
-    "qwen3-8b": Preset({"model": "Qwen/Qwen3-VL-8B-Instruct"}, 8.0, "Qwen3-VL-8B"),
-    "d-7b": Preset(DAPO, note="Qwen2.5-VL-7B with DAPO's clip"),
+    EMBEDDED: miniature(checklist_tokens=32, sampling={"group_size": 5}, run=SHORT),
+    "7b": Preset("Qwen2.5-VL-7B: 5 + 5 answers, lambda 0.1, cap 0.5", 7.0),
+    "3b": Preset("Qwen2.5-VL-3B", 3.0, model=SMALL),
+    "qwen3-8b": Preset("Qwen3-VL-8B", 8.0, model="Qwen/Qwen3-VL-8B-Instruct"),
+    "d-7b": Preset("Qwen2.5-VL-7B with DAPO's clip", grpo={"clip_high": 0.28}),
 }
 
 
 def main(
-    model: str = LARGE,
+    model: str = "Qwen/Qwen2.5-VL-7B-Instruct",
     dataset: str = "train.jsonl",
     data: Data = Data(),
     pearl: PEARL = PEARL(lambda_p=0.1, cap=0.5, threshold=0.0),
@@ -76,23 +51,14 @@ def main(
     """Train a vision-language model with perceptual-evidence anchored reinforcement learning.
 
     Args:
-        model: Folder or hub name of a Qwen2.5-VL or Qwen3-VL model, or "embedded".
-        dataset: JSONL, JSON, parquet or CSV file, folder, hub name, or drawn:lookup.
-        data: Which rows, and how questions are put.
-        pearl: The paper's numbers.
         soft_filter: Keep only prompts that carry signal in either branch, and sample others in their place.
         checklist_tokens: Longest answer to a checklist in tokens.
-        grpo: The GRPO core.
         sampling: How answers are sampled, in both branches.
-        optim: The optimizer.
-        run: Length, output, seed.
-        monitor: Blind probe, alarms, gradient norms.
-        load: Device, precision, frozen parts, pixel budget.
-        lora: Adapters instead of full fine-tuning.
     """
     policy = open_policy(model, load, lora, run)
     prompts, heldout = open_data(dataset, data, run.seed)
     style = style_of(data.style)
+    # The embedded model has only learned to name cells, so its checklist is all cells of the picture.
     drawn = dataset.startswith("drawn:")
     checklist = ChecklistRollout(
         ask=cells_prompt if drawn else perception_prompt,
@@ -116,12 +82,7 @@ def main(
         run=run,
         monitor=monitor,
     )
-    trainer.fit()
-    summarise(
-        run,
-        trainer.steps,
-        watch=("reward/accuracy", "reward/perception", "pearl/reasoning_factor"),
-    )
+    fit(trainer, watch=("reward/accuracy", "reward/perception", "pearl/reasoning_factor"))
 
 
 if __name__ == "__main__":

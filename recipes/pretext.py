@@ -12,8 +12,7 @@ above chance, so that tasks with different guessing levels have one scale. The e
 weights, on media that training never sees.
 """
 
-from __future__ import annotations
-
+from mmrl import GRPO, LoRA, Monitor, Optim, Rewards, Run, Sampling, Trainer
 from mmrl.data.pretext.curriculum import FollowCurriculum
 from mmrl.data.pretext.prompts import (
     Curriculum,
@@ -22,34 +21,24 @@ from mmrl.data.pretext.prompts import (
     pretext_reward,
     solution_key,
 )
-from mmrl.grpo import GRPO
 from mmrl.losses.advantages import group_centered
-from mmrl.model.load import LoRA
 from mmrl.objectives.puzzlecraft import PuzzleCraft
-from mmrl.recipes.shared.launch import EMBEDDED, Load, Preset, launch, open_policy, summarise
+from mmrl.recipes.shared.launch import Preset, fit, launch
+from mmrl.recipes.shared.opening import EMBEDDED, Load, open_policy
 from mmrl.recipes.shared.pretext_data import (
-    MINIATURE_NOTE,
-    Levels,
-    Mixture,
+    LevelSettings,
+    MixtureSettings,
     Puzzles,
-    miniature_puzzles,
-    open_puzzles,
+    miniature_pretext,
+    open_pretext,
 )
-from mmrl.recipes.shared.pretext_warmup import embedded_or
-from mmrl.rewards.pay import Rewards
-from mmrl.training.monitor import Monitor
-from mmrl.training.optim import Optim
-from mmrl.training.run import Run
-from mmrl.training.trainer import Trainer
-from mmrl.types import Sampling
+from mmrl.recipes.shared.pretext_warmup import warmed_up_for
 
 PRESETS = {
-    EMBEDDED: Preset(miniature_puzzles("miniature"), note=MINIATURE_NOTE),
-    "7b": Preset({}, 7.0, "Qwen2.5-VL-7B, all tasks that the media allow"),
+    EMBEDDED: miniature_pretext("miniature"),
+    "7b": Preset("Qwen2.5-VL-7B, all tasks that the media allow", 7.0),
     "qwen3-8b": Preset(
-        {"model": "Qwen/Qwen3-VL-8B-Instruct"},
-        8.0,
-        "Qwen3-VL-8B, all tasks that the media allow",
+        "Qwen3-VL-8B, all tasks that the media allow", 8.0, model="Qwen/Qwen3-VL-8B-Instruct"
     ),
 }
 
@@ -58,8 +47,8 @@ def main(
     model: str = "Qwen/Qwen2.5-VL-7B-Instruct",
     dataset: str = "drawn",
     puzzles: Puzzles = Puzzles("mmrl-mix-v1"),
-    levels: Levels = Levels(),
-    mixture: Mixture = Mixture(),
+    levels: LevelSettings = LevelSettings(),
+    mixture: MixtureSettings = MixtureSettings(),
     puzzlecraft: PuzzleCraft = PuzzleCraft(influence=0.5),
     grpo: GRPO = GRPO(kl=0.0, clip_high=0.28, reduction="sequence"),
     sampling: Sampling = Sampling(group_size=8, temperature=1.0, max_tokens=2048),
@@ -72,22 +61,11 @@ def main(
     """Train a vision-language model on puzzles made of raw media, with a curriculum.
 
     Args:
-        model: Folder or hub name of a Qwen2.5-VL or Qwen3-VL model, or "embedded".
         dataset: Folder of images or videos, hub name, parquet file, webdataset shards, or "drawn".
-        puzzles: Which questions are made of the media.
-        levels: How the difficulty of each task moves.
-        mixture: How the shares of the tasks move.
-        puzzlecraft: The group weight.
-        grpo: The GRPO core.
-        sampling: How answers are sampled.
-        optim: The optimizer.
-        run: Length, output, seed.
-        monitor: Blind probe, alarms, gradient norms.
-        load: Device, precision, frozen parts, pixel budget.
-        lora: Adapters instead of full fine-tuning.
     """
-    policy = open_policy(embedded_or(model, puzzles.mix), load, lora, run)
-    data = open_puzzles(dataset, puzzles, run, levels.controller())
+    policy = open_policy(warmed_up_for(model, puzzles.mix), load, lora, run)
+    # Two controllers: the data only reads the first level, the curriculum moves its own.
+    data = open_pretext(dataset, puzzles, run, levels.controller())
     curriculum = Curriculum(data.stream, levels.controller(), mixture.bandit())
     trainer = Trainer(
         policy,
@@ -107,8 +85,7 @@ def main(
         monitor=monitor,
         settings={"puzzles": puzzles, "dataset": dataset, "levels": levels, "mixture": mixture},
     )
-    trainer.fit()
-    summarise(run, trainer.steps, watch=("reward/puzzle", "puzzlecraft/weight"))
+    fit(trainer, watch=("reward/puzzle", "puzzlecraft/weight"))
 
 
 if __name__ == "__main__":

@@ -12,54 +12,36 @@ offered; an epoch is 40,000 prompts for the mix (2,500 steps of 16), 82,783 for 
 The embedded preset solves two-tile jigsaws and rotations of drawn pictures, answering without reasoning.
 """
 
-from __future__ import annotations
-
+from mmrl import GRPO, LoRA, Monitor, Optim, Rewards, Run, Sampling, Trainer
 from mmrl.data.pretext.prompts import pretext_correct, pretext_reward, solution_key
 from mmrl.data.pretext.rac import JudgeRAC, RuleRAC
-from mmrl.grpo import GRPO
 from mmrl.losses.advantages import group_centered
-from mmrl.model.load import LoRA
 from mmrl.objectives.puzzlecraft import PuzzleCraft
-from mmrl.recipes.perception_r1 import JudgeServer
-from mmrl.recipes.shared.launch import EMBEDDED, Load, Preset, launch, open_policy, summarise
-from mmrl.recipes.shared.pretext_data import (
-    MINIATURE_NOTE,
-    Puzzles,
-    miniature_puzzles,
-    open_puzzles,
-)
-from mmrl.recipes.shared.pretext_warmup import embedded_or
-from mmrl.rewards.pay import Rewards
-from mmrl.training.monitor import Monitor
-from mmrl.training.optim import Optim
-from mmrl.training.run import Run
-from mmrl.training.trainer import Trainer
-from mmrl.types import Sampling
+from mmrl.recipes.shared.judge_server import JudgeServer
+from mmrl.recipes.shared.launch import Preset, fit, launch
+from mmrl.recipes.shared.opening import EMBEDDED, Load, open_policy
+from mmrl.recipes.shared.pretext_data import Puzzles, miniature_pretext, open_pretext
+from mmrl.recipes.shared.pretext_warmup import warmed_up_for
 
-LARGE = "Qwen/Qwen2.5-VL-7B-Instruct"
 MIX = {"puzzles": {"mix": "puzzlecraft-mix"}, "run": {"steps": 2500}}
 PRESETS = {
-    EMBEDDED: Preset(miniature_puzzles("miniature-puzzles"), note=MINIATURE_NOTE),
-    "7b": Preset({}, 7.0, "Qwen2.5-VL-7B, jigsaw"),
-    "3b": Preset({"model": "Qwen/Qwen2.5-VL-3B-Instruct"}, 3.0, "Qwen2.5-VL-3B, jigsaw"),
-    "qwen3-2b": Preset({"model": "Qwen/Qwen3-VL-2B-Instruct"}, 2.0, "Qwen3-VL-2B, jigsaw"),
-    "qwen3-4b": Preset({"model": "Qwen/Qwen3-VL-4B-Instruct"}, 4.0, "Qwen3-VL-4B, jigsaw"),
-    "qwen3-8b": Preset({"model": "Qwen/Qwen3-VL-8B-Instruct"}, 8.0, "Qwen3-VL-8B, jigsaw"),
+    EMBEDDED: miniature_pretext("miniature-puzzles"),
+    "7b": Preset("Qwen2.5-VL-7B, jigsaw", 7.0),
+    "3b": Preset("Qwen2.5-VL-3B, jigsaw", 3.0, model="Qwen/Qwen2.5-VL-3B-Instruct"),
+    "qwen3-2b": Preset("Qwen3-VL-2B, jigsaw", 2.0, model="Qwen/Qwen3-VL-2B-Instruct"),
+    "qwen3-4b": Preset("Qwen3-VL-4B, jigsaw", 4.0, model="Qwen/Qwen3-VL-4B-Instruct"),
+    "qwen3-8b": Preset("Qwen3-VL-8B, jigsaw", 8.0, model="Qwen/Qwen3-VL-8B-Instruct"),
     "touching-7b": Preset(
-        {"puzzles": {"mix": "puzzlecraft-jigsaw-paper"}}, note="jigsaw with touching tiles"
+        "jigsaw with touching tiles", puzzles={"mix": "puzzlecraft-jigsaw-paper"}
     ),
-    "rotation-7b": Preset(
-        {"puzzles": {"mix": "puzzlecraft-rotation"}}, note="Qwen2.5-VL-7B, rotation"
-    ),
-    "patchfit-7b": Preset(
-        {"puzzles": {"mix": "puzzlecraft-patchfit"}}, note="Qwen2.5-VL-7B, PatchFit"
-    ),
-    "mix-7b": Preset(MIX, note="Qwen2.5-VL-7B, 15 jigsaws : 15 PatchFits : 10 rotations"),
+    "rotation-7b": Preset("Qwen2.5-VL-7B, rotation", puzzles={"mix": "puzzlecraft-rotation"}),
+    "patchfit-7b": Preset("Qwen2.5-VL-7B, PatchFit", puzzles={"mix": "puzzlecraft-patchfit"}),
+    "mix-7b": Preset("Qwen2.5-VL-7B, 15 jigsaws : 15 PatchFits : 10 rotations", **MIX),
 }
 
 
 def main(
-    model: str = LARGE,
+    model: str = "Qwen/Qwen2.5-VL-7B-Instruct",
     dataset: str = "drawn",
     puzzles: Puzzles = Puzzles("puzzlecraft-jigsaw"),
     puzzlecraft: PuzzleCraft = PuzzleCraft(scale=4.0, gamma=0.5),
@@ -75,21 +57,12 @@ def main(
     """Train a vision-language model on puzzles, weighting groups by difficulty and dispersion.
 
     Args:
-        model: Folder or hub name of a Qwen2.5-VL or Qwen3-VL model, or "embedded".
         dataset: Folder of images, hub name, parquet file, webdataset shards, or "drawn".
-        puzzles: Which questions are made of the pictures.
-        puzzlecraft: The paper's numbers.
         judge: Who judges whether the reasoning supports the answer; without an address a rule stands in.
-        grpo: The GRPO core.
-        sampling: How answers are sampled.
-        optim: The optimizer.
-        run: Length, output, seed.
-        monitor: Blind probe, alarms, gradient norms.
-        load: Device, precision, frozen parts, pixel budget.
-        lora: Adapters instead of full fine-tuning.
     """
-    policy = open_policy(embedded_or(model, puzzles.mix), load, lora, run)
-    data = open_puzzles(dataset, puzzles, run)
+    policy = open_policy(warmed_up_for(model, puzzles.mix), load, lora, run)
+    data = open_pretext(dataset, puzzles, run)
+    # Logged with weight 0: paid, a judge of reasoning would be what the policy learns to please.
     consistency = JudgeRAC(judge.judge()) if judge.url else RuleRAC()
     trainer = Trainer(
         policy,
@@ -100,6 +73,7 @@ def main(
         ),
         estimator=group_centered,
         grpo=grpo,
+        # Dispersion counts different solutions: two wordings of one are the same.
         objectives=[puzzlecraft.reading(solution_key)],
         sampling=sampling,
         optim=optim,
@@ -107,10 +81,7 @@ def main(
         monitor=monitor,
         settings={"puzzles": puzzles, "dataset": dataset},
     )
-    trainer.fit()
-    summarise(
-        run, trainer.steps, watch=("reward/puzzle", "puzzlecraft/weight", "puzzlecraft/silent")
-    )
+    fit(trainer, watch=("reward/puzzle", "puzzlecraft/weight", "puzzlecraft/silent"))
 
 
 if __name__ == "__main__":

@@ -14,44 +14,27 @@ Departures
 3. Its model (Qwen3.5) is of a family that is not read here; Qwen3-VL-4B stands in.
 """
 
-from __future__ import annotations
-
-from dataclasses import replace
 from pathlib import Path
 
-from mmrl.grpo import GRPO
+from mmrl import GRPO, LoRA, Monitor, Optim, Rewards, Run, Sampling, Trainer
 from mmrl.losses.advantages import group_normalized
-from mmrl.model.load import LoRA
-from mmrl.recipes.shared.clip_data import (
-    DRAWN_CLIPS,
-    Asking,
-    Clips,
-    open_clip_policy,
-    open_clips,
-    style_of,
-)
+from mmrl.recipes.shared.clip_asking import Asking, span_style_of
+from mmrl.recipes.shared.clip_data import DRAWN_CLIPS, ClipQuestions, Clips
 from mmrl.recipes.shared.clip_stages import started
-from mmrl.recipes.shared.launch import EMBEDDED, Data, Load, Preset, launch, summarise
-from mmrl.recipes.shared.miniature import miniature
-from mmrl.rewards.pay import Rewards
+from mmrl.recipes.shared.launch import Preset, fit, launch
+from mmrl.recipes.shared.miniature import EMBEDDED, miniature
+from mmrl.recipes.shared.opening import Data, Load
 from mmrl.rollouts.experts import WithLabel
-from mmrl.training.monitor import Monitor
-from mmrl.training.optim import Optim
-from mmrl.training.run import Run
-from mmrl.training.trainer import Trainer
-from mmrl.types import Sampling
 
 PRESETS = {
-    EMBEDDED: Preset(
-        miniature(
-            dataset=DRAWN_CLIPS,
-            data={},
-            clips={"cache_gb": 0.0},
-            sampling={"group_size": 7},
-        ),
-        note="tiny model, drawn clips, CPU, minutes",
+    EMBEDDED: miniature(
+        "tiny model, drawn clips, CPU, minutes",
+        dataset=DRAWN_CLIPS,
+        data={},
+        clips={"cache_gb": 0.0},
+        sampling={"group_size": 7},
     ),
-    "tempsamp-r1": Preset({}, 4.0, "Qwen3-VL-4B, numbers of the published implementation"),
+    "tempsamp-r1": Preset("Qwen3-VL-4B, numbers of the published implementation", 4.0),
 }
 
 
@@ -63,6 +46,7 @@ def main(
     clips: Clips = Clips(max_frames=768),
     asking: Asking = Asking(style="tempsamp-r1"),
     grpo: GRPO = GRPO(clip_low=0.2, clip_high=0.28),
+    # Seven are sampled; the label makes the group of eight.
     sampling: Sampling = Sampling(group_size=7, temperature=1.0, top_p=0.85, max_tokens=256),
     optim: Optim = Optim(lr=1e-6, warmup=6, weight_decay=0.01),
     run: Run = Run(name="tempsamp_r1", prompts_per_step=16),
@@ -73,33 +57,14 @@ def main(
     """Train a vision-language model to ground spans, with the true span as a member of the group.
 
     Args:
-        model: Folder or hub name of a Qwen2.5-VL or Qwen3-VL model, or "embedded".
         dataset: Annotations of spans, or drawn:clips.
-        video_root: Where relative paths of videos start; the data file's folder by default.
         data: Which rows; style and columns are not used here.
-        clips: Frames, sizes, decoder, and files that cannot be read.
-        asking: How questions are put, times are told and answers are paid.
-        grpo: The GRPO core.
         sampling: How answers are sampled; the label is one more.
-        optim: The optimizer.
-        run: Length, output, seed.
-        monitor: Blind probe, alarms, gradient norms.
-        load: Device, precision, frozen parts, pixel budget.
-        lora: Adapters instead of full fine-tuning.
     """
-    run, style = started(run), style_of(asking)
-    policy = open_clip_policy(model, dataset, asking, load, lora, run)
-    factor = policy.processing.videos.factor
-    prompts, heldout = open_clips(
-        dataset,
-        video_root,
-        data,
-        clips,
-        asking,
-        seed=run.seed,
-        factor=factor,
-        folder=run.folder,
-    )
+    run, style = started(run), span_style_of(asking)
+    questions = ClipQuestions(dataset, video_root, data, clips, asking)
+    policy = questions.open_policy(model, load, lora, run)
+    prompts, heldout = questions.open_prompts(policy, run.seed, run.folder)
     trainer = Trainer(
         policy,
         prompts=prompts,
@@ -112,10 +77,9 @@ def main(
         optim=optim,
         run=run,
         monitor=monitor,
-        settings={"dataset": dataset, "clips": replace(clips, cache=None), "asking": asking},
+        settings=questions.settings(),
     )
-    trainer.fit()
-    summarise(run, trainer.steps, watch=("reward/iou", "label/reward"))
+    fit(trainer, watch=("reward/iou", "label/reward"))
 
 
 if __name__ == "__main__":

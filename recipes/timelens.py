@@ -27,111 +27,94 @@ Departures
    once, by the IoU of one greedy answer. Learning rates of Time-R1 and VideoChat-R1 are not told: 1e-6 is ours.
 """
 
-from __future__ import annotations
-
 import importlib
 import sys
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from mmrl.grpo import GRPO
+from mmrl import GRPO, LoRA, Monitor, Optim, Rewards, Run, Sampling, Trainer
 from mmrl.losses.advantages import group_centered, group_normalized
-from mmrl.model.load import LoRA
-from mmrl.recipes.shared.clip_data import (
-    DRAWN_CLIPS,
-    Asking,
-    Clips,
-    open_clip_policy,
-    open_clips,
-    style_of,
-)
+from mmrl.recipes.shared.clip_asking import Asking, span_style_of
+from mmrl.recipes.shared.clip_data import DRAWN_CLIPS, ClipQuestions, Clips
 from mmrl.recipes.shared.clip_stages import Selection, Tuning, selected, started, tuned
-from mmrl.recipes.shared.launch import EMBEDDED, Data, Load, Preset, launch, summarise
-from mmrl.recipes.shared.miniature import miniature
-from mmrl.rewards.pay import Rewards
+from mmrl.recipes.shared.launch import Preset, fit, launch
+from mmrl.recipes.shared.miniature import EMBEDDED, miniature
+from mmrl.recipes.shared.opening import Data, Load
 from mmrl.training.early_stop import EarlyStop
-from mmrl.training.monitor import Monitor
-from mmrl.training.optim import Optim
-from mmrl.training.run import Run
-from mmrl.training.trainer import Trainer
-from mmrl.types import Sampling
 
-OTHERS = {"video-r1": "recipes.video_r1", "tempsamp-r1": "recipes.tempsamp_r1"}
+OTHERS = {"video-r1": "mmrl.recipes.video_r1", "tempsamp-r1": "mmrl.recipes.tempsamp_r1"}
 """Presets of other recipes that are started from here too."""
 EARLY = {"window": 40, "reward": 0.005, "deviation": 0.005, "patience": 10}
 THINKING = {"scale_rewards": True, "early": {"window": 0}, "optim": {"schedule": "constant"}}
-SMALL_CLIPS = {"min_tokens": 16, "total_tokens": 3584, "max_frames": 768}
+NATIVE = {"time": "native", "snap": False}
+SMALL_CLIPS = {
+    "min_tokens": 16,
+    "total_tokens": 3584,
+    "max_frames": 768,
+    "sound": True,
+    "seconds": (0.0, 1e9),
+}
+SET_CLIPS = {
+    "min_tokens": 1,
+    "total_tokens": 16_384,
+    "max_frames": 512,
+    "seconds": (3.0, 3600.0),
+}
 PRESETS = {
-    EMBEDDED: Preset(
-        miniature(
-            dataset=DRAWN_CLIPS,
-            data={},
-            asking={"time": "native", "snap": False},
-            clips={"cache_gb": 0.0},
-            select={"target": 0},
-            early={"window": 0},
-            optim={"schedule": "constant"},
-            run={"steps": 60, "eval_every": 20},
-        ),
-        note="tiny model, drawn clips of six seconds, CPU, minutes",
+    EMBEDDED: miniature(
+        "tiny model, drawn clips of six seconds, CPU, minutes",
+        dataset=DRAWN_CLIPS,
+        data={},
+        asking=NATIVE,
+        clips={"cache_gb": 0.0},
+        select={"target": 0},
+        early={"window": 0},
+        optim={"schedule": "constant"},
+        run={"steps": 60, "eval_every": 20},
     ),
     "timelens-7b": Preset(
-        {}, 7.0, "Qwen2.5-VL-7B: difficulty filter, then RL; times as text before each pair"
+        "Qwen2.5-VL-7B: difficulty filter, then RL; times as text before each pair", 7.0
     ),
     "timelens-8b": Preset(
-        {
-            "model": "Qwen/Qwen3-VL-8B-Instruct",
-            "asking": {"time": "native", "snap": False},
-            "tuning": {"rows": 30_000},
-            "optim": {"schedule": "constant"},
-            "run": {"steps": 100},
-        },
-        8.0,
         "Qwen3-VL-8B: SFT, difficulty filter with that model, then RL",
+        8.0,
+        model="Qwen/Qwen3-VL-8B-Instruct",
+        asking=NATIVE,
+        tuning={"rows": 30_000},
+        optim={"schedule": "constant"},
+        run={"steps": 100},
     ),
     "time-r1": Preset(
-        {
-            **THINKING,
-            "asking": {"style": "time-r1", "time": "native", "snap": False},
-            "clips": {**SMALL_CLIPS, "sound": True, "seconds": (0.0, 1e9)},
-            "select": {"rule": "time-r1"},
-            "grpo": {"kl": 0.04},
-            "sampling": {"max_tokens": 200},
-            "run": {"prompts_per_step": 16},
-        },
-        note="Qwen2.5-VL-7B thinks first; IoU times nearness of both ends, and format",
+        "Qwen2.5-VL-7B thinks first; IoU times nearness of both ends, and format",
+        asking={"style": "time-r1", **NATIVE},
+        clips=SMALL_CLIPS,
+        select={"rule": "time-r1"},
+        grpo={"kl": 0.04},
+        sampling={"max_tokens": 200},
+        run={"prompts_per_step": 16},
+        **THINKING,
     ),
     "videochat-r1": Preset(
-        {
-            **THINKING,
-            "asking": {"style": "videochat-r1", "time": "native", "snap": False},
-            "clips": {**SMALL_CLIPS, "sound": True, "seconds": (0.0, 1e9)},
-            "select": {"target": 0},
-            "grpo": {"kl": 0.04, "reduction": "sequence"},
-            "sampling": {"max_tokens": 1024},
-            "load": {"freeze": ()},
-        },
-        note="Qwen2.5-VL-7B thinks first; IoU and format",
+        "Qwen2.5-VL-7B thinks first; IoU and format",
+        asking={"style": "videochat-r1", **NATIVE},
+        clips=SMALL_CLIPS,
+        select={"target": 0},
+        grpo={"kl": 0.04, "reduction": "sequence"},
+        sampling={"max_tokens": 1024},
+        load={"freeze": ()},
+        **THINKING,
     ),
     "timelens2": Preset(
-        {
-            "model": "Qwen/Qwen3-VL-4B-Instruct",
-            "asking": {"style": "timelens2", "time": "native", "snap": False},
-            "clips": {
-                "min_tokens": 1,
-                "total_tokens": 16_384,
-                "max_frames": 512,
-                "seconds": (3.0, 3600.0),
-            },
-            "select": {"rule": "timelens2"},
-            "grpo": {"kl": 0.04},
-            "optim": {"schedule": "constant"},
-            "run": {"steps": 200},
-            "early": {"window": 0},
-        },
-        4.0,
         "Qwen3-VL-4B: any number of spans as JSON, W1 reward and set IoU",
+        4.0,
+        model="Qwen/Qwen3-VL-4B-Instruct",
+        asking={"style": "timelens2", **NATIVE},
+        clips=SET_CLIPS,
+        select={"rule": "timelens2"},
+        grpo={"kl": 0.04},
+        optim={"schedule": "constant"},
+        run={"steps": 200},
+        early={"window": 0},
     ),
 }
 
@@ -158,41 +141,22 @@ def main(
     """Train a vision-language model to say when something happens in a video.
 
     Args:
-        model: Folder or hub name of a Qwen2.5-VL or Qwen3-VL model, or "embedded".
         dataset: Annotations of spans (TimeLens, Charades-STA, ActivityNet, QVHighlights, your own, …), or drawn:clips.
         video_root: Where relative paths of videos start; the annotation file's folder by default.
         data: Which rows; style and columns are not used here.
-        clips: Frames, sizes, decoder, and files that cannot be read.
-        asking: How questions are put, times are told and answers are paid.
-        tuning: The supervised stage.
-        select: The difficulty filter.
         scale_rewards: Divide advantages by the group's deviation.
-        grpo: The GRPO core.
-        sampling: How answers are sampled.
-        optim: The optimizer.
-        run: Length, output, seed.
-        early: When to stop before the last step.
-        monitor: Blind probe, alarms, gradient norms.
-        load: Device, precision, frozen parts, pixel budget.
-        lora: Adapters instead of full fine-tuning.
     """
-    run, style = started(run), style_of(asking)
-    policy = open_clip_policy(model, dataset, asking, load, lora, run)
-    factor = policy.processing.videos.factor
-    prompts, heldout = open_clips(
-        dataset,
-        video_root,
-        data,
-        clips,
-        asking,
-        seed=run.seed,
-        factor=factor,
-        folder=run.folder,
-    )
+    # Old output goes now: the stages below write into the folder before the trainer looks at it.
+    run, style = started(run), span_style_of(asking)
+    questions = ClipQuestions(dataset, video_root, data, clips, asking)
+    policy = questions.open_policy(model, load, lora, run)
+    prompts, heldout = questions.open_prompts(policy, run.seed, run.folder)
     if tuning.rows:
         tuned_model = tuned(policy, prompts, style, tuning, run)
-        policy = open_clip_policy(str(tuned_model), dataset, asking, load, lora, run)
+        # Read again from its folder, so that a resumed run and one that just tuned go on from the same bytes.
+        policy = questions.open_policy(str(tuned_model), load, lora, run)
     if select.target:
+        # Difficulty is that for the model RL will train, the tuned one if there is one.
         prompts = selected(policy, prompts, select, sampling, run)
     trainer = Trainer(
         policy,
@@ -206,27 +170,16 @@ def main(
         run=run,
         monitor=monitor,
         early=early,
-        settings={
-            "dataset": dataset,
-            "clips": replace(clips, cache=None),
-            "asking": asking,
-            "select": select,
-        },
+        settings={**questions.settings(), "select": select},
     )
-    trainer.fit()
-    advice = f"python -m recipes.evaluate --model {run.folder} --dataset {dataset}"
-    summarise(
-        run, trainer.step_done, watch=("reward/group_std", "reward/even_groups"), advice=advice
-    )
+    evaluation = f"python -m recipes.evaluate --model {run.folder} --dataset {dataset}"
+    fit(trainer, watch=("reward/group_std", "reward/even_groups"), advice=evaluation)
 
 
 def start(argv: list[str]) -> None:
     """Run this recipe, or another one of the family by its preset's name."""
-    module = (
-        importlib.import_module(OTHERS[argv[0]])
-        if argv and argv[0] in OTHERS
-        else sys.modules[__name__]
-    )
+    other = OTHERS.get(argv[0]) if argv else None
+    module = importlib.import_module(other) if other else sys.modules[__name__]
     launch(module.main, module.PRESETS, argv)
 
 

@@ -12,49 +12,32 @@ Departures: the supervised stage (165,000 rows of reasoning) is recipes.sft; the
 per step are our guess; the embedded preset pays the IoU of spans in drawn clips.
 """
 
-from __future__ import annotations
-
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from mmrl import GRPO, LoRA, Monitor, Optim, Rewards, Run, Sampling, Trainer, VisualBranch
 from mmrl.data.grounding.video_r1 import t_grpo_bonus
-from mmrl.grpo import GRPO
 from mmrl.losses.advantages import group_normalized
-from mmrl.model.load import LoRA
 from mmrl.perception.timing import FrameShuffle, Reverse
-from mmrl.recipes.shared.clip_data import (
-    DRAWN_CLIPS,
-    Asking,
-    Clips,
-    open_clip_policy,
-    open_clips,
-    style_of,
-)
+from mmrl.recipes.shared.clip_asking import Asking, span_style_of
+from mmrl.recipes.shared.clip_data import DRAWN_CLIPS, ClipQuestions, Clips
 from mmrl.recipes.shared.clip_stages import started
-from mmrl.recipes.shared.launch import EMBEDDED, Data, Load, Preset, launch, summarise
-from mmrl.recipes.shared.miniature import miniature
-from mmrl.rewards.pay import Rewards
+from mmrl.recipes.shared.launch import Preset, fit, launch
+from mmrl.recipes.shared.miniature import EMBEDDED, miniature
+from mmrl.recipes.shared.opening import Data, Load
 from mmrl.rollouts.contrast import ContrastRollout
-from mmrl.training.monitor import Monitor
-from mmrl.training.optim import Optim
-from mmrl.training.run import Run
-from mmrl.training.trainer import Trainer
-from mmrl.types import Sampling, VisualBranch
 
 PRESETS = {
-    EMBEDDED: Preset(
-        miniature(
-            dataset=DRAWN_CLIPS,
-            data={},
-            asking={"style": "timelens"},
-            clips={"cache_gb": 0.0},
-            optim={"schedule": "constant", "max_grad_norm": 1.0},
-        ),
-        note="tiny model, drawn clips, CPU, minutes",
+    EMBEDDED: miniature(
+        "tiny model, drawn clips, CPU, minutes",
+        dataset=DRAWN_CLIPS,
+        data={},
+        asking={"style": "timelens"},
+        clips={"cache_gb": 0.0},
+        optim={"schedule": "constant", "max_grad_norm": 1.0},
     ),
-    "video-r1": Preset({}, 7.0, "Qwen2.5-VL-7B, released code"),
+    "video-r1": Preset("Qwen2.5-VL-7B, released code", 7.0),
 }
 
 
@@ -79,34 +62,14 @@ def main(
     """Train a vision-language model with temporal GRPO.
 
     Args:
-        model: Folder or hub name of a Qwen2.5-VL or Qwen3-VL model, or "embedded".
         dataset: Video-R1's JSON, any annotations of spans, or drawn:clips.
-        video_root: Where relative paths of videos start; the data file's folder by default.
         data: Which rows; style and columns are not used here.
-        clips: Frames, sizes, decoder, and files that cannot be read.
-        asking: How questions are put, times are told and answers are paid.
         order: How the frames of the second group are shown.
-        grpo: The GRPO core.
-        sampling: How answers are sampled.
-        optim: The optimizer.
-        run: Length, output, seed.
-        monitor: Blind probe, alarms, gradient norms.
-        load: Device, precision, frozen parts, pixel budget.
-        lora: Adapters instead of full fine-tuning.
     """
-    run, style = started(run), style_of(asking)
-    policy = open_clip_policy(model, dataset, asking, load, lora, run)
-    factor = policy.processing.videos.factor
-    prompts, heldout = open_clips(
-        dataset,
-        video_root,
-        data,
-        clips,
-        asking,
-        seed=run.seed,
-        factor=factor,
-        folder=run.folder,
-    )
+    run, style = started(run), span_style_of(asking)
+    questions = ClipQuestions(dataset, video_root, data, clips, asking)
+    policy = questions.open_policy(model, load, lora, run)
+    prompts, heldout = questions.open_prompts(policy, run.seed, run.folder)
     view = VisualBranch(FrameShuffle() if order == "shuffled" else Reverse())
     trainer = Trainer(
         policy,
@@ -114,18 +77,17 @@ def main(
         heldout=heldout,
         rewards=Rewards(**style.parts),  # type: ignore[arg-type]
         rollout=ContrastRollout(policy, view, t_grpo_bonus, branch=order),
-        estimator=partial(group_normalized, eps=1e-4),
+        estimator=partial(
+            group_normalized, eps=1e-4
+        ),  # as in TRL, on which the released code stands
         grpo=grpo,
         sampling=sampling,
         optim=optim,
         run=run,
         monitor=monitor,
-        settings={"dataset": dataset, "clips": replace(clips, cache=None), "asking": asking},
+        settings=questions.settings(),
     )
-    trainer.fit()
-    summarise(
-        run, trainer.steps, watch=("contrast/better", "contrast/paid", "reward/contrast_bonus")
-    )
+    fit(trainer, watch=("contrast/better", "contrast/paid", "reward/contrast_bonus"))
 
 
 if __name__ == "__main__":

@@ -12,30 +12,17 @@ of the paper is 30,000 questions: 469 steps.
 The embedded preset grounds a stretch that is shown smaller.
 """
 
-from __future__ import annotations
-
+from mmrl import GRPO, LoRA, Monitor, Optim, Rewards, Run, Sampling, Trainer
 from mmrl.data.pretext.prompts import pretext_correct, pretext_reward
-from mmrl.grpo import GRPO
 from mmrl.losses.advantages import group_normalized
-from mmrl.model.load import LoRA
-from mmrl.recipes.shared.launch import EMBEDDED, Load, Preset, launch, open_policy, summarise
-from mmrl.recipes.shared.pretext_data import (
-    MINIATURE_NOTE,
-    Puzzles,
-    miniature_puzzles,
-    open_puzzles,
-)
-from mmrl.recipes.shared.pretext_warmup import embedded_or
-from mmrl.rewards.pay import Rewards
-from mmrl.training.monitor import Monitor
-from mmrl.training.optim import Optim
-from mmrl.training.run import Run
-from mmrl.training.trainer import Trainer
-from mmrl.types import Sampling
+from mmrl.recipes.shared.launch import Preset, fit, launch
+from mmrl.recipes.shared.opening import EMBEDDED, Load, open_policy
+from mmrl.recipes.shared.pretext_data import Puzzles, miniature_pretext, open_pretext
+from mmrl.recipes.shared.pretext_warmup import warmed_up_for
 
 PRESETS = {
-    EMBEDDED: Preset(miniature_puzzles("miniature-clips"), note=MINIATURE_NOTE),
-    "8b": Preset({}, 8.0, "Qwen3-VL-8B, VideoSSR-30K's mix"),
+    EMBEDDED: miniature_pretext("miniature-clips"),
+    "8b": Preset("Qwen3-VL-8B, VideoSSR-30K's mix", 8.0),
 }
 
 
@@ -54,19 +41,10 @@ def main(
     """Train a video-language model on questions that raw videos answer themselves.
 
     Args:
-        model: Folder or hub name of a Qwen2.5-VL or Qwen3-VL model, or "embedded".
         dataset: Folder of videos, hub name, parquet file, webdataset shards, or "drawn".
-        puzzles: Which questions are made of the videos.
-        grpo: The GRPO core.
-        sampling: How answers are sampled.
-        optim: The optimizer.
-        run: Length, output, seed.
-        monitor: Blind probe, alarms, gradient norms.
-        load: Device, precision, frozen parts, pixel budget.
-        lora: Adapters instead of full fine-tuning.
     """
-    policy = open_policy(embedded_or(model, puzzles.mix), load, lora, run)
-    data = open_puzzles(dataset, puzzles, run)
+    policy = open_policy(warmed_up_for(model, puzzles.mix), load, lora, run)
+    data = open_pretext(dataset, puzzles, run)
     trainer = Trainer(
         policy,
         prompts=data.train,
@@ -80,8 +58,7 @@ def main(
         monitor=monitor,
         settings={"puzzles": puzzles, "dataset": dataset},
     )
-    trainer.fit()
-    summarise(run, trainer.steps, watch=("reward/puzzle",))
+    fit(trainer, watch=("reward/puzzle",))
 
 
 if __name__ == "__main__":

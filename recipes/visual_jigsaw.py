@@ -12,48 +12,34 @@ penalty for repeated lines. Format pays 0.2 besides, as in the paper; here only 
 The embedded preset asks for the order of two tiles.
 """
 
-from __future__ import annotations
-
+from mmrl import GRPO, LoRA, Monitor, Optim, Rewards, Run, Sampling, Trainer
 from mmrl.data.pretext.prompts import pretext_correct, pretext_form, pretext_reward
-from mmrl.grpo import GRPO
 from mmrl.losses.advantages import group_normalized
-from mmrl.model.load import LoRA
-from mmrl.recipes.shared.launch import EMBEDDED, Load, Preset, launch, open_policy, summarise
-from mmrl.recipes.shared.pretext_data import (
-    MINIATURE_NOTE,
-    Puzzles,
-    miniature_puzzles,
-    open_puzzles,
-)
-from mmrl.recipes.shared.pretext_warmup import embedded_or
-from mmrl.rewards.pay import Rewards
-from mmrl.training.monitor import Monitor
-from mmrl.training.optim import Optim
-from mmrl.training.run import Run
-from mmrl.training.trainer import Trainer
-from mmrl.types import Sampling
+from mmrl.recipes.shared.launch import Preset, fit, launch
+from mmrl.recipes.shared.opening import EMBEDDED, Load, open_policy
+from mmrl.recipes.shared.pretext_data import Puzzles, miniature_pretext, open_pretext
+from mmrl.recipes.shared.pretext_warmup import warmed_up_for
 
-LARGE = "Qwen/Qwen2.5-VL-7B-Instruct"
 FEWER = {"prompts_per_step": 128}
 PRESETS = {
-    EMBEDDED: Preset(miniature_puzzles("miniature-jigsaw"), note=MINIATURE_NOTE),
-    "7b": Preset({}, 7.0, "Qwen2.5-VL-7B on images, 3×3 tiles"),
+    EMBEDDED: miniature_pretext("miniature-jigsaw"),
+    "7b": Preset("Qwen2.5-VL-7B on images, 3×3 tiles", 7.0),
     "touching-7b": Preset(
-        {"puzzles": {"mix": "visual-jigsaw-image-paper"}}, note="tiles touch, as published"
+        "tiles touch, as published", puzzles={"mix": "visual-jigsaw-image-paper"}
     ),
     "video-7b": Preset(
-        {"puzzles": {"mix": "visual-jigsaw-video"}, "run": FEWER},
-        note="Qwen2.5-VL-7B, six clips",
+        "Qwen2.5-VL-7B, six clips", puzzles={"mix": "visual-jigsaw-video"}, run=FEWER
     ),
     "depth-7b": Preset(
-        {"puzzles": {"mix": "visual-jigsaw-depth"}, "run": {**FEWER, "steps": 800}},
-        note="Qwen2.5-VL-7B, six depths",
+        "Qwen2.5-VL-7B, six depths",
+        puzzles={"mix": "visual-jigsaw-depth"},
+        run={**FEWER, "steps": 800},
     ),
 }
 
 
 def main(
-    model: str = LARGE,
+    model: str = "Qwen/Qwen2.5-VL-7B-Instruct",
     dataset: str = "drawn",
     puzzles: Puzzles = Puzzles("visual-jigsaw-image"),
     form_weight: float = 0.2,
@@ -68,20 +54,11 @@ def main(
     """Train a vision-language model to order the shuffled pieces of pictures, videos or scenes.
 
     Args:
-        model: Folder or hub name of a Qwen2.5-VL or Qwen3-VL model, or "embedded".
         dataset: Folder of images or videos, hub name, parquet file, webdataset shards, or "drawn".
-        puzzles: Which questions are made of the media.
         form_weight: Pay for the asked-for form, besides 1 for the right order.
-        grpo: The GRPO core.
-        sampling: How answers are sampled.
-        optim: The optimizer.
-        run: Length, output, seed.
-        monitor: Blind probe, alarms, gradient norms.
-        load: Device, precision, frozen parts, pixel budget.
-        lora: Adapters instead of full fine-tuning.
     """
-    policy = open_policy(embedded_or(model, puzzles.mix), load, lora, run)
-    data = open_puzzles(dataset, puzzles, run)
+    policy = open_policy(warmed_up_for(model, puzzles.mix), load, lora, run)
+    data = open_pretext(dataset, puzzles, run)
     trainer = Trainer(
         policy,
         prompts=data.train,
@@ -89,7 +66,10 @@ def main(
         rewards=Rewards(
             puzzle=pretext_reward,
             form=(form_weight, pretext_form),
-            accuracy=(0.0, pretext_correct),
+            accuracy=(
+                0.0,
+                pretext_correct,
+            ),  # unpaid; the part of this name is what evaluations report
         ),
         estimator=group_normalized,
         grpo=grpo,
@@ -99,8 +79,7 @@ def main(
         monitor=monitor,
         settings={"puzzles": puzzles, "dataset": dataset},
     )
-    trainer.fit()
-    summarise(run, trainer.steps, watch=("reward/puzzle", "reward/form"))
+    fit(trainer, watch=("reward/puzzle", "reward/form"))
 
 
 if __name__ == "__main__":

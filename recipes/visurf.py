@@ -10,48 +10,31 @@ of ViSurf are not published. Departures: the closed forms of `mmrl.perception.re
 and the n-gram penalty in place of counting repeated sentences.
 """
 
-from __future__ import annotations
-
-from mmrl.grpo import GRPO
+from mmrl import GRPO, LoRA, Monitor, Optim, Rewards, Run, Sampling, Trainer
 from mmrl.losses.advantages import group_normalized
-from mmrl.model.load import LoRA
 from mmrl.objectives.visurf import ViSurf
 from mmrl.perception.rewards import GroundingReward, grounding_format
-from mmrl.recipes.shared.launch import (
-    EMBEDDED,
-    Data,
-    Load,
-    Preset,
-    launch,
-    open_data,
-    open_policy,
-    style_of,
-    summarise,
-)
-from mmrl.recipes.shared.miniature import NOTE, miniature
-from mmrl.rewards.pay import RepetitionPenalty, Rewards, answer_format
+from mmrl.recipes.shared.launch import Preset, fit, launch
+from mmrl.recipes.shared.miniature import EMBEDDED, miniature
+from mmrl.recipes.shared.opening import Data, Load, open_data, open_policy, style_of
+from mmrl.rewards.pay import RepetitionPenalty, answer_format
 from mmrl.rollouts.experts import WithLabel
-from mmrl.training.monitor import Monitor
-from mmrl.training.optim import Optim
-from mmrl.training.run import Run
-from mmrl.training.trainer import Trainer
-from mmrl.types import Sampling
 
-LARGE = "Qwen/Qwen2.5-VL-7B-Instruct"
 PRESETS = {
-    EMBEDDED: Preset(miniature(boxes=False, label="target", layout="{}"), note=NOTE),
-    "7b": Preset({}, 7.0, "Qwen2.5-VL-7B on pictures of 840 x 840 pixels"),
+    EMBEDDED: miniature(boxes=False, label="target", layout="{}"),
+    "7b": Preset("Qwen2.5-VL-7B on pictures of 840 x 840 pixels", 7.0),
 }
 
 
 def main(
-    model: str = LARGE,
+    model: str = "Qwen/Qwen2.5-VL-7B-Instruct",
     dataset: str = "Ricky06662/ViSurf_multi_non_object_7300_size840",
     data: Data = Data(style="answer"),
     visurf: ViSurf = ViSurf(),
     label: str = "",
     layout: str = "<answer>{}</answer>",
     boxes: bool = True,
+    # By sequence: a label of few tokens weighs as much as a long answer.
     grpo: GRPO = GRPO(clip_low=0.2, clip_high=0.2, kl=5e-3, reduction="sequence"),
     sampling: Sampling = Sampling(group_size=8, temperature=1.0, max_tokens=2000),
     optim: Optim = Optim(lr=1e-6, weight_decay=1e-2),
@@ -63,20 +46,9 @@ def main(
     """Train a vision-language model with supervised and reinforcement fine-tuning in one group.
 
     Args:
-        model: Folder or hub name of a Qwen2.5-VL or Qwen3-VL model, or "embedded".
-        dataset: JSONL, JSON, parquet or CSV file, folder, hub name, or drawn:lookup.
-        data: Which rows, and how questions are put.
-        visurf: The paper's numbers.
         label: Column that holds the label; empty takes the row's answer.
         layout: How the label is written, as the model writes its answers.
         boxes: Answers are JSON lists of boxes and points; off: the accuracy and format of the answer style.
-        grpo: The GRPO core. Its reduction "sequence" gives a short label its full weight.
-        sampling: How answers are sampled.
-        optim: The optimizer.
-        run: Length, output, seed.
-        monitor: Blind probe, alarms, gradient norms.
-        load: Device, precision, frozen parts, pixel budget.
-        lora: Adapters instead of full fine-tuning.
     """
     policy = open_policy(model, load, lora, run)
     prompts, heldout = open_data(dataset, data, run.seed)
@@ -97,6 +69,7 @@ def main(
         rewards=rewards,
         rollout=WithLabel(
             policy.processing.encode_answer,
+            # The label is paid like an answer, but has no thinking of its own to be paid for.
             weights=rewards.weights,
             thinking=("thinking",) if boxes else (),
             column=label,
@@ -111,10 +84,7 @@ def main(
         run=run,
         monitor=monitor,
     )
-    trainer.fit()
-    summarise(
-        run, trainer.steps, watch=("reward/accuracy", "label/reward", "visurf/teaching_tokens")
-    )
+    fit(trainer, watch=("reward/accuracy", "label/reward", "visurf/teaching_tokens"))
 
 
 if __name__ == "__main__":

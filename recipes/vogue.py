@@ -11,61 +11,34 @@ prompt is answered under the noisy view with the annealed probability. The embed
 flips and rotations: they would change the answers of its questions.
 """
 
-from __future__ import annotations
-
-from mmrl.grpo import GRPO
+from mmrl import GRPO, LoRA, Monitor, Optim, Rewards, Run, Sampling, Trainer, VisualBranch
 from mmrl.losses.advantages import group_normalized
-from mmrl.model.load import LoRA
 from mmrl.objectives.vogue import VOGUE
 from mmrl.perception.noise import GaussianNoise
-from mmrl.perception.perturb import Chain, ColourJitter, Flip, Rotation
-from mmrl.recipes.shared.launch import (
-    EMBEDDED,
-    Data,
-    Load,
-    Preset,
-    launch,
-    open_data,
-    open_policy,
-    style_of,
-    summarise,
-)
-from mmrl.recipes.shared.miniature import NOTE, miniature
-from mmrl.rewards.pay import Rewards
+from mmrl.perception.perturb import ColourJitter, Flip, RandomRotation, ViewChain
+from mmrl.recipes.shared.launch import Preset, fit, launch
+from mmrl.recipes.shared.miniature import EMBEDDED, miniature
+from mmrl.recipes.shared.opening import Data, Load, open_data, open_policy, style_of
 from mmrl.rollouts.groups import group_rollout
 from mmrl.rollouts.noisy import NoisyPrompts
-from mmrl.training.monitor import Monitor
-from mmrl.training.optim import Optim
-from mmrl.training.run import Run
-from mmrl.training.trainer import Trainer
-from mmrl.types import Sampling, VisualBranch
 
 RELEASED = VOGUE(uncertainty="sampled", entropy="sampled", caps="sequential", draw="batch")
-AS_PRINTED = {
-    "uncertainty": "exact",
-    "entropy": "exact",
-    "caps": "simultaneous",
-    "draw": "rollout",
-}
-PRINTED = {"vogue": AS_PRINTED, "released_view": False, "noise": {"sigma": 0.4}}
-SMALL, LARGE = "Qwen/Qwen2.5-VL-3B-Instruct", "Qwen/Qwen2.5-VL-7B-Instruct"
+EXACT = {"uncertainty": "exact", "entropy": "exact", "caps": "simultaneous", "draw": "rollout"}
+PRINTED = {"vogue": EXACT, "released_view": False, "noise": {"sigma": 0.4}}
+SMALL = "Qwen/Qwen2.5-VL-3B-Instruct"
 PRESETS = {
-    EMBEDDED: Preset(miniature(**PRINTED), note=NOTE),
-    "7b": Preset({}, 7.0, "Qwen2.5-VL-7B, released code"),
-    "3b": Preset({"model": SMALL}, 3.0, "Qwen2.5-VL-3B, released code"),
-    "qwen3-4b": Preset(
-        {"model": "Qwen/Qwen3-VL-4B-Instruct"}, 4.0, "Qwen3-VL-4B, released code"
-    ),
-    "qwen3-8b": Preset(
-        {"model": "Qwen/Qwen3-VL-8B-Instruct"}, 8.0, "Qwen3-VL-8B, released code"
-    ),
-    "printed-7b": Preset(PRINTED, note="Qwen2.5-VL-7B, as printed"),
-    "printed-3b": Preset({**PRINTED, "model": SMALL}, note="Qwen2.5-VL-3B, as printed"),
+    EMBEDDED: miniature(**PRINTED),
+    "7b": Preset("Qwen2.5-VL-7B, released code", 7.0),
+    "3b": Preset("Qwen2.5-VL-3B, released code", 3.0, model=SMALL),
+    "qwen3-4b": Preset("Qwen3-VL-4B, released code", 4.0, model="Qwen/Qwen3-VL-4B-Instruct"),
+    "qwen3-8b": Preset("Qwen3-VL-8B, released code", 8.0, model="Qwen/Qwen3-VL-8B-Instruct"),
+    "printed-7b": Preset("Qwen2.5-VL-7B, as printed", **PRINTED),
+    "printed-3b": Preset("Qwen2.5-VL-3B, as printed", model=SMALL, **PRINTED),
 }
 
 
 def main(
-    model: str = LARGE,
+    model: str = "Qwen/Qwen2.5-VL-7B-Instruct",
     dataset: str = "XenoZLH/MMRL30k",
     data: Data = Data(),
     vogue: VOGUE = RELEASED,
@@ -82,36 +55,22 @@ def main(
     """Train a vision-language model with visual-uncertainty guided exploration.
 
     Args:
-        model: Folder or hub name of a Qwen2.5-VL or Qwen3-VL model, or "embedded".
-        dataset: JSONL, JSON, parquet or CSV file, folder, hub name, or drawn:lookup.
-        data: Which rows, and how questions are put.
-        vogue: The paper's numbers.
         noise: Gaussian noise of the noisy view.
         released_view: Flip, rotate and jitter the picture before the noise, as the released code does.
-        grpo: The GRPO core.
-        sampling: How answers are sampled.
-        optim: The optimizer.
-        run: Length, output, seed.
-        monitor: Blind probe, alarms, gradient norms.
-        load: Device, precision, frozen parts, pixel budget.
-        lora: Adapters instead of full fine-tuning.
     """
     policy = open_policy(model, load, lora, run)
     prompts, heldout = open_data(dataset, data, run.seed)
     style = style_of(data.style)
-    view = (
-        Chain((Flip(0.5, 0.5), Rotation(10.0), ColourJitter(0.15, 0.15), noise))
-        if released_view
-        else noise
-    )
-    noisy = VisualBranch(view, stage="resized")
+    turned = ViewChain((Flip(0.5, 0.5), RandomRotation(10.0), ColourJitter(0.15, 0.15), noise))
+    # Noise lies on the pixels that the model reads: on the file's it would shrink with them.
+    noisy = VisualBranch(turned if released_view else noise, stage="resized")
     trainer = Trainer(
         policy,
         prompts=prompts,
         heldout=heldout,
         rewards=Rewards(accuracy=(0.9, style.accuracy), format=(0.1, style.format)),
         rollout=NoisyPrompts(policy, noisy, vogue.noisy, vogue.probability)
-        if vogue.wants
+        if vogue.answer_kinds()
         else group_rollout,
         estimator=group_normalized,
         grpo=grpo,
@@ -122,8 +81,7 @@ def main(
         run=run,
         monitor=monitor,
     )
-    trainer.fit()
-    summarise(run, trainer.steps, watch=("vogue/uncertainty", "vogue/bonus", "policy/surprise"))
+    fit(trainer, watch=("vogue/uncertainty", "vogue/bonus", "policy/surprise"))
 
 
 if __name__ == "__main__":

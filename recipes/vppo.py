@@ -6,45 +6,25 @@ Qwen2.5-VL-32B:                 python -m recipes.vppo 32b
 the DAPO baseline:              python -m recipes.vppo 7b --vppo.top-share 1 --vppo.beta-min 1
 """
 
-from __future__ import annotations
-
-from mmrl.grpo import GRPO
+from mmrl import GRPO, LoRA, Monitor, Optim, Rewards, Run, Sampling, Trainer, VisualBranch
 from mmrl.losses.advantages import group_normalized
-from mmrl.model.load import LoRA
 from mmrl.objectives.vppo import VPPO
 from mmrl.perception.masking import PatchMask
-from mmrl.recipes.shared.launch import (
-    EMBEDDED,
-    Data,
-    Load,
-    Preset,
-    launch,
-    open_data,
-    open_policy,
-    style_of,
-    summarise,
-)
-from mmrl.recipes.shared.miniature import NOTE, miniature
-from mmrl.rewards.pay import Rewards
+from mmrl.recipes.shared.launch import Preset, fit, launch
+from mmrl.recipes.shared.miniature import EMBEDDED, miniature
+from mmrl.recipes.shared.opening import Data, Load, open_data, open_policy, style_of
 from mmrl.rollouts.groups import DynamicSampling, group_rollout
-from mmrl.training.monitor import Monitor
-from mmrl.training.optim import Optim
-from mmrl.training.run import Run
-from mmrl.training.trainer import Trainer
-from mmrl.types import Sampling, VisualBranch
 
-LARGE, HUGE = "Qwen/Qwen2.5-VL-7B-Instruct", "Qwen/Qwen2.5-VL-32B-Instruct"
+HUGE = "Qwen/Qwen2.5-VL-32B-Instruct"
 PRESETS = {
-    EMBEDDED: Preset(
-        miniature(vppo={"eta": 0.002}, mask={"size": 16}, dynamic=False), note=NOTE
-    ),
-    "7b": Preset({}, 7.0, "Qwen2.5-VL-7B"),
-    "32b": Preset({"model": HUGE}, 32.0, "Qwen2.5-VL-32B"),
+    EMBEDDED: miniature(vppo={"eta": 0.002}, mask={"size": 16}, dynamic=False),
+    "7b": Preset("Qwen2.5-VL-7B", 7.0),
+    "32b": Preset("Qwen2.5-VL-32B", 32.0, model=HUGE),
 }
 
 
 def main(
-    model: str = LARGE,
+    model: str = "Qwen/Qwen2.5-VL-7B-Instruct",
     dataset: str = "PAPOGalaxy/PAPO_ViRL39K_train",
     data: Data = Data(),
     vppo: VPPO = VPPO(top_share=0.4, beta_min=0.9, beta_max=None, eta=0.06),
@@ -62,20 +42,8 @@ def main(
     """Train a vision-language model with visually-perceptive policy optimisation.
 
     Args:
-        model: Folder or hub name of a Qwen2.5-VL or Qwen3-VL model, or "embedded".
-        dataset: JSONL, JSON, parquet or CSV file, folder, hub name, or drawn:lookup.
-        data: Which rows, and how questions are put.
-        vppo: The paper's numbers.
         mask: The masked view that measures how much a token depends on the picture.
         shared_mask: One mask per prompt instead of one per answer (cheaper; the paper draws one per answer).
-        dynamic: Dynamic sampling: drop groups that are all right or all wrong (DAPO).
-        grpo: The GRPO core.
-        sampling: How answers are sampled.
-        optim: The optimizer.
-        run: Length, output, seed.
-        monitor: Blind probe, alarms, gradient norms.
-        load: Device, precision, frozen parts, pixel budget.
-        lora: Adapters instead of full fine-tuning.
     """
     policy = open_policy(model, load, lora, run)
     prompts, heldout = open_data(dataset, data, run.seed)
@@ -94,8 +62,7 @@ def main(
         run=run,
         monitor=monitor,
     )
-    trainer.fit()
-    summarise(run, trainer.steps, watch=("vppo/dependency", "vppo/trained"))
+    fit(trainer, watch=("vppo/dependency", "vppo/trained"))
 
 
 if __name__ == "__main__":

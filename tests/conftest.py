@@ -1,8 +1,19 @@
-"""Fixtures shared by all tests: one thread, and one tiny model of each family per session."""
+"""What all tests share: one thread, a cache of their own, and one tiny model of each family per process.
+
+Tests run in parallel processes (pytest-xdist). What is dear to make and the same for all is made once, in the cache of
+the checkout, by whichever process comes first; everything else goes to pytest's temporary folders, which are each
+process's own.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
@@ -10,6 +21,29 @@ import torch
 from mmrl.model import tiny
 
 torch.set_num_threads(1)
+ROOT = Path(__file__).parents[1]
+MEMORY_OF_A_PROCESS = 2 * 2**30
+"""Bytes."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep the user's cache out of the tests, and the tests out of it. `pytest --cache-clear` empties theirs."""
+    # The processes of xdist and the commands that tests start inherit it. Its keys name all that an entry depends on.
+    os.environ["XDG_CACHE_HOME"] = str(config.rootpath / ".pytest_cache" / "d")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One process per core as far as memory goes; none besides this one where single files or tests are named."""
+    named = [argument.split("::")[0] for argument in config.option.file_or_dir]
+    if any(argument.endswith(".py") for argument in named) and not any(
+        map(os.path.isdir, named)
+    ):
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(1, min(cores or 1, memory // MEMORY_OF_A_PROCESS))
 
 
 @pytest.fixture(scope="session")
@@ -22,3 +56,68 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny3_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Qwen3-VL. Do not write into it."""
     return tiny.build(tmp_path_factory.mktemp("tiny") / "qwen3_vl", "qwen3_vl")
+
+
+class Commands:
+    """commands(["-m", "recipes.papo", ...], cwd=folder) is `python -m recipes.papo ...` without the imports' time."""
+
+    def __init__(self, model: Path) -> None:
+        self.environment = {
+            **os.environ,
+            "HF_HUB_OFFLINE": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            "PYTHONPATH": str(ROOT),
+        }
+        server = [sys.executable, str(ROOT / "tests" / "fork_server.py"), str(model)]
+        self.server = subprocess.Popen(
+            server,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=self.environment,
+            text=True,
+        )
+        assert self._line() == "ready\n"
+
+    def __call__(
+        self,
+        argv: Sequence[str],
+        *,
+        cwd: Path,
+        env: Mapping[str, str] | None = None,
+        timeout: float = 600,
+        session: bool = False,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run to the end. `session`: the command leads a session and process group of its own."""
+        with TemporaryDirectory() as scratch:
+            out, err = Path(scratch, "out"), Path(scratch, "err")
+            asked = {"argv": list(argv), "cwd": str(cwd), "env": dict(env or {})}
+            asked |= {"timeout": timeout, "session": session}
+            asked |= {"stdout": str(out), "stderr": str(err)}
+            assert self.server.stdin
+            self.server.stdin.write(json.dumps(asked) + "\n")
+            self.server.stdin.flush()
+            code = json.loads(self._line())
+            if code is None:
+                raise subprocess.TimeoutExpired(
+                    list(argv), timeout, out.read_text(), err.read_text()
+                )
+            return subprocess.CompletedProcess(
+                list(argv), code, out.read_text(), err.read_text()
+            )
+
+    def _line(self) -> str:
+        assert self.server.stdout
+        return self.server.stdout.readline()
+
+    def close(self) -> None:
+        assert self.server.stdin
+        self.server.stdin.close()
+        self.server.wait(timeout=60)
+
+
+@pytest.fixture(scope="session")
+def commands(tiny_folder: Path) -> Iterator[Commands]:
+    """Runs Python commands in processes of their own, which need not import torch again."""
+    made = Commands(tiny_folder)
+    yield made
+    made.close()

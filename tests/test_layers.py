@@ -43,7 +43,7 @@ HOMES = {
     "torchcodec": {"mmrl.data.video"},
     "av": {"mmrl.data.video", "mmrl.data.pretext.audit.bench"},
     "datasets": {"mmrl.data.rows", "mmrl.data.pretext.stream"},
-    "pyarrow": {"mmrl.data.rows", "mmrl.data.pretext.stream"},
+    "pyarrow": {"mmrl.ground.tables", "mmrl.data.pretext.stream"},
     "math_verify": {"mmrl.rewards", "mmrl.perception.compat"},
     "tensorboard": {"mmrl.training.tracking"},
     "wandb": {"mmrl.training.tracking"},

@@ -42,15 +42,16 @@ from mmrl.data.drawn.scenes import (
     render_puzzle,
     render_tracks,
 )
+from mmrl.ground.require import require
 from mmrl.ground.seeds import derive_seed
-from mmrl.types import Media, Prompt
+from mmrl.types import Media, Prompt, Prompts
 
 Task = Literal["lookup", "describe", "counting", "jigsaw", "clips", "narrate"]
 ORDINALS = ("first", "second", "third", "fourth")
 
 
 @dataclass(frozen=True)
-class Drawn:
+class Drawn(Prompts):
     """A drawn task as `Prompts`. Index i always gives the same prompt; without `size` it is endless."""
 
     task: Task = "lookup"
@@ -79,37 +80,28 @@ class Drawn:
     """Frames per second of a clip."""
 
     def __post_init__(self) -> None:
-        grid = self.task in ("lookup", "describe", "counting")
+        of_grids = self.task in ("lookup", "describe", "counting")
+        counts = range(5) if of_grids else (1,)
         seconds = self.frames / self.fps if self.fps > 0 else 0.0
-        allowed = {
-            "task": (self.task in get_args(Task), f"one of {', '.join(get_args(Task))}"),
-            "split": (self.split in get_args(Split), "'train' or 'heldout'"),
-            "size": (
-                self.size is None or self.size >= 1,
-                "at least 1, or None for an endless stream",
-            ),
-            "cells": (self.cells >= 2, "at least 2"),
-            "size_px": (
-                self.side >= 4 * self.cells and self.side % 2 == 0,
-                "even and at least 4 pixels per cell",
-            ),
-            "fill": (0 < self.filled < 1, "between 0 and 1"),
-            "pictures": (
-                0 <= self.pictures <= 4 if grid else self.pictures == 1,
-                "0 to 4 (1 for jigsaw and clips)",
-            ),
-            "noise": (0 <= self.noise <= 1, "in [0, 1]"),
-            "swapped": (0 <= self.swapped <= 1, "in [0, 1]"),
-            "ask_empty": (0 <= self.ask_empty <= 1, "in [0, 1]"),
-            "fps": (self.fps >= 1, "at least 1, so that each second is seen"),
-            "frames": (
-                seconds >= 3 and seconds == int(seconds),
-                "a whole number of seconds, at least 3 (see fps)",
-            ),
-        }
-        for name, (fine, rule) in allowed.items():
-            if not fine:
-                raise ValueError(f"Drawn.{name} is {getattr(self, name)!r}; it must be {rule}.")
+        whole = seconds >= 3 and seconds == int(seconds)
+        roomy = self.side >= 4 * self.cells and self.side % 2 == 0
+        endless = "at least 1, or None for an endless stream"
+        # In this order: whether the side fits depends on the task and the cells, which must be right first.
+        require(
+            self,
+            task=(self.task in get_args(Task), f"one of {', '.join(get_args(Task))}"),
+            split=(self.split in get_args(Split), "'train' or 'heldout'"),
+            size=(self.size is None or self.size >= 1, endless),
+            cells=(self.cells >= 2, "at least 2"),
+            size_px=(roomy, "even and at least 4 pixels per cell"),
+            fill=(0 < self.filled < 1, "between 0 and 1"),
+            pictures=(self.pictures in counts, "0 to 4 (1 for jigsaw and clips)"),
+            noise=(0 <= self.noise <= 1, "in [0, 1]"),
+            swapped=(0 <= self.swapped <= 1, "in [0, 1]"),
+            ask_empty=(0 <= self.ask_empty <= 1, "in [0, 1]"),
+            fps=(self.fps >= 1, "at least 1, so that each second is seen"),
+            frames=(whole, "a whole number of seconds, at least 3 (see fps)"),
+        )
 
     @property
     def side(self) -> int:
@@ -119,7 +111,9 @@ class Drawn:
     @property
     def filled(self) -> float:
         """Probability that a cell is filled."""
-        return self.fill if self.fill is not None else (0.5 if self.task == "counting" else 0.8)
+        if self.fill is not None:
+            return self.fill
+        return 0.5 if self.task == "counting" else 0.8
 
     def __len__(self) -> int:
         if self.size is None:
@@ -137,17 +131,16 @@ class Drawn:
             raise IndexError(
                 f"Index {index} lies outside drawn:{self.task} with size {self.size}."
             )
-        rng = np.random.default_rng(
-            derive_seed("drawn", self.task, self.split, self.seed, index)
-        )
-        question = _TASKS[self.task](rng, self)
+        # Keyed by what decides the prompt and by nothing else, so that order and workers do not matter.
+        key = derive_seed("drawn", self.task, self.split, self.seed, index)
+        question = _TASKS[self.task](np.random.default_rng(key), self)
         name = f"drawn:{self.task}"
-        content: Any = [*question.visual_parts(), {"type": "text", "text": question.text}]
+        content: Any = question.text
+        if question.media:
+            content = [*question.visual_parts(), {"type": "text", "text": question.text}]
         return Prompt(
             id=f"{name}:{self.split}:{self.seed}:{index}",
-            messages=(
-                {"role": "user", "content": content if question.media else question.text},
-            ),
+            messages=({"role": "user", "content": content},),
             media=question.media,
             answer=question.answer,
             source=name,
@@ -156,7 +149,7 @@ class Drawn:
 
 
 @dataclass(frozen=True)
-class Question:
+class DrawnQuestion:
     """What a task draws."""
 
     text: str
@@ -171,7 +164,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Warmup:
+class Warmup(Prompts):
     """A mixture of a task and its dense counterpart for supervised warm-up."""
 
     plain: Drawn
@@ -181,8 +174,10 @@ class Warmup:
     size: int | None = None
 
     def __getitem__(self, index: int) -> Prompt:
+        # A generator of its own: which of both is taken must not shift what either draws.
         draw = np.random.default_rng(derive_seed("warmup", self.plain.seed, index)).random()
-        return (self.dense if draw < self.dense_share else self.plain)[index]
+        chosen = self.dense if draw < self.dense_share else self.plain
+        return chosen[index]
 
 
 def warmup(
@@ -207,50 +202,51 @@ def warmup(
     return Warmup(plain, Drawn(dense_task, seed=seed, **options), describe_share)
 
 
-def corpus() -> list[str]:
+def tokenizer_texts() -> list[str]:
     """Texts that contain every word of all drawn tasks, to train a tokenizer on."""
+    # In this order: between equally frequent pairs a tokenizer may merge the one that it met first.
+    texts = []
+    for row in range(1, 10):
+        texts += [_lookup_text(row, column) for column in range(1, 10)]
+    texts += [f"How many {thing} are there?" for thing in _countable()]
+    for index in range(4):
+        texts += [
+            _in_picture(index, "what is at row 1 column 2?"),
+            _in_picture(index, "describe."),
+        ]
+    for index in range(4):
+        counts = [f"how many {thing} are there?" for thing in _countable()]
+        texts += [_in_picture(index, count) for count in counts]
+    texts += [f"When is the {name} shown? <answer> 2 to 5 </answer>" for name in NAMES[1:]]
+    for name in NAMES:
+        texts.append(f"Describe. {_tagged(f'{name}, {name}, nothing')}")
+    for name in NAMES[1:]:
+        texts.append(f"Describe each second. {_tagged(f'nothing, {name}, {name} and {name}')}")
+    texts += [f"row 1: {name}, {name}; row 2: {name}, nothing;" for name in NAMES]
+    texts.append(f"Give the true place of each piece. {_tagged('3 1 4 2')}")
     numbers = " ".join(str(number) for number in range(10))
-    texts = [
-        *(_lookup_text(row, column) for row in range(1, 10) for column in range(1, 10)),
-        *(f"How many {thing} are there?" for thing in _countable()),
-        *(
-            _in_picture(index, text)
-            for index in range(4)
-            for text in ("what is at row 1 column 2?", "describe.")
-        ),
-        *(
-            _in_picture(index, f"how many {thing} are there?")
-            for index in range(4)
-            for thing in _countable()
-        ),
-        *(f"When is the {name} shown? <answer> 2 to 5 </answer>" for name in NAMES[1:]),
-        *(f"Describe. {_tagged(f'{name}, {name}, nothing')}" for name in NAMES),
-        *(
-            f"Describe each second. {_tagged(f'nothing, {name}, {name} and {name}')}"
-            for name in NAMES[1:]
-        ),
-        *(f"row 1: {name}, {name}; row 2: {name}, nothing;" for name in NAMES),
-        f"Give the true place of each piece. {_tagged('3 1 4 2')}",
-        f"<think> {numbers} </think> {_tagged(numbers)}",
-    ]
+    texts.append(f"<think> {numbers} </think> {_tagged(numbers)}")
+    # Backwards too, as `Drawn.swapped` writes them.
     backwards = [" ".join(reversed(name.split())) for name in NAMES]
     return texts + [_tagged(name) for name in (*NAMES, *backwards)]
 
 
-def _lookup(rng: np.random.Generator, spec: Drawn) -> Question:
+def _lookup(rng: np.random.Generator, spec: Drawn) -> DrawnQuestion:
     """One cell of one picture."""
     grids, asked = _draw_pictures(rng, spec)
     grid = grids[asked]
     empty = bool(rng.random() < spec.ask_empty)
     places = np.argwhere((grid == 0) == empty)
     if not len(places):
+        # A full grid has no empty cell to ask about, an empty one no filled.
         places = np.argwhere(grid >= 0)
-    row, column = (int(place) for place in places[rng.integers(len(places))])
+    row, column = places[rng.integers(len(places))].tolist()
     answer = NAMES[grid[row, column]]
     wrong = bool(rng.random() < spec.noise)
-    told = NAMES[rng.integers(1, len(NAMES))] if wrong else answer
+    target = NAMES[rng.integers(1, len(NAMES))] if wrong else answer
+    # Drawn even if `swapped` is 0: settings of the targets never change the questions.
     if rng.random() < spec.swapped:
-        told = " ".join(reversed(told.split()))
+        target = " ".join(reversed(target.split()))
     text = _about(spec, asked, _lookup_text(row + 1, column + 1))
     extra: dict[str, Any] = {
         "row": row + 1,
@@ -258,52 +254,50 @@ def _lookup(rng: np.random.Generator, spec: Drawn) -> Question:
         "visual_key_info": answer.split(),
     }
     if spec.pictures:
-        extra["evidence"] = {
-            "visual": asked,
-            "boxes": [cell_box(spec.side, spec.cells, row, column)],
-        }
-    return _grid_question(spec, grids, asked, text, answer, _tagged(told), extra)
+        box = cell_box(spec.side, spec.cells, row, column)
+        extra["evidence"] = {"visual": asked, "boxes": [box]}
+    return _grid_question(spec, grids, asked, text, answer, _tagged(target), extra)
 
 
-def _describe(rng: np.random.Generator, spec: Drawn) -> Question:
+def _describe(rng: np.random.Generator, spec: Drawn) -> DrawnQuestion:
     """All cells of one picture in reading order."""
     grids, asked = _draw_pictures(rng, spec)
     answer = ", ".join(NAMES[code] for code in grids[asked].ravel())
-    return _grid_question(
-        spec, grids, asked, _about(spec, asked, "Describe."), answer, _tagged(answer), {}
-    )
+    text = _about(spec, asked, "Describe.")
+    return _grid_question(spec, grids, asked, text, answer, _tagged(answer), {})
 
 
-def _counting(rng: np.random.Generator, spec: Drawn) -> Question:
+def _counting(rng: np.random.Generator, spec: Drawn) -> DrawnQuestion:
     """How many cells have one colour or one shape; the target counts row by row first."""
     grids, asked = _draw_pictures(rng, spec)
     kinds = _countable()
     kind = int(rng.integers(len(kinds)))
     colours, shapes = np.divmod(grids[asked] - 1, len(SHAPES))  # empty cells become colour -1
-    hits = (
-        (colours == kind)
-        if kind < len(COLOURS)
-        else (shapes == kind - len(COLOURS)) & (colours >= 0)
-    )
+    if kind < len(COLOURS):
+        hits = colours == kind
+    else:
+        # An empty cell leaves a remainder that looks like the last shape.
+        hits = (shapes == kind - len(COLOURS)) & (colours >= 0)
     rows = hits.sum(axis=1)
     thought = " ".join(str(int(count)) for count in rows)
     answer = str(int(rows.sum()))
     text = _about(spec, asked, f"How many {kinds[kind]} are there?")
-    return _grid_question(
-        spec, grids, asked, text, answer, f"<think> {thought} </think> {_tagged(answer)}", {}
-    )
+    target = f"<think> {thought} </think> {_tagged(answer)}"
+    return _grid_question(spec, grids, asked, text, answer, target, {})
 
 
-def _jigsaw(rng: np.random.Generator, spec: Drawn) -> Question:
+def _jigsaw(rng: np.random.Generator, spec: Drawn) -> DrawnQuestion:
     """The true places of four shuffled pieces."""
     puzzle = draw_puzzle(rng, spec.split)
     answer = " ".join(str(place + 1) for place in puzzle.order)
     text = "Give the true place of each piece."
     picture = _picture(render_puzzle(puzzle, spec.side))
-    return Question(text, answer, _tagged(answer), (picture,), {"depends_on": ("geometry",)})
+    return DrawnQuestion(
+        text, answer, _tagged(answer), (picture,), {"depends_on": ("geometry",)}
+    )
 
 
-def _clips(rng: np.random.Generator, spec: Drawn) -> Question:
+def _clips(rng: np.random.Generator, spec: Drawn) -> DrawnQuestion:
     """When the first of one or two moving shapes is shown."""
     media, tracks, _ = _draw_clip(rng, spec)
     event = tracks[0]
@@ -313,25 +307,23 @@ def _clips(rng: np.random.Generator, spec: Drawn) -> Question:
     extra: dict[str, Any] = {
         "spans": ((float(event.start), float(event.end)),),
         "depends_on": ("order",),
+        "evidence": {"span": [float(event.start), last]},
     }
-    extra["evidence"] = {"span": [float(event.start), last]}
-    told = f"{event.end} to {event.start}" if rng.random() < spec.swapped else answer
-    return Question(text, answer, _tagged(told), (media,), extra)
+    target = f"{event.end} to {event.start}" if rng.random() < spec.swapped else answer
+    return DrawnQuestion(text, answer, _tagged(target), (media,), extra)
 
 
-def _narrate(rng: np.random.Generator, spec: Drawn) -> Question:
+def _narrate(rng: np.random.Generator, spec: Drawn) -> DrawnQuestion:
     """What each second shows, the upper half first."""
     media, tracks, swap = _draw_clip(rng, spec)
     lanes = tracks[::-1] if swap else tracks
-    seconds = range(int(spec.frames / spec.fps))
-    shown = [
-        [NAMES[track.code] for track in lanes if track.start <= second < track.end]
-        for second in seconds
-    ]
-    answer = ", ".join(" and ".join(names) or "nothing" for names in shown)
-    return Question(
-        "Describe each second.", answer, _tagged(answer), (media,), {"depends_on": ("order",)}
-    )
+    said = []
+    for second in range(int(spec.frames / spec.fps)):
+        shown = [track for track in lanes if track.start <= second < track.end]
+        said.append(" and ".join(NAMES[track.code] for track in shown) or "nothing")
+    answer = ", ".join(said)
+    extra = {"depends_on": ("order",)}
+    return DrawnQuestion("Describe each second.", answer, _tagged(answer), (media,), extra)
 
 
 _TASKS = {
@@ -346,10 +338,8 @@ _TASKS = {
 
 def _draw_pictures(rng: np.random.Generator, spec: Drawn) -> tuple[list[Grid], int]:
     """The grids of a prompt and the index of the one that is asked about."""
-    grids = [
-        draw_grid(rng, spec.split, spec.cells, spec.filled)
-        for _ in range(max(1, spec.pictures))
-    ]
+    count = max(1, spec.pictures)  # without pictures one scene is written out
+    grids = [draw_grid(rng, spec.split, spec.cells, spec.filled) for _ in range(count)]
     return grids, int(rng.integers(len(grids)))
 
 
@@ -370,7 +360,7 @@ def _grid_question(
     answer: str,
     target: str,
     extra: dict[str, Any],
-) -> Question:
+) -> DrawnQuestion:
     """The question with its pictures, or with the scene written out when the task has none."""
     extra = {
         **extra,
@@ -378,13 +368,14 @@ def _grid_question(
         "depends_on": ("geometry",),
     }
     if spec.pictures == 0:
-        rows = [", ".join(NAMES[code] for code in row) for row in grids[0]]
-        scene = " ".join(
-            f"row {number}: {words};" for number, words in enumerate(rows, start=1)
-        )
-        return Question(f"{scene} {text}", answer, target, (), extra)
+        rows = []
+        for number, codes in enumerate(grids[0], start=1):
+            names = ", ".join(NAMES[code] for code in codes)
+            rows.append(f"row {number}: {names};")
+        scene = " ".join(rows)
+        return DrawnQuestion(f"{scene} {text}", answer, target, (), extra)
     media = tuple(_picture(render_grid(grid, spec.side)) for grid in grids)
-    return Question(text, answer, target, media, extra)
+    return DrawnQuestion(text, answer, target, media, extra)
 
 
 def _picture(pixels: Pixels) -> Media:
@@ -393,7 +384,9 @@ def _picture(pixels: Pixels) -> Media:
 
 def _about(spec: Drawn, asked: int, text: str) -> str:
     """Name the picture if there are several."""
-    return text if spec.pictures < 2 else _in_picture(asked, text[0].lower() + text[1:])
+    if spec.pictures < 2:
+        return text
+    return _in_picture(asked, text[0].lower() + text[1:])
 
 
 def _in_picture(index: int, text: str) -> str:
@@ -405,7 +398,9 @@ def _lookup_text(row: int, column: int) -> str:
 
 
 def _countable() -> list[str]:
-    return [*(f"{colour} shapes" for colour in COLOURS), *(f"{shape}s" for shape in SHAPES)]
+    """Colours first, then shapes; `_counting` draws an index of this list."""
+    colours = [f"{colour} shapes" for colour in COLOURS]
+    return colours + [f"{shape}s" for shape in SHAPES]
 
 
 def _tagged(answer: str) -> str:

@@ -1,7 +1,7 @@
 """Drawn pictures and clips: grids of coloured shapes, one big shape for puzzles, moving shapes. numpy only.
 
 A scene is an integer grid [rows, columns] of codes: 0 is an empty cell, 1 + colour * 3 + shape a filled one.
-Held-out scenes are told by their content: a hash of something that the pixels determine (the grid, the background tint
+Held-out scenes are known by their content: a hash of something that the pixels determine (the grid, the background tint
 of a puzzle, the places of a clip's shapes in each frame; not the question, the seed or the index) falls into one bucket
 of eight, and scenes of the other side are drawn again. Equal pixels therefore always lie on the same side: the splits
 are disjoint by construction, for every seed, and shared by all tasks that draw the same kind of picture.
@@ -42,10 +42,13 @@ MAX_REDRAWS = 2000
 
 Pixels = NDArray[np.uint8]
 Grid = NDArray[np.int8]
+Floats = NDArray[np.float64]
+INKS: Pixels = np.array(list(COLOURS.values()), dtype=np.uint8)
+"""Colours by their index, [4, 3]."""
 
 
 @dataclass(frozen=True)
-class Track:
+class MovingShape:
     """One moving shape of a clip."""
 
     code: int
@@ -78,10 +81,8 @@ class Puzzle:
 
 def is_heldout(content: bytes) -> bool:
     """Whether a scene with this content belongs to the held-out split."""
-    return (
-        hashlib.blake2b(content, digest_size=8, salt=b"drawn").digest()[0] % HELDOUT_BUCKETS
-        == 0
-    )
+    digest = hashlib.blake2b(content, digest_size=8, salt=b"drawn").digest()
+    return digest[0] % HELDOUT_BUCKETS == 0
 
 
 def redraw(draw: Callable[[], T], content: Callable[[T], bytes], split: Split) -> T:
@@ -100,7 +101,8 @@ def draw_grid(rng: np.random.Generator, split: Split, cells: int, fill: float) -
 
     def draw() -> Grid:
         codes = rng.integers(1, len(NAMES), size=(cells, cells))
-        return np.where(rng.random((cells, cells)) < fill, codes, 0).astype(np.int8)
+        filled = rng.random((cells, cells)) < fill
+        return np.where(filled, codes, 0).astype(np.int8)
 
     return redraw(draw, grid_content, split)
 
@@ -114,42 +116,51 @@ def draw_puzzle(rng: np.random.Generator, split: Split) -> Puzzle:
     """A puzzle whose shape reaches into all four pieces, so that each piece has one right place."""
 
     def draw() -> Puzzle:
-        red, green, blue = (int(value) for value in rng.integers(190, 246, size=3))
-        order = tuple(int(place) for place in rng.permutation(4))
-        x, y = (0.5 + float(shift) / 100 for shift in rng.integers(-6, 7, size=2))
+        # The order of the draws is part of every published seed.
+        red, green, blue = rng.integers(190, 246, size=3).tolist()
+        first, second, third, fourth = rng.permutation(4).tolist()
+        right, down = rng.integers(-6, 7, size=2).tolist()
         radius = float(rng.integers(30, 43)) / 100
-        name = int(rng.integers(1, len(NAMES)))
-        return Puzzle(name, (red, green, blue), radius, (x, y), order)  # type: ignore[arg-type]
+        code = int(rng.integers(1, len(NAMES)))
+        centre = (0.5 + right / 100, 0.5 + down / 100)
+        order = (first, second, third, fourth)
+        return Puzzle(code, (red, green, blue), radius, centre, order)
 
-    return redraw(draw, lambda puzzle: bytes(puzzle.tint), split)
+    return redraw(draw, _tint_content, split)
+
+
+def _tint_content(puzzle: Puzzle) -> bytes:
+    """The tint decides the split: it covers all pieces, so that no other order or shape shows the same picture."""
+    return bytes(puzzle.tint)
 
 
 def draw_tracks(
     rng: np.random.Generator, split: Split, side: int, frames: int, fps: float
-) -> tuple[Track, ...]:
+) -> tuple[MovingShape, ...]:
     """One or two shapes with different names; the first is the one to ask about and may be in either half."""
     seconds = int(frames / fps)
 
-    def track(code: int) -> Track:
+    def track(code: int) -> MovingShape:
         length = int(rng.integers(1, seconds - 1))
         start = int(rng.integers(0, seconds - length + 1))
-        return Track(
-            code,
-            start,
-            start + length,
-            int(rng.integers(0, side // 2 + 1)),
-            int(rng.integers(-1, 2)),
-        )
+        place = int(rng.integers(0, side // 2 + 1))
+        speed = int(rng.integers(-1, 2))
+        return MovingShape(code, start, start + length, place, speed)
 
-    def draw() -> tuple[Track, ...]:
-        codes = rng.permutation(np.arange(1, len(NAMES)))[: 1 + int(rng.random() < 0.75)]
-        return tuple(track(int(code)) for code in codes)
+    def draw() -> tuple[MovingShape, ...]:
+        # A permutation of all codes, because two shapes of a clip must not have one name.
+        codes = rng.permutation(np.arange(1, len(NAMES)))
+        count = 2 if rng.random() < 0.75 else 1
+        return tuple(track(int(code)) for code in codes[:count])
 
-    def content(tracks: tuple[Track, ...]) -> bytes:
-        shown = sorted(
-            (track.code, sorted(lefts(track, side, frames, fps).items())) for track in tracks
-        )
-        return repr(shown).encode()
+    def content(tracks: tuple[MovingShape, ...]) -> bytes:
+        """What the pixels show, frame by frame: other speeds may give the same clip at the border."""
+        shown = []
+        for track in tracks:
+            places = lefts(track, side, frames, fps)
+            shown.append((track.code, sorted(places.items())))
+        # Sorted, because which of both runs in the upper half is drawn later and must not matter.
+        return repr(sorted(shown)).encode()
 
     return redraw(draw, content, split)
 
@@ -160,12 +171,15 @@ def render_grid(grid: Grid, side: int) -> Pixels:
     cell = side // max(rows, columns)
     tiles = sprites(cell)[grid]  # [rows, columns, 3, cell, cell]
     board = tiles.transpose(2, 0, 3, 1, 4).reshape(3, rows * cell, columns * cell)
-    board = np.where((board == BACKGROUND).all(0), _tints(rows, columns, cell), board)
+    # Only what is background in all three colours is tinted: shapes keep their colour.
+    empty = (board == BACKGROUND).all(0)
+    board = np.where(empty, _tints(rows, columns, cell), board)
     if board.shape[1:] == (side, side):
         return np.ascontiguousarray(board)
-    canvas = np.full((3, side, side), BACKGROUND, dtype=np.uint8)
-    top, left = (side - rows * cell) // 2, (side - columns * cell) // 2
-    canvas[:, top : top + rows * cell, left : left + columns * cell] = board
+    canvas = _blank(3, side, side)
+    height, width = rows * cell, columns * cell
+    top, left = (side - height) // 2, (side - width) // 2
+    canvas[:, top : top + height, left : left + width] = board
     return canvas
 
 
@@ -190,33 +204,27 @@ def render_puzzle(puzzle: Puzzle, side: int) -> Pixels:
     """The shuffled picture, uint8 [3, side, side]; `side` is even."""
     colour, shape = divmod(puzzle.code - 1, len(SHAPES))
     axis = (np.arange(side) + 0.5) / side
-    inside = _inside(
-        SHAPES[shape],
-        axis[None] - puzzle.centre[0],
-        axis[:, None] - puzzle.centre[1],
-        puzzle.radius,
-    )
-    ink = np.array(list(COLOURS.values())[colour], dtype=np.uint8)[:, None, None]
-    tint = np.array(puzzle.tint, dtype=np.uint8)[:, None, None]
-    whole = np.where(inside[None], ink, tint)  # [3, side, side]
+    x, y = puzzle.centre
+    inside = _inside(SHAPES[shape], axis[None] - x, axis[:, None] - y, puzzle.radius)
+    ink, tint = INKS[colour], np.array(puzzle.tint, dtype=np.uint8)
+    whole = np.where(inside[None], ink[:, None, None], tint[:, None, None])  # [3, side, side]
     return shuffle_pieces(whole, puzzle.order)
 
 
 def shuffle_pieces(picture: Pixels, order: tuple[int, int, int, int]) -> Pixels:
     """Show at place j the piece whose true place is `order[j]`; places are numbered in reading order."""
     half = picture.shape[1] // 2
-    pieces = (
-        picture.reshape(3, 2, half, 2, half).transpose(1, 3, 0, 2, 4).reshape(4, 3, half, half)
-    )
+    quarters = picture.reshape(3, 2, half, 2, half).transpose(1, 3, 0, 2, 4)
+    pieces = quarters.reshape(4, 3, half, half)
     shown = pieces[list(order)].reshape(2, 2, 3, half, half)
     return np.ascontiguousarray(shown.transpose(2, 0, 3, 1, 4).reshape(picture.shape))
 
 
 def render_tracks(
-    tracks: tuple[Track, ...], side: int, frames: int, fps: float, swap: bool
+    tracks: tuple[MovingShape, ...], side: int, frames: int, fps: float, swap: bool
 ) -> Pixels:
     """A clip, uint8 [frames, 3, side, side]: one shape moves in the upper half, the other in the lower (`swap`ped)."""
-    clip = np.full((frames, 3, side, side), BACKGROUND, dtype=np.uint8)
+    clip = _blank(frames, 3, side, side)
     size = side // 2
     for lane, track in enumerate(tracks):
         top = size if (lane == 1) != swap else 0
@@ -226,37 +234,43 @@ def render_tracks(
     return clip
 
 
-def lefts(track: Track, side: int, frames: int, fps: float) -> dict[int, int]:
+def lefts(track: MovingShape, side: int, frames: int, fps: float) -> dict[int, int]:
     """Frame -> left edge in pixels, for the frames in which the shape is shown."""
     furthest = side - side // 2
-    return {
-        frame: min(max(track.place + track.speed * frame, 0), furthest)
-        for frame in range(frames)
-        if track.start <= frame / fps < track.end
-    }
+    found = {}
+    for frame in range(frames):
+        if track.start <= frame / fps < track.end:
+            # Counted from the first frame of the clip, not of the event: a late shape appears further on.
+            left = track.place + track.speed * frame
+            found[frame] = min(max(left, 0), furthest)
+    return found
 
 
 @lru_cache(maxsize=32)
 def sprites(cell: int) -> Pixels:
     """One tile per code, uint8 [13, 3, cell, cell]; tile 0 is empty. Read-only."""
-    tiles = np.full((len(NAMES), 3, cell, cell), BACKGROUND, dtype=np.uint8)
+    tiles = _blank(len(NAMES), 3, cell, cell)
     axis = (np.arange(cell) + 0.5) / cell - 0.5
     for code in range(1, len(NAMES)):
         colour, shape = divmod(code - 1, len(SHAPES))
         inside = _inside(SHAPES[shape], axis[None], axis[:, None], 0.4)
-        tiles[code][:, inside] = np.array(list(COLOURS.values())[colour], dtype=np.uint8)[
-            :, None
-        ]
+        tiles[code][:, inside] = INKS[colour][:, None]
+    # Cached and shared by all callers.
     tiles.flags.writeable = False
     return tiles
 
 
-def _inside(
-    shape: str, x: NDArray[np.float64], y: NDArray[np.float64], radius: float
-) -> NDArray[np.bool_]:
+def _blank(*shape: int) -> Pixels:
+    return np.full(shape, BACKGROUND, dtype=np.uint8)
+
+
+def _inside(shape: str, x: Floats, y: Floats, radius: float) -> NDArray[np.bool_]:
     """Which points lie in the shape round (0, 0); x to the right, y down, broadcast to [H, W]."""
     if shape == "circle":
         return x**2 + y**2 <= radius**2
     if shape == "square":
+        # A little smaller, so that its area is nearer to that of the circle.
         return np.maximum(np.abs(x), np.abs(y)) <= radius * 0.9
-    return (np.abs(x) <= (y + radius) / 2) & (np.abs(y) <= radius)
+    # A triangle that stands on its base: its half width grows from 0 at the top to the radius at the bottom.
+    narrow = np.abs(x) <= (y + radius) / 2
+    return narrow & (np.abs(y) <= radius)

@@ -17,7 +17,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-BUCKETS = (*((30.0 * i, 30.0 * (i + 1)) for i in range(8)), (240.0, math.inf))
+BUCKETS = (
+    *((30.0 * number, 30.0 * (number + 1)) for number in range(8)),
+    (240.0, math.inf),
+)
 """Seconds; a duration on an edge belongs to the lower bucket."""
 AUDIO_WORDS = frozenset(
     ("hear", "heard", "hears", "hearing", "sound", "sounded", "sounds", "sounding", "audio")
@@ -30,8 +33,11 @@ def difficulty_weights(
     """float64 [N], sums to 1: the chance of each question so that the IoUs drawn follow the Gaussian."""
     values = np.asarray(ious, dtype=np.float64)
     counts, edges = np.histogram(values, bins=bins, range=(0, 1))
+    # An IoU of 1 lies on the last edge, beyond the last bin; it belongs into it.
     place = np.clip(np.digitize(values, edges), 1, bins) - 1
-    weights = np.exp(-0.5 * ((values - mean) / std) ** 2) / (counts[place] + 1e-6)
+    wanted = np.exp(-0.5 * ((values - mean) / std) ** 2)
+    # Divided by how many share the bin, or the commonest IoU would be drawn most.
+    weights = wanted / (counts[place] + 1e-6)
     return weights / weights.sum()
 
 
@@ -59,11 +65,14 @@ def stratified_sample(
     kept: list[int] = []
     for index, duration in enumerate(durations):
         fits = [k for k, (low, high) in enumerate(buckets) if low <= duration <= high]
-        (members[fits[0]] if fits else kept).append(index)
+        bucket = members[fits[0]] if fits else kept
+        bucket.append(index)
+    # One generator for all buckets, in their order: another set of buckets draws other questions.
     rng = np.random.default_rng(seed)
     for bucket in members:
         size = min(int(target / len(buckets)), len(bucket))
         if bucket:
+            # Weights within the bucket, so that the Gaussian holds for long clips, too.
             weights = difficulty_weights([ious[i] for i in bucket], mean, std, bins)
             kept += rng.choice(bucket, size=size, replace=False, p=weights).tolist()
     return sorted(kept)
@@ -76,9 +85,9 @@ def time_r1_first_set(ious: Sequence[float], size: int, seed: int = 42) -> list[
     if not len(some):
         return []
     weights = np.exp(-((values[some] - 0.3) ** 2) / (2 * 0.2**2))
-    drawn = np.random.default_rng(seed).choice(
-        some, min(size, len(some)), replace=False, p=weights / weights.sum()
-    )
+    chances = weights / weights.sum()
+    rng = np.random.default_rng(seed)
+    drawn = rng.choice(some, min(size, len(some)), replace=False, p=chances)
     return sorted(drawn.tolist())
 
 
@@ -87,22 +96,19 @@ def time_r1_epoch(ious: Sequence[float], size: int) -> list[int]:
     values = np.asarray(ious, dtype=np.float64)
     order = np.argsort(-values, kind="stable")
     order = order[(values[order] > 0) & (values[order] <= 0.7)]
-    places = (
-        np.unique(np.linspace(0, len(order) - 1, size).round().astype(int))
-        if len(order)
-        else []
-    )
-    return order[places].tolist() if len(order) else []
+    if not len(order):
+        return []
+    places = np.linspace(0, len(order) - 1, size).round().astype(int)
+    # Where there are fewer than `size` the places repeat; nothing is drawn twice.
+    return order[np.unique(places)].tolist()
 
 
 def timelens2_weights(ious: Sequence[Sequence[float]]) -> np.ndarray:
     """float64 [N], sums to 1: (1 - mean IoU of the stored answers)²; equal chances if every question is solved."""
     weights = np.array([(1 - float(np.mean(answers))) ** 2 for answers in ious])
-    return (
-        weights / weights.sum()
-        if weights.sum() > 0
-        else np.full(len(weights), 1 / len(weights))
-    )
+    if weights.sum() > 0:
+        return weights / weights.sum()
+    return np.full(len(weights), 1 / len(weights))
 
 
 def about_sound(query: str) -> bool:

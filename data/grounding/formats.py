@@ -10,8 +10,8 @@
     tvgbench                 JSON [{path, question, answer: "s-e", start, end, duration, ...}]
     time_r1                  JSON [{video, sentence, timestamp, duration, qid, video_start, video_end, ...}]
     video_r1                 JSON [{problem, path, data_type, problem_type, options, solution, ...}], clips and pictures
-    plain                    JSON lines of our own: video, query, span or spans; optionally id, duration, start, end and
-                             source; all else goes to `extra`
+    span_lines               JSON lines of our own ("plain" in `READERS`): video, query, span or spans; optionally id,
+                             duration, start, end and source; all else goes to `extra`
 
 Spans of TVGBench and Time-R1 count from the start of the crop, as their own code uses them; `spans_from="file"` shifts
 spans that count from the start of the file.
@@ -26,16 +26,18 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from mmrl.data.grounding.questions import clean_query
 from mmrl.data.grounding.sets import GroundingRow, RowBuilder, Rows
 from mmrl.ground.faults import Fault, shown
 
 Source = str | Path
+Reader = Callable[..., Rows]
+"""(file, video_root=None, **checks) -> rows."""
 SEGMENT = 5.0
 """Seconds of a DiDeMo segment."""
-PLAIN_FIELDS = {"id", "video", "query", "span", "spans", "duration", "source", "start", "end"}
+OWN_FIELDS = {"id", "video", "query", "span", "spans", "duration", "source", "start", "end"}
 
 
 def read_rows(file: Source, video_root: Source | None = None, **options: Any) -> Rows:
@@ -62,22 +64,30 @@ def is_grounding(file: Source) -> bool:
     if first is None:
         return "##" in path.read_text(errors="replace")[:1000]
     reader = _reader_of(first)
-    return (
-        reader is not None
-        and reader is not video_r1
-        and (reader is not plain or bool({"span", "spans"} & set(first)))
-    )
+    if reader is span_lines:
+        # Captions of clips look the same but for the spans; they are rows of another kind.
+        return "span" in first or "spans" in first
+    return reader is not None and reader is not video_r1
 
 
-def _reader_of(first: Mapping[str, Any]) -> Callable[..., Rows] | None:
+def _reader_of(first: Mapping[str, Any]) -> Reader | None:
     """The reader whose keys a first entry has."""
-    signs: dict[Callable[..., Rows], set[str]] = {
-        timelens_100k: {"events", "video_path"}, timelens_bench: {"spans", "queries"},
-        activitynet_captions: {"timestamps", "sentences"}, qvhighlights: {"relevant_windows", "vid"},
-        didemo: {"times", "description"}, tvgbench: {"path", "question", "answer"}, time_r1: {"timestamp", "sentence"},
-        video_r1: {"problem", "problem_type", "path"}, plain: {"video", "query"},
-    }  # fmt: skip
-    return next((reader for reader, keys in signs.items() if keys <= set(first)), None)
+    signs: dict[Reader, set[str]] = {
+        timelens_100k: {"events", "video_path"},
+        timelens_bench: {"spans", "queries"},
+        activitynet_captions: {"timestamps", "sentences"},
+        qvhighlights: {"relevant_windows", "vid"},
+        didemo: {"times", "description"},
+        tvgbench: {"path", "question", "answer"},
+        time_r1: {"timestamp", "sentence"},
+        video_r1: {"problem", "problem_type", "path"},
+        # Last, because its keys are the most common.
+        span_lines: {"video", "query"},
+    }
+    for reader, keys in signs.items():
+        if keys <= set(first):
+            return reader
+    return None
 
 
 def timelens_100k(file: Source, video_root: Source | None = None, **checks: bool) -> Rows:
@@ -86,27 +96,20 @@ def timelens_100k(file: Source, video_root: Source | None = None, **checks: bool
     for where, entry in _entries(builder):
         events = entry.get("events")
         if not isinstance(events, list) or not events:
-            builder.note(
-                where, Fault("no events", shown(events), "Give a list of {query, span}.")
-            )
+            fault = Fault("no events", shown(events), "Give a list of {query, span}.")
+            builder.note(where, fault)
             continue
+        video = entry.get("video_path")
+        source = str(entry.get("source") or builder.source)
         for number, event in enumerate(events):
             place = f"{where}, event {number + 1}"
             if not isinstance(event, Mapping):
                 builder.note(place, Fault("no event", shown(event), "Give {query, span}."))
                 continue
-            row = _row(
-                entry.get("video_path"),
-                f"{entry.get('video_path')}/{number}",
-                event.get("query"),
-                entry,
-            )
-            extra = {k: entry[k] for k in ("iou", "pred") if k in entry}
-            builder.add(
-                place,
-                replace(row, source=str(entry.get("source") or builder.source), extra=extra),
-                event.get("span"),
-            )
+            # Events of one clip have no ids of their own: the number keeps them apart.
+            row = _row(video, f"{video}/{number}", event.get("query"), entry)
+            row = replace(row, source=source, extra=_kept(entry, "iou", "pred"))
+            builder.add(place, row, event.get("span"))
     return builder.result
 
 
@@ -137,16 +140,16 @@ def charades_sta(
     for number, line in enumerate(builder.file.read_text().splitlines(), 1):
         if not line.strip():
             continue
+        where = f"line {number}"
         found = re.fullmatch(r"(\S+) ([\d.]+) ([\d.]+)##(.*)", line.strip())
         if found is None:
-            builder.note(
-                f"line {number}",
-                Fault("bad line", shown(line), "Write `VIDEO start end##sentence.`"),
-            )
+            fault = Fault("bad line", shown(line), "Write `VIDEO start end##sentence.`")
+            builder.note(where, fault)
             continue
         video, start, end, sentence = found.groups()
         row = _row(video, f"{video}/{number}", sentence, {"duration": lengths.get(video)})
-        builder.add(f"line {number}", row, [_float(start), _float(end)])
+        # The pattern also lets 1.2.3 through; `_float` makes it None, which `add` refuses with the place.
+        builder.add(where, row, [_float(start), _float(end)])
     return builder.result
 
 
@@ -154,10 +157,10 @@ def qvhighlights(file: Source, video_root: Source | None = None, **checks: bool)
     """QVHighlights: all relevant windows of a query are true; saliency scores go to `extra`. Test rows have none."""
     builder = RowBuilder(file, "qvhighlights", video_root, **checks)
     for where, entry in _entries(builder):
-        row = _row(entry.get("vid"), str(entry.get("qid")), entry.get("query"), entry)
-        extra = {
-            k: entry[k] for k in ("qid", "relevant_clip_ids", "saliency_scores") if k in entry
-        }
+        name, query = str(entry.get("qid")), entry.get("query")
+        row = _row(entry.get("vid"), name, query, entry)
+        # What highlight detection needs; `qvhighlights_metrics` reads these keys.
+        extra = _kept(entry, "qid", "relevant_clip_ids", "saliency_scores")
         builder.add(where, replace(row, extra=extra), entry.get("relevant_windows"))
     return builder.result
 
@@ -167,27 +170,17 @@ def didemo(file: Source, video_root: Source | None = None, **checks: bool) -> Ro
     builder = RowBuilder(file, "didemo", video_root, **checks)
     for where, entry in _entries(builder):
         times = entry.get("times")
-        if (
-            not isinstance(times, list)
-            or not all(_is_segment(time) for time in times)
-            or not times
-        ):
-            builder.note(
-                where,
-                Fault(
-                    "no span", shown(times), "Give [first, last] segments, one per annotator."
-                ),
-            )
+        if not _are_segments(times):
+            fix = "Give [first, last] segments, one per annotator."
+            builder.note(where, Fault("no span", shown(times), fix))
             continue
+        # Segments count from 0, and the last one is included.
         marks = [(SEGMENT * first, SEGMENT * (last + 1)) for first, last in times]
-        video = str(entry.get("video") or "")
         # Sources are of many kinds; clips are mostly stored re-encoded under the same name.
-        row = _row(
-            Path(video).stem,
-            str(entry.get("annotation_id", where)),
-            entry.get("description"),
-            entry,
-        )
+        video = Path(str(entry.get("video") or "")).stem
+        name = str(entry.get("annotation_id", where))
+        row = _row(video, name, entry.get("description"), entry)
+        # Of equally frequent segments the one that was marked first stays first.
         spans = [span for span, _ in Counter(marks).most_common()]
         builder.add(where, replace(row, extra={"annotators": marks}), spans)
     return builder.result
@@ -202,15 +195,14 @@ def tvgbench(
     """TVGBench: the answer is "start-end"."""
     builder = RowBuilder(file, "tvgbench", video_root, **checks)
     for where, entry in _entries(builder):
-        found = re.fullmatch(r"\s*([\d.]+)\s*-\s*([\d.]+)\s*", str(entry.get("answer")))
-        span = (
-            [_float(found.group(1)), _float(found.group(2))] if found else entry.get("answer")
-        )
-        row = _row(
-            entry.get("path"), f"tvgbench/{where}", entry.get("question"), entry, "start", "end"
-        )
-        extra = {k: entry[k] for k in ("qsemtype", "dataset_name") if k in entry}
-        row = replace(row, extra=extra, source=str(entry.get("dataset_name") or builder.source))
+        span = entry.get("answer")
+        found = re.fullmatch(r"\s*([\d.]+)\s*-\s*([\d.]+)\s*", str(span))
+        if found:
+            span = [_float(found.group(1)), _float(found.group(2))]
+        name, query = f"tvgbench/{where}", entry.get("question")
+        row = _row(entry.get("path"), name, query, entry, "start", "end")
+        source = str(entry.get("dataset_name") or builder.source)
+        row = replace(row, source=source, extra=_kept(entry, "qsemtype", "dataset_name"))
         builder.add(where, row, _shifted(span, row, spans_from))
     return builder.result
 
@@ -225,12 +217,9 @@ def time_r1(
     builder = RowBuilder(file, "time-r1", video_root, **checks)
     for where, entry in _entries(builder):
         name = str(entry.get("qid", f"time-r1/{where}"))
-        row = _row(
-            entry.get("video"), name, entry.get("sentence"), entry, "video_start", "video_end"
-        )
-        row = replace(
-            row, extra={k: entry[k] for k in ("qid", "difficulty", "pred") if k in entry}
-        )
+        video, query = entry.get("video"), entry.get("sentence")
+        row = _row(video, name, query, entry, "video_start", "video_end")
+        row = replace(row, extra=_kept(entry, "qid", "difficulty", "pred"))
         builder.add(where, row, _shifted(entry.get("timestamp"), row, spans_from))
     return builder.result
 
@@ -244,51 +233,53 @@ def video_r1(file: Source, video_root: Source | None = None, **checks: bool) -> 
         answer = (block.group(1) if block else solution).strip()
         if kind not in ("video", "image") or not answer:
             found = f"data_type {shown(kind)}, solution {shown(solution)}"
-            builder.note(
-                where,
-                Fault(
-                    "bad entry",
-                    found,
-                    'data_type is "video" or "image"; solution holds an answer.',
-                ),
-            )
+            fix = 'data_type is "video" or "image"; solution holds an answer.'
+            builder.note(where, Fault("bad entry", found, fix))
             continue
         problem, options = entry.get("problem"), entry.get("options")
         if isinstance(problem, str) and isinstance(options, list) and options:
             problem = "\n".join([problem, "Options:", *map(str, options)])
-        row = _row(
-            str(entry.get("path") or "").removeprefix("./"),
-            str(entry.get("problem_id", where)),
-            problem,
-            {},
+        path = str(entry.get("path") or "").removeprefix("./")
+        row = _row(path, str(entry.get("problem_id", where)), problem, {})
+        row = replace(
+            row,
+            # Not cleaned: white space and line ends belong to a problem and its options.
+            query=problem,
+            answer=answer,
+            image=kind == "image",
+            source=str(entry.get("data_source") or "video-r1"),
+            extra={"problem_type": entry.get("problem_type"), "solution": solution},
         )
-        extra = {"problem_type": entry.get("problem_type"), "solution": solution}
-        row = replace(row, answer=answer, image=kind == "image", extra=extra, query=problem)
-        builder.add(
-            where,
-            replace(row, source=str(entry.get("data_source") or "video-r1")),
-            None,
-            needs_span=False,
-        )
+        builder.add(where, row, None, needs_span=False)
     return builder.result
 
 
-def plain(file: Source, video_root: Source | None = None, **checks: bool) -> Rows:
+def span_lines(file: Source, video_root: Source | None = None, **checks: bool) -> Rows:
     """Our own format. Spans count from `start` if that is given. Further keys go to `extra`."""
     builder = RowBuilder(file, Path(file).stem, video_root, **checks)
     for where, entry in _entries(builder):
-        row = _row(
-            entry.get("video"),
-            str(entry.get("id", where)),
-            entry.get("query"),
-            entry,
-            "start",
-            "end",
-        )
-        extra = {k: v for k, v in entry.items() if k not in PLAIN_FIELDS}
-        row = replace(row, source=str(entry.get("source") or builder.source), extra=extra)
-        builder.add(where, row, entry.get("spans", entry.get("span")))
+        name, query = str(entry.get("id", where)), entry.get("query")
+        row = _row(entry.get("video"), name, query, entry, "start", "end")
+        extra = {key: value for key, value in entry.items() if key not in OWN_FIELDS}
+        source = str(entry.get("source") or builder.source)
+        spans = entry.get("spans", entry.get("span"))
+        builder.add(where, replace(row, source=source, extra=extra), spans)
     return builder.result
+
+
+READERS: Mapping[str, Reader] = {
+    "timelens_100k": timelens_100k,
+    "timelens_bench": timelens_bench,
+    "activitynet_captions": activitynet_captions,
+    "charades_sta": charades_sta,
+    "qvhighlights": qvhighlights,
+    "didemo": didemo,
+    "tvgbench": tvgbench,
+    "time_r1": time_r1,
+    "video_r1": video_r1,
+    "plain": span_lines,
+}
+"""Name of a format, as on the command line -> its reader."""
 
 
 def _per_video(
@@ -307,37 +298,45 @@ def _per_video(
             builder.note(where, Fault("unpaired", found, "Give two lists of one length."))
             continue
         for number, (span, query) in enumerate(zip(true, asked, strict=True)):
-            builder.add(
-                f"{where}, item {number + 1}",
-                _row(video, f"{video}/{number}", query, entry),
-                span,
-            )
+            row = _row(video, f"{video}/{number}", query, entry)
+            builder.add(f"{where}, item {number + 1}", row, span)
     return builder.result
 
 
 def _entries(builder: RowBuilder) -> Iterator[tuple[str, dict[str, Any]]]:
     """(place, entry) of JSON lines, a JSON list, or a JSON mapping whose keys become `video`."""
     text = builder.file.read_text()
+    content = None
+    # Published files are named .json and hold lines, or the other way round: the content decides.
     if text.lstrip()[:1] == "[" or not builder.file.name.endswith((".jsonl", ".json_l")):
         try:
             content = json.loads(text)
         except ValueError:
             content = None
-        if isinstance(content, list):
-            yield from _checked(
-                builder, ((f"entry {i + 1}", entry) for i, entry in enumerate(content))
-            )
-            return
-        if (
-            isinstance(content, dict)
-            and content
-            and all(isinstance(value, dict) for value in content.values())
-        ):
-            yield from _checked(
-                builder, ((f"video {k}", {**v, "video": k}) for k, v in content.items())
-            )
-            return
-    yield from _checked(builder, _lines(builder, text))
+    if isinstance(content, list):
+        found = _numbered(content)
+    elif _is_by_video(content):
+        found = _by_video(content)
+    else:
+        found = _lines(builder, text)
+    yield from _checked(builder, found)
+
+
+def _numbered(content: list[Any]) -> Iterator[tuple[str, Any]]:
+    for number, entry in enumerate(content, 1):
+        yield f"entry {number}", entry
+
+
+def _is_by_video(content: Any) -> TypeGuard[dict[str, Any]]:
+    """A mapping of mappings. A file of a single line is a mapping, too, but of texts and numbers."""
+    if not isinstance(content, dict) or not content:
+        return False
+    return all(isinstance(value, dict) for value in content.values())
+
+
+def _by_video(content: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, Any]]:
+    for video, entry in content.items():
+        yield f"video {video}", {**entry, "video": video}
 
 
 def _lines(builder: RowBuilder, text: str) -> Iterator[tuple[str, Any]]:
@@ -347,9 +346,9 @@ def _lines(builder: RowBuilder, text: str) -> Iterator[tuple[str, Any]]:
         try:
             yield f"line {number}", json.loads(line)
         except ValueError as error:
+            found = f"{error}: {shown(line)}"
             builder.note(
-                f"line {number}",
-                Fault("no JSON", f"{error}: {shown(line)}", "Write one object per line."),
+                f"line {number}", Fault("no JSON", found, "Write one object per line.")
             )
 
 
@@ -360,10 +359,8 @@ def _checked(
         if isinstance(entry, dict):
             yield where, entry
         else:
-            builder.note(
-                where,
-                Fault("no object", shown(entry), "An entry is an object with named values."),
-            )
+            fix = "An entry is an object with named values."
+            builder.note(where, Fault("no object", shown(entry), fix))
 
 
 def _first_entry(file: Path) -> dict[str, Any] | None:
@@ -382,11 +379,21 @@ def _row(
     video: Any, name: str, query: Any, entry: Mapping[str, Any], start: str = "", end: str = ""
 ) -> GroundingRow:
     """A row with a cleaned query; crops by the given keys. What is wrong with it is found when it is added."""
-    query = clean_query(query) if isinstance(query, str) else query
-    first, last = _number(entry.get(start)), _number(entry.get(end))
     return GroundingRow(
-        name, video, query, [], "", duration=entry.get("duration"), start=first, end=last
+        id=name,
+        video=video,
+        query=clean_query(query) if isinstance(query, str) else query,
+        spans=[],
+        source="",
+        duration=entry.get("duration"),
+        start=_number(entry.get(start)),
+        end=_number(entry.get(end)),
     )
+
+
+def _kept(entry: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """The named columns that an entry has."""
+    return {name: entry[name] for name in names if name in entry}
 
 
 def _shifted(span: Any, row: GroundingRow, spans_from: str) -> Any:
@@ -395,23 +402,28 @@ def _shifted(span: Any, row: GroundingRow, spans_from: str) -> Any:
         raise ValueError(f"spans_from is {spans_from!r}; allowed are 'crop' and 'file'.")
     if spans_from == "crop" or not row.start or not isinstance(span, list) or len(span) != 2:
         return span
-    return [value - row.start if isinstance(value, (int, float)) else value for value in span]
+    # What is no number stays, for `add` to refuse it with its place.
+    return [value - row.start if isinstance(value, int | float) else value for value in span]
+
+
+def _are_segments(times: Any) -> TypeGuard[list[Any]]:
+    """A list, not empty, of pairs of whole numbers."""
+    if not isinstance(times, list) or not times:
+        return False
+    return all(_is_segment(time) for time in times)
 
 
 def _is_segment(time: Any) -> bool:
-    return (
-        isinstance(time, list)
-        and len(time) == 2
-        and all(isinstance(x, int) and x >= 0 for x in time)
-    )
+    if not isinstance(time, list) or len(time) != 2:
+        return False
+    return all(isinstance(end, int) and end >= 0 for end in time)
 
 
 def _number(value: Any) -> float | None:
-    return (
-        float(value)
-        if isinstance(value, (int, float)) and not isinstance(value, bool)
-        else None
-    )
+    # True is an int in Python and no second in an annotation.
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value)
 
 
 def _float(text: str) -> float | None:

@@ -23,6 +23,7 @@ from mmrl.data.grounding.qvhighlights import spans_average_precision
 from mmrl.data.grounding.rewards import span_fault, span_iou
 from mmrl.data.grounding.span_math import hull_iou, set_iou, wasserstein_reward
 from mmrl.data.grounding.spans import (
+    Span,
     Spans,
     json_spans,
     last_span,
@@ -31,6 +32,8 @@ from mmrl.data.grounding.spans import (
 )
 
 THRESHOLDS = (0.3, 0.5, 0.7)
+FAULTS = ("unreadable", "reversed", "empty", "outside")
+"""What `span_fault` can say of an answer."""
 
 
 @dataclass(frozen=True)
@@ -59,13 +62,10 @@ def recalls(
 ) -> dict[str, float]:
     """R1@m and mIoU in percent of IoUs [N]; `strict` asks for more than m. nan for no questions."""
     values = np.asarray(ious, dtype=float)
-    if not len(values):
-        return {f"R1@{m}": float("nan") for m in thresholds} | {"mIoU": float("nan")}
-    table = {
-        f"R1@{m}": 100 * float(np.mean(values > m if strict else values >= m))
-        for m in thresholds
-    }
-    return table | {"mIoU": 100 * float(values.mean())}
+    table = {}
+    for m in thresholds:
+        table[f"R1@{m}"] = _percent(values > m if strict else values >= m)
+    return table | {"mIoU": _percent(values)}
 
 
 def recall_at(
@@ -74,14 +74,12 @@ def recall_at(
     """Rn@m in percent: the best IoU among the first n spans of each answer."""
     best = []
     for row in answered:
+        # Cut first: a reversed span takes a place among the first n and earns nothing there.
         spans = [span for span in lenient_spans(row.text)[:n] if span[0] < span[1]]
-        best.append(
-            max((hull_iou(span, true) for span in spans for true in row.truth), default=0.0)
-        )
-    return {
-        f"R{n}@{m}": value
-        for m, value in zip(thresholds, recalls(best, thresholds).values(), strict=False)
-    }
+        ious = [hull_iou(span, true) for span in spans for true in row.truth]
+        best.append(max(ious, default=0.0))
+    values = recalls(best, thresholds)
+    return {f"R{n}@{m}": values[f"R1@{m}"] for m in thresholds}
 
 
 def grounding_table(
@@ -100,46 +98,52 @@ def grounding_table(
     table = {}
     for name, rows in groups.items():
         ious = np.array([score_answer(row) for row in rows])
-        columns = {f"R1@{m}": 100 * (ious >= m) for m in thresholds} | {"mIoU": 100 * ious}
+        columns = {f"R1@{m}": 100 * (ious >= m) for m in thresholds}
+        columns["mIoU"] = 100 * ious
+        # A question without a video is a cluster of its own.
         videos = [row.video or f"#{place}" for place, row in enumerate(rows)]
         line: dict[str, float] = {"n": len(rows)}
         for metric, values in columns.items():
+            # The same seed for every metric: their intervals come from the same resampled videos.
             low, high = bootstrap_interval(values, videos, draws=draws, seed=seed)
-            line |= {
-                metric: float(np.mean(values)),
-                f"{metric}_low": low,
-                f"{metric}_high": high,
-            }
+            line[metric] = float(np.mean(values))
+            line[f"{metric}_low"], line[f"{metric}_high"] = low, high
         faults = Counter(span_fault(row.text, row.duration) for row in rows)
-        shares = {
-            fault: 100 * faults[fault] / len(rows)
-            for fault in ("unreadable", "reversed", "empty", "outside")
-        }
-        table[name] = line | shares
+        for fault in FAULTS:
+            line[fault] = 100 * faults[fault] / len(rows)
+        table[name] = line
     return table
 
 
 def set_table(answered: Sequence[Answered], beta: float = 1.0) -> dict[str, dict[str, float]]:
-    """Data set -> mean set IoU, W1 reward and QVHighlights' mAP over 0.5 … 0.95 (spans in the order told, no limit of
+    """Data set -> mean set IoU, W1 reward and QVHighlights' mAP over 0.5 … 0.95 (spans in the order given, no limit of
     length) in percent, for answers of any number of spans; unreadable is 0."""
     groups: defaultdict[str, list[tuple[float, float, float]]] = defaultdict(list)
     for row in answered:
-        spans = json_spans(row.text) or lenient_spans(row.text)
-        good = bool(spans) and all(start < end for start, end in spans)
-        found = (
-            set_iou(spans, row.truth, 0.0),
-            wasserstein_reward(spans, row.truth, beta),
-            spans_average_precision(spans, row.truth),
-        )
-        groups[row.dataset].append(found if good else (0.0, 0.0, 0.0))
-    means = {name: 100 * np.mean(rows, axis=0) for name, rows in groups.items()}
-    return {
-        name: {
-            "n": len(groups[name]),
-            **dict(zip(("set_IoU", "W1", "mAP"), map(float, values), strict=True)),
+        groups[row.dataset].append(_set_scores(row, beta))
+    table = {}
+    for name, scores in groups.items():
+        iou, w1, precision = 100 * np.mean(scores, axis=0)
+        table[name] = {
+            "n": len(scores),
+            "set_IoU": float(iou),
+            "W1": float(w1),
+            "mAP": float(precision),
         }
-        for name, values in means.items()
-    }
+    return table
+
+
+def _set_scores(row: Answered, beta: float) -> tuple[float, float, float]:
+    """(set IoU, W1 reward, mAP) of one answer."""
+    spans = json_spans(row.text) or lenient_spans(row.text)
+    # One span that is none spoils the answer: leaving it out would pay for guessing many.
+    if not spans or any(start >= end for start, end in spans):
+        return 0.0, 0.0, 0.0
+    return (
+        set_iou(spans, row.truth, 0.0),
+        wasserstein_reward(spans, row.truth, beta),
+        spans_average_precision(spans, row.truth),
+    )
 
 
 def bootstrap_interval(
@@ -155,13 +159,15 @@ def bootstrap_interval(
         raise ValueError(
             f"{len(values)} values, level {level}, {draws} draws; need one value, 0 < level < 1, one draw."
         )
-    member = np.unique(
-        np.arange(len(values)) if clusters is None else np.array(clusters, dtype=str),
-        return_inverse=True,
-    )
-    counts = np.bincount(member[1])
-    sums = np.bincount(member[1], weights=values)
-    drawn = np.random.default_rng(seed).integers(0, len(counts), (draws, len(counts)))
+    names = np.arange(len(values)) if clusters is None else np.array(clusters, dtype=str)
+    _, cluster = np.unique(
+        names, return_inverse=True
+    )  # [N], the number of each value's cluster
+    counts = np.bincount(cluster)
+    sums = np.bincount(cluster, weights=values)
+    shape = (draws, len(counts))
+    drawn = np.random.default_rng(seed).integers(0, len(counts), shape)
+    # Sum over sum, not a mean of means: a video with many questions weighs as much as they do.
     means = sums[drawn].sum(1) / counts[drawn].sum(1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
@@ -177,19 +183,23 @@ def timelens_metrics(
     ious = []
     for row in answered:
         spans = timelens_eval_spans(row.text)
-        if spans and unit:
-            spans = [(round(spans[0][0] / unit) * unit, round(spans[0][1] / unit) * unit)]
-        ious.append(hull_iou(spans[0], row.truth[0]) if spans else 0.0)
+        if not spans:
+            ious.append(0.0)
+            continue
+        start, end = spans[0]
+        if unit:
+            # Python's round: halves go to the even second, as there.
+            start, end = round(start / unit) * unit, round(end / unit) * unit
+        ious.append(hull_iou((start, end), row.truth[0]))
     return recalls(ious)
 
 
 def time_r1_metrics(answered: Sequence[Answered]) -> dict[str, float]:
     """R1@m (>) and mIoU as the Time-R1 evaluation: the last "x to y" of the text; avg is the mean of all four."""
-    spans = [last_span(row.text) for row in answered]
-    ious = [
-        hull_iou(span, row.truth[0]) if span else 0.0
-        for span, row in zip(spans, answered, strict=True)
-    ]
+    ious = []
+    for row in answered:
+        span = last_span(row.text)
+        ious.append(hull_iou(span, row.truth[0]) if span else 0.0)
     table = recalls(ious, strict=True)
     return table | {"avg": sum(table.values()) / len(table)}
 
@@ -201,13 +211,22 @@ def didemo_metrics(ranked: Sequence[Spans], annotators: Sequence[Spans]) -> dict
     """
     rank1, rank5, overlap = [], [], []
     for guesses, marks in zip(ranked, annotators, strict=True):
-        ranks = sorted(
-            guesses.index(mark) + 1 if mark in guesses else len(guesses) + 1 for mark in marks
-        )[:3]
-        rank1.append(np.mean(ranks) <= 1)
-        rank5.append(np.mean(ranks) <= 5)
-        overlap.append(
-            np.mean(sorted((hull_iou(guesses[0], mark) for mark in marks), reverse=True)[:3])
-        )
+        ranks = [_rank(guesses, mark) for mark in marks]
+        ious = [hull_iou(guesses[0], mark) for mark in marks]
+        # The annotator who agrees least is left out, for ranks and for IoUs by itself.
+        mean_rank = np.mean(sorted(ranks)[:3])
+        rank1.append(mean_rank <= 1)
+        rank5.append(mean_rank <= 5)
+        overlap.append(np.mean(sorted(ious, reverse=True)[:3]))
     names = {"Rank@1": rank1, "Rank@5": rank5, "mIoU": overlap}
     return {name: 100 * float(np.mean(values)) for name, values in names.items()}
+
+
+def _rank(guesses: Spans, mark: Span) -> int:
+    """The place of a segment among the guesses, from 1; one behind the last if it is not there."""
+    return guesses.index(mark) + 1 if mark in guesses else len(guesses) + 1
+
+
+def _percent(values: np.ndarray) -> float:
+    """100 × mean; nan for none, without numpy's warning."""
+    return 100 * float(np.mean(values)) if len(values) else float("nan")

@@ -3,7 +3,7 @@
     "When does this happen?" -> "The event happens in 12.0 - 17.5 seconds."
 
 Parsers are in `mmrl.data.grounding.spans`, rewards in `mmrl.data.grounding.rewards`, metrics in
-`mmrl.data.grounding.metrics`, data sets in `mmrl.data.grounding.sets`, ways of telling the time in
+`mmrl.data.grounding.metrics`, data sets in `mmrl.data.grounding.sets`, encodings of time in
 `mmrl.data.video.time_text`.
 
 The templates say in our words what those of TimeLens and of TimeZero, VideoChat-R1 and Time-R1 ask for; the form of the
@@ -47,11 +47,8 @@ def plain_query(query: str) -> str:
 
 def span_answer(spans: Sequence[Span]) -> str:
     """The target text of TimeLens, one decimal: `The event happens in 1.0 - 2.2 seconds, 5.0 - 6.0 seconds.`"""
-    return (
-        "The event happens in "
-        + ", ".join(f"{start:.1f} - {end:.1f} seconds" for start, end in spans)
-        + "."
-    )
+    listed = ", ".join(f"{start:.1f} - {end:.1f} seconds" for start, end in spans)
+    return f"The event happens in {listed}."
 
 
 def think_answer(span: Span, thought: str = "") -> str:
@@ -67,8 +64,12 @@ def snap_span(span: Span, stamps: Sequence[float]) -> Span:
     """
     if not len(stamps):
         raise ValueError(f"The span {span} cannot be snapped: the clip shows no stamps.")
-    first = max((i for i, stamp in enumerate(stamps) if stamp <= span[0]), default=0)
-    last = next((stamp for stamp in stamps[first:] if stamp >= span[1]), stamps[-1])
+    start, end = span
+    before = [place for place, stamp in enumerate(stamps) if stamp <= start]
+    first = max(before, default=0)
+    # Searched from the first one on: an end before all stamps must not come out before its start.
+    after = [stamp for stamp in stamps[first:] if stamp >= end]
+    last = after[0] if after else stamps[-1]
     return float(stamps[first]), float(last)
 
 

@@ -22,22 +22,30 @@ from typing import Any
 import numpy as np
 
 THRESHOLDS = [round(0.5 + 0.05 * i, 2) for i in range(10)]
-RANGES = {"short": (0, 10), "middle": (10, 30), "long": (30, 150), "full": (0, 150)}
+RANGES = {
+    "short": (0, 10),
+    "middle": (10, 30),
+    "long": (30, 150),
+    "full": (0, 150),
+}
+"""Seconds; the lower end is outside, the upper inside."""
 LEVELS = {"Fair": 2, "Good": 3, "VeryGood": 4}
 MOST_WINDOWS, CLIP_SECONDS, ANNOTATORS, EPSILON = 10, 2, 3, 1e-6
 
 Row = Mapping[str, Any]
 
 
-def evaluate(submission: Sequence[Row], truth: Sequence[Row]) -> dict[str, Any]:
+def qvhighlights_metrics(submission: Sequence[Row], truth: Sequence[Row]) -> dict[str, Any]:
     """All metrics in percent, under the keys of the original: brief, full, short, middle, long, HL-min-*.
 
     Submission rows hold qid, pred_relevant_windows [[start, end(, score)], ...] and, for highlights,
     pred_saliency_scores (one per two seconds). Raises ValueError if the query ids differ.
     """
-    asked, answered = {row["qid"] for row in truth}, {row["qid"] for row in submission}
+    asked = {row["qid"] for row in truth}
+    answered = {row["qid"] for row in submission}
     if asked != answered:
-        lost, extra = sorted(asked - answered)[:5], sorted(answered - asked)[:5]
+        lost = sorted(asked - answered)[:5]
+        extra = sorted(answered - asked)[:5]
         raise ValueError(
             f"Query ids differ: not answered {lost}, not asked {extra}; give one row for each query."
         )
@@ -51,11 +59,10 @@ def evaluate(submission: Sequence[Row], truth: Sequence[Row]) -> dict[str, Any]:
 
 def rounded(result: Any) -> Any:
     """The same numbers with two decimals."""
-    return (
-        {k: rounded(v) for k, v in result.items()}
-        if isinstance(result, dict)
-        else float(f"{result:.2f}")
-    )
+    if isinstance(result, dict):
+        return {name: rounded(value) for name, value in result.items()}
+    # Through text, as the original.
+    return float(f"{result:.2f}")
 
 
 def moment_retrieval(
@@ -70,32 +77,35 @@ def moment_retrieval(
             windows = np.array(row["relevant_windows"], dtype=float).reshape(-1, 2)
             if not len(windows):
                 raise ValueError(f"Query {row['qid']} has no true window; leave it out.")
-            lengths = windows[:, 1] - windows[:, 0]
-            inside = windows if name == "full" else windows[(lengths > low) & (lengths <= high)]
-            if len(inside):
-                kept[row["qid"]] = inside
+            # "full" has a limit on paper only: windows longer than 150 s are kept, as there.
+            if name != "full":
+                lengths = windows[:, 1] - windows[:, 0]
+                windows = windows[(lengths > low) & (lengths <= high)]
+            if len(windows):
+                kept[row["qid"]] = windows
         result[name] = _one_range(predicted, kept)
     return result
 
 
 def highlights(submission: Sequence[Row], truth: Sequence[Row]) -> dict[str, dict[str, float]]:
     """HL-min-<level> -> {"HL-mAP", "HL-Hit1"} in percent."""
-    scores = {
-        row["qid"]: np.array(row["pred_saliency_scores"], dtype=float) for row in submission
-    }
+    scores = {}
+    for row in submission:
+        scores[row["qid"]] = np.array(row["pred_saliency_scores"], dtype=float)  # [clips]
     marks = {row["qid"]: _marks(row) for row in truth}
     result = {}
     for name, lowest in LEVELS.items():
         hits, precisions = [], []
         for qid, predicted in scores.items():
             positive = marks[qid] >= lowest  # [clips, annotators]
+            # HIT@1 asks any annotator, mAP each of them. A best clip beyond the end of the video is a miss.
             best = int(predicted.argmax())
             hits.append(float(positive[best].max()) if best < len(positive) else 0.0)
+            # Predictions may be longer or shorter than the video; clips without a score have 0.
             fitted = np.zeros(len(positive))
             fitted[: len(predicted)] = predicted[: len(positive)]
-            precisions.append(
-                np.mean([average_precision(positive[:, i], fitted) for i in range(ANNOTATORS)])
-            )
+            per_annotator = [average_precision(column, fitted) for column in positive.T]
+            precisions.append(np.mean(per_annotator))
         result[f"HL-min-{name}"] = {
             "HL-mAP": 100 * float(np.mean(precisions)),
             "HL-Hit1": 100 * float(np.mean(hits)),
@@ -126,15 +136,12 @@ def detection_average_precision(windows: np.ndarray, truth: np.ndarray) -> np.nd
 def spans_average_precision(
     spans: Sequence[Sequence[float]], truth: Sequence[Sequence[float]]
 ) -> float:
-    """AP in [0, 1] of one answer: mean over θ, the first ten spans in the order told, windows of any length."""
+    """AP in [0, 1] of one answer: mean over θ, the first ten spans in the order given, windows of any length."""
     if not len(spans):
         return 0.0
     windows = _windows({"pred_relevant_windows": list(spans)[:MOST_WINDOWS]})
-    return float(
-        detection_average_precision(
-            windows, np.asarray(truth, dtype=float).reshape(-1, 2)
-        ).mean()
-    )
+    true = np.asarray(truth, dtype=float).reshape(-1, 2)
+    return float(detection_average_precision(windows, true).mean())
 
 
 def average_precision(positive: np.ndarray, scores: np.ndarray) -> float:
@@ -144,8 +151,11 @@ def average_precision(positive: np.ndarray, scores: np.ndarray) -> float:
     order = np.argsort(-scores, kind="stable")
     found = np.cumsum(positive[order])
     # One point per distinct score, from the highest to the lowest.
-    last = np.append(np.nonzero(np.diff(scores[order]))[0], len(scores) - 1)
-    precision, recall = found[last] / (last + 1), (found[last] / found[-1]).astype(np.float32)
+    changes = np.nonzero(np.diff(scores[order]))[0]
+    last = np.append(changes, len(scores) - 1)
+    precision = found[last] / (last + 1)
+    # float32, as in the original: two recalls that it cannot tell apart are one point of the curve.
+    recall = (found[last] / found[-1]).astype(np.float32)
     # The running maximum is taken from the low scores upwards, as the original walks its curve.
     precision = np.maximum.accumulate(precision[::-1])[::-1]
     new = np.diff(recall, prepend=np.float32(0)) > 0
@@ -162,24 +172,33 @@ def _one_range(
             precisions.append(np.zeros(len(THRESHOLDS)))
             best.append(0.0)
             continue
+        # Cut before sorting: the ten windows that come first, not the ten best. R1, too, takes the first as submitted.
         precisions.append(detection_average_precision(mine[:MOST_WINDOWS], windows))
+        # The partner is chosen by IoU over the union, the value is IoU over the hull.
         fits = windows[_cross_iou(mine[:1, :2], windows)[0].argmax()]
         best.append(_hull_iou(mine[0], fits))
     if not precisions:
         nothing = dict.fromkeys(map(str, THRESHOLDS), float("nan"))
         return {"MR-mAP": nothing | {"average": float("nan")}, "MR-R1": nothing}
     mean = np.mean(precisions, axis=0)
-    maps = {str(t): 100 * float(value) for t, value in zip(THRESHOLDS, mean, strict=True)}
-    recalls = {str(t): 100 * float(np.mean(np.array(best) >= t)) for t in THRESHOLDS}
-    return {"MR-mAP": maps | {"average": 100 * float(mean.mean())}, "MR-R1": recalls}
+    maps, recalls = {}, {}
+    for threshold, value in zip(THRESHOLDS, mean, strict=True):
+        reached = np.array(best) >= threshold
+        maps[str(threshold)] = 100 * float(value)
+        recalls[str(threshold)] = 100 * float(np.mean(reached))
+    maps["average"] = 100 * float(mean.mean())
+    return {"MR-mAP": maps, "MR-R1": recalls}
 
 
 def _windows(row: Row) -> np.ndarray:
     """[N, 3]: start, end, score."""
-    windows = [
-        list(w) if len(w) == 3 else [*w, 1 - EPSILON * place]
-        for place, w in enumerate(row["pred_relevant_windows"])
-    ]
+    windows = []
+    for place, window in enumerate(row["pred_relevant_windows"]):
+        window = list(window)
+        if len(window) != 3:
+            # Falling scores keep the order of windows that come without.
+            window.append(1 - EPSILON * place)
+        windows.append(window)
     return np.array(windows, dtype=float).reshape(-1, 3)
 
 
@@ -192,27 +211,33 @@ def _marks(row: Row) -> np.ndarray:
 
 def _cross_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """[N, M] over the true union; 0 where it is empty."""
-    shared = np.clip(
-        np.minimum(a[:, None, 1], b[None, :, 1]) - np.maximum(a[:, None, 0], b[None, :, 0]),
-        0,
-        None,
-    )
-    union = (a[:, 1] - a[:, 0])[:, None] + (b[:, 1] - b[:, 0])[None] - shared
+    first_end = np.minimum(a[:, None, 1], b[None, :, 1])
+    last_start = np.maximum(a[:, None, 0], b[None, :, 0])
+    shared = np.clip(first_end - last_start, 0, None)
+    lengths_a = a[:, 1] - a[:, 0]
+    lengths_b = b[:, 1] - b[:, 0]
+    union = lengths_a[:, None] + lengths_b[None] - shared
     return np.divide(shared, union, out=np.zeros_like(shared), where=union != 0)
 
 
 def _hull_iou(a: np.ndarray, b: np.ndarray) -> float:
-    hull = max(a[1], b[1]) - min(a[0], b[0])
-    return float(max(0.0, min(a[1], b[1]) - max(a[0], b[0])) / hull) if hull else 0.0
+    (start, end), (other_start, other_end) = a[:2], b[:2]
+    hull = max(end, other_end) - min(start, other_start)
+    shared = max(0.0, min(end, other_end) - max(start, other_start))
+    return float(shared / hull) if hull else 0.0
 
 
 def _interpolated(correct: np.ndarray, total: int) -> float:
+    """Area under the running maximum of precision over recall; `correct` [N] by falling score."""
     found = np.cumsum(correct)
-    precision = np.concatenate([[0.0], found / np.arange(1, len(correct) + 1), [0.0]])
+    # Sentinels at both ends: recall starts at 0, and what is never found has precision 0.
+    among = np.arange(1, len(correct) + 1)
+    precision = np.concatenate([[0.0], found / among, [0.0]])
     recall = np.concatenate([[0.0], found / total, [1.0]])
     precision = np.maximum.accumulate(precision[::-1])[::-1]
     step = np.nonzero(np.diff(recall))[0] + 1
-    return float(np.sum((recall[step] - recall[step - 1]) * precision[step]))
+    width = recall[step] - recall[step - 1]
+    return float(np.sum(width * precision[step]))
 
 
 def _brief(result: Mapping[str, Any]) -> dict[str, float]:
@@ -220,12 +245,12 @@ def _brief(result: Mapping[str, Any]) -> dict[str, float]:
     if "full" in result:
         for name in RANGES:
             brief[f"MR-{name}-mAP"] = result[name]["MR-mAP"]["average"]
-        brief |= {f"MR-full-mAP@{t}": result["full"]["MR-mAP"][t] for t in ("0.5", "0.75")}
-        brief |= {f"MR-full-R1@{t}": result["full"]["MR-R1"][t] for t in ("0.5", "0.7")}
-    for name in (f"HL-min-{level}" for level in LEVELS):
+        full = result["full"]
+        brief |= {f"MR-full-mAP@{t}": full["MR-mAP"][t] for t in ("0.5", "0.75")}
+        brief |= {f"MR-full-R1@{t}": full["MR-R1"][t] for t in ("0.5", "0.7")}
+    for level in LEVELS:
+        name = f"HL-min-{level}"
         if name in result:
-            brief |= {
-                f"{name}-mAP": result[name]["HL-mAP"],
-                f"{name}-Hit1": result[name]["HL-Hit1"],
-            }
+            brief[f"{name}-mAP"] = result[name]["HL-mAP"]
+            brief[f"{name}-Hit1"] = result[name]["HL-Hit1"]
     return brief

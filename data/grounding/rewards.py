@@ -10,12 +10,14 @@ to the clip. `set_reward` does the same for answers of any number of spans.
     Time-R1        time_zero_iou, time_r1_iou    the second: IoU · (1 - |Δs|/D) · (1 - |Δe|/D)
     VideoChat-R1   glue_iou, glue_answer, glue_format
     TimeLens2      timelens2_reward              W1 reward + set IoU + parse penalty
-    TempSamp-R1    soft_shaping
+    TempSamp-R1    tempsamp_reward               shaped IoU and a format
 
 Departures of the compatible forms, each a crash or an accident of the code (vtg_related, section 1):
 1. Equal points in TimeZero and Time-R1 use a variable before it is set, or that of the sample before: 0 here.
 2. `time_r1_iou` clamps both factors to [0, 1]; with `clamp=False` two predictions outside the clip can multiply to a
    positive value, as in the code.
+
+docs/grounding.md shows each by a line.
 """
 
 from __future__ import annotations
@@ -28,13 +30,13 @@ from typing import TYPE_CHECKING
 
 from mmrl.data.grounding.span_math import (
     hull_iou,
+    length_ratio_penalty,
     matched_giou,
     set_iou,
     timelens2_giou,
     timelens2_iou,
     wasserstein_reward,
 )
-from mmrl.data.grounding.span_math import length_ratio_penalty as length_penalty
 from mmrl.data.grounding.spans import (
     NUMBER,
     THINK_ANSWER,
@@ -58,12 +60,21 @@ Score = Callable[[str, Spans, float | None], float]
 """(answer, true spans in seconds, duration of the clip in seconds or None) -> reward."""
 
 KEYWORDS = (
-    "analyze", "compare", "deduce", "however", "therefore", "because", "step", "observe", "notice", "identify", "wait",
+    "analyze", "compare", "deduce", "however", "therefore", "because",
+    "step", "observe", "notice", "identify", "wait",
 )  # fmt: skip
+"""Words of reasoning that Time-R1 counts in its log."""
 PHRASES = (
-    "The best answer is", "The correct answer is", "The answer is", "The answer", "The best option is",
-    "The correct option is", "Best answer:Best option:",
-)  # fmt: skip
+    "The best answer is",
+    "The correct answer is",
+    "The answer is",
+    "The answer",
+    "The best option is",
+    "The correct option is",
+    # One text, as in the original, where a comma is missing.
+    "Best answer:Best option:",
+)
+"""Stock phrases that VideoChat-R1 removes before it looks for a letter, in its order."""
 
 
 @dataclass(frozen=True)
@@ -85,9 +96,12 @@ class SpanReward:
 def span_iou(text: str, truth: Spans, duration: float | None = None) -> float:
     """Ours: IoU of the first span with the true span it fits best, in [0, 1]; 0 for what is no span."""
     spans = lenient_spans(text)
-    if not spans or spans[0][0] >= spans[0][1]:
+    if not spans:
         return 0.0
-    return max(hull_iou(spans[0], span) for span in truth)
+    start, end = spans[0]
+    if start >= end:
+        return 0.0
+    return max(hull_iou((start, end), span) for span in truth)
 
 
 def set_reward(text: str, truth: Spans, duration: float | None = None) -> float:
@@ -119,15 +133,17 @@ def template_format(
 def timelens_iou(text: str, truth: Spans, duration: float | None = None) -> float:
     """TimeLens: the first span read against the first true span; 0 if it does not start before it ends."""
     spans = timelens_spans(text)
-    return hull_iou(truth[0], spans[0]) if spans and spans[0][0] < spans[0][1] else 0.0
+    if not spans or spans[0][0] >= spans[0][1]:
+        return 0.0
+    return hull_iou(truth[0], spans[0])
 
 
-def think_format(text: str, truth: Spans | None = None, duration: float | None = None) -> float:
+def time_zero_format(
+    text: str, truth: Spans | None = None, duration: float | None = None
+) -> float:
     """1 if the stripped text is a thinking and an answer block; further blocks may hide inside of them."""
-    return float(
-        re.fullmatch(r"<think>.*?</think>\s*<answer>.*?</answer>", text.strip(), re.DOTALL)
-        is not None
-    )
+    # THINK_ANSWER is the same pattern with a group; the codes differ in stripping only.
+    return float(THINK_ANSWER.fullmatch(text.strip()) is not None)
 
 
 def timelens_format(
@@ -148,7 +164,9 @@ def videochat_r1_iou(text: str, truth: Spans, duration: float | None = None) -> 
     span = answer_span(text, ordered=True)
     if span is None:
         return 0.0
-    return 1.0 if span == truth[0] and span[0] == span[1] else hull_iou(span, truth[0])
+    if _same_point(span, truth[0]):
+        return 1.0
+    return hull_iou(span, truth[0])
 
 
 def time_r1_iou(
@@ -162,9 +180,13 @@ def time_r1_iou(
     span = answer_span(text)
     if span is None:
         return 0.0
-    near = [1 - abs(true - said) / duration for true, said in zip(truth[0], span, strict=True)]
-    near = [min(1.0, max(0.0, value)) for value in near] if clamp else near
-    return hull_iou(span, truth[0]) * near[0] * near[1]
+    start, end = truth[0]
+    near_start = 1 - abs(start - span[0]) / duration
+    near_end = 1 - abs(end - span[1]) / duration
+    if clamp:
+        # Ends further away than the clip is long make both factors negative, and their product would be paid.
+        near_start, near_end = _unit(near_start), _unit(near_end)
+    return hull_iou(span, truth[0]) * near_start * near_end
 
 
 def time_r1_difficulty(text: str, truth: Spans) -> float:
@@ -175,7 +197,7 @@ def time_r1_difficulty(text: str, truth: Spans) -> float:
     span = last_span(text)
     if span is None:
         return 0.0
-    if span == truth[0] and span[0] == span[1]:
+    if _same_point(span, truth[0]):
         return math.nan
     return 100 * hull_iou(span, truth[0])
 
@@ -189,9 +211,9 @@ def time_r1_thought(text: str) -> dict[str, float]:
     """What Time-R1 logs about the last thinking block: timestep_pair, think_length, keyword_usage, paragraphs."""
     blocks = re.findall(r"<think>(.*?)</think>", text, re.DOTALL)
     thought = blocks[-1].strip() if blocks else ""
-    pair = re.search(
-        rf"<timestep>\s*{NUMBER}\s+to\s+{NUMBER}\s*</timestep>", thought, re.IGNORECASE
-    )
+    timestep = rf"<timestep>\s*{NUMBER}\s+to\s+{NUMBER}\s*</timestep>"
+    pair = re.search(timestep, thought, re.IGNORECASE)
+    # Each keyword counts once, also inside of other words: "wait" in "await".
     words = sum(word in thought.lower() for word in KEYWORDS)
     lines = sum(bool(line.strip()) for line in thought.split("\n"))
     return {
@@ -211,16 +233,16 @@ def glue_iou(text: str, truth: Spans, duration: float | None = None) -> float:
 def glue_answer(text: str, letter: str) -> float:
     """1 if the first of the letters A to G in the first answer block, stock phrases removed, is that of the truth."""
     block = re.search(r"<answer>(.*?)</answer>", text, re.DOTALL)
-    return float(block is not None and _letter(block.group(1)) == _letter(letter))
+    if block is None:
+        return 0.0
+    return float(_letter(block.group(1)) == _letter(letter))
 
 
 def glue_format(text: str) -> float:
     """1 for a thinking, an answer and a glue block whose list is valid; else 0."""
     blocks = r"<think>.*?</think>\s*<answer>.*?</answer>\s*<glue>.*?</glue>"
-    return float(
-        re.fullmatch(blocks, text.strip(), re.DOTALL) is not None
-        and glue_spans(text) is not None
-    )
+    in_blocks = re.fullmatch(blocks, text.strip(), re.DOTALL) is not None
+    return float(in_blocks and glue_spans(text) is not None)
 
 
 def timelens2_reward(
@@ -228,9 +250,9 @@ def timelens2_reward(
 ) -> float:
     """TimeLens2, released 4B run: W1 reward + set IoU, in [0, 2]; -1 if the answer cannot be read."""
     spans = json_spans(text)
-    return (
-        wasserstein_reward(spans, truth, beta) + timelens2_iou(spans, truth) if spans else -1.0
-    )
+    if not spans:
+        return -1.0
+    return wasserstein_reward(spans, truth, beta) + timelens2_iou(spans, truth)
 
 
 def timelens2_set_iou(text: str, truth: Spans, duration: float | None = None) -> float:
@@ -251,11 +273,17 @@ def timelens2_penalty(text: str, truth: Spans, duration: float | None = None) ->
 def timelens2_parts(text: str, truth: Spans, beta: float = 1.0) -> dict[str, float]:
     """Every reward that TimeLens2 can combine; all 0 for an answer that cannot be read, but parse_penalty -1."""
     spans = json_spans(text)
-    parts = {"iou": timelens2_iou, "giou": timelens2_giou, "matched_giou": matched_giou}
-    parts["length_ratio_penalty"] = length_penalty
-    values = {name: part(spans, truth) if spans else 0.0 for name, part in parts.items()}
-    values["wasserstein"] = wasserstein_reward(spans, truth, beta) if spans else 0.0
-    return values | {"parse_penalty": 0.0 if spans else -1.0}
+    if not spans:
+        unpaid = ("iou", "giou", "matched_giou", "length_ratio_penalty", "wasserstein")
+        return dict.fromkeys(unpaid, 0.0) | {"parse_penalty": -1.0}
+    return {
+        "iou": timelens2_iou(spans, truth),
+        "giou": timelens2_giou(spans, truth),
+        "matched_giou": matched_giou(spans, truth),
+        "length_ratio_penalty": length_ratio_penalty(spans, truth),
+        "wasserstein": wasserstein_reward(spans, truth, beta),
+        "parse_penalty": 0.0,
+    }
 
 
 def soft_shaping(iou: float, threshold: float = 0.8, alpha: float = 1.0) -> float:
@@ -265,6 +293,7 @@ def soft_shaping(iou: float, threshold: float = 0.8, alpha: float = 1.0) -> floa
     """
     if iou >= threshold:
         return threshold + 0.01 * math.log(iou - threshold + 1)
+    # expm1(x) = e^x - 1 without loss near 0, where the shortfall is small.
     return threshold - math.expm1(alpha * (threshold - iou)) / math.expm1(alpha)
 
 
@@ -272,15 +301,25 @@ def tempsamp_reward(text: str, truth: Spans, duration: float | None = None) -> f
     """TempSamp-R1: shaped IoU, plus 0.1 if the answer block holds a pair of numbers."""
     span = answer_span(text)
     blocks = re.findall(r"<answer>(.*?)</answer>", text, re.DOTALL)
-    paired = any(
-        re.search(rf"{NUMBER}\s*(?:to|and|-)\s*{NUMBER}", block, re.IGNORECASE)
-        for block in blocks
-    )
-    return soft_shaping(hull_iou(span, truth[0]) if span else 0.0) + 0.1 * paired
+    pair = re.compile(rf"{NUMBER}\s*(?:to|and|-)\s*{NUMBER}", re.IGNORECASE)
+    # The format is wider than the parser: "10-20" has it and is not read, so that its IoU is 0.
+    paired = any(pair.search(block) for block in blocks)
+    iou = hull_iou(span, truth[0]) if span else 0.0
+    return soft_shaping(iou) + 0.1 * paired
 
 
 def _letter(answer: str) -> str:
     for phrase in PHRASES:
         answer = answer.replace(phrase, "")
     found = re.search("[ABCDEFG]", answer)
+    # Without a letter the text is "", so that two answers without one are equal, as there.
     return found.group() if found else ""
+
+
+def _same_point(span: Span, true: Span) -> bool:
+    """Both spans are one and the same point of time: their hull has no length."""
+    return span == true and span[0] == span[1]
+
+
+def _unit(value: float) -> float:
+    return min(1.0, max(0.0, value))

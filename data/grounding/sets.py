@@ -14,6 +14,7 @@ to one second beyond the clip is cut to it; spans further outside are dropped. `
 
 from __future__ import annotations
 
+import math
 import pickle
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -26,13 +27,12 @@ import numpy as np
 from mmrl.data.grounding.difficulty import about_sound
 from mmrl.data.grounding.questions import SPAN_TEMPLATE, snap_spans
 from mmrl.data.grounding.spans import Spans, as_spans
-from mmrl.data.grounding.times_retold import span_evidence
+from mmrl.data.grounding.time_encodings import span_evidence
 from mmrl.data.rows.images import read_image
-from mmrl.data.video.probe import BadVideo
-from mmrl.data.video.time_text import Encoding, Shown, native, pair_stamps
+from mmrl.data.video.time_text import EncodedClip, Encoding, native, pair_stamps
 from mmrl.data.video.video import ClipReader, ClipSampling
-from mmrl.ground.faults import Fault, shown
-from mmrl.types import Media, Prompt
+from mmrl.ground.faults import BadMedia, Fault, shown
+from mmrl.types import Media, Prompt, Prompts
 
 EXTENSIONS = (".mp4", ".mkv", ".webm", ".avi", ".mov")
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
@@ -88,26 +88,32 @@ class Rows(Sequence[GroundingRow]):
     def report(self, limit: int = 20) -> str:
         """How many rows are usable, reasons with counts, and the first faults with their places."""
         reasons = Counter(fault.reason for fault in self.faults)
-        lines = [
-            f"{len(self.rows)} questions about {len({row.video for row in self.rows})} clips"
-        ]
+        clips = {row.video for row in self.rows}
+        lines = [f"{len(self.rows)} questions about {len(clips)} clips"]
         lines += [f"  left out: {count} × {reason}" for reason, count in reasons.most_common()]
         lines += [f"  {fault}" for fault in self.faults[:limit]]
         hidden = len(self.faults) - limit
-        return "\n".join(lines + ([f"  and {hidden} more"] if hidden > 0 else []))
+        if hidden > 0:
+            lines.append(f"  and {hidden} more")
+        return "\n".join(lines)
 
 
 class RowBuilder:
     """Collects rows of one file: checks what every format shares, and turns what is wrong into faults."""
 
     def __init__(
-        self, file: str | Path, source: str, video_root: str | Path | None = None,
-        *, check_files: bool = True, clip_ends: bool = True,
-    ) -> None:  # fmt: skip
+        self,
+        file: str | Path,
+        source: str,
+        video_root: str | Path | None = None,
+        *,
+        check_files: bool = True,
+        clip_ends: bool = True,
+    ) -> None:
         self.file, self.source = Path(file), source
-        self.root = (
-            Path(video_root).expanduser() if video_root is not None else self.file.parent
-        )
+        self.root = self.file.parent
+        if video_root is not None:
+            self.root = Path(video_root).expanduser()
         self.check_files, self.clip_ends = check_files, clip_ends
         self.result = Rows()
         self._ids: Counter[str] = Counter()
@@ -126,17 +132,20 @@ class RowBuilder:
         except Fault as fault:
             self.note(where, fault)
             return
+        # Published files repeat ids; the first keeps its own, so that results of others can be compared with it.
         self._ids[row.id] += 1
-        name = row.id if self._ids[row.id] == 1 else f"{row.id}#{self._ids[row.id]}"
-        known = {
-            "id": name,
-            "source": row.source or self.source,
-            "video": video,
-            "spans": true,
-            "duration": duration,
-        }
-        extra = {**row.extra, "where": f"{self.file.name}, {where}"}
-        self.result.rows.append(replace(row, **known, extra=extra))
+        times = self._ids[row.id]
+        checked = replace(
+            row,
+            id=row.id if times == 1 else f"{row.id}#{times}",
+            source=row.source or self.source,
+            video=video,
+            spans=true,
+            duration=duration,
+            # Decoding comes much later; its errors name the line, too.
+            extra={**row.extra, "where": f"{self.file.name}, {where}"},
+        )
+        self.result.rows.append(checked)
 
     def note(self, where: str, fault: Fault) -> None:
         """Keep a fault with its place."""
@@ -145,47 +154,41 @@ class RowBuilder:
     def find(self, video: Any) -> str:
         """The file of a clip: a path below the root, or a name without its extension. Raises Fault."""
         if not isinstance(video, str) or not video.strip():
-            raise Fault(
-                "no video", f"the video is {shown(video)}", "Give a path below the video root."
-            )
+            fix = "Give a path below the video root."
+            raise Fault("no video", f"the video is {shown(video)}", fix)
         path = self.root / video.removeprefix("file://")
-        if path.suffix.lower() in EXTENSIONS + PICTURES and (
-            path.is_file() or not self.check_files
-        ):
+        complete = path.suffix.lower() in EXTENSIONS + PICTURES
+        if complete and (path.is_file() or not self.check_files):
             return str(path)
+        # Appended, not put in place of the suffix: names such as v_1.5 have dots that are none.
         for extension in EXTENSIONS:
-            if path.with_name(path.name + extension).is_file():
-                return str(path.with_name(path.name + extension))
+            candidate = path.with_name(path.name + extension)
+            if candidate.is_file():
+                return str(candidate)
         if not self.check_files:
             return f"{path}{EXTENSIONS[0]}"
-        raise Fault(
-            "missing video",
-            f"{path} is not there",
-            "Check the video root, or leave the entry out.",
-        )
+        fix = "Check the video root, or leave the entry out."
+        raise Fault("missing video", f"{path} is not there", fix)
 
     def usable(self, spans: Any, duration: float | None) -> Spans:
         """True spans by our policy. Raises Fault if none is left."""
         try:
             true = as_spans(spans)
         except ValueError as error:
-            raise Fault(
-                "no span", str(error), "Give [start, end] or a list of such pairs, in seconds."
-            ) from None
-        if duration is not None and self.clip_ends:
-            true = [(s, min(e, duration) if e <= duration + END_SLACK else e) for s, e in true]
-        kept = [
-            (s, e)
-            for s, e in true
-            if 0 <= s < e and (duration is None or not self.clip_ends or e <= duration)
-        ]
+            fix = "Give [start, end] or a list of such pairs, in seconds."
+            raise Fault("no span", str(error), fix) from None
+        limit = duration if duration is not None and self.clip_ends else math.inf
+        kept = []
+        for start, end in true:
+            # Annotators round: an end a little behind the clip means its end, one far behind means another clip.
+            if limit < end <= limit + END_SLACK:
+                end = limit
+            if 0 <= start < end <= limit:
+                kept.append((start, end))
         if not kept:
             found = f"spans {shown(spans)} of a clip of {duration} s"
-            raise Fault(
-                "unusable span",
-                found,
-                "A span must start before it ends, and lie within the clip.",
-            )
+            fix = "A span must start before it ends, and lie within the clip."
+            raise Fault("unusable span", found, fix)
         return kept
 
 
@@ -198,6 +201,7 @@ class PackedRows(Sequence[GroundingRow]):
 
     def __init__(self, rows: Sequence[GroundingRow]) -> None:
         packed = [pickle.dumps(row) for row in rows]
+        # Row i lies between _ends[i] and _ends[i + 1].
         self._ends = np.cumsum([0, *map(len, packed)])
         self._bytes = np.frombuffer(b"".join(packed), dtype=np.uint8)
 
@@ -209,16 +213,17 @@ class PackedRows(Sequence[GroundingRow]):
             return [self[i] for i in range(*index.indices(len(self)))]
         if not -len(self) <= index < len(self):
             raise IndexError(f"Index {index} lies outside {len(self)} rows.")
-        start, end = self._ends[index % len(self)], self._ends[index % len(self) + 1]
+        place = index % len(self)  # counts from the end if negative, as in a list
+        start, end = self._ends[place], self._ends[place + 1]
         return pickle.loads(self._bytes[start:end].tobytes())
 
 
-class GroundingPrompts:
+class GroundingPrompts(Prompts):
     """Prompts over rows: question, clip and true spans; the clip is decoded when an index is read.
 
     The answer is the list of true spans, or the row's own answer. `extra` holds query, duration, video, source and the
     row's columns, the true spans before snapping (`spans`), where they can be seen (`evidence`), and with `target` the
-    text of the true answer (`target`). `encoding` says how times are told.
+    text of the true answer (`target`). `encoding` says how the model learns the times of the frames.
     """
 
     def __init__(
@@ -238,13 +243,8 @@ class GroundingPrompts:
                 f"The template {shown(template)} has no place for the question; write {{query}} into it."
             )
         self.rows, self.reader, self.sampling = PackedRows(rows), reader, sampling
-        self.template, self.encoding, self.snap, self.video_first = (
-            template,
-            encoding,
-            snap,
-            video_first,
-        )
-        self.target = target
+        self.template, self.encoding, self.target = template, encoding, target
+        self.snap, self.video_first = snap, video_first
         self.size: int | None = len(rows)
 
     def __len__(self) -> int:
@@ -258,38 +258,39 @@ class GroundingPrompts:
         where = row.extra.get("where", row.id)
         try:
             if row.image:
-                return self.prompt(row, Media(read_image(row.video, None)))
-            return self.prompt(
-                row, self.reader.clip(row.video, self.sampling, row.start, row.end)
-            )
-        except BadVideo as bad:
-            raise Fault(
-                bad.reason,
-                str(bad),
-                "Replace the file, or let Guarded take another row.",
-                where,
-            ) from bad
+                medium = Media(read_image(row.video, None))
+            else:
+                medium = self.reader.clip(row.video, self.sampling, row.start, row.end)
+            return self.prompt(row, medium)
+        except BadMedia as bad:
+            fix = "Replace the file, or let Guarded take another row."
+            raise Fault(bad.reason, str(bad), fix, where) from bad
         except Fault as fault:
             raise fault.at(where) from None
 
     def prompt(self, row: GroundingRow, clip: Media) -> Prompt:
         """The prompt of a row with its decoded clip or picture."""
-        view = Shown(({"type": "image"},), (clip,)) if row.image else self.encoding(clip)
+        if row.image:
+            encoded = EncodedClip(({"type": "image"},), (clip,))
+        else:
+            encoded = self.encoding(clip)
+        # `replace`, not `format`: templates and questions may hold other braces.
         text = {"type": "text", "text": self.template.replace("{query}", row.query)}
-        parts = [*view.parts, text] if self.video_first else [text, *view.parts]
+        parts = [*encoded.parts, text] if self.video_first else [text, *encoded.parts]
         answer: Any = row.spans if row.answer is None else row.answer
+        # What was decoded is believed before what the annotation says.
         duration = clip.duration if clip.duration is not None else row.duration
         extra = {**row.extra, "query": row.query, "duration": duration, "video": row.video}
         if row.spans:
             extra["spans"], extra["depends_on"] = row.spans, ("order",)
-            extra["evidence"] = span_evidence(row.spans, clip, view.media)
+            extra["evidence"] = span_evidence(row.spans, clip, encoded.media)
         if self.snap and row.spans:
+            # Metrics go by `spans`; only what is learned is put on the stamps.
             answer = snap_spans(row.spans, pair_stamps(clip))
         if self.target is not None and row.spans:
             extra["target"] = self.target(answer)
-        return Prompt(
-            row.id, ({"role": "user", "content": parts},), view.media, answer, row.source, extra
-        )
+        turn = {"role": "user", "content": parts}
+        return Prompt(row.id, (turn,), encoded.media, answer, row.source, extra)
 
 
 def timelens_usable(
@@ -300,12 +301,12 @@ def timelens_usable(
     sound: bool = False,
 ) -> bool:
     """Does TimeLens train on this row? By length of clip and query; queries about sounds only with `sound`."""
-    long_enough = row.duration is None or min_seconds <= row.duration <= max_seconds
-    return (
-        long_enough
-        and len(row.query.split(" ")) <= max_words
-        and (sound or not about_sound(row.query))
-    )
+    if row.duration is not None and not min_seconds <= row.duration <= max_seconds:
+        return False
+    # Split at single spaces, as there; the query is cleaned, so that these are its words.
+    if len(row.query.split(" ")) > max_words:
+        return False
+    return sound or not about_sound(row.query)
 
 
 def _seconds(value: Any) -> float | None:
@@ -316,10 +317,7 @@ def _seconds(value: Any) -> float | None:
         seconds = float(value)
     except (TypeError, ValueError):
         seconds = -1.0
-    if not 0 < seconds < float("inf"):
-        raise Fault(
-            "bad duration",
-            f"the duration is {shown(value)}",
-            "Give seconds, a positive number.",
-        )
+    if not 0 < seconds < math.inf:  # nan neither
+        fix = "Give seconds, a positive number."
+        raise Fault("bad duration", f"the duration is {shown(value)}", fix)
     return seconds

@@ -11,7 +11,6 @@ spans become one.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 
@@ -20,16 +19,21 @@ from mmrl.data.grounding.spans import Span, Spans
 
 def hull_iou(a: Span, b: Span) -> float:
     """Intersection over hull, in [0, 1]; 0 where the hull has no length (two equal points)."""
-    hull = max(a[1], b[1]) - min(a[0], b[0])
-    return max(0.0, min(a[1], b[1]) - max(a[0], b[0])) / hull if hull > 0 else 0.0
+    (start, end), (other_start, other_end) = a, b
+    hull = max(end, other_end) - min(start, other_start)
+    shared = max(0.0, min(end, other_end) - max(start, other_start))
+    return shared / hull if hull > 0 else 0.0
 
 
 def merged(spans: Sequence[Span]) -> Spans:
     """The same points as disjoint spans in order; spans that touch become one, points stay, reversed ones vanish."""
     joined: Spans = []
-    for start, end in sorted(span for span in spans if span[0] <= span[1]):
+    in_order = sorted(span for span in spans if span[0] <= span[1])
+    for start, end in in_order:
         if joined and start <= joined[-1][1]:
-            joined[-1] = (joined[-1][0], max(joined[-1][1], end))
+            # The larger end, because a long span may contain the next one.
+            before, until = joined[-1]
+            joined[-1] = (before, max(until, end))
         else:
             joined.append((start, end))
     return joined
@@ -42,7 +46,11 @@ def total_length(spans: Sequence[Span]) -> float:
 
 def overlap(a: Sequence[Span], b: Sequence[Span]) -> float:
     """Sum of the pairwise overlaps; what lies in two spans of one set counts twice."""
-    return sum(max(0.0, min(p[1], q[1]) - max(p[0], q[0])) for p in a for q in b)
+    shared = []
+    for start, end in a:
+        for other_start, other_end in b:
+            shared.append(max(0.0, min(end, other_end) - max(start, other_start)))
+    return sum(shared)
 
 
 def set_iou(predicted: Sequence[Span], truth: Sequence[Span], empty: float = 1.0) -> float:
@@ -55,12 +63,11 @@ def set_iou(predicted: Sequence[Span], truth: Sequence[Span], empty: float = 1.0
 
 def timelens2_iou(predicted: Sequence[Span], truth: Sequence[Span]) -> float:
     """Set IoU with the truth *not* merged, so that overlapping true spans count twice; clipped to [0, 1]."""
+    if not predicted or not truth:
+        return float(not predicted and not truth)
     shared, union = _half_merged(predicted, truth)
-    return (
-        min(1.0, max(0.0, shared / (union + 1e-16)))
-        if predicted and truth
-        else float(not predicted and not truth)
-    )
+    # Clipped, because overlapping true spans can make the shared length larger than the union.
+    return min(1.0, max(0.0, shared / (union + 1e-16)))
 
 
 def timelens2_giou(predicted: Sequence[Span], truth: Sequence[Span]) -> float:
@@ -69,33 +76,39 @@ def timelens2_giou(predicted: Sequence[Span], truth: Sequence[Span]) -> float:
         return float(not predicted and not truth)
     shared, union = _half_merged(predicted, truth)
     everything = [*merged(predicted), *truth]
-    hull = max(end for _, end in everything) - min(start for start, _ in everything)
+    first = min(start for start, _ in everything)
+    last = max(end for _, end in everything)
+    hull = last - first
     if hull <= 0:
         return 0.0
-    return min(1.0, max(-1.0, shared / (union + 1e-16) - (hull - union) / hull))
+    value = shared / (union + 1e-16) - (hull - union) / hull
+    return min(1.0, max(-1.0, value))
 
 
 def matched_giou(predicted: Sequence[Span], truth: Sequence[Span]) -> float:
     """MUSEG's local matching, in [0, 1]: spans in order of time are paired; mean of (1 + GIoU) / 2, unpaired 0."""
-    a, b = (sorted(span for span in spans if span[0] < span[1]) for spans in (predicted, truth))
+    a = sorted(span for span in predicted if span[0] < span[1])
+    b = sorted(span for span in truth if span[0] < span[1])
     if not a and not b:
         return 0.0
-    pairs = zip(a, b, strict=False)
-    return sum(0.5 * (1 + timelens2_giou([p], [q])) for p, q in pairs) / max(len(a), len(b))
+    # Paired by place in time, not by overlap: the shorter list ends, and what is left over is worth 0.
+    paired = zip(a, b, strict=False)
+    values = [0.5 * (1 + timelens2_giou([mine], [true])) for mine, true in paired]
+    return sum(values) / max(len(a), len(b))
 
 
 def wasserstein(predicted: Sequence[Span], truth: Sequence[Span]) -> float:
     """W1 in seconds between the uniform distributions on two merged sets, exact; both must have length."""
     a, b = _solid(predicted), _solid(truth)
-    lengths = total_length(a), total_length(b)
-    assert min(lengths) > 0, f"both sets need length, got {predicted} and {truth}"
+    length_a, length_b = total_length(a), total_length(b)
+    assert min(length_a, length_b) > 0, f"both sets need length, got {predicted} and {truth}"
     points = sorted({point for span in [*a, *b] for point in span})
-    gaps = [_distribution(a, lengths[0], x) - _distribution(b, lengths[1], x) for x in points]
+    gaps = [_distribution(a, length_a, x) - _distribution(b, length_b, x) for x in points]
     distance = 0.0
-    for (left, right), (y0, y1) in zip(
-        itertools.pairwise(points), itertools.pairwise(gaps), strict=True
-    ):
-        width = right - left
+    # Between two ends nothing begins or ends, so that F_A - F_B is a straight line and its area exact.
+    for place in range(len(points) - 1):
+        width = points[place + 1] - points[place]
+        y0, y1 = gaps[place], gaps[place + 1]
         if y0 * y1 < 0:
             # Both triangles beside the crossing.
             distance += width * (y0 * y0 + y1 * y1) / (2 * (abs(y0) + abs(y1)))
@@ -114,12 +127,15 @@ def wasserstein_reward(
     lengths = total_length(predicted), total_length(truth)
     if min(lengths) == 0:
         return float(max(lengths) == 0)
-    return math.exp(-beta * wasserstein(predicted, truth) / total_length(_solid(truth)))
+    # In lengths of the truth: five seconds are much for a short event and little for a long one.
+    scale = total_length(_solid(truth))
+    return math.exp(-beta * wasserstein(predicted, truth) / scale)
 
 
 def length_ratio_penalty(predicted: Sequence[Span], truth: Sequence[Span]) -> float:
     """-|log10 of the ratio of the summed lengths|; at most 0."""
-    return -abs(math.log10((total_length(predicted) + 1e-6) / (total_length(truth) + 1e-6)))
+    ratio = (total_length(predicted) + 1e-6) / (total_length(truth) + 1e-6)
+    return -abs(math.log10(ratio))
 
 
 def _half_merged(predicted: Sequence[Span], truth: Sequence[Span]) -> tuple[float, float]:
@@ -130,8 +146,10 @@ def _half_merged(predicted: Sequence[Span], truth: Sequence[Span]) -> tuple[floa
 
 
 def _solid(spans: Sequence[Span]) -> Spans:
+    """The merged set without points, which have no share in a distribution."""
     return merged([span for span in spans if span[0] < span[1]])
 
 
 def _distribution(spans: Spans, length: float, x: float) -> float:
+    """Share of the set that lies before x."""
     return sum(max(0.0, min(x, end) - start) for start, end in spans) / length

@@ -27,6 +27,8 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
+from mmrl.ground.answers import after_thinking
+
 Span = tuple[float, float]
 Spans = list[Span]
 
@@ -47,33 +49,19 @@ TEMPLATE = re.compile(
 
 def as_spans(value: Any) -> Spans:
     """A pair, or a list of pairs, of seconds as a list of spans. Raises ValueError for anything else."""
-    if (
-        isinstance(value, (list, tuple))
-        and len(value) == 2
-        and all(_is_number(x) for x in value)
-    ):
-        value = [value]
-    if not isinstance(value, (list, tuple)):
+    if not isinstance(value, list | tuple):
         raise ValueError(
             f"{value!r} is no span; give [start, end] or a list of such pairs, in seconds."
         )
+    pairs = [value] if _is_pair(value) else value
     spans = []
-    for pair in value:
-        if (
-            not isinstance(pair, (list, tuple))
-            or len(pair) != 2
-            or not all(_is_number(x) for x in pair)
-        ):
+    for pair in pairs:
+        if not _is_pair(pair):
             raise ValueError(
                 f"{pair!r} in {value!r} is no span; give [start, end] in seconds, both finite."
             )
         spans.append((float(pair[0]), float(pair[1])))
     return spans
-
-
-def without_thinking(text: str) -> str:
-    """What follows the last finished thinking block; all of the text if there is none."""
-    return text.rpartition("</think>")[2]
 
 
 def inside_answer(text: str) -> str:
@@ -84,13 +72,13 @@ def inside_answer(text: str) -> str:
 
 def strict_spans(text: str) -> Spans | None:
     """Spans of an answer that is the template and nothing else, a finished thinking block aside; else None."""
-    found = TEMPLATE.fullmatch(inside_answer(without_thinking(text)).strip())
+    found = TEMPLATE.fullmatch(inside_answer(after_thinking(text)).strip())
     return _pairs(DASHED.findall(found.group(1))) if found else None
 
 
 def lenient_spans(text: str) -> Spans:
     """Spans of any text with numbers in it: as TimeLens reads, outside of the thinking."""
-    return timelens_spans(inside_answer(without_thinking(text)))
+    return timelens_spans(inside_answer(after_thinking(text)))
 
 
 def timelens_answer(text: str) -> str:
@@ -123,7 +111,9 @@ def answer_span(text: str, *, ordered: bool = False) -> Span | None:
     if not found:
         return None
     start, end = _pairs(found[-1:])[0]
-    return None if ordered and start > end else (start, end)
+    if ordered and start > end:
+        return None
+    return start, end
 
 
 def last_span(text: str) -> Span | None:
@@ -135,8 +125,10 @@ def last_span(text: str) -> Span | None:
 
 def first_two_numbers(text: str) -> Span | None:
     """The first two numbers of the text; Time-R1 takes them while filtering when nothing else can be read."""
-    found = re.findall(r"\d+(?:\.\d+)?", text)[:2]
-    return (float(found[0]), float(found[1])) if len(found) == 2 else None
+    found = re.findall(r"\d+(?:\.\d+)?", text)
+    if len(found) < 2:
+        return None
+    return float(found[0]), float(found[1])
 
 
 def json_spans(text: str) -> Spans:
@@ -146,17 +138,21 @@ def json_spans(text: str) -> Spans:
     stands in an answer block, if there is one.
     """
     thought = r"<(?:redacted_)?thinking>.*?</(?:redacted_)?thinking>\s*<answer>(?P<answer>.*?)</answer>"
+    block = r"<answer>(?P<answer>.*?)</answer>"
     found = None
+    # Without the closing tag no pattern can match, and trying them costs quadratic time.
     if "</answer>" in text:
-        found = re.search(thought, text, re.DOTALL) or re.search(
-            r"<answer>(?P<answer>.*?)</answer>", text, re.DOTALL
-        )
+        found = re.search(thought, text, re.DOTALL) or re.search(block, text, re.DOTALL)
     answer = (found["answer"] if found else text).strip()
+    candidates = [answer]
     fence = re.search(r"```(?:json)?\s*([\s\S]*?)```", answer, re.IGNORECASE)
-    candidates = [answer, *([fence.group(1).strip()] if fence else []), *_nested_arrays(answer)]
+    if fence:
+        candidates.append(fence.group(1).strip())
+    candidates += _nested_arrays(answer)
     for candidate in candidates:
         try:
             spans = _json_pairs(json.loads(candidate))
+        # A thousand nested brackets are valid JSON and too deep for its reader.
         except (ValueError, RecursionError):
             continue
         if spans:
@@ -169,10 +165,12 @@ def glue_spans(text: str) -> Spans | None:
     """Spans of the first <glue> block; None unless it is literally a list of (a, b) tuples with 0 ≤ a ≤ b."""
     block = re.search(r"<glue>(.*?)</glue>", text, re.DOTALL)
     pair = r"\(\d+(\.\d+)?,\s*\d+(\.\d+)?\)"
-    if block is None or not re.fullmatch(rf"\[({pair}(,\s*{pair})*(,)?|)\]", block.group(1)):
+    listed = rf"\[({pair}(,\s*{pair})*(,)?|)\]"
+    if block is None or not re.fullmatch(listed, block.group(1)):
         return None
     try:
-        spans = [(float(start), float(end)) for start, end in ast.literal_eval(block.group(1))]
+        literal = ast.literal_eval(block.group(1))
+        spans = [(float(start), float(end)) for start, end in literal]
     except (SyntaxError, ValueError):
         # Numbers such as 007 have the right shape and are no literals.
         return None
@@ -180,6 +178,7 @@ def glue_spans(text: str) -> Spans | None:
 
 
 def _read_spans(text: str) -> Spans:
+    """TimeLens' reader of lower-case text: the first notation of which there is any wins, and is read throughout."""
     clocks = [_seconds(clock) for clock in CLOCK.findall(text)]
     if len(clocks) >= 2:
         return _pairs(zip(clocks[0::2], clocks[1::2], strict=False))
@@ -203,8 +202,16 @@ def _pairs(found: Iterable[Any]) -> Spans:
     return [span for span in spans if math.isfinite(span[0]) and math.isfinite(span[1])]
 
 
+def _is_pair(value: Any) -> bool:
+    """Two numbers in a list or tuple."""
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        return False
+    return _is_number(value[0]) and _is_number(value[1])
+
+
 def _is_number(value: Any) -> bool:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    # JSON's true is an int in Python and no second.
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     # An integer may be too large for a float; comparing does not convert it.
     return -LARGEST <= value <= LARGEST
@@ -212,18 +219,29 @@ def _is_number(value: Any) -> bool:
 
 def _nested_arrays(text: str) -> list[str]:
     """Each part that starts with [[ and ends at the bracket that closes it."""
-    parts, place = [], text.find("[[")
+    parts = []
+    place = text.find("[[")
     while place != -1:
-        depth = 0
-        for end in range(place, len(text)):
-            depth += {"[": 1, "]": -1}.get(text[end], 0)
-            if depth == 0:
-                break
-        else:
+        end = _closing_bracket(text, place)
+        if end is None:
+            # A part that is never closed ends the scan, as there, though a later one may be closed.
             return parts
         parts.append(text[place : end + 1])
         place = text.find("[[", end + 1)
     return parts
+
+
+def _closing_bracket(text: str, start: int) -> int | None:
+    """Where the bracket at `start` is closed; None if it is not."""
+    depth = 0
+    for place in range(start, len(text)):
+        if text[place] == "[":
+            depth += 1
+        elif text[place] == "]":
+            depth -= 1
+        if depth == 0:
+            return place
+    return None
 
 
 def _json_pairs(data: Any) -> Spans:
@@ -245,13 +263,15 @@ def _json_pair(item: Any) -> Span | None:
         item = item[0]
     if not isinstance(item, list) or len(item) < 2:
         return None
-    ends = [_json_number(value) for value in item[:2]]
-    return (ends[0], ends[1]) if ends[0] is not None and ends[1] is not None else None
+    start, end = _json_number(item[0]), _json_number(item[1])
+    if start is None or end is None:
+        return None
+    return start, end
 
 
 def _json_number(value: Any) -> float | None:
-    if isinstance(value, str) and re.fullmatch(
-        r"-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?", value.strip()
-    ):
+    number = r"-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?"
+    # The pattern keeps out what float() would also take: "nan", "1_000", "infinity".
+    if isinstance(value, str) and re.fullmatch(number, value.strip()):
         value = float(value)
     return float(value) if _is_number(value) else None

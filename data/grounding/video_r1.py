@@ -46,9 +46,11 @@ def accuracy(text: str, solution: str, problem_type: str) -> float:
     if a is None or b is None:
         return 0.0
     if problem_type == "numerical":
-        alike = any(mark in said for mark in ".,") == any(mark in true for mark in ".,")
+        # 3 and 3.0 differ: whether a fraction was asked for belongs to the answer.
+        alike = _is_decimal(said) == _is_decimal(true)
         return float(alike and round(a, 2) == round(b, 2))
-    return 1 - min(1.0, max(0.0, (abs(a - b) + 1e-9) / (abs(b) + 1e-9)))
+    error = (abs(a - b) + 1e-9) / (abs(b) + 1e-9)
+    return 1 - min(1.0, max(0.0, error))
 
 
 def video_r1_accuracy(rollout: Rollout) -> float:
@@ -58,16 +60,15 @@ def video_r1_accuracy(rollout: Rollout) -> float:
         raise ValueError(
             f"Prompt {rollout.prompt.id!r} has the problem type {kind!r}; allowed are {', '.join(TYPES)}."
         )
-    return accuracy(
-        rollout.text, f"<answer>{_inside(str(rollout.prompt.answer), bare=True)}</answer>", kind
-    )
+    # Rows of other readers hold the bare answer; both forms are put into a block, where `accuracy` looks.
+    true = _inside(str(rollout.prompt.answer), bare=True)
+    return accuracy(rollout.text, f"<answer>{true}</answer>", kind)
 
 
 def video_r1_format(text: str) -> float:
     """1 if the whole text is a thinking and an answer block; else 0."""
-    return float(
-        re.fullmatch(r"<think>.*?</think>\s*<answer>.*?</answer>", text, re.DOTALL) is not None
-    )
+    blocks = r"<think>.*?</think>\s*<answer>.*?</answer>"
+    return float(re.fullmatch(blocks, text, re.DOTALL) is not None)
 
 
 def temporal_bonus(
@@ -88,40 +89,37 @@ def length_bonus(
 ) -> list[float]:
     """The bonus of each answer for a length in tokens within [low, high], if at least two answers are good."""
     good = [value > GOOD for value in accuracies]
+    # One good answer may be luck, and its length says nothing.
     enough = sum(good) >= 2
-    return [
-        bonus * (enough and is_good and low <= n <= high)
-        for is_good, n in zip(good, lengths, strict=True)
-    ]
+    bonuses = []
+    for is_good, length in zip(good, lengths, strict=True):
+        earned = enough and is_good and low <= length <= high
+        bonuses.append(bonus if earned else 0.0)
+    return bonuses
 
 
 def t_grpo_bonus(
     ordered: Sequence[float], shuffled: Sequence[float], lengths: Sequence[int]
 ) -> list[float]:
-    """What each ordered answer is paid on top of accuracy and format: temporal and length bonus."""
+    """What each ordered answer is paid on top of accuracy and format: temporal and length bonus.
+
+    In the code the length bonus looks at the accuracy with the temporal bonus; that bonus goes only to answers that are
+    good already, so that nothing depends on it.
+    """
     pairs = zip(temporal_bonus(ordered, shuffled), length_bonus(ordered, lengths), strict=True)
     return [temporal + length for temporal, length in pairs]
-
-
-def t_grpo_rewards(
-    accuracies: Sequence[float],
-    formats: Sequence[float],
-    shuffled: Sequence[float],
-    lengths: Sequence[int],
-) -> list[float]:
-    """Rewards of one ordered group: accuracy with its temporal bonus, format, and length bonus.
-
-    The length bonus looks at the accuracy with the temporal bonus; a bonus goes only to answers that are good already,
-    so that nothing depends on it.
-    """
-    extra = t_grpo_bonus(accuracies, shuffled, lengths)
-    return [sum(parts) for parts in zip(accuracies, formats, extra, strict=True)]
 
 
 def _inside(text: str, bare: bool = False) -> str:
     """The stripped inside of the first answer block; without one nothing, or all of the text if `bare`."""
     found = re.search(r"<answer>(.*?)</answer>", text, re.DOTALL)
-    return found.group(1).strip() if found else text.strip() if bare else ""
+    if found:
+        return found.group(1).strip()
+    return text.strip() if bare else ""
+
+
+def _is_decimal(text: str) -> bool:
+    return "." in text or "," in text
 
 
 def _number(text: str) -> float | None:

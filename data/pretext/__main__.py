@@ -29,11 +29,11 @@ from mmrl.data.pretext.catalogue import TASKS, find
 from mmrl.data.pretext.contract import Sample, Visual
 from mmrl.data.pretext.difficulty import DefaultKnobs, FixedLevel
 from mmrl.data.pretext.presets import PRESETS, preset
-from mmrl.data.pretext.stream.media import Quarantine
 from mmrl.data.pretext.stream.open import open_source
 from mmrl.data.pretext.stream.sources import Source, SplitSource
 from mmrl.data.pretext.stream.stream import SampleStream
-from mmrl.ground.pretext_progress import shown
+from mmrl.ground.progress import with_progress
+from mmrl.ground.quarantine import Quarantine
 
 EXAMPLES = {
     "export": """examples:
@@ -123,7 +123,7 @@ def run_preview(args: argparse.Namespace) -> int:
     from mmrl.data.pretext.audit.preview import write_preview
 
     stream, path = stream_of(args), Path(args.output)
-    samples = shown(stream.first(args.count), args.count, "samples made")
+    samples = with_progress(stream.first(args.count), args.count, "samples made")
     number = write_preview(samples, path, f"{args.preset} on {stream.source.name}")
     print(f"wrote {number} samples to {path}; open it in a browser")
     return 0
@@ -170,7 +170,7 @@ def run_bench(args: argparse.Namespace) -> int:
 
 def run_stats(args: argparse.Namespace) -> int:
     stream = stream_of(args)
-    samples = list(shown(stream.first(args.count), args.count, "samples made"))
+    samples = list(with_progress(stream.first(args.count), args.count, "samples made"))
     tasks = Counter(sample.task for sample in samples)
     print(
         f"{'task':20s} {'share':>6s} {'accepted':>9s} {'chance':>7s} {'reward':>7s} {'visuals':>8s} {'megapixels':>11s}"

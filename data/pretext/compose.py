@@ -32,12 +32,12 @@ from mmrl.data.pretext.contract import (
 from mmrl.data.pretext.craft.answer_forms import ChoiceTask, all_or_error, lettered, listed
 from mmrl.data.pretext.craft.coordinates import RULE, is_box, scaled_box
 from mmrl.data.pretext.craft.draws import some_of
-from mmrl.data.pretext.craft.rng import Streams, generator
 from mmrl.data.pretext.marking.parsing import ParseError, numbers
 from mmrl.data.pretext.marking.rewards import box_iou
 from mmrl.data.pretext.surface import Surface
 from mmrl.data.pretext.tasks.crop_location import box_key, random_box
 from mmrl.ground.require import require
+from mmrl.ground.seeds import Streams, philox
 
 BAR = "|"
 
@@ -246,7 +246,7 @@ class LocatedTask(WrappedTask):
 def worded(task: Task, draft: Draft) -> str:
     """A wording of the task's question, chosen by the fields so that it does not depend on the truth."""
     names = sorted(map(str, draft.fields))
-    pick = int(generator("wording", names).integers(len(task.wordings)))
+    pick = int(philox("wording", names).integers(len(task.wordings)))
     return task.wordings[pick].format(**draft.fields)
 
 

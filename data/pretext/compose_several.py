@@ -28,9 +28,9 @@ from mmrl.data.pretext.contract import (
     Visual,
 )
 from mmrl.data.pretext.craft.answer_forms import ChoiceTask, all_or_error, lettered, listed
-from mmrl.data.pretext.craft.rng import Streams
 from mmrl.data.pretext.marking.parsing import ParseError
 from mmrl.ground.require import require
+from mmrl.ground.seeds import Streams
 
 THEN = "then_"
 """Before the names of the second task's knobs in a chain."""

@@ -25,9 +25,9 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.random import Generator
 
-from mmrl.data.pretext.craft.rng import Streams
 from mmrl.data.pretext.marking.parsing import Parsed, ParseError, extract
 from mmrl.data.pretext.surface import EXAMPLE_CHANCE, Surface
+from mmrl.ground.seeds import Streams
 
 Array = np.ndarray
 Kind = Literal["image", "rgbd", "video", "document", "none"]

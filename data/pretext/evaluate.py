@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from mmrl.data.pretext.craft.rng import generator
 from mmrl.data.pretext.prompts import score, to_prompt
 from mmrl.data.pretext.stream.stream import SampleStream
-from mmrl.ground.pretext_progress import shown
+from mmrl.ground.progress import with_progress
+from mmrl.ground.seeds import philox
 from mmrl.rollouts.engine import Engine
 from mmrl.types import Now, Rollout, Sampling
 
@@ -111,7 +111,7 @@ def evaluate_engine(
     sampling = Sampling(group_size=1, temperature=0.0, max_tokens=max_tokens)
     now = Now(step=0, progress=0.0, seed=seed)
     answered: list[Rollout] = []
-    samples = shown(stream.first(count), count, "samples asked")
+    samples = with_progress(stream.first(count), count, "samples asked")
     # In batches from the stream: the pictures of all samples together would not fit into memory.
     while batch := [to_prompt(sample) for sample in islice(samples, BATCH)]:
         answered += engine.generate(batch, sampling, now)
@@ -132,7 +132,7 @@ def summarised(task: str, rollouts: Sequence[Rollout]) -> TaskResult:
     floors = np.array([rollout.prompt.extra["chance_reward"] for rollout in rollouts])
     above = (rewards - floors) / np.maximum(1.0 - floors, 1e-9)
     # Fixed random numbers: the same answers give the same interval.
-    picks = generator("bootstrap", task, count).integers(count, size=(2000, count))
+    picks = philox("bootstrap", task, count).integers(count, size=(2000, count))
     low, high = np.quantile(above[picks].mean(axis=1), [0.025, 0.975])
     right = sum(entry.correct for entry in scores)
     unread = sum(entry.parts.get("parsed", 0.0) == 0.0 for entry in scores)

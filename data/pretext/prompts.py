@@ -30,10 +30,10 @@ from mmrl.data.pretext.stream.stream import SampleStream
 from mmrl.data.pretext.surface import Surface
 from mmrl.ground.faults import BadRow
 from mmrl.rewards.pay import in_process
-from mmrl.types import Media, Prompt, Rollout
+from mmrl.types import Media, Prompt, Prompts, Rollout
 
 
-class PretextPrompts:
+class PretextPrompts(Prompts):
     """A stream as a collection of prompts; `size` None is endless."""
 
     def __init__(self, stream: SampleStream, size: int | None = None, start: int = 0) -> None:

@@ -70,10 +70,11 @@ class ColumnMap:
             asked = getattr(self, entry.name)
             asked = (asked,) if isinstance(asked, str) else asked
             if asked == (AUTO,):
-                found[entry.name] = tuple(
-                    name for name in CONVENTIONS[entry.name] if name in names
-                )[:1]
+                known = [name for name in CONVENTIONS[entry.name] if name in names]
+                # The first only: a table with `problem` and `question` has one question under two names.
+                found[entry.name] = tuple(known[:1])
                 continue
+            # An empty name says that there is no such column.
             found[entry.name] = tuple(name for name in asked if name)
             for name in found[entry.name]:
                 if name not in names:
@@ -87,11 +88,9 @@ class ColumnMap:
 def missing_field(field: str, existing: Iterable[str], where: str) -> ValueError:
     """The error for a field that neither the map nor the conventions find."""
     names = list(existing)
-    guesses = [
-        guess
-        for known in CONVENTIONS[field]
-        for guess in difflib.get_close_matches(known, names, 1, 0.75)
-    ]
+    guesses: list[str] = []
+    for known in CONVENTIONS[field]:
+        guesses += difflib.get_close_matches(known, names, 1, 0.75)
     hint = f" Did you mean {guesses[0]!r}?" if guesses else ""
     drop = f" If there is none, pass columns={{'{field}': None}}." if field == "answer" else ""
     return ValueError(
@@ -106,10 +105,10 @@ def _entry(name: str, value: Any) -> Any:
     if value is None:
         return () if many else ""
     names = (value,) if isinstance(value, str) else tuple(value)
-    if not all(isinstance(each, str) for each in names) or (len(names) != 1 and not many):
-        raise ValueError(
-            f"columns[{name!r}] is {value!r}; it must be a column name{' or a list of them' * many}."
-        )
+    are_names = all(isinstance(each, str) for each in names)
+    if not are_names or (len(names) != 1 and not many):
+        allowed = "a column name or a list of them" if many else "a column name"
+        raise ValueError(f"columns[{name!r}] is {value!r}; it must be {allowed}.")
     return names if many else names[0]
 
 

@@ -11,20 +11,12 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 
-from mmrl.data.rows.arrow_tables import ParquetTable
-from mmrl.data.rows.images import IMAGE_SUFFIXES
-from mmrl.data.rows.tables import (
-    ChainTable,
-    LinesTable,
-    ListTable,
-    RenamedTable,
-    Table,
-    read_csv,
-    read_json,
-)
+from mmrl.data.rows.tables import LinesTable, ListTable, RenamedTable, read_csv, read_json
+from mmrl.ground.media_names import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from mmrl.ground.tables import ChainTable, ParquetTable, Table
 
 READERS: dict[str, Callable[[Path], Table]] = {
     ".jsonl": LinesTable,
@@ -34,7 +26,6 @@ READERS: dict[str, Callable[[Path], Table]] = {
     ".csv": read_csv,
     ".tsv": read_csv,
 }
-VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".flv", ".ts")
 NOT_DATA = ("dataset_info.json", "dataset_infos.json", "config.json", "state.json")
 
 
@@ -59,19 +50,18 @@ def open_folder(folder: Path, split: str | None = None, subset: str | None = Non
     """The table in a folder that is no saved data set."""
     if subset is not None:
         folder = _subfolder(folder, subset, "subset")
-    inner = split is not None and (folder / split).is_dir()
-    if inner and split is not None:
-        folder = folder / split
-    metadata = next((file for file in _files(folder, READERS) if file.stem == "metadata"), None)
-    if metadata is not None:
-        return _with_metadata(metadata)
-    shards = _shards(folder, None if inner else split) or _shards(
-        folder / "data", None if inner else split
-    )
+    named = split
+    if split is not None and (folder / split).is_dir():
+        # Inside the split's own folder, its files need not bear its name.
+        folder, named = folder / split, None
+    for file in _files(folder, READERS):
+        if file.stem == "metadata":
+            return _with_metadata(file)
+    shards = _shards(folder, named) or _shards(folder / "data", named)
     if shards:
         tables = [open_file(shard) for shard in shards]
         return tables[0] if len(tables) == 1 else ChainTable(tables, folder.name)
-    if split is not None and not inner:
+    if named is not None:
         raise ValueError(
             f"{folder} has no split {split!r}: neither a folder nor a data file of that name."
         )
@@ -83,14 +73,13 @@ def open_folder(folder: Path, split: str | None = None, subset: str | None = Non
 def missing_path(path: Path) -> ValueError:
     """The error for a path that does not exist, with the nearest name in the deepest folder that does."""
     present = next(parent for parent in path.absolute().parents if parent.is_dir())
-    names = sorted(entry.name for entry in present.iterdir() if not entry.name.startswith("."))
+    entries = sorted(entry.name for entry in present.iterdir())
+    names = [name for name in entries if not name.startswith(".")]
     wanted = path.absolute().relative_to(present).parts[0]
     close = difflib.get_close_matches(wanted, names, 1, 0.5)
-    hint = (
-        f"did you mean {close[0]!r}?"
-        if close
-        else f"it holds {', '.join(names[:8]) or 'nothing'}."
-    )
+    hint = f"it holds {', '.join(names[:8]) or 'nothing'}."
+    if close:
+        hint = f"did you mean {close[0]!r}?"
     return ValueError(
         f"{path} does not exist; {present} has no {wanted!r}: {hint} A data set of the hub is written owner/name."
     )
@@ -103,18 +92,19 @@ def _subfolder(folder: Path, name: str, what: str) -> Path:
     return folder / name
 
 
-def _files(folder: Path, suffixes: object) -> list[Path]:
-    """Visible files with these suffixes, sorted by name."""
+def _files(folder: Path, suffixes: Container[str]) -> list[Path]:
+    """Visible files with these suffixes, sorted by name; none if there is no such folder."""
     entries = sorted(folder.iterdir()) if folder.is_dir() else []
-    visible = [entry for entry in entries if entry.is_file() and not entry.name.startswith(".")]
-    return [entry for entry in visible if entry.suffix.lower() in suffixes]  # type: ignore[operator]
+    visible = [entry for entry in entries if not entry.name.startswith(".")]
+    return [file for file in visible if file.suffix.lower() in suffixes and file.is_file()]
 
 
 def _shards(folder: Path, split: str | None) -> list[Path]:
     """Data files of one kind that belong to the split."""
     files = [file for file in _files(folder, READERS) if file.name not in NOT_DATA]
-    of = lambda name: [file for file in files if name in re.split(r"[-_.]", file.name)]  # noqa: E731
-    chosen = (of("train") or files) if split is None else of(split)
+    chosen = _bearing(split or "train", files)
+    if split is None and not chosen:
+        chosen = files
     kinds = sorted({file.suffix for file in chosen})
     if len(kinds) > 1:
         raise ValueError(
@@ -123,55 +113,62 @@ def _shards(folder: Path, split: str | None) -> list[Path]:
     return chosen
 
 
+def _bearing(name: str, files: Sequence[Path]) -> list[Path]:
+    """The files with this word in their name, as in train-00000-of-00002.parquet."""
+    return [file for file in files if name in re.split(r"[-_.]", file.name)]
+
+
 def _with_metadata(metadata: Path) -> Table:
     """A table whose file names are media columns."""
     table = open_file(metadata)
     names = table.columns()
-    renamed = {
-        name: name.removesuffix("_file_name").removesuffix("_file_names") for name in names
-    }
-    renamed.update({"file_names": "images"})
-    if "file_name" in names:
-        row = next(
-            (row for row in table.scan() if isinstance(row, dict) and row.get("file_name")), {}
-        )
-        is_video = Path(str(row.get("file_name", ""))).suffix.lower() in VIDEO_SUFFIXES
-        renamed["file_name"] = "video" if is_video else "image"
-    if all(old == new for old, new in renamed.items() if old in names):
+    renamed = {}
+    for name in names:
+        renamed[name] = name.removesuffix("_file_name").removesuffix("_file_names")
+        if name == "file_names":
+            renamed[name] = "images"
+        elif name == "file_name":
+            renamed[name] = "video" if _is_video(_first_name(table)) else "image"
+    if all(old == new for old, new in renamed.items()):
         raise ValueError(
             f"{metadata} has no column 'file_name' (or '..._file_name'); it has {names}."
         )
-    return RenamedTable(table, {old: new for old, new in renamed.items() if old in names})
+    return RenamedTable(table, renamed)
+
+
+def _first_name(table: Table) -> str:
+    """The first entry of the column `file_name`: one file says what all are."""
+    for row in table.scan():
+        if isinstance(row, dict) and row.get("file_name"):
+            return str(row["file_name"])
+    return ""
+
+
+def _is_video(name: str) -> bool:
+    return Path(name).suffix.lower() in VIDEO_SUFFIXES
 
 
 def _bare_media(folder: Path) -> Table:
     """One row per media file below the folder."""
     suffixes = (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
-    files = [
-        path
-        for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in suffixes and path.is_file()
-    ]
-    files = [
-        path
-        for path in files
-        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    ]
-    if not files:
+    paths: list[Path] = []  # relative to the folder, so that it may be moved
+    for file in sorted(folder.rglob("*")):
+        path = file.relative_to(folder)
+        is_hidden = any(part.startswith(".") for part in path.parts)
+        if file.suffix.lower() in suffixes and not is_hidden and file.is_file():
+            paths.append(path)
+    if not paths:
         raise ValueError(
             f"{folder} holds nothing to read; expected are data files ({', '.join(READERS)}), a data set saved by "
             "datasets, or images and videos."
         )
-    labelled = len({path.parent for path in files}) > 1 and all(
-        path.parent != folder for path in files
-    )
-    rows = [
-        {
-            "video" if path.suffix.lower() in VIDEO_SUFFIXES else "image": str(
-                path.relative_to(folder)
-            ),
-            **({"label": path.parent.name} if labelled else {}),
-        }
-        for path in files
-    ]
+    # One folder of pictures, or pictures beside it, is a heap rather than a set of classes.
+    folders = {path.parent for path in paths}
+    labelled = len(folders) > 1 and Path() not in folders
+    rows = []
+    for path in paths:
+        row = {"video" if _is_video(path.name) else "image": str(path)}
+        if labelled:
+            row["label"] = path.parent.name
+        rows.append(row)
     return ListTable(folder, rows)

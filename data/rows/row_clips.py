@@ -1,8 +1,8 @@
-"""Clips of a row: a video file, decoded by `data.video`, or single frames with times."""
+"""Clips of a row: a video file, decoded by `mmrl.data.video.video`, or single frames with times."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -27,16 +27,11 @@ class FrameList:
     def of(frames: Any, times: Any, fps: Any) -> FrameList:
         """Pair frames with their times, or with number / fps. Raises `Fault`."""
         cells = tuple(frames) if isinstance(frames, list | tuple) else ()
+        # Times, if there are any, win: a rate is the same only on average.
         if times is None and isinstance(fps, int | float) and fps > 0:
             times = [number / fps for number in range(len(cells))]
         seconds = times if isinstance(times, list | tuple) else []
-        numeric = all(isinstance(time, int | float) and time >= 0 for time in seconds)
-        if (
-            not cells
-            or len(seconds) != len(cells)
-            or not numeric
-            or any(b <= a for a, b in pairwise(seconds))
-        ):
+        if not cells or len(seconds) != len(cells) or not _are_rising(seconds):
             found = f"{len(cells)} frames with times {shown(times)}"
             raise Fault("bad clip", found, "Give one rising time in seconds per frame, or fps.")
         return FrameList(cells, tuple(float(time) for time in seconds))
@@ -51,23 +46,26 @@ class FrameList:
         frames = [read_image(frame, base) for frame in self.frames]
         if len({frame.shape for frame in frames}) > 1:
             sizes = sorted({tuple(frame.shape[2:]) for frame in frames})
-            raise Fault(
-                "bad clip",
-                f"frames of different sizes {sizes}",
-                "All frames of a clip must have one size.",
-            )
+            found = f"frames of different sizes {sizes}"
+            raise Fault("bad clip", found, "All frames of a clip must have one size.")
         times = torch.tensor(self.times, dtype=torch.float64)  # [F]
         step = float(times[-1] - times[-2]) if len(times) > 1 else 0.0
         return Media(torch.cat(frames), times, float(times[-1]) + step)
 
 
+def _are_rising(seconds: Sequence[Any]) -> bool:
+    """Numbers from 0 on, each larger than the one before."""
+    if not all(isinstance(time, int | float) and time >= 0 for time in seconds):
+        return False
+    return all(earlier < later for earlier, later in pairwise(seconds))
+
+
 def video_path(cell: Any, base: Path | None) -> Path:
     """The file of a video cell: a path or a {"path": ...} record. Raises `Fault`."""
     if isinstance(cell, Mapping):
-        cell = next(
-            (cell[key] for key in ("path", "video", "url") if isinstance(cell.get(key), str)),
-            cell,
-        )
+        known = [key for key in ("path", "video", "url") if isinstance(cell.get(key), str)]
+        # A record without any of them goes on as it is and is refused below, with its content shown.
+        cell = cell[known[0]] if known else cell
     if not isinstance(cell, str | Path) or not str(cell).strip():
         fix = (
             "Give the path of a video file, or single frames in a column 'frames' with 'times'."
@@ -77,14 +75,12 @@ def video_path(cell: Any, base: Path | None) -> Path:
 
 
 def read_video(path: Path, options: Mapping[str, Any]) -> Media:
-    """Decode a clip; `options` go to `data.video.read_clip`. Raises `Fault`."""
+    """Decode a clip; `options` go to `read_clip`. Raises `Fault`."""
+    # Imported here: rows without clips need no decoder.
     from mmrl.data.video.video import read_clip
 
     try:
         return read_clip(path, **options)
     except (BadRow, OSError) as error:
-        raise Fault(
-            "broken video",
-            f"{path} cannot be decoded ({error})",
-            "Replace the file or drop the row.",
-        ) from None
+        found = f"{path} cannot be decoded ({error})"
+        raise Fault("broken video", found, "Replace the file or drop the row.") from None

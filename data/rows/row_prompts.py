@@ -26,17 +26,17 @@ from typing import Any, Literal
 from mmrl.data.rows.columns import ColumnMap, missing_field
 from mmrl.data.rows.images import check_image, read_image
 from mmrl.data.rows.row_clips import FrameList, read_video, video_path
-from mmrl.data.rows.tables import Row, Table
 from mmrl.data.rows.templates import PLAIN, Template, Visuals, question_chat, row_chat
 from mmrl.ground.faults import BadRow, Fault, shown
-from mmrl.types import Media, Prompt
+from mmrl.ground.tables import Row, Table
+from mmrl.types import Media, Prompt, Prompts
 
 OnBad = Literal["skip", "stop"]
 KEPT_FAULTS = 20
 """How many faults of skipped rows are kept in full."""
 
 
-class RowPrompts:
+class RowPrompts(Prompts):
     """Prompts over the rows of a table. Made by `load_prompts`."""
 
     def __init__(
@@ -62,6 +62,7 @@ class RowPrompts:
         self._bad: set[int] = set()
         self._repeated: set[int] = set()
         self._settle_columns(ColumnMap.of(columns))
+        # Empty while the rows are checked: the summary in an error message asks for their number.
         self._rows: Sequence[int] = ()
         self._rows = self._usable_rows(limit)
         self.size: int | None = len(self._rows)
@@ -97,9 +98,8 @@ class RowPrompts:
     def check(self, limit: int | None = None) -> list[BadRow]:
         """Decode the first `limit` prompts (all if None) and return the faults found; with "stop", raise the first."""
         found: list[BadRow] = []
-        for index in range(
-            min(len(self._rows), limit if limit is not None else len(self._rows))
-        ):
+        count = len(self._rows) if limit is None else min(limit, len(self._rows))
+        for index in range(count):
             try:
                 self[index]
             except BadRow as fault:
@@ -110,12 +110,11 @@ class RowPrompts:
 
     def summary(self) -> str:
         """One line: rows, and skipped rows by reason."""
-        reasons = ", ".join(
-            f"{count} {reason}" for reason, count in sorted(self.skipped.items())
-        )
-        return f"{self.source}: {len(self._rows)} prompts" + (
-            f"; bad rows: {reasons}" if reasons else ""
-        )
+        line = f"{self.source}: {len(self._rows)} prompts"
+        if not self.skipped:
+            return line
+        reasons = [f"{count} {reason}" for reason, count in sorted(self.skipped.items())]
+        return f"{line}; bad rows: {', '.join(reasons)}"
 
     def _settle_columns(self, columns: ColumnMap) -> None:
         """Decide which columns are read; refuse tables without rows, question or answer."""
@@ -123,22 +122,22 @@ class RowPrompts:
             raise ValueError(f"{self.source} is empty; it must hold at least one row.")
         names = self._table.columns()
         self._fields = columns.resolve(names, self.source)
-        media = [
-            name for field in ("images", "videos", "frames") for name in self._fields[field]
-        ]
-        chat = bool(self._fields["messages"])
+        media = [*self._fields["images"], *self._fields["videos"], *self._fields["frames"]]
+        has_chat = bool(self._fields["messages"])
+        has_question = bool(self._fields["question"])
+        # A folder of pictures, perhaps by class, asks nothing; the template may then do it.
         only_media = set(names) <= {*media, "label"} or columns.question == ""
-        if (
-            names
-            and not (chat or self._fields["question"] or only_media)
-            and self._template.asks
-        ):
+        may_ask = has_chat or has_question or only_media
+        if names and not may_ask and self._template.asks:
             raise missing_field("question", names, self.source)
-        bare = not chat and not self._fields["question"]
-        if names and not (chat or self._fields["answer"] or bare or columns.answer == ""):
+        # Whoever names no question (`bare`) or says that there is no answer is taken at their word.
+        bare = not has_chat and not has_question
+        answered = has_chat or self._fields["answer"] or columns.answer == ""
+        if names and not answered and not bare:
             raise missing_field("answer", names, self.source)
         self._asks_answer = not bare and columns.answer != ""
         light = self._table.light()
+        # Embedded media are not read at load; what depends on them is then checked row by row, later.
         self._decided = all(name in light for name in media)
         mapped = {name for chosen in self._fields.values() for name in chosen}
         self._wanted = [name for name in names if name in light or name in mapped]
@@ -163,7 +162,8 @@ class RowPrompts:
                 continue
             name = _cell(row, self._fields["id"])
             if name is not None:
-                self._repeated.update({number} if str(name) in seen else ())
+                if str(name) in seen:
+                    self._repeated.add(number)
                 seen.add(str(name))
             usable.append(number)
         if not usable:
@@ -177,6 +177,7 @@ class RowPrompts:
         if self._fields["answer"]:
             self._answer(row, None)
         if not self._decided:
+            # A chat may hold its media, so that it cannot be judged without them; a text can.
             if not self._fields["messages"]:
                 self._question(row)
             return
@@ -200,19 +201,17 @@ class RowPrompts:
         extra = {name: row[name] for name in self._extra if row.get(name) is not None}
         if label is not None:
             extra["target"] = label
-        return Prompt(
-            self._id(row, number), messages, media, self._answer(row, label), self.source, extra
-        )
+        name, answer = self._id(row, number), self._answer(row, label)
+        return Prompt(name, messages, media, answer, self.source, extra)
 
     def _chat(self, row: Row) -> tuple[tuple[Mapping[str, Any], ...], Visuals, str | None]:
         """The row's chat, its media in order, and its own last assistant turn."""
-        images, videos = (
-            _cells(row, self._fields["images"]),
-            _cells(row, self._fields["videos"]),
-        )
-        if self._fields["frames"] and _cell(row, self._fields["frames"]):
+        images = _cells(row, self._fields["images"])
+        videos = _cells(row, self._fields["videos"])
+        frames = _cell(row, self._fields["frames"])
+        if frames:
             times, fps = _cell(row, self._fields["times"]), _cell(row, self._fields["fps"])
-            videos.append(FrameList.of(_cell(row, self._fields["frames"]), times, fps))
+            videos.append(FrameList.of(frames, times, fps))
         if not images and not videos:
             _refuse_empty(row, (*self._fields["images"], *self._fields["videos"]))
         has_videos = bool(self._fields["videos"] or self._fields["frames"])
@@ -221,7 +220,8 @@ class RowPrompts:
         turns = _cell(row, self._fields["messages"])
         question = turns if turns is not None else self._question(row)
         if isinstance(question, str):
-            return question_chat(question, self._template, others, visuals), visuals, None
+            messages = question_chat(question, self._template, others, visuals)
+            return messages, visuals, None
         messages, label = row_chat(question, self._template, others, visuals)
         return messages, visuals, label
 
@@ -229,9 +229,8 @@ class RowPrompts:
         """The question: text or a chat. Empty only where the table has none."""
         if not self._fields["question"]:
             if self._fields["messages"]:
-                raise Fault(
-                    "missing question", "the chat is empty", "Give a chat or drop the row."
-                )
+                fix = "Give a chat or drop the row."
+                raise Fault("missing question", "the chat is empty", fix)
             return ""
         question = _cell(row, self._fields["question"])
         if isinstance(question, list) and question:
@@ -243,17 +242,16 @@ class RowPrompts:
 
     def _answer(self, row: Row, label: str | None) -> Any:
         """The answer: the column's value, else the chat's last assistant turn. Raises `Fault` if it says nothing."""
-        answer = _cell(row, self._fields["answer"]) if self._fields["answer"] else label
+        columns = self._fields["answer"]
+        answer = _cell(row, columns) if columns else label
+        # Only nan differs from itself: an empty number, as tables write it. 0 and False are answers.
         empty = answer is None or answer == [] or answer == {} or answer != answer
         if isinstance(answer, str):
             empty = not answer.strip()
         if empty and self._asks_answer:
-            column = self._fields["answer"][0] if self._fields["answer"] else "the chat"
-            raise Fault(
-                "answer without text",
-                f"{column!r} holds {shown(answer)}",
-                "Give an answer or drop the row.",
-            )
+            column = columns[0] if columns else "the chat"
+            found = f"{column!r} holds {shown(answer)}"
+            raise Fault("answer without text", found, "Give an answer or drop the row.")
         return None if empty else answer
 
     def _id(self, row: Row, number: int) -> str:
@@ -261,8 +259,10 @@ class RowPrompts:
         if name is not None and str(name).strip():
             return f"{name}#{number}" if number in self._repeated else str(name)
         text = repr(_cell(row, self._fields["question"] or self._fields["messages"]))
+        # Half a surrogate pair, as broken scrapes have it, must give an id and not an error.
         content = f"{self.source}\x1f{number}\x1f{text}".encode("utf-8", "surrogatepass")
-        return f"{self.source}:{hashlib.blake2b(content, digest_size=8).hexdigest()}"
+        digest = hashlib.blake2b(content, digest_size=8).hexdigest()
+        return f"{self.source}:{digest}"
 
     def _base(self, number: int) -> Path | None:
         return self._root if self._root is not None else self._table.base(number)
@@ -271,19 +271,19 @@ class RowPrompts:
         """Decode one medium."""
         if kind == "image":
             return Media(read_image(cell, base))
-        return (
-            cell.decode(base)
-            if isinstance(cell, FrameList)
-            else read_video(video_path(cell, base), self._clip)
-        )
+        if isinstance(cell, FrameList):
+            return cell.decode(base)
+        return read_video(video_path(cell, base), self._clip)
 
     def _count(self, number: int, fault: Fault) -> None:
         """Count a bad row once."""
-        if number not in self._bad:
-            self._bad.add(number)
-            self.skipped[fault.reason] = self.skipped.get(fault.reason, 0) + 1
-            if len(self.faults) < KEPT_FAULTS:
-                self.faults.append(fault)
+        # Every epoch meets it again.
+        if number in self._bad:
+            return
+        self._bad.add(number)
+        self.skipped[fault.reason] = self.skipped.get(fault.reason, 0) + 1
+        if len(self.faults) < KEPT_FAULTS:
+            self.faults.append(fault)
 
 
 def _cell(row: Row, columns: Sequence[str]) -> Any:
@@ -297,12 +297,10 @@ def _cells(row: Row, columns: Sequence[str]) -> list[Any]:
     for name in columns:
         value = row.get(name)
         if isinstance(value, list | tuple):
+            # Refused, not left out: the placeholders of the text would point at other media.
             if any(_is_empty(cell) for cell in value):
-                raise Fault(
-                    "missing media",
-                    f"column {name!r} holds {shown(value)}",
-                    "Give every medium of the list.",
-                )
+                found = f"column {name!r} holds {shown(value)}"
+                raise Fault("missing media", found, "Give every medium of the list.")
             cells.extend(value)
         elif not _is_empty(value):
             cells.append(value)
@@ -312,7 +310,11 @@ def _cells(row: Row, columns: Sequence[str]) -> list[Any]:
 def _refuse_empty(row: Row, columns: Sequence[str]) -> None:
     """Raise if a column for a single medium is there but empty."""
     for name in columns:
-        if name in row and not name.endswith("s") and not isinstance(row[name], list | tuple):
+        if name not in row:
+            continue
+        # `images`, or a list: how many there are is up to the row, and none is a text-only row.
+        many = name.endswith("s") or isinstance(row[name], list | tuple)
+        if not many:
             fix = "Give the medium or drop the row; a text-only row has an empty list, or no such key."
             raise Fault("missing media", f"column {name!r} holds {shown(row[name])}", fix)
 

@@ -6,7 +6,7 @@
 
 Loading checks what is cheap and decodes nothing (`data/rows/row_prompts.py`). Decided elsewhere: columns by
 convention or by name (`data/rows/columns.py`), chat and placeholders (`data/rows/templates.py`), pictures
-(`data/rows/images.py`), files (`data/rows/tables.py`, `data/rows/arrow_tables.py`, `data/rows/folders.py`).
+(`data/rows/images.py`), files (`data/rows/tables.py`, `mmrl/ground/tables.py`, `data/rows/folders.py`).
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from typing import Any, cast
 import numpy as np
 
 from mmrl.data.drawn.drawn import Drawn, Task
-from mmrl.data.rows.arrow_tables import ArrowTable
+from mmrl.data.drawn.scenes import Split
 from mmrl.data.rows.columns import ColumnMap
 from mmrl.data.rows.folders import READERS, is_saved, missing_path, open_file, open_folder
 from mmrl.data.rows.row_prompts import OnBad, RowPrompts
-from mmrl.data.rows.tables import Table
 from mmrl.data.rows.templates import PLAIN, Template
+from mmrl.ground.faults import first_line
 from mmrl.ground.seeds import derive_seed
+from mmrl.ground.tables import ArrowTable, Table, one_split
 from mmrl.types import Prompt, Prompts
 
 DRAWN = "drawn:"
@@ -47,7 +48,7 @@ def load_prompts(
     """Prompts from a file, a folder, a data set of the hub, or a drawn task (`drawn:lookup`).
 
     `limit` takes the first usable rows. `image_root` is where relative media paths start (default: the data file's
-    folder). `seed` concerns drawn tasks; `clip` holds keyword arguments of `data.video.read_clip`.
+    folder). `seed` concerns drawn tasks; `clip` holds keyword arguments of `video.read_clip`.
     """
     if dataset.startswith(DRAWN):
         return _drawn(dataset, split, limit, seed)
@@ -68,16 +69,15 @@ def open_table(dataset: str, split: str | None = None, subset: str | None = None
         if subset is not None and is_saved(path / subset):
             path, subset = path / subset, None
         return _saved(path, split) if is_saved(path) else open_folder(path, split, subset)
-    if (
-        path.suffix.lower() in READERS
-        or dataset.startswith((".", "/", "~"))
-        or dataset.count("/") != 1
-    ):
+    # What can only be a path is not asked of the hub: a typo would end in an error about a connection.
+    is_file = path.suffix.lower() in READERS
+    is_path = dataset.startswith((".", "/", "~")) or dataset.count("/") != 1
+    if is_file or is_path:
         raise missing_path(path)
     return _hub(dataset, split, subset)
 
 
-class Subset:
+class Subset(Prompts):
     """Some rows of other prompts, in a given order."""
 
     def __init__(self, prompts: Prompts, indices: Sequence[int]) -> None:
@@ -87,10 +87,9 @@ class Subset:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def drain(self) -> dict[str, int]:
-        """Counts of the prompts below since this was last asked, if they count."""
-        drain = getattr(self.prompts, "drain", None)
-        return drain() if drain is not None else {}
+    def drain(self) -> Mapping[str, int]:
+        """Counts of the prompts below since this was last asked."""
+        return self.prompts.drain()
 
     def __getitem__(self, index: int) -> Prompt:
         if not 0 <= index < len(self.indices):
@@ -117,10 +116,11 @@ def split_prompts(
         raise ValueError(
             f"heldout={heldout} of {prompts.size} prompts would hold out {count}; at least one must be on either side."
         )
-    order = np.random.default_rng(derive_seed("split", seed)).permutation(prompts.size)
-    return Subset(prompts, sorted(order[count:].tolist())), Subset(
-        prompts, sorted(order[:count].tolist())
-    )
+    rng = np.random.default_rng(derive_seed("split", seed))
+    order = rng.permutation(prompts.size).tolist()
+    # Sorted again: either side keeps the order of the file.
+    held, kept = sorted(order[:count]), sorted(order[count:])
+    return Subset(prompts, kept), Subset(prompts, held)
 
 
 def _drawn(dataset: str, split: str | None, limit: int | None, seed: int) -> Drawn:
@@ -128,9 +128,10 @@ def _drawn(dataset: str, split: str | None, limit: int | None, seed: int) -> Dra
     if split not in (None, "train", "heldout"):
         raise ValueError(f"{dataset} has the splits 'train' and 'heldout', not {split!r}.")
     name, _, query = dataset.removeprefix(DRAWN).partition("?")
-    numbers = {
-        f.name: f.type for f in fields(Drawn) if f.name not in ("task", "split", "seed", "size")
-    }
+    # These four have arguments of their own.
+    numbers = {entry.name: str(entry.type) for entry in fields(Drawn)}
+    for elsewhere in ("task", "split", "seed", "size"):
+        del numbers[elsewhere]
     options: dict[str, Any] = {}
     for pair in filter(None, query.split("&")):
         key, _, value = pair.partition("=")
@@ -138,15 +139,16 @@ def _drawn(dataset: str, split: str | None, limit: int | None, seed: int) -> Dra
             raise ValueError(
                 f"{dataset} sets {key!r}; a drawn task has the fields {', '.join(sorted(numbers))}."
             )
+        # Annotations are texts here, such as "float | None".
+        number = float if "float" in numbers[key] else int
         try:
-            options[key] = float(value) if "float" in str(numbers[key]) else int(value)
+            options[key] = number(value)
         except ValueError:
             raise ValueError(
                 f"{dataset} sets {key} to {value!r}; it must be a number, as in {key}=2."
             ) from None
-    return Drawn(
-        cast(Task, name), "heldout" if split == "heldout" else "train", seed, limit, **options
-    )
+    side: Split = "heldout" if split == "heldout" else "train"
+    return Drawn(cast(Task, name), side, seed, limit, **options)
 
 
 def _saved(folder: Path, split: str | None) -> Table:
@@ -154,7 +156,7 @@ def _saved(folder: Path, split: str | None) -> Table:
     import datasets
 
     loaded = datasets.load_from_disk(str(folder))
-    return ArrowTable(_one_split(loaded, split, str(folder)), folder.name, folder)
+    return ArrowTable(one_split(loaded, split, str(folder)), folder.name, folder)
 
 
 def _hub(name: str, split: str | None, subset: str | None) -> Table:
@@ -164,23 +166,10 @@ def _hub(name: str, split: str | None, subset: str | None) -> Table:
     try:
         loaded = datasets.load_dataset(name, subset, split=split)
     except (OSError, ValueError, RuntimeError) as error:
-        first = (
-            str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        )
+        # The library's errors are pages long and begin with the reason.
+        reason = f"{type(error).__name__}: {first_line(error)}"
         raise ValueError(
-            f"{name} is neither a local path nor could it be loaded from the hub ({type(error).__name__}: {first}). "
+            f"{name} is neither a local path nor could it be loaded from the hub ({reason}). "
             "Check the name, split and subset; without a connection, pass a local file or folder."
         ) from error
-    return ArrowTable(_one_split(loaded, split, name), name)
-
-
-def _one_split(loaded: Any, split: str | None, where: str) -> Any:
-    """The asked split of a loaded data set; without a wish `train`, or the only one."""
-    if not isinstance(loaded, dict):
-        return loaded
-    names = list(loaded)
-    chosen = split or ("train" if "train" in names else names[0] if len(names) == 1 else None)
-    if chosen not in names:
-        asked = f"has no split {split!r}" if split else "has several splits"
-        raise ValueError(f"{where} {asked}; choose one of {names}.")
-    return loaded[chosen]
+    return ArrowTable(one_split(loaded, split, name), name)

@@ -1,56 +1,21 @@
-"""Rows of a data set, read one by one: the interface, JSON lines, JSON lists, CSV, and chains of tables.
+"""Tables of text files: JSON lines, JSON lists, CSV, and tables whose columns go by other names.
 
-Opening a table reads what is cheap (line offsets, schemas); `scan` passes once over the light columns, without image
-bytes; `row` reads one row with everything that is asked for. Nothing holds an open file, so a table can be sent to a
-worker process. JSON is read here rather than by `datasets`, which loses line numbers and refuses answers of mixed type.
+JSON is read here rather than by `datasets`, which loses line numbers and refuses answers of mixed type.
 """
 
 from __future__ import annotations
 
-import bisect
 import csv
 import json
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from mmrl.ground.faults import Fault, shown
+from mmrl.ground.tables import Row, Table
 
-Row = Mapping[str, Any]
-
-
-class Table(Protocol):
-    """Rows with random access."""
-
-    name: str
-    """The same on every machine."""
-
-    def columns(self) -> list[str]:
-        """Names of all columns."""
-        ...
-
-    def light(self) -> frozenset[str]:
-        """The columns that `scan` gives: all but embedded media."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def scan(self) -> Iterator[Row | Fault]:
-        """All rows in order, light columns only; a row that cannot be read is a `Fault`."""
-        ...
-
-    def row(self, index: int, columns: Sequence[str]) -> Row:
-        """One row with (at least) these columns. Raises `Fault`."""
-        ...
-
-    def where(self, index: int) -> str:
-        """The place of a row, for messages."""
-        ...
-
-    def base(self, index: int) -> Path | None:
-        """The folder from which relative media paths of this row start."""
-        ...
+_JSON_FIX = "Each row must be one complete JSON object."
 
 
 class LinesTable:
@@ -58,6 +23,7 @@ class LinesTable:
 
     def __init__(self, path: Path) -> None:
         self.path, self.name = path, path.name
+        # Arrays of machine integers: 16 bytes a row, where lists would take 72.
         self._offsets, self._lines = array("Q"), array("Q")
         names: dict[str, None] = {}
         with path.open("rb") as file:
@@ -67,7 +33,8 @@ class LinesTable:
                     self._offsets.append(offset)
                     self._lines.append(number)
                     row = _parsed(line)
-                    names.update(dict.fromkeys(row) if not isinstance(row, Fault) else {})
+                    if not isinstance(row, Fault):
+                        names.update(dict.fromkeys(row))
                 offset += len(line)
         self._columns = [name for name in names if isinstance(name, str)]
 
@@ -109,9 +76,11 @@ class ListTable:
     ) -> None:
         self.path, self.name = path, path.name
         self._rows, self._lines = rows, lines
-        self._columns = list(
-            dict.fromkeys(name for row in rows if not isinstance(row, Fault) for name in row)
-        )
+        names: dict[str, None] = {}  # a set that keeps the order
+        for row in rows:
+            if not isinstance(row, Fault):
+                names.update(dict.fromkeys(row))
+        self._columns = list(names)
 
     def columns(self) -> list[str]:
         return self._columns
@@ -132,55 +101,11 @@ class ListTable:
         return row
 
     def where(self, index: int) -> str:
-        return f"{self.path}, {f'line {self._lines[index]}' if self._lines else f'row {index}'}"
+        place = f"line {self._lines[index]}" if self._lines else f"row {index}"
+        return f"{self.path}, {place}"
 
     def base(self, index: int) -> Path | None:
         return self.path if self.path.is_dir() else self.path.parent
-
-
-class ChainTable:
-    """Several tables one after the other, for example the shards of a data set."""
-
-    def __init__(self, tables: Sequence[Table], name: str) -> None:
-        self.name, self._tables = name, list(tables)
-        self._starts = [0]
-        for table in self._tables:
-            self._starts.append(self._starts[-1] + len(table))
-
-    def columns(self) -> list[str]:
-        return list(dict.fromkeys(name for table in self._tables for name in table.columns()))
-
-    def light(self) -> frozenset[str]:
-        heavy = {
-            name
-            for table in self._tables
-            for name in table.columns()
-            if name not in table.light()
-        }
-        return frozenset(self.columns()) - heavy
-
-    def __len__(self) -> int:
-        return self._starts[-1]
-
-    def scan(self) -> Iterator[Row | Fault]:
-        for table in self._tables:
-            yield from table.scan()
-
-    def row(self, index: int, columns: Sequence[str]) -> Row:
-        table, inner = self._at(index)
-        return table.row(inner, [name for name in columns if name in table.columns()])
-
-    def where(self, index: int) -> str:
-        table, inner = self._at(index)
-        return table.where(inner)
-
-    def base(self, index: int) -> Path | None:
-        table, inner = self._at(index)
-        return table.base(inner)
-
-    def _at(self, index: int) -> tuple[Table, int]:
-        which = bisect.bisect_right(self._starts, index) - 1
-        return self._tables[which], index - self._starts[which]
 
 
 class RenamedTable:
@@ -190,22 +115,22 @@ class RenamedTable:
         self.name, self._inner, self._names = inner.name, inner, dict(names)
 
     def columns(self) -> list[str]:
-        return [self._names.get(name, name) for name in self._inner.columns()]
+        return [self._new(name) for name in self._inner.columns()]
 
     def light(self) -> frozenset[str]:
-        return frozenset(self._names.get(name, name) for name in self._inner.light())
+        return frozenset(map(self._new, self._inner.light()))
 
     def __len__(self) -> int:
         return len(self._inner)
 
     def scan(self) -> Iterator[Row | Fault]:
-        return (
-            row if isinstance(row, Fault) else self._renamed(row) for row in self._inner.scan()
-        )
+        for row in self._inner.scan():
+            yield row if isinstance(row, Fault) else self._renamed(row)
 
     def row(self, index: int, columns: Sequence[str]) -> Row:
         old = {new: name for name, new in self._names.items()}
-        return self._renamed(self._inner.row(index, [old.get(name, name) for name in columns]))
+        wanted = [old.get(name, name) for name in columns]
+        return self._renamed(self._inner.row(index, wanted))
 
     def where(self, index: int) -> str:
         return self._inner.where(index)
@@ -213,8 +138,11 @@ class RenamedTable:
     def base(self, index: int) -> Path | None:
         return self._inner.base(index)
 
+    def _new(self, name: str) -> str:
+        return self._names.get(name, name)
+
     def _renamed(self, row: Row) -> Row:
-        return {self._names.get(name, name): value for name, value in row.items()}
+        return {self._new(name): value for name, value in row.items()}
 
 
 def read_json(path: Path) -> Table:
@@ -226,7 +154,8 @@ def read_json(path: Path) -> Table:
     start = len(text) - len(text.lstrip())
     if text[start : start + 1] == "{":
         table = LinesTable(path)
-        if len(table) and any(not isinstance(row, Fault) for row in table.scan()):
+        # One good line says that lines are meant; a single object over several lines has none.
+        if any(not isinstance(row, Fault) for row in table.scan()):
             return table
     if text[start : start + 1] != "[":
         raise ValueError(
@@ -241,14 +170,11 @@ def read_csv(path: Path) -> Table:
     lines: list[int] = []
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+            separator = "\t" if path.suffix == ".tsv" else ","
+            reader = csv.DictReader(file, delimiter=separator)
             for row in reader:
                 lines.append(reader.line_num)
-                fix = "Quote cells that contain the separator."
-                wide = Fault("bad row", f"it has more cells than the header ({len(row)})", fix)
-                rows.append(
-                    wide if None in row else {name: cell or None for name, cell in row.items()}
-                )
+                rows.append(_csv_row(row))
     except (csv.Error, UnicodeDecodeError) as error:
         raise ValueError(
             f"{path} cannot be read as CSV after line {max(lines, default=0)} ({error})."
@@ -256,16 +182,21 @@ def read_csv(path: Path) -> Table:
     return ListTable(path, rows, lines)
 
 
+def _csv_row(row: dict[str, Any]) -> Row | Fault:
+    # The reader puts what stands beyond the header under None.
+    if None in row:
+        found = f"it has more cells than the header ({len(row)})"
+        return Fault("bad row", found, "Quote cells that contain the separator.")
+    return {name: cell or None for name, cell in row.items()}
+
+
 def _parsed(line: bytes) -> dict[str, Any] | Fault:
     """One line as an object."""
     try:
         row = json.loads(line.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        return Fault(
-            "bad JSON",
-            f"{error}; the line begins with {shown(line[:40].decode('utf-8', 'replace'))}",
-            _JSON_FIX,
-        )
+        begin = shown(line[:40].decode("utf-8", "replace"))
+        return Fault("bad JSON", f"{error}; the line begins with {begin}", _JSON_FIX)
     if isinstance(row, dict):
         return row
     return Fault("bad JSON", f"the line holds {shown(row, 40)}, not an object", _JSON_FIX)
@@ -279,7 +210,9 @@ def _json_items(path: Path, text: str, at: int) -> tuple[list[Row | Fault], list
     while True:
         while at < len(text) and text[at] in " \t\r\n,":
             at += 1
-        line, counted = line + text.count("\n", counted, at), at
+        # Lines are counted as they are passed: from the start each time it would be quadratic.
+        line += text.count("\n", counted, at)
+        counted = at
         if text[at : at + 1] == "]":
             return rows, lines
         try:
@@ -288,9 +221,7 @@ def _json_items(path: Path, text: str, at: int) -> tuple[list[Row | Fault], list
             raise ValueError(
                 f"{path}, line {line}: not valid JSON ({error}); {_JSON_FIX}"
             ) from None
-        wrong = Fault("bad JSON", f"found {shown(item, 40)}, not an object", _JSON_FIX)
-        rows.append(item if isinstance(item, dict) else wrong)
+        if not isinstance(item, dict):
+            item = Fault("bad JSON", f"found {shown(item, 40)}, not an object", _JSON_FIX)
+        rows.append(item)
         lines.append(line)
-
-
-_JSON_FIX = "Each row must be one complete JSON object."

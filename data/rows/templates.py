@@ -54,21 +54,19 @@ class Template:
     @property
     def asks(self) -> bool:
         """Whether the question of the row is used at all."""
-        return any(
-            word in self.prompt
-            for word in (("question", "content") if self.is_jinja else ("{question}",))
-        )
+        words = ("question", "content") if self.is_jinja else ("{question}",)
+        return any(word in self.prompt for word in words)
 
     def fill(self, question: str, row: Mapping[str, Any]) -> str:
         """The user's text for a question. Raises `Fault` if a jinja2 template cannot be filled from this row."""
         if not self.is_jinja:
+            # `replace`, not `format`: a question such as "What is {x}?" passes unharmed.
             return self.prompt.replace("{question}", question)
         from jinja2 import TemplateError
 
+        template = _compiled(self.prompt)
         try:
-            return _compiled(self.prompt).render(
-                question=question, content=question, row=dict(row)
-            )
+            return template.render(question=question, content=question, row=dict(row))
         except (TemplateError, TypeError, ValueError) as error:
             fix = "Templates may use question, content and row['column']."
             raise Fault("template cannot be filled", str(error), fix) from None
@@ -107,11 +105,9 @@ class Visuals:
 
     def counts(self, kind: str) -> bool:
         """Whether `<kind>` is a placeholder here."""
-        return (
-            bool(self.images or self.has_images)
-            if kind == "image"
-            else bool(self.videos or self.has_videos)
-        )
+        if kind == "image":
+            return bool(self.images or self.has_images)
+        return bool(self.videos or self.has_videos)
 
     def take(self, kind: str) -> dict[str, str]:
         """The chat part of the next medium of this kind."""
@@ -128,9 +124,10 @@ class Visuals:
 
     def rest(self) -> list[dict[str, str]]:
         """Chat parts of all media that are left, images first."""
-        left = [(kind, cell) for kind in ("image", "video") for cell in self._left[kind]]
-        self.used.extend(left)
-        return [{"type": kind} for kind, _ in left]
+        parts = []
+        for kind in ("image", "video"):
+            parts += [self.add(kind, cell) for cell in self._left[kind]]
+        return parts
 
     def refuse_leftovers(self) -> None:
         """Raise if media are left over although the text has placeholders."""
@@ -140,11 +137,8 @@ class Visuals:
     def _refuse(self, found: str) -> None:
         count = f"{len(self.images)} images and {len(self.videos)} videos in the row"
         if not self.images and not self.videos:
-            raise Fault(
-                "missing media",
-                f"{found} ({count})",
-                "Give the media or remove the placeholder.",
-            )
+            fix = "Give the media or remove the placeholder."
+            raise Fault("missing media", f"{found} ({count})", fix)
         fix = "Write one <image> or <video> per medium, or none at all (media then come first)."
         raise Fault("placeholder count", f"{found} ({count})", fix)
 
@@ -166,16 +160,14 @@ def row_chat(
     the text of the last user turn.
     """
     chat = [_turn(turn) for turn in turns]
-    label = (
-        _plain_text(chat.pop()["content"]) if chat and chat[-1]["role"] == "assistant" else None
-    )
+    label = None
+    if chat and chat[-1]["role"] == "assistant":
+        # Taken off: the model shall write this turn, not read it.
+        label = _plain_text(chat.pop()["content"])
     if not chat or chat[-1]["role"] != "user":
         roles = [turn["role"] for turn in chat]
-        raise Fault(
-            "bad chat",
-            f"the roles are {roles}",
-            "A chat must ask: end it with a user turn (and its answer).",
-        )
+        fix = "A chat must ask: end it with a user turn (and its answer)."
+        raise Fault("bad chat", f"the roles are {roles}", fix)
     chat[-1]["content"] = _templated(chat[-1]["content"], template, row)
     return _finished(chat, template, visuals), label
 
@@ -184,15 +176,14 @@ def _finished(
     chat: list[dict[str, Any]], template: Template, visuals: Visuals
 ) -> tuple[Mapping[str, Any], ...]:
     """Resolve placeholders and parts of all turns, add leading media and the system turn."""
+    # In order, because each placeholder takes the next medium of its kind.
     marked = [_resolved(turn, visuals) for turn in chat]
     if not visuals.used:
         first = next(turn for turn in marked if turn["role"] == "user")
         leading = visuals.rest()
         if leading:
-            first["content"] = [
-                *leading,
-                *(part for part in _as_parts(first["content"]) if part.get("text") != ""),
-            ]
+            texts = [part for part in _as_parts(first["content"]) if part.get("text") != ""]
+            first["content"] = leading + texts
     visuals.refuse_leftovers()
     if template.system and marked[0]["role"] != "system":
         marked.insert(0, {"role": "system", "content": template.system})
@@ -201,29 +192,25 @@ def _finished(
 
 def _turn(turn: Any) -> dict[str, Any]:
     """One turn with known keys and a known role."""
-    known = isinstance(turn, Mapping) and (
-        ("role" in turn and "content" in turn) or ("from" in turn and "value" in turn)
-    )
-    if not known:
-        raise Fault(
-            "bad chat",
-            f"a turn is {shown(turn)}",
-            "Turns are {'role', 'content'} or {'from', 'value'}.",
-        )
-    role, content = (
-        (turn["role"], turn["content"]) if "role" in turn else (turn["from"], turn["value"])
-    )
+    role, content = _role_and_content(turn)
     if role not in ROLES:
-        raise Fault(
-            "bad chat", f"a turn has the role {shown(role)}", f"Roles are {', '.join(ROLES)}."
-        )
+        fix = f"Roles are {', '.join(ROLES)}."
+        raise Fault("bad chat", f"a turn has the role {shown(role)}", fix)
     if not isinstance(content, str | list | tuple):
-        raise Fault(
-            "bad chat",
-            f"a turn's content is {shown(content)}",
-            "Contents are text or a list of parts.",
-        )
+        fix = "Contents are text or a list of parts."
+        raise Fault("bad chat", f"a turn's content is {shown(content)}", fix)
     return {"role": ROLES[role], "content": content}
+
+
+def _role_and_content(turn: Any) -> tuple[Any, Any]:
+    """What a turn says under either pair of keys. Raises `Fault`."""
+    if isinstance(turn, Mapping):
+        if "role" in turn and "content" in turn:
+            return turn["role"], turn["content"]
+        if "from" in turn and "value" in turn:
+            return turn["from"], turn["value"]
+    fix = "Turns are {'role', 'content'} or {'from', 'value'}."
+    raise Fault("bad chat", f"a turn is {shown(turn)}", fix)
 
 
 def _resolved(turn: dict[str, Any], visuals: Visuals) -> dict[str, Any]:
@@ -241,12 +228,10 @@ def _resolved_part(part: Any, visuals: Visuals, user: bool) -> list[dict[str, st
     """One part of a chat as clean parts; media that stand in the chat are taken from there."""
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind == "text" and isinstance(part.get("text"), str):
-        _refuse_control(part["text"])
-        return (
-            list(_marked(part["text"], visuals))
-            if user
-            else [{"type": "text", "text": part["text"]}]
-        )
+        text = part["text"]
+        _refuse_control(text)
+        # Only a user shows something: in other turns "<image>" is a word.
+        return list(_marked(text, visuals)) if user else [{"type": "text", "text": text}]
     if kind not in MEDIA_KEYS or not user:
         fix = (
             "Parts are {'type': 'text', 'text': ...}, {'type': 'image'}, {'type': 'video'}; "
@@ -254,10 +239,11 @@ def _resolved_part(part: Any, visuals: Visuals, user: bool) -> list[dict[str, st
         )
         raise Fault("bad chat", f"a part is {shown(part)}", fix)
     medium = "image" if kind.startswith("image") else "video"
-    cell = next(
-        (part[key] for key in (*MEDIA_KEYS, "url", "path") if part.get(key) is not None), None
-    )
-    return [visuals.take(medium) if cell is None else visuals.add(medium, cell)]
+    for key in (*MEDIA_KEYS, "url", "path"):
+        if part.get(key) is not None:
+            return [visuals.add(medium, part[key])]
+    # A bare {"type": "image"} is a placeholder like "<image>".
+    return [visuals.take(medium)]
 
 
 def _marked(text: str, visuals: Visuals) -> Iterator[dict[str, str]]:
@@ -285,16 +271,16 @@ def _templated(content: Any, template: Template, row: Mapping[str, Any]) -> Any:
     if isinstance(content, str):
         return template.fill(content, row)
     parts = list(content)
-    texts = [
-        at
-        for at, part in enumerate(parts)
-        if isinstance(part, Mapping) and part.get("type") == "text"
-    ]
-    if not texts:
-        text = template.fill("", row)
-        return [*parts, {"type": "text", "text": text}] if text.strip() else parts
-    last = parts[texts[-1]]
-    parts[texts[-1]] = {"type": "text", "text": template.fill(str(last.get("text") or ""), row)}
+    # The last text: what stands before it describes the media, and the question comes after them.
+    for place in reversed(range(len(parts))):
+        part = parts[place]
+        if isinstance(part, Mapping) and part.get("type") == "text":
+            question = str(part.get("text") or "")
+            parts[place] = {"type": "text", "text": template.fill(question, row)}
+            return parts
+    text = template.fill("", row)
+    if text.strip():
+        parts.append({"type": "text", "text": text})
     return parts
 
 
@@ -304,9 +290,8 @@ def _as_parts(content: Any) -> list[Any]:
 
 def _plain_text(content: Any) -> str:
     """The text of an assistant turn."""
-    return "".join(
-        str(part.get("text") or "") for part in _as_parts(content) if isinstance(part, Mapping)
-    )
+    parts = [part for part in _as_parts(content) if isinstance(part, Mapping)]
+    return "".join(str(part.get("text") or "") for part in parts)
 
 
 def _compiled(source: str) -> Any:
@@ -314,10 +299,10 @@ def _compiled(source: str) -> Any:
     from jinja2 import StrictUndefined, TemplateSyntaxError
     from jinja2.sandbox import SandboxedEnvironment
 
+    # Sandboxed, because a template may come with somebody else's data set.
+    sandbox = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
     try:
-        return SandboxedEnvironment(
-            undefined=StrictUndefined, keep_trailing_newline=True
-        ).from_string(source)
+        return sandbox.from_string(source)
     except TemplateSyntaxError as error:
         raise ValueError(
             f"Template.prompt is not valid jinja2 (line {error.lineno}: {error.message}); "

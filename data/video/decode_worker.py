@@ -1,14 +1,11 @@
 """Decoding in a process that can be killed. Imports no torch, in either process.
 
 A `DecodeWorker` owns one child. A request that overruns its time limit, or a decoder that crashes, costs the child and
-raises `BadVideo`; the next request starts a new child. Pixels travel through one anonymous shared mapping that the
+raises `BadMedia`; the next request starts a new child. Pixels travel through one anonymous shared mapping that the
 parent sizes and the child fills, so a clip exists once.
 
-No child outlives its parent, however the parent dies: the child ends when the pipe closes; a thread of it compares the
-parent's process id twice a second, which helps when a forked sibling still holds the pipe; and during a request a timer
-with the default action ends it even if native code never lets go of the interpreter.
-
-POSIX only (anonymous files are passed over a Unix socket); elsewhere decode in-process with `isolate=False`.
+The child and its life are those of `mmrl.ground.process`. POSIX only (anonymous files are passed over a Unix socket);
+elsewhere decode in-process with `isolate=False`.
 """
 
 from __future__ import annotations
@@ -17,31 +14,20 @@ import ctypes
 import mmap
 import os
 import signal
-import socket
-import subprocess
-import sys
 import tempfile
 import threading
-import time
 import weakref
 from collections.abc import Sequence
-from importlib.util import find_spec
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle, send_handle
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mmrl.data.video.probe import BadVideo, ClipInfo, first_line, probe
+from mmrl.data.video.probe import ClipInfo, probe
 from mmrl.data.video.readers import Backend, load_backend, read_into
-
-START_LIMIT = 120.0
-"""Seconds that a child may take to import its decoder: a cold disk is slow, a hang is longer."""
-GRACE = 5.0
-"""Seconds between the parent's time limit and the child's own alarm."""
-WATCH = 0.5
-"""Seconds between two looks at the parent's process id."""
+from mmrl.ground.faults import BadMedia, first_line
+from mmrl.ground.process import LOOK, START_LIMIT, Child, NotStarted
 
 
 class DecodeWorker:
@@ -58,25 +44,21 @@ class DecodeWorker:
             raise ValueError(
                 f"timeout is {timeout}, recycle_after is {recycle_after}; allowed are seconds above 0 and at least 1."
             )
-        self.backend, self.threads, self.timeout, self.recycle_after = (
-            backend,
-            threads,
-            timeout,
-            recycle_after,
-        )
+        self.backend, self.threads = backend, threads
+        self.timeout, self.recycle_after = timeout, recycle_after
         self.starts = 0
         """Children started so far."""
         self._forget()
 
     def probe(self, path: str) -> ClipInfo:
-        """What the file holds. Raises BadVideo."""
+        """What the file holds. Raises BadMedia."""
         with self._guard():
             return self._ask(path, ("probe", path))
 
     def read(
         self, info: ClipInfo, indices: Sequence[int], size: tuple[int, int] | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """uint8 [F, 3, h, w] on a mapping of its own and float64 [F] seconds. `size` is (h, w). Raises BadVideo."""
+        """uint8 [F, 3, h, w] on a mapping of its own and float64 [F] seconds. `size` is (h, w). Raises BadMedia."""
         height, width = size or (info.height, info.width)
         shape = (len(indices), 3, height, width)
         file = _anonymous_file(int(np.prod(shape)))
@@ -101,27 +83,16 @@ class DecodeWorker:
             self._kill()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {
-            k: getattr(self, k)
-            for k in ("backend", "threads", "timeout", "recycle_after", "starts")
-        }
+        kept = ("backend", "threads", "timeout", "recycle_after", "starts")
+        return {name: getattr(self, name) for name in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._forget()
 
-    def __del__(self) -> None:
-        # At the end of the interpreter modules may be gone already; the child then ends as its pipe closes.
-        if (
-            getattr(self, "_child", None) is not None
-            and os is not None
-            and self._owner == os.getpid()
-        ):
-            self._kill()
-
     def _forget(self) -> None:
         self._lock = threading.Lock()
-        self._child: subprocess.Popen[bytes] | None = None
+        self._child: Child | None = None
         self._pipe: Connection | None = None
         self._loaded: tuple[Backend, str] | None = None
         self._served = 0
@@ -133,33 +104,29 @@ class DecodeWorker:
             self._forget()
         return self._lock
 
-    def _kill(self) -> None:
+    def _kill(self, wait: float = 0.0) -> int | None:
+        """End the child; the code with which it ended by itself within `wait` seconds, if it did."""
         if self._pipe is not None:
             self._pipe.close()
-        if self._child is not None:
-            self._child.kill()
-            self._child.wait()
-        self._child = self._pipe = None
+        child, self._child, self._pipe = self._child, None, None
+        return None if child is None else child.end(wait)
 
     def _start(self) -> None:
         """Make sure that a child is listening."""
+        # Recycled, because decoders leak.
         if self._child is not None and (
-            self._child.poll() is not None or self._served >= self.recycle_after
+            not self._child.alive or self._served >= self.recycle_after
         ):
             self._kill()
         if self._child is not None:
             return
-        here, there = socket.socketpair()
-        root = str(Path(find_spec("mmrl").origin or "").parent.parent)  # type: ignore[union-attr]
-        code = f"import sys; sys.path.insert(0, {root!r}); from mmrl.data.video import decode_worker; "
-        code += f"decode_worker.serve({there.fileno()}, {os.getpid()}, {self.backend!r}, {self.threads})"
-        with there:
-            self._child = subprocess.Popen(
-                [sys.executable, "-c", code],
-                pass_fds=[there.fileno()],
-                stdin=subprocess.DEVNULL,
-            )
-        self._pipe, self._served, self.starts = Connection(here.detach()), 0, self.starts + 1
+        try:
+            target = "mmrl.data.video.decode_worker:answer_requests"
+            self._child = Child(target, self.backend, self.threads)
+        except NotStarted as error:
+            raise ImportError(f"The decode worker did not start ({error}).") from None
+        self._pipe = Connection(self._child.channel.detach())
+        self._served, self.starts = 0, self.starts + 1
         if not self._pipe.poll(START_LIMIT):
             self._kill()
             raise TimeoutError(f"The decode worker did not start within {START_LIMIT:.0f} s.")
@@ -186,38 +153,37 @@ class DecodeWorker:
         if kind == "done":
             return answer
         if kind == "late":
-            raise BadVideo(
+            raise BadMedia(
                 path, "timeout", f"not decoded within {self.timeout:g} s; the worker was killed"
             )
         if kind == "crash":
-            raise BadVideo(
+            raise BadMedia(
                 path, "decoder crashed", f"the worker ended twice, with code {answer}"
             )
-        raise BadVideo(*answer)
+        raise BadMedia(*answer)
 
     def _try(self, request: tuple[Any, ...], file: int | None) -> tuple[str, Any]:
         self._start()
         assert self._pipe is not None and self._child is not None
-        child, self._served = self._child, self._served + 1
+        self._served += 1
         try:
-            self._pipe.send((self.timeout + GRACE, *request))
+            self._pipe.send(request)
             if file is not None:
-                send_handle(self._pipe, file, child.pid)
+                send_handle(self._pipe, file, self._child.pid)
             timely = self._pipe.poll(self.timeout)
         except OSError:
             timely = True  # the child died while it was being asked; receiving says so
         kind, answer = self._receive() if timely else ("late", None)
-        if kind in ("late", "crash"):
+        if kind == "late":
             self._kill()
-            answer = child.returncode
+        elif kind == "crash":
+            code = self._kill(LOOK)
+            answer = -signal.SIGKILL if code is None else code
         return kind, answer
 
 
-def serve(descriptor: int, parent: int, backend: Backend | None, threads: int) -> None:
+def answer_requests(descriptor: int, backend: Backend | None, threads: int) -> None:
     """The child's life: answer requests until the pipe closes."""
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_watch_parent, args=(parent,), daemon=True).start()
     pipe = Connection(descriptor)
     try:
         loaded = load_backend(backend)
@@ -227,29 +193,30 @@ def serve(descriptor: int, parent: int, backend: Backend | None, threads: int) -
     pipe.send(("done", loaded))
     while True:
         try:
-            limit, kind, *arguments = pipe.recv()
+            kind, *arguments = pipe.recv()
         except (EOFError, OSError):
             return
-        signal.setitimer(signal.ITIMER_REAL, limit)
         file = recv_handle(pipe) if kind == "read" else None
-        path = arguments[0] if file is None else arguments[0].path
         try:
-            reply = (
-                "done",
-                probe(path) if file is None else _fill(file, loaded[0], threads, *arguments),
-            )
-        except BadVideo as error:
-            reply = ("bad", (error.path, error.reason, error.detail))
-        except Exception as error:
-            reply = (
-                "bad",
-                (path, "decoder error", f"{type(error).__name__}: {first_line(error)}"),
-            )
+            pipe.send(_answer(file, loaded[0], threads, *arguments))
         finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
             if file is not None:
                 os.close(file)
-        pipe.send(reply)
+
+
+def _answer(
+    file: int | None, backend: Backend, threads: int, asked: Any, *more: Any
+) -> tuple[str, Any]:
+    """("done", value) or ("bad", arguments of a BadMedia); `asked` is a path to probe or the ClipInfo to read."""
+    try:
+        if file is None:
+            return "done", probe(asked)
+        return "done", _fill(file, backend, threads, asked, *more)
+    except BadMedia as error:
+        return "bad", (error.where, error.reason, error.detail)
+    except Exception as error:
+        path = asked if file is None else asked.path
+        return "bad", (path, "decoder error", f"{type(error).__name__}: {first_line(error)}")
 
 
 def _fill(
@@ -260,16 +227,10 @@ def _fill(
     indices: list[int],
     shape: tuple[int, int, int, int],
 ) -> np.ndarray:
+    """Decode into the parent's mapping; the seconds of the frames."""
     mapping = mmap.mmap(file, int(np.prod(shape)))
-    return read_into(
-        np.frombuffer(mapping, dtype=np.uint8).reshape(shape), info, indices, backend, threads
-    )
-
-
-def _watch_parent(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(WATCH)
-    os._exit(1)
+    frames = np.frombuffer(mapping, dtype=np.uint8).reshape(shape)
+    return read_into(frames, info, indices, backend, threads)
 
 
 def _mapped(file: int, size: int) -> np.ndarray:

@@ -47,15 +47,17 @@ class FrameCache:
             with open(path, "rb") as file:
                 header = json.loads(file.readline())
                 offset = file.tell()
-            if header["parameters"] != _plain(parameters):
+            # The name is a hash of the parameters; comparing them too makes a collision a miss.
+            if header["parameters"] != _as_json(parameters):
                 raise ValueError("made under other parameters")
-            frames = np.memmap(
-                path, dtype=np.uint8, mode="c", offset=offset, shape=tuple(header["shape"])
-            )
+            shape = tuple(header["shape"])
+            # "c": what the caller writes stays in its memory and never reaches the shared file.
+            frames = np.memmap(path, dtype=np.uint8, mode="c", offset=offset, shape=shape)
+        # An entry that was evicted meanwhile, or cut short by a full disk, is a miss and will be written again.
         except (OSError, ValueError, KeyError):
             self.counts["misses"] += 1
             return None
-        os.utime(path)
+        os.utime(path)  # `_trim` goes by this time
         self.counts["hits"] += 1
         return np.asarray(frames), np.array(header["seconds"])
 
@@ -67,13 +69,14 @@ class FrameCache:
             self.counts["refused"] += 1
             return
         header = {
-            "parameters": _plain(parameters),
+            "parameters": _as_json(parameters),
             "shape": frames.shape,
             "seconds": seconds.tolist(),
         }
         with tempfile.NamedTemporaryFile(dir=self.folder, prefix=".new-", delete=False) as file:
             try:
                 file.write(json.dumps(header).encode() + b"\n")
+                # One frame at a time: the array may be a transposed view, and a copy of all of it would be large.
                 for frame in frames:
                     file.write(np.ascontiguousarray(frame).data)
             except BaseException:
@@ -83,21 +86,20 @@ class FrameCache:
         self._trim()
 
     def _path(self, parameters: Mapping[str, Any]) -> Path:
-        text = json.dumps(_plain(parameters), sort_keys=True)
-        return self.folder / (
-            hashlib.blake2b(text.encode(), digest_size=16).hexdigest() + ".frames"
-        )
+        text = json.dumps(_as_json(parameters), sort_keys=True)
+        name = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+        return self.folder / f"{name}.frames"
 
     def _trim(self) -> None:
         for stale in self.folder.glob(".new-*"):
-            # Left by a writer that was killed.
+            # Left by a writer that was killed; younger ones are still being written.
             if stale.exists() and time.time() - stale.stat().st_mtime > STALE:
                 stale.unlink(missing_ok=True)
         entries = []
         for entry in self.folder.glob("*.frames"):
             try:
                 state = entry.stat()
-            except FileNotFoundError:
+            except FileNotFoundError:  # another process trims at the same time
                 continue
             entries.append((state.st_mtime_ns, state.st_size, entry))
         total = sum(size for _, size, _ in entries)
@@ -109,7 +111,7 @@ class FrameCache:
             total -= size
 
 
-def content_key(path: str | os.PathLike[str]) -> str:
+def file_key(path: str | os.PathLike[str]) -> str:
     """A hash of what the file holds: copies under other names share it."""
     digest = hashlib.blake2b(digest_size=16)
     with open(path, "rb") as file:
@@ -118,6 +120,7 @@ def content_key(path: str | os.PathLike[str]) -> str:
         if state.st_size <= WHOLE:
             digest.update(file.read())
             return digest.hexdigest()
+        # Blocks alone could miss a change between them, hence the time of change; copies then no longer share a key.
         digest.update(str(state.st_mtime_ns).encode())
         for place in range(PLACES):
             file.seek(place * (state.st_size - BLOCK) // (PLACES - 1))
@@ -125,6 +128,6 @@ def content_key(path: str | os.PathLike[str]) -> str:
     return digest.hexdigest()
 
 
-def _plain(parameters: Mapping[str, Any]) -> Any:
+def _as_json(parameters: Mapping[str, Any]) -> Any:
     """Parameters as JSON gives them back: tuples become lists, keys strings."""
     return json.loads(json.dumps(dict(parameters), sort_keys=True))

@@ -17,15 +17,15 @@ of the rule: torch's linspace and arange work in float32, and ties go to the eve
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 
 Rule = Literal["qwen-vl-utils", "qwen2", "qwen3"]
 MIN_FRAMES, MAX_FRAMES, PAIR = 4, 768, 2
+DEFAULT_FPS = 2.0
+"""Frames shown per second where neither a rate nor a number is asked for."""
 UNKNOWN_FPS = 24.0
 """What transformers assumes for a clip without a frame rate."""
 
@@ -46,19 +46,19 @@ def frame_count(
     if fps is not None and num_frames is not None:
         raise ValueError(f"fps is {fps} and num_frames is {num_frames}; give only one of them.")
     if num_frames is not None:
+        # Halves of a pair go to the even number of pairs: 5 frames give 4, 7 give 8.
         count = round(num_frames / PAIR) * PAIR
     else:
-        if not video_fps > 0:
+        if not video_fps > 0:  # also true for nan
             raise ValueError(
                 f"The clip's frame rate is {video_fps}; it must be positive to sample by fps."
             )
-        low = math.ceil(min_frames / PAIR) * PAIR
-        high = (
-            math.floor((min(MAX_FRAMES, total) if max_frames is None else max_frames) / PAIR)
-            * PAIR
-        )
-        wanted = total / video_fps * (2.0 if fps is None else fps)
-        count = math.floor(min(max(wanted, low), high, total) / PAIR) * PAIR
+        if max_frames is None:
+            max_frames = min(MAX_FRAMES, total)
+        low, high = _even_above(min_frames), _even_below(max_frames)
+        wanted = total / video_fps * (DEFAULT_FPS if fps is None else fps)
+        # The order decides: a raised minimum is cut again by the maximum and by the clip.
+        count = _even_below(min(max(wanted, low), high, total))
     if not PAIR <= count <= total:
         raise ValueError(
             f"{count} frames of a clip with {total} were asked for; allowed are {PAIR} to {total}."
@@ -66,36 +66,39 @@ def frame_count(
     return count
 
 
-def spread(first: int, last: int, count: int) -> np.ndarray:
+def evenly_spaced(first: int, last: int, count: int) -> np.ndarray:
     """long [count]: frames from first to last, both included, as torch.linspace(...).round() gives them."""
     if count == 1:
         return np.array([first])
     start, end = np.float32(first), np.float32(last)
     step = float((end - start) / np.float32(count - 1))
     position = np.arange(count)
-    rising, falling = float(start) + step * position, float(end) - step * (count - 1 - position)
-    # torch walks from the nearer end and rounds once, to float32.
-    return np.rint(np.where(position < count // 2, rising, falling).astype(np.float32)).astype(
-        np.int64
-    )
+    rising = float(start) + step * position
+    falling = float(end) - step * (count - 1 - position)
+    # torch divides in float32, walks from the nearer end, and rounds once, to float32; hence float64 in between.
+    places = np.where(position < count // 2, rising, falling).astype(np.float32)
+    return np.rint(places).astype(np.int64)
 
 
 def frame_range(
     total: int, video_fps: float, start: float | None = None, end: float | None = None
 ) -> tuple[int, int]:
-    """First and last frame between `start` and `end` seconds, as qwen-vl-utils crops; ValueError if they meet."""
+    """First and last frame between `start` and `end` seconds, as qwen-vl-utils crops; ValueError if they meet.
+
+    `choose_frames` crops by the same rule but for one thing: a crop that holds a single frame shows it.
+    """
     if total <= 0 or not video_fps > 0:
         raise ValueError(
             f"The clip has {total} frames at {video_fps} frames per second; both must be positive."
         )
     length = total / video_fps
-    first = 0 if start is None else math.ceil(min(max(start, 0.0), length) * video_fps)
-    last = (
-        total - 1
-        if end is None
-        else min(math.floor(min(max(end, 0.0), length) * video_fps), total - 1)
-    )
-    if (start is not None or end is not None) and first >= last:
+    first, last = 0, total - 1
+    if start is not None:
+        first = math.ceil(_between(start, 0.0, length) * video_fps)
+    if end is not None:
+        last = min(math.floor(_between(end, 0.0, length) * video_fps), last)
+    cropped = start is not None or end is not None
+    if cropped and first >= last:
         raise ValueError(
             f"The crop from {start} to {end} s holds frames {first} to {last} of a clip of {length:.2f} s; "
             "at least two frames are needed."
@@ -128,17 +131,19 @@ def qwen2_frames(
             raise ValueError(
                 "The clip's frame rate is unknown; give it, or num_frames instead of fps."
             )
-        high = math.floor(min(max_frames, total) / PAIR) * PAIR
-        count = (
-            math.floor(min(max(total / video_fps * (fps or 0), min_frames), high, total) / PAIR)
-            * PAIR
-        )
+        high = _even_below(min(max_frames, total))
+        # Unlike qwen-vl-utils, the minimum is not made even first.
+        wanted = max(total / video_fps * (fps or 0), min_frames)
+        count = _even_below(min(wanted, high, total))
     if not 1 <= count <= total:
         raise ValueError(
             f"{count} frames of a clip with {total} were asked for; allowed are {PAIR} to {total}."
         )
     step = total / count
-    return (np.arange(math.ceil(total / step)) * step).astype(np.float32).astype(np.int64)
+    # torch.arange ends before `total`; by rounding this can be one frame more than `count`, and it stays in.
+    places = np.arange(math.ceil(total / step)) * step
+    # Through float32, as there: a place just below a whole number may reach it before the cut.
+    return places.astype(np.float32).astype(np.int64)
 
 
 def qwen3_frames(
@@ -155,21 +160,11 @@ def qwen3_frames(
     if fps is not None and num_frames is not None:
         raise ValueError(f"fps is {fps} and num_frames is {num_frames}; give only one of them.")
     if num_frames is None:
-        num_frames = int(total / (video_fps or UNKNOWN_FPS) * (2.0 if fps is None else fps))
+        seconds = total / (video_fps or UNKNOWN_FPS)
+        num_frames = int(seconds * (DEFAULT_FPS if fps is None else fps))
         num_frames = min(max(num_frames, MIN_FRAMES), MAX_FRAMES, total)
+    # numpy here, torch in qwen-vl-utils: float64 throughout, so that a tie may fall on another frame.
     return np.linspace(0, total - 1, num_frames).round().astype(np.int64)
-
-
-def qwen3_stamps(times: Sequence[float], temporal_patch: int = PAIR) -> list[float]:
-    """Seconds that Qwen3-VL writes before each temporal patch: the mean of its first and last frame's times.
-
-    An incomplete last patch repeats the last frame. [n] -> ceil(n / temporal_patch) values.
-    """
-    padded = [*times, *[times[-1]] * (-len(times) % temporal_patch)]
-    return [
-        (padded[i] + padded[i + temporal_patch - 1]) / 2
-        for i in range(0, len(padded), temporal_patch)
-    ]
 
 
 def sampled_fps(count: int | None, total: int, video_fps: float | None) -> float:
@@ -204,12 +199,14 @@ def choose_frames(
     if total < PAIR or num_frames == 1:
         return np.array([first])
     if even_in_time:
+        # The header's average rate says nothing about a part of the clip; the part's own times do.
         video_fps = (total - 1) / float(times[last] - times[first])
     if num_frames is not None:
-        num_frames = min(num_frames, total if rule == "qwen3" else total - total % PAIR)
+        num_frames = min(num_frames, total if rule == "qwen3" else _even_below(total))
     low, high = min(min_frames, total), min(max_frames, total)
     if rule == "qwen3":
-        count = min(len(qwen3_frames(total, video_fps, fps=fps, num_frames=num_frames)), high)
+        theirs = qwen3_frames(total, video_fps, fps=fps, num_frames=num_frames)
+        count = min(len(theirs), high)
     else:
         count = frame_count(
             total,
@@ -224,14 +221,15 @@ def choose_frames(
         return first + qwen2_frames(total, video_fps, num_frames=count)[:count]
     if even_in_time:
         return first + nearest_frames(times[first : last + 1], count)
-    return spread(first, last, count)
+    return evenly_spaced(first, last, count)
 
 
 def nearest_frames(times: np.ndarray, count: int) -> np.ndarray:
     """long [count], strictly increasing: the frames nearest to `count` evenly spaced times; count ≤ len(times)."""
     grid = np.linspace(times[0], times[-1], count)
     right = np.clip(np.searchsorted(times, grid), 1, len(times) - 1)
-    near = np.where(grid - times[right - 1] <= times[right] - grid, right - 1, right)
+    left = right - 1
+    near = np.where(grid - times[left] <= times[right] - grid, left, right)
     position = np.arange(count)
     # No frame twice: push later ones forward, then, at the end of the clip, earlier ones back.
     near = np.maximum.accumulate(near - position) + position
@@ -240,32 +238,7 @@ def nearest_frames(times: np.ndarray, count: int) -> np.ndarray:
 
 def subset(count: int, keep: int) -> np.ndarray:
     """long [keep]: evenly spread members of a list of `count` frames, both ends included where keep > 1."""
-    return spread(0, count - 1, keep)
-
-
-def frame_metadata(times: Sequence[float], duration: float | None = None) -> dict[str, object]:
-    """Metadata with which both processors see the given frame times [n], evenly spaced or not.
-
-    A clock of 1000 ticks per second stands in for the frame rate: `frames_indices / fps` are the times (to the
-    millisecond) and `n / total_num_frames * fps` is n / duration. Without a duration, the clip is taken to end one mean
-    interval after the last frame.
-    """
-    times = [float(t) for t in times]
-    if not times or any(b < a for a, b in itertools.pairwise(times)) or times[0] < 0:
-        raise ValueError(
-            f"Frame times are {times[:8]}; give at least one, not negative and not decreasing."
-        )
-    if duration is None:
-        duration = times[-1] + (
-            (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 1.0
-        )
-    clock = 1000.0
-    return {
-        "fps": clock,
-        "frames_indices": [round(t * clock) for t in times],
-        "total_num_frames": max(1, round(duration * clock)),
-        "duration": duration,
-    }
+    return evenly_spaced(0, count - 1, keep)
 
 
 def _crop(
@@ -273,19 +246,33 @@ def _crop(
 ) -> tuple[int, int]:
     if start is None and end is None:
         return 0, len(times) - 1
+    first, last = 0, len(times) - 1
     if by_time:
-        first = int(np.searchsorted(times, 0.0 if start is None else start))
-        last = int(np.searchsorted(times, math.inf if end is None else end, side="right")) - 1
+        if start is not None:
+            first = int(np.searchsorted(times, start))
+        if end is not None:
+            # A frame at the very end of the crop belongs to it.
+            last = int(np.searchsorted(times, end, side="right")) - 1
     else:
+        # By number, not by time: the frame that qwen-vl-utils would take, even if its time is a little off.
         length = len(times) / video_fps
-        first = math.ceil(min(max(start or 0.0, 0.0), length) * video_fps)
-        last = (
-            len(times) - 1
-            if end is None
-            else min(math.floor(max(end, 0.0) * video_fps), len(times) - 1)
-        )
+        first = math.ceil(_between(start or 0.0, 0.0, length) * video_fps)
+        if end is not None:
+            last = min(math.floor(max(end, 0.0) * video_fps), last)
     if first > last:
         raise ValueError(
             f"No frame lies between {start} and {end} s in a clip of {times[-1]:.2f} s."
         )
     return first, last
+
+
+def _even_below(count: float) -> int:
+    return math.floor(count / PAIR) * PAIR
+
+
+def _even_above(count: float) -> int:
+    return math.ceil(count / PAIR) * PAIR
+
+
+def _between(value: float, low: float, high: float) -> float:
+    return min(max(value, low), high)

@@ -3,20 +3,19 @@
 A token of the language model covers factor × factor pixels of one image, or of one temporal patch (a pair of frames);
 factor = patch · merge, 28 for Qwen2.5-VL and 32 for Qwen3-VL.
 
-    smart_resize          qwen-vl-utils 0.0.14; a side can become 0 for extreme shapes under a small limit
-    processor_resize      transformers 5.23, Qwen2-VL family: the same with sides of at least one factor
-    qwen3_resize          transformers 5.23, Qwen3-VL: limits on the whole clip, T · H · W
+    image_size            smart_resize of qwen-vl-utils 0.0.14; a side can become 0 for extreme shapes
     clip_size             fetch_video of qwen-vl-utils: the per-frame limit that follows from `total_pixels`
+    frame_list_size       fetch_video of qwen-vl-utils for a list of images
+    qwen3_resize          transformers 5.23, Qwen3-VL: limits on the whole clip, T · H · W
 
-`fit_clip` and `fit_images` are ours. In qwen-vl-utils the limit per frame never falls below 1.05 · min_pixels, so that
-a long clip exceeds `total_pixels`, and stamps are not counted. Ours first lowers the resolution, then the number of
-frames, and counts the text that accompanies each temporal patch; the result never exceeds the budget.
+`fit_clip` is ours. In qwen-vl-utils the limit per frame never falls below 1.05 · min_pixels, so that a long clip
+exceeds `total_pixels`, and stamps are not counted. Ours first lowers the resolution, then the number of frames, and
+counts the text that accompanies each temporal patch; the result never exceeds the budget.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 MAX_RATIO = 200
@@ -39,7 +38,7 @@ class ClipSize:
     """Visual tokens plus the text of the stamps."""
 
 
-def smart_resize(
+def image_size(
     height: int,
     width: int,
     factor: int,
@@ -56,25 +55,12 @@ def smart_resize(
     columns = max(factor, round(width / factor) * factor)
     if rows * columns > high:
         shrink = math.sqrt(height * width / high)
-        return math.floor(height / shrink / factor) * factor, math.floor(
-            width / shrink / factor
-        ) * factor
-    return _grown(height, width, rows, columns, factor, low)
-
-
-def processor_resize(
-    height: int,
-    width: int,
-    factor: int = 28,
-    min_pixels: int = 56 * 56,
-    max_pixels: int = 28 * 28 * 1280,
-) -> tuple[int, int]:
-    """(height, width) of the Qwen2-VL family's image and video processors. Raises ValueError for a ratio above 200."""
-    _check_ratio(height, width)
-    rows, columns = round(height / factor) * factor, round(width / factor) * factor
-    if rows * columns > max_pixels:
-        return _shrunk(height, width, math.sqrt(height * width / max_pixels), factor)
-    return _grown(height, width, rows, columns, factor, min_pixels)
+        # A side may become 0 here, and only here, as in qwen-vl-utils.
+        return _floor(height / shrink, factor), _floor(width / shrink, factor)
+    if rows * columns < low:
+        grow = math.sqrt(low / (height * width))
+        return _ceil(height * grow, factor), _ceil(width * grow, factor)
+    return rows, columns
 
 
 def qwen3_resize(
@@ -93,18 +79,20 @@ def qwen3_resize(
     if frames < temporal_patch:
         raise ValueError(f"The clip has {frames} frames; at least {temporal_patch} are needed.")
     if height < factor or width < factor:
+        # Before the ratio is checked: a line of pixels is enlarged first and refused afterwards.
         scale = max(factor / height, factor / width)
         height, width = int(height * scale), int(width * scale)
     _check_ratio(height, width)
     rows, columns = round(height / factor) * factor, round(width / factor) * factor
+    # The limits are compared with the padded clip, the scale is computed from the real number of frames, as there.
     padded = round(frames / temporal_patch) * temporal_patch
     if padded * rows * columns > max_pixels:
-        return _shrunk(height, width, math.sqrt(frames * height * width / max_pixels), factor)
+        shrink = math.sqrt(frames * height * width / max_pixels)
+        rows, columns = _floor(height / shrink, factor), _floor(width / shrink, factor)
+        return max(factor, rows), max(factor, columns)
     if padded * rows * columns < min_pixels:
         grow = math.sqrt(min_pixels / (frames * height * width))
-        return math.ceil(height * grow / factor) * factor, math.ceil(
-            width * grow / factor
-        ) * factor
+        return _ceil(height * grow, factor), _ceil(width * grow, factor)
     return rows, columns
 
 
@@ -125,14 +113,16 @@ def clip_size(
     `resized` is its resized_height and resized_width, which override all limits but those for images.
     """
     if resized is not None:
-        return smart_resize(*resized, factor)
+        return image_size(*resized, factor)
     area = factor * factor
     low = FRAME_TOKENS[0] * area if min_pixels is None else min_pixels
     budget = context * area * 0.9 if total_pixels is None else total_pixels
-    high = max(min(FRAME_TOKENS[1] * area, budget / frames * PAIR), int(low * 1.05))
-    return smart_resize(
-        height, width, factor, low, high if max_pixels is None else min(max_pixels, high)
-    )
+    per_frame = min(FRAME_TOKENS[1] * area, budget / frames * PAIR)
+    # The floor under the limit is why a long clip exceeds `total_pixels`.
+    high = max(per_frame, int(low * 1.05))
+    if max_pixels is not None:
+        high = min(max_pixels, high)
+    return image_size(height, width, factor, low, high)
 
 
 def frame_list_size(
@@ -150,7 +140,7 @@ def frame_list_size(
     It pads the list to an even number, and resizes twice: as images, to multiples of *twice* the factor (the factor is
     passed where a patch size is expected), then as a clip.
     """
-    height, width = smart_resize(height, width, 2 * factor, min_pixels, max_pixels)
+    height, width = image_size(height, width, 2 * factor, min_pixels, max_pixels)
     frames = math.ceil(images / PAIR) * PAIR
     size = clip_size(
         frames,
@@ -168,7 +158,8 @@ def clip_tokens(
     frames: int, height: int, width: int, factor: int, stamp_tokens: int = 0
 ) -> int:
     """Tokens of a clip: ceil(frames / 2) temporal patches of (h / factor · w / factor + stamp_tokens)."""
-    return math.ceil(frames / PAIR) * ((height // factor) * (width // factor) + stamp_tokens)
+    per_patch = (height // factor) * (width // factor) + stamp_tokens
+    return math.ceil(frames / PAIR) * per_patch
 
 
 def fit_clip(
@@ -193,67 +184,34 @@ def fit_clip(
         raise ValueError(
             f"max_tokens is {max_tokens}; one temporal patch needs at least {1 + stamp_tokens} tokens."
         )
-    ceiling = math.floor((FRAME_TOKENS[1] * area if max_pixels is None else max_pixels) / area)
-    floor = max(1, math.ceil((16 * area if min_pixels is None else min_pixels) / area))
-    floor = min(floor, max(1, ceiling))
-    patches = math.ceil(frames / PAIR)
+    largest = FRAME_TOKENS[1] * area if max_pixels is None else max_pixels
+    smallest = 16 * area if min_pixels is None else min_pixels
+    # From here on in tokens per temporal patch. Where the limits contradict each other, the upper one wins.
+    ceiling = max(1, math.floor(largest / area))
+    floor = min(ceiling, max(1, math.ceil(smallest / area)))
     # As many temporal patches as there is room for at the smallest size.
-    patches = max(1, min(patches, max_tokens // (floor + stamp_tokens)))
-    share = min(max(1, ceiling), max_tokens // patches - stamp_tokens)
+    room = max_tokens // (floor + stamp_tokens)
+    patches = max(1, min(math.ceil(frames / PAIR), room))
+    share = min(ceiling, max_tokens // patches - stamp_tokens)
     rows, columns = _within(height, width, factor, share, floor)
+    height, width = rows * factor, columns * factor
+    # An odd last frame shares its patch with itself, so that it costs as much as two.
     kept = min(frames, patches * PAIR)
-    return ClipSize(
-        kept, rows * factor, columns * factor, patches * (rows * columns + stamp_tokens)
-    )
-
-
-def fit_images(
-    sizes: Sequence[tuple[int, int]],
-    factor: int,
-    *,
-    max_tokens: int,
-    min_pixels: int | None = None,
-    max_pixels: int | None = None,
-) -> list[tuple[int, int]]:
-    """(height, width) for each image of a sample so that together they take at most `max_tokens`.
-
-    Large images give way first: there is one cap for all, and images below it keep their size. Raises ValueError if
-    the budget is below one token per image.
-    """
-    if max_tokens < len(sizes):
-        raise ValueError(
-            f"max_tokens is {max_tokens}; {len(sizes)} images need at least one token each."
-        )
-    area = factor * factor
-    ceiling = IMAGE_TOKENS[1] if max_pixels is None else max(1, math.floor(max_pixels / area))
-    floor = min(
-        ceiling, IMAGE_TOKENS[0] if min_pixels is None else max(1, math.ceil(min_pixels / area))
-    )
-
-    def under(cap: int) -> list[tuple[int, int]]:
-        return [_within(h, w, factor, cap, min(floor, cap)) for h, w in sizes]
-
-    low, high = 1, ceiling
-    while low < high:
-        middle = (low + high + 1) // 2
-        if sum(rows * columns for rows, columns in under(middle)) <= max_tokens:
-            low = middle
-        else:
-            high = middle - 1
-    return [(rows * factor, columns * factor) for rows, columns in under(low)]
+    return ClipSize(kept, height, width, clip_tokens(kept, height, width, factor, stamp_tokens))
 
 
 def _within(height: int, width: int, factor: int, cap: int, floor: int) -> tuple[int, int]:
     """(rows, columns) in factors whose product is at most `cap`, and at least `floor` where the shape allows it."""
     ratio = min(max(height / width, 1 / MAX_RATIO), MAX_RATIO)
-    rows, columns = max(1, round(height / factor)), max(1, round(width / factor))
+    rows = max(1, round(height / factor))
+    columns = max(1, round(width / factor))
     if rows * columns < floor:
-        rows, columns = math.ceil(math.sqrt(floor * ratio)), math.ceil(math.sqrt(floor / ratio))
+        rows = math.ceil(math.sqrt(floor * ratio))
+        columns = math.ceil(math.sqrt(floor / ratio))
+    # Second, because the cap is the promise: what the floor has raised may have to shrink again.
     if rows * columns > cap:
-        rows, columns = (
-            max(1, math.floor(math.sqrt(cap * ratio))),
-            max(1, math.floor(math.sqrt(cap / ratio))),
-        )
+        rows = max(1, math.floor(math.sqrt(cap * ratio)))
+        columns = max(1, math.floor(math.sqrt(cap / ratio)))
     # A side that was raised to 1 leaves the other at most `cap`.
     return min(rows, cap), min(columns, cap)
 
@@ -277,15 +235,9 @@ def _check_ratio(height: int, width: int) -> None:
         )
 
 
-def _shrunk(height: int, width: int, shrink: float, factor: int) -> tuple[int, int]:
-    rows = max(factor, math.floor(height / shrink / factor) * factor)
-    return rows, max(factor, math.floor(width / shrink / factor) * factor)
+def _floor(side: float, factor: int) -> int:
+    return math.floor(side / factor) * factor
 
 
-def _grown(
-    height: int, width: int, rows: int, columns: int, factor: int, low: float
-) -> tuple[int, int]:
-    if rows * columns >= low:
-        return rows, columns
-    grow = math.sqrt(low / (height * width))
-    return math.ceil(height * grow / factor) * factor, math.ceil(width * grow / factor) * factor
+def _ceil(side: float, factor: int) -> int:
+    return math.ceil(side / factor) * factor

@@ -17,19 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from mmrl.ground.faults import BadMedia, first_line
+
 TRUST = 1.25
 """A header's average rate is believed if it is within this factor of frames / time (avi may give its clock's rate)."""
-
-
-class BadVideo(ValueError):
-    """A file that cannot give what was asked. `reason` is a short constant phrase, for counting."""
-
-    def __init__(self, path: str | os.PathLike[str], reason: str, detail: str = "") -> None:
-        self.path, self.reason, self.detail = os.fspath(path), reason, detail
-        super().__init__(f"{self.path}: {reason}" + (f" ({detail})" if detail else ""))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return BadVideo, (self.path, self.reason, self.detail)
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +79,7 @@ class _Table:
 
 
 def probe(path: str | os.PathLike[str]) -> ClipInfo:
-    """Read the packet table of a file and decode its first frame. Raises BadVideo."""
+    """Read the packet table of a file and decode its first frame. Raises BadMedia."""
     import av
 
     av.logging.set_level(av.logging.PANIC)
@@ -98,70 +89,69 @@ def probe(path: str | os.PathLike[str]) -> ClipInfo:
         stream = video_stream(container, path)
         rate = float(stream.average_rate or stream.guessed_rate or stream.base_rate or 0)
         name, unit = container.format.name, float(stream.time_base)
+        # Of other containers the number is a guess, or counts something else than frames shown.
         announced = int(stream.frames or 0) if "mov" in name else 0
         table = _packet_table(container, stream, path)
     table = table or _decoded_table(path)
-    pts = None
+    pts, start, measured = None, 0.0, rate or 1.0
     if table.ticks is not None:
+        # Differences of integers first: ticks of a live stream are too large for exact floats.
         pts = (np.array(table.ticks, dtype=np.int64) - table.ticks[0]) * unit
-    measured = (
-        (table.n - 1) / float(pts[-1]) if pts is not None and table.n > 1 else rate or 1.0
-    )
+        start = table.ticks[0] * unit
+        if table.n > 1:
+            measured = (table.n - 1) / float(pts[-1])
     if not 1 / TRUST < rate / measured < TRUST:
         rate = measured
-    drift = float(np.abs(pts - np.arange(table.n) / rate).max()) if pts is not None else 0.0
+    duration, drift = table.n / rate, 0.0
+    if pts is not None:
+        duration = float(pts[-1]) + (table.last * unit or 1 / rate)
+        drift = float(np.abs(pts - np.arange(table.n) / rate).max())
+    sideways = rotation % 180 != 0
     return ClipInfo(
         path=path,
         format=name,
         n=table.n,
         announced=max(0, announced - table.hidden),
         fps=rate,
-        duration=table.n / rate
-        if pts is None
-        else float(pts[-1]) + (table.last * unit or 1 / rate),
+        duration=duration,
         pts=pts,
-        start=table.ticks[0] * unit if table.ticks is not None else 0.0,
+        start=start,
         rotation=rotation,
-        width=height if rotation % 180 else width,
-        height=width if rotation % 180 else height,
+        width=height if sideways else width,
+        height=width if sideways else height,
         variable=drift > 1 / rate + 1e-9,
         keys=np.array(table.keys, dtype=np.int64),
     )
 
 
 def local_path(path: str | os.PathLike[str]) -> str:
-    """A local file that is there and not empty, without a file:// prefix. Raises BadVideo."""
+    """A local file that is there and not empty, without a file:// prefix. Raises BadMedia."""
     path = os.fspath(path).removeprefix("file://")
     if not os.path.isfile(path):
-        raise BadVideo(path, "missing file", "only local files are read")
+        raise BadMedia(path, "missing file", "only local files are read")
     if os.path.getsize(path) == 0:
-        raise BadVideo(path, "empty file")
+        raise BadMedia(path, "empty file")
     return path
 
 
 def open_container(path: str) -> Any:
-    """A PyAV container. Raises BadVideo."""
+    """A PyAV container. Raises BadMedia."""
     import av
 
     try:
         return av.open(path)
     except (av.FFmpegError, OSError, ValueError) as error:
-        raise BadVideo(path, "unreadable container", first_line(error)) from error
+        raise BadMedia(path, "unreadable container", first_line(error)) from error
 
 
 def video_stream(container: Any, path: str) -> Any:
-    """The first stream of moving pictures; cover art is none. Raises BadVideo."""
+    """The first stream of moving pictures; cover art is none. Raises BadMedia."""
     from av.stream import Disposition
 
     for stream in container.streams.video:
         if not stream.disposition & Disposition.attached_pic:
             return stream
-    raise BadVideo(path, "no video stream", f"{len(container.streams)} streams of other kinds")
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text; decord adds pages of native stack."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    raise BadMedia(path, "no video stream", f"{len(container.streams)} streams of other kinds")
 
 
 def _packet_table(container: Any, stream: Any, path: str) -> _Table | None:
@@ -176,16 +166,22 @@ def _packet_table(container: Any, stream: Any, path: str) -> _Table | None:
             elif packet.size and not packet.is_corrupt:
                 packets.append((packet.pts, packet.is_keyframe, packet.duration or 0))
     except av.FFmpegError as error:
+        # Else the file is cut off; what came before can be shown.
         if not packets:
-            raise BadVideo(path, "unreadable container", first_line(error)) from error
+            raise BadMedia(path, "unreadable container", first_line(error)) from error
     if not packets:
-        raise BadVideo(path, "no frames")
-    stamps = {packet[0] for packet in packets}
-    if stream.codec_context.name == "vp8" or None in stamps or len(stamps) < len(packets):
+        raise BadMedia(path, "no frames")
+    stamps = {stamp for stamp, _, _ in packets}
+    ambiguous = None in stamps or len(stamps) < len(packets)
+    # VP8 has packets of reference frames that are never shown.
+    if ambiguous or stream.codec_context.name == "vp8":
         return None
+    # Packets come in the order of decoding, which differs where pictures refer to later ones.
     packets.sort(key=lambda packet: packet[0])
-    keys = [i for i, packet in enumerate(packets) if packet[1]]
-    return _Table([packet[0] for packet in packets], len(packets), keys, packets[-1][2], hidden)
+    ticks = [stamp for stamp, _, _ in packets]
+    keys = [place for place, (_, is_key, _) in enumerate(packets) if is_key]
+    last = packets[-1][2]
+    return _Table(ticks, len(ticks), keys, last, hidden)
 
 
 def _decoded_table(path: str) -> _Table:
@@ -193,13 +189,15 @@ def _decoded_table(path: str) -> _Table:
     stamps, keys, last = [], [], 0
     with open_container(path) as container:
         for frame in decoded_frames(container, video_stream(container, path)):
-            keys += [len(stamps)] if frame.key_frame else []
+            if frame.key_frame:
+                keys.append(len(stamps))
             stamps.append(frame.pts)
             last = frame.duration or 0
     if not stamps:
-        raise BadVideo(path, "undecodable frames", "not one frame can be decoded")
-    timed = None not in stamps and all(a < b for a, b in itertools.pairwise(stamps))
-    return _Table(stamps if timed else None, len(stamps), keys, last if timed else 0)
+        raise BadMedia(path, "undecodable frames", "not one frame can be decoded")
+    if None in stamps or any(later <= first for first, later in itertools.pairwise(stamps)):
+        return _Table(None, len(stamps), keys, 0)
+    return _Table(stamps, len(stamps), keys, last)
 
 
 def decoded_frames(container: Any, stream: Any) -> Any:
@@ -224,5 +222,6 @@ def _first_frame(path: str) -> tuple[int, int, int]:
     """Stored width and height, and the rotation of the first frame that decodes."""
     with open_container(path) as container:
         for frame in decoded_frames(container, video_stream(container, path)):
-            return frame.width, frame.height, round(frame.rotation / 90) * 90 % 360
-    raise BadVideo(path, "undecodable frames", "not one frame can be decoded")
+            quarter_turns = round(frame.rotation / 90)
+            return frame.width, frame.height, quarter_turns * 90 % 360
+    raise BadMedia(path, "undecodable frames", "not one frame can be decoded")

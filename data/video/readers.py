@@ -23,14 +23,8 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from mmrl.data.video.probe import (
-    BadVideo,
-    ClipInfo,
-    decoded_frames,
-    first_line,
-    open_container,
-    video_stream,
-)
+from mmrl.data.video.probe import ClipInfo, decoded_frames, open_container, video_stream
+from mmrl.ground.faults import BadMedia, first_line
 
 Backend = Literal["decord", "pyav", "torchcodec"]
 Frame = tuple[int, np.ndarray, float]
@@ -77,7 +71,7 @@ def read_into(
     """Decode frames into out, uint8 [F, 3, h, w]; rows follow `indices` (any order, repeats allowed).
 
     Frames whose size differs from h, w are resized (bicubic with antialias). Returns float64 [F]: the seconds of the
-    delivered frames. Raises BadVideo if one of them cannot be decoded, ValueError for an index outside 0 … n-1.
+    delivered frames. Raises BadMedia if one of them cannot be decoded, ValueError for an index outside 0 … n-1.
     """
     wanted = sorted({int(i) for i in indices})
     if not wanted or wanted[0] < 0 or wanted[-1] >= info.n:
@@ -89,16 +83,19 @@ def read_into(
     for row, index in enumerate(indices):
         rows.setdefault(int(index), []).append(row)
     seconds = np.full(len(indices), np.nan)
-    decode = {"decord": decode_decord, "pyav": decode_pyav, "torchcodec": decode_torchcodec}[
-        backend
-    ]
-    for index, frame, time in decode(info, wanted, threads):
-        picture = _resized(frame, out.shape[2], out.shape[3]).transpose(2, 0, 1)
+    decoders = {
+        "decord": decode_decord,
+        "pyav": decode_pyav,
+        "torchcodec": decode_torchcodec,
+    }
+    height, width = out.shape[2:]
+    for index, frame, time in decoders[backend](info, wanted, threads):
+        picture = _resized(frame, height, width).transpose(2, 0, 1)
         for row in rows.pop(index):
             out[row], seconds[row] = picture, time
     if rows:
         lost = f"{len(rows)} of {len(wanted)}; the first is frame {min(rows)} of {info.n}"
-        raise BadVideo(info.path, "undecodable frames", lost)
+        raise BadMedia(info.path, "undecodable frames", lost)
     return seconds
 
 
@@ -108,15 +105,16 @@ def decode_pyav(info: ClipInfo, wanted: list[int], threads: int = 1) -> Iterator
         stream = video_stream(container, info.path)
         _set_threads(stream, threads)
         ticks = _ticks(info, stream)
-        keys = [ticks[k] for k in info.keys]
+        keys = [ticks[key] for key in info.keys]
+        # Group of pictures (-1: before the first key frame) -> the wanted ticks in it -> their frames.
         groups: dict[int, dict[int, int]] = {}
         for index in wanted:
-            groups.setdefault(bisect.bisect_right(keys, ticks[index]) - 1, {})[ticks[index]] = (
-                index
-            )
+            tick = ticks[index]
+            group = bisect.bisect_right(keys, tick) - 1
+            groups.setdefault(group, {})[tick] = index
         left: dict[int, int] = {}
         for group, members in sorted(groups.items()):
-            left |= members
+            left |= members  # what an earlier group could not give may turn up in this one
             if group >= 0 and info.pts is not None:
                 yield from _decode_group(info, container, stream, keys[group], left)
     # Files without times, seeks that land too late, key frames that are none: decode everything once.
@@ -131,13 +129,14 @@ def _decode_group(
     import av
 
     codec = stream.codec_context
-    codec.flush_buffers()
+    codec.flush_buffers()  # else frames of the last group would come first
     try:
         container.seek(key, stream=stream, backward=True)
     except av.FFmpegError:
         return
     last = max(left)
     for packet in _packets(container, stream):
+        # Pictures that no other one refers to need not be decoded, unless they are wanted themselves.
         if packet.pts is not None:
             codec.skip_frame = "DEFAULT" if packet.pts in left else "NONREF"
         try:
@@ -180,7 +179,8 @@ def _ticks(info: ClipInfo, stream: Any) -> list[int]:
     """The presentation time of each frame in units of the stream; its number where the file has no times."""
     if info.pts is None:
         return list(range(info.n))
-    return np.rint((info.pts + info.start) / float(stream.time_base)).astype(np.int64).tolist()
+    ticks = (info.pts + info.start) / float(stream.time_base)
+    return np.rint(ticks).astype(np.int64).tolist()
 
 
 def _upright(frame: Any, info: ClipInfo) -> np.ndarray:
@@ -198,24 +198,23 @@ def decode_decord(info: ClipInfo, wanted: list[int], threads: int = 1) -> Iterat
     import decord
 
     if not any(name in info.format for name in DECORD_CONTAINERS):
-        raise BadVideo(
+        raise BadMedia(
             info.path, "container not for decord", f"{info.format}; use the pyav back-end"
         )
     decord.logging.set_level(decord.logging.QUIET)
     try:
         reader = decord.VideoReader(info.path, num_threads=threads)
-        stamps = np.asarray(
-            reader.get_frame_timestamp(np.arange(len(reader))), dtype=np.float64
-        )[:, 0]
+        spans = reader.get_frame_timestamp(np.arange(len(reader)))  # [M, 2]: start and end
+        stamps = np.asarray(spans, dtype=np.float64)[:, 0]
         stamps = stamps - stamps[0]
     except Exception as error:
-        raise BadVideo(info.path, "unreadable container", first_line(error)) from error
+        raise BadMedia(info.path, "unreadable container", first_line(error)) from error
     places = _by_time(info, wanted, stamps)
     for chunk in _chunks(sorted(places)):
         try:
             frames = reader.get_batch([places[i] for i in chunk]).asnumpy()
         except Exception as error:
-            raise BadVideo(info.path, "undecodable frames", first_line(error)) from error
+            raise BadMedia(info.path, "undecodable frames", first_line(error)) from error
         for index, frame in zip(chunk, frames, strict=True):
             yield index, frame, float(info.times[index])
 
@@ -231,23 +230,17 @@ def decode_torchcodec(info: ClipInfo, wanted: list[int], threads: int = 1) -> It
         count = int(decoder.metadata.num_frames or 0)
         for chunk in _chunks([i for i in wanted if i < count]):
             batch = decoder.get_frames_at(indices=chunk)
-            for index, frame, time in zip(
-                chunk, batch.data.numpy(), batch.pts_seconds.tolist(), strict=True
-            ):
-                if (
-                    info.pts is not None
-                    and abs(time - info.start - info.pts[index]) > 0.5 / info.fps
-                ):
-                    raise BadVideo(
-                        info.path,
-                        "wrong frame",
-                        f"frame {index} came with the time {time:.3f} s",
-                    )
+            times = batch.pts_seconds.tolist()
+            for index, frame, time in zip(chunk, batch.data.numpy(), times, strict=True):
+                late = 0.0 if info.pts is None else time - info.start - info.pts[index]
+                if abs(late) > 0.5 / info.fps:
+                    found = f"frame {index} came with the time {time:.3f} s"
+                    raise BadMedia(info.path, "wrong frame", found)
                 yield index, frame, float(info.times[index])
-    except BadVideo:
+    except BadMedia:
         raise
     except Exception as error:
-        raise BadVideo(info.path, "undecodable frames", first_line(error)) from error
+        raise BadMedia(info.path, "undecodable frames", first_line(error)) from error
 
 
 def _by_time(info: ClipInfo, wanted: list[int], stamps: np.ndarray) -> dict[int, int]:
@@ -256,22 +249,22 @@ def _by_time(info: ClipInfo, wanted: list[int], stamps: np.ndarray) -> dict[int,
     if pts is None:
         return {i: i for i in wanted if i < len(stamps)}
     # Half the shortest interval: a neighbour is never taken for the frame itself.
-    reach = 0.5 * min(1 / info.fps, float(np.diff(pts).min()) if info.n > 1 else 1.0)
+    shortest = float(np.diff(pts).min()) if info.n > 1 else 1.0
+    reach = 0.5 * min(1 / info.fps, shortest)
     found = {}
     for index in wanted:
         right = int(np.searchsorted(stamps, pts[index]))
-        near = [
-            p
-            for p in (right - 1, right)
-            if 0 <= p < len(stamps) and abs(stamps[p] - pts[index]) < reach
-        ]
+        beside = range(max(right - 1, 0), min(right + 1, len(stamps)))
+        distances = {place: abs(stamps[place] - pts[index]) for place in beside}
+        near = [place for place in beside if distances[place] < reach]
         if near:
-            found[index] = min(near, key=lambda p: abs(stamps[p] - pts[index]))
+            found[index] = min(near, key=distances.__getitem__)
     return found
 
 
 def _chunks(items: list[int]) -> Iterator[list[int]]:
-    return (items[start : start + CHUNK] for start in range(0, len(items), CHUNK))
+    for start in range(0, len(items), CHUNK):
+        yield items[start : start + CHUNK]
 
 
 def _resized(frame: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -30,13 +30,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmrl.data.video.decode_worker import DecodeWorker
-from mmrl.data.video.frame_cache import FrameCache, content_key
+from mmrl.data.video.frame_cache import FrameCache, file_key
 from mmrl.data.video.frame_choice import MAX_FRAMES, MIN_FRAMES, Rule, choose_frames, subset
 from mmrl.data.video.frame_size import clip_size, fit_clip
-from mmrl.data.video.probe import BadVideo, ClipInfo, local_path
+from mmrl.data.video.probe import ClipInfo, local_path
 from mmrl.data.video.probe import probe as probe_here
-from mmrl.data.video.quarantine import Quarantine
 from mmrl.data.video.readers import Backend, load_backend, read_into
+from mmrl.ground.faults import BadMedia
+from mmrl.ground.quarantine import Quarantine
 
 if TYPE_CHECKING:
     from mmrl.types import Media
@@ -90,22 +91,33 @@ class ClipSampling:
             rule=self.rule,
             even_in_time=info.variable,
         )
+        count, shape = len(frames), (info.height, info.width)
         low, high = self.min_pixels, self.max_pixels
         if self.max_tokens is not None:
             size = fit_clip(
-                len(frames), info.height, info.width, self.factor, max_tokens=self.max_tokens,
-                min_pixels=low, max_pixels=high, stamp_tokens=self.stamp_tokens,
-            )  # fmt: skip
-            return frames[subset(len(frames), size.frames)], (size.height, size.width)
+                count,
+                *shape,
+                self.factor,
+                max_tokens=self.max_tokens,
+                min_pixels=low,
+                max_pixels=high,
+                stamp_tokens=self.stamp_tokens,
+            )
+            return frames[subset(count, size.frames)], (size.height, size.width)
         if low is None and high is None and self.total_pixels is None:
-            return frames, (info.height, info.width)
+            return frames, shape
         if low is None and high is not None:
+            # qwen-vl-utils refuses a limit below its own minimum; a user who gives only the limit means it.
             low = min(128 * self.factor**2, high)
-        size = clip_size(
-            len(frames), info.height, info.width, self.factor,
-            min_pixels=low, max_pixels=high, total_pixels=self.total_pixels,
-        )  # fmt: skip
-        return frames, size
+        fitted = clip_size(
+            count,
+            *shape,
+            self.factor,
+            min_pixels=low,
+            max_pixels=high,
+            total_pixels=self.total_pixels,
+        )
+        return frames, fitted
 
 
 class ClipReader:
@@ -139,23 +151,24 @@ class ClipReader:
     def backend(self) -> tuple[Backend, str]:
         """Name and version of the decoder. Raises ImportError if it cannot be loaded."""
         if self._named is None:
+            # The worker is asked, not this process: only there is the decoder loaded.
             self._named = self.worker.describe() if self.worker else load_backend(self._wanted)
-            why = (
-                "asked for"
-                if self._wanted
-                else "by default: decord where it imports, else pyav"
-            )
+            why = "by default: decord where it imports, else pyav"
+            if self._wanted:
+                why = "asked for"
             log.info("video back-end: %s %s (%s)", *self._named, why)
         return self._named
 
     def probe(self, path: str | os.PathLike[str]) -> ClipInfo:
-        """What the file holds. Raises BadVideo, also for a file with too few of its announced frames."""
+        """What the file holds. Raises BadMedia, also for a file with too few of its announced frames."""
         try:
             path = local_path(path)
-        except BadVideo as bad:
+        except BadMedia as bad:
             self._blame(bad)
             raise
+        # Quarantine is by back-end: another one may well read the file.
         self.quarantine.check(path, self.backend[0])
+        # With the time of change, so that a file replaced during a run is looked at again.
         key = f"{path}:{os.stat(path).st_mtime_ns}"
         if key not in self._infos:
             self._infos[key] = self._probe(path)
@@ -168,12 +181,9 @@ class ClipReader:
         try:
             info = self.worker.probe(path) if self.worker else probe_here(path)
             if info.missing > self.max_missing:
-                raise BadVideo(
-                    path,
-                    "truncated",
-                    f"{info.n} of {info.announced} announced frames are there",
-                )
-        except BadVideo as bad:
+                found = f"{info.n} of {info.announced} announced frames are there"
+                raise BadMedia(path, "truncated", found)
+        except BadMedia as bad:
             self._blame(bad)
             raise
         self.counts["variable"] += info.variable
@@ -188,12 +198,11 @@ class ClipReader:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Frames, uint8 [F, H, W, 3] RGB, and their seconds from the first frame, float64 [F].
 
-        Any order, repeats allowed; `size` is (height, width). Raises BadVideo, and ValueError for an index outside.
+        Any order, repeats allowed; `size` is (height, width). Raises BadMedia, and ValueError for an index outside.
         """
         info = self.probe(path)
-        frames, seconds = self._frames(
-            info, [int(i) for i in indices], size or (info.height, info.width)
-        )
+        numbers = [int(index) for index in indices]
+        frames, seconds = self._frames(info, numbers, size or (info.height, info.width))
         return frames.transpose(0, 2, 3, 1), seconds
 
     def clip(
@@ -203,7 +212,8 @@ class ClipReader:
         start: float | None = None,
         end: float | None = None,
     ) -> Media:
-        """The sampled clip, or its part from `start` to `end` seconds; times count from `start`. Raises BadVideo."""
+        """The sampled clip, or its part from `start` to `end` seconds; times count from `start`. Raises BadMedia."""
+        # Imported here, because pretext tasks load this module in processes without torch.
         import torch
 
         from mmrl.types import Media
@@ -212,13 +222,13 @@ class ClipReader:
         try:
             indices, size = sampling.plan(info, start, end)
         except ValueError as error:
-            raise BadVideo(info.path, "cannot be sampled", str(error)) from error
+            raise BadMedia(info.path, "cannot be sampled", str(error)) from error
         frames, seconds = self._frames(info, indices.tolist(), size)
+        # The crop has its own clock: times and true spans both count from its start.
         origin = max(start or 0.0, 0.0)
-        close = info.duration if end is None else min(end, info.duration)
-        return Media(
-            torch.from_numpy(frames), torch.from_numpy(seconds - origin), float(close - origin)
-        )
+        until = info.duration if end is None else min(end, info.duration)
+        times = torch.from_numpy(seconds - origin)  # [F]
+        return Media(torch.from_numpy(frames), times, float(until - origin))
 
     def close(self) -> None:
         """End the worker; the next read starts another."""
@@ -232,9 +242,13 @@ class ClipReader:
         self.quarantine.check(info.path, self.backend[0])
         if self.cache is None:
             return self._decode(info, indices, size)
+        # All that decides the pixels. The back-end with its version: decoders round colours differently.
         parameters = {
-            "content": content_key(info.path), "indices": indices, "size": size, "backend": self.backend
-        }  # fmt: skip
+            "content": file_key(info.path),
+            "indices": indices,
+            "size": size,
+            "backend": self.backend,
+        }
         found = self.cache.get(parameters)
         if found is not None:
             self.counts["cache_hits"] += 1
@@ -249,7 +263,8 @@ class ClipReader:
         backend, _ = self.backend
         if not indices or min(indices) < 0 or max(indices) >= info.n:
             raise ValueError(
-                f"{info.path}: frames asked for: {indices[:8]}; give at least one, 0 to {info.n - 1}."
+                f"{info.path}: frames asked for: {indices[:8]}; "
+                f"give at least one, 0 to {info.n - 1}."
             )
         try:
             if self.worker:
@@ -257,35 +272,23 @@ class ClipReader:
             else:
                 frames = np.empty((len(indices), 3, *size), dtype=np.uint8)
                 seconds = read_into(frames, info, indices, backend, self.threads)
-        except BadVideo as bad:
+        except BadMedia as bad:
             self._blame(bad)
             raise
         self.counts["clips_decoded"] += 1
         self.counts["frames_decoded"] += len(indices)
         return frames, seconds
 
-    def _blame(self, bad: BadVideo) -> None:
+    def _blame(self, bad: BadMedia) -> None:
         self.counts["bad"] += 1
         self.counts[f"bad/{bad.reason}"] += 1
-        self.quarantine.add(bad, self.backend[0])
+        self.quarantine.remember(bad, self.backend[0])
 
 
 @functools.cache
 def shared_reader() -> ClipReader:
     """The reader of this process for calls that name none: default back-end, isolated, no cache."""
     return ClipReader()
-
-
-def probe(path: str | os.PathLike[str], reader: ClipReader | None = None) -> ClipInfo:
-    """What a file holds. Raises BadVideo."""
-    return (reader or shared_reader()).probe(path)
-
-
-def read(
-    path: str | os.PathLike[str], indices: Sequence[int], reader: ClipReader | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """uint8 [F, H, W, 3] and float64 [F] seconds from the first frame. Raises BadVideo."""
-    return (reader or shared_reader()).read(path, indices)
 
 
 def read_clip(
@@ -304,15 +307,20 @@ def read_clip(
 ) -> Media:
     """A sampled clip; the other keywords are explained in `ClipSampling`.
 
-    Raises BadRow, whose cause is the BadVideo: a file that cannot be shown is a bad row of a data set.
+    Raises BadRow, whose cause is the BadMedia: a file that cannot be shown is a bad row of a data set.
     """
     from mmrl.ground.faults import BadRow
 
     sampling = ClipSampling(
-        fps=fps, num_frames=num_frames, max_frames=max_frames, min_pixels=min_pixels, max_pixels=max_pixels,
-        max_tokens=max_tokens, factor=factor,
-    )  # fmt: skip
+        fps=fps,
+        num_frames=num_frames,
+        max_frames=max_frames,
+        min_pixels=min_pixels,
+        max_pixels=max_pixels,
+        max_tokens=max_tokens,
+        factor=factor,
+    )
     try:
         return (reader or shared_reader()).clip(path, sampling, start, end)
-    except BadVideo as bad:
+    except BadMedia as bad:
         raise BadRow(f"The clip cannot be shown. {bad}") from bad

@@ -54,38 +54,40 @@ def group_normalized(
     reward: Tensor, group: Tensor, mask: Tensor, *, eps: float = 1e-6, alone: Alone = "zero"
 ) -> Tensor:
     """(R - μ) / (σ + eps), unbiased σ of the group; -> [B]."""
-    total = answer_reward(reward, mask)
+    total = answer_reward(reward, mask)  # [B]
     centred, std, _ = _group_moments(total, group, alone)
-    return _done(centred / (std + eps), total)
+    return _finished(centred / (std + eps), total)
 
 
 def group_centered(
     reward: Tensor, group: Tensor, mask: Tensor, *, alone: Alone = "zero"
 ) -> Tensor:
     """R - μ; -> [B]. Pair it with a constant length normaliser for Dr. GRPO."""
-    total = answer_reward(reward, mask)
-    return _done(_group_moments(total, group, alone)[0], total)
+    total = answer_reward(reward, mask)  # [B]
+    centred, _, _ = _group_moments(total, group, alone)
+    return _finished(centred, total)
 
 
 def batch_normalized(
     reward: Tensor, group: Tensor, mask: Tensor, *, eps: float = 1e-4, alone: Alone = "zero"
 ) -> Tensor:
     """(R - μ of the group) / (unbiased σ of all rewards of the batch + eps); -> [B]."""
-    total = answer_reward(reward, mask)
-    seen = ~total.isnan()
-    std = (
-        total[seen].double().std()
-        if int(seen.sum()) > 1
-        else total.new_zeros((), dtype=torch.float64)
-    )
-    return _done(_group_moments(total, group, alone)[0] / (std + eps), total)
+    total = answer_reward(reward, mask)  # [B]
+    known = total[~total.isnan()].double()
+    # The unbiased σ of a single number is NaN; R - μ is 0 there, so any finite divisor will do.
+    std = known.std() if len(known) > 1 else known.new_zeros(())
+    centred, _, _ = _group_moments(total, group, alone)
+    return _finished(centred / (std + eps), total)
 
 
 def rloo(reward: Tensor, group: Tensor, mask: Tensor, *, alone: Alone = "zero") -> Tensor:
     """R - mean of the other answers of the group (leave one out); -> [B]."""
-    total = answer_reward(reward, mask)
+    total = answer_reward(reward, mask)  # [B]
     centred, _, size = _group_moments(total, group, alone)
-    return _done(centred * torch.where(size > 1, size / (size - 1).clamp(min=1), 1.0), total)
+    # Leaving R itself out of the mean only stretches R - μ, by n / (n - 1).
+    others = (size - 1).clamp(min=1)
+    stretch = torch.where(size > 1, size / others, 1.0)
+    return _finished(centred * stretch, total)
 
 
 def reinforce_plus_plus(
@@ -96,33 +98,35 @@ def reinforce_plus_plus(
     A reward [B] is paid on the last trained token. `group` is not used.
     """
     del group
-    return _whiten(reward_to_go(token_reward(reward, mask), mask, gamma=gamma), mask, eps).to(
-        _float(reward)
-    )
+    paid = token_reward(reward, mask)  # [B, T]
+    returns = reward_to_go(paid, mask, gamma=gamma)
+    return _whiten(returns, mask, eps).to(_advantage_type(reward))
 
 
 def reinforce_plus_plus_baseline(
     reward: Tensor, group: Tensor, mask: Tensor, *, eps: float = 1e-8, alone: Alone = "zero"
 ) -> Tensor:
     """R - μ on every token, whitened over all trained tokens (long answers weigh more); -> [B, T]."""
-    centred = group_centered(reward, group, mask, alone=alone)
-    unknown = answer_reward(reward, mask).isnan().unsqueeze(-1)  # [B, 1]
-    spread = torch.where(unknown, torch.nan, centred.double().unsqueeze(-1)).expand(mask.shape)
-    return _whiten(spread, mask, eps).to(_float(reward))
+    centred = group_centered(reward, group, mask, alone=alone).double()
+    # An unknown reward came back as 0, which would count in the token statistics: NaN leaves it out.
+    unknown = answer_reward(reward, mask).isnan()
+    per_answer = torch.where(unknown, torch.nan, centred).unsqueeze(-1)  # [B, 1]
+    return _whiten(per_answer.expand(mask.shape), mask, eps).to(_advantage_type(reward))
 
 
 def opo(reward: Tensor, group: Tensor, mask: Tensor, *, alone: Alone = "zero") -> Tensor:
     """R minus the length-weighted mean reward of the group (optimal baseline); -> [B]."""
-    total = answer_reward(reward, mask)
+    total = answer_reward(reward, mask)  # [B]
+    index, size = _groups(total, group)
+    value = _known_or(0.0, total)
     lengths = mask.bool().sum(-1).double()
     weights = torch.where(total.isnan(), 0.0, lengths)
-    index, size = _groups(total, group)
-    value = torch.where(total.isnan(), 0.0, total.double())
     mass = _group_sum(weights, index)
     baseline = _group_sum(weights * value, index) / mass.clamp(min=1.0)
     # A group whose answers are all empty has no baseline and no token to train.
-    centred = torch.where(_uniform(total, index) | (mass == 0), 0.0, value - baseline)
-    return _done(_solo(centred, value, size, alone), total)
+    without_signal = _all_equal(total, index) | (mass == 0)
+    centred = torch.where(without_signal, 0.0, value - baseline)
+    return _finished(_alone_replaced(centred, value, size, alone), total)
 
 
 def remax(
@@ -136,34 +140,39 @@ def remax(
             "reward per answer, shape [B]."
         )
     returns = reward_to_go(token_reward(reward, mask), mask, gamma=gamma)
-    bad = answer_reward(reward, mask).isnan() | baseline.isnan()
-    advantage = torch.where(bad.unsqueeze(-1), 0.0, returns - baseline.double().unsqueeze(-1))
-    return keep(advantage, mask).to(_float(reward))
+    lead = returns - baseline.double().unsqueeze(-1)  # [B, T]
+    unknown = answer_reward(reward, mask).isnan() | baseline.isnan()
+    advantage = torch.where(unknown.unsqueeze(-1), 0.0, lead)
+    return keep(advantage, mask).to(_advantage_type(reward))
 
 
 def passk(
     reward: Tensor, group: Tensor, mask: Tensor, *, eps: float = 1e-6, alone: Alone = "zero"
 ) -> Tensor:
     """Only the best answer of a group learns: its lead over the second best, over σ + eps; ties give 0; -> [B]."""
-    total = answer_reward(reward, mask)
+    total = answer_reward(reward, mask)  # [B]
     _, std, size = _group_moments(total, group, alone)
     index, _ = _groups(total, group)
-    value = torch.where(total.isnan(), -torch.inf, total.double())
+    value = _known_or(-torch.inf, total)
     best = _group_max(value, index)
     leads = value == best
     second = _group_max(torch.where(leads, -torch.inf, value), index)
-    winner = leads & (_group_sum(leads.double(), index) == 1) & (size > 1)
-    lead = torch.where(winner, best - torch.where(winner, second, best), 0.0)
-    return _done(_solo(lead / (std + eps), value, size, alone), total)
+    leaders = _group_sum(leads.double(), index)
+    winner = leads & (leaders == 1) & (size > 1)
+    # Where nobody wins both may be -inf, whose difference is NaN: subtract best from itself there.
+    behind = torch.where(winner, second, best)
+    lead = torch.where(winner, best - behind, 0.0)
+    return _finished(_alone_replaced(lead / (std + eps), value, size, alone), total)
 
 
 def gpg(reward: Tensor, group: Tensor, mask: Tensor, *, alone: Alone = "zero") -> Tensor:
     """R - μ, scaled up by the share of answers that carry a signal; -> [B]."""
-    total = answer_reward(reward, mask)
+    total = answer_reward(reward, mask)  # [B]
     centred, _, _ = _group_moments(total, group, alone)
     known = ~total.isnan()
-    signal = (known & (centred != 0)).sum().clamp(min=1)
-    return _done(centred * (known.sum() / signal), total)
+    signals = known & (centred != 0)
+    scale = known.sum() / signals.sum().clamp(min=1)
+    return _finished(centred * scale, total)
 
 
 def answer_reward(reward: Tensor, mask: Tensor) -> Tensor:
@@ -182,12 +191,10 @@ def token_reward(reward: Tensor, mask: Tensor) -> Tensor:
     """A reward [B] put on the last trained token of each answer; token rewards [B, T] lose their padding; -> [B, T]."""
     if reward.shape == mask.shape:
         return keep(reward, mask)
-    answer_reward(reward, mask)
+    answer_reward(reward, mask)  # refuses any third shape
     on = mask.bool()
     steps = torch.arange(on.shape[1], device=on.device)
-    last = torch.where(on, steps, -1).amax(
-        -1, keepdim=True
-    )  # [B, 1], -1 without trained tokens
+    last = torch.where(on, steps, -1).amax(-1, keepdim=True)  # [B, 1], -1 if none is trained
     return torch.where(steps == last, reward.unsqueeze(-1), 0.0)
 
 
@@ -198,12 +205,15 @@ def reward_to_go(reward: Tensor, mask: Tensor, *, gamma: float = 1.0) -> Tensor:
     """
     on = mask.bool()
     paid = keep(reward, on).double()
-    running = paid.new_zeros(paid.shape[0])
+    running = paid.new_zeros(paid.shape[0])  # [B], G of the token to the right
     columns: list[Tensor] = []
     for t in reversed(range(paid.shape[1])):
-        running = torch.where(on[:, t], paid[:, t] + gamma * running, running)
+        earned = paid[:, t] + gamma * running
+        running = torch.where(on[:, t], earned, running)
         columns.append(running)
-    returns = torch.stack(columns[::-1], dim=1) if columns else paid
+    if not columns:  # answers of length 0 cannot be stacked
+        return paid
+    returns = torch.stack(columns[::-1], dim=1)
     return keep(returns, on)
 
 
@@ -214,57 +224,74 @@ def _groups(total: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
             f"group has shape {tuple(group.shape)} for {len(total)} answers; give one number per answer."
         )
     index = torch.unique(group, return_inverse=True)[1]
-    return index, _group_sum((~total.isnan()).double(), index)
+    known = (~total.isnan()).double()
+    return index, _group_sum(known, index)
 
 
 def _group_sum(x: Tensor, index: Tensor) -> Tensor:
     """Sum of x [B] over each row's group, given back to every row; [B]."""
-    return x.new_zeros(len(x)).index_add(0, index, x)[index]
+    # There are at most B groups, so [B] slots hold all sums.
+    sums = x.new_zeros(len(x)).index_add(0, index, x)
+    return sums[index]
 
 
 def _group_max(x: Tensor, index: Tensor) -> Tensor:
     """Maximum of x [B] over each row's group, given back to every row; [B]."""
-    return torch.full_like(x, -torch.inf).scatter_reduce(0, index, x, "amax")[index]
+    lowest = torch.full_like(x, -torch.inf)
+    return lowest.scatter_reduce(0, index, x, "amax")[index]
 
 
-def _uniform(total: Tensor, index: Tensor) -> Tensor:
+def _known_or(filler: float, total: Tensor) -> Tensor:
+    """Rewards in float64, `filler` in place of those that are not available; [B]."""
+    return torch.where(total.isnan(), filler, total.double())
+
+
+def _all_equal(total: Tensor, index: Tensor) -> Tensor:
     """Are all known rewards of the row's group equal? bool [B]."""
-    unknown = total.isnan()
-    high = _group_max(torch.where(unknown, -torch.inf, total.double()), index)
-    low = -_group_max(torch.where(unknown, -torch.inf, -total.double()), index)
+    high = _group_max(_known_or(-torch.inf, total), index)
+    low = -_group_max(_known_or(-torch.inf, -total), index)
+    # "<=" rather than "==": a group without known rewards has high -inf and low +inf.
     return high <= low
 
 
-def _solo(advantage: Tensor, value: Tensor, size: Tensor, alone: Alone) -> Tensor:
+def _alone_replaced(advantage: Tensor, value: Tensor, size: Tensor, alone: Alone) -> Tensor:
     """The advantage with groups of one replaced as `alone` says; [B]."""
-    return torch.where(size > 1, advantage, value if alone == "reward" else 0.0)
+    instead = value if alone == "reward" else 0.0
+    return torch.where(size > 1, advantage, instead)
 
 
 def _group_moments(total: Tensor, group: Tensor, alone: Alone) -> tuple[Tensor, Tensor, Tensor]:
     """R - μ, unbiased σ, size of each row's group, float64 [B]; groups of one: 0 or R, and σ = 1."""
     index, size = _groups(total, group)
-    value = torch.where(total.isnan(), 0.0, total.double())
+    value = _known_or(0.0, total)
     mean = _group_sum(value, index) / size.clamp(min=1)
     # Equal rewards must give exactly 0: R - μ may be an ulp off and eps is small.
-    centred = torch.where(_uniform(total, index) | total.isnan(), 0.0, value - mean)
-    std = (_group_sum(centred.square(), index) / (size - 1).clamp(min=1)).sqrt()
-    return _solo(centred, value, size, alone), torch.where(size > 1, std, 1.0), size
+    without_signal = _all_equal(total, index) | total.isnan()
+    centred = torch.where(without_signal, 0.0, value - mean)
+    variance = _group_sum(centred.square(), index) / (size - 1).clamp(min=1)
+    # σ = 1 for a group of one, so that `alone="reward"` pays R itself, not R / eps.
+    std = torch.where(size > 1, variance.sqrt(), 1.0)
+    return _alone_replaced(centred, value, size, alone), std, size
 
 
 def _whiten(x: Tensor, mask: Tensor, eps: float) -> Tensor:
     """(x - mean) / sqrt(unbiased variance + eps) over the known tokens of the mask, 0 elsewhere; [B, T]."""
     on = mask.bool() & ~x.isnan()
     count = on.sum().clamp(min=1)
-    centred = keep(x - keep(x, on).sum() / count, on)
+    mean = keep(x, on).sum() / count
+    # Kept again: x - mean is -mean, not 0, on padding.
+    centred = keep(x - mean, on)
     variance = centred.square().sum() / (count - 1).clamp(min=1)
     return centred * torch.rsqrt(variance + eps)
 
 
-def _done(advantage: Tensor, total: Tensor) -> Tensor:
+def _finished(advantage: Tensor, total: Tensor) -> Tensor:
     """Advantage [B] in the type of the rewards, 0 where the reward is not available."""
-    return torch.where(total.isnan(), 0.0, advantage).to(_float(total))
+    known = torch.where(total.isnan(), 0.0, advantage)
+    return known.to(_advantage_type(total))
 
 
-def _float(reward: Tensor) -> torch.dtype:
+def _advantage_type(reward: Tensor) -> torch.dtype:
     """The type of the advantage: that of the reward, float32 for integers and half precision."""
-    return reward.dtype if reward.dtype in (torch.float32, torch.float64) else torch.float32
+    precise = reward.dtype in (torch.float32, torch.float64)
+    return reward.dtype if precise else torch.float32

@@ -23,7 +23,12 @@ from torch import Tensor
 
 
 def overlong_penalty(
-    length: int, max_length: int, *, buffer: int, factor: float = 1.0, floored: bool = False
+    length: int,
+    max_length: int,
+    *,
+    buffer: int,
+    factor: float = 1.0,
+    floored: bool = False,
 ) -> float:
     """The soft penalty (≤ 0) for an answer of `length` tokens; 0 outside the last `buffer` tokens or if buffer is 0."""
     if buffer < 0 or buffer > max_length:
@@ -34,7 +39,9 @@ def overlong_penalty(
     excess = length - (max_length - buffer)
     if buffer == 0 or excess <= 0:
         return 0.0
-    penalty = -excess / buffer * factor
+    penalty = (
+        -excess / buffer * factor
+    )  # in verl's order of operations: golden values are exact
     return max(penalty, -factor) if floored else penalty
 
 
@@ -44,7 +51,8 @@ def without_truncated(mask: Tensor, truncated: Tensor) -> Tensor:
         raise ValueError(
             f"truncated has shape {tuple(truncated.shape)} for {mask.shape[0]} answers; give one bool per answer."
         )
-    return mask.bool() & ~truncated.bool().unsqueeze(-1)
+    complete = ~truncated.bool()
+    return mask.bool() & complete.unsqueeze(-1)
 
 
 def keeps_by_mean(
@@ -52,10 +60,15 @@ def keeps_by_mean(
 ) -> bool:
     """Does the mean score of a group lie strictly between the bounds?"""
     known = [score for score in scores if score is not None]
-    return bool(known) and low < sum(known) / len(known) < high
+    if not known:
+        return False
+    mean = sum(known) / len(known)
+    return low < mean < high
 
 
 def keeps_by_spread(scores: Sequence[float | None]) -> bool:
     """Do the scores of a group differ? A group of one is kept."""
     known = [score for score in scores if score is not None]
-    return bool(known) and (len(known) == 1 or max(known) > min(known))
+    if len(known) < 2:
+        return len(known) == 1  # nothing to compare with: verl keeps it too
+    return max(known) > min(known)

@@ -29,8 +29,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Estimator = Literal["k1", "k2", "k3", "abs"]
-Exact = Literal["forward", "reverse", "symmetric", "js"]
+from mmrl.types import Divergence
+
+SampledKL = Literal["k1", "k2", "k3", "abs"]
+"""Estimators on the log-probs of sampled tokens."""
+Estimate = Callable[[Tensor, Tensor], Tensor]
 
 
 def k1(a: Tensor, b: Tensor) -> Tensor:
@@ -44,7 +47,11 @@ def k2(a: Tensor, b: Tensor) -> Tensor:
 
 
 def k3(
-    a: Tensor, b: Tensor, *, log_ratio_max: float | None = 20.0, value_max: float | None = 10.0
+    a: Tensor,
+    b: Tensor,
+    *,
+    log_ratio_max: float | None = 20.0,
+    value_max: float | None = 10.0,
 ) -> Tensor:
     """exp(u) - u - 1 with u = b - a; any shape, broadcast.
 
@@ -63,14 +70,14 @@ def absolute(a: Tensor, b: Tensor) -> Tensor:
     return (a - b).abs()
 
 
-ESTIMATORS: Mapping[Estimator, Callable[[Tensor, Tensor], Tensor]] = MappingProxyType(
+ESTIMATORS: Mapping[SampledKL, Estimate] = MappingProxyType(
     {"k1": k1, "k2": k2, "k3": k3, "abs": absolute}
 )
 """The estimators by the names that settings use."""
 
 
 def between(
-    kind: Estimator | Literal["exact"],
+    kind: SampledKL | Literal["exact"],
     a: Tensor,
     b: Tensor,
     exact: Tensor | None,
@@ -94,24 +101,27 @@ def between(
     return exact
 
 
-def forward(a: Tensor, b: Tensor) -> Tensor:
+def forward_kl(a: Tensor, b: Tensor) -> Tensor:
     """KL(a‖b) over the vocabulary; logits [..., V] -> [...]. Infinite where b excludes a token that a allows."""
-    return _expectation(torch.log_softmax(a, -1), torch.log_softmax(b, -1))
+    log_a = torch.log_softmax(a, -1)
+    log_b = torch.log_softmax(b, -1)
+    return _expectation(log_a, log_b)
 
 
-def reverse(a: Tensor, b: Tensor) -> Tensor:
+def reverse_kl(a: Tensor, b: Tensor) -> Tensor:
     """KL(b‖a) over the vocabulary; logits [..., V] -> [...]."""
-    return forward(b, a)
+    return forward_kl(b, a)
 
 
-def symmetric(a: Tensor, b: Tensor) -> Tensor:
+def symmetric_kl(a: Tensor, b: Tensor) -> Tensor:
     """Mean of KL(a‖b) and KL(b‖a) (half of Jeffreys' divergence); logits [..., V] -> [...]."""
-    return 0.5 * (forward(a, b) + forward(b, a))
+    return 0.5 * (forward_kl(a, b) + forward_kl(b, a))
 
 
 def jensen_shannon(a: Tensor, b: Tensor) -> Tensor:
     """Mean KL of a and of b to their mixture, in [0, log 2]; logits [..., V] -> [...]."""
-    log_a, log_b = torch.log_softmax(a, -1), torch.log_softmax(b, -1)
+    log_a = torch.log_softmax(a, -1)
+    log_b = torch.log_softmax(b, -1)
     mixture = _log_mean(log_a, log_b)
     return 0.5 * (_expectation(log_a, mixture) + _expectation(log_b, mixture))
 
@@ -119,13 +129,19 @@ def jensen_shannon(a: Tensor, b: Tensor) -> Tensor:
 def entropy(logits: Tensor) -> Tensor:
     """Entropy in nats of softmax(logits); [..., V] -> [...]. Tokens at -inf count as impossible."""
     log_p = torch.log_softmax(logits, -1)
+    # Σ p · (log p - 0) = -H, computed by the sum that is safe for impossible tokens.
     return _expectation(log_p, torch.zeros_like(log_p)).neg()
 
 
-EXACT: Mapping[Exact, Callable[[Tensor, Tensor], Tensor]] = MappingProxyType(
-    {"forward": forward, "reverse": reverse, "symmetric": symmetric, "js": jensen_shannon}
+EXACT: Mapping[Divergence, Estimate] = MappingProxyType(
+    {
+        "forward": forward_kl,
+        "reverse": reverse_kl,
+        "symmetric": symmetric_kl,
+        "js": jensen_shannon,
+    }
 )
-"""The exact divergences by the names that `Need.divergence` uses."""
+"""The exact divergences by the names that `ScoreRequest.divergence` uses."""
 
 
 def _expectation(log_p: Tensor, log_q: Tensor) -> Tensor:
@@ -134,13 +150,15 @@ def _expectation(log_p: Tensor, log_q: Tensor) -> Tensor:
     # Masked twice: 0 · inf would be NaN in the value, and its gradient would be NaN even behind a single where.
     safe_p = torch.where(possible, log_p, 0.0)
     safe_q = torch.where(possible, log_q, 0.0)
-    return torch.where(possible, safe_p.exp() * (safe_p - safe_q), 0.0).sum(-1)
+    summand = safe_p.exp() * (safe_p - safe_q)  # [..., V]
+    return torch.where(possible, summand, 0.0).sum(-1)
 
 
 def _log_mean(log_a: Tensor, log_b: Tensor) -> Tensor:
     """log((exp(log_a) + exp(log_b)) / 2), -inf where both are."""
     possible = (log_a > -torch.inf) | (log_b > -torch.inf)
-    mean = torch.logaddexp(
-        torch.where(possible, log_a, 0.0), torch.where(possible, log_b, 0.0)
-    ) - math.log(2.0)
+    # logaddexp(-inf, -inf) has a NaN gradient, so both are replaced before it and the outcome after it.
+    safe_a = torch.where(possible, log_a, 0.0)
+    safe_b = torch.where(possible, log_b, 0.0)
+    mean = torch.logaddexp(safe_a, safe_b) - math.log(2.0)
     return torch.where(possible, mean, -torch.inf)

@@ -44,20 +44,25 @@ class Totals:
     @staticmethod
     def of(*masks: Tensor) -> Totals:
         """Count masks [B, T] of all micro-batches (one tensor if the batch is not split)."""
+        trained = [mask.bool() for mask in masks]
         return Totals(
-            tokens=sum(int(mask.bool().sum()) for mask in masks),
-            sequences=sum(int(mask.bool().any(-1).sum()) for mask in masks),
+            tokens=sum(int(on.sum()) for on in trained),
+            sequences=sum(int(on.any(-1).sum()) for on in trained),
         )
 
     @staticmethod
     def sum(parts: Iterable[Totals]) -> Totals:
         """Add up the counts of micro-batches or ranks."""
-        parts = tuple(parts)
-        return Totals(sum(part.tokens for part in parts), sum(part.sequences for part in parts))
+        parts = tuple(parts)  # read twice: it may be an iterator
+        return Totals(
+            tokens=sum(part.tokens for part in parts),
+            sequences=sum(part.sequences for part in parts),
+        )
 
 
 def keep(x: Tensor, mask: Tensor) -> Tensor:
     """`x` where the mask is on, 0 elsewhere, whatever stood there; both [B, T]."""
+    # Not x * mask: 0 · NaN is NaN, and so is its gradient.
     return torch.where(mask.bool(), x, 0.0)
 
 
@@ -69,7 +74,8 @@ def token_mean(x: Tensor, mask: Tensor, totals: Totals) -> Tensor:
 def sequence_mean(x: Tensor, mask: Tensor, totals: Totals) -> Tensor:
     """Every answer weighs the same, its tokens share it; x, mask [B, T] -> scalar summand."""
     lengths = mask.bool().sum(-1).clamp(min=1)  # [B]
-    return (keep(x, mask).sum(-1) / lengths).sum() / max(totals.sequences, 1)
+    per_answer = keep(x, mask).sum(-1) / lengths
+    return per_answer.sum() / max(totals.sequences, 1)
 
 
 def sequence_sum(x: Tensor, mask: Tensor, totals: Totals) -> Tensor:
@@ -87,11 +93,14 @@ def constant_norm(x: Tensor, mask: Tensor, totals: Totals, constant: float) -> T
 
 
 def reduced(
-    x: Tensor, mask: Tensor, totals: Totals, rule: Reduction, constant: float = 0.0
+    x: Tensor,
+    mask: Tensor,
+    totals: Totals,
+    rule: Reduction,
+    constant: float = 0.0,
 ) -> Tensor:
     """The summand of a token map under the named rule; x, mask [B, T] -> scalar. `constant` serves "constant" only."""
     if rule == "constant":
         return constant_norm(x, mask, totals, constant)
-    return {"token": token_mean, "sequence": sequence_mean, "sequence_sum": sequence_sum}[rule](
-        x, mask, totals
-    )
+    rules = {"token": token_mean, "sequence": sequence_mean, "sequence_sum": sequence_sum}
+    return rules[rule](x, mask, totals)

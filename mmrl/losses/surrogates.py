@@ -75,6 +75,7 @@ def reduces(rule: Reduction) -> Callable[[Marked], Marked]:
 
 def own_reduction(surrogate: Callable[..., Any]) -> Reduction | None:
     """The rule a surrogate was marked with, also through functools.partial; None: the run's choice."""
+    # A partial has no attributes of its function; the mark is at the bottom.
     while isinstance(surrogate, functools.partial):
         surrogate = surrogate.func
     return getattr(surrogate, "reduction", None)
@@ -92,7 +93,7 @@ def clipped(
     delta: float | None = None,
 ) -> Tensor:
     """PPO's clipped surrogate on token ratios; -> [B, T]. `delta` caps the ratio of the unclipped branch (TRL)."""
-    logp, old, advantage = keep(logp, mask), keep(old, mask), keep(advantage, mask)
+    logp, old, advantage = _trained(mask, logp, old, advantage)
     ratio = bounded_ratio(logp - old)
     return _clipped(ratio, advantage, clip_low, clip_high, dual_clip, delta)
 
@@ -109,8 +110,9 @@ def gspo(
     dual_clip: float | None = None,
 ) -> Tensor:
     """Clipped surrogate on the length-normalised sequence ratio, gradient through the mean; -> [B, T]."""
-    logp, old, advantage = keep(logp, mask), keep(old, mask), keep(advantage, mask)
-    ratio = bounded_ratio(answer_mean(logp - old, mask)).expand(logp.shape)
+    logp, old, advantage = _trained(mask, logp, old, advantage)
+    sequence = answer_mean(logp - old, mask)  # [B, 1]
+    ratio = bounded_ratio(sequence).expand(logp.shape)
     return keep(_clipped(ratio, advantage, clip_low, clip_high, dual_clip), mask)
 
 
@@ -126,8 +128,9 @@ def gspo_token(
     dual_clip: float | None = None,
 ) -> Tensor:
     """GSPO whose gradient runs through each token's own log-prob: allows token-wise advantages; -> [B, T]."""
-    logp, old, advantage = keep(logp, mask), keep(old, mask), keep(advantage, mask)
+    logp, old, advantage = _trained(mask, logp, old, advantage)
     sequence = answer_mean(logp - old, mask).detach()  # [B, 1]
+    # logp - logp.detach() is 0 in value and brings the gradient of each token's own log-prob.
     ratio = bounded_ratio(sequence + logp - logp.detach())
     return keep(_clipped(ratio, advantage, clip_low, clip_high, dual_clip), mask)
 
@@ -144,8 +147,10 @@ def cispo(
 ) -> Tensor:
     """Policy gradient weighted by the clipped, detached ratio; -> [B, T]."""
     del dual_clip
-    logp, old, advantage = keep(logp, mask), keep(old, mask), keep(advantage, mask)
-    weight = bounded_ratio(logp - old).clamp(1.0 - clip_low, 1.0 + clip_high).detach()
+    logp, old, advantage = _trained(mask, logp, old, advantage)
+    ratio = bounded_ratio(logp - old)
+    # Detached: the ratio only weighs, so that a clipped token still learns through logp.
+    weight = ratio.clamp(1.0 - clip_low, 1.0 + clip_high).detach()
     return -weight * advantage * logp
 
 
@@ -162,15 +167,17 @@ def gmpo(
 ) -> Tensor:
     """Geometric mean of the clipped token ratios times the mean advantage of the answer; -> [B, T]."""
     del dual_clip
-    logp, old, advantage = keep(logp, mask), keep(old, mask), keep(advantage, mask)
+    logp, old, advantage = _trained(mask, logp, old, advantage)
     log_ratio = logp - old
     inside = log_ratio.clamp(-clip_low, clip_high)
     # Pessimistic, as PPO: clip from above where A > 0, from below where A < 0.
-    bounded = torch.where(
-        advantage >= 0, torch.minimum(log_ratio, inside), torch.maximum(log_ratio, inside)
-    )
+    from_above = torch.minimum(log_ratio, inside)
+    from_below = torch.maximum(log_ratio, inside)
+    bounded = torch.where(advantage >= 0, from_above, from_below)
     ratio = bounded_ratio(answer_mean(bounded, mask))  # [B, 1]
-    return keep((-answer_mean(advantage, mask) * ratio).expand(logp.shape), mask)
+    # The mean advantage serves token-wise advantages too; for one advantage per answer it is that number.
+    loss = -answer_mean(advantage, mask) * ratio  # [B, 1]
+    return keep(loss.expand(logp.shape), mask)
 
 
 @reduces("sequence")
@@ -188,10 +195,12 @@ def sapo(
 ) -> Tensor:
     """Soft adaptive gate in place of a clip: gradient fades smoothly away from ρ = 1; -> [B, T]."""
     del clip_low, clip_high, dual_clip
-    logp, old, advantage = keep(logp, mask), keep(old, mask), keep(advantage, mask)
+    logp, old, advantage = _trained(mask, logp, old, advantage)
     ratio = bounded_ratio(logp - old)
     tau = torch.where(advantage > 0, tau_positive, tau_negative)
-    return -advantage * torch.sigmoid(tau * (ratio - 1.0)) * 4.0 / tau
+    # σ has slope 1/4 at 0: with 4 / τ the gradient at ρ = 1 is that of the plain ratio.
+    gate = torch.sigmoid(tau * (ratio - 1.0))
+    return -advantage * gate * 4.0 / tau
 
 
 def reinforce(
@@ -216,7 +225,8 @@ def bounded_ratio(log_ratio: Tensor) -> Tensor:
 
 def answer_mean(x: Tensor, mask: Tensor) -> Tensor:
     """Mean over the trained tokens of each answer, 0 if there are none; x, mask [B, T] -> [B, 1]."""
-    return keep(x, mask).sum(-1, keepdim=True) / mask.bool().sum(-1, keepdim=True).clamp(min=1)
+    lengths = mask.bool().sum(-1, keepdim=True)  # [B, 1]
+    return keep(x, mask).sum(-1, keepdim=True) / lengths.clamp(min=1)
 
 
 def ratio_metrics(
@@ -236,15 +246,13 @@ def ratio_metrics(
     Always token ratios, also for surrogates that clip the ratio of a whole answer.
     """
     with torch.no_grad():
-        logp, old, advantage = keep(logp, mask), keep(old, mask), keep(advantage, mask)
+        logp, old, advantage = _trained(mask, logp, old, advantage)
         log_ratio = logp - old
         ratio = bounded_ratio(log_ratio)
         positive, negative = advantage > 0, advantage < 0
-        dual = (
-            negative & (ratio > dual_clip)
-            if dual_clip is not None
-            else torch.zeros_like(negative)
-        )
+        dual = torch.zeros_like(negative)
+        if dual_clip is not None:
+            dual = negative & (ratio > dual_clip)
         maps = {
             "clip_high": (positive & (ratio > 1.0 + clip_high)).float(),
             "clip_low": (negative & (ratio < 1.0 - clip_low)).float(),
@@ -253,6 +261,11 @@ def ratio_metrics(
             "kl_old": -log_ratio,
         }
         return {name: keep(x, mask) for name, x in maps.items()}
+
+
+def _trained(mask: Tensor, *maps: Tensor) -> tuple[Tensor, ...]:
+    """Token maps [B, T] with 0 on padding, before anything is computed: 0 · NaN would be NaN on the way back."""
+    return tuple(keep(x, mask) for x in maps)
 
 
 def _clipped(
@@ -265,9 +278,11 @@ def _clipped(
 ) -> Tensor:
     """The pessimistic of the plain and the clipped loss, bounded for negative advantages; [B, T]."""
     free = ratio if delta is None else ratio.clamp(max=delta)
-    loss = torch.maximum(
-        -advantage * free, -advantage * ratio.clamp(1.0 - clip_low, 1.0 + clip_high)
-    )
+    inside = ratio.clamp(1.0 - clip_low, 1.0 + clip_high)
+    # The maximum of two losses is pessimistic: a ratio beyond the range earns no further gain, hence no gradient.
+    loss = torch.maximum(-advantage * free, -advantage * inside)
     if dual_clip is None:
         return loss
-    return torch.where(advantage < 0, torch.minimum(loss, -advantage * dual_clip), loss)
+    # A < 0 and ρ huge: the loss -Aρ has no upper end without this.
+    bounded = torch.minimum(loss, -advantage * dual_clip)
+    return torch.where(advantage < 0, bounded, loss)

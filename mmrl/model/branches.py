@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor
 
 from mmrl.ground.seeds import generator
@@ -44,6 +43,7 @@ class Views:
         shared = name in PLAIN or self.branches[name].share_in_group
         members: dict[int, list[int]] = {}
         for position, row in enumerate(rows):
+            # A view per answer makes a group of each answer: they share no pixels, so no prompt either.
             key = self.rollouts[row].group if shared else position
             members.setdefault(key, []).append(position)
         out = []
@@ -67,20 +67,22 @@ class Views:
         if name in PLAIN or not rollout.prompt.media:
             return encoded.visual
         branch = self.branches[name]
+        # Counted within the group, so that an answer's draw does not depend on what else is in the batch.
         answer = -1 if branch.share_in_group else row - self._first(row)
         key = (name, rollout.prompt.id, answer)
         if key not in self._rendered:
-            self._rendered[key] = render(
+            self._rendered[key] = render_branch(
                 self.policy, rollout.prompt, name, branch, self.now, answer
             )
         return self._rendered[key]
 
     def _first(self, row: int) -> int:
         group = self.rollouts[row].group
-        return next(i for i, r in enumerate(self.rollouts) if r.group == group)
+        groups = [rollout.group for rollout in self.rollouts]
+        return groups.index(group)
 
 
-def render(
+def render_branch(
     policy: Policy,
     prompt: Prompt,
     name: str,
@@ -98,13 +100,17 @@ def render(
     if not compared and (reason := spoils(branch.view, prompt)):
         raise ValueError(f"The branch {name!r} cannot show prompt {prompt.id!r}: {reason}")
     policy.counters[f"views/{name}"] += len(prompt.media)
+    encoded = policy.encode(prompt)
+    # Asked before the view runs: saliency costs a run of the tower, which most views do not need.
+    asks = branch.view.reads_saliency
 
     def transform(frames: Tensor, medium: int) -> Tensor:
-        rng: torch.Generator = generator(now.seed, now.step, prompt.id, name, medium, answer)
-        saliency = policy.saliency(encoded.visual[medium]) if asks else None
-        return branch.view(frames, ViewContext(prompt, medium, saliency), rng, now)
+        # A stream of its own for each medium: what one draws must not depend on the size of the one before.
+        rng = generator(now.seed, now.step, prompt.id, name, medium, answer)
+        saliency = policy.vision.saliency(encoded.visual[medium]) if asks else None
+        context = ViewContext(prompt, medium, saliency)
+        return branch.view(frames, context, rng, now)
 
-    encoded, asks = policy.encode(prompt), bool(getattr(branch.view, "reads_saliency", False))
     return policy.processing.rerender(prompt, encoded, transform, branch.stage)
 
 
@@ -114,12 +120,13 @@ def spoils(view: View, prompt: Prompt) -> str:
     A row says in its column `depends_on` what its answer depends on: "geometry" (places, sides, angles) and "order"
     (what happens when). A view says it in `changes_geometry` and `changes_order`.
     """
-    for what in ("geometry", "order"):
-        if what in (prompt.extra.get("depends_on") or ()) and getattr(
-            view, f"changes_{what}", False
-        ):
+    depends_on = prompt.extra.get("depends_on") or ()
+    changes = {"geometry": view.changes_geometry, "order": view.changes_order}
+    for what, changed in changes.items():
+        if changed and what in depends_on:
             return (
                 f"the view {type(view).__name__} changes the {what} of what is seen, and the answer depends on it "
-                "(column depends_on). Use a view that leaves it alone, such as noise or a mask."
+                "(column depends_on). Use a view that leaves it alone, such as noise or a mask, and says so "
+                f"(changes_{what} = False)."
             )
     return ""

@@ -30,6 +30,7 @@ def bad_row(prompt: Prompt, what: str) -> BadRow:
 
 def structural_token(text: str) -> str | None:
     """The first structural token that occurs in the text, if any."""
+    # A cheap look first: texts can be long, and hardly any has one.
     if "<|" not in text:
         return None
     return next((token for token in STRUCTURE if token in text), None)
@@ -50,7 +51,8 @@ def plain_messages(prompt: Prompt) -> list[dict[str, Any]]:
                 prompt, f"message {turn} has the role {role!r}; roles are {', '.join(ROLES)}"
             )
         if isinstance(content, str):
-            plain: Any = _plain_part(prompt, turn, {"type": "text", "text": content})["text"]
+            part = {"type": "text", "text": content}
+            plain: Any = _plain_part(prompt, turn, part)["text"]
         elif isinstance(content, Sequence):
             plain = [_plain_part(prompt, turn, part) for part in content]
         else:
@@ -59,6 +61,7 @@ def plain_messages(prompt: Prompt) -> list[dict[str, Any]]:
                 f"message {turn} has the content {content!r}; give a string or a list of parts",
             )
         messages.append({"role": role, "content": plain})
+    # The template opens the assistant's turn itself; a last one of its own would be a half-written answer.
     if messages[-1]["role"] == "assistant":
         raise bad_row(
             prompt,
@@ -69,10 +72,14 @@ def plain_messages(prompt: Prompt) -> list[dict[str, Any]]:
 
 def visual_kinds(messages: Sequence[Mapping[str, Any]]) -> list[str]:
     """ "image" or "video" for each visual part of plain messages, in order."""
-    contents = [
-        message["content"] for message in messages if not isinstance(message["content"], str)
-    ]
-    return [part["type"] for content in contents for part in content if part["type"] in VISUAL]
+    kinds: list[str] = []
+    for message in messages:
+        if isinstance(message["content"], str):
+            continue
+        for part in message["content"]:
+            if part["type"] in VISUAL:
+                kinds.append(part["type"])
+    return kinds
 
 
 def check_media(prompt: Prompt, kinds: Sequence[str]) -> None:
@@ -83,8 +90,9 @@ def check_media(prompt: Prompt, kinds: Sequence[str]) -> None:
             f"its messages show {len(kinds)} images or videos, but it has {len(prompt.media)} media; add or remove "
             "{'type': 'image'} or {'type': 'video'} parts until both are equal",
         )
-    for index, (kind, medium) in enumerate(zip(kinds, prompt.media, strict=True)):
-        frames, times = medium.frames, medium.times
+    for index, medium in enumerate(prompt.media):
+        kind, frames, times = kinds[index], medium.frames, medium.times
+        # No conversion of floats or grey pictures: their range cannot be told from the numbers.
         if frames.ndim != 4 or frames.shape[1] != 3 or frames.dtype != torch.uint8:
             found = f"{frames.dtype} {list(frames.shape)}"
             raise bad_row(
@@ -113,11 +121,9 @@ def _check_times(prompt: Prompt, index: int, times: Tensor, frames: int) -> None
             prompt,
             f"medium {index} has {frames} frames, but times of shape {list(times.shape)}; give one each",
         )
-    if (
-        not bool(times.isfinite().all())
-        or bool((times < 0).any())
-        or bool((times.diff() < 0).any())
-    ):
+    # Equal neighbours are allowed: a clip of an odd number of frames may repeat its last one.
+    rising = (times.diff() >= 0).all()
+    if not (rising and times.isfinite().all() and (times >= 0).all()):
         raise bad_row(
             prompt,
             f"medium {index} has the times {times.tolist()}; they must be finite, >= 0 and not fall",
@@ -127,6 +133,7 @@ def _check_times(prompt: Prompt, index: int, times: Tensor, frames: int) -> None
 def _plain_part(prompt: Prompt, turn: int, part: Any) -> dict[str, str]:
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind in VISUAL:
+        # Nothing else is kept: templates of checkpoints react to keys such as "image" or "min_pixels".
         return {"type": str(kind)}
     text = part.get("text") if kind == "text" else None  # type: ignore[union-attr]
     if not isinstance(text, str):

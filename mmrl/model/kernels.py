@@ -20,23 +20,35 @@ Kernel = tuple[
 ]
 
 
+DROPOUT = 0.0
+
+
 def _spread(x: Tensor, heads: int) -> Tensor:
     """Repeat key heads [n, Hk, L, d] to the query heads [n, H, L, d] as a view where possible."""
-    return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], dim=1)
+    shared = x.shape[1]
+    return x if shared == heads else x.repeat_interleave(heads // shared, dim=1)
+
+
+def _for_queries(
+    q: Tensor, k: Tensor, v: Tensor, dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor]:
+    """Keys and values with one head per query head, in another number format if asked for."""
+    keys, values = _spread(k, q.shape[1]), _spread(v, q.shape[1])
+    return (keys, values) if dtype is None else (keys.to(dtype), values.to(dtype))
 
 
 def _gather(x: Tensor, shared: int) -> Tensor:
     """Sum gradients of repeated heads [n, H, L, d] back to [n, Hk, L, d]."""
-    n, heads, length, width = x.shape
-    return x if heads == shared else x.view(n, shared, heads // shared, length, width).sum(2)
+    heads = x.shape[1]
+    return x if heads == shared else x.unflatten(1, (shared, heads // shared)).sum(2)
 
 
 def _cpu_forward(
     q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float
 ) -> tuple[Tensor, Tensor, tuple[Any, ...]]:
-    heads = q.shape[1]
+    keys, values = _for_queries(q, k, v)
     out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        q, _spread(k, heads), _spread(v, heads), 0.0, causal, scale=scale
+        q, keys, values, DROPOUT, causal, scale=scale
     )
     return out, lse, ()
 
@@ -52,9 +64,10 @@ def _cpu_backward(
     scale: float,
     extra: tuple[Any, ...],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    heads, shared = q.shape[1], k.shape[1]
+    shared = k.shape[1]
+    keys, values = _for_queries(q, k, v)
     dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-        grad, q, _spread(k, heads), _spread(v, heads), out, lse, 0.0, causal, scale=scale
+        grad, q, keys, values, out, lse, DROPOUT, causal, scale=scale
     )
     return dq, _gather(dk, shared), _gather(dv, shared)
 
@@ -62,11 +75,13 @@ def _cpu_backward(
 def _cuda_forward(
     q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float
 ) -> tuple[Tensor, Tensor, tuple[Any, ...]]:
-    heads = q.shape[1]
+    keys, values = _for_queries(q, k, v)
     found = torch.ops.aten._scaled_dot_product_flash_attention(
-        q, _spread(k, heads), _spread(v, heads), 0.0, causal, False, scale=scale
+        q, keys, values, DROPOUT, causal, False, scale=scale
     )
-    return found[0], found[1], tuple(found[2:8])
+    # The operator returns more than a caller needs; its backward wants just these back.
+    out, lse, *rest = found
+    return out, lse, tuple(rest[:6])
 
 
 def _cuda_backward(
@@ -80,12 +95,17 @@ def _cuda_backward(
     scale: float,
     extra: tuple[Any, ...],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    heads, shared = q.shape[1], k.shape[1]
-    cum_q, cum_k, max_q, max_k, philox_seed, philox_offset = extra
+    shared = k.shape[1]
+    keys, values = _for_queries(q, k, v)
+    # Empty cumulated lengths and a random state that is not used: the batch is dense and nothing is dropped.
+    cum_q, cum_k, max_q, max_k, seed, offset = extra
+    # Contiguous, which the kernel takes for granted: these three may be cut out of a longer row.
+    grad, out, lse = grad.contiguous(), out.contiguous(), lse.contiguous()
+    inputs = (grad, q, keys, values, out, lse)
+    lengths = (cum_q, cum_k, max_q, max_k)
     dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_backward(
-        grad.contiguous(), q, _spread(k, heads), _spread(v, heads), out.contiguous(), lse.contiguous(),
-        cum_q, cum_k, max_q, max_k, 0.0, causal, philox_seed, philox_offset, scale=scale,
-    )  # fmt: skip
+        *inputs, *lengths, DROPOUT, causal, seed, offset, scale=scale
+    )
     return dq, _gather(dk, shared), _gather(dv, shared)
 
 
@@ -93,13 +113,11 @@ def _plain_forward(
     q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float
 ) -> tuple[Tensor, Tensor, tuple[Any, ...]]:
     work = torch.float64 if q.dtype == torch.float64 else torch.float32
-    heads = q.shape[1]
-    scores = q.to(work) @ _spread(k, heads).to(work).transpose(-1, -2) * scale
-    if causal:
-        hidden = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
-        scores = scores.masked_fill(hidden, float("-inf"))
+    keys, values = _for_queries(q, k, v, work)
+    scores = _attention_scores(q.to(work), keys, causal, scale)
     lse = scores.logsumexp(-1)
-    return ((scores - lse[..., None]).exp() @ _spread(v, heads).to(work)).to(q.dtype), lse, ()
+    weights = (scores - lse[..., None]).exp()
+    return (weights @ values).to(q.dtype), lse, ()
 
 
 def _plain_backward(
@@ -114,26 +132,31 @@ def _plain_backward(
     extra: tuple[Any, ...],
 ) -> tuple[Tensor, Tensor, Tensor]:
     work = lse.dtype
-    heads, shared = q.shape[1], k.shape[1]
-    qw, kw, vw, gw = (
-        q.to(work),
-        _spread(k, heads).to(work),
-        _spread(v, heads).to(work),
-        grad.to(work),
-    )
-    scores = qw @ kw.transpose(-1, -2) * scale
-    if causal:
-        hidden = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
-        scores = scores.masked_fill(hidden, float("-inf"))
+    shared = k.shape[1]
+    queries, incoming = q.to(work), grad.to(work)
+    keys, values = _for_queries(q, k, v, work)
+    scores = _attention_scores(queries, keys, causal, scale)
+    # With the given lse and out, not with this part's own: the weights are those of the merged attention.
     weights = (scores - lse[..., None]).exp()
-    delta = (gw * out.to(work)).sum(-1, keepdim=True)
-    inner = weights * (gw @ vw.transpose(-1, -2) - delta) * scale
-    dk, dv = inner.transpose(-1, -2) @ qw, weights.transpose(-1, -2) @ gw
-    return (
-        (inner @ kw).to(q.dtype),
-        _gather(dk, shared).to(k.dtype),
-        _gather(dv, shared).to(v.dtype),
-    )
+    delta = (incoming * out.to(work)).sum(-1, keepdim=True)
+    # d softmax: the mean of the incoming gradient under the weights is `delta`, and it is taken away.
+    inner = weights * (incoming @ values.transpose(-1, -2) - delta) * scale
+    dq = inner @ keys
+    dk = inner.transpose(-1, -2) @ queries
+    dv = weights.transpose(-1, -2) @ incoming
+    # Heads are summed before rounding to the narrow format.
+    dk, dv = _gather(dk, shared), _gather(dv, shared)
+    return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype)
+
+
+def _attention_scores(queries: Tensor, keys: Tensor, causal: bool, scale: float) -> Tensor:
+    """[n, H, Lq, Lk]; minus infinity where a query may not look."""
+    # Scaled after the product, as the flash kernels do.
+    scores = queries @ keys.transpose(-1, -2) * scale
+    if not causal:
+        return scores
+    ahead = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device)
+    return scores.masked_fill(ahead.triu(1), float("-inf"))
 
 
 CPU_FLASH: Kernel = (_cpu_forward, _cpu_backward)

@@ -16,6 +16,7 @@ Source: our design; formulas are closed form and tested against autograd.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,6 +26,9 @@ from mmrl.types import Divergence
 
 TILE_BYTES = 32 * 2**20
 """Size of one tile of logits."""
+LOG_2 = 0.6931471805599453
+CHUNK = 8192
+"""Rows of the vocabulary that are widened to fp32 at once."""
 
 
 def head_scores(
@@ -39,8 +43,8 @@ def head_scores(
     `temperature` divides the logits, a number or [N]. Gradients reach hidden and weight.
     """
     scale = _inverse(temperature, hidden)
-    logp, ent, _, _, _ = _Head.apply(hidden, weight, None, None, tokens, scale, None, entropy)
-    return logp, ent if entropy else None
+    logp, found, *_ = _Head.apply(hidden, weight, None, None, tokens, scale, None, entropy)
+    return logp, found if entropy else None
 
 
 def head_divergence(
@@ -60,23 +64,24 @@ def head_divergence(
         raise ValueError(
             f"divergence is {kind!r}; it must be 'forward', 'reverse', 'symmetric' or 'js'."
         )
-    return _Head.apply(
-        hidden, weight, other, other_weight, tokens, _inverse(temperature, hidden), kind, True
-    )  # type: ignore[no-any-return]
+    scale = _inverse(temperature, hidden)
+    return _Head.apply(hidden, weight, other, other_weight, tokens, scale, kind, True)  # type: ignore[no-any-return]
 
 
 def logits(hidden: Tensor, weight: Tensor) -> Tensor:
     """h·Wᵀ [N, V] accumulated and returned in at least fp32, also for half-precision inputs."""
-    if hidden.dtype in (torch.float32, torch.float64) and hidden.dtype == weight.dtype:
+    same = hidden.dtype == weight.dtype
+    if same and hidden.dtype in (torch.float32, torch.float64):
         return hidden @ weight.t()
-    if hidden.is_cuda and hidden.dtype == weight.dtype:
+    if same and hidden.is_cuda:
         return torch.mm(hidden, weight.t(), out_dtype=torch.float32)
-    out = hidden.new_empty(hidden.shape[0], weight.shape[0], dtype=torch.float32)
+    # In pieces, so that no fp32 copy of the whole weight is made.
+    count, vocabulary = len(hidden), len(weight)
+    out = hidden.new_empty(count, vocabulary, dtype=torch.float32)
     wide = hidden.float()
-    for start in range(0, weight.shape[0], 8192):
-        torch.mm(
-            wide, weight[start : start + 8192].float().t(), out=out[:, start : start + 8192]
-        )
+    for start in range(0, vocabulary, CHUNK):
+        part = slice(start, start + CHUNK)
+        torch.mm(wide, weight[part].float().t(), out=out[:, part])
     return out
 
 
@@ -86,6 +91,7 @@ def tile_rows(vocabulary: int, itemsize: int = 4) -> int:
 
 
 def _inverse(temperature: Tensor | float, hidden: Tensor) -> Tensor:
+    # A factor instead of a divisor: one division per token, not one per logit.
     work = torch.float64 if hidden.dtype == torch.float64 else torch.float32
     value = torch.as_tensor(temperature, dtype=work, device=hidden.device)
     return (1.0 / value).expand(hidden.shape[0])
@@ -93,6 +99,7 @@ def _inverse(temperature: Tensor | float, hidden: Tensor) -> Tensor:
 
 def _accumulates(weight: Tensor) -> bool:
     """May the backward write into weight.grad itself? Only a plain leaf without hooks that is no distributed tensor."""
+    # Hooks expect to see the whole gradient once; here it comes in tiles and past autograd.
     return (
         weight.is_leaf
         and type(weight) in (Tensor, torch.nn.Parameter)
@@ -106,6 +113,81 @@ def add_to_grad(weight: Tensor) -> Tensor:
     if weight.grad is None:
         weight.grad = torch.zeros_like(weight)
     return weight.grad
+
+
+@dataclass
+class _Side:
+    """One head over the tokens: its inputs and, after the forward, its numbers per token."""
+
+    hidden: Tensor
+    """[N, D]."""
+    weight: Tensor
+    """[V, D]."""
+    lse: Tensor
+    """[N]: log-sum-exp of the logits, all that the backward needs to make them again."""
+    logp: Tensor
+    """[N]."""
+    entropy: Tensor
+    """[N]; zero where nobody asked."""
+
+    @classmethod
+    def empty(cls, hidden: Tensor, weight: Tensor, like: Tensor) -> _Side:
+        """A side whose numbers are still to be computed."""
+        return cls(hidden, weight, *(torch.zeros_like(like) for _ in range(3)))
+
+    def tile(self, rows: slice, scale: Tensor) -> Tensor:
+        """Logits [n, V] of some tokens, divided by the temperature."""
+        return logits(self.hidden[rows], self.weight).mul_(scale[rows, None])
+
+    def score(self, rows: slice, tile: Tensor, tokens: Tensor) -> Tensor:
+        """Fill in the numbers of some tokens; turns their logits into log-probs [n, V] in place."""
+        self.lse[rows] = tile.logsumexp(-1)
+        tile.sub_(self.lse[rows, None])
+        self.logp[rows] = tile.gather(1, tokens[rows, None]).squeeze(1)
+        self.entropy[rows] = -torch.linalg.vecdot(tile.exp(), tile)
+        return tile
+
+    def score_in_place(self, rows: slice, tile: Tensor, tokens: Tensor) -> None:
+        """As `score` without the entropy; uses up the logits, so that one tile is all that is alive."""
+        top = tile.amax(-1)
+        chosen = tile.sub_(top[:, None]).gather(1, tokens[rows, None]).squeeze(1)
+        mass = tile.exp_().sum(-1).log_()
+        self.lse[rows] = top + mass
+        self.logp[rows] = chosen - mass
+
+
+@dataclass
+class _Pull:
+    """Gradients of one side, as the backward collects them tile by tile."""
+
+    hidden: Tensor | None
+    """[N, D], or None if nobody wants it."""
+    weight: Tensor | None
+    """[V, D], or None if nobody wants it."""
+    direct: bool
+    """Is `weight` the parameter's own gradient buffer?"""
+
+    @classmethod
+    def of(cls, hidden: Tensor, weight: Tensor) -> _Pull:
+        """Buffers of zeros where a gradient is wanted, or the parameter's own."""
+        direct = weight.requires_grad and _accumulates(weight)
+        buffer = None
+        if weight.requires_grad:
+            buffer = add_to_grad(weight) if direct else torch.zeros_like(weight)
+        return cls(torch.zeros_like(hidden) if hidden.requires_grad else None, buffer, direct)
+
+    @property
+    def wanted(self) -> bool:
+        return self.hidden is not None or self.weight is not None
+
+    def add(self, rows: slice, slope: Tensor, hidden: Tensor, weight: Tensor) -> None:
+        """Pull the slope of some tokens' logits [n, V] back to their hidden states and the weight."""
+        into = None if self.hidden is None else self.hidden[rows]
+        _pull(slope, hidden[rows], weight, into, self.weight)
+
+    def for_autograd(self) -> tuple[Tensor | None, Tensor | None]:
+        # What is in the parameter's own buffer already must not be added a second time.
+        return self.hidden, None if self.direct else self.weight
 
 
 class _Head(torch.autograd.Function):
@@ -123,94 +205,72 @@ class _Head(torch.autograd.Function):
         kind: Divergence | None,
         entropy: bool,
     ) -> tuple[Tensor | None, ...]:
-        count = hidden.shape[0]
-        sides = [(hidden, weight)] + (
-            [(other, other_weight)] if other is not None and other_weight is not None else []
-        )
-        numbers = [
-            [scale.new_zeros(count) for _ in range(3)] for _ in sides
-        ]  # lse, logp, entropy
-        divergence = scale.new_zeros(count) if kind else None
+        sides = [_Side.empty(hidden, weight, scale)]
+        if other is not None and other_weight is not None:
+            sides.append(_Side.empty(other, other_weight, scale))
+        divergence = torch.zeros_like(scale) if kind else None
         step = tile_rows(weight.shape[0], scale.element_size())
-        for start in range(0, count, step):
+        for start in range(0, hidden.shape[0], step):
             rows = slice(start, start + step)
-            tiles = []
-            for (h, w), (lse, logp, ent) in zip(sides, numbers, strict=True):
-                tile = logits(h[rows], w).mul_(scale[rows, None])
-                if not entropy:  # in place: one tile is all that is alive
-                    top = tile.amax(-1)
-                    chosen = tile.sub_(top[:, None]).gather(1, tokens[rows, None]).squeeze(1)
-                    mass = tile.exp_().sum(-1).log_()
-                    lse[rows], logp[rows] = top + mass, chosen - mass
-                    continue
-                lse[rows] = tile.logsumexp(-1)
-                tile.sub_(lse[rows, None])  # ℓ
-                logp[rows] = tile.gather(1, tokens[rows, None]).squeeze(1)
-                prob = tile.exp()
-                ent[rows] = -torch.linalg.vecdot(prob, tile)
-                del prob
-                tiles.append(tile)
+            if not entropy:
+                for side in sides:
+                    side.score_in_place(rows, side.tile(rows, scale), tokens)
+                continue
+            logps = [side.score(rows, side.tile(rows, scale), tokens) for side in sides]
             if divergence is not None:
-                divergence[rows] = _divergence(tiles[0], tiles[1], kind)
+                divergence[rows] = _tile_divergence(logps[0], logps[1], kind)
         ctx.save_for_backward(hidden, weight, other, other_weight, tokens, scale)
-        ctx.kind, ctx.step, ctx.numbers = kind, step, [(n[0], n[2]) for n in numbers]
+        ctx.kind, ctx.step = kind, step
+        # Not through `save_for_backward`: these are neither inputs nor all of them outputs.
+        ctx.numbers = [(side.lse, side.entropy) for side in sides]
+        # A score that the loss does not use arrives as None and costs nothing, instead of as zeros.
         ctx.set_materialize_grads(False)
-        second = (numbers[1][1], numbers[1][2]) if len(sides) == 2 else (None, None)
-        return numbers[0][1], numbers[0][2], *second, divergence
+        first, second = sides[0], sides[1] if len(sides) == 2 else None
+        if second is None:
+            return first.logp, first.entropy, None, None, divergence
+        return first.logp, first.entropy, second.logp, second.entropy, divergence
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         hidden, weight, other, other_weight, tokens, scale = ctx.saved_tensors
-        g_div = grads[4]
-        sides = [(hidden, weight, grads[0], grads[1])]
-        if other is not None:
-            sides.append((other, other_weight, grads[2], grads[3]))
-        wants = [(h.requires_grad, w.requires_grad) for h, w, _, _ in sides]
-        out_h = [
-            torch.zeros_like(h) if need else None
-            for (h, _, _, _), (need, _) in zip(sides, wants, strict=True)
-        ]
-        direct = [
-            need and _accumulates(w)
-            for (_, w, _, _), (_, need) in zip(sides, wants, strict=True)
-        ]
-        out_w = [
-            (add_to_grad(w) if put else torch.zeros_like(w)) if need else None
-            for (_, w, _, _), (_, need), put in zip(sides, wants, direct, strict=True)
-        ]
+        inputs = (
+            [(hidden, weight)] if other is None else [(hidden, weight), (other, other_weight)]
+        )
+        pulls = [_Pull.of(*pair) for pair in inputs]
+        score_grads, divergence_grad = (grads[0:2], grads[2:4]), grads[4]
         for start in range(0, hidden.shape[0], ctx.step):
             rows = slice(start, start + ctx.step)
-            logps = []
-            for (h, w, _, _), (lse, _) in zip(sides, ctx.numbers, strict=True):
-                logps.append(logits(h[rows], w).mul_(scale[rows, None]).sub_(lse[rows, None]))
-            slopes = (
-                _divergence_slopes(logps, ctx.kind, g_div[rows])
-                if g_div is not None
-                else [None] * len(sides)
-            )
-            for i, (h, w, g_logp, g_ent) in enumerate(sides):
-                if out_h[i] is None and out_w[i] is None:
+            logps: list[Tensor] = []
+            for (h, w), (lse, _) in zip(inputs, ctx.numbers, strict=True):
+                tile = logits(h[rows], w).mul_(scale[rows, None])
+                logps.append(tile.sub_(lse[rows, None]))
+            # Before the scores' slopes, which use up the log-probs.
+            slopes: list[Tensor | None] = [None] * len(inputs)
+            if divergence_grad is not None:
+                slopes = _divergence_slopes(logps, ctx.kind, divergence_grad[rows])
+            for i, (h, w) in enumerate(inputs):
+                if not pulls[i].wanted:
                     continue
-                entropy = ctx.numbers[i][1][rows]
-                slope = _score_slope(
-                    logps[i], tokens[rows], entropy, _cut(g_logp, rows), _cut(g_ent, rows)
-                )
-                extra = slopes[i]
-                if extra is not None:
-                    slope = extra if slope is None else slope.add_(extra)
-                if slope is None:
-                    continue
-                slope.mul_(scale[rows, None])
-                into = out_h[i]
-                _pull(slope, h[rows], w, None if into is None else into[rows], out_w[i])
-        out_w = [None if put else w for w, put in zip(out_w, direct, strict=True)]
-        if len(sides) == 1:
-            return out_h[0], out_w[0], None, None, None, None, None, None
-        return out_h[0], out_w[0], out_h[1], out_w[1], None, None, None, None
+                incoming = [_column(grad, rows) for grad in score_grads[i]]
+                own_entropy = ctx.numbers[i][1][rows]
+                slope = _score_slope(logps[i], tokens[rows], own_entropy, *incoming)
+                slope = _added(slope, slopes[i])
+                if slope is not None:
+                    pulls[i].add(rows, slope.mul_(scale[rows, None]), h, w)
+        found = [grad for pull in pulls for grad in pull.for_autograd()]
+        # One per argument of `forward`: a missing second side, and four that have no gradient.
+        return (*found, *[None] * (8 - len(found)))
 
 
-def _cut(grad: Tensor | None, rows: slice) -> Tensor | None:
+def _column(grad: Tensor | None, rows: slice) -> Tensor | None:
     return None if grad is None else grad[rows, None]
+
+
+def _added(slope: Tensor | None, extra: Tensor | None) -> Tensor | None:
+    """Their sum, where either may be missing."""
+    if slope is None or extra is None:
+        return extra if slope is None else slope
+    return slope.add_(extra)
 
 
 def _score_slope(
@@ -219,6 +279,7 @@ def _score_slope(
     """d(log-prob, entropy)/d logits [n, V], weighted by the incoming gradients [n, 1]. Uses up `logp`."""
     if g_logp is None and g_ent is None:
         return None
+    # In place where log-probs are not read again: a tile is as large as memory allows.
     slope = logp.exp_() if g_ent is None else logp.exp()
     if g_ent is not None:
         factor = (logp + entropy[:, None]).mul_(-g_ent)
@@ -242,24 +303,22 @@ def _pull(
         if out_w is not None:
             out_w.addmm_(slope.t(), hidden)
         return
-    if slope.is_cuda:
+    if slope.is_cuda:  # tensor cores add up in fp32 themselves
         low = slope.to(weight.dtype)
         if out_h is not None:
             out_h.add_(low @ weight)
         if out_w is not None:
             out_w.addmm_(low.t(), hidden)
         return
-    wide = (
-        None
-        if out_h is None
-        else torch.zeros(out_h.shape, dtype=slope.dtype, device=slope.device)
-    )
-    for start in range(0, weight.shape[0], 8192):
-        part = slice(start, start + 8192)
+    # Half precision on the CPU: products in fp32, of a piece of the vocabulary at a time.
+    wide = None if out_h is None else torch.zeros_like(out_h, dtype=slope.dtype)
+    states = hidden.to(slope.dtype)
+    for start in range(0, weight.shape[0], CHUNK):
+        part = slice(start, start + CHUNK)
         if wide is not None:
             wide.addmm_(slope[:, part], weight[part].to(slope.dtype))
         if out_w is not None:
-            out_w[part] += (slope[:, part].t() @ hidden.to(slope.dtype)).to(out_w.dtype)
+            out_w[part] += (slope[:, part].t() @ states).to(out_w.dtype)
     if out_h is not None and wide is not None:
         out_h.add_(wide.to(out_h.dtype))
 
@@ -271,10 +330,11 @@ def _kl(a: Tensor, b: Tensor) -> Tensor:
 
 def _mean_logp(a: Tensor, b: Tensor) -> Tensor:
     """log((e^a + e^b)/2)."""
-    return torch.logaddexp(a, b).sub_(0.6931471805599453)
+    return torch.logaddexp(a, b).sub_(LOG_2)
 
 
-def _divergence(a: Tensor, b: Tensor, kind: Divergence | None) -> Tensor:
+def _tile_divergence(a: Tensor, b: Tensor, kind: Divergence | None) -> Tensor:
+    """Divergence [n] of one tile from the log-probs [n, V] of both sides."""
     if kind == "forward":
         return _kl(a, b)
     if kind == "reverse":
@@ -288,24 +348,29 @@ def _divergence(a: Tensor, b: Tensor, kind: Divergence | None) -> Tensor:
 def _divergence_slopes(
     logps: list[Tensor], kind: Divergence, grad: Tensor
 ) -> list[Tensor | None]:
-    """d divergence / d logits of both sides [n, V], weighted by the incoming gradient [n]."""
+    """d divergence / d logits of both sides [n, V], weighted by the incoming gradient [n]. Formulas: see the head."""
     a, b = logps
-    p, q, g = a.exp(), b.exp(), grad[:, None].to(a.dtype)
+    p, q = a.exp(), b.exp()
+    g = grad[:, None].to(a.dtype)
     if kind == "js":
         middle = _mean_logp(a, b)
-        return [
-            0.5 * g * x * (lx - middle - _kl(lx, middle)[:, None]) for x, lx in ((p, a), (q, b))
-        ]
-    ahead = p * (a - b - _kl(a, b)[:, None]) if kind != "reverse" else None
-    back = q * (b - a - _kl(b, a)[:, None]) if kind != "forward" else None
+        return [_js_slope(p, a, middle, g), _js_slope(q, b, middle, g)]
     if kind == "forward":
-        assert ahead is not None
-        return [ahead * g, (q - p) * g]
+        return [_own_slope(p, a, b) * g, (q - p) * g]
     if kind == "reverse":
-        assert back is not None
-        return [(p - q) * g, back * g]
-    assert ahead is not None and back is not None
+        return [(p - q) * g, _own_slope(q, b, a) * g]
+    ahead, back = _own_slope(p, a, b), _own_slope(q, b, a)
     return [0.5 * g * (ahead + p - q), 0.5 * g * (back + q - p)]
+
+
+def _own_slope(p: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """d KL(a‖b) / d logits of a, with p = exp(a)."""
+    return p * (a - b - _kl(a, b)[:, None])
+
+
+def _js_slope(p: Tensor, a: Tensor, middle: Tensor, g: Tensor) -> Tensor:
+    """One side's part of the Jensen–Shannon slope. `middle` needs no slope of its own: it is the best middle."""
+    return 0.5 * g * p * (a - middle - _kl(a, middle)[:, None])
 
 
 class _Embed(torch.autograd.Function):
@@ -314,6 +379,7 @@ class _Embed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, ids: Tensor, padding: int | None) -> Tensor:  # type: ignore[override]
         ctx.save_for_backward(ids)
+        # The parameter itself, not a saved copy of its value: the backward writes into its `grad`.
         ctx.weight, ctx.padding = weight, padding
         return weight[ids]
 
@@ -321,8 +387,10 @@ class _Embed(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[None, None, None]:  # type: ignore[override]
         (ids,) = ctx.saved_tensors
         if ctx.padding is not None:
-            grad = grad.masked_fill((ids == ctx.padding)[:, None], 0.0)
-        add_to_grad(ctx.weight).index_add_(0, ids, grad.to(ctx.weight.dtype))
+            silent = (ids == ctx.padding)[:, None]
+            grad = grad.masked_fill(silent, 0.0)
+        total = add_to_grad(ctx.weight)
+        total.index_add_(0, ids, grad.to(total.dtype))
         return None, None, None
 
 

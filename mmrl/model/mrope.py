@@ -18,6 +18,7 @@ Departures from transformers 5.23:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -39,7 +40,8 @@ class Block:
 
     @property
     def tokens(self) -> int:
-        return self.grid[0] * self.grid[1] * self.grid[2]
+        """Visual tokens in the run."""
+        return math.prod(self.grid)
 
 
 def mrope_positions(length: int, blocks: Sequence[Block]) -> Tensor:
@@ -50,23 +52,24 @@ def mrope_positions(length: int, blocks: Sequence[Block]) -> Tensor:
         assert block.start >= filled, (
             f"block at {block.start} overlaps the previous one, which ends at {filled}"
         )
-        pieces.append(_text(block.start - filled, position))
+        pieces.append(_text_positions(block.start - filled, position))
         position += block.start - filled
-        grid, extent = _grid(block.grid, block.step)
+        # `extent`, not the number of tokens: a block advances by its longest axis.
+        grid, extent = _block_positions(block.grid, block.step)
         pieces.append(grid + position)
         position += extent
         filled = block.start + block.tokens
     assert filled <= length, f"the blocks end at {filled}, the prompt at {length}"
-    pieces.append(_text(length - filled, position))
+    pieces.append(_text_positions(length - filled, position))
     return torch.cat(pieces, dim=1)
 
 
-def _text(count: int, position: int) -> Tensor:
+def _text_positions(count: int, position: int) -> Tensor:
     return torch.arange(position, position + count).expand(3, -1)
 
 
 @lru_cache(maxsize=256)
-def _grid(grid: tuple[int, int, int], step: float) -> tuple[Tensor, int]:
+def _block_positions(grid: tuple[int, int, int], step: float) -> tuple[Tensor, int]:
     """Positions long [3, t·h·w] of a block that starts at zero, columns running fastest, and its largest position + 1.
 
     Remembered, since most pictures of a run share a few grids; callers must not write into it.
@@ -74,6 +77,7 @@ def _grid(grid: tuple[int, int, int], step: float) -> tuple[Tensor, int]:
     frames, rows, columns = grid
     # int64 times a Python number gives float32, as in the library: both floor to the same integers.
     time = (torch.arange(frames) * step).long()
-    axes = torch.meshgrid(time, torch.arange(rows), torch.arange(columns), indexing="ij")
+    height, width = torch.arange(rows), torch.arange(columns)
+    axes = torch.meshgrid(time, height, width, indexing="ij")
     positions = torch.stack(axes).flatten(1)
     return positions, int(positions.max()) + 1

@@ -1,7 +1,7 @@
 """From rollouts to tensors: collate answers, cut a batch into parts by tokens, pack groups into one row.
 
-A `Group` is the unit of computing: one prompt, the pixels it is seen with, and some of its answers. A `Stream` is one
-packed row of groups, `[prompt 1 | answers of 1 | prompt 2 | …]`, without padding. The last token of an answer predicts
+A `Group` is the unit of computing: one prompt, the pixels it is seen with, and some of its answers. A `PackedRow` is
+one row of groups, `[prompt 1 | answers of 1 | prompt 2 | …]`, without padding. The last token of an answer predicts
 nothing and is left out of the row; the first token of each answer is predicted by the last token of the prompt.
 """
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from mmrl.model.attention import Layout
+from mmrl.model.row_layout import Layout, Segment
 from mmrl.types import Batch, Role, Rollout, Scores
 
 if TYPE_CHECKING:
@@ -38,11 +38,12 @@ class Group:
     @property
     def size(self) -> int:
         """Tokens in a packed row."""
-        return len(self.encoded.ids) + sum(max(len(a) - 1, 0) for a in self.answers)
+        fed = sum(max(len(answer) - 1, 0) for answer in self.answers)
+        return len(self.encoded.ids) + fed
 
 
 @dataclass(frozen=True)
-class Stream:
+class PackedRow:
     """One packed row of S tokens that predicts N answer tokens."""
 
     ids: Tensor
@@ -64,58 +65,89 @@ class Stream:
     """float [N]."""
 
 
-def pack(groups: Sequence[Group], device: torch.device) -> Stream:
+def pack(groups: Sequence[Group], device: torch.device) -> PackedRow:
     """Lay the groups out in one row."""
     ids: list[Tensor] = []
     positions: list[Tensor] = []
     visual: list[Tensor] = []
-    prompts: list[tuple[int, int]] = []
-    answers: list[tuple[tuple[int, int], ...]] = []
-    predict: list[Tensor] = []
-    columns: list[Tensor] = []
-    flat: list[tuple[int, float, Tensor]] = []
+    prompts: list[Segment] = []
+    segments: list[tuple[Segment, ...]] = []
+    predicted: list[_Predicted] = []
     at = 0
     for group in groups:
-        prompt = len(group.encoded.ids)
-        ids.append(group.encoded.ids)
-        positions.append(group.encoded.positions)
-        visual.extend(slot + at for slot in group.encoded.slots)
-        prompts.append((at, at + prompt))
-        last = at + prompt - 1
-        at += prompt
-        segments: list[tuple[int, int]] = []
-        for answer, row, temperature in zip(
-            group.answers, group.rows, group.temperatures, strict=True
-        ):
-            fed = max(len(answer) - 1, 0)
+        encoded, end = group.encoded, at + len(group.encoded.ids)
+        ids.append(encoded.ids)
+        positions.append(encoded.positions)
+        # Slots are counted within the prompt, everything in a row from its start.
+        visual.extend(slot + at for slot in encoded.slots)
+        prompt, at = (at, end), end
+        own: list[Segment] = []
+        answers = zip(group.answers, group.rows, group.temperatures, strict=True)
+        for answer, row, temperature in answers:
+            fed = max(len(answer) - 1, 0)  # the last token predicts nothing
+            # Every answer starts at the same position: they are alternatives, not a sequence.
+            after = encoded.next_position + torch.arange(fed)
             ids.append(answer[:fed])
-            positions.append((group.encoded.next_position + torch.arange(fed)).expand(3, fed))
-            segments.append((at, at + fed))
+            positions.append(after.expand(3, fed))
+            own.append((at, at + fed))
             if len(answer):
-                predict.append(torch.cat([torch.tensor([last]), at + torch.arange(fed)]))
-                columns.append(torch.arange(len(answer)))
-                flat.append((row, temperature, answer))
+                predicted.append(_Predicted(answer, end - 1, at, row, temperature))
             at += fed
-        if len(segments) == 1:  # a single answer simply goes on where its prompt ends
-            prompts[-1] = (prompts[-1][0], at)
-            segments = []
-        answers.append(tuple(segments))
-    lengths = torch.tensor([len(answer) for _, _, answer in flat], dtype=torch.long)
-    spread = lambda values, dtype: torch.tensor(values, dtype=dtype).repeat_interleave(lengths)  # noqa: E731
-    none = torch.zeros(0, dtype=torch.long)
-    return Stream(
+        if len(own) == 1:  # a single answer simply goes on where its prompt ends
+            prompt, own = (prompt[0], at), []
+        prompts.append(prompt)
+        segments.append(tuple(own))
+    each = _per_token(predicted)
+    return PackedRow(
         ids=torch.cat(ids).to(device),
         positions=torch.cat(positions, dim=1).to(device),
-        layout=Layout(tuple(prompts), tuple(answers), device),
-        visual=(torch.cat(visual) if visual else none).to(device),
-        predict=(torch.cat(predict) if predict else none).to(device),
-        tokens=(torch.cat([answer for _, _, answer in flat]) if flat else none).to(device),
-        rows=spread([row for row, _, _ in flat], torch.long).to(device),
-        columns=(torch.cat(columns) if columns else none).to(device),
-        temperature=spread([temperature for _, temperature, _ in flat], torch.float32).to(
-            device
-        ),
+        layout=Layout(tuple(prompts), tuple(segments), device),
+        visual=_cat_or_empty(visual).to(device),
+        **{name: values.to(device) for name, values in each.items()},
     )
+
+
+@dataclass(frozen=True)
+class _Predicted:
+    """An answer whose tokens a packed row predicts."""
+
+    tokens: Tensor
+    """long [T]."""
+    last: int
+    """Place of the prompt's last token, which predicts the first one."""
+    start: int
+    """Place of the answer's first token, which predicts the second one."""
+    row: int
+    temperature: float
+
+
+def _per_token(answers: Sequence[_Predicted]) -> dict[str, Tensor]:
+    """The fields of a `PackedRow` that have one entry per answer token."""
+    sources: list[Tensor] = []
+    columns: list[Tensor] = []
+    for answer in answers:
+        length = len(answer.tokens)
+        first = torch.tensor([answer.last])
+        following = answer.start + torch.arange(length - 1)
+        sources.append(torch.cat([first, following]))
+        columns.append(torch.arange(length))
+    # The number formats are said, since there may be no answers (a prefill).
+    lengths = torch.tensor([len(answer.tokens) for answer in answers], dtype=torch.long)
+    rows = torch.tensor([answer.row for answer in answers], dtype=torch.long)
+    temperatures = torch.tensor([answer.temperature for answer in answers], dtype=torch.float32)
+    return {
+        "predict": _cat_or_empty(sources),
+        "tokens": _cat_or_empty([answer.tokens for answer in answers]),
+        "rows": rows.repeat_interleave(lengths),
+        "columns": _cat_or_empty(columns),
+        "temperature": temperatures.repeat_interleave(lengths),
+    }
+
+
+def _cat_or_empty(pieces: Sequence[Tensor]) -> Tensor:
+    """long [n]; empty if there is nothing to join, which `torch.cat` refuses."""
+    empty = torch.zeros(0, dtype=torch.long)
+    return torch.cat(list(pieces)) if pieces else empty
 
 
 def collate(rollouts: Sequence[Rollout]) -> Batch:
@@ -125,14 +157,20 @@ def collate(rollouts: Sequence[Rollout]) -> Batch:
     longest = max((len(r.tokens) for r in rollouts), default=0)
     shape = (len(rollouts), longest)
     tokens = torch.zeros(shape, dtype=torch.long)
+    # Padding counts as somebody else's words: no role but the policy's own is ever trained.
     roles = torch.full(shape, int(Role.OBSERVATION), dtype=torch.uint8)
     valid = torch.zeros(shape, dtype=torch.bool)
+    sampler = torch.zeros(shape)
     for i, rollout in enumerate(rollouts):
         length = len(rollout.tokens)
         tokens[i, :length] = rollout.tokens
         roles[i, :length] = rollout.roles
         valid[i, :length] = True
-    batch = Batch(
+        if rollout.logp is not None:
+            sampler[i, :length] = rollout.logp
+    # All or none: in a row without them, the zeros would pass for log-probs.
+    sampled = bool(rollouts) and all(r.logp is not None for r in rollouts)
+    return Batch(
         rollouts=list(rollouts),
         group=torch.tensor([r.group for r in rollouts], dtype=torch.long),
         tokens=tokens,
@@ -140,14 +178,8 @@ def collate(rollouts: Sequence[Rollout]) -> Batch:
         reward=torch.tensor([float(r.reward or 0.0) for r in rollouts]),
         advantage=torch.zeros(shape),
         roles=roles,
+        scores={"sampler": Scores(sampler)} if sampled else {},
     )
-    if all(r.logp is not None for r in rollouts) and rollouts:
-        sampler = torch.zeros(shape)
-        for i, rollout in enumerate(rollouts):
-            assert rollout.logp is not None
-            sampler[i, : len(rollout.tokens)] = rollout.logp
-        batch = replace(batch, scores={"sampler": Scores(sampler)})
-    return batch
 
 
 def rows_of(batch: Batch, rows: Tensor) -> Batch:
@@ -162,6 +194,7 @@ def rows_of(batch: Batch, rows: Tensor) -> Batch:
         advantage=batch.advantage[rows],
         roles=batch.roles[rows],
         scores={name: scores[rows] for name, scores in batch.scores.items()},
+        shaped=[shaped[rows] for shaped in batch.shaped],
     )
 
 
@@ -171,16 +204,16 @@ def split(batch: Batch, prompt_lengths: Mapping[int, int], budget: int) -> list[
     A group that is larger than the budget is cut and its prompt repeated once per part; a single answer that does not
     fit stands alone. `prompt_lengths`: group number -> tokens of its prompt.
     """
-    parts: list[list[int]] = []
-    current: list[int] = []
-    used = 0
     members: dict[int, list[int]] = {}
     for row, number in enumerate(batch.group.tolist()):
         members.setdefault(number, []).append(row)
-    lengths = [max(len(r.tokens) - 1, 0) for r in batch.rollouts]
+    fed = [max(len(r.tokens) - 1, 0) for r in batch.rollouts]
+    parts: list[list[int]] = []
+    current: list[int] = []
+    used = 0
     for number, rows in members.items():
         prompt = prompt_lengths[number]
-        whole = prompt + sum(lengths[r] for r in rows)
+        whole = prompt + sum(fed[row] for row in rows)
         if current and used + whole > budget:
             parts.append(current)
             current, used = [], 0
@@ -189,11 +222,12 @@ def split(batch: Batch, prompt_lengths: Mapping[int, int], budget: int) -> list[
             continue
         size = prompt
         for row in rows:
-            if current and size + lengths[row] > budget:
+            if current and size + fed[row] > budget:
                 parts.append(current)
                 current, size = [], prompt
             current.append(row)
-            size += lengths[row]
+            size += fed[row]
+        # Closed even if there is room: a group that was cut never shares a part.
         parts.append(current)
         current, used = [], 0
     if current:

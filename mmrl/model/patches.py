@@ -31,6 +31,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from mmrl.ground.require import require
+
 MAX_ASPECT = 200
 """Longest allowed side ratio, as in the processors."""
 
@@ -56,19 +58,17 @@ class PixelBudget:
 
     def __post_init__(self) -> None:
         for name, number in vars(self).items():
-            if number is not None and number < 1:
-                raise ValueError(
-                    f"PixelBudget.{name} is {number}; it must be positive, or None for the checkpoint's."
-                )
-        for low, high in (
-            ("min_pixels", "max_pixels"),
-            ("min_frame_pixels", "max_frame_pixels"),
-        ):
-            least, most = getattr(self, low), getattr(self, high)
-            if least is not None and most is not None and least > most:
-                raise ValueError(
-                    f"PixelBudget.{low} is {least}, above {high} = {most}; lower one or raise the other."
-                )
+            fine = number is None or number >= 1
+            require(self, **{name: (fine, "positive, or None for the checkpoint's")})
+        self._refuse_crossing("min_pixels", "max_pixels")
+        self._refuse_crossing("min_frame_pixels", "max_frame_pixels")
+
+    def _refuse_crossing(self, low: str, high: str) -> None:
+        least, most = getattr(self, low), getattr(self, high)
+        if least is not None and most is not None and least > most:
+            raise ValueError(
+                f"PixelBudget.{low} is {least}, above {high} = {most}; lower one or raise the other."
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +93,7 @@ class Patches:
         return math.prod(self.grid) // self.merge**2
 
 
-def smart_resize(
+def area_resize(
     height: int, width: int, factor: int, min_pixels: int, max_pixels: int
 ) -> tuple[int, int]:
     """Sides as multiples of `factor`, with the area in [min_pixels, max_pixels] as far as rounding allows."""
@@ -110,18 +110,19 @@ def clip_resize(
     max_pixels: int,
 ) -> tuple[int, int]:
     """The same for a clip whose frames share the limits (`frames` rounded to multiples of `temporal`)."""
+    # Python's `round`, which takes halves to the even side, because the processors use it.
     rounded = round(frames / temporal) * temporal
-    tall, wide = round(height / factor) * factor, round(width / factor) * factor
+    tall = round(height / factor) * factor
+    wide = round(width / factor) * factor
     if rounded * tall * wide > max_pixels:
+        # From the unrounded sides and frames, as the library does: rounding twice would give other sizes.
         shrink = math.sqrt(frames * height * width / max_pixels)
         tall = max(factor, math.floor(height / shrink / factor) * factor)
         wide = max(factor, math.floor(width / shrink / factor) * factor)
     elif rounded * tall * wide < min_pixels:
         grow = math.sqrt(min_pixels / (frames * height * width))
-        tall, wide = (
-            math.ceil(height * grow / factor) * factor,
-            math.ceil(width * grow / factor) * factor,
-        )
+        tall = math.ceil(height * grow / factor) * factor
+        wide = math.ceil(width * grow / factor) * factor
     return tall, wide
 
 
@@ -137,9 +138,10 @@ def shrink_to_tokens(
         return [_floor_size(size, scale, factor) for size in sizes]
 
     def tokens(candidate: Sequence[tuple[int, int]]) -> int:
-        return sum(
-            depth * h * w // factor**2 for depth, (h, w) in zip(depths, candidate, strict=True)
-        )
+        total = 0
+        for depth, (height, width) in zip(depths, candidate, strict=True):
+            total += depth * height * width // factor**2
+        return total
 
     if tokens(sizes) <= max_tokens:
         return list(sizes)
@@ -148,15 +150,19 @@ def shrink_to_tokens(
             f"the media need at least {sum(depths)} visual tokens, max_visual_tokens is {max_tokens}"
         )
     low, high = 0.0, 1.0
+    # Halved so often that the size of no real picture can change any more; `low` always fits.
     for _ in range(40):
         middle = (low + high) / 2
-        low, high = (middle, high) if tokens(scaled(middle)) <= max_tokens else (low, middle)
+        if tokens(scaled(middle)) <= max_tokens:
+            low = middle
+        else:
+            high = middle
     return scaled(low)
 
 
 def _floor_size(size: tuple[int, int], scale: float, factor: int) -> tuple[int, int]:
-    height, width = (max(factor, math.floor(side * scale / factor) * factor) for side in size)
-    return height, width
+    height, width = (math.floor(side * scale / factor) * factor for side in size)
+    return max(factor, height), max(factor, width)
 
 
 @dataclass(frozen=True)
@@ -189,8 +195,10 @@ class PixelRules:
         scale = processor.rescale_factor if processor.do_rescale else 1.0
         normal = processor.do_normalize
         # The processors fold the rescaling into mean and deviation in float32; repeating it gives equal bits.
-        mean = torch.tensor(processor.image_mean if normal else [0.0] * 3) * (1.0 / scale)
-        std = torch.tensor(processor.image_std if normal else [1.0] * 3) * (1.0 / scale)
+        mean = processor.image_mean if normal else [0.0] * 3
+        std = processor.image_std if normal else [1.0] * 3
+        scaled_mean = torch.tensor(mean) * (1.0 / scale)
+        scaled_std = torch.tensor(std) * (1.0 / scale)
         capped = kind == "video" and bool(getattr(processor, "cap_pixels_per_frame", None))
         return cls(
             kind=kind,
@@ -201,8 +209,8 @@ class PixelRules:
             max_pixels=processor.size["longest_edge"],
             whole_clip=whole_clip,
             max_frame_tokens=processor.max_video_tokens if capped else None,
-            mean=tuple(mean.tolist()),
-            std=tuple(std.tolist()),
+            mean=tuple(scaled_mean.tolist()),
+            std=tuple(scaled_std.tolist()),
             interpolation=pil_torch_interpolation_mapping[processor.resample],
         )
 
@@ -228,14 +236,16 @@ class PixelRules:
                 f"it is {width} x {height} pixels; the longer side may be at most {MAX_ASPECT} times the other"
             )
         if self.kind == "image":
-            low, high = _limits(
+            low, high = _combined_limits(
                 self.min_pixels, self.max_pixels, budget.min_pixels, budget.max_pixels
             )
-            return smart_resize(height, width, self.factor, low, high)
+            return area_resize(height, width, self.factor, low, high)
+        # A clip of one frame is shown as two equal ones.
         size = self._video_size(max(frames, self.temporal_patch), height, width, budget)
         shown = self.depth(frames) * self.temporal_patch * math.prod(size)
         if budget.max_video_pixels is not None and shown > budget.max_video_pixels:
-            return _floor_size(size, math.sqrt(budget.max_video_pixels / shown), self.factor)
+            scale = math.sqrt(budget.max_video_pixels / shown)
+            return _floor_size(size, scale, self.factor)
         return size
 
     def _video_size(
@@ -243,7 +253,8 @@ class PixelRules:
     ) -> tuple[int, int]:
         low, high = self._video_limits(frames, budget)
         if not self.whole_clip:
-            return smart_resize(height, width, self.factor, low, high)
+            return area_resize(height, width, self.factor, low, high)
+        # The Qwen3-VL processor enlarges small frames first, and its limits then count the enlarged ones.
         if min(height, width) < self.factor:
             grow = max(self.factor / height, self.factor / width)
             height, width = int(height * grow), int(width * grow)
@@ -253,22 +264,28 @@ class PixelRules:
         """Least and most pixels: of one frame, or of the clip if `whole_clip`."""
         share = frames if self.whole_clip else 1
         high = self.max_pixels if self.max_frame_tokens is None else self._capped(frames)
-        least, most = (
-            None if own is None else own * share
-            for own in (budget.min_frame_pixels, budget.max_frame_pixels)
+        least, most = budget.min_frame_pixels, budget.max_frame_pixels
+        return _combined_limits(
+            self.min_pixels,
+            high,
+            None if least is None else least * share,
+            None if most is None else most * share,
         )
-        return _limits(self.min_pixels, high, least, most)
 
     def _capped(self, frames: int) -> int:
         """The processors' `cap_pixels_per_frame`."""
         assert self.max_frame_tokens is not None
-        floor, area = int(self.min_pixels * 1.05), self.max_frame_tokens * self.factor**2
+        # The constants 1.05 and 0.9 and the whole-number divisions are theirs.
+        floor = int(self.min_pixels * 1.05)
+        area = self.max_frame_tokens * self.factor**2
         if self.whole_clip:
             return max(min(area, self.max_pixels // frames), floor) * frames
-        return max(min(self.max_pixels, int(area * 0.9) * self.temporal_patch // frames), floor)
+        share = int(area * 0.9) * self.temporal_patch // frames
+        return max(min(self.max_pixels, share), floor)
 
     def resize(self, frames: Tensor, size: tuple[int, int]) -> Tensor:
         """Frames uint8 [F, 3, H, W] at the given (height, width), uint8."""
+        # A resize to the same size is the identity in the library too.
         if tuple(frames.shape[-2:]) == size:
             return frames
         from torchvision.transforms.v2 import functional
@@ -287,28 +304,36 @@ class PixelRules:
         # A single frame is cut and normalised once and repeated in time at the end.
         t = 1 if len(frames) == 1 else self.temporal_patch
         missing = -len(frames) % t
-        padded = (
-            torch.cat((frames, frames[-1:].expand(missing, -1, -1, -1))) if missing else frames
-        )
+        padded = frames
+        if missing:
+            padded = torch.cat((frames, frames[-1:].expand(missing, -1, -1, -1)))
         # Cutting bytes and normalising the result is three times as fast as the other way round for clips.
-        cut = padded.view(grid[0], t, 3, grid[1] // m, m, p, grid[2] // m, m, p)
+        depth, tall, wide = grid[0], grid[1] // m, grid[2] // m
+        cut = padded.view(depth, t, 3, tall, m, p, wide, m, p)
+        # (depth, tall, wide, m, m) number the rows; (3, t, p, p) are one row's pixels.
         rows = cut.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(count, 3, t * p * p)
         mean, std = self._normal
-        normal = rows.float().sub_(mean).div_(std).view(count, 3, 1, t * p * p)
-        values = normal.expand(-1, -1, self.temporal_patch // t, -1).reshape(count, -1)
-        return Patches(values, grid, self.kind, (height, width), self._key(frames, grid), m)
+        normal = rows.float().sub_(mean).div_(std)
+        repeats = self.temporal_patch // t
+        values = normal[:, :, None].expand(-1, -1, repeats, -1).reshape(count, -1)
+        key = self._key(frames, grid)
+        return Patches(values, grid, self.kind, (height, width), key, m)
 
     @cached_property
     def _normal(self) -> tuple[Tensor, Tensor]:
-        return torch.tensor(self.mean).view(-1, 1), torch.tensor(self.std).view(-1, 1)
+        mean, std = torch.tensor(self.mean), torch.tensor(self.std)
+        return mean.view(-1, 1), std.view(-1, 1)
 
     def _key(self, frames: Tensor, grid: tuple[int, int, int]) -> str:
+        # Of the bytes before they are normalised: a quarter of the work, and they decide the rest.
         digest = hashlib.blake2b(f"{self.kind}{grid}".encode(), digest_size=16)
         digest.update(frames.numpy().data)
         return digest.hexdigest()
 
 
-def _limits(low: int, high: int, own_low: int | None, own_high: int | None) -> tuple[int, int]:
+def _combined_limits(
+    low: int, high: int, own_low: int | None, own_high: int | None
+) -> tuple[int, int]:
     """The checkpoint's limits with the budget's in their place; where they cross, the given one moves the other."""
     if own_high is not None:
         return (min(low, own_high) if own_low is None else own_low), own_high

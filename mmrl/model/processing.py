@@ -1,8 +1,8 @@
 """From a `Prompt` to what the model reads: token ids, patches, M-RoPE positions, and where each medium's tokens are.
 
-Four files share the work: `chat.py` (is the prompt well formed), `pixels.py` (sizes, patches, budget), `positions.py`
-(M-RoPE) and this one (chat template, placeholders, time stamps, decoding). Ids, patches, grids and token types equal a
-call of the checkpoint's Hugging Face processor with the same sizes; positions equal the model's for images and text.
+Four files share the work: `chat.py` (is the prompt well formed), `patches.py` (sizes, patches, budget), `mrope.py`
+(positions) and this one (chat template, placeholders, time stamps, decoding). Ids, patches, grids and token types equal
+a call of the checkpoint's Hugging Face processor with the same sizes; positions equal the model's for images and text.
 
 Decisions and departures:
 
@@ -30,7 +30,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mmrl.ground.faults import BadRow
+from mmrl.ground.faults import BadRow, first_line
 from mmrl.model.chat import (
     IMAGE_PAD,
     VIDEO_PAD,
@@ -88,7 +88,9 @@ class _Plan:
         """Temporal patches, rows and columns of visual tokens of each unbroken run."""
         rows, columns = (side // self.rules.factor for side in self.size)
         depth = self.rules.depth(len(self.medium.frames))
-        return [(1, rows, columns)] * depth if self.stamps else [(depth, rows, columns)]
+        if self.stamps:
+            return [(1, rows, columns)] * depth
+        return [(depth, rows, columns)]
 
     @property
     def placeholders(self) -> str:
@@ -101,7 +103,9 @@ class _Plan:
         )
 
     def patches(self) -> Patches:
-        return self.rules.patches(self.rules.resize(self.medium.frames, self.size))
+        """The frames, resized and cut."""
+        resized = self.rules.resize(self.medium.frames, self.size)
+        return self.rules.patches(resized)
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,11 +134,13 @@ class Processing:
 
         Raises ValueError for a folder that is missing or no model, and for an unsupported family.
         """
-        config = _config(source)
-        processor = _processor(source)
+        config = _read_config(source)
+        processor = _read_processor(source)
         tokenizer, vocabulary = processor.tokenizer, processor.tokenizer.get_vocab()
         stop_ids = _stop_ids(source, config, tokenizer)
         vision = {vocabulary[token] for token in VISION_TOKENS if token in vocabulary}
+        # The config's own placeholders, should a checkpoint call them otherwise.
+        vision |= {config.image_token_id, config.video_token_id}
         return cls(
             tokenizer=tokenizer,
             processor=processor,
@@ -148,7 +154,7 @@ class Processing:
             max_prompt_tokens=budget.max_prompt_tokens
             or config.get_text_config().max_position_embeddings,
             stop_ids=stop_ids,
-            banned_ids=tuple(sorted(vision | {config.image_token_id, config.video_token_id})),
+            banned_ids=tuple(sorted(vision)),
             pad_id=stop_ids[-1] if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
         )
 
@@ -164,15 +170,11 @@ class Processing:
                 f"{self.max_prompt_tokens} are allowed; lower PixelBudget.max_visual_tokens, raise max_prompt_tokens, "
                 "or drop the row",
             )
-        positions = mrope_positions(len(ids), [block for runs in blocks for block in runs])
-        slots = tuple(
-            torch.cat([torch.arange(b.start, b.start + b.tokens) for b in runs])
-            for runs in blocks
-        )
+        positions = mrope_positions(len(ids), list(itertools.chain(*blocks)))
+        slots = tuple(_token_places(runs) for runs in blocks)
         visual = tuple(plan.patches() for plan in plans)
-        assert [len(slot) for slot in slots] == [patches.tokens for patches in visual], (
-            "placeholders and patches differ"
-        )
+        expected = [patches.tokens for patches in visual]
+        assert [len(slot) for slot in slots] == expected, "placeholders and patches differ"
         return Encoded(
             ids=torch.tensor(ids),
             positions=positions,
@@ -199,17 +201,19 @@ class Processing:
         if stage not in ("original", "resized"):
             raise ValueError(f"stage is {stage!r}; it must be 'original' or 'resized'.")
         out = []
-        for index, (medium, old) in enumerate(zip(prompt.media, encoded.visual, strict=True)):
+        for index, medium in enumerate(prompt.media):
+            old = encoded.visual[index]
             rules = self._rules(medium)
-            frames = (
-                medium.frames if stage == "original" else rules.resize(medium.frames, old.size)
-            )
+            frames = medium.frames
+            if stage == "resized":
+                frames = rules.resize(frames, old.size)
             seen = transform(frames, index)
             if seen.shape != frames.shape or seen.dtype != frames.dtype:
                 raise ValueError(
                     f"The view of medium {index} of prompt {prompt.id!r} returned {seen.dtype} {list(seen.shape)}, but "
                     f"got {frames.dtype} {list(frames.shape)}; a view must keep shape and dtype."
                 )
+            # Resized frames pass through unchanged: they have their size already.
             new = rules.patches(rules.resize(seen, old.size))
             assert new.grid == old.grid, f"grid changed from {old.grid} to {new.grid}"
             out.append(new)
@@ -242,6 +246,7 @@ class Processing:
     def decode(self, ids: Tensor | Sequence[int]) -> str:
         """The text of answer ids. Only end and padding tokens at the two ends are dropped; tags are kept."""
         numbers = ids.tolist() if isinstance(ids, Tensor) else list(ids)
+        # By hand: `skip_special_tokens` would also drop tags that are special tokens of some checkpoints.
         silent = {*self.stop_ids, self.pad_id}
         while numbers and numbers[-1] in silent:
             numbers.pop()
@@ -253,18 +258,22 @@ class Processing:
     def stamps(self, medium: Media) -> tuple[float, ...]:
         """Seconds of each temporal patch of a video: the mean time of its first and last frame."""
         assert medium.times is not None
-        times, size = medium.times.double().tolist(), self.videos.temporal_patch
+        size = self.videos.temporal_patch
+        # In double precision: a float32 time that is halved could be written with another last digit.
+        times = medium.times.double().tolist()
+        # The last frame is repeated in time as it is among the patches.
         times += times[-1:] * (-len(times) % size)
-        stamps = tuple((times[i] + times[i + size - 1]) / 2 for i in range(0, len(times), size))
-        widest = max(
-            (after - before for before, after in itertools.pairwise(times)), default=0.0
-        )
-        assert times[-1] - stamps[-1] <= (size - 1) * widest / 2 + 1e-9, (
+        ends = zip(times[::size], times[size - 1 :: size], strict=True)
+        stamps = tuple((first + last) / 2 for first, last in ends)
+        steps = [after - before for before, after in itertools.pairwise(times)]
+        slack = (size - 1) * max(steps, default=0.0) / 2 + 1e-9
+        assert times[-1] - stamps[-1] <= slack, (
             f"last stamp {stamps[-1]}, clip ends {times[-1]}"
         )
         return stamps
 
     def _ids(self, text: str) -> list[int]:
+        # The backend itself: the same ids without the wrapper's padding and truncation around them.
         return self.tokenizer.backend_tokenizer.encode(text).ids
 
     def _rules(self, medium: Media) -> PixelRules:
@@ -291,7 +300,8 @@ class Processing:
         for index, medium in enumerate(prompt.media):
             frames, _, height, width = medium.frames.shape
             try:
-                sizes.append(self._rules(medium).size(frames, height, width, self.budget))
+                rules = self._rules(medium)
+                sizes.append(rules.size(frames, height, width, self.budget))
             except ValueError as error:
                 raise bad_row(prompt, f"medium {index} cannot be shown: {error}") from error
         if self.budget.max_visual_tokens is None or not sizes:
@@ -300,10 +310,9 @@ class Processing:
             "image and video processor use different patches"
         )
         depths = [self._rules(medium).depth(len(medium.frames)) for medium in prompt.media]
+        factor, most = self.images.factor, self.budget.max_visual_tokens
         try:
-            return shrink_to_tokens(
-                sizes, depths, self.images.factor, self.budget.max_visual_tokens
-            )
+            return shrink_to_tokens(sizes, depths, factor, most)
         except ValueError as error:
             raise bad_row(prompt, f"{error}; raise it or show fewer media or frames") from error
 
@@ -314,69 +323,75 @@ class Processing:
 
         Repeating ids equals tokenising the long text: placeholders are special tokens, so nothing merges with them.
         """
+        # `re` calls the function once per placeholder, in order.
         left = iter(plans)
         short = self._ids(PADS.sub(lambda _: next(left).placeholders, text))
         kinds = {self.processor.image_token_id: 1, self.processor.video_token_id: 2}
         pads = [index for index, number in enumerate(short) if number in kinds]
-        assert len(pads) == sum(len(plan.grids) for plan in plans), (
-            f"{len(pads)} placeholders in {text!r}"
-        )
-        at = iter(pads)
-        ids, types, done = [], [], 0
-        blocks: list[list[Block]] = []
-        for plan in plans:
-            blocks.append([])
-            for grid, pad in zip(plan.grids, at, strict=False):
-                ids += short[done:pad]
-                types += [0] * (pad - done)
-                block = Block(
-                    len(ids),
-                    grid,
-                    self.tokens_per_second * plan.seconds if plan.medium.is_video else 1.0,
-                )
-                ids += [short[pad]] * block.tokens
-                types += [kinds[short[pad]]] * block.tokens
-                blocks[-1].append(block)
-                done = pad + 1
+        # A video with time stamps has one run per stamp, everything else one in all.
+        runs = [(i, grid) for i, plan in enumerate(plans) for grid in plan.grids]
+        assert len(pads) == len(runs), f"{len(pads)} placeholders in {text!r}"
+        ids: list[int] = []
+        types: list[int] = []
+        blocks: list[list[Block]] = [[] for _ in plans]
+        done = 0
+        for pad, (medium, grid) in zip(pads, runs, strict=True):
+            ids += short[done:pad]
+            types += [0] * (pad - done)
+            block = Block(len(ids), grid, self._step(plans[medium]))
+            ids += [short[pad]] * block.tokens
+            types += [kinds[short[pad]]] * block.tokens
+            blocks[medium].append(block)
+            done = pad + 1
         ids += short[done:]
         types += [0] * (len(short) - done)
         return ids, types, blocks
+
+    def _step(self, plan: _Plan) -> float:
+        """Temporal positions between neighbouring patches; an image has one patch, so any number will do."""
+        return self.tokens_per_second * plan.seconds if plan.medium.is_video else 1.0
+
+
+def _token_places(runs: Sequence[Block]) -> Tensor:
+    """Where the tokens of one medium's runs stand, long [n]."""
+    return torch.cat([torch.arange(run.start, run.start + run.tokens) for run in runs])
 
 
 def seconds_per_patch(medium: Media, temporal_patch: int) -> float:
     """Seconds between temporal patches; 1.0 (the library's default, without effect) for images and single frames."""
     if medium.times is None or len(medium.times) < 2:
         return 1.0
-    return temporal_patch * float(medium.times[-1] - medium.times[0]) / (len(medium.times) - 1)
+    length = float(medium.times[-1] - medium.times[0])
+    return temporal_patch * length / (len(medium.times) - 1)
 
 
-def _config(source: str | Path) -> Any:
+def _read_config(source: str | Path) -> Any:
     from transformers import AutoConfig
 
     allowed = f"give a folder with config.json or a hub id, of one of the families {', '.join(FAMILIES)}"
-    if not Path(source).is_dir() and (
-        isinstance(source, Path) or source.startswith((".", "/", "~"))
-    ):
+    # Checked here, since the library would take a path that does not exist for a hub id and ask the network.
+    local = isinstance(source, Path) or source.startswith((".", "/", "~"))
+    if local and not Path(source).is_dir():
         raise ValueError(f"The model folder {source} does not exist; {allowed}.")
     try:
         config = AutoConfig.from_pretrained(source)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(
-            f"{source} is no model that can be read ({_first_line(error)}); {allowed}."
+            f"{source} is no model that can be read ({first_line(error)}); {allowed}."
         ) from error
     if config.model_type not in FAMILIES:
         raise ValueError(f"{source} is a {config.model_type!r} model; {allowed}.")
     return config
 
 
-def _processor(source: str | Path) -> Any:
+def _read_processor(source: str | Path) -> Any:
     from transformers import AutoProcessor
 
     try:
         processor = AutoProcessor.from_pretrained(source)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"{source} has a config but no usable processor ({_first_line(error)}); copy the processor and tokenizer "
+            f"{source} has a config but no usable processor ({first_line(error)}); copy the processor and tokenizer "
             "files of the base model into the folder."
         ) from error
     if not hasattr(processor, "video_processor"):
@@ -384,10 +399,6 @@ def _processor(source: str | Path) -> Any:
             f"{source} has a tokenizer but no processor; copy the base model's processor files into it."
         )
     return processor
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _stop_ids(source: str | Path, config: Any, tokenizer: Any) -> tuple[int, ...]:
@@ -401,4 +412,5 @@ def _stop_ids(source: str | Path, config: Any, tokenizer: Any) -> tuple[int, ...
     found = [tokenizer.convert_tokens_to_ids("<|im_end|>")]
     for ids in (named, config.get_text_config().eos_token_id, tokenizer.eos_token_id):
         found += ids if isinstance(ids, list | tuple) else [ids]
+    # A dict keeps the order: the first id is the one that is appended to expert answers.
     return tuple(dict.fromkeys(number for number in found if number is not None))

@@ -109,6 +109,7 @@ class TinySize:
 
     def __post_init__(self) -> None:
         head, vision_head = self.hidden / self.heads, self.vision_hidden / self.vision_heads
+        # Rotary positions turn pairs of numbers: on three axes in the language model, on two in the tower.
         rules = {
             f"hidden / heads is {head}": (
                 head % 2 == 0 and head >= 8,
@@ -156,9 +157,11 @@ def build(
     folder = Path(folder)
     tokenizer = _train_tokenizer(corpus, size.merges)
     config = _config(family, size, tokenizer)
+    # transformers draws weights from the global random state, which belongs to the caller.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
+    # As in released checkpoints: an answer ends with either, and the second one pads.
     ends = [tokenizer.convert_tokens_to_ids(token) for token in ("<|im_end|>", "<|endoftext|>")]
     model.generation_config.eos_token_id = ends
     model.generation_config.pad_token_id = ends[1]
@@ -179,6 +182,7 @@ def cached(
     """
     from importlib.metadata import version
 
+    # Another version may draw other weights or learn other merges.
     versions = [version(name) for name in ("torch", "transformers", "tokenizers")]
     parts = (
         family,
@@ -219,12 +223,14 @@ def publish(folder: Path, make: Callable[[Path], object]) -> Path:
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
+    # Beside its target, for a rename over the border of a disk is a copy and can be seen half done.
     draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         make(draft)
         draft.chmod(0o755)  # mkdtemp hides the folder from other users of a shared cache
         os.rename(draft, folder)
     except OSError:
+        # Another process was faster, and a full folder cannot be replaced: its result serves as well.
         if not folder.is_dir():
             raise
     finally:
@@ -243,6 +249,7 @@ def _train_tokenizer(corpus: Sequence[str], merges: int) -> PreTrainedTokenizerB
         blank._tokenizer.normalizer,
         blank._tokenizer.pre_tokenizer,
     )
+    # Sorted, since the order decides the ids and the library's own is not fixed.
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     settings: dict[str, Any] = {
         "vocab_size": len(alphabet) + merges,
@@ -260,7 +267,9 @@ def _train_tokenizer(corpus: Sequence[str], merges: int) -> PreTrainedTokenizerB
     )
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in TAGS])
     tokenizer.eos_token, tokenizer.pad_token = "<|im_end|>", "<|endoftext|>"
-    tokenizer.padding_side = "left"
+    tokenizer.padding_side = (
+        "left"  # for the library's own `generate`; nothing here pads prompts
+    )
     return tokenizer
 
 
@@ -280,6 +289,7 @@ def _config(
         "video_token_id": ids["<|video_pad|>"],
         "vision_start_token_id": ids["<|vision_start|>"],
         "vision_end_token_id": ids["<|vision_end|>"],
+        # As in the smaller released models.
         "tie_word_embeddings": True,
     }
     text, vision = (
@@ -300,6 +310,7 @@ def _config(
         "mrope_interleaved": True,
     }
     text["head_dim"] = size.hidden // size.heads
+    # After each quarter of the tower as in released models; one level goes into one language layer.
     quarters = {size.vision_depth * part // 4 for part in (1, 2, 3)}
     vision |= {
         "num_position_embeddings": 64,
@@ -374,6 +385,7 @@ def _processor(
             chat_template=CHAT_TEMPLATE,
         )
     half: dict[str, Any] = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    # The limits of Qwen3-VL count all frames of a clip, not one.
     clip_size = {"shortest_edge": 2 * token, "longest_edge": 32 * size.max_frame_tokens * token}
     return Qwen3VLProcessor(
         image_processor=Qwen2VLImageProcessor(size=image_size, **half, **grid),

@@ -1,85 +1,152 @@
-"""The vision tower runs once per distinct picture, branch and weights version.
+"""One owner of a picture's life: from the encoded prompt to the gradient that reaches the vision tower.
 
-Features are keyed by the content of the pixels and the version of the tower's weights. An entry can keep its graph:
-then everyone gets one detached leaf, gradients collect in it over all micro-batches, and `backward` sends them through
-the tower once. While the weights are unchanged, the same forward serves rollout, scoring and update.
+The tower runs once per distinct picture, branch and version of its weights. Features are keyed by the content of the
+pixels and that version. While the weights are unchanged, the same forward serves rollout, scoring and update:
+
+    with policy.vision.step():
+        sample, score, loss.backward()
+
+Inside, a feature may keep the tower's graph. Then everyone gets one detached leaf, gradients collect in it over all
+parts of the update, and a second backward sends them through the tower once, at the latest when the block is left.
+Leaving it also forgets the encoded prompts and frees all graphs, after an error as well.
+
+Outside a step everything works, without sharing graphs: `no_update` marks answers that nobody learns from.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from mmrl.model.vision_tower import FROZEN, VisionTower, VisualFeatures
+
 if TYPE_CHECKING:
-    from mmrl.model.processing import Patches
+    from mmrl.model.processing import Encoded, Patches
+    from mmrl.types import Prompt
 
-
-@dataclass(frozen=True)
-class VisualFeatures:
-    """What the language model sees of one medium."""
-
-    merged: Tensor
-    """[n, D]: one row per visual token."""
-    deepstack: tuple[Tensor, ...] = ()
-    """[n, D] each: added to the first language layers (Qwen3-VL)."""
-
-    def tensors(self) -> tuple[Tensor, ...]:
-        """All rows, merged first."""
-        return (self.merged, *self.deepstack)
+Key = tuple[str, str]
+"""(version of the weights, content of the pixels)."""
 
 
 @dataclass
 class _Entry:
+    """Features of one medium."""
+
     leaf: VisualFeatures
+    """What is given out: cut off from the tower, so that gradients stop and collect here."""
     graph: VisualFeatures | None
+    """The tower's own outputs, while its graph is held."""
 
 
-Tower = Callable[[Sequence["Patches"]], list[VisualFeatures]]
+class VisionCache:
+    """Remembers encoded prompts and features, keeps graphs for an update, and finishes its backward."""
 
-
-class FeatureStore:
-    """Remembers features; forgets those of old weights and, beyond `limit` bytes, the least recently used."""
-
-    def __init__(self, limit: int = 512 * 2**20) -> None:
+    def __init__(
+        self,
+        tower: VisionTower,
+        encode: Callable[[Prompt], Encoded],
+        *,
+        limit: int = 512 * 2**20,
+        graph_limit: int = 2 * 2**30,
+    ) -> None:
+        self.tower = tower
         self.limit = limit
-        self._entries: OrderedDict[tuple[str, str], _Entry] = OrderedDict()
+        """Bytes of features that are remembered; beyond them the least recently used go first."""
+        self.graph_limit = graph_limit
+        """Bytes that graphs of a rollout may take; beyond them its update runs the tower again."""
+        self._encode = encode
+        self._entries: OrderedDict[Key, _Entry] = OrderedDict()
+        self._encoded: dict[str, tuple[Prompt, Encoded]] = {}
+        self._saliency: dict[Key, Tensor] = {}
+        self._in_step = False
+        self._shares_graphs = False
 
-    def get(
-        self, tower: Tower, patches: Sequence[Patches], version: str, grad: bool
-    ) -> list[VisualFeatures]:
-        """Features of each medium; `tower` is called once for those not known yet.
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """One rollout and the updates that learn from it. Leaving it finishes the backward and frees what it held.
 
-        With `grad` the returned tensors are leaves whose gradients `backward` passes on to the tower.
+        Raises RuntimeError inside another step.
         """
-        missing: dict[str, Patches] = {}
-        for item in patches:
-            entry = self._entries.get((version, item.key))
-            if entry is None or (grad and entry.graph is None):
-                missing.setdefault(item.key, item)
-        if missing:
-            with torch.set_grad_enabled(grad):
-                found = tower(list(missing.values()))
-            for key, features in zip(missing, found, strict=True):
-                self._entries[version, key] = _entry(features, grad)
-        out = []
-        for item in patches:
-            entry = self._entries[version, item.key]
-            self._entries.move_to_end((version, item.key))
-            leaf = entry.leaf
-            out.append(
-                leaf
-                if grad
-                else VisualFeatures(
-                    leaf.merged.detach(), tuple(x.detach() for x in leaf.deepstack)
-                )
+        if self._in_step:
+            raise RuntimeError(
+                "A step is open already; leave its `with` block before the next."
             )
-        self._forget()
+        self._in_step, self._shares_graphs = True, self.tower.trains
+        try:
+            yield
+            self.backward()
+        except BaseException:
+            self.clear()  # a step that broke off may have changed weights without saying so
+            raise
+        finally:
+            self._in_step = self._shares_graphs = False
+            self._drop_graphs()
+            self._forget_prompts()
+
+    @contextmanager
+    def no_update(self) -> Iterator[None]:
+        """Inside, no graph is kept, for no update will use it; leaving forgets the prompts that were encoded inside."""
+        shared, encoded, saliency = self._shares_graphs, self._encoded, self._saliency
+        self._shares_graphs = False
+        if self._in_step:  # the step's own prompts live on; outside one nobody waits for them
+            self._encoded, self._saliency = dict(encoded), dict(saliency)
+        try:
+            yield
+        finally:
+            self._shares_graphs = shared
+            if self._in_step:
+                self._encoded, self._saliency = encoded, saliency
+            else:
+                self._forget_prompts()
+
+    def encoded(self, prompt: Prompt) -> Encoded:
+        """The prompt as the model reads it, made once per step. Raises `BadRow`."""
+        known = self._encoded.get(prompt.id)
+        # Two prompts may carry one id (a row that is read again after a change), so the object decides.
+        if known is None or known[0] is not prompt:
+            known = (prompt, self._encode(prompt))
+            self._encoded[prompt.id] = known
+        return known[1]
+
+    def saliency(self, medium: Patches) -> Tensor:
+        """Attention that each visual token receives in the tower, float32 [F', h, w]; computed once per step."""
+        key = (self.tower.version, medium.key)
+        if key not in self._saliency:
+            self._saliency[key] = self.tower.saliency(medium)
+        return self._saliency[key]
+
+    def features(self, media: Sequence[Patches], grad: bool = False) -> list[VisualFeatures]:
+        """Features of each medium; the tower runs once for all that are not known yet.
+
+        With `grad` the tensors are leaves whose gradients `backward` passes on to the tower, if it learns.
+        """
+        grad = grad and self.tower.trains
+        version = self.tower.version
+        self._run_tower(self._missing(media, version, grad), version, grad)
+        out: list[VisualFeatures] = []
+        for medium in media:
+            key = (version, medium.key)
+            self._entries.move_to_end(key)
+            leaf = self._entries[key].leaf
+            # Without `grad` nobody may add to the gradient that collects in a leaf.
+            out.append(leaf if grad else _cut(leaf, needs_grad=False))
+        self._forget_oldest()
         return out
+
+    def sampling_features(self, media: Sequence[Patches]) -> list[VisualFeatures]:
+        """Features for a rollout. Inside a step the graph is kept for the update, if the tower learns and it fits."""
+        return self.features(media, grad=self._keeps_graphs_of(media))
+
+    def end_part(self) -> None:
+        """Call after the backward of one part of an update: its graphs go now, unless other parts share them."""
+        if not self._shares_graphs:
+            self.backward()
 
     def backward(self) -> None:
         """Send the collected gradients through the tower and drop its graphs."""
@@ -92,47 +159,89 @@ class FeatureStore:
                 if leaf.grad is not None:
                     outputs.append(out)
                     grads.append(leaf.grad)
+        # One call for all: media that went through the tower together share one graph, which a first call would free.
         if outputs:
             torch.autograd.backward(outputs, grads)
-        self.drop_graphs()
+        self._drop_graphs()
+
+    def stepped(self) -> None:
+        """The optimizer has changed the weights: old features are forgotten, and the rollout's graphs with them."""
+        # Only the first update has the weights of the rollout; the graphs of later ones serve one part each.
+        self._shares_graphs = False
+        self.clear(keep=None if self.tower.trains else FROZEN)
+
+    def clear(self, keep: str | None = None) -> None:
+        """Forget all features but those of one version of the weights."""
+        self._entries = OrderedDict((k, e) for k, e in self._entries.items() if k[0] == keep)
 
     def rows_in_graphs(self, besides: Container[str] = ()) -> int:
         """Visual tokens whose graph is held, not counting media with the keys `besides`."""
-        entries = self._entries.items()
-        return sum(
-            len(e.leaf.merged)
-            for (_, key), e in entries
-            if e.graph is not None and key not in besides
-        )
+        rows = 0
+        for (_, content), entry in self._entries.items():
+            if entry.graph is not None and content not in besides:
+                rows += len(entry.leaf.merged)
+        return rows
 
-    def drop_graphs(self) -> None:
+    def _missing(self, media: Sequence[Patches], version: str, grad: bool) -> list[Patches]:
+        """Each distinct medium that the tower must read; features without a graph are no use to an update."""
+        missing: dict[str, Patches] = {}
+        for medium in media:
+            entry = self._entries.get((version, medium.key))
+            if entry is None or (grad and entry.graph is None):
+                missing.setdefault(medium.key, medium)
+        return list(missing.values())
+
+    def _run_tower(self, media: Sequence[Patches], version: str, grad: bool) -> None:
+        if not media:
+            return
+        # Sampling runs without gradient; the graph for its update is made here all the same.
+        with torch.set_grad_enabled(grad):
+            found = self.tower(media)
+        for medium, features in zip(media, found, strict=True):
+            # Asked of the output: in a half-frozen tower it may depend on nothing that learns.
+            needs_grad = grad and features.merged.requires_grad
+            leaf = _cut(features, needs_grad)
+            self._entries[version, medium.key] = _Entry(leaf, features if needs_grad else None)
+
+    def _keeps_graphs_of(self, media: Sequence[Patches]) -> bool:
+        """Shall the tower keep its graph over these media? Ends the sharing of this step when it would not fit."""
+        if not (self._shares_graphs and self.tower.trains):
+            return False
+        new = {medium.key: len(medium.values) for medium in media}
+        # Graphs of all chunks of a rollout are alive together, so the earlier ones count too.
+        held = self.rows_in_graphs(besides=new) * self.tower.merge**2
+        if self.tower.graph_bytes(sum(new.values()) + held) > self.graph_limit:
+            # All or nothing: with half of the graphs the update would run the tower for the rest in each part.
+            self._shares_graphs = False
+            self._drop_graphs()
+        return self._shares_graphs
+
+    def _drop_graphs(self) -> None:
         """Free what the tower keeps for a backward; the features stay."""
         for entry in self._entries.values():
             entry.graph = None
-            for x in entry.leaf.tensors():
-                x.grad = None
+            for tensor in entry.leaf.tensors():
+                tensor.grad = None
 
-    def clear(self, keep: str | None = None) -> None:
-        """Forget everything but the features of one version."""
-        self._entries = OrderedDict((k, e) for k, e in self._entries.items() if k[0] == keep)
+    def _forget_prompts(self) -> None:
+        self._encoded = {}
+        self._saliency = {}
 
-    def _forget(self) -> None:
-        size = sum(
-            x.numel() * x.element_size()
-            for e in self._entries.values()
-            for x in e.leaf.tensors()
-        )
-        for key in list(self._entries):
+    def _forget_oldest(self) -> None:
+        size = sum(_bytes(entry) for entry in self._entries.values())
+        for key, entry in list(self._entries.items()):
             if size <= self.limit:
                 return
-            if self._entries[key].graph is None:
-                size -= sum(
-                    x.numel() * x.element_size() for x in self._entries.pop(key).leaf.tensors()
-                )
+            if entry.graph is None:  # a graph is waited for by a backward, however old it is
+                del self._entries[key]
+                size -= _bytes(entry)
 
 
-def _entry(features: VisualFeatures, grad: bool) -> _Entry:
-    needs = grad and features.merged.requires_grad
-    cut = lambda x: x.detach().requires_grad_(needs)  # noqa: E731
-    leaf = VisualFeatures(cut(features.merged), tuple(cut(x) for x in features.deepstack))
-    return _Entry(leaf, features if needs else None)
+def _cut(features: VisualFeatures, needs_grad: bool) -> VisualFeatures:
+    """The same numbers, detached from whatever made them."""
+    merged, *deep = (x.detach().requires_grad_(needs_grad) for x in features.tensors())
+    return VisualFeatures(merged, tuple(deep))
+
+
+def _bytes(entry: _Entry) -> int:
+    return sum(x.numel() * x.element_size() for x in entry.leaf.tensors())

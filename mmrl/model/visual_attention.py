@@ -31,30 +31,32 @@ def token_saliency(visual: Any, values: Tensor, grid: tuple[int, int, int]) -> T
     `values` [N, patch] are its patches in the tower's order, `grid` its temporal patches, rows and columns of patches.
     """
     seen: dict[int, tuple[Tensor, Tensor, tuple[Tensor, Tensor]]] = {}
+    # Hooks on what goes in: the fast kernels of the library return no weights.
     chosen = whole_frame_blocks(visual)
-    handles = [
-        visual.blocks[i].attn.register_forward_pre_hook(
-            partial(_keep, seen, i), with_kwargs=True
-        )
-        for i in chosen
-    ]
+    handles = []
+    for i in chosen:
+        hook = partial(_keep_inputs, seen, i)
+        handles.append(visual.blocks[i].attn.register_forward_pre_hook(hook, with_kwargs=True))
     shape = torch.tensor([grid], dtype=torch.long, device=values.device)
     try:
         visual(values, grid_thw=shape, return_dict=True)
     finally:
         for handle in handles:
             handle.remove()
-    scores = torch.stack([received(visual.blocks[i].attn, *seen[i]) for i in chosen]).mean(0)
+    per_block = [received(visual.blocks[i].attn, *seen[i]) for i in chosen]
+    scores = torch.stack(per_block).mean(0)
     merge = int(visual.config.spatial_merge_size)
+    # The patches of one visual token are neighbours in the tower's order, see `patches.py`.
     tokens = scores.view(-1, merge * merge).mean(1)
-    return tokens[_natural_order(visual, shape)].view(
-        grid[0], grid[1] // merge, grid[2] // merge
-    )
+    frames, rows, columns = grid
+    ordered = tokens[_natural_order(visual, shape)]
+    return ordered.view(frames, rows // merge, columns // merge)
 
 
 def whole_frame_blocks(visual: Any) -> list[int]:
     """Blocks of the second half (or, if there is none among them, the last) that attend to the whole frame."""
     depth = len(visual.blocks)
+    # Qwen3-VL has no windows and names no such blocks.
     whole = list(getattr(visual, "fullatt_block_indexes", range(depth)))
     return [i for i in whole if i >= depth // 2] or whole[-1:]
 
@@ -67,11 +69,9 @@ def received(
     states [N, D] go into the attention; `bounds` are the frames' limits; `rotary` cosines and sines [N, d].
     """
     heads = attention.num_heads
-    queries, keys, _ = (
-        attention.qkv(states).view(len(states), 3, heads, -1).unbind(1)
-    )  # [N, H, d]
-    cosine, sine = (part.float()[:, None] for part in rotary)
-    queries, keys = (x.float() * cosine + _half_turn(x.float()) * sine for x in (queries, keys))
+    packed = attention.qkv(states).view(len(states), 3, heads, -1)
+    queries, keys, _ = packed.unbind(1)  # [N, H, d]
+    queries, keys = _turned(queries, rotary), _turned(keys, rotary)
     out = states.new_zeros(len(states), dtype=torch.float32)
     for start, end in pairwise(bounds.tolist()):
         there = keys[start:end].permute(1, 2, 0)  # [H, d, n]
@@ -80,12 +80,20 @@ def received(
             scores = queries[first:last].transpose(0, 1) @ there * attention.scaling
             weights = scores.softmax(-1).mean(0)  # [slice, n]
             rows = torch.arange(last - first, device=out.device)
+            # After the softmax: what a patch pays to itself is taken away, not given to others.
             weights[rows, rows + first - start] = 0.0
             out[start:end] += weights.sum(0)
     return out
 
 
-def _keep(
+def _turned(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotary positions applied to [N, H, d], in float32."""
+    cosine, sine = (part.float()[:, None] for part in rotary)
+    wide = x.float()
+    return wide * cosine + _half_turn(wide) * sine
+
+
+def _keep_inputs(
     seen: dict[int, Any],
     index: int,
     module: nn.Module,

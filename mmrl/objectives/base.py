@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal, Protocol
 
 from torch import Tensor
 
+from mmrl.ground.declared import refuse_misspelt
 from mmrl.losses.reduce import Reduction
-from mmrl.types import Batch, Divergence, Now, Scores
+from mmrl.types import Batch, Divergence, Now, Scores, Shaped
+
+LiveScores = Mapping[str, Scores]
+"""Branch -> its scores in an update: "raw" and branches with gradient by the present weights, the others as stored."""
+TokenMaps = dict[str, Tensor]
+"""Name -> one number per token, [B, T]."""
 
 
 @dataclass(frozen=True)
-class Need:
-    """One thing an objective reads."""
+class ScoreRequest:
+    """Scores that an objective reads."""
 
     branch: str
-    """"raw" or the name of a visual branch."""
+    """"raw", "ref" or the name of a visual branch."""
     stage: Literal["shape", "terms"] = "terms"
     """Before the update (stored scores) or inside it (live scores)."""
     entropy: bool = False
@@ -27,8 +33,84 @@ class Need:
     forward = KL(raw‖branch), reverse = KL(branch‖raw), symmetric = their mean, js = Jensen–Shannon."""
 
 
+@dataclass(frozen=True)
+class AnswerKind:
+    """Answers beyond the policy's plain ones: an objective reads them, a rollout function brings them.
+
+    The two meet if name and branch are equal; what else a kind says is for the checks before a run.
+    """
+
+    name: str
+    """For example "label"."""
+    branch: str = ""
+    """The view that they are sampled under; "" if they see the real pixels."""
+    # Not compared: an objective asks by name, and need not repeat what the rollout function knows.
+    sampled: bool = field(default=True, compare=False)
+    """False: nobody sampled them, so the sampler has no probabilities of theirs."""
+    trained: bool = field(default=True, compare=False)
+    """False: they are scored, but stand in no mask."""
+    filtered: bool = field(default=False, compare=False)
+    """True: what brings them has a filter of its own, which no other filter may forestall."""
+    remedy: str = field(default="", compare=False)
+    """How to get them, for the message if they are missing: which rollout function brings them."""
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.branch}" if self.branch else self.name
+
+
+LABEL = AnswerKind(
+    "label",
+    sampled=False,
+    remedy="it needs the label in each group; use rollout=WithLabel(policy.processing.encode_answer, ...)",
+)
+"""The row's label as a trained member of each group."""
+EXPERT = AnswerKind(
+    "expert",
+    sampled=False,
+    trained=False,
+    remedy="it needs an expert answer next to each group; use rollout=WithExpert(policy.processing.encode_answer)",
+)
+"""An expert's answer next to each group, only scored."""
+CHECKLIST = AnswerKind(
+    "checklist",
+    filtered=True,
+    remedy="it needs answers to checklists; use rollout=ChecklistRollout(ask, mark, pearl)",
+)
+"""Answers to a checklist about the picture, in groups of their own."""
+
+
+def noisy_prompts(branch: str) -> AnswerKind:
+    """Whole groups that are sampled under a noisy view, for some of the prompts."""
+    how = "use rollout=NoisyPrompts(policy, view, branch), or another draw"
+    remedy = f"it needs answers sampled under that branch; {how}"
+    return AnswerKind("noisy prompts", branch, remedy=remedy)
+
+
+def noisy_answers(branch: str) -> AnswerKind:
+    """Some answers of each group that are sampled under a noisy view."""
+    how = "use rollout=NoisyRollout(policy, view, branch)"
+    remedy = f"it needs answers sampled under that branch; {how}"
+    return AnswerKind("noisy answers", branch, remedy=remedy)
+
+
+class Memory(Protocol):
+    """What an objective remembers from step to step. The trainer owns it, saves it and passes it to `shape`."""
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must keep; JSON-serialisable or tensors."""
+        ...
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state` returned."""
+        ...
+
+
 class Objective:
-    """A paper's change to GRPO. Subclasses are frozen dataclasses whose fields are the paper's symbols."""
+    """A paper's change to GRPO. Subclasses are frozen dataclasses whose fields are the paper's symbols.
+
+    An objective holds settings only. What `shape` finds for the step travels in the `Shaped` that it returns, what must
+    outlive the step in the memory that it is given.
+    """
 
     reductions: ClassVar[Mapping[str, Reduction]] = {}
     """Term -> rule by which it is reduced, whatever `GRPO.reduction` says."""
@@ -37,33 +119,61 @@ class Objective:
     remedies: ClassVar[Mapping[str, str]] = {}
     """Alarm of `monitor.py` ("divergence", "entropy", "length") -> what the paper does about it."""
 
-    @property
-    def wants(self) -> tuple[str, ...]:
-        """What the rollout function must bring: "label", "expert", "checklist" or "noisy prompts:BRANCH"."""
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        refuse_misspelt(cls, Objective)
+
+    def answer_kinds(self) -> tuple[AnswerKind, ...]:
+        """Which answers the rollout function must bring besides the policy's plain ones."""
         return ()
 
-    def needs(self) -> tuple[Need, ...]:
-        """What this objective reads. Empty when its coefficients are zero: then no branch is scored for it."""
+    def score_requests(self) -> tuple[ScoreRequest, ...]:
+        """Which scores it reads. Empty when its coefficients are zero: then no branch is scored for it."""
         return ()
 
-    def shape(self, advantage: Tensor, batch: Batch, now: Now) -> Tensor:
-        """Change the advantage [B, T]. Runs without gradient, in the order in which objectives are listed."""
-        return advantage
+    def start_memory(self) -> Memory | None:
+        """A fresh memory for one run; None (the default) if nothing outlives a step."""
+        return None
 
-    def terms(self, live: Mapping[str, Scores], batch: Batch, now: Now) -> dict[str, Tensor]:
+    def shape(self, advantage: Tensor, batch: Batch, now: Now, memory: Any = None) -> Shaped:
+        """Change the advantage [B, T]. Runs once a step, without gradient, in the order in which objectives are listed.
+
+        `memory` is what `start_memory` returned for this run, with all that earlier steps put into it; an objective
+        without one need not take it.
+        """
+        return Shaped(advantage)
+
+    def terms(self, live: LiveScores, batch: Batch, now: Now) -> TokenMaps:
         """Named loss terms, each a token map [B, T] that is reduced like the surrogate and minimised.
 
-        `live["raw"]` carries gradient; `live[branch]` does if the branch has `grad=True`. `batch` holds the same rows.
+        `live["raw"]` carries gradient; `live[branch]` does if the branch has `grad=True`. `batch` holds the same rows,
+        and in `batch.kept` those of the maps that this objective's `shape` kept.
         """
         return {}
 
-    def metrics(self, live: Mapping[str, Scores], batch: Batch, now: Now) -> dict[str, Tensor]:
-        """Token maps [B, T] to log as masked means under `<objective>/<name>`; called without gradient."""
+    def metrics(self, live: LiveScores, batch: Batch, now: Now) -> TokenMaps:
+        """Token maps [B, T] to log as masked means under `<objective>/<name>`; called without gradient.
+
+        Names that end in `_max` are logged as the largest value. What `shape` knows it logs itself (`Shaped.logged`).
+        """
         return {}
 
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint must keep; JSON-serialisable or tensors. Empty for memoryless objectives."""
-        return {}
 
-    def load(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state` returned."""
+def shaped_in_turn(
+    objectives: Sequence[Objective], memories: Sequence[Any], batch: Batch, now: Now
+) -> Batch:
+    """The batch after every objective's `shape`, each given the advantage of the one before it."""
+    shaped: list[Shaped] = []
+    advantage = batch.advantage
+    for objective, memory in zip(objectives, memories, strict=True):
+        # An objective without a memory has no parameter for one.
+        remembered = () if memory is None else (memory,)
+        found = objective.shape(advantage, batch, now, *remembered)
+        if not isinstance(found, Shaped):
+            raise ValueError(
+                f"{type(objective).__name__}.shape returned a {type(found).__name__}; it returns "
+                "mmrl.types.Shaped(advantage), with what it wants logged."
+            )
+        shaped.append(found)
+        advantage = found.advantage  # the next objective shapes what this one made
+    return replace(batch, advantage=advantage, shaped=shaped)

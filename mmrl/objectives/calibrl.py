@@ -23,13 +23,13 @@ Departures
    padding; here the term is 0 beyond the end.
 2. The code hard-codes weight 0.1. Its other modes (luffy, rlplus) are other papers.
 3. Groups without an expert answer get no guided term.
-4. The expert's log-probs are read from the whole batch in `shape` and remembered until the step's last `terms`, so that
-   a group may be cut over several passes.
+4. The expert's log-probs are laid beside its group's answers in `shape`, which sees the whole batch, so that a group
+   may be cut over several passes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -37,11 +37,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from mmrl.ground.require import require
 from mmrl.losses.advantages import group_centered, group_normalized
 from mmrl.losses.reduce import keep
 from mmrl.losses.surrogates import answer_mean
-from mmrl.objectives.base import Need, Objective
-from mmrl.types import Batch, Now, Role, Scores
+from mmrl.objectives.base import (
+    EXPERT,
+    AnswerKind,
+    LiveScores,
+    Objective,
+    ScoreRequest,
+    TokenMaps,
+)
+from mmrl.types import Batch, Now, Role, Shaped
 
 
 @dataclass(frozen=True)
@@ -64,97 +72,82 @@ class CalibRL(Objective):
     }
 
     def __post_init__(self) -> None:
-        allowed = {
-            "weight": (self.weight >= 0, "0 (off) or positive"),
-            "alpha": (0 <= self.alpha <= 1, "in [0, 1]"),
-        }
-        for name, (fine, rule) in allowed.items():
-            if not fine:
-                raise ValueError(f"CalibRL.{name} is {getattr(self, name)}; it must be {rule}.")
-        # Scores of the step's experts: not a setting, therefore not a field.
-        object.__setattr__(self, "_experts", {})
-
-    @property
-    def wants(self) -> tuple[str, ...]:
-        """Expert answers."""
-        return ("expert",) if self.weight > 0 else ()
-
-    def needs(self) -> tuple[Need, ...]:
-        """Log-probs of the expert answers before the update."""
-        return (Need("raw", stage="shape"),) if self.weight > 0 else ()
-
-    def shape(self, advantage: Tensor, batch: Batch, now: Now) -> Tensor:
-        """On-policy group statistics if there are experts; [B, T]. Remembers the experts' log-probs for this step."""
-        expert = torch.tensor(
-            [r.origin == "expert" for r in batch.rollouts], device=batch.mask.device
+        require(
+            self,
+            weight=(self.weight >= 0, "0 (off) or positive"),
+            alpha=(0 <= self.alpha <= 1, "in [0, 1]"),
         )
-        if self.weight > 0:
-            self._remember(batch, expert, now)
-        if not bool(expert.any()):
-            return advantage
-        estimator = group_normalized if self.std else group_centered
-        own = estimator(torch.where(expert, torch.nan, batch.reward), batch.group, batch.mask)
-        return keep(own.unsqueeze(-1).expand(batch.mask.shape), batch.mask)
 
-    def terms(self, live: Mapping[str, Scores], batch: Batch, now: Now) -> dict[str, Tensor]:
+    def answer_kinds(self) -> tuple[AnswerKind, ...]:
+        """Expert answers."""
+        return (EXPERT,) if self.weight > 0 else ()
+
+    def score_requests(self) -> tuple[ScoreRequest, ...]:
+        """Log-probs of the expert answers before the update."""
+        if self.weight == 0:
+            return ()
+        return (ScoreRequest("raw", stage="shape"),)
+
+    def shape(self, advantage: Tensor, batch: Batch, now: Now) -> Shaped:
+        """On-policy group statistics if there are experts. Keeps ℓ_expert as `baseline`, and where there is one."""
+        origins = [rollout.origin == "expert" for rollout in batch.rollouts]
+        expert = torch.tensor(origins, device=batch.mask.device)
+        kept: dict[str, Tensor] = {}
+        logged: dict[str, float] = {}
+        if self.weight > 0:
+            found = self._experts(batch, expert)
+            baseline, covered = self._baseline(batch, expert, found)
+            kept = {"baseline": baseline, "covered": covered}
+            logged["logp_expert"] = _mean_of_means(list(found.values()))
+        if bool(expert.any()):
+            estimator = group_normalized if self.std else group_centered
+            # An expert that earned something would move the mean; NaN is left out of it.
+            known = torch.where(expert, torch.nan, batch.reward)
+            own = estimator(known, batch.group, batch.mask)  # [B]
+            advantage = keep(own.unsqueeze(-1).expand(batch.mask.shape), batch.mask)
+        return Shaped(advantage, logged, kept)
+
+    def terms(self, live: LiveScores, batch: Batch, now: Now) -> TokenMaps:
         """The guided term on on-policy tokens."""
         if self.weight == 0:
             return {}
-        lead, covered = self.lead(live["raw"].logp, batch, now)
-        sign = torch.where(batch.reward > self.correct_above, 1.0, -1.0).unsqueeze(-1)  # [B, 1]
+        lead, covered = self.lead(live["raw"].logp, batch)
+        right = (batch.reward > self.correct_above).unsqueeze(-1)  # [B, 1]
+        sign = torch.where(right, 1.0, -1.0)
+        # A right answer behind the expert and a wrong one ahead of it lie on the steep side.
         hinge = functional.leaky_relu(-sign * lead, self.alpha)
         guided = batch.advantage.detach().abs() * hinge
-        return {"guided": self.weight * torch.where(covered & batch.mask, guided, 0.0)}
+        # Selected, not multiplied by the mask: rows without an expert must not carry a NaN into the gradient.
+        return {"guided": self.weight * torch.where(covered, guided, 0.0)}
 
-    def lead(self, logp: Tensor, batch: Batch, now: Now) -> tuple[Tensor, Tensor]:
+    def lead(self, logp: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Δ of every token (0 where there is none to compare with), and where there is one; both [B, T]."""
-        experts: Mapping[int, Tensor] = self.__dict__["_experts"].get((now.seed, now.step))
-        if experts is None:
+        if "baseline" not in batch.kept:
             raise ValueError(
-                f"CalibRL.terms was called for step {now.step} before CalibRL.shape had seen the step's whole batch; "
-                "call shape first (the trainer does)."
+                "CalibRL.terms was called before CalibRL.shape had seen the step's whole batch; call shape first and "
+                "pass on what it kept as Batch.kept (the trainer does)."
             )
-        covered = torch.zeros_like(batch.mask)
-        baseline = torch.zeros(batch.mask.shape, dtype=logp.dtype, device=logp.device)
-        for row, group in enumerate(batch.group.tolist()):
-            if group not in experts or batch.rollouts[row].origin == "expert":
-                continue
-            expert = experts[group].to(logp)
-            if self.alignment == "position":
-                length = min(len(expert), baseline.shape[1])
-                baseline[row, :length], covered[row, :length] = expert[:length], True
-            else:
-                baseline[row], covered[row] = (
-                    expert.mean() if self.alignment == "mean" else expert.sum(),
-                    True,
-                )
         own = keep(logp, batch.mask)
         if self.alignment == "mean":
             own = answer_mean(own, batch.mask).expand(own.shape)
         elif self.alignment == "sum":
             own = own.sum(-1, keepdim=True).expand(own.shape)
-        covered = covered & batch.mask
-        return torch.where(covered, own - baseline, 0.0), covered
+        covered = batch.kept["covered"] & batch.mask
+        lead = own - batch.kept["baseline"]
+        return torch.where(covered, lead, 0.0), covered
 
-    def metrics(self, live: Mapping[str, Scores], batch: Batch, now: Now) -> dict[str, Tensor]:
+    def metrics(self, live: LiveScores, batch: Batch, now: Now) -> TokenMaps:
         """Lead over the expert, share of tokens on the fully pushed side, log-probs, guided term by right and wrong."""
         if self.weight == 0:
             return {}
         logp = live["raw"].logp
-        lead, covered = self.lead(logp, batch, now)
+        lead, covered = self.lead(logp, batch)
         right = (batch.reward > self.correct_above).unsqueeze(-1)
         behind = covered & torch.where(right, lead < 0, lead > 0)
         guided = self.terms(live, batch, now)["guided"]
-        experts = [
-            tokens.mean()
-            for tokens in self.__dict__["_experts"][now.seed, now.step].values()
-            if len(tokens)
-        ]
-        expert = torch.stack(experts).mean() if experts else logp.new_zeros(())
         return {
             "guided_right": torch.where(right, guided, 0.0),
             "guided_wrong": torch.where(right, 0.0, guided),
-            "logp_expert": expert.to(logp).expand_as(logp),
             "lead": lead,
             "covered": covered.float(),
             "behind": behind.float(),
@@ -163,18 +156,44 @@ class CalibRL(Objective):
             "weight": batch.advantage.abs(),
         }
 
-    def _remember(self, batch: Batch, expert: Tensor, now: Now) -> None:
-        """Keep the log-probs of each group's first expert answer until the next step."""
+    def _experts(self, batch: Batch, expert: Tensor) -> dict[int, Tensor]:
+        """Group -> log-probs of its first expert answer, without gradient; [T_i] each."""
         if "raw" not in batch.scores:
             raise ValueError(
                 f"CalibRL reads the stored 'raw' scores, but there are {sorted(batch.scores)}; "
                 "score the answers before the advantages."
             )
         logp = batch.scores["raw"].logp.detach()
+        groups = batch.group.tolist()
         found: dict[int, Tensor] = {}
         for row in expert.nonzero().flatten().tolist():
+            # By role, not by mask: experts are trained by nobody and stand in no mask.
             written = batch.roles[row] == Role.EXPERT
-            found.setdefault(int(batch.group[row]), logp[row][written])
-        experts: dict[tuple[int, int], dict[int, Tensor]] = self.__dict__["_experts"]
-        experts.clear()
-        experts[now.seed, now.step] = found
+            found.setdefault(groups[row], logp[row][written])
+        return found
+
+    def _baseline(
+        self, batch: Batch, expert: Tensor, experts: Mapping[int, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """ℓ_expert beside every on-policy token of its group, 0 elsewhere, and where there is one; both [B, T]."""
+        baseline = torch.zeros_like(batch.scores["raw"].logp)
+        covered = torch.zeros_like(batch.mask)
+        for row, group in enumerate(batch.group.tolist()):
+            if group not in experts or expert[row]:
+                continue
+            logp = experts[group]
+            if self.alignment == "position":
+                # Beyond the expert's end there is nothing to compare with; the code compares with its padding.
+                length = min(len(logp), baseline.shape[1])
+                baseline[row, :length] = logp[:length]
+                covered[row, :length] = True
+                continue
+            baseline[row] = logp.mean() if self.alignment == "mean" else logp.sum()
+            covered[row] = True
+        return baseline, covered
+
+
+def _mean_of_means(experts: Sequence[Tensor]) -> float:
+    """Mean log-prob of the experts' tokens, each expert counting once; 0 without one."""
+    means = [logp.mean() for logp in experts if len(logp)]
+    return float(torch.stack(means).mean()) if means else 0.0

@@ -32,10 +32,11 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
+from mmrl.ground.require import require
 from mmrl.losses import kl
 from mmrl.losses.reduce import Reduction
-from mmrl.objectives.base import Need, Objective
-from mmrl.types import Batch, Now, Scores
+from mmrl.objectives.base import LiveScores, Objective, ScoreRequest, TokenMaps
+from mmrl.types import Batch, Now
 
 
 @dataclass(frozen=True)
@@ -71,66 +72,79 @@ class DVRP(Objective):
     }
 
     def __post_init__(self) -> None:
-        for name in ("lambda_nec", "lambda_rob", "lambda_ent", "lambda_orig"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(
-                    f"DVRP.{name} is {getattr(self, name)}; it must be 0 (off) or positive."
-                )
+        require(
+            self,
+            lambda_nec=(self.lambda_nec >= 0, "0 (off) or positive"),
+            lambda_rob=(self.lambda_rob >= 0, "0 (off) or positive"),
+            lambda_ent=(self.lambda_ent >= 0, "0 (off) or positive"),
+            lambda_orig=(self.lambda_orig >= 0, "0 (off) or positive"),
+        )
         if self.masked == self.noisy:
             raise ValueError(
                 f"DVRP.masked and DVRP.noisy are both {self.masked!r}; the two views need two branches."
             )
 
-    def needs(self) -> tuple[Need, ...]:
+    def score_requests(self) -> tuple[ScoreRequest, ...]:
         """A branch for every coefficient that reads it, exact quantities only where asked for."""
         exact = self.entropy == "exact"
-        needs = [Need("raw", entropy=exact)] if self.lambda_orig > 0 else []
-        for name, weight in ((self.masked, self.lambda_nec), (self.noisy, self.lambda_rob)):
-            if weight > 0 or self.lambda_ent > 0:
-                divergence = "forward" if self.kl == "exact" and weight > 0 else None
-                needs.append(
-                    Need(name, entropy=exact and self.lambda_ent > 0, divergence=divergence)
-                )
-        return tuple(needs)
+        requests: list[ScoreRequest] = []
+        if self.lambda_orig > 0:
+            requests.append(ScoreRequest("raw", entropy=exact))
+        for _, name, weight in self._views():
+            if weight == 0 and self.lambda_ent == 0:
+                continue  # nobody reads this view
+            entropy = exact and self.lambda_ent > 0
+            divergence = "forward" if self.kl == "exact" and weight > 0 else None
+            requests.append(ScoreRequest(name, entropy=entropy, divergence=divergence))
+        return tuple(requests)
 
-    def terms(self, live: Mapping[str, Scores], batch: Batch, now: Now) -> dict[str, Tensor]:
+    def terms(self, live: LiveScores, batch: Batch, now: Now) -> TokenMaps:
         """The terms whose coefficients are not zero."""
-        terms: dict[str, Tensor] = {}
+        terms: TokenMaps = {}
         if self.lambda_nec > 0:
+            # Maximised and without a bound: the reason why lambda_nec must stay small.
             terms["necessity"] = -self.lambda_nec * self.divergence(live, self.masked)
         if self.lambda_rob > 0:
             terms["robustness"] = self.lambda_rob * self.divergence(live, self.noisy)
         if self.lambda_ent > 0:
+            # Values only, unless the branches carry gradient (`VisualBranch.grad`).
             terms["entropy_masked"] = self.lambda_ent * self._entropy(live, self.masked)
             terms["entropy_noisy"] = self.lambda_ent * self._entropy(live, self.noisy)
         if self.lambda_orig > 0:
             terms["entropy_orig"] = self.lambda_orig * self._entropy(live, "raw")
         return terms
 
-    def metrics(self, live: Mapping[str, Scores], batch: Batch, now: Now) -> dict[str, Tensor]:
+    def metrics(self, live: LiveScores, batch: Batch, now: Now) -> TokenMaps:
         """Divergence from and surprise under each view; masked over noisy should be large and grow."""
-        maps: dict[str, Tensor] = {}
-        for role, name, weight in (
-            ("masked", self.masked, self.lambda_nec),
-            ("noisy", self.noisy, self.lambda_rob),
-        ):
-            if name in live:
-                maps[f"surprise_{role}"] = -live[name].logp
-                maps[f"kl_{role}"] = (
-                    self.divergence(live, name)
-                    if weight > 0
-                    else kl.k3(live["raw"].logp, live[name].logp)
-                )
+        maps: TokenMaps = {}
+        for role, name, weight in self._views():
+            if name not in live:
+                continue
+            maps[f"surprise_{role}"] = -live[name].logp
+            # Without a weight nobody asked for the exact divergence; the sampled one costs nothing.
+            if weight > 0:
+                maps[f"kl_{role}"] = self.divergence(live, name)
+            else:
+                maps[f"kl_{role}"] = kl.k3(live["raw"].logp, live[name].logp)
         return maps
 
-    def divergence(self, live: Mapping[str, Scores], name: str) -> Tensor:
-        """D(π‖π_branch) of every token; [B, T]."""
-        branch = live[name]
-        return kl.between(self.kl, live["raw"].logp, branch.logp, branch.divergence)
+    def _views(self) -> tuple[tuple[str, str, float], tuple[str, str, float]]:
+        """Role, branch and weight of the divergence of either view."""
+        return (
+            ("masked", self.masked, self.lambda_nec),
+            ("noisy", self.noisy, self.lambda_rob),
+        )
 
-    def _entropy(self, live: Mapping[str, Scores], name: str) -> Tensor:
+    def divergence(self, live: LiveScores, name: str) -> Tensor:
+        """D(π‖π_branch) of every token; [B, T]."""
+        raw, branch = live["raw"], live[name]
+        return kl.between(self.kl, raw.logp, branch.logp, branch.divergence)
+
+    def _entropy(self, live: LiveScores, name: str) -> Tensor:
         """Sampled or exact entropy of every token under a view; [B, T]."""
-        if self.entropy == "sampled":
+        if (
+            self.entropy == "sampled"
+        ):  # its gradient is that of the likelihood, not of the entropy
             return -live[name].logp
         entropy = live[name].entropy
         if entropy is None:

@@ -10,10 +10,10 @@ update:
 η forgets faster or slower with K̄, the mean over the last `window` steps of the k3 from the sampling policy to the
 reference: η = eta_min + (K̄ / target)·(eta_max - eta_min) for K̄ ≤ target, eta_min above (a sawtooth, as printed and
 coded); the middle before the first step. α₀ = N₀·v̂₀, β₀ = N₀·(1 - v̂₀) with N₀ = 1 / (1 - eta_min) and v̂₀ from a first
-pass (`start`), or 0.5 for unseen prompts. H_t is -p log p of the sampled token (official code), or exact.
+pass (`SuccessMemory.start`), or 0.5 for unseen prompts. H_t is -p log p of the sampled token (official code), or exact.
 
-This objective owns the advantage: whatever the estimator said is replaced, unless `baseline=False`. It remembers:
-`state` and `load` carry the posteriors and the window through a checkpoint.
+This objective owns the advantage: whatever the estimator said is replaced, unless `baseline=False`. Posteriors and
+window are its memory (`SuccessMemory`), which the trainer owns and carries through a checkpoint.
 
 Departures
 1. The paper prints gamma 0.4 and lambda 2.0; the code has min(0.4·H, |A| / 2), which cannot flip a sign, and so do we.
@@ -25,6 +25,7 @@ Departures
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -32,11 +33,12 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from mmrl.ground.require import require
 from mmrl.losses import kl
 from mmrl.losses.reduce import Totals, keep, token_mean
 from mmrl.losses.surrogates import answer_mean
-from mmrl.objectives.base import Need, Objective
-from mmrl.types import Batch, Now, Scores
+from mmrl.objectives.base import LiveScores, Objective, ScoreRequest, TokenMaps
+from mmrl.types import Batch, Now, Scores, Shaped
 
 
 @dataclass(frozen=True)
@@ -69,90 +71,81 @@ class MSSR(Objective):
     }
 
     def __post_init__(self) -> None:
-        allowed = {
-            "lambda_entropy": (self.lambda_entropy >= 0, "0 (off) or positive"),
-            "gamma": (self.gamma > 0, "positive"),
-            "eta_min": (0 <= self.eta_min < 1, "in [0, 1)"),
-            "eta_max": (self.eta_min <= self.eta_max <= 1, "in [eta_min, 1]"),
-            "target": (self.target > 0, "positive"),
-            "window": (self.window >= 1, "at least 1"),
-        }
-        for name, (fine, rule) in allowed.items():
-            if not fine:
-                raise ValueError(f"MSSR.{name} is {getattr(self, name)}; it must be {rule}.")
-        # The settings are frozen; the memory is not a setting and therefore not a field.
-        object.__setattr__(self, "_posterior", {})
-        object.__setattr__(self, "_kl", [])
-        object.__setattr__(self, "_log", {})
+        require(
+            self,
+            lambda_entropy=(self.lambda_entropy >= 0, "0 (off) or positive"),
+            gamma=(self.gamma > 0, "positive"),
+            eta_min=(0 <= self.eta_min < 1, "in [0, 1)"),
+            eta_max=(self.eta_min <= self.eta_max <= 1, "in [eta_min, 1]"),
+            target=(self.target > 0, "positive"),
+            window=(self.window >= 1, "at least 1"),
+        )
 
-    def needs(self) -> tuple[Need, ...]:
+    def score_requests(self) -> tuple[ScoreRequest, ...]:
         """Stored scores of policy and reference for the memory, of the policy for the entropy."""
         if not self.baseline and self.lambda_entropy == 0:
             return ()
-        raw = Need(
-            "raw", stage="shape", entropy=self.entropy == "exact" and self.lambda_entropy > 0
-        )
-        return (raw, Need("ref", stage="shape")) if self.baseline else (raw,)
+        entropy = self.entropy == "exact" and self.lambda_entropy > 0
+        raw = ScoreRequest("raw", stage="shape", entropy=entropy)
+        if not self.baseline:
+            return (raw,)
+        # The forgetting follows the KL to the reference, whether or not the loss has one.
+        return raw, ScoreRequest("ref", stage="shape")
 
-    def shape(self, advantage: Tensor, batch: Batch, now: Now) -> Tensor:
-        """The shaped advantage; [B, T]. Updates the posteriors of the batch's prompts."""
+    def start_memory(self) -> SuccessMemory:
+        """No prompt seen, no step's KL."""
+        return SuccessMemory(self)
+
+    def shape(
+        self, advantage: Tensor, batch: Batch, now: Now, memory: SuccessMemory | None = None
+    ) -> Shaped:
+        """The shaped advantage. Updates the posteriors of the batch's prompts in the memory.
+
+        Logs bonus, share of tokens at its cap, r - v̂ and its absolute value (how well v̂ predicts), and of the memory
+        after this step's update the success rate, the forgetting and the KL of the window.
+        """
+        logged: dict[str, float | Tensor] = {}
         if self.baseline:
-            prompts = [rollout.prompt.id for rollout in batch.rollouts]
-            values = self.values(prompts).to(batch.reward)
-            surplus = batch.reward - values
-            gain = normalized(surplus)
-            self._note(surplus=surplus.nanmean(), surplus_abs=surplus.abs().nanmean())
-            self.observe(prompts, batch.reward, self.answer_kl(batch))
-            advantage = keep(gain.unsqueeze(-1).expand(batch.mask.shape), batch.mask)
+            if memory is None:
+                raise ValueError(
+                    "MSSR.shape got no memory; pass the one that start_memory() made for this run (the trainer does)."
+                )
+            advantage, logged = self._surplus(batch, memory)
         if self.lambda_entropy == 0:
-            return advantage
+            return Shaped(advantage, logged)
         bonus = self.bonus(advantage, self._entropy(batch))
-        capped = (bonus >= advantage.abs() / self.gamma) & (advantage != 0)
+        at_cap = bonus >= advantage.abs() / self.gamma
+        capped = (at_cap & (advantage != 0)).to(bonus)
         totals = Totals.of(batch.mask)
-        self._note(bonus=token_mean(bonus, batch.mask, totals))
-        self._note(capped=token_mean(capped.to(bonus), batch.mask, totals))
-        return keep(advantage + bonus, batch.mask)
+        logged["bonus"] = float(token_mean(bonus, batch.mask, totals))
+        logged["capped"] = float(token_mean(capped, batch.mask, totals))
+        return Shaped(keep(advantage + bonus, batch.mask), logged)
+
+    def _surplus(
+        self, batch: Batch, memory: SuccessMemory
+    ) -> tuple[Tensor, dict[str, float | Tensor]]:
+        """r - v̂, whitened, on every token [B, T], and what is logged of it and of the memory."""
+        prompts = [rollout.prompt.id for rollout in batch.rollouts]
+        before = memory.values(prompts).to(batch.reward)
+        surplus = batch.reward - before
+        # Only now: the baseline is what was remembered before these answers.
+        memory.observe(prompts, batch.reward, self.answer_kl(batch))
+        after = memory.values(prompts).to(batch.advantage)
+        logged = {
+            "surplus": float(surplus.nanmean()),
+            "surplus_abs": float(surplus.abs().nanmean()),
+            "value": after.unsqueeze(-1).expand_as(batch.mask),
+            "forgetting": memory.forgetting(),
+            "kl_window": memory.mean_kl(),
+        }
+        gain = whitened(surplus).unsqueeze(-1)  # [B, 1]
+        return keep(gain.expand(batch.mask.shape), batch.mask), logged
 
     def bonus(self, advantage: Tensor, entropy: Tensor) -> Tensor:
         """min(lambda_entropy·H, |A| / gamma), never negative for H ≥ 0; [B, T]."""
-        return torch.minimum(self.lambda_entropy * entropy, advantage.abs() / self.gamma)
-
-    def start(self, outcomes: Mapping[str, float]) -> None:
-        """Set the posteriors from a first pass: prompt id -> share of right answers, in [0, 1]."""
-        weight = 1.0 / (1.0 - self.eta_min)
-        for prompt, rate in outcomes.items():
-            if not 0 <= rate <= 1:
-                raise ValueError(
-                    f"MSSR.start got success rate {rate} for prompt {prompt!r}; it must lie in [0, 1]."
-                )
-            self._memory[prompt] = (weight * rate, weight * (1.0 - rate))
-
-    def values(self, prompts: Sequence[str]) -> Tensor:
-        """v̂ of each prompt, 0.5 for unseen ones; float64 [B]."""
-        pairs = [self._memory.get(prompt, (1.0, 1.0)) for prompt in prompts]
-        return torch.tensor([a / (a + b) for a, b in pairs], dtype=torch.float64)
-
-    def observe(self, prompts: Sequence[str], reward: Tensor, answer_kl: Tensor) -> None:
-        """Put the step's KL (of each answer, [B]) into the window, then update each prompt, repeated ones in turn."""
-        self._window.append(float(answer_kl.double().mean()))
-        del self._window[: -self.window]
-        eta = self.forgetting()
-        prior = 0.5 / (1.0 - self.eta_min)
-        for prompt, value in zip(prompts, reward.tolist(), strict=True):
-            if value != value:  # NaN: the reward is not available
-                continue
-            right = float(value > self.threshold)
-            alpha, beta = self._memory.get(prompt, (prior, prior))
-            self._memory[prompt] = (eta * alpha + right, eta * beta + 1.0 - right)
-
-    def forgetting(self) -> float:
-        """η for the present window."""
-        if not self._window:
-            return 0.5 * (self.eta_min + self.eta_max)
-        ratio = sum(self._window) / len(self._window) / self.target
-        return (
-            self.eta_min if ratio > 1 else self.eta_min + ratio * (self.eta_max - self.eta_min)
-        )
+        # The cap keeps the sign of the advantage, and an advantage of 0 gets no bonus at all.
+        cap = advantage.abs() / self.gamma
+        return torch.minimum(self.lambda_entropy * entropy, cap)
 
     def answer_kl(self, batch: Batch) -> Tensor:
         """Mean k3 from the sampling policy to the reference over the tokens of each answer; [B]."""
@@ -161,58 +154,16 @@ class MSSR(Objective):
                 f"MSSR adapts its memory to the KL to the reference, but there are only {sorted(batch.scores)} scores; "
                 "set grpo.kl above 0, so that there is a reference."
             )
-        raw, ref = (keep(self._scores(batch, name).logp, batch.mask) for name in ("raw", "ref"))
-        return answer_mean(kl.k3(raw, ref), batch.mask).squeeze(-1)
+        raw = keep(self._scores(batch, "raw").logp, batch.mask)
+        ref = keep(self._scores(batch, "ref").logp, batch.mask)
+        distance = kl.k3(raw, ref)
+        return answer_mean(distance, batch.mask).squeeze(-1)
 
-    def metrics(self, live: Mapping[str, Scores], batch: Batch, now: Now) -> dict[str, Tensor]:
-        """Remembered success rate (after this step's update), forgetting, KL of the window, entropy.
-
-        Of the step's shaping: bonus, share of tokens at its cap, r - v̂ and its absolute value (how well v̂ predicts).
-        """
-        if not self.needs():
+    def metrics(self, live: LiveScores, batch: Batch, now: Now) -> TokenMaps:
+        """Entropy of the sampled tokens, or exact."""
+        if not self.score_requests():
             return {}
-        like = batch.advantage
-        maps = {"entropy": self._entropy(batch)}
-        maps |= {
-            name: torch.full_like(like, value) for name, value in self.__dict__["_log"].items()
-        }
-        if self.baseline:
-            values = self.values([rollout.prompt.id for rollout in batch.rollouts]).to(like)
-            maps["value"] = values.unsqueeze(-1).expand(like.shape)
-            maps["forgetting"] = torch.full_like(like, self.forgetting())
-            maps["kl_window"] = torch.full_like(
-                like, sum(self._window) / max(len(self._window), 1)
-            )
-        return maps
-
-    def state(self) -> dict[str, Any]:
-        """Posteriors and window, as plain JSON."""
-        return {
-            "posterior": {name: list(pair) for name, pair in self._memory.items()},
-            "kl": list(self._window),
-        }
-
-    def load(self, state: Mapping[str, Any]) -> None:
-        """Take back posteriors and window."""
-        self._memory.clear()
-        self._memory.update(
-            {name: (float(a), float(b)) for name, (a, b) in state["posterior"].items()}
-        )
-        self._window[:] = [float(value) for value in state["kl"]]
-
-    @property
-    def _memory(self) -> dict[str, tuple[float, float]]:
-        """Prompt id -> (α, β)."""
-        return self.__dict__["_posterior"]
-
-    @property
-    def _window(self) -> list[float]:
-        """Mean KL of the last steps."""
-        return self.__dict__["_kl"]
-
-    def _note(self, **numbers: Tensor) -> None:
-        """Keep numbers of this step's shaping for the log."""
-        self.__dict__["_log"].update({name: float(value) for name, value in numbers.items()})
+        return {"entropy": self._entropy(batch)}
 
     def _entropy(self, batch: Batch) -> Tensor:
         """H of every token, 0 on padding; [B, T]."""
@@ -237,13 +188,82 @@ class MSSR(Objective):
         return batch.scores[name]
 
 
-def normalized(gain: Tensor) -> Tensor:
+class SuccessMemory:
+    """The posterior of every prompt met so far, and the mean KL of the last steps."""
+
+    def __init__(self, settings: MSSR) -> None:
+        self.settings = settings
+        self.posterior: dict[str, tuple[float, float]] = {}
+        """Prompt id -> (α, β)."""
+        self.window: list[float] = []
+        """Mean KL of the last steps, the newest at the end."""
+
+    def start(self, outcomes: Mapping[str, float]) -> None:
+        """Set the posteriors from a first pass: prompt id -> share of right answers, in [0, 1]."""
+        # As many pseudo-visits as the strongest forgetting can hold: a first pass does not outweigh later answers.
+        counts = 1.0 / (1.0 - self.settings.eta_min)
+        for prompt, rate in outcomes.items():
+            if not 0 <= rate <= 1:
+                raise ValueError(
+                    f"MSSR's memory got success rate {rate} for prompt {prompt!r}; it must lie in [0, 1]."
+                )
+            self.posterior[prompt] = (counts * rate, counts * (1.0 - rate))
+
+    def values(self, prompts: Sequence[str]) -> Tensor:
+        """v̂ of each prompt, 0.5 for unseen ones; float64 [B]."""
+        values: list[float] = []
+        for prompt in prompts:
+            alpha, beta = self.posterior.get(prompt, (1.0, 1.0))
+            values.append(alpha / (alpha + beta))
+        return torch.tensor(values, dtype=torch.float64)
+
+    def observe(self, prompts: Sequence[str], reward: Tensor, answer_kl: Tensor) -> None:
+        """Put the step's KL (of each answer, [B]) into the window, then update each prompt, repeated ones in turn."""
+        self.window.append(float(answer_kl.double().mean()))
+        del self.window[: -self.settings.window]
+        eta = self.forgetting()  # with this step's KL, as in the code
+        unseen = 0.5 / (1.0 - self.settings.eta_min)
+        for prompt, value in zip(prompts, reward.tolist(), strict=True):
+            if math.isnan(value):  # the reward is not available
+                continue
+            right = float(value > self.settings.threshold)
+            alpha, beta = self.posterior.get(prompt, (unseen, unseen))
+            self.posterior[prompt] = (eta * alpha + right, eta * beta + 1.0 - right)
+
+    def forgetting(self) -> float:
+        """η for the present window."""
+        low, high = self.settings.eta_min, self.settings.eta_max
+        if not self.window:
+            return 0.5 * (low + high)
+        ratio = self.mean_kl() / self.settings.target
+        # A sawtooth: right above the target forgetting is strongest, not weakest.
+        return low if ratio > 1 else low + ratio * (high - low)
+
+    def mean_kl(self) -> float:
+        """Mean of the window, 0 before the first step."""
+        return sum(self.window) / max(len(self.window), 1)
+
+    def state(self) -> dict[str, Any]:
+        """Posteriors and window, as plain JSON."""
+        posterior = {name: list(pair) for name, pair in self.posterior.items()}
+        return {"posterior": posterior, "kl": list(self.window)}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Take back posteriors and window."""
+        self.posterior.clear()
+        for name, (alpha, beta) in state["posterior"].items():
+            self.posterior[name] = (float(alpha), float(beta))
+        self.window[:] = [float(value) for value in state["kl"]]
+
+
+def whitened(gain: Tensor) -> Tensor:
     """Known values to mean 0 and population variance 1 (at least 1e-6 is divided by); NaN gives 0; [B]."""
     known = ~gain.isnan()
     some = gain[known]
-    if len(some) > 1:
+    if len(some) > 1:  # a single answer keeps its raw gain, as in the code
         some = some - some.mean()
-        some = some * torch.rsqrt(some.square().mean().clamp(min=1e-6))
+        variance = some.square().mean()
+        some = some * torch.rsqrt(variance.clamp(min=1e-6))
     out = torch.zeros_like(gain)
     out[known] = some
     return out

@@ -39,10 +39,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from mmrl.ground.require import require
 from mmrl.losses import kl
 from mmrl.losses.reduce import Reduction, keep
 from mmrl.losses.schedules import Linear
-from mmrl.objectives.base import Need, Objective
+from mmrl.objectives.base import LiveScores, Objective, ScoreRequest, TokenMaps
 from mmrl.types import Batch, Now, Scores
 
 
@@ -87,67 +88,57 @@ class PAPO(Objective):
     }
 
     def __post_init__(self) -> None:
-        share = self.token_top_p
-        allowed = {
-            "gamma": (self.gamma >= 0, "0 (off) or positive"),
-            "eta_orig": (self.eta_orig >= 0, "0 (off) or positive"),
-            "eta_masked": (self.eta_masked >= 0, "0 (off) or positive"),
-            "sft": (self.sft >= 0, "0 (off) or positive"),
-            "k3_max": (self.k3_max > 0, "positive"),
-            "k3_clip": (
-                self.k3_clip is None or self.k3_clip > 0,
-                "positive, or None to turn it off",
-            ),
-            "token_top_p": (
-                share is None or 0 < share <= 1,
-                "in (0, 1], or None to turn it off",
-            ),
-        }
-        for name, (fine, rule) in allowed.items():
-            if not fine:
-                raise ValueError(f"PAPO.{name} is {getattr(self, name)}; it must be {rule}.")
+        share, cut = self.token_top_p, self.k3_clip
+        require(
+            self,
+            gamma=(self.gamma >= 0, "0 (off) or positive"),
+            eta_orig=(self.eta_orig >= 0, "0 (off) or positive"),
+            eta_masked=(self.eta_masked >= 0, "0 (off) or positive"),
+            sft=(self.sft >= 0, "0 (off) or positive"),
+            k3_max=(self.k3_max > 0, "positive"),
+            k3_clip=(cut is None or cut > 0, "positive, or None to turn it off"),
+            token_top_p=(share is None or 0 < share <= 1, "in (0, 1], or None to turn it off"),
+        )
 
-    def needs(self) -> tuple[Need, ...]:
+    def score_requests(self) -> tuple[ScoreRequest, ...]:
         """The masked branch if a coefficient reads it, exact quantities only where asked for."""
         exact = self.entropy == "exact"
-        needs: list[Need] = []
+        requests: list[ScoreRequest] = []
         if self.eta_orig > 0 or self.sft > 0:
-            needs.append(Need("raw", entropy=exact and self.eta_orig > 0))
+            entropy = exact and self.eta_orig > 0
+            requests.append(ScoreRequest("raw", entropy=entropy))
         if self.gamma > 0 or self.eta_masked > 0:
+            entropy = exact and self.eta_masked > 0
             divergence = "forward" if self.kl == "exact" and self.gamma > 0 else None
-            needs.append(
-                Need(self.masked, entropy=exact and self.eta_masked > 0, divergence=divergence)
-            )
-        return tuple(needs)
+            requests.append(ScoreRequest(self.masked, entropy=entropy, divergence=divergence))
+        return tuple(requests)
 
-    def terms(self, live: Mapping[str, Scores], batch: Batch, now: Now) -> dict[str, Tensor]:
+    def terms(self, live: LiveScores, batch: Batch, now: Now) -> TokenMaps:
         """The terms whose coefficients are not zero now."""
         scale = self.anneal(now.progress)
-        terms: dict[str, Tensor] = {}
+        terms: TokenMaps = {}
         if self.gamma * scale != 0:
-            kept = self.perception(live, batch)
-            if self.token_top_p is not None:
-                kept = torch.where(
-                    top_tokens(kept.detach(), batch.mask, self.token_top_p), kept, 0.0
-                )
-            terms["perception"] = -self.gamma * scale * kept
+            chosen = self._chosen_perception(live, batch)
+            terms["perception"] = -self.gamma * scale * chosen
         if self.eta_masked * scale != 0:
-            terms["entropy_masked"] = (
-                self.eta_masked * scale * self._entropy(live[self.masked], self.masked)
-            )
+            entropy = self._entropy(live[self.masked], self.masked)
+            terms["entropy_masked"] = self.eta_masked * scale * entropy
         if self.eta_orig * scale != 0:
-            terms["entropy_orig"] = self.eta_orig * scale * self._entropy(live["raw"], "raw")
-        if self.sft != 0:
+            entropy = self._entropy(live["raw"], "raw")
+            terms["entropy_orig"] = self.eta_orig * scale * entropy
+        if self.sft != 0:  # not scaled: `anneal` is for the terms that look at pictures
             correct = (batch.reward > self.sft_above).unsqueeze(-1)  # [B, 1]
-            terms["sft"] = torch.where(correct, -self.sft * live["raw"].logp, 0.0)
+            likelihood = -self.sft * live["raw"].logp
+            terms["sft"] = torch.where(correct, likelihood, 0.0)
         return terms
 
-    def metrics(self, live: Mapping[str, Scores], batch: Batch, now: Now) -> dict[str, Tensor]:
+    def metrics(self, live: LiveScores, batch: Batch, now: Now) -> TokenMaps:
         """Distribution of the perception KL, log-ratio d, shares of clamped and of d < 0, surprise under the mask."""
         if self.masked not in live:
             return {}
         raw, masked = live["raw"].logp, live[self.masked].logp
         value = self.perception(live, batch)
+        unclamped = kl.k3(raw, masked, value_max=None)
         return {
             "kl": value,
             "kl_squared": value.square(),
@@ -155,21 +146,31 @@ class PAPO(Objective):
             "kl_above_0.1": (value > 0.1).float(),
             "kl_above_1": (value > 1.0).float(),
             "log_ratio": raw - masked,
-            "clamped": (kl.k3(raw, masked, value_max=None) > self.k3_max).float(),
+            "clamped": (unclamped > self.k3_max).float(),
             "negative": (raw < masked).float(),
             "surprise_masked": -masked,
             "anneal": torch.full_like(raw, self.anneal(now.progress)),
         }
 
-    def perception(self, live: Mapping[str, Scores], batch: Batch) -> Tensor:
+    def perception(self, live: LiveScores, batch: Batch) -> Tensor:
         """The perception divergence of every token, clamped as configured; [B, T]."""
-        masked = live[self.masked]
+        raw, masked = live["raw"], live[self.masked]
+        # Clamped rather than bounded by a weight: beyond ±k3_max a token gives no gradient at all, as in the code.
         value = kl.between(
-            self.kl, live["raw"].logp, masked.logp, masked.divergence, value_max=self.k3_max
+            self.kl, raw.logp, masked.logp, masked.divergence, value_max=self.k3_max
         )
-        return keep(
-            value if self.k3_clip is None else value.clamp(0.0, self.k3_clip), batch.mask
-        )
+        if self.k3_clip is not None:
+            value = value.clamp(0.0, self.k3_clip)
+        return keep(value, batch.mask)
+
+    def _chosen_perception(self, live: LiveScores, batch: Batch) -> Tensor:
+        """The divergence of the tokens that are kept by `token_top_p`, 0 elsewhere; [B, T]."""
+        value = self.perception(live, batch)
+        if self.token_top_p is None:
+            return value
+        # Which tokens are kept is a choice, not a function that is differentiated.
+        chosen = top_tokens(value.detach(), batch.mask, self.token_top_p)
+        return torch.where(chosen, value, 0.0)
 
     def _entropy(self, scores: Scores, branch: str) -> Tensor:
         """Sampled or exact entropy of every token; [B, T]."""
@@ -186,8 +187,8 @@ class PAPO(Objective):
 def top_tokens(value: Tensor, mask: Tensor, share: float) -> Tensor:
     """Tokens at or above the (1 - share) quantile of their answer, linearly interpolated; bool [B, T]."""
     on = mask.bool()
+    # Padding is NaN, so that the quantile is that of the answer's own tokens; half precision has no quantile.
     known = torch.where(on, value.float(), torch.nan)
-    level = torch.nanquantile(
-        known, 1.0 - share, dim=-1, keepdim=True
-    )  # [B, 1], NaN without trained tokens
+    level = torch.nanquantile(known, 1.0 - share, dim=-1, keepdim=True)  # [B, 1]
+    # Without trained tokens the level is NaN, and no comparison with it holds.
     return on & (value >= level)

@@ -29,15 +29,16 @@ Departures (the official training code is not published)
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from mmrl.ground.require import require
 from mmrl.losses.reduce import keep
-from mmrl.objectives.base import Objective
-from mmrl.types import Batch, Now, Rollout, Scores
+from mmrl.objectives.base import CHECKLIST, AnswerKind, Objective
+from mmrl.types import Batch, Now, Rollout, Shaped
 
 MARKER = "checklist_of"
 """Column of a checklist prompt that holds the id of the prompt to which its questions belong."""
@@ -57,81 +58,61 @@ class PEARL(Objective):
     """Reward part that holds R_p; answers without it count their whole reward."""
 
     def __post_init__(self) -> None:
-        allowed = {
-            "lambda_p": (self.lambda_p >= 0, "0 (off) or positive"),
-            "cap": (self.cap is None or 0 < self.cap <= 1, "in (0, 1], or None to turn it off"),
-            "threshold": (
-                self.threshold is None or 0 <= self.threshold < 1,
-                "in [0, 1), or None to turn it off",
-            ),
-        }
-        for name, (fine, rule) in allowed.items():
-            if not fine:
-                raise ValueError(f"PEARL.{name} is {getattr(self, name)}; it must be {rule}.")
-        # The step's factors, for the log: not a setting, therefore not a field.
-        object.__setattr__(self, "_factors", {})
+        cap, gate = self.cap, self.threshold
+        require(
+            self,
+            lambda_p=(self.lambda_p >= 0, "0 (off) or positive"),
+            cap=(cap is None or 0 < cap <= 1, "in (0, 1], or None to turn it off"),
+            threshold=(gate is None or 0 <= gate < 1, "in [0, 1), or None to turn it off"),
+        )
 
-    @property
-    def wants(self) -> tuple[str, ...]:
+    def answer_kinds(self) -> tuple[AnswerKind, ...]:
         """Checklist answers next to the question's."""
-        return ("checklist",) if self.reads_checklists else ()
+        return (CHECKLIST,) if self.reads_checklists else ()
 
     @property
     def reads_checklists(self) -> bool:
         """Whether checklist answers change anything."""
-        return self.lambda_p > 0 or self.cap is not None or self.threshold is not None
+        gated = self.cap is not None or self.threshold is not None
+        return self.lambda_p > 0 or gated
 
-    def shape(self, advantage: Tensor, batch: Batch, now: Now) -> Tensor:
-        """Scale both branches; [B, T]. Remembers the step's factors for `metrics`."""
+    def shape(self, advantage: Tensor, batch: Batch, now: Now) -> Shaped:
+        """Scale both branches. Logs the factor on reasoning tokens, and the share of checklist tokens."""
         factors = self.factors(batch.rollouts)
-        self.__dict__["_factors"].clear()
-        self.__dict__["_factors"].update(factors)
-        scale = torch.tensor(
-            [self._scale(rollout, factors) for rollout in batch.rollouts],
-            dtype=advantage.dtype,
-            device=advantage.device,
+        asked = [MARKER in rollout.prompt.extra for rollout in batch.rollouts]
+        # A prompt whose checklist nobody answered is plain GRPO.
+        factor = [factors.get(rollout.prompt.id, 1.0) for rollout in batch.rollouts]
+        of_checklist = _columns(asked, advantage)
+        reasoning = torch.where(of_checklist > 0, 0.0, _columns(factor, advantage))
+        # Checklist answers never pass their own gate: they are trained wherever they were asked.
+        scale = torch.where(of_checklist > 0, self.lambda_p, reasoning)
+        return Shaped(
+            keep(advantage * scale, batch.mask),
+            logged={
+                "reasoning_factor": reasoning.expand_as(advantage),
+                "checklist_tokens": of_checklist.expand_as(advantage),
+            },
         )
-        return keep(advantage * scale.unsqueeze(-1), batch.mask)
 
     def factors(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
         """Prompt id -> factor on its reasoning advantage, for the prompts whose checklist was answered."""
         rewards: dict[str, list[float]] = {}
         for rollout in rollouts:
-            if (owner := rollout.prompt.extra.get(MARKER)) is not None:
-                value = rollout.parts.get(self.part, rollout.reward)
-                if value is not None:
-                    rewards.setdefault(owner, []).append(value)
-        means = {owner: sum(values) / len(values) for owner, values in rewards.items()}
-        return {
-            owner: reasoning_factor(mean, self.cap, self.threshold)
-            for owner, mean in means.items()
-        }
+            owner = rollout.prompt.extra.get(MARKER)
+            value = rollout.parts.get(self.part, rollout.reward)
+            if owner is not None and value is not None:
+                rewards.setdefault(owner, []).append(value)
+        found: dict[str, float] = {}
+        for owner, values in rewards.items():
+            mean = sum(values) / len(values)
+            found[owner] = reasoning_factor(mean, self.cap, self.threshold)
+        return found
 
-    def metrics(self, live: Mapping[str, Scores], batch: Batch, now: Now) -> dict[str, Tensor]:
-        """Factor on the advantage of every token of the reasoning branch, and the share of checklist tokens."""
-        factors: Mapping[str, float] = self.__dict__["_factors"]
-        rows = batch.rollouts
-        asked = [MARKER in rollout.prompt.extra for rollout in rows]
-        scale = [
-            0.0 if is_asked else self._scale(rollout, factors)
-            for rollout, is_asked in zip(rows, asked, strict=True)
-        ]
-        like = live["raw"].logp
 
-        def spread(values):
-            return torch.tensor(values, dtype=like.dtype, device=like.device)[
-                :, None
-            ].expand_as(like)
-
-        return {
-            "reasoning_factor": spread(scale),
-            "checklist_tokens": spread([float(one) for one in asked]),
-        }
-
-    def _scale(self, rollout: Rollout, factors: Mapping[str, float]) -> float:
-        if MARKER in rollout.prompt.extra:
-            return self.lambda_p
-        return factors.get(rollout.prompt.id, 1.0)
+def _columns(values: Sequence[float], like: Tensor) -> Tensor:
+    """One number per answer, [B, 1]."""
+    column = torch.tensor(values, dtype=like.dtype, device=like.device)
+    return column.unsqueeze(-1)
 
 
 def gate_open(perception_mean: float, threshold: float | None = 0.0) -> bool:
@@ -177,20 +158,21 @@ def judged(
     marks: Tensor, reasoning: Tensor, cap: float | None = 0.5, threshold: float | None = 0.0
 ) -> Judged:
     """Apply PEARL to one prompt: marks [G, K] of its checklist answers, rewards [G'] of its reasoning answers."""
+    # In float64, so that "all right" is exactly 1 and the soft filter can ask for it.
     perception = marks.double().mean(-1)  # [G]
     mean = perception.mean().item()
-    is_open = gate_open(mean, threshold)
-    scaled = (
-        z_score(reasoning.double()) * reasoning_factor(mean, cap, threshold)
-        if is_open
-        else None
-    )
-    kept = keeps(mean, reasoning.double().mean().item() if is_open else None)
-    return Judged(perception, mean, is_open, z_score(perception), scaled, kept)
+    if not gate_open(mean, threshold):
+        kept = keeps(mean, None)
+        return Judged(perception, mean, False, z_score(perception), None, kept)
+    rewards = reasoning.double()
+    scaled = z_score(rewards) * reasoning_factor(mean, cap, threshold)
+    kept = keeps(mean, rewards.mean().item())
+    return Judged(perception, mean, True, z_score(perception), scaled, kept)
 
 
 def z_score(reward: Tensor) -> Tensor:
     """(R - mean) / population std of one group [G]; exactly 0 if all rewards are equal."""
+    # Asked of the rewards, not of their deviation, which rounding may leave a little above 0.
     if (reward == reward[0]).all():
         return torch.zeros_like(reward)
     return (reward - reward.mean()) / reward.std(correction=0)

@@ -23,17 +23,23 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from mmrl.ground.require import require
 from mmrl.objectives.base import Objective
-from mmrl.types import Batch, Now, Rollout, Scores
+from mmrl.types import Batch, Now, Rollout, Shaped
 
 INVALID = "invalid"
 """The solution of an answer that cannot be read."""
+
+
+def answer_text(rollout: Rollout) -> Hashable:
+    """The text of an answer, as its solution."""
+    return rollout.text.strip() or INVALID
 
 
 @dataclass(frozen=True)
@@ -46,98 +52,105 @@ class PuzzleCraft(Objective):
     """Exponent of the dispersion."""
     influence: float = 1.0
     """1 is the paper; 0 leaves GRPO as it is."""
+    solution: Callable[[Rollout], Hashable] = answer_text
+    """What counts as an answer's solution; INVALID where it cannot be read."""
 
     def __post_init__(self) -> None:
-        allowed = {
-            "scale": (self.scale > 0, "positive"),
-            "gamma": (
-                self.gamma >= 0,
-                "0 (dispersion only switches off groups of one mind) or positive",
-            ),
-            "influence": (0 <= self.influence <= 1, "in [0, 1]"),
-        }
-        for name, (fine, rule) in allowed.items():
-            if not fine:
-                raise ValueError(
-                    f"PuzzleCraft.{name} is {getattr(self, name)}; it must be {rule}."
-                )
-        # The settings are frozen; what an answer's solution is, and the log, are not settings.
-        object.__setattr__(self, "_solution", said)
-        object.__setattr__(self, "_log", {})
+        only = "0 (dispersion only switches off groups of one mind) or positive"
+        require(
+            self,
+            scale=(self.scale > 0, "positive"),
+            gamma=(self.gamma >= 0, only),
+            influence=(0 <= self.influence <= 1, "in [0, 1]"),
+        )
 
     def reading(self, solution: Callable[[Rollout], Hashable]) -> PuzzleCraft:
         """The same numbers, with this function from an answer to its solution."""
-        other = replace(self)
-        object.__setattr__(other, "_solution", solution)
-        return other
+        return replace(self, solution=solution)
 
-    def shape(self, advantage: Tensor, batch: Batch, now: Now) -> Tensor:
-        """The advantage times its group's factor; [B, T]."""
+    def shape(self, advantage: Tensor, batch: Batch, now: Now) -> Shaped:
+        """The advantage times its group's factor.
+
+        Logs means over groups of d, d_pi and w, quartiles of w, and the share of groups that do not count.
+        """
         if self.influence == 0:
-            return advantage
-        weights = self.weights(batch).to(advantage)
+            return Shaped(advantage)
+        groups = self.groups(batch)
+        weights = _spread(groups, len(batch)).to(advantage)
         factor = 1.0 - self.influence + self.influence * weights
-        return advantage * factor.unsqueeze(-1)
+        # Not renormalised: a batch of settled groups is meant to teach little.
+        return Shaped(advantage * factor.unsqueeze(-1), logged=_summary(groups))
 
     def weights(self, batch: Batch) -> Tensor:
         """w of each answer's group; float64 [B]."""
-        solution = self.__dict__["_solution"]
+        return _spread(self.groups(batch), len(batch))
+
+    def groups(self, batch: Batch) -> list[Weighed]:
+        """Every group with its numbers, in order of appearance."""
         rows: dict[int, list[int]] = {}
         for row, number in enumerate(batch.group.tolist()):
             rows.setdefault(number, []).append(row)
-        out = torch.zeros(len(batch), dtype=torch.float64)
-        difficulties, dispersions, weights = [], [], []
-        for group in rows.values():
-            answers = [batch.rollouts[row] for row in group]
-            hard = difficulty(batch.reward[group])
-            apart = dispersion(
-                [solution(answer) for answer in answers], answers[0].prompt.extra.get("options")
-            )
-            weight = (
-                max(0.0, self.scale * hard * (1.0 - hard) * apart**self.gamma) if apart else 0.0
-            )
-            out[group] = weight
-            difficulties.append(hard)
-            dispersions.append(apart)
-            weights.append(weight)
-        self._note(difficulty=difficulties, dispersion=dispersions, weight=weights)
-        return out
+        return [self._weighed(batch, group) for group in rows.values()]
 
-    def metrics(self, live: Mapping[str, Scores], batch: Batch, now: Now) -> dict[str, Tensor]:
-        """Means over groups of d, d_pi and w, quartiles of w, and the share of groups that do not count."""
-        return {
-            name: torch.full_like(batch.advantage, value)
-            for name, value in self.__dict__["_log"].items()
-        }
-
-    def _note(
-        self, *, difficulty: list[float], dispersion: list[float], weight: list[float]
-    ) -> None:
-        """Keep the numbers of this step for the log."""
-        spread = torch.tensor(weight, dtype=torch.float64)
-        low, middle, high = torch.quantile(
-            spread, torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
-        ).tolist()
-        self.__dict__["_log"].update(
-            difficulty=sum(difficulty) / len(difficulty),
-            dispersion=sum(dispersion) / len(dispersion),
-            weight=sum(weight) / len(weight),
-            weight_quarter=low,
-            weight_half=middle,
-            weight_three_quarters=high,
-            silent=sum(value == 0.0 for value in weight) / len(weight),
-        )
+    def _weighed(self, batch: Batch, rows: list[int]) -> Weighed:
+        answers = [batch.rollouts[row] for row in rows]
+        hard = difficulty(batch.reward[rows])
+        solutions = [self.solution(answer) for answer in answers]
+        options = answers[0].prompt.extra.get("options")  # of one group, hence of one prompt
+        apart = dispersion(solutions, options)
+        weight = 0.0
+        if apart:  # 0 to the power 0 would be 1, for a group of one mind
+            weight = max(0.0, self.scale * hard * (1.0 - hard) * apart**self.gamma)
+        return Weighed(rows, hard, apart, weight)
 
 
-def said(rollout: Rollout) -> Hashable:
-    """The text of an answer, as its solution."""
-    return rollout.text.strip() or INVALID
+@dataclass(frozen=True)
+class Weighed:
+    """A group and its numbers."""
+
+    rows: list[int]
+    """Rows of its answers in the batch."""
+    difficulty: float
+    """d, in [0, 1]."""
+    dispersion: float
+    """d_pi, in [0, 1]."""
+    weight: float
+    """w, at least 0."""
+
+
+def _spread(groups: Sequence[Weighed], count: int) -> Tensor:
+    """The weight of each answer's group; float64 [B]."""
+    # In float64 until the last product, as the formula's golden values are.
+    out = torch.zeros(count, dtype=torch.float64)
+    for group in groups:
+        out[group.rows] = group.weight
+    return out
+
+
+def _summary(groups: Sequence[Weighed]) -> dict[str, float]:
+    """The numbers of a step, for the log."""
+    weights = [group.weight for group in groups]
+    quarters = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
+    quartiles = torch.quantile(torch.tensor(weights, dtype=torch.float64), quarters)
+    low, middle, high = quartiles.tolist()
+    count = len(groups)
+    return {
+        "difficulty": sum(group.difficulty for group in groups) / count,
+        "dispersion": sum(group.dispersion for group in groups) / count,
+        "weight": sum(weights) / count,
+        "weight_quarter": low,
+        "weight_half": middle,
+        "weight_three_quarters": high,
+        "silent": sum(weight == 0.0 for weight in weights) / count,
+    }
 
 
 def difficulty(reward: Tensor) -> float:
     """Mean of the known rewards [G], each clipped to [0, 1]; 0 if none is known."""
-    known = reward[~reward.isnan()].double().clamp(0.0, 1.0)
-    return float(known.mean()) if len(known) else 0.0
+    known = reward[~reward.isnan()]
+    if not len(known):
+        return 0.0
+    return float(known.double().clamp(0.0, 1.0).mean())
 
 
 def dispersion(solutions: Sequence[Hashable], options: int | None = None) -> float:
@@ -148,5 +161,9 @@ def dispersion(solutions: Sequence[Hashable], options: int | None = None) -> flo
     counts = Counter(solutions)
     if options is None:
         return (len(counts) - 1) / (group - 1)
-    shares = [count / group for solution, count in counts.items() if solution != INVALID]
-    return max(0.0, -sum(share * math.log(share) for share in shares) / math.log(options))
+    counts.pop(
+        INVALID, None
+    )  # what nobody can read is no opinion, but it stays in the size of the group
+    shares = [count / group for count in counts.values()]
+    entropy = -sum(share * math.log(share) for share in shares)
+    return max(0.0, entropy / math.log(options))

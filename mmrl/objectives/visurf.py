@@ -9,7 +9,7 @@ SFT on a label y and policy gradient on rollouts o_1 … o_G have gradients of t
 When the model fails, Â_y is large (SFT-like), when it succeeds it fades (RL-like). Three controls of r(y), in order:
 
     align         rewrite y in the style of the model's own answers (`aligned`), so that no weight goes into format
-    no thinking   the thinking part of r(y) is 0 (`without_thinking`): reasoning is learned from own answers only
+    no thinking   the thinking part of r(y) is 0 (`pay_without_thinking`): reasoning is learned from own answers only
     smooth        if max_j r(o_j) ≥ r(y), set r(y) := mean_j r(o_j) (`smoothed`); then Â_y = 0 exactly
 
 The first two are done when the label is put into the group, by the rollout function: labels are rollouts of origin
@@ -36,15 +36,17 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from mmrl.ground.require import require
 from mmrl.losses.advantages import group_normalized
 from mmrl.losses.reduce import keep
-from mmrl.objectives.base import Objective
-from mmrl.types import Batch, Now, Scores
+from mmrl.objectives.base import LABEL, AnswerKind, LiveScores, Objective, TokenMaps
+from mmrl.types import Batch, Now, Shaped
 
 
 @dataclass(frozen=True)
@@ -62,32 +64,38 @@ class ViSurf(Objective):
         "entropy": "keep ViSurf.smooth on: without it the label dominates",
     }
 
-    @property
-    def wants(self) -> tuple[str, ...]:
-        """Labels in the group."""
-        return ("label",) if self.weight > 0 else ()
-
     def __post_init__(self) -> None:
-        if self.weight < 0:
-            raise ValueError(f"ViSurf.weight is {self.weight}; it must be 0 (off) or positive.")
+        require(self, weight=(self.weight >= 0, "0 (off) or positive"))
 
-    def shape(self, advantage: Tensor, batch: Batch, now: Now) -> Tensor:
-        """Statistics of rollouts and label together; [B, T]. A batch without labels keeps the estimator's advantage."""
+    def answer_kinds(self) -> tuple[AnswerKind, ...]:
+        """Labels in the group."""
+        return (LABEL,) if self.weight > 0 else ()
+
+    def shape(self, advantage: Tensor, batch: Batch, now: Now) -> Shaped:
+        """Statistics of rollouts and label together. A batch without labels keeps the estimator's advantage."""
         label = labels(batch)
         if not bool(label.any()):
-            return advantage
+            return Shaped(advantage)
         if self.weight == 0:
-            own = group_normalized(
-                torch.where(label, torch.nan, batch.reward), batch.group, batch.mask
-            )
+            known = torch.where(label, torch.nan, batch.reward)
+            own = group_normalized(known, batch.group, batch.mask)
         else:
-            reward = smoothed(batch.reward, batch.group, label) if self.smooth else batch.reward
-            own = z_score(reward, batch.group)
-            silent = reached(batch.reward, batch.group, label) & self.smooth
-            own = torch.where(label, torch.where(silent, 0.0, self.weight * own), own)
-        return keep(own.to(advantage.dtype).unsqueeze(-1).expand(batch.mask.shape), batch.mask)
+            own = self._with_labels(batch, label)
+        own = own.to(advantage.dtype).unsqueeze(-1)  # [B, 1]
+        return Shaped(keep(own.expand(batch.mask.shape), batch.mask))
 
-    def metrics(self, live: Mapping[str, Scores], batch: Batch, now: Now) -> dict[str, Tensor]:
+    def _with_labels(self, batch: Batch, label: Tensor) -> Tensor:
+        """The advantage of every answer, labels among them; float64 [B]."""
+        reward = batch.reward
+        if self.smooth:
+            reward = smoothed(reward, batch.group, label)
+        own = z_score_in_groups(reward, batch.group)
+        # Exactly 0, whatever rounding leaves between a smoothed label and the mean of its group.
+        silent = reached(batch.reward, batch.group, label) & self.smooth
+        of_label = torch.where(silent, 0.0, self.weight * own)
+        return torch.where(label, of_label, own)
+
+    def metrics(self, live: LiveScores, batch: Batch, now: Now) -> TokenMaps:
         """Share of tokens that are labels', share whose label still teaches, and the log-prob of label tokens."""
         label = labels(batch).unsqueeze(-1)
         teaching = label & (batch.advantage != 0)
@@ -101,9 +109,8 @@ class ViSurf(Objective):
 
 def labels(batch: Batch) -> Tensor:
     """Which answers are labels, bool [B]."""
-    return torch.tensor(
-        [rollout.origin == "label" for rollout in batch.rollouts], device=batch.reward.device
-    )
+    given = [rollout.origin == "label" for rollout in batch.rollouts]
+    return torch.tensor(given, device=batch.reward.device)
 
 
 def aligned(label: Any, keys: Sequence[str] = (), layout: str = "<answer>{}</answer>") -> str:
@@ -116,15 +123,14 @@ def aligned(label: Any, keys: Sequence[str] = (), layout: str = "<answer>{}</ans
         raise ValueError(
             f"the layout {layout!r} has {layout.count('{}')} places '{{}}'; give exactly one for the label."
         )
-    text = (
-        label
-        if isinstance(label, str)
-        else json.dumps(_ordered(label, keys), ensure_ascii=False)
-    )
+    text = label
+    if not isinstance(label, str):
+        text = json.dumps(_ordered(label, keys), ensure_ascii=False)
+    # Not `format`: a label of JSON has braces of its own.
     return layout.replace("{}", text)
 
 
-def without_thinking(
+def pay_without_thinking(
     parts: Mapping[str, float | None], weights: Mapping[str, float], thinking: Collection[str]
 ) -> float | None:
     """The reward of a label: the weighted sum of its parts with the thinking parts at 0; None if none is available."""
@@ -132,12 +138,13 @@ def without_thinking(
         raise ValueError(
             f"the thinking parts {unknown} are no parts of this reward, which has {sorted(parts)}."
         )
-    available = {name: value for name, value in parts.items() if value is not None}
-    if not available:
+    if all(value is None for value in parts.values()):
         return None
-    return sum(
-        weights[name] * value for name, value in available.items() if name not in thinking
-    )
+    paid = 0.0
+    for name, value in parts.items():
+        if value is not None and name not in thinking:
+            paid += weights[name] * value
+    return paid
 
 
 def smoothed(reward: Tensor, group: Tensor, label: Tensor) -> Tensor:
@@ -146,56 +153,88 @@ def smoothed(reward: Tensor, group: Tensor, label: Tensor) -> Tensor:
     reward float [B] (NaN: not available), group long [B], label bool [B] -> float64 [B].
     """
     reward = reward.double()
-    own, index = ~label & ~reward.isnan(), torch.unique(group, return_inverse=True)[1]
-    zero = reward.new_zeros(int(index.max()) + 1)
-    counts = zero.index_add(0, index, own.double()).clamp(min=1)
-    mean = zero.index_add(0, index, torch.where(own, reward, 0.0)) / counts
-    low = (zero + torch.inf).scatter_reduce(
-        0, index, torch.where(own, reward, torch.inf), "amin"
-    )
-    high = (zero - torch.inf).scatter_reduce(
-        0, index, torch.where(own, reward, -torch.inf), "amax"
-    )
+    groups = _Groups(reward, group, own=~label & ~reward.isnan())
     # Rounding must not take the mean of equal rewards beyond them: the group would seem to differ.
-    return torch.where(reached(reward, group, label), mean.clamp(low, high)[index], reward)
+    mean = groups.mean().clamp(groups.lowest(), groups.highest())
+    fades = reached(reward, group, label)
+    return torch.where(fades, mean[groups.index], reward)
 
 
 def reached(reward: Tensor, group: Tensor, label: Tensor) -> Tensor:
     """Which labels are reached by the best rollout of their group; bool [B], False for rollouts."""
-    own, index = ~label & ~reward.isnan(), torch.unique(group, return_inverse=True)[1]
-    worst = torch.full(
-        (int(index.max()) + 1,), -torch.inf, dtype=reward.dtype, device=reward.device
-    )
-    best = worst.scatter_reduce(0, index, torch.where(own, reward, -torch.inf), "amax")
-    return label & (best[index] >= reward)
+    groups = _Groups(reward, group, own=~label & ~reward.isnan())
+    return label & (groups.highest()[groups.index] >= reward)
 
 
-def z_score(reward: Tensor, group: Tensor) -> Tensor:
+def z_score_in_groups(reward: Tensor, group: Tensor) -> Tensor:
     """(R - μ) / population std of the group; 0 where all its rewards are equal or R is NaN; float64 [B]."""
     reward = reward.double()
-    known, index = ~reward.isnan(), torch.unique(group, return_inverse=True)[1]
-    zero = reward.new_zeros(int(index.max()) + 1)
-    counts = zero.index_add(0, index, known.double()).clamp(min=1)
-    mean = zero.index_add(0, index, torch.where(known, reward, 0.0)) / counts
-    centred = torch.where(known, reward - mean[index], 0.0)
-    std = (zero.index_add(0, index, centred.square()) / counts).sqrt()
-    low = (zero + torch.inf).scatter_reduce(
-        0, index, torch.where(known, reward, torch.inf), "amin"
-    )
-    high = (zero - torch.inf).scatter_reduce(
-        0, index, torch.where(known, reward, -torch.inf), "amax"
-    )
+    groups = _Groups(reward, group, own=~reward.isnan())
+    away = reward - groups.mean()[groups.index]
+    centred = torch.where(groups.own, away, 0.0)
+    variance = groups.sum(centred.square()) / groups.counts()
+    std = variance.sqrt()
     # Equal rewards are told apart exactly, since rounding may leave a tiny deviation from their mean.
-    return torch.where(
-        (high > low)[index], centred / std.clamp(min=torch.finfo(std.dtype).tiny)[index], 0.0
-    )
+    differ = groups.highest() > groups.lowest()
+    divisor = std.clamp(
+        min=torch.finfo(std.dtype).tiny
+    )  # where nothing differs, 0 / 0 is never used
+    scaled = centred / divisor[groups.index]
+    return torch.where(differ[groups.index], scaled, 0.0)
+
+
+@dataclass(frozen=True)
+class _Groups:
+    """Statistics of each group over the answers that count."""
+
+    reward: Tensor
+    """float [B]."""
+    group: Tensor
+    """long [B]."""
+    own: Tensor
+    """bool [B]: the answers that count."""
+
+    @cached_property
+    def index(self) -> Tensor:
+        """Number of each answer's group, 0 to K - 1; long [B]."""
+        return torch.unique(self.group, return_inverse=True)[1]
+
+    def sum(self, value: Tensor) -> Tensor:
+        """Sum over all answers of a group; [K]."""
+        return self._filled(0.0).index_add(0, self.index, value)
+
+    def counts(self) -> Tensor:
+        """Answers that count, at least 1; [K]."""
+        own = self.own.to(self.reward)
+        return self.sum(own).clamp(min=1)  # a group of NaN alone divides 0 by 1
+
+    def mean(self) -> Tensor:
+        """Mean reward, 0 without answers that count; [K]."""
+        known = torch.where(self.own, self.reward, 0.0)
+        return self.sum(known) / self.counts()
+
+    def lowest(self) -> Tensor:
+        """Smallest reward, inf without answers that count; [K]."""
+        known = torch.where(self.own, self.reward, torch.inf)
+        return self._filled(torch.inf).scatter_reduce(0, self.index, known, "amin")
+
+    def highest(self) -> Tensor:
+        """Largest reward, -inf without answers that count; [K]."""
+        known = torch.where(self.own, self.reward, -torch.inf)
+        return self._filled(-torch.inf).scatter_reduce(0, self.index, known, "amax")
+
+    def _filled(self, value: float) -> Tensor:
+        """One number per group; [K]."""
+        groups = int(self.index.max()) + 1
+        return self.reward.new_full((groups,), value)
 
 
 def _ordered(label: Any, keys: Sequence[str]) -> Any:
     """The same JSON value with the named keys first in every object."""
     if isinstance(label, Mapping):
-        order = [key for key in keys if key in label] + [
-            key for key in label if key not in keys
-        ]
-        return {key: _ordered(label[key], keys) for key in order}
-    return [_ordered(one, keys) for one in label] if isinstance(label, list | tuple) else label
+        named = [key for key in keys if key in label]
+        others = [key for key in label if key not in keys]
+        return {key: _ordered(label[key], keys) for key in (*named, *others)}
+    if isinstance(label, list | tuple):
+        return [_ordered(one, keys) for one in label]
+    return label

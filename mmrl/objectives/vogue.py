@@ -34,11 +34,19 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from mmrl.ground.seeds import generator
+from mmrl.ground.require import require
+from mmrl.ground.seeds import uniform_draw
 from mmrl.losses.reduce import Totals, keep, token_mean
 from mmrl.losses.schedules import Linear
-from mmrl.objectives.base import Need, Objective
-from mmrl.types import Batch, Now, Scores
+from mmrl.objectives.base import (
+    AnswerKind,
+    LiveScores,
+    Objective,
+    ScoreRequest,
+    TokenMaps,
+    noisy_prompts,
+)
+from mmrl.types import Batch, Now, Scores, Shaped
 
 
 @dataclass(frozen=True)
@@ -73,68 +81,68 @@ class VOGUE(Objective):
     }
 
     def __post_init__(self) -> None:
-        allowed = {
-            "alpha_visual": (self.alpha_visual >= 0, "0 (off) or positive"),
-            "alpha_entropy": (self.alpha_entropy >= 0, "0 (off) or positive"),
-            "beta_visual": (self.beta_visual > 0, "positive"),
-            "beta_entropy": (self.beta_entropy > 0, "positive"),
-            "flip": (
-                self.flip is None or 0 <= self.flip[0] < self.flip[1] <= 1,
-                "two rising shares of the run",
-            ),
-        }
-        for name, (fine, rule) in allowed.items():
-            if not fine:
-                raise ValueError(f"VOGUE.{name} is {getattr(self, name)}; it must be {rule}.")
-        # Numbers of the step's shaping, for the log: not a setting, therefore not a field.
-        object.__setattr__(self, "_log", {})
+        turn = self.flip
+        require(
+            self,
+            alpha_visual=(self.alpha_visual >= 0, "0 (off) or positive"),
+            alpha_entropy=(self.alpha_entropy >= 0, "0 (off) or positive"),
+            beta_visual=(self.beta_visual > 0, "positive"),
+            beta_entropy=(self.beta_entropy > 0, "positive"),
+            flip=(turn is None or 0 <= turn[0] < turn[1] <= 1, "two rising shares of the run"),
+        )
 
     @property
-    def wants(self) -> tuple[str, ...]:
-        """Answers sampled under the noisy view, if they decide which branch is active."""
-        on = self.draw == "rollout" and (self.alpha_visual > 0 or self.alpha_entropy > 0)
-        return (f"noisy prompts:{self.noisy}",) if on else ()
+    def is_off(self) -> bool:
+        """Are both bonuses off?"""
+        return self.alpha_visual == 0 and self.alpha_entropy == 0
 
-    def needs(self) -> tuple[Need, ...]:
+    def answer_kinds(self) -> tuple[AnswerKind, ...]:
+        """Answers sampled under the noisy view, if they decide which branch is active."""
+        decide = self.draw == "rollout" and not self.is_off
+        return (noisy_prompts(self.noisy),) if decide else ()
+
+    def score_requests(self) -> tuple[ScoreRequest, ...]:
         """Stored scores of both branches, exact quantities only where asked for."""
-        if self.alpha_visual == 0 and self.alpha_entropy == 0:
+        if self.is_off:
             return ()
         entropy = self.entropy == "exact" and self.alpha_entropy > 0
         exact = self.uncertainty == "exact" and self.alpha_visual > 0
-        noisy = Need(
-            self.noisy,
-            stage="shape",
-            entropy=entropy,
-            divergence="symmetric" if exact else None,
-        )
-        return Need("raw", stage="shape", entropy=entropy), noisy
+        divergence = "symmetric" if exact else None
+        raw = ScoreRequest("raw", stage="shape", entropy=entropy)
+        return raw, ScoreRequest(self.noisy, "shape", entropy=entropy, divergence=divergence)
 
-    def shape(self, advantage: Tensor, batch: Batch, now: Now) -> Tensor:
-        """The advantage with both bonuses; [B, T]."""
-        if self.alpha_visual == 0 and self.alpha_entropy == 0:
-            return advantage
+    def shape(self, advantage: Tensor, batch: Batch, now: Now) -> Shaped:
+        """The advantage with both bonuses. Logs the mean bonus, and shares of tokens at the cap of either."""
+        if self.is_off:
+            return Shaped(advantage)
         active = self.active(batch, now)  # [B, 1]
         shaped = advantage
-        log: dict[str, Tensor] = {}
+        maps: TokenMaps = {}
         if self.alpha_visual > 0:
             pull = self.alpha_visual * self._sign(now.progress) * self.visual_uncertainty(batch)
             cap = advantage.abs() / self.beta_visual
-            shaped = advantage + torch.where(
-                active, pull.sign() * torch.minimum(pull.abs(), cap), 0.0
-            )
-            log["capped_visual"] = (active & (pull.abs() >= cap) & (cap > 0)).to(advantage)
+            # The pull may be negative (forward term, consistency): its size is capped, its sign kept.
+            bonus = pull.sign() * torch.minimum(pull.abs(), cap)
+            shaped = advantage + torch.where(active, bonus, 0.0)
+            at_cap = (pull.abs() >= cap) & (cap > 0)  # where A is 0, cap and bonus are, too
+            maps["capped_visual"] = (active & at_cap).to(advantage)
         if self.alpha_entropy > 0:
-            raw, noisy = (self._entropy(batch, name) for name in ("raw", self.noisy))
+            raw = self._entropy(batch, "raw")
+            noisy = self._entropy(batch, self.noisy)
             level = self.alpha_entropy * torch.where(active, noisy, raw)
-            cap = (shaped if self.caps == "sequential" else advantage).abs() / self.beta_entropy
+            # The released code caps by what it has already raised, the paper by what came in.
+            base = shaped if self.caps == "sequential" else advantage
+            cap = base.abs() / self.beta_entropy
             shaped = shaped + torch.minimum(level, cap)
-            log["capped_entropy"] = ((level >= cap) & (cap > 0)).to(advantage)
-        log["bonus"] = shaped - advantage
+            at_cap = (level >= cap) & (cap > 0)
+            maps["capped_entropy"] = at_cap.to(advantage)
+        maps["bonus"] = shaped - advantage
+        # Averaged here, over the whole batch: the updates see the rows of one mini-batch each.
         totals = Totals.of(batch.mask)
-        self.__dict__["_log"].update(
-            {name: float(token_mean(x, batch.mask, totals)) for name, x in log.items()}
-        )
-        return keep(shaped, batch.mask)
+        means: dict[str, float] = {}
+        for name, x in maps.items():
+            means[name] = float(token_mean(x, batch.mask, totals))
+        return Shaped(keep(shaped, batch.mask), logged=means)
 
     def active(self, batch: Batch, now: Now) -> Tensor:
         """Is the noisy branch active for an answer? bool [B, 1]. Draws are keyed by seed, step and prompt."""
@@ -142,10 +150,13 @@ class VOGUE(Objective):
         if self.draw == "rollout":
             chosen = [rollout.branch == self.noisy for rollout in batch.rollouts]
         elif self.draw == "batch":
-            chosen = [_uniform(now, "") < chance] * len(batch.rollouts)
+            chosen = [self._drawn(now, "", chance)] * len(batch.rollouts)
         else:
-            chosen = [_uniform(now, rollout.prompt.id) < chance for rollout in batch.rollouts]
-        return torch.tensor(chosen, dtype=torch.bool, device=batch.mask.device).unsqueeze(-1)
+            prompts = [rollout.prompt.id for rollout in batch.rollouts]
+            # Keyed by the prompt, so that its answers agree and company does not matter.
+            chosen = [self._drawn(now, prompt, chance) for prompt in prompts]
+        active = torch.tensor(chosen, dtype=torch.bool, device=batch.mask.device)
+        return active.unsqueeze(-1)
 
     def visual_uncertainty(self, batch: Batch) -> Tensor:
         """U of every token, 0 on padding; [B, T]."""
@@ -157,44 +168,47 @@ class VOGUE(Objective):
                     "score it with divergence='symmetric', or use uncertainty='sampled'."
                 )
             return keep(noisy.divergence.detach(), batch.mask)
-        logp, other = (
-            keep(scores.logp.detach(), batch.mask)
-            for scores in (self._scores(batch, "raw"), noisy)
-        )
+        raw = self._scores(batch, "raw")
+        logp = keep(raw.logp.detach(), batch.mask)
+        other = keep(noisy.logp.detach(), batch.mask)
         if self.uncertainty == "forward":
             return logp.exp() * (logp - other)
         return 0.5 * (logp.exp() - other.exp()) * (logp - other)
 
-    def metrics(self, live: Mapping[str, Scores], batch: Batch, now: Now) -> dict[str, Tensor]:
+    def metrics(self, live: LiveScores, batch: Batch, now: Now) -> TokenMaps:
         """Uncertainty, entropies, probability and realised share of the noisy branch, share of idle tokens (A = 0).
 
-        Of the step's shaping: mean bonus, and shares of tokens at the cap of either bonus. A bonus that is off is not
-        scored, so its numbers are left out.
+        A bonus that is off is not scored, so its numbers are left out.
         """
-        if not self.needs():
+        if self.is_off:
             return {}
         like = torch.ones_like(batch.advantage)
-        maps = {name: like * value for name, value in self.__dict__["_log"].items()}
-        maps["probability"] = like * self.probability(now.progress)
-        maps["active"] = self.active(batch, now).to(like).expand(batch.mask.shape)
+        maps = {"probability": like * self.probability(now.progress)}
+        active = self.active(batch, now).to(
+            like
+        )  # drawn again: the key is the same, so is the coin
+        maps["active"] = active.expand(batch.mask.shape)
         maps["idle"] = (batch.advantage == 0).to(like)
         if self.alpha_visual > 0:
             uncertainty = self.visual_uncertainty(batch)
-            maps |= {"uncertainty": uncertainty, "uncertainty_squared": uncertainty.square()}
-            maps["uncertainty_max"] = uncertainty
+            maps["uncertainty"] = maps["uncertainty_max"] = uncertainty
+            maps["uncertainty_squared"] = uncertainty.square()
         if self.alpha_entropy > 0:
-            maps |= {
-                "entropy": self._entropy(batch, "raw"),
-                "entropy_noisy": self._entropy(batch, self.noisy),
-            }
+            maps["entropy"] = self._entropy(batch, "raw")
+            maps["entropy_noisy"] = self._entropy(batch, self.noisy)
         return maps
+
+    def _drawn(self, now: Now, prompt: str, chance: float) -> bool:
+        """Does the coin of this step and prompt fall on the noisy branch?"""
+        return uniform_draw(now.seed, now.step, prompt, "vogue") < chance
 
     def _sign(self, progress: float) -> float:
         """1 while exploring, -1 for consistency, a straight line between."""
         if self.flip is None:
             return 1.0
         start, end = self.flip
-        return 1.0 - 2.0 * min(max((progress - start) / (end - start), 0.0), 1.0)
+        turned = (progress - start) / (end - start)
+        return 1.0 - 2.0 * min(max(turned, 0.0), 1.0)
 
     def _entropy(self, batch: Batch, name: str) -> Tensor:
         """H of every token under a branch, 0 on padding; [B, T]."""
@@ -217,8 +231,3 @@ class VOGUE(Objective):
                 f"add branches={{{self.noisy!r}: VisualBranch(...)}} and score before the advantages."
             )
         return batch.scores[name]
-
-
-def _uniform(now: Now, prompt: str) -> float:
-    """A uniform number in [0, 1) for a prompt of this step."""
-    return torch.rand(1, generator=generator(now.seed, now.step, prompt, "vogue")).item()

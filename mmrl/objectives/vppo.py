@@ -27,11 +27,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from mmrl.ground.require import require
 from mmrl.losses import kl
 from mmrl.losses.reduce import Reduction, keep
 from mmrl.losses.surrogates import answer_mean
-from mmrl.objectives.base import Need, Objective
-from mmrl.types import Batch, Now, Scores
+from mmrl.objectives.base import LiveScores, Objective, ScoreRequest, TokenMaps
+from mmrl.types import Batch, Now, Shaped
 
 
 @dataclass(frozen=True)
@@ -57,25 +58,22 @@ class VPPO(Objective):
     }
 
     def __post_init__(self) -> None:
-        allowed = {
-            "top_share": (0 < self.top_share <= 1, "in (0, 1]"),
-            "beta_min": (0 <= self.beta_min <= 1, "in [0, 1]"),
-            "beta_max": (
-                self.beta_max is None or self.beta_max >= self.beta_min,
-                "at least beta_min, or None",
-            ),
-            "eta": (self.eta >= 0, "0 (off) or positive"),
-        }
-        for name, (fine, rule) in allowed.items():
-            if not fine:
-                raise ValueError(f"VPPO.{name} is {getattr(self, name)}; it must be {rule}.")
+        top = self.beta_max
+        require(
+            self,
+            top_share=(0 < self.top_share <= 1, "in (0, 1]"),
+            beta_min=(0 <= self.beta_min <= 1, "in [0, 1]"),
+            beta_max=(top is None or top >= self.beta_min, "at least beta_min, or None"),
+            eta=(self.eta >= 0, "0 (off) or positive"),
+        )
 
-    def needs(self) -> tuple[Need, ...]:
+    def score_requests(self) -> tuple[ScoreRequest, ...]:
         """Stored scores of both views unless filter and shaping are off."""
         if not (self.filters or self.weighs):
             return ()
-        exact = "forward" if self.kl == "exact" else None
-        return Need("raw", stage="shape"), Need(self.masked, stage="shape", divergence=exact)
+        divergence = "forward" if self.kl == "exact" else None
+        raw = ScoreRequest("raw", stage="shape")
+        return raw, ScoreRequest(self.masked, stage="shape", divergence=divergence)
 
     @property
     def filters(self) -> bool:
@@ -87,28 +85,30 @@ class VPPO(Objective):
         """Does the answer shaping do anything?"""
         return self.beta_min != 1 or self.beta_max not in (None, 1)
 
-    def shape(self, advantage: Tensor, batch: Batch, now: Now) -> Tensor:
-        """The advantage times answer weights, 0 on tokens that do not look; [B, T]."""
-        if not self.needs():
-            return advantage
+    def shape(self, advantage: Tensor, batch: Batch, now: Now) -> Shaped:
+        """The advantage times answer weights, 0 on tokens that do not look."""
+        if not self.score_requests():
+            return Shaped(advantage)
         dependency = self.dependency(batch)
         if self.weighs:
             advantage = advantage * self.answer_weight(dependency, batch.mask)
         if self.filters:
-            advantage = torch.where(
-                most_dependent(dependency, batch.mask, self.top_share), advantage, 0.0
-            )
-        return advantage
+            chosen = most_dependent(dependency, batch.mask, self.top_share)
+            advantage = torch.where(chosen, advantage, 0.0)
+        return Shaped(advantage)
 
-    def terms(self, live: Mapping[str, Scores], batch: Batch, now: Now) -> dict[str, Tensor]:
+    def terms(self, live: LiveScores, batch: Batch, now: Now) -> TokenMaps:
         """The entropy penalty."""
-        return {"entropy": -self.eta * live["raw"].logp} if self.eta > 0 else {}
-
-    def metrics(self, live: Mapping[str, Scores], batch: Batch, now: Now) -> dict[str, Tensor]:
-        """Dependency and the share of tokens that are trained."""
-        if not self.needs():
+        if self.eta == 0:
             return {}
-        return {"dependency": self.dependency(batch), "trained": (batch.advantage != 0).float()}
+        return {"entropy": -self.eta * live["raw"].logp}
+
+    def metrics(self, live: LiveScores, batch: Batch, now: Now) -> TokenMaps:
+        """Dependency and the share of tokens that are trained."""
+        if not self.score_requests():
+            return {}
+        trained = (batch.advantage != 0).float()
+        return {"dependency": self.dependency(batch), "trained": trained}
 
     def dependency(self, batch: Batch) -> Tensor:
         """S of every token, 0 on padding; [B, T]."""
@@ -119,8 +119,11 @@ class VPPO(Objective):
                 f"add branches={{{self.masked!r}: VisualBranch(...)}} and score before the advantages."
             )
         raw, masked = batch.scores["raw"], batch.scores[self.masked]
-        logp, other = keep(raw.logp, batch.mask), keep(masked.logp, batch.mask)
-        return keep(kl.between(self.kl, logp, other, masked.divergence).detach(), batch.mask)
+        logp = keep(raw.logp, batch.mask)
+        other = keep(masked.logp, batch.mask)
+        dependency = kl.between(self.kl, logp, other, masked.divergence)
+        # A weight, not a term: the policy is not asked to depend on the picture, only taught where it does.
+        return keep(dependency.detach(), batch.mask)
 
     def answer_weight(self, dependency: Tensor, mask: Tensor) -> Tensor:
         """w of every answer; [B, 1]. Answers without trained tokens neither set the range nor the mean."""
@@ -129,23 +132,26 @@ class VPPO(Objective):
         if not bool(counted.any()):
             return torch.ones_like(mean)
         low, high = mean[counted].min(), mean[counted].max()
-        if not high > low:
+        if not high > low:  # also where a NaN hides: then nothing can be ranked
             return torch.ones_like(mean)
         rank = (mean - low) / (high - low)
-        top = self.beta_max
-        span = (
-            (1.0 - self.beta_min) / rank[counted].mean() if top is None else top - self.beta_min
-        )
+        if self.beta_max is None:
+            # The span for which the mean of beta_min + span · rank over the answers is 1.
+            span = (1.0 - self.beta_min) / rank[counted].mean()
+        else:
+            span = self.beta_max - self.beta_min
         return self.beta_min + span * rank
 
 
 def most_dependent(dependency: Tensor, mask: Tensor, share: float) -> Tensor:
     """The ⌈share·|o|⌉ tokens of largest dependency of each answer, earlier ones first among equals; bool [B, T]."""
     on = mask.bool()
+    # The sort must be stable: equal dependencies are common (masked text), and the choice must not vary by machine.
     ranked = torch.where(on, dependency, -torch.inf).argsort(
         dim=-1, descending=True, stable=True
     )
     place = ranked.argsort(dim=-1)  # rank of each token in its answer
     # Counts are small integers: round away the error of share·|o| before the ceiling.
-    count = (on.sum(-1, keepdim=True) * share - 1e-6).ceil()
+    lengths = on.sum(-1, keepdim=True)
+    count = (lengths * share - 1e-6).ceil()
     return on & (place < count)

@@ -3,13 +3,13 @@ r"""EasyR1's text rewards in their exact form, for comparing with published numb
 Three rewards, each as the official function of one answer and as parts for `Rewards`:
 
 * `math`: white space around <, > and / is removed, then 0.9 · accuracy of the box + 0.1 · format
-  `<think>…</think>…\boxed{…}…`. Parts: `math_accuracy`, `reward_functions.think_format`.
+  `<think>…</think>…\boxed{…}…`. Parts: `math_accuracy`, `functions.think_format`.
 * `r1v`: 0.5 · accuracy of `<answer>…</answer>` + 0.5 · format `<think>…</think><answer>…</answer>`.
   Parts: `r1v_accuracy`, `r1v_format`.
 * `dapo`: ±1 for the line behind the last "Answer:" within the last 300 characters, + a weighted overlong punishment.
-  Parts: `dapo_accuracy`, `reward_functions.LengthPenalty`.
+  Part: `dapo_accuracy`; the punishment is the core's (`GRPO.overlong_buffer`, `GRPO.overlong_factor`).
 
-Oddities that are kept on purpose (our own forms in `reward_functions` close them; those of the grader are listed in
+Oddities that are kept on purpose (our own forms in `functions` close them; those of the grader are listed in
 `mathruler`):
 1. `math` pays a missing box if the reference reads "None".
 2. `r1v` searches the tag within one line: an answer on lines of its own is graded as the whole response, which fails.
@@ -81,13 +81,13 @@ def easyr1_dapo(
     answer = announced[-1] if announced else "[INVALID]"
     accuracy = 1.0 if dapo_form(answer) == dapo_form(ground_truth) else -1.0
     over = response_length - (max_response_length - overlong_buffer_length)
-    overlong = (
-        0.0
-        if over <= 0
-        else -1.0
-        if response_length > max_response_length
-        else -over / overlong_buffer_length
-    )
+    # Held at -1 beyond the limit, which also keeps a buffer of 0 out of the division.
+    if over <= 0:
+        overlong = 0.0
+    elif response_length > max_response_length:
+        overlong = -1.0
+    else:
+        overlong = -over / overlong_buffer_length
     return {
         "overall": accuracy + overlong * overlong_penalty_factor,
         "accuracy": accuracy,
@@ -100,14 +100,16 @@ def easyr1_dapo(
 def math_accuracy(rollout: Rollout) -> float:
     """The accuracy of EasyR1's `math` reward, 0 or 1."""
     box = extract_boxed_content(without_tag_spaces(rollout.text))
-    return float(any(grade_answer(box, answer) for answer in _references(rollout)))
+    references = _references(rollout)
+    return float(any(grade_answer(box, reference) for reference in references))
 
 
 @preloads("sympy")
 def r1v_accuracy(rollout: Rollout) -> float:
     """The accuracy of EasyR1's `r1v` reward, 0 or 1."""
     answer = _first_tag_in_a_line(rollout.text)
-    return float(any(grade_answer(answer, one) for one in _references(rollout)))
+    references = _references(rollout)
+    return float(any(grade_answer(answer, reference) for reference in references))
 
 
 def r1v_format(rollout: Rollout) -> float:
@@ -117,15 +119,18 @@ def r1v_format(rollout: Rollout) -> float:
 
 def dapo_accuracy(rollout: Rollout) -> float:
     """The accuracy of EasyR1's `dapo` reward, -1 or 1."""
-    scores = (
-        easyr1_dapo(rollout.text, one, 0, 1, 1, 0.0)["accuracy"] for one in _references(rollout)
-    )
-    return max(scores)
+    best = -1.0
+    for reference in _references(rollout):
+        # Length 0 of 1 and factor 0: the overlong punishment plays no part here.
+        score = easyr1_dapo(rollout.text, reference, 0, 1, 1, 0.0)
+        best = max(best, score["accuracy"])
+    return best
 
 
 def dapo_form(answer: str) -> str:
     """The normalised string that DAPO compares."""
     answer = answer.rpartition("=")[2]
+    # The order is the official one and matters: "an " goes before "a ", spaces before units.
     for before, after in _DAPO_REPLACED:
         answer = answer.replace(before, after)
     for dropped in (*_DAPO_WORDS.split(), *_DAPO_LATEX):
@@ -135,7 +140,9 @@ def dapo_form(answer: str) -> str:
         answer = re.sub(rf"\\{command}{{(.*?)}}", r"\1", answer)
     answer = re.sub(r"\\boxed{(.*)}", r"\1", answer)
     answer = re.sub("frac([^{])(.)", r"frac{\1}{\2}", answer)
-    answer = re.sub("sqrt([^{])", r"sqrt{\1}", answer).replace("$", "")
+    answer = re.sub("sqrt([^{])", r"sqrt{\1}", answer)
+    answer = answer.replace("$", "")
+    # Commas are thousands only if nothing else is left: "1,2" as a pair of numbers becomes 12 as well.
     digits = answer.replace(",", "")
     return (digits if digits.isdigit() else answer).strip()
 
@@ -152,6 +159,7 @@ def _references(rollout: Rollout) -> list[str]:
 
 
 def _combined(accuracy: float, form: float, weight: float) -> dict[str, float]:
+    """The named scores of one answer; `weight` is that of the format."""
     return {
         "overall": (1 - weight) * accuracy + weight * form,
         "format": form,
@@ -160,22 +168,29 @@ def _combined(accuracy: float, form: float, weight: float) -> dict[str, float]:
 
 
 def _has_think_and_box(text: str) -> bool:
+    """Does `<think>.*</think>.*\\boxed{.*}.*` match all of it? Searched from left to right, in linear time."""
     closed = text.find("</think>") if text.startswith("<think>") else -1
     box = text.find("\\boxed{", closed) if closed >= 0 else -1
     return box >= 0 and text.find("}", box) >= 0
 
 
 def _has_think_and_answer(text: str) -> bool:
+    """Does `<think>.*</think>\\s*<answer>.*</answer>` match all of it?"""
     if not text.startswith("<think>") or not text.endswith("</answer>"):
         return False
     turn = re.compile(r"</think>\s*<answer>").search(text, len("<think>"))
-    return turn is not None and turn.end() <= len(text) - len("</answer>")
+    if turn is None:
+        return False
+    # The closing tag at the end must not overlap the opening one.
+    return turn.end() <= len(text) - len("</answer>")
 
 
 def _first_tag_in_a_line(text: str) -> str:
+    """What the first tag that is closed on its line holds, or the whole text."""
+    # The official pattern's dot stops at a line end, so each line is searched by itself.
     for line in text.split("\n"):
-        start = line.find("<answer>")
-        end = line.find("</answer>", start + len("<answer>")) if start >= 0 else -1
-        if end >= 0:
-            return line[start + len("<answer>") : end].strip()
+        _, opened, behind = line.partition("<answer>")
+        inside, closed, _ = behind.partition("</answer>")
+        if opened and closed:
+            return inside.strip()
     return text.strip()

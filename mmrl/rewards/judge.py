@@ -34,8 +34,9 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
+from mmrl.ground.require import require
 from mmrl.rewards.judge_http import Reply, post, redact
-from mmrl.rewards.judge_ledger import Budget, Ledger, Spent, content_key
+from mmrl.rewards.judge_ledger import Budget, Ledger, Spent, request_key
 from mmrl.rewards.worker import Unavailable
 
 __all__ = [
@@ -50,6 +51,12 @@ __all__ = [
 ]
 
 Message = Mapping[str, Any]
+Chat = Sequence[Message]
+Usage = tuple[int, int]
+"""Prompt and answer tokens."""
+_Place = tuple[int, str]
+"""Event loop and content of a request that is under way."""
+_Question = tuple[Chat, asyncio.Future[str]]
 RETRIED = frozenset({408, 409, 425, 429})
 REFUSED = frozenset({400, 413, 422})
 IMAGE_TOKENS = 1500
@@ -103,27 +110,36 @@ class Judge:
     """Seconds before the first retry (half to all of it, by chance); doubled each time, at most 30."""
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
+        if not _is_address(self.url):
+            # Redacted by hand: a wrong address may hold a password.
             raise ValueError(
                 f"Judge.url is {redact(self.url, self.key)!r}; give http(s)://host[:port]/v1, credentials as `key`."
             )
+        # A line end in a key would end the header; the message must not show the key.
         if self.key is not None and not re.fullmatch(r"[!-~]+", self.key):
             raise ValueError(
                 "Judge.key is empty or holds spaces, line ends or other characters; strip what was read."
             )
-        for name in ("concurrency", "attempts", "request_timeout", "deadline", "backoff"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"Judge.{name} is {getattr(self, name)}; it must be positive.")
+        require(
+            self,
+            concurrency=(self.concurrency > 0, "positive"),
+            attempts=(self.attempts > 0, "positive"),
+            request_timeout=(self.request_timeout > 0, "positive"),
+            deadline=(self.deadline > 0, "positive"),
+            backoff=(self.backoff > 0, "positive"),
+        )
         self.url = self.url.rstrip("/")
         self._ledger = Ledger(self.cache)
-        self._reserved = (0, 0.0)
+        self._tokens_reserved = 0
+        self._money_reserved = 0.0
         self._counts: Counter[str] = Counter()
+        # Per event loop, weakly: a semaphore belongs to the loop it was used in, and loops are replaced.
         self._places: weakref.WeakKeyDictionary[Any, asyncio.Semaphore] = (
             weakref.WeakKeyDictionary()
         )
-        self._under_way: dict[tuple[int, str], asyncio.Task[str]] = {}
+        self._under_way: dict[_Place, asyncio.Task[str]] = {}
         self._quiet_until = 0.0
+        # Unseeded on purpose: jitter must differ between processes that ask one server, and decides no bit of a run.
         self._chance = random.Random()
 
     def __repr__(self) -> str:
@@ -141,16 +157,18 @@ class Judge:
             "model": self.model,
             "messages": [dict(message) for message in messages],
         }
-        key = content_key({**body, "version": self.version})
+        key = request_key({**body, "version": self.version})
         if (stored := self._ledger.find(key)) is not None:
             self._counts["judge/cached"] += 1
             return stored
+        # A task cannot be awaited from another loop, so equal questions meet within one only.
         place = (id(asyncio.get_running_loop()), key)
         task = self._under_way.get(place)
         if task is None:
             task = asyncio.ensure_future(self._ask(body, key))
             self._under_way[place] = task
             task.add_done_callback(lambda done: self._finished(place, done))
+        # Shielded: whoever stops waiting must not cancel the request under others that wait for it.
         return await asyncio.shield(task)
 
     @property
@@ -161,66 +179,73 @@ class Judge:
     def metrics(self) -> dict[str, float]:
         """Counts since the last call, and what was spent in all."""
         spent = self.spent
-        totals = {
-            "tokens_in": spent.tokens_in,
-            "tokens_out": spent.tokens_out,
-            "money": spent.money,
-        }
-        values = {**self._counts, **{f"judge/{name}": value for name, value in totals.items()}}
+        values: dict[str, float] = dict(self._counts)
         self._counts.clear()
+        values["judge/tokens_in"] = spent.tokens_in
+        values["judge/tokens_out"] = spent.tokens_out
+        values["judge/money"] = spent.money
         return {name: float(value) for name, value in values.items()}
 
     def close(self) -> None:
         """Close the cache file."""
         self._ledger.close()
 
-    def _finished(self, place: tuple[int, str], done: asyncio.Task[str]) -> None:
+    def _finished(self, place: _Place, done: asyncio.Task[str]) -> None:
         self._under_way.pop(place, None)
+        # Looked at, so that asyncio reports no lost exception: whoever asked has seen it, or has stopped waiting.
         if not done.cancelled():
-            done.exception()  # whoever asked has seen it, or has stopped waiting
+            done.exception()
 
     async def _ask(self, body: Mapping[str, Any], key: str) -> str:
+        """Reserve, send, book, store. The reservation ends with the request, whatever becomes of it."""
         estimate = _estimate(body)
-        money = self.budget.cost(*estimate)
-        self._reserve(sum(estimate), money)
+        tokens, money = sum(estimate), self.budget.cost(*estimate)
+        self._reserve(tokens, money)
         try:
             text, usage = await self._persist(json.dumps(body).encode())
-            tokens = usage or estimate
-            self._ledger.spend(*tokens, self.budget.cost(*tokens))
+            tokens_in, tokens_out = usage or estimate
+            price = self.budget.cost(tokens_in, tokens_out)
+            # Booked before it is stored: a crash between the two costs a question, never hides its price.
+            self._ledger.spend(tokens_in, tokens_out, price)
             self._ledger.store(key, text)
             return text
         except JudgeUnavailable:
             self._counts["judge/unavailable"] += 1
             raise
         finally:
-            self._reserved = (self._reserved[0] - sum(estimate), self._reserved[1] - money)
+            self._tokens_reserved -= tokens
+            self._money_reserved -= money
 
     def _reserve(self, tokens: int, money: float) -> None:
-        spent, (tokens_reserved, money_reserved) = self.spent, self._reserved
-        all_tokens = spent.tokens_in + spent.tokens_out + tokens_reserved + tokens
-        if not self.budget.allows(all_tokens, spent.money + money_reserved + money):
+        """Keep a request's estimate aside. Raises BudgetSpent if all that is under way might pass the budget."""
+        spent = self.spent
+        all_tokens = spent.tokens_in + spent.tokens_out + self._tokens_reserved + tokens
+        all_money = spent.money + self._money_reserved + money
+        if not self.budget.allows(all_tokens, all_money):
             self._counts["judge/unavailable"] += 1
             raise BudgetSpent(
                 f"The budget of the judge {self!r} ({self.budget}) is spent: {spent}, and a further request of about "
                 f"{tokens} tokens might pass it. Raise the budget to go on."
             )
-        self._reserved = (tokens_reserved + tokens, money_reserved + money)
+        self._tokens_reserved += tokens
+        self._money_reserved += money
 
-    async def _persist(self, body: bytes) -> tuple[str, tuple[int, int] | None]:
+    async def _persist(self, body: bytes) -> tuple[str, Usage | None]:
         """Text and usage of the first good reply. Raises JudgeUnavailable, RequestRefused."""
         end = time.monotonic() + self.deadline
         trouble = "no attempt was made"
         for attempt in range(self.attempts):
-            pause = self.backoff * 2**attempt * self._chance.uniform(0.5, 1.0)
             try:
                 reply = await self._attempt(body, end)
                 if reply.status == 200:
                     return _content(reply)
-                trouble = f"HTTP {reply.status}: {redact(reply.body[:300].decode(errors='replace'), self.key)}"
+                shown = redact(reply.body[:300].decode(errors="replace"), self.key)
+                trouble = f"HTTP {reply.status}: {shown}"
                 if reply.status in REFUSED:
                     raise RequestRefused(f"The judge {self!r} refuses the request: {trouble}")
                 if reply.status not in RETRIED and reply.status < 500:
                     break
+                # For all requests of this judge: the server is overloaded by all of them together.
                 if wait := reply.retry_after():
                     self._quiet_until = max(self._quiet_until, time.monotonic() + wait)
             except TimeoutError:
@@ -230,7 +255,8 @@ class Judge:
             except Garbage as error:
                 self._counts["judge/malformed"] += 1
                 trouble = f"the reply is no chat completion: {redact(str(error), self.key)}"
-            resume = max(time.monotonic() + min(pause, 30.0), self._quiet_until)
+            resume = max(time.monotonic() + self._pause(attempt), self._quiet_until)
+            # No sleep into a deadline that the next attempt could not meet.
             if resume >= end or attempt + 1 == self.attempts:
                 break
             self._counts["judge/retries"] += 1
@@ -238,6 +264,11 @@ class Judge:
         raise JudgeUnavailable(
             f"The judge {self!r} gave no answer after {attempt + 1} attempts; the last: {trouble}"
         )
+
+    def _pause(self, attempt: int) -> float:
+        """Seconds before the next attempt: doubled each time, half to all of it by chance, at most 30."""
+        jitter = self._chance.uniform(0.5, 1.0)
+        return min(self.backoff * 2**attempt * jitter, 30.0)
 
     async def _attempt(self, body: bytes, end: float) -> Reply:
         """One request when a place is free and the server wants requests. Raises OSError, TimeoutError."""
@@ -247,8 +278,11 @@ class Judge:
         places = self._places.setdefault(
             asyncio.get_running_loop(), asyncio.Semaphore(self.concurrency)
         )
-        async with asyncio.timeout(max(end - time.monotonic(), 0.0)), places:
-            await asyncio.sleep(max(self._quiet_until - time.monotonic(), 0.0))
+        left = max(end - time.monotonic(), 0.0)
+        # The time limit is entered before the place, so that waiting for a place counts as well.
+        async with asyncio.timeout(left), places:
+            quiet = max(self._quiet_until - time.monotonic(), 0.0)
+            await asyncio.sleep(quiet)
             self._counts["judge/requests"] += 1
             return await post(
                 f"{self.url}/chat/completions", headers, body, self.request_timeout
@@ -264,12 +298,12 @@ class LocalJudge:
 
     def __init__(
         self,
-        answer: Callable[[Sequence[Sequence[Message]]], Sequence[str]],
+        answer: Callable[[Sequence[Chat]], Sequence[str]],
         label: str = "local",
         batch_size: int = 32,
     ) -> None:
         self._answer, self.label, self._size = answer, label, batch_size
-        self._waiting: list[tuple[Sequence[Message], asyncio.Future[str]]] = []
+        self._waiting: list[_Question] = []
         self._worker: asyncio.Task[None] | None = None
         self._counts: Counter[str] = Counter()
 
@@ -277,10 +311,9 @@ class LocalJudge:
         """The answer. Raises JudgeUnavailable if the function raises or leaves answers out."""
         loop = asyncio.get_running_loop()
         if self._worker is not None and self._worker.get_loop() is not loop:
-            self._worker, self._waiting = (
-                None,
-                [],
-            )  # an earlier loop was given up, with all that waited there
+            # An earlier loop was given up, with all that waited there.
+            self._worker = None
+            self._waiting = []
         future: asyncio.Future[str] = loop.create_future()
         self._waiting.append((messages, future))
         if self._worker is None or self._worker.done():
@@ -298,18 +331,18 @@ class LocalJudge:
     async def _work(self) -> None:
         await asyncio.sleep(0)  # let the questions of this step arrive
         while self._waiting:
-            taken, self._waiting = self._waiting[: self._size], self._waiting[self._size :]
+            taken = self._waiting[: self._size]
+            self._waiting = self._waiting[self._size :]
             self._counts["requests"] += len(taken)
             try:
-                texts = await asyncio.to_thread(
-                    self._answer, [messages for messages, _ in taken]
-                )
+                # On a thread: a model that computes must not stop the coroutines that will ask next.
+                texts = await asyncio.to_thread(self._answer, [chat for chat, _ in taken])
                 if len(texts) != len(taken):
                     raise ValueError(f"{len(texts)} answers to {len(taken)} questions")
-            except Exception as error:
+            except Exception as error:  # whatever a model or a rule raises
                 self._counts["unavailable"] += len(taken)
                 for _, future in taken:
-                    if not future.done():
+                    if not future.done():  # done already if whoever asked has given up
                         future.set_exception(
                             JudgeUnavailable(f"The {self.label} judge failed: {error!r}")
                         )
@@ -323,7 +356,16 @@ class Garbage(Exception):
     """A reply with status 200 that is no chat completion."""
 
 
-def _content(reply: Reply) -> tuple[str, tuple[int, int] | None]:
+def _is_address(url: str) -> bool:
+    """Is it http(s)://host… without credentials, which belong into `key`?"""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        return False
+    return "@" not in parts.netloc
+
+
+def _content(reply: Reply) -> tuple[str, Usage | None]:
+    """The text of a chat completion and its usage, if it reports one. Raises Garbage."""
     try:
         parsed = json.loads(reply.body)
         text = parsed["choices"][0]["message"]["content"]
@@ -331,24 +373,33 @@ def _content(reply: Reply) -> tuple[str, tuple[int, int] | None]:
             raise TypeError(f"the content is a {type(text).__name__}")
     except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise Garbage(f"{error!r} in {reply.body[:200]!r}") from error
+    return text, _usage(parsed)
+
+
+def _usage(parsed: Mapping[str, Any]) -> Usage | None:
+    """Prompt and answer tokens that the server reports; None unless both are whole numbers."""
     usage = parsed.get("usage")
-    counts = (
-        [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
-        if isinstance(usage, dict)
-        else []
-    )
-    whole = [count for count in counts if isinstance(count, int) and count >= 0]
-    return text, (whole[0], whole[1]) if len(whole) == 2 else None
+    if not isinstance(usage, dict):
+        return None
+    counts: list[int] = []
+    for name in ("prompt_tokens", "completion_tokens"):
+        count = usage.get(name)
+        # Some servers send null, or -1 for "not counted": then the estimate is booked.
+        if not isinstance(count, int) or count < 0:
+            return None
+        counts.append(count)
+    return counts[0], counts[1]
 
 
-def _estimate(body: Mapping[str, Any]) -> tuple[int, int]:
+def _estimate(body: Mapping[str, Any]) -> Usage:
     """Prompt and answer tokens of a request, rather too many than too few."""
     tokens = 0
     for message in body["messages"]:
         content = message.get("content") or ""
         parts = [{"text": content}] if isinstance(content, str) else content
-        tokens += 8 + sum(
-            len(part["text"]) // 3 + 1 if "text" in part else IMAGE_TOKENS for part in parts
-        )
+        tokens += 8  # role and separators of a chat template
+        for part in parts:
+            # A token is about 4 characters of English, fewer of other languages and of code: 3 is on the safe side.
+            tokens += len(part["text"]) // 3 + 1 if "text" in part else IMAGE_TOKENS
     limit = body.get("max_completion_tokens", body.get("max_tokens"))
     return tokens, int(limit) if limit else 1024

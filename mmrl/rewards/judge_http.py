@@ -42,7 +42,9 @@ class Reply:
         if re.fullmatch(r"\d{1,9}(\.\d{1,9})?", wish):
             return float(wish)
         try:
-            return max(email.utils.parsedate_to_datetime(wish).timestamp() - time.time(), 0.0)
+            moment = email.utils.parsedate_to_datetime(wish).timestamp()
+            # Wall clock, since the server names a date.
+            return max(moment - time.time(), 0.0)
         except (ValueError, TypeError):
             return 0.0
 
@@ -52,10 +54,14 @@ async def post(url: str, headers: Mapping[str, str], body: bytes, timeout: float
     parts = urlsplit(url)
     secure = parts.scheme == "https"
     port = parts.port or (443 if secure else 80)
+    target = parts.path or "/"
+    if parts.query:
+        target = f"{target}?{parts.query}"
     lines = [
-        f"POST {parts.path or '/'}{'?' + parts.query if parts.query else ''} HTTP/1.1",
+        f"POST {target} HTTP/1.1",
         f"Host: {_host(url)}",
     ]
+    # Ours win over the caller's: the body is read until its length or the end of the connection.
     fixed = {
         "Content-Length": str(len(body)),
         "Connection": "close",
@@ -70,12 +76,14 @@ async def post(url: str, headers: Mapping[str, str], body: bytes, timeout: float
             limit=HEAD_LIMIT,
         )
         try:
-            writer.write("\r\n".join([*lines, "", ""]).encode("latin-1") + body)
+            head = "\r\n".join([*lines, "", ""])  # headers end with an empty line
+            writer.write(head.encode("latin-1") + body)
             await writer.drain()
             return await _read(reader)
         except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, ValueError) as error:
             raise BrokenReply(f"the server sent no complete reply ({error})") from error
         finally:
+            # Aborted rather than closed: a TLS server that is stuck would make us wait for its goodbye.
             writer.transport.abort()
 
 
@@ -87,45 +95,59 @@ def redact(text: str, key: str | None) -> str:
 
 
 async def _read(reader: asyncio.StreamReader) -> Reply:
+    """The first reply that is not interim."""
     status = 100
     headers: dict[str, str] = {}
     while status < 200:  # interim replies come before the real one
-        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-        match = re.fullmatch(r"HTTP/1\.[01] (\d{3})(?: .*)?", head[0])
+        head = await reader.readuntil(b"\r\n\r\n")
+        first, *lines = head.decode("latin-1").split("\r\n")
+        match = re.fullmatch(r"HTTP/1\.[01] (\d{3})(?: .*)?", first)
         if match is None:
-            raise ValueError(f"{head[0][:80]!r} is no HTTP status line")
+            raise ValueError(f"{first[:80]!r} is no HTTP status line")
         status = int(match[1])
-        pairs = (line.partition(":") for line in head[1:] if line)
-        headers = {name.strip().lower(): value.strip() for name, _, value in pairs}
+        headers = {}
+        for line in filter(None, lines):
+            name, _, value = line.partition(":")
+            headers[name.strip().lower()] = value.strip()
     return Reply(status, headers, await _body(reader, headers))
 
 
 async def _body(reader: asyncio.StreamReader, headers: Mapping[str, str]) -> bytes:
+    """The body by chunks, by its length, or up to the end of the connection, in this order (RFC 9112)."""
     if "chunked" in headers.get("transfer-encoding", "").lower():
         return await _chunks(reader)
     if "content-length" in headers:
         size = int(headers["content-length"])
-        return await reader.readexactly(_checked(size))
+        return await reader.readexactly(_within_limit(size))
     body = bytearray()
     while chunk := await reader.read(1 << 16):
         body += chunk
-        _checked(len(body))
+        _within_limit(len(body))
     return bytes(body)
 
 
 async def _chunks(reader: asyncio.StreamReader) -> bytes:
+    """A chunked body: hexadecimal size, line end, bytes, line end; a size of 0 ends it."""
     body = bytearray()
-    while size := int((await reader.readuntil(b"\r\n")).split(b";")[0], 16):
-        _checked(len(body) + size)
-        body += (await reader.readexactly(size + 2))[:-2]
+    while size := await _chunk_size(reader):
+        _within_limit(len(body) + size)
+        chunk = await reader.readexactly(size + len(b"\r\n"))
+        body += chunk[:size]
     return bytes(body)
 
 
-def _checked(size: int) -> int:
+async def _chunk_size(reader: asyncio.StreamReader) -> int:
+    line = await reader.readuntil(b"\r\n")
+    return int(line.split(b";")[0], 16)  # extensions follow a semicolon
+
+
+def _within_limit(size: int) -> int:
+    """The size, if so much is read. Raises ValueError, also for a negative one, which int() accepts."""
     if not 0 <= size <= BODY_LIMIT:
         raise ValueError(f"a body of {size} bytes, at most {BODY_LIMIT} are read")
     return size
 
 
 def _host(url: str) -> str:
+    """Host and port for the header, without credentials."""
     return urlsplit(url).netloc.rpartition("@")[2]

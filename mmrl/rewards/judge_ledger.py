@@ -65,6 +65,7 @@ class Ledger:
     """The cache and the sum of what was spent. Raises ValueError if the file cannot be used."""
 
     def __init__(self, file: Path | None) -> None:
+        # One connection for all threads: judges answer on a loop's thread, metrics are read on the trainer's.
         self._lock = threading.Lock()
         try:
             if file is not None:
@@ -88,6 +89,7 @@ class Ledger:
 
     def store(self, key: str, text: str) -> None:
         """Keep an answer."""
+        # The connection as a context is a transaction: committed at the end, rolled back on an error.
         with self._lock, self._database:
             self._database.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", (key, text))
 
@@ -100,20 +102,23 @@ class Ledger:
     def spent(self) -> Spent:
         """The sum of all requests."""
         with self._lock:
-            return Spent(
-                *self._database.execute(
-                    "SELECT tokens_in, tokens_out, money FROM spent"
-                ).fetchone()
-            )
+            row = self._database.execute("SELECT tokens_in, tokens_out, money FROM spent")
+            return Spent(*row.fetchone())
 
     def close(self) -> None:
         """Close the file."""
         self._database.close()
 
 
-def content_key(content: Mapping[str, Any]) -> str:
+def request_key(content: Mapping[str, Any]) -> str:
     """A hash of everything that an answer depends on."""
+    # Sorted and without spaces: equal requests have equal bytes, however they were put together.
     text = json.dumps(
-        content, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str
+        content,
+        sort_keys=True,
+        ensure_ascii=False,
+        separators=(",", ":"),
+        default=str,
     )
+    # A model may write half a surrogate pair, which strict UTF-8 refuses.
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

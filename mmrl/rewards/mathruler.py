@@ -9,7 +9,7 @@ as strings or, element by element of a tuple, under sympy (the rules of PRM800K)
 4. An integer reference wants an integer written out: "\sqrt{4}" is not 2. A fraction that is not reduced is wrong,
    though "0.5" for 1/2 is right.
 5. "^{" and powers of several digits are never evaluated, more than two distinct letters are not either; "9**9**9" is.
-   sympy evaluates text that a model wrote: run it in the worker of `isolation` only.
+   sympy evaluates text that a model wrote: run it in a worker of `worker_pool` only.
 6. Words are compared without case or spaces; "x=4" is 4, because a left side of up to two letters is dropped.
 
 Departure: the original turns LaTeX into text with pylatexenc; `_latex_to_text` covers what occurs in answers
@@ -19,13 +19,19 @@ dropped, their arguments kept. Accents, font styles and matrices are not reprodu
 
 from __future__ import annotations
 
+import math
 import re
 
+from mmrl.ground.answers import boxed
+
+_NUMBER_WORDS = {"million": 6, "billion": 9, "trillion": 12}
 _UNITS = (
     "degree cm centimeter meter mile second minute hour day week month year foot feet inch yard"
 )
 _BRACKETS = "()[]"
 _GREEK = "alpha beta gamma delta zeta eta theta iota kappa lambda mu nu xi omicron rho sigma tau upsilon chi psi omega"
+_FUNCTIONS = "sin cos tan cot sec csc log ln exp lim max min gcd arcsin arccos arctan sinh cosh tanh deg det dim"
+# pylatexenc's table of characters, as far as answers need it. Epsilon and phi have two forms, hence not in _GREEK.
 _SYMBOLS = {
     "pi": "pi", "infty": "inf", "cup": "U", "cdot": "*", "times": "*", "pm": "±", "mp": "∓", "div": "÷", "circ": "∘",
     "le": "≤", "leq": "≤", "ge": "≥", "geq": "≥", "neq": "≠", "approx": "≈", "equiv": "≡", "in": "∈", "cap": "∩",
@@ -33,17 +39,13 @@ _SYMBOLS = {
     "Rightarrow": "⇒", "ldots": "…", "dots": "…", "cdots": "⋯", "mid": "|", "lvert": "|", "rvert": "|", "prime": "'",
     "phi": "ϕ", "varphi": "φ", "epsilon": "ϵ", "varepsilon": "ε", "sum": "∑", "int": "∫", "langle": "⟨", "rangle": "⟩",
     "lfloor": "⌊", "rfloor": "⌋", "lceil": "⌈", "rceil": "⌉", "backslash": "\\", "quad": "  ", "qquad": "    ",
-    "sin": "sin", "cos": "cos", "tan": "tan", "cot": "cot", "sec": "sec", "csc": "csc", "log": "log", "ln": "ln",
-    "exp": "exp", "lim": "lim", "max": "max", "min": "min", "gcd": "gcd", "arcsin": "arcsin", "arccos": "arccos",
-    "arctan": "arctan", "sinh": "sinh", "cosh": "cosh", "tanh": "tanh", "deg": "deg", "det": "det", "dim": "dim",
     " ": " ", ",": " ", ";": " ", ":": " ", "\\": "\n", "{": "{", "}": "}", "%": "%", "$": "$", "#": "#", "&": "&",
     "_": "_", "|": "‖", "Delta": "Δ", "Gamma": "Γ", "Theta": "Θ", "Lambda": "Λ", "Sigma": "Σ", "Phi": "Φ", "Psi": "Ψ",
     "Omega": "Ω", "square": "□", "forall": "∀", "subset": "⊂", "subseteq": "⊆", "sim": "∼", "cong": "≅", "neg": "¬",
     "land": "∧", "lor": "∨", "wedge": "∧", "vee": "∨", "notin": "∉", "setminus": "∖", "star": "⋆", "ast": "∗",
 }  # fmt: skip
+_SYMBOLS |= {name: name for name in _FUNCTIONS.split()}
 _SYMBOLS |= dict(zip(_GREEK.split(), "αβγδζηθικλμνξορστυχψω", strict=True))
-
-
 _SPECIAL = {
     "~": "\N{NO-BREAK SPACE}",
     "&": " ",
@@ -65,13 +67,8 @@ _POWERS = re.compile(r"\^[0-9]+\^|\^[0-9][0-9]+")
 
 def extract_boxed_content(text: str) -> str:
     r"""The content of the last `\boxed{…}`, or the text "None"."""
-    _, opened, rest = text.rpartition("\\boxed{")
-    depth = 1 if opened else 0
-    for position, char in enumerate(rest if opened else ""):
-        depth += (char == "{") - (char == "}")
-        if depth == 0:
-            return rest[:position].strip()
-    return "None"
+    inside = boxed(text, escapes=False)
+    return "None" if inside is None else inside
 
 
 def grade_answer(given: str, ground_truth: str) -> bool:
@@ -84,9 +81,13 @@ def grade_answer(given: str, ground_truth: str) -> bool:
     if not answer:
         return False
     wanted, found = _elements(expected), _elements(answer)
-    if len(wanted) > 1 and (expected[0] != answer[0] or expected[-1] != answer[-1]):
+    if not wanted or len(wanted) != len(found):
         return False
-    return len(wanted) == len(found) and bool(wanted) and all(map(_same_element, wanted, found))
+    # "(1, 2]" and "[1, 2)" are different intervals; around a single element brackets do not matter.
+    same_ends = (expected[0], expected[-1]) == (answer[0], answer[-1])
+    if len(wanted) > 1 and not same_ends:
+        return False
+    return all(_same_element(*pair) for pair in zip(wanted, found, strict=True))
 
 
 def _short_form(answer: str) -> str:
@@ -102,6 +103,7 @@ def _short_form(answer: str) -> str:
 
 def _rewritten(text: str) -> str:
     """Raises IndexError for a command that ends the text, ValueError for two units in text commands."""
+    # The rules of the benchmark, in its order: each reads what the ones before left.
     for dropped, instead in (
         ("\n", ""),
         ("\\!", ""),
@@ -114,26 +116,34 @@ def _rewritten(text: str) -> str:
         text = text.replace(dropped, "")
     if text.count("\\text{ ") > 1:
         raise ValueError("more than one unit")
-    text = text.partition("\\text{ ")[0].replace("\\%", "").replace("%", "")
+    text = text.partition("\\text{ ")[0]  # a unit stands behind the number
+    text = text.replace("\\%", "").replace("%", "")
     text = text.replace(" .", " 0.").replace("{.", "{0.")
     if not text:
         return text
-    text = "0" + text if text.startswith(".") else text
+    if text.startswith("."):
+        text = "0" + text
     sides = text.split("=")
     if len(sides) == 2 and len(sides[0]) <= 2:
         text = sides[1]
+    # Roots before spaces are dropped: "\sqrt 2" takes its space for the argument, as the original does.
     text = _braced_fractions(_braced_roots(text).replace(" ", ""))
-    return _braced_slash("\\frac{1}{2}" if text == "0.5" else text)
+    if text == "0.5":  # the only decimal that the original turns into a fraction
+        return "\\frac{1}{2}"
+    return _braced_slash(text)
 
 
 def _braced_roots(text: str) -> str:
+    r"""`\sqrt3` as `\sqrt{3}`. Raises IndexError for a root without argument."""
     head, *rest = text.split("\\sqrt")
-    return head + "".join(
-        "\\sqrt" + (part if part[0] == "{" else f"{{{part[0]}}}{part[1:]}") for part in rest
-    )
+    for part in rest:
+        braced = part if part[0] == "{" else f"{{{part[0]}}}{part[1:]}"
+        head += "\\sqrt" + braced
+    return head
 
 
 def _braced_fractions(text: str) -> str:
+    r"""`\frac12` as `\frac{1}{2}`; the text as it was if a fraction lacks its second argument."""
     head, *rest = text.split("\\frac")
     for part in rest:
         if part[0] != "{":
@@ -146,6 +156,7 @@ def _braced_fractions(text: str) -> str:
 
 
 def _braced_slash(text: str) -> str:
+    r"""A text that is nothing but `1/2`, integers without leading zeros, as `\frac{1}{2}`."""
     match = re.fullmatch(r"(0|-?[1-9]\d*)/(0|-?[1-9]\d*)", text, re.ASCII)
     return f"\\frac{{{match[1]}}}{{{match[2]}}}" if match else text
 
@@ -163,7 +174,7 @@ def _long_form(text: str) -> str:
         (" and ", " , "),
     ):
         text = text.replace(before, after)
-    for word, power in (("million", 6), ("billion", 9), ("trillion", 12)):
+    for word, power in _NUMBER_WORDS.items():
         text = text.replace(word, f"*10^{power}")
     for unit in _UNITS.split():
         text = re.sub(rf"{unit}(es)?(s)? *(\^[0-9]+)?", "", text)
@@ -171,14 +182,20 @@ def _long_form(text: str) -> str:
     if text.startswith("{") and text.endswith("}"):
         text = text[1:-1]
     text = re.sub(r",\\! *", "", text)
-    if (value := _float(text)) is not None and _near_integer(value):
+    value = _as_float(text)
+    if value is not None and _near_integer(value):
         text = str(round(value))
     if "\\" in text:
         text = _without_latex(text)
     text = re.sub("- *", "-", text)
     text = re.sub("([0-9]) +([0-9])", r"\1+\2", text)  # a mixed number
-    text = text.replace(" ", "").replace("{", "").replace("}", "").lower()
-    return str(int(float(text.replace(",", "")))) if _is_integer(text) else text
+    for dropped in " {}":
+        text = text.replace(dropped, "")
+    text = text.lower()
+    # Through float, as the original: integers beyond 2^53 lose their last digits on both sides alike.
+    if _is_integer(text):
+        return str(int(float(text.replace(",", ""))))
+    return text
 
 
 def _without_latex(text: str) -> str:
@@ -190,7 +207,7 @@ def _without_latex(text: str) -> str:
     )
     try:
         return _latex_to_text(spaced, 0, inside=False)[0].strip()
-    except (IndexError, RecursionError):
+    except (IndexError, RecursionError):  # an argument is missing, or braces nest without end
         return text
 
 
@@ -207,9 +224,10 @@ def _latex_to_text(text: str, at: int, inside: bool) -> tuple[str, int]:
             at += 1
             if inside:
                 break
-            continue
+            continue  # a brace that closes nothing is dropped
         elif dashes := _DASHES.match(text, at):
-            piece, at = "–—"[len(dashes[0]) - 2], dashes.end()
+            piece = "—" if dashes[0] == "---" else "–"
+            at = dashes.end()
         else:
             piece, at = _SPECIAL.get(char, char), at + 1
         pieces.append(piece)
@@ -221,17 +239,19 @@ def _command(text: str, at: int) -> tuple[str, int]:
     match = _NAME.match(text, at)
     if match is None:
         return "", at
-    name, at = match[1] or match[2], match.end()
+    name = match[1] or match[2]
+    at = match.end()
     if name == "frac":
         top, at = _argument(text, at)
         bottom, at = _argument(text, at)
         return f"{top}/{bottom}", at
     if name == "sqrt":
         if index := _INDEX.match(text, at):
-            at = index.end()
+            at = index.end()  # the 3 of a cube root is lost, as in the original
         root, at = _argument(text, at)
         return f"sqrt({root})", at
     if name == "\\" and (options := _AFTER_BREAK.match(text, at)):
+        # A line break may have a star and a distance; spaces alone belong to the text.
         return "\n", options.end() if options[0].strip() else at
     if name in _DROPPED_WITH_ARGUMENT:
         return "", _argument(text, at)[1]
@@ -239,6 +259,7 @@ def _command(text: str, at: int) -> tuple[str, int]:
 
 
 def _argument(text: str, at: int) -> tuple[str, int]:
+    """A group, a command, or the next character, as TeX reads an argument. Raises IndexError at the end."""
     while text[at].isspace():
         at += 1
     if text[at] == "{":
@@ -254,17 +275,15 @@ def _elements(text: str) -> list[str]:
     if not text:
         return []
     inner = text[1:-1]
-    if (
-        len(text) > 2
-        and text[0] in _BRACKETS
-        and text[-1] in _BRACKETS
-        and not set(inner) & set(_BRACKETS)
-    ):
+    bracketed = len(text) > 2 and text[0] in _BRACKETS and text[-1] in _BRACKETS
+    # With brackets inside, such as "(1, f(2))", commas are not known to separate elements.
+    if bracketed and not set(inner) & set(_BRACKETS):
         return [element.strip() for element in inner.split(",")]
     return [text]
 
 
 def _same_element(expected: str, answer: str) -> bool:
+    """PRM800K's rules for one element: fractions as they are written, integers with integers, sympy for the rest."""
     if _FRACTION.search(expected) and _FRACTION.search(answer):
         return expected == answer
     if _is_integer(expected) != _is_integer(answer):
@@ -273,30 +292,27 @@ def _same_element(expected: str, answer: str) -> bool:
 
 
 def _same_under_sympy(difference: str) -> bool:
-    letters = {
-        char for char in difference.replace("sqrt", "").replace("frac", "") if char.isalpha()
-    }
-    if (
-        len(letters) > 2
-        or "^{" in difference
-        or "^(" in difference
-        or _POWERS.search(difference)
-    ):
+    """Does sympy simplify the difference to 0? False for what it had better not try."""
+    symbols = difference.replace("sqrt", "").replace("frac", "")
+    letters = {char for char in symbols if char.isalpha()}
+    if len(letters) > 2:  # words rather than variables
+        return False
+    # Towers of powers take for ever; the original refuses these spellings, and "9**9**9" passes.
+    if "^{" in difference or "^(" in difference or _POWERS.search(difference):
         return False
     from sympy import simplify
     from sympy.parsing import sympy_parser as parser
 
     rules = (*parser.standard_transformations, parser.implicit_multiplication_application)
     try:
-        return bool(
-            simplify(parser.parse_expr(difference.replace("^", "**"), transformations=rules))
-            == 0
-        )
+        expression = parser.parse_expr(difference.replace("^", "**"), transformations=rules)
+        return bool(simplify(expression) == 0)
     except Exception:  # whatever a model wrote: sympy raises almost anything
         return False
 
 
 def _without_thousands(text: str) -> str:
+    # Repeated: matches of "1,234,567" overlap in the digit before the second comma.
     previous = None
     while previous != text:
         previous, text = text, re.sub(r"(\d),(\d\d\d)($|\D)", r"\1\2\3", text)
@@ -304,15 +320,16 @@ def _without_thousands(text: str) -> str:
 
 
 def _is_integer(text: str) -> bool:
-    value = _float(_without_thousands(text))
+    value = _as_float(_without_thousands(text))
     return value is not None and _near_integer(value)
 
 
 def _near_integer(value: float) -> bool:
-    return abs(value) != float("inf") and value == value and abs(value - round(value)) <= 1e-7
+    # round() raises for NaN and infinities.
+    return math.isfinite(value) and abs(value - round(value)) <= 1e-7
 
 
-def _float(text: str) -> float | None:
+def _as_float(text: str) -> float | None:
     try:
         return float(text)
     except ValueError:

@@ -29,6 +29,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from mmrl.rewards.contract import refuse_misspelt_markers
 from mmrl.rewards.worker import marker
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 Convention = Literal["rollout", "batch", "trl"]
 OPTIONAL = ("media", "prompt_ids", "logp")
 """Attributes that an isolated reward sees only if it asks for them."""
+_ANY_KEYWORD = inspect.Parameter.VAR_KEYWORD
 _TRL_ONLY = ("trainer_state", "log_extra", "log_metric", "environments")
 Reason = Literal[
     "timeout", "memory", "exception", "exit", "unavailable", "nonfinite", "not_a_number"
@@ -86,12 +88,14 @@ def preloads(*modules: str) -> Callable[[Function], Function]:
 class Seen(SimpleNamespace):
     """A rollout, prompt or medium as an isolated reward sees it: the same names without tensors."""
 
+    # By identity: a namespace would compare its arrays, and that has no truth value.
     def __eq__(self, other: object) -> bool:
-        return self is other  # comparing arrays has no truth value
+        return self is other
 
     def __hash__(self) -> int:
         return id(self)
 
+    # Reached only for names that the record lacks.
     def __getattr__(self, name: str) -> Any:
         hint = f'; mark the reward function with @needs("{name}")' if name in OPTIONAL else ""
         raise AttributeError(f"an isolated reward sees no attribute {name!r} here{hint}")
@@ -119,6 +123,9 @@ class Call:
 
 
 Outcome = list[float | str | None] | Failure
+"""One value per answer (a text describes what is no number), or why the whole call failed."""
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+"""Positional and keyword arguments."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +145,7 @@ class Part:
         """Does one call score many answers?"""
         return self.convention != "rollout"
 
-    def arguments(self, rollouts: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def arguments(self, rollouts: Sequence[Any]) -> Arguments:
         """Positional and keyword arguments for these rollouts (exactly one for the convention "rollout")."""
         if self.convention == "rollout":
             return (rollouts[0],), {}
@@ -147,14 +154,16 @@ class Part:
         return (), self._columns(rollouts)
 
     def _columns(self, rollouts: Sequence[Any]) -> dict[str, Any]:
+        """The columns that a function of TRL's convention takes; all of them for `**kwargs`."""
         parameters = inspect.signature(self.function).parameters
         columns = trl_columns(rollouts)
-        if any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
+        if any(parameter.kind is _ANY_KEYWORD for parameter in parameters.values()):
             return columns
-        columns |= {name: None for name in _TRL_ONLY if name not in columns}
-        missing = [
-            name for name, one in parameters.items() if one.default is one.empty and name not in columns
-        ]  # fmt: skip
+        # What only TRL's trainer could fill is there, but empty: its functions look before they use it.
+        for name in _TRL_ONLY:
+            columns.setdefault(name, None)
+        required = [name for name, parameter in parameters.items() if _is_required(parameter)]
+        missing = [name for name in required if name not in columns]
         if missing:
             raise ValueError(
                 f"The reward part {self.name!r} asks for the columns {missing}, but the rows have "
@@ -165,7 +174,9 @@ class Part:
 
 def parse_part(name: str, given: object, isolate: bool = True) -> Part:
     """Turn `function` or `(weight, function)` into a Part. Raises ValueError if it fits no convention."""
-    weight, function = given if isinstance(given, tuple) and len(given) == 2 else (1.0, given)
+    weight, function = 1.0, given
+    if isinstance(given, tuple) and len(given) == 2:
+        weight, function = given
     if not isinstance(weight, int | float) or not math.isfinite(weight):
         raise ValueError(
             f"The weight of the reward part {name!r} is {weight!r}; give a finite number."
@@ -175,33 +186,39 @@ def parse_part(name: str, given: object, isolate: bool = True) -> Part:
             f"The reward part {name!r} is {given!r}; give a function or (weight, function), "
             f"for example {name}=(0.9, boxed_accuracy)."
         )
-    asks = tuple(marker(function, "needs", ()))
-    is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
-        type(function).__call__
-    )
-    alone = bool(marker(function, "in_process", False)) or not isolate
+    refuse_misspelt_markers(name, function)
+    # A callable object is as async as its __call__, which the first question does not see.
+    is_async = inspect.iscoroutinefunction(function)
+    is_async = is_async or inspect.iscoroutinefunction(type(function).__call__)
     return Part(
-        name, float(weight), function, _convention(name, function), is_async, alone, asks
+        name=name,
+        weight=float(weight),
+        function=function,
+        convention=_convention(name, function),
+        is_async=is_async,
+        in_process=bool(marker(function, "in_process", False)) or not isolate,
+        needs=tuple(marker(function, "needs", ())),
     )
 
 
 def seen(rollouts: Sequence[Rollout], asks: Sequence[str] = ()) -> list[Seen]:
     """The rollouts as isolated rewards see them; answers of one prompt share its record."""
+    # By identity: a pickled batch then holds each prompt, with its pictures, once and not once per answer.
     prompts: dict[int, Seen] = {}
+    records: list[Seen] = []
     for rollout in rollouts:
-        if id(rollout.prompt) not in prompts:
-            prompts[id(rollout.prompt)] = _seen_prompt(rollout.prompt, "media" in asks)
-    return [_seen_rollout(rollout, prompts[id(rollout.prompt)], asks) for rollout in rollouts]
+        key = id(rollout.prompt)
+        if key not in prompts:
+            prompts[key] = _seen_prompt(rollout.prompt, "media" in asks)
+        records.append(_seen_rollout(rollout, prompts[key], asks))
+    return records
 
 
 def trl_columns(rollouts: Sequence[Any]) -> dict[str, Any]:
     """The keyword arguments of TRL's convention, each a list with one entry per rollout."""
     prompts = [rollout.prompt for rollout in rollouts]
     columns: dict[str, Any] = {
-        "prompts": [
-            prompt.messages if isinstance(prompt.messages, str) else list(prompt.messages)
-            for prompt in prompts
-        ],
+        "prompts": [_chat(prompt.messages) for prompt in prompts],
         "completions": [_completion(rollout) for rollout in rollouts],
         "completion_ids": [_tokens(rollout.tokens) for rollout in rollouts],
         "trainer_state": None,
@@ -210,14 +227,15 @@ def trl_columns(rollouts: Sequence[Any]) -> dict[str, Any]:
     }
     for alias in ("answer", "solution", "ground_truth"):
         columns[alias] = [prompt.answer for prompt in prompts]
-    for name in sorted(
-        {name for prompt in prompts for name in prompt.extra} - {"prompts", "completions"}
-    ):
+    # The row's own columns come last and win, but never over what is scored.
+    own = set().union(*(prompt.extra for prompt in prompts))
+    for name in sorted(own - {"prompts", "completions"}):
         columns[name] = [prompt.extra.get(name) for prompt in prompts]
     return columns
 
 
 def _convention(name: str, function: Callable[..., Any]) -> Convention:
+    """How a function wants to be called, read off its parameters. Raises ValueError if they fit no convention."""
     try:
         parameters = inspect.signature(function).parameters
     except (ValueError, TypeError) as error:
@@ -226,17 +244,11 @@ def _convention(name: str, function: Callable[..., Any]) -> Convention:
         ) from error
     if "completions" in parameters:
         return "trl"
-    required = [
-        one.name
-        for one in parameters.values()
-        if one.default is one.empty and one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)
-    ]
-    positional = [
-        one
-        for one in parameters.values()
-        if one.kind not in (one.KEYWORD_ONLY, one.VAR_KEYWORD)
-    ]
-    if positional and (len(required) == 1 or (not required and len(positional) == 1)):
+    required = [one for one in parameters.values() if _is_required(one) and not _is_open(one)]
+    positional = [one for one in parameters.values() if _is_positional(one)]
+    # One argument is what we give: the one that is required, or the only one that there is.
+    takes_one = len(required) == 1 or (not required and len(positional) == 1)
+    if positional and takes_one:
         return "batch" if marker(function, "batched", False) else "rollout"
     raise ValueError(
         f"The reward part {name!r} has the parameters ({', '.join(parameters)}), which fit no convention: a reward is "
@@ -245,16 +257,32 @@ def _convention(name: str, function: Callable[..., Any]) -> Convention:
     )
 
 
+def _is_required(parameter: inspect.Parameter) -> bool:
+    return parameter.default is parameter.empty
+
+
+def _is_open(parameter: inspect.Parameter) -> bool:
+    """Is it `*args` or `**kwargs`? These have no default and yet need nothing."""
+    return parameter.kind in (parameter.VAR_POSITIONAL, _ANY_KEYWORD)
+
+
+def _is_positional(parameter: inspect.Parameter) -> bool:
+    return parameter.kind not in (parameter.KEYWORD_ONLY, _ANY_KEYWORD)
+
+
+def _chat(messages: Any) -> Any:
+    return messages if isinstance(messages, str) else list(messages)
+
+
 def _completion(rollout: Any) -> Any:
-    text = rollout.text
-    return (
-        text
-        if isinstance(rollout.prompt.messages, str)
-        else [{"role": "assistant", "content": text}]
-    )
+    """A text behind a text prompt, a message behind a chat, as TRL hands them over."""
+    if isinstance(rollout.prompt.messages, str):
+        return rollout.text
+    return [{"role": "assistant", "content": rollout.text}]
 
 
 def _tokens(tokens: Any) -> list[int]:
+    # A list already for isolated parts, a tensor for those that run in the trainer's process.
     return tokens if isinstance(tokens, list) else tokens.tolist()
 
 
@@ -290,6 +318,7 @@ def _seen_rollout(rollout: Rollout, prompt: Seen, asks: Sequence[str]) -> Seen:
     if "prompt_ids" in asks:
         record.prompt_ids = rollout.prompt_ids.tolist()
     if "logp" in asks:
+        # Some engines return none: then the attribute is there and None.
         record.logp = None if rollout.logp is None else rollout.logp.tolist()
     return record
 
@@ -306,13 +335,17 @@ def _seen_media(medium: Media) -> Seen:
 
 def _without_tensors(value: Any) -> Any:
     """The same value with tensors as numpy arrays and mappings as dictionaries."""
+    # Asked by its methods: this module imports no torch.
     if hasattr(value, "detach") and hasattr(value, "numpy"):
         tensor = value.detach().cpu()
-        return (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
+        if str(tensor.dtype) == "torch.bfloat16":
+            tensor = tensor.float()  # NumPy has no bfloat16
+        return tensor.numpy()
     if isinstance(value, Mapping):
         return {key: _without_tensors(one) for key, one in value.items()}
     if isinstance(value, list):
         return [_without_tensors(one) for one in value]
+    # Plain tuples only: a named tuple would not take a list of its values.
     if type(value) is tuple:
         return tuple(_without_tensors(one) for one in value)
     return value

@@ -4,7 +4,7 @@ reward = Σ weight · value over the parts that are available. A part that is no
 judge that is down) is dropped for the whole group with the other weights unchanged, so that answers of one prompt are
 always compared by the same sum; a group without any part is left out.
 
-A part runs in a killable worker (`isolation`), an `async` part in the trainer's process under a deadline. What goes
+A part runs in a killable worker (`worker_pool`), an `async` part in the trainer's process under a deadline. What goes
 wrong costs one answer and is counted as `reward_failures/<part>_<reason>` with the reasons timeout, memory, exception,
 exit, nonfinite, not_a_number and unavailable. The policy `on_failure` says what the answer then gets:
 "zero" (this part pays 0), "drop" (the answer is left out of the batch) or "stop" (`RewardStopped`).
@@ -12,7 +12,7 @@ exit, nonfinite, not_a_number and unavailable. The policy `on_failure` says what
 an async part misses counts as an outage. A part that fails for `FAILED_IN_A_ROW` answers one after the other stops the
 run under every policy: it is broken, and the run would learn from nothing.
 
-The functions of `reward_functions` are found here too. No torch is imported.
+The functions of `functions` are found here too. No torch is imported.
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ import math
 import os
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
+from mmrl.ground.require import require
+from mmrl.rewards.contract import own_metrics
 from mmrl.rewards.functions import (
-    LengthPenalty,
     RepetitionPenalty,
     answer_format,
     boxed_accuracy,
@@ -43,6 +45,7 @@ from mmrl.rewards.parts import (
     Failure,
     Outcome,
     Part,
+    Seen,
     batch,
     in_process,
     needs,
@@ -58,7 +61,6 @@ if TYPE_CHECKING:
     from mmrl.types import Rollout
 
 __all__ = [
-    "LengthPenalty",
     "RepetitionPenalty",
     "RewardStopped",
     "Rewards",
@@ -79,7 +81,15 @@ __all__ = [
 FAILED_IN_A_ROW = 64
 """So many failures of one part without a single value between them stop the run."""
 RewardFunction = Callable[..., Any]
+Place = Literal["worker", "here", "async"]
+Needs = tuple[str, ...]
+"""Attributes that an isolated part asks for."""
 Cell = float | Failure | None
+"""What one part says of one answer: its pay, why it failed, or that it is not available."""
+Table = dict[str, list[Cell]]
+"""Part -> one cell per answer."""
+FAILURES = ("zero", "drop", "stop")
+OUTAGES = ("stop", "drop")
 _LOG = logging.getLogger(__name__)
 
 
@@ -120,25 +130,23 @@ class Rewards:
             raise ValueError(
                 "Rewards needs at least one part, for example accuracy=(0.9, boxed_accuracy)."
             )
-        for name, value, allowed in (
-            ("on_failure", on_failure, ("zero", "drop", "stop")),
-            ("on_unavailable", on_unavailable, ("stop", "drop")),
-        ):
-            if value not in allowed:
-                raise ValueError(
-                    f"Rewards.{name} is {value!r}; it must be one of {list(allowed)}."
-                )
-        self._parts = {name: parse_part(name, part, isolate) for name, part in parts.items()}
+        self.on_failure = on_failure
+        self.on_unavailable = on_unavailable
+        require(
+            self,
+            on_failure=(on_failure in FAILURES, f"one of {list(FAILURES)}"),
+            on_unavailable=(on_unavailable in OUTAGES, f"one of {list(OUTAGES)}"),
+        )
+        self._parts: dict[str, Part] = {}
+        for name, part in parts.items():
+            self._parts[name] = parse_part(name, part, isolate)
         self._limits = {"one": time_limit, "batch": batch_time_limit, "async": async_time_limit}
-        self._on_failure, self._on_unavailable = on_failure, on_unavailable
-        functions = {
-            name: part.function for name, part in self._parts.items() if _isolated(part)
-        }
-        count = workers or min(4, os.cpu_count() or 1)
-        self._pool = WorkerPool(functions, count, memory_limit) if functions else None
+        self._pool = self._workers(workers or min(4, os.cpu_count() or 1), memory_limit)
         self._loop = AsyncLoop()
+        # Failures, dropped parts and seconds since `metrics` was last asked.
         self._counts: Counter[str] = Counter()
         self._seconds: defaultdict[str, float] = defaultdict(float)
+        # Over the whole run: a part that fails again and again, and what has been warned of.
         self._in_a_row: Counter[str] = Counter()
         self._warned: set[tuple[str, str]] = set()
 
@@ -157,6 +165,7 @@ class Rewards:
         began = time.monotonic()
         table = self._score(rollouts)
         self._seconds["time/reward"] += time.monotonic() - began
+        # Policies come after all parts have run: one that stops the run does not hide what others counted.
         for name, cells in table.items():
             self._apply_policies(self._parts[name], cells, rollouts)
         paid = self._pay(rollouts, table)
@@ -175,8 +184,7 @@ class Rewards:
         self._counts.clear()
         self._seconds.clear()
         for part in self._parts.values():
-            own = getattr(part.function, "metrics", None)
-            values |= own() if own is not None else {}
+            values |= own_metrics(part.function)
         return {name: float(value) for name, value in values.items()}
 
     def start(self) -> None:
@@ -188,7 +196,7 @@ class Rewards:
         """End the worker processes; the trainer's end does it too. A later call starts them again."""
         if self._pool is not None:
             self._pool.close()
-        self._loop.close()
+        self._loop.close()  # a later async call opens another
 
     def __enter__(self) -> Rewards:
         return self
@@ -196,179 +204,236 @@ class Rewards:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _score(self, rollouts: Sequence[Rollout]) -> dict[str, list[Cell]]:
+    def _workers(self, count: int, memory_limit: int | None) -> WorkerPool | None:
+        """Processes for the parts that run isolated; None if no part does."""
+        functions: dict[str, RewardFunction] = {}
+        for name, part in self._parts.items():
+            if _place(part) == "worker":
+                functions[name] = part.function
+        return WorkerPool(functions, count, memory_limit) if functions else None
+
+    def _score(self, rollouts: Sequence[Rollout]) -> Table:
         """Part -> one cell per answer. Failed batch calls are repeated for each group, then for each answer."""
-        table: dict[str, list[Cell]] = {name: [None] * len(rollouts) for name in self._parts}
-        everything = tuple(range(len(rollouts)))
-        jobs: list[_Job] = []
-        for part in self._parts.values():
-            jobs += (
-                [_Job(part, everything)]
-                if part.several
-                else [_Job(part, (row,)) for row in everything]
-            )
-        seen_by = {
-            part.needs: seen(rollouts, part.needs)
-            for part in self._parts.values()
-            if _isolated(part)
-        }
+        table: Table = {name: [None] * len(rollouts) for name in self._parts}
+        jobs = self._first_jobs(len(rollouts))
+        isolated = self._isolated_records(rollouts)
         while jobs:
             again: list[_Job] = []
-            for job, outcome in self._run(jobs, rollouts, seen_by):
-                cells = _cells(outcome, len(job.rows))
-                if (
-                    isinstance(cells, Failure)
-                    and len(job.rows) > 1
-                    and cells.reason != "unavailable"
-                ):
-                    self._counts[f"reward_failures/{job.part.name}_repeated_batches"] += 1
-                    self._warn(
-                        job.part,
-                        cells,
-                        f"{len(job.rows)} answers at once; they are scored again in parts",
-                    )
+            for job, outcome in self._run(jobs, rollouts, isolated):
+                outcome = _complete(outcome, len(job.rows))
+                if isinstance(outcome, Failure) and _worth_repeating(job, outcome):
+                    # One bad answer fails the call for all: smaller calls find out whose fault it was.
+                    self._note_repetition(job, outcome)
                     again += [_Job(job.part, rows) for rows in _smaller(job.rows, rollouts)]
-                    continue
-                for index, row in enumerate(job.rows):
-                    table[job.part.name][row] = (
-                        cells if isinstance(cells, Failure) else cells[index]
-                    )
+                else:
+                    _enter(outcome, job.rows, table[job.part.name])
             jobs = again
         return table
 
+    def _first_jobs(self, count: int) -> list[_Job]:
+        """One call for all answers where the part takes several, else one call per answer."""
+        everything = tuple(range(count))
+        jobs: list[_Job] = []
+        for part in self._parts.values():
+            if part.several:
+                jobs.append(_Job(part, everything))
+            else:
+                jobs += [_Job(part, (row,)) for row in everything]
+        return jobs
+
+    def _isolated_records(self, rollouts: Sequence[Rollout]) -> dict[Needs, list[Seen]]:
+        """The rollouts without tensors, once for each set of attributes that isolated parts need."""
+        records: dict[Needs, list[Seen]] = {}
+        for part in self._parts.values():
+            # Once for all parts with the same needs, since pictures are large.
+            if _place(part) == "worker" and part.needs not in records:
+                records[part.needs] = seen(rollouts, part.needs)
+        return records
+
     def _run(
-        self, jobs: Sequence[_Job], rollouts: Sequence[Rollout], seen_by: dict
+        self,
+        jobs: Sequence[_Job],
+        rollouts: Sequence[Rollout],
+        isolated: Mapping[Needs, Sequence[Seen]],
     ) -> list[tuple[_Job, Outcome]]:
         """All jobs at once: coroutines on their loop, plain functions in the workers, marked ones here."""
-        places: dict[str, list[tuple[_Job, Call]]] = {"async": [], "worker": [], "here": []}
+        waiting: dict[Place, list[_Job]] = {"worker": [], "here": [], "async": []}
+        calls: dict[Place, list[Call]] = {"worker": [], "here": [], "async": []}
         for job in jobs:
-            place = (
-                "worker" if _isolated(job.part) else "async" if job.part.is_async else "here"
-            )
-            source = seen_by[job.part.needs] if place == "worker" else rollouts
-            args, kwargs = job.part.arguments([source[row] for row in job.rows])
-            limit = self._limits[
-                "async" if place == "async" else "batch" if len(job.rows) > 1 else "one"
-            ]
-            places[place].append(
-                (job, Call(job.part.name, args, kwargs, job.part.several, limit))
-            )
-        coroutines, isolated, here = (
-            [call for _, call in places[place]] for place in ("async", "worker", "here")
-        )
-        futures = self._loop.begin(self._perform, coroutines) if coroutines else []
-        results = (
-            list(zip(places["worker"], self._pool.run(isolated), strict=True))
-            if self._pool
-            else []
-        )
-        results += [
-            (pair, guarded(lambda call=call: self._perform(call), call.several))
-            for pair, call in zip(places["here"], here, strict=True)
-        ]
-        results += zip(places["async"], self._loop.finish(futures, coroutines), strict=True)
-        for (job, _), (_, seconds) in results:
+            place = _place(job.part)
+            records = isolated[job.part.needs] if place == "worker" else rollouts
+            waiting[place].append(job)
+            calls[place].append(self._call(job, records))
+        # Coroutines begin first and end last: they wait for a network while the others compute.
+        futures = self._loop.begin(self._perform, calls["async"]) if calls["async"] else []
+        timed = self._pool.run(calls["worker"]) if self._pool else []
+        timed += [guarded(partial(self._perform, call), call.several) for call in calls["here"]]
+        timed += self._loop.finish(futures, calls["async"])
+        # Every place gives its outcomes in the order of its calls, so the lists run side by side.
+        ended = [*waiting["worker"], *waiting["here"], *waiting["async"]]
+        outcomes: list[tuple[_Job, Outcome]] = []
+        for job, (outcome, seconds) in zip(ended, timed, strict=True):
             self._seconds[f"time/reward_{job.part.name}"] += seconds
-        return [(job, outcome) for (job, _), (outcome, _) in results]
+            outcomes.append((job, outcome))
+        return outcomes
+
+    def _call(self, job: _Job, records: Sequence[Any]) -> Call:
+        """The call of a job, with the time limit of its kind."""
+        kind = "batch" if len(job.rows) > 1 else "one"
+        if job.part.is_async:
+            kind = "async"
+        args, kwargs = job.part.arguments([records[row] for row in job.rows])
+        return Call(job.part.name, args, kwargs, job.part.several, self._limits[kind])
 
     def _perform(self, call: Call) -> Any:
-        return self._parts[call.part].function(*call.args, **call.kwargs)
+        function = self._parts[call.part].function
+        return function(*call.args, **call.kwargs)
+
+    def _note_repetition(self, job: _Job, failure: Failure) -> None:
+        """Count and show a call that failed for several answers at once."""
+        self._counts[f"reward_failures/{job.part.name}_repeated_batches"] += 1
+        where = f"{len(job.rows)} answers at once; they are scored again in parts"
+        self._warn(job.part, failure, where)
 
     def _apply_policies(
         self, part: Part, cells: list[Cell], rollouts: Sequence[Rollout]
     ) -> None:
         """Count the failures of a part and apply the policies; a failure that remains is an answer to drop."""
         for row, cell in enumerate(cells):
-            self._in_a_row[part.name] = (
-                self._in_a_row[part.name] + 1 if isinstance(cell, Failure) else 0
-            )
             if not isinstance(cell, Failure):
+                self._in_a_row[part.name] = 0
                 continue
+            self._in_a_row[part.name] += 1
             self._counts[f"reward_failures/{part.name}_{cell.reason}"] += 1
-            outage = cell.reason == "unavailable" or (
-                part.is_async and cell.reason == "timeout"
-            )
             where = f"answer {row} (prompt {rollouts[row].prompt.id!r})"
-            what = f"The reward part {part.name!r} failed ({cell.reason}) for {where}"
-            if (self._on_unavailable if outage else self._on_failure) == "stop":
-                raise RewardStopped(f"{what}: {cell.message}")
-            if self._in_a_row[part.name] >= FAILED_IN_A_ROW and not outage:
-                raise RewardStopped(
-                    f"{what} and for the {FAILED_IN_A_ROW - 1} answers before: {cell.message}"
-                )
+            outage = _is_outage(part, cell)
+            self._stop_if_asked(part, cell, where, outage)
             self._warn(part, cell, where)
             if outage:
-                cells[row] = None
-            elif self._on_failure == "zero":
+                cells[row] = None  # not available, so that the whole group loses the part
+            elif self.on_failure == "zero":
                 cells[row] = 0.0
+
+    def _stop_if_asked(self, part: Part, failure: Failure, where: str, outage: bool) -> None:
+        """Raise RewardStopped if the policy says so, or if the part fails for everybody."""
+        policy = self.on_unavailable if outage else self.on_failure
+        what = f"The reward part {part.name!r} failed ({failure.reason}) for {where}"
+        if policy == "stop":
+            raise RewardStopped(f"{what}: {failure.message}")
+        # An outage is nobody's fault and may end; a function that fails 64 times in a row is broken.
+        if self._in_a_row[part.name] >= FAILED_IN_A_ROW and not outage:
+            raise RewardStopped(
+                f"{what} and for the {FAILED_IN_A_ROW - 1} answers before: {failure.message}"
+            )
 
     def _warn(self, part: Part, failure: Failure, where: str) -> None:
         """Show the first failure of each kind; the counters show how many there are."""
-        if (part.name, failure.reason) not in self._warned:
-            self._warned.add((part.name, failure.reason))
-            _LOG.warning(
-                "The reward part %r failed (%s) for %s. %s",
-                part.name,
-                failure.reason,
-                where,
-                failure.message,
-            )
+        kind = (part.name, failure.reason)
+        if kind in self._warned:
+            return
+        self._warned.add(kind)
+        _LOG.warning(
+            "The reward part %r failed (%s) for %s. %s",
+            part.name,
+            failure.reason,
+            where,
+            failure.message,
+        )
 
-    def _pay(self, rollouts: Sequence[Rollout], table: dict[str, list[Cell]]) -> list[Rollout]:
+    def _pay(self, rollouts: Sequence[Rollout], table: Table) -> list[Rollout]:
         """Weighted sums; a part that one answer lacks is dropped for its group."""
-        lacking = {
-            (name, rollouts[row].group)
-            for name, cells in table.items()
-            for row, cell in enumerate(cells)
-            if cell is None
-        }
-        self._counts.update(f"reward_failures/{name}_dropped_groups" for name, _ in lacking)
+        lacking = _lacking(rollouts, table)
+        for name, _ in lacking:
+            self._counts[f"reward_failures/{name}_dropped_groups"] += 1
         paid: list[Rollout] = []
         for row, rollout in enumerate(rollouts):
-            cells = {
-                n: None if (n, rollout.group) in lacking else column[row]
-                for n, column in table.items()
-            }
-            failed = any(isinstance(cell, Failure) for cell in cells.values())
-            values = {name: cell for name, cell in cells.items() if isinstance(cell, float)}
-            if failed or not values:
-                self._counts[
-                    "reward_failures/"
-                    + ("dropped_answers" if failed else "answers_without_reward")
-                ] += 1
+            cells: dict[str, Cell] = {}
+            for name, column in table.items():
+                # Also where this answer has a value: its group is compared by the same sum.
+                cells[name] = None if (name, rollout.group) in lacking else column[row]
+            parts = _values(cells)
+            if parts is None:
+                self._counts["reward_failures/dropped_answers"] += 1
                 continue
-            total = math.fsum(
-                self._parts[name].weight * value for name, value in values.items()
-            )
-            parts = {name: values.get(name) for name in cells}
-            paid.append(dataclasses.replace(rollout, reward=total, parts=parts))
+            known = {name: value for name, value in parts.items() if value is not None}
+            if not known:
+                self._counts["reward_failures/answers_without_reward"] += 1
+                continue
+            paid.append(dataclasses.replace(rollout, reward=self._total(known), parts=parts))
         return paid
 
+    def _total(self, values: Mapping[str, float]) -> float:
+        # fsum rounds once, so that the order of the parts does not decide the last bit.
+        return math.fsum(self._parts[name].weight * value for name, value in values.items())
 
-def _isolated(part: Part) -> bool:
-    return not part.is_async and not part.in_process
+
+def _place(part: Part) -> Place:
+    """Where a part runs: coroutines share a loop, marked functions stay here, all others are killable."""
+    if part.is_async:
+        return "async"
+    return "here" if part.in_process else "worker"
+
+
+def _is_outage(part: Part, failure: Failure) -> bool:
+    """Is something else to blame than the answer? A coroutine that is late waited for a judge."""
+    late = part.is_async and failure.reason == "timeout"
+    return late or failure.reason == "unavailable"
+
+
+def _worth_repeating(job: _Job, failure: Failure) -> bool:
+    """Did a call for several answers fail in a way that may concern one of them only?"""
+    # A judge that is down stays down: asking it once per answer would wait for every one of them.
+    return len(job.rows) > 1 and failure.reason != "unavailable"
 
 
 def _smaller(rows: tuple[int, ...], rollouts: Sequence[Rollout]) -> list[tuple[int, ...]]:
     """The rows of each group, or, if there is only one group, each row alone."""
-    groups: dict[int, tuple[int, ...]] = {}
+    # Groups first: answers of one prompt share its columns, which are the likeliest to be at fault.
+    groups: defaultdict[int, list[int]] = defaultdict(list)
     for row in rows:
-        groups[rollouts[row].group] = (*groups.get(rollouts[row].group, ()), row)
-    return list(groups.values()) if len(groups) > 1 else [(row,) for row in rows]
+        groups[rollouts[row].group].append(row)
+    if len(groups) == 1:
+        return [(row,) for row in rows]
+    return [tuple(members) for members in groups.values()]
 
 
-def _cells(outcome: Outcome, expected: int) -> list[Cell] | Failure:
-    """Values, with those that are no finite number turned into failures."""
-    if isinstance(outcome, Failure):
+def _complete(outcome: Outcome, expected: int) -> Outcome:
+    """The outcome, or a failure if it has not one value per answer."""
+    if isinstance(outcome, Failure) or len(outcome) == expected:
         return outcome
-    if len(outcome) != expected:
-        return Failure("exception", f"it returned {len(outcome)} values for {expected} answers")
-    return [_cell(value) for value in outcome]
+    return Failure("exception", f"it returned {len(outcome)} values for {expected} answers")
+
+
+def _enter(outcome: Outcome, rows: Sequence[int], column: list[Cell]) -> None:
+    """Write a call's values into a part's column; a failed call fails for all its answers."""
+    for index, row in enumerate(rows):
+        column[row] = outcome if isinstance(outcome, Failure) else _cell(outcome[index])
 
 
 def _cell(value: float | str | None) -> Cell:
-    if isinstance(value, str):
+    """A value, or the failure that it is: what is no number arrives as its description."""
+    if isinstance(value, str):  # a worker describes what it may not send
         return Failure("not_a_number", f"it returned {value}; a reward is a number or None")
     if value is not None and not math.isfinite(value):
         return Failure("nonfinite", f"it returned {value}")
     return value
+
+
+def _lacking(rollouts: Sequence[Rollout], table: Table) -> set[tuple[str, int]]:
+    """(part, group) pairs in which at least one answer has no value."""
+    lacking: set[tuple[str, int]] = set()
+    for name, column in table.items():
+        for rollout, cell in zip(rollouts, column, strict=True):
+            if cell is None:
+                lacking.add((name, rollout.group))
+    return lacking
+
+
+def _values(cells: Mapping[str, Cell]) -> dict[str, float | None] | None:
+    """The values of one answer's parts; None if one of them failed, which drops the answer."""
+    values: dict[str, float | None] = {}
+    for name, cell in cells.items():
+        if isinstance(cell, Failure):
+            return None
+        values[name] = cell if isinstance(cell, float) else None
+    return values

@@ -1,17 +1,12 @@
 """The process in which rewards run: small, without torch, and safe to kill.
 
-`isolation.WorkerPool` starts it as a fresh interpreter (never a fork of the trainer, whose torch threads would not
-survive one). The fresh interpreter splits in two before it loads anything: a *keeper*, which does nothing but watch,
-and the *worker*, which loads the reward functions and answers calls. The worker is in a process group of its own,
-together with whatever processes a reward starts; the keeper ends that group when the worker ends or the trainer is
-gone, also after `kill -9` and while the worker is stuck in C code.
+`worker_pool.WorkerPool` starts it as a `mmrl.ground.process.Child`, which also ends whatever processes a reward starts.
 
 Wire format on one socket: 8 bytes length (big endian), then the message. Requests are pickles of
 ("load", {part: pickled function}, memory limit) or ("call", part, several, args, kwargs); replies are JSON, so that the
 trainer unpickles nothing that a reward has made: {"values": [number | null | text, ...]}, where a text describes
-something that is no number, or {"failure": reason, "message": traceback}. First of all comes the worker's process id
-(8 bytes), and before each reply one byte of receipt: a worker that ends without it had not begun, and the request is
-repeated elsewhere.
+something that is no number, or {"failure": reason, "message": traceback}. Before each reply comes one byte of
+receipt: a worker that ends without it had not begun, and the request is repeated elsewhere.
 
 Departure from a common design: memory is limited by RLIMIT_DATA rather than RLIMIT_AS, counted from what is in use
 after loading. Address space says little (CUDA builds of torch reserve far more than they use). Linux enforces it; other
@@ -20,7 +15,6 @@ systems only have the time limit.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import numbers
@@ -28,35 +22,38 @@ import os
 import pickle
 import signal
 import socket
-import struct
-import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NoReturn
+from typing import Any
 
-HEADER = struct.Struct(">Q")
+from mmrl.ground.process import HEADER
+
 RECEIPT = b"\x06"
 MESSAGE_LIMIT = 4000
 """Characters of a traceback that travel back."""
-KEEPER_INTERVAL = 0.5
-"""Seconds between two looks of the keeper at its parent."""
 
 
 class Unavailable(Exception):
     """A value cannot be had (a judge that is down, a budget that is spent). This is never a reward of 0."""
 
 
-def serve(descriptor: int, trainer: int) -> NoReturn:
-    """Run keeper and worker until the trainer (process id) closes the socket or ends. Never returns."""
-    worker = os.fork()
-    os.setpgid(
-        worker, worker
-    )  # on both sides, for neither knows who comes first; 0 means oneself
-    if worker == 0:
-        _work(socket.socket(fileno=descriptor))
-    os.write(descriptor, HEADER.pack(worker))
-    os.close(descriptor)
-    _keep(worker, trainer)
+def answer_calls(descriptor: int) -> None:
+    """The worker's life: answer requests until the trainer closes the socket or is gone."""
+    channel, me = socket.socket(fileno=descriptor), os.getpid()
+    functions: dict[str, Callable[..., Any]] = {}
+    while (request := receive(channel)) is not None:
+        channel.sendall(RECEIPT)
+        try:
+            reply = _answer(functions, request)
+        except BaseException as error:  # a reward may raise anything, SystemExit included
+            reason, message = explain(error)
+            reply = {"failure": reason, "message": message}
+        if os.getpid() != me:  # a reward forked and the child came back too: it must not answer
+            os._exit(0)
+        channel.sendall(frame(json.dumps(reply).encode()))
+    # Not by returning: threads that a reward has left running would keep this process alive, and its own processes
+    # would stay behind until the keeper looks.
+    os.killpg(0, signal.SIGKILL)
 
 
 def as_floats(returned: Any, several: bool) -> list[float | str | None]:
@@ -98,26 +95,6 @@ def frame(message: bytes) -> bytes:
     return HEADER.pack(len(message)) + message
 
 
-def _work(channel: socket.socket) -> NoReturn:
-    channel.set_inheritable(False)
-    me = os.getpid()
-    functions: dict[str, Callable[..., Any]] = {}
-    while (request := receive(channel)) is not None:
-        channel.sendall(RECEIPT)
-        try:
-            reply = _answer(functions, request)
-        except BaseException as error:  # a reward may raise anything, SystemExit included
-            reason, message = explain(error)
-            reply = {"failure": reason, "message": message}
-        if os.getpid() != me:  # a reward forked and the child came back too: it must not answer
-            os._exit(0)
-        channel.sendall(frame(json.dumps(reply).encode()))
-    os.killpg(
-        0, signal.SIGKILL
-    )  # the trainer closed the socket or is gone: end what rewards have left running too
-    os._exit(0)
-
-
 def _answer(functions: dict[str, Callable[..., Any]], request: bytes) -> dict[str, Any]:
     kind, *rest = pickle.loads(request)
     if kind == "load":
@@ -157,24 +134,6 @@ def _limit_memory(limit: int | None) -> None:
     wanted = in_use + limit
     bound = wanted if hard < 0 else min(wanted, hard)
     resource.setrlimit(resource.RLIMIT_DATA, (bound, bound))
-
-
-def _keep(worker: int, trainer: int) -> NoReturn:
-    """Wait for the worker's end and pass on its exit code; end the worker when the trainer is gone."""
-    if hasattr(signal, "sigtimedwait"):
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
-    while True:
-        ended, status = os.waitpid(worker, os.WNOHANG)
-        if ended or os.getppid() != trainer:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(worker, signal.SIGKILL)
-        if ended:
-            code = os.waitstatus_to_exitcode(status)
-            os._exit(code if code >= 0 else 128 - code)
-        if hasattr(signal, "sigtimedwait"):
-            signal.sigtimedwait({signal.SIGCHLD}, KEEPER_INTERVAL)
-        else:
-            time.sleep(KEEPER_INTERVAL / 5)
 
 
 def _read(channel: socket.socket, size: int) -> bytes | None:

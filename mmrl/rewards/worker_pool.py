@@ -1,6 +1,6 @@
 """Run a reward without trusting it: in a process that can be killed.
 
-`WorkerPool` runs plain functions in worker processes (`reward_worker`). A call that passes its time limit is ended
+`WorkerPool` runs plain functions in worker processes (`worker`). A call that passes its time limit is ended
 from outside, so endless loops inside C code end too; a call that eats memory, raises, or ends its process gives a
 `Failure` with a name, and the next call gets a fresh worker. Functions travel by cloudpickle: those of a notebook, a
 script or any file of the user by value, with the globals that they use (a recipe that imports torch costs the worker
@@ -19,32 +19,20 @@ import os
 import pickle
 import queue
 import select
-import signal
-import socket
-import struct
-import subprocess
 import sys
 import sysconfig
 import time
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from mmrl.ground.process import HEADER, LOOK, START_LIMIT, Child, NotStarted, how_it_ended
 from mmrl.rewards.parts import Call, Failure, Outcome
-from mmrl.rewards.worker import HEADER, RECEIPT, frame, unwrapped
+from mmrl.rewards.worker import RECEIPT, frame, unwrapped
 
-START_LIMIT = 120.0
-"""Seconds in which a worker must have started and loaded its functions (a cold disk may be slow)."""
-LOOK = 0.2
-"""Seconds between two looks at whether a silent worker still lives."""
 _LOG = logging.getLogger(__name__)
-_BOOT = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[3]); from mmrl.rewards.worker import serve; \
-serve(int(sys.argv[1]), int(sys.argv[2]))"
-)
 
 
 class LoadError(ValueError):
@@ -71,7 +59,6 @@ class WorkerPool:
         for worker in self._workers:
             self._idle.put(worker)
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="mmrl-rewards")
-        self._ending = weakref.finalize(self, _end, self._workers, os.getpid())
 
     def start(self) -> None:
         """Start the workers now and wait until they are ready. Raises LoadError."""
@@ -83,19 +70,18 @@ class WorkerPool:
 
     def close(self) -> None:
         """End all workers and their processes. A later call starts them again."""
-        _end(self._workers, os.getpid())
+        for worker in self._workers:
+            worker.end()
 
     def _one(self, call: Call) -> tuple[Outcome, float]:
         try:
             import cloudpickle
 
-            message = cloudpickle.dumps(
-                ("call", call.part, call.several, call.args, dict(call.kwargs))
-            )
+            request = ("call", call.part, call.several, call.args, dict(call.kwargs))
+            message = cloudpickle.dumps(request)
         except Exception as error:
-            return Failure(
-                "exception", f"the answer cannot be sent to the worker: {error!r}"
-            ), 0.0
+            text = f"the answer cannot be sent to the worker: {error!r}"
+            return Failure("exception", text), 0.0
         worker = self._idle.get()
         try:
             worker.start()
@@ -110,33 +96,21 @@ class _Worker:
 
     def __init__(self, load: bytes) -> None:
         self._load = load
-        self._process: subprocess.Popen[bytes] | None = None
-        self._channel: socket.socket | None = None
-        self._group = 0
+        self._child: Child | None = None
 
     def start(self) -> None:
         """Start the process and load the functions, if it does not run. Raises LoadError."""
-        if self._process is not None and self._process.poll() is None:
+        if self._child is not None and self._child.alive:
             return
         self.end()
-        ours, theirs = socket.socketpair()
-        environment = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"} | os.environ
-        arguments = [str(theirs.fileno()), str(os.getpid()), json.dumps(sys.path)]
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", _BOOT, *arguments],
-                pass_fds=(theirs.fileno(),),
-                stdin=subprocess.DEVNULL,
-                stdout=2,  # what a reward prints must not mix with the trainer's own output
-                start_new_session=True,
-                env=environment,
-            )
-        self._channel = ours
-        ours.settimeout(START_LIMIT)
+        # A reward that computes on many threads would take the trainer's cores; the user's own setting wins.
+        one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         try:
-            self._group = HEADER.unpack(ours.recv(HEADER.size, socket.MSG_WAITALL))[0]
+            self._child = Child("mmrl.rewards.worker:answer_calls", environment=one_thread)
             outcome = self._ask(self._load, START_LIMIT)
-        except (OSError, struct.error):  # no process id: the interpreter did not come up
+        except NotStarted as error:
+            outcome = Failure("exit", str(error))
+        except BrokenPipeError:
             outcome = Failure("exit", self.end(LOOK))
         if isinstance(outcome, Failure):
             self.end()
@@ -161,52 +135,24 @@ class _Worker:
 
     def end(self, wait: float = 0.0) -> str:
         """Kill the process and its group; say how it had ended by itself within `wait` seconds."""
-        process, channel = self._process, self._channel
-        self._process = self._channel = None
-        if channel is not None:
-            channel.close()
-        if process is None:
-            return "not started"
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(wait)
-        code = process.returncode
-        if self._group:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._group, signal.SIGKILL)
-        try:
-            process.wait(
-                1.0
-            )  # the keeper ends after its worker, so that nothing is left to be reaped
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        self._group = 0
-        if code is None:
-            return "killed"
-        return (
-            f"exit code {code}"
-            if 0 <= code < 128
-            else f"signal {code - 128 if code > 0 else -code}"
-        )
+        child, self._child = self._child, None
+        return "not started" if child is None else how_it_ended(child.end(wait))
 
     def _ask(self, message: bytes, limit: float) -> Outcome:
         """Send and receive. Raises BrokenPipeError if the worker was gone before it had the request."""
-        assert self._channel is not None
+        assert self._child is not None
         deadline = time.monotonic() + limit
         try:
-            self._channel.settimeout(limit)
-            self._channel.sendall(frame(message))
-            reply = self._receive(deadline)
+            self._child.channel.settimeout(limit)
+            self._child.channel.sendall(frame(message))
+            reply = self._receive(self._child, deadline)
         except TimeoutError:
             self.end()
             return Failure("timeout", f"no value after {limit:g} s")
         except BrokenPipeError:
             raise
-        except (
-            OSError,
-            ValueError,
-        ):  # connection reset, or something that is no reply on our socket
-            reply = None
+        except (OSError, ValueError):
+            reply = None  # connection reset, or something that is no reply on our socket
         if reply is None:
             return Failure("exit", f"the reward ended its process ({self.end(LOOK)})")
         if "failure" in reply:
@@ -215,9 +161,9 @@ class _Worker:
             return Failure(reply["failure"], reply["message"])
         return reply["values"]
 
-    def _receive(self, deadline: float) -> dict[str, Any] | None:
+    @staticmethod
+    def _receive(child: Child, deadline: float) -> dict[str, Any] | None:
         """The reply; None if the worker ended after the receipt. Raises TimeoutError and BrokenPipeError."""
-        assert self._channel is not None and self._process is not None
         received = bytearray()
         size = start = len(RECEIPT) + HEADER.size
         while len(received) < size:
@@ -225,10 +171,10 @@ class _Worker:
             if left <= 0:
                 raise TimeoutError
             chunk = b""
-            if select.select([self._channel], [], [], min(left, LOOK))[0]:
+            if select.select([child.channel], [], [], min(left, LOOK))[0]:
                 with contextlib.suppress(ConnectionResetError):
-                    chunk = self._channel.recv(1 << 16)
-            elif self._process.poll() is None:
+                    chunk = child.channel.recv(1 << 16)
+            elif child.alive:
                 continue  # else it is gone, though a process that it started keeps the socket open
             if not chunk:
                 if received:
@@ -249,9 +195,8 @@ def _pickle(name: str, function: Callable[..., Any]) -> bytes:
         cloudpickle.register_pickle_by_value(module)
         try:
             return cloudpickle.dumps(function)
-        except (
-            Exception
-        ) as error:  # it refers to an open file or the like, which a fresh import makes anew
+        except Exception as error:
+            # It refers to an open file or the like, which a fresh import makes anew.
             _LOG.debug("the reward part %r goes by reference: %r", name, error)
         finally:
             cloudpickle.unregister_pickle_by_value(module)
@@ -267,18 +212,10 @@ def _pickle(name: str, function: Callable[..., Any]) -> bytes:
 def _is_own_file(module: ModuleType) -> bool:
     """Is this neither ours nor the standard library's nor an installed package's?"""
     file = getattr(module, "__file__", None)
-    if file is None or module.__name__.partition(".")[0] == __name__.partition(".")[0]:
+    ours = __name__.partition(".")[0]
+    if file is None or module.__name__.partition(".")[0] == ours:
         return False
-    places = Path(file).resolve()
-    installed = {"site-packages", "dist-packages"} & set(places.parts)
-    return not installed and not places.is_relative_to(
-        Path(sysconfig.get_path("stdlib")).resolve()
-    )
-
-
-def _end(workers: Sequence[_Worker], owner: int) -> None:
-    if (
-        os.getpid() == owner
-    ):  # a forked copy of the trainer must leave its parent's workers alone
-        for worker in workers:
-            worker.end()
+    place = Path(file).resolve()
+    if {"site-packages", "dist-packages"} & set(place.parts):
+        return False
+    return not place.is_relative_to(Path(sysconfig.get_path("stdlib")).resolve())

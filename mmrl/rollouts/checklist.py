@@ -17,12 +17,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
 
 from mmrl.ground.faults import BadRow
+from mmrl.ground.require import require
+from mmrl.objectives.base import CHECKLIST, AnswerKind
 from mmrl.objectives.pearl import PEARL, gate_open, keeps
 from mmrl.rollouts.engine import Engine
-from mmrl.rollouts.groups import Pay, by_group, renumbered
+from mmrl.rollouts.groups import Pay, RolloutFunction, by_group, renumbered
 from mmrl.rollouts.prompt_order import Supply
 from mmrl.types import Now, Prompt, Rollout, Sampling
 
@@ -30,7 +31,7 @@ __all__ = ["ChecklistRollout"]
 
 
 @dataclass(frozen=True)
-class ChecklistRollout:
+class ChecklistRollout(RolloutFunction):
     """Perception answers, gate, reasoning answers, soft filter."""
 
     ask: Callable[[Prompt], Prompt | None]
@@ -50,14 +51,16 @@ class ChecklistRollout:
     rounds: int = 20
     """Most rounds of sampling per step; afterwards the step goes on with what there is."""
 
-    brings: ClassVar[tuple[str, ...]] = ("checklist",)
-
     def __post_init__(self) -> None:
-        if self.rounds < 1 or self.max_tokens < 0:
-            raise ValueError(
-                f"ChecklistRollout has rounds {self.rounds} and max_tokens {self.max_tokens}; rounds must be at least "
-                "1 and max_tokens 0 (the run's limit) or positive."
-            )
+        require(
+            self,
+            rounds=(self.rounds >= 1, "at least 1"),
+            max_tokens=(self.max_tokens >= 0, "0 (the run's limit) or positive"),
+        )
+
+    def brings(self) -> tuple[AnswerKind, ...]:
+        """Answers to checklists, in groups of their own."""
+        return (CHECKLIST,)
 
     def __call__(
         self, engine: Engine, pay: Pay, supply: Supply, sampling: Sampling, now: Now
@@ -66,11 +69,14 @@ class ChecklistRollout:
         for _ in range(self.rounds if self.soft_filter else 1):
             supply.counters["rollout/rounds"] += 1
             answered = self._answered(engine, pay, supply, sampling, now)
-            good = [one for one in answered if not self.soft_filter or self._keeps(one)]
+            good = answered
+            if self.soft_filter:
+                good = [one for one in answered if self._keeps(one)]
             supply.counters["rollout/dropped_groups"] += len(answered) - len(good)
             kept.extend(good)
             if len(kept) >= supply.per_step:
                 break
+        # Fewer than a full step is no error: the rounds are bounded so that a hard set cannot hang the run.
         if not kept:
             raise ValueError(
                 f"PEARL's soft filter kept no prompt in {self.rounds} rounds of {supply.per_step} prompts: in both "
@@ -79,44 +85,60 @@ class ChecklistRollout:
             )
         supply.counters["rollout/surplus_groups"] += max(0, len(kept) - supply.per_step)
         chosen = kept[: supply.per_step]
-        return renumbered(
-            [group for one in chosen for group in (one.perception, one.reasoning) if group]
-        )
+        groups: list[list[Rollout]] = []
+        for one in chosen:
+            groups += [group for group in (one.perception, one.reasoning) if group]
+        return renumbered(groups)
 
     def _answered(
         self, engine: Engine, pay: Pay, supply: Supply, sampling: Sampling, now: Now
     ) -> list[_Answered]:
         """Both branches of the next prompts."""
         prompts = supply.take()
-        asked = {
-            i: question
-            for i, prompt in enumerate(prompts)
-            if (question := self._question(prompt, supply))
-        }
-        short = replace(sampling, max_tokens=self.max_tokens or sampling.max_tokens)
-        answers = engine.generate(list(asked.values()), short, now) if asked else []
-        perception = dict(
-            zip(asked, by_group([self._marked(answer) for answer in answers]), strict=True)
-        )
-        means = {i: mean([r.reward for r in group]) for i, group in perception.items()}
-        is_open = [
-            i
-            for i in range(len(prompts))
-            if i not in means or gate_open(means[i] or 0.0, self.pearl.threshold)
-        ]
+        perception = self._perception(engine, prompts, supply, sampling, now)
+        is_open: list[int] = []
+        for i in range(len(prompts)):
+            if i not in perception:
+                is_open.append(i)  # without a checklist there is no gate to pass
+                continue
+            seen = mean([answer.reward for answer in perception[i]])
+            if gate_open(seen or 0.0, self.pearl.threshold):
+                is_open.append(i)
         supply.counters["pearl/gate_closed"] += len(prompts) - len(is_open)
+        reasoning: dict[int, list[Rollout]] = {}
+        if is_open:
+            asked = [prompts[i] for i in is_open]
+            answers = pay(engine.generate(asked, sampling, now))
+            for group in by_group(answers):
+                # The engine numbers groups by the prompts that it was given, those behind an open gate.
+                reasoning[is_open[group[0].group]] = group
+        answered: list[_Answered] = []
+        for i in range(len(prompts)):
+            if i in perception or i in reasoning:
+                both = _Answered(perception.get(i, []), reasoning.get(i, []))
+                answered.append(both)
+        return answered
+
+    def _perception(
+        self,
+        engine: Engine,
+        prompts: Sequence[Prompt],
+        supply: Supply,
+        sampling: Sampling,
+        now: Now,
+    ) -> dict[int, list[Rollout]]:
+        """Paid answers to the checklists, by the place of their prompt."""
+        asked: dict[int, Prompt] = {}
+        for i, prompt in enumerate(prompts):
+            if question := self._question(prompt, supply):
+                asked[i] = question
         supply.counters["pearl/without_checklist"] += len(prompts) - len(asked)
-        paid = (
-            pay(engine.generate([prompts[i] for i in is_open], sampling, now))
-            if is_open
-            else []
-        )
-        reasoning = {is_open[group[0].group]: group for group in by_group(paid)}
-        return [
-            _Answered(perception.get(i, []), reasoning.get(i, []))
-            for i in range(len(prompts))
-            if i in perception or i in reasoning
-        ]
+        if not asked:
+            return {}
+        short = replace(sampling, max_tokens=self.max_tokens or sampling.max_tokens)
+        answers = engine.generate(list(asked.values()), short, now)
+        groups = by_group([self._marked(answer) for answer in answers])
+        return dict(zip(asked, groups, strict=True))
 
     def _question(self, prompt: Prompt, supply: Supply) -> Prompt | None:
         question = self.ask(prompt)
@@ -135,12 +157,13 @@ class ChecklistRollout:
 
     def _keeps(self, one: _Answered) -> bool:
         seen = mean([r.reward for r in one.perception])
-        known = [
-            r.reward if self.accuracy == "total" else self._accuracy(r) for r in one.reasoning
-        ]
-        return keeps(0.0 if seen is None else seen, mean(known))
+        values = [self._accuracy(r) for r in one.reasoning]
+        # A prompt without a checklist counts as never seen right, and stays for its reasoning alone.
+        return keeps(0.0 if seen is None else seen, mean(values))
 
     def _accuracy(self, rollout: Rollout) -> float | None:
+        if self.accuracy == "total":
+            return rollout.reward
         if self.accuracy not in rollout.parts:
             raise ValueError(
                 f"ChecklistRollout.accuracy is {self.accuracy!r}, but the rewards have {sorted(rollout.parts)}; "

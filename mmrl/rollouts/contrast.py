@@ -14,19 +14,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from mmrl.ground.require import require
 from mmrl.model.policy import Policy
 from mmrl.rollouts.engine import Engine
-from mmrl.rollouts.groups import Pay, RolloutFunction, by_group, group_rollout
-from mmrl.rollouts.noisy import generate_under, looks
+from mmrl.rollouts.groups import Pay, RolloutCall, RolloutFunction, by_group, group_rollout
+from mmrl.rollouts.noisy import generate_under, rendered
 from mmrl.rollouts.prompt_order import Supply
-from mmrl.types import Now, Rollout, Sampling, VisualBranch
+from mmrl.types import Now, Prompt, Rollout, Sampling, VisualBranch
 
 Bonus = Callable[[Sequence[float], Sequence[float], Sequence[int]], Sequence[float]]
 """(accuracies of a group, of its contrast, tokens of the group's answers) -> what each answer is paid on top."""
 
 
 @dataclass(frozen=True)
-class ContrastRollout:
+class ContrastRollout(RolloutFunction):
     """Pay a bonus that depends on how well the same prompt is answered under another view."""
 
     policy: Policy
@@ -39,48 +40,54 @@ class ContrastRollout:
     """Answers of the contrast as a share of the group, in (0, 1]; at least one."""
     part: str = "accuracy"
     """Reward part that is compared."""
-    inner: RolloutFunction = group_rollout
+    inner: RolloutCall = group_rollout
     """Makes the groups that are trained."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.share <= 1:
-            raise ValueError(f"ContrastRollout.share is {self.share}; it must lie in (0, 1].")
+        require(self, share=(0 < self.share <= 1, "in (0, 1]"))
 
     def __call__(
         self, engine: Engine, pay: Pay, supply: Supply, sampling: Sampling, now: Now
     ) -> list[Rollout]:
         groups = by_group(self.inner(engine, pay, supply, sampling, now))
-        clips = [
-            i
-            for i, group in enumerate(groups)
-            if any(medium.is_video for medium in group[0].prompt.media)
-        ]
-        prompts = [groups[i][0].prompt for i in clips]
+        # Only what was kept is contrasted: a group that the inner function drops costs no second pass.
+        clips = [number for number, group in enumerate(groups) if _shows_a_clip(group)]
         others: dict[int, list[Rollout]] = {}
-        if prompts:
-            seen = looks(self.policy, prompts, self.branch, self.contrast, now, compared=True)
-            few = replace(sampling, group_size=max(1, int(sampling.group_size * self.share)))
-            answers = generate_under(self.policy, engine, prompts, few, now, seen, self.branch)
-            others = {clips[group[0].group]: group for group in by_group(pay(answers))}
+        if clips:
+            prompts = [groups[number][0].prompt for number in clips]
+            answers = self._contrast(engine, prompts, sampling, now)
             supply.counters["contrast/answers"] += len(answers)
-        out = []
+            for group in by_group(pay(answers)):
+                # The engine numbers groups by the prompts that it was given, the clips alone.
+                others[clips[group[0].group]] = group
+        out: list[Rollout] = []
         for number, group in enumerate(groups):
             extra = self._extra(group, others.get(number, []), supply)
-            out += [
-                _with_bonus(rollout, value) for rollout, value in zip(group, extra, strict=True)
-            ]
+            for rollout, value in zip(group, extra, strict=True):
+                out.append(_with_bonus(rollout, value))
         return out
+
+    def _contrast(
+        self, engine: Engine, prompts: Sequence[Prompt], sampling: Sampling, now: Now
+    ) -> list[Rollout]:
+        """Unpaid answers to the prompts under the other view. Not `sampled_under`: nothing of them is trained."""
+        seen = rendered(self.policy, prompts, self.branch, self.contrast, now, compared=True)
+        count = max(1, int(sampling.group_size * self.share))
+        few = replace(sampling, group_size=count)
+        return generate_under(self.policy, engine, prompts, few, now, seen, self.branch)
 
     def _extra(
         self, group: Sequence[Rollout], others: Sequence[Rollout], supply: Supply
     ) -> Sequence[float]:
+        """What each answer of a group is paid on top."""
         ours, theirs = self._values(group), self._values(others)
-        extra = self.bonus(ours, theirs, [len(rollout.tokens) for rollout in group])
+        lengths = [len(rollout.tokens) for rollout in group]
+        extra = self.bonus(ours, theirs, lengths)
         if theirs:
+            better = sum(ours) / len(ours) > sum(theirs) / len(theirs)
             supply.counters["contrast/groups"] += 1
-            supply.counters["contrast/better"] += sum(ours) / len(ours) > sum(theirs) / len(
-                theirs
-            )
+            supply.counters["contrast/better"] += better
+        # The bonus may be paid without a contrast, too: the function given decides.
         supply.counters["contrast/paid"] += sum(value > 0 for value in extra)
         return extra
 
@@ -93,9 +100,11 @@ class ContrastRollout:
         return [float(rollout.parts[self.part] or 0.0) for rollout in rollouts]
 
 
+def _shows_a_clip(group: Sequence[Rollout]) -> bool:
+    return any(medium.is_video for medium in group[0].prompt.media)
+
+
 def _with_bonus(rollout: Rollout, value: float) -> Rollout:
-    return replace(
-        rollout,
-        reward=(rollout.reward or 0.0) + value,
-        parts={**rollout.parts, "contrast_bonus": float(value)},
-    )
+    parts = {**rollout.parts, "contrast_bonus": float(value)}
+    reward = (rollout.reward or 0.0) + value
+    return replace(rollout, reward=reward, parts=parts)

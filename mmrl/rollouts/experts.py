@@ -19,16 +19,18 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from mmrl.ground.faults import BadRow
-from mmrl.ground.seeds import generator
-from mmrl.objectives.visurf import aligned, without_thinking
+from mmrl.ground.require import require
+from mmrl.ground.seeds import uniform_draw
+from mmrl.objectives.base import EXPERT, LABEL, AnswerKind
+from mmrl.objectives.visurf import aligned, pay_without_thinking
 from mmrl.rollouts.engine import Engine
-from mmrl.rollouts.groups import Pay, RolloutFunction, by_group, group_rollout
+from mmrl.rollouts.groups import Pay, RolloutCall, RolloutFunction, by_group, group_rollout
 from mmrl.rollouts.prompt_order import Supply
 from mmrl.types import Now, Prompt, Role, Rollout, Sampling
 
@@ -39,7 +41,7 @@ Encode = Callable[[str], Tensor]
 
 
 @dataclass(frozen=True)
-class WithLabel:
+class WithLabel(RolloutFunction):
     """The label as a member of each group."""
 
     encode: Encode
@@ -53,36 +55,42 @@ class WithLabel:
     """How the label is written, with one place for it, for example <answer>{}</answer>."""
     keys: tuple[str, ...] = ()
     """Order of the keys of JSON objects in the label."""
-    inner: RolloutFunction = group_rollout
+    inner: RolloutCall = group_rollout
     """Makes the groups."""
 
-    brings: ClassVar[tuple[str, ...]] = ("label",)
-
     def __post_init__(self) -> None:
-        aligned("", self.keys, self.layout)  # raises for a layout without a place
+        aligned(
+            "", self.keys, self.layout
+        )  # raises for a layout without a place, before a run starts
         if unknown := sorted(set(self.thinking) - set(self.weights)):
             raise ValueError(
                 f"WithLabel.thinking names {unknown}, but the weights are those of {sorted(self.weights)}; "
                 "pass weights=rewards.weights and name parts of it."
             )
 
+    def brings(self) -> tuple[AnswerKind, ...]:
+        """Labels in the groups."""
+        return (LABEL,)
+
     def __call__(
         self, engine: Engine, pay: Pay, supply: Supply, sampling: Sampling, now: Now
     ) -> list[Rollout]:
+        # First the groups, then the labels: no filter of the inner function sees a label.
         groups = by_group(self.inner(engine, pay, supply, sampling, now))
-        labels = [
-            _given(group, self.text, self.encode, "label", Role.POLICY, sampling)
-            for group in groups
-        ]
-        paid = {
-            label.group: self._without_thinking(label)
-            for label in pay([r for r in labels if r is not None])
-        }
+        labels: list[Rollout] = []
+        for group in groups:
+            label = _given(group, self.text, self.encode, "label", Role.POLICY, sampling)
+            if label is not None:
+                labels.append(label)
+        paid = {label.group: self._without_thinking(label) for label in pay(labels)}
         return _joined(groups, paid, supply, "label")
 
     def text(self, prompt: Prompt) -> str | None:
         """The label as the model would write it; None if the row has none. With `keys`, a text is read as JSON."""
-        label = prompt.extra.get(self.column) if self.column else prompt.answer
+        label = prompt.answer
+        if self.column:
+            label = prompt.extra.get(self.column)
+        # Only with `keys`: a plain text that happens to be JSON is left as it was written.
         if self.keys and isinstance(label, str):
             label = json.loads(label)
         return None if label is None else aligned(label, self.keys, self.layout)
@@ -94,11 +102,13 @@ class WithLabel:
     def _without_thinking(self, label: Rollout) -> Rollout:
         if not self.thinking:
             return label
-        return replace(label, reward=without_thinking(label.parts, self.weights, self.thinking))
+        return replace(
+            label, reward=pay_without_thinking(label.parts, self.weights, self.thinking)
+        )
 
 
 @dataclass(frozen=True)
-class WithExpert:
+class WithExpert(RolloutFunction):
     """An expert's answer next to each group."""
 
     encode: Encode
@@ -108,35 +118,38 @@ class WithExpert:
     """Probability that a prompt keeps its expert answer, in [0, 1] (mix_ratio of the official code)."""
     right_above: float | None = None
     """Leave out expert answers whose reward does not exceed this; None keeps all."""
-    inner: RolloutFunction = group_rollout
+    inner: RolloutCall = group_rollout
     """Makes the groups."""
 
-    brings: ClassVar[tuple[str, ...]] = ("expert",)
-
     def __post_init__(self) -> None:
-        if not 0 <= self.probability <= 1:
-            raise ValueError(
-                f"WithExpert.probability is {self.probability}; it must lie in [0, 1]."
-            )
+        require(self, probability=(0 <= self.probability <= 1, "in [0, 1]"))
+
+    def brings(self) -> tuple[AnswerKind, ...]:
+        """Experts' answers."""
+        return (EXPERT,)
 
     def __call__(
         self, engine: Engine, pay: Pay, supply: Supply, sampling: Sampling, now: Now
     ) -> list[Rollout]:
         groups = by_group(self.inner(engine, pay, supply, sampling, now))
-        drawn = [group for group in groups if _coin(now, group[0].prompt.id) < self.probability]
-        experts = [
-            _given(group, self.text, self.encode, "expert", Role.EXPERT, sampling)
-            for group in drawn
-        ]
-        paid = {expert.group: expert for expert in pay([r for r in experts if r is not None])}
+        experts: list[Rollout] = []
+        for group in groups:
+            coin = uniform_draw(now.seed, now.step, group[0].prompt.id, "expert")
+            if coin >= self.probability:
+                continue
+            expert = _given(group, self.text, self.encode, "expert", Role.EXPERT, sampling)
+            if expert is not None:
+                experts.append(expert)
+        paid = {expert.group: expert for expert in pay(experts)}
         if self.right_above is not None:
-            wrong = [
-                number
+            # An expert that the rewards find wrong would pull right answers towards it.
+            right = {
+                number: expert
                 for number, expert in paid.items()
-                if not (expert.reward or 0.0) > self.right_above
-            ]
-            supply.counters["expert/wrong"] += len(wrong)
-            paid = {number: expert for number, expert in paid.items() if number not in wrong}
+                if (expert.reward or 0.0) > self.right_above
+            }
+            supply.counters["expert/wrong"] += len(paid) - len(right)
+            paid = right
         return _joined(groups, paid, supply, "expert")
 
     def text(self, prompt: Prompt) -> str | None:
@@ -160,11 +173,11 @@ def _given(
     """A given answer to the prompt of a group; None without one, or with one that holds special tokens."""
     first = group[0]
     text = text_of(first.prompt)
-    try:
-        tokens = None if text is None else encode(text)
-    except BadRow:
+    if text is None:
         return None
-    if text is None or tokens is None:
+    try:
+        tokens = encode(text)
+    except BadRow:  # special tokens inside would be read as structure
         return None
     return Rollout(
         prompt=first.prompt,
@@ -174,6 +187,7 @@ def _given(
         roles=torch.full((len(tokens),), int(role), dtype=torch.uint8),
         text=text,
         stop="eos",
+        # Scored at the temperature of its group, so that the log-probs can be compared.
         temperature=sampling.temperature or 1.0,
         origin=origin,
     )
@@ -183,14 +197,15 @@ def _joined(
     groups: Sequence[Sequence[Rollout]], given: Mapping[int, Rollout], supply: Supply, name: str
 ) -> list[Rollout]:
     """Each group followed by its given answer."""
-    supply.counters[f"{name}/missing"] += sum(group[0].group not in given for group in groups)
-    return [
-        r
-        for group in groups
-        for r in (*group, *([given[group[0].group]] if group[0].group in given else ()))
-    ]
-
-
-def _coin(now: Now, prompt: str) -> float:
-    """A uniform number in [0, 1) for a prompt of this step."""
-    return torch.rand(1, generator=generator(now.seed, now.step, prompt, "expert")).item()
+    out: list[Rollout] = []
+    missing = 0
+    for group in groups:
+        out += group
+        number = group[0].group
+        if number in given:
+            out.append(given[number])
+        else:
+            missing += 1
+    # Added once, also where it is 0: a count that is always there can be plotted.
+    supply.counters[f"{name}/missing"] += missing
+    return out

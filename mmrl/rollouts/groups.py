@@ -3,37 +3,77 @@
 A rollout function is called with (engine, pay, supply, sampling, now) and returns paid rollouts whose `group` numbers
 tell which answers share a prompt. It may look at rewards, ask for more prompts, or add answers of another origin.
 
-Rollout functions that only add to another one hold it as `inner`. What objectives and checks may rely on stands in two
-optional attributes: `brings` ("label", "expert", "checklist", "noisy answers:BRANCH", "noisy prompts:BRANCH") and
-`drops_even_groups`. Noisy views are in `noisy_rollouts.py`, labels and experts in `given_answers.py`, checklists in
-`checklist_rollout.py`.
+A plain function brings the policy's plain answers and nothing else. What a rollout function does beyond that,
+objectives and checks read off the attributes that `RolloutFunction` declares. Noisy views are in `noisy.py`, labels and
+experts in `experts.py`, checklists in `checklist.py`, contrasts in `contrast.py`.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import torch
 
+from mmrl.ground.declared import refuse_misspelt
 from mmrl.ground.faults import BadRow
+from mmrl.ground.require import require
 from mmrl.losses.group_filters import keeps_by_mean, keeps_by_spread
 from mmrl.model.policy import Policy
+from mmrl.objectives.base import LABEL, AnswerKind
 from mmrl.rollouts.engine import Engine
 from mmrl.rollouts.prompt_order import Supply
-from mmrl.types import Now, Prompt, Role, Rollout, Sampling
+from mmrl.types import Now, Prompt, Role, Rollout, Sampling, VisualBranch
 
 Pay = Callable[[Sequence[Rollout]], list[Rollout]]
 
 
-class RolloutFunction(Protocol):
-    """Makes the paid answers of one step."""
+RolloutCall = Callable[[Engine, Pay, Supply, Sampling, Now], list[Rollout]]
+"""Makes the paid answers of one step: a plain function, or a `RolloutFunction`."""
+
+
+class RolloutFunction:
+    """A rollout function that says what it does. Subclasses are frozen dataclasses whose fields are its settings."""
+
+    inner: RolloutCall | None = None
+    """The rollout function that it adds to; None if it makes the groups itself."""
+    drops_even_groups: bool = False
+    """Does it drop groups whose answers all earn the same?"""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        refuse_misspelt(cls, RolloutFunction)
 
     def __call__(
         self, engine: Engine, pay: Pay, supply: Supply, sampling: Sampling, now: Now
-    ) -> list[Rollout]: ...
+    ) -> list[Rollout]:
+        raise NotImplementedError(f"{type(self).__name__} has no __call__.")
+
+    def brings(self) -> tuple[AnswerKind, ...]:
+        """Answers that objectives may rely on, beyond plain groups."""
+        return ()
+
+    def sampled_under(self) -> Mapping[str, VisualBranch]:
+        """The views that trained answers are sampled under, by the name which `Rollout.branch` has."""
+        return {}
+
+    def missing(self, prompt: Prompt) -> str:
+        """The column that this row lacks for the answers to be brought; "" if none."""
+        return ""
+
+
+@dataclass(frozen=True)
+class PlainRollout(RolloutFunction):
+    """A plain function, which brings nothing."""
+
+    function: RolloutCall
+
+    def __call__(
+        self, engine: Engine, pay: Pay, supply: Supply, sampling: Sampling, now: Now
+    ) -> list[Rollout]:
+        return self.function(engine, pay, supply, sampling, now)
 
 
 def group_rollout(
@@ -44,7 +84,7 @@ def group_rollout(
 
 
 @dataclass(frozen=True)
-class DynamicSampling:
+class DynamicSampling(RolloutFunction):
     """Drop groups whose answers all earn the same and sample further prompts until the step is full (DAPO).
 
     The PAPO and EasyR1 rule keeps a group if its mean of `part` lies strictly between `low` and `high`; with `spread`
@@ -66,8 +106,7 @@ class DynamicSampling:
     drops_even_groups: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.rounds < 1:
-            raise ValueError(f"DynamicSampling.rounds is {self.rounds}; it must be at least 1.")
+        require(self, rounds=(self.rounds >= 1, "at least 1"))
 
     def __call__(
         self, engine: Engine, pay: Pay, supply: Supply, sampling: Sampling, now: Now
@@ -75,30 +114,33 @@ class DynamicSampling:
         kept: list[list[Rollout]] = []
         for _ in range(self.rounds):
             supply.counters["rollout/rounds"] += 1
-            groups = by_group(pay(engine.generate(supply.take(), sampling, now)))
+            answers = engine.generate(supply.take(), sampling, now)
+            groups = by_group(pay(answers))
             good = [group for group in groups if self.keeps(group)]
             supply.counters["rollout/dropped_groups"] += len(groups) - len(good)
             kept.extend(good)
             if len(kept) >= supply.per_step:
                 break
+        # Fewer than a full step is no error: the rounds are bounded so that a hard set cannot hang the run.
         if not kept:
             raise ValueError(
                 f"DynamicSampling kept no group in {self.rounds} rounds of {supply.per_step} prompts: every group was "
                 f"all right or all wrong on {self.part!r}. Use easier or harder prompts, or train without it."
             )
         supply.counters["rollout/surplus_groups"] += max(0, len(kept) - supply.per_step)
+        # Surplus groups are left out rather than kept for later: by then the weights have changed.
         return renumbered(kept[: supply.per_step])
 
     def keeps(self, group: Sequence[Rollout]) -> bool:
         """Does this group carry signal?"""
-        values = [r.reward if self.part == "total" else self._value(r) for r in group]
-        return (
-            keeps_by_spread(values)
-            if self.spread
-            else keeps_by_mean(values, self.low, self.high)
-        )
+        values = [self._value(rollout) for rollout in group]
+        if self.spread:
+            return keeps_by_spread(values)
+        return keeps_by_mean(values, self.low, self.high)
 
     def _value(self, rollout: Rollout) -> float | None:
+        if self.part == "total":
+            return rollout.reward
         if self.part not in rollout.parts:
             raise ValueError(
                 f"DynamicSampling.part is {self.part!r}, but the rewards have {sorted(rollout.parts)}; "
@@ -108,7 +150,7 @@ class DynamicSampling:
 
 
 @dataclass(frozen=True)
-class LabelRollout:
+class LabelRollout(RolloutFunction):
     """Supervised fine-tuning as a rollout: the label is the only answer, paid 1. The engine is not used.
 
     The text comes from `Prompt.extra[field]`, or from the answer itself where there is no such field.
@@ -120,50 +162,53 @@ class LabelRollout:
     """Ids of a prompt as the model reads it."""
     field: str = "target"
 
-    brings: ClassVar[tuple[str, ...]] = ("label",)
+    def brings(self) -> tuple[AnswerKind, ...]:
+        """Labels alone."""
+        return (LABEL,)
 
     def __call__(
         self, engine: Engine, pay: Pay, supply: Supply, sampling: Sampling, now: Now
     ) -> list[Rollout]:
-        out = []
+        out: list[Rollout] = []
         for number, prompt in enumerate(supply.take()):
             text = str(prompt.extra.get(self.field, prompt.answer))
             tokens = self.encode(text)
-            roles = torch.full((len(tokens),), int(Role.POLICY), dtype=torch.uint8)
-            out.append(
-                Rollout(
-                    prompt,
-                    number,
-                    self.prompt_ids(prompt),
-                    tokens,
-                    roles,
-                    text,
-                    "eos",
-                    origin="label",
-                    reward=1.0,
-                )
+            label = Rollout(
+                prompt=prompt,
+                group=number,
+                prompt_ids=self.prompt_ids(prompt),
+                tokens=tokens,
+                # As if the policy had written it: only such tokens are in the mask that is trained.
+                roles=torch.full((len(tokens),), int(Role.POLICY), dtype=torch.uint8),
+                text=text,
+                stop="eos",
+                origin="label",
+                reward=1.0,
             )
+            out.append(label)
         return out
 
 
 @dataclass(frozen=True)
-class FirstPass:
+class FirstPass(RolloutFunction):
     """Answer every prompt once before the first step, and tell `start` how often it was right (MSSR's prior)."""
 
     start: Callable[[Mapping[str, float]], None]
-    """Takes prompt id -> success rate in [0, 1], `MSSR.start`."""
+    """Takes prompt id -> success rate in [0, 1], `SuccessMemory.start` of the memory that the trainer is given."""
     policy: Policy
     part: str = "accuracy"
     """Reward part that counts as success, or "total"."""
     at_once: int = 256
     """Prompts that are answered together."""
-    inner: RolloutFunction = group_rollout
+    inner: RolloutCall = group_rollout
 
     def __call__(
         self, engine: Engine, pay: Pay, supply: Supply, sampling: Sampling, now: Now
     ) -> list[Rollout]:
-        if now.step == 1:
-            self.start(self.rates(engine, pay, supply, sampling, replace(now, step=0)))
+        if now.step == 1:  # a run that goes on later has the rates in its checkpoint
+            # As step 0, so that the first real answers are drawn anew.
+            before = replace(now, step=0)
+            self.start(self.rates(engine, pay, supply, sampling, before))
         return self.inner(engine, pay, supply, sampling, now)
 
     def rates(
@@ -176,42 +221,46 @@ class FirstPass:
                 "FirstPass answers every prompt once, but the data is endless; set data.limit."
             )
         values: dict[str, list[float]] = {}
-        with without_retention(self.policy):
-            for begin in range(0, size, self.at_once):
-                prompts: list[Prompt] = []
-                for index in range(begin, min(size, begin + self.at_once)):
-                    with contextlib.suppress(BadRow):
-                        prompt = supply.prompts[index]
-                        self.policy.encode(prompt)
-                        prompts.append(prompt)
-                for rollout in pay(engine.generate(prompts, sampling, now)) if prompts else []:
-                    value = (
-                        rollout.reward if self.part == "total" else rollout.parts.get(self.part)
-                    )
+        for begin in range(0, size, self.at_once):
+            indices = range(begin, min(size, begin + self.at_once))
+            # Each block is forgotten before the next, so that a whole data set need not fit in memory.
+            with self.policy.vision.no_update():
+                prompts = self._usable(supply, indices)
+                answers = pay(engine.generate(prompts, sampling, now)) if prompts else []
+                for answer in answers:
+                    value = self._value(answer)
                     if value is not None:
-                        values.setdefault(rollout.prompt.id, []).append(
-                            min(max(value, 0.0), 1.0)
-                        )
+                        values.setdefault(answer.prompt.id, []).append(value)
                 supply.counters["rollout/first_pass"] += len(prompts)
-                self.policy.forget_prompts()
         return {prompt: sum(found) / len(found) for prompt, found in values.items()}
 
+    def _usable(self, supply: Supply, indices: range) -> list[Prompt]:
+        """The prompts of these rows without those that cannot be read or shown; the supply's position stays."""
+        prompts: list[Prompt] = []
+        for index in indices:
+            with contextlib.suppress(BadRow):
+                prompt = supply.prompts[index]
+                self.policy.encode(prompt)
+                prompts.append(prompt)
+        return prompts
 
-@contextlib.contextmanager
-def without_retention(policy: Policy) -> Iterator[None]:
-    """Answers sampled inside keep no graph of the vision tower: no update will use it."""
-    kept, policy.retain_vision = policy.retain_vision, False
-    try:
-        yield
-    finally:
-        policy.retain_vision = kept
+    def _value(self, rollout: Rollout) -> float | None:
+        """The success of an answer, clipped to [0, 1]; None if its reward is not available."""
+        value = rollout.parts.get(self.part)
+        if self.part == "total":
+            value = rollout.reward
+        return None if value is None else min(max(value, 0.0), 1.0)
 
 
-def chain(rollout: object) -> list[object]:
+def chain(rollout: RolloutCall) -> list[RolloutFunction]:
     """A rollout function and those inside it, the outermost first."""
-    found = [rollout]
-    while (inner := getattr(found[-1], "inner", None)) is not None:
-        found.append(inner)
+    found: list[RolloutFunction] = []
+    here: RolloutCall | None = rollout
+    while here is not None:
+        # Wrapped, so that the checks meet the declared names on every part.
+        part = here if isinstance(here, RolloutFunction) else PlainRollout(here)
+        found.append(part)
+        here = part.inner
     return found
 
 

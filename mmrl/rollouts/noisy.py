@@ -17,28 +17,26 @@ Departures
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
-import torch
-
-from mmrl.ground.seeds import generator
+from mmrl.ground.require import require
+from mmrl.ground.seeds import uniform_draw
 from mmrl.losses.schedules import Linear
-from mmrl.model.branches import render
+from mmrl.model.branches import render_branch
 from mmrl.model.policy import Policy
 from mmrl.model.processing import Patches
-from mmrl.rollouts.engine import Engine
-from mmrl.rollouts.groups import Pay, RolloutFunction, group_rollout, without_retention
+from mmrl.objectives.base import AnswerKind, noisy_answers, noisy_prompts
+from mmrl.rollouts.engine import Engine, can_look
+from mmrl.rollouts.groups import Pay, RolloutCall, RolloutFunction, group_rollout
 from mmrl.rollouts.prompt_order import Supply
 from mmrl.types import Now, Prompt, Rollout, Sampling, VisualBranch
 
-__all__ = ["NoisyPrompts", "NoisyRollout", "can_look", "generate_under", "looks"]
+__all__ = ["NoisyPrompts", "NoisyRollout", "generate_under", "rendered"]
 
 
 @dataclass(frozen=True)
-class NoisyRollout:
+class NoisyRollout(RolloutFunction):
     """Part of each group is sampled under a noisy view."""
 
     policy: Policy
@@ -48,46 +46,44 @@ class NoisyRollout:
     """Its name: keys the draws and marks `Rollout.branch`."""
     share: float = 0.5
     """Share of each group that is sampled under it, in (0, 1); rounded down, at least one answer on either side."""
-    inner: RolloutFunction = group_rollout
+    inner: RolloutCall = group_rollout
     """Asks for answers, for example `DynamicSampling()`."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.share < 1:
-            raise ValueError(
-                f"NoisyRollout.share is {self.share}; it must lie strictly between 0 and 1."
-            )
+        require(self, share=(0 < self.share < 1, "strictly between 0 and 1"))
 
-    @property
-    def brings(self) -> tuple[str, ...]:
-        """What objectives may rely on."""
-        return (f"noisy answers:{self.branch}",)
+    def brings(self) -> tuple[AnswerKind, ...]:
+        """Groups of both kinds."""
+        return (noisy_answers(self.branch),)
+
+    def sampled_under(self) -> Mapping[str, VisualBranch]:
+        """The noisy view."""
+        return {self.branch: self.view}
 
     def __call__(
         self, engine: Engine, pay: Pay, supply: Supply, sampling: Sampling, now: Now
     ) -> list[Rollout]:
         def mixed(prompts: Sequence[Prompt], sampling: Sampling, now: Now) -> list[Rollout]:
-            noisy = int(sampling.group_size * self.share + 1e-9)
+            noisy = int(sampling.group_size * self.share + 1e-9)  # 0.3 · 10 is 2.999…
             if not 0 < noisy < sampling.group_size:
                 raise ValueError(
                     f"NoisyRollout.share {self.share} of {sampling.group_size} answers leaves {noisy} noisy ones; "
                     "raise sampling.group_size, or change the share, so that both kinds are in the group."
                 )
-            clean = engine.generate(
-                prompts, replace(sampling, group_size=sampling.group_size - noisy), now
-            )
-            seen = looks(self.policy, prompts, self.branch, self.view, now)
+            rest = replace(sampling, group_size=sampling.group_size - noisy)
             few = replace(sampling, group_size=noisy)
+            clean = engine.generate(prompts, rest, now)
+            # Draws are keyed by the branch, too, so that noisy answer 0 is not clean answer 0 again.
+            seen = rendered(self.policy, prompts, self.branch, self.view, now)
             other = generate_under(self.policy, engine, prompts, few, now, seen, self.branch)
             supply.counters["rollout/noisy_answers"] += len(other)
-            return sorted(
-                [*clean, *other], key=lambda rollout: rollout.group
-            )  # stable: clean ones first
+            return _by_group_number([*clean, *other])  # of a group, the clean ones first
 
         return self.inner(_Seeing(engine, mixed), pay, supply, sampling, now)
 
 
 @dataclass(frozen=True)
-class NoisyPrompts:
+class NoisyPrompts(RolloutFunction):
     """Some prompts are answered under a noisy view, with a probability that changes over the run."""
 
     policy: Policy
@@ -97,13 +93,16 @@ class NoisyPrompts:
     """Its name: keys the draws and marks `Rollout.branch`."""
     probability: Linear = field(default_factory=lambda: Linear(1.0, 0.0))
     """Probability that a prompt is answered under the noisy view, over the run."""
-    inner: RolloutFunction = group_rollout
+    inner: RolloutCall = group_rollout
     """Asks for answers."""
 
-    @property
-    def brings(self) -> tuple[str, ...]:
-        """What objectives may rely on."""
-        return (f"noisy prompts:{self.branch}",)
+    def brings(self) -> tuple[AnswerKind, ...]:
+        """Whole groups of either kind."""
+        return (noisy_prompts(self.branch),)
+
+    def sampled_under(self) -> Mapping[str, VisualBranch]:
+        """The noisy view."""
+        return {self.branch: self.view}
 
     def __call__(
         self, engine: Engine, pay: Pay, supply: Supply, sampling: Sampling, now: Now
@@ -111,22 +110,27 @@ class NoisyPrompts:
         chance = self.probability(now.progress)
 
         def drawn(prompts: Sequence[Prompt], sampling: Sampling, now: Now) -> list[Rollout]:
-            coins = [_coin(now, prompt.id) < chance for prompt in prompts]
-            noisy = [i for i, coin in enumerate(coins) if coin]
-            clean = [i for i, coin in enumerate(coins) if not coin]
-            chosen = [prompts[i] for i in noisy]
-            seen = looks(self.policy, chosen, self.branch, self.view, now)
-            other = (
-                generate_under(self.policy, engine, chosen, sampling, now, seen, self.branch)
-                if noisy
-                else []
-            )
-            plain = engine.generate([prompts[i] for i in clean], sampling, now) if clean else []
+            noisy: list[int] = []
+            clean: list[int] = []
+            for i, prompt in enumerate(prompts):
+                # Keyed by the prompt, so that the coin does not depend on who else is in the step.
+                coin = uniform_draw(now.seed, now.step, prompt.id, "noisy prompt")
+                (noisy if coin < chance else clean).append(i)
+            other: list[Rollout] = []
+            plain: list[Rollout] = []
+            if noisy:
+                chosen = [prompts[i] for i in noisy]
+                seen = rendered(self.policy, chosen, self.branch, self.view, now)
+                other = generate_under(
+                    self.policy, engine, chosen, sampling, now, seen, self.branch
+                )
+            if clean:
+                plain = engine.generate([prompts[i] for i in clean], sampling, now)
             supply.counters["rollout/noisy_answers"] += len(other)
-            both = [replace(r, group=noisy[r.group]) for r in other] + [
-                replace(r, group=clean[r.group]) for r in plain
-            ]
-            return sorted(both, key=lambda rollout: rollout.group)
+            # The engine numbers groups by the prompts that it was given; here they get the step's numbers.
+            seen_noisily = [replace(r, group=noisy[r.group]) for r in other]
+            seen_clearly = [replace(r, group=clean[r.group]) for r in plain]
+            return _by_group_number([*seen_noisily, *seen_clearly])
 
         return self.inner(_Seeing(engine, drawn), pay, supply, sampling, now)
 
@@ -136,7 +140,7 @@ class _Seeing:
     """The engine, with another way of answering."""
 
     engine: Engine
-    answer: Any
+    answer: Callable[[Sequence[Prompt], Sampling, Now], list[Rollout]]
 
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, now: Now
@@ -147,7 +151,12 @@ class _Seeing:
         self.engine.sync(policy)
 
 
-def looks(
+def _by_group_number(rollouts: Sequence[Rollout]) -> list[Rollout]:
+    """Groups in the order of their numbers; the sort is stable, so answers of a group keep theirs."""
+    return sorted(rollouts, key=lambda rollout: rollout.group)
+
+
+def rendered(
     policy: Policy,
     prompts: Sequence[Prompt],
     name: str,
@@ -156,23 +165,16 @@ def looks(
     *,
     compared: bool = False,
 ) -> list[tuple[Patches, ...]]:
-    """The pixels of each prompt under a branch, one draw per prompt; `compared` as for `branches.render`."""
-    return [render(policy, prompt, name, branch, now, compared=compared) for prompt in prompts]
-
-
-def can_look(engine: Engine) -> bool:
-    """Can this engine sample answers to other pixels than the prompt's?"""
-    return {"visual", "branch"} <= inspect.signature(engine.generate).parameters.keys()
-
-
-def _coin(now: Now, prompt: str) -> float:
-    """A uniform number in [0, 1) for a prompt of this step."""
-    return torch.rand(1, generator=generator(now.seed, now.step, prompt, "noisy prompt")).item()
+    """The pixels of each prompt under a branch, one draw per prompt; `compared` as for `branches.render_branch`."""
+    return [
+        render_branch(policy, prompt, name, branch, now, compared=compared)
+        for prompt in prompts
+    ]
 
 
 def generate_under(
     policy: Policy,
-    engine: Any,
+    engine: Engine,
     prompts: Sequence[Prompt],
     sampling: Sampling,
     now: Now,
@@ -185,5 +187,6 @@ def generate_under(
             f"{type(engine).__name__} cannot sample answers to other pixels than the prompt's, which the rollout under "
             f"the view {branch!r} needs; use HFEngine."
         )
-    with without_retention(policy):
+    # The update reads clean pictures: a graph of noisy ones would be kept for nobody.
+    with policy.vision.no_update():
         return engine.generate(prompts, sampling, now, visual=seen, branch=branch)

@@ -21,7 +21,7 @@ class Supply:
 
     `check` may raise `BadRow` for a prompt that loads but cannot be used, for example one that is too long. With
     `on_bad="skip"` a bad row is counted, written to `log` and replaced by the next row; with "stop" it ends the run.
-    An endless collection is read in its own order. Prompts that count something (decoded clips) say so in `drain`.
+    An endless collection is read in its own order. What prompts count (decoded clips, skipped media) joins `counters`.
     """
 
     def __init__(
@@ -34,6 +34,11 @@ class Supply:
         on_bad: str = "skip",
         log: Path | None = None,
     ) -> None:
+        if not isinstance(prompts, Prompts):
+            raise ValueError(
+                f"{type(prompts).__name__} is no collection of prompts: it needs size, __getitem__ and drain. Derive "
+                "it from mmrl.types.Prompts, which has defaults."
+            )
         if prompts.size == 0:
             raise ValueError("The dataset is empty: there is no prompt to train on.")
         self.prompts = prompts
@@ -63,6 +68,7 @@ class Supply:
                 if self._on_bad == "stop":
                     raise
                 self._report(index, problem)
+                # A set, so that an epoch which is all bad is noticed even when it begins in the middle.
                 bad.add(index)
                 if len(bad) >= (self.prompts.size or 1000):
                     whole = ", the whole dataset" if self.prompts.size else ""
@@ -72,12 +78,13 @@ class Supply:
                 continue
             bad.clear()
             found.append(prompt)
-        if counted and (drain := getattr(self.prompts, "drain", None)) is not None:
-            self.counters.update(drain())
+        if counted:
+            self.counters.update(self.prompts.drain())
         return found
 
     def peek(self) -> Prompt:
         """The next usable prompt, without handing it out, counting or logging."""
+        # Borrowed: bad rows on the way would otherwise be counted and logged twice.
         position, log, counters = self.position, self.log, self.counters
         self.log, self.counters = None, Counter()
         try:
@@ -99,15 +106,17 @@ class Supply:
         self.position = int(state["position"])
         if self.log is not None and self.log.is_file():
             rows = self.log.read_text(encoding="utf-8", errors="replace").split("\n")
-            kept = [row for row in rows if _logged_at(row) < self.position]
-            self.log.write_text("".join(row + "\n" for row in kept), encoding="utf-8")
+            kept = [row + "\n" for row in rows if _logged_at(row) < self.position]
+            self.log.write_text("".join(kept), encoding="utf-8")
 
     def _index(self, position: int) -> int:
         size = self.prompts.size
         if size is None:
             return position
         epoch, offset = divmod(position, size)
-        if self._order[0] != epoch:
+        if (
+            self._order[0] != epoch
+        ):  # one epoch's order is kept, any other is made again from the seed
             order = torch.randperm(size, generator=generator(self.seed, "epoch", epoch))
             self._order = (epoch, order.tolist())
         return self._order[1][offset]
@@ -115,13 +124,9 @@ class Supply:
     def _report(self, index: int, problem: BadRow) -> None:
         self.counters["data/skipped"] += 1
         if self.log is not None:
+            entry = {"position": self.position - 1, "row": index, "reason": str(problem)}
             with self.log.open("a", encoding="utf-8") as file:
-                file.write(
-                    json.dumps(
-                        {"position": self.position - 1, "row": index, "reason": str(problem)}
-                    )
-                    + "\n"
-                )
+                file.write(json.dumps(entry) + "\n")
 
 
 def _logged_at(row: str) -> float:

@@ -36,17 +36,10 @@ def save(
 ) -> Path:
     """Write `folder/step-N` atomically, then remove all but the newest `keep` checkpoints (0 keeps all)."""
     folder.mkdir(parents=True, exist_ok=True)
-    target, draft = folder / f"step-{step}", folder / f".writing-step-{step}-{os.getpid()}"
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir()
-    save_file(
-        {name: p.detach().contiguous() for name, p in named}, draft / "weights.safetensors"
-    )
-    torch.save(optimizer, draft / "optimizer.pt")
-    (draft / "state.json").write_text(json.dumps(state, indent=1, default=_plain))
-    for file in draft.iterdir():
-        with file.open("rb") as handle:
-            os.fsync(handle.fileno())
+    target = folder / f"step-{step}"
+    draft = folder / f".writing-step-{step}-{os.getpid()}"
+    _write(draft, named, optimizer, state)
+    # A folder cannot be replaced in one go: the old one steps aside, and `clean` brings it back if we die here.
     replaced = folder / f".replaced-step-{step}"
     if target.exists():
         os.replace(target, replaced)
@@ -54,9 +47,8 @@ def save(
     shutil.rmtree(replaced, ignore_errors=True)
     if keep > 0:
         for old in steps_in(folder)[:-keep]:
-            doomed = (
-                folder / f".writing-old-{old}"
-            )  # under a draft's name, for half a checkpoint must not look whole
+            # Under a draft's name first, for a checkpoint that is half deleted must not look whole.
+            doomed = folder / f".writing-old-{old}"
             os.replace(folder / f"step-{old}", doomed)
             shutil.rmtree(doomed, ignore_errors=True)
     return target
@@ -66,12 +58,13 @@ def steps_in(folder: Path) -> list[int]:
     """Steps of the complete checkpoints, ascending."""
     if not folder.is_dir():
         return []
-    found = [
-        p.name.removeprefix("step-") for p in folder.iterdir() if p.name.startswith("step-")
-    ]
-    return sorted(
-        int(n) for n in found if n.isdigit() and (folder / f"step-{n}" / "state.json").is_file()
-    )
+    steps: list[int] = []
+    for checkpoint in folder.glob("step-*"):
+        number = checkpoint.name.removeprefix("step-")
+        # Copied folders such as "step-40 (1)" are the user's.
+        if number.isdigit() and (checkpoint / "state.json").is_file():
+            steps.append(int(number))
+    return sorted(steps)
 
 
 def clean(folder: Path) -> None:
@@ -97,6 +90,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 def read_optimizer(checkpoint: Path) -> dict[str, Any]:
     """The optimizer's state."""
     with _readable(checkpoint):
+        # weights_only: a checkpoint from elsewhere must not run code.
         return torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True)
 
 
@@ -104,10 +98,11 @@ def restore_weights(checkpoint: Path, named: list[tuple[str, nn.Parameter]]) -> 
     """Copy the stored weights into the parameters."""
     with _readable(checkpoint):
         stored = load_file(checkpoint / "weights.safetensors")
-    missing = sorted({n for n, _ in named} ^ set(stored))
-    if missing:
+    names = {name for name, _ in named}
+    unmatched = sorted(names ^ set(stored))
+    if unmatched:
         raise CheckpointError(
-            f"{checkpoint} holds other parameters than this run trains, for example {missing[:3]}; "
+            f"{checkpoint} holds other parameters than this run trains, for example {unmatched[:3]}; "
             "use the same model, adapter and frozen parts as the run that wrote it."
         )
     with torch.no_grad():
@@ -117,6 +112,27 @@ def restore_weights(checkpoint: Path, named: list[tuple[str, nn.Parameter]]) -> 
                     f"{checkpoint}: {name} has shape {tuple(stored[name].shape)}, the model {tuple(parameter.shape)}."
                 )
             parameter.copy_(stored[name])
+
+
+def _write(
+    draft: Path,
+    named: list[tuple[str, nn.Parameter]],
+    optimizer: dict[str, Any],
+    state: dict[str, Any],
+) -> None:
+    """Write the three files of a checkpoint and see them on the disk."""
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir()
+    # safetensors takes no tensor that shares or skips memory.
+    weights = {name: parameter.detach().contiguous() for name, parameter in named}
+    save_file(weights, draft / "weights.safetensors")
+    torch.save(optimizer, draft / "optimizer.pt")
+    text = json.dumps(state, indent=1, default=_as_json)
+    (draft / "state.json").write_text(text)
+    # Before the rename, or a power cut could leave the final name on empty files.
+    for file in draft.iterdir():
+        with file.open("rb") as handle:
+            os.fsync(handle.fileno())
 
 
 @contextmanager
@@ -137,7 +153,8 @@ def _readable(checkpoint: Path) -> Iterator[None]:
         ) from error
 
 
-def _plain(value: Any) -> Any:
+def _as_json(value: Any) -> Any:
+    """States of objectives may hold tensors."""
     if isinstance(value, torch.Tensor):
         return value.tolist()
     raise TypeError(

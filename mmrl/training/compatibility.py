@@ -9,8 +9,8 @@
     a view that changes the answer of a question
     a correction for the sampler's probabilities on answers that nobody sampled
 
-What objectives want and what rollout functions bring, they say themselves (`Objective.wants`, `brings`,
-`drops_even_groups`); an estimator is asked by giving it single answers. Rows are checked by the first few.
+What objectives ask for and what rollout functions bring, they say themselves (`Objective.answer_kinds`,
+`RolloutFunction`); an estimator is asked by giving it single answers. Rows are checked by the first few.
 """
 
 from __future__ import annotations
@@ -20,35 +20,25 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Any
 
 import torch
 
 from mmrl.ground.faults import BadRow
 from mmrl.grpo import GRPO
 from mmrl.model.branches import spoils
-from mmrl.objectives.base import Objective
-from mmrl.rollouts.engine import Engine
-from mmrl.rollouts.groups import RolloutFunction, chain
-from mmrl.rollouts.noisy import can_look
-from mmrl.types import Prompt, Prompts, VisualBranch
+from mmrl.objectives.base import AnswerKind, Objective
+from mmrl.rollouts.engine import Engine, can_look
+from mmrl.rollouts.groups import PlainRollout, RolloutCall, RolloutFunction, chain
+from mmrl.types import Prompt, Prompts, View, VisualBranch
 
 ROWS = 8
 """How many rows are looked at."""
-
-HOW = {
-    "label": "it needs the label in each group; use rollout=WithLabel(policy.processing.encode_answer, ...)",
-    "expert": "it needs an expert answer next to each group; use rollout=WithExpert(policy.processing.encode_answer)",
-    "checklist": "it needs answers to checklists; use rollout=ChecklistRollout(ask, mark, pearl)",
-    "noisy prompts": "it needs answers sampled under that branch; use rollout=NoisyPrompts(policy, view, branch), or "
-    "another draw",
-}
 
 
 def check_setup(
     objectives: Sequence[Objective],
     branches: Mapping[str, VisualBranch],
-    rollout: RolloutFunction,
+    rollout: RolloutCall,
     estimator: Callable[..., torch.Tensor],
     grpo: GRPO,
     engine: Engine,
@@ -56,13 +46,15 @@ def check_setup(
 ) -> None:
     """Raise ValueError for the first meaningless combination."""
     parts = chain(rollout)
+    # In an order in which the first message names the cause and not a consequence of it.
     _check_single_rollouts(objectives, parts, estimator)
+    # Before the check for missing answers: what is missing may be missing because two parts exclude each other.
     _check_noisy_samplers(objectives, parts)
     _check_filters(objectives, parts)
-    _check_wants(objectives, parts)
+    _check_answers(objectives, parts)
     _check_given_answers(objectives, branches, parts, grpo)
     _check_branches(objectives, branches, parts)
-    if any(hasattr(part, "view") for part in parts) and not can_look(engine):
+    if any(part.sampled_under() for part in parts) and not can_look(engine):
         raise ValueError(
             f"{called(rollout)} samples answers under a view, but {called(engine)} cannot show other pixels than the "
             "prompt's; use HFEngine."
@@ -75,38 +67,41 @@ def joined(*several: Mapping[str, VisualBranch]) -> dict[str, VisualBranch]:
     out: dict[str, VisualBranch] = {}
     for branches in several:
         for name, branch in branches.items():
-            if out.setdefault(name, branch) != branch:
-                raise ValueError(
-                    _two_settings(
-                        name, "one objective's branches", out[name], "another's", branch
-                    )
-                )
+            known = out.setdefault(name, branch)
+            if known != branch:  # equal requests share one branch and one pass
+                first, second = "one objective's branches", "another's"
+                raise ValueError(_two_settings(name, first, known, second, branch))
     return out
 
 
 def compares_answers(estimator: Callable[..., torch.Tensor]) -> bool:
     """Does the estimator say nothing about an answer that is alone in its group?"""
-    alone, mask = torch.arange(4), torch.ones(4, 3, dtype=torch.bool)
-    return not bool(estimator(torch.tensor([0.0, 1.0, 0.0, 1.0]), alone, mask).any())
+    # Asked by example rather than by a list of names: an estimator of somebody else answers as well.
+    group, mask = torch.arange(4), torch.ones(4, 3, dtype=torch.bool)
+    found = estimator(torch.tensor([0.0, 1.0, 0.0, 1.0]), group, mask)
+    return not bool(found.any())
 
 
 def called(part: object) -> str:
     """How a part is named in a message."""
     if isinstance(part, partial):
         return called(part.func)
+    if isinstance(part, PlainRollout):
+        return called(part.function)
     return getattr(part, "__name__", type(part).__name__)
 
 
 def _check_single_rollouts(
     objectives: Sequence[Objective],
-    parts: Sequence[Any],
+    parts: Sequence[RolloutFunction],
     estimator: Callable[..., torch.Tensor],
 ) -> None:
     for objective in objectives:
-        if not (objective.single_rollout and objective.needs()):
+        # Without a request it is switched off and trains nothing.
+        if not (objective.single_rollout and objective.score_requests()):
             continue
         for part in parts:
-            if getattr(part, "drops_even_groups", False):
+            if part.drops_even_groups:
                 raise ValueError(
                     f"{called(objective)} trains one answer per prompt, but {called(part)} drops groups whose answers "
                     "all earn the same, which is every group of one: nothing would be left. Use rollout=group_rollout."
@@ -119,40 +114,54 @@ def _check_single_rollouts(
             )
 
 
-def _check_noisy_samplers(objectives: Sequence[Objective], parts: Sequence[Any]) -> None:
+def _brought(parts: Sequence[RolloutFunction]) -> list[tuple[RolloutFunction, AnswerKind]]:
+    """Every kind of answers, with the part that brings it."""
+    return [(part, kind) for part in parts for kind in part.brings()]
+
+
+def _asked(objectives: Sequence[Objective]) -> list[tuple[Objective, AnswerKind]]:
+    """Every kind of answers that is asked for, with the objective."""
+    return [(objective, kind) for objective in objectives for kind in objective.answer_kinds()]
+
+
+def _check_noisy_samplers(
+    objectives: Sequence[Objective], parts: Sequence[RolloutFunction]
+) -> None:
     """Two parts that sample under noisy views: neither would get the answers that it was made for."""
-    noisy = lambda whats: [what for what in whats if what.startswith("noisy ")]  # noqa: E731
-    brought = [
-        (called(part), what) for part in parts for what in noisy(getattr(part, "brings", ()))
-    ]
-    wanted = [
-        (called(objective), what) for objective in objectives for what in noisy(objective.wants)
-    ]
-    pairs = [*pairwise(brought), *pairwise(wanted)]
-    pairs += [(one, other) for one in wanted for other in brought if one[1] != other[1]]
-    for (first, one), (second, other) in pairs:
+    brought = [(part, kind) for part, kind in _brought(parts) if kind.branch]
+    asked = [(objective, kind) for objective, kind in _asked(objectives) if kind.branch]
+    pairs: list[tuple[tuple[object, AnswerKind], tuple[object, AnswerKind]]] = []
+    pairs += [*pairwise(brought), *pairwise(asked)]
+    for one in asked:  # an objective and a part may both name a view, if it is the same
+        pairs += [(one, other) for other in brought if one[1] != other[1]]
+    for (first, one), (second, other) in pairs:  # the first pair is told
         raise ValueError(
-            f"{first} ({one}) and {second} ({other}) both sample answers under noisy views, and an answer can be "
-            "sampled under one view only. Keep one of them; an objective may still score another branch."
+            f"{called(first)} ({one}) and {called(second)} ({other}) both sample answers under noisy views, and an "
+            "answer can be sampled under one view only. Keep one of them; an objective may still score another branch."
         )
 
 
-def _check_wants(objectives: Sequence[Objective], parts: Sequence[Any]) -> None:
-    brought = {what for part in parts for what in getattr(part, "brings", ())}
-    for objective in objectives:
-        for want in objective.wants:
-            if want not in brought:
-                there = f"brings {', '.join(sorted(brought))}" if brought else "brings none"
-                raise ValueError(
-                    f"{called(objective)} reads {want!r} answers, but the rollout function {called(parts[0])} {there}: "
-                    f"{HOW[want.split(':')[0]]}."
-                )
+def _check_answers(objectives: Sequence[Objective], parts: Sequence[RolloutFunction]) -> None:
+    """Every kind of answers that an objective asks for is brought."""
+    brought = [kind for _, kind in _brought(parts)]
+    for objective, kind in _asked(objectives):
+        if kind in brought:
+            continue
+        names = ", ".join(sorted(str(one) for one in brought))
+        remedy = kind.remedy or (
+            "no rollout function of mmrl does; write a RolloutFunction whose brings() returns "
+            f"AnswerKind({kind.name!r}{f', {kind.branch!r}' if kind.branch else ''})"
+        )
+        raise ValueError(
+            f"{called(objective)} reads {str(kind)!r} answers, but the rollout function {called(parts[0])} brings "
+            f"{names or 'none'}: {remedy}."
+        )
 
 
-def _check_filters(objectives: Sequence[Objective], parts: Sequence[Any]) -> None:
-    droppers = [part for part in parts if getattr(part, "drops_even_groups", False)]
-    owners: list[object] = [o for o in objectives if "checklist" in o.wants]
-    owners += [part for part in parts if "checklist" in getattr(part, "brings", ())]
+def _check_filters(objectives: Sequence[Objective], parts: Sequence[RolloutFunction]) -> None:
+    droppers = [part for part in parts if part.drops_even_groups]
+    owners: list[object] = [one for one, kind in _asked(objectives) if kind.filtered]
+    owners += [part for part, kind in _brought(parts) if kind.filtered]
     if droppers and owners:
         raise ValueError(
             f"{called(owners[0])} has a filter of its own, which keeps a prompt if either branch carries signal, but "
@@ -163,56 +172,59 @@ def _check_filters(objectives: Sequence[Objective], parts: Sequence[Any]) -> Non
 def _check_given_answers(
     objectives: Sequence[Objective],
     branches: Mapping[str, VisualBranch],
-    parts: Sequence[Any],
+    parts: Sequence[RolloutFunction],
     grpo: GRPO,
 ) -> None:
-    given = [
-        (part, what)
-        for part in parts
-        for what in getattr(part, "brings", ())
-        if what in ("label", "expert")
-    ]
-    for part, what in given:
+    for part, kind in _brought(parts):
+        if kind.sampled:
+            continue
         if grpo.mismatch != "off":
             raise ValueError(
-                f"GRPO.mismatch is {grpo.mismatch!r}, but {called(part)} adds {what}s, which nobody sampled and which "
+                f"GRPO.mismatch is {grpo.mismatch!r}, but {called(part)} adds {kind}s, which nobody sampled and which "
                 "have no sampler probabilities. Set mismatch='off'."
             )
-        if what == "expert":
-            continue  # experts are in no mask: terms do not reach them
+        if not kind.trained:
+            continue  # they are in no mask: terms do not reach them
         for objective in objectives:
-            read = [
-                n.branch
-                for n in objective.needs()
-                if n.stage == "terms" and n.branch in branches
-            ]
-            if read:
+            if name := _branch_in_the_loss(objective, branches):
                 raise ValueError(
-                    f"{called(objective)} has a visual term in the loss (branch {read[0]!r}), and {called(part)} "
-                    f"trains {what}s: the term would change how text that the policy did not write depends on the "
+                    f"{called(objective)} has a visual term in the loss (branch {name!r}), and {called(part)} "
+                    f"trains {kind}s: the term would change how text that the policy did not write depends on the "
                     "picture. Train them in separate runs, or give expert answers that are only scored (WithExpert)."
                 )
 
 
+def _branch_in_the_loss(objective: Objective, branches: Mapping[str, VisualBranch]) -> str:
+    """The first visual branch that an objective's terms read; "" if none."""
+    for request in objective.score_requests():
+        if request.stage == "terms" and request.branch in branches:
+            return request.branch
+    return ""
+
+
 def _check_branches(
-    objectives: Sequence[Objective], branches: Mapping[str, VisualBranch], parts: Sequence[Any]
+    objectives: Sequence[Objective],
+    branches: Mapping[str, VisualBranch],
+    parts: Sequence[RolloutFunction],
 ) -> None:
     for part in parts:
-        view, name = getattr(part, "view", None), getattr(part, "branch", "")
-        if view is not None and branches.get(name, view) != view:
-            raise ValueError(
-                _two_settings(name, called(part), view, "branches", branches[name])
-            )
+        for name, view in part.sampled_under().items():
+            if branches.get(name, view) != view:
+                raise ValueError(
+                    _two_settings(name, called(part), view, "branches", branches[name])
+                )
+    # A branch is scored once, and a score has room for one exact divergence.
     asked: dict[str, tuple[str, str]] = {}
     for objective in objectives:
-        for need in objective.needs():
-            if need.divergence is None:
+        for request in objective.score_requests():
+            kind = request.divergence
+            if kind is None:
                 continue
-            other, kind = asked.setdefault(need.branch, (called(objective), need.divergence))
-            if kind != need.divergence:
+            other, first = asked.setdefault(request.branch, (called(objective), kind))
+            if first != kind:
                 raise ValueError(
-                    f"{other} asks for the {kind} divergence of the branch {need.branch!r}, {called(objective)} for "
-                    f"the {need.divergence} one, and a branch is scored once. Give one of them another branch."
+                    f"{other} asks for the {first} divergence of the branch {request.branch!r}, {called(objective)} "
+                    f"for the {kind} one, and a branch is scored once. Give one of them another branch."
                 )
 
 
@@ -226,39 +238,45 @@ def _two_settings(
 
 
 def _first_rows(prompts: Prompts) -> list[Prompt]:
-    found = []
-    for index in range(ROWS if prompts.size is None else min(ROWS, prompts.size)):
-        with contextlib.suppress(BadRow):
+    found: list[Prompt] = []
+    count = ROWS if prompts.size is None else min(ROWS, prompts.size)
+    for index in range(count):
+        with contextlib.suppress(BadRow):  # the supply skips and counts it, or stops there
             found.append(prompts[index])
     return found
 
 
 def _check_rows(
-    branches: Mapping[str, VisualBranch], parts: Sequence[Any], rows: Sequence[Prompt]
+    branches: Mapping[str, VisualBranch],
+    parts: Sequence[RolloutFunction],
+    rows: Sequence[Prompt],
 ) -> None:
     views = {name: branch.view for name, branch in branches.items()}
-    views |= {part.branch: part.view.view for part in parts if hasattr(part, "view")}
+    for part in parts:
+        views |= {name: branch.view for name, branch in part.sampled_under().items()}
     for name, view in views.items():
         for row in rows:
             if reason := spoils(view, row):
                 raise ValueError(
                     f"The branch {name!r} does not fit the question {row.id!r}: {reason}"
                 )
-        silent = [row for row in rows if row.media and "depends_on" not in row.extra]
-        if silent and (
-            getattr(view, "changes_geometry", False) or getattr(view, "changes_order", False)
-        ):
-            warnings.warn(
-                f"The branch {name!r} moves what is seen ({called(view)}), and the rows do not say whether their "
-                "answers depend on it; a column depends_on with 'geometry' or 'order' would.",
-                stacklevel=4,
-            )
+        _warn_of_silent_rows(name, view, rows)
     for part in parts:
-        if (missing := getattr(part, "missing", None)) is None or not rows:
-            continue
-        lacking = {missing(row) for row in rows}
-        if "" not in lacking:
+        lacking = {part.missing(row) for row in rows}
+        # A row that lacks the answer is met with a count; that all of the first ones do is a wrong name.
+        if rows and "" not in lacking:
             raise ValueError(
                 f"{called(part)} takes its answers from the column {sorted(lacking)[0]!r}, which none of the first "
                 f"{len(rows)} rows has (they have {sorted(rows[0].extra)}); name another with column=..."
             )
+
+
+def _warn_of_silent_rows(name: str, view: View, rows: Sequence[Prompt]) -> None:
+    """Warn if a view may change answers and the rows do not say what theirs depend on."""
+    silent = [row for row in rows if row.media and "depends_on" not in row.extra]
+    if silent and (view.changes_geometry or view.changes_order):
+        warnings.warn(
+            f"The branch {name!r} moves what is seen ({called(view)}), and the rows do not say whether their "
+            "answers depend on it; a column depends_on with 'geometry' or 'order' would.",
+            stacklevel=5,
+        )

@@ -8,10 +8,12 @@ over the `window` before. Both must move by less than their limits for `patience
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
+
+from mmrl.ground.require import require
 
 WATCHED = ("reward/total", "reward/group_std")
 
@@ -30,17 +32,13 @@ class EarlyStop:
     """Steps in a row in which both must rest."""
 
     def __post_init__(self) -> None:
-        allowed = {
-            "window": (self.window >= 0, "0 (never) or positive"),
-            "reward": (self.reward >= 0, "0 or positive"),
-            "deviation": (self.deviation >= 0, "0 or positive"),
-            "patience": (self.patience >= 1, "at least 1"),
-        }
-        for name, (fine, rule) in allowed.items():
-            if not fine:
-                raise ValueError(
-                    f"EarlyStop.{name} is {getattr(self, name)}; it must be {rule}."
-                )
+        require(
+            self,
+            window=(self.window >= 0, "0 (never) or positive"),
+            reward=(self.reward >= 0, "0 or positive"),
+            deviation=(self.deviation >= 0, "0 or positive"),
+            patience=(self.patience >= 1, "at least 1"),
+        )
 
 
 @dataclass
@@ -63,21 +61,19 @@ class Plateau:
         window = self.rule.window
         if not window or not all(name in metrics for name in WATCHED):
             return {}
-        self.rows = [*self.rows, (metrics[WATCHED[0]], metrics[WATCHED[1]])][-2 * window :]
+        reward, deviation = (metrics[name] for name in WATCHED)
+        # What is older than two windows is never read again.
+        self.rows = [*self.rows, (reward, deviation)][-2 * window :]
         if len(self.rows) < 2 * window:
             return {}
-        reward, deviation = (
-            abs(
-                fmean(row[i] for row in self.rows[window:])
-                - fmean(row[i] for row in self.rows[:window])
-            )
-            for i in range(2)
-        )
-        rests = reward < self.rule.reward and deviation < self.rule.deviation
+        reward_moved = _moved([reward for reward, _ in self.rows])
+        deviation_moved = _moved([deviation for _, deviation in self.rows])
+        # Both: while the spread within groups moves, answers still change, though their mean does not.
+        rests = reward_moved < self.rule.reward and deviation_moved < self.rule.deviation
         self.resting = self.resting + 1 if rests else 0
         return {
-            "stop/reward_moved": reward,
-            "stop/deviation_moved": deviation,
+            "stop/reward_moved": reward_moved,
+            "stop/deviation_moved": deviation_moved,
             "stop/resting": float(self.resting),
         }
 
@@ -87,5 +83,12 @@ class Plateau:
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on where `state` was taken."""
+        # JSON has no tuples.
         self.rows = [(float(reward), float(deviation)) for reward, deviation in state["rows"]]
         self.resting = int(state["resting"])
+
+
+def _moved(values: Sequence[float]) -> float:
+    """How far the mean of the second half lies from that of the first."""
+    half = len(values) // 2
+    return abs(fmean(values[half:]) - fmean(values[:half]))

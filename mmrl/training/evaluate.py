@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -20,20 +22,26 @@ def heldout_prompts(
 
     Rows that raise `BadRow`, when read or in `check`, are left out.
     """
-    out: list[Prompt] = []
-    index = 0
-    while len(out) < count and (prompts.size is None or index < prompts.size):
+    usable: list[Prompt] = []
+    rows = itertools.count() if prompts.size is None else range(prompts.size)
+    for index in rows:
+        if len(usable) >= count:
+            break
+        # A bad row costs itself: the next one takes its place, so that `count` prompts are measured.
         with contextlib.suppress(BadRow):
             prompt = prompts[index]
             if check is not None:
                 check(prompt)
-            out.append(prompt)
-        index += 1
-    return out
+            usable.append(prompt)
+    return usable
 
 
 def answers_to(
-    engine: Engine, prompts: Sequence[Prompt], rewards: Rewards, sampling: Sampling, now: Now
+    engine: Engine,
+    prompts: Sequence[Prompt],
+    rewards: Rewards,
+    sampling: Sampling,
+    now: Now,
 ) -> list[Rollout]:
     """Paid answers; groups are numbered by prompt."""
     return rewards(engine.generate(prompts, sampling, now))
@@ -48,6 +56,7 @@ def evaluate(
     part: str = "accuracy",
 ) -> dict[str, float]:
     """One greedy answer per prompt: `accuracy` (mean of the reward part), `reward`, `length`, `truncated`."""
+    # Temperature 0 and one answer each: the score does not depend on the run's sampling or seed.
     greedy = replace(sampling, group_size=1, temperature=0.0)
     rollouts = answers_to(engine, prompts, rewards, greedy, now)
     return summary(rollouts, part)
@@ -60,9 +69,11 @@ def summary(rollouts: Sequence[Rollout], part: str = "accuracy") -> dict[str, fl
     count = len(rollouts)
     scores = [_score(r, part) for r in rollouts]
     mean = sum(scores) / count
+    # The standard error of a share; rewards outside [0, 1] would make the variance negative.
+    variance = max(mean * (1 - mean), 0.0)
     return {
         "accuracy": mean,
-        "accuracy_error": math.sqrt(max(mean * (1 - mean), 0.0) / count),
+        "accuracy_error": math.sqrt(variance / count),
         "reward": sum(r.reward or 0.0 for r in rollouts) / count,
         "length": sum(len(r.tokens) for r in rollouts) / count,
         "truncated": sum(r.stop == "length" for r in rollouts) / count,
@@ -75,23 +86,27 @@ def pass_at_k(correct: int, samples: int, k: int) -> float:
         raise ValueError(
             f"pass@{k} needs at least {k} answers per prompt, there are {samples}."
         )
-    return 1.0 - math.comb(samples - correct, k) / math.comb(samples, k)
+    # Drawn without replacement: all k are wrong in comb(wrong, k) of comb(samples, k) draws.
+    all_wrong = math.comb(samples - correct, k) / math.comb(samples, k)
+    return 1.0 - all_wrong
 
 
 def pass_rates(
     rollouts: Sequence[Rollout], ks: Sequence[int], part: str = "accuracy"
 ) -> dict[str, float]:
     """pass@k over groups; an answer is right if its part is above 0.5."""
-    groups: dict[int, list[bool]] = {}
-    for r in rollouts:
-        groups.setdefault(r.group, []).append(_score(r, part) > 0.5)
-    return {
-        f"pass@{k}": sum(pass_at_k(sum(g), len(g), k) for g in groups.values())
-        / max(1, len(groups))
-        for k in ks
-    }
+    groups: defaultdict[int, list[bool]] = defaultdict(list)
+    for rollout in rollouts:
+        right = _score(rollout, part) > 0.5
+        groups[rollout.group].append(right)
+    rates: dict[str, float] = {}
+    for k in ks:
+        chances = [pass_at_k(sum(group), len(group), k) for group in groups.values()]
+        rates[f"pass@{k}"] = sum(chances) / max(1, len(groups))
+    return rates
 
 
 def _score(rollout: Rollout, part: str) -> float:
+    """The part's value; the whole reward where the part does not exist or was dropped for the group."""
     value = rollout.parts.get(part)
     return float(rollout.reward or 0.0) if value is None else float(value)

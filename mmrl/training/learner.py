@@ -1,16 +1,13 @@
 """The mathematics of one step: from paid rollouts to an optimizer step.
 
-Scores, advantages and updates of one batch. What is scored when is decided once, by `plan_scores`: a view that nobody
-reads before the update and that has gradient (or wants the newest weights) is scored inside it, everything else once
-beforehand without gradient, and nothing that nobody reads at all.
+Scores, advantages and updates of one batch. What is scored when is decided once, in `score_plan.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
-from statistics import pstdev
+from itertools import chain, pairwise
 
 import torch
 from torch import Tensor
@@ -21,16 +18,28 @@ from mmrl.losses.group_filters import without_truncated
 from mmrl.losses.reduce import Totals
 from mmrl.losses.surrogates import Surrogate
 from mmrl.model.branches import Views
-from mmrl.model.packing import collate, rows_of, split
-from mmrl.model.policy import Policy, Wanted
+from mmrl.model.packing import Group, collate, rows_of, split
+from mmrl.model.policy import Policy
 from mmrl.model.reference_scores import scored
-from mmrl.objectives.base import Objective
+from mmrl.model.scoring import Wanted
+from mmrl.objectives.base import Memory, Objective, shaped_in_turn
 from mmrl.training.optim import Optimizer
-from mmrl.training.run import Clock
-from mmrl.types import Batch, Divergence, Now, Rollout, Scores, VisualBranch
+from mmrl.training.rollout_metrics import rollout_metrics, strength
+from mmrl.training.run import PhaseTimer
+from mmrl.training.score_plan import plan_scores
+from mmrl.types import Batch, Now, Rollout, Scores, VisualBranch
 
 Estimator = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(reward [B] or [B, T], group [B], mask [B, T]) -> advantage [B] or [B, T]."""
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One batch with its advantages, on its way through the updates."""
+
+    batch: Batch
+    views: Views
+    now: Now
 
 
 @dataclass
@@ -50,31 +59,34 @@ class Learner:
     """Optimizer steps of the whole run, for the learning-rate schedule."""
     norms_every: int = 0
     """Log the gradient norm of each loss term each so many steps; 0: never."""
+    memories: Sequence[Memory | None] = ()
+    """What each objective remembers of the run; the trainer's. Without any, every objective starts a fresh one."""
 
     def __post_init__(self) -> None:
+        if not self.memories:
+            self.memories = [objective.start_memory() for objective in self.objectives]
         self.plan = plan_scores(
             self.grpo, self.objectives, self.branches, self.updates_per_step
         )
 
-    def learn(self, rollouts: Sequence[Rollout], now: Now, clock: Clock) -> dict[str, float]:
+    def learn(
+        self, rollouts: Sequence[Rollout], now: Now, clock: PhaseTimer
+    ) -> dict[str, float]:
         """Score, shape and update; returns the metrics."""
         batch = self._collated(rollouts)
         metrics = rollout_metrics(rollouts, batch)
-        metrics |= {
-            f"branch/{n}/strength": s
-            for n, b in self.branches.items()
-            if (s := strength(b, now)) is not None
-        }
+        for name, branch in self.branches.items():
+            found = strength(branch, now)
+            if found is not None:
+                metrics[f"branch/{name}/strength"] = found
         views = Views(self.policy, batch.rollouts, self.branches, now)
         with clock("score"):
             batch = self._with_stored_scores(batch, views)
             batch = self._with_advantages(batch, now)
+        step = _Step(batch, views, now)
         with clock("update"):
             for rows in update_rows(batch, self.updates_per_step, now):
-                metrics.update(self._update(batch, rows, views, now))
-                self.policy.retain_vision = (
-                    False  # only the first update has the rollout's weights
-                )
+                metrics.update(self._update(step, rows))
         return metrics
 
     def _collated(self, rollouts: Sequence[Rollout]) -> Batch:
@@ -89,118 +101,110 @@ class Learner:
         stored = self.plan.stored
         if not stored:
             return batch
-        found: dict[str, list[tuple[Tensor, Scores]]] = {name: [] for name in stored}
+        found: dict[str, list[Scores]] = {name: [] for name in stored}
+        parts = self._parts(batch, range(len(batch)))
         with torch.no_grad():
-            for rows in self._parts(batch, range(len(batch))):
-                scores = self._score(views, rows, stored, batch.tokens.shape[1])
-                for name, part in scores.items():
-                    found[name].append((rows, part))
-        merged = {name: gathered(parts, len(batch)) for name, parts in found.items()}
+            for rows in parts:
+                for name, scores in self._score(batch, views, rows, stored).items():
+                    found[name].append(scores)
+        merged = {name: gathered(parts, pieces) for name, pieces in found.items()}
         return replace(batch, scores={**batch.scores, **merged})
 
     def _with_advantages(self, batch: Batch, now: Now) -> Batch:
         with torch.no_grad():
             paid = apply_kl_in_reward(self.grpo, batch)
             advantage = self.estimator(paid, batch.group, batch.mask)
+            # One number per answer is spread over its trained tokens; KL in the reward gives one per token.
             if advantage.ndim == 1:
                 advantage = advantage[:, None] * batch.mask
-            for objective in self.objectives:
-                advantage = objective.shape(advantage, batch, now)
-        return replace(batch, advantage=advantage)
+            batch = replace(batch, advantage=advantage)
+            return shaped_in_turn(self.objectives, self.memories, batch, now)
 
-    def _update(
-        self, batch: Batch, rows: Sequence[int], views: Views, now: Now
-    ) -> dict[str, float]:
+    def _update(self, step: _Step, rows: Sequence[int]) -> dict[str, float]:
         """One optimizer step on some rows of the batch."""
-        trained = batch.mask.any(1).tolist()
-        rows = [
-            row for row in rows if trained[row]
-        ]  # experts, and answers whose tokens are all masked
-        whole = batch.mask[torch.tensor(rows, dtype=torch.long, device=batch.mask.device)]
-        totals = Totals(int(whole.sum()), int(whole.any(1).sum()))
+        mask = step.batch.mask
+        # Left out: experts, and answers whose tokens are all masked.
+        trained = mask.any(1).tolist()
+        rows = [row for row in rows if trained[row]]
+        index = torch.tensor(rows, dtype=torch.long, device=mask.device)
+        # Counted over the whole update, so that the loss does not depend on the cut into parts.
+        totals = _totals(mask[index])
         if totals.tokens == 0:
             return {"update/skipped": 1.0}
         norms: dict[str, float] = {}
-        if self.norms_every and now.step % self.norms_every == 0:
-            norms = self._term_norms(batch, rows, views, totals, now)
+        if self.norms_every and step.now.step % self.norms_every == 0:
+            norms = self._term_norms(step, rows, totals)
         sums: dict[str, Tensor] = {}
-        for part in self._parts(batch, rows):
-            piece, live = self._live(batch, part, views)
+        for part in self._parts(step.batch, rows):
+            piece, live = self._live(step, part)
             value, metrics = loss(
-                self.grpo, self.surrogate, piece, live, self.objectives, totals, now
+                self.grpo, self.surrogate, piece, live, self.objectives, totals, step.now
             )
-            if not torch.isfinite(value):
-                parts = {
-                    k: round(v.item(), 4) for k, v in metrics.items() if k.startswith("loss/")
-                }
-                raise FloatingPointError(
-                    f"the loss is {value.item()} (its parts: {parts}). Lower optim.lr or the objectives' coefficients."
-                )
+            _refuse_infinite_loss(value, metrics)
             value.backward()
-            if not self.policy.retain_vision:
-                self.policy.backward_vision()
+            self.policy.vision.end_part()
             accumulate(sums, metrics)
-        self.policy.backward_vision()
+        # Before the norm: what collected on the pictures' features is part of the gradient.
+        self.policy.vision.backward()
         norm = self.optimizer.gradient_norm()
-        if not norm < float("inf"):
+        if not norm < float("inf"):  # written so that NaN is caught as well
             raise FloatingPointError(
                 f"the gradient norm is {norm}; lower optim.lr or the objectives' coefficients."
             )
         lr = self.optimizer.step(self.planned_updates)
         self.policy.stepped()
-        return {
-            **{k: v.item() for k, v in sums.items()},
-            **norms,
-            "optim/grad_norm": norm,
-            "optim/lr": lr,
-        }
+        summed = {name: value.item() for name, value in sums.items()}
+        return {**summed, **norms, "optim/grad_norm": norm, "optim/lr": lr}
 
-    def _term_norms(
-        self, batch: Batch, rows: Sequence[int], views: Views, totals: Totals, now: Now
-    ) -> dict[str, float]:
+    def _term_norms(self, step: _Step, rows: Sequence[int], totals: Totals) -> dict[str, float]:
         """Norm of each loss term's gradient before clipping, by a forward and a backward of its own."""
         norms: dict[str, float] = {}
         names: list[str] = []
+        # The names of the terms are known after the first forward only.
         while not norms or len(norms) < len(names):
-            for part in self._parts(batch, rows):
-                piece, live = self._live(batch, part, views)
-                parts, _ = losses(
-                    self.grpo, self.surrogate, piece, live, self.objectives, totals, now
+            for part in self._parts(step.batch, rows):
+                piece, live = self._live(step, part)
+                terms, _ = losses(
+                    self.grpo, self.surrogate, piece, live, self.objectives, totals, step.now
                 )
-                names = list(parts)
-                if (term := parts[names[len(norms)]]).requires_grad:
+                names = list(terms)
+                term = terms[names[len(norms)]]
+                if (
+                    term.requires_grad
+                ):  # a term may be constant here: no advantage, a plain branch
                     term.backward()
-                self.policy.backward_vision()
-            grads = [
-                p.grad.float().norm() for p in self.optimizer.parameters if p.grad is not None
-            ]
-            norms[f"grad_norm/{names[len(norms)]}"] = (
-                torch.stack(grads).norm().item() if grads else 0.0
-            )
+                # At once, whoever shares the graph: the gradients of two terms must not mix in its leaves.
+                self.policy.vision.backward()
+            norms[f"grad_norm/{names[len(norms)]}"] = self._total_norm()
             self.optimizer.clear()
         return norms
 
-    def _live(
-        self, batch: Batch, part: Tensor, views: Views
-    ) -> tuple[Batch, dict[str, Scores]]:
+    def _total_norm(self) -> float:
+        """Norm of all gradients together, 0 if there is none."""
+        norms: list[Tensor] = []
+        for parameter in self.optimizer.parameters:
+            if parameter.grad is not None:
+                # In float32 even for half precision, whose squares overflow.
+                norms.append(parameter.grad.float().norm())
+        return torch.stack(norms).norm().item() if norms else 0.0
+
+    def _live(self, step: _Step, part: Tensor) -> tuple[Batch, dict[str, Scores]]:
         """Some rows, and their scores with the present weights where the plan wants them."""
-        piece = rows_of(batch, part.to(batch.mask.device))
-        live = dict(piece.scores)
-        live.update(self._score(views, part, self.plan.live, batch.tokens.shape[1]))
-        return piece, live
+        piece = rows_of(step.batch, part.to(step.batch.mask.device))
+        fresh = self._score(step.batch, step.views, part, self.plan.live)
+        return piece, {**piece.scores, **fresh}
 
     def _score(
-        self, views: Views, rows: Tensor, wanted: Mapping[str, Wanted], width: int
+        self, batch: Batch, views: Views, rows: Tensor, wanted: Mapping[str, Wanted]
     ) -> dict[str, Scores]:
         chosen = rows.tolist()
+        seen: dict[str, list[Group]] = {}
         for name in wanted:
             self.policy.counters[f"scored/{name}"] += len(chosen)
-        return scored(
-            self.policy,
-            {n: views.groups(n, chosen) for n in wanted},
-            wanted,
-            (len(chosen), width),
-        )
+            seen[name] = views.groups(name, chosen)
+        # As wide as the whole batch, so that parts fit together again.
+        shape = (len(chosen), batch.tokens.shape[1])
+        return scored(self.policy, seen, wanted, shape)
 
     def _parts(self, batch: Batch, rows: Sequence[int]) -> list[Tensor]:
         """Rows cut into pieces that fit one packed pass."""
@@ -211,82 +215,21 @@ class Learner:
             group=batch.group.cpu()[index],
             scores={},
         )
-        lengths = {r.group: len(r.prompt_ids) for r in some.rollouts}
-        return [index[part] for part in split(some, lengths, self.tokens_per_pass)]
+        prompts = {r.group: len(r.prompt_ids) for r in some.rollouts}
+        parts = split(some, prompts, self.tokens_per_pass)
+        # `split` counts from the first of these rows; the batch counts differently.
+        return [index[part] for part in parts]
 
 
-@dataclass(frozen=True)
-class ScorePlan:
-    """Which views are scored when."""
-
-    stored: Mapping[str, Wanted]
-    """Once per rollout, without gradient."""
-    live: Mapping[str, Wanted]
-    """In every update."""
-
-
-def plan_scores(
-    grpo: GRPO,
-    objectives: Sequence[Objective],
-    branches: Mapping[str, VisualBranch],
-    updates: int,
-) -> ScorePlan:
-    """Decide the freshness of every view from what the objectives read. Raises ValueError for an unknown branch."""
-    stored: dict[str, Wanted] = {}
-    live: dict[str, Wanted] = {"raw": Wanted(grad=True)}
-    exact = grpo.kl > 0 and grpo.kl_kind == "exact"
-    if grpo.kl > 0 and grpo.kl_in == "loss" and exact:
-        live["ref"] = Wanted(divergence="forward")
-    elif grpo.kl > 0:
-        stored["ref"] = Wanted(divergence="forward" if exact else None)
-    before = (
-        {"ref"} if grpo.kl > 0 and grpo.kl_in == "reward" else set()
-    )  # read before the update
-    early = updates > 1 or grpo.mismatch != "off" or (grpo.kl > 0 and grpo.kl_in == "reward")
-    for objective in objectives:
-        for need in objective.needs():
-            name = need.branch
-            if name not in ("raw", "ref") and name not in branches:
-                raise ValueError(
-                    f"{type(objective).__name__} reads the visual branch {name!r}, but the branches are "
-                    f"{sorted(branches)}; add branches={{{name!r}: VisualBranch(...)}}."
-                )
-            want = Wanted(
-                need.entropy,
-                need.divergence,
-                grad=name == "raw" or (name in branches and branches[name].grad),
-            )
-            if need.stage == "shape":
-                stored[name] = merged_want(name, stored.get(name), replace(want, grad=False))
-                before.add(name)
-                early = early or name == "raw" or need.divergence is not None
-            elif (
-                name == "raw"
-                or want.grad
-                or need.divergence
-                or (name in branches and branches[name].refresh)
-            ):
-                live[name] = merged_want(name, live.get(name), want)
-            else:
-                stored[name] = merged_want(name, stored.get(name), want)
-    stored = {name: want for name, want in stored.items() if name in before or name not in live}
-    if early or any(w.divergence for w in stored.values()):
-        stored["raw"] = merged_want("raw", stored.get("raw"), Wanted())
-    return ScorePlan(stored, live)
-
-
-def merged_want(name: str, first: Wanted | None, second: Wanted) -> Wanted:
-    """Both requests in one; two different divergences of one branch are refused."""
-    if first is None:
-        return second
-    kinds: set[Divergence] = {k for k in (first.divergence, second.divergence) if k}
-    if len(kinds) > 1:
-        raise ValueError(
-            f"Branch {name!r} is asked for two exact divergences, {sorted(kinds)}; let the objectives read two "
-            "branches with different names, or the same divergence."
-        )
-    return Wanted(
-        first.entropy or second.entropy, next(iter(kinds), None), first.grad or second.grad
+def _refuse_infinite_loss(value: Tensor, metrics: Mapping[str, Tensor]) -> None:
+    if torch.isfinite(value):
+        return
+    parts: dict[str, float] = {}
+    for name, part in metrics.items():
+        if name.startswith("loss/"):
+            parts[name] = round(part.item(), 4)
+    raise FloatingPointError(
+        f"the loss is {value.item()} (its parts: {parts}). Lower optim.lr or the objectives' coefficients."
     )
 
 
@@ -298,64 +241,16 @@ def update_rows(batch: Batch, updates_per_step: int, now: Now) -> list[list[int]
     groups = list(members.values())
     updates = min(updates_per_step, len(groups))
     if updates == 1:
-        return [[row for group in groups for row in group]]
-    order = torch.randperm(
-        len(groups), generator=generator(now.seed, now.step, "updates")
-    ).tolist()
+        return [list(chain(*groups))]
+    rng = generator(now.seed, now.step, "updates")
+    order = torch.randperm(len(groups), generator=rng).tolist()
+    # Rounded bounds instead of equal sizes: no group is left over and sizes differ by one at most.
     bounds = [round(i * len(groups) / updates) for i in range(updates + 1)]
-    return [[row for g in order[a:b] for row in groups[g]] for a, b in pairwise(bounds)]
-
-
-def rollout_metrics(rollouts: Sequence[Rollout], batch: Batch) -> dict[str, float]:
-    """Rewards, lengths and how many groups carry signal, of the policy's own answers; others under their origin.
-
-    If no answer is the policy's own (supervised training), all count.
-    """
-    own = torch.tensor([r.origin == "policy" for r in rollouts])
-    other = {
-        f"{origin}/{name}": value
-        for origin in sorted({r.origin for r in rollouts} - {"policy"})
-        for name, value in _given_metrics([r for r in rollouts if r.origin == origin]).items()
-    }
-    reward = batch.reward[own.to(batch.reward.device)] if own.any() else batch.reward
-    rollouts = [r for r in rollouts if r.origin == "policy"] or rollouts
-    values: dict[str, list[float]] = {}
-    for rollout in rollouts:
-        for name, value in rollout.parts.items():
-            if value is not None:
-                values.setdefault(f"reward/{name}", []).append(float(value))
-    groups: dict[int, list[float]] = {}
-    for rollout in rollouts:
-        groups.setdefault(rollout.group, []).append(float(rollout.reward or 0.0))
-    even = sum(max(g) == min(g) for g in groups.values())
-    return {
-        "reward/total": reward.mean().item(),
-        "reward/std": reward.std(unbiased=False).item(),
-        "reward/group_std": sum(pstdev(g) for g in groups.values()) / len(groups),
-        "reward/even_groups": even / len(groups),
-        "answer/length": sum(len(r.tokens) for r in rollouts) / len(rollouts),
-        "answer/truncated": sum(r.stop == "length" for r in rollouts) / len(rollouts),
-        "answer/count": float(len(rollouts)),
-        **{name: sum(v) / len(v) for name, v in values.items()},
-        **other,
-    }
-
-
-def _given_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    """Count, mean reward and mean length of labels or experts."""
-    count = len(rollouts)
-    reward = sum(float(r.reward or 0.0) for r in rollouts) / count
-    return {
-        "count": float(count),
-        "reward": reward,
-        "length": sum(len(r.tokens) for r in rollouts) / count,
-    }
-
-
-def strength(branch: VisualBranch, now: Now) -> float | None:
-    """How strong a branch's view is now, if it says so (noise)."""
-    known = getattr(branch.view, "strength", None)
-    return None if known is None else float(known(now))
+    shares: list[list[int]] = []
+    for begin, end in pairwise(bounds):
+        chosen = [groups[number] for number in order[begin:end]]
+        shares.append(list(chain(*chosen)))
+    return shares
 
 
 def accumulate(sums: dict[str, Tensor], metrics: Mapping[str, Tensor]) -> None:
@@ -363,37 +258,44 @@ def accumulate(sums: dict[str, Tensor], metrics: Mapping[str, Tensor]) -> None:
     for name, value in metrics.items():
         if name not in sums:
             sums[name] = value
+        elif name.endswith("_max"):
+            sums[name] = torch.maximum(sums[name], value)
         else:
-            sums[name] = (
-                torch.maximum(sums[name], value)
-                if name.endswith("_max")
-                else sums[name] + value
-            )
+            sums[name] = sums[name] + value
 
 
-def gathered(parts: Sequence[tuple[Tensor, Scores]], count: int) -> Scores:
-    """Scores of parts of a batch, put back in the batch's row order."""
-
-    def whole(pick: Callable[[Scores], Tensor | None]) -> Tensor | None:
-        first = pick(parts[0][1])
-        if first is None:
-            return None
-        out = first.new_zeros(count, first.shape[1])
-        for rows, scores in parts:
-            piece = pick(scores)
-            assert piece is not None
-            out[rows.to(out.device)] = piece
-        return out
-
-    logp = whole(lambda s: s.logp)
+def gathered(parts: Sequence[Tensor], pieces: Sequence[Scores]) -> Scores:
+    """Scores of parts of a batch, put back in the batch's row order; `parts` are long [n] and cover all rows."""
+    logp = _in_row_order(parts, [piece.logp for piece in pieces])
     assert logp is not None
-    return Scores(logp, whole(lambda s: s.entropy), whole(lambda s: s.divergence))
+    entropy = _in_row_order(parts, [piece.entropy for piece in pieces])
+    divergence = _in_row_order(parts, [piece.divergence for piece in pieces])
+    return Scores(logp, entropy, divergence)
+
+
+def _in_row_order(parts: Sequence[Tensor], pieces: Sequence[Tensor | None]) -> Tensor | None:
+    """One tensor [B, T] from the pieces of some rows each; None if they are."""
+    found = [piece for piece in pieces if piece is not None]
+    if not found:
+        return None
+    rows = torch.cat(list(parts)).to(found[0].device)
+    together = torch.cat(found)
+    out = torch.zeros_like(together)
+    out[rows] = together
+    return out
+
+
+def _totals(mask: Tensor) -> Totals:
+    """Trained tokens and answers of a mask [B, T]."""
+    return Totals(int(mask.sum()), int(mask.any(1).sum()))
 
 
 def to(batch: Batch, device: torch.device) -> Batch:
     """The batch's tensors on a device."""
     names = ("group", "tokens", "mask", "reward", "advantage", "roles")
-    scores = {n: Scores(s.logp.to(device)) for n, s in batch.scores.items()}
-    return replace(
-        batch, scores=scores, **{name: getattr(batch, name).to(device) for name in names}
-    )
+    moved = {name: getattr(batch, name).to(device) for name in names}
+    # A fresh batch has the sampler's log-probs at most, which are log-probs and nothing else.
+    scores: dict[str, Scores] = {}
+    for name, found in batch.scores.items():
+        scores[name] = Scores(found.logp.to(device))
+    return replace(batch, scores=scores, **moved)

@@ -31,17 +31,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmrl.ground.require import require
 from mmrl.model.branches import Views
 from mmrl.model.packing import collate, split
-from mmrl.model.policy import Policy, Wanted
+from mmrl.model.policy import Policy
 from mmrl.model.reference_scores import scored
+from mmrl.model.scoring import Wanted
 from mmrl.objectives.base import Objective
 from mmrl.rewards.pay import Rewards
-from mmrl.rollouts.engine import Engine
-from mmrl.rollouts.groups import without_retention
-from mmrl.rollouts.noisy import can_look, looks
+from mmrl.rollouts.engine import Engine, can_look
+from mmrl.rollouts.noisy import rendered
 from mmrl.training.evaluate import summary
-from mmrl.types import Media, Now, Prompt, Rollout, Sampling, ViewContext, VisualBranch
+from mmrl.types import Media, Now, Prompt, Rollout, Sampling, View, ViewContext, VisualBranch
+
+ANY_REMEDY = "lower the learning rate or the objectives' coefficients, or add a reference KL"
+"""What helps against any alarm, where no objective knows better."""
 
 
 class BlindPolicy(RuntimeError):
@@ -64,24 +68,22 @@ class Monitor:
     """Steps over which alarms average; 0 turns them off."""
 
     def __post_init__(self) -> None:
-        allowed = {
-            "probe_every": (self.probe_every >= 0, "0 (never) or positive"),
-            "probe_prompts": (
-                self.probe_prompts >= 2,
-                "at least 2, since pictures are exchanged",
-            ),
-            "least_difference": (self.least_difference >= 0, "0 (never stop) or positive"),
-            "norms_every": (self.norms_every >= 0, "0 (never) or positive"),
-            "window": (self.window >= 0, "0 (no alarms) or positive"),
-        }
-        for name, (fine, rule) in allowed.items():
-            if not fine:
-                raise ValueError(f"Monitor.{name} is {getattr(self, name)}; it must be {rule}.")
+        require(
+            self,
+            probe_every=(self.probe_every >= 0, "0 (never) or positive"),
+            probe_prompts=(self.probe_prompts >= 2, "at least 2, since pictures are exchanged"),
+            least_difference=(self.least_difference >= 0, "0 (never stop) or positive"),
+            norms_every=(self.norms_every >= 0, "0 (never) or positive"),
+            window=(self.window >= 0, "0 (no alarms) or positive"),
+        )
 
 
 @dataclass(frozen=True)
-class Blank:
+class BlackPixels(View):
     """All pixels black."""
+
+    # Its answers are only compared with those to the real pictures.
+    changes_geometry = changes_order = False
 
     def __call__(
         self, frames: Tensor, context: ViewContext, rng: torch.Generator, now: Now
@@ -90,22 +92,27 @@ class Blank:
 
 
 @dataclass(frozen=True)
-class Exchanged:
+class Exchanged(View):
     """The medium of another prompt, resampled to this one's size and number of frames."""
 
     partners: Mapping[str, tuple[Media, ...]]
     """Prompt id -> media of another prompt."""
 
+    # Its answers are only compared with those to the real pictures.
+    changes_geometry = changes_order = False
+
     def __call__(
         self, frames: Tensor, context: ViewContext, rng: torch.Generator, now: Now
     ) -> Tensor:
         media = self.partners[context.prompt.id]
-        other = media[context.medium % len(media)].frames
+        # The other prompt may have fewer pictures: they are used again in turn.
+        other = media[context.medium % len(media)].frames  # uint8 [F', 3, H', W']
         moments = torch.linspace(0, len(other) - 1, len(frames)).round().long()
-        resized = torch.nn.functional.interpolate(
-            other[moments].float(), frames.shape[-2:], mode="bilinear"
-        )
-        return resized.round().clamp(0, 255).to(torch.uint8)
+        pixels = other[moments].float()
+        # Same size and count as the original, so that only the content differs, not the number of tokens.
+        resized = torch.nn.functional.interpolate(pixels, frames.shape[-2:], mode="bilinear")
+        rounded = resized.round().clamp(0, 255)
+        return rounded.to(torch.uint8)
 
 
 def blind_probe(
@@ -129,18 +136,22 @@ def blind_probe(
         raise ValueError(
             f"{type(engine).__name__} cannot show other pixels, as the blind probe must; use HFEngine."
         )
-    partners = {
-        one.id: other.media
-        for one, other in zip(prompts, [*prompts[1:], prompts[0]], strict=True)
+    # A ring: everybody gets the next prompt's pictures, nobody its own.
+    partners: dict[str, tuple[Media, ...]] = {}
+    for prompt, following in zip(prompts, [*prompts[1:], prompts[0]], strict=True):
+        partners[prompt.id] = following.media
+    branches = {
+        "blank": VisualBranch(BlackPixels()),
+        "other": VisualBranch(Exchanged(partners)),
     }
-    branches = {"blank": VisualBranch(Blank()), "other": VisualBranch(Exchanged(partners))}
     greedy = replace(sampling, group_size=1, temperature=0.0)
     found: dict[str, float] = {}
-    with without_retention(policy), torch.no_grad():
+    # Nothing is trained here: no graph of a picture is worth keeping.
+    with policy.vision.no_update(), torch.no_grad():
         real = rewards(engine.generate(prompts, greedy, now))
         found["accuracy"] = summary(real)["accuracy"]
         for name, branch in branches.items():
-            seen = looks(policy, prompts, name, branch, now)
+            seen = rendered(policy, prompts, name, branch, now)
             generate: Any = engine.generate
             answers = rewards(generate(prompts, greedy, now, visual=seen, branch=name))
             found[f"accuracy_{name}"] = summary(answers)["accuracy"]
@@ -177,37 +188,33 @@ class Alarms:
         """Take in a step's metrics; alarms to log, and messages for those that are new."""
         if not self.window:
             return {}, []
-        self.rows.append(
-            {
-                name: value
-                for name, value in metrics.items()
-                if _watched(name) and value is not None
-            }
-        )
+        self.rows.append(_watched(metrics))
         if len(self.rows) > 2 * self.window:
+            # The oldest after the start: the first window stays for ever.
             del self.rows[self.window]
         if len(self.rows) < 2 * self.window:
             return {}, []
-        first, last = (
-            _means(rows) for rows in (self.rows[: self.window], self.rows[self.window :])
-        )
+        first = _means(self.rows[: self.window])
+        last = _means(self.rows[self.window :])
         raised: dict[str, float] = {}
-        messages = []
+        messages: list[str] = []
+        # Metrics that only one of the windows has (a branch that was switched on later) cannot be compared.
         for name in first.keys() & last.keys():
             kind = alarm(name, first[name], last[name])
-            if kind:
-                raised[f"alarm/{kind}"] = 1.0
-                if kind not in self.said:
-                    self.said.add(kind)
-                    messages.append(self._message(kind, name, first[name], last[name]))
+            if not kind:
+                continue
+            raised[f"alarm/{kind}"] = 1.0
+            if kind not in self.said:
+                self.said.add(kind)
+                messages.append(self._message(kind, name, first[name], last[name]))
         return raised, messages
 
     def _message(self, kind: str, name: str, before: float, after: float) -> str:
-        told = [o.remedies[kind] for o in self.objectives if kind in o.remedies]
-        help_ = (
-            "; ".join(told)
-            or "lower the learning rate or the objectives' coefficients, or add a reference KL"
-        )
+        """The warning, with what the papers of this run's objectives advise."""
+        remedies = [o.remedies[kind] for o in self.objectives if kind in o.remedies]
+        if not remedies:
+            remedies = [ANY_REMEDY]
+        help_ = "; ".join(remedies)
         return (
             f"Warning: {kind} alarm. {name} was {before:.3f} in the first {self.window} steps and is {after:.3f} in "
             f"the last {self.window}. What helps: {help_}."
@@ -216,25 +223,40 @@ class Alarms:
 
 def alarm(name: str, before: float, after: float) -> str:
     """The alarm that a metric's mean raises, given its mean at the start; "" if none."""
-    if name.startswith("branch/") and name.endswith("/kl"):
+    if _is_branch_kl(name):
+        # 8 times the start alone would alarm about a KL that was nearly 0 at first.
         return "divergence" if after > max(1.0, 8.0 * before) else ""
     if name == "policy/surprise":
         return "entropy" if after > max(3.0 * before, before + 0.5) else ""
     if name == "answer/length":
+        # Very short answers (a letter, a word) halve by chance.
         return "length" if before >= 8.0 and after < 0.4 * before else ""
     return ""
 
 
-def _watched(name: str) -> bool:
-    return name in ("policy/surprise", "answer/length") or (
-        name.startswith("branch/") and name.endswith("/kl")
-    )
+def _is_branch_kl(name: str) -> bool:
+    """Is it a `branch/<name>/kl`?"""
+    return name.startswith("branch/") and name.endswith("/kl")
+
+
+def _watched(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The metrics that an alarm may be about."""
+    watched: dict[str, float] = {}
+    for name, value in metrics.items():
+        # None stands for NaN in rows that come back from metrics.jsonl.
+        known = name in ("policy/surprise", "answer/length") or _is_branch_kl(name)
+        if known and value is not None:
+            watched[name] = value
+    return watched
 
 
 def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Means of the metrics that all rows have."""
-    names = set(rows[0]).intersection(*rows[1:])
-    return {name: fmean(row[name] for row in rows) for name in sorted(names)}
+    shared = set(rows[0]).intersection(*rows[1:])
+    means: dict[str, float] = {}
+    for name in sorted(shared):
+        means[name] = fmean(row[name] for row in rows)
+    return means
 
 
 def _differences(
@@ -259,9 +281,9 @@ def _differences(
             {name: Wanted() for name in names},
             (len(rows), batch.tokens.shape[1]),
         )
+        real = scores["raw"].logp  # [B, T], 0 on padding
         for name in branches:
-            sums[name] += (
-                (scores["raw"].logp - scores[name].logp).abs().sum().item()
-            )  # 0 on padding
+            gap = real - scores[name].logp
+            sums[name] += gap.abs().sum().item()
     count = max(1, sum(len(r.tokens) for r in answers))
     return {f"difference_{name}": value / count for name, value in sums.items()}

@@ -10,6 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from mmrl.ground.require import require
+
 
 @dataclass(frozen=True)
 class Optim:
@@ -31,23 +33,22 @@ class Optim:
     """Gradients are scaled down to this norm; 0 turns it off."""
 
     def __post_init__(self) -> None:
-        allowed = {
-            "lr": (self.lr >= 0, "0 or positive"),
-            "warmup": (self.warmup >= 0, "0 or positive"),
-            "weight_decay": (self.weight_decay >= 0, "0 or positive"),
-            "beta1": (0 <= self.beta1 < 1, "in [0, 1)"),
-            "beta2": (0 <= self.beta2 < 1, "in [0, 1)"),
-            "max_grad_norm": (self.max_grad_norm >= 0, "0 (off) or positive"),
-        }
-        for name, (fine, rule) in allowed.items():
-            if not fine:
-                raise ValueError(f"Optim.{name} is {getattr(self, name)}; it must be {rule}.")
+        require(
+            self,
+            lr=(self.lr >= 0, "0 or positive"),
+            warmup=(self.warmup >= 0, "0 or positive"),
+            weight_decay=(self.weight_decay >= 0, "0 or positive"),
+            beta1=(0 <= self.beta1 < 1, "in [0, 1)"),
+            beta2=(0 <= self.beta2 < 1, "in [0, 1)"),
+            max_grad_norm=(self.max_grad_norm >= 0, "0 (off) or positive"),
+        )
 
     def factor(self, step: int, steps: int) -> float:
         """Share of the peak learning rate at optimizer step `step` (from 0) of `steps`."""
         if step < self.warmup:
-            return (step + 1) / self.warmup
-        done = min(1.0, (step - self.warmup) / max(1, steps - self.warmup))
+            return (step + 1) / self.warmup  # step 0 learns already
+        after_warmup = max(1, steps - self.warmup)
+        done = min(1.0, (step - self.warmup) / after_warmup)
         if self.schedule == "linear":
             return 1.0 - done
         if self.schedule == "cosine":
@@ -67,20 +68,16 @@ class Optimizer:
         self.steps = 0
         """Optimizer steps taken."""
         self.parameters = [p for _, p in named]
-        self._masters = [
-            p.detach().float() if p.dtype in (torch.float16, torch.bfloat16) else p
-            for p in self.parameters
-        ]
-        plain = [m for m, p in zip(self._masters, self.parameters, strict=True) if p.ndim < 2]
-        decayed = [
-            m for m, p in zip(self._masters, self.parameters, strict=True) if p.ndim >= 2
-        ]
+        self._masters = [_master(p) for p in self.parameters]
+        # Biases and norms have one dimension; decay would pull them to 0 for no good.
+        plain = [master for master in self._masters if master.ndim < 2]
+        decayed = [master for master in self._masters if master.ndim >= 2]
         groups = [
             {"params": decayed, "weight_decay": settings.weight_decay},
             {"params": plain, "weight_decay": 0.0},
         ]
         self._adam = torch.optim.AdamW(
-            [g for g in groups if g["params"]],
+            [group for group in groups if group["params"]],  # AdamW refuses an empty group
             lr=settings.lr,
             betas=(settings.beta1, settings.beta2),
             fused=True,
@@ -89,21 +86,24 @@ class Optimizer:
     def gradient_norm(self) -> float:
         """Norm of all gradients; scales them to `max_grad_norm` if they are larger. NaN if any is not finite."""
         limit = self.settings.max_grad_norm or math.inf
-        return float(nn.utils.clip_grad_norm_(self.parameters, limit, foreach=False))
+        # Plain kernels in the order of the parameters; left to itself, torch chooses by device.
+        norm = nn.utils.clip_grad_norm_(self.parameters, limit, foreach=False)
+        return float(norm)
 
     def step(self, planned: int) -> float:
         """Update the weights and clear the gradients; returns the learning rate. `planned` steps end the schedule."""
-        lr = self.settings.lr * self.settings.factor(self.steps, planned)
+        factor = self.settings.factor(self.steps, planned)
+        lr = self.settings.lr * factor
         for group in self._adam.param_groups:
             group["lr"] = lr
-        for master, parameter in zip(self._masters, self.parameters, strict=True):
-            if master is not parameter:
-                master.grad = None if parameter.grad is None else parameter.grad.float()
+        for master, parameter in self._copies():
+            master.grad = None if parameter.grad is None else parameter.grad.float()
         self._adam.step()
-        for master, parameter in zip(self._masters, self.parameters, strict=True):
-            if master is not parameter:
-                parameter.data.copy_(master)
-                master.grad = None
+        for master, parameter in self._copies():
+            parameter.data.copy_(
+                master
+            )  # rounded to half precision; the master keeps what was lost
+            master.grad = None
         self.clear()
         self.steps += 1
         return lr
@@ -115,14 +115,27 @@ class Optimizer:
 
     def state(self) -> dict[str, Any]:
         """Tensors and numbers for a checkpoint."""
-        own = [m for m, p in zip(self._masters, self.parameters, strict=True) if m is not p]
-        return {"adam": self._adam.state_dict(), "steps": self.steps, "masters": own}
+        return {
+            "adam": self._adam.state_dict(),
+            "steps": self.steps,
+            "masters": [master for master, _ in self._copies()],
+        }
 
     def load(self, state: dict[str, Any]) -> None:
         """Take back what `state` returned; parameters must have been restored before."""
         self._adam.load_state_dict(state["adam"])
         self.steps = state["steps"]
-        saved = iter(state["masters"])
-        for master, parameter in zip(self._masters, self.parameters, strict=True):
-            if master is not parameter:
-                master.data.copy_(next(saved))
+        # Masters hold bits that the half-precision weights have lost: they cannot be made from the weights.
+        for (master, _), saved in zip(self._copies(), state["masters"], strict=True):
+            master.data.copy_(saved)
+
+    def _copies(self) -> list[tuple[torch.Tensor, nn.Parameter]]:
+        """(fp32 master, half-precision parameter) of the parameters that have a copy."""
+        pairs = zip(self._masters, self.parameters, strict=True)
+        return [(master, parameter) for master, parameter in pairs if master is not parameter]
+
+
+def _master(parameter: nn.Parameter) -> torch.Tensor:
+    """The tensor that AdamW updates: an fp32 copy of half precision, else the parameter itself."""
+    half = parameter.dtype in (torch.float16, torch.bfloat16)
+    return parameter.detach().float() if half else parameter

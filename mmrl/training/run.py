@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from mmrl.ground.require import require
 from mmrl.training.tracking import Logger
 from mmrl.types import Prompts
 
@@ -52,36 +53,30 @@ class Run:
     """Also log to TensorBoard or Weights & Biases."""
 
     def __post_init__(self) -> None:
-        allowed = {
-            "steps": (
-                self.steps is None or self.steps >= 1,
-                "at least 1, or None to count epochs",
-            ),
-            "epochs": (self.epochs > 0, "positive"),
-            "prompts_per_step": (self.prompts_per_step >= 1, "at least 1"),
-            "updates_per_step": (
-                1 <= self.updates_per_step <= self.prompts_per_step,
-                "1 to prompts_per_step",
-            ),
-            "tokens_per_pass": (self.tokens_per_pass >= 1, "at least 1"),
-            "eval_every": (
-                self.eval_every >= 0,
-                "0 (only at the start and the end) or positive",
-            ),
-            "eval_prompts": (self.eval_prompts >= 0, "0 (no evaluation) or positive"),
-            "save_every": (self.save_every >= 0, "0 (only at the end) or positive"),
-            "keep": (self.keep >= 0, "0 (all) or positive"),
-            "sample_every": (self.sample_every >= 0, "0 (never) or positive"),
-            "on_bad": (self.on_bad in ("skip", "stop"), "'skip' or 'stop'"),
-        }
-        for name, (fine, rule) in allowed.items():
-            if not fine:
-                raise ValueError(f"Run.{name} is {getattr(self, name)!r}; it must be {rule}.")
+        has_length = self.steps is None or self.steps >= 1
+        # Each update takes whole groups, so there cannot be more updates than prompts.
+        updates_fit = 1 <= self.updates_per_step <= self.prompts_per_step
+        require(
+            self,
+            steps=(has_length, "at least 1, or None to count epochs"),
+            epochs=(self.epochs > 0, "positive"),
+            prompts_per_step=(self.prompts_per_step >= 1, "at least 1"),
+            updates_per_step=(updates_fit, "1 to prompts_per_step"),
+            tokens_per_pass=(self.tokens_per_pass >= 1, "at least 1"),
+            eval_every=(self.eval_every >= 0, "0 (only at the start and the end) or positive"),
+            eval_prompts=(self.eval_prompts >= 0, "0 (no evaluation) or positive"),
+            save_every=(self.save_every >= 0, "0 (only at the end) or positive"),
+            keep=(self.keep >= 0, "0 (all) or positive"),
+            sample_every=(self.sample_every >= 0, "0 (never) or positive"),
+            on_bad=(self.on_bad in ("skip", "stop"), "'skip' or 'stop'"),
+        )
 
     @property
     def folder(self) -> Path:
         """Where the run writes."""
-        return Path(self.output) if self.output is not None else Path("runs") / self.name
+        if self.output is None:
+            return Path("runs") / self.name
+        return Path(self.output)  # from Python it may be given as text
 
 
 FREE_TO_CHANGE = (
@@ -104,12 +99,14 @@ def planned_steps(run: Run, prompts: Prompts) -> int:
         return run.steps
     if prompts.size is None:
         raise ValueError("The data is endless, so the run needs a length: set --run.steps.")
-    return max(1, int(prompts.size * run.epochs) // run.prompts_per_step)
+    # Rounded down: a last step with fewer prompts would weigh its few answers as much as a full one.
+    rows = int(prompts.size * run.epochs)
+    return max(1, rows // run.prompts_per_step)
 
 
 def refuse_several_processes() -> None:
     """Training on several processes is not there yet; say so instead of training several copies."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world = int(os.environ.get("WORLD_SIZE", "1"))  # set by torchrun
     if world > 1:
         raise ValueError(
             f"WORLD_SIZE is {world}, but training on several processes is not supported yet; start the recipe without "
@@ -117,7 +114,7 @@ def refuse_several_processes() -> None:
         )
 
 
-class Clock:
+class PhaseTimer:
     """Seconds of named phases."""
 
     def __init__(self) -> None:
@@ -128,11 +125,11 @@ class Clock:
     def __call__(self, name: str) -> Iterator[None]:
         began = time.monotonic()
         yield
+        # Not in a finally: the time of a phase that raised says nothing about the step.
         self._phases[name] += time.monotonic() - began
 
     def read(self) -> dict[str, float]:
         """`time/<phase>` and `time/total` in seconds."""
-        return {
-            **{f"time/{k}": v for k, v in self._phases.items()},
-            "time/total": time.monotonic() - self._began,
-        }
+        times = {f"time/{phase}": seconds for phase, seconds in self._phases.items()}
+        times["time/total"] = time.monotonic() - self._began
+        return times

@@ -16,7 +16,7 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from functools import partial
@@ -30,6 +30,8 @@ from mmrl.ground.version import __version__
 from mmrl.types import Prompts, Rollout
 
 Logger = Literal["none", "tensorboard", "wandb"]
+Sink = Callable[[int, Mapping[str, float | None]], None]
+"""Takes a step and its metrics; None is a number that is not finite."""
 
 
 class OutputError(ValueError):
@@ -49,27 +51,30 @@ class Tracker:
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append one object; numbers that are not finite are written as null."""
-        clean = {
-            k: (float(v) if math.isfinite(v) else None) for k, v in sorted(metrics.items())
-        }
+        # JSON has neither NaN nor infinity.
+        clean: dict[str, float | None] = {}
+        for name, value in sorted(metrics.items()):
+            clean[name] = float(value) if math.isfinite(value) else None
         _append(self.metrics_file, {"step": step, **clean})
         for sink in self._sinks:
             sink(step, clean)
 
     def sample(self, step: int, rollouts: Sequence[Rollout]) -> None:
         """Append answers with their rewards."""
-        for r in rollouts:
+        for rollout in rollouts:
+            truth = rollout.prompt.answer
+            # References may be anything, also tensors and records of the user's.
+            if not isinstance(truth, (str, int, float, list)):
+                truth = str(truth)
             row = {
                 "step": step,
-                "prompt": r.prompt.id,
-                "question": question_text(r.prompt.messages),
-                "answer": r.text,
-                "truth": r.prompt.answer
-                if isinstance(r.prompt.answer, (str, int, float, list))
-                else str(r.prompt.answer),
-                "reward": r.reward,
-                "parts": dict(r.parts),
-                "stop": r.stop,
+                "prompt": rollout.prompt.id,
+                "question": chat_as_line(rollout.prompt.messages),
+                "answer": rollout.text,
+                "truth": truth,
+                "reward": rollout.reward,
+                "parts": dict(rollout.parts),
+                "stop": rollout.stop,
             }
             _append(self.folder / "samples.jsonl", row)
 
@@ -81,7 +86,9 @@ class Tracker:
                 continue
             kept = [line for line, row in _rows(file) if row["step"] <= step]
             draft = file.with_suffix(".draft")
-            draft.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+            text = "".join(f"{line}\n" for line in kept)
+            draft.write_text(text, encoding="utf-8")
+            # Renamed over the old file, which stays whole if we die while writing.
             os.replace(draft, file)
 
 
@@ -95,6 +102,7 @@ def discard(folder: Path) -> None:
             "choose another --run.output, or delete it yourself."
         )
     for inside in folder.iterdir():
+        # A link is removed, not what it leads to: checkpoints may lie on another disk.
         if inside.is_dir() and not inside.is_symlink():
             shutil.rmtree(inside)
         else:
@@ -122,6 +130,7 @@ def alone(folder: Path) -> Iterator[None]:
         ) from error
     except OSError:
         pass  # a network disk without locks
+    # The lock lives as long as the handle, and the system closes that for a process that is killed.
     try:
         yield
     finally:
@@ -149,53 +158,55 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 def describe(value: Any) -> Any:
     """A setting as plain JSON: dataclasses with their class name, functions by their name, partials with arguments."""
     if is_dataclass(value) and not isinstance(value, type):
-        return {
-            "class": type(value).__name__,
-            **{f.name: describe(getattr(value, f.name)) for f in fields(value)},
-        }
+        described = {"class": type(value).__name__}
+        for field in fields(value):
+            described[field.name] = describe(getattr(value, field.name))
+        return described
     if isinstance(value, partial):
-        given = {"arguments": describe(value.args)} if value.args else {}
-        return {
-            "function": describe(value.func),
-            **given,
-            **{k: describe(v) for k, v in value.keywords.items()},
-        }
+        described = {"function": describe(value.func)}
+        if value.args:
+            described["arguments"] = describe(value.args)
+        return described | describe(value.keywords)
     if isinstance(value, Mapping):
-        return {str(k): describe(v) for k, v in value.items()}
+        return {str(key): describe(inside) for key, inside in value.items()}
     if isinstance(value, (list, tuple)):
-        return [describe(v) for v in value]
-    if value is None or isinstance(value, (bool, int, float, str)):
+        return [describe(inside) for inside in value]
+    if _is_scalar(value):
         return value
     if isinstance(value, Path):
         return str(value)
+    # By name, without address: two processes must describe one function alike.
     return getattr(value, "__qualname__", type(value).__qualname__)
 
 
 def describe_prompts(prompts: Prompts) -> dict[str, Any]:
     """What tells two collections of prompts apart: class, size, plain fields, and the id of the first row."""
-    plain = (
-        {f.name: getattr(prompts, f.name) for f in fields(prompts)}
-        if is_dataclass(prompts)
-        else {}
-    )
-    plain = {
-        k: v for k, v in plain.items() if v is None or isinstance(v, (bool, int, float, str))
-    }
+    described: dict[str, Any] = {}
+    for field in fields(prompts) if is_dataclass(prompts) else ():
+        value = getattr(prompts, field.name)
+        # Rows and readers are left out: they would not fit on a line and say nothing that a person could compare.
+        if _is_scalar(value):
+            described[field.name] = value
+    described["class"] = type(prompts).__name__
+    described["size"] = prompts.size
     try:
-        first = prompts[0].id
+        described["first"] = prompts[0].id
     except BadRow:
-        first = None
-    return {**plain, "class": type(prompts).__name__, "size": prompts.size, "first": first}
+        described["first"] = None
+    return described
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:
     """Lines "name: was X, now Y" for settings that differ."""
     if isinstance(old, dict) and isinstance(new, dict):
-        lines = []
+        lines: list[str] = []
         for key in sorted(old.keys() | new.keys()):
-            lines += differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+            inner = f"{path}.{key}" if path else key
+            lines += differences(old.get(key), new.get(key), inner)
         return lines
-    return [] if old == new else [f"{path}: was {old!r}, now {new!r}"]
+    if old == new:
+        return []
+    return [f"{path}: was {old!r}, now {new!r}"]
 
 
 def environment() -> dict[str, Any]:
@@ -218,67 +229,95 @@ def peak_memory() -> float:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Bytes on macOS, KiB elsewhere.
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def question_text(messages: Sequence[Mapping[str, Any]]) -> str:
+def chat_as_line(messages: Sequence[Mapping[str, Any]]) -> str:
     """The chat as one line of text; media as <image> and <video>."""
-    out = []
-    for message in messages:
-        content = message["content"]
-        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-        out.append(
-            "".join(p["text"] if p["type"] == "text" else f"<{p['type']}>" for p in parts)
-        )
-    return " ".join(out)
+    return " ".join(_message_text(message["content"]) for message in messages)
+
+
+def _message_text(content: str | Sequence[Mapping[str, Any]]) -> str:
+    """The text of one message, which is a string or a list of parts."""
+    if isinstance(content, str):
+        return content
+    text = ""
+    for part in content:
+        text += part["text"] if part["type"] == "text" else f"<{part['type']}>"
+    return text
+
+
+def _is_scalar(value: object) -> bool:
+    """Is it a value that JSON holds as it is?"""
+    return value is None or isinstance(value, (bool, int, float, str))
 
 
 def _rows(file: Path) -> list[tuple[str, Any]]:
     """Lines and what they hold, up to the first torn one. Answers may hold any character, so only "\\n" ends a line."""
-    out = []
-    for line in file.read_text(encoding="utf-8", errors="replace").split("\n"):
+    rows: list[tuple[str, Any]] = []
+    text = file.read_text(encoding="utf-8", errors="replace")
+    for line in text.split("\n"):
         try:
-            out.append((line, json.loads(line)))
+            rows.append((line, json.loads(line)))
         except json.JSONDecodeError:
             break  # the end of the file, or the torn last line of a killed run
-    return out
+    return rows
 
 
 def _append(file: Path, row: Mapping[str, Any]) -> None:
+    # Opened for each row, so that what was written survives the process and can be read while it runs.
+    text = json.dumps(row, ensure_ascii=False, default=str)
     with file.open("a", encoding="utf-8") as handle:
-        handle.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+        handle.write(f"{text}\n")
 
 
-def _sinks(folder: Path, logger: Logger, name: str) -> list[Any]:
+def _sinks(folder: Path, logger: Logger, name: str) -> list[Sink]:
+    """Where metrics go besides the file. Raises ValueError for a logger that is unknown or not installed."""
+    if logger == "none":
+        return []
     if logger == "tensorboard":
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise ValueError(
-                "run.logger is 'tensorboard' but it is not installed: pip install -e '.[tensorboard]'."
-            ) from error
-        writer = SummaryWriter(str(folder / "tensorboard"))
-
-        def to_tensorboard(step: int, metrics: Mapping[str, float | None]) -> None:
-            for key, value in metrics.items():
-                if value is not None:
-                    writer.add_scalar(key, value, step)
-            writer.flush()
-
-        return [to_tensorboard]
+        return [_tensorboard(folder)]
     if logger == "wandb":
-        try:
-            import wandb  # pyright: ignore[reportMissingImports]
-        except ImportError as error:
-            raise ValueError(
-                "run.logger is 'wandb' but it is not installed: pip install -e '.[wandb]'."
-            ) from error
-        session = wandb.init(
-            project="mmrl", name=name, dir=str(folder), resume="allow", id=folder.name
-        )
-        return [lambda step, metrics: session.log(dict(metrics), step=step)]
-    if logger != "none":
+        return [_wandb(folder, name)]
+    raise ValueError(f"run.logger is {logger!r}; it must be 'none', 'tensorboard' or 'wandb'.")
+
+
+def _tensorboard(folder: Path) -> Sink:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
         raise ValueError(
-            f"run.logger is {logger!r}; it must be 'none', 'tensorboard' or 'wandb'."
-        )
-    return []
+            "run.logger is 'tensorboard' but it is not installed: pip install -e '.[tensorboard]'."
+        ) from error
+    writer = SummaryWriter(str(folder / "tensorboard"))
+
+    def write(step: int, metrics: Mapping[str, float | None]) -> None:
+        for name, value in metrics.items():
+            if value is not None:
+                writer.add_scalar(name, value, step)
+        writer.flush()
+
+    return write
+
+
+def _wandb(folder: Path, name: str) -> Sink:
+    try:
+        import wandb  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise ValueError(
+            "run.logger is 'wandb' but it is not installed: pip install -e '.[wandb]'."
+        ) from error
+    # The folder's name as id: a continued run goes on in the same curves.
+    session = wandb.init(
+        project="mmrl",
+        name=name,
+        dir=str(folder),
+        resume="allow",
+        id=folder.name,
+    )
+
+    def write(step: int, metrics: Mapping[str, float | None]) -> None:
+        session.log(dict(metrics), step=step)
+
+    return write

@@ -33,10 +33,10 @@ from mmrl.losses.advantages import group_normalized
 from mmrl.losses.group_filters import overlong_penalty
 from mmrl.losses.surrogates import Surrogate, clipped
 from mmrl.model.policy import Policy
-from mmrl.objectives.base import Objective
+from mmrl.objectives.base import Memory, Objective
 from mmrl.rewards.pay import Rewards, RewardStopped
 from mmrl.rollouts.engine import Engine, HFEngine
-from mmrl.rollouts.groups import RolloutFunction, group_rollout
+from mmrl.rollouts.groups import RolloutCall, group_rollout
 from mmrl.rollouts.prompt_order import Supply
 from mmrl.training import checkpoint
 from mmrl.training.compatibility import check_setup
@@ -47,7 +47,7 @@ from mmrl.training.monitor import Alarms, BlindPolicy, Monitor, blind_probe, ref
 from mmrl.training.optim import Optim, Optimizer
 from mmrl.training.run import (
     FREE_TO_CHANGE,
-    Clock,
+    PhaseTimer,
     Run,
     planned_steps,
     refuse_several_processes,
@@ -56,6 +56,7 @@ from mmrl.training.tracking import (
     OutputError,
     Tracker,
     alone,
+    chat_as_line,
     describe,
     describe_prompts,
     differences,
@@ -63,10 +64,9 @@ from mmrl.training.tracking import (
     environment,
     peak_memory,
     prepare_output,
-    question_text,
     read_metrics,
 )
-from mmrl.types import Now, Prompts, Rollout, Sampling, VisualBranch
+from mmrl.types import Now, Prompt, Prompts, Rollout, Sampling, VisualBranch
 
 
 class TrainingError(RuntimeError):
@@ -91,31 +91,34 @@ class Trainer:
         sampling: Sampling = Sampling(),
         optim: Optim = Optim(),
         run: Run = Run(),
-        rollout: RolloutFunction = group_rollout,
+        rollout: RolloutCall = group_rollout,
+        memories: Sequence[Memory | None] | None = None,
         heldout: Prompts | None = None,
         monitor: Monitor = Monitor(),
         early: EarlyStop = EarlyStop(),
         settings: Mapping[str, Any] | None = None,
     ) -> None:
         refuse_several_processes()
-        self.policy, self.rewards, self.run, self.optim = policy, rewards, run, optim
-        self.engine = engine if engine is not None else HFEngine(policy)
-        self.estimator, self.surrogate, self.grpo, self.sampling = (
-            estimator,
-            surrogate,
-            grpo,
-            sampling,
-        )
-        self.branches, self.objectives, self.rollout = (
-            dict(branches or {}),
-            list(objectives),
-            rollout,
-        )
-        self.heldout = (
-            [] if heldout is None else heldout_prompts(heldout, run.eval_prompts, policy.encode)
-        )
-        self.monitor, self.alarms = monitor, Alarms(monitor.window, self.objectives)
+        self.policy = policy
+        self.engine = HFEngine(policy) if engine is None else engine
+        self.rewards = rewards
+        self.rollout = rollout
+        self.estimator = estimator
+        self.surrogate = surrogate
+        self.grpo = grpo
+        self.sampling = sampling
+        self.optim = optim
+        self.run = run
+        self.branches = dict(branches or {})
+        self.objectives = list(objectives)
+        self.memories = started(self.objectives, memories)
+        self.heldout: list[Prompt] = []
+        if heldout is not None:
+            self.heldout = heldout_prompts(heldout, run.eval_prompts, policy.encode)
+        self.monitor = monitor
+        self.alarms = Alarms(monitor.window, self.objectives)
         self.plateau = Plateau(early)
+        # Before anything is loaded or written: what cannot mean anything should not cost a minute.
         check_setup(
             self.objectives, self.branches, rollout, estimator, grpo, self.engine, prompts
         )
@@ -141,20 +144,23 @@ class Trainer:
             run.tokens_per_pass,
             self.steps * run.updates_per_step,
             monitor.norms_every,
+            self.memories,
         )
-        if "ref" in self.learner.plan.stored or "ref" in self.learner.plan.live:
+        plan = self.learner.plan
+        # A copy of the weights, made only if somebody reads the reference, and before the first update.
+        if "ref" in plan.stored or "ref" in plan.live:
             policy.freeze_reference()
         self.step_done = 0
         self._halt = False
 
     def step(self, now: Now) -> dict[str, float]:
         """One rollout and its updates; returns the metrics. `now.step` counts from 1."""
-        clock = Clock()
-        self.policy.retain_vision = self.policy.tower_trains
-        with clock("generate"):
-            rollouts = self.rollout(self.engine, self._pay, self.supply, self.sampling, now)
-        metrics = self.learner.learn(rollouts, now, clock)
-        self.engine.sync(self.policy)
+        clock = PhaseTimer()
+        with self.policy.vision.step():
+            with clock("generate"):
+                rollouts = self.rollout(self.engine, self._pay, self.supply, self.sampling, now)
+            metrics = self.learner.learn(rollouts, now, clock)
+        self.engine.sync(self.policy)  # before anything is sampled with the new weights
         metrics.update(self._leftovers())
         metrics.update(clock.read())
         self._last_rollouts = rollouts
@@ -168,6 +174,7 @@ class Trainer:
 
     def _fit(self, folder: Path) -> dict[str, float]:
         self._halt = False
+        # Not after steps of this trainer: a second `fit` goes on with what the first one wrote.
         if self.run.overwrite and self.step_done == 0:
             discard(folder)
         if (folder / "finished.json").is_file():
@@ -191,6 +198,7 @@ class Trainer:
             while self.step_done < self.steps and not self.plateau.reached and not self._halt:
                 metrics = self._one_step(tracker)
                 progress.update(self.step_done, metrics)
+        # A press of Ctrl-C during the last step changes nothing: the run is finished all the same.
         if self._halt and self.step_done < self.steps and not self.plateau.reached:
             self._save()
             progress.say(
@@ -202,14 +210,15 @@ class Trainer:
     def _one_step(self, tracker: Tracker) -> dict[str, float]:
         """A step with evaluation, logging and checkpoint; on failure the state before it is saved first."""
         number = self.step_done + 1
+        # Taken before anything moves: a failed step is repeated with the same prompts and the same memory.
         before, version = self._state(), self.policy.version
         try:
             metrics = self.step(Now(number, (number - 1) / self.steps, self.run.seed))
         except Exception as error:
             self.optimizer.clear()
-            self.policy.features_store.clear()
             self._leftovers()
             kept = f"The last checkpoint in {self.run.folder}/checkpoints stays"
+            # A failure between the updates of a step leaves weights that belong to no step: those are not saved.
             if self.policy.version == version:
                 self._save(before)
                 kept = f"The state before it is saved in {self.run.folder}/checkpoints"
@@ -217,7 +226,6 @@ class Trainer:
                 f"Step {number} failed: {_said(error)}\n{kept}; mend the cause and run the same command to go on."
             ) from error
         self.step_done = number
-        self.policy.forget_prompts()
         metrics.update(self.plateau.observe(metrics))
         last = number == self.steps or self.plateau.reached
         if self.heldout and (
@@ -226,6 +234,7 @@ class Trainer:
             metrics.update(self._evaluate(number))
         if self.monitor.probe_every and (last or number % self.monitor.probe_every == 0):
             metrics.update(self._probe(number))
+        # Last, so that alarms also see what evaluation and probe found.
         raised, messages = self.alarms.observe(metrics)
         metrics.update(raised)
         for message in messages:
@@ -236,6 +245,7 @@ class Trainer:
             tracker.sample(number, [r for r in self._last_rollouts if r.group == first])
         if last or (self.run.save_every and number % self.run.save_every == 0):
             self._save()
+        # After the save: the blind policy is what somebody will want to look at.
         self._stop_if_blind(metrics)
         return metrics
 
@@ -253,18 +263,17 @@ class Trainer:
                 factor=self.grpo.overlong_factor,
             )
             parts = {**r.parts, "overlong": penalty}
-            out.append(replace(r, reward=(r.reward or 0.0) + penalty, parts=parts))
+            reward = (r.reward or 0.0) + penalty
+            out.append(replace(r, reward=reward, parts=parts))
         return out
 
     def _evaluate(self, step: int) -> dict[str, float]:
-        retain, self.policy.retain_vision = self.policy.retain_vision, False
         now = Now(step, step / self.steps, self.run.seed)
-        clock = Clock()
-        with clock("evaluate"):
+        clock = PhaseTimer()
+        with clock("evaluate"), self.policy.vision.no_update():
             found = evaluate(self.engine, self.heldout, self.rewards, self.sampling, now)
         seconds = clock.read()["time/evaluate"]
-        self.policy.forget_prompts()
-        self.policy.retain_vision = retain
+        # Read and dropped: what evaluation cost must not appear as cost of the next step.
         self.policy.counters.clear()
         self.rewards.metrics()
         return {**{f"eval/{k}": v for k, v in found.items()}, "time/evaluate": seconds}
@@ -276,13 +285,12 @@ class Trainer:
         prompts = self.heldout[: self.monitor.probe_prompts] or heldout_prompts(
             self.supply.prompts, self.monitor.probe_prompts, self.policy.encode
         )
-        clock, now = Clock(), Now(step, step / self.steps, self.run.seed)
-        with clock("probe"):
+        clock, now = PhaseTimer(), Now(step, step / self.steps, self.run.seed)
+        with clock("probe"), self.policy.vision.no_update():
             budget = self.run.tokens_per_pass
             found = blind_probe(
                 self.policy, self.engine, prompts, self.rewards, self.sampling, now, budget
             )
-        self.policy.forget_prompts()
         self.policy.counters.clear()
         self.rewards.metrics()
         return {**found, "time/probe": clock.read()["time/probe"]}
@@ -307,9 +315,10 @@ class Trainer:
         }
 
     def _state(self) -> dict[str, Any]:
+        # Copied: after a failed step the memory of the step before it is saved.
         states = {
-            f"{i}:{type(o).__name__}": copy.deepcopy(o.state())
-            for i, o in enumerate(self.objectives)
+            name: {} if memory is None else copy.deepcopy(memory.state())
+            for name, memory in self._named_memories()
         }
         return {
             "step": self.step_done,
@@ -320,8 +329,17 @@ class Trainer:
             "threads": torch.get_num_threads(),
         }
 
+    def _named_memories(self) -> Iterator[tuple[str, Memory | None]]:
+        """Every objective's memory under its place and class, since two objectives may be of one class."""
+        for i, (objective, memory) in enumerate(
+            zip(self.objectives, self.memories, strict=True)
+        ):
+            yield f"{i}:{type(objective).__name__}", memory
+
     def _save(self, state: Mapping[str, Any] | None = None) -> None:
-        self.policy.features_store.clear()
+        # A run that continues from here starts without features, so this one goes on without them: equal batches
+        # of pictures through the tower, equal bits.
+        self.policy.vision.clear()
         chosen = dict(state or self._state())
         folder = self.run.folder / "checkpoints"
         named = self.policy.named_parameters()
@@ -338,7 +356,7 @@ class Trainer:
         if config.is_file() and steps:
             changed = differences(
                 json.loads(config.read_text())["settings"],
-                json.loads(json.dumps(self.settings)),
+                json.loads(json.dumps(self.settings)),  # as they would look in the file
             )
             if changed:
                 raise OutputError(
@@ -349,11 +367,12 @@ class Trainer:
                 )
             state = checkpoint.read_state(folder / "checkpoints" / f"step-{steps[-1]}")
             self._restore(folder / "checkpoints" / f"step-{steps[-1]}", state)
-            tracker.truncate(
-                self.step_done or -1
-            )  # the evaluation before the first step is made again
+            # The evaluation before the first step is made again.
+            tracker.truncate(self.step_done or -1)
+            # Alarms hold means of past steps; the log has them, so that no checkpoint need.
             self.alarms = Alarms(self.monitor.window, self.objectives)
-            for row in read_metrics(folder) if tracker.metrics_file.is_file() else []:
+            rows = read_metrics(folder) if tracker.metrics_file.is_file() else []
+            for row in rows:
                 if row["step"]:
                     self.alarms.observe(row)
             return
@@ -367,11 +386,14 @@ class Trainer:
         checkpoint.restore_weights(folder, self.policy.named_parameters())
         self.optimizer.load(checkpoint.read_optimizer(folder))
         self.supply.load(state["supply"])
-        self.policy.version, self.step_done = state["version"], state["step"]
-        self.policy.features_store.clear()
+        self.policy.version = state["version"]
+        self.step_done = state["step"]
+        self.policy.vision.clear()
         self.plateau.load(state["plateau"])
-        for i, objective in enumerate(self.objectives):
-            objective.load(state["objectives"][f"{i}:{type(objective).__name__}"])
+        for name, memory in self._named_memories():
+            if memory is not None:
+                memory.load(state["objectives"][name])
+        # Sums over threads are added in another order.
         if state["threads"] != torch.get_num_threads():
             Progress.say(
                 f"The run used {state['threads']} threads, now {torch.get_num_threads()}: last bits may differ."
@@ -381,7 +403,8 @@ class Trainer:
     def _finish(self, metrics: dict[str, float]) -> dict[str, float]:
         folder = self.run.folder
         if not metrics:  # continued after the last step
-            metrics = {k: v for k, v in read_metrics(folder)[-1].items() if k != "step"}
+            metrics = read_metrics(folder)[-1]
+            del metrics["step"]
         if self.plateau.reached:
             Progress.say(
                 f"Stopped early after step {self.step_done}: mean reward and deviation within groups rest."
@@ -394,9 +417,10 @@ class Trainer:
     def _example(self) -> str:
         prompt = self.supply.peek()
         text = self.policy.encode(prompt).text
-        return f"{text}\n(answer: {prompt.answer})" if text else question_text(prompt.messages)
+        return f"{text}\n(answer: {prompt.answer})" if text else chat_as_line(prompt.messages)
 
     def _settings(self) -> dict[str, Any]:
+        # Where a run writes and how often it saves may change when it is continued; the rest may not.
         run = {k: v for k, v in describe(self.run).items() if k not in FREE_TO_CHANGE}
         return {
             "run": run,
@@ -418,6 +442,7 @@ class Trainer:
         """The first Ctrl-C ends the run after the current step, the second at once."""
         import threading
 
+        # Only the main thread may handle signals; elsewhere Ctrl-C is somebody else's business.
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -435,6 +460,20 @@ class Trainer:
             yield
         finally:
             signal.signal(signal.SIGINT, previous)
+
+
+def started(
+    objectives: Sequence[Objective], memories: Sequence[Memory | None] | None
+) -> list[Memory | None]:
+    """One memory per objective: those given, or fresh ones. Raises ValueError for another number of them."""
+    if memories is None:
+        return [objective.start_memory() for objective in objectives]
+    if len(memories) != len(objectives):
+        raise ValueError(
+            f"Trainer got {len(memories)} memories for {len(objectives)} objectives; give one for each, in their order "
+            "(None for an objective without), or leave memories out."
+        )
+    return list(memories)
 
 
 def _said(error: Exception) -> str:

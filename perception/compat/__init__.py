@@ -29,8 +29,11 @@ class Official:
     """Modules that a reward worker imports while it starts."""
 
     def __call__(self, rollout: Rollout) -> float:
+        # Official functions know texts only: a reference that is a list goes in as Python writes it.
         score = self.score(rollout.text, str(rollout.prompt.answer))
-        return float(score[self.part]) if isinstance(score, Mapping) else float(score)
+        if isinstance(score, Mapping):
+            return float(score[self.part])
+        return float(score)
 
 
 def verified(truth: str, answer: str) -> bool:
@@ -43,7 +46,8 @@ def verified(truth: str, answer: str) -> bool:
     for module in ("parser", "grader"):  # it warns at each start that its own time-out is off
         logging.getLogger(f"math_verify.{module}").setLevel(logging.ERROR)
     try:
-        first, second = (parse(text, parsing_timeout=None) for text in (truth, answer))  # type: ignore[arg-type]
-        return bool(verify(first, second, timeout_seconds=None))
-    except Exception:
+        expected = parse(truth, parsing_timeout=None)  # type: ignore[arg-type]
+        given = parse(answer, parsing_timeout=None)  # type: ignore[arg-type]
+        return bool(verify(expected, given, timeout_seconds=None))
+    except Exception:  # the official code catches all as well
         return False

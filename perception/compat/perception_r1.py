@@ -35,10 +35,8 @@ def perception_r1(
 ) -> dict[str, float]:
     """Score an answer: `overall`, `accuracy` (0 or 1) and `format` (0 or 1)."""
     layout = _FORMAT_PERCEPTION if perception_tag else _FORMAT
-    form, right = (
-        float(layout.fullmatch(response) is not None),
-        _accuracy(response, ground_truth),
-    )
+    form = float(layout.fullmatch(response) is not None)
+    right = _accuracy(response, ground_truth)
     return {"overall": 0.9 * right + 0.1 * form, "accuracy": right, "format": form}
 
 
@@ -47,19 +45,23 @@ def judge_scores(judge_text: str) -> tuple[list[float], float]:
     scores: list[float] = []
     while (verdict := _last_between(judge_text, len(scores) + 1)) is not None:
         try:
-            scores.append(max(0.0, min(1.0, float(verdict))))
+            value = float(verdict)
         except ValueError:
-            scores.append(0.0)
+            value = 0.0
+        # max(0, min(1, NaN)) is 1: a judge that writes "nan" pays in full, as officially.
+        scores.append(max(0.0, min(1.0, value)))
+    # Officially 1e-6 keeps an empty list out of the division; it also takes a millionth off every reward.
     return scores, sum(scores) / (len(scores) + 1e-6)
 
 
 def ngram_penalty(text: str, ngram_size: int = 20, max_penalty: float = -2.0) -> float:
     """max_penalty * (1 - distinct / all) over the n-grams of lower-case words; 0 for a text of fewer words."""
     words = text.lower().split()
-    grams = [
-        tuple(words[start : start + ngram_size]) for start in range(len(words) - ngram_size + 1)
-    ]
-    return max_penalty * (1 - len(set(grams)) / len(grams)) if grams else 0.0
+    total = len(words) - ngram_size + 1
+    if total < 1:
+        return 0.0
+    distinct = {tuple(words[start : start + ngram_size]) for start in range(total)}
+    return max_penalty * (1 - len(distinct) / total)
 
 
 def _accuracy(response: str, ground_truth: str) -> float:
@@ -78,5 +80,5 @@ def _last_between(text: str, index: int) -> str | None:
         close = text.find(closing, inside + 1)
         if close >= 0:
             return text[inside:close]
-        end = start
+        end = start  # opened last but never closed: look for the one before
     return None

@@ -36,6 +36,8 @@ _ANSWER = re.compile(r"<answer>\s*(.*?)\s*</answer>", re.DOTALL)
 _OBJECT = re.compile(r"{[^}]+}")
 _TRUE_BOX = re.compile(r"<box>\((\d+),(\d+)\),\((\d+),(\d+)\)</box>")
 _TRUE_POINTS = re.compile(r"<points>\((\d+),(\d+)\),\((\d+),(\d+)\)</points>")
+_STRICT_POINTS = ("points_1", "points_2")
+# Whatever Python raises on the way through a value that a model wrote.
 _UNREADABLE = (
     ArithmeticError,
     AttributeError,
@@ -49,7 +51,8 @@ _UNREADABLE = (
 def vision_reasoner(response: str, ground_truth: str) -> dict[str, float]:
     """Score an answer: `format` 0 to 3, `accuracy` 0 to 3, `non_repeat` 0 or 1, and their `total`."""
     form = thinking_format(response) + _object_format(response)
-    accuracy, fresh = object_accuracy(response, ground_truth), non_repeat(response)
+    accuracy = object_accuracy(response, ground_truth)
+    fresh = non_repeat(response)
     return {
         "format": form,
         "accuracy": accuracy,
@@ -75,8 +78,10 @@ def thinking_format(response: str) -> float:
 
 def non_repeat(response: str) -> float:
     """0 if at least two sentences repeat earlier ones, else 1."""
-    sentences = [part.strip() for part in response.split(".") if part.strip()]
-    return float(len(sentences) - len(set(sentences)) < 2)
+    stripped = [part.strip() for part in response.split(".")]
+    sentences = [sentence for sentence in stripped if sentence]
+    repeated = len(sentences) - len(set(sentences))
+    return float(repeated < 2)
 
 
 def object_accuracy(response: str, ground_truth: str) -> float:
@@ -90,7 +95,8 @@ def object_accuracy(response: str, ground_truth: str) -> float:
         score = _pair_scores(boxes, points, true_boxes, true_points)
     except _UNREADABLE:
         return 0.0
-    return float(sum(score[pair] for pair in best_matching(score)) / max(score.shape))
+    matched = sum(score[pair] for pair in best_matching(score))
+    return float(matched / max(score.shape))
 
 
 def _object_format(response: str) -> float:
@@ -100,24 +106,32 @@ def _object_format(response: str) -> float:
     try:
         objects = json.loads(found.group(1)) if found else ()
         for entry in objects:
-            wanted = (("bbox_2d", 4), ("point_2d", 2))
-            total += sum(
-                key in entry and isinstance(entry[key], list) and len(entry[key]) == size
-                for key, size in wanted
-            ) / len(objects)
+            shaped = _is_list_of(entry, "bbox_2d", 4) + _is_list_of(entry, "point_2d", 2)
+            # Divided at each step, as officially: a sum that is divided at the end rounds differently.
+            total += shaped / len(objects)
     except _UNREADABLE:
         pass  # what was counted before the unreadable object stays
     return total
 
 
+def _is_list_of(entry: Any, key: str, size: int) -> bool:
+    return key in entry and isinstance(entry[key], list) and len(entry[key]) == size
+
+
 def _objects(entries: Sequence[Mapping[str, Any]]) -> tuple[Floats, Floats]:
     """Boxes [N, 4] and points [N, 2] of at most 120 objects."""
-    boxes = np.array([entry["bbox_2d"] for entry in entries][:MAX_OBJECTS])
-    points = np.array([entry["point_2d"] for entry in entries][:MAX_OBJECTS])
-    for array, size in ((boxes, 4), (points, 2)):
-        if array.ndim != 2 or array.shape[1] != size or array.dtype.kind in "US":
-            raise ValueError(f"objects need {size} numbers")
-    return boxes.astype(np.float64), points.astype(np.float64)
+    # All entries are read before the cut, so that an unreadable 121st object still voids the answer.
+    boxes = [entry["bbox_2d"] for entry in entries]
+    points = [entry["point_2d"] for entry in entries]
+    return _rows_of(boxes, 4), _rows_of(points, 2)
+
+
+def _rows_of(places: Sequence[Any], size: int) -> Floats:
+    """The first 120 places as [N, size]. Raises ValueError for other shapes and for numbers in quotes."""
+    array = np.array(places[:MAX_OBJECTS])
+    if array.ndim != 2 or array.shape[1] != size or array.dtype.kind in "US":
+        raise ValueError(f"objects need {size} numbers")
+    return array.astype(np.float64)
 
 
 def _pair_scores(
@@ -125,19 +139,23 @@ def _pair_scores(
 ) -> Floats:
     """What each pair of prediction and label earns, 0 to 3. [M, N]"""
     first, second = boxes[:, None], true_boxes[None]
-    sides = (
-        np.minimum(first[..., 2:], second[..., 2:])
-        - np.maximum(first[..., :2], second[..., :2])
-        + 1
-    )
-    shared = np.maximum(sides, 0).prod(-1)
-    area, true_area = (
-        (frame[:, 2:] - frame[:, :2] + 1).prod(1) for frame in (boxes, true_boxes)
-    )
+    end = np.minimum(first[..., 2:], second[..., 2:])
+    start = np.maximum(first[..., :2], second[..., :2])
+    shared = np.maximum(end - start + 1, 0).prod(-1)
+    area = _inclusive_areas(boxes)[:, None] + _inclusive_areas(true_boxes)[None]
+    # Swapped corners may make the union 0, for which NumPy gives an infinity that officially passes the test.
     with np.errstate(divide="ignore", invalid="ignore"):
-        overlap = shared / (area[:, None] + true_area[None] - shared)
-    near = (point_distance(points, true_points) < 30) & inside(points, boxes)[:, None]
-    return (overlap > 0.5).astype(float) + (mean_distance(boxes, true_boxes) < 10) + near
+        overlap = shared / (area - shared)
+    own = inside(points, boxes)[:, None]
+    near = (point_distance(points, true_points) < 30) & own
+    close = mean_distance(boxes, true_boxes) < 10
+    return (overlap > 0.5).astype(float) + close + near
+
+
+def _inclusive_areas(boxes: Floats) -> Floats:
+    """(width + 1) · (height + 1) of each box, also where that is negative; [N]."""
+    sides = boxes[:, 2:] - boxes[:, :2] + 1
+    return sides.prod(1)
 
 
 def _single_object(response: str) -> dict[str, Any]:
@@ -153,17 +171,17 @@ def _single_format(response: str, strict: bool) -> float:
     try:
         entry = _single_object(response)
         if strict:
-            box_key, point_keys = "bbox", ["points_1", "points_2"]
+            box_key, point_keys = "bbox", list(_STRICT_POINTS)
             shaped = all(isinstance(entry[key], list) for key in (box_key, *point_keys))
         else:
-            box_key = next(key for key in entry if "bbox" in key.lower())
-            point_keys = [key for key in entry if "point" in key.lower() and key != box_key][:2]
+            box_key = _box_key(entry)
+            others = [key for key in entry if key != box_key]
+            # "point" here, "points" in the accuracy part: oddity 5.
+            point_keys = [key for key in others if "point" in key.lower()][:2]
             shaped = len(point_keys) == 2
-        return float(
-            shaped
-            and len(entry[box_key]) == 4
-            and all(len(entry[key]) == 2 for key in point_keys)
-        )
+        if not shaped or len(entry[box_key]) != 4:
+            return 0.0
+        return float(all(len(entry[key]) == 2 for key in point_keys))
     except (*_UNREADABLE, StopIteration):
         return 0.0
 
@@ -173,6 +191,7 @@ def _single_accuracy(response: str, ground_truth: str, strict: bool) -> dict[str
     tests = {"iou": _overlaps, "box_l1": _box_close, "point_l1": _points_close}
     parts = dict.fromkeys(tests, 0.0)
     for name, test in tests.items():
+        # The object is read anew for each part, whose failure is its own.
         try:
             parts[name] = float(test(_single_object(response), ground_truth, strict))
         except (*_UNREADABLE, StopIteration):
@@ -182,43 +201,50 @@ def _single_accuracy(response: str, ground_truth: str, strict: bool) -> dict[str
 
 def _overlaps(entry: Mapping[str, Any], ground_truth: str, strict: bool) -> bool:
     """IoU > 0.5."""
-    return _inclusive_iou(_single_box(entry, strict), _integers(_TRUE_BOX, ground_truth)) > 0.5
+    truth = _label_numbers(_TRUE_BOX, ground_truth)
+    return _inclusive_iou(_single_box(entry, strict), truth) > 0.5
 
 
 def _box_close(entry: Mapping[str, Any], ground_truth: str, strict: bool) -> bool:
     """Mean absolute difference of the box < 10."""
-    pairs = zip(_single_box(entry, strict), _integers(_TRUE_BOX, ground_truth), strict=True)
+    truth = _label_numbers(_TRUE_BOX, ground_truth)
+    pairs = zip(_single_box(entry, strict), truth, strict=True)
     return sum(abs(one - other) for one, other in pairs) / 4 < 10
 
 
 def _points_close(entry: Mapping[str, Any], ground_truth: str, strict: bool) -> bool:
     """Both points lie in the predicted box, at a mean distance < 100 from the labelled points."""
     x0, y0, x1, y1 = _single_box(entry, strict)
-    keys = (
-        ["points_1", "points_2"]
-        if strict
-        else [key for key in entry if "points" in key.lower()][:2]
-    )
-    points = [(int(entry[key][0]), int(entry[key][1])) for key in keys]
-    own = len(points) == 2 and all(x0 <= x <= x1 and y0 <= y <= y1 for x, y in points)
-    return (
-        own
-        and _swap_distance(points, np.reshape(_integers(_TRUE_POINTS, ground_truth), (2, 2)))
-        < 100
-    )
+    keys = [key for key in entry if "points" in key.lower()][:2]
+    if strict:
+        keys = list(_STRICT_POINTS)
+    points: list[tuple[int, int]] = []
+    for key in keys:
+        x, y = entry[key][0], entry[key][1]
+        points.append((int(x), int(y)))  # cut off, not rounded
+    if len(points) != 2:
+        return False
+    for x, y in points:
+        if not (x0 <= x <= x1 and y0 <= y <= y1):
+            return False
+    truth = np.reshape(_label_numbers(_TRUE_POINTS, ground_truth), (2, 2))
+    return _swap_distance(points, truth) < 100
+
+
+def _box_key(entry: Mapping[str, Any]) -> str:
+    """The first key that speaks of a box. Raises StopIteration if there is none."""
+    return next(key for key in entry if "bbox" in key.lower())
 
 
 def _single_box(entry: Mapping[str, Any], strict: bool) -> Sequence[float]:
     """The four numbers of the box."""
-    box = (
-        entry["bbox"] if strict else next(entry[key] for key in entry if "bbox" in key.lower())
-    )
+    box = entry["bbox"] if strict else entry[_box_key(entry)]
     if len(box) != 4:
         raise ValueError("a box has four numbers")
     return box
 
 
-def _integers(pattern: re.Pattern[str], ground_truth: str) -> list[int]:
+def _label_numbers(pattern: re.Pattern[str], ground_truth: str) -> list[int]:
     """The four integers of a label."""
     found = pattern.search(ground_truth)
     if found is None:
@@ -228,16 +254,23 @@ def _integers(pattern: re.Pattern[str], ground_truth: str) -> list[int]:
 
 def _inclusive_iou(box: Sequence[float], other: Sequence[float]) -> float:
     """IoU with inclusive areas; an intersection one pixel wide counts as none."""
-    left, top = max(box[0], other[0]), max(box[1], other[1])
-    right, bottom = min(box[2], other[2]), min(box[3], other[3])
-    shared = (right - left + 1) * (bottom - top + 1) if left < right and top < bottom else 0
-    area, other_area = (
-        (frame[2] - frame[0] + 1) * (frame[3] - frame[1] + 1) for frame in (box, other)
-    )
-    return shared / (area + other_area - shared)
+    left, right = max(box[0], other[0]), min(box[2], other[2])
+    top, bottom = max(box[1], other[1]), min(box[3], other[3])
+    shared = 0
+    if left < right and top < bottom:
+        shared = (right - left + 1) * (bottom - top + 1)
+    return shared / (_inclusive_area(box) + _inclusive_area(other) - shared)
+
+
+def _inclusive_area(box: Sequence[float]) -> float:
+    width = box[2] - box[0] + 1
+    height = box[3] - box[1] + 1
+    return width * height
 
 
 def _swap_distance(points: ArrayLike, others: ArrayLike) -> float:
     """Mean distance of two pairs of points in the better order."""
     distance = point_distance(points, others)  # [2, 2]
-    return float(min(distance[0, 0] + distance[1, 1], distance[0, 1] + distance[1, 0]) / 2)
+    straight = distance[0, 0] + distance[1, 1]
+    crossed = distance[0, 1] + distance[1, 0]
+    return float(min(straight, crossed) / 2)

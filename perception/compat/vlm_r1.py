@@ -67,11 +67,12 @@ def extract_choice(text: str) -> str | None:
         return letters[0] if letters else None
     scores = dict.fromkeys(letters, 0)
     for letter in letters:
-        at = text.find(letter)
+        at = text.find(letter)  # the first place, also for a letter that comes again
         around = text[max(0, at - 20) : at + 20]
         scores[letter] += sum(hint in around for hint in _HINTS)
         scores[letter] += 2 * (at > len(text) * 0.7)
-        scores[letter] += at < len(text) - 1 and text[at + 1] in "。.!！,，"
+        followed = at < len(text) - 1 and text[at + 1] in "。.!！,，"
+        scores[letter] += followed
     return max(scores, key=lambda letter: scores[letter])
 
 
@@ -80,19 +81,22 @@ def multiple_choice(content: str, solution: str) -> float:
     letter = extract_choice(_stated(solution))
     right = letter if letter is not None else solution.strip()
     found = _ANSWER.search(content)
-    return float(extract_choice(found.group(1).strip() if found else content.strip()) == right)
+    answer = found.group(1) if found else content
+    return float(extract_choice(answer.strip()) == right)
 
 
 def yes_no(content: str, solution: str) -> float:
     """1 if the first "yes" or "no" in answer and solution agree, or neither has any, else 0."""
     content, solution = content.lower(), solution.lower()
     found = _ANSWER.search(content)
-    words = [
-        re.search("yes|no", text)
-        for text in (found.group(1) if found else content, _stated(solution))
-    ]
-    first, second = (word.group() if word else "" for word in words)
-    return float(first == second)
+    answer = found.group(1) if found else content
+    return float(_yes_or_no(answer) == _yes_or_no(_stated(solution)))
+
+
+def _yes_or_no(text: str) -> str:
+    """The first "yes" or "no", also inside a word; empty if there is none."""
+    found = re.search("yes|no", text)
+    return found.group() if found else ""
 
 
 def mean_ap(
@@ -101,17 +105,16 @@ def mean_ap(
     """COCO's mAP over 0.50:0.95 (`score_type` 0) or AP at 0.50 (1) of the last fenced list against the truth's."""
     truth = _fenced_list(solution, strict=True)
     predicted = _fenced_list(content)
-    if predicted and truth:
-        wanted = Detections(
-            np.array([_corners(entry) for entry in truth]),
-            tuple(entry["label"] for entry in truth),
-        )
-        value = _official_map(predicted, wanted, score_type)
-    else:
+    if not predicted or not truth:
         value = float(not predicted and not truth)
-    return (
-        value * min(1.0, len(truth) / len(predicted)) if length_reward and predicted else value
-    )
+    else:
+        boxes = np.array([_corners(entry) for entry in truth])
+        labels = tuple(entry["label"] for entry in truth)
+        value = _official_map(predicted, Detections(boxes, labels), score_type)
+    if length_reward and predicted:
+        # Also those predictions count that the official mAP leaves out.
+        value *= min(1.0, len(truth) / len(predicted))
+    return value
 
 
 def detection(
@@ -128,7 +131,9 @@ def detection(
         raise ValueError(
             f"the solution {solution[:80]!r} has no <answer> tag, which VLM-R1's detection rewards need."
         )
-    answer, expected = answers[-1].strip(), truth.group(1).strip()
+    # The last answer, but the first truth: a solution is expected to hold only one.
+    answer = answers[-1].strip()
+    expected = truth.group(1).strip()
     if answer == expected == "None":
         return 1.0
     return mean_ap(answer, expected, score_type=score_type, length_reward=length_reward)
@@ -143,11 +148,14 @@ def weighted_sum(content: str, solution: str) -> float:
     if not truth or not predicted:
         return float(not truth and not predicted)
     pairs = _greedy_pairs(predicted, truth)
-    right = [_label(predicted[row]) == _label(truth[column]) for row, column, _ in pairs]
-    position = sum(
-        value for (_, _, value), fits in zip(pairs, right, strict=True) if fits
-    ) / len(truth)
-    missed, surplus = 1 - len(pairs) / len(truth), 1 - len(pairs) / len(predicted)
+    # A pair with the wrong label earns no position but counts as found.
+    overlap = 0.0
+    for row, column, value in pairs:
+        if _lower_label(predicted[row]) == _lower_label(truth[column]):
+            overlap += value
+    position = overlap / len(truth)
+    missed = 1 - len(pairs) / len(truth)
+    surplus = 1 - len(pairs) / len(predicted)
     return 0.7 * position + 0.3 * (1 - (missed + surplus) / 2)
 
 
@@ -164,6 +172,7 @@ def default_accuracy(content: str, solution: str) -> float:
         return 1.0
     given, wanted = clean_text(answer), clean_text(expected)
     if re.search(r"\d", expected):
+        # A digit anywhere makes the reference a number; where it is none, texts are compared.
         try:
             return float(float(given) == float(wanted))
         except ValueError:
@@ -176,15 +185,15 @@ def default_accuracy(content: str, solution: str) -> float:
 def repetition(content: str) -> float:
     """-(1 - distinct / all) over the labelled boxes of a JSON list, else over the 6-grams of words; -1 to 0."""
     entries = _any_list(content)
+    grams: list[Any] = []
     if entries is not None:
-        grams: list[Any] = [
-            f"{entry['bbox_2d']}_{entry['label']}"
-            for entry in entries
-            if isinstance(entry, Mapping) and "bbox_2d" in entry and "label" in entry
-        ]
+        for entry in entries:
+            if isinstance(entry, Mapping) and "bbox_2d" in entry and "label" in entry:
+                grams.append(f"{entry['bbox_2d']}_{entry['label']}")
     else:
         words = content.lower().split()
-        grams = [tuple(words[start : start + 6]) for start in range(len(words) - 5)]
+        for start in range(len(words) - 5):
+            grams.append(tuple(words[start : start + 6]))
     return len(set(grams)) / len(grams) - 1 if grams else 0.0
 
 
@@ -218,6 +227,7 @@ def referring_iou(content: str, solution: str, canvas: Canvas | None = None) -> 
     if canvas is not None:
         corners = convert(corners, "resized", "original", canvas).tolist()
     value = _pixel_iou(corners, truth)
+    # Numbers of hundreds of digits are infinite as floats.
     return value if math.isfinite(value) else 0.0
 
 
@@ -225,6 +235,7 @@ def clean_text(text: str) -> str:
     """The last `<answer>` (or the text) on one line, in lower case, without spaces and full stops at the end."""
     answers = _ANSWER.findall(text)
     text = answers[-1] if answers else text
+    # A line end behind a space is dropped, any other becomes a space.
     for end in ("\n", "\r"):
         text = re.sub(rf"(?<=\s){end}", "", text)
         text = text.replace(end, " ")
@@ -235,14 +246,17 @@ def similarity(first: str, second: str) -> float:
     """Levenshtein ratio: 2 * longest common subsequence / total length; 1 for two empty texts."""
     if not first and not second:
         return 1.0
+    # One row of the table of common subsequences, overwritten from left to right.
     longest = [0] * (len(second) + 1)
     for char in first:
-        previous = 0
+        diagonal = 0  # the row above, one column to the left
         for column, other in enumerate(second, start=1):
-            previous, longest[column] = (
-                longest[column],
-                previous + 1 if char == other else max(longest[column], longest[column - 1]),
-            )
+            above = longest[column]
+            if char == other:
+                longest[column] = diagonal + 1
+            else:
+                longest[column] = max(above, longest[column - 1])
+            diagonal = above
     return 2 * longest[-1] / (len(first) + len(second))
 
 
@@ -297,6 +311,7 @@ def _any_list(content: str) -> list[Any] | None:
 
 def _corners(entry: Mapping[str, Any]) -> list[float]:
     """The four numbers of a labelled box; text is none."""
+    # Adding 0.0 refuses text, which float() would read as a number.
     return [value + 0.0 for value in entry["bbox_2d"][:4]]
 
 
@@ -315,10 +330,11 @@ def _official_map(predicted: Sequence[Any], truth: Detections, score_type: int) 
     if not boxes:
         return 0.0
     thresholds = COCO_THRESHOLDS if score_type == 0 else (0.5,)
-    return mean_average_precision(Detections(np.array(boxes), tuple(labels)), truth, thresholds)
+    found = Detections(np.array(boxes), tuple(labels))
+    return mean_average_precision(found, truth, thresholds)
 
 
-def _label(entry: Any) -> str:
+def _lower_label(entry: Any) -> str:
     """The label in lower case; empty if there is none."""
     label = entry.get("label") if isinstance(entry, Mapping) else None
     return label.lower() if isinstance(label, str) else ""
@@ -328,15 +344,17 @@ def _greedy_pairs(
     predicted: Sequence[Any], truth: Sequence[Any]
 ) -> list[tuple[int, int, float]]:
     """Pairs (prediction, truth, IoU), largest IoU first, down to 0.5; of equals the first prediction wins."""
-    overlap = np.array([[_safe_iou(one, other) for other in truth] for one in predicted])
+    rows = [[_safe_iou(entry, label) for label in truth] for entry in predicted]
+    overlap = np.array(rows)  # [M, N]
     pairs: list[tuple[int, int, float]] = []
     while len(pairs) < min(overlap.shape):
-        row, column = divmod(int(overlap.argmax()), overlap.shape[1])
+        # argmax gives the first of equals, hence the first prediction.
+        row, column = divmod(int(overlap.argmax()), len(truth))
         value = float(overlap[row, column])
         if value < 0.5:
             break
         pairs.append((row, column, value))
-        overlap[row, :] = overlap[:, column] = -1.0
+        overlap[row, :] = overlap[:, column] = -1.0  # both are taken
     return pairs
 
 
@@ -350,9 +368,15 @@ def _safe_iou(one: Any, other: Any) -> float:
 
 def _pixel_iou(box: Sequence[float], other: Sequence[float]) -> float:
     """Half-open IoU in which an intersection at most one pixel wide or high is none."""
-    left, top = max(box[0], other[0]), max(box[1], other[1])
-    right, bottom = min(box[2], other[2]) - 1, min(box[3], other[3]) - 1
-    shared = (right - left + 1) * (bottom - top + 1) if left < right and top < bottom else 0
-    area, other_area = ((frame[2] - frame[0]) * (frame[3] - frame[1]) for frame in (box, other))
-    union = area + other_area - shared
+    left, right = max(box[0], other[0]), min(box[2], other[2]) - 1
+    top, bottom = max(box[1], other[1]), min(box[3], other[3]) - 1
+    shared = 0
+    # Last pixels are compared, so that one shared column (left equals right) is no overlap: oddity 5.
+    if left < right and top < bottom:
+        shared = (right - left + 1) * (bottom - top + 1)
+    union = _half_open_area(box) + _half_open_area(other) - shared
     return shared / union if union else 0.0
+
+
+def _half_open_area(box: Sequence[float]) -> float:
+    return (box[2] - box[0]) * (box[3] - box[1])

@@ -30,11 +30,10 @@ from mmrl.ground.faults import BadRow
 from mmrl.grpo import GRPO
 from mmrl.losses.surrogates import reinforce
 from mmrl.model.policy import Policy
-from mmrl.recipes.shared.clip_data import Style
-from mmrl.recipes.shared.embedded import likelihood
+from mmrl.recipes.shared.clip_asking import SpanStyle
+from mmrl.recipes.shared.supervised import label_rollout, likelihood
 from mmrl.rewards.pay import Rewards
 from mmrl.rollouts.engine import HFEngine
-from mmrl.rollouts.groups import LabelRollout, without_retention
 from mmrl.training.optim import Optim
 from mmrl.training.run import Run
 from mmrl.training.tracking import discard
@@ -44,6 +43,7 @@ from mmrl.types import Now, Prompt, Prompts, Sampling
 AT_ONCE = 8
 """Prompts that are answered together in the difficulty pass."""
 OURS = {"sft", "difficulty.jsonl", "frames", "quarantine.jsonl"}
+"""What these stages put into a run's folder."""
 
 
 @dataclass(frozen=True)
@@ -87,25 +87,26 @@ def started(run: Run) -> Run:
     """The run after its old output was deleted, if it shall be: before the stages write, not after."""
     if not run.overwrite:
         return run
-    if run.folder.is_dir() and {entry.name for entry in run.folder.iterdir()} <= OURS:
+    found = {entry.name for entry in run.folder.iterdir()} if run.folder.is_dir() else None
+    if found is not None and found <= OURS:
+        # Stopped before RL began: there is no run yet that `discard` would know.
         shutil.rmtree(run.folder)
     else:
         discard(run.folder)
     return replace(run, overwrite=False)
 
 
-def tuned(policy: Policy, prompts: Prompts, style: Style, tuning: Tuning, run: Run) -> Path:
+def tuned(policy: Policy, prompts: Prompts, style: SpanStyle, tuning: Tuning, run: Run) -> Path:
     """Train on the true answers with the same trainer; the folder of the model."""
     rows = min(tuning.rows, prompts.size or tuning.rows)
     steps = max(1, int(rows * tuning.epochs) // tuning.rows_per_step)
     place = run.folder / "sft"
+    # A run of its own, so that a stage that was stopped goes on from its own checkpoints.
     trainer = Trainer(
         policy,
         prompts=Subset(prompts, range(rows)),
         rewards=Rewards(accuracy=style.parts["accuracy"]),
-        rollout=LabelRollout(
-            policy.processing.encode_answer, lambda prompt: policy.encode(prompt).ids
-        ),
+        rollout=label_rollout(policy),
         estimator=likelihood,
         surrogate=reinforce,
         grpo=GRPO(),
@@ -134,31 +135,10 @@ def selected(
     """The prompts that RL is given."""
     file = selection.file or run.folder / "difficulty.jsonl"
     if selection.file is None:
-        measure(policy, prompts, file, sampling, run.seed)
+        measure_difficulty(policy, prompts, file, sampling, run.seed)
     found = [row for row in answered(file) if "iou" in row]
     ious = [row["iou"] for row in found]
-    if selection.rule == "timelens":
-        lengths = [row["duration"] or 0.0 for row in found]
-        chosen = stratified_sample(
-            ious,
-            lengths,
-            selection.target,
-            mean=selection.mean,
-            std=selection.std,
-            seed=selection.seed,
-        )
-    elif selection.rule == "time-r1":
-        chosen = time_r1_first_set(ious, selection.target, selection.seed)
-    elif selection.rule == "time-r1-epoch":
-        chosen = time_r1_epoch(ious, selection.target)
-    else:
-        weights = timelens2_weights([[iou] for iou in ious])
-        count = min(selection.target, int((weights > 0).sum()))
-        chosen = (
-            np.random.default_rng(selection.seed)
-            .choice(len(ious), count, replace=False, p=weights)
-            .tolist()
-        )
+    chosen = _chosen(found, ious, selection)
     if not chosen:
         raise ValueError(
             f"{file}: the rule {selection.rule!r} takes none of {len(found)} rows; choose another."
@@ -168,10 +148,36 @@ def selected(
         f"{len(chosen)} of {len(found)} rows selected by {file}; their mean IoU is {mean:.3f}.",
         file=sys.stderr,
     )
+    # Places among the answered rows become indices of the prompts: rows that cannot be used have no IoU.
     return Subset(prompts, [found[i]["index"] for i in chosen])
 
 
-def measure(
+def _chosen(
+    rows: Sequence[dict[str, Any]], ious: Sequence[float], selection: Selection
+) -> list[int]:
+    """Places of the rows that the rule takes."""
+    if selection.rule == "timelens":
+        lengths = [row["duration"] or 0.0 for row in rows]
+        return stratified_sample(
+            ious,
+            lengths,
+            selection.target,
+            mean=selection.mean,
+            std=selection.std,
+            seed=selection.seed,
+        )
+    if selection.rule == "time-r1":
+        return time_r1_first_set(ious, selection.target, selection.seed)
+    if selection.rule == "time-r1-epoch":
+        return time_r1_epoch(ious, selection.target)
+    weights = timelens2_weights([[iou] for iou in ious])
+    # A row that is answered perfectly has no weight and cannot be drawn without replacement.
+    count = min(selection.target, int((weights > 0).sum()))
+    rng = np.random.default_rng(selection.seed)
+    return rng.choice(len(ious), count, replace=False, p=weights).tolist()
+
+
+def measure_difficulty(
     policy: Policy, prompts: Prompts, file: Path, sampling: Sampling, seed: int = 0
 ) -> None:
     """Answer every prompt greedily, one line each: index, id, iou, pred, answer, duration; or index and bad.
@@ -185,42 +191,40 @@ def measure(
         )
     file.parent.mkdir(parents=True, exist_ok=True)
     kept = answered(file)
-    file.write_text(
-        "".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8"
-    )  # without a torn last line
+    # Written again without a torn last line, to which the next one would be glued.
+    file.write_text(_json_lines(kept), encoding="utf-8")
     done = {row["index"] for row in kept}
     left = [index for index in range(prompts.size) if index not in done]
     engine, greedy = HFEngine(policy), replace(sampling, group_size=1, temperature=0.0)
-    with without_retention(policy), file.open("a", encoding="utf-8") as out:
+    now = Now(0, 0.0, seed)
+    with file.open("a", encoding="utf-8") as out:
         for begin in range(0, len(left), AT_ONCE):
-            rows, usable = _usable(policy, prompts, left[begin : begin + AT_ONCE])
-            for (index, prompt), rollout in zip(
-                usable,
-                engine.generate([p for _, p in usable], greedy, Now(0, 0.0, seed))
-                if usable
-                else [],
-                strict=True,
-            ):
+            with policy.vision.no_update():  # leaving it forgets the clips of this block
+                rows, usable = _usable(policy, prompts, left[begin : begin + AT_ONCE])
+                asked = [prompt for _, prompt in usable]
+                rollouts = engine.generate(asked, greedy, now) if asked else []
+            for (index, prompt), rollout in zip(usable, rollouts, strict=True):
                 rows.append(_line(index, prompt, rollout.text))
-            out.write(
-                "".join(
-                    json.dumps(row) + "\n" for row in sorted(rows, key=lambda row: row["index"])
-                )
-            )
+            rows.sort(key=lambda row: row["index"])
+            out.write(_json_lines(rows))
             out.flush()
-            policy.forget_prompts()
 
 
 def answered(file: Path) -> list[dict[str, Any]]:
     """The lines of a difficulty file, in order of their index, without a torn last one."""
     rows: dict[int, dict[str, Any]] = {}
-    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
+    text = file.read_text(encoding="utf-8") if file.is_file() else ""
+    for line in text.splitlines():
         try:
             row = json.loads(line)
         except ValueError:
             continue
         rows[row["index"]] = row
     return [rows[index] for index in sorted(rows)]
+
+
+def _json_lines(rows: Sequence[dict[str, Any]]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
 
 
 def _usable(
@@ -240,14 +244,13 @@ def _usable(
 
 
 def _line(index: int, prompt: Prompt, text: str) -> dict[str, Any]:
-    length = prompt.extra.get("duration")
-    spans = lenient_spans(text) or [((length or 0.0) + 10, (length or 0.0) + 20)]
-    iou = span_iou(text, as_spans(prompt.extra.get("spans", prompt.answer)))
+    duration = prompt.extra.get("duration")
+    end = duration or 0.0
     return {
         "index": index,
         "id": prompt.id,
-        "iou": iou,
-        "pred": spans,
+        "iou": span_iou(text, as_spans(prompt.extra.get("spans", prompt.answer))),
+        "pred": lenient_spans(text) or [(end + 10, end + 20)],
         "answer": text,
-        "duration": length,
+        "duration": duration,
     }

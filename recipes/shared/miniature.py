@@ -1,6 +1,6 @@
 """The embedded preset that all recipes share: the tiny model, drawn look-ups, and numbers that fit both.
 
-`miniature(run={"steps": 40}, ...)` gives the values of a `Preset`; what is named is merged over the shared numbers.
+`miniature(run={"steps": 40}, ...)` is a `Preset`; what is named is merged over the shared numbers.
 """
 
 from __future__ import annotations
@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mmrl.recipes.shared.launch import DRAWN, EMBEDDED
+from mmrl.recipes.shared.launch import Preset
+from mmrl.recipes.shared.opening import DRAWN, EMBEDDED
 
 SHARED: Mapping[str, Any] = {
     "model": EMBEDDED,
@@ -17,6 +18,7 @@ SHARED: Mapping[str, Any] = {
     "grpo": {"kl": 0.0, "clip_high": 0.28},
     "sampling": {"group_size": 8, "top_p": 1.0, "max_tokens": 10},
     "optim": {"lr": 2e-4, "weight_decay": 0.0, "warmup": 0},
+    # The tiny model has its own limits; those of a real one would enlarge its pictures.
     "load": {"min_pixels": None, "max_pixels": None, "max_prompt_tokens": None},
     "run": {
         "prompts_per_step": 16,
@@ -25,15 +27,16 @@ SHARED: Mapping[str, Any] = {
         "eval_prompts": 256,
         "save_every": 20,
     },
+    # Often enough to show the probe within fifty steps.
     "monitor": {"probe_every": 25},
 }
 NOTE = "tiny model, drawn pictures, CPU, minutes"
 
 
-def miniature(**changes: Any) -> dict[str, Any]:
-    """The shared values with changes: mappings are merged, anything else replaces."""
-    values = {**SHARED, **changes}
-    for name in SHARED.keys() & changes.keys():
-        if isinstance(SHARED[name], Mapping):
-            values[name] = {**SHARED[name], **changes[name]}
-    return values
+def miniature(note: str = NOTE, /, **changes: Any) -> Preset:
+    """The shared values with changes: mappings are merged, None leaves a record as it is, anything else replaces."""
+    values = dict(SHARED)
+    for name, change in changes.items():
+        merge = isinstance(change, Mapping) and name in SHARED
+        values[name] = {**SHARED[name], **change} if merge else change
+    return Preset(note, **{name: value for name, value in values.items() if value is not None})

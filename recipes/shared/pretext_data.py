@@ -1,6 +1,6 @@
 """Pretext data for the recipes: a mix of tasks over raw media as prompts, the held-out side, and the tiny mixes.
 
-`open_puzzles` reads whatever `data/pretext/stream/open.py` reads ("drawn" needs nothing) and splits it by content: a
+`open_pretext` reads whatever `data/pretext/stream/open.py` reads ("drawn" needs nothing) and splits it by content: a
 picture that is asked about in training is never in the evaluation. Media that cannot be used are skipped, counted
 under `pretext/skipped` and listed in `quarantine.jsonl` of the run's folder.
 
@@ -20,12 +20,13 @@ from mmrl.data.pretext.difficulty import DefaultKnobs, FixedLevel, LevelControll
 from mmrl.data.pretext.mixture import LearningProgress
 from mmrl.data.pretext.presets import Ingredient, TaskMix, preset
 from mmrl.data.pretext.prompts import PretextPrompts
-from mmrl.data.pretext.stream.media import Quarantine
 from mmrl.data.pretext.stream.open import open_source
 from mmrl.data.pretext.stream.sources import DrawnSource, Source, SplitSource
 from mmrl.data.pretext.stream.stream import SampleStream
+from mmrl.ground.quarantine import Quarantine
+from mmrl.recipes.shared.launch import Preset
 from mmrl.recipes.shared.miniature import miniature
-from mmrl.types import Media, Prompt
+from mmrl.types import Media, Prompt, Prompts
 
 if TYPE_CHECKING:
     from mmrl.training.run import Run
@@ -54,21 +55,26 @@ TASKS: Mapping[str, Ingredient] = {
     ),
 }
 """Tasks at settings that the tiny model can read."""
+
+
+def _miniature_mix(name: str, *tasks: str) -> TaskMix:
+    return TaskMix(name, tuple(TASKS[task] for task in tasks))
+
+
 MINIATURES = {
-    name: TaskMix(name, tuple(TASKS[task] for task in tasks))
-    for name, tasks in {
-        "miniature": ("jigsaw", "rotation", "position", "quality"),
-        "miniature-jigsaw": ("jigsaw",),
-        "miniature-puzzles": ("jigsaw", "rotation"),
-        "miniature-clips": ("anomaly",),
-        "miniature-hard": ("odd", "needle", "counting"),
-    }.items()
+    mix.name: mix
+    for mix in (
+        _miniature_mix("miniature", "jigsaw", "rotation", "position", "quality"),
+        _miniature_mix("miniature-jigsaw", "jigsaw"),
+        _miniature_mix("miniature-puzzles", "jigsaw", "rotation"),
+        _miniature_mix("miniature-clips", "anomaly"),
+        _miniature_mix("miniature-hard", "odd", "needle", "counting"),
+    )
 }
 """Tiny mixes; those of `miniature-hard` the tiny model does not learn."""
 MINIATURE: Mapping[str, Any] = {
     "tags": "answer", "thinking": "none", "wording": 0, "bare": True, "shown": 32, "drawn_side": 192,
 }  # fmt: skip
-MINIATURE_NOTE = "tiny model, drawn pictures and clips, CPU, minutes"
 
 
 @dataclass(frozen=True)
@@ -94,7 +100,7 @@ class Puzzles:
 
 
 @dataclass(frozen=True)
-class Levels:
+class LevelSettings:
     """How the difficulty of each task moves."""
 
     move: bool = True
@@ -118,7 +124,7 @@ class Levels:
 
 
 @dataclass(frozen=True)
-class Mixture:
+class MixtureSettings:
     """How the shares of the tasks move."""
 
     follow: bool = True
@@ -136,16 +142,16 @@ class Mixture:
 
 
 @dataclass(frozen=True)
-class Opened:
+class PretextSides:
     """Both sides of the data."""
 
-    train: Shown
-    heldout: Shown
+    train: PretextQuestions
+    heldout: PretextQuestions
     stream: SampleStream
     """Of the training side; a curriculum moves its levels and weights."""
 
 
-class Shown:
+class PretextQuestions(Prompts):
     """Prompts as `puzzles` wants them shown; tells the trainer how many media were skipped."""
 
     def __init__(self, stream: SampleStream, puzzles: Puzzles) -> None:
@@ -154,8 +160,11 @@ class Shown:
 
     def __getitem__(self, index: int) -> Prompt:
         prompt = self.prompts[index]
-        prompt = bare(prompt) if self.puzzles.bare else prompt
-        return prompt if self.puzzles.shown is None else smaller(prompt, self.puzzles.shown)
+        if self.puzzles.bare:
+            prompt = bare(prompt)
+        if self.puzzles.shown is not None:
+            prompt = smaller(prompt, self.puzzles.shown)
+        return prompt
 
     def drain(self) -> dict[str, int]:
         """Media skipped since the last call."""
@@ -164,62 +173,69 @@ class Shown:
         return {"pretext/skipped": new} if new else {}
 
 
-def open_puzzles(
+def open_pretext(
     dataset: str, puzzles: Puzzles, run: Run, levels: LevelController | None = None
-) -> Opened:
+) -> PretextSides:
     """Training and held-out prompts, the latter at the first levels of a controller if one is given.
 
     Raises ValueError for unknown mixes and unfit media.
     """
-    chosen = MINIATURES.get(puzzles.mix) or preset(puzzles.mix)
-    changes = {"tags": puzzles.tags, "thinking": puzzles.thinking, "variant": puzzles.wording}
-    kept = {name: value for name, value in changes.items() if value not in ("preset", None)}
-    surface = replace(chosen.surface, **kept)
+    mix = MINIATURES.get(puzzles.mix) or preset(puzzles.mix)
+    wanted = {"tags": puzzles.tags, "thinking": puzzles.thinking, "variant": puzzles.wording}
+    changes = {name: value for name, value in wanted.items() if value not in ("preset", None)}
+    surface = replace(mix.surface, **changes)
+    # One for both sides: what is broken is counted and listed once, whoever meets it.
     quarantine = Quarantine(run.folder / "quarantine.jsonl")
 
-    def stream(side: str, level: float | None = None) -> SampleStream:
-        source = opened_source(dataset, puzzles.drawn_side, quarantine)
+    def stream(side: str, settings: DefaultKnobs | FixedLevel) -> SampleStream:
+        source = open_media(dataset, puzzles.drawn_side, quarantine)
+        # By content: the same picture under two names stands on one side.
         split = SplitSource(source, side, puzzles.heldout_share)
-        fixed = DefaultKnobs() if level is None else FixedLevel(level)
         return SampleStream(
-            split, chosen, run.seed, surface=surface, levels=fixed, quarantine=quarantine
+            split, mix, run.seed, surface=surface, levels=settings, quarantine=quarantine
         )
 
-    train, heldout = (
-        stream("train"),
-        stream("heldout", None if levels is None else levels.start),
+    train = stream("train", DefaultKnobs())
+    # The evaluation stays at the first level, so that its numbers can be compared over a run.
+    heldout = stream("heldout", DefaultKnobs() if levels is None else FixedLevel(levels.start))
+    return PretextSides(
+        PretextQuestions(train, puzzles), PretextQuestions(heldout, puzzles), train
     )
-    return Opened(Shown(train, puzzles), Shown(heldout, puzzles), train)
 
 
-def opened_source(
-    dataset: str, drawn_side: int, quarantine: Quarantine | None = None
-) -> Source:
+def open_media(dataset: str, drawn_side: int, quarantine: Quarantine | None = None) -> Source:
     """`open_source`, with drawn media of the wanted size."""
     source = open_source(dataset, quarantine)
-    if isinstance(source, DrawnSource):
-        size = (drawn_side, drawn_side * 4 // 3)
-        return DrawnSource(source.seed, size, (size[0] // 2, size[1] // 2))
-    return source
+    if not isinstance(source, DrawnSource):
+        return source
+    picture = (drawn_side, drawn_side * 4 // 3)  # height, width
+    clip = (picture[0] // 2, picture[1] // 2)
+    return DrawnSource(source.seed, picture, clip)
 
 
 def bare(prompt: Prompt) -> Prompt:
     """The prompt without the sentences on the form of the answer."""
     *others, last = prompt.messages
-    parts = [
-        {**part, "text": part["text"].split(" The answer is ")[0].strip()}
-        if part["type"] == "text"
-        else part
-        for part in last["content"]
-    ]
+    parts = []
+    for part in last["content"]:
+        if part["type"] == "text":
+            # The question comes first in every wording; what follows only describes the form.
+            question = part["text"].split(" The answer is ")[0].strip()
+            part = {**part, "text": question}
+        parts.append(part)
     return replace(prompt, messages=[*others, {**last, "content": parts}])
 
 
-def miniature_puzzles(mix: str, **changes: Any) -> dict[str, Any]:
+def miniature_pretext(mix: str) -> Preset:
     """The embedded preset of a pretext recipe: what all recipes share, with a miniature mix."""
-    longer = {"sampling": {"max_tokens": 12}, "optim": {"lr": 1.5e-4}, **changes}
-    shared = {name: value for name, value in miniature(**longer).items() if name != "data"}
-    return {**shared, "dataset": "drawn", "puzzles": {"mix": mix, **MINIATURE}}
+    return miniature(
+        "tiny model, drawn pictures and clips, CPU, minutes",
+        dataset="drawn",
+        data=None,
+        puzzles={"mix": mix, **MINIATURE},
+        sampling={"max_tokens": 12},
+        optim={"lr": 1.5e-4},
+    )
 
 
 def smaller(prompt: Prompt, longest: int) -> Prompt:
@@ -233,6 +249,7 @@ def _reduced(medium: Media, longest: int) -> Media:
     if scale >= 1.0:
         return medium
     size = (max(1, round(height * scale)), max(1, round(width * scale)))
+    # In float: bytes cannot be interpolated with antialiasing.
     frames = torch.nn.functional.interpolate(
         medium.frames.float(), size, mode="bilinear", antialias=True
     )

@@ -13,6 +13,7 @@ from mmrl.losses.group_filters import (
     overlong_penalty,
     without_truncated,
 )
+from mmrl.rewards.easyr1 import easyr1_dapo
 
 GOLDEN = (
     Path(os.environ.get("MMRL_GOLDEN", Path(__file__).parents[1] / "golden")) / "objectives"
@@ -66,6 +67,12 @@ def test_penalty_rises_within_the_buffer_and_can_be_floored():
     for buffer in (-1, 101):
         with pytest.raises(ValueError, match="must lie in"):
             overlong_penalty(10, 100, buffer=buffer)
+
+
+def test_floored_penalty_is_easyr1s():
+    for length in (0, 80, 81, 95, 100, 101, 500):
+        official = easyr1_dapo("Answer: 4", "4", length, 100, 20, 1.0)["overlong"]
+        assert overlong_penalty(length, 100, buffer=20, floored=True) == official
 
 
 def test_mean_bounds_are_strict():

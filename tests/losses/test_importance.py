@@ -26,10 +26,10 @@ def golden_keys():
 def computed(old, sampler, mask, key):
     """Our weights or mask for a golden key, or None if it names something that we do not have."""
     if found := re.fullmatch(r"verl_is_(token|sequence)_thr([\d.]+)_norm([01])", key):
-        weight = M.truncated(
+        weight = M.truncated_weight(
             M.importance(old, sampler, mask, level=found[1]), cap=float(found[2])
         )
-        return M.normalized(weight, mask, level=found[1]) if found[3] == "1" else weight
+        return M.normalized_weight(weight, mask, level=found[1]) if found[3] == "1" else weight
     if found := re.fullmatch(r"verl_rs_(?:seq_)?(token|sum|mean|max)_(k[123])_([\d._]+)", key):
         *low, high = (float(bound) for bound in found[3].split("_"))
         bounds = {"low": low[0] if low else None, "high": high}
@@ -37,7 +37,7 @@ def computed(old, sampler, mask, key):
             old, sampler, mask, statistic=found[2], over=found[1], **bounds
         ).float()
     if found := re.fullmatch(r"trl_(token|sequence)_(truncate|mask)_([\d.]+)", key):
-        bound = M.truncated if found[2] == "truncate" else M.masked
+        bound = M.truncated_weight if found[2] == "truncate" else M.masked_weight
         weight = bound(M.importance(old, sampler, mask, level=found[1]), cap=float(found[3]))
         return weight if found[1] == "token" else weight.amax(-1, keepdim=True)
     return None
@@ -88,26 +88,30 @@ def test_equal_log_probs_weigh_one_and_carry_no_gradient(level):
     weight = M.importance(old, OLD, MASK, level=level)
     assert not weight.requires_grad
     assert (weight == MASK).all()
-    assert (M.normalized(weight, MASK, level=level) == MASK).all()
+    assert (M.normalized_weight(weight, MASK, level=level) == MASK).all()
     assert (M.rejected(OLD, OLD, MASK, high=1e-9) == MASK.bool()).all()
 
 
 def test_truncate_and_mask():
     weight = torch.tensor([0.2, 1.9, 2.0, 5.0])
-    torch.testing.assert_close(M.truncated(weight, cap=2.0), torch.tensor([0.2, 1.9, 2.0, 2.0]))
-    torch.testing.assert_close(M.masked(weight, cap=2.0), torch.tensor([0.2, 1.9, 2.0, 0.0]))
     torch.testing.assert_close(
-        M.masked(weight, cap=2.0, floor=0.5), torch.tensor([0.0, 1.9, 2.0, 0.0])
+        M.truncated_weight(weight, cap=2.0), torch.tensor([0.2, 1.9, 2.0, 2.0])
     )
-    torch.testing.assert_close(M.truncated(weight, cap=torch.inf), weight)
+    torch.testing.assert_close(
+        M.masked_weight(weight, cap=2.0), torch.tensor([0.2, 1.9, 2.0, 0.0])
+    )
+    torch.testing.assert_close(
+        M.masked_weight(weight, cap=2.0, floor=0.5), torch.tensor([0.0, 1.9, 2.0, 0.0])
+    )
+    torch.testing.assert_close(M.truncated_weight(weight, cap=torch.inf), weight)
 
 
 def test_normalized_weights_average_to_one():
     weight = M.importance(OLD, SAMPLER, MASK)
     torch.testing.assert_close(
-        M.normalized(weight, MASK)[MASK.bool()].mean(), torch.tensor(1.0)
+        M.normalized_weight(weight, MASK)[MASK.bool()].mean(), torch.tensor(1.0)
     )
-    assert (M.normalized(torch.zeros(2, 3), MASK) == 0).all()
+    assert (M.normalized_weight(torch.zeros(2, 3), MASK) == 0).all()
 
 
 def test_rejection_by_signed_ratio_and_by_divergence():

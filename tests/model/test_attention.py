@@ -7,15 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmrl.model.attention import (
-    Decoding,
-    _Packed,
-    decode,
-    example_layout,
-    packed,
-    verified_kernel,
-)
+from mmrl.model.attention import _Packed, packed, verified_kernel
+from mmrl.model.decoding import Decoding, decode
 from mmrl.model.kernels import PLAIN
+from mmrl.model.row_layout import example_layout
 
 torch.set_num_threads(1)
 

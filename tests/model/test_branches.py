@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from mmrl.data.drawn.drawn import Drawn
-from mmrl.model.branches import Views, render
+from mmrl.model.branches import Views, render_branch
 from mmrl.model.policy import Policy
 from mmrl.perception.masking import PatchMask
-from mmrl.perception.perturb import Chain, ColourJitter, Flip
-from mmrl.types import Media, Now, Prompt, Role, Rollout, VisualBranch
+from mmrl.perception.perturb import ColourJitter, Flip, ViewChain
+from mmrl.types import Media, Now, Prompt, Role, Rollout, View, VisualBranch
 
 NOW = Now(step=3, progress=0.1, seed=5)
 MASKED = VisualBranch(PatchMask(0.5, 8))
@@ -20,9 +20,10 @@ OWN = VisualBranch(PatchMask(0.5, 8), share_in_group=False)
 
 
 @dataclass(frozen=True)
-class Recorded:
+class Recorded(View):
     """A view that remembers what it was given and inverts it."""
 
+    changes_geometry = changes_order = False
     calls: list = field(default_factory=list)
 
     def __call__(self, frames, context, rng, now):
@@ -106,7 +107,7 @@ def test_every_part_of_the_key_changes_the_draw(policy):
     rollout = answers(policy, [DATA[0]])[0]
 
     def shown(name, now, answer=-1):
-        return render(policy, rollout.prompt, name, MASKED, now, answer)[0].key
+        return render_branch(policy, rollout.prompt, name, MASKED, now, answer)[0].key
 
     first = shown("masked", NOW)
     assert first == shown("masked", replace(NOW, progress=0.9)), (
@@ -152,7 +153,7 @@ def test_the_stage_says_which_pixels_a_view_gets(policy):
     sizes = {}
     for stage in ("original", "resized"):
         view = Recorded()
-        render(policy, prompt, "b", VisualBranch(view, stage=stage), NOW)
+        render_branch(policy, prompt, "b", VisualBranch(view, stage=stage), NOW)
         sizes[stage] = view.calls[0][0]
     assert sizes["original"] == (1, 3, 50, 70) and sizes["resized"] == (
         1,
@@ -173,17 +174,22 @@ def test_video_and_text(policy):
 
 
 def test_a_view_that_changes_the_size_is_refused(policy):
-    shrink = lambda frames, context, rng, now: frames[..., ::2, :]  # noqa: E731
+    class Shrunk(View):
+        changes_geometry = changes_order = False
+
+        def __call__(self, frames, context, rng, now):
+            return frames[..., ::2, :]
+
     with pytest.raises(ValueError, match="must keep shape and dtype"):
-        render(policy, DATA[0], "b", VisualBranch(shrink), NOW)
+        render_branch(policy, DATA[0], "b", VisualBranch(Shrunk()), NOW)
 
 
 def test_a_view_that_changes_the_answer_is_refused(policy):
-    for view in (Flip(), Chain((ColourJitter(), Flip()))):
+    for view in (Flip(), ViewChain((ColourJitter(), Flip()))):
         with pytest.raises(
             ValueError, match=r"'b' cannot show prompt 'drawn:lookup.*changes the geometry"
         ):
-            render(policy, DATA[0], "b", VisualBranch(view), NOW)
+            render_branch(policy, DATA[0], "b", VisualBranch(view), NOW)
     free = replace(DATA[0], extra={})
     for prompt, view in ((DATA[0], PatchMask()), (free, Flip())):
-        assert render(policy, prompt, "b", VisualBranch(view), NOW)
+        assert render_branch(policy, prompt, "b", VisualBranch(view), NOW)

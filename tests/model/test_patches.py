@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmrl.model.patches import PixelBudget, PixelRules, shrink_to_tokens, smart_resize
+from mmrl.model.patches import PixelBudget, PixelRules, area_resize, shrink_to_tokens
 
 GOLDEN = Path(os.environ.get("MMRL_GOLDEN", Path(__file__).parents[1] / "golden")) / "vtg"
 SIDE = st.integers(1, 300)
@@ -72,7 +72,7 @@ def noise(frames: int, height: int, width: int, seed: int = 0) -> torch.Tensor:
     factor=st.sampled_from([16, 28, 32]),
 )
 @settings(max_examples=200, deadline=None)
-def test_smart_resize_equals_the_library(
+def test_area_resize_equals_the_library(
     height: int, width: int, low: int, span: int, factor: int
 ) -> None:
     from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize as library
@@ -80,7 +80,7 @@ def test_smart_resize_equals_the_library(
     if max(height, width) > 200 * min(height, width):
         return
     limits = low * factor**2, (low + span) * factor**2
-    assert smart_resize(height, width, factor, *limits) == library(
+    assert area_resize(height, width, factor, *limits) == library(
         height, width, factor, *limits
     )
 

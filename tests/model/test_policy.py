@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from mmrl.model.load import LoRA
 from mmrl.model.packing import Group
-from mmrl.model.policy import Policy, Wanted
+from mmrl.model.policy import Policy
 from mmrl.model.reference_scores import score_repeated
+from mmrl.model.scoring import Wanted, score_packed
 from mmrl.types import Media, Prompt
 
 
@@ -68,13 +69,13 @@ def folder(request, tiny_folder, tiny3_folder):
 def gradients(policy, run, groups, shape, kind=None):
     """Scores and gradients of a loss that reads everything."""
     policy.model.zero_grad(set_to_none=True)
-    policy.features_store.clear()
+    policy.vision.clear()
     views = {"raw": groups, "noisy": noisy(groups)}
     wanted = {
         "raw": Wanted(entropy=True, grad=True),
         "noisy": Wanted(entropy=True, divergence=kind, grad=True),
     }
-    scores = run(views, wanted, shape)
+    scores = run(policy, views, wanted, shape)
     weights = torch.linspace(0.5, 1.5, shape[0] * shape[1], dtype=torch.float64).view(shape)
     total = 0.0
     for name in views:
@@ -83,7 +84,7 @@ def gradients(policy, run, groups, shape, kind=None):
         if s.divergence is not None:
             total = total + (weights * s.divergence.double()).sum()
     total.backward()
-    policy.backward_vision()
+    policy.vision.backward()
     return scores, {
         n: p.grad.clone() for n, p in policy.named_parameters() if p.grad is not None
     }
@@ -98,9 +99,8 @@ def noisy(groups):
 
 
 def compare(policy, groups, shape, tolerance, kind=None):
-    ours, mine = gradients(policy, policy.score, groups, shape, kind)
-    repeated = lambda views, wanted, size: score_repeated(policy, views, wanted, size)  # noqa: E731
-    theirs, other = gradients(policy, repeated, groups, shape, kind)
+    ours, mine = gradients(policy, score_packed, groups, shape, kind)
+    theirs, other = gradients(policy, score_repeated, groups, shape, kind)
     for name in ours:
         for field in ("logp", "entropy", "divergence"):
             a, b = getattr(ours[name], field), getattr(theirs[name], field)
@@ -165,11 +165,11 @@ def test_lora_and_reference(folder):
     grads = compare(policy, groups, shape, 1e-7)
     assert all("lora" in name for name in grads) and any("visual" in name for name in grads)
     wanted = {"raw": Wanted()}
-    now = policy.score({"raw": groups}, wanted, shape)["raw"].logp
+    now = score_packed(policy, {"raw": groups}, wanted, shape)["raw"].logp
     with policy.reference():
-        ref = policy.score({"raw": groups}, wanted, shape)["raw"].logp
+        ref = score_packed(policy, {"raw": groups}, wanted, shape)["raw"].logp
     assert (now - ref).abs().max() > 1e-3
-    plain = load(folder).score({"raw": groups}, wanted, shape)["raw"].logp
+    plain = score_packed(load(folder), {"raw": groups}, wanted, shape)["raw"].logp
     torch.testing.assert_close(ref, plain, rtol=0, atol=1e-9)
 
 
@@ -179,14 +179,14 @@ def test_frozen_copy_is_the_start(tiny_folder):
         pass
     policy.freeze_reference()
     groups, shape = groups_of(policy, [prompt(["image"], 1)], [[4, 2]])
-    before = policy.score({"raw": groups}, {"raw": Wanted()}, shape)["raw"].logp
+    before = score_packed(policy, {"raw": groups}, {"raw": Wanted()}, shape)["raw"].logp
     with torch.no_grad():
         for p in policy.parameters():
             p.mul_(1.1)
     policy.stepped()
-    after = policy.score({"raw": groups}, {"raw": Wanted()}, shape)["raw"].logp
+    after = score_packed(policy, {"raw": groups}, {"raw": Wanted()}, shape)["raw"].logp
     with policy.reference():
-        ref = policy.score({"raw": groups}, {"raw": Wanted()}, shape)["raw"].logp
+        ref = score_packed(policy, {"raw": groups}, {"raw": Wanted()}, shape)["raw"].logp
     assert torch.equal(ref, before) and (after - before).abs().max() > 1e-3
 
 
@@ -196,9 +196,9 @@ def test_frozen_tower_has_no_graph_and_is_run_once(tiny_folder):
         policy, [prompt(["image"], 1), prompt(["image"], 1, "Other?")], [[4], [2]]
     )
     for _ in range(3):
-        score = policy.score({"raw": groups}, {"raw": Wanted(grad=True)}, shape)["raw"]
-        score.logp.sum().backward()
-        policy.backward_vision()
+        found = score_packed(policy, {"raw": groups}, {"raw": Wanted(grad=True)}, shape)["raw"]
+        found.logp.sum().backward()
+        policy.vision.backward()
         policy.stepped()
     assert policy.counters["patches/tower"] == len(groups[0].visual[0].values)
     assert not any("visual" in n for n, p in policy.named_parameters())
@@ -208,7 +208,8 @@ def test_counts_are_minimal(tiny_folder):
     policy = load(tiny_folder)
     same = prompt(["image"], 1)
     groups, shape = groups_of(policy, [same, prompt(["image"], 2)], [[3, 4], [2]])
-    policy.score(
+    score_packed(
+        policy,
         {"raw": groups, "inverted": noisy(groups)},
         {"raw": Wanted(grad=True), "inverted": Wanted()},
         shape,
@@ -226,7 +227,7 @@ def test_row_order_and_group_split_do_not_matter(tiny_folder):
     groups, shape = groups_of(
         policy, [prompt(["image"], 1), prompt(["image", "image"], 2)], [[3, 4, 2], [2, 5]]
     )
-    whole = policy.score({"raw": groups}, {"raw": Wanted(entropy=True)}, shape)["raw"]
+    whole = score_packed(policy, {"raw": groups}, {"raw": Wanted(entropy=True)}, shape)["raw"]
     from dataclasses import replace
 
     halves = [
@@ -239,7 +240,7 @@ def test_row_order_and_group_split_do_not_matter(tiny_folder):
         for g in reversed(groups)
         for i in range(len(g.answers))
     ]
-    parts = policy.score({"raw": halves}, {"raw": Wanted(entropy=True)}, shape)["raw"]
+    parts = score_packed(policy, {"raw": halves}, {"raw": Wanted(entropy=True)}, shape)["raw"]
     torch.testing.assert_close(whole.logp, parts.logp, rtol=0, atol=1e-9)
     torch.testing.assert_close(whole.entropy, parts.entropy, rtol=0, atol=1e-9)
 

@@ -8,8 +8,11 @@ import pytest
 import torch
 
 from mmrl.data.drawn.drawn import Drawn
+from mmrl.model.branches import Views
 from mmrl.model.policy import Policy
-from mmrl.model.vision_cache import FeatureStore, VisualFeatures
+from mmrl.model.scoring import Wanted, score_packed
+from mmrl.model.vision_cache import VisionCache
+from mmrl.model.vision_tower import VisualFeatures
 from mmrl.objectives.papo import PAPO
 from mmrl.perception.masking import PatchMask
 from mmrl.rewards.pay import Rewards
@@ -17,7 +20,7 @@ from mmrl.rollouts.engine import HFEngine
 from mmrl.training.optim import Optim
 from mmrl.training.run import Run
 from mmrl.training.trainer import Trainer
-from mmrl.types import Now, Prompt, Sampling, VisualBranch
+from mmrl.types import Now, Prompt, Prompts, Sampling, VisualBranch
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,8 @@ class Item:
 class Tower:
     """A linear tower that counts the media it sees."""
 
+    trains, version, merge = True, "step 0", 1
+
     def __init__(self):
         self.weight = torch.eye(3, dtype=torch.float64, requires_grad=True)
         self.seen = []
@@ -42,6 +47,17 @@ class Tower:
             for item in items
         ]
 
+    def graph_bytes(self, patches):
+        return patches
+
+    def saliency(self, item):
+        self.seen.append(item.key)
+        return item.values.sum(1)
+
+
+def cache_of(tower, **limits):
+    return VisionCache(tower, lambda prompt: [prompt.answer], **limits)
+
 
 def item(n, rows=2):
     rng = torch.Generator().manual_seed(n)
@@ -52,15 +68,17 @@ A, B, C = item(1), item(2, 4), item(3)
 
 
 def test_one_run_per_content_and_version():
-    store, tower = FeatureStore(), Tower()
-    first = store.get(tower, [A, B, A], "step 0", grad=False)
+    tower = Tower()
+    cache = cache_of(tower)
+    first = cache.features([A, B, A])
     assert tower.seen == [["k1", "k2"]] and first[0].merged is not None
     assert torch.equal(first[0].merged, first[2].merged) and not first[0].merged.requires_grad
-    store.get(tower, [B, C], "step 0", grad=False)
-    store.get(tower, [A], "step 1", grad=False)
+    cache.features([B, C])
+    tower.version = "step 1"
+    cache.features([A])
     assert tower.seen == [["k1", "k2"], ["k3"], ["k1"]]
-    store.clear(keep="step 1")
-    store.get(tower, [A, B], "step 1", grad=False)
+    cache.clear(keep="step 1")
+    cache.features([A, B])
     assert tower.seen[3:] == [["k2"]]
 
 
@@ -75,64 +93,198 @@ def test_gradients_of_several_uses_pass_the_tower_once():
     (
         loss_of(plain([A, B])) + loss_of(plain([A]), 3.0) + loss_of(plain([B, C]), -0.5)
     ).backward()
-    store, tower = FeatureStore(), Tower()
-    loss_of(store.get(tower, [A, B], "v", grad=True)).backward()
-    store.get(tower, [A, B], "v", grad=False)
-    loss_of(store.get(tower, [A], "v", grad=True), 3.0).backward()
-    loss_of(store.get(tower, [B, C], "v", grad=True), -0.5).backward()
+    tower = Tower()
+    cache = cache_of(tower)
+    loss_of(cache.features([A, B], grad=True)).backward()
+    cache.features([A, B])
+    loss_of(cache.features([A], grad=True), 3.0).backward()
+    loss_of(cache.features([B, C], grad=True), -0.5).backward()
     assert tower.weight.grad is None and tower.seen == [["k1", "k2"], ["k3"]]
-    store.backward()
+    cache.backward()
     torch.testing.assert_close(tower.weight.grad, plain.weight.grad, rtol=1e-12, atol=1e-12)
     before = tower.weight.grad.clone()
-    store.backward()
+    cache.backward()
     assert torch.equal(tower.weight.grad, before), "nothing is sent twice"
 
 
-def test_a_graph_of_the_rollout_serves_the_update_and_features_stay_after_it():
-    store, tower = FeatureStore(), Tower()
-    store.get(tower, [A], "v", grad=True)
-    assert store.rows_in_graphs() == 2 and store.rows_in_graphs({"k1"}) == 0
-    assert not store.get(tower, [A], "v", grad=False)[0].merged.requires_grad
-    loss_of(store.get(tower, [A], "v", grad=True)).backward()
-    store.backward()
-    assert (
-        tower.seen == [["k1"]] and tower.weight.grad is not None and store.rows_in_graphs() == 0
-    )
-    store.get(tower, [A], "v", grad=False)
+def test_a_graph_serves_one_backward_and_its_features_stay():
+    tower = Tower()
+    cache = cache_of(tower)
+    cache.features([A], grad=True)
+    assert cache.rows_in_graphs() == 2 and cache.rows_in_graphs({"k1"}) == 0
+    assert not cache.features([A])[0].merged.requires_grad
+    loss_of(cache.features([A], grad=True)).backward()
+    cache.backward()
+    assert tower.seen == [["k1"]] and tower.weight.grad is not None
+    assert cache.rows_in_graphs() == 0
+    cache.features([A])
     assert tower.seen == [["k1"]]
-    store.get(tower, [A], "v", grad=True)
+    cache.features([A], grad=True)
     assert tower.seen == [["k1"], ["k1"]], "a graph that was used up is made again"
 
 
 def test_features_without_a_graph_are_made_again_for_an_update():
-    store, tower = FeatureStore(), Tower()
-    store.get(tower, [A], "v", grad=False)
-    loss_of(store.get(tower, [A], "v", grad=True)).backward()
-    store.backward()
+    tower = Tower()
+    cache = cache_of(tower)
+    cache.features([A])
+    loss_of(cache.features([A], grad=True)).backward()
+    cache.backward()
     assert len(tower.seen) == 2 and tower.weight.grad.abs().sum() > 0
 
 
+def test_a_tower_that_does_not_train_gets_no_graph():
+    tower = Tower()
+    tower.trains = False
+    cache = cache_of(tower)
+    with cache.step():
+        assert not cache.sampling_features([A])[0].merged.requires_grad
+        assert not cache.features([A], grad=True)[0].merged.requires_grad
+        assert cache.rows_in_graphs() == 0 and tower.seen == [["k1"]]
+
+
 def test_the_least_recently_used_leave_first_and_graphs_never():
-    store, tower = (
-        FeatureStore(limit=2 * 6 * 8 + 2 * 12 * 8),
-        Tower(),
-    )  # A and B fit, C does not
-    store.get(tower, [A], "v", grad=False)
-    store.get(tower, [B], "v", grad=False)
-    store.get(tower, [A], "v", grad=False)
-    out = store.get(tower, [C], "v", grad=False)
+    tower = Tower()
+    cache = cache_of(tower, limit=2 * 6 * 8 + 2 * 12 * 8)  # A and B fit, C does not
+    cache.features([A])
+    cache.features([B])
+    cache.features([A])
+    out = cache.features([C])
     assert out[0].merged.shape == (2, 3)
     tower.seen.clear()
-    store.get(tower, [A, C], "v", grad=False)
+    cache.features([A, C])
     assert tower.seen == []
-    store.get(tower, [B], "v", grad=False)
+    cache.features([B])
     assert tower.seen == [["k2"]]
 
-    tiny, tower = FeatureStore(limit=1), Tower()
-    tiny.get(tower, [A, B], "v", grad=True)
-    loss_of(tiny.get(tower, [A], "v", grad=True)).backward()
+    tower = Tower()
+    tiny = cache_of(tower, limit=1)
+    tiny.features([A, B], grad=True)
+    loss_of(tiny.features([A], grad=True)).backward()
     tiny.backward()
     assert tower.seen == [["k1", "k2"]] and tower.weight.grad is not None
+
+
+# The life of a step.
+
+
+def test_a_step_shares_the_graph_of_the_rollout_and_finishes_the_backward():
+    plain, tower = Tower(), Tower()
+    (loss_of(plain([A])) + loss_of(plain([A]), 2.0)).backward()
+    cache = cache_of(tower)
+    with cache.step():
+        with torch.no_grad():
+            cache.sampling_features([A])
+        for factor in (1.0, 2.0):
+            loss_of(cache.features([A], grad=True), factor).backward()
+            cache.end_part()
+        assert tower.seen == [["k1"]] and tower.weight.grad is None
+    torch.testing.assert_close(tower.weight.grad, plain.weight.grad, rtol=1e-12, atol=1e-12)
+    assert cache.rows_in_graphs() == 0
+
+
+def test_outside_a_step_each_part_has_its_own_graph():
+    tower = Tower()
+    cache = cache_of(tower)
+    cache.sampling_features([A])
+    assert cache.rows_in_graphs() == 0
+    for _ in range(2):
+        loss_of(cache.features([A], grad=True)).backward()
+        cache.end_part()
+    assert tower.seen == [["k1"]] * 3 and tower.weight.grad is not None
+
+
+def test_the_rollouts_graph_ends_with_its_weights():
+    tower = Tower()
+    cache = cache_of(tower)
+    with cache.step():
+        cache.sampling_features([A])
+        loss_of(cache.features([A], grad=True)).backward()
+        cache.backward()
+        tower.version = "step 1"
+        cache.stepped()
+        for _ in range(2):
+            loss_of(cache.features([A], grad=True)).backward()
+            cache.end_part()
+    assert tower.seen == [["k1"]] * 3
+
+
+def test_features_of_frozen_weights_outlive_a_step():
+    tower = Tower()
+    tower.trains, tower.version = False, "frozen"
+    cache = cache_of(tower)
+    cache.features([A])
+    cache.stepped()
+    cache.features([A])
+    assert tower.seen == [["k1"]]
+
+
+def test_graphs_beyond_the_limit_are_all_given_up():
+    tower = Tower()
+    cache = cache_of(tower, graph_limit=5)
+    with cache.step():
+        cache.sampling_features([A])  # 2 rows
+        assert cache.rows_in_graphs() == 2
+        cache.sampling_features([B])  # 4 more
+        assert cache.rows_in_graphs() == 0
+        cache.sampling_features([C])
+        assert cache.rows_in_graphs() == 0, "not taken up again within the step"
+    with cache.step():
+        cache.sampling_features([C])
+        assert cache.rows_in_graphs() == 2
+
+
+def prompt(answer):
+    return Prompt("q", (), (), answer)
+
+
+def test_prompts_are_encoded_once_per_step():
+    cache, one = cache_of(Tower()), prompt("1")
+    with cache.step():
+        first = cache.encoded(one)
+        assert cache.encoded(one) is first
+        assert cache.encoded(prompt("2")) == ["2"], "the same id, another prompt"
+        again = cache.encoded(one)
+        with cache.no_update():
+            assert cache.encoded(one) is again
+            cache.encoded(Prompt("other", (), (), ""))
+        assert cache.encoded(one) is again and set(cache._encoded) == {"q"}
+    assert not cache._encoded
+
+
+def test_no_update_keeps_no_graph_and_forgets_its_prompts():
+    tower = Tower()
+    cache = cache_of(tower)
+    with cache.step():
+        with cache.no_update():
+            cache.sampling_features([A])
+        assert cache.rows_in_graphs() == 0
+        cache.sampling_features([B])
+        assert cache.rows_in_graphs() == 4
+    with cache.no_update():
+        cache.encoded(prompt("1"))
+        cache.saliency(A)
+        cache.saliency(A)
+        assert tower.seen[2:] == ["k1"]
+    assert not cache._encoded and not cache._saliency
+
+
+def test_an_error_leaves_nothing_behind():
+    tower = Tower()
+    cache = cache_of(tower)
+    with pytest.raises(KeyError), cache.step():
+        cache.encoded(prompt("1"))
+        loss_of(cache.features([A], grad=True)).backward()
+        raise KeyError
+    assert tower.weight.grad is None and not cache._entries and not cache._encoded
+    with cache.step():  # and the next one starts afresh
+        cache.sampling_features([A])
+        assert cache.rows_in_graphs() == 2
+
+
+def test_steps_do_not_nest():
+    cache = cache_of(Tower())
+    with cache.step(), pytest.raises(RuntimeError, match="open already"), cache.step():
+        pass
 
 
 # The same through the real model.
@@ -143,7 +295,7 @@ def pay(rollout):
 
 
 @dataclass(frozen=True)
-class Same:
+class Same(Prompts):
     """Endless questions about few pictures."""
 
     pictures: int = 2
@@ -227,7 +379,7 @@ def test_the_same_picture_in_several_prompts_is_seen_once(tiny_folder):
 @pytest.mark.parametrize("papo", [False, True], ids=["grpo", "papo"])
 def test_retained_graphs_give_the_same_weights(folder, papo):
     kept, dropped = trainer(folder, papo=papo), trainer(folder, papo=papo)
-    dropped.policy.vision_graph_limit = 0
+    dropped.policy.vision.graph_limit = 0
     with_graph, without = steps_of(kept), steps_of(dropped)
     assert without[0]["patches/tower"] == with_graph[0]["patches/tower"] + patches(kept, 0, 3)
     start = weights(trainer(folder))
@@ -241,13 +393,13 @@ def test_the_limit_counts_all_graphs_of_a_step(tiny_folder):
     box = trainer(tiny_folder, rows_at_once=3)
     config = box.policy.base.config.vision_config
     one = 40 * patches(box, 0, 1) * config.depth * config.hidden_size
-    box.policy.vision_graph_limit = 3 * one
+    box.policy.vision.graph_limit = 3 * one
     assert steps_of(box, 1)[0]["patches/tower"] == patches(box, 0, 3)
     box = trainer(tiny_folder, rows_at_once=3)
-    box.policy.vision_graph_limit = int(1.5 * one)
+    box.policy.vision.graph_limit = int(1.5 * one)
     found = steps_of(box, 1)[0]
-    assert not box.policy.retain_vision and found["patches/tower"] == 2 * patches(box, 0, 3)
-    assert box.policy.features_store.rows_in_graphs() == 0
+    assert found["patches/tower"] == 2 * patches(box, 0, 3)
+    assert box.policy.vision.rows_in_graphs() == 0
 
 
 def test_several_updates_never_use_features_of_old_weights(tiny_folder):
@@ -269,4 +421,21 @@ def test_a_frozen_tower_is_remembered_over_the_steps(folder):
         0,
         0,
     ]
-    assert box.policy.features_store.rows_in_graphs() == 0
+    assert box.policy.vision.rows_in_graphs() == 0
+
+
+def test_a_step_in_plain_calls_runs_the_tower_once(folder):
+    """Sampling, scoring and update inside one `step`: nothing about pictures is said beyond the block."""
+    policy = Policy.load(folder, device="cpu", dtype="float64")
+    prompts = [Drawn("lookup")[i] for i in range(2)]
+    with policy.vision.step():
+        answers = HFEngine(policy).generate(prompts, Sampling(2, max_tokens=3), Now(1, 0.0, 0))
+        views = Views(policy, answers, {}, Now(1, 0.0, 0))
+        groups = views.groups("raw", range(len(answers)))
+        shape = (len(answers), max(len(a.tokens) for a in answers))
+        live = score_packed(policy, {"raw": groups}, {"raw": Wanted(grad=True)}, shape)
+        shown = sum(len(policy.encode(prompt).visual[0].values) for prompt in prompts)
+        live["raw"].logp.sum().backward()
+        tower = policy.base.model.visual.patch_embed.proj.weight
+        assert tower.grad is None
+    assert policy.counters["patches/tower"] == shown and tower.grad.abs().sum() > 0

@@ -6,11 +6,11 @@ import pytest
 import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from mmrl.model.branches import Views, render
+from mmrl.model.branches import Views, render_branch
 from mmrl.model.policy import Policy
 from mmrl.model.visual_attention import token_saliency, whole_frame_blocks
 from mmrl.perception.masking import PatchMask, SaliencyMask
-from mmrl.perception.perturb import Chain, ColourJitter
+from mmrl.perception.perturb import ColourJitter, ViewChain
 from mmrl.types import Media, Now, Prompt, Role, Rollout, VisualBranch
 
 NOW = Now(1, 0.0, 0)
@@ -107,17 +107,17 @@ def test_the_branch_masks_what_the_policy_looks_at(policy):
         "eos",
     )
     before = policy.counters["patches/saliency"]
-    (seen,) = render(policy, prompt, "salient", VIEW, NOW)
-    (chained,) = render(
-        policy, prompt, "salient", VisualBranch(Chain((ColourJitter(0.0, 0.0), VIEW.view))), NOW
-    )
+    (seen,) = render_branch(policy, prompt, "salient", VIEW, NOW)
+    both = VisualBranch(ViewChain((ColourJitter(0.0, 0.0), VIEW.view)))
+    (chained,) = render_branch(policy, prompt, "salient", both, NOW)
     (again,) = Views(policy, [rollout], {"salient": VIEW}, NOW).pixels("salient", 0)
     assert seen.key == again.key == chained.key != policy.encode(prompt).visual[0].key
     assert policy.counters["patches/saliency"] - before == len(seen.values), (
         "computed once per picture and weights"
     )
-    render(policy, prompt, "random", VisualBranch(PatchMask()), NOW)
+    render_branch(policy, prompt, "random", VisualBranch(PatchMask()), NOW)
     assert policy.counters["patches/saliency"] - before == len(seen.values)
-    policy.forget_prompts()
-    render(policy, prompt, "salient", VIEW, NOW)
+    with policy.vision.no_update():
+        pass
+    render_branch(policy, prompt, "salient", VIEW, NOW)
     assert policy.counters["patches/saliency"] - before == 2 * len(seen.values)

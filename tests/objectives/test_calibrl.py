@@ -11,7 +11,8 @@ import torch
 from mmrl.grpo import GRPO, loss, losses
 from mmrl.losses.reduce import Totals
 from mmrl.losses.surrogates import clipped
-from mmrl.objectives.base import Need
+from mmrl.model.packing import rows_of
+from mmrl.objectives.base import ScoreRequest
 from mmrl.objectives.calibrl import CalibRL
 from mmrl.types import Batch, Now, Prompt, Role, Rollout, Scores
 
@@ -79,7 +80,8 @@ def test_golden_objectives_calibrl(case, mode, reduction):
         expert,
     )
     calibrl = CalibRL()
-    calibrl.shape(batch.advantage, batch, NOW)
+    shaped = calibrl.shape(batch.advantage, batch, NOW)  # its advantage is not the file's
+    batch = replace(batch, shaped=[shaped])
     live = {"raw": Scores(both(logp, pref))}
     grpo, totals = GRPO(reduction=REDUCTIONS[reduction]), Totals.of(batch.mask)
     parts, _ = losses(grpo, clipped, batch, live, [calibrl], totals, NOW)
@@ -123,7 +125,9 @@ def random_case(seed=0, columns=6):
 
 
 def shaped(calibrl, batch):
-    return replace(batch, advantage=calibrl.shape(batch.advantage, batch, NOW))
+    """The batch after `shape`, as the core passes it on and as it shows it to the objective."""
+    found = calibrl.shape(batch.advantage, batch, NOW)
+    return replace(batch, advantage=found.advantage, shaped=[found], kept=found.kept)
 
 
 def guided(calibrl, logp, batch):
@@ -160,7 +164,7 @@ def test_a_batch_without_experts_keeps_its_advantage():
         },
     )
     marked = torch.full_like(part.advantage, 3.0)
-    assert CalibRL().shape(marked, part, NOW) is marked
+    assert CalibRL().shape(marked, part, NOW).advantage is marked
 
 
 def test_position_alignment_gradient_has_the_right_sign_and_one_to_alpha_strength():
@@ -188,7 +192,7 @@ def test_whole_answer_alignments_compare_means_or_sums(alignment):
     calibrl = CalibRL(alignment=alignment)
     logp, batch = random_case()
     batch = shaped(calibrl, batch)
-    lead, covered = calibrl.lead(logp, batch, NOW)
+    lead, covered = calibrl.lead(logp, batch)
     reduce = torch.mean if alignment == "mean" else torch.sum
     expected = reduce(logp[1, :3]) - reduce(batch.scores["raw"].logp[3, :4])
     torch.testing.assert_close(lead[1, :3], expected.expand(3))
@@ -199,7 +203,7 @@ def test_slope_one_is_linear_advantage_weighted_likelihood():
     calibrl = CalibRL(alpha=1.0, weight=1.0)
     logp, batch = random_case()
     batch = shaped(calibrl, batch)
-    lead, _ = calibrl.lead(logp, batch, NOW)
+    lead, _ = calibrl.lead(logp, batch)
     sign = torch.where(batch.reward > 0.1, 1.0, -1.0).unsqueeze(-1)
     torch.testing.assert_close(
         guided(calibrl, logp, batch), -sign * batch.advantage.abs() * lead
@@ -235,13 +239,7 @@ def test_a_group_cut_over_passes_and_padding_change_nothing():
     whole, _ = loss(GRPO(), clipped, batch, {"raw": Scores(logp)}, [calibrl], totals, NOW)
     pieces = []
     for rows in (torch.tensor([0, 9, 3, 4]), torch.tensor([7, 1, 8]), torch.tensor([2, 6, 5])):
-        names = ("group", "tokens", "mask", "reward", "advantage", "roles")
-        part = replace(
-            batch,
-            rollouts=[batch.rollouts[int(i)] for i in rows],
-            scores={"raw": batch.scores["raw"][rows]},
-            **{name: getattr(batch, name)[rows] for name in names},
-        )
+        part = rows_of(batch, rows)
         pieces.append(
             loss(GRPO(), clipped, part, {"raw": Scores(logp[rows])}, [calibrl], totals, NOW)[0]
         )
@@ -257,17 +255,11 @@ def test_a_group_cut_over_passes_and_padding_change_nothing():
 
 def test_dropping_the_experts_leaves_the_surrogate_unchanged():
     logp, batch = random_case()
-    batch = shaped(CalibRL(), batch)
+    batch = replace(shaped(CalibRL(), batch), shaped=())
     totals = Totals.of(batch.mask)
     with_experts, _ = losses(GRPO(), clipped, batch, {"raw": Scores(logp)}, [], totals, NOW)
     rows = torch.tensor([0, 1, 2, 4, 5, 6, 8, 9])
-    names = ("group", "tokens", "mask", "reward", "advantage", "roles")
-    part = replace(
-        batch,
-        rollouts=[batch.rollouts[int(i)] for i in rows],
-        scores={"raw": batch.scores["raw"][rows]},
-        **{name: getattr(batch, name)[rows] for name in names},
-    )
+    part = rows_of(batch, rows)
     without, _ = losses(
         GRPO(), clipped, part, {"raw": Scores(logp[rows])}, [], Totals.of(part.mask), NOW
     )
@@ -276,9 +268,11 @@ def test_dropping_the_experts_leaves_the_surrogate_unchanged():
 
 def test_zero_weight_is_bit_equal_to_grpo_and_needs_nothing():
     off = CalibRL(weight=0.0)
-    assert off.needs() == () and CalibRL().needs() == (Need("raw", stage="shape"),)
+    assert off.score_requests() == () and CalibRL().score_requests() == (
+        ScoreRequest("raw", stage="shape"),
+    )
     logp, batch = random_case()
-    batch = shaped(off, batch)
+    batch = replace(shaped(off, batch), shaped=())
     arguments = (GRPO(), clipped, batch, {"raw": Scores(logp)})
     totals = Totals.of(batch.mask)
     assert loss(*arguments, [off], totals, NOW)[0] == loss(*arguments, [], totals, NOW)[0]
@@ -286,12 +280,10 @@ def test_zero_weight_is_bit_equal_to_grpo_and_needs_nothing():
 
 def test_terms_before_shape_are_refused():
     logp, batch = random_case()
-    calibrl = CalibRL()
-    calibrl.shape(batch.advantage, batch, NOW)
     with pytest.raises(ValueError, match="call shape first"):
-        calibrl.terms({"raw": Scores(logp)}, batch, Now(step=2, progress=0.0))
+        CalibRL().terms({"raw": Scores(logp)}, batch, NOW)
     with pytest.raises(ValueError, match="stored 'raw' scores"):
-        calibrl.shape(batch.advantage, replace(batch, scores={}), NOW)
+        CalibRL().shape(batch.advantage, replace(batch, scores={}), NOW)
 
 
 def test_metrics_split_right_from_wrong():

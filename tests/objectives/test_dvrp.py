@@ -9,7 +9,7 @@ from mmrl.grpo import GRPO, loss
 from mmrl.losses import kl
 from mmrl.losses.reduce import Totals
 from mmrl.losses.surrogates import clipped
-from mmrl.objectives.base import Need
+from mmrl.objectives.base import ScoreRequest
 from mmrl.objectives.dvrp import DVRP
 from mmrl.objectives.papo import PAPO
 from mmrl.types import Batch, Now, Prompt, Role, Rollout, Scores
@@ -99,7 +99,7 @@ def test_equal_views_give_exactly_the_base():
 def test_zero_coefficients_are_bit_equal_to_grpo_and_need_nothing():
     logp, masked, noisy, batch = random_case()
     off = DVRP(lambda_nec=0.0, lambda_rob=0.0, lambda_ent=0.0)
-    assert off.needs() == ()
+    assert off.score_requests() == ()
     value, _ = run(logp, masked, noisy, batch, off)
     plain, _ = run(logp, masked, noisy, batch)
     assert (
@@ -143,16 +143,18 @@ def test_the_exact_divergence_carries_gradient_to_the_policy():
 
 
 def test_needs_name_only_what_is_read():
-    assert DVRP().needs() == (
-        Need("masked", divergence="forward"),
-        Need("noisy", divergence="forward"),
+    assert DVRP().score_requests() == (
+        ScoreRequest("masked", divergence="forward"),
+        ScoreRequest("noisy", divergence="forward"),
     )
-    assert DVRP(kl="k3", lambda_rob=0.0, lambda_ent=0.0).needs() == (Need("masked"),)
-    assert DVRP(lambda_nec=0.0, lambda_rob=0.0, entropy="exact").needs() == (
-        Need("masked", entropy=True),
-        Need("noisy", entropy=True),
+    assert DVRP(kl="k3", lambda_rob=0.0, lambda_ent=0.0).score_requests() == (
+        ScoreRequest("masked"),
     )
-    assert DVRP(kl="k3", lambda_orig=0.1, entropy="exact").needs()[0] == Need(
+    assert DVRP(lambda_nec=0.0, lambda_rob=0.0, entropy="exact").score_requests() == (
+        ScoreRequest("masked", entropy=True),
+        ScoreRequest("noisy", entropy=True),
+    )
+    assert DVRP(kl="k3", lambda_orig=0.1, entropy="exact").score_requests()[0] == ScoreRequest(
         "raw", entropy=True
     )
 

@@ -31,7 +31,7 @@ from mmrl.perception.noise import GaussianNoise
 from mmrl.rollouts.engine import HFEngine
 from mmrl.training.learner import Learner
 from mmrl.training.optim import Optim, Optimizer
-from mmrl.training.run import Clock
+from mmrl.training.run import PhaseTimer
 from mmrl.types import Now, Role, Rollout, Sampling, VisualBranch
 
 NOW = Now(step=3, progress=0.25, seed=5)
@@ -133,7 +133,7 @@ def gradients(folder, answers, objectives=(), branches=VIEWS, grpo=GRPO(), token
     box = Learner(
         policy, optimizer, group_normalized, clipped, grpo, branches, objectives, 1, tokens, 10
     )
-    box.learn(list(answers), NOW, Clock())
+    box.learn(list(answers), NOW, PhaseTimer())
     return optimizer.gradients
 
 

@@ -16,8 +16,8 @@ from mmrl.grpo import GRPO, loss
 from mmrl.losses import kl
 from mmrl.losses.reduce import Totals
 from mmrl.losses.surrogates import clipped
-from mmrl.objectives.base import Need
-from mmrl.objectives.mssr import MSSR, normalized
+from mmrl.objectives.base import ScoreRequest
+from mmrl.objectives.mssr import MSSR, whitened
 from mmrl.types import Batch, Now, Prompt, Role, Rollout, Scores
 
 GOLDEN = (
@@ -70,31 +70,34 @@ def golden_steps(vectors):
 def test_golden_objectives_mssr_run():
     vectors = np.load(GOLDEN)
     mssr, steps = Released(), golden_steps(vectors)
+    memory = mssr.start_memory()
     assert steps, "mssr.npz holds no step"
     prompts = [f"p{i}" for i in range(len(vectors["in_init_outcomes"]))]
-    mssr.start(dict(zip(prompts, vectors["in_init_outcomes"].tolist(), strict=True)))
+    memory.start(dict(zip(prompts, vectors["in_init_outcomes"].tolist(), strict=True)))
 
     def close(got, key):
         return np.testing.assert_allclose(got, vectors[key], rtol=1e-4, atol=2e-6, err_msg=key)
 
     for step in steps:
         np.testing.assert_allclose(
-            mssr.values(prompts), vectors["values"][step], rtol=1e-5, atol=1e-6
+            memory.values(prompts), vectors["values"][step], rtol=1e-5, atol=1e-6
         )
         mask, score, raw, ref = (
             torch.tensor(vectors[f"step{step}_in_{name}"])
             for name in ("mask", "scores", "log_probs", "ref_log_probs")
         )
         batch = make_batch(mask, score, raw, ref, prompts)
-        close(mssr.shape(torch.zeros_like(raw), batch, NOW), f"step{step}_advantages")
+        shaped = mssr.shape(torch.zeros_like(raw), batch, NOW, memory)
+        close(shaped.advantage, f"step{step}_advantages")
         close(mssr.metrics({}, batch, NOW)["entropy"], f"step{step}_entropy_proxy")
-        close(mssr.forgetting(), f"step{step}_rho_used")
-        close(mssr.metrics({}, batch, NOW)["kl_window"][0, 0], f"step{step}_kl_window_mean")
-        posterior = mssr.state()["posterior"]
+        close(memory.forgetting(), f"step{step}_rho_used")
+        close(shaped.logged["forgetting"], f"step{step}_rho_used")
+        close(shaped.logged["kl_window"], f"step{step}_kl_window_mean")
+        posterior = memory.state()["posterior"]
         close([posterior[name][0] for name in prompts], f"step{step}_alpha")
         close([posterior[name][1] for name in prompts], f"step{step}_beta")
     np.testing.assert_allclose(
-        mssr.values(prompts), vectors["values"][steps[-1] + 1], rtol=1e-5, atol=1e-6
+        memory.values(prompts), vectors["values"][steps[-1] + 1], rtol=1e-5, atol=1e-6
     )
 
 
@@ -145,11 +148,12 @@ def test_padding_does_not_enter_the_kl_as_it_does_in_the_released_code():
 def test_the_baseline_is_the_value_before_the_update_and_advantages_are_whitened():
     batch = random_case()
     mssr = MSSR(lambda_entropy=0.0)
-    mssr.start({f"p{i}": rate for i, rate in enumerate([0.0, 0.5, 1.0, 0.25, 0.5, 0.5])})
+    memory = mssr.start_memory()
+    memory.start({f"p{i}": rate for i, rate in enumerate([0.0, 0.5, 1.0, 0.25, 0.5, 0.5])})
     # Equal counts would scale all gains alike, and whitening would hide an update that came too early.
-    mssr.observe(["p1", "p1", "p3"], torch.tensor([1.0, 0.0, 1.0]), torch.full((3,), 0.009))
-    before = mssr.values([f"p{i}" for i in range(6)])
-    shaped = mssr.shape(torch.full_like(batch.advantage, 99.0), batch, NOW)
+    memory.observe(["p1", "p1", "p3"], torch.tensor([1.0, 0.0, 1.0]), torch.full((3,), 0.009))
+    before = memory.values([f"p{i}" for i in range(6)])
+    shaped = mssr.shape(torch.full_like(batch.advantage, 99.0), batch, NOW, memory).advantage
     gain = batch.reward - before
     per_answer = shaped[:, 0]
     torch.testing.assert_close(per_answer, (gain - gain.mean()) / gain.std(unbiased=False))
@@ -157,16 +161,18 @@ def test_the_baseline_is_the_value_before_the_update_and_advantages_are_whitened
         per_answer.mean(), torch.zeros((), dtype=torch.float64), atol=1e-12, rtol=0
     )
     assert (shaped[~batch.mask] == 0).all()
-    assert not torch.equal(mssr.values([f"p{i}" for i in range(6)]), before)
+    assert not torch.equal(memory.values([f"p{i}" for i in range(6)]), before)
 
 
 def test_counts_add_without_forgetting_and_reach_the_effective_sample_size_with_it():
-    none = MSSR(eta_max=1.0)  # at the target KL nothing is forgotten: the conjugate update
+    none = MSSR(
+        eta_max=1.0
+    ).start_memory()  # at the target KL nothing is forgotten: the conjugate update
     none.start({"p": 0.5})
     for value in (1.0, 0.0, 1.0):
         none.observe(["p"], torch.tensor([value]), torch.tensor([0.01], dtype=torch.float64))
     assert none.state()["posterior"]["p"] == [6.0, 5.0]
-    some = MSSR()
+    some = MSSR().start_memory()
     for _ in range(600):
         some.observe(["p"], torch.tensor([1.0]), torch.tensor([0.01]))
     alpha, beta = some.state()["posterior"]["p"]
@@ -177,10 +183,10 @@ def test_counts_add_without_forgetting_and_reach_the_effective_sample_size_with_
 
 def test_forgetting_is_the_printed_sawtooth():
     def after(*values, window=10):
-        mssr = MSSR(window=window)
+        memory = MSSR(window=window).start_memory()
         for value in values:
-            mssr.observe([], torch.zeros(0), torch.tensor([value]))
-        return mssr.forgetting()
+            memory.observe([], torch.zeros(0), torch.tensor([value]))
+        return memory.forgetting()
 
     assert after() == pytest.approx((0.875 + 0.96) / 2)
     assert after(0.0) == 0.875
@@ -191,13 +197,13 @@ def test_forgetting_is_the_printed_sawtooth():
 
 
 def test_repeated_prompts_update_in_turn_and_unseen_ones_start_in_the_middle():
-    mssr = MSSR()
-    assert mssr.values(["new"])[0] == 0.5
-    mssr.observe(["p", "p"], torch.tensor([1.0, 0.0]), torch.tensor([0.01, 0.01]))
-    eta = mssr.forgetting()
+    memory = MSSR().start_memory()
+    assert memory.values(["new"])[0] == 0.5
+    memory.observe(["p", "p"], torch.tensor([1.0, 0.0]), torch.tensor([0.01, 0.01]))
+    eta = memory.forgetting()
     alpha, beta = eta * (eta * 4 + 1) + 0, eta * (eta * 4 + 0) + 1
-    assert mssr.state()["posterior"]["p"] == pytest.approx([alpha, beta])
-    assert mssr.state()["posterior"]["p"][0] < 8
+    assert memory.state()["posterior"]["p"] == pytest.approx([alpha, beta])
+    assert memory.state()["posterior"]["p"][0] < 8
 
 
 @settings(max_examples=40, deadline=None)
@@ -205,51 +211,60 @@ def test_repeated_prompts_update_in_turn_and_unseen_ones_start_in_the_middle():
 def test_values_stay_probabilities_and_the_bonus_keeps_the_sign(seed, rewards):
     batch = replace(random_case(seed), reward=torch.tensor(rewards, dtype=torch.float64))
     mssr, plain = MSSR(), MSSR(lambda_entropy=0.0)
+    memory, other = mssr.start_memory(), plain.start_memory()
     for _ in range(3):
-        shaped, base = (m.shape(batch.advantage, batch, NOW) for m in (mssr, plain))
+        shaped = mssr.shape(batch.advantage, batch, NOW, memory).advantage
+        base = plain.shape(batch.advantage, batch, NOW, other).advantage
         assert torch.isfinite(shaped).all()
         bonus = shaped - base
         assert (bonus >= -1e-12).all() and (bonus <= base.abs() / 2 + 1e-12).all()
         assert (shaped * base >= 0).all()
-        values = mssr.values([f"p{i}" for i in range(6)])
+        values = memory.values([f"p{i}" for i in range(6)])
         assert ((values >= 0) & (values <= 1)).all()
 
 
 def test_degenerate_batches_are_finite():
-    assert (normalized(torch.full((4,), 0.3)) == 0).all()
-    torch.testing.assert_close(normalized(torch.tensor([0.7])), torch.tensor([0.7]))
+    assert (whitened(torch.full((4,), 0.3)) == 0).all()
+    torch.testing.assert_close(whitened(torch.tensor([0.7])), torch.tensor([0.7]))
     torch.testing.assert_close(
-        normalized(torch.tensor([1.0, torch.nan, 0.0])), torch.tensor([1.0, 0.0, -1.0])
+        whitened(torch.tensor([1.0, torch.nan, 0.0])), torch.tensor([1.0, 0.0, -1.0])
     )
-    mssr = MSSR()
-    mssr.observe(["p"], torch.tensor([torch.nan]), torch.zeros(1))
-    assert mssr.values(["p"])[0] == 0.5
+    memory = MSSR().start_memory()
+    memory.observe(["p"], torch.tensor([torch.nan]), torch.zeros(1))
+    assert memory.values(["p"])[0] == 0.5
 
 
-def test_state_survives_json_and_reproduces_the_next_step():
-    first, batch = MSSR(), random_case()
+def test_the_memory_survives_json_and_reproduces_the_next_step():
+    mssr, batch = MSSR(), random_case()
+    first = mssr.start_memory()
     first.start({"p0": 1.0})
-    first.shape(batch.advantage, batch, NOW)
+    mssr.shape(batch.advantage, batch, NOW, first)
     saved = json.loads(json.dumps(first.state()))
-    second = MSSR()
+    second = mssr.start_memory()
     second.load(saved)
-    third = first.shape(batch.advantage, batch, NOW)
-    assert (second.shape(batch.advantage, batch, NOW) == third).all()
+    third = mssr.shape(batch.advantage, batch, NOW, first).advantage
+    assert torch.equal(mssr.shape(batch.advantage, batch, NOW, second).advantage, third)
     assert second.state() == first.state() != saved  # what was saved is a copy
 
 
-def test_two_trackers_share_nothing():
-    first, second = MSSR(), MSSR()
-    first.start({"p": 1.0})
-    assert (
-        second.values(["p"])[0] == 0.5 and first == second
-    )  # equal settings, separate memories
+def test_an_objective_remembers_nothing_itself():
+    mssr, batch = MSSR(), random_case()
+    before = replace(mssr)
+    memory, other = mssr.start_memory(), mssr.start_memory()
+    mssr.shape(batch.advantage, batch, NOW, memory)
+    assert mssr == before and vars(mssr) == vars(before)
+    assert memory.posterior and not other.posterior
+    with pytest.raises(ValueError, match="got no memory"):
+        mssr.shape(batch.advantage, batch, NOW)
 
 
 def test_switched_off_it_is_bit_equal_to_grpo_and_needs_nothing():
     batch = random_case()
     off = MSSR(lambda_entropy=0.0, baseline=False)
-    assert off.needs() == () and off.shape(batch.advantage, batch, NOW) is batch.advantage
+    assert (
+        off.score_requests() == ()
+        and off.shape(batch.advantage, batch, NOW).advantage is batch.advantage
+    )
     logp = batch.scores["raw"].logp.clone().requires_grad_()
     arguments = (
         GRPO(),
@@ -262,16 +277,19 @@ def test_switched_off_it_is_bit_equal_to_grpo_and_needs_nothing():
 
 
 def test_needs_and_missing_scores():
-    assert MSSR().needs() == (Need("raw", stage="shape"), Need("ref", stage="shape"))
-    assert MSSR(entropy="exact", baseline=False).needs() == (
-        Need("raw", stage="shape", entropy=True),
+    assert MSSR().score_requests() == (
+        ScoreRequest("raw", stage="shape"),
+        ScoreRequest("ref", stage="shape"),
+    )
+    assert MSSR(entropy="exact", baseline=False).score_requests() == (
+        ScoreRequest("raw", stage="shape", entropy=True),
     )
     batch = random_case()
     bare = replace(batch, scores={"raw": batch.scores["raw"]})
     with pytest.raises(ValueError, match=r"set grpo\.kl above 0"):
-        MSSR().shape(batch.advantage, bare, NOW)
+        MSSR().shape(batch.advantage, bare, NOW, MSSR().start_memory())
     with pytest.raises(ValueError, match="without entropy"):
-        MSSR(entropy="exact").shape(batch.advantage, batch, NOW)
+        MSSR(entropy="exact").shape(batch.advantage, batch, NOW, MSSR().start_memory())
 
 
 def test_settings_out_of_range_are_refused_by_name():
@@ -287,4 +305,4 @@ def test_settings_out_of_range_are_refused_by_name():
         with pytest.raises(ValueError, match=rf"MSSR\.{next(iter(setting))} is"):
             MSSR(**setting)
     with pytest.raises(ValueError, match="success rate"):
-        MSSR().start({"p": 2.0})
+        MSSR().start_memory().start({"p": 2.0})

@@ -13,7 +13,7 @@ from mmrl.losses import kl
 from mmrl.losses.reduce import Totals
 from mmrl.losses.schedules import Linear
 from mmrl.losses.surrogates import clipped
-from mmrl.objectives.base import Need
+from mmrl.objectives.base import ScoreRequest
 from mmrl.objectives.papo import PAPO, top_tokens
 from mmrl.types import Batch, Now, Prompt, Role, Rollout, Scores
 
@@ -240,13 +240,15 @@ def test_zero_coefficients_are_bit_equal_to_grpo(papo):
 
 
 def test_needs_name_only_what_is_read():
-    assert PAPO(gamma=0.0, eta_orig=0.0, eta_masked=0.0).needs() == ()
-    assert PAPO(gamma=0.0, eta_masked=0.0).needs() == (Need("raw"),)
-    assert PAPO(eta_orig=0.0, eta_masked=0.0, masked="hidden").needs() == (Need("hidden"),)
-    exact = PAPO(entropy="exact", kl="exact").needs()
+    assert PAPO(gamma=0.0, eta_orig=0.0, eta_masked=0.0).score_requests() == ()
+    assert PAPO(gamma=0.0, eta_masked=0.0).score_requests() == (ScoreRequest("raw"),)
+    assert PAPO(eta_orig=0.0, eta_masked=0.0, masked="hidden").score_requests() == (
+        ScoreRequest("hidden"),
+    )
+    exact = PAPO(entropy="exact", kl="exact").score_requests()
     assert exact == (
-        Need("raw", entropy=True),
-        Need("masked", entropy=True, divergence="forward"),
+        ScoreRequest("raw", entropy=True),
+        ScoreRequest("masked", entropy=True, divergence="forward"),
     )
 
 

@@ -21,7 +21,7 @@ from mmrl.objectives.pearl import (
     z_score,
 )
 from mmrl.perception import checklist
-from mmrl.types import Batch, Now, Prompt, Rollout, Scores
+from mmrl.types import Batch, Now, Prompt, Rollout
 
 GOLDEN = (
     Path(os.environ.get("MMRL_GOLDEN", Path(__file__).parents[1] / "golden"))
@@ -93,7 +93,7 @@ def make_batch():
 
 def test_both_branches_are_scaled():
     batch = make_batch()
-    shaped = PEARL().shape(batch.advantage, batch, NOW)
+    shaped = PEARL().shape(batch.advantage, batch, NOW).advantage
     factor = torch.tensor([0.25, 0.0, 1.0, 0.5, 0.1, 0.1, 0.1]).double().repeat_interleave(2)
     torch.testing.assert_close(shaped, batch.advantage * factor.unsqueeze(-1))
     assert (shaped[~batch.mask] == 0).all()
@@ -102,12 +102,14 @@ def test_both_branches_are_scaled():
 def test_off_is_grpo_bit_for_bit_on_the_reasoning_branch():
     batch = make_batch()
     off = PEARL(lambda_p=0.0, cap=None, threshold=None)
-    shaped = off.shape(batch.advantage, batch, NOW)
+    shaped = off.shape(batch.advantage, batch, NOW).advantage
     assert torch.equal(shaped[:8], batch.advantage[:8]) and (shaped[8:] == 0).all()
     assert not off.reads_checklists and PEARL().reads_checklists
-    assert off.needs() == () and off.terms({}, batch, NOW) == {}
+    assert off.score_requests() == () and off.terms({}, batch, NOW) == {}
     assert torch.equal(
-        PEARL(lambda_p=1.0, cap=None, threshold=None).shape(batch.advantage, batch, NOW),
+        PEARL(lambda_p=1.0, cap=None, threshold=None)
+        .shape(batch.advantage, batch, NOW)
+        .advantage,
         batch.advantage,
     )
 
@@ -115,7 +117,9 @@ def test_off_is_grpo_bit_for_bit_on_the_reasoning_branch():
 def test_prompts_without_checklist_are_plain_grpo():
     batch = make_batch()
     rows = slice(4, 6)
-    assert torch.equal(PEARL().shape(batch.advantage, batch, NOW)[rows], batch.advantage[rows])
+    assert torch.equal(
+        PEARL().shape(batch.advantage, batch, NOW).advantage[rows], batch.advantage[rows]
+    )
 
 
 def test_row_order_does_not_matter():
@@ -128,21 +132,13 @@ def test_row_order_does_not_matter():
             for name in ("group", "tokens", "mask", "reward", "advantage", "roles")
         ),
     )
-    shaped = PEARL().shape(batch.advantage, batch, NOW)
-    assert torch.equal(PEARL().shape(moved.advantage, moved, NOW), shaped[order])
+    shaped = PEARL().shape(batch.advantage, batch, NOW).advantage
+    assert torch.equal(PEARL().shape(moved.advantage, moved, NOW).advantage, shaped[order])
 
 
 def test_metrics_show_the_factors_also_for_a_part_of_the_batch():
-    batch, pearl = make_batch(), PEARL()
-    pearl.shape(batch.advantage, batch, NOW)
-    part = Batch(
-        batch.rollouts[:4],
-        *(
-            getattr(batch, n)[:4]
-            for n in ("group", "tokens", "mask", "reward", "advantage", "roles")
-        ),
-    )
-    shown = pearl.metrics({"raw": Scores(torch.zeros(4, 4))}, part, NOW)
+    batch = make_batch()
+    shown = PEARL().shape(batch.advantage, batch, NOW)[torch.arange(4)].logged
     assert shown["reasoning_factor"][:, 0].tolist() == [0.25, 0.25, 0.0, 0.0]
     assert (shown["checklist_tokens"] == 0).all()
 

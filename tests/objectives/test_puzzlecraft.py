@@ -93,14 +93,15 @@ MIXED = [
 
 def test_no_influence_is_grpo_bit_for_bit():
     batch = answers(MIXED, 4)
-    shaped = PuzzleCraft(influence=0.0).shape(batch.advantage, batch, NOW)
+    shaped = PuzzleCraft(influence=0.0).shape(batch.advantage, batch, NOW).advantage
     assert torch.equal(shaped, batch.advantage)
 
 
 def test_influence_mixes_and_weights_scale_whole_groups():
     batch = answers(MIXED, 4)
     full, half = (
-        PuzzleCraft(influence=i).shape(batch.advantage, batch, NOW) for i in (1.0, 0.5)
+        PuzzleCraft(influence=i).shape(batch.advantage, batch, NOW).advantage
+        for i in (1.0, 0.5)
     )
     torch.testing.assert_close(half, 0.5 * (full + batch.advantage))
     weights = PuzzleCraft().weights(batch)
@@ -112,9 +113,7 @@ def test_groups_of_one_mind_do_not_count():
     batch = answers([[("1, 2", 0.5)] * 4, [("1, 2", 1.0), ("2, 1", 0.0)]])
     weights = PuzzleCraft().weights(batch).tolist()
     assert weights[0] == 0.0 and weights[4] == pytest.approx(1.0)
-    log = PuzzleCraft()
-    log.shape(batch.advantage, batch, NOW)
-    found = {name: float(value.mean()) for name, value in log.metrics({}, batch, NOW).items()}
+    found = PuzzleCraft().shape(batch.advantage, batch, NOW).logged
     assert (
         found["silent"] == 0.5
         and found["weight"] == pytest.approx(0.5)
@@ -146,7 +145,9 @@ def test_the_gradient_of_each_group_is_scaled():
     grads = {}
     for influence in (0.0, 1.0):
         craft = PuzzleCraft(influence=influence)
-        ready = replace(batch, advantage=craft.shape(batch.advantage, batch, NOW), scores={})
+        ready = replace(
+            batch, advantage=craft.shape(batch.advantage, batch, NOW).advantage, scores={}
+        )
         logp = torch.full((8, 3), -1.0, requires_grad=True)
         ready = replace(ready, scores={"raw": Scores(logp.detach())})
         value, _ = loss(

@@ -19,10 +19,10 @@ from mmrl.objectives.visurf import (
     ViSurf,
     aligned,
     labels,
+    pay_without_thinking,
     reached,
     smoothed,
-    without_thinking,
-    z_score,
+    z_score_in_groups,
 )
 from mmrl.types import Batch, Now, Prompt, Rollout, Scores
 
@@ -73,7 +73,7 @@ def make_batch(*groups):
 
 
 def shaped(batch, visurf=ViSurf()):
-    return visurf.shape(batch.advantage, batch, NOW)
+    return visurf.shape(batch.advantage, batch, NOW).advantage
 
 
 def test_golden_rewards_visurf():
@@ -103,7 +103,7 @@ def test_identities_of_the_group_with_its_label(own, label):
     assert abs(found.sum().item()) < 1e-9
     if max(own) >= label:
         assert found[-1] == 0.0
-        alone = z_score(torch.tensor(own), torch.zeros(len(own), dtype=torch.long))
+        alone = z_score_in_groups(torch.tensor(own), torch.zeros(len(own), dtype=torch.long))
         torch.testing.assert_close(found[:-1], alone * math.sqrt((len(own) + 1) / len(own)))
     else:
         assert found[-1] > 0
@@ -114,7 +114,9 @@ def test_identities_of_the_group_with_its_label(own, label):
 
 def test_equal_rewards_give_exactly_nothing():
     assert (shaped(make_batch(([0.1] * 3, 0.1))) == 0).all()
-    assert (z_score(torch.tensor([0.1] * 7), torch.zeros(7, dtype=torch.long)) == 0).all()
+    assert (
+        z_score_in_groups(torch.tensor([0.1] * 7), torch.zeros(7, dtype=torch.long)) == 0
+    ).all()
 
 
 def test_without_smoothing_a_reached_label_keeps_its_advantage():
@@ -198,11 +200,11 @@ def test_the_label_earns_nothing_for_thinking():
         {"thinking": 1.0, "accuracy": 3.0, "judge": None},
         {"thinking": 1.0, "accuracy": 2.0, "judge": 9.0},
     )
-    assert without_thinking(parts, weights, ["thinking"]) == 6.0
-    assert without_thinking(parts, weights, []) == 7.0
-    assert without_thinking({"judge": None}, weights, []) is None
+    assert pay_without_thinking(parts, weights, ["thinking"]) == 6.0
+    assert pay_without_thinking(parts, weights, []) == 7.0
+    assert pay_without_thinking({"judge": None}, weights, []) is None
     with pytest.raises(ValueError, match=r"thinking parts \['format'\]"):
-        without_thinking(parts, weights, ["format"])
+        pay_without_thinking(parts, weights, ["format"])
 
 
 def test_metrics_and_settings():
@@ -212,6 +214,6 @@ def test_metrics_and_settings():
     assert shown["label_tokens"][:, 0].tolist() == [0, 0, 1, 0, 0, 1]
     assert shown["teaching_tokens"][:, 0].tolist() == [0, 0, 1, 0, 0, 0]
     assert shown["logp_label"][:, 0].tolist() == [0, 0, -2, 0, 0, -2]
-    assert ViSurf().needs() == ()
+    assert ViSurf().score_requests() == ()
     with pytest.raises(ValueError, match=r"ViSurf\.weight is -1"):
         ViSurf(weight=-1)

@@ -13,7 +13,7 @@ from mmrl.losses import kl
 from mmrl.losses.reduce import Totals
 from mmrl.losses.schedules import Linear
 from mmrl.losses.surrogates import clipped
-from mmrl.objectives.base import Need
+from mmrl.objectives.base import ScoreRequest
 from mmrl.objectives.vogue import VOGUE
 from mmrl.types import Batch, Now, Prompt, Role, Rollout, Scores
 
@@ -71,13 +71,16 @@ def computed(vectors, case, key):
     if key == "U_code":
         return OFFICIAL.visual_uncertainty(batch)
     if key == "bonus_visual":
-        return replace(OFFICIAL, alpha_entropy=0.0).shape(advantage, batch, NOW) - advantage
+        return (
+            replace(OFFICIAL, alpha_entropy=0.0).shape(advantage, batch, NOW).advantage
+            - advantage
+        )
     if key == "entropy_proxy_aug":
         return OFFICIAL.metrics({}, batch, NOW)["entropy_noisy"]
     if key == "adv_noisy_branch":
-        return OFFICIAL.shape(advantage, batch, NOW)
+        return OFFICIAL.shape(advantage, batch, NOW).advantage
     if key == "adv_raw_branch":
-        return replace(OFFICIAL, probability=RAW).shape(advantage, batch, NOW)
+        return replace(OFFICIAL, probability=RAW).shape(advantage, batch, NOW).advantage
     return None
 
 
@@ -106,7 +109,7 @@ def random_case(seed=0, rows=6, columns=5, vocabulary=7):
     mask = torch.arange(columns) < torch.tensor([[5], [3], [1], [4], [5], [2]])[:rows]
     scores = {
         "raw": Scores(pick(logits), kl.entropy(logits)),
-        "noisy": Scores(pick(noisy), kl.entropy(noisy), kl.symmetric(logits, noisy)),
+        "noisy": Scores(pick(noisy), kl.entropy(noisy), kl.symmetric_kl(logits, noisy)),
     }
     return draw(rows, 1) * mask, make_batch(mask, scores, per_prompt=2)
 
@@ -118,11 +121,11 @@ def test_the_printed_form_adds_both_capped_bonuses_at_once():
     visual = torch.minimum(noisy.divergence, cap)
     expected = advantage + visual + torch.minimum(0.4 * noisy.entropy, cap)
     torch.testing.assert_close(
-        VOGUE(probability=NOISY).shape(advantage, batch, NOW), expected * batch.mask
+        VOGUE(probability=NOISY).shape(advantage, batch, NOW).advantage, expected * batch.mask
     )
     expected = advantage + torch.minimum(0.4 * raw.entropy, cap)
     torch.testing.assert_close(
-        VOGUE(probability=RAW).shape(advantage, batch, NOW), expected * batch.mask
+        VOGUE(probability=RAW).shape(advantage, batch, NOW).advantage, expected * batch.mask
     )
 
 
@@ -132,10 +135,10 @@ def test_sequential_caps_use_the_raised_advantage():
         OFFICIAL, alpha_visual=50.0, alpha_entropy=50.0, uncertainty="exact", entropy="exact"
     )
     torch.testing.assert_close(
-        both.shape(advantage, batch, NOW),
+        both.shape(advantage, batch, NOW).advantage,
         torch.where(advantage > 0, 2.25 * advantage, 0.25 * advantage),
     )
-    together = replace(both, caps="simultaneous").shape(advantage, batch, NOW)
+    together = replace(both, caps="simultaneous").shape(advantage, batch, NOW).advantage
     torch.testing.assert_close(together, torch.where(advantage > 0, 2.0 * advantage, 0.0))
 
 
@@ -145,7 +148,7 @@ def test_one_bonus_is_bounded_and_never_flips_a_sign(uncertainty):
     vogue = VOGUE(
         alpha_visual=9.0, alpha_entropy=0.0, uncertainty=uncertainty, probability=NOISY
     )
-    bonus = vogue.shape(advantage, batch, NOW) - advantage
+    bonus = vogue.shape(advantage, batch, NOW).advantage - advantage
     assert (bonus.abs() <= advantage.abs() / 2 + 1e-12).all()
     assert (bonus[advantage == 0] == 0).all()
     if uncertainty != "forward":
@@ -165,8 +168,8 @@ def test_uncertainty_is_symmetric_non_negative_and_zero_only_for_equal_branches(
     equal = replace(batch, scores={"raw": batch.scores["raw"], "noisy": batch.scores["raw"]})
     assert (OFFICIAL.visual_uncertainty(equal) == 0).all()
     advantage, _ = random_case(2)
-    raw = replace(OFFICIAL, probability=RAW).shape(advantage, equal, NOW)
-    torch.testing.assert_close(OFFICIAL.shape(advantage, equal, NOW), raw)
+    raw = replace(OFFICIAL, probability=RAW).shape(advantage, equal, NOW).advantage
+    torch.testing.assert_close(OFFICIAL.shape(advantage, equal, NOW).advantage, raw)
 
 
 def test_the_sampled_term_is_one_summand_of_the_exact_divergence():
@@ -176,7 +179,7 @@ def test_the_sampled_term_is_one_summand_of_the_exact_divergence():
         for _ in range(2)
     )
     batch = make_batch(torch.ones(1, 5), {"raw": Scores(a[None]), "noisy": Scores(b[None])})
-    torch.testing.assert_close(OFFICIAL.visual_uncertainty(batch).sum(), kl.symmetric(a, b))
+    torch.testing.assert_close(OFFICIAL.visual_uncertainty(batch).sum(), kl.symmetric_kl(a, b))
 
 
 def test_draws_follow_the_schedule_and_are_shared_by_a_prompt():
@@ -220,7 +223,8 @@ def test_flip_turns_exploration_into_consistency():
     advantage, batch = random_case()
     vogue = VOGUE(alpha_entropy=0.0, probability=NOISY, flip=(0.5, 0.75))
     early, middle, late = (
-        vogue.shape(advantage, batch, Now(0, p)) - advantage for p in (0.4, 0.625, 0.9)
+        vogue.shape(advantage, batch, Now(0, p)).advantage - advantage
+        for p in (0.4, 0.625, 0.9)
     )
     torch.testing.assert_close(early, -late)
     assert (middle == 0).all() and early.abs().sum() > 0
@@ -229,7 +233,9 @@ def test_flip_turns_exploration_into_consistency():
 def test_zero_coefficients_are_bit_equal_to_grpo_and_need_nothing():
     advantage, batch = random_case()
     off = VOGUE(alpha_visual=0.0, alpha_entropy=0.0)
-    assert off.needs() == () and off.shape(advantage, batch, NOW) is advantage
+    assert (
+        off.score_requests() == () and off.shape(advantage, batch, NOW).advantage is advantage
+    )
     logp = batch.scores["raw"].logp.clone().requires_grad_()
     batch = replace(batch, advantage=advantage)
     arguments = (GRPO(), clipped, batch, {"raw": Scores(logp)})
@@ -240,17 +246,20 @@ def test_zero_coefficients_are_bit_equal_to_grpo_and_need_nothing():
 
 
 def test_needs_ask_for_exact_quantities_only_where_read():
-    assert VOGUE().needs() == (
-        Need("raw", stage="shape", entropy=True),
-        Need("noisy", stage="shape", entropy=True, divergence="symmetric"),
+    assert VOGUE().score_requests() == (
+        ScoreRequest("raw", stage="shape", entropy=True),
+        ScoreRequest("noisy", stage="shape", entropy=True, divergence="symmetric"),
     )
-    assert OFFICIAL.needs() == (Need("raw", stage="shape"), Need("noisy", stage="shape"))
+    assert OFFICIAL.score_requests() == (
+        ScoreRequest("raw", stage="shape"),
+        ScoreRequest("noisy", stage="shape"),
+    )
 
 
 def test_padding_does_not_matter_and_nothing_carries_gradient():
     advantage, batch = random_case()
     for vogue in (OFFICIAL, VOGUE(probability=NOISY)):
-        expected = vogue.shape(advantage, batch, NOW)
+        expected = vogue.shape(advantage, batch, NOW).advantage
         dirty = lambda x: torch.where(batch.mask, x, torch.nan)  # noqa: E731
         scores = {
             name: Scores(
@@ -260,7 +269,7 @@ def test_padding_does_not_matter_and_nothing_carries_gradient():
             )
             for name, s in batch.scores.items()
         }
-        got = vogue.shape(advantage, replace(batch, scores=scores), NOW)
+        got = vogue.shape(advantage, replace(batch, scores=scores), NOW).advantage
         torch.testing.assert_close(got, expected)
         assert not got.requires_grad and (got[~batch.mask] == 0).all()
 

@@ -12,7 +12,7 @@ from mmrl.grpo import GRPO, loss
 from mmrl.losses import kl
 from mmrl.losses.reduce import Totals
 from mmrl.losses.surrogates import clipped
-from mmrl.objectives.base import Need
+from mmrl.objectives.base import ScoreRequest
 from mmrl.objectives.vppo import VPPO, most_dependent
 from mmrl.types import Batch, Now, Prompt, Role, Rollout, Scores
 
@@ -59,7 +59,7 @@ def test_the_filter_keeps_exactly_the_ceiling_of_the_share(seed, share):
 def test_the_filter_stops_the_gradient_of_tokens_that_do_not_look():
     advantage, batch = random_case()
     vppo = VPPO(beta_min=1.0, beta_max=1.0, eta=0.0)
-    shaped = vppo.shape(advantage, batch, NOW)
+    shaped = vppo.shape(advantage, batch, NOW).advantage
     kept = most_dependent(
         kl.k3(batch.scores["raw"].logp, batch.scores["masked"].logp), batch.mask, 0.4
     )
@@ -99,21 +99,23 @@ def test_equal_dependency_weighs_one_and_is_finite():
     advantage, batch = random_case()
     equal = replace(batch, scores={"raw": batch.scores["raw"], "masked": batch.scores["raw"]})
     for vppo in (VPPO(top_share=1.0), VPPO(top_share=1.0, beta_max=2.0)):
-        torch.testing.assert_close(vppo.shape(advantage, equal, NOW), advantage)
+        torch.testing.assert_close(vppo.shape(advantage, equal, NOW).advantage, advantage)
     empty = replace(batch, mask=torch.zeros_like(batch.mask))
-    assert (VPPO().shape(torch.zeros_like(advantage), empty, NOW) == 0).all()
+    assert (VPPO().shape(torch.zeros_like(advantage), empty, NOW).advantage == 0).all()
 
 
 def test_switched_off_it_is_bit_equal_to_dapo_and_needs_nothing():
     advantage, batch = random_case()
-    assert DAPO.needs() == () and DAPO.shape(advantage, batch, NOW) is advantage
+    assert (
+        DAPO.score_requests() == () and DAPO.shape(advantage, batch, NOW).advantage is advantage
+    )
     logp = batch.scores["raw"].logp.clone().requires_grad_()
     arguments = (GRPO(), clipped, replace(batch, advantage=advantage), {"raw": Scores(logp)})
     totals = Totals.of(batch.mask)
     assert loss(*arguments, [DAPO], totals, NOW)[0] == loss(*arguments, [], totals, NOW)[0]
-    assert VPPO(kl="exact").needs() == (
-        Need("raw", stage="shape"),
-        Need("masked", stage="shape", divergence="forward"),
+    assert VPPO(kl="exact").score_requests() == (
+        ScoreRequest("raw", stage="shape"),
+        ScoreRequest("masked", stage="shape", divergence="forward"),
     )
 
 
@@ -129,13 +131,13 @@ def test_the_entropy_penalty_is_a_token_mean():
 
 def test_padding_and_row_order_do_not_matter():
     advantage, batch = random_case()
-    expected = VPPO().shape(advantage, batch, NOW)
+    expected = VPPO().shape(advantage, batch, NOW).advantage
     scores = {
         name: Scores(torch.where(batch.mask, s.logp, torch.nan))
         for name, s in batch.scores.items()
     }
     torch.testing.assert_close(
-        VPPO().shape(advantage, replace(batch, scores=scores), NOW), expected
+        VPPO().shape(advantage, replace(batch, scores=scores), NOW).advantage, expected
     )
     order = torch.tensor([3, 0, 4, 2, 1])
     shuffled = replace(
@@ -143,7 +145,9 @@ def test_padding_and_row_order_do_not_matter():
         mask=batch.mask[order],
         scores={name: s[order] for name, s in batch.scores.items()},
     )
-    torch.testing.assert_close(VPPO().shape(advantage[order], shuffled, NOW), expected[order])
+    torch.testing.assert_close(
+        VPPO().shape(advantage[order], shuffled, NOW).advantage, expected[order]
+    )
     assert not expected.requires_grad
 
 

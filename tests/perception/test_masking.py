@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmrl.ground.seeds import generator
-from mmrl.perception.masking import PatchMask, legacy_patch_grid
-from mmrl.perception.pixels import grid_to_pixels, painted
+from mmrl.perception.masking import PatchMask
+from mmrl.perception.pixels import grid_shape, grid_to_pixels, painted
 from mmrl.types import Now, Prompt, ViewContext
 
 GOLDEN = (
@@ -39,9 +39,9 @@ def test_golden_objectives_papo_masking():
         if match is None:
             continue
         height, width, size, seed = (int(match[i]) for i in (1, 2, 3, 5))
-        grid = legacy_patch_grid(
-            height, width, size, float(match[4]), np.random.RandomState(seed)
-        )
+        # The official draws: one legacy uniform number per patch, row by row, from numpy's seeded generator.
+        draws = np.random.RandomState(seed).random_sample(grid_shape(height, width, size))
+        grid = torch.from_numpy(draws < float(match[4]))
         hidden = grid_to_pixels(grid, size, height, width)
         frames = torch.from_numpy(arrays[f"{name}__in"]).permute(2, 0, 1)[None]
         assert torch.equal(hidden, torch.from_numpy(arrays[f"{name}__mask"])), name

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmrl.perception import answers
+from mmrl.ground import answers
 from mmrl.perception.compat import Official, vision_reasoner, vlm_r1
 from mmrl.perception.rewards import (
     DetectionReward,
@@ -251,14 +251,14 @@ def test_strict_json():
         "",
     ):
         assert answers.json_answer(f"<answer>{text}</answer>") is None
-    assert answers.numbers([1, 2.5], 2) == [1.0, 2.5]
+    assert answers.finite_numbers([1, 2.5], 2) == [1.0, 2.5]
     for value in ([1, True], ["1", "2"], [1, float("nan")], [1], "12", None, [10**400, 1]):
-        assert answers.numbers(value, 2) is None
+        assert answers.finite_numbers(value, 2) is None
 
 
 def test_reward_modules_import_without_torch():
     modules = "rewards consistency checklist boxes diagnosis compat.vlm_r1 compat.vision_reasoner compat.perception_r1"
-    imports = "; ".join(f"import perception.{name}" for name in modules.split())
+    imports = "; ".join(f"import mmrl.perception.{name}" for name in modules.split())
     code = f"{imports}; import sys; print(*sys.modules)"
     ran = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True

@@ -13,18 +13,17 @@ from mmrl.perception.noise import (
     DiffusionNoise,
     GaussianNoise,
     diffusion_scales,
-    noisy_rollout_noise,
 )
 from mmrl.perception.perturb import (
     JPEG,
     Blur,
-    Chain,
     ColourJitter,
     Crop,
     Flip,
     Grayscale,
-    Rotation,
+    RandomRotation,
     Transform,
+    ViewChain,
 )
 from mmrl.perception.timing import FrameDrop, FrameShuffle, Reverse, TemporalCrop
 from mmrl.types import Media, Now, Prompt, ViewContext
@@ -40,7 +39,7 @@ VIEWS = [
     GaussianNoise(),
     DiffusionNoise(),
     Flip(0.5, 0.5),
-    Rotation(45),
+    RandomRotation(45),
     Crop(0.5),
     ColourJitter(0.5, 0.5, 0.5, 0.3),
     JPEG(),
@@ -51,7 +50,7 @@ VIEWS = [
     TemporalCrop(),
     Reverse(),
     Transform(v2.RandomErasing(p=1.0)),
-    Chain((Flip(), PatchMask(0.5, 3))),
+    ViewChain((Flip(), PatchMask(0.5, 3))),
 ]
 RANDOM = [
     view
@@ -116,7 +115,7 @@ def test_every_view_declares_what_it_changes_and_refuses_other_pixels(view):
         lambda: DiffusionNoise(1000),
         lambda: DiffusionNoise(500, Sigmoid(2.0)),
         lambda: Flip(1.5),
-        lambda: Rotation(-1),
+        lambda: RandomRotation(-1),
         lambda: Crop(0.0),
         lambda: ColourJitter(hue=0.6),
         lambda: ColourJitter(brightness=-1),
@@ -127,7 +126,7 @@ def test_every_view_declares_what_it_changes_and_refuses_other_pixels(view):
         lambda: FrameShuffle(0),
         lambda: FrameMask(0.5, 0),
         lambda: SaliencyMask(-0.1),
-        lambda: Chain(()),
+        lambda: ViewChain(()),
     ],
 )
 def test_bad_settings_name_the_field(build):
@@ -257,7 +256,7 @@ def test_dvrp_and_noisy_rollout_anneal_as_printed():
     dvrp = [DiffusionNoise(500).timestep(Now(0, share)) for share in (0, 0.25, 0.5, 0.75, 1)]
     assert dvrp == [496, 462, 250, 37, 3]  # floors of 496.7, 462.1, 250, 37.9, 3.3
     assert DiffusionNoise(500, anneal=None).timestep(END) == 500
-    noise = noisy_rollout_noise()
+    noise = DiffusionNoise(500, Sigmoid(1.0, 30.0, 40 / 60))  # of NoisyRollout on Geometry3K
     for step in range(0, 61, 5):
         printed = 500 * (1 - 1 / (1 + 2.718281828459045 ** (-30 * (step - 40) / 60)))
         assert noise.timestep(Now(step, step / 60)) == int(printed + 1e-9)
@@ -283,8 +282,12 @@ def test_flip_rotation_and_crop_move_pixels_and_say_so():
         Flip(0.0, 1.0)(shown, context(shown), generator("g"), START), shown.flip(-2)
     )
     assert torch.equal(Crop(1.0)(shown, context(shown), generator("g"), START), shown)
-    assert torch.equal(Rotation(0.0)(shown, context(shown), generator("g"), START), shown)
-    assert Flip().changes_geometry and Rotation().changes_geometry and Crop().changes_geometry
+    assert torch.equal(RandomRotation(0.0)(shown, context(shown), generator("g"), START), shown)
+    assert (
+        Flip().changes_geometry
+        and RandomRotation().changes_geometry
+        and Crop().changes_geometry
+    )
     assert not ColourJitter().changes_geometry and not FrameDrop().changes_order
     assert (
         FrameShuffle().changes_order
@@ -356,16 +359,16 @@ def test_a_failing_transform_still_restores_the_global_generator():
 
 def test_chain_applies_in_order_and_unites_declarations():
     shown = clip(2)
-    chained = Chain((Flip(1.0), Blank(3)))
+    chained = ViewChain((Flip(1.0), Blank(3)))
     assert (chained(shown, context(shown), generator("c"), START) == 3).all()
     assert chained.changes_geometry and not chained.changes_order and not chained.reads_saliency
-    assert Chain((SaliencyMask(), Reverse())).reads_saliency
+    assert ViewChain((SaliencyMask(), Reverse())).reads_saliency
     rng = generator("c")
     expected = PatchMask(0.5, 3)(
         GaussianNoise()(shown, context(shown), rng, START), context(shown), rng, START
     )
     assert torch.equal(
-        Chain((GaussianNoise(), PatchMask(0.5, 3)))(
+        ViewChain((GaussianNoise(), PatchMask(0.5, 3)))(
             shown, context(shown), generator("c"), START
         ),
         expected,

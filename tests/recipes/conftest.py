@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
 import re
 import subprocess
 import sys
@@ -12,8 +11,13 @@ from dataclasses import is_dataclass
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
+from mmrl.model import tiny
+from mmrl.recipes.shared import embedded, pretext_warmup, supervised
+from mmrl.recipes.shared.clip_data import clip_warm_up
 from mmrl.recipes.shared.launch import EMBEDDED, choose_preset, launch, with_defaults
+from mmrl.training.run import Run
 
 ROOT = Path(__file__).parents[2]
 SMALL = (
@@ -28,23 +32,51 @@ SMALL = (
 )
 
 
+class WarmModels:
+    """Embedded models after a quarter of their warm-up, in the tests' cache in the place of the whole.
+
+    What a recipe does with its embedded model is the same; how much the model has learned is for the benchmarks.
+    """
+
+    def __call__(self, recipe):
+        """Folder of the model that a recipe starts from; made if it is not there."""
+        if recipe in ("timelens", "tempsamp_r1", "video_r1"):
+            return self.made("clips", lambda: embedded.warm_model(clip_warm_up("native")))
+        if recipe == "videossr":
+            self("timelens")  # what it starts from
+            return self.made(recipe, lambda: pretext_warmup.warm_pretext(pretext_warmup.CLIPS))
+        if recipe in ("visual_jigsaw", "puzzlecraft", "pretext"):
+            return self.made("pretext", pretext_warmup.warm_pretext)
+        return self.made("lookup", embedded.warm_model)
+
+    def made(self, name, warm):
+        """Of several processes that want a model at once, one makes it and the others wait."""
+        place = tiny.cache_folder()
+        place.mkdir(parents=True, exist_ok=True)
+        # The number of steps is part of a model's key, so the loop is cut short rather than its setting changed.
+        with FileLock(place / f"{name}.lock"), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(supervised, "Run", shortened)
+            return warm()
+
+
+def shortened(*, steps, **settings):
+    return Run(steps=steps // 4, **settings)
+
+
 class CommandLine:
-    """Calls a recipe in a process of its own."""
+    """Calls a recipe in a process of its own: a fork, or a fresh interpreter where `fresh` is asked for."""
 
-    def environment(self):
-        return {
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "HF_HUB_OFFLINE": "1",
-            "PYTHONPATH": str(ROOT),
-        }
+    def __init__(self, commands, warm):
+        self.commands = commands
+        self.warm = warm
 
-    def __call__(self, name, folder, *more, small=SMALL):
+    def __call__(self, name, folder, *more, small=SMALL, fresh=False):
         """Two small steps into a folder, with further arguments; a preset comes first."""
         preset = more[:1] if more and not more[0].startswith("-") else ()
         given = more[len(preset) :]
+        if preset in ((), (EMBEDDED,)) and "--model" not in given:
+            self.warm(name)
         command = [
-            sys.executable,
             "-m",
             f"recipes.{name}",
             *preset,
@@ -53,13 +85,16 @@ class CommandLine:
             str(folder),
             *given,
         ]
-        return self.plain(command, folder.parent)
+        return self.plain(command, folder.parent, fresh=fresh)
 
-    def plain(self, command, place):
+    def plain(self, command, place, fresh=False):
+        """What follows `python` on a command line."""
+        if not fresh:
+            return self.commands(command, cwd=place)
         return subprocess.run(
-            command,
+            [sys.executable, *command],
             cwd=place,
-            env=self.environment(),
+            env=self.commands.environment,
             capture_output=True,
             text=True,
             timeout=600,
@@ -90,24 +125,48 @@ class Rules:
             sizes.append(chosen.size)
         assert recipe.PRESETS[EMBEDDED].size is None and any(sizes)
         assert choose_preset(recipe.PRESETS, None, None, None) == EMBEDDED
-        name = recipe.__name__
+        name = recipe.__name__.removeprefix("mmrl.")
         assert recipe.__doc__ and name in recipe.__doc__ and "arXiv" in recipe.__doc__
 
     def settings_are_explained(self, recipe, capsys):
-        """--help works and every argument of main has its line."""
+        """--help works, every flag of it has its text, and every record is headed by what it is."""
         with pytest.raises(SystemExit) as ended:
             launch(recipe.main, recipe.PRESETS, ["--help"])
         text = capsys.readouterr().out
-        assert ended.value.code == 0 and "Presets" in text and "--run.seed" in text
-        documented = set(re.findall(r"^ {4,}(\w+):", recipe.main.__doc__, re.M))
-        assert set(inspect.signature(recipe.main).parameters) <= documented, (
-            "every argument of main is documented"
-        )
+        assert ended.value.code == 0 and "Presets" in text
+        explained = flags_in(text)
+        assert {"--model", "--dataset"} <= explained.keys()
+        assert not [flag for flag, said in explained.items() if not said]
+        for parameter in inspect.signature(recipe.main).parameters.values():
+            if is_dataclass(parameter.default):
+                head = type(parameter.default).__doc__.split(".")[0].split("\n")[0]
+                own = f"  {parameter.name}: " in recipe.main.__doc__
+                assert own or head[:40] in text, parameter.name
+
+
+def flags_in(text):
+    """Each flag of a --help text with what is said about it before "(default: …)"; boxes may be drawn or not."""
+    found, flag = {}, None
+    for line in text.splitlines():
+        indent, inside = re.match(r"[│|]?( *)(.*?)[│| ]*$", line).groups()
+        if len(indent) < 4 and re.match(r"--?[a-z]", inside):
+            flag = inside.split()[0].rstrip(",")
+            found[flag] = ""
+        elif flag is not None and len(indent) >= 6:
+            found[flag] = f"{found[flag]} {inside}".strip()
+        elif not inside:
+            flag = None
+    return {flag: said.split("(default:")[0].strip() for flag, said in found.items()}
 
 
 @pytest.fixture(scope="session")
-def command_line():
-    return CommandLine()
+def warm():
+    return WarmModels()
+
+
+@pytest.fixture(scope="session")
+def command_line(commands, warm):
+    return CommandLine(commands, warm)
 
 
 @pytest.fixture(scope="session")

@@ -11,19 +11,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mmrl.ground.answers import boxed, tagged
 from mmrl.rewards.answers import (
-    boxed,
-    choice,
     final_answer,
     last_number,
     matches,
-    number,
+    named_choice,
+    read_number,
     references,
     same_choice,
     same_math,
     same_number,
     same_text,
-    tagged,
 )
 
 
@@ -97,11 +96,11 @@ def test_final_answer_prefers_tag_then_box_then_the_rest() -> None:
     ],
 )
 def test_choice_names_one_option(text: str, expected: str | None) -> None:
-    assert choice(text) == expected
+    assert named_choice(text) == expected
 
 
 def test_choice_letters_and_unusable_reference() -> None:
-    assert choice("(F)", "ABCDEF") == "F"
+    assert named_choice("(F)", "ABCDEF") == "F"
     assert same_choice("(B)", "B")
     assert not same_choice("C", "B")
     with pytest.raises(ValueError, match="names no option"):
@@ -129,7 +128,7 @@ def test_choice_letters_and_unusable_reference() -> None:
     ],
 )
 def test_number_reads(text: str, value: Fraction) -> None:
-    found = number(text)
+    found = read_number(text)
     assert found is not None and found.value == value
 
 
@@ -152,7 +151,7 @@ def test_number_reads(text: str, value: Fraction) -> None:
     ],
 )
 def test_number_refuses(text: str) -> None:
-    assert number(text) is None
+    assert read_number(text) is None
 
 
 @pytest.mark.parametrize(
@@ -226,7 +225,7 @@ WILD = st.one_of(
 @settings(max_examples=150, deadline=None)
 @given(WILD, WILD)
 def test_no_string_raises(text: str, other: str) -> None:
-    for extract in (boxed, tagged, final_answer, choice, number, last_number):
+    for extract in (boxed, tagged, final_answer, named_choice, read_number, last_number):
         extract(text)
     same_text(text, other)
     same_number(text, other)
@@ -242,7 +241,7 @@ def test_no_expression_raises(text: str) -> None:
 @given(st.integers(-(10**9), 10**9), st.integers(1, 10**6))
 def test_fractions_are_read_back(numerator: int, denominator: int) -> None:
     for text in (f"{numerator}/{denominator}", rf"\frac{{{numerator}}}{{{denominator}}}"):
-        found = number(text)
+        found = read_number(text)
         assert found is not None and found.value == Fraction(numerator, denominator)
 
 
@@ -268,7 +267,7 @@ def test_fractions_are_read_back(numerator: int, denominator: int) -> None:
 def test_long_texts_take_linear_time(unit: str) -> None:
     text = unit * (200_000 // len(unit))
     began = time.perf_counter()
-    for extract in (boxed, tagged, final_answer, choice, number, last_number):
+    for extract in (boxed, tagged, final_answer, named_choice, read_number, last_number):
         extract(text)
     same_text(text, "x")
     same_math(text, "x+1")

@@ -26,7 +26,7 @@ from mmrl.rewards.judge import (
     RequestRefused,
 )
 from mmrl.rewards.judge_http import Reply, redact
-from mmrl.rewards.judge_ledger import content_key
+from mmrl.rewards.judge_ledger import request_key
 from mmrl.rewards.pay import Rewards, RewardStopped
 from mmrl.types import Prompt, Rollout
 
@@ -312,10 +312,10 @@ def test_failures_are_not_kept(address: str, tmp_path: Path) -> None:
     assert one.spent.tokens_in == 0
 
 
-def test_content_key_depends_on_content_only() -> None:
-    assert content_key({"a": 1, "b": [2]}) == content_key({"b": [2], "a": 1})
-    assert content_key({"a": 1}) != content_key({"a": "1"})
-    assert content_key({"a": "\ud800"}) != content_key({"a": "\ud801"})
+def test_request_key_depends_on_content_only() -> None:
+    assert request_key({"a": 1, "b": [2]}) == request_key({"b": [2], "a": 1})
+    assert request_key({"a": 1}) != request_key({"a": "1"})
+    assert request_key({"a": "\ud800"}) != request_key({"a": "\ud801"})
 
 
 def test_budget_counts_through_the_file_and_is_never_passed(

@@ -16,7 +16,6 @@ import pytest
 import torch
 
 from mmrl.rewards.pay import (
-    LengthPenalty,
     RepetitionPenalty,
     Rewards,
     RewardStopped,
@@ -150,19 +149,6 @@ def test_answer_format() -> None:
         "",
     ):
         assert answer_format(rollout(text)) == 0.0
-
-
-def test_length_penalty_is_dapos_soft_punishment() -> None:
-    penalty = LengthPenalty(limit=100, buffer=20)
-    assert [penalty(rollout("", tokens=t)) for t in (10, 80, 90, 100, 150)] == [
-        0.0,
-        0.0,
-        -0.5,
-        -1.0,
-        -1.0,
-    ]
-    with pytest.raises(ValueError, match="buffer is 0"):
-        LengthPenalty(limit=100, buffer=0)
 
 
 def test_repetition_penalty() -> None:

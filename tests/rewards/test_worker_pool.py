@@ -162,8 +162,8 @@ def test_workers_hold_no_torch_and_stay_small(pool: WorkerPool) -> None:
 def test_a_worker_that_died_while_idle_costs_nothing(pool: WorkerPool) -> None:
     assert call(pool, "fine") == [0.5]
     for worker in pool._workers:
-        if worker._group:
-            os.killpg(worker._group, signal.SIGKILL)
+        if worker._child is not None:
+            os.killpg(worker._child.pid, signal.SIGKILL)
     assert [outcome for outcome, _ in pool.run([Call("misbehave", ("fine",))] * 4)] == [
         [0.5]
     ] * 4

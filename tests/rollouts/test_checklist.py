@@ -12,7 +12,7 @@ from mmrl.objectives.pearl import MARKER, PEARL
 from mmrl.rollouts.checklist import ChecklistRollout
 from mmrl.rollouts.groups import by_group
 from mmrl.rollouts.prompt_order import Supply
-from mmrl.types import Now, Prompt, Rollout, Sampling
+from mmrl.types import Now, Prompt, Prompts, Rollout, Sampling
 
 NOW = Now(step=1, progress=0.0, seed=0)
 SEEN = {0: (0.0, 0.0), 1: (0.5, 1.0), 2: (1.0, 1.0), 3: (0.0, 0.0), 4: (1.0, 1.0)}
@@ -28,7 +28,7 @@ RIGHT = {
 
 
 @dataclass(frozen=True)
-class Rows:
+class Rows(Prompts):
     size: int | None = None
 
     def __getitem__(self, index):
@@ -154,7 +154,9 @@ def test_checklists_that_do_not_fit_count_as_none():
 
 
 def test_wrong_settings_are_explained():
-    with pytest.raises(ValueError, match="rounds 0 and max_tokens 0"):
+    with pytest.raises(
+        ValueError, match=r"ChecklistRollout\.rounds is 0; it must be at least 1"
+    ):
         ChecklistRollout(ask, mark, rounds=0)
     with pytest.raises(
         ValueError, match=r"accuracy is 'right', but the rewards have \['accuracy'\]"

@@ -112,15 +112,17 @@ def test_pictures_have_no_contrast(policy):
 
 
 def test_the_branch_keeps_ids_grid_and_stamps_and_decodes_nothing(policy):
-    from mmrl.model.branches import render
+    from mmrl.model.branches import render_branch
 
     prompt = CLIPS[0]
     before = policy.encode(prompt)
-    shown = render(policy, prompt, "shuffled", VisualBranch(FrameShuffle()), NOW, compared=True)
+    shown = render_branch(
+        policy, prompt, "shuffled", VisualBranch(FrameShuffle()), NOW, compared=True
+    )
     assert policy.encode(prompt) is before and shown[0].grid == before.visual[0].grid
     assert shown[0].key != before.visual[0].key
     with pytest.raises(ValueError, match="changes the order"):
-        render(policy, prompt, "shuffled", VisualBranch(FrameShuffle()), NOW)
+        render_branch(policy, prompt, "shuffled", VisualBranch(FrameShuffle()), NOW)
 
 
 @in_process

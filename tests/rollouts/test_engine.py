@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmrl.model.packing import Group
-from mmrl.model.policy import Policy, Wanted
+from mmrl.model.policy import Policy
+from mmrl.model.scoring import Wanted, score_packed
 from mmrl.rollouts.engine import HFEngine
 from mmrl.rollouts.next_token import drawn, truncated
 from mmrl.types import Media, Now, Prompt, Role, Sampling
@@ -46,7 +47,7 @@ def policy(request, tiny_folder, tiny3_folder):
 PROMPTS = [question(1), question(2, images=2, words=3), question(3, images=0)]
 
 
-def score(policy, rollouts):
+def packed_logp(policy, rollouts):
     groups, width = [], max(len(r.tokens) for r in rollouts)
     for number in sorted({r.group for r in rollouts}):
         rows = [i for i, r in enumerate(rollouts) if r.group == number]
@@ -61,13 +62,15 @@ def score(policy, rollouts):
                 tuple(rollouts[i].temperature for i in rows),
             )
         )
-    return policy.score({"raw": groups}, {"raw": Wanted()}, (len(rollouts), width))["raw"].logp
+    return score_packed(policy, {"raw": groups}, {"raw": Wanted()}, (len(rollouts), width))[
+        "raw"
+    ].logp
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6, 0.0])
 def test_sampler_logp_equals_training(policy, temperature):
     rollouts = HFEngine(policy).generate(PROMPTS, Sampling(4, temperature, max_tokens=9), NOW)
-    logp = score(policy, rollouts)
+    logp = packed_logp(policy, rollouts)
     for i, r in enumerate(rollouts):
         torch.testing.assert_close(r.logp, logp[i, : len(r.tokens)], rtol=0, atol=1e-5)
     assert [r.group for r in rollouts] == [0] * 4 + [1] * 4 + [2] * 4
@@ -150,7 +153,7 @@ def test_forced_prefix_is_a_hint_and_scored(policy):
     rollouts = HFEngine(policy).generate(
         PROMPTS, Sampling(2, 1.0, max_tokens=9), NOW, prefixes=[prefix] * 3
     )
-    logp = score(policy, rollouts)
+    logp = packed_logp(policy, rollouts)
     for i, r in enumerate(rollouts):
         assert r.tokens[: len(prefix)].tolist() == prefix.tolist()
         assert r.roles.tolist() == [int(Role.HINT)] * len(prefix) + [int(Role.POLICY)] * (
@@ -221,7 +224,7 @@ def test_rows_of_the_head_beyond_the_tokenizer_are_never_drawn(tiny_folder, temp
     sampling = Sampling(4, temperature, max_tokens=9)
     rollouts = HFEngine(policy).generate(PROMPTS, sampling, NOW)
     assert max(int(r.tokens.max()) for r in rollouts) < known
-    logp = score(policy, rollouts)
+    logp = packed_logp(policy, rollouts)
     for i, r in enumerate(rollouts):
         torch.testing.assert_close(r.logp, logp[i, : len(r.tokens)], rtol=0, atol=1e-5)
     assert torch.cat([r.logp for r in rollouts]).mean() < -torch.tensor(float(known)).log(), (

@@ -12,15 +12,15 @@ from mmrl.model.packing import collate
 from mmrl.rollouts.experts import WithExpert, WithLabel
 from mmrl.rollouts.groups import DynamicSampling, by_group, group_rollout
 from mmrl.rollouts.prompt_order import Supply
-from mmrl.training.learner import rollout_metrics
-from mmrl.types import Now, Prompt, Role, Rollout, Sampling
+from mmrl.training.rollout_metrics import rollout_metrics
+from mmrl.types import Now, Prompt, Prompts, Role, Rollout, Sampling
 
 NOW = Now(step=1, progress=0.0, seed=0)
 WEIGHTS = {"accuracy": 2.0, "thinking": 1.0}
 
 
 @dataclass(frozen=True)
-class Rows:
+class Rows(Prompts):
     """Numbered prompts; every third has no label, row 1 has one with a special token."""
 
     size: int | None = None

@@ -14,19 +14,20 @@ from mmrl.rollouts.groups import (
     DynamicSampling,
     FirstPass,
     LabelRollout,
+    PlainRollout,
     by_group,
     chain,
     group_rollout,
     renumbered,
 )
 from mmrl.rollouts.prompt_order import Supply
-from mmrl.types import Now, Prompt, Role, Rollout, Sampling
+from mmrl.types import Now, Prompt, Prompts, Role, Rollout, Sampling
 
 NOW = Now(step=1, progress=0.0, seed=0)
 
 
 @dataclass(frozen=True)
-class Rows:
+class Rows(Prompts):
     """Endless numbered prompts."""
 
     size: int | None = None
@@ -222,4 +223,10 @@ def test_the_first_pass_answers_every_usable_prompt_once(tiny_folder):
 def test_a_chain_of_rollout_functions():
     inner = DynamicSampling()
     outer = FirstPass(print, None, inner=inner)
-    assert chain(outer) == [outer, inner] and chain(group_rollout) == [group_rollout]
+    assert chain(outer) == [outer, inner]
+    (plain,) = chain(group_rollout)  # a plain function brings nothing
+    assert (
+        plain == PlainRollout(group_rollout)
+        and plain.brings() == ()
+        and not plain.sampled_under()
+    )

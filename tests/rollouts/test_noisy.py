@@ -10,7 +10,7 @@ import torch
 
 from mmrl.data.drawn.drawn import Drawn
 from mmrl.losses.schedules import Linear, Sigmoid
-from mmrl.model.branches import Views, render
+from mmrl.model.branches import Views, render_branch
 from mmrl.model.policy import Policy
 from mmrl.perception.noise import DiffusionNoise, GaussianNoise
 from mmrl.rollouts.engine import HFEngine
@@ -61,7 +61,7 @@ def test_part_of_each_group_is_noisy_and_the_rest_is_as_ever(policy):
 def test_noisy_answers_are_those_of_the_rendered_view_and_repeat(policy):
     noisy = [r for r in run(NoisyRollout(policy, NOISE), policy)[0] if r.branch == "noisy"]
     again = [r for r in run(NoisyRollout(policy, NOISE), policy)[0] if r.branch == "noisy"]
-    seen = [render(policy, DATA[i], "noisy", NOISE, NOW) for i in range(4)]
+    seen = [render_branch(policy, DATA[i], "noisy", NOISE, NOW) for i in range(4)]
     few = replace(SAMPLING, group_size=2)
     ask = [DATA[i] for i in range(4)]
     direct = HFEngine(policy).generate(ask, few, NOW, visual=seen, branch="noisy")
@@ -80,13 +80,16 @@ def test_only_the_engine_sees_noise(policy):
     for group in views.groups("raw", range(len(rollouts))):
         assert group.visual[0].key == group.encoded.visual[0].key
     assert (
-        views.pixels("noisy", 0)[0].key == render(policy, DATA[0], "noisy", NOISE, NOW)[0].key
+        views.pixels("noisy", 0)[0].key
+        == render_branch(policy, DATA[0], "noisy", NOISE, NOW)[0].key
     )
 
 
 def test_no_noise_is_left_at_the_end_and_filters_see_the_whole_group(policy):
     faded = VisualBranch(DiffusionNoise(500, Sigmoid(1.0, 60.0, 0.5)))
-    keys = [render(policy, DATA[0], "noisy", faded, Now(1, p))[0].key for p in (0.0, 1.0)]
+    keys = [
+        render_branch(policy, DATA[0], "noisy", faded, Now(1, p))[0].key for p in (0.0, 1.0)
+    ]
     assert keys[1] == policy.encode(DATA[0]).visual[0].key != keys[0]
     rollouts, _ = run(NoisyRollout(policy, NOISE, inner=DynamicSampling()), policy)
     assert all(0 < sum(r.reward for r in g) < 5 and len(g) == 5 for g in by_group(rollouts))
@@ -135,21 +138,13 @@ def test_prompts_are_noisy_with_the_annealed_probability(policy):
 
 
 def test_noisy_graphs_of_the_tower_are_not_kept(policy):
-    policy.retain_vision = True
-    try:
+    with policy.vision.step():
         run(NoisyRollout(policy, NOISE), policy)
-        keys = {
-            key
-            for (_, key), entry in policy.features_store._entries.items()
-            if entry.graph is not None
-        }
-        assert (
-            keys == {policy.encode(DATA[i]).visual[0].key for i in range(4)}
-            and policy.retain_vision
-        )
-    finally:
-        policy.retain_vision = False
-        policy.features_store.clear()
+        shown = [policy.encode(DATA[i]).visual[0] for i in range(4)]
+        held = sum(medium.tokens for medium in shown)
+        assert policy.vision.rows_in_graphs() == held
+        assert policy.vision.rows_in_graphs(besides={medium.key for medium in shown}) == 0
+    policy.vision.clear()
 
 
 def test_an_engine_without_views_is_explained(policy):

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from mmrl.ground.faults import BadRow
 from mmrl.rollouts.prompt_order import Supply
-from mmrl.types import Prompt
+from mmrl.types import Prompt, Prompts
 
 
 @dataclass(frozen=True)
-class Rows:
+class Rows(Prompts):
     """Numbered prompts; those in `bad` cannot be read."""
 
     size: int | None = 7

@@ -27,17 +27,17 @@ from mmrl.objectives.visurf import ViSurf
 from mmrl.objectives.vogue import VOGUE
 from mmrl.perception.masking import PatchMask
 from mmrl.perception.noise import DiffusionNoise, GaussianNoise
-from mmrl.perception.perturb import Chain, Flip
+from mmrl.perception.perturb import Flip, ViewChain
 from mmrl.perception.timing import FrameShuffle
 from mmrl.rewards.pay import Rewards, tagged_accuracy
 from mmrl.rollouts.checklist import ChecklistRollout
-from mmrl.rollouts.engine import HFEngine
+from mmrl.rollouts.engine import HFEngine, can_look
 from mmrl.rollouts.experts import WithExpert, WithLabel
 from mmrl.rollouts.groups import DynamicSampling, FirstPass, LabelRollout, group_rollout
-from mmrl.rollouts.noisy import NoisyPrompts, NoisyRollout, can_look
+from mmrl.rollouts.noisy import NoisyPrompts, NoisyRollout
 from mmrl.training.compatibility import check_setup, compares_answers, joined
 from mmrl.training.trainer import Trainer
-from mmrl.types import Media, Prompt, VisualBranch
+from mmrl.types import Media, Prompt, Prompts, VisualBranch
 
 MASKED = {"masked": VisualBranch(PatchMask())}
 NOISY = {"noisy": VisualBranch(GaussianNoise())}
@@ -175,8 +175,8 @@ REFUSED = {
         r"VOGUE asks for the symmetric divergence of the branch 'masked', PAPO for the forward one",
     ),
     "geometry": (
-        dict(branches={"noisy": VisualBranch(Chain((GaussianNoise(), Flip())))}),
-        r"branch 'noisy' does not fit the question 'drawn:lookup.*Chain changes the geometry",
+        dict(branches={"noisy": VisualBranch(ViewChain((GaussianNoise(), Flip())))}),
+        r"branch 'noisy' does not fit the question 'drawn:lookup.*ViewChain changes the geometry",
     ),
     "geometry, seen by the engine only": (
         dict(rollout=noisy_rollout(VisualBranch(Flip()))),
@@ -294,7 +294,7 @@ def test_branches_of_several_objectives_are_joined():
 def test_a_moving_view_on_rows_that_say_nothing_is_pointed_out():
     picture = Media(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
 
-    class Rows:
+    class Rows(Prompts):
         size = 3
 
         def __getitem__(self, index):

@@ -22,7 +22,7 @@ from mmrl.training.evaluate import (
     pass_rates,
     summary,
 )
-from mmrl.types import Now, Prompt, Rollout, Sampling
+from mmrl.types import Now, Prompt, Prompts, Rollout, Sampling
 
 NOW = Now(step=0, progress=0.0, seed=0)
 
@@ -109,7 +109,7 @@ def test_evaluation_is_greedy_and_one_answer_each(tiny_folder):
 
 
 def test_heldout_prompts_skip_what_cannot_be_used():
-    class Rows:
+    class Rows(Prompts):
         size = 6
 
         def __getitem__(self, index):

@@ -13,22 +13,18 @@ from mmrl.grpo import GRPO
 from mmrl.losses.advantages import group_normalized
 from mmrl.losses.surrogates import clipped, gspo
 from mmrl.model.packing import collate
-from mmrl.model.policy import Policy, Wanted
-from mmrl.objectives.base import Need, Objective
+from mmrl.model.policy import Policy
+from mmrl.model.scoring import Wanted
+from mmrl.objectives.base import Objective, ScoreRequest
 from mmrl.objectives.papo import PAPO
 from mmrl.perception.masking import PatchMask
 from mmrl.rollouts.engine import HFEngine
-from mmrl.training.learner import (
-    Learner,
-    accumulate,
-    gathered,
-    plan_scores,
-    rollout_metrics,
-    update_rows,
-)
+from mmrl.training.learner import Learner, accumulate, gathered, update_rows
 from mmrl.training.optim import Optim, Optimizer
-from mmrl.training.run import Clock
-from mmrl.types import Now, Prompt, Role, Rollout, Sampling, Scores, VisualBranch
+from mmrl.training.rollout_metrics import rollout_metrics
+from mmrl.training.run import PhaseTimer
+from mmrl.training.score_plan import plan_scores
+from mmrl.types import Now, Prompt, Role, Rollout, Sampling, Scores, Shaped, VisualBranch
 
 NOW = Now(step=2, progress=0.25, seed=11)
 MASK = PatchMask(0.5, 8)
@@ -38,9 +34,9 @@ MASK = PatchMask(0.5, 8)
 class Reads(Objective):
     """An objective that only reads."""
 
-    what: tuple[Need, ...]
+    what: tuple[ScoreRequest, ...]
 
-    def needs(self):
+    def score_requests(self):
         return self.what
 
 
@@ -48,8 +44,8 @@ class Reads(Objective):
 
 PLAIN, GRAD = Wanted(), Wanted(grad=True)
 FORWARD = Wanted(divergence="forward")
-B, B_SHAPE = Need("b"), Need("b", stage="shape")
-B_FORWARD = Need("b", divergence="forward")
+B, B_SHAPE = ScoreRequest("b"), ScoreRequest("b", stage="shape")
+B_FORWARD = ScoreRequest("b", divergence="forward")
 STILL, LIVE, AGAIN = (
     VisualBranch(MASK),
     VisualBranch(MASK, grad=True),
@@ -96,10 +92,17 @@ PLANS = {
         {"b": FORWARD, "raw": PLAIN},
         {},
     ),
-    "raw in shape": (GRPO(), [[Need("raw", stage="shape")]], STILL, 1, {"raw": PLAIN}, {}),
+    "raw in shape": (
+        GRPO(),
+        [[ScoreRequest("raw", stage="shape")]],
+        STILL,
+        1,
+        {"raw": PLAIN},
+        {},
+    ),
     "entropy of raw in shape": (
         GRPO(),
-        [[Need("raw", stage="shape", entropy=True)]],
+        [[ScoreRequest("raw", stage="shape", entropy=True)]],
         STILL,
         1,
         {"raw": Wanted(entropy=True)},
@@ -107,7 +110,7 @@ PLANS = {
     ),
     "entropy of raw in a term": (
         GRPO(),
-        [[Need("raw", entropy=True)]],
+        [[ScoreRequest("raw", entropy=True)]],
         STILL,
         1,
         {},
@@ -126,7 +129,7 @@ PLANS = {
     "equal requests of two": (GRPO(), [[B], [B]], STILL, 1, {"b": PLAIN}, {}),
     "entropy for one of two": (
         GRPO(),
-        [[B], [Need("b", entropy=True)]],
+        [[B], [ScoreRequest("b", entropy=True)]],
         STILL,
         1,
         {"b": Wanted(entropy=True)},
@@ -141,10 +144,10 @@ PLANS = {
         {"b": FORWARD},
     ),
     "the other order": (GRPO(), [[B_FORWARD], [B]], STILL, 1, {}, {"b": FORWARD}),
-    "reference in a term": (GRPO(), [[Need("ref")]], STILL, 1, {"ref": PLAIN}, {}),
+    "reference in a term": (GRPO(), [[ScoreRequest("ref")]], STILL, 1, {"ref": PLAIN}, {}),
     "reference in term and kl": (
         K3,
-        [[Need("ref", divergence="forward")]],
+        [[ScoreRequest("ref", divergence="forward")]],
         STILL,
         1,
         {},
@@ -152,7 +155,7 @@ PLANS = {
     ),
     "reference in term and reward": (
         IN_REWARD,
-        [[Need("ref", divergence="forward")]],
+        [[ScoreRequest("ref", divergence="forward")]],
         STILL,
         1,
         {"ref": PLAIN, "raw": PLAIN},
@@ -160,7 +163,7 @@ PLANS = {
     ),
     "everything at once": (
         replace(EXACT, mismatch="truncate"),
-        [[Need("raw", entropy=True), B], [replace(B_FORWARD, stage="shape")]],
+        [[ScoreRequest("raw", entropy=True), B], [replace(B_FORWARD, stage="shape")]],
         LIVE,
         2,
         {"b": FORWARD, "raw": PLAIN},
@@ -187,13 +190,13 @@ def test_an_unknown_branch_and_two_divergences_are_refused():
         ValueError, match=r"PAPO reads the visual branch 'masked', but the branches are \['b'\]"
     ):
         plan_scores(GRPO(), [PAPO()], {"b": STILL}, 1)
-    kinds = [Reads((B_FORWARD,)), Reads((Need("b", divergence="reverse"),))]
+    kinds = [Reads((B_FORWARD,)), Reads((ScoreRequest("b", divergence="reverse"),))]
     with pytest.raises(
         ValueError, match=r"'b' is asked for two exact divergences, \['forward', 'reverse'\]"
     ):
         plan_scores(GRPO(), kinds, {"b": STILL}, 1)
     with pytest.raises(ValueError, match="'ref' is asked for two"):
-        plan_scores(EXACT, [Reads((Need("ref", divergence="js"),))], {}, 1)
+        plan_scores(EXACT, [Reads((ScoreRequest("ref", divergence="js"),))], {}, 1)
 
 
 # learning from fixed answers
@@ -282,7 +285,7 @@ def learner(
 
 
 def learned(box, answers, now=NOW):
-    metrics = box.learn(answers, now, Clock())
+    metrics = box.learn(answers, now, PhaseTimer())
     return metrics, box.optimizer.gradients
 
 
@@ -513,12 +516,12 @@ def test_an_estimator_may_return_one_number_per_answer_or_per_token(
 class Doubled(Objective):
     """Twice the advantage of answers whose raw scores it has seen."""
 
-    def needs(self):
-        return (Need("raw", stage="shape"),)
+    def score_requests(self):
+        return (ScoreRequest("raw", stage="shape"),)
 
-    def shape(self, advantage, batch, now):
+    def shape(self, advantage, batch, now, memory=None):
         assert not torch.is_grad_enabled() and batch.scores["raw"].logp.abs().sum() > 0
-        return 2 * advantage
+        return Shaped(2 * advantage)
 
 
 def test_shapes_are_applied_in_order_without_gradient(tiny_folder, rollouts, whole):
@@ -571,11 +574,8 @@ def test_summands_add_up_and_maxima_do_not():
 
 def test_parts_go_back_to_their_rows():
     logp = torch.arange(12.0).view(4, 3)
-    parts = [
-        (torch.tensor(rows), Scores(logp[rows], entropy=-logp[rows]))
-        for rows in ([3, 1], [0], [2])
-    ]
-    found = gathered(parts, 4)
+    parts = [torch.tensor(rows) for rows in ([3, 1], [0], [2])]
+    found = gathered(parts, [Scores(logp[rows], entropy=-logp[rows]) for rows in parts])
     assert (
         torch.equal(found.logp, logp)
         and torch.equal(found.entropy, -logp)

@@ -6,10 +6,7 @@ One process imports everything and forks each run, so that no run pays for the i
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -27,7 +24,7 @@ import torch
 torch.set_num_threads(1)
 
 from mmrl.data.drawn.drawn import Drawn
-from mmrl import checkpoint
+from mmrl.training import checkpoint
 from mmrl.grpo import GRPO
 from mmrl.objectives.papo import PAPO
 from mmrl.training.optim import Optim
@@ -146,23 +143,12 @@ for name, start in starts.items():
 
 
 @pytest.fixture(scope="module")
-def runs(tiny_folder, tmp_path_factory):
+def runs(commands, tiny_folder, tmp_path_factory):
     """Folder of the runs, how each ended, and what was said in each."""
     base = tmp_path_factory.mktemp("runs")
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    env = {
-        **os.environ,
-        "PYTHONPATH": path,
-        "OMP_NUM_THREADS": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", RUNS, str(tiny_folder), str(base)],
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    script = base / "runs.py"
+    script.write_text(RUNS)
+    done = commands([str(script), str(tiny_folder), str(base)], cwd=base)
     assert done.returncode == 0, done.stderr[-3000:]
     return base, json.loads((base / "results.json").read_text()), done.stderr
 

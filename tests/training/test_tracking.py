@@ -21,6 +21,7 @@ from mmrl.training.tracking import (
     OutputError,
     Tracker,
     alone,
+    chat_as_line,
     describe,
     describe_prompts,
     differences,
@@ -28,10 +29,9 @@ from mmrl.training.tracking import (
     environment,
     peak_memory,
     prepare_output,
-    question_text,
     read_metrics,
 )
-from mmrl.types import Prompt, Rollout, VisualBranch
+from mmrl.types import Prompt, Prompts, Rollout, VisualBranch
 
 
 def answer(text="red", truth="red", prompt="p0"):
@@ -95,7 +95,7 @@ def test_samples_hold_question_answer_and_pay(tmp_path):
         "stop": "eos",
     }
     assert second["truth"] == "{'box': [1, 2]}"
-    assert question_text([{"role": "user", "content": "plain"}]) == "plain"
+    assert chat_as_line([{"role": "user", "content": "plain"}]) == "plain"
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_differences_name_the_setting_and_both_values():
 
 def test_other_data_is_told_apart():
     @dataclass(frozen=True)
-    class Rows:
+    class Rows(Prompts):
         table: list = field(default_factory=list)
         name: str = "a.jsonl"
         size: int = 3

@@ -14,7 +14,7 @@ from mmrl.grpo import GRPO
 from mmrl.model.load import LoRA
 from mmrl.model.patches import PixelBudget
 from mmrl.model.policy import Policy
-from mmrl.objectives.base import Need, Objective
+from mmrl.objectives.base import Objective, ScoreRequest
 from mmrl.objectives.papo import PAPO
 from mmrl.perception.masking import PatchMask
 from mmrl.rewards.pay import Rewards, RewardStopped, in_process
@@ -24,7 +24,7 @@ from mmrl.training.optim import Optim
 from mmrl.training.run import Run, planned_steps
 from mmrl.training.tracking import OutputError, read_metrics
 from mmrl.training.trainer import Trainer, TrainingError
-from mmrl.types import Now, Sampling, VisualBranch
+from mmrl.types import Now, Prompts, Sampling, Shaped, View, VisualBranch
 
 MASKED = {"masked": VisualBranch(PatchMask(0.5, 8))}
 
@@ -83,12 +83,17 @@ def timeless(rows):
 def test_zero_coefficients_are_bit_equal_to_grpo(tiny_folder):
     """No branch is rendered or scored, every counter and metric is the same, and so is every bit of the weights."""
 
-    def unseen(frames, context, rng, now):
-        raise AssertionError("the view was rendered")
+    class Unseen(View):
+        changes_geometry = changes_order = False
+
+        def __call__(self, frames, context, rng, now):
+            raise AssertionError("the view was rendered")
 
     plain = box(tiny_folder)
     off = box(
-        tiny_folder, objectives=[PAPO(0.0, 0.0, 0.0)], branches={"masked": VisualBranch(unseen)}
+        tiny_folder,
+        objectives=[PAPO(0.0, 0.0, 0.0)],
+        branches={"masked": VisualBranch(Unseen())},
     )
     on = box(tiny_folder, objectives=[PAPO()], branches=MASKED)
     rows = {name: [] for name in ("plain", "off", "on")}
@@ -161,8 +166,8 @@ def test_several_updates_score_raw_once_beforehand(tiny_folder):
 class Anchored(Objective):
     """Reads the reference without a KL in the core."""
 
-    def needs(self):
-        return (Need("ref"),)
+    def score_requests(self):
+        return (ScoreRequest("ref"),)
 
     def terms(self, live, batch, now):
         return {"anchor": (live["raw"].logp - live["ref"].logp).square()}
@@ -365,22 +370,31 @@ def unplugged_at(call):
     return reward
 
 
+@dataclass
+class Past:
+    """What Remembers has seen."""
+
+    mean: float = 0.3
+    seen: torch.Tensor = field(default_factory=lambda: torch.zeros(2))
+
+    def state(self):
+        return {"mean": self.mean, "seen": self.seen}
+
+    def load(self, state):
+        self.mean, self.seen = state["mean"], torch.tensor(state["seen"])
+
+
 @dataclass(frozen=True)
 class Remembers(Objective):
     """An objective whose past decides the advantages."""
 
-    memory: dict = field(default_factory=lambda: {"mean": 0.3, "seen": torch.zeros(2)})
+    def start_memory(self):
+        return Past()
 
-    def shape(self, advantage, batch, now):
-        self.memory["mean"] = 0.7 * self.memory["mean"] + 0.3 * batch.reward.mean().item()
-        self.memory["seen"] += torch.tensor([1.0, batch.reward.sum().item()])
-        return advantage * (0.5 + self.memory["mean"] + 0.01 * self.memory["seen"].sum())
-
-    def state(self):
-        return self.memory
-
-    def load(self, state):
-        self.memory.update(mean=state["mean"], seen=torch.tensor(state["seen"]))
+    def shape(self, advantage, batch, now, memory):
+        memory.mean = 0.7 * memory.mean + 0.3 * batch.reward.mean().item()
+        memory.seen += torch.tensor([1.0, batch.reward.sum().item()])
+        return Shaped(advantage * (0.5 + memory.mean + 0.01 * memory.seen.sum()))
 
 
 VARIANTS = {
@@ -689,7 +703,7 @@ def test_a_failure_between_updates_leaves_the_last_checkpoint(tiny_folder, tmp_p
 
 
 @dataclass(frozen=True)
-class Spoiled:
+class Spoiled(Prompts):
     """Rows of which some are broken, and some too long."""
 
     size: int | None = 12

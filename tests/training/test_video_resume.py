@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from fractions import Fraction
 from pathlib import Path
@@ -16,7 +13,6 @@ import pytest
 
 from mmrl.training.tracking import read_metrics
 
-ROOT = Path(__file__).parents[2]
 RUN = '''
 import json, os, signal, sys, threading
 from pathlib import Path
@@ -25,10 +21,11 @@ import torch
 
 torch.set_num_threads(1)
 
-from mmrl.data.grounding.formats import plain
+from mmrl.data.grounding.formats import span_lines
 from mmrl.data.grounding.sets import GroundingPrompts
-from mmrl.data.video.quarantine import Guarded, Quarantine
-from data.video import ClipReader, ClipSampling
+from mmrl.ground.quarantine import Guarded, Quarantine
+from mmrl.data.video.video import ClipReader
+from mmrl.data.video.video import ClipSampling
 from mmrl.training.optim import Optim
 from mmrl.model.policy import Policy
 from mmrl.rewards.pay import Rewards, in_process
@@ -61,7 +58,7 @@ class Interrupted(ClipReader):
 
 reader = Interrupted("pyav", isolate=True, quarantine=Quarantine(out.parent / f"{out.name}-bad.jsonl"))
 sampling = ClipSampling(num_frames=16, max_tokens=160, factor=16)
-prompts = Guarded(GroundingPrompts(plain(folder / "spans.jsonl"), reader, sampling))
+prompts = Guarded(GroundingPrompts(span_lines(folder / "spans.jsonl"), reader, sampling))
 trainer = Trainer(
     Policy.load(model, device="cpu", dtype="float32"),
     prompts=prompts,
@@ -119,13 +116,13 @@ def folder(tmp_path_factory):
     return place
 
 
-def run(model, folder, out, how):
+@pytest.fixture(scope="module")
+def run(commands, tiny_folder, folder):
+    """Trains into a folder to the end, or until what `how` says."""
     script = folder / "run.py"
     script.write_text(RUN)
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(script), str(model), str(folder), str(out), how]
-    return subprocess.run(
-        command, env=env, capture_output=True, text=True, timeout=300, start_new_session=True
+    return lambda out, how: commands(
+        [str(script), str(tiny_folder), str(folder), str(out), how], cwd=folder, session=True
     )
 
 
@@ -149,20 +146,18 @@ def timeless(out):
 
 
 @pytest.fixture(scope="module")
-def whole(tiny_folder, folder):
+def whole(run, folder):
     """The run that nothing happened to."""
-    done = run(tiny_folder, folder, folder / "whole", "whole")
+    done = run(folder / "whole", "whole")
     assert done.returncode == 0, done.stderr[-3000:]
     return folder / "whole"
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="looks at /proc")
 @pytest.mark.parametrize("how", ["kill9", "interrupt"])
-def test_a_run_that_ends_while_decoding_leaves_nothing_and_goes_on(
-    how, tiny_folder, folder, whole
-):
+def test_a_run_that_ends_while_decoding_leaves_nothing_and_goes_on(how, run, folder, whole):
     out = folder / how
-    ended = run(tiny_folder, folder, out, how)
+    ended = run(out, how)
     assert ended.returncode != 0 and not (out / "finished.json").exists(), ended.stderr[-2000:]
     if how == "kill9":
         assert ended.returncode == -signal.SIGKILL
@@ -174,7 +169,7 @@ def test_a_run_that_ends_while_decoding_leaves_nothing_and_goes_on(
     assert not (folder / f"{out.name}-bad.jsonl").exists(), (
         "a clip whose decode was cut short is not a bad one"
     )
-    done = run(tiny_folder, folder, out, "whole")
+    done = run(out, "whole")
     assert done.returncode == 0, done.stderr[-3000:]
     assert weights(out) == weights(whole)
     assert timeless(out) == timeless(whole)

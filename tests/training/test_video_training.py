@@ -12,16 +12,17 @@ import pytest
 import torch
 
 from mmrl.data.drawn.drawn import Drawn
-from mmrl.data.grounding.formats import plain
+from mmrl.data.grounding.formats import span_lines
 from mmrl.data.grounding.sets import GroundingPrompts
-from mmrl.data.grounding.times_retold import Told
+from mmrl.data.grounding.time_encodings import TimeEncoded
 from mmrl.data.video.frame_cache import FrameCache
-from mmrl.data.video.quarantine import Guarded
 from mmrl.data.video.video import ClipReader, ClipSampling
+from mmrl.ground.quarantine import Guarded
 from mmrl.losses.schedules import Linear
 from mmrl.model.branches import Views
 from mmrl.model.packing import collate
-from mmrl.model.policy import Policy, Wanted
+from mmrl.model.policy import Policy
+from mmrl.model.scoring import Wanted, score_packed
 from mmrl.objectives.dvrp import DVRP
 from mmrl.objectives.papo import PAPO
 from mmrl.objectives.vogue import VOGUE
@@ -95,14 +96,15 @@ def test_rollout_and_training_forward_see_the_same_bits(family, kind, request):
     policy = Policy.load(request.getfixturevalue(family), device="cpu", dtype="float32")
     prompt = asked(KINDS[kind])
     seen = Seen(policy)
-    answers = HFEngine(policy).generate([prompt], Sampling(2, max_tokens=3), NOW)
+    with policy.vision.no_update():
+        answers = HFEngine(policy).generate([prompt], Sampling(2, max_tokens=3), NOW)
     first = len(seen.patches), len(seen.rows)
-    policy.features_store.clear()
-    policy.forget_prompts()
+    policy.vision.clear()
     answers = [replace(answer, reward=1.0) for answer in answers]
     batch = collate(answers)
     views = Views(policy, answers, {}, NOW)
-    policy.score(
+    score_packed(
+        policy,
         {"raw": views.groups("raw", range(2))},
         {"raw": Wanted(grad=True)},
         tuple(batch.tokens.shape),
@@ -183,7 +185,7 @@ def train(folder, prompts, output, objectives=(), branches=None, steps=2, per_st
 def test_each_clip_is_decoded_once_and_each_branch_sees_the_tower_once(files, tiny_folder):
     reader = ClipReader("pyav", cache=FrameCache(files / "frames"))
     prompts = Guarded(
-        GroundingPrompts(plain(files / "spans.jsonl"), reader, ClipSampling(num_frames=6))
+        GroundingPrompts(span_lines(files / "spans.jsonl"), reader, ClipSampling(num_frames=6))
     )
     masked = {"masked": VisualBranch(PatchMask(0.5, 8))}
     policy, rows = train(tiny_folder, prompts, files / "run", [PAPO()], masked, steps=4)
@@ -207,7 +209,7 @@ MASKS = {
 @pytest.mark.parametrize("telling", ["native", "interleaved_times"])
 @pytest.mark.parametrize("mask", MASKS)
 def test_papo_looks_at_clips(mask, telling, tiny_folder, tmp_path):
-    clips = Told(Drawn("clips", size=2, frames=6), telling)
+    clips = TimeEncoded(Drawn("clips", size=2, frames=6), telling)
     _, rows = train(
         tiny_folder,
         clips,
@@ -239,7 +241,7 @@ def test_vogue_and_dvrp_look_at_clips(mask, tiny_folder, tmp_path):
 def test_the_event_is_hidden_wherever_an_encoding_shows_it(tiny_folder):
     """Inside and outside share no frame, and together hide all; the frames of the event are those of the clip."""
     native, apart = (
-        Told(Drawn("clips", size=3, frames=12), telling)
+        TimeEncoded(Drawn("clips", size=3, frames=12), telling)
         for telling in ("native", "interleaved_times")
     )
     for index in range(3):

@@ -24,7 +24,7 @@ from mmrl.data.pretext.presets import Ingredient, TaskMix
 from mmrl.data.pretext.stream.sources import Source
 from mmrl.data.pretext.stream.stream import SampleStream
 from mmrl.data.pretext.surface import Surface
-from mmrl.ground.pretext_progress import shown
+from mmrl.ground.progress import with_progress
 
 LIMIT = 0.10
 """Largest lift over chance of an auditor that is not intended."""
@@ -150,7 +150,9 @@ def audit(source: Source, preset: TaskMix, samples: int = 200, seed: int = 0) ->
 
 def collect(stream: SampleStream, samples: int) -> list[Sample]:
     """The first `samples` samples of a stream."""
-    return list(shown(stream.first(samples), samples, f"samples of {stream.preset.name}"))
+    return list(
+        with_progress(stream.first(samples), samples, f"samples of {stream.preset.name}")
+    )
 
 
 def examine(

@@ -15,11 +15,11 @@ import numpy as np
 from mmrl.data.pretext.audit.audit import LIMIT, Finding, Report, audit, collect, gap_curve
 from mmrl.data.pretext.catalogue import TASKS
 from mmrl.data.pretext.contract import Task
-from mmrl.data.pretext.craft.rng import generator
 from mmrl.data.pretext.presets import PRESETS, Ingredient, TaskMix
 from mmrl.data.pretext.stream.sources import Source
 from mmrl.data.pretext.stream.stream import SampleStream
 from mmrl.data.pretext.surface import Surface
+from mmrl.ground.seeds import philox
 
 BINS = 5
 """Bars of a histogram of rewards, equally wide over [0, 1]."""
@@ -59,7 +59,7 @@ def random_policy(
     """`guesses` random answers to each of `samples` samples with the task's default knobs."""
     alone = TaskMix(task.name, (Ingredient(task.name),))
     found = collect(SampleStream(source, alone), samples)
-    rng, surface = generator("random-policy", task.name), Surface()
+    rng, surface = philox("random-policy", task.name), Surface()
     scores = []
     for sample in found:
         for _ in range(guesses):

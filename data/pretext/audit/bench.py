@@ -26,13 +26,13 @@ from mmrl.data.pretext.catalogue import TASKS
 from mmrl.data.pretext.contract import INVALID, Medium, Sample, Task
 from mmrl.data.pretext.craft.draws import repeatedly
 from mmrl.data.pretext.craft.procedural import clip, scene
-from mmrl.data.pretext.craft.rng import generator
 from mmrl.data.pretext.presets import Ingredient, TaskMix
 from mmrl.data.pretext.stream.media import clip_medium
 from mmrl.data.pretext.stream.samples import make
 from mmrl.data.pretext.stream.sources import DrawnSource, FolderSource
 from mmrl.data.pretext.stream.stream import SampleStream
 from mmrl.data.video.video import ClipReader
+from mmrl.ground.seeds import philox
 
 REPETITIONS = 3
 PIECES = (
@@ -148,7 +148,7 @@ def verify_rate(seconds: float) -> float:
         sample = _one(task)
         if sample is None:
             continue
-        rng = generator("bench", task.name)
+        rng = philox("bench", task.name)
         bodies = [task.guess(sample.truth, rng) for _ in range(16)]
         bodies.append(task.format(sample.truth))
         replies = [sample.surface.wrap(body) for body in bodies]
@@ -212,7 +212,7 @@ class Fuzzed:
 
 def fuzz(count: int, seed: int = 0) -> Fuzzed:
     """Score `count` random replies over all tasks. Replies mix fragments of every answer form and odd characters."""
-    rng = generator("fuzz", seed)
+    rng = philox("fuzz", seed)
     samples = [(task, _one(task)) for task in TASKS]
     cases = [(task, sample) for task, sample in samples if sample is not None]
     errors = unfounded = 0

@@ -25,10 +25,10 @@ from mmrl.data.pretext.contract import (
     Task,
     Visual,
 )
-from mmrl.data.pretext.craft.rng import generator
 from mmrl.data.pretext.stream.samples import corrupt, equivalent, make, replay
 from mmrl.data.pretext.stream.sources import DrawnSource
 from mmrl.data.pretext.surface import Surface, Tags, Thinking
+from mmrl.ground.seeds import philox
 
 JUNK = (
     "",
@@ -222,7 +222,7 @@ def keeps_truth_secret(task: Task, cases: Sequence[Case]) -> None:
 
 def _another_answer_in(text: str, task: Task, sample: Sample, answer: str) -> bool:
     """Are other answers in the text too, as where all options are listed?"""
-    guesses = {task.guess(sample.truth, generator("secret", turn)) for turn in range(100)}
+    guesses = {task.guess(sample.truth, philox("secret", turn)) for turn in range(100)}
     return any(guess in text for guess in guesses - {answer})
 
 
@@ -319,7 +319,7 @@ def _samples(task: Task, knobs: Knobs, count: int) -> list[Sample]:
 
 
 def _guesses(task: Task, sample: Sample, count: int) -> list[Score]:
-    rng, surface = generator("guess", sample.id), Surface()
+    rng, surface = philox("guess", sample.id), Surface()
     replies = [surface.wrap(task.guess(sample.truth, rng)) for _ in range(count)]
     return [task.score(reply, sample.truth) for reply in replies]
 

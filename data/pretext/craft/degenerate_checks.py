@@ -20,7 +20,7 @@ from numpy.random import Generator
 from PIL import Image
 
 from mmrl.data.pretext.contract import Array
-from mmrl.data.pretext.craft.rng import Streams
+from mmrl.ground.seeds import Streams
 
 ALIKE = 4.0
 """Two pieces whose 16×16 thumbnails differ by less (mean absolute grey levels) cannot be told apart."""

@@ -20,7 +20,7 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
 from mmrl.data.pretext.contract import Array, ArrayClip, Medium
 from mmrl.data.pretext.craft.draws import one_of
-from mmrl.data.pretext.craft.rng import digest, generator
+from mmrl.ground.seeds import digest, philox
 
 Colour = tuple[int, int, int]
 ShapeName = Literal["circle", "square", "triangle", "star", "ring", "cross"]
@@ -167,7 +167,7 @@ def random_shapes(rng: Generator, height: int, width: int, count: int) -> list[S
 
 def scene(seed: int, index: int, height: int = 384, width: int = 512) -> Medium:
     """A still picture with 10 to 18 shapes."""
-    rng = generator("scene", seed, index)
+    rng = philox("scene", seed, index)
     back = ground(rng, height, width)
     shapes = random_shapes(rng, height, width, int(rng.integers(10, 19)))
     name = _name("scene", seed, index, height, width)
@@ -176,7 +176,7 @@ def scene(seed: int, index: int, height: int = 384, width: int = 512) -> Medium:
 
 def landscape(seed: int, index: int, height: int = 384, width: int = 512) -> Medium:
     """A still picture without any flat shape: soft blobs on the ground, to paint on."""
-    rng = generator("landscape", seed, index)
+    rng = philox("landscape", seed, index)
     pixels = _soft(rng, height, width)
     return Medium(_name("landscape", seed, index, height, width), "image", image=pixels)
 
@@ -190,7 +190,7 @@ def drift(
     fps: float = 4.0,
 ) -> Medium:
     """A clip without any flat shape: a window that glides over a landscape along a slow ellipse."""
-    rng = generator("drift", seed, index)
+    rng = philox("drift", seed, index)
     wide = _soft(rng, round(1.5 * height), round(1.5 * width))
     times = np.arange(round(seconds * fps)) / fps
     phase, turns = rng.uniform(0.6, 1.0, size=2)
@@ -206,7 +206,7 @@ def drift(
 
 def depth_scene(seed: int, index: int, height: int = 384, width: int = 512) -> Medium:
     """A picture with exact depth in metres."""
-    rng = generator("depth", seed, index)
+    rng = philox("depth", seed, index)
     back = ground(rng, height, width)
     floor = np.linspace(10.0, 1.0, height, dtype=np.float32)
     depth = np.repeat(floor[:, None], width, axis=1)
@@ -235,7 +235,7 @@ def clip(
     fps: float = 4.0,
 ) -> Medium:
     """A clip of 5 to 8 moving shapes."""
-    rng = generator("clip", seed, index)
+    rng = philox("clip", seed, index)
     back = ground(rng, height, width)
     shapes = random_shapes(rng, height, width, int(rng.integers(5, 9)))
     times = np.arange(round(seconds * fps)) / fps

@@ -21,10 +21,10 @@ import numpy as np
 from numpy.random import Generator
 
 from mmrl.data.pretext.contract import Knobs, Score, Task, Truth
-from mmrl.data.pretext.craft.rng import generator
 from mmrl.data.pretext.marking import parsing
 from mmrl.data.pretext.marking.parsing import ParseError
 from mmrl.data.pretext.marking.rewards import interval_ious, multi_interval_iou, ordinal
+from mmrl.ground.seeds import philox
 
 APART = 2
 """Frames between two stretches, at least."""
@@ -167,7 +167,7 @@ def _span_chance(frames: int, segments: int) -> float:
 def _span_reward(frames: int, segments: int) -> float:
     if segments == 1:
         return _single_reward(frames)
-    rng = generator("stretch chance", frames, segments)
+    rng = philox("stretch chance", frames, segments)
     overlaps = []
     for _ in range(SIMULATED):
         guess, truth = (_reals(draw_spans(frames, segments, rng)) for _ in "12")

@@ -24,6 +24,8 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from itertools import product
 
+from mmrl.ground import answers
+
 _SECONDS = re.compile(r"\s*([\d.]+)\s*-\s*([\d.]+)\s*", re.ASCII)
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
@@ -272,13 +274,8 @@ def _integers(tokens: Sequence[str]) -> list[int]:
 
 def _last_box(text: str) -> str:
     """Content of the last \\boxed{} with balanced braces; the literal "None" when absent."""
-    start = text.rfind("\\boxed{")
-    depth = 0
-    for position in range(start + 6, len(text)) if start >= 0 else ():
-        depth += (text[position] == "{") - (text[position] == "}")
-        if depth == 0:
-            return text[start + 7 : position].strip()
-    return "None"
+    inside = answers.boxed(text, escapes=False)
+    return "None" if inside is None else inside
 
 
 def _thinks_then_boxes(text: str) -> bool:

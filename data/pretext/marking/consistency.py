@@ -16,8 +16,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from mmrl.data.pretext.contract import Task, Truth
-from mmrl.data.pretext.marking.parsing import ParseError, extract, normalise
+from mmrl.data.pretext.marking.parsing import ParseError, extract
 from mmrl.data.pretext.surface import Surface
+from mmrl.ground.answers import normalise
 
 Judge = Callable[[str, str], int | None]
 LONGEST = 20_000

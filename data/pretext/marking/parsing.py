@@ -11,12 +11,12 @@ Every pattern is a plain character scan (no nested quantifier), so the time is l
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from mmrl.data.pretext.surface import Surface, Tags
+from mmrl.ground.answers import BOX, DECIMAL, after_thinking, closing_brace, normalise
 
 ErrorKind = Literal[
     "missing", "nested", "unclosed", "unopened", "empty", "long", "malformed", "length", "range"
@@ -24,32 +24,16 @@ ErrorKind = Literal[
 
 LONGEST_BODY = 2000
 LONGEST_REPLY = 200_000
-NUMBER = r"[-+]?(?:\d{1,9}(?:\.\d{0,9})?|\.\d{1,9})"
 
 _TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
 _SEPARATOR = re.compile(r"[,;|>\s]+")
 _INTEGER = re.compile(r"[-+]?\d{1,9}")
-_NUMBER = re.compile(NUMBER)
+_NUMBER = re.compile(DECIMAL)
 _UNIT = r" ?(?:s|sec|secs|seconds|second)?\.?"
 _INTERVAL = re.compile(
-    rf"[\[(]? ?({NUMBER}){_UNIT} ?(?:-|to|,|~) ?({NUMBER}){_UNIT} ?[\])]?", re.IGNORECASE
+    rf"[\[(]? ?({DECIMAL}){_UNIT} ?(?:-|to|,|~) ?({DECIMAL}){_UNIT} ?[\])]?", re.IGNORECASE
 )
 _LETTER = re.compile(r"[\[(]?([A-Za-z])[\])]?[.:]?")
-_FOLD = str.maketrans(
-    {dash: "-" for dash in "‐‑‒–—―−﹘﹣-"}
-    | {
-        "，": ",",
-        "、": ",",
-        "；": ";",
-        "：": ":",
-        "．": ".",
-        "→": ">",
-        "⇒": ">",
-        "➔": ">",
-        "｜": "|",
-    }
-    | {"（": "(", "）": ")", "［": "[", "］": "]"}
-)
 
 
 @dataclass(frozen=True)
@@ -70,23 +54,13 @@ class ParseError:
     """The first characters of what was read."""
 
 
-def normalise(text: str) -> str:
-    """ASCII digits, dashes, spaces and separators; everything else unchanged. Ends are stripped."""
-    if text.isascii():
-        return text.strip()
-    folded = text.translate(_FOLD)
-    if not folded.isascii():
-        folded = "".join(_ascii(character) for character in folded)
-    return folded.strip()
-
-
 def extract(text: str, surface: Surface | None = None) -> str | ParseError:
     """The body of the last answer of a reply, normalised, or why there is none."""
     surface = surface or Surface()
     if len(text) > LONGEST_REPLY:
         return ParseError("long", text[:40])
     if surface.thinking == "think":
-        text = text.rpartition("</think>")[2]
+        text = after_thinking(text)
     body = _EXTRACT[surface.tags](text)
     if isinstance(body, ParseError):
         return body
@@ -103,11 +77,14 @@ def integers(
 
     A list of another length than `count` is a "length" error."""
     text = _without_brackets(body)
+    # The minus of an arrow is no sign.
     tokens = [token for token in _SEPARATOR.split(text.replace("->", ">")) if token]
     if lenient:
         tokens = _INTEGER.findall(text)
-        tokens = tokens[-count:] if count and len(tokens) >= count else tokens
-    if len(tokens) == 1 and count is not None and 1 < count <= 9 and tokens[0].isdigit():
+        if count and len(tokens) >= count:
+            tokens = tokens[-count:]
+    several_digits = count is not None and 1 < count <= 9
+    if several_digits and len(tokens) == 1 and tokens[0].isdigit():
         tokens = list(tokens[0])
     if not tokens:
         return ParseError("empty")
@@ -158,22 +135,20 @@ def interval(body: str, lenient: bool = False) -> tuple[float, float] | ParseErr
 
 def intervals(body: str, most: int = 32) -> tuple[tuple[float, float], ...] | ParseError:
     """Several intervals separated by semicolons, or by commas when each is written start-end. Sorted by start."""
-    pieces = (
-        body.split(";")
-        if ";" in body
-        else body.split(",")
-        if "-" in body or "to" in body.lower()
-        else [body]
-    )
+    pieces = [body]
+    if ";" in body:
+        pieces = body.split(";")
+    elif "-" in body or "to" in body.lower():  # else the comma is the one inside "3, 4.5"
+        pieces = body.split(",")
     spans = [interval(piece) for piece in pieces if piece.strip()]
     if not spans:
         return ParseError("empty")
     if len(spans) > most:
         return ParseError("long", body[:40])
     good = [span for span in spans if not isinstance(span, ParseError)]
-    return (
-        tuple(sorted(good)) if len(good) == len(spans) else ParseError("malformed", body[:40])
-    )
+    if len(good) < len(spans):
+        return ParseError("malformed", body[:40])
+    return tuple(sorted(good))
 
 
 def choice(body: str, options: Sequence[str]) -> str | ParseError:
@@ -189,21 +164,16 @@ def choice(body: str, options: Sequence[str]) -> str | ParseError:
 
 def words(body: str, count: int | None = None) -> tuple[str, ...] | ParseError:
     """A list of lower-case words or short phrases, separated by comma, semicolon, bar or arrow."""
-    text = (
-        _without_brackets(body)
-        .replace("->", ",")
-        .replace(">", ",")
-        .replace(";", ",")
-        .replace("|", ",")
-    )
-    entries = tuple(
-        " ".join(entry.split()).casefold() for entry in text.split(",") if entry.strip()
-    )
+    text = _without_brackets(body)
+    for separator in ("->", ">", ";", "|"):
+        text = text.replace(separator, ",")
+    pieces = [" ".join(piece.split()) for piece in text.split(",")]
+    entries = tuple(piece.casefold() for piece in pieces if piece)
     if not entries:
         return ParseError("empty")
-    return (
-        entries if count is None or len(entries) == count else ParseError("length", body[:40])
-    )
+    if count is not None and len(entries) != count:
+        return ParseError("length", body[:40])
+    return entries
 
 
 def _last_tag(text: str) -> str | ParseError:
@@ -223,23 +193,18 @@ def _last_tag(text: str) -> str | ParseError:
 
 
 def _last_box(text: str) -> str | ParseError:
-    start = text.rfind("\\boxed{")
+    start = text.rfind(BOX)
     if start < 0:
         return ParseError("missing", text[-40:])
-    depth = 0
-    for position in range(start + 6, len(text)):
-        depth += (text[position] == "{") - (text[position] == "}")
-        if depth == 0:
-            outer = text.rfind("\\boxed{", 0, start)
-            inside = outer >= 0 and text.count("{", outer, start) > text.count(
-                "}", outer, start
-            )
-            return (
-                ParseError("nested", text[outer : outer + 40])
-                if inside
-                else text[start + 7 : position]
-            )
-    return ParseError("unclosed", text[start : start + 40])
+    body = text[start + len(BOX) :]
+    end = closing_brace(body, escapes=False)
+    if end is None:
+        return ParseError("unclosed", text[start : start + 40])
+    # Is the box before this one still open where this one begins?
+    outer = text.rfind(BOX, 0, start)
+    if outer >= 0 and text.count("{", outer, start) > text.count("}", outer, start):
+        return ParseError("nested", text[outer : outer + 40])
+    return body[:end]
 
 
 _EXTRACT: dict[Tags, Any] = {
@@ -251,16 +216,5 @@ _EXTRACT: dict[Tags, Any] = {
 
 def _without_brackets(body: str) -> str:
     text = body.strip()
-    return (
-        text[1:-1].strip()
-        if len(text) >= 2 and text[0] + text[-1] in ("[]", "()", "{}")
-        else text
-    )
-
-
-def _ascii(character: str) -> str:
-    if character.isascii():
-        return character
-    if character.isdecimal():
-        return str(unicodedata.decimal(character))
-    return " " if character.isspace() else character
+    enclosed = len(text) >= 2 and text[0] + text[-1] in ("[]", "()", "{}")
+    return text[1:-1].strip() if enclosed else text

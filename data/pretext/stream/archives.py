@@ -9,14 +9,22 @@ from __future__ import annotations
 
 import os
 import tarfile
-from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmrl.data.pretext.contract import Kind
-from mmrl.data.pretext.stream.media import MediaError, clip_from_bytes, content_id, image_medium
+from mmrl.data.pretext.contract import Kind, Medium
+from mmrl.data.pretext.stream.media import clip_from_bytes, content_id, image_medium
 from mmrl.data.pretext.stream.sources import KINDS, Opened, Source, classified
+from mmrl.ground.faults import BadMedia, Fault, first_line
+from mmrl.ground.tables import (
+    ArrowTable,
+    ChainTable,
+    GroupCache,
+    ParquetTable,
+    Table,
+    one_split,
+)
 
 Part = tuple[int, int, int]
 """Shard, offset, size."""
@@ -28,10 +36,10 @@ def open_archive(path: Path) -> Source | None:
         if path.suffix == ".tar":
             return TarSource([path])
         if path.suffix == ".parquet":
-            return ParquetSource([path])
+            return parquet_source([path])
         raise ValueError(f"{path} is not a source; give a folder, a .tar or a .parquet file.")
     if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
-        return HubSource.saved(path)
+        return saved_source(path)
     shards = (
         sorted(path.glob("*.tar"))
         or sorted(path.glob("*.parquet"))
@@ -39,17 +47,14 @@ def open_archive(path: Path) -> Source | None:
     )
     if not shards:
         return None
-    return TarSource(shards) if shards[0].suffix == ".tar" else ParquetSource(shards)
+    return TarSource(shards) if shards[0].suffix == ".tar" else parquet_source(shards)
 
 
 class TarSource:
     """Webdataset shards: members named <key>.<suffix>."""
 
     def __init__(self, shards: Sequence[Path]) -> None:
-        self.shards, self.name = (
-            list(shards),
-            str(shards[0].parent if len(shards) > 1 else shards[0]),
-        )
+        self.shards, self.name = list(shards), _name_of(shards)
         self._pending: Iterator[int] = iter(range(len(self.shards)))
         self._entries: dict[Kind, list[tuple[str, Part, Part | None]]] = {
             kind: [] for kind in KINDS
@@ -79,6 +84,7 @@ class TarSource:
                     if member.isreg():
                         parts[member.name] = (shard, member.offset_data, member.size)
         except (tarfile.TarError, OSError) as error:
+            # A tar that is cut off still gives what lies before the cut.
             if not parts:
                 raise ValueError(
                     f"{self.shards[shard]} cannot be read as an uncompressed tar ({error})."
@@ -86,7 +92,8 @@ class TarSource:
         for kind, names in classified(list(parts)).items():
             for entry in names:
                 name, _, depth = entry.partition("\0")
-                self._entries[kind].append((name, parts[name], parts[depth] if depth else None))
+                beside = parts[depth] if depth else None
+                self._entries[kind].append((name, parts[name], beside))
 
     def _read(self, part: Part, where: str) -> bytes:
         shard, offset, size = part
@@ -94,120 +101,89 @@ class TarSource:
             file.seek(offset)
             content = file.read(size)
         if len(content) < size:
-            raise MediaError(where, "truncated archive", f"{len(content)} of {size} bytes")
+            raise BadMedia(where, "truncated archive", f"{len(content)} of {size} bytes")
         return content
 
 
-class ParquetSource:
-    """Rows of parquet files with an image or a video column."""
+class TableSource:
+    """Rows of a table, with an image or a video column."""
 
-    def __init__(self, files: Sequence[Path], column: str | None = None) -> None:
-        import pyarrow.parquet as parquet
-
-        self.files, self.name = (
-            list(files),
-            str(files[0].parent if len(files) > 1 else files[0]),
-        )
-        self._groups: list[tuple[int, int]] = []
-        self._starts = [0]
-        for place, path in enumerate(self.files):
-            with parquet.ParquetFile(path) as file:
-                self.columns = (
-                    media_columns(file.schema_arrow, column, str(path))
-                    if place == 0
-                    else self.columns
-                )
-                for group in range(file.metadata.num_row_groups):
-                    self._groups.append((place, group))
-                    self._starts.append(
-                        self._starts[-1] + file.metadata.row_group(group).num_rows
-                    )
-        self._held: tuple[tuple[int, str], Any] | None = None
+    def __init__(self, table: Table, columns: Mapping[Kind, str]) -> None:
+        self.table, self.columns, self.name = table, columns, table.name
 
     def known(self, kind: Kind, need: int) -> int:
-        return self._starts[-1] if kind in self.columns else 0
+        return len(self.table) if kind in self.columns else 0
 
     def open(self, kind: Kind, position: int, avoid: Sequence[str] = ()) -> Opened:
-        number, column = bisect_right(self._starts, position) - 1, self.columns[kind]
-        where = f"{self.files[self._groups[number][0]]}:row {position}"
-        if self._held is None or self._held[0] != (number, column):
-            self._held = ((number, column), self._group(number, column))
-        cell = self._held[1][position - self._starts[number]].as_py()
-        return opened_cell(kind, cell, where, self.files[0].parent)
-
-    def _group(self, number: int, column: str) -> Any:
-        import pyarrow
-        import pyarrow.parquet as parquet
-
-        place, group = self._groups[number]
+        column = self.columns[kind]
         try:
-            with parquet.ParquetFile(self.files[place]) as file:
-                return file.read_row_group(group, columns=[column]).column(0)
-        except (pyarrow.ArrowException, OSError) as error:
-            raise MediaError(
-                f"{self.files[place]}:row group {group}", "broken archive", str(error)[:200]
-            ) from None
+            cell = self.table.row(position, [column]).get(column)
+        except Fault as fault:
+            raise BadMedia(fault.where, "broken archive", fault.found[:200]) from None
+        return opened_cell(kind, cell, self.table.where(position), self.table.base(position))
 
 
-class HubSource:
-    """A data set of the `datasets` library, read undecoded."""
+def parquet_source(files: Sequence[Path], column: str | None = None) -> TableSource:
+    """Parquet files with a media column, found in the first of them unless it is named."""
+    # One group for all: media are read in order, and every worker has a cache of its own.
+    cache = GroupCache(limit=0)
+    tables = [ParquetTable(path, cache) for path in files]
+    columns = media_columns(tables[0].schema, column, str(files[0]))
+    return TableSource(ChainTable(tables, _name_of(files)), columns)
 
-    def __init__(self, table: Any, name: str) -> None:
-        self.name = name
-        self.columns = media_columns(table.features.arrow_schema, None, name)
-        self._raw = table.with_format("arrow")
 
-    @classmethod
-    def load(cls, spec: str) -> HubSource:
-        """ "owner/name", "owner/name:split" or "owner/name:subset:split" (default: train, else the first split).
+def saved_source(path: Path) -> TableSource:
+    """A folder written by `save_to_disk` of `datasets`."""
+    import datasets
 
-        Raises ValueError if it cannot be loaded."""
-        import datasets
+    return _arrow_source(datasets.load_from_disk(str(path)), "", str(path))
 
-        name, *middle, split = spec.split(":") if ":" in spec else (spec, "")
-        try:
-            loaded = datasets.load_dataset(name, middle[0] if middle else None)
-        except (OSError, ValueError, RuntimeError) as error:
-            first = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ValueError(
-                f"{name} could not be loaded from the hub ({type(error).__name__}: {first}). Check the name, and the "
-                "subset in owner/name:subset:split; without a connection, give a local folder or file."
-            ) from error
-        return cls(_one_split(loaded, split, spec), spec)
 
-    @classmethod
-    def saved(cls, path: Path) -> HubSource:
-        """A folder written by `save_to_disk`."""
-        import datasets
+def hub_source(spec: str) -> TableSource:
+    """A data set of the hub: "owner/name", "owner/name:split" or "owner/name:subset:split" (default: train, else the
+    first split). Raises ValueError if it cannot be loaded."""
+    import datasets
 
-        return cls(_one_split(datasets.load_from_disk(str(path)), "", str(path)), str(path))
+    name, *middle, split = spec.split(":") if ":" in spec else (spec, "")
+    try:
+        loaded = datasets.load_dataset(name, middle[0] if middle else None)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"{name} could not be loaded from the hub ({type(error).__name__}: {first_line(error)}). Check the name, "
+            "and the subset in owner/name:subset:split; without a connection, give a local folder or file."
+        ) from error
+    return _arrow_source(loaded, split, spec)
 
-    def known(self, kind: Kind, need: int) -> int:
-        return len(self._raw) if kind in self.columns else 0
 
-    def open(self, kind: Kind, position: int, avoid: Sequence[str] = ()) -> Opened:
-        cell = self._raw[position : position + 1].column(self.columns[kind])[0].as_py()
-        return opened_cell(kind, cell, f"{self.name}:row {position}", None)
+def _name_of(shards: Sequence[Path]) -> str:
+    """The one file, or the folder of several."""
+    return str(shards[0].parent if len(shards) > 1 else shards[0])
+
+
+def _arrow_source(loaded: Any, split: str, name: str) -> TableSource:
+    table = ArrowTable(one_split(loaded, split, name, guess=True), name)
+    return TableSource(table, media_columns(table.schema, None, name))
 
 
 def media_columns(schema: Any, wanted: str | None, where: str) -> dict[Kind, str]:
     """Kind to column name. Columns whose name says video are clips, the others images."""
     import pyarrow
 
+    types = pyarrow.types
     found: dict[Kind, str] = {}
     for field in schema:
-        inner = field.type.value_type if pyarrow.types.is_list(field.type) else field.type
-        parts = (
-            [inner.field(i).name for i in range(inner.num_fields)]
-            if pyarrow.types.is_struct(inner)
-            else []
-        )
-        binary = pyarrow.types.is_binary(inner) or pyarrow.types.is_large_binary(inner)
-        if ("bytes" in parts or binary) and (wanted is None or field.name == wanted):
+        if wanted is not None and field.name != wanted:
+            continue
+        # A list stands for several views of one thing; the first will do.
+        inner = field.type.value_type if types.is_list(field.type) else field.type
+        holds_bytes = types.is_binary(inner) or types.is_large_binary(inner)
+        if types.is_struct(inner):
+            parts = [inner.field(place).name for place in range(inner.num_fields)]
+            holds_bytes = "bytes" in parts
+        if holds_bytes:
             lowered = field.name.lower()
-            found.setdefault(
-                "video" if "video" in lowered or "clip" in lowered else "image", field.name
-            )
+            kind: Kind = "video" if "video" in lowered or "clip" in lowered else "image"
+            found.setdefault(kind, field.name)
     if not found:
         raise ValueError(
             f"{where} has no column with media bytes among {list(schema.names)}; "
@@ -217,22 +193,21 @@ def media_columns(schema: Any, wanted: str | None, where: str) -> dict[Kind, str
 
 
 def opened_cell(kind: Kind, cell: Any, where: str, base: Path | None) -> Opened:
-    """A cell: bytes, {"bytes", "path"}, or a list of them. Raises MediaError."""
+    """A cell: bytes, {"bytes", "path"}, or a list of them. Raises BadMedia."""
     if isinstance(cell, list):
         cell = cell[0] if cell else None
     suffix = ".mp4"
     if isinstance(cell, dict):
         path, cell = cell.get("path"), cell.get("bytes")
-        suffix = os.path.splitext(path)[1] if path else suffix
+        if path:
+            suffix = os.path.splitext(path)[1]
         if cell is None and path:
             try:
-                cell = (base / path if base is not None else Path(path)).read_bytes()
+                cell = Path(base or "", path).read_bytes()
             except OSError as error:
-                raise MediaError(
-                    where, "unreadable file", f"{path}: {error.strerror}"
-                ) from None
+                raise BadMedia(where, "unreadable file", f"{path}: {error.strerror}") from None
     if not isinstance(cell, bytes) or not cell:
-        raise MediaError(where, "empty file")
+        raise BadMedia(where, "empty file")
     return opened_bytes(kind, cell, where, suffix, None)
 
 
@@ -241,17 +216,11 @@ def opened_bytes(
 ) -> Opened:
     """A medium from the bytes of its file."""
     identity = content_id(content)
-    if kind == "video":
-        return Opened(
-            identity, where, lambda: clip_from_bytes(content, where, identity, suffix or ".mp4")
-        )
-    return Opened(identity, where, lambda: image_medium(content, where, identity, depth))
 
+    def decode() -> Medium:
+        if kind == "video":
+            # Decoders guess the container by the suffix of the file's name.
+            return clip_from_bytes(content, where, identity, suffix or ".mp4")
+        return image_medium(content, where, identity, depth)
 
-def _one_split(loaded: Any, split: str, where: str) -> Any:
-    if not hasattr(loaded, "keys"):
-        return loaded
-    name = split or ("train" if "train" in loaded else next(iter(loaded.keys())))
-    if name not in loaded:
-        raise ValueError(f"{where} has no split {name!r}; it has {list(loaded.keys())}.")
-    return loaded[name]
+    return Opened(identity, where, decode)

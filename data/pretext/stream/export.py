@@ -31,7 +31,7 @@ from mmrl.data.pretext.catalogue import find
 from mmrl.data.pretext.contract import Array, Sample
 from mmrl.data.pretext.stream.media import perceptual_hash
 from mmrl.data.pretext.stream.stream import GIVE_UP, SampleStream
-from mmrl.ground.pretext_progress import shown
+from mmrl.ground.progress import with_progress
 
 CHUNK = 16
 """Indices that one worker makes at a time."""
@@ -77,7 +77,7 @@ def export(
     counts: Counter[str] = Counter()
     hashes: list[int] = []
     rows = islice(_rows(make_stream, start, workers, counts, hashes), count)
-    shards = _write_shards(shown(rows, count, "rows written"), draft / "data")
+    shards = _write_shards(with_progress(rows, count, "rows written"), draft / "data")
     # The number of shards is part of their names, and known only now.
     for place, shard in enumerate(shards):
         shard.rename(shard.with_name(f"{split}-{place:05d}-of-{len(shards):05d}.parquet"))

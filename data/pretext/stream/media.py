@@ -1,8 +1,7 @@
 """Raw files to pixels: whatever is on the disk is used correctly or refused with a reason.
 
-Images: any Pillow mode (grey, palette, CMYK, 16-bit, alpha over white), EXIF orientation applied, the first frame of an
-animation, reduced to `LONGEST` pixels while decoding. Refused: empty, truncated or unknown files, formats outside
-`FORMATS` (no PostScript or other interpreters), and pictures above `MAX_PIXELS` before anything is decoded.
+Images: what `mmrl.ground.images` reads, reduced to `LONGEST` pixels while decoding; of formats only those that are
+nothing but pictures. Grey deeper than 8 bits fills the range that its brightest value suggests.
 Depth: 16-bit PNG or TIFF in millimetres, or .npy in metres; 0 and NaN are unknown.
 Clips: decoded on demand by `data.video` in a process that can be killed; frames are reduced to `CLIP_SIDE` before they
 are copied, and the frames read last stay in memory, so that several questions about one clip decode it once.
@@ -14,67 +13,35 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
 import tempfile
 import warnings
 import weakref
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from mmrl.data.pretext.contract import Array, Medium
+from mmrl.ground.faults import BadMedia
+from mmrl.ground.images import PLAIN_FORMATS, check_size, decode_image, grey_by_range, refusals
 
 if TYPE_CHECKING:
     from mmrl.data.video.video import ClipReader
 
+Answer = TypeVar("Answer")
+
 LONGEST = 1024
 """Longest side of a decoded image, in pixels."""
-MAX_PIXELS = 120_000_000
-"""A larger picture is taken for a decompression bomb."""
 CLIP_SIDE = 320
 """Longest side of a decoded frame, in pixels."""
 KEPT_FRAMES = 96
 """Decoded frames kept per clip."""
 LONGEST_CLIP = 200_000
 """Frames of a clip beyond this number are not used."""
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
-
-
-class MediaError(ValueError):
-    """A medium that cannot be used. `reason` is a short constant phrase, for counting."""
-
-    def __init__(self, where: str, reason: str, detail: str = "") -> None:
-        self.where, self.reason, self.detail = where, reason, detail
-        super().__init__(f"{where}: {reason}{f' ({detail})' if detail else ''}")
-
-
-class Quarantine:
-    """Counts skipped media by reason and lists them, one JSON line each, in `file` (None keeps the counts only)."""
-
-    def __init__(self, file: str | os.PathLike[str] | None = None) -> None:
-        self.file = None if file is None else Path(file)
-        self.counts: Counter[str] = Counter()
-        self._listed: set[str] = set()
-
-    def add(self, error: MediaError) -> None:
-        """Count a skip; a medium is listed once."""
-        self.counts[error.reason] += 1
-        if self.file is None or error.where in self._listed:
-            return
-        self._listed.add(error.where)
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        line = json.dumps(
-            {"where": error.where, "reason": error.reason, "detail": error.detail}
-        )
-        # One write in append mode: lines of several workers do not mix.
-        with open(self.file, "ab", buffering=0) as file:
-            file.write(line.encode() + b"\n")
 
 
 def content_id(content: bytes) -> str:
@@ -84,81 +51,56 @@ def content_id(content: bytes) -> str:
 
 def clip_id(path: str | os.PathLike[str]) -> str:
     """The id of a clip: size, first, middle and last 64 KiB. Raises OSError."""
+    # All of a clip may be gigabytes; its index and its first and last pictures tell it from others.
     state, piece = os.stat(path), 1 << 16
     found = hashlib.blake2b(str(state.st_size).encode(), digest_size=16)
     with open(path, "rb") as file:
-        for start in (
-            0,
-            max(0, state.st_size // 2 - piece // 2),
-            max(0, state.st_size - piece),
-        ):
-            file.seek(start)
+        middle, last = state.st_size // 2 - piece // 2, state.st_size - piece
+        for start in (0, middle, last):
+            file.seek(max(0, start))
             found.update(file.read(piece))
     return found.hexdigest()
 
 
-def decode_image(content: bytes, where: str, longest: int = LONGEST) -> Array:
-    """uint8 [H, W, 3], upright, at most `longest` pixels on its longer side. Raises MediaError."""
-    if not content:
-        raise MediaError(where, "empty file")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return _decode(content, where, longest)
-    except MediaError:
-        raise
-    except Image.UnidentifiedImageError:
-        raise MediaError(where, "not an image", repr(content[:8])) from None
-    except Image.DecompressionBombError as error:
-        raise MediaError(where, "too many pixels", str(error)) from None
-    except MemoryError:
-        raise MediaError(where, "too many pixels", "out of memory") from None
-    except Exception as error:  # Pillow's decoders raise many kinds on broken files
-        raise MediaError(
-            where, "broken image", f"{type(error).__name__}: {error}"[:200]
-        ) from None
+def decode_picture(content: bytes, where: str, longest: int = LONGEST) -> Array:
+    """uint8 [H, W, 3], upright, at most `longest` pixels on its longer side. Raises BadMedia."""
+    with warnings.catch_warnings():
+        # Pillow warns of odd metadata and large pictures; of a million files that is a flood.
+        warnings.simplefilter("ignore")
+        return decode_image(
+            content, where, longest=longest, formats=PLAIN_FORMATS, grey=grey_by_range
+        )
 
 
 def decode_depth(content: bytes, where: str) -> Array:
-    """float32 [H, W] in metres. Raises MediaError."""
-    try:
+    """float32 [H, W] in metres. Raises BadMedia."""
+    with refusals(where, "broken depth map"):
         if content[:6] == b"\x93NUMPY":
             depth = np.load(io.BytesIO(content), allow_pickle=False).astype(np.float32)
         else:
             with Image.open(io.BytesIO(content), formats=("PNG", "TIFF")) as image:
-                if image.size[0] * image.size[1] > MAX_PIXELS:
-                    raise MediaError(
-                        where, "too many pixels", f"{image.size[0]} x {image.size[1]}"
-                    )
+                check_size(image, where)
                 values = np.asarray(image)
+            # Floats are metres, integers millimetres.
             depth = values.astype(np.float32) / (1.0 if values.dtype.kind == "f" else 1000.0)
-    except MediaError:
-        raise
-    except Exception as error:  # broken files, as above
-        raise MediaError(
-            where, "broken depth map", f"{type(error).__name__}: {error}"[:200]
-        ) from None
     if depth.ndim != 2:
-        raise MediaError(where, "broken depth map", f"shape {depth.shape}, expected [H, W]")
+        raise BadMedia(where, "broken depth map", f"shape {depth.shape}, expected [H, W]")
     return depth
 
 
 def perceptual_hash(picture: Array) -> int:
     """64 bits: is each of 8×8 cells brighter than its right neighbour? Near-duplicates differ in few bits."""
-    image = (
-        Image.fromarray(np.ascontiguousarray(picture))
-        .convert("L")
-        .resize((9, 8), Image.Resampling.BOX)
-    )
+    grey = Image.fromarray(np.ascontiguousarray(picture)).convert("L")
+    image = grey.resize((9, 8), Image.Resampling.BOX)
     cells = np.asarray(image, dtype=np.int16)
-    return int.from_bytes(np.packbits(cells[:, 1:] > cells[:, :-1]).tobytes(), "big")
+    brighter = cells[:, 1:] > cells[:, :-1]
+    return int.from_bytes(np.packbits(brighter).tobytes(), "big")
 
 
 def near(first: int, others: Array, bits: int = 6) -> bool:
     """Is one of the uint64 hashes within `bits` bits?"""
-    return bool(others.size) and bool(
-        (np.bitwise_count(others ^ np.uint64(first)) <= bits).any()
-    )
+    differing = np.bitwise_count(others ^ np.uint64(first))
+    return bool((differing <= bits).any())
 
 
 class FileClip:
@@ -169,23 +111,25 @@ class FileClip:
         info = _video(where, lambda: _reader().probe(path))
         times = np.asarray(info.times, dtype=np.float64)[:LONGEST_CLIP]
         if len(times) < 2:
-            raise MediaError(where, "one frame only")
+            raise BadMedia(where, "one frame only")
         self.times: Array = times - times[0]
         scale = min(1.0, side / max(info.height, info.width))
-        self.size = (max(2, round(info.height * scale)), max(2, round(info.width * scale)))
+        height, width = round(info.height * scale), round(info.width * scale)
+        self.size = (max(2, height), max(2, width))
         self._frames: dict[int, Array] = {}
 
     def read(self, indices: Sequence[int]) -> Array:
-        """uint8 [F, H, W, 3]. Raises MediaError."""
+        """uint8 [F, H, W, 3]. Raises BadMedia."""
         wanted = [int(i) for i in indices]
         missing = sorted(set(wanted) - self._frames.keys())
         if missing:
-            found = _video(self.where, lambda: _reader().read(self.path, missing, self.size))[0]
+            found, _ = _video(self.where, lambda: _reader().read(self.path, missing, self.size))
             if len(self._frames) + len(missing) > KEPT_FRAMES:
-                self._frames = {i: self._frames[i] for i in set(wanted) & self._frames.keys()}
-            self._frames |= {
-                i: np.ascontiguousarray(frame) for i, frame in zip(missing, found, strict=True)
-            }
+                still_wanted = set(wanted) & self._frames.keys()
+                self._frames = {index: self._frames[index] for index in still_wanted}
+            for index, frame in zip(missing, found, strict=True):
+                # A copy: a view would keep the pages of all frames that were read with it.
+                self._frames[index] = np.ascontiguousarray(frame)
         return np.stack([self._frames[i] for i in wanted])
 
     @property
@@ -197,25 +141,25 @@ class FileClip:
 def image_medium(
     content: bytes, where: str, identity: str, depth: bytes | None = None
 ) -> Medium:
-    """An image, with its depth map an RGB-D picture. Raises MediaError."""
-    picture = decode_image(content, where)
+    """An image, with its depth map an RGB-D picture. Raises BadMedia."""
+    picture = decode_picture(content, where)
     if depth is None:
         return Medium(identity, "image", image=picture)
     return Medium(identity, "rgbd", image=picture, depth=decode_depth(depth, where))
 
 
 def clip_medium(path: str, where: str, identity: str) -> Medium:
-    """A clip in a file. Raises MediaError."""
+    """A clip in a file. Raises BadMedia."""
     return Medium(identity, "video", clip=FileClip(path, where))
 
 
 def clip_from_bytes(content: bytes, where: str, identity: str, suffix: str = ".mp4") -> Medium:
-    """A clip from an archive: kept in a temporary file for as long as the medium lives. Raises MediaError."""
+    """A clip from an archive: kept in a temporary file for as long as the medium lives. Raises BadMedia."""
     with tempfile.NamedTemporaryFile(suffix=suffix, prefix="pretext-", delete=False) as file:
         file.write(content)
     try:
         medium = clip_medium(file.name, where, identity)
-    except MediaError:
+    except BadMedia:
         os.unlink(file.name)
         raise
     weakref.finalize(medium.clip, _remove, file.name)
@@ -225,75 +169,24 @@ def clip_from_bytes(content: bytes, where: str, identity: str, suffix: str = ".m
 def still_of(medium: Medium) -> Medium:
     """The middle frame of a clip, as an image."""
     clip = medium.video()
-    return Medium(f"{medium.id}-still", "image", image=clip.read([len(clip.times) // 2])[0])
-
-
-def _decode(content: bytes, where: str, longest: int) -> Array:
-    image = Image.open(io.BytesIO(content), formats=_formats())
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise MediaError(where, "too many pixels", f"{width} x {height}")
-    if image.format in ("JPEG", "MPO") and max(width, height) > 2 * longest:
-        image.draft("RGB", (longest, longest))
-    image.load()
-    upright = ImageOps.exif_transpose(image)
-    rgb = _to_rgb(upright if upright is not None else image)
-    if max(rgb.size) > longest:
-        scale = longest / max(rgb.size)
-        size = (max(1, round(rgb.width * scale)), max(1, round(rgb.height * scale)))
-        rgb = rgb.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
-    return np.array(rgb)
-
-
-@cache
-def _formats() -> tuple[str, ...]:
-    """Those of `FORMATS` that this build of Pillow can read."""
-    Image.init()
-    return tuple(name for name in FORMATS if name in Image.OPEN)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image).astype(np.float32)
-        values = values[None] if values.ndim == 1 else values
-        top = float(np.nanmax(values)) if np.isfinite(values).any() else 0.0
-        scale = (
-            255.0
-            if top <= 1.0
-            else 1.0
-            if top <= 255
-            else 255.0 / 65535.0
-            if top <= 65535
-            else 255.0 / top
-        )
-        return Image.fromarray(
-            np.clip(np.nan_to_num(values) * scale, 0, 255).astype(np.uint8)
-        ).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        layer = image.convert("RGBA")
-        return Image.alpha_composite(
-            Image.new("RGBA", layer.size, (255, 255, 255, 255)), layer
-        ).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")
+    (middle,) = clip.read([len(clip.times) // 2])
+    return Medium(f"{medium.id}-still", "image", image=middle)
 
 
 @cache
 def _reader() -> ClipReader:
     from mmrl.data.video.video import ClipReader
 
-    return ClipReader(
-        backend="pyav", timeout=30.0
-    )  # reads every container, and gives everybody the same pixels
+    # PyAV reads every container, and gives everybody the same pixels.
+    return ClipReader(backend="pyav", timeout=30.0)
 
 
-def _video(where: str, call):
-    """Run a call of the reader; what it refuses becomes a MediaError."""
-    from mmrl.data.video.probe import BadVideo
-
+def _video(where: str, call: Callable[[], Answer]) -> Answer:
+    """Run a call of the reader; what it refuses bears the medium's own place, not that of a temporary file."""
     try:
         return call()
-    except BadVideo as error:
-        raise MediaError(where, error.reason, error.detail) from None
+    except BadMedia as error:
+        raise BadMedia(where, error.reason, error.detail) from None
 
 
 def _remove(path: str) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mmrl.data.pretext.stream.archives import HubSource, open_archive
-from mmrl.data.pretext.stream.media import Quarantine
+from mmrl.data.pretext.stream.archives import hub_source, open_archive
 from mmrl.data.pretext.stream.sources import DrawnSource, FolderSource, Source
+from mmrl.ground.quarantine import Quarantine
 
 
 def open_source(spec: str, quarantine: Quarantine | None = None) -> Source:
@@ -18,7 +18,7 @@ def open_source(spec: str, quarantine: Quarantine | None = None) -> Source:
     if path.exists():
         return open_archive(path) or FolderSource(path, quarantine)
     if spec.count("/") == 1 and not spec.startswith((".", "/", "~")):
-        return HubSource.load(spec)
+        return hub_source(spec)
     raise ValueError(
         f"{spec} does not exist; give a folder, a .tar or .parquet file, 'drawn', or a hub name owner/name."
     )

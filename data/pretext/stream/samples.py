@@ -13,8 +13,8 @@ from typing import Any
 
 from mmrl.data.pretext.contract import Draft, Knobs, Medium, Reject, Sample, Task, Visual
 from mmrl.data.pretext.craft.canvas import numbered_canvas
-from mmrl.data.pretext.craft.rng import Streams, digest
 from mmrl.data.pretext.surface import Surface
+from mmrl.ground.seeds import Streams, digest
 
 ATTEMPTS = 9
 """Sub-indices 0 to 8 before the medium is given up."""

@@ -11,9 +11,12 @@ An image `x.png` with a depth map beside it (`x_depth.png`, `x.depth.png`, `x_de
 
 from __future__ import annotations
 
+import hashlib
 import os
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Protocol
 
@@ -22,33 +25,22 @@ import numpy as np
 from mmrl.data.pretext.contract import Kind, Medium
 from mmrl.data.pretext.craft.procedural import clip, depth_scene, drift, landscape, scene
 from mmrl.data.pretext.stream.media import (
-    MediaError,
-    Quarantine,
     clip_id,
     clip_medium,
     content_id,
     image_medium,
+    near,
+    perceptual_hash,
     still_of,
 )
+from mmrl.ground.faults import BadMedia
+from mmrl.ground.media_names import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from mmrl.ground.quarantine import Quarantine
 
-IMAGES = (
-    ".jpg",
-    ".jpeg",
-    ".png",
-    ".webp",
-    ".gif",
-    ".bmp",
-    ".tif",
-    ".tiff",
-    ".ppm",
-    ".pgm",
-    ".avif",
-    ".jp2",
-)
-VIDEOS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".flv", ".ts", ".mpg", ".mpeg")
+VIDEOS = (*VIDEO_SUFFIXES, ".mpg", ".mpeg")
 DEPTHS = (".png", ".npy", ".tif", ".tiff")
 USUAL = tuple(
-    suffix for lower in (*IMAGES, *VIDEOS, *DEPTHS) for suffix in (lower, lower.upper())
+    suffix for lower in (*IMAGE_SUFFIXES, *VIDEOS, *DEPTHS) for suffix in (lower, lower.upper())
 )
 """Names that end so are taken for files without asking the file system."""
 KINDS: tuple[Kind, ...] = ("image", "rgbd", "video")
@@ -61,7 +53,7 @@ class Opened:
     id: str
     where: str
     decode: Callable[[], Medium]
-    """Raises MediaError."""
+    """Raises BadMedia."""
 
 
 class Source(Protocol):
@@ -75,7 +67,7 @@ class Source(Protocol):
 
     def open(self, kind: Kind, position: int, avoid: Sequence[str] = ()) -> Opened:
         """The medium at a position below `known`. `avoid` names traits (see `Task.avoid`) that a source which draws
-        can leave out. Raises MediaError."""
+        can leave out. Raises BadMedia."""
         ...
 
 
@@ -103,9 +95,11 @@ class DrawnSource:
             size, maker = self.clip_size, drift if plain else clip
         where = f"{maker.__name__}:{self.seed}:{position}"
         identity = content_id(f"{where}:{size}".encode())
-        return Opened(
-            identity, where, lambda: replace(maker(self.seed, position, *size), id=identity)
-        )
+
+        def draw() -> Medium:
+            return replace(maker(self.seed, position, *size), id=identity)
+
+        return Opened(identity, where, draw)
 
 
 class FolderSource:
@@ -126,31 +120,28 @@ class FolderSource:
 
     def known(self, kind: Kind, need: int) -> int:
         while self._totals.get(kind, need) < need:
-            directory = next(self._walk, None)
-            if directory is None:
+            folder, inside = next(self._walk, (None, []))
+            if folder is None:
                 break
-            for found, names in classified(directory[1]).items():
-                self._listings[found].append(_Names(directory[0], names, self._totals[found]))
+            for found, names in classified(inside).items():
+                listing = _Names(folder, names, self._totals[found])
+                self._listings[found].append(listing)
                 self._totals[found] += len(names)
         return self._totals.get(kind, 0)
 
     def open(self, kind: Kind, position: int, avoid: Sequence[str] = ()) -> Opened:
         listings = self._listings[kind]
-        low, high = 0, len(listings)
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if listings[middle].start <= position else (low, middle)
-        path, _, depth = listings[low][position - listings[low].start].partition("\0")
+        place = bisect_right(listings, position, key=attrgetter("start")) - 1
+        listing = listings[place]
+        path, _, depth = listing[position - listing.start].partition("\0")
         try:
             if kind == "video":
                 identity = clip_id(path)
                 return Opened(identity, path, lambda: clip_medium(path, path, identity))
             content = Path(path).read_bytes()
-            beside = (
-                Path(os.path.join(os.path.dirname(path), depth)).read_bytes() if depth else None
-            )
+            beside = Path(path).with_name(depth).read_bytes() if depth else None
         except OSError as error:
-            raise MediaError(path, "unreadable file", error.strerror or str(error)) from None
+            raise BadMedia(path, "unreadable file", error.strerror or str(error)) from None
         identity = content_id(content)
         return Opened(identity, path, lambda: image_medium(content, path, identity, beside))
 
@@ -166,16 +157,14 @@ class FolderSource:
                 seen.add((state.st_dev, state.st_ino))
                 names = sorted(os.listdir(folder))
             except OSError as error:
-                self.quarantine.add(
-                    MediaError(folder, "unreadable folder", error.strerror or str(error))
-                )
+                why = error.strerror or str(error)
+                self.quarantine.add(BadMedia(folder, "unreadable folder", why))
                 continue
-            inner = [name for name in names if not name.endswith(USUAL)]
-            pending += [
-                path
-                for name in reversed(inner)
-                if os.path.isdir(path := os.path.join(folder, name))
-            ]
+            # A question to the file system for each of a million pictures would take minutes.
+            others = [name for name in names if not name.endswith(USUAL)]
+            paths = [os.path.join(folder, name) for name in others]
+            # Reversed, because the last one pending is walked first.
+            pending += reversed([path for path in paths if os.path.isdir(path)])
             yield folder, names
 
 
@@ -183,30 +172,31 @@ def classified(names: Sequence[str]) -> dict[Kind, list[str]]:
     """Media among file names of one directory or archive, by kind. An rgbd entry is "image\\0depth"."""
     by_suffix: dict[str, list[str]] = {}
     for name in names:
-        tail = name[-6:]
-        by_suffix.setdefault(tail[tail.rfind(".") :].lower() if "." in tail else "", []).append(
-            name
-        )
-    images = [name for suffix in IMAGES for name in by_suffix.get(suffix, ())]
-    videos = [name for suffix in VIDEOS for name in by_suffix.get(suffix, ())]
-    depths = [
-        name for suffix in DEPTHS for name in by_suffix.get(suffix, ()) if _is_depth(name)
-    ]
-    found: dict[Kind, list[str]] = {"image": images, "rgbd": [], "video": videos}
+        # Of a million names the last characters will do: no suffix of ours is longer than 5.
+        _, dot, suffix = name[-6:].rpartition(".")
+        by_suffix.setdefault(dot + suffix.lower() if dot else "", []).append(name)
+
+    def ending(suffixes: Sequence[str]) -> list[str]:
+        return [name for suffix in suffixes for name in by_suffix.get(suffix, ())]
+
+    images, videos = ending(IMAGE_SUFFIXES), ending(VIDEOS)
+    depths = list(filter(_is_depth, ending(DEPTHS)))
+    rgbd = []
     if depths:
-        twins = {os.path.splitext(name)[0][:-6].lower(): name for name in depths}
-        found["image"] = images = [name for name in images if not _is_depth(name)]
-        pairs = ((name, twins.get(os.path.splitext(name)[0].lower())) for name in images)
-        found["rgbd"] = [f"{name}\0{twin}" for name, twin in pairs if twin is not None]
+        twins = {_stem(name)[: -len("_depth")]: name for name in depths}
+        images = [name for name in images if not _is_depth(name)]
+        rgbd = [f"{name}\0{twins[_stem(name)]}" for name in images if _stem(name) in twins]
+    found: dict[Kind, list[str]] = {"image": images, "rgbd": rgbd, "video": videos}
     return {kind: sorted(entries) for kind, entries in found.items() if entries}
 
 
+def _stem(name: str) -> str:
+    return os.path.splitext(name)[0].lower()
+
+
 def _is_depth(name: str) -> bool:
-    return (
-        os.path.splitext(name)[0].lower().endswith(("_depth", ".depth"))
-        if "depth" in name.lower()
-        else False
-    )
+    # The first question is cheap, and answers nearly all.
+    return "depth" in name.lower() and _stem(name).endswith(("_depth", ".depth"))
 
 
 class SplitSource:
@@ -224,7 +214,8 @@ class SplitSource:
             raise ValueError(f"split is {side!r}; it must be 'train' or 'heldout'.")
         if not 0.0 < share < 1.0:
             raise ValueError(f"the held-out share is {share}; it must lie between 0 and 1.")
-        self.source, self.side, self.share, self.name = source, side, share, source.name
+        self.source, self.name = source, source.name
+        self.side, self.share = side, share
         self.near_hashes = np.zeros(0, dtype=np.uint64) if near_hashes is None else near_hashes
 
     def known(self, kind: Kind, need: int) -> int:
@@ -232,15 +223,13 @@ class SplitSource:
 
     def open(self, kind: Kind, position: int, avoid: Sequence[str] = ()) -> Opened:
         opened = self.source.open(kind, position, avoid)
-        if (held_out(opened.id, self.share)) != (self.side == "heldout"):
+        if held_out(opened.id, self.share) != (self.side == "heldout"):
             raise OtherSide(opened.where, "other side of the split")
         if self.side == "heldout" or not self.near_hashes.size:
             return opened
         return Opened(opened.id, opened.where, lambda: self._distinct(opened))
 
     def _distinct(self, opened: Opened) -> Medium:
-        from mmrl.data.pretext.stream.media import near, perceptual_hash
-
         medium = opened.decode()
         picture = medium.image if medium.image is not None else still_of(medium).picture()
         if near(perceptual_hash(picture), self.near_hashes):
@@ -248,18 +237,14 @@ class SplitSource:
         return medium
 
 
-class OtherSide(MediaError):
+class OtherSide(BadMedia):
     """Not a fault: the medium belongs to the other split."""
 
 
 def held_out(identity: str, share: float) -> bool:
     """Does this content belong to the held-out share? Depends on the content only."""
-    import hashlib
-
-    number = int.from_bytes(
-        hashlib.blake2b(identity.encode(), digest_size=8, person=b"heldout").digest(), "big"
-    )
-    return number < share * 2**64
+    hashed = hashlib.blake2b(identity.encode(), digest_size=8, person=b"heldout").digest()
+    return int.from_bytes(hashed, "big") < share * 2**64
 
 
 class _Names:
@@ -268,10 +253,10 @@ class _Names:
     def __init__(self, folder: str, names: Sequence[str], start: int) -> None:
         self.folder, self.start = folder, start
         self._blob = os.fsencode("/".join(names)) + b"/"  # no name holds a slash
-        self._ends = np.flatnonzero(np.frombuffer(self._blob, dtype=np.uint8) == ord("/"))
+        letters = np.frombuffer(self._blob, dtype=np.uint8)
+        self._ends = np.flatnonzero(letters == ord("/"))
 
     def __getitem__(self, place: int) -> str:
         begin = int(self._ends[place - 1]) + 1 if place else 0
-        return os.path.join(
-            self.folder, os.fsdecode(self._blob[begin : int(self._ends[place])])
-        )
+        name = self._blob[begin : int(self._ends[place])]
+        return os.path.join(self.folder, os.fsdecode(name))

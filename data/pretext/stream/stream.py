@@ -35,14 +35,16 @@ from mmrl.data.pretext.contract import (
     Sample,
     Task,
 )
-from mmrl.data.pretext.craft.rng import generator
 from mmrl.data.pretext.difficulty import DefaultKnobs, LevelSchedule
 from mmrl.data.pretext.mixture import BaseWeights, Weights
 from mmrl.data.pretext.presets import Ingredient, TaskMix
-from mmrl.data.pretext.stream.media import MediaError, Quarantine, still_of
+from mmrl.data.pretext.stream.media import still_of
 from mmrl.data.pretext.stream.samples import make, replay
 from mmrl.data.pretext.stream.sources import OtherSide, Source
 from mmrl.data.pretext.surface import Surface
+from mmrl.ground.faults import BadMedia
+from mmrl.ground.quarantine import Quarantine
+from mmrl.ground.seeds import philox
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +111,7 @@ class SampleStream:
             except OtherSide:
                 other += 1
                 continue
-            except MediaError as error:
+            except BadMedia as error:
                 self._skip(error)
                 hop += 1
                 continue
@@ -128,7 +130,7 @@ class SampleStream:
         self.counts[f"none/{fit.task.name}"] += 1
         return None
 
-    def _skip(self, error: MediaError) -> None:
+    def _skip(self, error: BadMedia) -> None:
         self.quarantine.add(error)
         self.counts[f"skipped/{error.reason}"] += 1
 
@@ -206,7 +208,7 @@ class SampleStream:
 
     def _choose(self, index: int) -> Fit:
         edges = list(accumulate(self.shares()))
-        draw = float(generator(self.seed, "task", index).random()) * edges[-1]
+        draw = float(philox(self.seed, "task", index).random()) * edges[-1]
         return self._fits[min(bisect_right(edges, draw), len(edges) - 1)]
 
     def _made(
@@ -217,7 +219,7 @@ class SampleStream:
             return Reject("too-few-media")
         try:
             return make(fit.task, media, knobs, self.surface, self.seed, index)
-        except MediaError as error:  # a clip that breaks while its frames are read
+        except BadMedia as error:  # a clip that breaks while its frames are read
             self._skip(error)
             return Reject("media-broke")
 
@@ -245,7 +247,7 @@ class SampleStream:
         key = (kind, epoch, block)
         if key not in self._orders:
             size = min(BLOCK, self.source.known(kind, start + BLOCK) - start)
-            shuffle = generator(self.seed, "order", kind, epoch, block)
+            shuffle = philox(self.seed, "order", kind, epoch, block)
             self._orders[key] = shuffle.permutation(size)
             while len(self._orders) > 8:
                 self._orders.popitem(last=False)
@@ -253,7 +255,7 @@ class SampleStream:
 
     def _medium(self, kind: Kind, position: int, avoid: Sequence[str], still: bool) -> Medium:
         if (kind, position) in self._bad:
-            raise MediaError(*self._bad[kind, position])
+            raise BadMedia(*self._bad[kind, position])
         key = (kind, position, tuple(avoid), still)
         if key in self._cache:
             self._cache.move_to_end(key)
@@ -263,7 +265,7 @@ class SampleStream:
             medium = still_of(medium) if still else medium
         except OtherSide:  # nothing is wrong with it
             raise
-        except MediaError as error:
+        except BadMedia as error:
             self._bad[kind, position] = (error.where, error.reason, error.detail)
             raise
         self._cache[key] = medium

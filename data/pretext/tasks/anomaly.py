@@ -41,7 +41,6 @@ from mmrl.data.pretext.craft.perturbations import (
     untouched,
     zoom_out,
 )
-from mmrl.data.pretext.craft.rng import Streams
 from mmrl.data.pretext.craft.time_forms import (
     Spans,
     StretchTask,
@@ -50,6 +49,7 @@ from mmrl.data.pretext.craft.time_forms import (
     span_form,
     span_lengths,
 )
+from mmrl.ground.seeds import Streams
 
 PAPER_KINDS = tuple(kind for kind in DESCRIPTIONS if kind not in ("swap", *SQUARE_KINDS))
 """The 14 kinds of the paper's table."""

@@ -31,7 +31,7 @@ from mmrl.data.pretext.craft.answer_forms import WordsTask, listed
 from mmrl.data.pretext.craft.coordinates import warp
 from mmrl.data.pretext.craft.degenerate_checks import harmless_history, textureless
 from mmrl.data.pretext.craft.draws import one_of
-from mmrl.data.pretext.craft.rng import Streams
+from mmrl.ground.seeds import Streams
 
 MOTIONS: dict[str, tuple[float, float, float, float]] = {
     "pan left": (-1, 0, 0, 0),

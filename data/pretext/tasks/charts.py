@@ -32,7 +32,7 @@ from mmrl.data.pretext.contract import (
 from mmrl.data.pretext.craft.draws import one_of, some_of
 from mmrl.data.pretext.craft.lettering import font
 from mmrl.data.pretext.craft.number_form import NumberTask
-from mmrl.data.pretext.craft.rng import Streams
+from mmrl.ground.seeds import Streams
 
 NAMES = (
     *("Oslo", "Lima", "Cairo", "Delhi", "Quito", "Tunis", "Perth", "Seoul"),

@@ -24,7 +24,7 @@ from mmrl.data.pretext.contract import (
 )
 from mmrl.data.pretext.craft import clips
 from mmrl.data.pretext.craft.answer_forms import ChoiceTask, listed
-from mmrl.data.pretext.craft.rng import Streams
+from mmrl.ground.seeds import Streams
 
 
 class ClipInsertionTask(ChoiceTask):

@@ -28,9 +28,9 @@ from mmrl.data.pretext.contract import (
     Visual,
 )
 from mmrl.data.pretext.craft.lettering import font
-from mmrl.data.pretext.craft.rng import Streams
 from mmrl.data.pretext.marking.parsing import ParseError
 from mmrl.data.pretext.marking.rewards import angle_circular, sharpen
+from mmrl.ground.seeds import Streams
 
 DIAL = 720
 """Minutes on the dial."""

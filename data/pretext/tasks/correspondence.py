@@ -42,9 +42,9 @@ from mmrl.data.pretext.craft.coordinates import (
     warp,
 )
 from mmrl.data.pretext.craft.degenerate_checks import harmless_history, jittered, textureless
-from mmrl.data.pretext.craft.rng import Streams, generator
 from mmrl.data.pretext.marking import parsing
 from mmrl.data.pretext.marking.parsing import ParseError
+from mmrl.ground.seeds import Streams, philox
 
 MARGIN = 0.15
 """The point keeps this share of the side from the borders of both views."""
@@ -185,7 +185,7 @@ def _ringed(view: Array, point: Array, side: int) -> Array:
 @lru_cache(maxsize=64)
 def _expected(hit: float, sigma: float, draws: int = 40_000) -> float:
     """Mean reward of a uniform point for a truth that is uniform inside the margins (fixed random numbers)."""
-    rng = generator("expected-point", hit, sigma)
+    rng = philox("expected-point", hit, sigma)
     truth = MARGIN + (1.0 - 2 * MARGIN) * rng.random((draws, 2))
     across, down = (rng.random((draws, 2)) - truth).T
     beyond = np.clip(np.hypot(across, down) - hit, 0.0, None)

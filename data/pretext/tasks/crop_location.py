@@ -34,10 +34,10 @@ from mmrl.data.pretext.craft.degenerate_checks import (
     resize,
     textureless,
 )
-from mmrl.data.pretext.craft.rng import Streams, generator
 from mmrl.data.pretext.marking import parsing
 from mmrl.data.pretext.marking.parsing import ParseError
 from mmrl.data.pretext.marking.rewards import box_iou
+from mmrl.ground.seeds import Streams, philox
 
 
 class CropLocationTask(Task):
@@ -133,7 +133,7 @@ def _share(mean: float, uniform: np.ndarray) -> np.ndarray:
 @lru_cache(maxsize=64)
 def _expected_iou(share: float, draws: int = 20_000) -> float:
     """Mean IoU of a random box with a drawn truth, by simulation with fixed random numbers (error about 0.001)."""
-    rng = generator("expected-iou", share)
+    rng = philox("expected-iou", share)
     side = _share(share, rng.random(draws))
     low = rng.random((draws, 2)) * (1.0 - side[:, None])
     high = low + side[:, None]

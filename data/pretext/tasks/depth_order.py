@@ -30,7 +30,7 @@ from mmrl.data.pretext.contract import (
 )
 from mmrl.data.pretext.craft.answer_forms import OrderTask
 from mmrl.data.pretext.craft.degenerate_checks import resize
-from mmrl.data.pretext.craft.rng import Streams
+from mmrl.ground.seeds import Streams
 
 NEAR, FAR = 0.1, 10.0
 """Usable depths in metres."""

@@ -37,11 +37,11 @@ from mmrl.data.pretext.craft.answer_forms import all_or_error, listed
 from mmrl.data.pretext.craft.coordinates import RULE, is_box, scaled_box
 from mmrl.data.pretext.craft.degenerate_checks import difference, harmless_history, jittered
 from mmrl.data.pretext.craft.draws import repeatedly
-from mmrl.data.pretext.craft.rng import Streams, generator
 from mmrl.data.pretext.marking import parsing
 from mmrl.data.pretext.marking.parsing import ParseError
 from mmrl.data.pretext.marking.rewards import box_iou
 from mmrl.data.pretext.tasks.crop_location import box_key, random_box
+from mmrl.ground.seeds import Streams, philox
 
 KINDS = ("recolour", "copy", "shift", "remove")
 Box = tuple[int, int, int, int]
@@ -197,8 +197,10 @@ def _edit(picture: Array, box: Box, kind: str, rng: Streams) -> Array:
         new = picture[y0:y1, left : left + wide]
     down = np.linspace(-1, 1, tall, dtype=np.float32)[:, None]
     across = np.linspace(-1, 1, wide, dtype=np.float32)[None]
-    # 1 in the middle, 0 at the border: a superellipse of power 4, steep enough to keep most of the box.
-    outwards = (across**4 + down**4) ** 0.25
+    # 1 in the middle, 0 at the border: a superellipse of power 4, steep enough to keep most of the box. Products and
+    # roots are rounded alike on every processor; a power of 0.25 is not, and one grey level follows.
+    fourth_powers = across * across * across * across + down * down * down * down
+    outwards = np.sqrt(np.sqrt(fourth_powers))
     alpha = np.clip((1.0 - outwards) * 6.0, 0.0, 1.0)[..., None]
     return (old * (1.0 - alpha) + new * alpha).astype(np.uint8)
 
@@ -206,7 +208,7 @@ def _edit(picture: Array, box: Box, kind: str, rng: Streams) -> Array:
 @lru_cache(maxsize=32)
 def _expected(count: int, size: float, draws: int = 1500) -> float:
     """Mean reward of random boxes, by simulation on a wide picture with fixed random numbers."""
-    rng, total = generator("expected-boxes", count, size), 0.0
+    rng, total = philox("expected-boxes", count, size), 0.0
     for _ in range(draws):
         truth = _disjoint(count, 750, 1000, size, rng) or []
         boxes = [scaled_box(box, 1000, 750) for box in truth]

@@ -40,9 +40,9 @@ from mmrl.data.pretext.craft.degenerate_checks import (
     thumbnail,
 )
 from mmrl.data.pretext.craft.draws import repeatedly
-from mmrl.data.pretext.craft.rng import Streams
 from mmrl.data.pretext.marking import parsing
 from mmrl.data.pretext.marking.parsing import ParseError
+from mmrl.ground.seeds import Streams
 
 OPERATIONS: dict[str, Callable[[Array], Array]] = {
     "turn right": partial(np.rot90, k=-1),

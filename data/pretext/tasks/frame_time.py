@@ -27,8 +27,8 @@ from mmrl.data.pretext.contract import (
 from mmrl.data.pretext.craft import clips
 from mmrl.data.pretext.craft.degenerate_checks import jittered
 from mmrl.data.pretext.craft.draws import one_of
-from mmrl.data.pretext.craft.rng import Streams
 from mmrl.data.pretext.craft.time_forms import MomentTask
+from mmrl.ground.seeds import Streams
 
 MARGIN = 1.15
 """The best frame further than one step away must differ this many times as much as the true one."""

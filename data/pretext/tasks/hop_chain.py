@@ -45,7 +45,6 @@ from mmrl.data.pretext.craft.hop_programs import (
     run,
 )
 from mmrl.data.pretext.craft.number_form import NumberTask, whole_number
-from mmrl.data.pretext.craft.rng import Streams
 from mmrl.data.pretext.craft.scene_objects import (
     Thing,
     draw_things,
@@ -55,6 +54,7 @@ from mmrl.data.pretext.craft.scene_objects import (
 )
 from mmrl.data.pretext.marking import parsing
 from mmrl.data.pretext.marking.parsing import ParseError
+from mmrl.ground.seeds import Streams
 
 MATTERS = 0.6
 PROGRAMS = 150

@@ -33,10 +33,10 @@ from mmrl.data.pretext.contract import (
 from mmrl.data.pretext.craft import clips
 from mmrl.data.pretext.craft.answer_forms import all_or_error, listed
 from mmrl.data.pretext.craft.draws import shuffled_numbers
-from mmrl.data.pretext.craft.rng import Streams
 from mmrl.data.pretext.marking import parsing
 from mmrl.data.pretext.marking.parsing import ParseError
 from mmrl.data.pretext.marking.rewards import is_permutation
+from mmrl.ground.seeds import Streams
 
 
 class InterleavedClipsTask(Task):

@@ -45,10 +45,10 @@ from mmrl.data.pretext.craft.degenerate_checks import (
     textureless,
 )
 from mmrl.data.pretext.craft.draws import repeatedly, some_of
-from mmrl.data.pretext.craft.rng import Streams
 from mmrl.data.pretext.marking import parsing
 from mmrl.data.pretext.marking.parsing import ParseError
 from mmrl.data.pretext.marking.rewards import is_permutation
+from mmrl.ground.seeds import Streams
 
 TURNS = (0, 90, 180, 270)
 

@@ -34,11 +34,12 @@ from mmrl.data.pretext.contract import (
     Visual,
 )
 from mmrl.data.pretext.craft.draws import shuffled_numbers
-from mmrl.data.pretext.craft.rng import Streams
 from mmrl.data.pretext.craft.worked_steps import LEAST, MOST, Step, calculation
-from mmrl.data.pretext.marking.parsing import NUMBER, ParseError
+from mmrl.data.pretext.marking.parsing import ParseError
 from mmrl.data.pretext.marking.rewards import edit
 from mmrl.data.pretext.tasks.step_reorder import drawn_page
+from mmrl.ground.answers import DECIMAL
+from mmrl.ground.seeds import Streams
 
 SPANS = ("values", "expressions", "mixed")
 LONGEST = 60
@@ -46,7 +47,7 @@ LONGEST = 60
 MOST_ENTRIES = 50
 """Entries of an answer that are looked at."""
 _ENTRY = re.compile(r"\[?(?:mask[ _]?)?(\d{1,2})\]? ?[:=] ?(.*)", re.IGNORECASE)
-_NUMBER = re.compile(NUMBER)
+_NUMBER = re.compile(DECIMAL)
 _TOKEN = re.compile(r"\d{1,6}|[A-Za-z]|[-+*()]")
 
 

@@ -33,9 +33,9 @@ from mmrl.data.pretext.contract import (
 from mmrl.data.pretext.craft.answer_forms import LETTERS, ChoiceTask, listed
 from mmrl.data.pretext.craft.draws import one_of, repeatedly, some_of
 from mmrl.data.pretext.craft.lettering import font
-from mmrl.data.pretext.craft.rng import Streams
 from mmrl.data.pretext.marking import parsing
 from mmrl.data.pretext.marking.parsing import ParseError
+from mmrl.ground.seeds import Streams
 
 STEPS = {
     "up": (-1, 0),

@@ -30,7 +30,7 @@ from mmrl.data.pretext.craft.degenerate_checks import (
     resize,
     textureless,
 )
-from mmrl.data.pretext.craft.rng import Streams
+from mmrl.ground.seeds import Streams
 
 
 class MosaicTask(ChoiceTask):

@@ -21,9 +21,9 @@ from mmrl.data.pretext.contract import (
     Reject,
 )
 from mmrl.data.pretext.craft import clips
-from mmrl.data.pretext.craft.rng import Streams
 from mmrl.data.pretext.craft.time_forms import StretchTask, draw_spans
 from mmrl.data.pretext.tasks.anomaly import JUMP, VISIBLE, stretch_draft
+from mmrl.ground.seeds import Streams
 
 
 class NeedleClipTask(StretchTask):

@@ -40,9 +40,9 @@ from mmrl.data.pretext.craft import np_graphs as graphs
 from mmrl.data.pretext.craft import np_pictures as pictures
 from mmrl.data.pretext.craft import np_selection as selection
 from mmrl.data.pretext.craft.answer_forms import all_or_error, listed
-from mmrl.data.pretext.craft.rng import Streams, generator
 from mmrl.data.pretext.marking import parsing
 from mmrl.data.pretext.marking.parsing import ParseError
+from mmrl.ground.seeds import Streams, philox
 
 FLOOR = 0.1
 """Pay for any valid solution."""
@@ -159,7 +159,7 @@ def quality(worth: float, reference: float, smaller: bool) -> float:
 @lru_cache(maxsize=128)
 def _simulated(task: type[NPTask], size: int) -> tuple[float, float]:
     """Share of right guesses and their mean reward, over instances of this size."""
-    rng, problem, one = generator("np chance", task.name, size), task.problem, task()
+    rng, problem, one = philox("np chance", task.name, size), task.problem, task()
     # Large instances take the solvers long; a fifth of them is enough.
     instances = SIMULATED if size <= EXACT else SIMULATED // 5
     scores = []

@@ -36,7 +36,7 @@ from mmrl.data.pretext.craft.degenerate_checks import (
     thumbnail,
 )
 from mmrl.data.pretext.craft.draws import one_of
-from mmrl.data.pretext.craft.rng import Streams
+from mmrl.ground.seeds import Streams
 
 CHANGES = ("foreign", "recolour", "turn", "mirror")
 WORDS = {

@@ -35,10 +35,10 @@ from mmrl.data.pretext.craft.degenerate_checks import harmless_history
 from mmrl.data.pretext.craft.draws import repeatedly, some_of
 from mmrl.data.pretext.craft.overlays import boxes_of, paint, place
 from mmrl.data.pretext.craft.procedural import SHAPES, ShapeName
-from mmrl.data.pretext.craft.rng import Streams
 from mmrl.data.pretext.marking import parsing
 from mmrl.data.pretext.marking.parsing import ParseError
 from mmrl.data.pretext.marking.rewards import count_rel
+from mmrl.ground.seeds import Streams
 
 
 class OverlayCountTask(Task):
@@ -73,7 +73,7 @@ class OverlayCountTask(Task):
         extra = int(rng.selection.integers(int(knobs["distractors"]) + 1))
         names: list[ShapeName] = []
         for name, count in zip(asked, counts, strict=True):
-            names += [name] * count
+            names.extend(name for _ in range(count))
         distractors: list[ShapeName] = repeatedly(others, extra, rng.selection)
         names += distractors
         largest = float(knobs["largest"])

@@ -39,7 +39,7 @@ from mmrl.data.pretext.craft.degenerate_checks import (
     textureless,
     thumbnail,
 )
-from mmrl.data.pretext.craft.rng import Streams
+from mmrl.ground.seeds import Streams
 
 APART = 6.0
 """Smallest mean absolute difference between two options, in grey levels."""

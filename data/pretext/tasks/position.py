@@ -31,9 +31,9 @@ from mmrl.data.pretext.craft.degenerate_checks import (
     random_crop,
     textureless,
 )
-from mmrl.data.pretext.craft.rng import Streams
 from mmrl.data.pretext.marking import parsing
 from mmrl.data.pretext.marking.parsing import ParseError
+from mmrl.ground.seeds import Streams
 
 DIRECTIONS = {
     4: ("right", "below", "left", "above"),

@@ -32,7 +32,7 @@ from mmrl.data.pretext.craft.degenerate_checks import (
     textureless,
 )
 from mmrl.data.pretext.craft.draws import one_of
-from mmrl.data.pretext.craft.rng import Streams
+from mmrl.ground.seeds import Streams
 
 KINDS = ("blur", "noise", "brightness")
 WORDS = {

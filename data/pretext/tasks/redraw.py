@@ -35,10 +35,10 @@ from mmrl.data.pretext.contract import (
 )
 from mmrl.data.pretext.craft.draws import one_of
 from mmrl.data.pretext.craft.procedural import COLOURS, SHAPES, Shape, ShapeName, coverage
-from mmrl.data.pretext.craft.rng import Streams, generator
 from mmrl.data.pretext.craft.scene_objects import HUES
 from mmrl.data.pretext.marking.parsing import ParseError
 from mmrl.data.pretext.marking.rewards import render_similarity
+from mmrl.ground.seeds import Streams, philox
 
 SIZES = {"small": 0.45, "large": 0.85}
 """Diameter as a share of a cell."""
@@ -192,7 +192,7 @@ def _box(entry: Entry, unit: int) -> tuple[int, int, int, int]:
 @lru_cache(maxsize=64)
 def _expected(count: int, cells: int, draws: int = 1500) -> float:
     """Mean reward of random programs, by simulation with fixed random numbers."""
-    rng, total = generator("expected-drawing", count, cells), 0.0
+    rng, total = philox("expected-drawing", count, cells), 0.0
     for _ in range(draws):
         first, second = (drawing(_program(count, cells, rng), cells, UNIT) for _ in "12")
         total += min(render_similarity(first, second), 0.99)

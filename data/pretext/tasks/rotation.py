@@ -38,9 +38,9 @@ from mmrl.data.pretext.craft.degenerate_checks import (
     resize,
 )
 from mmrl.data.pretext.craft.draws import one_of
-from mmrl.data.pretext.craft.rng import Streams
 from mmrl.data.pretext.marking import parsing
 from mmrl.data.pretext.marking.parsing import ParseError
+from mmrl.ground.seeds import Streams
 
 
 class RotationTask(Task):

@@ -29,7 +29,6 @@ from mmrl.data.pretext.craft.answer_forms import ChoiceTask
 from mmrl.data.pretext.craft.draws import one_of, repeatedly, some_of
 from mmrl.data.pretext.craft.number_form import NumberTask
 from mmrl.data.pretext.craft.procedural import SHAPES
-from mmrl.data.pretext.craft.rng import Streams
 from mmrl.data.pretext.craft.scene_objects import (
     HUES,
     Place,
@@ -38,6 +37,7 @@ from mmrl.data.pretext.craft.scene_objects import (
     drawn_ground,
     spread_out,
 )
+from mmrl.ground.seeds import Streams
 
 HEIGHT, WIDTH = 288, 384
 DIAMETERS = {"small": 22.0, "large": 40.0}

@@ -34,8 +34,8 @@ from mmrl.data.pretext.craft import clips
 from mmrl.data.pretext.craft.answer_forms import ChoiceTask, WordsTask
 from mmrl.data.pretext.craft.draws import one_of, some_of
 from mmrl.data.pretext.craft.procedural import COLOURS, SHAPES
-from mmrl.data.pretext.craft.rng import Streams
 from mmrl.data.pretext.craft.sprites import sprite, stamp
+from mmrl.ground.seeds import Streams
 
 MOVES = {
     "up": (-1, 0),

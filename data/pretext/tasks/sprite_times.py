@@ -28,9 +28,9 @@ from mmrl.data.pretext.contract import (
 from mmrl.data.pretext.craft import clips
 from mmrl.data.pretext.craft.draws import one_of, some_of
 from mmrl.data.pretext.craft.procedural import COLOURS, SHAPES, ShapeName
-from mmrl.data.pretext.craft.rng import Streams
 from mmrl.data.pretext.craft.sprites import readable, spot, sprite, stamp
 from mmrl.data.pretext.craft.time_forms import MomentTask
+from mmrl.ground.seeds import Streams
 
 SIDES = ("first", "last")
 

@@ -34,11 +34,11 @@ from mmrl.data.pretext.contract import (
 from mmrl.data.pretext.craft.answer_forms import lettered, shuffled_order
 from mmrl.data.pretext.craft.draws import some_of
 from mmrl.data.pretext.craft.lettering import font
-from mmrl.data.pretext.craft.rng import Streams
 from mmrl.data.pretext.craft.worked_steps import calculation, closure, dependencies
 from mmrl.data.pretext.marking import parsing
 from mmrl.data.pretext.marking.parsing import ParseError
 from mmrl.data.pretext.marking.rewards import is_permutation
+from mmrl.ground.seeds import Streams
 
 
 class StepReorderTask(Task):

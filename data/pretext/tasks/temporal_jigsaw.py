@@ -34,8 +34,8 @@ from mmrl.data.pretext.contract import (
 )
 from mmrl.data.pretext.craft import clips
 from mmrl.data.pretext.craft.answer_forms import OrderTask, shuffled_order
-from mmrl.data.pretext.craft.rng import Streams
 from mmrl.data.pretext.marking.rewards import footrule, is_permutation, kendall, positional
+from mmrl.ground.seeds import Streams
 
 PARTIAL = {"positional": positional, "kendall": kendall}
 

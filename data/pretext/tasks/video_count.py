@@ -34,9 +34,9 @@ from mmrl.data.pretext.craft.answer_forms import listed
 from mmrl.data.pretext.craft.draws import one_of, some_of
 from mmrl.data.pretext.craft.overlays import boxes_of, paint, place
 from mmrl.data.pretext.craft.procedural import COLOURS, ShapeName
-from mmrl.data.pretext.craft.rng import Streams
 from mmrl.data.pretext.craft.sprites import Sprite, readable, spot, sprite, stamp
 from mmrl.data.pretext.tasks.overlay_count import OverlayCountTask
+from mmrl.ground.seeds import Streams
 
 ASKED: tuple[ShapeName, ...] = ("circle", "square", "triangle")
 OTHERS: tuple[ShapeName, ...] = ("star", "ring", "cross")

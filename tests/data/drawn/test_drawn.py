@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmrl.data.drawn.drawn import Drawn, corpus, warmup
+from mmrl.data.drawn.drawn import Drawn, tokenizer_texts, warmup
 from mmrl.data.drawn.scenes import (
     BACKGROUND,
     COLOURS,
@@ -298,7 +298,7 @@ def test_warmup_mixes_dense_targets():
 
 
 def test_corpus_contains_every_word():
-    known = set(re.findall(r"[a-z]+|\S", " ".join(corpus()).lower()))
+    known = set(re.findall(r"[a-z]+|\S", " ".join(tokenizer_texts()).lower()))
     for task in TASKS:
         for pictures in (0, 1, 4) if task in ("lookup", "describe", "counting") else (1,):
             for index in range(40):

@@ -26,7 +26,7 @@ from mmrl.data.grounding.metrics import (
     time_r1_metrics,
     timelens_metrics,
 )
-from mmrl.data.grounding.qvhighlights import average_precision, evaluate, rounded
+from mmrl.data.grounding.qvhighlights import average_precision, qvhighlights_metrics, rounded
 from mmrl.data.grounding.span_math import hull_iou
 from mmrl.data.grounding.spans import as_spans, timelens_eval_spans
 
@@ -61,7 +61,7 @@ def test_golden_vtg_qvhighlights_metrics() -> None:
     sets = json.loads((GOLDEN / "qvhighlights_metrics.json").read_text())["sets"]
     assert sets
     for case in sets:
-        found = rounded(evaluate(case["submission"], case["ground_truth"]))
+        found = rounded(qvhighlights_metrics(case["submission"], case["ground_truth"]))
         assert set(found) == set(case["expected"])
         for part, values in case["expected"].items():
             assert found[part] == values, part
@@ -167,7 +167,7 @@ def test_mean_average_precision_of_spans_equals_the_program_of_qvhighlights() ->
         answered.append(
             Answered(json.dumps(told.tolist()), [(float(a), float(b)) for a, b in ends], "qv")
         )
-    wanted = evaluate(rows, truth)["full"]["MR-mAP"]["average"]
+    wanted = qvhighlights_metrics(rows, truth)["full"]["MR-mAP"]["average"]
     assert 0 < wanted < 100 and set_table(answered)["qv"]["mAP"] == pytest.approx(wanted)
     assert set_table([Answered("nothing", [(0.0, 1.0)], "qv")])["qv"]["mAP"] == 0
 
@@ -200,7 +200,7 @@ def perfect() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
 
 
 def test_perfect_submission_has_a_hundred_percent_in_full() -> None:
-    result = evaluate(*perfect())
+    result = qvhighlights_metrics(*perfect())
     assert (
         set(result["full"]["MR-mAP"].values())
         == {100.0}
@@ -216,14 +216,14 @@ def test_later_windows_never_raise_and_the_tail_is_ignored() -> None:
     for row in doubled:
         row["pred_relevant_windows"] += [[*w[:2], 0.01] for w in row["pred_relevant_windows"]]
     assert (
-        evaluate(doubled, truth)["full"]["MR-mAP"]
-        == evaluate(submission, truth)["full"]["MR-mAP"]
+        qvhighlights_metrics(doubled, truth)["full"]["MR-mAP"]
+        == qvhighlights_metrics(submission, truth)["full"]["MR-mAP"]
     )
     long = copy.deepcopy(submission)
     long[0]["pred_relevant_windows"] = [[100 + i, 101 + i, 0.5] for i in range(10)] + [
         [0, 8, 1.0]
     ]
-    assert evaluate(long, truth)["full"]["MR-mAP"]["0.5"] == pytest.approx(200 / 3)
+    assert qvhighlights_metrics(long, truth)["full"]["MR-mAP"]["0.5"] == pytest.approx(200 / 3)
 
 
 def test_windows_without_scores_keep_their_order() -> None:
@@ -232,18 +232,22 @@ def test_windows_without_scores_keep_their_order() -> None:
         row["pred_relevant_windows"] = [w[:2] for w in row["pred_relevant_windows"]] + [
             [120, 121]
         ]
-    assert evaluate(submission, truth)["full"]["MR-mAP"]["average"] == pytest.approx(100)
+    assert qvhighlights_metrics(submission, truth)["full"]["MR-mAP"][
+        "average"
+    ] == pytest.approx(100)
 
 
 def test_empty_prediction_counts_zero_and_bad_ids_are_refused() -> None:
     submission, truth = perfect()
     submission[0]["pred_relevant_windows"] = []
-    assert evaluate(submission, truth)["full"]["MR-R1"]["0.5"] == pytest.approx(200 / 3)
+    assert qvhighlights_metrics(submission, truth)["full"]["MR-R1"]["0.5"] == pytest.approx(
+        200 / 3
+    )
     with pytest.raises(ValueError, match="not answered"):
-        evaluate(submission[1:], truth)
+        qvhighlights_metrics(submission[1:], truth)
     truth[0]["relevant_windows"] = []
     with pytest.raises(ValueError, match="Query 0 has no true window"):
-        evaluate(submission, truth)
+        qvhighlights_metrics(submission, truth)
 
 
 @settings(deadline=None, max_examples=60)

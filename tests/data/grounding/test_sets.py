@@ -14,9 +14,9 @@ from mmrl.data.grounding.formats import (
     activitynet_captions,
     charades_sta,
     didemo,
-    plain,
     qvhighlights,
     read_rows,
+    span_lines,
     time_r1,
     timelens_100k,
     timelens_bench,
@@ -27,10 +27,10 @@ from mmrl.data.grounding.questions import STAMPED_TEMPLATE
 from mmrl.data.grounding.rewards import SpanReward, span_iou
 from mmrl.data.grounding.sets import GroundingPrompts, PackedRows, timelens_usable
 from mmrl.data.grounding.spans import as_spans
-from mmrl.data.video.quarantine import Guarded
 from mmrl.data.video.time_text import interleaved_times
 from mmrl.data.video.video import ClipReader, ClipSampling
 from mmrl.ground.faults import BadRow, Fault
+from mmrl.ground.quarantine import Guarded
 
 Write = Callable[..., Path]
 
@@ -108,7 +108,7 @@ FORMATS: list[tuple[str, Any, Any, str, list[Any], str]] = [
     ("tvgbench.json", TVG, tvgbench, "Opens door", [[2.5, 7.0]], "a.mp4"),
     ("train_2k5.json", TIME_R1, time_r1, "Runs", [[12, 15]], "a.mp4"),
     ("Video-R1-260k.json", VIDEO_R1, video_r1, "Which?\nOptions:\nA. x\nB. y", [], "a.mp4"),
-    ("ours.jsonl", OURS, plain, "jumps", [[2, 4.5]], "a.mp4"),
+    ("ours.jsonl", OURS, span_lines, "jumps", [[2, 4.5]], "a.mp4"),
 ]
 
 
@@ -162,7 +162,7 @@ def test_details_of_the_formats(write: Write) -> None:
     clip, picture = video_r1(files["Video-R1-260k.json"], check_files=False)
     assert (clip.answer, clip.image, picture.answer, picture.image) == ("B", False, "3", True)
     assert picture.query == "How many?" and picture.extra["problem_type"] == "numerical"
-    assert plain(files["ours.jsonl"], check_files=False)[0].extra["colour"] == "red"
+    assert span_lines(files["ours.jsonl"], check_files=False)[0].extra["colour"] == "red"
 
 
 def test_spans_can_count_from_the_file(write: Write) -> None:
@@ -208,7 +208,7 @@ def test_validation_says_what_is_wrong_with_which_line(write: Write, tmp_path: P
     ]
     text = "".join(json.dumps(line) + "\n" for line in lines) + '{"video": "a.mp4", \n\n'
     text += '{"video": "a", "query": "no extension", "span": [9, 10.5], "duration": 10}\n'
-    rows = plain(write("mine.jsonl", text))
+    rows = span_lines(write("mine.jsonl", text))
     assert [row.query for row in rows] == ["good", "no extension"] and rows[1].spans == [
         (9, 10)
     ]
@@ -229,7 +229,7 @@ def test_validation_says_what_is_wrong_with_which_line(write: Write, tmp_path: P
 
 def test_true_spans_can_be_left_alone(write: Write) -> None:
     path = write("m.jsonl", [{"video": "a.mp4", "query": "x", "span": [5, 99], "duration": 10}])
-    assert plain(path, check_files=False, clip_ends=False)[0].spans == [(5, 99)]
+    assert span_lines(path, check_files=False, clip_ends=False)[0].spans == [(5, 99)]
 
 
 @pytest.mark.parametrize("content", [[{"a": 1}], []])
@@ -267,14 +267,14 @@ def test_rows_can_be_filtered_and_picked(write: Write) -> None:
         {"video": "a.mp4", "query": q, "span": [1, 2], "duration": d}
         for q, d in [("x", 10), ("x", 3), ("a dog sounds", 10), ("x", 600), ("w " * 201, 10)]
     ]
-    rows = plain(write("m.jsonl", lines), check_files=False)
+    rows = span_lines(write("m.jsonl", lines), check_files=False)
     assert len(rows) == 5 and len(rows.keep(timelens_usable)) == 1
     assert [row.duration for row in rows.pick([3, 1])] == [600, 3]
 
 
 def test_packed_rows_are_the_rows(write: Write) -> None:
     lines = [{"video": "a.mp4", "query": f"q{i}", "span": [i, i + 1]} for i in range(5)]
-    rows = plain(write("m.jsonl", lines), check_files=False)
+    rows = span_lines(write("m.jsonl", lines), check_files=False)
     packed = PackedRows(rows)
     assert (
         list(packed) == rows.rows
@@ -297,7 +297,7 @@ def clips(make_clip: Any, tmp_path: Path) -> Path:
 
 
 def ours(write: Write, *videos: str) -> Any:
-    return plain(
+    return span_lines(
         write(
             "g.jsonl",
             [{"video": v, "query": "jumps {high}", "span": [2.2, 4.4]} for v in videos],

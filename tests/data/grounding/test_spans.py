@@ -25,8 +25,8 @@ from mmrl.data.grounding.spans import (
     timelens_answer,
     timelens_eval_spans,
     timelens_spans,
-    without_thinking,
 )
+from mmrl.ground.answers import after_thinking
 
 GOLDEN = Path(os.environ.get("MMRL_GOLDEN", Path(__file__).parents[2] / "golden")) / "vtg"
 
@@ -119,8 +119,8 @@ def test_strict_parser_takes_the_template_only(text: str, spans: Any) -> None:
 
 
 def test_thinking_is_what_comes_before_its_last_end() -> None:
-    assert without_thinking("a</think>b</think> c") == " c"
-    assert without_thinking("<think>never ends 3 to 4") == "<think>never ends 3 to 4"
+    assert after_thinking("a</think>b</think> c") == " c"
+    assert after_thinking("<think>never ends 3 to 4") == "<think>never ends 3 to 4"
 
 
 seconds = st.floats(0, 5000).map(lambda x: round(x, 1))

@@ -18,7 +18,7 @@ from mmrl.data.grounding.video_r1 import (
     TYPES,
     accuracy,
     length_bonus,
-    t_grpo_rewards,
+    t_grpo_bonus,
     temporal_bonus,
     video_r1_accuracy,
     video_r1_format,
@@ -41,11 +41,8 @@ def test_golden_vtg_t_grpo() -> None:
     assert cases
     for case in cases:
         accuracies, formats = zip(*case["rewards_acc_format"], strict=True)
-        rewards = np.array(
-            t_grpo_rewards(
-                accuracies, formats, case["shuffled_acc"], case["completion_lengths"]
-            )
-        )
+        bonus = t_grpo_bonus(accuracies, case["shuffled_acc"], case["completion_lengths"])
+        rewards = np.add(np.add(accuracies, formats), bonus)
         np.testing.assert_allclose(rewards, case["expected"]["rewards"], atol=1e-9)
         advantages = (rewards - rewards.mean()) / (rewards.std(ddof=1) + 1e-4)
         np.testing.assert_allclose(advantages, case["expected"]["advantages"], atol=1e-5)

@@ -18,11 +18,11 @@ from mmrl.data.pretext.craft.perturbations import (
     shuffle,
 )
 from mmrl.data.pretext.craft.procedural import clip
-from mmrl.data.pretext.craft.rng import Streams
 from mmrl.data.pretext.craft.time_forms import APART, draw_spans, span_lengths
 from mmrl.data.pretext.stream.samples import make
 from mmrl.data.pretext.surface import Surface
 from mmrl.data.pretext.tasks.anomaly import PAPER_KINDS, AnomalyGroundingTask, _units
+from mmrl.ground.seeds import Streams
 
 TASK = AnomalyGroundingTask()
 

@@ -14,9 +14,10 @@ import pytest
 from mmrl.data.pretext.catalogue import TASKS
 from mmrl.data.pretext.craft.procedural import clip
 from mmrl.data.pretext.presets import Ingredient, TaskMix
-from mmrl.data.pretext.stream.media import FileClip, Quarantine
+from mmrl.data.pretext.stream.media import FileClip
 from mmrl.data.pretext.stream.sources import FolderSource
 from mmrl.data.pretext.stream.stream import SampleStream
+from mmrl.ground.quarantine import Quarantine
 
 FRAMES = 72
 EVEN = [index / 12 for index in range(FRAMES)]

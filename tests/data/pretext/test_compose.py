@@ -51,7 +51,7 @@ def test_noise_changes_pixels_only() -> None:
     recipe = lambda task: task.propose(media, task.defaults(), streams())  # noqa: E731
 
     def streams():
-        from mmrl.data.pretext.craft.rng import Streams
+        from mmrl.ground.seeds import Streams
 
         return Streams("same")
 

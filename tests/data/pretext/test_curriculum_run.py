@@ -106,7 +106,7 @@ def test_the_listener_leaves_the_advantage_alone(tiny_folder, tmp_path):
     made, curriculum = trainer(tiny_folder, tmp_path / "run")
     before = curriculum.state()
     follow = made.objectives[0]
-    assert follow.needs() == () and follow.state() == before
+    assert follow.score_requests() == () and follow.start_memory().state() == before
     made.fit()
     shares = {
         k: v

@@ -23,7 +23,7 @@ from mmrl.data.pretext.stream.export import export, row_of
 from mmrl.data.pretext.stream.scoring import score_row, trl_reward
 from mmrl.data.pretext.stream.sources import DrawnSource
 from mmrl.data.pretext.stream.stream import SampleStream
-from mmrl.ground.pretext_progress import shown
+from mmrl.ground.progress import with_progress
 
 ROOT = Path(__file__).parents[3]
 MIX = TaskMix(
@@ -174,7 +174,7 @@ def test_a_bad_medium_is_listed_once_whatever_the_workers(tmp_path) -> None:
 
 
 def test_slow_work_is_told(capsys) -> None:
-    assert list(shown(range(3), 3, "rows written", seconds=0.0)) == [0, 1, 2]
+    assert list(with_progress(range(3), 3, "rows written", seconds=0.0)) == [0, 1, 2]
     lines = capsys.readouterr().err.splitlines()
     assert (
         len(lines) == 3

@@ -106,8 +106,8 @@ def samples(count: int = 12, **knobs) -> list[Sample]:
 
 def rebuilt(sample: Sample) -> tuple[list, list[Thing]]:
     """Program and scene of a sample, drawn again."""
-    from mmrl.data.pretext.craft.rng import Streams
     from mmrl.data.pretext.tasks import hop_chain
+    from mmrl.ground.seeds import Streams
 
     rng = Streams(dict(sample.recipe))
     things = hop_chain._scene(int(sample.knobs["objects"]), rng.geometry)

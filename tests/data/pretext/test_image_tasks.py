@@ -10,9 +10,9 @@ from mmrl.data.pretext.catalogue import find
 from mmrl.data.pretext.contract import Draft, Medium, Reject, Sample
 from mmrl.data.pretext.craft.coordinates import corners, homography, project, warp
 from mmrl.data.pretext.craft.procedural import depth_scene, landscape, scene
-from mmrl.data.pretext.craft.rng import Streams
 from mmrl.data.pretext.stream.samples import make
 from mmrl.data.pretext.tasks import edit_program, patchfit
+from mmrl.ground.seeds import Streams
 
 MEDIA = [scene(3, index) for index in range(4)]
 

@@ -13,16 +13,16 @@ from mmrl.data.pretext.craft.procedural import scene
 from mmrl.data.pretext.stream.media import (
     LONGEST,
     FileClip,
-    MediaError,
-    Quarantine,
     clip_from_bytes,
     clip_id,
     clip_medium,
     decode_depth,
-    decode_image,
+    decode_picture,
     near,
     perceptual_hash,
 )
+from mmrl.ground.faults import BadMedia
+from mmrl.ground.quarantine import Quarantine
 
 RGB = scene(0, 0, 96, 128).picture()
 
@@ -43,7 +43,7 @@ def close(found: np.ndarray, expected: np.ndarray, limit: float = 4.0) -> bool:
 )  # fmt: skip
 def test_colour_modes_and_formats_are_read(kind: str, mode: str) -> None:
     content = encoded(Image.fromarray(RGB).convert(mode), kind)
-    found = decode_image(content, "x")
+    found = decode_picture(content, "x")
     assert found.dtype == np.uint8 and close(
         found, RGB, 30.0 if mode == "P" else 12.0 if kind in ("JPEG", "WEBP") else 4.0
     )
@@ -52,14 +52,14 @@ def test_colour_modes_and_formats_are_read(kind: str, mode: str) -> None:
 def test_grey_bilevel_and_alpha() -> None:
     grey = np.asarray(Image.fromarray(RGB).convert("L"))
     assert close(
-        decode_image(encoded(Image.fromarray(grey), "PNG"), "x"),
+        decode_picture(encoded(Image.fromarray(grey), "PNG"), "x"),
         np.repeat(grey[..., None], 3, 2),
     )
     assert set(
-        np.unique(decode_image(encoded(Image.fromarray(grey).convert("1"), "PNG"), "x"))
+        np.unique(decode_picture(encoded(Image.fromarray(grey).convert("1"), "PNG"), "x"))
     ) == {0, 255}
     clear = Image.new("RGBA", (40, 30), (255, 0, 0, 0))
-    assert (decode_image(encoded(clear, "PNG"), "x") == 255).all()
+    assert (decode_picture(encoded(clear, "PNG"), "x") == 255).all()
 
 
 def test_sixteen_bit_and_float_grey_keep_their_relations() -> None:
@@ -68,7 +68,7 @@ def test_sixteen_bit_and_float_grey_keep_their_relations() -> None:
         Image.fromarray(ramp.astype(np.uint16)),
         Image.fromarray((ramp / 65535).astype(np.float32)),
     ):
-        found = decode_image(encoded(image, "TIFF"), "x")[..., 0].astype(int)
+        found = decode_picture(encoded(image, "TIFF"), "x")[..., 0].astype(int)
         assert found.min() == 0 and found.max() >= 254 and np.all(np.diff(found.ravel()) >= 0)
 
 
@@ -76,7 +76,7 @@ def test_sixteen_bit_and_float_grey_keep_their_relations() -> None:
 def test_exif_orientation_is_applied(orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    found = decode_image(encoded(Image.fromarray(RGB), "JPEG", exif=exif, quality=95), "x")
+    found = decode_picture(encoded(Image.fromarray(RGB), "JPEG", exif=exif, quality=95), "x")
     turned = {1: RGB, 2: RGB[:, ::-1], 3: RGB[::-1, ::-1], 4: RGB[::-1], 5: RGB.transpose(1, 0, 2),
               6: np.rot90(RGB, -1), 7: RGB[::-1, ::-1].transpose(1, 0, 2), 8: np.rot90(RGB, 1)}  # fmt: skip
     assert close(found, turned[orientation], 12.0)
@@ -85,13 +85,13 @@ def test_exif_orientation_is_applied(orientation: int) -> None:
 def test_the_first_frame_of_an_animation_is_used() -> None:
     frames = [Image.new("RGB", (40, 30), colour) for colour in ("red", "green", "blue")]
     content = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
-    assert (decode_image(content, "x")[0, 0] == (255, 0, 0)).all()
+    assert (decode_picture(content, "x")[0, 0] == (255, 0, 0)).all()
 
 
 def test_wide_and_tiny_pictures_are_decoded_within_limits() -> None:
-    wide = decode_image(encoded(Image.new("RGB", (20_000, 50), "navy"), "PNG"), "x")
+    wide = decode_picture(encoded(Image.new("RGB", (20_000, 50), "navy"), "PNG"), "x")
     assert wide.shape[1] == LONGEST and wide.shape[0] >= 1
-    assert decode_image(encoded(Image.new("RGB", (1, 1), "navy"), "PNG"), "x").shape == (
+    assert decode_picture(encoded(Image.new("RGB", (1, 1), "navy"), "PNG"), "x").shape == (
         1,
         1,
         3,
@@ -136,8 +136,8 @@ JPEG = encoded(Image.fromarray(RGB), "JPEG")
     ],
 )
 def test_bad_images_are_refused_with_a_reason(content: bytes, reason: str) -> None:
-    with pytest.raises(MediaError) as caught:
-        decode_image(content, "somewhere")
+    with pytest.raises(BadMedia) as caught:
+        decode_picture(content, "somewhere")
     assert caught.value.reason == reason and caught.value.where == "somewhere"
 
 
@@ -148,22 +148,22 @@ def test_depth_maps_in_millimetres_and_metres() -> None:
     buffer = io.BytesIO()
     np.save(buffer, metres)
     assert np.array_equal(decode_depth(buffer.getvalue(), "x"), metres)
-    with pytest.raises(MediaError, match="broken depth map"):
+    with pytest.raises(BadMedia, match="broken depth map"):
         decode_depth(b"\x93NUMPY broken", "x")
-    with pytest.raises(MediaError, match="broken depth map"):
+    with pytest.raises(BadMedia, match="broken depth map"):
         decode_depth(encoded(Image.fromarray(RGB), "PNG"), "x")
 
 
 def test_pickled_arrays_are_not_executed() -> None:
     buffer = io.BytesIO()
     np.save(buffer, np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    with pytest.raises(MediaError, match="broken depth map"):
+    with pytest.raises(BadMedia, match="broken depth map"):
         decode_depth(buffer.getvalue(), "x")
 
 
 def test_near_duplicates_have_near_hashes() -> None:
     picture = scene(1, 1).picture()
-    small = decode_image(
+    small = decode_picture(
         encoded(Image.fromarray(picture).resize((300, 225)), "JPEG", quality=60), "x"
     )
     others = np.array(
@@ -241,7 +241,7 @@ def test_bad_clips_are_refused_with_a_reason(tmp_path) -> None:
     bad["one"] = video(tmp_path / "one.mp4", frames=1)
     reasons = {}
     for name, path in bad.items():
-        with pytest.raises(MediaError) as caught:
+        with pytest.raises(BadMedia) as caught:
             clip_medium(path, path, "id")
         reasons[name] = caught.value.reason
     assert all(reasons.values()) and reasons["one"] == "one frame only", reasons
@@ -259,7 +259,7 @@ def test_the_quarantine_counts_all_and_lists_each_once(tmp_path) -> None:
 
     quarantine = Quarantine(tmp_path / "deep" / "bad.jsonl")
     for where, reason in (("a", "empty file"), ("a", "empty file"), ("b", "not an image")):
-        quarantine.add(MediaError(where, reason))
+        quarantine.add(BadMedia(where, reason))
     rows = [
         json.loads(line) for line in (tmp_path / "deep" / "bad.jsonl").read_text().splitlines()
     ]

@@ -7,10 +7,10 @@ from collections import defaultdict
 import torch
 
 from mmrl.data.pretext.catalogue import find
-from mmrl.data.pretext.craft.rng import generator
 from mmrl.data.pretext.presets import Ingredient, TaskMix, preset
 from mmrl.data.pretext.stream.sources import DrawnSource
 from mmrl.data.pretext.stream.stream import SampleStream
+from mmrl.ground.seeds import philox
 from mmrl.losses.advantages import group_centered
 from mmrl.losses.surrogates import clipped
 
@@ -61,7 +61,7 @@ def test_a_scripted_policy_improves_on_our_mix_under_grpo():
                 for i in range(round_ * 20, round_ * 20 + 20)
                 if (s := streams[name].sample(i)) is not None
             )
-            replies, right = policy.answers(sample, generator("scripted", name, round_))
+            replies, right = policy.answers(sample, philox("scripted", name, round_))
             scores = [
                 find(name).score(reply, sample.truth, sample.surface) for reply in replies
             ]

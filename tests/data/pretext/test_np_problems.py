@@ -9,11 +9,11 @@ from mmrl.data.pretext.contract import Sample
 from mmrl.data.pretext.craft import np_solvers
 from mmrl.data.pretext.craft.np_graphs import _neighbours
 from mmrl.data.pretext.craft.np_selection import DAY
-from mmrl.data.pretext.craft.rng import generator
 from mmrl.data.pretext.marking import compat_np
 from mmrl.data.pretext.stream.samples import make
 from mmrl.data.pretext.surface import Surface
 from mmrl.data.pretext.tasks.np_problems import NP_TASKS, NPTask, quality
+from mmrl.ground.seeds import philox
 
 SUBSETS = (
     "np-clique",
@@ -64,7 +64,7 @@ def candidates(task: NPTask, instance: dict):
 def test_the_reference_is_the_brute_force_optimum(task):
     size = 3 if task.name == "np-meetings" else 6
     for seed in range(4 if task.name in SUBSETS else 2):
-        instance, answer = task.problem.draw(size, generator("brute", task.name, seed))
+        instance, answer = task.problem.draw(size, philox("brute", task.name, seed))
         values = [
             v
             for c in candidates(task, instance)
@@ -147,7 +147,7 @@ def test_values_agree_with_np_engine(task):
     """Same verdict on random and reference answers, cycle lengths apart (NP-Engine counts the first node twice)."""
     agreed = 0
     for seed in range(12):
-        rng = generator("np engine", task.name, seed)
+        rng = philox("np engine", task.name, seed)
         instance, answer = task.problem.draw(7 if task.name != "np-meetings" else 4, rng)
         for guess in [answer, *(task.problem.guess(instance, rng) for _ in range(10))]:
             ours = task.problem.value(instance, guess)
@@ -165,7 +165,7 @@ def test_values_agree_with_np_engine(task):
 
 @tasks
 def test_holes_of_the_validators_are_closed(task):
-    instance, answer = task.problem.draw(6, generator("holes", task.name))
+    instance, answer = task.problem.draw(6, philox("holes", task.name))
     reference = task.problem.value(instance, answer)
     truth = {"answer": list(answer), "instance": instance, "reference": reference}
     separator, foreign = ("; ", "99, 1, 9") if task.name == "np-meetings" else (", ", "99")
@@ -220,7 +220,7 @@ def test_one_person_cannot_sit_in_two_meetings():
 
 @tasks
 def test_relabelling_keeps_value_and_key(task):
-    rng = generator("relabel", task.name)
+    rng = philox("relabel", task.name)
     instance, answer = task.problem.draw(7, rng)
     canonical = task.problem.canonical
     if task.name in ("np-tsp", "np-longest-cycle"):

@@ -8,7 +8,6 @@ import pytest
 from scipy import ndimage
 
 from mmrl.data.pretext.contract import Sample, Task
-from mmrl.data.pretext.craft.rng import Streams
 from mmrl.data.pretext.stream.samples import make
 from mmrl.data.pretext.surface import Surface
 from mmrl.data.pretext.tasks import charts, scene_count
@@ -22,6 +21,7 @@ from mmrl.data.pretext.tasks.charts import (
 from mmrl.data.pretext.tasks.clock import ClockTask
 from mmrl.data.pretext.tasks.maze import STEPS, MazeExitTask, MazePathTask
 from mmrl.data.pretext.tasks.scene_count import SceneCompareTask, SceneCountTask, kind_name
+from mmrl.ground.seeds import Streams
 
 
 def drawn(task: Task, index: int = 0, **knobs) -> Sample:

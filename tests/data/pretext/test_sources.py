@@ -10,7 +10,6 @@ from PIL import Image
 
 from mmrl.data.pretext.contract import Medium
 from mmrl.data.pretext.craft.procedural import depth_scene, scene
-from mmrl.data.pretext.stream.media import MediaError, Quarantine
 from mmrl.data.pretext.stream.open import open_source
 from mmrl.data.pretext.stream.sources import (
     DrawnSource,
@@ -19,6 +18,8 @@ from mmrl.data.pretext.stream.sources import (
     classified,
     held_out,
 )
+from mmrl.ground.faults import BadMedia
+from mmrl.ground.quarantine import Quarantine
 
 
 def png(index: int) -> bytes:
@@ -85,7 +86,7 @@ def test_folders_are_read_no_further_than_needed(folder, monkeypatch) -> None:
 def test_broken_files_are_refused_when_decoded(folder) -> None:
     source = FolderSource(folder)
     place = names(source).index("a/broken.png")
-    with pytest.raises(MediaError, match="not an image"):
+    with pytest.raises(BadMedia, match="not an image"):
         source.open("image", place).decode()
 
 
@@ -114,7 +115,7 @@ def test_files_that_vanish_are_refused(folder) -> None:
     source = FolderSource(folder)
     place = names(source).index("z.png")
     (folder / "z.png").unlink()
-    with pytest.raises(MediaError, match="unreadable file"):
+    with pytest.raises(BadMedia, match="unreadable file"):
         source.open("image", place)
 
 
@@ -179,7 +180,7 @@ def test_truncated_and_compressed_tars(tmp_path) -> None:
     whole = (tmp_path / "a.tar").read_bytes()
     (tmp_path / "a.tar").write_bytes(whole[: len(whole) // 3])
     source = open_source(str(tmp_path / "a.tar"))
-    with pytest.raises((MediaError, ValueError)):
+    with pytest.raises((BadMedia, ValueError)):
         for place in range(source.known("image", 9)):
             source.open("image", place).decode()
     (tmp_path / "b.tar").write_bytes(b"\x1f\x8b not a tar")
@@ -211,7 +212,7 @@ def test_parquet_with_bytes_structs_and_lists(tmp_path) -> None:
         open_source(str(tmp_path / "c.parquet"))
     whole = (tmp_path / "a.parquet").read_bytes()
     (tmp_path / "a.parquet").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(MediaError, match="broken archive"):
+    with pytest.raises(BadMedia, match="broken archive"):
         source.open("image", 4)
 
 
@@ -295,7 +296,7 @@ def test_the_split_depends_on_content_and_is_disjoint(folder) -> None:
         for place in range(total):
             try:
                 sides[side].add(split.open("image", place).id)
-            except MediaError as error:
+            except BadMedia as error:
                 assert error.reason == "other side of the split"
     assert (
         not sides["train"] & sides["heldout"]
@@ -325,7 +326,7 @@ def test_near_duplicates_of_held_out_media_stay_out_of_training() -> None:
         [perceptual_hash(source.open("image", places[0]).decode().picture())], dtype=np.uint64
     )
     split = SplitSource(source, "train", 0.2, hashes)
-    with pytest.raises(MediaError, match="near-duplicate"):
+    with pytest.raises(BadMedia, match="near-duplicate"):
         split.open("image", places[0]).decode()
     assert split.open("image", places[1]).decode().picture().shape == (384, 512, 3)
 

@@ -13,8 +13,9 @@ import skimage.data
 import torch
 from PIL import Image
 
-from mmrl.data.rows.images import MAX_PIXELS, check_image, read_image
+from mmrl.data.rows.images import check_image, read_image
 from mmrl.ground.faults import Fault
+from mmrl.ground.images import MAX_PIXELS
 
 ASTRONAUT = skimage.data.astronaut()[:96, :128]  # [96, 128, 3]
 

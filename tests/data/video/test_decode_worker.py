@@ -17,9 +17,10 @@ import numpy as np
 import psutil
 import pytest
 
-from mmrl.data.video.decode_worker import WATCH, DecodeWorker
-from mmrl.data.video.probe import BadVideo
+from mmrl.data.video.decode_worker import DecodeWorker
 from mmrl.data.video.video import ClipReader
+from mmrl.ground.faults import BadMedia
+from mmrl.ground.process import KEEPER_INTERVAL
 
 ROOT = Path(__file__).parents[3]
 LONG = [i / 30 for i in range(500)]
@@ -68,7 +69,7 @@ def test_timeout_kills_the_child_and_the_next_clip_is_read(
     info = worker.probe(slow_clip)
     first = child_of(worker)
     worker.timeout = 0.05
-    with pytest.raises(BadVideo, match="timeout") as caught:
+    with pytest.raises(BadMedia, match="timeout") as caught:
         worker.read(info, range(info.n))
     assert caught.value.reason == "timeout" and gone(first, 2)
     worker.timeout = 60
@@ -93,7 +94,7 @@ def test_crash_is_tried_once_more_and_then_blamed(slow_clip: str) -> None:
     worker._served = 0
     killer = threading.Thread(target=kill_two_readers)
     killer.start()
-    with pytest.raises(BadVideo, match=r"decoder crashed.*-9"):
+    with pytest.raises(BadMedia, match=r"decoder crashed.*-9"):
         worker.read(info, range(info.n))
     killer.join()
     assert worker.starts == 2
@@ -160,7 +161,7 @@ def test_no_orphan_when_the_parent_is_killed(decoding: bool, slow_clip: str) -> 
     assert psutil.pid_exists(child)
     parent.kill()
     parent.wait()
-    assert gone(child, WATCH + 2)
+    assert gone(child, KEEPER_INTERVAL + 2)
 
 
 def test_no_orphan_while_a_forked_sibling_holds_the_pipe(slow_clip: str) -> None:
@@ -187,7 +188,7 @@ def test_no_orphan_while_a_forked_sibling_holds_the_pipe(slow_clip: str) -> None
     parent.kill()
     parent.wait()
     try:
-        assert gone(child, WATCH + 2)
+        assert gone(child, KEEPER_INTERVAL + 2)
     finally:
         os.kill(sibling, signal.SIGKILL)
 

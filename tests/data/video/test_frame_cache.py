@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mmrl.data.video.frame_cache import STALE, WHOLE, FrameCache, content_key
-from mmrl.data.video.probe import BadVideo
-from mmrl.data.video.quarantine import Quarantine
+from mmrl.data.video.frame_cache import STALE, WHOLE, FrameCache, file_key
+from mmrl.ground.faults import BadMedia
+from mmrl.ground.quarantine import Quarantine
 
 FRAMES = np.arange(2 * 3 * 4 * 5, dtype=np.uint8).reshape(2, 3, 4, 5)
 SECONDS = np.array([0.0, 0.5])
@@ -86,9 +86,9 @@ def test_key_follows_the_content(size: int, tmp_path: Path) -> None:
     for file in (a, b):
         file.write_bytes(b"\1" * size)
         os.utime(file, (1000, 1000))
-    assert content_key(a) == content_key(b)
+    assert file_key(a) == file_key(b)
     b.write_bytes(b"\1" * (size - 1) + b"\2")
-    assert content_key(a) != content_key(b)
+    assert file_key(a) != file_key(b)
 
 
 def test_quarantine_remembers_for_the_back_end_and_the_state_of_the_file(
@@ -96,13 +96,13 @@ def test_quarantine_remembers_for_the_back_end_and_the_state_of_the_file(
 ) -> None:
     clip, record = tmp_path / "a.mp4", tmp_path / "q" / "bad.jsonl"
     clip.write_bytes(b"x")
-    bad = BadVideo(str(clip), "timeout", "60 s")
+    bad = BadMedia(str(clip), "timeout", "60 s")
     first = Quarantine(record)
-    first.add(bad, "pyav")
-    first.add(bad, "pyav")
+    first.remember(bad, "pyav")
+    first.remember(bad, "pyav")
     assert len(record.read_text().splitlines()) == 1
     again = Quarantine(record)
-    with pytest.raises(BadVideo, match=r"timeout \(60 s; in quarantine\)") as caught:
+    with pytest.raises(BadMedia, match=r"timeout \(60 s; in quarantine\)") as caught:
         again.check(str(clip), "pyav")
     assert caught.value.reason == "timeout"
     again.check(str(clip), "decord")
@@ -118,9 +118,9 @@ def test_quarantine_keeps_nothing_alive(tmp_path: Path) -> None:
     def fail() -> weakref.ref[np.ndarray]:
         frames = FRAMES.copy()
         try:
-            raise BadVideo(str(clip), "timeout")
-        except BadVideo as bad:
-            quarantine.add(bad)
+            raise BadMedia(str(clip), "timeout")
+        except BadMedia as bad:
+            quarantine.remember(bad)
         return weakref.ref(frames)
 
     held = fail()
@@ -134,5 +134,5 @@ def test_missing_files_are_not_remembered_and_odd_lines_are_passed_over(
     record = tmp_path / "bad.jsonl"
     record.write_text('{"key": 1}\nno json\n')
     quarantine = Quarantine(record)
-    quarantine.add(BadVideo(str(tmp_path / "none.mp4"), "missing file"))
+    quarantine.remember(BadMedia(str(tmp_path / "none.mp4"), "missing file"))
     assert not quarantine.entries and caplog.text.count("not an entry") == 2

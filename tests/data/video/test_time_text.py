@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,15 +20,15 @@ from mmrl.data.video.time_text import (
     drawn_index,
     drawn_times,
     frame_times,
-    from_bin,
     interleaved_index,
     interleaved_times,
     native,
     pair_stamps,
     prefix_times,
-    to_bin,
 )
 from mmrl.types import Media
+
+GOLDEN = Path(os.environ.get("MMRL_GOLDEN", Path(__file__).parents[2] / "golden")) / "vtg"
 
 
 def clip(
@@ -118,6 +121,16 @@ def test_label_height_can_be_set() -> None:
     assert 0 < small < large
 
 
+def test_golden_vtg_qwen3_stamps_are_the_means_of_pairs() -> None:
+    cases = json.loads((GOLDEN / "transformers_video.json").read_text())["qwen3_timestamps"]
+    assert cases
+    for case in cases:
+        times = [index / case["fps"] for index in case["frames_indices"]]
+        stamps = pair_stamps(clip(times, size=(2, 2)), "mean")
+        assert stamps == pytest.approx(case["timestamps"], abs=1e-12)
+        assert [f"<{stamp:.1f} seconds>" for stamp in stamps] == case["text"]
+
+
 @settings(deadline=None, max_examples=60)
 @given(
     st.floats(1, 300), st.floats(5, 60), st.floats(0.2, 4), st.sampled_from(["first", "mean"])
@@ -142,24 +155,3 @@ def test_stamps_of_a_wrong_frame_rate_are_caught() -> None:
 def test_an_image_has_no_times() -> None:
     with pytest.raises(ValueError, match="has no times"):
         frame_times(Media(torch.zeros(1, 3, 4, 4, dtype=torch.uint8)))
-
-
-@given(st.floats(0.1, 500), st.integers(2, 200), st.floats(0, 1), st.booleans())
-def test_bins_come_back(duration: float, bins: int, share: float, ends: bool) -> None:
-    number = to_bin(share * duration, duration, bins, ends=ends)
-    assert 0 <= number < bins
-    step = duration / (bins - 1 if ends else bins)
-    assert (
-        abs(from_bin(number, duration, bins, ends=ends) - share * duration)
-        <= step * (0.5 if ends else 1) + 1e-9
-    )
-    middle = from_bin(number, duration, bins, ends=ends) + (0 if ends else step / 2)
-    assert to_bin(middle, duration, bins, ends=ends) == number
-
-
-def test_bins_that_do_not_exist_are_refused() -> None:
-    assert (to_bin(-5, 10, 4), to_bin(50, 10, 4)) == (0, 3)
-    with pytest.raises(ValueError, match="allowed are 0 to 3"):
-        from_bin(4, 10, 4)
-    with pytest.raises(ValueError, match="positive duration"):
-        to_bin(1, 0, 4)

@@ -15,11 +15,11 @@ import pytest
 import torch
 
 from mmrl.data.video.frame_cache import FrameCache
-from mmrl.data.video.probe import BadVideo, probe
-from mmrl.data.video.quarantine import Quarantine
+from mmrl.data.video.probe import probe
 from mmrl.data.video.readers import MODULES, Backend, load_backend, read_into
 from mmrl.data.video.video import ClipReader, ClipSampling, read_clip
-from mmrl.ground.faults import BadRow
+from mmrl.ground.faults import BadMedia, BadRow
+from mmrl.ground.quarantine import Quarantine
 
 MODULE = {"decord": "decord", "pyav": "av", "torchcodec": "torchcodec"}
 INSTALLED: list[Backend] = [name for name in MODULES if importlib.util.find_spec(MODULE[name])]  # type: ignore[misc]
@@ -88,7 +88,7 @@ def test_odd_but_good_files(row: Odd, backend: Backend, make_clip: MakeClip) -> 
     assert info.start == pytest.approx(row.start, abs=0.002)
     np.testing.assert_allclose(info.times, np.array(row.times) - row.times[0], atol=0.0015)
     if backend in row.refused_by:
-        with pytest.raises(BadVideo, match="use the pyav back-end"):
+        with pytest.raises(BadMedia, match="use the pyav back-end"):
             frames_of(path, backend)
         return
     wanted = sorted({0, info.n // 3, info.n // 2, info.n - 1})
@@ -275,7 +275,7 @@ def test_bad_files_raise_one_typed_error(
 ) -> None:
     reader = ClipReader(backend, isolate=False)
     path = bad_clip(name)
-    with pytest.raises(BadVideo) as caught:
+    with pytest.raises(BadMedia) as caught:
         info = reader.probe(path)
         reader.read(path, list(range(info.n)))
     assert caught.value.reason in BAD[name][1]
@@ -381,12 +381,12 @@ def test_token_budget_holds_for_a_clip(make_clip: MakeClip) -> None:
 def test_read_clip_raises_bad_row_with_its_cause(tmp_path: Path) -> None:
     with pytest.raises(BadRow, match="missing file") as caught:
         read_clip(tmp_path / "none.mp4", reader=ClipReader("pyav", isolate=False))
-    assert isinstance(caught.value.__cause__, BadVideo)
+    assert isinstance(caught.value.__cause__, BadMedia)
 
 
 def test_empty_crop_is_a_bad_video(make_clip: MakeClip) -> None:
     reader = ClipReader("pyav", isolate=False)
-    with pytest.raises(BadVideo, match="No frame lies between"):
+    with pytest.raises(BadMedia, match="No frame lies between"):
         reader.clip(make_clip("cfr.mp4", CFR), start=7.0, end=8.0)
 
 
@@ -410,7 +410,7 @@ def test_quarantined_clip_is_not_decoded_again(
         reader = ClipReader(
             "pyav", isolate=False, quarantine=Quarantine(tmp_path / "bad.jsonl")
         )
-        with pytest.raises(BadVideo) as caught:
+        with pytest.raises(BadMedia) as caught:
             reader.probe(path)
         assert ("in quarantine" in str(caught.value)) == (attempt == 1)
         assert reader.counts["bad"] == 1 - attempt

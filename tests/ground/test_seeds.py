@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from mmrl.data.pretext.craft.rng import Streams, digest, generator
+from mmrl.ground.seeds import Streams, digest, philox
 
 
 def test_a_stream_does_not_move_when_another_is_read() -> None:
@@ -35,7 +35,7 @@ def test_identity_type_and_order_matter() -> None:
 
 def test_numbers_are_those_of_philox_on_any_machine() -> None:
     assert digest("golden").hex() == "563ae022a481636a160b4b093ac755eb"
-    assert generator("golden", 0).integers(0, 2**31, size=4).tolist() == [
+    assert philox("golden", 0).integers(0, 2**31, size=4).tolist() == [
         467709714,
         1796461127,
         19499082,

@@ -1,6 +1,6 @@
-"""Any prompts with a clip, the times of which are told in another way; and where a span can be seen. No torch here.
+"""Any prompts with a clip, shown under another time encoding; and where a span can be seen. No torch here.
 
-    Told(Drawn("clips"), "interleaved_times")[0]      # "0.0s " and two frames, "1.0s " and two frames, …, the question
+    TimeEncoded(Drawn("clips"), "interleaved_times")[0]    # "0.0s ", two frames, "1.0s ", two frames, …, the question
 
 `span_evidence` marks true spans in the column `evidence`, which views such as `EvidenceMask` read: they ask whether an
 answer depends on the frames of the event.
@@ -8,18 +8,16 @@ answer depends on the frames of the event.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from mmrl.data.grounding.spans import Spans
 from mmrl.data.video import time_text
-from mmrl.data.video.time_text import Encoding, Shown, frame_times
+from mmrl.data.video.time_text import EncodedClip, Encoding, frame_times
+from mmrl.types import Media, Prompt, Prompts
 
-if TYPE_CHECKING:
-    from mmrl.types import Media, Prompt, Prompts
-
-Telling = Literal[
+EncodingName = Literal[
     "native",
     "interleaved_times",
     "interleaved_index",
@@ -29,7 +27,7 @@ Telling = Literal[
 ]
 
 
-def encoding_of(name: Telling) -> Encoding:
+def encoding_of(name: EncodingName) -> Encoding:
     """The encoding of this name in `mmrl.data.video.time_text`."""
     known: dict[str, Encoding] = {
         "native": time_text.native,
@@ -45,11 +43,11 @@ def encoding_of(name: Telling) -> Encoding:
 
 
 @dataclass(frozen=True)
-class Told:
+class TimeEncoded(Prompts):
     """Prompts whose clip is shown under an encoding. Prompts without a clip, or with several, stay as they are."""
 
     prompts: Prompts
-    telling: Telling = "native"
+    encoding: EncodingName = "native"
     spans: bool = True
     """Make the true spans (column `spans`) the answer where a prompt has them."""
 
@@ -61,37 +59,49 @@ class Told:
     def __len__(self) -> int:
         return len(self.prompts)  # type: ignore[arg-type]
 
+    def drain(self) -> Mapping[str, int]:
+        """What the prompts below counted since this was last asked."""
+        return self.prompts.drain()
+
     def __getitem__(self, index: int) -> Prompt:
-        """The prompt at this index, retold."""
+        """The prompt at this index, its clip shown under the encoding."""
         prompt = self.prompts[index]
         true = prompt.extra.get("spans")
         if len(prompt.media) == 1 and prompt.media[0].is_video:
-            prompt = retold(prompt, encoding_of(self.telling)(prompt.media[0]), true)
-        return (
-            replace(prompt, answer=[tuple(span) for span in true])
-            if self.spans and true
-            else prompt
-        )
+            encoded = encoding_of(self.encoding)(prompt.media[0])
+            prompt = encode_times(prompt, encoded, true)
+        if not self.spans or not true:
+            return prompt
+        return replace(prompt, answer=[tuple(span) for span in true])
 
 
-def retold(prompt: Prompt, shown: Shown, spans: Sequence[Any] | None = None) -> Prompt:
+def encode_times(
+    prompt: Prompt, encoded: EncodedClip, spans: Sequence[Any] | None = None
+) -> Prompt:
     """The prompt with its only clip replaced by the parts and media of an encoding; evidence follows true spans."""
     messages = []
     for message in prompt.messages:
         content = message["content"]
         if not isinstance(content, str):
-            content = [
-                new
-                for part in content
-                for new in (shown.parts if part["type"] == "video" else (part,))
-            ]
+            content = _with_parts(content, encoded)
         messages.append({**message, "content": content})
     extra = dict(prompt.extra)
     if spans:
-        extra["evidence"] = span_evidence(
-            [tuple(span) for span in spans], prompt.media[0], shown.media
-        )
-    return replace(prompt, messages=tuple(messages), media=shown.media, extra=extra)
+        true = [tuple(span) for span in spans]
+        # The old evidence counts in media and frames that are no longer there.
+        extra["evidence"] = span_evidence(true, prompt.media[0], encoded.media)
+    return replace(prompt, messages=tuple(messages), media=encoded.media, extra=extra)
+
+
+def _with_parts(content: Sequence[Any], encoded: EncodedClip) -> list[Any]:
+    """The parts of a message, those of the encoding in place of the clip."""
+    parts: list[Any] = []
+    for part in content:
+        if part["type"] == "video":
+            parts.extend(encoded.parts)
+        else:
+            parts.append(part)
+    return parts
 
 
 def span_evidence(spans: Spans, clip: Media, shown: Sequence[Media]) -> list[dict[str, Any]]:
@@ -100,16 +110,24 @@ def span_evidence(spans: Spans, clip: Media, shown: Sequence[Media]) -> list[dic
     A span holds the frames from its start up to, not including, its end; one between two frames marks the nearest.
     """
     times = frame_times(clip)
-    inside = [any(start <= time < end for start, end in spans) for time in times]
+    inside = [False] * len(times)
     for start, end in spans:
-        if not any(start <= time < end for time in times):
-            inside[min(range(len(times)), key=lambda i: abs(times[i] - (start + end) / 2))] = (
-                True
-            )
-    regions, first = [], 0
+        held = [frame for frame, time in enumerate(times) if start <= time < end]
+        for frame in held or [_nearest(times, (start + end) / 2)]:
+            inside[frame] = True
+    regions = []
+    first = 0
+    # The encoding shows the frames of the clip in their order, divided over its media.
     for number, medium in enumerate(shown):
-        frames = [i for i in range(len(medium.frames)) if inside[first + i]]
-        first += len(medium.frames)
+        count = len(medium.frames)
+        frames = [frame for frame in range(count) if inside[first + frame]]
+        first += count
         if frames:
             regions.append({"visual": number, "frames": frames})
     return regions
+
+
+def _nearest(times: Sequence[float], middle: float) -> int:
+    """The frame whose time is nearest; of two the earlier one."""
+    distances = [abs(time - middle) for time in times]
+    return distances.index(min(distances))

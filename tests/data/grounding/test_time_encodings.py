@@ -6,20 +6,23 @@ import pytest
 
 from mmrl.data.drawn.drawn import Drawn
 from mmrl.data.grounding.formats import is_grounding
-from mmrl.data.grounding.times_retold import Told, encoding_of, span_evidence
+from mmrl.data.grounding.time_encodings import TimeEncoded, encoding_of, span_evidence
 
 CLIPS = Drawn("clips", size=3, frames=6)
 
 
 def test_native_changes_nothing_but_the_answer():
-    told, plain = Told(CLIPS)[0], CLIPS[0]
+    told, plain = TimeEncoded(CLIPS)[0], CLIPS[0]
     assert told.media[0] is not None and told.messages == plain.messages
     start, end = (float(x) for x in plain.answer.split(" to "))
-    assert told.answer == [(start, end)] and Told(CLIPS, spans=False)[0].answer == plain.answer
+    assert (
+        told.answer == [(start, end)]
+        and TimeEncoded(CLIPS, spans=False)[0].answer == plain.answer
+    )
 
 
 def test_interleaved_times_stand_before_each_pair():
-    prompt = Told(CLIPS, "interleaved_times")[0]
+    prompt = TimeEncoded(CLIPS, "interleaved_times")[0]
     parts = prompt.messages[0]["content"]
     assert [part["type"] for part in parts] == ["text", "video"] * 3 + ["text"]
     assert [part["text"] for part in parts[:-1:2]] == ["0.0s ", "1.0s ", "2.0s "] and len(

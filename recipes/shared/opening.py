@@ -1,0 +1,213 @@
+"""What recipes open: the model with its limits and frozen parts, and the rows with the way they are asked.
+
+`open_policy` reads a folder, a hub name, a run that ended or was stopped, or "embedded"; `open_data` gives training and
+held-out prompts; `style_of` gives the rewards that read the answers of an asking style.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from mmrl.data.drawn.drawn import Drawn
+from mmrl.data.rows.sources import load_prompts, split_prompts
+from mmrl.data.rows.templates import PLAIN, THINK_THEN_ANSWER, THINK_THEN_BOX, Template
+from mmrl.model.load import LoRA
+from mmrl.model.patches import PixelBudget
+from mmrl.model.policy import Policy
+from mmrl.recipes.shared.embedded import warm_model
+from mmrl.rewards import functions as pay
+from mmrl.training.checkpoint import restore_weights, steps_in
+from mmrl.training.run import Run, refuse_several_processes
+from mmrl.training.tracking import prepare_output
+from mmrl.types import Prompts
+
+EMBEDDED = "embedded"
+"""Name of the tiny warmed-up model, and of the preset that uses it."""
+DRAWN = "drawn:lookup?cells=2&size_px=32"
+"""What the embedded model is trained on: pictures of four cells, "What is at row 1 column 2?"."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """How the model is loaded."""
+
+    device: str = "auto"
+    """auto (CUDA if there is one), cpu, cuda, cuda:1, …"""
+    dtype: str = "auto"
+    """auto (bfloat16 on CUDA, else float32), float32, bfloat16 or float64."""
+    checkpointing: bool | None = None
+    """Recompute activations in the backward; None turns it on above 500 M parameters."""
+    freeze: tuple[Literal["vision", "merger", "language", "head"], ...] = ()
+    """Parts that are not trained."""
+    min_pixels: int | None = None
+    """Smallest area of an image; None keeps the checkpoint's."""
+    max_pixels: int | None = None
+    """Largest area of an image; None keeps the checkpoint's."""
+    max_prompt_tokens: int | None = None
+    """Longer prompts are skipped and counted; None is the model's context."""
+    shared: bool = True
+    """Compute prompts once per group; False repeats them for every answer (slow, for comparison)."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """Which rows, and how questions are put and answers read."""
+
+    split: str | None = None
+    """Split of a hub or saved dataset, for example train."""
+    subset: str | None = None
+    """Configuration of a hub dataset."""
+    limit: int | None = None
+    """Use only so many rows."""
+    heldout: str = ""
+    """Another dataset to evaluate on; empty sets rows of the training data aside."""
+    heldout_rows: int = 256
+    """Rows set aside for evaluation if `heldout` is empty, at most a tenth of the data; 0 evaluates on all rows."""
+    style: Literal["box", "answer", "tag", "plain"] = "box"
+    """box: think, then \\boxed{}; answer: think, then <answer>; tag: <answer> alone; plain: the answer is the text."""
+    columns: tuple[str, ...] = ()
+    """Column names, as question=problem answer=solution images=image."""
+    image_root: Path | None = None
+    """Where relative paths of images and videos start; the data file's folder by default."""
+    on_bad: Literal["skip", "stop"] = "skip"
+    """Skip and count rows that cannot be used, or stop at the first."""
+
+
+@dataclass(frozen=True)
+class Style:
+    """A way of asking and the rewards that read it."""
+
+    template: Template
+    accuracy: Callable[..., float]
+    format: Callable[..., float]
+
+
+UNLIMITED = {"min_frame_pixels": 1, "max_frame_pixels": 1 << 40, "max_video_pixels": 1 << 50}
+"""Limits of clips that change nothing."""
+
+
+def open_policy(
+    model: str,
+    load: Load,
+    lora: LoRA | None = None,
+    run: Run | None = None,
+    *,
+    clips_sized: bool = False,
+) -> Policy:
+    """The policy; `embedded` is the tiny warmed-up model. Sees first that the run's output can be written to.
+
+    `clips_sized`: frames of clips come at the size they shall be shown at, so the checkpoint's own limits are lifted.
+    """
+    # Both before the weights are read: that can take minutes, and these errors cost nothing to find.
+    refuse_several_processes()
+    if run is not None:
+        prepare_output(run.folder)
+    budget = PixelBudget(
+        min_pixels=load.min_pixels,
+        max_pixels=load.max_pixels,
+        max_prompt_tokens=load.max_prompt_tokens,
+        **(UNLIMITED if clips_sized else {}),
+    )
+    source, checkpoint = model_source(model)
+    # A checkpoint holds the trained weights alone, so adapters and frozen parts must be those it was trained with.
+    stored = {} if checkpoint is None else _policy_settings(Path(model))
+    policy = Policy.load(
+        source,
+        device=load.device,
+        dtype=load.dtype,
+        lora=LoRA(**stored["lora"]) if stored.get("lora") else lora,
+        freeze=stored.get("freeze", load.freeze),
+        checkpointing=load.checkpointing,
+        budget=budget,
+        shared=load.shared,
+    )
+    if checkpoint is not None:
+        restore_weights(checkpoint, policy.named_parameters())
+    return policy
+
+
+def model_source(model: str) -> tuple[str | Path, Path | None]:
+    """What to load, and a checkpoint to lay over it: for a run's folder its model, or its newest checkpoint."""
+    if model == EMBEDDED:
+        return warm_model(), None
+    folder = Path(model)
+    if (folder / "model").is_dir():
+        return folder / "model", None
+    steps = steps_in(folder / "checkpoints")
+    if steps:
+        newest = folder / "checkpoints" / f"step-{steps[-1]}"
+        return _policy_settings(folder)["source"], newest
+    # A hub name has this shape too ("a/b"), so only what can be nothing but a path is refused here.
+    if model.startswith(("runs/", "./", "/", "~")) and not folder.is_dir():
+        raise ValueError(
+            f"There is no model or run in {model}; train one first, for example with python -m recipes.papo."
+        )
+    return model, None
+
+
+def open_data(dataset: str, data: Data, seed: int) -> tuple[Prompts, Prompts]:
+    """Training and held-out prompts. Raises ValueError for fewer than two usable rows."""
+    reading = {
+        "template": style_of(data.style).template,
+        "columns": _column_map(data.columns),
+        "image_root": data.image_root,
+        "on_bad": data.on_bad,
+        "seed": seed,
+    }
+    prompts = load_prompts(
+        dataset, split=data.split, subset=data.subset, limit=data.limit, **reading
+    )
+    drawn = isinstance(prompts, Drawn)
+    if data.heldout_rows == 0 and not drawn:
+        return prompts, prompts
+    if data.heldout:
+        return prompts, load_prompts(data.heldout, **reading)
+    if drawn:
+        # Drawn pictures have a side of their own for this, endless as well, so no row is set aside.
+        return prompts, replace(prompts, split="heldout", size=None)
+    if prompts.skipped:
+        print(prompts.summary(), file=sys.stderr)
+    if len(prompts) < 2:
+        raise ValueError(
+            f"{dataset} has {len(prompts)} usable rows; training needs at least 2."
+        )
+    rows = min(data.heldout_rows, max(1, len(prompts) // 10))
+    return split_prompts(prompts, rows, seed)
+
+
+STYLES = {
+    "box": Style(THINK_THEN_BOX, pay.boxed_accuracy, pay.think_format),
+    "answer": Style(THINK_THEN_ANSWER, pay.tagged_accuracy, pay.answer_format),
+    "tag": Style(PLAIN, pay.tagged_accuracy, partial(pay.answer_format, think=False)),
+    # A plain answer has no form of its own to pay for.
+    "plain": Style(PLAIN, pay.exact_accuracy, pay.exact_accuracy),
+}
+
+
+def style_of(name: str) -> Style:
+    """Template and rewards that belong together."""
+    return STYLES[name]
+
+
+def _policy_settings(run_folder: Path) -> dict[str, Any]:
+    """Source, adapters and frozen parts of the policy that a run trained."""
+    return json.loads((run_folder / "config.json").read_text())["settings"]["policy"]
+
+
+def _column_map(columns: Sequence[str]) -> dict[str, str] | None:
+    """Pairs such as question=problem as a mapping; None without pairs."""
+    found: dict[str, str] = {}
+    for pair in columns:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise ValueError(
+                f"data.columns has {pair!r}; write pairs such as question=problem."
+            )
+        found[key] = value
+    return found or None
