@@ -73,7 +73,7 @@ class OverlayCountTask(Task):
         extra = int(rng.selection.integers(int(knobs["distractors"]) + 1))
         names: list[ShapeName] = []
         for name, count in zip(asked, counts, strict=True):
-            names += [name] * count
+            names.extend(name for _ in range(count))
         distractors: list[ShapeName] = repeatedly(others, extra, rng.selection)
         names += distractors
         largest = float(knobs["largest"])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mmrl.data.pretext.audit import shortcut_answers
+from mmrl.data.pretext.audit import picture_cues
 from mmrl.data.pretext.audit.audit import LIMIT, audit, collect, examine, gap_curve
 from mmrl.data.pretext.audit.shortcut_audit import MajorityAuditor, MetaAuditor, auditors
 from mmrl.data.pretext.catalogue import find
@@ -157,7 +157,7 @@ def test_border_matching_places_tiles() -> None:
         for c in range(3)
     ]
     order = np.random.default_rng(0).permutation(9)
-    found = shortcut_answers.solve_grid([tiles[i] for i in order], 3)
+    found = picture_cues.solve_grid([tiles[i] for i in order], 3)
     assert np.array_equal(order[found], np.arange(9))
 
 
@@ -165,9 +165,7 @@ def test_clips_are_chained_by_their_ends() -> None:
     frames = clip(0, 1).video().read(range(40))
     parts = [frames[8 * i : 8 * i + 8] for i in range(5)]
     order = np.random.default_rng(1).permutation(5)
-    assert np.array_equal(
-        order[shortcut_answers.chained([parts[i] for i in order])], np.arange(5)
-    )
+    assert np.array_equal(order[picture_cues.chained([parts[i] for i in order])], np.arange(5))
 
 
 def test_auditors_see_no_truth() -> None:

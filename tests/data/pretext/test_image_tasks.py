@@ -301,7 +301,7 @@ def test_camera_motions_move_the_window_as_named() -> None:
 
 
 def test_quality_orders_follow_the_measured_quality() -> None:
-    from mmrl.data.pretext.audit.shortcut_answers import sharpness
+    from mmrl.data.pretext.audit.picture_cues import sharpness
 
     for sample in samples("quality-order", kind="blur"):
         values = [sharpness(sample.visuals[i - 1].pixels) for i in sample.truth["answer"]]
