@@ -1,15 +1,21 @@
 """NP-Engine's ten official validators (OliverLeeXZ/NP-Engine, NP_tasks/*/validation.py): (invalid, value).
 
-They read what follows the last "Answer:". An invalid answer carries the task's penalty: −1 where more is better, the
-sum of all weights (TSP, bisection), |V| + 1 (colouring) or |S| + 1 (set cover) where less is better.
+They read what follows the last "Answer:" (clique: the first, so a second one makes the rest unreadable). An invalid
+answer carries the task's penalty: −1 where more is better, the sum of all weights (TSP, bisection), |V| + 1 (colouring)
+or |S| + 1 (set cover) where less is better.
 
-Holes kept on purpose: repeated entries count in independent set, subset sum, meetings and set cover; a "cycle" of one
-vertex or one edge back and forth is valid; an empty schedule is valid with value 0. Each expects its own encoding of
-the instance (adjacency as a mapping to lists, or to weights) and may raise on the other.
+Clique and bisection want a list literal and nothing else: arrows, other brackets, bare numbers or a sentence behind it
+are invalid. A bisection is two disjoint lists that hold every node, of equal size, or one apart if the number of nodes
+is odd; a node repeated within one list is counted once. A clique refuses repeated entries, and reads numbers in quotes.
+An independent set must stand on the line of its "Answer:".
 
-Departures: a list literal is read with `ast.literal_eval` where the original evaluates it as code. The validators of
-longest cycle, clique and bisection were not readable to us; they follow their description and reference values, with
-balance meaning that the parts differ by at most one node.
+Holes kept on purpose: repeated entries count in independent set, subset sum, meetings and set cover; `[1, "1"]` is a
+clique of two; a "cycle" of one vertex, in the graph or not, or one edge back and forth is valid; an empty schedule is
+valid with value 0. Each expects its own encoding of the instance (adjacency as a mapping to lists, or to weights) and
+may raise on the other; clique reads both.
+
+Departures: a list literal is read with `ast.literal_eval` where the original evaluates it as code; lists within lists,
+on which clique and bisection raise TypeError, are invalid.
 """
 
 from __future__ import annotations
@@ -17,23 +23,30 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Callable, Mapping
-from itertools import combinations, pairwise, product
+from itertools import pairwise
 from typing import Any
 
 Instance = Mapping[str, Any]
 Verdict = tuple[bool, float]
 
 _BRACKETS = re.compile(r"[{\[\(]([^)}\]]*)[}\])]")
-_LISTS = re.compile(r"\[([^\[\]]*)\]")
 SMALLER_IS_BETTER = frozenset({"TSP", "GCP_D", "minimum_cut", "set_cover"})
+FROM_THE_FIRST = frozenset({"maximum_clique_problem"})
+"""What follows the first "Answer:" is their answer; the others take the last."""
+ON_ONE_LINE = frozenset({"maximum_set"})
+"""Their answer ends with the line on which "Answer:" stands."""
 
 
 def np_engine(task: str, instance: Instance, answer: str) -> Verdict:
     """(invalid, value) of an answer to one of `VALIDATORS`."""
     if task not in VALIDATORS:
         raise ValueError(f"NP-Engine has no task {task!r}; it has {sorted(VALIDATORS)}.")
-    body = answer.split("Answer:")[-1].strip() if "Answer:" in answer else None
-    return VALIDATORS[task](instance, body)
+    if "Answer:" not in answer:
+        return VALIDATORS[task](instance, None)
+    said = answer.split("Answer:", 1 if task in FROM_THE_FIRST else -1)[-1]
+    if task in ON_ONE_LINE:
+        said = said.split("\n")[0]
+    return VALIDATORS[task](instance, said.strip())
 
 
 def quality_ratio(task: str, reference: float, verdict: Verdict) -> float:
@@ -42,28 +55,29 @@ def quality_ratio(task: str, reference: float, verdict: Verdict) -> float:
     if invalid:
         return 0.0
     above, below = (reference, value) if task in SMALLER_IS_BETTER else (value, reference)
-    if below:
-        return above / below
-    return 1.0 if above == below else float("inf")
+    return above / below if below else (1.0 if above == below else float("inf"))
 
 
 def _tsp(graph: Instance, body: str | None) -> Verdict:
-    penalty = sum(graph[one].get(other, 0) for one, other in combinations(graph, 2)) or 1e9
+    names = list(graph)
+    penalty = (
+        sum(graph[u].get(v, 0) for i, u in enumerate(names) for v in names[i + 1 :]) or 1e9
+    )
     tour = _integers(_one_list(body))
-    cities = list(range(len(graph)))
-    if not tour or tour[0] != tour[-1] or sorted(tour[:-1]) != cities:
+    if not tour or tour[0] != tour[-1] or sorted(tour[:-1]) != list(range(len(graph))):
         return True, penalty
-    legs = [graph[str(a)].get(str(b)) for a, b in pairwise(tour)]
+    legs = [graph.get(str(a), {}).get(str(b)) for a, b in pairwise(tour)]
     return (True, penalty) if None in legs else (False, sum(legs))
 
 
 def _colouring(graph: Instance, body: str | None) -> Verdict:
     penalty = len(graph) + 1
     colours = _integers(_one_list(body))
-    if not colours or len(colours) != len(graph) or min(colours) <= 0:
+    if colours is None or len(colours) != len(graph) or not colours or min(colours) <= 0:
         return True, penalty
-    edges = [(int(node), int(other)) for node in graph for other in graph[node]]
-    clash = any(colours[node] == colours[other] for node, other in edges)
+    clash = any(
+        colours[int(node)] == colours[int(other)] for node in graph for other in graph[node]
+    )
     return (True, penalty) if clash else (False, len(set(colours)))
 
 
@@ -71,44 +85,53 @@ def _longest_cycle(graph: Instance, body: str | None) -> Verdict:
     path = _integers(_one_list(body))
     if not path or path[0] != path[-1] or len(set(path[:-1])) != len(path[:-1]):
         return True, -1
-    if any(str(node) not in graph for node in path):
-        return True, -1
-    joined = all(b in _neighbours(graph, a) for a, b in pairwise(path))
-    return (False, len(path)) if joined else (True, -1)
+    for node, following in pairwise(path):
+        # Asked of the row itself: where it is keyed by strings, no integer is in it.
+        if str(node) not in graph or following not in graph[str(node)]:
+            return True, -1
+    return False, len(path)
 
 
 def _knapsack(instance: Instance, body: str | None) -> Verdict:
     items = {str(name): item for name, item in instance["items"].items()}
     chosen = _integers(_one_list(body), skip_blank=True)
-    if not chosen or len(set(chosen)) != len(chosen):
+    if (
+        not chosen
+        or len(set(chosen)) != len(chosen)
+        or any(str(item) not in items for item in chosen)
+    ):
         return True, -1
-    if any(str(item) not in items for item in chosen):
+    weights, values = (
+        [int(items[str(item)][key]) for item in chosen] for key in ("weight", "value")
+    )
+    if min(weights + values) < 0 or sum(weights) > int(instance["capacity"]):
         return True, -1
-    weight = sum(int(items[str(item)]["weight"]) for item in chosen)
-    value = sum(int(items[str(item)]["value"]) for item in chosen)
-    return (True, -1) if weight > int(instance["capacity"]) else (False, value)
+    return False, sum(values)
 
 
 def _clique(graph: Instance, body: str | None) -> Verdict:
-    nodes = _integers(_one_list(body))
-    if not nodes or any(str(node) not in graph for node in nodes):
+    written = _literal(body) if body is not None else None
+    if not written or not _all_hashable(written) or len(set(written)) != len(written):
         return True, -1
-    joined = all(b in _neighbours(graph, a) for a, b in combinations(nodes, 2))
-    return (False, len(nodes)) if joined else (True, -1)
+    nodes = [_as_integer(entry) for entry in written]
+    joined = _undirected(graph)
+    if any(node is None or node not in joined for node in nodes):
+        return True, -1
+    together = set(nodes)
+    complete = all(together - {node} <= joined[node] for node in together if node is not None)
+    return (False, len(nodes)) if complete else (True, -1)
 
 
 def _independent_set(graph: Instance, body: str | None) -> Verdict:
     if body is None:
         return True, -1
-    line = body.split("\n")[0].strip()
-    # The reference evaluates a list; anything else it splits at commas, brackets left out.
-    if line.startswith("[") and line.endswith("]"):
-        nodes = _literal(line)
+    if body.startswith("[") and body.endswith("]"):
+        nodes = _literal(body)
     else:
-        nodes = _integers(re.sub(r"[\[\]]", "", line))
+        nodes = _integers(re.sub(r"[\[\]]", "", body))
     if nodes is None or any(str(node) not in graph for node in nodes):
         return True, -1
-    if any(str(b) in graph[str(a)] for a, b in combinations(nodes, 2)):
+    if any(str(b) in graph[str(a)] for i, a in enumerate(nodes) for b in nodes[i + 1 :]):
         return True, -1
     # The reference looks for a larger set, which reads the weights' mapping and raises AttributeError on plain lists.
     for node in nodes:
@@ -120,8 +143,11 @@ def _meetings(instance: Instance, body: str | None) -> Verdict:
     schedule = _triples(body)
     if schedule is None:
         return True, -1
-    meetings, rooms = instance["meetings"], instance["rooms"]
-    free = instance["attendee_availability"]
+    meetings, rooms, free = (
+        instance["meetings"],
+        instance["rooms"],
+        instance["attendee_availability"],
+    )
     busy: dict[int, list[tuple[int, int]]] = {}
     for meeting, room, start in schedule:
         if str(room) not in rooms or str(meeting) not in meetings:
@@ -132,11 +158,13 @@ def _meetings(instance: Instance, body: str | None) -> Verdict:
         busy.setdefault(room, []).append((start, end))
     seated = 0
     for meeting, room, start in schedule:
-        attendees = meetings[str(meeting)]["attendees"]
-        end = start + meetings[str(meeting)]["duration"]
-        # Nobody asks whether a person sits in two meetings at once: one of the holes.
-        spans = [free.get(str(who), ()) for who in attendees]
-        present = all(any(a <= start and end <= b for a, b in span) for span in spans)
+        attendees, end = (
+            meetings[str(meeting)]["attendees"],
+            start + meetings[str(meeting)]["duration"],
+        )
+        present = all(
+            any(a <= start and end <= b for a, b in free.get(str(who), ())) for who in attendees
+        )
         if len(attendees) > rooms[str(room)] or not present:
             return True, -1
         seated += len(attendees)
@@ -144,18 +172,28 @@ def _meetings(instance: Instance, body: str | None) -> Verdict:
 
 
 def _bisection(graph: Instance, body: str | None) -> Verdict:
-    penalty = 0
-    for node, neighbours in graph.items():
-        # Each edge stands with both its nodes and is counted once.
-        penalty += sum(weight for other, weight in neighbours.items() if node < other)
-    lists = [_integers(text) for text in _LISTS.findall(body or "")]
-    parts = [part for part in lists if part is not None]
-    if len(parts) != 2:
+    weights = [
+        weight
+        for node in graph
+        for other, weight in graph[node].items()
+        if int(node) < int(other)
+    ]
+    penalty = sum(weights) or 1e9
+    parts = _literal(body) if body is not None else None
+    if parts is None or len(parts) != 2 or not all(isinstance(part, list) for part in parts):
         return True, penalty
-    first, second = parts
-    if sorted(map(str, first + second)) != sorted(graph) or abs(len(first) - len(second)) > 1:
+    if not _all_hashable(parts[0] + parts[1]):
         return True, penalty
-    return False, sum(graph[str(a)].get(str(b), 0) for a, b in product(first, second))
+    first, second = set(parts[0]), set(parts[1])
+    nodes = {int(node) for node in graph}
+    if first & second or first | second != nodes:
+        return True, penalty
+    if abs(len(first) - len(second)) > len(nodes) % 2:
+        return True, penalty
+    # 1.0 equals the node 1, but no row is called "1.0".
+    if any(str(node) not in graph for node in first if second):
+        return True, penalty
+    return False, sum(graph[str(a)].get(str(b), 0) for a in first for b in second)
 
 
 def _set_cover(instance: Instance, body: str | None) -> Verdict:
@@ -164,8 +202,7 @@ def _set_cover(instance: Instance, body: str | None) -> Verdict:
     if body == "Impossible":
         possible = set().union(*subsets.values()) == universe
         return (True, penalty) if possible else (False, 0)
-    text = _unbracketed(body)
-    # An empty list is an answer, which covers nothing; no answer at all is None.
+    text = body[1:-1] if body and body.startswith("[") and body.endswith("]") else body
     chosen = [] if text is not None and not text.strip() else _integers(text)
     if chosen is None or any(str(name) not in subsets for name in chosen):
         return True, penalty
@@ -211,12 +248,6 @@ def _one_list(body: str | None) -> str | None:
     return match[1] if match else text
 
 
-def _unbracketed(body: str | None) -> str | None:
-    if body and body.startswith("[") and body.endswith("]"):
-        return body[1:-1]
-    return body
-
-
 def _integers(text: str | None, skip_blank: bool = False) -> list[int] | None:
     """Comma-separated integers, or None."""
     if text is None:
@@ -228,30 +259,62 @@ def _integers(text: str | None, skip_blank: bool = False) -> list[int] | None:
 
 
 def _literal(text: str) -> list[Any] | None:
+    """A list written as in Python, without its elements being looked at, or None."""
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError, RecursionError, MemoryError):
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         return None
     return value if isinstance(value, list) else None
 
 
+def _all_hashable(entries: list[Any]) -> bool:
+    """Whether the entries fit into a set: none is a list, mapping or set, or holds one."""
+    try:
+        set(entries)
+    except TypeError:
+        return False
+    return True
+
+
+def _as_integer(entry: Any) -> int | None:
+    """The entry as `int` reads it ("3" is 3, 2.7 is 2), or None."""
+    try:
+        return int(entry)
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def _undirected(graph: Instance) -> dict[int, set[int]]:
+    """Neighbours of every node that is a key or a neighbour, both ways; weights of 0 are no edges."""
+    joined: dict[int, set[int]] = {}
+    for name, row in graph.items():
+        node = _as_integer(name)
+        if node is None:
+            continue
+        joined.setdefault(node, set())
+        for other_name in row if isinstance(row, (Mapping, list, set, tuple)) else ():
+            other = _as_integer(other_name)
+            if other is None:
+                continue
+            joined.setdefault(other, set())
+            weight = row[other_name] if isinstance(row, Mapping) else 1
+            if weight != 0 or not isinstance(weight, (int, float)):
+                joined[node].add(other)
+                joined[other].add(node)
+    return joined
+
+
 def _triples(body: str | None) -> list[tuple[int, int, int]] | None:
     """[(meeting, room, start), …]; an empty list for "[]"."""
-    if body is None:
+    if body is None or body == "[]":
+        return None if body is None else []
+    text = (body[1:-1] if body.startswith("[") and body.endswith("]") else body).replace(
+        "'", ""
+    )
+    entries = [
+        _integers(",".join(re.sub(r"[()]", "", part).split(",")[:3]))
+        for part in text.split("), (")
+    ]
+    if any(entry is None or len(entry) != 3 for entry in entries):
         return None
-    if body == "[]":
-        return []
-    text = (_unbracketed(body) or "").replace("'", "")
-    triples = []
-    for part in text.split("), ("):
-        # Only the first three numbers are read, as in the reference.
-        numbers = re.sub(r"[()]", "", part).split(",")[:3]
-        entry = _integers(",".join(numbers))
-        if entry is None or len(entry) != 3:
-            return None
-        triples.append((entry[0], entry[1], entry[2]))
-    return triples
-
-
-def _neighbours(graph: Instance, node: int) -> set[int]:
-    return {int(other) for other in graph[str(node)]}
+    return [(entry[0], entry[1], entry[2]) for entry in entries if entry is not None]

@@ -45,6 +45,7 @@ SCORERS = {
         c["response"], c["original_phrase"], c["changed_phrase"]
     ),
     "np_engine": _np,
+    "np_engine_fuzz": _np,
 }
 GEOMETRY = {
     "tile_sizes": (
