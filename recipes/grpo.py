@@ -70,7 +70,8 @@ def main(
         (run.folder / name).unlink(missing_ok=True)
 
     for step in range(steps + 1):
-        now = Now(step, step / steps, run.seed)
+        # Schedules read the share that is done when the step ends, as in `Trainer`.
+        now = Now(step, min(step + 1, steps) / steps, run.seed)
         if step in (0, steps):
             scores = evaluate(engine, exam, rewards, sampling, now)
             tracker.log(step, {f"eval/{name}": value for name, value in scores.items()})

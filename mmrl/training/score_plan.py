@@ -33,7 +33,7 @@ def plan_scores(
 ) -> ScorePlan:
     """Decide the freshness of every view from what the objectives read. Raises ValueError for an unknown branch."""
     stored: dict[str, Wanted] = {}
-    live: dict[str, Wanted] = {"raw": Wanted(grad=True)}
+    live: dict[str, Wanted] = {"raw": Wanted(entropy=grpo.entropy > 0, grad=True)}
     before: set[str] = set()  # views that somebody reads before the update
     in_reward = grpo.kl > 0 and grpo.kl_in == "reward"
     if grpo.kl > 0:
