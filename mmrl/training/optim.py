@@ -15,7 +15,7 @@ from mmrl.ground.require import require
 
 @dataclass(frozen=True)
 class Optim:
-    """How weights are updated. Defaults are those of EasyR1 and PAPO."""
+    """How weights are updated. Defaults are those of EasyR1 and PAPO, but for `decay_all`, which they do."""
 
     lr: float = 1e-6
     """Peak learning rate."""
