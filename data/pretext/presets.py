@@ -182,11 +182,11 @@ PRESETS: tuple[TaskMix, ...] = (
         "visual-jigsaw-video",
         (
             Ingredient(
-                "temporal-jigsaw", 1.0, {"clips": 6, "per_clip": 4, "trim": 0.05, "gamma": 0.2}
+                "temporal-jigsaw", 1.0, {"clips": 6, "per_clip": 12, "trim": 0.1, "gamma": 0.2}
             ),
         ),
         BOX,
-        "Visual Jigsaw on six clips with 5 % trimmed at both ends.",
+        "Visual Jigsaw on six clips of 12 frames, a tenth trimmed at both ends as in the code (paper: 5 %).",
     ),
     TaskMix(
         "visual-jigsaw-depth",
@@ -204,7 +204,34 @@ PRESETS: tuple[TaskMix, ...] = (
         "puzzlecraft-mix",
         (*_jigsaws(15.0, {}), *_patchfits(15.0), _ROTATION),
         THINK,
-        "PuzzleCraft's mix 15 : 15 : 10.",
+        "PuzzleCraft's mix 15 : 15 : 10, with gaps.",
+    ),
+    Preset(
+        "puzzlecraft-mix-paper",
+        (*_jigsaws(15.0, TOUCHING), *_patchfits(15.0), _ROTATION),
+        THINK,
+        "PuzzleCraft's mix 15 : 15 : 10 as published: tiles touch.",
+    ),
+    Preset(
+        "videossr-30k-paper",
+        (
+            *_anomalies(12.0, ("channel-swap", "mirror", "zoom-out", "rotate180")),
+            Ingredient("temporal-jigsaw", 12.0, _SIX_CLIPS),
+            Ingredient(
+                "video-count",
+                6.0,
+                {
+                    "motion": "still",
+                    "asked": 3,
+                    "most": 9,
+                    "law": "frames",
+                    "distractors": 0,
+                    "frames": 48,
+                },
+            ),
+        ),
+        PLAIN,
+        "VideoSSR's training mix as published: counts are sums over frames, no other shapes.",
     ),
 )
 

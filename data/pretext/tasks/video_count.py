@@ -6,7 +6,7 @@ time and each counts once; "reenter": they also leave and come back elsewhere. M
 colour, so that identity is certain. Answer: one count per asked shape. Reward: mean over shapes of max(0, 1 − |guess
 − count|/count).
 
-Departures: counts are drawn first, uniformly from 1 to `most` (the code's sums favour the middle); painted shapes do
+Departures: counts are drawn first, uniformly from 1 to `most` (the sums of the code: knob `law`); painted shapes do
 not overlap on a frame and contrast with their ground; an exact zero where the code leaves about 5e-10; other shapes
 are painted as distractors.
 """
@@ -64,6 +64,11 @@ class VideoCountTask(OverlayCountTask):
         ),
         "asked": Knob(3, (1, 2, 3), help="Number of shapes to count.", allowed=(1, 2, 3)),
         "most": Knob(5, (3, 5, 8), help="Largest count of each shape; at most 8."),
+        "law": Knob(
+            "uniform",
+            help="Counts: uniform from 1 to most, or one to three on each of one to three frames (VideoSSR).",
+            allowed=("uniform", "frames"),
+        ),
         "distractors": Knob(2, (0, 2, 4), help="Largest number of objects of other shapes."),
         "frames": Knob(24, (12, 16, 24), help="Shown frames."),
         "side": Knob(256, help="Longest side of a frame in pixels."),
@@ -76,7 +81,13 @@ class VideoCountTask(OverlayCountTask):
 
     def propose(self, media: RawMedia, knobs: Knobs, rng: Streams) -> Proposal:
         frames, most, motion = int(knobs["frames"]), int(knobs["most"]), str(knobs["motion"])
-        if most > len(COLOURS):
+        by_frames = str(knobs["law"]) == "frames"
+        if by_frames and (motion != "still" or most != PER_FRAME**2):
+            raise ValueError(
+                f"video-count.law is 'frames' with motion {motion!r} and most {most}; it paints still shapes, at most "
+                f"{PER_FRAME**2} of each: set motion='still', most={PER_FRAME**2}."
+            )
+        if most > len(COLOURS) and not by_frames:
             raise ValueError(
                 f"video-count.most is {most}; it must be at most {len(COLOURS)}, the number of colours."
             )
@@ -89,7 +100,8 @@ class VideoCountTask(OverlayCountTask):
             return Reject("too-small")
         draw = rng.selection
         asked: list[ShapeName] = some_of(ASKED, int(knobs["asked"]), draw)
-        counts: dict[ShapeName, int] = {name: int(draw.integers(1, most + 1)) for name in asked}
+        count = _sum_over_frames if by_frames else _uniform
+        counts: dict[ShapeName, int] = {name: count(draw, most) for name in asked}
         distractors = int(draw.integers(int(knobs["distractors"]) + 1))
         extra = draw.multinomial(distractors, [1 / 3] * 3)
         others: dict[ShapeName, int] = {
@@ -109,6 +121,17 @@ class VideoCountTask(OverlayCountTask):
             evidence=tuple(part for name in asked for part in evidence[name]),
             meta={"painted": painted, "motion": motion},
         )
+
+
+def _uniform(rng: np.random.Generator, most: int) -> int:
+    """A count from 1 to `most`, each as likely."""
+    return int(rng.integers(1, most + 1))
+
+
+def _sum_over_frames(rng: np.random.Generator, most: int) -> int:
+    """One to three shapes on each of one to three frames, as VideoSSR's code draws them: 1 to 9, the middle oftener."""
+    frames = int(rng.integers(1, PER_FRAME + 1))
+    return int(rng.integers(1, PER_FRAME + 1, frames).sum())
 
 
 def _paint_still(shown: Array, painted: Painted, rng: Streams, reenter: bool) -> Found | Reject:
