@@ -8,7 +8,7 @@ images, tiles with gaps (ours):      python -m recipes.visual_jigsaw gaps-7b --d
 
 Departures: only true permutations earn partial credit (official code: any distinct numbers); no penalty for repeated
 lines. In `gaps-7b` tiles have a gap and a change of brightness of their own, because touching borders solve the puzzle.
-Clips show twelve frames each, the paper's most; the code shows two a second, fewer for clips below six seconds.
+Clips show two frames a second, two to twelve of them.
 Format pays 0.2 besides, as in the paper; here only with a readable answer.
 The embedded preset asks for the order of two tiles.
 """

@@ -48,7 +48,11 @@ class TemporalJigsawTask(OrderTask):
     intended = ("boundary", "histogram")
     knobs: ClassVar = {
         "clips": Knob(4, (2, 3, 4, 5, 6, 8), help="Pieces of the video."),
-        "per_clip": Knob(4, help="Shown frames per clip."),
+        "per_clip": Knob(4, help="Shown frames per clip; with `fps` the most of them."),
+        "fps": Knob(
+            0.0,
+            help="Frames per second of a clip, an even number of them (Visual Jigsaw); 0: all of per_clip.",
+        ),
         "trim": Knob(0.1, (0.2, 0.1, 0.15), help="Share cut off at both ends of a clip."),
         "reward": Knob(
             "positional",
@@ -73,6 +77,8 @@ class TemporalJigsawTask(OrderTask):
         count, per_clip = int(knobs["clips"]), int(knobs["per_clip"])
         clip = media[0].video()
         ranges = _ranges(*clips.window(clip), count, float(knobs["trim"]), rng.geometry)
+        if ranges is not None and knobs["fps"]:
+            per_clip = _sampled(clip.times, ranges[0], float(knobs["fps"]), per_clip)
         if ranges is None or min(end - start for start, end in ranges) < per_clip:
             return Reject("too-few-frames")
         indices = [_inside(start, end, per_clip) for start, end in ranges]
@@ -139,6 +145,14 @@ def _ranges(
     offset = first + int(rng.integers(left_over + 1))
     starts = [offset + piece * length for piece in range(count)]
     return [(start + cut, start + length - cut) for start in starts]
+
+
+def _sampled(times: Array, piece: tuple[int, int], fps: float, most: int) -> int:
+    """Frames of a clip at this rate: even, at least two, at most `most` (Visual Jigsaw's rule)."""
+    start, end = piece
+    seconds = float(times[end - 1] - times[start]) * (end - start) / max(1, end - start - 1)
+    # A hair more, because times are sums of float steps.
+    return min(max(2, int(seconds * fps + 1e-6)), most) // 2 * 2
 
 
 def _inside(start: int, end: int, count: int) -> Array:
