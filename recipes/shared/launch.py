@@ -44,7 +44,8 @@ HELP = {
 }
 """Plain arguments that mean the same in every recipe."""
 PRINT = "--print-config"
-CONFIG_HELP = f"{PRINT} prints all of this as JSON and ends; --config FILE starts from such a file, not from a preset."
+CONFIG_HELP = f"""Also: {PRINT} prints all of this as JSON and ends.
+And: --config FILE starts from such a file in place of a preset."""
 ADVICE = "the same command with --help, or with your own --model MODEL --dataset FILE"
 
 

@@ -155,3 +155,26 @@ def test_a_configuration_that_does_not_fit_is_refused(tmp_path):
     file.write_text("{", encoding="utf-8")
     with pytest.raises(ValueError, match=r"is not what --print-config prints"):
         resolved(papo.main, papo.PRESETS, ["--config", str(file)])
+
+
+@pytest.mark.parametrize(
+    ("recipe", "preset", "stages"),
+    [
+        ("papo", "7b", {"masked": "original"}),
+        ("vppo", "7b", {"masked": "resized"}),
+        ("dvrp", "7b", {"masked": "resized", "noisy": "resized"}),
+        ("vogue", "7b", {"noisy": "resized"}),
+    ],
+)
+def test_views_act_on_the_picture_on_which_the_papers_code_has_them(
+    recipe, preset, stages, monkeypatch
+):
+    """PAPO masks the picture of the file, the others what is left of it after the resize to the pixel limits."""
+    module, seen = RECIPES[recipe], {}
+    monkeypatch.setattr(module, "open_policy", lambda *_: None)
+    monkeypatch.setattr(module, "open_data", lambda *_: (None, None))
+    monkeypatch.setattr(module, "Trainer", lambda policy, **settings: seen.update(settings))
+    monkeypatch.setattr(module, "fit", lambda *_, **__: None)
+    module.main(**resolved(module.main, module.PRESETS, [preset]).arguments)
+    seen["rewards"].close()
+    assert {name: branch.stage for name, branch in seen["branches"].items()} == stages
