@@ -14,7 +14,7 @@ import json
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +37,14 @@ class Configuration:
 
 
 def as_json(value: Any) -> Any:
-    """A value as JSON would keep it; records become mappings of their settings, tuples lists, paths texts."""
+    """A value as JSON would keep it; records become mappings of their settings, tuples lists, paths texts.
+
+    Functions in a record are left out: they are chosen in the recipe's Python, not on the command line.
+    """
     if is_dataclass(value):
-        return {f.name: as_json(getattr(value, f.name)) for f in fields(value) if f.init}
+        parts = {f.name: getattr(value, f.name) for f in fields(value) if f.init}
+        kept = {name: part for name, part in parts.items() if not inspect.isroutine(part)}
+        return {name: as_json(part) for name, part in kept.items()}
     if isinstance(value, Mapping):
         return {str(key): as_json(part) for key, part in value.items()}
     if isinstance(value, tuple | list):
@@ -69,6 +74,12 @@ def read_configuration(file: str, main: Callable[..., Any], recipe: str) -> Conf
             f"--config {file} sets {unknown}, which recipe {recipe!r} does not have; it has {sorted(hints)}."
         )
     arguments = {key: rebuilt(hints[key], value, key) for key, value in given.items()}
+    defaults = inspect.signature(main).parameters
+    for key, value in arguments.items():
+        default = defaults[key].default
+        if is_dataclass(default) and not isinstance(default, type):
+            # Functions of the record stay those of the recipe.
+            arguments[key] = replace(default, **_settings(value, given[key]))
     return Configuration(recipe, preset, arguments)
 
 
@@ -88,6 +99,11 @@ def rebuilt(hint: Any, value: Any, where: str) -> Any:
     if hint is Path and isinstance(value, str):
         return Path(value)
     return value
+
+
+def _settings(record: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a record that were given, as they were rebuilt."""
+    return {name: getattr(record, name) for name in given}
 
 
 def _rebuilt_union(kinds: Sequence[Any], value: Any, where: str) -> Any:

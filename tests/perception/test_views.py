@@ -269,7 +269,7 @@ def test_dvrp_and_noisy_rollout_anneal_as_printed():
 
 def test_noisy_rollout_has_the_official_timestep_at_each_of_sixty_steps():
     official = json.loads((GOLDEN / "objectives" / "noisy_rollout_steps.json").read_text())
-    noise = noisy_rollout_noise()
+    noise = DiffusionNoise(500, Sigmoid(1.0, 30.0, 40 / 60))
     ours = [noise.timestep(Now(step, step / 60)) for step in range(1, 61)]
     assert ours == official["timesteps"] and ours[39] == 250
 
