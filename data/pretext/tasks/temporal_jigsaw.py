@@ -42,7 +42,7 @@ PARTIAL = {"positional": positional, "kendall": kendall}
 
 class TemporalJigsawTask(OrderTask):
     name = "temporal-jigsaw"
-    version = 2
+    version = 3
     kinds = ("video",)
     # Motion and colours go on from clip to clip: that is what there is to see.
     intended = ("boundary", "histogram")

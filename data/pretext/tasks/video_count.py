@@ -53,6 +53,7 @@ TRIES = 24
 
 class VideoCountTask(OverlayCountTask):
     name = "video-count"
+    version = 2
     kinds = ("video",)
     intended = ("cut",)
     knobs: ClassVar = {

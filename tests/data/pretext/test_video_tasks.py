@@ -1,7 +1,7 @@
 """The video tasks: their truth follows from the frames that are shown."""
 
 from functools import cache
-from itertools import pairwise, permutations
+from itertools import pairwise, permutations, product
 
 import numpy as np
 import pytest
@@ -20,8 +20,8 @@ from mmrl.data.pretext.tasks.interleaved import InterleavedClipsTask
 from mmrl.data.pretext.tasks.needle_clip import NeedleClipTask
 from mmrl.data.pretext.tasks.sprite_path import SpriteMovesTask, SpritePathTask
 from mmrl.data.pretext.tasks.sprite_times import SpriteTimesTask
-from mmrl.data.pretext.tasks.temporal_jigsaw import TemporalJigsawTask
-from mmrl.data.pretext.tasks.video_count import VideoCountTask
+from mmrl.data.pretext.tasks.temporal_jigsaw import TemporalJigsawTask, _sampled
+from mmrl.data.pretext.tasks.video_count import VideoCountTask, _sum_over_frames
 
 
 @cache
@@ -60,6 +60,21 @@ def test_temporal_jigsaw_answer_restores_the_order(count):
     gaps = [brightness(b)[0] - brightness(a)[-1] for a, b in pairwise(played)]
     assert min(gaps) > 6.0
     assert all(visual.times is not None and visual.times[0] == 0 for visual in sample.visuals)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(0.5, 2), (2.9, 4), (3.0, 6), (5.9, 10), (60.0, 12)]
+)
+def test_clips_may_show_an_even_number_of_frames_at_a_rate(seconds, shown):
+    """Visual Jigsaw: two a second, at least two, at most twelve, rounded down to pairs."""
+    frames = round(seconds * 30)
+    times = np.arange(frames + 5) / 30
+    assert _sampled(times, (0, frames), 2.0, 12) == shown
+    sample = make(
+        TemporalJigsawTask(), [ramp()], {"clips": 6, "per_clip": 12, "fps": 2.0, "trim": 0.1}
+    )
+    # 72 frames at 4 a second are six clips of twelve, of which ten are left: 2.5 seconds.
+    assert {len(visual.pixels) for visual in sample.visuals} == {4}
 
 
 @pytest.mark.parametrize("count", [2, 3])
@@ -203,6 +218,23 @@ def test_counts_equal_what_was_painted(motion):
             for x0, y0, x1, y1 in evidence.boxes:
                 region = np.s_[evidence.frames[0], max(y0, 0) : y1, max(x0, 0) : x1]
                 assert not np.array_equal(clean[region], sample.visuals[0].pixels[region])
+
+
+def test_counts_may_be_sums_over_frames_as_videossr_draws_them():
+    """One to three shapes on each of one to three frames, every draw as likely."""
+    rng, draws = np.random.default_rng(0), 20_000
+    found = np.bincount([_sum_over_frames(rng, 9) for _ in range(draws)], minlength=10) / draws
+    wanted = np.zeros(10)
+    for frames in (1, 2, 3):
+        for each in product((1, 2, 3), repeat=frames):
+            wanted[sum(each)] += 1 / 3 / 3**frames
+    assert np.abs(found - wanted).max() < 0.012
+    sample = drawn(VideoCountTask(), law="frames", most=9, distractors=0, frames=48)
+    assert all(1 <= count <= 9 for count in sample.truth["answer"])
+    with pytest.raises(
+        ValueError, match=r"law is 'frames' with motion 'still' and most 5.*most=9"
+    ):
+        make(VideoCountTask(), media(1), {"law": "frames"})
 
 
 def test_counting_refuses_more_objects_than_colours():
