@@ -208,13 +208,13 @@ PRESETS: tuple[TaskMix, ...] = (
         THINK,
         "PuzzleCraft's mix 15 : 15 : 10, with gaps.",
     ),
-    Preset(
+    TaskMix(
         "puzzlecraft-mix-paper",
         (*_jigsaws(15.0, TOUCHING), *_patchfits(15.0), _ROTATION),
         THINK,
         "PuzzleCraft's mix 15 : 15 : 10 as published: tiles touch.",
     ),
-    Preset(
+    TaskMix(
         "videossr-30k-paper",
         (
             *_anomalies(12.0, ("channel-swap", "mirror", "zoom-out", "rotate180")),
