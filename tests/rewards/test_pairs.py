@@ -7,12 +7,15 @@ import random
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mmrl.recipes.shared.paying import Reward, StyleName, style_of
 from mmrl.rewards.answers import same_math, same_number, verified
+from mmrl.rewards.graders import GraderName
 from mmrl.rewards.mathruler import grade_answer
 
 TABLE = Path(__file__).with_name("pairs.tsv")
@@ -144,31 +147,18 @@ def test_bombs_take_bounded_time(bomb: str) -> None:
 
 @pytest.mark.parametrize("style", ["box", "answer", "tag", "plain", "choice"])
 @pytest.mark.parametrize("grader", ["ours", "math-verify", "mathruler"])
-def test_grader_and_place(style: str, grader: str) -> None:
-    from types import SimpleNamespace
+def test_grader_and_place(style: StyleName, grader: GraderName) -> None:
+    pay = Reward(grader=grader).accuracy_of(style_of(style))
 
-    from mmrl.recipes.shared.opening import Data, style_of
-
-    data = Data(style=style, grader=grader)  # type: ignore[arg-type]
-    if grader != "ours" and style in ("plain", "choice"):
-        with pytest.raises(ValueError, match=r"--reward\.grader"):
-            style_of(data)
-        return
-
-    def paid(answer: str, reference: str) -> float:
-        marked = {
-            "box": rf"\boxed{{{answer}}}",
-            "choice": rf"\boxed{{{answer}}}",
-            "plain": answer,
-        }
-        text = marked.get(style, f"<answer>{answer}</answer>")
-        seen = SimpleNamespace(text=text, prompt=SimpleNamespace(answer=reference))
-        return style_of(data).accuracy(seen)
+    def paid(answer: str, reference: str, closing: str = "") -> float:
+        place = {"box": r"\boxed{", "choice": r"\boxed{", "plain": ""}.get(style, "<answer>")
+        ends = {"box": "}", "choice": "}", "plain": ""}.get(style, "</answer>")
+        text = f"{closing}{place}{answer}{ends}"
+        return pay(SimpleNamespace(text=text, prompt=SimpleNamespace(answer=reference)))
 
     assert paid("B", "B") == 1.0 and paid("C", "B") == 0.0
     if grader == "ours":
         assert paid("B. dog", "B") == 1.0 and paid("C. dog", "B") == 0.0
+        assert paid("B", "B", closing="<think>never closed ") == 0.0
     elif grader == "mathruler":  # its own rule: per cent signs are dropped
         assert paid("12%", "0.12") == 0.0 and paid("12%", "12") == 1.0
-    else:
-        assert paid(r"\frac{2}{4}", "1/2") == 1.0
