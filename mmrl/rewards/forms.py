@@ -88,7 +88,10 @@ def read_series(text: str, *, split_thousands: bool = False) -> Series | None:
     items = _items(inside, bool(opening) or split_thousands)
     if items is not None:
         return Series(items, opening, closing) if len(items) > 1 else None
-    return None if opening else _chain(inside)
+    if not opening:
+        return _chain(inside)
+    # "[3-1-2]" is an order in brackets and no difference.
+    return chain_items(inside) if _CHAIN.fullmatch(inside) else None
 
 
 def read_label(text: str) -> str | None:
