@@ -41,7 +41,7 @@ from documents import student, write_section
 from mmrl.data.drawn.checklist import cells_prompt, cells_seen
 from mmrl.model.branches import Views
 from mmrl.model.policy import Policy
-from mmrl.model.scoring import Wanted, score_packed
+from mmrl.model.scoring import ScoreOutputs, score_packed
 from mmrl.perception.masking import Blank, PatchMask
 from mmrl.perception.noise import GaussianNoise
 from mmrl.recipes.shared.embedded import warm_model
@@ -261,11 +261,11 @@ class Exam:
         """Mean exact KL(raw‖view) over the tokens of the given answers."""
         answers = [replace(r, group=i) for i, r in enumerate(self.answers)]
         views, rows = Views(policy, answers, BRANCHES, NOW), range(len(answers))
-        wanted = {"raw": Wanted(), view: Wanted(divergence="forward")}
+        outputs = {"raw": ScoreOutputs(), view: ScoreOutputs(divergence="forward")}
         shape = (len(answers), max(len(r.tokens) for r in answers))
         with torch.no_grad():
             scores = score_packed(
-                policy, {name: views.groups(name, rows) for name in wanted}, wanted, shape
+                policy, {name: views.groups(name, rows) for name in outputs}, outputs, shape
             )[view]
         assert scores.divergence is not None
         return float(scores.divergence.sum() / sum(len(r.tokens) for r in answers))

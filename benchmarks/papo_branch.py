@@ -29,7 +29,7 @@ from tiny_runs import (
 )
 
 from mmrl.model.branches import Views
-from mmrl.model.scoring import Wanted, score_packed
+from mmrl.model.scoring import ScoreOutputs, score_packed
 from mmrl.objectives.papo import PAPO
 from mmrl.perception.masking import PatchMask
 from mmrl.training.run import PhaseTimer
@@ -55,7 +55,7 @@ def scoring_pass(trainer: Trainer, rollouts: list[Rollout], now: Now) -> float:
             score_packed(
                 trainer.policy,
                 {"masked": groups},
-                {"masked": Wanted()},
+                {"masked": ScoreOutputs()},
                 (len(rollouts), ANSWER),
             )
 

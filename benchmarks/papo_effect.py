@@ -22,7 +22,7 @@ import tyro
 
 from mmrl.model.branches import Views
 from mmrl.model.policy import Policy
-from mmrl.model.scoring import Wanted, score_packed
+from mmrl.model.scoring import ScoreOutputs, score_packed
 from mmrl.perception.masking import PatchMask
 from mmrl.recipes.shared.embedded import warm_model
 from mmrl.recipes.shared.opening import DRAWN, Data, open_data
@@ -109,10 +109,10 @@ def perception_kl(model: Path, answers: list[Rollout]) -> float:
     views = Views(policy, answers, {"masked": VisualBranch(PatchMask(ratio=0.6, size=16))}, NOW)
     rows = range(len(answers))
     shape = (len(answers), max(len(r.tokens) for r in answers))
-    wanted = {"raw": Wanted(), "masked": Wanted(divergence="forward")}
+    outputs = {"raw": ScoreOutputs(), "masked": ScoreOutputs(divergence="forward")}
     with torch.no_grad():
         scores = score_packed(
-            policy, {name: views.groups(name, rows) for name in wanted}, wanted, shape
+            policy, {name: views.groups(name, rows) for name in outputs}, outputs, shape
         )["masked"]
     assert scores.divergence is not None
     return float(scores.divergence.sum() / sum(len(r.tokens) for r in answers))

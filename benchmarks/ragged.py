@@ -29,7 +29,7 @@ from tiny_runs import (
 from mmrl.data.drawn.drawn import Drawn
 from mmrl.model.packing import Group
 from mmrl.model.policy import Policy
-from mmrl.model.scoring import Wanted, score_packed
+from mmrl.model.scoring import ScoreOutputs, score_packed
 
 GROUPS = (
     (64, (3, 17, 40, 96, 8, 30, 61, 12)),
@@ -63,7 +63,9 @@ def run(policy: Policy, parts: list[list[Group]]) -> None:
         max(max(lengths) for _, lengths in GROUPS),
     )
     for part in parts:
-        scores = score_packed(policy, {"raw": part}, {"raw": Wanted(grad=True)}, (rows, width))
+        scores = score_packed(
+            policy, {"raw": part}, {"raw": ScoreOutputs(grad=True)}, (rows, width)
+        )
         scores["raw"].logp.sum().backward()
 
 

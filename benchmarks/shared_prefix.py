@@ -41,11 +41,11 @@ from mmrl.data.drawn.drawn import Drawn
 from mmrl.model.packing import Group
 from mmrl.model.policy import Policy
 from mmrl.model.reference_scores import score_repeated
-from mmrl.model.scoring import Wanted, score_packed
+from mmrl.model.scoring import ScoreOutputs, score_packed
 from mmrl.types import Scores
 
 GROUP, ANSWER, GOAL = 8, 64, 0.8
-Score = Callable[[Wanted], dict[str, Scores]]
+Score = Callable[[ScoreOutputs], dict[str, Scores]]
 
 
 def group_of(policy: Policy, visual: int) -> Group:
@@ -72,14 +72,14 @@ def scored(policy: Policy, score: Score) -> float:
     """CPU seconds of a pass without gradient."""
     policy.vision.clear()
     with torch.no_grad():
-        return cpu_seconds(lambda: score(Wanted()))
+        return cpu_seconds(lambda: score(ScoreOutputs()))
 
 
 def updated(policy: Policy, score: Score) -> float:
     """CPU seconds of forward and backward."""
 
     def run() -> None:
-        score(Wanted(grad=True))["raw"].logp.sum().backward()
+        score(ScoreOutputs(grad=True))["raw"].logp.sum().backward()
         policy.vision.backward()
 
     policy.vision.clear()
@@ -125,7 +125,7 @@ def tokens_of(policy: Policy, score: Score) -> int:
     """Tokens through the language model."""
     policy.counters.clear()
     with torch.no_grad():
-        score(Wanted())
+        score(ScoreOutputs())
     return policy.counters["tokens/score"]
 
 

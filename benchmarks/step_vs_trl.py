@@ -86,7 +86,7 @@ def our_step(cell: Cell, saved: dict, scratch: Path) -> tuple[float, dict[str, t
     from mmrl.losses.reduce import Totals
     from mmrl.model.branches import Views
     from mmrl.model.packing import collate
-    from mmrl.model.scoring import Wanted, score_packed
+    from mmrl.model.scoring import ScoreOutputs, score_packed
     from mmrl.types import Now, Rollout
 
     trainer = our_trainer(cell, scratch)
@@ -116,9 +116,14 @@ def our_step(cell: Cell, saved: dict, scratch: Path) -> tuple[float, dict[str, t
     shape = (len(rollouts), batch.tokens.shape[1])
     with torch.no_grad():
         reference = (
-            score_packed(policy, {"ref": groups}, {"ref": Wanted()}, shape) if cell.kl else {}
+            score_packed(policy, {"ref": groups}, {"ref": ScoreOutputs()}, shape)
+            if cell.kl
+            else {}
         )
-    live = score_packed(policy, {"raw": groups}, {"raw": Wanted(grad=True)}, shape) | reference
+    live = (
+        score_packed(policy, {"raw": groups}, {"raw": ScoreOutputs(grad=True)}, shape)
+        | reference
+    )
     totals = Totals(int(batch.mask.sum()), len(rollouts))
     value, _ = loss(trainer.grpo, trainer.surrogate, batch, live, [], totals, now)
     value.backward()

@@ -22,7 +22,7 @@ from mmrl.losses.surrogates import clipped
 from mmrl.model.load import LoRA
 from mmrl.model.packing import Group, collate
 from mmrl.model.policy import Policy
-from mmrl.model.scoring import Wanted, score_packed
+from mmrl.model.scoring import ScoreOutputs, score_packed
 from mmrl.recipes.shared.launch import Preset, launch, summarise
 from mmrl.recipes.shared.miniature import EMBEDDED, miniature
 from mmrl.recipes.shared.opening import Data, Load, open_data, open_policy
@@ -94,7 +94,9 @@ def main(
             # 4. the policy reads each prompt once and all its answers behind it
             groups = groups_of(policy, rollouts)
             shape = (len(batch), batch.tokens.shape[1])
-            live = score_packed(policy, {"raw": groups}, {"raw": Wanted(grad=True)}, shape)
+            live = score_packed(
+                policy, {"raw": groups}, {"raw": ScoreOutputs(grad=True)}, shape
+            )
 
             # 5. the clipped surrogate, reduced over all trained tokens
             totals = Totals(tokens=int(batch.mask.sum()), sequences=len(rollouts))

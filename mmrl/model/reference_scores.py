@@ -16,7 +16,7 @@ from torch.nn.functional import log_softmax, pad
 
 from mmrl.model.packing import Group
 from mmrl.model.policy import Policy
-from mmrl.model.scoring import Wanted, score_packed
+from mmrl.model.scoring import ScoreOutputs, score_packed
 from mmrl.model.vision_tower import insert_features
 from mmrl.types import Scores
 
@@ -24,19 +24,19 @@ from mmrl.types import Scores
 def scored(
     policy: Policy,
     views: Mapping[str, Sequence[Group]],
-    wanted: Mapping[str, Wanted],
+    outputs: Mapping[str, ScoreOutputs],
     shape: tuple[int, int],
 ) -> dict[str, Scores]:
     """As `score_packed`, by the packed path, or by the repeated one if the policy was loaded with `shared=False`."""
     if policy.shared:
-        return score_packed(policy, views, wanted, shape)
-    return score_repeated(policy, views, wanted, shape)
+        return score_packed(policy, views, outputs, shape)
+    return score_repeated(policy, views, outputs, shape)
 
 
 def score_repeated(
     policy: Policy,
     views: Mapping[str, Sequence[Group]],
-    wanted: Mapping[str, Wanted],
+    outputs: Mapping[str, ScoreOutputs],
     shape: tuple[int, int],
     *,
     tower_once: bool = True,
@@ -45,16 +45,16 @@ def score_repeated(
     full: dict[str, Tensor] = {}
     out: dict[str, Scores] = {}
     # "raw" goes first, since others are compared with it.
-    for name in sorted(wanted, key=lambda name: name != "raw"):
-        want = wanted[name]
-        with torch.set_grad_enabled(want.grad):
-            logp_all, chosen = _logp_rows(policy, views[name], want.grad, shape, tower_once)
-            entropy = -(logp_all.exp() * logp_all).sum(-1) if want.entropy else None
+    for name in sorted(outputs, key=lambda name: name != "raw"):
+        asked = outputs[name]
+        with torch.set_grad_enabled(asked.grad):
+            logp_all, chosen = _logp_rows(policy, views[name], asked.grad, shape, tower_once)
+            entropy = -(logp_all.exp() * logp_all).sum(-1) if asked.entropy else None
         full[name] = logp_all
         divergence = None
-        if want.divergence is not None:
-            with torch.set_grad_enabled(want.grad or wanted["raw"].grad):
-                divergence = _full_divergence(full["raw"], logp_all, want.divergence)
+        if asked.divergence is not None:
+            with torch.set_grad_enabled(asked.grad or outputs["raw"].grad):
+                divergence = _full_divergence(full["raw"], logp_all, asked.divergence)
         out[name] = Scores(chosen, entropy, divergence)
     return out
 

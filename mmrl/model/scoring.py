@@ -20,7 +20,7 @@ from mmrl.types import Divergence, Scores
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ScoreOutputs:
     """What to compute of a view."""
 
     entropy: bool = False
@@ -43,7 +43,7 @@ class _Seen:
 def score_packed(
     policy: Policy,
     views: Mapping[str, Sequence[Group]],
-    wanted: Mapping[str, Wanted],
+    outputs: Mapping[str, ScoreOutputs],
     shape: tuple[int, int],
 ) -> dict[str, Scores]:
     """Scores [B, T] of the groups' answers under each view; a view with a divergence is held against "raw".
@@ -53,19 +53,19 @@ def score_packed(
     """
     out: dict[str, Scores] = {}
     raw: _Seen | None = None
-    against_raw = any(want.divergence for want in wanted.values())
+    against_raw = any(asked.divergence for asked in outputs.values())
     # "raw" goes first, since others are compared with it; the order of the rest is the caller's.
-    for name in sorted(wanted, key=lambda name: name != "raw"):
-        want = wanted[name]
-        seen = _seen(policy, name, views[name], want.grad)
+    for name in sorted(outputs, key=lambda name: name != "raw"):
+        asked = outputs[name]
+        seen = _seen(policy, name, views[name], asked.grad)
         if name == "raw" and against_raw:
             raw = seen  # kept alive only where it is needed: it is as large as the row
-        if want.divergence is None:
-            out[name] = _view_scores(seen, want, shape)
+        if asked.divergence is None:
+            out[name] = _view_scores(seen, asked, shape)
             continue
         assert raw is not None, "an exact divergence needs the raw view"
-        grad = want.grad or wanted["raw"].grad
-        out[name] = _compared_scores(raw, seen, want, grad, shape)
+        grad = asked.grad or outputs["raw"].grad
+        out[name] = _compared_scores(raw, seen, asked, grad, shape)
     return out
 
 
@@ -102,11 +102,11 @@ def _seen(policy: Policy, name: str, groups: Sequence[Group], grad: bool) -> _Se
         return _Seen(states, row, policy.base.lm_head.weight)
 
 
-def _view_scores(seen: _Seen, want: Wanted, shape: tuple[int, int]) -> Scores:
+def _view_scores(seen: _Seen, asked: ScoreOutputs, shape: tuple[int, int]) -> Scores:
     row = seen.row
-    with torch.set_grad_enabled(want.grad):
+    with torch.set_grad_enabled(asked.grad):
         logp, entropy = head_scores(
-            seen.states, seen.weight, row.tokens, row.temperature, want.entropy
+            seen.states, seen.weight, row.tokens, row.temperature, asked.entropy
         )
         return Scores(
             _on_grid(logp, row, shape),
@@ -115,10 +115,10 @@ def _view_scores(seen: _Seen, want: Wanted, shape: tuple[int, int]) -> Scores:
 
 
 def _compared_scores(
-    raw: _Seen, seen: _Seen, want: Wanted, grad: bool, shape: tuple[int, int]
+    raw: _Seen, seen: _Seen, asked: ScoreOutputs, grad: bool, shape: tuple[int, int]
 ) -> Scores:
     """Scores of a view with its divergence from the raw one, whose gradient reaches both sides."""
-    row, kind = seen.row, want.divergence
+    row, kind = seen.row, asked.divergence
     assert kind is not None
     with torch.set_grad_enabled(grad):
         # Per-answer views are packed one by one, so their tokens may lie in another order.
@@ -128,7 +128,7 @@ def _compared_scores(
         )
         return Scores(
             _on_grid(logp, row, shape),
-            _on_grid(entropy, row, shape) if want.entropy else None,
+            _on_grid(entropy, row, shape) if asked.entropy else None,
             _on_grid(divergence, row, shape),
         )
 

@@ -21,7 +21,7 @@ from mmrl.model.branches import Views
 from mmrl.model.packing import Group, collate, rows_of, split
 from mmrl.model.policy import Policy
 from mmrl.model.reference_scores import scored
-from mmrl.model.scoring import Wanted
+from mmrl.model.scoring import ScoreOutputs
 from mmrl.objectives.base import Memory, Objective, shaped_in_turn
 from mmrl.training.optim import Optimizer
 from mmrl.training.rollout_metrics import rollout_metrics, strength
@@ -195,16 +195,16 @@ class Learner:
         return piece, {**piece.scores, **fresh}
 
     def _score(
-        self, batch: Batch, views: Views, rows: Tensor, wanted: Mapping[str, Wanted]
+        self, batch: Batch, views: Views, rows: Tensor, outputs: Mapping[str, ScoreOutputs]
     ) -> dict[str, Scores]:
         chosen = rows.tolist()
         seen: dict[str, list[Group]] = {}
-        for name in wanted:
+        for name in outputs:
             self.policy.counters[f"scored/{name}"] += len(chosen)
             seen[name] = views.groups(name, chosen)
         # As wide as the whole batch, so that parts fit together again.
         shape = (len(chosen), batch.tokens.shape[1])
-        return scored(self.policy, seen, wanted, shape)
+        return scored(self.policy, seen, outputs, shape)
 
     def _parts(self, batch: Batch, rows: Sequence[int]) -> list[Tensor]:
         """Rows cut into pieces that fit one packed pass."""

@@ -36,7 +36,7 @@ from mmrl.model.branches import Views
 from mmrl.model.packing import collate, split
 from mmrl.model.policy import Policy
 from mmrl.model.reference_scores import scored
-from mmrl.model.scoring import Wanted
+from mmrl.model.scoring import ScoreOutputs
 from mmrl.objectives.base import Objective
 from mmrl.rewards.pay import Rewards
 from mmrl.rollouts.engine import Engine, can_look
@@ -278,7 +278,7 @@ def _differences(
         scores = scored(
             policy,
             groups,
-            {name: Wanted() for name in names},
+            {name: ScoreOutputs() for name in names},
             (len(rows), batch.tokens.shape[1]),
         )
         real = scores["raw"].logp  # [B, T], 0 on padding

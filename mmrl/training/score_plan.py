@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from mmrl.grpo import GRPO
-from mmrl.model.scoring import Wanted
+from mmrl.model.scoring import ScoreOutputs
 from mmrl.objectives.base import Objective
 from mmrl.types import Divergence, VisualBranch
 
@@ -19,9 +19,9 @@ from mmrl.types import Divergence, VisualBranch
 class ScorePlan:
     """Which views are scored when."""
 
-    stored: Mapping[str, Wanted]
+    stored: Mapping[str, ScoreOutputs]
     """Once per rollout, without gradient."""
-    live: Mapping[str, Wanted]
+    live: Mapping[str, ScoreOutputs]
     """In every update."""
 
 
@@ -32,15 +32,15 @@ def plan_scores(
     updates: int,
 ) -> ScorePlan:
     """Decide the freshness of every view from what the objectives read. Raises ValueError for an unknown branch."""
-    stored: dict[str, Wanted] = {}
-    live: dict[str, Wanted] = {"raw": Wanted(entropy=grpo.entropy > 0, grad=True)}
+    stored: dict[str, ScoreOutputs] = {}
+    live: dict[str, ScoreOutputs] = {"raw": ScoreOutputs(entropy=grpo.entropy > 0, grad=True)}
     before: set[str] = set()  # views that somebody reads before the update
     in_reward = grpo.kl > 0 and grpo.kl_in == "reward"
     if grpo.kl > 0:
         exact = grpo.kl_kind == "exact"
-        want = Wanted(divergence="forward" if exact else None)
+        asked = ScoreOutputs(divergence="forward" if exact else None)
         # An exact divergence has a gradient towards the raw view, so it is computed where that one is.
-        (live if exact and not in_reward else stored)["ref"] = want
+        (live if exact and not in_reward else stored)["ref"] = asked
     if in_reward:
         before.add("ref")
     # Raw scores of the rollout's own weights: after the first update nobody could compute them any more.
@@ -51,22 +51,22 @@ def plan_scores(
             _refuse_unknown(objective, name, branches)
             branch = branches.get(name)
             grad = name == "raw" or (branch is not None and branch.grad)
-            want = Wanted(request.entropy, request.divergence, grad)
+            asked = ScoreOutputs(request.entropy, request.divergence, grad)
             if request.stage == "shape":
-                want = replace(want, grad=False)
-                stored[name] = merged_want(name, stored.get(name), want)
+                asked = replace(asked, grad=False)
+                stored[name] = merged_outputs(name, stored.get(name), asked)
                 before.add(name)
                 early = early or name == "raw" or request.divergence is not None
             elif grad or request.divergence or (branch is not None and branch.refresh):
-                live[name] = merged_want(name, live.get(name), want)
+                live[name] = merged_outputs(name, live.get(name), asked)
             else:
-                stored[name] = merged_want(name, stored.get(name), want)
+                stored[name] = merged_outputs(name, stored.get(name), asked)
     # What the update scores anyway need not be stored, unless somebody reads it earlier.
     for name in [*stored]:
         if name in live and name not in before:
             del stored[name]
-    if early or any(want.divergence for want in stored.values()):
-        stored["raw"] = merged_want("raw", stored.get("raw"), Wanted())
+    if early or any(asked.divergence for asked in stored.values()):
+        stored["raw"] = merged_outputs("raw", stored.get("raw"), ScoreOutputs())
     return ScorePlan(stored, live)
 
 
@@ -80,7 +80,7 @@ def _refuse_unknown(
         )
 
 
-def merged_want(name: str, first: Wanted | None, second: Wanted) -> Wanted:
+def merged_outputs(name: str, first: ScoreOutputs | None, second: ScoreOutputs) -> ScoreOutputs:
     """Both requests in one; two different divergences of one branch are refused."""
     if first is None:
         return second
@@ -90,7 +90,7 @@ def merged_want(name: str, first: Wanted | None, second: Wanted) -> Wanted:
             f"Branch {name!r} is asked for two exact divergences, {sorted(kinds)}; let the objectives read two "
             "branches with different names, or the same divergence."
         )
-    return Wanted(
+    return ScoreOutputs(
         entropy=first.entropy or second.entropy,
         divergence=next(iter(kinds), None),
         grad=first.grad or second.grad,

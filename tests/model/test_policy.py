@@ -11,7 +11,7 @@ from mmrl.model.load import LoRA
 from mmrl.model.packing import Group
 from mmrl.model.policy import Policy
 from mmrl.model.reference_scores import score_repeated
-from mmrl.model.scoring import Wanted, score_packed
+from mmrl.model.scoring import ScoreOutputs, score_packed
 from mmrl.types import Media, Prompt
 
 
@@ -72,8 +72,8 @@ def gradients(policy, run, groups, shape, kind=None):
     policy.vision.clear()
     views = {"raw": groups, "noisy": noisy(groups)}
     wanted = {
-        "raw": Wanted(entropy=True, grad=True),
-        "noisy": Wanted(entropy=True, divergence=kind, grad=True),
+        "raw": ScoreOutputs(entropy=True, grad=True),
+        "noisy": ScoreOutputs(entropy=True, divergence=kind, grad=True),
     }
     scores = run(policy, views, wanted, shape)
     weights = torch.linspace(0.5, 1.5, shape[0] * shape[1], dtype=torch.float64).view(shape)
@@ -164,7 +164,7 @@ def test_lora_and_reference(folder):
     groups, shape = groups_of(policy, [prompt(["image"], 1)], [[4, 2]])
     grads = compare(policy, groups, shape, 1e-7)
     assert all("lora" in name for name in grads) and any("visual" in name for name in grads)
-    wanted = {"raw": Wanted()}
+    wanted = {"raw": ScoreOutputs()}
     now = score_packed(policy, {"raw": groups}, wanted, shape)["raw"].logp
     with policy.reference():
         ref = score_packed(policy, {"raw": groups}, wanted, shape)["raw"].logp
@@ -179,14 +179,14 @@ def test_frozen_copy_is_the_start(tiny_folder):
         pass
     policy.freeze_reference()
     groups, shape = groups_of(policy, [prompt(["image"], 1)], [[4, 2]])
-    before = score_packed(policy, {"raw": groups}, {"raw": Wanted()}, shape)["raw"].logp
+    before = score_packed(policy, {"raw": groups}, {"raw": ScoreOutputs()}, shape)["raw"].logp
     with torch.no_grad():
         for p in policy.parameters():
             p.mul_(1.1)
     policy.stepped()
-    after = score_packed(policy, {"raw": groups}, {"raw": Wanted()}, shape)["raw"].logp
+    after = score_packed(policy, {"raw": groups}, {"raw": ScoreOutputs()}, shape)["raw"].logp
     with policy.reference():
-        ref = score_packed(policy, {"raw": groups}, {"raw": Wanted()}, shape)["raw"].logp
+        ref = score_packed(policy, {"raw": groups}, {"raw": ScoreOutputs()}, shape)["raw"].logp
     assert torch.equal(ref, before) and (after - before).abs().max() > 1e-3
 
 
@@ -196,7 +196,9 @@ def test_frozen_tower_has_no_graph_and_is_run_once(tiny_folder):
         policy, [prompt(["image"], 1), prompt(["image"], 1, "Other?")], [[4], [2]]
     )
     for _ in range(3):
-        found = score_packed(policy, {"raw": groups}, {"raw": Wanted(grad=True)}, shape)["raw"]
+        found = score_packed(policy, {"raw": groups}, {"raw": ScoreOutputs(grad=True)}, shape)[
+            "raw"
+        ]
         found.logp.sum().backward()
         policy.vision.backward()
         policy.stepped()
@@ -211,7 +213,7 @@ def test_counts_are_minimal(tiny_folder):
     score_packed(
         policy,
         {"raw": groups, "inverted": noisy(groups)},
-        {"raw": Wanted(grad=True), "inverted": Wanted()},
+        {"raw": ScoreOutputs(grad=True), "inverted": ScoreOutputs()},
         shape,
     )
     prompts = sum(len(g.encoded.ids) for g in groups)
@@ -227,7 +229,9 @@ def test_row_order_and_group_split_do_not_matter(tiny_folder):
     groups, shape = groups_of(
         policy, [prompt(["image"], 1), prompt(["image", "image"], 2)], [[3, 4, 2], [2, 5]]
     )
-    whole = score_packed(policy, {"raw": groups}, {"raw": Wanted(entropy=True)}, shape)["raw"]
+    whole = score_packed(policy, {"raw": groups}, {"raw": ScoreOutputs(entropy=True)}, shape)[
+        "raw"
+    ]
     from dataclasses import replace
 
     halves = [
@@ -240,7 +244,9 @@ def test_row_order_and_group_split_do_not_matter(tiny_folder):
         for g in reversed(groups)
         for i in range(len(g.answers))
     ]
-    parts = score_packed(policy, {"raw": halves}, {"raw": Wanted(entropy=True)}, shape)["raw"]
+    parts = score_packed(policy, {"raw": halves}, {"raw": ScoreOutputs(entropy=True)}, shape)[
+        "raw"
+    ]
     torch.testing.assert_close(whole.logp, parts.logp, rtol=0, atol=1e-9)
     torch.testing.assert_close(whole.entropy, parts.entropy, rtol=0, atol=1e-9)
 

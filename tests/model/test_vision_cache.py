@@ -10,7 +10,7 @@ import torch
 from mmrl.data.drawn.drawn import Drawn
 from mmrl.model.branches import Views
 from mmrl.model.policy import Policy
-from mmrl.model.scoring import Wanted, score_packed
+from mmrl.model.scoring import ScoreOutputs, score_packed
 from mmrl.model.vision_cache import VisionCache
 from mmrl.model.vision_tower import VisualFeatures
 from mmrl.objectives.papo import PAPO
@@ -433,7 +433,7 @@ def test_a_step_in_plain_calls_runs_the_tower_once(folder):
         views = Views(policy, answers, {}, Now(1, 0.0, 0))
         groups = views.groups("raw", range(len(answers)))
         shape = (len(answers), max(len(a.tokens) for a in answers))
-        live = score_packed(policy, {"raw": groups}, {"raw": Wanted(grad=True)}, shape)
+        live = score_packed(policy, {"raw": groups}, {"raw": ScoreOutputs(grad=True)}, shape)
         shown = sum(len(policy.encode(prompt).visual[0].values) for prompt in prompts)
         live["raw"].logp.sum().backward()
         tower = policy.base.model.visual.patch_embed.proj.weight

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mmrl.model.packing import Group
 from mmrl.model.policy import Policy
-from mmrl.model.scoring import Wanted, score_packed
+from mmrl.model.scoring import ScoreOutputs, score_packed
 from mmrl.rollouts.engine import HFEngine
 from mmrl.rollouts.next_token import drawn, truncated
 from mmrl.types import Media, Now, Prompt, Role, Sampling
@@ -62,9 +62,9 @@ def packed_logp(policy, rollouts):
                 tuple(rollouts[i].temperature for i in rows),
             )
         )
-    return score_packed(policy, {"raw": groups}, {"raw": Wanted()}, (len(rollouts), width))[
-        "raw"
-    ].logp
+    return score_packed(
+        policy, {"raw": groups}, {"raw": ScoreOutputs()}, (len(rollouts), width)
+    )["raw"].logp
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6, 0.0])

@@ -14,7 +14,7 @@ from mmrl.losses.advantages import group_normalized
 from mmrl.losses.surrogates import clipped, gspo
 from mmrl.model.packing import collate
 from mmrl.model.policy import Policy
-from mmrl.model.scoring import Wanted
+from mmrl.model.scoring import ScoreOutputs
 from mmrl.objectives.base import Objective, ScoreRequest
 from mmrl.objectives.papo import PAPO
 from mmrl.perception.masking import PatchMask
@@ -42,8 +42,8 @@ class Reads(Objective):
 
 # the score plan: (GRPO, needs of each objective, branch "b", updates) -> (stored, live besides raw, live raw)
 
-PLAIN, GRAD = Wanted(), Wanted(grad=True)
-FORWARD = Wanted(divergence="forward")
+PLAIN, GRAD = ScoreOutputs(), ScoreOutputs(grad=True)
+FORWARD = ScoreOutputs(divergence="forward")
 B, B_SHAPE = ScoreRequest("b"), ScoreRequest("b", stage="shape")
 B_FORWARD = ScoreRequest("b", divergence="forward")
 STILL, LIVE, AGAIN = (
@@ -105,7 +105,7 @@ PLANS = {
         [[ScoreRequest("raw", stage="shape", entropy=True)]],
         STILL,
         1,
-        {"raw": Wanted(entropy=True)},
+        {"raw": ScoreOutputs(entropy=True)},
         {},
     ),
     "entropy of raw in a term": (
@@ -114,7 +114,7 @@ PLANS = {
         STILL,
         1,
         {},
-        {"raw": Wanted(True, grad=True)},
+        {"raw": ScoreOutputs(True, grad=True)},
     ),
     "shape and term": (GRPO(), [[B_SHAPE, B]], STILL, 1, {"b": PLAIN}, {}),
     "shape and term with gradient": (
@@ -132,7 +132,7 @@ PLANS = {
         [[B], [ScoreRequest("b", entropy=True)]],
         STILL,
         1,
-        {"b": Wanted(entropy=True)},
+        {"b": ScoreOutputs(entropy=True)},
         {},
     ),
     "a fresh request serves the other": (
@@ -167,7 +167,7 @@ PLANS = {
         LIVE,
         2,
         {"b": FORWARD, "raw": PLAIN},
-        {"raw": Wanted(True, grad=True), "b": GRAD, "ref": FORWARD},
+        {"raw": ScoreOutputs(True, grad=True), "b": GRAD, "ref": FORWARD},
     ),
 }
 
@@ -182,7 +182,7 @@ def test_score_plan(case):
 
 def test_the_entropy_bonus_scores_the_entropy_of_the_update():
     plan = plan_scores(GRPO(entropy=1e-3), [], {}, 2)
-    assert plan.live == {"raw": Wanted(True, grad=True)} and plan.stored == {"raw": PLAIN}
+    assert plan.live == {"raw": ScoreOutputs(True, grad=True)} and plan.stored == {"raw": PLAIN}
 
 
 def test_branches_that_nobody_reads_are_not_scored():

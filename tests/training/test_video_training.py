@@ -22,7 +22,7 @@ from mmrl.losses.schedules import Linear
 from mmrl.model.branches import Views
 from mmrl.model.packing import collate
 from mmrl.model.policy import Policy
-from mmrl.model.scoring import Wanted, score_packed
+from mmrl.model.scoring import ScoreOutputs, score_packed
 from mmrl.objectives.dvrp import DVRP
 from mmrl.objectives.papo import PAPO
 from mmrl.objectives.vogue import VOGUE
@@ -106,7 +106,7 @@ def test_rollout_and_training_forward_see_the_same_bits(family, kind, request):
     score_packed(
         policy,
         {"raw": views.groups("raw", range(2))},
-        {"raw": Wanted(grad=True)},
+        {"raw": ScoreOutputs(grad=True)},
         tuple(batch.tokens.shape),
     )
     once, again = seen.patches[: first[0]], seen.patches[first[0] :]
