@@ -14,7 +14,7 @@ from mmrl.objectives.calibrl import CalibRL
 from mmrl.recipes.shared.launch import Preset, fit, launch
 from mmrl.recipes.shared.miniature import EMBEDDED, miniature
 from mmrl.recipes.shared.opening import Data, Load, open_data, open_policy
-from mmrl.recipes.shared.paying import Reward, style_of
+from mmrl.recipes.shared.paying import RewardWeights, style_of
 from mmrl.rollouts.experts import WithExpert
 
 MEAN, SUM = {"alignment": "mean"}, {"alignment": "sum"}
@@ -33,7 +33,7 @@ def main(
     calibrl: CalibRL = CalibRL(weight=0.1, alpha=0.5, alignment="position"),
     expert: str = "solution",
     expert_share: float = 1.0,
-    reward: Reward = Reward(accuracy=1.0, format=0.1),
+    reward: RewardWeights = RewardWeights(accuracy=1.0, format=0.1),
     grpo: GRPO = GRPO(clip_low=0.2, clip_high=0.2),
     sampling: Sampling = Sampling(group_size=10, temperature=1.0, max_tokens=4096),
     optim: Optim = Optim(lr=1e-6, weight_decay=1e-2, decay_all=True),

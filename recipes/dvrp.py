@@ -17,7 +17,7 @@ from mmrl.perception.noise import DiffusionNoise
 from mmrl.recipes.shared.launch import Preset, fit, launch
 from mmrl.recipes.shared.miniature import EMBEDDED, miniature
 from mmrl.recipes.shared.opening import Data, Load, open_data, open_policy
-from mmrl.recipes.shared.paying import Reward, style_of
+from mmrl.recipes.shared.paying import RewardWeights, style_of
 from mmrl.rollouts.groups import DynamicSampling, group_rollout
 
 DAPO = {"dynamic": True, "grpo": {"clip_high": 0.28}}
@@ -46,7 +46,7 @@ def main(
     grad: bool = True,
     dynamic: bool = False,
     groups: DynamicSampling = DynamicSampling(rounds=20),
-    reward: Reward = Reward(accuracy=1.0, format=0.0, grader="mathruler"),
+    reward: RewardWeights = RewardWeights(accuracy=1.0, format=0.0, grader="mathruler"),
     grpo: GRPO = GRPO(clip_low=0.2, clip_high=0.3),
     sampling: Sampling = Sampling(group_size=5, temperature=1.0, max_tokens=2048),
     optim: Optim = Optim(lr=1e-6, weight_decay=1e-2, decay_all=True),

@@ -26,7 +26,7 @@ from mmrl.model.scoring import ScoreOutputs, score_packed
 from mmrl.recipes.shared.launch import Preset, launch, summarise
 from mmrl.recipes.shared.miniature import EMBEDDED, miniature
 from mmrl.recipes.shared.opening import Data, Load, open_data, open_policy
-from mmrl.recipes.shared.paying import Reward, style_of
+from mmrl.recipes.shared.paying import RewardWeights, style_of
 from mmrl.rollouts.engine import HFEngine
 from mmrl.rollouts.groups import by_group
 from mmrl.rollouts.prompt_order import Supply
@@ -48,7 +48,7 @@ def main(
     model: str = "Qwen/Qwen2.5-VL-7B-Instruct",
     dataset: str = "PAPOGalaxy/PAPO_ViRL39K_train",
     data: Data = Data(),
-    reward: Reward = Reward(accuracy=0.9, format=0.1),
+    reward: RewardWeights = RewardWeights(accuracy=0.9, format=0.1),
     grpo: GRPO = GRPO(clip_low=0.2, clip_high=0.3),
     sampling: Sampling = Sampling(group_size=5, top_p=0.99, max_tokens=2048),
     optim: Optim = Optim(lr=1e-6, weight_decay=1e-2),

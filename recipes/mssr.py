@@ -17,7 +17,7 @@ from mmrl.objectives.mssr import MSSR
 from mmrl.recipes.shared.launch import Preset, fit, launch
 from mmrl.recipes.shared.miniature import EMBEDDED, miniature
 from mmrl.recipes.shared.opening import Data, Load, open_data, open_policy
-from mmrl.recipes.shared.paying import Reward, style_of
+from mmrl.recipes.shared.paying import RewardWeights, style_of
 from mmrl.rollouts.groups import FirstPass, group_rollout
 
 PLAIN = {"mssr": {"lambda_entropy": 0.0}}
@@ -47,7 +47,7 @@ def main(
         lambda_entropy=0.4, gamma=2.0, eta_min=0.875, eta_max=0.96, target=0.01, window=10
     ),
     first_pass: bool = True,
-    reward: Reward = Reward(accuracy=1.0, format=0.0, grader="mathruler"),
+    reward: RewardWeights = RewardWeights(accuracy=1.0, format=0.0, grader="mathruler"),
     grpo: GRPO = GRPO(clip_low=0.2, clip_high=0.3, kl=0.01),
     sampling: Sampling = Sampling(group_size=1, temperature=1.0, max_tokens=4096),
     optim: Optim = Optim(lr=1e-6, weight_decay=1e-2, decay_all=True, max_grad_norm=0.5),

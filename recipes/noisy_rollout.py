@@ -16,7 +16,7 @@ from mmrl.perception.noise import DiffusionNoise
 from mmrl.recipes.shared.launch import Preset, fit, launch
 from mmrl.recipes.shared.miniature import EMBEDDED, miniature
 from mmrl.recipes.shared.opening import Data, Load, open_data, open_policy
-from mmrl.recipes.shared.paying import OURS, Reward, style_of
+from mmrl.recipes.shared.paying import OURS, RewardWeights, style_of
 from mmrl.rollouts.noisy import NoisyRollout
 
 # Steepness, and the step at which half of the noise is left as a share of the run.
@@ -61,7 +61,7 @@ def main(
     noise: DiffusionNoise = DiffusionNoise(
         t=500, anneal=Sigmoid(start=1.0, steepness=30.0, middle=40 / 60)
     ),
-    reward: Reward = Reward(accuracy=0.9, format=0.1, grader="mathruler"),
+    reward: RewardWeights = RewardWeights(accuracy=0.9, format=0.1, grader="mathruler"),
     grpo: GRPO = GRPO(clip_low=0.2, clip_high=0.2, dual_clip=None, entropy=1e-3),
     sampling: Sampling = Sampling(group_size=12, temperature=1.0, max_tokens=2048),
     optim: Optim = Optim(lr=1e-6, weight_decay=1e-2, decay_all=True),

@@ -14,7 +14,7 @@ from mmrl.perception.masking import PatchMask
 from mmrl.recipes.shared.launch import Preset, fit, launch
 from mmrl.recipes.shared.miniature import EMBEDDED, miniature
 from mmrl.recipes.shared.opening import Data, Load, open_data, open_policy
-from mmrl.recipes.shared.paying import OURS, Reward, style_of
+from mmrl.recipes.shared.paying import OURS, RewardWeights, style_of
 from mmrl.rollouts.groups import DynamicSampling, group_rollout
 
 SMALL, QWEN3 = "Qwen/Qwen2.5-VL-3B-Instruct", "Qwen/Qwen3-VL-2B-Thinking"
@@ -49,7 +49,7 @@ def main(
     refresh_masked: bool = False,
     dynamic: bool = False,
     groups: DynamicSampling = DynamicSampling(at_once=128, rounds=20),
-    reward: Reward = Reward(accuracy=0.9, format=0.1, grader="mathruler"),
+    reward: RewardWeights = RewardWeights(accuracy=0.9, format=0.1, grader="mathruler"),
     grpo: GRPO = GRPO(clip_low=0.2, clip_high=0.3, kl=0.01),
     sampling: Sampling = Sampling(group_size=5, temperature=1.0, top_p=0.99, max_tokens=2048),
     optim: Optim = Optim(lr=1e-6, weight_decay=1e-2, decay_all=True),

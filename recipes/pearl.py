@@ -19,7 +19,7 @@ from mmrl.perception.checklist import perception_accuracy, perception_prompt
 from mmrl.recipes.shared.launch import Preset, fit, launch
 from mmrl.recipes.shared.miniature import EMBEDDED, miniature
 from mmrl.recipes.shared.opening import Data, Load, open_data, open_policy
-from mmrl.recipes.shared.paying import Reward, style_of
+from mmrl.recipes.shared.paying import RewardWeights, style_of
 from mmrl.rollouts.checklist import ChecklistRollout
 from mmrl.rollouts.groups import group_rollout
 
@@ -41,7 +41,7 @@ def main(
     pearl: PEARL = PEARL(lambda_p=0.1, cap=0.5, threshold=0.0),
     soft_filter: bool = True,
     checklist_tokens: int = 256,
-    reward: Reward = Reward(accuracy=0.9, format=0.1),
+    reward: RewardWeights = RewardWeights(accuracy=0.9, format=0.1),
     grpo: GRPO = GRPO(clip_low=0.2, clip_high=0.3),
     sampling: Sampling = Sampling(group_size=5, temperature=1.0, max_tokens=2048),
     optim: Optim = Optim(lr=1e-6, weight_decay=1e-2),

@@ -20,7 +20,7 @@ from mmrl.recipes.shared.judge_server import JudgeServer
 from mmrl.recipes.shared.launch import Preset, fit, launch
 from mmrl.recipes.shared.miniature import EMBEDDED, NOTE, miniature
 from mmrl.recipes.shared.opening import Data, Load, open_data, open_policy
-from mmrl.recipes.shared.paying import OURS, Reward, style_of
+from mmrl.recipes.shared.paying import OURS, RewardWeights, style_of
 from mmrl.rewards.pay import RepetitionPenalty
 
 PRESETS = {
@@ -37,7 +37,7 @@ def main(
     model: str = "Qwen/Qwen2.5-VL-7B-Instruct",
     dataset: str = "train.jsonl",
     data: Data = Data(style="box-lines"),
-    reward: Reward = Reward(accuracy=0.9, format=0.1, grader="math-verify"),
+    reward: RewardWeights = RewardWeights(accuracy=0.9, format=0.1, grader="math-verify"),
     visual: float = 0.7,
     penalty: float = 2.0,
     judge: JudgeServer = JudgeServer(),

@@ -36,7 +36,7 @@ from mmrl import GRPO, LoRA, Monitor, Optim, Rewards, Run, Sampling, Trainer
 from mmrl.losses.advantages import group_centered, group_normalized
 from mmrl.recipes.shared.clip_asking import Asking, span_style_of
 from mmrl.recipes.shared.clip_data import DRAWN_CLIPS, ClipQuestions, Clips
-from mmrl.recipes.shared.clip_stages import Selection, Tuning, selected, started, tuned
+from mmrl.recipes.shared.clip_stages import Selection, Tuning, selected, stage_run, tuned
 from mmrl.recipes.shared.launch import Preset, fit, launch
 from mmrl.recipes.shared.miniature import EMBEDDED, miniature
 from mmrl.recipes.shared.opening import Data, Load
@@ -147,7 +147,7 @@ def main(
         scale_rewards: Divide advantages by the group's deviation.
     """
     # Old output goes now: the stages below write into the folder before the trainer looks at it.
-    run, style = started(run), span_style_of(asking)
+    run, style = stage_run(run), span_style_of(asking)
     questions = ClipQuestions(dataset, video_root, data, clips, asking)
     policy = questions.open_policy(model, load, lora, run)
     prompts, heldout = questions.open_prompts(policy, run.seed, run.folder)

@@ -24,7 +24,7 @@ from mmrl.losses.advantages import group_normalized
 from mmrl.perception.timing import FrameShuffle, Reverse
 from mmrl.recipes.shared.clip_asking import Asking, span_style_of
 from mmrl.recipes.shared.clip_data import DRAWN_CLIPS, ClipQuestions, Clips
-from mmrl.recipes.shared.clip_stages import started
+from mmrl.recipes.shared.clip_stages import stage_run
 from mmrl.recipes.shared.launch import Preset, fit, launch
 from mmrl.recipes.shared.miniature import EMBEDDED, miniature
 from mmrl.recipes.shared.opening import Data, Load
@@ -76,7 +76,7 @@ def main(
         data: Which rows; style and columns are not used here.
         order: How the frames of the second group are shown.
     """
-    run, style = started(run), span_style_of(asking)
+    run, style = stage_run(run), span_style_of(asking)
     questions = ClipQuestions(dataset, video_root, data, clips, asking)
     policy = questions.open_policy(model, load, lora, run)
     prompts, heldout = questions.open_prompts(policy, run.seed, run.folder)

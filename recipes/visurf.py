@@ -17,7 +17,7 @@ from mmrl.objectives.visurf import ViSurf
 from mmrl.recipes.shared.launch import Preset, fit, launch
 from mmrl.recipes.shared.miniature import EMBEDDED, miniature
 from mmrl.recipes.shared.opening import Data, Load, open_data, open_policy
-from mmrl.recipes.shared.paying import OURS, Reward, style_of
+from mmrl.recipes.shared.paying import OURS, RewardWeights, style_of
 from mmrl.rewards.pay import RepetitionPenalty, answer_format
 from mmrl.rollouts.experts import WithLabel
 
@@ -39,7 +39,7 @@ def main(
     visurf: ViSurf = ViSurf(),
     label: str = "",
     layout: str = "<answer>{}</answer>",
-    reward: Reward = Reward(accuracy=3.0, format=2.0),
+    reward: RewardWeights = RewardWeights(accuracy=3.0, format=2.0),
     thinking: float = 1.0,
     repetition: float = 1.0,
     # By sequence: a label of few tokens weighs as much as a long answer.

@@ -19,7 +19,7 @@ from mmrl.perception.perturb import ColourJitter, Flip, RandomRotation, ViewChai
 from mmrl.recipes.shared.launch import Preset, fit, launch
 from mmrl.recipes.shared.miniature import EMBEDDED, miniature
 from mmrl.recipes.shared.opening import Data, Load, open_data, open_policy
-from mmrl.recipes.shared.paying import OURS, Reward, style_of
+from mmrl.recipes.shared.paying import OURS, RewardWeights, style_of
 from mmrl.rollouts.groups import group_rollout
 from mmrl.rollouts.noisy import NoisyPrompts
 
@@ -45,7 +45,7 @@ def main(
     vogue: VOGUE = RELEASED,
     noise: GaussianNoise = GaussianNoise(sigma=0.2),
     released_view: bool = True,
-    reward: Reward = Reward(accuracy=1.0, format=0.0, grader="mathruler"),
+    reward: RewardWeights = RewardWeights(accuracy=1.0, format=0.0, grader="mathruler"),
     grpo: GRPO = GRPO(clip_low=0.2, clip_high=0.3),
     sampling: Sampling = Sampling(group_size=5, temperature=1.0, max_tokens=2048),
     optim: Optim = Optim(lr=1e-6, weight_decay=1e-2, decay_all=True),

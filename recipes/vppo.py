@@ -14,7 +14,7 @@ from mmrl.perception.masking import PatchMask
 from mmrl.recipes.shared.launch import Preset, fit, launch
 from mmrl.recipes.shared.miniature import EMBEDDED, miniature
 from mmrl.recipes.shared.opening import Data, Load, open_data, open_policy
-from mmrl.recipes.shared.paying import Reward, style_of
+from mmrl.recipes.shared.paying import RewardWeights, style_of
 from mmrl.rollouts.groups import DynamicSampling, group_rollout
 
 HUGE = "Qwen/Qwen2.5-VL-32B-Instruct"
@@ -45,7 +45,7 @@ def main(
     dynamic: bool = True,
     # As many rounds as it takes: the released configuration sets no limit.
     groups: DynamicSampling = DynamicSampling(rounds=0),
-    reward: Reward = Reward(accuracy=1.0, format=0.0, grader="mathruler"),
+    reward: RewardWeights = RewardWeights(accuracy=1.0, format=0.0, grader="mathruler"),
     grpo: GRPO = GRPO(clip_low=0.2, clip_high=0.28),
     sampling: Sampling = Sampling(group_size=8, temperature=1.0, top_p=0.99, max_tokens=2048),
     optim: Optim = Optim(lr=1e-6, weight_decay=1e-2, decay_all=True),

@@ -1,4 +1,4 @@
-"""One reader per file format of temporal grounding: annotations in, `Rows` out. Nothing is decoded.
+"""One reader per file format of temporal grounding: annotations in, `GroundingRows` out. Nothing is decoded.
 
     read_rows(file)          looks at the first entry and calls the reader that fits
     timelens_100k            JSON lines {source, video_path, duration, events: [{query, span}]}
@@ -29,18 +29,18 @@ from pathlib import Path
 from typing import Any, Literal, TypeGuard
 
 from mmrl.data.grounding.questions import clean_query
-from mmrl.data.grounding.sets import GroundingRow, RowBuilder, Rows
+from mmrl.data.grounding.sets import GroundingRow, GroundingRows, RowBuilder
 from mmrl.ground.faults import Fault, shown
 
 Source = str | Path
-Reader = Callable[..., Rows]
+Reader = Callable[..., GroundingRows]
 """(file, video_root=None, **checks) -> rows."""
 SEGMENT = 5.0
 """Seconds of a DiDeMo segment."""
 OWN_FIELDS = {"id", "video", "query", "span", "spans", "duration", "source", "start", "end"}
 
 
-def read_rows(file: Source, video_root: Source | None = None, **options: Any) -> Rows:
+def read_rows(file: Source, video_root: Source | None = None, **options: Any) -> GroundingRows:
     """Rows of a file in whatever of the formats it is. Raises ValueError if it is none of them."""
     first = _first_entry(Path(file))
     reader = charades_sta if first is None else _reader_of(first)
@@ -90,7 +90,9 @@ def _reader_of(first: Mapping[str, Any]) -> Reader | None:
     return None
 
 
-def timelens_100k(file: Source, video_root: Source | None = None, **checks: bool) -> Rows:
+def timelens_100k(
+    file: Source, video_root: Source | None = None, **checks: bool
+) -> GroundingRows:
     """TimeLens-100K: one row per event, queries cleaned. `checks` are those of `RowBuilder`, here and below."""
     builder = RowBuilder(file, "timelens-100k", video_root, **checks)
     for where, entry in _entries(builder):
@@ -113,14 +115,16 @@ def timelens_100k(file: Source, video_root: Source | None = None, **checks: bool
     return builder.result
 
 
-def timelens_bench(file: Source, video_root: Source | None = None, **checks: bool) -> Rows:
+def timelens_bench(
+    file: Source, video_root: Source | None = None, **checks: bool
+) -> GroundingRows:
     """TimeLens-Bench: spans and queries are paired; the file's name is the source."""
     return _per_video(file, video_root, Path(file).stem, "spans", "queries", checks)
 
 
 def activitynet_captions(
     file: Source, video_root: Source | None = None, **checks: bool
-) -> Rows:
+) -> GroundingRows:
     """ActivityNet Captions, and Charades-STA as JSON: timestamps and sentences are paired."""
     return _per_video(file, video_root, Path(file).stem, "timestamps", "sentences", checks)
 
@@ -130,7 +134,7 @@ def charades_sta(
     video_root: Source | None = None,
     durations: Source | None = None,
     **checks: bool,
-) -> Rows:
+) -> GroundingRows:
     """Charades-STA as text. `durations` is the CSV of Charades (columns id, length); without it ends are not cut."""
     builder = RowBuilder(file, "charades-sta", video_root, **checks)
     lengths: dict[str, str] = {}
@@ -153,7 +157,9 @@ def charades_sta(
     return builder.result
 
 
-def qvhighlights(file: Source, video_root: Source | None = None, **checks: bool) -> Rows:
+def qvhighlights(
+    file: Source, video_root: Source | None = None, **checks: bool
+) -> GroundingRows:
     """QVHighlights: all relevant windows of a query are true; saliency scores go to `extra`. Test rows have none."""
     builder = RowBuilder(file, "qvhighlights", video_root, **checks)
     for where, entry in _entries(builder):
@@ -165,7 +171,7 @@ def qvhighlights(file: Source, video_root: Source | None = None, **checks: bool)
     return builder.result
 
 
-def didemo(file: Source, video_root: Source | None = None, **checks: bool) -> Rows:
+def didemo(file: Source, video_root: Source | None = None, **checks: bool) -> GroundingRows:
     """DiDeMo: annotators' segments in seconds, the most often marked first; all of them in `extra["annotators"]`."""
     builder = RowBuilder(file, "didemo", video_root, **checks)
     for where, entry in _entries(builder):
@@ -191,7 +197,7 @@ def tvgbench(
     video_root: Source | None = None,
     spans_from: Literal["crop", "file"] = "crop",
     **checks: bool,
-) -> Rows:
+) -> GroundingRows:
     """TVGBench: the answer is "start-end"."""
     builder = RowBuilder(file, "tvgbench", video_root, **checks)
     for where, entry in _entries(builder):
@@ -212,7 +218,7 @@ def time_r1(
     video_root: Source | None = None,
     spans_from: Literal["crop", "file"] = "crop",
     **checks: bool,
-) -> Rows:
+) -> GroundingRows:
     """Time-R1's training set; its `difficulty` (0 to 100, higher is easier) goes to `extra`."""
     builder = RowBuilder(file, "time-r1", video_root, **checks)
     for where, entry in _entries(builder):
@@ -224,7 +230,7 @@ def time_r1(
     return builder.result
 
 
-def video_r1(file: Source, video_root: Source | None = None, **checks: bool) -> Rows:
+def video_r1(file: Source, video_root: Source | None = None, **checks: bool) -> GroundingRows:
     """Video-R1's mixed set of clips and pictures: the answer is the inside of `solution`; options join the question."""
     builder = RowBuilder(file, "video-r1", video_root, **checks)
     for where, entry in _entries(builder):
@@ -254,7 +260,7 @@ def video_r1(file: Source, video_root: Source | None = None, **checks: bool) -> 
     return builder.result
 
 
-def span_lines(file: Source, video_root: Source | None = None, **checks: bool) -> Rows:
+def span_lines(file: Source, video_root: Source | None = None, **checks: bool) -> GroundingRows:
     """Our own format. Spans count from `start` if that is given. Further keys go to `extra`."""
     builder = RowBuilder(file, Path(file).stem, video_root, **checks)
     for where, entry in _entries(builder):
@@ -289,7 +295,7 @@ def _per_video(
     spans: str,
     queries: str,
     checks: Mapping[str, bool],
-) -> Rows:
+) -> GroundingRows:
     builder = RowBuilder(file, source, video_root, **checks)
     for where, entry in _entries(builder):
         video, true, asked = entry["video"], entry.get(spans), entry.get(queries)

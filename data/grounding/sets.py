@@ -4,10 +4,11 @@
     print(rows.report())                      # what was left out, with line and reason
     prompts = GroundingPrompts(rows, ClipReader(), ClipSampling(fps=2, max_tokens=4096))
 
-Every reader gives `Rows`: what is usable, and a `Fault` (file, place, reason, remedy) for each entry that is not. Spans
-are in seconds from the start of what is shown: for an entry with a crop (TVGBench, Time-R1) from the start of the crop,
-as those sets count. Our policy for true spans, applied by all readers: reversed and empty spans are dropped; an end up
-to one second beyond the clip is cut to it; spans further outside are dropped. `clip_ends=False` keeps them as they are.
+Every reader gives `GroundingRows`: what is usable, and a `Fault` (file, place, reason, remedy) for each entry that is
+not. Spans are in seconds from the start of what is shown: for an entry with a crop (TVGBench, Time-R1) from the start
+of the crop, as those sets count. Our policy for true spans, applied by all readers: reversed and empty spans are
+dropped; an end up to one second beyond the clip is cut to it; spans further outside are dropped. `clip_ends=False`
+keeps them as they are.
 
 `mmrl.data.grounding.formats` holds one reader per file format.
 """
@@ -65,7 +66,7 @@ class GroundingRow:
 
 
 @dataclass
-class Rows(Sequence[GroundingRow]):
+class GroundingRows(Sequence[GroundingRow]):
     """Usable rows, and why others are not."""
 
     rows: list[GroundingRow] = field(default_factory=list)
@@ -77,13 +78,13 @@ class Rows(Sequence[GroundingRow]):
     def __getitem__(self, index: Any) -> Any:
         return self.rows[index]
 
-    def keep(self, test: Callable[[GroundingRow], bool]) -> Rows:
+    def keep(self, test: Callable[[GroundingRow], bool]) -> GroundingRows:
         """The rows that pass a test; faults stay."""
-        return Rows([row for row in self.rows if test(row)], self.faults)
+        return GroundingRows([row for row in self.rows if test(row)], self.faults)
 
-    def pick(self, indices: Sequence[int]) -> Rows:
+    def pick(self, indices: Sequence[int]) -> GroundingRows:
         """Some rows by number, e.g. those that `stratified_sample` draws; faults stay."""
-        return Rows([self.rows[i] for i in indices], self.faults)
+        return GroundingRows([self.rows[i] for i in indices], self.faults)
 
     def report(self, limit: int = 20) -> str:
         """How many rows are usable, reasons with counts, and the first faults with their places."""
@@ -115,7 +116,7 @@ class RowBuilder:
         if video_root is not None:
             self.root = Path(video_root).expanduser()
         self.check_files, self.clip_ends = check_files, clip_ends
-        self.result = Rows()
+        self.result = GroundingRows()
         self._ids: Counter[str] = Counter()
 
     def add(

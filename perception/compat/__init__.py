@@ -36,7 +36,7 @@ class Official:
         return float(score)
 
 
-def verified(truth: str, answer: str) -> bool:
+def math_verified(truth: str, answer: str) -> bool:
     """Whether math-verify finds the two equal; what it cannot parse is not, as in the official code.
 
     It runs without its signal time-outs, which work in the main thread only; call it where it can be killed.

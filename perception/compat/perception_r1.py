@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import re
 
-from mmrl.perception.compat import verified
+from mmrl.perception.compat import math_verified
 
 _FORMAT = re.compile(
     r"<think>\n.*?\n</think>\n<answer>\n.*?\\boxed{.+?}.*?\n</answer>", re.DOTALL
@@ -68,7 +68,7 @@ def _accuracy(response: str, ground_truth: str) -> float:
     """1 if math-verify finds answer and ground truth equal, else 0."""
     found = _ANSWER.search(response)
     answer = found.group(1) if found else response
-    return float(verified(ground_truth.strip(), answer.strip()))
+    return float(math_verified(ground_truth.strip(), answer.strip()))
 
 
 def _last_between(text: str, index: int) -> str | None:

@@ -36,7 +36,7 @@ from mmrl.perception.boxes import (
     convert,
     mean_average_precision,
 )
-from mmrl.perception.compat import verified
+from mmrl.perception.compat import math_verified
 
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _ONE_LINE_ANSWER = re.compile(r"<answer>(.*?)</answer>")
@@ -168,7 +168,7 @@ def default_accuracy(content: str, solution: str) -> float:
     """math-verify, else equal numbers, else equal choice letters, else the similarity of the texts; 0 to 1."""
     expected, answers = _stated(solution), _ANSWER.findall(content)
     answer = answers[-1].strip() if answers else content.strip()
-    if verified(answer, expected):
+    if math_verified(answer, expected):
         return 1.0
     given, wanted = clean_text(answer), clean_text(expected)
     if re.search(r"\d", expected):

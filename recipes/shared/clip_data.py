@@ -17,7 +17,12 @@ from typing import Any, Literal
 import numpy as np
 
 from mmrl.data.grounding import formats
-from mmrl.data.grounding.sets import GroundingPrompts, GroundingRow, Rows, timelens_usable
+from mmrl.data.grounding.sets import (
+    GroundingPrompts,
+    GroundingRow,
+    GroundingRows,
+    timelens_usable,
+)
 from mmrl.data.grounding.time_encodings import EncodingName, TimeEncoded, encoding_of
 from mmrl.data.video.frame_cache import FrameCache
 from mmrl.data.video.video import ClipReader, ClipSampling
@@ -128,7 +133,7 @@ class ClipQuestions:
         clips = replace(self.clips, cache=None)
         return {"dataset": self.dataset, "clips": clips, "asking": self.asking}
 
-    def _rows(self, dataset: str, data: Data) -> Rows:
+    def _rows(self, dataset: str, data: Data) -> GroundingRows:
         return read_annotations(dataset, self.video_root, data, self.clips)
 
 
@@ -146,7 +151,9 @@ def clip_warm_up(telling: EncodingName) -> WarmUp:
     return WarmUp(task="clips", steps=400, telling=telling)
 
 
-def read_annotations(dataset: str, video_root: Path | None, data: Data, clips: Clips) -> Rows:
+def read_annotations(
+    dataset: str, video_root: Path | None, data: Data, clips: Clips
+) -> GroundingRows:
     """The usable rows of an annotation file; what is wrong with others is printed."""
     if not Path(dataset).is_file():
         raise ValueError(
@@ -167,7 +174,9 @@ def read_annotations(dataset: str, video_root: Path | None, data: Data, clips: C
     return usable
 
 
-def split_by_clip(rows: Rows, heldout: int, seed: int) -> tuple[Rows, Rows]:
+def split_by_clip(
+    rows: GroundingRows, heldout: int, seed: int
+) -> tuple[GroundingRows, GroundingRows]:
     """(training, held-out) rows, at least `heldout` of the latter, no clip in both. Raises ValueError for one clip."""
     videos = list(dict.fromkeys(row.video for row in rows))
     if len(videos) < 2:

@@ -83,7 +83,7 @@ class Selection:
     """Seeds the draw."""
 
 
-def started(run: Run) -> Run:
+def stage_run(run: Run) -> Run:
     """The run after its old output was deleted, if it shall be: before the stages write, not after."""
     if not run.overwrite:
         return run

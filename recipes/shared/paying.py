@@ -12,7 +12,7 @@ styles of papers ask for exactly what the paper's instruction asks for, in our w
     choice        as box; the answer is the letter of an option, however it is put ("B", "(b)", "B. dog")
     objects       think and answer in tags; the answer is a JSON list of boxes and points (VisionReasoner, ViSurf)
 
-`Reward.rewards(style)` are the `Rewards` of a run.
+`RewardWeights.rewards(style)` are the `Rewards` of a run.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def style_of(name: str) -> Style:
 
 
 @dataclass(frozen=True)
-class Reward:
+class RewardWeights:
     """What an answer is paid for, and who compares it with the reference."""
 
     accuracy: float = 0.9

@@ -11,7 +11,7 @@ import torch
 from mmrl.losses.advantages import group_normalized
 from mmrl.perception.rewards import grounding_format
 from mmrl.recipes.shared.launch import resolved
-from mmrl.recipes.shared.paying import STYLES, Reward, style_of
+from mmrl.recipes.shared.paying import STYLES, RewardWeights, style_of
 from mmrl.types import Prompt, Rollout
 
 NOTHING = torch.zeros(0, dtype=torch.long)
@@ -84,20 +84,20 @@ def test_vogue_as_released_does_not_pay_the_form():
         assert (reward.accuracy, reward.format) == (1.0, 0.0)
         paid = reward.accuracy * torch.zeros(5) + reward.format * form
         assert torch.equal(group_normalized(paid, group, mask), torch.zeros(5))
-    other = group_normalized(Reward(format=0.1).format * form, group, mask)
+    other = group_normalized(RewardWeights(format=0.1).format * form, group, mask)
     torch.testing.assert_close(other[:2], torch.tensor([0.7303, -1.0954]), atol=1e-3, rtol=0)
 
 
 def test_weights_reach_the_rewards_and_the_form_is_logged_if_unpaid():
-    rewards = Reward(accuracy=1.0, format=0.0).rewards(style_of("tag"))
+    rewards = RewardWeights(accuracy=1.0, format=0.0).rewards(style_of("tag"))
     try:
         assert rewards.weights == {"accuracy": 1.0, "format": 0.0}
         (paid,) = rewards([said("<answer>4</answer>")])
         assert paid.reward == 1.0 and paid.parts == {"accuracy": 1.0, "format": 1.0}
     finally:
         rewards.close()
-    with pytest.raises(ValueError, match=r"Reward\.format is -1"):
-        Reward(format=-1)
+    with pytest.raises(ValueError, match=r"RewardWeights\.format is -1"):
+        RewardWeights(format=-1)
 
 
 def test_graders_are_exchanged_and_do_not_fit_boxes():
@@ -108,12 +108,12 @@ def test_graders_are_exchanged_and_do_not_fit_boxes():
     )
     found = {}
     for grader in ("ours", "math-verify", "mathruler"):
-        accuracy = Reward(grader=grader).accuracy_of(style)
+        accuracy = RewardWeights(grader=grader).accuracy_of(style)
         found[grader] = accuracy(half)
         assert accuracy(said(ANSWERS["box"])) == 1.0 and accuracy(said("no box")) == 0.0
     assert found["math-verify"] == 1.0 and found["mathruler"] == 0.0
-    in_tags = Reward(grader="mathruler").accuracy_of(style_of("answer"))
+    in_tags = RewardWeights(grader="mathruler").accuracy_of(style_of("answer"))
     assert in_tags(said(ANSWERS["answer"])) == 1.0 and in_tags(said("4")) == 0.0
     with pytest.raises(ValueError, match=r"--reward\.grader is mathruler, but boxes"):
-        Reward(grader="mathruler").accuracy_of(style_of("objects"))
+        RewardWeights(grader="mathruler").accuracy_of(style_of("objects"))
     assert json.loads(OBJECTS.split("<answer>")[1].split("</answer>")[0]) == TRUTH

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmrl.recipes.shared.paying import Reward, StyleName, style_of
+from mmrl.recipes.shared.paying import RewardWeights, StyleName, style_of
 from mmrl.rewards.answers import same_math, same_number, verified
 from mmrl.rewards.graders import GraderName
 from mmrl.rewards.mathruler import grade_answer
@@ -148,7 +148,7 @@ def test_bombs_take_bounded_time(bomb: str) -> None:
 @pytest.mark.parametrize("style", ["box", "answer", "tag", "plain", "choice"])
 @pytest.mark.parametrize("grader", ["ours", "math-verify", "mathruler"])
 def test_grader_and_place(style: StyleName, grader: GraderName) -> None:
-    pay = Reward(grader=grader).accuracy_of(style_of(style))
+    pay = RewardWeights(grader=grader).accuracy_of(style_of(style))
 
     def paid(answer: str, reference: str, closing: str = "") -> float:
         place = {"box": r"\boxed{", "choice": r"\boxed{", "plain": ""}.get(style, "<answer>")
