@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from mmrl.data.pretext.audit.bench import fuzz, measure
+from mmrl.data.pretext.audit.bench import fuzz, throughput
 
 
 def main() -> int:
@@ -27,7 +27,7 @@ def main() -> int:
     )
     parser.add_argument("--fuzz", type=int, default=20_000, help="random replies to score")
     args = parser.parse_args()
-    figures = measure(args.seconds)
+    figures = throughput(args.seconds)
     for figure in figures:
         print(figure.line())
     found = fuzz(args.fuzz)

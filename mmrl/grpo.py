@@ -1,11 +1,13 @@
 """GRPO: the numbers of the core, and the loss of one micro-batch.
 
-    loss = reduce(w · surrogate(logp, old, A)) + kl · reduce(k(logp, ref)) + Σ over objectives, terms: reduce(term)
+    loss = reduce(w · surrogate(logp, old, A)) + kl · reduce(k(logp, ref)) - entropy · mean(H)
+           + Σ over objectives, terms: reduce(term)
 
-with w the engine-mismatch weight (1 if off), k the chosen estimator, and every reduction over GLOBAL counts
-(`reduce.py`): add up the losses of an update's micro-batches and the gradients of all ranks, never average them. The
-surrogate is reduced by its own rule if it is marked with one, everything else by `GRPO.reduction`; an objective may fix
-rules of its own terms in a class attribute `reductions` (term name -> rule).
+with H the entropy of the policy over the vocabulary (a token mean whatever the rule), w the engine-mismatch weight (1
+if off), k the chosen estimator, and every reduction over GLOBAL counts (`reduce.py`): add up the losses of an update's
+micro-batches and the gradients of all ranks, never average them. The surrogate is reduced by its own rule if it is
+marked with one, everything else by `GRPO.reduction`; an objective may fix rules of its own terms in a class attribute
+`reductions` (term name -> rule).
 
 Old log-probs are `batch.scores["raw"]`, or the current ones without gradient when none were stored (one update per
 rollout). Log-probs that nobody may read (padding, observations, untrained answers) are zeroed before anything else, so
@@ -56,6 +58,8 @@ class GRPO:
     """Penalise in the loss, or in the token rewards before the advantage (then k1 is the right kind)."""
     kl_importance: bool = False
     """Multiply the KL in the loss by the token ratio (TRL's default)."""
+    entropy: float = 0.0
+    """Weight of the bonus for exact entropy over the vocabulary, a token mean; maximised. 0 computes none."""
     reduction: Reduction = "token"
     """token mean, sequence mean of token means, mean of sequence sums, or sums over a constant length."""
     length_constant: int = 0
@@ -82,6 +86,7 @@ class GRPO:
             clip_high=(self.clip_high >= 0, "0 or positive"),
             dual_clip=(dual is None or dual > 1, "above 1, or None to turn it off"),
             kl=(self.kl >= 0, "0 or positive"),
+            entropy=(self.entropy >= 0, "0 (off) or positive"),
             kl_importance=(
                 not self.kl_importance or self.kl_in == "loss",
                 "False when kl_in is 'reward'",
@@ -160,6 +165,9 @@ def losses(
         penalty = grpo.kl * divergence * weight
         parts["kl"] = _reduced(grpo, penalty, mask, totals, grpo.reduction)
 
+    if grpo.entropy > 0:
+        bonus = -grpo.entropy * _entropy(raw)
+        parts["entropy_bonus"] = _reduced(grpo, bonus, mask, totals, "token")
     own = batch.shaped or [Shaped(batch.advantage) for _ in objectives]
     for objective, shaped in zip(objectives, own, strict=True):
         seen = replace(batch, kept=shaped.kept)
@@ -253,6 +261,16 @@ def mismatch_weight(grpo: GRPO, old: Tensor, batch: Batch) -> Tensor:
         importance.truncated_weight if grpo.mismatch == "truncate" else importance.masked_weight
     )
     return bound(weight, cap=grpo.mismatch_cap)
+
+
+def _entropy(raw: Scores) -> Tensor:
+    """Exact entropy of the policy; [B, T]."""
+    if raw.entropy is None:
+        raise ValueError(
+            "GRPO.entropy is positive, but the raw view was scored without entropy; score it with entropy=True, "
+            "or set entropy=0."
+        )
+    return raw.entropy
 
 
 def _reference(live: LiveScores, batch: Batch) -> Scores:

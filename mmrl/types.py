@@ -199,7 +199,8 @@ class Now:
 
     step: int
     progress: float
-    """Share of the run that is done, in [0, 1]."""
+    """Share of the run that is done when this step ends, in [0, 1]: step n of N is at n/N, as in the official code of
+    NoisyRollout and VOGUE, so the last step is at 1."""
     seed: int = 0
     """The run's seed."""
 

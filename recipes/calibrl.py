@@ -8,12 +8,13 @@ Rows need an expert answer in the column `solution` (the paper: chains of a stro
 checked for correctness). It is scored once per step and never trained.
 """
 
-from mmrl import GRPO, LoRA, Monitor, Optim, Rewards, Run, Sampling, Trainer
+from mmrl import GRPO, LoRA, Monitor, Optim, Run, Sampling, Trainer
 from mmrl.losses.advantages import group_centered
 from mmrl.objectives.calibrl import CalibRL
 from mmrl.recipes.shared.launch import Preset, fit, launch
 from mmrl.recipes.shared.miniature import EMBEDDED, miniature
-from mmrl.recipes.shared.opening import Data, Load, open_data, open_policy, style_of
+from mmrl.recipes.shared.opening import Data, Load, open_data, open_policy
+from mmrl.recipes.shared.paying import Reward, style_of
 from mmrl.rollouts.experts import WithExpert
 
 MEAN, SUM = {"alignment": "mean"}, {"alignment": "sum"}
@@ -28,13 +29,14 @@ PRESETS = {
 def main(
     model: str = "Qwen/Qwen2.5-VL-7B-Instruct",
     dataset: str = "train.jsonl",
-    data: Data = Data(style="answer"),
+    data: Data = Data(style="answer-open"),
     calibrl: CalibRL = CalibRL(weight=0.1, alpha=0.5, alignment="position"),
     expert: str = "solution",
     expert_share: float = 1.0,
+    reward: Reward = Reward(accuracy=1.0, format=0.1),
     grpo: GRPO = GRPO(clip_low=0.2, clip_high=0.2),
     sampling: Sampling = Sampling(group_size=10, temperature=1.0, max_tokens=4096),
-    optim: Optim = Optim(lr=1e-6, weight_decay=1e-2),
+    optim: Optim = Optim(lr=1e-6, weight_decay=1e-2, decay_all=True),
     run: Run = Run(name="calibrl", prompts_per_step=480, updates_per_step=4, epochs=1),
     monitor: Monitor = Monitor(),
     load: Load = Load(min_pixels=200_704, max_pixels=1_003_520, max_prompt_tokens=20480),
@@ -48,14 +50,13 @@ def main(
     """
     policy = open_policy(model, load, lora, run)
     prompts, heldout = open_data(dataset, data, run.seed)
-    style = style_of(data.style)
     encode = policy.processing.encode_answer
     with_expert = WithExpert(encode, column=expert, probability=expert_share)
     trainer = Trainer(
         policy,
         prompts=prompts,
         heldout=heldout,
-        rewards=Rewards(accuracy=(1.0, style.accuracy), format=(0.1, style.format)),
+        rewards=reward.rewards(style_of(data.style)),
         rollout=with_expert,
         estimator=group_centered,
         grpo=grpo,

@@ -25,8 +25,8 @@ from mmrl.model.policy import Policy
 from mmrl.model.scoring import ScoreOutputs, score_packed
 from mmrl.recipes.shared.launch import Preset, launch, summarise
 from mmrl.recipes.shared.miniature import EMBEDDED, miniature
-from mmrl.recipes.shared.opening import Data, Load, open_data, open_policy, style_of
-from mmrl.rewards.pay import Rewards
+from mmrl.recipes.shared.opening import Data, Load, open_data, open_policy
+from mmrl.recipes.shared.paying import Reward, style_of
 from mmrl.rollouts.engine import HFEngine
 from mmrl.rollouts.groups import by_group
 from mmrl.rollouts.prompt_order import Supply
@@ -48,6 +48,7 @@ def main(
     model: str = "Qwen/Qwen2.5-VL-7B-Instruct",
     dataset: str = "PAPOGalaxy/PAPO_ViRL39K_train",
     data: Data = Data(),
+    reward: Reward = Reward(accuracy=0.9, format=0.1),
     grpo: GRPO = GRPO(clip_low=0.2, clip_high=0.3),
     sampling: Sampling = Sampling(group_size=5, top_p=0.99, max_tokens=2048),
     optim: Optim = Optim(lr=1e-6, weight_decay=1e-2),
@@ -58,8 +59,7 @@ def main(
     """Train with GRPO, every call of a step in plain sight."""
     policy = open_policy(model, load, lora, run)
     train, heldout = open_data(dataset, data, run.seed)
-    style = style_of(data.style)
-    rewards = Rewards(accuracy=(0.9, style.accuracy), format=(0.1, style.format))
+    rewards = reward.rewards(style_of(data.style))
     engine, optimizer = HFEngine(policy), Optimizer(policy.named_parameters(), optim)
     supply = Supply(
         train, run.prompts_per_step, run.seed, check=policy.encode, on_bad=run.on_bad
@@ -70,7 +70,8 @@ def main(
         (run.folder / name).unlink(missing_ok=True)
 
     for step in range(steps + 1):
-        now = Now(step, step / steps, run.seed)
+        # Schedules read the share that is done when the step ends, as in `Trainer`.
+        now = Now(step, min(step + 1, steps) / steps, run.seed)
         if step in (0, steps):
             scores = evaluate(engine, exam, rewards, sampling, now)
             tracker.log(step, {f"eval/{name}": value for name, value in scores.items()})

@@ -11,18 +11,20 @@ memory.
 
 from functools import partial
 
-from mmrl import GRPO, LoRA, Monitor, Optim, Rewards, Run, Sampling, Trainer
+from mmrl import GRPO, LoRA, Monitor, Optim, Run, Sampling, Trainer
 from mmrl.losses.advantages import group_centered
 from mmrl.objectives.mssr import MSSR
 from mmrl.recipes.shared.launch import Preset, fit, launch
 from mmrl.recipes.shared.miniature import EMBEDDED, miniature
-from mmrl.recipes.shared.opening import Data, Load, open_data, open_policy, style_of
+from mmrl.recipes.shared.opening import Data, Load, open_data, open_policy
+from mmrl.recipes.shared.paying import Reward, style_of
 from mmrl.rollouts.groups import FirstPass, group_rollout
 
 PLAIN = {"mssr": {"lambda_entropy": 0.0}}
 SMALL = "Qwen/Qwen2.5-VL-3B-Instruct"
 TINY = {
-    "data": {"limit": 256},
+    "data": {"style": "tag", "limit": 256},
+    "reward": {"grader": "ours"},
     "grpo": {"kl": 0.01},
     "sampling": {"group_size": 1},
     "optim": {"max_grad_norm": 1.0},
@@ -40,17 +42,18 @@ PRESETS = {
 def main(
     model: str = "Qwen/Qwen2.5-VL-7B-Instruct",
     dataset: str = "Osilly/Vision-R1-rl",
-    data: Data = Data(),
+    data: Data = Data(split="train", style="box-inline"),
     mssr: MSSR = MSSR(
         lambda_entropy=0.4, gamma=2.0, eta_min=0.875, eta_max=0.96, target=0.01, window=10
     ),
     first_pass: bool = True,
+    reward: Reward = Reward(accuracy=1.0, format=0.0, grader="mathruler"),
     grpo: GRPO = GRPO(clip_low=0.2, clip_high=0.3, kl=0.01),
     sampling: Sampling = Sampling(group_size=1, temperature=1.0, max_tokens=4096),
-    optim: Optim = Optim(lr=1e-6, weight_decay=1e-2, max_grad_norm=0.5),
+    optim: Optim = Optim(lr=1e-6, weight_decay=1e-2, decay_all=True, max_grad_norm=0.5),
     run: Run = Run(name="mssr", prompts_per_step=2048, updates_per_step=16, steps=150),
     monitor: Monitor = Monitor(),
-    load: Load = Load(min_pixels=262_144, max_pixels=4_194_304, max_prompt_tokens=8192),
+    load: Load = Load(min_pixels=262_144, max_pixels=4_194_304, max_prompt_tokens=2048),
     lora: LoRA = LoRA(),
 ) -> None:
     """Train a vision-language model with one answer per prompt.
@@ -65,7 +68,7 @@ def main(
         policy,
         prompts=prompts,
         heldout=heldout,
-        rewards=Rewards(accuracy=style_of(data.style).accuracy),
+        rewards=reward.rewards(style_of(data.style)),
         rollout=FirstPass(memory.start, policy) if first_pass else group_rollout,
         # A group of one has no mean but itself; its reward passes, and MSSR subtracts the remembered baseline.
         estimator=partial(group_centered, alone="reward"),

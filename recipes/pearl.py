@@ -11,14 +11,15 @@ without one are trained by plain GRPO and counted. The embedded preset asks for 
 (`data/drawn/checklist.py`), which is what its model has learned to answer.
 """
 
-from mmrl import GRPO, LoRA, Monitor, Optim, Rewards, Run, Sampling, Trainer
+from mmrl import GRPO, LoRA, Monitor, Optim, Run, Sampling, Trainer
 from mmrl.data.drawn.checklist import cells_prompt, cells_seen
 from mmrl.losses.advantages import group_normalized
 from mmrl.objectives.pearl import PEARL
 from mmrl.perception.checklist import perception_accuracy, perception_prompt
 from mmrl.recipes.shared.launch import Preset, fit, launch
 from mmrl.recipes.shared.miniature import EMBEDDED, miniature
-from mmrl.recipes.shared.opening import Data, Load, open_data, open_policy, style_of
+from mmrl.recipes.shared.opening import Data, Load, open_data, open_policy
+from mmrl.recipes.shared.paying import Reward, style_of
 from mmrl.rollouts.checklist import ChecklistRollout
 from mmrl.rollouts.groups import group_rollout
 
@@ -40,6 +41,7 @@ def main(
     pearl: PEARL = PEARL(lambda_p=0.1, cap=0.5, threshold=0.0),
     soft_filter: bool = True,
     checklist_tokens: int = 256,
+    reward: Reward = Reward(accuracy=0.9, format=0.1),
     grpo: GRPO = GRPO(clip_low=0.2, clip_high=0.3),
     sampling: Sampling = Sampling(group_size=5, temperature=1.0, max_tokens=2048),
     optim: Optim = Optim(lr=1e-6, weight_decay=1e-2),
@@ -57,7 +59,6 @@ def main(
     """
     policy = open_policy(model, load, lora, run)
     prompts, heldout = open_data(dataset, data, run.seed)
-    style = style_of(data.style)
     # The embedded model has only learned to name cells, so its checklist is all cells of the picture.
     drawn = dataset.startswith("drawn:")
     checklist = ChecklistRollout(
@@ -72,7 +73,7 @@ def main(
         policy,
         prompts=prompts,
         heldout=heldout,
-        rewards=Rewards(accuracy=(0.9, style.accuracy), format=(0.1, style.format)),
+        rewards=reward.rewards(style_of(data.style)),
         rollout=checklist if pearl.reads_checklists or soft_filter else group_rollout,
         estimator=group_normalized,
         grpo=grpo,

@@ -13,17 +13,20 @@ such a run is no reproduction.
 
 from typing import Any, Literal
 
-from mmrl import GRPO, LoRA, Monitor, Optim, Rewards, Run, Sampling, Trainer
+from mmrl import GRPO, LoRA, Monitor, Optim, Run, Sampling, Trainer
 from mmrl.losses.advantages import group_normalized
 from mmrl.perception.consistency import RuleConsistency, VisualConsistency
 from mmrl.recipes.shared.judge_server import JudgeServer
 from mmrl.recipes.shared.launch import Preset, fit, launch
 from mmrl.recipes.shared.miniature import EMBEDDED, NOTE, miniature
-from mmrl.recipes.shared.opening import Data, Load, open_data, open_policy, style_of
+from mmrl.recipes.shared.opening import Data, Load, open_data, open_policy
+from mmrl.recipes.shared.paying import OURS, Reward, style_of
 from mmrl.rewards.pay import RepetitionPenalty
 
 PRESETS = {
-    EMBEDDED: miniature(f"{NOTE}; a rule in place of the judge", judge={"url": ""}),
+    EMBEDDED: miniature(
+        f"{NOTE}; a rule in place of the judge", judge={"url": ""}, reward=OURS
+    ),
     "7b": Preset("Qwen2.5-VL-7B on 1,442 items of Geometry3K", 7.0),
     "7b-no-visual": Preset("ablation: without the visual reward", visual=0.0),
     "7b-no-penalty": Preset("ablation: without the repetition penalty", penalty=0.0),
@@ -33,14 +36,15 @@ PRESETS = {
 def main(
     model: str = "Qwen/Qwen2.5-VL-7B-Instruct",
     dataset: str = "train.jsonl",
-    data: Data = Data(style="answer"),
+    data: Data = Data(style="box-lines"),
+    reward: Reward = Reward(accuracy=0.9, format=0.1, grader="math-verify"),
     visual: float = 0.7,
     penalty: float = 2.0,
     judge: JudgeServer = JudgeServer(),
     unavailable: Literal["stop", "drop"] = "stop",
     grpo: GRPO = GRPO(clip_low=0.2, clip_high=0.3),
     sampling: Sampling = Sampling(group_size=8, temperature=1.0, max_tokens=4096),
-    optim: Optim = Optim(lr=1e-6, weight_decay=1e-3, warmup=14),
+    optim: Optim = Optim(lr=1e-6, weight_decay=1e-3, decay_all=True, warmup_share=0.05),
     run: Run = Run(name="perception_r1", prompts_per_step=128, epochs=25),
     monitor: Monitor = Monitor(),
     load: Load = Load(min_pixels=3_136, max_pixels=1_806_336, max_prompt_tokens=4096),
@@ -55,7 +59,6 @@ def main(
     """
     policy = open_policy(model, load, lora, run)
     prompts, heldout = open_data(dataset, data, run.seed)
-    style = style_of(data.style)
     # Under another name when a rule stands in, so that no curve of it passes for the paper's.
     if not visual:
         reads: dict[str, Any] = {}
@@ -63,9 +66,8 @@ def main(
         reads = {"visual": (visual, VisualConsistency(judge.judge()))}
     else:
         reads = {"visual_rule": (visual, RuleConsistency(words=True))}
-    rewards = Rewards(
-        accuracy=(0.9, style.accuracy),
-        format=(0.1, style.format),
+    rewards = reward.rewards(
+        style_of(data.style),
         repetition=(penalty, RepetitionPenalty(n=20)),
         on_unavailable=unavailable,
         **reads,

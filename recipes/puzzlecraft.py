@@ -7,8 +7,8 @@ plain GRPO on the same puzzles:           python -m recipes.puzzlecraft 7b --dat
 
 Advantages are r - mean(r), each answer is a mean over its tokens, no KL. RAC, whether the reasoning supports the
 answer, is logged and never paid: `rac/judge` with --judge.url, else `rac/rule_standin`, which is not the paper's judge.
-Departures: tiles have gaps (`touching-7b`: as published); ε is 0.2 (the text prints 0 beside CARE); GRPO-CARE is not
-offered; an epoch is 40,000 prompts for the mix (2,500 steps of 16), 82,783 for a single puzzle (5,174 steps).
+In `gaps-7b` tiles have gaps, which closes a shortcut. Departures: ε is 0.2 (the text prints 0 beside CARE); GRPO-CARE
+is not offered; an epoch is 40,000 prompts for the mix (2,500 steps of 16), 82,783 for a single puzzle (5,174 steps).
 The embedded preset solves two-tile jigsaws and rotations of drawn pictures, answering without reasoning.
 """
 
@@ -23,17 +23,15 @@ from mmrl.recipes.shared.opening import EMBEDDED, Load, open_policy
 from mmrl.recipes.shared.pretext_data import Puzzles, miniature_pretext, open_pretext
 from mmrl.recipes.shared.pretext_warmup import warmed_up_for
 
-MIX = {"puzzles": {"mix": "puzzlecraft-mix"}, "run": {"steps": 2500}}
+MIX = {"puzzles": {"mix": "puzzlecraft-mix-paper"}, "run": {"steps": 2500}}
 PRESETS = {
     EMBEDDED: miniature_pretext("miniature-puzzles"),
-    "7b": Preset("Qwen2.5-VL-7B, jigsaw", 7.0),
+    "7b": Preset("Qwen2.5-VL-7B, jigsaw, tiles that touch as published", 7.0),
     "3b": Preset("Qwen2.5-VL-3B, jigsaw", 3.0, model="Qwen/Qwen2.5-VL-3B-Instruct"),
     "qwen3-2b": Preset("Qwen3-VL-2B, jigsaw", 2.0, model="Qwen/Qwen3-VL-2B-Instruct"),
     "qwen3-4b": Preset("Qwen3-VL-4B, jigsaw", 4.0, model="Qwen/Qwen3-VL-4B-Instruct"),
     "qwen3-8b": Preset("Qwen3-VL-8B, jigsaw", 8.0, model="Qwen/Qwen3-VL-8B-Instruct"),
-    "touching-7b": Preset(
-        "jigsaw with touching tiles", puzzles={"mix": "puzzlecraft-jigsaw-paper"}
-    ),
+    "gaps-7b": Preset("jigsaw, tiles with gaps (ours)", puzzles={"mix": "puzzlecraft-jigsaw"}),
     "rotation-7b": Preset("Qwen2.5-VL-7B, rotation", puzzles={"mix": "puzzlecraft-rotation"}),
     "patchfit-7b": Preset("Qwen2.5-VL-7B, PatchFit", puzzles={"mix": "puzzlecraft-patchfit"}),
     "mix-7b": Preset("Qwen2.5-VL-7B, 15 jigsaws : 15 PatchFits : 10 rotations", **MIX),
@@ -43,7 +41,7 @@ PRESETS = {
 def main(
     model: str = "Qwen/Qwen2.5-VL-7B-Instruct",
     dataset: str = "drawn",
-    puzzles: Puzzles = Puzzles("puzzlecraft-jigsaw"),
+    puzzles: Puzzles = Puzzles("puzzlecraft-jigsaw-paper"),
     puzzlecraft: PuzzleCraft = PuzzleCraft(scale=4.0, gamma=0.5),
     judge: JudgeServer = JudgeServer(url="", model="Qwen/Qwen2.5-VL-72B-Instruct"),
     grpo: GRPO = GRPO(clip_low=0.2, clip_high=0.2, kl=0.0, reduction="sequence"),

@@ -11,7 +11,8 @@ from mmrl import GRPO, LoRA, Optim, Rewards, Run, Sampling, Trainer
 from mmrl.losses.surrogates import reinforce
 from mmrl.recipes.shared.launch import Preset, fit, launch
 from mmrl.recipes.shared.miniature import EMBEDDED
-from mmrl.recipes.shared.opening import DRAWN, Data, Load, open_data, open_policy, style_of
+from mmrl.recipes.shared.opening import DRAWN, Data, Load, open_data, open_policy
+from mmrl.recipes.shared.paying import style_of
 from mmrl.recipes.shared.supervised import label_rollout, likelihood
 
 PRESETS = {

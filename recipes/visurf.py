@@ -2,26 +2,32 @@
 
 on a laptop CPU, minutes:           python -m recipes.visurf
 Qwen2.5-VL-7B, boxes and points:    python -m recipes.visurf 7b
-your own labels:                    python -m recipes.visurf 7b --dataset my.jsonl --no-boxes --label target
+your own labels:                    python -m recipes.visurf 7b --dataset my.jsonl --data.style answer --label target
 
-With --boxes answers are JSON lists of {"bbox_2d": …, "point_2d": …} and paid with VisionReasoner's weights: thinking 1,
-format 2, accuracy 3, repetition 1; the label's thinking is not paid. The other numbers are VisionReasoner's too, those
-of ViSurf are not published. Departures: the closed forms of `mmrl.perception.rewards` (two empty lists pay fully),
-and the n-gram penalty in place of counting repeated sentences.
+In the style `objects` answers are JSON lists of {"bbox_2d": …, "point_2d": …}, which is what is asked for and what is
+paid, with VisionReasoner's weights: thinking 1, format 2, accuracy 3, repetition 1; the label's thinking is not paid.
+Other styles are paid for accuracy and form alone. The other numbers are VisionReasoner's too (its script where that
+differs from its configuration), those of ViSurf are not published. Departures: the closed forms of
+`mmrl.perception.rewards` (two empty lists pay fully), and the n-gram penalty in place of counting repeated sentences.
 """
 
-from mmrl import GRPO, LoRA, Monitor, Optim, Rewards, Run, Sampling, Trainer
+from mmrl import GRPO, LoRA, Monitor, Optim, Run, Sampling, Trainer
 from mmrl.losses.advantages import group_normalized
 from mmrl.objectives.visurf import ViSurf
-from mmrl.perception.rewards import GroundingReward, grounding_format
 from mmrl.recipes.shared.launch import Preset, fit, launch
 from mmrl.recipes.shared.miniature import EMBEDDED, miniature
-from mmrl.recipes.shared.opening import Data, Load, open_data, open_policy, style_of
+from mmrl.recipes.shared.opening import Data, Load, open_data, open_policy
+from mmrl.recipes.shared.paying import OURS, Reward, style_of
 from mmrl.rewards.pay import RepetitionPenalty, answer_format
 from mmrl.rollouts.experts import WithLabel
 
 PRESETS = {
-    EMBEDDED: miniature(boxes=False, label="target", layout="{}"),
+    EMBEDDED: miniature(
+        label="target",
+        layout="{}",
+        reward=OURS,
+        grpo={"kl": 0.0, "clip_high": 0.28, "entropy": 0.0, "dual_clip": 3.0},
+    ),
     "7b": Preset("Qwen2.5-VL-7B on pictures of 840 x 840 pixels", 7.0),
 }
 
@@ -29,15 +35,24 @@ PRESETS = {
 def main(
     model: str = "Qwen/Qwen2.5-VL-7B-Instruct",
     dataset: str = "Ricky06662/ViSurf_multi_non_object_7300_size840",
-    data: Data = Data(style="answer"),
+    data: Data = Data(style="objects"),
     visurf: ViSurf = ViSurf(),
     label: str = "",
     layout: str = "<answer>{}</answer>",
-    boxes: bool = True,
+    reward: Reward = Reward(accuracy=3.0, format=2.0),
+    thinking: float = 1.0,
+    repetition: float = 1.0,
     # By sequence: a label of few tokens weighs as much as a long answer.
-    grpo: GRPO = GRPO(clip_low=0.2, clip_high=0.2, kl=5e-3, reduction="sequence"),
+    grpo: GRPO = GRPO(
+        clip_low=0.2,
+        clip_high=0.2,
+        dual_clip=None,
+        kl=1e-2,
+        entropy=1e-3,
+        reduction="sequence",
+    ),
     sampling: Sampling = Sampling(group_size=8, temperature=1.0, max_tokens=2000),
-    optim: Optim = Optim(lr=1e-6, weight_decay=1e-2),
+    optim: Optim = Optim(lr=1e-6, weight_decay=1e-2, decay_all=True),
     run: Run = Run(name="visurf", prompts_per_step=16, epochs=1),
     monitor: Monitor = Monitor(),
     load: Load = Load(min_pixels=3_136, max_pixels=705_600, max_prompt_tokens=1300),
@@ -48,20 +63,18 @@ def main(
     Args:
         label: Column that holds the label; empty takes the row's answer.
         layout: How the label is written, as the model writes its answers.
-        boxes: Answers are JSON lists of boxes and points; off: the accuracy and format of the answer style.
+        reward: What an answer is paid for; with boxes and points VisionReasoner's accuracy and format.
+        thinking: Weight of the form of thinking and answer, in the style `objects`.
+        repetition: Weight of the penalty for repeated words, in the style `objects`.
     """
     policy = open_policy(model, load, lora, run)
     prompts, heldout = open_data(dataset, data, run.seed)
-    style = style_of(data.style)
-    if boxes:
-        rewards = Rewards(
-            thinking=(1.0, answer_format),
-            format=(2.0, grounding_format),
-            accuracy=(3.0, GroundingReward()),
-            repetition=(1.0, RepetitionPenalty()),
-        )
-    else:
-        rewards = Rewards(accuracy=(0.9, style.accuracy), format=(0.1, style.format))
+    boxes = data.style == "objects"
+    also = {
+        "thinking": (thinking, answer_format),
+        "repetition": (repetition, RepetitionPenalty()),
+    }
+    rewards = reward.rewards(style_of(data.style), **(also if boxes else {}))
     trainer = Trainer(
         policy,
         prompts=prompts,

@@ -6,19 +6,20 @@ Qwen2.5-VL-7B, as printed:            python -m recipes.vogue printed-7b
 your own model and data:              python -m recipes.vogue --model my/folder --dataset my.jsonl
 
 As released, answers are sampled from clean pictures, one coin per batch decides whether the noisy view gives a bonus,
-and both bonuses come from the sampled token. As printed, uncertainty and entropy are sums over the vocabulary, and a
-prompt is answered under the noisy view with the annealed probability. The embedded preset is the printed form, without
-flips and rotations: they would change the answers of its questions.
+and both bonuses come from the sampled token; the form of an answer is not paid. As printed, uncertainty and entropy are
+sums over the vocabulary, and a prompt is answered under the noisy view with the annealed probability. The embedded
+preset is the printed form, without flips and rotations: they would change the answers of its questions.
 """
 
-from mmrl import GRPO, LoRA, Monitor, Optim, Rewards, Run, Sampling, Trainer, VisualBranch
+from mmrl import GRPO, LoRA, Monitor, Optim, Run, Sampling, Trainer, VisualBranch
 from mmrl.losses.advantages import group_normalized
 from mmrl.objectives.vogue import VOGUE
 from mmrl.perception.noise import GaussianNoise
 from mmrl.perception.perturb import ColourJitter, Flip, RandomRotation, ViewChain
 from mmrl.recipes.shared.launch import Preset, fit, launch
 from mmrl.recipes.shared.miniature import EMBEDDED, miniature
-from mmrl.recipes.shared.opening import Data, Load, open_data, open_policy, style_of
+from mmrl.recipes.shared.opening import Data, Load, open_data, open_policy
+from mmrl.recipes.shared.paying import OURS, Reward, style_of
 from mmrl.rollouts.groups import group_rollout
 from mmrl.rollouts.noisy import NoisyPrompts
 
@@ -27,7 +28,7 @@ EXACT = {"uncertainty": "exact", "entropy": "exact", "caps": "simultaneous", "dr
 PRINTED = {"vogue": EXACT, "released_view": False, "noise": {"sigma": 0.4}}
 SMALL = "Qwen/Qwen2.5-VL-3B-Instruct"
 PRESETS = {
-    EMBEDDED: miniature(**PRINTED),
+    EMBEDDED: miniature(**PRINTED, reward=OURS),
     "7b": Preset("Qwen2.5-VL-7B, released code", 7.0),
     "3b": Preset("Qwen2.5-VL-3B, released code", 3.0, model=SMALL),
     "qwen3-4b": Preset("Qwen3-VL-4B, released code", 4.0, model="Qwen/Qwen3-VL-4B-Instruct"),
@@ -40,16 +41,17 @@ PRESETS = {
 def main(
     model: str = "Qwen/Qwen2.5-VL-7B-Instruct",
     dataset: str = "XenoZLH/MMRL30k",
-    data: Data = Data(),
+    data: Data = Data(split="train", style="box-inline"),
     vogue: VOGUE = RELEASED,
     noise: GaussianNoise = GaussianNoise(sigma=0.2),
     released_view: bool = True,
+    reward: Reward = Reward(accuracy=1.0, format=0.0, grader="mathruler"),
     grpo: GRPO = GRPO(clip_low=0.2, clip_high=0.3),
     sampling: Sampling = Sampling(group_size=5, temperature=1.0, max_tokens=2048),
-    optim: Optim = Optim(lr=1e-6, weight_decay=1e-2),
+    optim: Optim = Optim(lr=1e-6, weight_decay=1e-2, decay_all=True),
     run: Run = Run(name="vogue", prompts_per_step=512, updates_per_step=4, steps=200),
     monitor: Monitor = Monitor(),
-    load: Load = Load(min_pixels=262_144, max_pixels=4_194_304, max_prompt_tokens=8192),
+    load: Load = Load(min_pixels=262_144, max_pixels=4_194_304, max_prompt_tokens=2048),
     lora: LoRA = LoRA(),
 ) -> None:
     """Train a vision-language model with visual-uncertainty guided exploration.
@@ -60,7 +62,6 @@ def main(
     """
     policy = open_policy(model, load, lora, run)
     prompts, heldout = open_data(dataset, data, run.seed)
-    style = style_of(data.style)
     turned = ViewChain((Flip(0.5, 0.5), RandomRotation(10.0), ColourJitter(0.15, 0.15), noise))
     # Noise lies on the pixels that the model reads: on the file's it would shrink with them.
     noisy = VisualBranch(turned if released_view else noise, stage="resized")
@@ -68,7 +69,7 @@ def main(
         policy,
         prompts=prompts,
         heldout=heldout,
-        rewards=Rewards(accuracy=(0.9, style.accuracy), format=(0.1, style.format)),
+        rewards=reward.rewards(style_of(data.style)),
         rollout=NoisyPrompts(policy, noisy, vogue.noisy, vogue.probability)
         if vogue.answer_kinds()
         else group_rollout,

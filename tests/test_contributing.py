@@ -66,8 +66,13 @@ def test_there_are_four_files() -> None:
 
 
 def test_its_test_and_the_layer_test_pass(tree: Path) -> None:
-    said = python(tree, "-m", "pytest", "-q", "-n", "0", TEST, "tests/test_layers.py")
-    assert re.search(r"\d{3,} passed", said) and "failed" not in said
+    """Of the layer test only what new files can change: their own cases, and what looks at the whole tree."""
+    chosen = "steady or cycle or rooms_are_read or links_lead"
+    said = python(
+        tree, "-m", "pytest", "-q", "-n", "0", TEST, "tests/test_layers.py", "-k", chosen
+    )
+    passed = re.search(r"(\d+) passed", said)
+    assert passed and int(passed[1]) >= 12 and "failed" not in said, said[-2000:]
 
 
 def test_its_style_is_ours(tree: Path) -> None:

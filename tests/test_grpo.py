@@ -295,6 +295,34 @@ def test_without_stored_scores_the_ratio_is_one():
     assert metrics["policy/ratio_max"] == 1 and metrics["policy/kl_old"] == 0
 
 
+@pytest.mark.parametrize("reduction", ["token", "sequence"])
+def test_the_entropy_bonus_is_the_token_mean_of_the_exact_entropy(reduction):
+    """As in NoisyRollout's and VisionReasoner's update: pg_loss - coefficient · masked mean of H, gradient included."""
+    rng = torch.Generator().manual_seed(3)
+    logits = torch.randn(3, 4, 7, generator=rng, dtype=torch.float64).requires_grad_()
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]]).bool()
+    spread = logits.log_softmax(-1)
+    entropy = -(spread.exp() * spread).sum(-1)  # [B, T]
+    batch = make_batch(spread[..., 0].detach(), mask, torch.zeros(3, 1, dtype=torch.float64))
+    live = {"raw": Scores(spread[..., 0], entropy)}
+    settings = GRPO(entropy=0.25, reduction=reduction)
+    total, metrics = loss(settings, clipped, batch, live, [], Totals.of(mask), NOW)
+    wanted = -0.25 * entropy[mask].mean()
+    torch.testing.assert_close(total, wanted)
+    torch.testing.assert_close(metrics["loss/entropy_bonus"], wanted.detach())
+    (found,) = torch.autograd.grad(total, logits, retain_graph=True)
+    torch.testing.assert_close(found, torch.autograd.grad(wanted, logits)[0])
+
+
+def test_no_entropy_bonus_is_no_term_and_one_without_entropy_is_refused():
+    logp, batch = random_case()
+    live = {"raw": Scores(logp)}
+    totals = Totals.of(batch.mask)
+    assert losses(GRPO(), clipped, batch, live, [], totals, NOW)[0].keys() == {"policy"}
+    with pytest.raises(ValueError, match=r"GRPO\.entropy is positive.*entropy=True"):
+        losses(GRPO(entropy=0.1), clipped, batch, live, [], totals, NOW)
+
+
 def test_reference_kl_gradient_is_the_closed_form():
     logp, batch = random_case(5)
     on_policy = replace(batch, scores={"ref": batch.scores["ref"]})
@@ -444,6 +472,7 @@ def test_a_term_of_the_wrong_shape_is_refused_by_name():
         {"clip_low": 1.5},
         {"clip_high": -1.0},
         {"dual_clip": 1.0},
+        {"entropy": -1e-3},
         {"kl": -0.1},
         {"kl_importance": True, "kl_in": "reward"},
         {"length_constant": 0, "reduction": "constant"},

@@ -25,12 +25,13 @@ from typing import Any
 
 import numpy as np
 
-from mmrl.data.pretext.catalogue import TASKS
+from mmrl.data.pretext.catalogue import TASKS, find
+from mmrl.data.pretext.contract import Sample, Visual
 from mmrl.data.pretext.difficulty import DefaultKnobs, FixedLevel
 from mmrl.data.pretext.presets import PRESETS, preset
 from mmrl.data.pretext.stream.open import open_source
 from mmrl.data.pretext.stream.sources import Source, SplitSource
-from mmrl.data.pretext.stream.stream import Stream
+from mmrl.data.pretext.stream.stream import SampleStream
 from mmrl.ground.progress import with_progress
 from mmrl.ground.quarantine import Quarantine
 
@@ -39,7 +40,7 @@ EXAMPLES = {
   python -m data.pretext export --preset puzzlecraft-mix --count 10000 --output out/
   python -m data.pretext export --source ~/photos --split train --workers 8 --output out/
 The rows do not depend on --workers. Columns: prompt, images, videos, video_times, solution, task, truth, ...; score
-answers with mmrl.data.pretext.stream.scoring.pretext_reward, which has the signature of a TRL reward function.""",
+answers with mmrl.data.pretext.stream.scoring.trl_reward, which has the signature of a TRL reward function.""",
     "preview": """examples:
   python -m data.pretext preview --source ~/photos --count 50 --output sheet.html
   python -m data.pretext preview --preset jigsaw --level 1.0      one task, as hard as it gets""",
@@ -72,11 +73,11 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
 
 
-def stream_of(args: argparse.Namespace, quarantine: Path | None = None) -> Stream:
+def stream_of(args: argparse.Namespace, quarantine: Path | None = None) -> SampleStream:
     """The stream that the arguments describe."""
     bad = Quarantine(quarantine)
     levels = DefaultKnobs() if args.level is None else FixedLevel(args.level)
-    return Stream(
+    return SampleStream(
         source_of(args, bad), preset(args.preset), args.seed, levels=levels, quarantine=bad
     )
 
@@ -94,18 +95,21 @@ def run_export(args: argparse.Namespace) -> int:
     from mmrl.data.pretext.stream.export import export
 
     folder = Path(args.output)
+    # Beside the folder, which appears only when it is complete.
     quarantine = folder.with_name(f"{folder.name}.quarantine.jsonl")
-    about = {
-        key: getattr(args, key) for key in ("source", "preset", "seed", "level", "heldout")
-    }
+    settings = ("source", "preset", "seed", "level", "heldout")
     done = export(
-        partial(stream_of, args, quarantine), folder, args.count, split="test" if args.split == "heldout" else "train",
-        workers=args.workers, overwrite=args.overwrite, about=about,
-    )  # fmt: skip
+        partial(stream_of, args, quarantine),
+        folder,
+        args.count,
+        split="test" if args.split == "heldout" else "train",
+        workers=args.workers,
+        overwrite=args.overwrite,
+        about={name: getattr(args, name) for name in settings},
+    )
     if quarantine.exists():
-        lines = dict.fromkeys(
-            quarantine.read_text().splitlines()
-        )  # each worker lists what it met
+        # Each worker lists what it met: the same file may stand there several times.
+        lines = dict.fromkeys(quarantine.read_text().splitlines())
         (folder / "quarantine.jsonl").write_text("".join(f"{line}\n" for line in lines))
         quarantine.unlink()
         print(f"skipped media are listed in {folder / 'quarantine.jsonl'}")
@@ -136,28 +140,29 @@ def run_audit(args: argparse.Namespace) -> int:
     if args.gaps:
         print("\nmatching borders on a 3×3 jigsaw, by gap:")
         for row in gap_curve(source):
-            print("  " + "  ".join(f"{name} {value:.2f}" for name, value in row.items()))
+            values = "  ".join(f"{name} {value:.2f}" for name, value in row.items())
+            print(f"  {values}")
     if args.json:
         Path(args.json).write_text(json.dumps(report.json(), indent=1))
     return 1 if report.leaks else 0
 
 
 def _audit_page(args: argparse.Namespace, source: Source) -> int:
-    from mmrl.data.pretext.audit.audit_page import everything, page
+    from mmrl.data.pretext.audit.audit_page import everything, page_sections
 
+    presets = everything() if args.all else [preset(args.preset)]
     leaks = 0
-    for text, leaky in page(
-        source, everything() if args.all else [preset(args.preset)], args.count, args.seed
-    ):
+    # Printed piece by piece: the whole page takes many minutes.
+    for text, leaky in page_sections(source, presets, args.count, args.seed):
         print(text, flush=True)
         leaks += leaky
     return 1 if leaks else 0
 
 
 def run_bench(args: argparse.Namespace) -> int:
-    from mmrl.data.pretext.audit.bench import measure
+    from mmrl.data.pretext.audit.bench import throughput
 
-    figures = measure(args.seconds)
+    figures = throughput(args.seconds)
     for figure in figures:
         print(figure.line())
     return 0 if all(figure.half for figure in figures) else 1
@@ -165,28 +170,41 @@ def run_bench(args: argparse.Namespace) -> int:
 
 def run_stats(args: argparse.Namespace) -> int:
     stream = stream_of(args)
-    pairs = list(with_progress(stream.first(args.count), args.count, "samples made"))
-    tasks = Counter(sample.task for sample in pairs)
+    samples = list(with_progress(stream.first(args.count), args.count, "samples made"))
+    tasks = Counter(sample.task for sample in samples)
     print(
         f"{'task':20s} {'share':>6s} {'accepted':>9s} {'chance':>7s} {'reward':>7s} {'visuals':>8s} {'megapixels':>11s}"
     )
     for task, number in tasks.most_common():
-        of_task = [sample for sample in pairs if sample.task == task]
-        sizes = [sum(v.pixels.shape[-3] * v.pixels.shape[-2] * (len(v.pixels) if v.is_video else 1) for v in s.visuals)
-                 for s in of_task]  # fmt: skip
-        entry = next(entry for entry in TASKS if entry.name == task)
-        chance = np.mean([entry.chance(sample.knobs) for sample in of_task])
-        reward = np.mean([entry.chance_reward(sample.knobs) for sample in of_task])
-        accepted = stream.acceptance().get(task, 1.0)
-        warning = "  few media suit this task" if accepted < 0.2 else ""
-        print(f"{task:20s} {number / len(pairs):6.1%} {accepted:9.0%} {chance:7.3f} {reward:7.3f} "
-              f"{np.mean([len(s.visuals) for s in of_task]):8.1f} {np.mean(sizes) / 1e6:8.2f}{warning}")  # fmt: skip
+        of_task = [sample for sample in samples if sample.task == task]
+        print(
+            _stats_row(task, of_task, number / len(samples), stream.acceptance().get(task, 1.0))
+        )
     for key, number in sorted(stream.counts.items()):
         if not key.startswith("made/"):
             print(f"  {key}: {number}")
     if stream.left_out:
         print(f"left out for lack of media: {', '.join(stream.left_out)}")
     return 0
+
+
+def _stats_row(name: str, samples: list[Sample], share: float, accepted: float) -> str:
+    task = find(name)
+    chance = np.mean([task.chance(sample.knobs) for sample in samples])
+    reward = np.mean([task.chance_reward(sample.knobs) for sample in samples])
+    visuals = np.mean([len(sample.visuals) for sample in samples])
+    sizes = [sum(_pixels(visual) for visual in sample.visuals) for sample in samples]
+    warning = "  few media suit this task" if accepted < 0.2 else ""
+    return (
+        f"{name:20s} {share:6.1%} {accepted:9.0%} {chance:7.3f} {reward:7.3f} {visuals:8.1f}"
+        f" {np.mean(sizes) / 1e6:8.2f}{warning}"
+    )
+
+
+def _pixels(visual: Visual) -> int:
+    """All frames of a clip together."""
+    height, width = visual.pixels.shape[-3:-1]
+    return height * width * (len(visual.pixels) if visual.is_video else 1)
 
 
 def run_eval(args: argparse.Namespace) -> int:

@@ -3,79 +3,79 @@
 from __future__ import annotations
 
 from mmrl.data.pretext.contract import Task
-from mmrl.data.pretext.tasks.anomaly import AnomalyGrounding
-from mmrl.data.pretext.tasks.arrow_of_time import ArrowOfTime
-from mmrl.data.pretext.tasks.camera import CameraMotion
-from mmrl.data.pretext.tasks.charts import ChartReading, TableReading
-from mmrl.data.pretext.tasks.clip_insertion import ClipInsertion
-from mmrl.data.pretext.tasks.clock import Clock
-from mmrl.data.pretext.tasks.correspondence import Correspondence
-from mmrl.data.pretext.tasks.crop_location import CropLocation
-from mmrl.data.pretext.tasks.depth_order import DepthOrder
-from mmrl.data.pretext.tasks.differences import Differences
-from mmrl.data.pretext.tasks.edit_program import EditProgram
-from mmrl.data.pretext.tasks.frame_time import FrameTime
-from mmrl.data.pretext.tasks.hop_chain import HopChain, PhotoHopChain
-from mmrl.data.pretext.tasks.interleaved import InterleavedClips
-from mmrl.data.pretext.tasks.jigsaw import Jigsaw
-from mmrl.data.pretext.tasks.masked_fill import MaskedFill
-from mmrl.data.pretext.tasks.maze import MazeExit, MazePath
-from mmrl.data.pretext.tasks.mosaic import Mosaic
-from mmrl.data.pretext.tasks.needle_clip import NeedleClip
+from mmrl.data.pretext.tasks.anomaly import AnomalyGroundingTask
+from mmrl.data.pretext.tasks.arrow_of_time import ArrowOfTimeTask
+from mmrl.data.pretext.tasks.camera import CameraMotionTask
+from mmrl.data.pretext.tasks.charts import ChartReadingTask, TableReadingTask
+from mmrl.data.pretext.tasks.clip_insertion import ClipInsertionTask
+from mmrl.data.pretext.tasks.clock import ClockTask
+from mmrl.data.pretext.tasks.correspondence import CorrespondenceTask
+from mmrl.data.pretext.tasks.crop_location import CropLocationTask
+from mmrl.data.pretext.tasks.depth_order import DepthOrderTask
+from mmrl.data.pretext.tasks.differences import DifferencesTask
+from mmrl.data.pretext.tasks.edit_program import EditProgramTask
+from mmrl.data.pretext.tasks.frame_time import FrameTimeTask
+from mmrl.data.pretext.tasks.hop_chain import HopChainTask, PhotoHopChainTask
+from mmrl.data.pretext.tasks.interleaved import InterleavedClipsTask
+from mmrl.data.pretext.tasks.jigsaw import JigsawTask
+from mmrl.data.pretext.tasks.masked_fill import MaskedFillTask
+from mmrl.data.pretext.tasks.maze import MazeExitTask, MazePathTask
+from mmrl.data.pretext.tasks.mosaic import MosaicTask
+from mmrl.data.pretext.tasks.needle_clip import NeedleClipTask
 from mmrl.data.pretext.tasks.np_problems import NP_TASKS
-from mmrl.data.pretext.tasks.odd_tile import OddTile
-from mmrl.data.pretext.tasks.overlay_count import OverlayCount
-from mmrl.data.pretext.tasks.patchfit import PatchFit
-from mmrl.data.pretext.tasks.position import RelativePosition
-from mmrl.data.pretext.tasks.quality_order import QualityOrder
-from mmrl.data.pretext.tasks.redraw import Redraw
-from mmrl.data.pretext.tasks.rotation import Rotation
-from mmrl.data.pretext.tasks.scene_count import SceneCompare, SceneCount
-from mmrl.data.pretext.tasks.sprite_path import SpriteMoves, SpritePath
-from mmrl.data.pretext.tasks.sprite_times import SpriteTimes
-from mmrl.data.pretext.tasks.step_reorder import StepReorder
-from mmrl.data.pretext.tasks.temporal_jigsaw import TemporalJigsaw
-from mmrl.data.pretext.tasks.video_count import VideoCount
+from mmrl.data.pretext.tasks.odd_tile import OddTileTask
+from mmrl.data.pretext.tasks.overlay_count import OverlayCountTask
+from mmrl.data.pretext.tasks.patchfit import PatchFitTask
+from mmrl.data.pretext.tasks.position import RelativePositionTask
+from mmrl.data.pretext.tasks.quality_order import QualityOrderTask
+from mmrl.data.pretext.tasks.redraw import RedrawTask
+from mmrl.data.pretext.tasks.rotation import RotationTask
+from mmrl.data.pretext.tasks.scene_count import SceneCompareTask, SceneCountTask
+from mmrl.data.pretext.tasks.sprite_path import SpriteMovesTask, SpritePathTask
+from mmrl.data.pretext.tasks.sprite_times import SpriteTimesTask
+from mmrl.data.pretext.tasks.step_reorder import StepReorderTask
+from mmrl.data.pretext.tasks.temporal_jigsaw import TemporalJigsawTask
+from mmrl.data.pretext.tasks.video_count import VideoCountTask
 
 TASKS: tuple[Task, ...] = (
-    Jigsaw(),
-    Rotation(),
-    PatchFit(),
-    OddTile(),
-    Differences(),
-    RelativePosition(),
-    CropLocation(),
-    Mosaic(),
-    EditProgram(),
-    Correspondence(),
-    CameraMotion(),
-    QualityOrder(),
-    OverlayCount(),
-    DepthOrder(),
-    TemporalJigsaw(),
-    AnomalyGrounding(),
-    NeedleClip(),
-    FrameTime(),
-    ClipInsertion(),
-    ArrowOfTime(),
-    InterleavedClips(),
-    VideoCount(),
-    SpriteTimes(),
-    SpritePath(),
-    SpriteMoves(),
-    HopChain(),
-    PhotoHopChain(),
-    SceneCount(),
-    SceneCompare(),
-    MazeExit(),
-    MazePath(),
-    Clock(),
-    ChartReading(),
-    TableReading(),
-    Redraw(),
+    JigsawTask(),
+    RotationTask(),
+    PatchFitTask(),
+    OddTileTask(),
+    DifferencesTask(),
+    RelativePositionTask(),
+    CropLocationTask(),
+    MosaicTask(),
+    EditProgramTask(),
+    CorrespondenceTask(),
+    CameraMotionTask(),
+    QualityOrderTask(),
+    OverlayCountTask(),
+    DepthOrderTask(),
+    TemporalJigsawTask(),
+    AnomalyGroundingTask(),
+    NeedleClipTask(),
+    FrameTimeTask(),
+    ClipInsertionTask(),
+    ArrowOfTimeTask(),
+    InterleavedClipsTask(),
+    VideoCountTask(),
+    SpriteTimesTask(),
+    SpritePathTask(),
+    SpriteMovesTask(),
+    HopChainTask(),
+    PhotoHopChainTask(),
+    SceneCountTask(),
+    SceneCompareTask(),
+    MazeExitTask(),
+    MazePathTask(),
+    ClockTask(),
+    ChartReadingTask(),
+    TableReadingTask(),
+    RedrawTask(),
     *NP_TASKS.values(),
-    StepReorder(),
-    MaskedFill(),
+    StepReorderTask(),
+    MaskedFillTask(),
 )
 
 

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
+from numpy.random import Generator
 
 from mmrl.data.pretext.marking.parsing import Parsed, ParseError, extract
 from mmrl.data.pretext.surface import EXAMPLE_CHANCE, Surface
@@ -123,10 +124,12 @@ class Evidence:
 
     def mask(self, pixels: Array) -> Array:
         """bool, the shape of `pixels` without its last axis."""
-        height, width = pixels.shape[-3], pixels.shape[-2]
+        height, width = pixels.shape[-3:-1]
         area = np.zeros((height, width), dtype=bool)
         for x0, y0, x1, y1 in self.boxes or ((0, 0, width, height),):
-            area[max(y0, 0) : max(y1, 0), max(x0, 0) : max(x1, 0)] = True
+            # Boxes may reach out of the picture; a negative start would count from the other end.
+            rows = slice(max(y0, 0), max(y1, 0))
+            area[rows, max(x0, 0) : max(x1, 0)] = True
         if pixels.ndim == 3:
             return area
         chosen = np.zeros(pixels.shape[0], dtype=bool)
@@ -155,6 +158,12 @@ class Draft:
     evidence: tuple[Evidence, ...] = ()
     meta: Mapping[str, Any] = field(default_factory=dict)
     """JSON values for logs; never shown to the model."""
+
+
+RawMedia = Sequence[Medium]
+"""What a question is made of."""
+Proposal = Draft | Reject
+"""A question, or why there is none."""
 
 
 @dataclass(frozen=True)
@@ -208,7 +217,9 @@ class Knob:
         if self.smooth:
             grid = np.linspace(0.0, 1.0, len(self.values))
             return float(np.interp(level, grid, np.asarray(self.values, dtype=np.float64)))
-        return self.values[min(int(level * len(self.values)), len(self.values) - 1)]
+        # Equal stretches of the level for every value; 1 itself belongs to the last one.
+        place = int(level * len(self.values))
+        return self.values[min(place, len(self.values) - 1)]
 
 
 class Task(ABC):
@@ -230,7 +241,7 @@ class Task(ABC):
     """What the answer looks like, e.g. "the piece numbers in reading order, separated by commas"."""
 
     @abstractmethod
-    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
+    def propose(self, media: RawMedia, knobs: Knobs, rng: Streams) -> Proposal:
         """Make a question from `media_count(knobs)` media, or say why not."""
 
     @abstractmethod
@@ -246,7 +257,7 @@ class Task(ABC):
         """The true answer as text: `verify(read(format(truth)))` is 1."""
 
     @abstractmethod
-    def guess(self, truth: Truth, rng: np.random.Generator) -> str:
+    def guess(self, truth: Truth, rng: Generator) -> str:
         """A random well-formed answer, drawn without looking at the solution (only at sizes and options)."""
 
     @abstractmethod
@@ -300,19 +311,20 @@ class Task(ABC):
         score = self.verify(parsed.value, truth)
         return replace(score, parts={**score.parts, "parsed": 1.0})
 
-    def question(
-        self, draft: Draft, knobs: Knobs, surface: Surface, rng: np.random.Generator
-    ) -> str:
+    def question(self, draft: Draft, knobs: Knobs, surface: Surface, rng: Generator) -> str:
         """The words: one of the wordings, what the answer looks like, an example where it cannot help, the form."""
+        # Drawn even if the variant is given: the example after it must be the same in every wording.
         pick = int(rng.integers(len(self.wordings)))
-        wording = self.wordings[
-            (pick if surface.variant is None else surface.variant) % len(self.wordings)
-        ]
+        variant = pick if surface.variant is None else surface.variant
+        wording = self.wordings[variant % len(self.wordings)]
         text = f"{wording.format(**draft.fields)} The answer is {self.hint.format(**draft.fields)}."
         example = self._example(draft.truth, knobs, rng)
-        return f"{text}{f' For example: {example}' if example else ''}\n{surface.instruction}"
+        if example:
+            text = f"{text} For example: {example}"
+        return f"{text}\n{surface.instruction}"
 
-    def _example(self, truth: Truth, knobs: Knobs, rng: np.random.Generator) -> str:
+    def _example(self, truth: Truth, knobs: Knobs, rng: Generator) -> str:
+        # Of few options an example that is never right would rule one out.
         if self.chance(knobs) > EXAMPLE_CHANCE:
             return ""
         for _ in range(8):
@@ -324,6 +336,7 @@ class Task(ABC):
 
 def _checked(task: str, name: str, knob: Knob, value: Any) -> KnobValue:
     kind = type(knob.default)
+    # A bool is an int in Python, and no number here.
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if type(value) is not kind:

@@ -11,12 +11,15 @@ Several ranks: every rank collects sums (`pending`), the sums are added over ran
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from mmrl.data.pretext.marking.rewards import above_chance
+from mmrl.ground.require import require
 
-class Levels(Protocol):
+
+class LevelSchedule(Protocol):
     """The level of a task now; None means the task's default knobs."""
 
     def __call__(self, task: str, progress: float) -> float | None: ...
@@ -38,8 +41,7 @@ class FixedLevel:
     """0 is the easiest, 1 the hardest."""
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.level <= 1.0:
-            raise ValueError(f"FixedLevel.level is {self.level}; it must lie in [0, 1].")
+        require(self, level=(0.0 <= self.level <= 1.0, "in [0, 1]"))
 
     def __call__(self, task: str, progress: float) -> float | None:
         return self.level
@@ -57,24 +59,16 @@ class LinearLevel:
     """Share of the run at which `end` is reached."""
 
     def __post_init__(self) -> None:
-        if not (
-            0.0 <= self.start <= 1.0 and 0.0 <= self.end <= 1.0 and 0.0 < self.until <= 1.0
-        ):
-            raise ValueError(
-                f"LinearLevel({self.start}, {self.end}, {self.until}): levels must lie in [0, 1], until in (0, 1]."
-            )
+        require(
+            self,
+            start=(0.0 <= self.start <= 1.0, "in [0, 1]"),
+            end=(0.0 <= self.end <= 1.0, "in [0, 1]"),
+            until=(0.0 < self.until <= 1.0, "in (0, 1]"),
+        )
 
     def __call__(self, task: str, progress: float) -> float | None:
-        return self.start + (self.end - self.start) * min(max(progress / self.until, 0.0), 1.0)
-
-
-def success(reward: float, chance_reward: float) -> float:
-    """Reward above chance, in [0, 1]."""
-    return (
-        max(0.0, (reward - chance_reward) / (1.0 - chance_reward))
-        if chance_reward < 1.0
-        else 0.0
-    )
+        share = min(max(progress / self.until, 0.0), 1.0)
+        return self.start + (self.end - self.start) * share
 
 
 @dataclass
@@ -109,68 +103,77 @@ class LevelController:
     waiting: dict[str, Tally] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        rules = {
-            "start": 0.0 <= self.start <= 1.0,
-            "target": 0.0 < self.target < 1.0,
-            "band": self.band >= 0.0,
-        }
-        rules |= {"step": 0.0 < self.step <= 1.0, "window": self.window >= 1}
-        for name, fine in rules.items():
-            if not fine:
-                raise ValueError(
-                    f"LevelController.{name} is {getattr(self, name)}; shares in [0, 1], window at least 1."
-                )
+        require(
+            self,
+            start=(0.0 <= self.start <= 1.0, "in [0, 1]"),
+            target=(0.0 < self.target < 1.0, "in (0, 1)"),
+            band=(self.band >= 0.0, "at least 0"),
+            step=(0.0 < self.step <= 1.0, "in (0, 1]"),
+            window=(self.window >= 1, "at least 1"),
+        )
 
     def __call__(self, task: str, progress: float) -> float | None:
         return self.levels.get(task, self.start)
 
     def observe(self, task: str, reward: float, chance_reward: float) -> None:
         """One answer seen on this rank. Takes effect with the next `apply`."""
-        self.waiting.setdefault(task, Tally()).add(success(reward, chance_reward))
+        self.waiting.setdefault(task, Tally()).add(above_chance(reward, chance_reward))
 
     def pending(self) -> dict[str, tuple[float, int]]:
         """(sum, count) per task since the last call, to be added over ranks."""
-        out = {task: (tally.total, tally.count) for task, tally in self.waiting.items()}
+        sums = {task: (tally.total, tally.count) for task, tally in self.waiting.items()}
         self.waiting = {}
-        return out
+        return sums
 
     def apply(self, totals: Mapping[str, tuple[float, int]]) -> dict[str, float]:
         """Take sums over all ranks; returns the levels that moved. Equal inputs give equal levels everywhere."""
         moved = {}
+        # Sorted: ranks may have met the tasks in different orders.
         for task in sorted(totals):
+            total, count = totals[task]
             tally = self.tallies.setdefault(task, Tally())
-            tally.total += totals[task][0]
-            tally.count += totals[task][1]
-            if tally.count >= self.window:
-                self.tallies[task] = Tally()
-                level = self._decide(task, tally.total / tally.count)
-                if level != self.levels.get(task, self.start):
-                    moved[task] = level
-                self.levels[task] = level
+            tally.total += total
+            tally.count += count
+            if tally.count < self.window:
+                continue
+            self.tallies[task] = Tally()
+            before = self.levels.get(task, self.start)
+            level = self._decide(task, tally.total / tally.count)
+            if level != before:
+                moved[task] = level
+            self.levels[task] = level
         return moved
 
     def _decide(self, task: str, mean: float) -> float:
         level, gap = self.levels.get(task, self.start), mean - self.target
         direction = (gap > 0) - (gap < 0)
         back = direction != 0 and direction == -self.directions.get(task, 0)
+        # A step back needs twice the band: noise around the target must not make the level swing.
         if abs(gap) <= (2 * self.band if back else self.band):
             return level
         self.directions[task] = direction
+        # Rounded, so that twenty steps up and twenty down end where they began.
         return round(min(max(level + direction * self.step, 0.0), 1.0), 6)
 
     def state(self) -> dict[str, Any]:
         """JSON."""
-        pairs = {task: [tally.total, tally.count] for task, tally in self.tallies.items()}
-        open_pairs = {task: [tally.total, tally.count] for task, tally in self.waiting.items()}
         return {
             "levels": dict(self.levels),
             "directions": dict(self.directions),
-            "tallies": pairs,
-            "waiting": open_pairs,
+            "tallies": _pairs(self.tallies),
+            "waiting": _pairs(self.waiting),
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Continue from `state()`."""
         self.levels, self.directions = dict(state["levels"]), dict(state["directions"])
-        self.tallies = {task: Tally(*pair) for task, pair in state["tallies"].items()}
-        self.waiting = {task: Tally(*pair) for task, pair in state["waiting"].items()}
+        self.tallies = _tallies(state["tallies"])
+        self.waiting = _tallies(state["waiting"])
+
+
+def _pairs(tallies: Mapping[str, Tally]) -> dict[str, list[float]]:
+    return {task: [tally.total, tally.count] for task, tally in tallies.items()}
+
+
+def _tallies(pairs: Mapping[str, Sequence[Any]]) -> dict[str, Tally]:
+    return {task: Tally(*pair) for task, pair in pairs.items()}

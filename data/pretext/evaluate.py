@@ -9,17 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from math import sqrt
 from typing import Any
 
 import numpy as np
 
 from mmrl.data.pretext.prompts import score, to_prompt
-from mmrl.data.pretext.stream.stream import Stream
+from mmrl.data.pretext.stream.stream import SampleStream
 from mmrl.ground.progress import with_progress
 from mmrl.ground.seeds import philox
 from mmrl.rollouts.engine import Engine
-from mmrl.types import Now, Prompt, Rollout, Sampling
+from mmrl.types import Now, Rollout, Sampling
 
 BATCH = 16
 """Prompts per call of the engine."""
@@ -57,16 +58,13 @@ class EvalReport:
 
     def table(self) -> str:
         """Text."""
-        lines = [f"{self.model} on {self.preset}", f"{'task':20s} {'n':>5s} {'accuracy':>22s} {'chance':>7s} "
-                 f"{'reward':>7s} {'above chance':>22s} {'unreadable':>11s}"]  # fmt: skip
-        for r in self.results:
-            low, high = r.accuracy_interval
-            below, above = r.above_chance_interval
-            lines.append(
-                f"{r.task:20s} {r.samples:5d} {r.accuracy:7.3f} [{low:.3f}, {high:.3f}] {r.chance:7.3f} "
-                f"{r.reward:7.3f} {r.above_chance:7.3f} [{below:.3f}, {above:.3f}] {r.unreadable:11.3f}"
-            )
-        return "\n".join([*lines, f"mean over tasks, above chance: {self.overall:.3f}"])
+        head = (
+            f"{'task':20s} {'n':>5s} {'accuracy':>22s} {'chance':>7s} {'reward':>7s} {'above chance':>22s}"
+            f" {'unreadable':>11s}"
+        )
+        rows = [_row(result) for result in self.results]
+        mean = f"mean over tasks, above chance: {self.overall:.3f}"
+        return "\n".join([f"{self.model} on {self.preset}", head, *rows, mean])
 
     def json(self) -> dict[str, Any]:
         """Plain values, for a file."""
@@ -79,8 +77,18 @@ class EvalReport:
         }
 
 
+def _row(result: TaskResult) -> str:
+    low, high = result.accuracy_interval
+    below, above = result.above_chance_interval
+    return (
+        f"{result.task:20s} {result.samples:5d} {result.accuracy:7.3f} [{low:.3f}, {high:.3f}]"
+        f" {result.chance:7.3f} {result.reward:7.3f}"
+        f" {result.above_chance:7.3f} [{below:.3f}, {above:.3f}] {result.unreadable:11.3f}"
+    )
+
+
 def evaluate_model(
-    model: str, stream: Stream, count: int, max_tokens: int = 512, seed: int = 0
+    model: str, stream: SampleStream, count: int, max_tokens: int = 512, seed: int = 0
 ) -> EvalReport:
     """Load a model folder or hub name and evaluate it. "tiny" is an untrained tiny model: noise, to try the command."""
     from mmrl.model import tiny
@@ -92,17 +100,21 @@ def evaluate_model(
 
 
 def evaluate_engine(
-    engine: Engine, name: str, stream: Stream, count: int, max_tokens: int = 512, seed: int = 0
+    engine: Engine,
+    name: str,
+    stream: SampleStream,
+    count: int,
+    max_tokens: int = 512,
+    seed: int = 0,
 ) -> EvalReport:
     """Evaluate whatever can answer prompts."""
     sampling = Sampling(group_size=1, temperature=0.0, max_tokens=max_tokens)
+    now = Now(step=0, progress=0.0, seed=seed)
     answered: list[Rollout] = []
-    waiting: list[Prompt] = []
-    for place, sample in enumerate(with_progress(stream.first(count), count, "samples asked")):
-        waiting.append(to_prompt(sample))
-        if len(waiting) == BATCH or place == count - 1:
-            answered += engine.generate(waiting, sampling, Now(step=0, progress=0.0, seed=seed))
-            waiting = []
+    samples = with_progress(stream.first(count), count, "samples asked")
+    # In batches from the stream: the pictures of all samples together would not fit into memory.
+    while batch := [to_prompt(sample) for sample in islice(samples, BATCH)]:
+        answered += engine.generate(batch, sampling, now)
     by_task: dict[str, list[Rollout]] = {}
     for rollout in answered:
         by_task.setdefault(rollout.prompt.extra["task"], []).append(rollout)
@@ -112,28 +124,29 @@ def evaluate_engine(
 
 def summarised(task: str, rollouts: Sequence[Rollout]) -> TaskResult:
     """Means and intervals of one task's answers."""
+    count = len(rollouts)
     scores = [score(rollout) for rollout in rollouts]
     rewards = np.array([entry.reward for entry in scores])
     chance = np.array([rollout.prompt.extra["chance"] for rollout in rollouts])
+    # Per sample, as knobs differ and with them the levels.
     floors = np.array([rollout.prompt.extra["chance_reward"] for rollout in rollouts])
     above = (rewards - floors) / np.maximum(1.0 - floors, 1e-9)
-    picks = philox("bootstrap", task, len(rollouts)).integers(
-        len(rollouts), size=(2000, len(rollouts))
-    )
+    # Fixed random numbers: the same answers give the same interval.
+    picks = philox("bootstrap", task, count).integers(count, size=(2000, count))
     low, high = np.quantile(above[picks].mean(axis=1), [0.025, 0.975])
     right = sum(entry.correct for entry in scores)
+    unread = sum(entry.parts.get("parsed", 0.0) == 0.0 for entry in scores)
     return TaskResult(
         task=task,
-        samples=len(rollouts),
-        accuracy=right / len(rollouts),
-        accuracy_interval=wilson(right, len(rollouts)),
+        samples=count,
+        accuracy=right / count,
+        accuracy_interval=wilson(right, count),
         reward=float(rewards.mean()),
         chance=float(chance.mean()),
         chance_reward=float(floors.mean()),
         above_chance=float(above.mean()),
         above_chance_interval=(float(low), float(high)),
-        unreadable=sum(entry.parts.get("parsed", 0.0) == 0.0 for entry in scores)
-        / len(rollouts),
+        unreadable=unread / count,
     )
 
 
@@ -141,5 +154,6 @@ def wilson(right: int, count: int, z: float = 1.96) -> tuple[float, float]:
     """Wilson score interval of a share."""
     share, spread = right / count, z * z / count
     centre = (share + spread / 2) / (1 + spread)
-    half = z * sqrt(share * (1 - share) / count + spread / (4 * count)) / (1 + spread)
+    variance = share * (1 - share) / count + spread / (4 * count)
+    half = z * sqrt(variance) / (1 + spread)
     return max(0.0, centre - half), min(1.0, centre + half)

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from mmrl.ground.require import require
+
 
 class Weights(Protocol):
     """Shares of the tasks now, given the base weights; they sum to 1."""
@@ -44,21 +46,28 @@ class LearningProgress:
     """Per task: quick mean, slow mean, number of updates."""
 
     def __post_init__(self) -> None:
-        if not (0.0 <= self.floor < 1.0 and 0.0 < self.slow < self.quick <= 1.0):
-            raise ValueError(
-                f"LearningProgress(floor={self.floor}, quick={self.quick}, slow={self.slow}): "
-                "floor must lie in [0, 1) and 0 < slow < quick <= 1."
-            )
+        require(
+            self,
+            floor=(0.0 <= self.floor < 1.0, "in [0, 1)"),
+            quick=(0.0 < self.quick <= 1.0, "in (0, 1]"),
+            slow=(
+                0.0 < self.slow < self.quick,
+                f"above 0 and below quick, which is {self.quick}",
+            ),
+        )
 
     def __call__(self, base: Mapping[str, float]) -> dict[str, float]:
         even = BaseWeights()(base)
         seen = {task: self.progress(task) for task in base}
-        top = max(seen.values(), default=0.0)
-        raw = {task: even[task] * (seen[task] if top > 0 else 1.0) for task in base}
-        total, floor = sum(raw.values()), min(self.floor, 1.0 / len(base))
+        nothing_moves = max(seen.values(), default=0.0) <= 0.0
+        raw = {task: even[task] * (1.0 if nothing_moves else seen[task]) for task in base}
+        total = sum(raw.values())
         if total <= 0.0:
             return even
-        return {task: floor + (1.0 - floor * len(base)) * raw[task] / total for task in base}
+        # With many tasks their floors alone would exceed the whole.
+        floor = min(self.floor, 1.0 / len(base))
+        rest = 1.0 - floor * len(base)
+        return {task: floor + rest * raw[task] / total for task in base}
 
     def progress(self, task: str) -> float:
         """|quick − slow| in [0, 1]; 1 until the task has been seen often enough."""
@@ -71,12 +80,11 @@ class LearningProgress:
             if count <= 0:
                 continue
             mean = total / count
+            # Both means begin at the first value: a start at 0 would look like progress.
             quick, slow, updates = self.means.get(task, [mean, mean, 0.0])
-            self.means[task] = [
-                quick + self.quick * (mean - quick),
-                slow + self.slow * (mean - slow),
-                updates + 1.0,
-            ]
+            quick += self.quick * (mean - quick)
+            slow += self.slow * (mean - slow)
+            self.means[task] = [quick, slow, updates + 1.0]
 
     def state(self) -> dict[str, Any]:
         """JSON."""
@@ -84,6 +92,6 @@ class LearningProgress:
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Continue from `state()`."""
-        self.means = {
-            task: [float(value) for value in values] for task, values in state["means"].items()
-        }
+        self.means = {}
+        for task, values in state["means"].items():
+            self.means[task] = [float(value) for value in values]

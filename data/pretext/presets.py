@@ -29,7 +29,7 @@ class Ingredient:
 
 
 @dataclass(frozen=True)
-class Preset:
+class TaskMix:
     """A mix under a name."""
 
     name: str
@@ -46,7 +46,11 @@ class Preset:
 
 THINK, BOX = Surface(thinking="think"), Surface(tags="boxed", thinking="think")
 PLAIN = Surface(tags="plain")
-GRIDS = ((1, 2), (2, 1), (1, 3), (3, 1), (2, 2), (2, 3), (3, 2), (3, 3))
+GRIDS = (
+    *((1, 2), (2, 1)),
+    *((1, 3), (3, 1)),
+    *((2, 2), (2, 3), (3, 2), (3, 3)),
+)
 """All grids of two to nine tiles with both sides at most three."""
 TOUCHING: Mapping[str, KnobValue] = {"gap": 0.0, "jitter": False}
 """Tiles as in the papers."""
@@ -75,35 +79,37 @@ HALVES = ("sharpness",)
 
 
 def _jigsaws(weight: float, extra: Mapping[str, KnobValue]) -> tuple[Ingredient, ...]:
-    return tuple(
-        Ingredient(
-            "jigsaw",
-            weight / len(GRIDS),
-            {"rows": rows, "columns": columns, "gamma": 1.0, **extra},
-            FEW * (rows * columns <= 6 or extra.get("gap") == 0.0)
-            + HALVES * (rows * columns == 2),
-        )
-        for rows, columns in GRIDS
-    )
+    parts = []
+    for rows, columns in GRIDS:
+        intended: tuple[str, ...] = ()
+        if rows * columns <= 6 or extra.get("gap") == 0.0:
+            intended += FEW
+        if rows * columns == 2:
+            intended += HALVES
+        knobs = {"rows": rows, "columns": columns, "gamma": 1.0, **extra}
+        parts.append(Ingredient("jigsaw", weight / len(GRIDS), knobs, intended))
+    return tuple(parts)
 
 
 def _patchfits(weight: float) -> tuple[Ingredient, ...]:
-    return tuple(Ingredient("patchfit", weight / 3, {"decoys": decoys}) for decoys in (3, 5, 7))
+    parts = [Ingredient("patchfit", weight / 3, {"decoys": decoys}) for decoys in (3, 5, 7)]
+    return tuple(parts)
 
 
 def _anomalies(weight: float, kinds: tuple[str, ...]) -> tuple[Ingredient, ...]:
-    paper = {"frames": 48, "decoys": 0}
-    return tuple(
-        Ingredient("anomaly-grounding", weight / len(kinds), {"kind": kind, **paper})
-        for kind in kinds
-    )
+    parts = []
+    for kind in kinds:
+        # As in the paper: 48 frames and no harmless jumps.
+        knobs: dict[str, KnobValue] = {"kind": kind, "frames": 48, "decoys": 0}
+        parts.append(Ingredient("anomaly-grounding", weight / len(kinds), knobs))
+    return tuple(parts)
 
 
 _ROTATION = Ingredient("rotation", 10.0, {"step": 90})
 _SIX_CLIPS = {"clips": 6, "per_clip": 8, "trim": 0.0, "reward": "footrule"}
 
-PRESETS: tuple[Preset, ...] = (
-    Preset(
+PRESETS: tuple[TaskMix, ...] = (
+    TaskMix(
         "mmrl-mix-v1",
         (
             Ingredient("jigsaw", 2.0),
@@ -136,7 +142,7 @@ PRESETS: tuple[Preset, ...] = (
         THINK,
         "Our own mix of image and video tasks; tasks without fitting media are left out.",
     ),
-    Preset(
+    TaskMix(
         "videossr-30k",
         (
             *_anomalies(12.0, ("channel-swap", "mirror", "zoom-out", "rotate180")),
@@ -148,7 +154,7 @@ PRESETS: tuple[Preset, ...] = (
         PLAIN,
         "VideoSSR's training mix with our defences (counts drawn uniformly up to 8).",
     ),
-    Preset(
+    TaskMix(
         "viubench-like",
         (
             *_anomalies(5.0, ("channel-swap", "rotate180", "zoom-out", "mirror", "shuffle")),
@@ -160,59 +166,89 @@ PRESETS: tuple[Preset, ...] = (
         PLAIN,
         "An evaluation mix composed like VIUBench. Use it with the held-out split.",
     ),
-    Preset(
+    TaskMix(
         "visual-jigsaw-image",
         (Ingredient("jigsaw", 1.0, {"rows": 3, "columns": 3, "gamma": 0.2}),),
         BOX,
         "Visual Jigsaw, 3×3 tiles, with gaps.",
     ),
-    Preset(
+    TaskMix(
         "visual-jigsaw-image-paper",
         (Ingredient("jigsaw", 1.0, {"rows": 3, "columns": 3, "gamma": 0.2, **TOUCHING}, FEW),),
         BOX,
         "As published: tiles touch, so boundary matching solves it (see `audit`).",
     ),
-    Preset(
+    TaskMix(
         "visual-jigsaw-video",
         (
             Ingredient(
-                "temporal-jigsaw", 1.0, {"clips": 6, "per_clip": 4, "trim": 0.05, "gamma": 0.2}
+                "temporal-jigsaw",
+                1.0,
+                {"clips": 6, "per_clip": 12, "fps": 2.0, "trim": 0.1, "gamma": 0.2},
             ),
         ),
         BOX,
-        "Visual Jigsaw on six clips with 5 % trimmed at both ends.",
+        "Visual Jigsaw on six clips, two frames a second, a tenth trimmed at both ends as in the code (paper: 5 %).",
     ),
-    Preset(
+    TaskMix(
         "visual-jigsaw-depth",
         (Ingredient("depth-order", 1.0, {"points": 6, "apart": 0.2, "gamma": 0.2}),),
         BOX,
         "Visual Jigsaw 3D: six points from near to far. Needs RGB-D media.",
     ),
-    Preset("puzzlecraft-jigsaw", _jigsaws(1.0, {}), THINK, "PuzzleCraft's jigsaw, with gaps."),
-    Preset(
+    TaskMix("puzzlecraft-jigsaw", _jigsaws(1.0, {}), THINK, "PuzzleCraft's jigsaw, with gaps."),
+    TaskMix(
         "puzzlecraft-jigsaw-paper", _jigsaws(1.0, TOUCHING), THINK, "As published: tiles touch."
     ),
-    Preset("puzzlecraft-rotation", (_ROTATION,), THINK, "PuzzleCraft's rotation."),
-    Preset("puzzlecraft-patchfit", _patchfits(1.0), THINK, "PuzzleCraft's PatchFit."),
-    Preset(
+    TaskMix("puzzlecraft-rotation", (_ROTATION,), THINK, "PuzzleCraft's rotation."),
+    TaskMix("puzzlecraft-patchfit", _patchfits(1.0), THINK, "PuzzleCraft's PatchFit."),
+    TaskMix(
         "puzzlecraft-mix",
         (*_jigsaws(15.0, {}), *_patchfits(15.0), _ROTATION),
         THINK,
-        "PuzzleCraft's mix 15 : 15 : 10.",
+        "PuzzleCraft's mix 15 : 15 : 10, with gaps.",
+    ),
+    TaskMix(
+        "puzzlecraft-mix-paper",
+        (*_jigsaws(15.0, TOUCHING), *_patchfits(15.0), _ROTATION),
+        THINK,
+        "PuzzleCraft's mix 15 : 15 : 10 as published: tiles touch.",
+    ),
+    TaskMix(
+        "videossr-30k-paper",
+        (
+            *_anomalies(12.0, ("channel-swap", "mirror", "zoom-out", "rotate180")),
+            Ingredient("temporal-jigsaw", 12.0, _SIX_CLIPS),
+            Ingredient(
+                "video-count",
+                6.0,
+                {
+                    "motion": "still",
+                    "asked": 3,
+                    "most": 9,
+                    "law": "frames",
+                    "distractors": 0,
+                    "frames": 48,
+                },
+            ),
+        ),
+        PLAIN,
+        "VideoSSR's training mix as published: counts are sums over frames, no other shapes.",
     ),
 )
 
 
-def preset(name: str) -> Preset:
+def preset(name: str) -> TaskMix:
     """The preset of this name; the name of a task gives that task alone."""
-    from mmrl.data.pretext.catalogue import TASKS
+    from mmrl.data.pretext.catalogue import TASKS  # here: the presets alone need no task
 
     for entry in PRESETS:
         if entry.name == name:
             return entry
     if any(task.name == name for task in TASKS):
-        return Preset(name, (Ingredient(name),), note="One task with its default knobs.")
-    names, tasks = [entry.name for entry in PRESETS], [task.name for task in TASKS]
+        return TaskMix(name, (Ingredient(name),), note="One task with its default knobs.")
+    names = [entry.name for entry in PRESETS]
+    tasks = [task.name for task in TASKS]
     raise ValueError(
         f"there is no preset {name!r}; presets are {names}, and any task: {tasks}."
     )

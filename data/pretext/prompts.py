@@ -1,20 +1,19 @@
 """Pretext samples as prompts of the trainer, their rewards, and the curriculum around them.
 
-    stream  = Stream(open_source("drawn"), preset("puzzlecraft-mix"))
+    stream  = SampleStream(open_source("drawn"), preset("puzzlecraft-mix"))
     prompts = PretextPrompts(stream)                           # endless; index i is the stream's sample i
-    rewards = Rewards(puzzle=pretext_reward)                   # in [0, 1]; or above_chance_reward for mixes of tasks
+    rewards = Rewards(pretext=pretext_reward)                  # in [0, 1]; or above_chance_reward for mixes of tasks
     prompts = PretextPrompts(stream, size=512), Curriculum(stream, controller).observe(rollouts)
 
 A prompt carries `extra["evidence"]` (where the answer can be seen), `extra["target"]` (the true reply, for a supervised
 warm-up), `extra["chance"]` and `extra["chance_reward"]`, `extra["options"]` (number of options, None for orders), and
 what `pretext_reward` needs: `task`, `truth`, `surface`. An index without a sample raises BadRow, as any bad row.
 
-This module stands outside `data/pretext` because it imports torch.
+The rest of this folder imports no torch; this module, `curriculum`, `evaluate` and `rac` meet the trainer and do.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -24,9 +23,10 @@ import torch
 
 from mmrl.data.pretext.catalogue import find
 from mmrl.data.pretext.contract import Sample, Score, Visual
-from mmrl.data.pretext.difficulty import LevelController, success
+from mmrl.data.pretext.difficulty import LevelController
+from mmrl.data.pretext.marking.rewards import above_chance
 from mmrl.data.pretext.mixture import LearningProgress
-from mmrl.data.pretext.stream.stream import Stream
+from mmrl.data.pretext.stream.stream import SampleStream
 from mmrl.data.pretext.surface import Surface
 from mmrl.ground.faults import BadRow
 from mmrl.rewards.pay import in_process
@@ -36,7 +36,7 @@ from mmrl.types import Media, Prompt, Prompts, Rollout
 class PretextPrompts(Prompts):
     """A stream as a collection of prompts; `size` None is endless."""
 
-    def __init__(self, stream: Stream, size: int | None = None, start: int = 0) -> None:
+    def __init__(self, stream: SampleStream, size: int | None = None, start: int = 0) -> None:
         if size is not None and size < 1:
             raise ValueError(
                 f"PretextPrompts.size is {size}; give None (endless) or at least 1."
@@ -81,12 +81,14 @@ def to_prompt(sample: Sample) -> Prompt:
 def to_media(visual: Visual) -> Media:
     """uint8 [F, 3, H, W]; a clip keeps its times and lasts one mean step longer than its last frame."""
     pixels = visual.pixels[None] if visual.times is None else visual.pixels
+    # Made contiguous: torch would keep the strides of the transposed view, and copy at every use.
     frames = torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
     if visual.times is None:
         return Media(frames)
     times = torch.from_numpy(np.array(visual.times, dtype=np.float64))
-    step = float(times[-1]) / (len(times) - 1) if len(times) > 1 else 0.0
-    return Media(frames, times, float(times[-1]) + step)
+    last = float(times[-1])
+    step = last / (len(times) - 1) if len(times) > 1 else 0.0
+    return Media(frames, times, last + step)
 
 
 def score(rollout: Rollout) -> Score:
@@ -108,7 +110,7 @@ def pretext_reward(rollout: Rollout) -> float:
 @in_process
 def above_chance_reward(rollout: Rollout) -> float:
     """(r − chance)/(1 − chance), at least 0: rewards of different tasks on one scale."""
-    return success(score(rollout).reward, rollout.prompt.extra["chance_reward"])
+    return above_chance(score(rollout).reward, rollout.prompt.extra["chance_reward"])
 
 
 @in_process
@@ -120,10 +122,10 @@ def pretext_correct(rollout: Rollout) -> float:
 @in_process
 def pretext_form(rollout: Rollout) -> float:
     """1 if the answer can be read and, where reasoning was asked for, stands behind it."""
-    reasoned = (
-        rollout.prompt.extra["surface"]["thinking"] == "none" or "</think>" in rollout.text
-    )
-    return float(reasoned and score(rollout).parts.get("parsed", 0.0) == 1.0)
+    asked = rollout.prompt.extra["surface"]["thinking"] != "none"
+    if asked and "</think>" not in rollout.text:
+        return 0.0
+    return float(score(rollout).parts.get("parsed", 0.0) == 1.0)
 
 
 def solution_key(rollout: Rollout) -> Hashable:
@@ -136,7 +138,7 @@ class Curriculum:
 
     def __init__(
         self,
-        stream: Stream,
+        stream: SampleStream,
         levels: LevelController | None = None,
         mixture: LearningProgress | None = None,
     ) -> None:
@@ -148,12 +150,13 @@ class Curriculum:
 
     def observe(self, rollouts: Sequence[Rollout]) -> dict[str, tuple[float, int]]:
         """(sum of successes, count) per task of these answers. Add them over ranks, then `apply` the same total."""
-        totals: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+        totals: dict[str, tuple[float, int]] = {}
         for rollout in rollouts:
-            extra = rollout.prompt.extra
-            totals[extra["task"]][0] += success(score(rollout).reward, extra["chance_reward"])
-            totals[extra["task"]][1] += 1
-        return {task: (total, int(count)) for task, (total, count) in totals.items()}
+            task = rollout.prompt.extra["task"]
+            success = above_chance(score(rollout).reward, rollout.prompt.extra["chance_reward"])
+            total, count = totals.get(task, (0.0, 0))
+            totals[task] = (total + success, count + 1)
+        return totals
 
     def apply(
         self, totals: Mapping[str, tuple[float, int]], progress: float | None = None
@@ -165,11 +168,11 @@ class Curriculum:
             self.levels.apply(totals)
         if self.mixture is not None:
             self.mixture.apply(totals)
-        metrics = {
-            f"pretext/success/{task}": total / count
-            for task, (total, count) in totals.items()
-            if count
-        }
+        metrics = {}
+        for task, (total, count) in totals.items():
+            if count:
+                metrics[f"pretext/success/{task}"] = total / count
+        # Levels after they moved: those of the next step.
         for task in totals:
             level = self.stream.levels(task, self.stream.progress)
             if level is not None:

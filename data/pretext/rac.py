@@ -1,7 +1,7 @@
 """RAC while training (PuzzleCraft, arXiv 2512.14944, 3.3): reward parts of weight 0 that only count.
 
-    Rewards(puzzle=pretext_reward, rac=(0.0, RuleRAC()))                 `rac/rule_standin`: free, not the paper's judge
-    Rewards(puzzle=pretext_reward, rac=(0.0, JudgeRAC(Judge(url, model))))   `rac/judge`
+    Rewards(pretext=pretext_reward, rac=(0.0, RuleRAC()))                    `rac/rule_standin`: free, no judge
+    Rewards(pretext=pretext_reward, rac=(0.0, JudgeRAC(Judge(url, model))))  `rac/judge`: the paper's way
 
 The judge sees the reasoning and the final answer, not the picture nor the truth. An answer without reasoning is counted
 under `rac/empty`, one that the judge says nothing about under `rac/silent`, one that the judge could not be asked
@@ -39,14 +39,19 @@ class RuleRAC:
 
     def __call__(self, rollout: Rollout) -> float:
         """Count; pays nothing."""
+        self.counts[self._outcome(rollout)] += 1
+        return 0.0
+
+    def _outcome(self, rollout: Rollout) -> str:
         extra = rollout.prompt.extra
         reasoning, answer = split_reply(rollout.text, Surface(**extra["surface"]))
-        judge = RuleJudge(find(extra["task"]), extra["truth"])
-        verdict = None if not reasoning else 0 if answer is None else judge(reasoning, answer)
-        self.counts[
-            "empty" if not reasoning else "silent" if verdict is None else f"said{verdict}"
-        ] += 1
-        return 0.0
+        if not reasoning:
+            return "empty"
+        # Nothing can support an answer that is not there.
+        if answer is None:
+            return "said0"
+        verdict = RuleJudge(find(extra["task"]), extra["truth"])(reasoning, answer)
+        return "silent" if verdict is None else f"said{verdict}"
 
     def metrics(self) -> dict[str, float]:
         """The rate and the counts since the last call."""
@@ -70,6 +75,7 @@ class JudgeRAC:
         elif answer is None:
             self.counts["said0"] += 1
         else:
+            # The end of long reasoning: there it comes to its answer.
             content = QUESTION.format(reasoning=reasoning[-6000:], answer=answer)
             self.counts[await self._verdict(content)] += 1
         return 0.0
@@ -78,16 +84,13 @@ class JudgeRAC:
         try:
             word = (await self.judge([{"role": "user", "content": content}])).strip().lower()
         except (JudgeUnavailable, RequestRefused) as error:
+            # One warning per step: `drained` empties the counts.
             if not self.counts["unavailable"]:
                 log.warning("RAC is not measured where the judge cannot be asked: %s", error)
             return "unavailable"
-        return (
-            "said1"
-            if word.startswith("yes")
-            else "said0"
-            if word.startswith("no")
-            else "silent"
-        )
+        if word.startswith("yes"):
+            return "said1"
+        return "said0" if word.startswith("no") else "silent"
 
     def metrics(self) -> dict[str, float]:
         """The rate, the counts and what the judge cost since the last call."""
@@ -101,7 +104,12 @@ OTHERS = ("silent", "empty", "unavailable")
 def drained(counts: Counter[str], who: str) -> dict[str, Any]:
     """`rac/<who>` (if anything was judged), `rac/judged` and the other counts, which start anew."""
     judged = counts["said0"] + counts["said1"]
-    rate = {f"rac/{who}": counts["said1"] / judged} if judged else {}
-    out = {**rate, "rac/judged": judged, **{f"rac/{name}": counts[name] for name in OTHERS}}
+    metrics: dict[str, Any] = {}
+    # No rate rather than 0 where nothing was judged.
+    if judged:
+        metrics[f"rac/{who}"] = counts["said1"] / judged
+    metrics["rac/judged"] = judged
+    for name in OTHERS:
+        metrics[f"rac/{name}"] = counts[name]
     counts.clear()
-    return out
+    return metrics

@@ -17,19 +17,14 @@ Tags = Literal["answer", "boxed", "plain"]
 Thinking = Literal["none", "think"]
 Layout = Literal["separate", "canvas"]
 
+_FIRST = "Reason inside <think> </think> first"
 INSTRUCTIONS: dict[tuple[str, str], str] = {
     ("answer", "none"): "Reply with the final answer only, inside <answer> </answer>.",
     ("boxed", "none"): "Reply with the final answer only, inside \\boxed{}.",
     ("plain", "none"): "Reply with the answer only, without any other words.",
-    (
-        "answer",
-        "think",
-    ): "Reason inside <think> </think> first, then put the final answer inside <answer> </answer>.",
-    (
-        "boxed",
-        "think",
-    ): "Reason inside <think> </think> first, then put the final answer inside \\boxed{}.",
-    ("plain", "think"): "Reason inside <think> </think> first; after it write the answer only.",
+    ("answer", "think"): f"{_FIRST}, then put the final answer inside <answer> </answer>.",
+    ("boxed", "think"): f"{_FIRST}, then put the final answer inside \\boxed{{}}.",
+    ("plain", "think"): f"{_FIRST}; after it write the answer only.",
 }
 
 
@@ -48,16 +43,15 @@ class Surface:
 
     def wrap(self, body: str) -> str:
         """A reply in the asked-for form with this answer."""
-        answer = {
+        forms = {
             "answer": f"<answer>{body}</answer>",
             "boxed": f"\\boxed{{{body}}}",
             "plain": body,
-        }[self.tags]
-        return (
-            f"<think>I compared the pieces.</think>\n{answer}"
-            if self.thinking == "think"
-            else answer
-        )
+        }
+        answer = forms[self.tags]
+        if self.thinking == "none":
+            return answer
+        return f"<think>I compared the pieces.</think>\n{answer}"
 
     @property
     def instruction(self) -> str:

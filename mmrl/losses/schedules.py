@@ -1,4 +1,7 @@
-"""Annealed numbers: frozen records called with the progress of the run in [0, 1]."""
+"""Annealed numbers: frozen records called with the progress of the run in [0, 1].
+
+Progress at step n of N is n/N (`Now.progress`), so the first step is already one step down and the last at the end.
+"""
 
 from __future__ import annotations
 

@@ -27,7 +27,8 @@ Departures
    tokens of the correct answers, ours by all trained tokens, so that it cannot depend on the micro-batch. "exact" for
    `kl` (forward KL over the vocabulary) is our addition, for `entropy` it is TRL's.
 5. Masks, their sharing, the gradient through the masked branch and its refresh belong to the `VisualBranch`.
-6. The official Qwen3 branch computes these terms but never back-propagates them; here they do.
+6. `anneal` (off in every published run) reads the share done when the step ends; the code's controller moves after it.
+7. The official Qwen3 branch computes these terms but never back-propagates them; here they do.
 """
 
 from __future__ import annotations

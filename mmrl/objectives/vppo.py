@@ -10,12 +10,12 @@ S̄ is the mean of S over an answer. With top_share 1, beta_min = beta_max = 1 a
 w = 1. Nothing of the shaping carries gradient.
 
 Departures
-1. Known from public notes, not from the paper's text. `beta_max=None` (dynamic) is our rule for "keeps the scale
-   centred": the mean of w over the answers of the batch is 1.
+1. `beta_max=None` is the code's dynamic maximum: the mean of w is 1, here over the answers of the batch, in the code
+   over those of a device micro-batch.
 2. Minimum and maximum of S̄ are taken over the whole batch; the code takes them per device mini-batch.
 3. S is sampled k3 as in the code, or exact over the vocabulary as printed (`kl="exact"`).
 4. Filtered tokens still count in the length normaliser.
-5. The mask (random 14-px patches, p = 0.5, one draw per answer) belongs to the `VisualBranch`.
+5. The mask (random 14-px patches of the resized picture, p = 0.5, one draw per answer) belongs to the `VisualBranch`.
 """
 
 from __future__ import annotations

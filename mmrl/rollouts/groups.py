@@ -27,6 +27,8 @@ from mmrl.rollouts.engine import Engine
 from mmrl.rollouts.prompt_order import Supply
 from mmrl.types import Now, Prompt, Role, Rollout, Sampling, VisualBranch
 
+FRUITLESS = 10_000
+"""Prompts of an endless collection after which unlimited sampling gives up if it kept none."""
 Pay = Callable[[Sequence[Rollout]], list[Rollout]]
 
 
@@ -101,35 +103,51 @@ class DynamicSampling(RolloutFunction):
     spread: bool = False
     """Keep groups by spread instead of by mean."""
     rounds: int = 20
-    """Most rounds of sampling per step; afterwards the step goes on with what there is."""
+    """Most rounds of sampling per step; afterwards the step goes on with what there is. 0: as many as it takes."""
+    at_once: int = 0
+    """Prompts of a round (PAPO: 128); 0 takes those of a step."""
 
     drops_even_groups: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        require(self, rounds=(self.rounds >= 1, "at least 1"))
+        require(
+            self,
+            rounds=(self.rounds >= 0, "at least 1, or 0 for as many as it takes"),
+            at_once=(self.at_once >= 0, "at least 1, or 0 for the prompts of a step"),
+        )
 
     def __call__(
         self, engine: Engine, pay: Pay, supply: Supply, sampling: Sampling, now: Now
     ) -> list[Rollout]:
         kept: list[list[Rollout]] = []
-        for _ in range(self.rounds):
+        done, idle = 0, 0  # rounds, and those since the last group that was kept
+        while len(kept) < supply.per_step and not self._ends(done, idle, supply):
+            done, idle = done + 1, idle + 1
             supply.counters["rollout/rounds"] += 1
-            answers = engine.generate(supply.take(), sampling, now)
-            groups = by_group(pay(answers))
+            prompts = supply.take(self.at_once or None)
+            groups = by_group(pay(engine.generate(prompts, sampling, now)))
             good = [group for group in groups if self.keeps(group)]
             supply.counters["rollout/dropped_groups"] += len(groups) - len(good)
             kept.extend(good)
-            if len(kept) >= supply.per_step:
-                break
+            idle = 0 if good else idle
         # Fewer than a full step is no error: the rounds are bounded so that a hard set cannot hang the run.
         if not kept:
+            asked = self.at_once or supply.per_step
             raise ValueError(
-                f"DynamicSampling kept no group in {self.rounds} rounds of {supply.per_step} prompts: every group was "
+                f"DynamicSampling kept no group in {done} rounds of {asked} prompts: every group was "
                 f"all right or all wrong on {self.part!r}. Use easier or harder prompts, or train without it."
             )
         supply.counters["rollout/surplus_groups"] += max(0, len(kept) - supply.per_step)
         # Surplus groups are left out rather than kept for later: by then the weights have changed.
         return renumbered(kept[: supply.per_step])
+
+    def _ends(self, done: int, idle: int, supply: Supply) -> bool:
+        """Is sampling over although the step is not full?"""
+        if self.rounds:
+            return done >= self.rounds
+        # A data set that holds nothing more to keep would be read for ever.
+        whole = -(-(supply.prompts.size or FRUITLESS) // (self.at_once or supply.per_step))
+        return idle >= whole
 
     def keeps(self, group: Sequence[Rollout]) -> bool:
         """Does this group carry signal?"""

@@ -15,7 +15,7 @@ from mmrl.ground.require import require
 
 @dataclass(frozen=True)
 class Optim:
-    """How weights are updated. Defaults are those of EasyR1 and PAPO."""
+    """How weights are updated. Defaults are those of EasyR1 and PAPO, but for `decay_all`, which they do."""
 
     lr: float = 1e-6
     """Peak learning rate."""
@@ -23,8 +23,14 @@ class Optim:
     """What the learning rate does after the warm-up, until the end of the run."""
     warmup: int = 0
     """Optimizer steps over which the learning rate rises from 0."""
+    warmup_share: float = 0.0
+    """The same as a share of the run, in [0, 1]: int(share * steps) steps; 0 leaves it to `warmup`."""
+    schedule_steps: int | None = None
+    """Optimizer steps after which the schedule ends; None is the run's length. Longer, for a run that stops early."""
     weight_decay: float = 1e-2
-    """Decoupled weight decay; not applied to biases and norms."""
+    """Decoupled weight decay; not applied to biases and norms unless `decay_all`."""
+    decay_all: bool = False
+    """Decay biases and norms too, as EasyR1, PAPO and verl do (one AdamW group over all weights)."""
     beta1: float = 0.9
     """Decay of the first moment."""
     beta2: float = 0.999
@@ -33,10 +39,17 @@ class Optim:
     """Gradients are scaled down to this norm; 0 turns it off."""
 
     def __post_init__(self) -> None:
+        one_warmup = not (self.warmup and self.warmup_share)
+        ends = self.schedule_steps is None or self.schedule_steps >= 1
         require(
             self,
             lr=(self.lr >= 0, "0 or positive"),
             warmup=(self.warmup >= 0, "0 or positive"),
+            warmup_share=(
+                0 <= self.warmup_share <= 1 and one_warmup,
+                "in [0, 1], and 0 if warmup is set",
+            ),
+            schedule_steps=(ends, "at least 1, or None for the length of the run"),
             weight_decay=(self.weight_decay >= 0, "0 or positive"),
             beta1=(0 <= self.beta1 < 1, "in [0, 1)"),
             beta2=(0 <= self.beta2 < 1, "in [0, 1)"),
@@ -45,10 +58,12 @@ class Optim:
 
     def factor(self, step: int, steps: int) -> float:
         """Share of the peak learning rate at optimizer step `step` (from 0) of `steps`."""
-        if step < self.warmup:
-            return (step + 1) / self.warmup  # step 0 learns already
-        after_warmup = max(1, steps - self.warmup)
-        done = min(1.0, (step - self.warmup) / after_warmup)
+        steps = self.schedule_steps or steps
+        warmup = self.warmup or int(self.warmup_share * steps)
+        if step < warmup:
+            return (step + 1) / warmup  # step 0 learns already
+        after_warmup = max(1, steps - warmup)
+        done = min(1.0, (step - warmup) / after_warmup)
         if self.schedule == "linear":
             return 1.0 - done
         if self.schedule == "cosine":
@@ -70,8 +85,9 @@ class Optimizer:
         self.parameters = [p for _, p in named]
         self._masters = [_master(p) for p in self.parameters]
         # Biases and norms have one dimension; decay would pull them to 0 for no good.
-        plain = [master for master in self._masters if master.ndim < 2]
-        decayed = [master for master in self._masters if master.ndim >= 2]
+        least = 0 if settings.decay_all else 2
+        plain = [master for master in self._masters if master.ndim < least]
+        decayed = [master for master in self._masters if master.ndim >= least]
         groups = [
             {"params": decayed, "weight_decay": settings.weight_decay},
             {"params": plain, "weight_decay": 0.0},

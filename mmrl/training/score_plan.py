@@ -33,7 +33,7 @@ def plan_scores(
 ) -> ScorePlan:
     """Decide the freshness of every view from what the objectives read. Raises ValueError for an unknown branch."""
     stored: dict[str, ScoreOutputs] = {}
-    live: dict[str, ScoreOutputs] = {"raw": ScoreOutputs(grad=True)}
+    live: dict[str, ScoreOutputs] = {"raw": ScoreOutputs(entropy=grpo.entropy > 0, grad=True)}
     before: set[str] = set()  # views that somebody reads before the update
     in_reward = grpo.kl > 0 and grpo.kl_in == "reward"
     if grpo.kl > 0:

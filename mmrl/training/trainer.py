@@ -213,7 +213,7 @@ class Trainer:
         # Taken before anything moves: a failed step is repeated with the same prompts and the same memory.
         before, version = self._state(), self.policy.version
         try:
-            metrics = self.step(Now(number, (number - 1) / self.steps, self.run.seed))
+            metrics = self.step(Now(number, number / self.steps, self.run.seed))
         except Exception as error:
             self.optimizer.clear()
             self._leftovers()

@@ -3,7 +3,8 @@
 `launch(main, PRESETS)` reads the command line. A first bare word names a preset, a set of overrides of the recipe's
 defaults; every number can be overridden again by a flag. Without preset, `--model` and `--dataset` the embedded preset
 runs: a tiny model on drawn pictures, on any laptop. A real model without a preset gets the published preset nearest in
-size, so that the tiny model's numbers never reach it.
+size, so that the tiny model's numbers never reach it. `resolved` is all of this without the call: `--print-config`
+shows it, `--config` takes it back.
 
 Records explain themselves: the docstring of the class heads their flags, the string under a field is its help. What all
 recipes call by the same name (model, dataset, …) is explained here; a line of the recipe's own "Args:" goes before.
@@ -25,6 +26,7 @@ from typing import Any
 
 import tyro
 
+from mmrl.recipes.shared.configuration import Configuration, giving_back, read_configuration
 from mmrl.recipes.shared.opening import EMBEDDED
 from mmrl.rewards.pay import RewardStopped
 from mmrl.training.checkpoint import CheckpointError
@@ -41,6 +43,9 @@ HELP = {
     "dynamic": "Dynamic sampling: drop groups that are all right or all wrong (DAPO).",
 }
 """Plain arguments that mean the same in every recipe."""
+PRINT = "--print-config"
+CONFIG_HELP = f"""Also: {PRINT} prints all of this as JSON and ends.
+And: --config FILE starts from such a file in place of a preset."""
 ADVICE = "the same command with --help, or with your own --model MODEL --dataset FILE"
 
 
@@ -59,28 +64,49 @@ def launch(
 ) -> Any:
     """Run a recipe from the command line; user errors end it with their message instead of a traceback."""
     args = list(sys.argv[1:] if argv is None else argv)
-    name = args.pop(0) if args and not args[0].startswith("-") else None
     prog = _prog(main)
-    helping = "-h" in args or "--help" in args
     try:
-        name = choose_preset(presets, name, flag(args, "model"), flag(args, "dataset"))
-        if not helping:
-            print(f"{prog} {name}", file=sys.stderr)
-        call = explained(with_defaults(main, presets[name].values))
-        intent = inspect.cleandoc(main.__doc__ or "").split("\n\n")[0]
-        listed = _preset_lines(presets)
-        description = f"{intent}\n\nPresets (first word; here {name!r}):\n{listed}"
-        return tyro.cli(
-            call,
-            prog=f"{prog} [preset]",
-            description=description,
-            args=args,
-            config=(tyro.conf.SuppressFixed,),  # functions are not for the command line
-        )
+        asked = resolved(main, presets, args)
+        if PRINT in args:
+            return print(asked.json())
+        print(f"{prog} {asked.preset}", file=sys.stderr)
+        return main(**asked.arguments)
     except KeyboardInterrupt:
         sys.exit(130)
     except USER_ERRORS as error:
         sys.exit(f"{prog}: {error}")
+
+
+def resolved(
+    main: Callable[..., Any], presets: Mapping[str, Preset], argv: Sequence[str]
+) -> Configuration:
+    """What a command line asks for, with every argument; `--help` is printed and ends. Raises ValueError."""
+    args = [arg for arg in argv if arg != PRINT]
+    prog, recipe = _prog(main), _module(main).rpartition(".")[2]
+    name = args.pop(0) if args and not args[0].startswith("-") else None
+    file = take_flag(args, "config")
+    if file is None:
+        name = choose_preset(presets, name, flag(args, "model"), flag(args, "dataset"))
+        values = presets[name].values
+    elif name is None:
+        stored = read_configuration(file, main, recipe)
+        name, values = stored.preset, stored.arguments
+    else:
+        raise ValueError(
+            f"Both the preset {name!r} and --config {file} are given; leave one out, flags override either."
+        )
+    call = giving_back(explained(with_defaults(main, values)))
+    intent = inspect.cleandoc(main.__doc__ or "").split("\n\n")[0]
+    listed = f"Presets (first word; here {name!r}):\n{_preset_lines(presets)}"
+    description = f"{intent}\n\n{listed}\n\n{CONFIG_HELP}"
+    arguments = tyro.cli(
+        call,
+        prog=f"{prog} [preset]",
+        description=description,
+        args=args,
+        config=(tyro.conf.SuppressFixed,),  # functions are not for the command line
+    )
+    return Configuration(recipe, name, arguments)
 
 
 def fit(trainer: Trainer, *, watch: Sequence[str] = (), advice: str = ADVICE) -> None:
@@ -136,6 +162,15 @@ def flag(args: Sequence[str], name: str) -> str | None:
         if arg.startswith(f"--{name}="):
             return arg.split("=", 1)[1]
     return None
+
+
+def take_flag(args: list[str], name: str) -> str | None:
+    """Like `flag`, and takes the flag with its value out of the arguments."""
+    found = flag(args, name)
+    if found is not None:
+        place = next(i for i, arg in enumerate(args) if arg.split("=", 1)[0] == f"--{name}")
+        del args[place : place + (1 if "=" in args[place] else 2)]
+    return found
 
 
 def with_defaults(main: Callable[..., Any], values: Mapping[str, Any]) -> Callable[..., Any]:
@@ -204,6 +239,13 @@ def summarise(run: Run, steps: int, *, watch: Sequence[str] = (), advice: str = 
 def _logged(rows: Sequence[Mapping[str, Any]], name: str) -> list[tuple[int, float]]:
     """(step, value) of the steps that logged a metric."""
     return [(row["step"], row[name]) for row in rows if row.get(name) is not None]
+
+
+def _module(main: Callable[..., Any]) -> str:
+    """Full name of the recipe's module."""
+    # Under `python -m` the module is called __main__, and only its spec still knows the name.
+    spec = main.__globals__.get("__spec__")
+    return spec.name if main.__module__ == "__main__" and spec is not None else main.__module__
 
 
 def _prog(main: Callable[..., Any]) -> str:

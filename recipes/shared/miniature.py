@@ -17,7 +17,13 @@ SHARED: Mapping[str, Any] = {
     "data": {"style": "tag"},
     "grpo": {"kl": 0.0, "clip_high": 0.28},
     "sampling": {"group_size": 8, "top_p": 1.0, "max_tokens": 10},
-    "optim": {"lr": 2e-4, "weight_decay": 0.0, "warmup": 0},
+    "optim": {
+        "lr": 2e-4,
+        "weight_decay": 0.0,
+        "warmup": 0,
+        "warmup_share": 0.0,
+        "schedule_steps": None,
+    },
     # The tiny model has its own limits; those of a real one would enlarge its pictures.
     "load": {"min_pixels": None, "max_pixels": None, "max_prompt_tokens": None},
     "run": {

@@ -1,27 +1,25 @@
 """What recipes open: the model with its limits and frozen parts, and the rows with the way they are asked.
 
 `open_policy` reads a folder, a hub name, a run that ended or was stopped, or "embedded"; `open_data` gives training and
-held-out prompts; `style_of` gives the rewards that read the answers of an asking style.
+held-out prompts, asked in the style that `paying` describes.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from mmrl.data.drawn.drawn import Drawn
 from mmrl.data.rows.sources import load_prompts, split_prompts
-from mmrl.data.rows.templates import PLAIN, THINK_THEN_ANSWER, THINK_THEN_BOX, Template
 from mmrl.model.load import LoRA
 from mmrl.model.patches import PixelBudget
 from mmrl.model.policy import Policy
 from mmrl.recipes.shared.embedded import warm_model
-from mmrl.rewards import functions as pay
+from mmrl.recipes.shared.paying import StyleName, style_of
 from mmrl.training.checkpoint import restore_weights, steps_in
 from mmrl.training.run import Run, refuse_several_processes
 from mmrl.training.tracking import prepare_output
@@ -69,23 +67,16 @@ class Data:
     """Another dataset to evaluate on; empty sets rows of the training data aside."""
     heldout_rows: int = 256
     """Rows set aside for evaluation if `heldout` is empty, at most a tenth of the data; 0 evaluates on all rows."""
-    style: Literal["box", "answer", "tag", "plain"] = "box"
-    """box: think, then \\boxed{}; answer: think, then <answer>; tag: <answer> alone; plain: the answer is the text."""
+    style: StyleName = "box"
+    """box: think, then \\boxed{}, asked below the question (-inline: on its line, -system: in a system turn, -lines:
+    within an <answer>, tags on lines of their own); answer: think, then <answer> (-open: text between them is fine);
+    objects: a JSON list of boxes and points in <answer>; tag: <answer> alone; plain: the answer is the text."""
     columns: tuple[str, ...] = ()
     """Column names, as question=problem answer=solution images=image."""
     image_root: Path | None = None
     """Where relative paths of images and videos start; the data file's folder by default."""
     on_bad: Literal["skip", "stop"] = "skip"
     """Skip and count rows that cannot be used, or stop at the first."""
-
-
-@dataclass(frozen=True)
-class Style:
-    """A way of asking and the rewards that read it."""
-
-    template: Template
-    accuracy: Callable[..., float]
-    format: Callable[..., float]
 
 
 UNLIMITED = {"min_frame_pixels": 1, "max_frame_pixels": 1 << 40, "max_video_pixels": 1 << 50}
@@ -179,20 +170,6 @@ def open_data(dataset: str, data: Data, seed: int) -> tuple[Prompts, Prompts]:
         )
     rows = min(data.heldout_rows, max(1, len(prompts) // 10))
     return split_prompts(prompts, rows, seed)
-
-
-STYLES = {
-    "box": Style(THINK_THEN_BOX, pay.boxed_accuracy, pay.think_format),
-    "answer": Style(THINK_THEN_ANSWER, pay.tagged_accuracy, pay.answer_format),
-    "tag": Style(PLAIN, pay.tagged_accuracy, partial(pay.answer_format, think=False)),
-    # A plain answer has no form of its own to pay for.
-    "plain": Style(PLAIN, pay.exact_accuracy, pay.exact_accuracy),
-}
-
-
-def style_of(name: str) -> Style:
-    """Template and rewards that belong together."""
-    return STYLES[name]
 
 
 def _policy_settings(run_folder: Path) -> dict[str, Any]:

@@ -18,12 +18,11 @@ import torch
 
 from mmrl.data.pretext.difficulty import DefaultKnobs, FixedLevel, LevelController
 from mmrl.data.pretext.mixture import LearningProgress
-from mmrl.data.pretext.presets import Ingredient, preset
-from mmrl.data.pretext.presets import Preset as TaskMix
+from mmrl.data.pretext.presets import Ingredient, TaskMix, preset
 from mmrl.data.pretext.prompts import PretextPrompts
 from mmrl.data.pretext.stream.open import open_source
 from mmrl.data.pretext.stream.sources import DrawnSource, Source, SplitSource
-from mmrl.data.pretext.stream.stream import Stream
+from mmrl.data.pretext.stream.stream import SampleStream
 from mmrl.ground.quarantine import Quarantine
 from mmrl.recipes.shared.launch import Preset
 from mmrl.recipes.shared.miniature import miniature
@@ -148,14 +147,14 @@ class PretextSides:
 
     train: PretextQuestions
     heldout: PretextQuestions
-    stream: Stream
+    stream: SampleStream
     """Of the training side; a curriculum moves its levels and weights."""
 
 
 class PretextQuestions(Prompts):
     """Prompts as `puzzles` wants them shown; tells the trainer how many media were skipped."""
 
-    def __init__(self, stream: Stream, puzzles: Puzzles) -> None:
+    def __init__(self, stream: SampleStream, puzzles: Puzzles) -> None:
         self.prompts, self.puzzles, self.size = PretextPrompts(stream), puzzles, None
         self._told = 0
 
@@ -188,11 +187,11 @@ def open_pretext(
     # One for both sides: what is broken is counted and listed once, whoever meets it.
     quarantine = Quarantine(run.folder / "quarantine.jsonl")
 
-    def stream(side: str, settings: DefaultKnobs | FixedLevel) -> Stream:
+    def stream(side: str, settings: DefaultKnobs | FixedLevel) -> SampleStream:
         source = open_media(dataset, puzzles.drawn_side, quarantine)
         # By content: the same picture under two names stands on one side.
         split = SplitSource(source, side, puzzles.heldout_share)
-        return Stream(
+        return SampleStream(
             split, mix, run.seed, surface=surface, levels=settings, quarantine=quarantine
         )
 

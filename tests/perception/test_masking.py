@@ -98,15 +98,34 @@ def test_patch_mask_repeats_with_the_seed_and_differs_otherwise():
     first = mask(frames, PLAIN, generator(1, 2, "p"), NOW)
     assert torch.equal(first, mask(frames, PLAIN, generator(1, 2, "p"), NOW))
     assert not torch.equal(first, mask(frames, PLAIN, generator(1, 3, "p"), NOW))
-    assert not torch.equal((first[0] == 0), (first[1] == 0)), (
-        "frames of a clip are masked independently"
-    )
 
 
-def test_two_images_from_one_generator_are_masked_independently():
-    frames, rng = pixels(1, 56, 56), generator("shared")
-    first, second = (PatchMask()(frames, PLAIN, rng, NOW) for _ in range(2))
-    assert not torch.equal(first, second)
+def hidden_patches(seen, size):
+    """Which patches are hidden, from the pixel at the corner of each; bool [F, h, w]."""
+    return (seen == 0).all(1)[:, ::size, ::size]
+
+
+def assert_independent(first, second, ratio):
+    """Both are hidden as often as two draws of their own are: neither copies, complements nor follows the other."""
+    both = (first & second).float().mean().item()
+    spread = (ratio**2 * (1 - ratio**2) / first.numel()) ** 0.5
+    assert abs(both - ratio**2) < 4 * spread
+    for one in (first, second):
+        share = one.float().mean().item()
+        assert abs(share - ratio) < 4 * (ratio * (1 - ratio) / one.numel()) ** 0.5
+
+
+@pytest.mark.parametrize("ratio", [0.3, 0.6])
+def test_masks_of_frames_images_and_seeds_are_drawn_independently(ratio):
+    mask, frames, rng = PatchMask(ratio, 2), pixels(2, 300, 300), generator("shared")
+    seen = [mask(frames, PLAIN, rng, NOW) for _ in range(2)]
+    seen += [mask(frames, PLAIN, generator(1, seed, "p"), NOW) for seed in (2, 3)]
+    first, second, *seeds = [hidden_patches(one, 2) for one in seen]
+    assert_independent(first[0], first[1], ratio)
+    assert_independent(first, second, ratio)
+    assert_independent(*seeds, ratio)
+    # Nor is a mask the other one moved by a patch.
+    assert_independent(first[0, :, 1:], first[1, :, :-1], ratio)
 
 
 def test_patch_mask_value_and_refusals():

@@ -56,6 +56,33 @@ def test_grounding_pays_the_matched_share():
     assert reward(said([CAT], json.dumps([CAT]))) == 1.0
 
 
+@pytest.mark.parametrize(
+    ("given", "tests"),
+    [
+        # Mean difference of the four numbers: (9.75, 10) of 10; overlap and point are right throughout.
+        ({"bbox_2d": [100, 100, 339, 300]}, 3),
+        ({"bbox_2d": [100, 100, 340, 300]}, 2),
+        ({"bbox_2d": [100, 100, 341, 300]}, 2),
+        # Distance of the points: (29, 30) of 30, within the own box.
+        ({"point_2d": [229, 200]}, 3),
+        ({"point_2d": [230, 200]}, 2),
+        ({"point_2d": [245, 200]}, 2),
+        # Overlap: exactly one half does not exceed it; the box is far off, the point near.
+        ({"bbox_2d": [100, 100, 300, 200]}, 1),
+        ({"bbox_2d": [100, 100, 300, 202]}, 2),
+    ],
+)
+def test_grounding_tests_at_their_thresholds(given, tests):
+    """VisionReasoner's 0.5, 10 and 30: a doubled or halved threshold changes one of these."""
+    truth = {"bbox_2d": [100, 100, 300, 300], "point_2d": [200, 200]}
+    answer = (
+        {**truth, "point_2d": [200, 175], **given} if "bbox_2d" in given else {**truth, **given}
+    )
+    if "bbox_2d" in given and given["bbox_2d"][3] > 250:
+        answer["point_2d"] = truth["point_2d"]
+    assert GroundingReward()(said([answer], [truth])) == pytest.approx(tests / 3)
+
+
 def test_grounding_closes_the_holes_of_the_official_form():
     reward, official = (
         GroundingReward(),

@@ -1,5 +1,8 @@
 """Every view keeps shape, dtype and its input, repeats with its generator, and does what it says."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -28,6 +31,7 @@ from mmrl.perception.perturb import (
 from mmrl.perception.timing import FrameDrop, FrameShuffle, Reverse, TemporalCrop
 from mmrl.types import Media, Now, Prompt, ViewContext
 
+GOLDEN = Path(__file__).parents[1] / "golden"
 START, MIDDLE, END = (Now(step=0, progress=share) for share in (0.0, 0.5, 1.0))
 VIEWS = [
     PatchMask(0.5, 3),
@@ -261,6 +265,13 @@ def test_dvrp_and_noisy_rollout_anneal_as_printed():
         printed = 500 * (1 - 1 / (1 + 2.718281828459045 ** (-30 * (step - 40) / 60)))
         assert noise.timestep(Now(step, step / 60)) == int(printed + 1e-9)
     assert noise.timestep(Now(0, 0.0)) == 499 and noise.timestep(Now(60, 1.0)) == 0
+
+
+def test_noisy_rollout_has_the_official_timestep_at_each_of_sixty_steps():
+    official = json.loads((GOLDEN / "objectives" / "noisy_rollout_steps.json").read_text())
+    noise = DiffusionNoise(500, Sigmoid(1.0, 30.0, 40 / 60))
+    ours = [noise.timestep(Now(step, step / 60)) for step in range(1, 61)]
+    assert ours == official["timesteps"] and ours[39] == 250
 
 
 def test_diffusion_noise_keeps_the_mean_and_is_the_identity_at_zero():

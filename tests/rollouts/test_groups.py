@@ -143,8 +143,28 @@ def test_after_the_last_round_the_step_goes_on_with_what_there_is():
 def test_an_unknown_part_and_no_rounds_are_explained():
     with pytest.raises(ValueError, match=r"part is 'acc'.*\['accuracy', 'format'\].*'total'"):
         run(DynamicSampling("acc"))
-    with pytest.raises(ValueError, match="rounds is 0"):
-        DynamicSampling(rounds=0)
+    with pytest.raises(ValueError, match="rounds is -1"):
+        DynamicSampling(rounds=-1)
+    with pytest.raises(ValueError, match="at_once is -1"):
+        DynamicSampling(at_once=-1)
+
+
+def test_a_round_may_take_other_numbers_of_prompts_than_a_step():
+    """PAPO samples 128 prompts a round until 384 groups are kept."""
+    rollouts, supply, engine = run(DynamicSampling(at_once=2))
+    assert [len(asked) for asked in engine.asked] == [2, 2, 2, 2, 2]
+    assert [int(r.prompt.id) for r in rollouts[::4]] == [2, 5, 8]
+    assert supply.counters["rollout/rounds"] == 5
+
+
+def test_unlimited_rounds_go_on_until_the_step_is_full_or_the_data_held_nothing():
+    """One prompt in seven carries signal: three groups take 21 prompts, which 20 rounds of one would not reach."""
+    rare = lambda n, g: float(g % 2) if n % 7 == 6 else 0.0  # noqa: E731
+    rollouts, supply, _ = run(DynamicSampling(rounds=0, at_once=1), rare)
+    assert [int(r.prompt.id) for r in rollouts[::4]] == [6, 13, 20]
+    assert supply.counters["rollout/rounds"] == 21
+    with pytest.raises(ValueError, match="kept no group in"):
+        run(DynamicSampling(rounds=0), lambda n, g: 0.0)
 
 
 def test_dynamic_sampling_with_the_real_engine(tiny_folder):

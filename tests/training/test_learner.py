@@ -180,6 +180,11 @@ def test_score_plan(case):
     assert plan.live == {"raw": GRAD, **live}
 
 
+def test_the_entropy_bonus_scores_the_entropy_of_the_update():
+    plan = plan_scores(GRPO(entropy=1e-3), [], {}, 2)
+    assert plan.live == {"raw": ScoreOutputs(True, grad=True)} and plan.stored == {"raw": PLAIN}
+
+
 def test_branches_that_nobody_reads_are_not_scored():
     plan = plan_scores(GRPO(), [PAPO(0.0, 0.0, 0.0)], {"masked": STILL, "other": LIVE}, 1)
     assert not plan.stored and list(plan.live) == ["raw"]

@@ -35,8 +35,16 @@ def run(optimizer, named, steps, start=0, scale=1.0):
         optimizer.step(planned=10)
 
 
-def test_adamw_by_its_formula_and_no_decay_on_biases():
-    settings = Optim(lr=0.01, weight_decay=0.1, beta1=0.8, beta2=0.9, max_grad_norm=0)
+@pytest.mark.parametrize("decay_all", [False, True])
+def test_adamw_by_its_formula_and_decay_on_biases_only_if_asked_for(decay_all):
+    settings = Optim(
+        lr=0.01,
+        weight_decay=0.1,
+        decay_all=decay_all,
+        beta1=0.8,
+        beta2=0.9,
+        max_grad_norm=0,
+    )
     named, expected = parameters(), [p.detach().clone() for _, p in parameters()]
     run(Optimizer(named, settings), named, 3)
     moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in expected]
@@ -46,7 +54,7 @@ def test_adamw_by_its_formula_and_no_decay_on_biases():
             g = source.grad
             m.mul_(0.8).add_(0.2 * g)
             v.mul_(0.9).add_(0.1 * g * g)
-            if p.ndim == 2:
+            if p.ndim == 2 or decay_all:
                 p.mul_(1 - 0.01 * 0.1)
             p.sub_(
                 0.01
@@ -78,6 +86,22 @@ def test_learning_rates(schedule, expected):
         feed(named, step)
         used.append(optimizer.step(planned=10))
     assert used == pytest.approx([2.0 * e for e in expected])
+
+
+def test_a_warm_up_may_be_a_share_of_the_run():
+    """Perception-R1: 0.05 of 11 steps in each of 25 epochs are int(13.75) steps."""
+    share, steps = Optim(warmup_share=0.05), Optim(warmup=13)
+    rates = [share.factor(step, 275) for step in range(20)]
+    assert rates == [steps.factor(step, 275) for step in range(20)]
+    with pytest.raises(ValueError, match=r"Optim\.warmup_share is 0\.1; .*0 if warmup is set"):
+        Optim(warmup=3, warmup_share=0.1)
+
+
+def test_a_schedule_may_be_longer_than_the_run():
+    long = Optim(schedule="cosine", schedule_steps=65_000)
+    assert long.factor(1199, 1200) == Optim(schedule="cosine").factor(1199, 65_000) > 0.999
+    with pytest.raises(ValueError, match=r"Optim\.schedule_steps is 0"):
+        Optim(schedule_steps=0)
 
 
 def test_a_run_that_goes_on_beyond_its_plan_keeps_a_sane_rate():

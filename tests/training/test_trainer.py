@@ -16,10 +16,11 @@ from mmrl.model.patches import PixelBudget
 from mmrl.model.policy import Policy
 from mmrl.objectives.base import Objective, ScoreRequest
 from mmrl.objectives.papo import PAPO
+from mmrl.objectives.vogue import VOGUE
 from mmrl.perception.masking import PatchMask
 from mmrl.rewards.pay import Rewards, RewardStopped, in_process
 from mmrl.rollouts.engine import HFEngine
-from mmrl.rollouts.groups import DynamicSampling
+from mmrl.rollouts.groups import DynamicSampling, group_rollout
 from mmrl.training.optim import Optim
 from mmrl.training.run import Run, planned_steps
 from mmrl.training.tracking import OutputError, read_metrics
@@ -75,6 +76,18 @@ def timeless(rows):
     return [
         {k: v for k, v in row.items() if not k.startswith(("time/", "memory/"))} for row in rows
     ]
+
+
+def test_a_schedule_reads_the_share_that_is_done_when_the_step_ends(tiny_folder, tmp_path):
+    """Step n of N is at n/N: the last step is at the end, and none is one late."""
+    seen = []
+
+    def recorded(engine, pay, supply, sampling, now):
+        seen.append((now.step, now.progress, VOGUE().probability(now.progress)))
+        return group_rollout(engine, pay, supply, sampling, now)
+
+    box(tiny_folder, tmp_path / "run", rollout=recorded).fit()
+    assert seen == [(1, 0.25, 0.75), (2, 0.5, 0.5), (3, 0.75, 0.25), (4, 1.0, 0.0)]
 
 
 # Identities.

@@ -10,18 +10,19 @@ errors above chance. Rewards of partly right answers are shown beside the accura
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
+from mmrl.data.pretext.audit.shortcut_answers import boundary
 from mmrl.data.pretext.audit.shortcut_audit import Auditor, auditors
 from mmrl.data.pretext.catalogue import find
-from mmrl.data.pretext.contract import Sample, Task
-from mmrl.data.pretext.presets import Ingredient, Preset
+from mmrl.data.pretext.contract import Sample, Score, Task
+from mmrl.data.pretext.presets import Ingredient, TaskMix
 from mmrl.data.pretext.stream.sources import Source
-from mmrl.data.pretext.stream.stream import Stream
+from mmrl.data.pretext.stream.stream import SampleStream
 from mmrl.data.pretext.surface import Surface
 from mmrl.ground.progress import with_progress
 
@@ -49,14 +50,16 @@ class Finding:
     @property
     def lift(self) -> float:
         """Accuracy above chance; reward above chance where `chance` is 0."""
-        return (
-            self.accuracy - self.chance if self.chance > 0 else self.reward - self.chance_reward
-        )
+        if self.chance > 0:
+            return self.accuracy - self.chance
+        return self.reward - self.chance_reward
 
     @property
     def error(self) -> float:
         """Standard error of the lift if it were chance, at most that of a coin."""
-        level = min(max(self.chance or self.chance_reward, 1.0 / (self.samples + 2)), 0.5)
+        level = self.chance or self.chance_reward
+        # Not 0, whatever is declared: with few samples a single hit would be infinitely many errors.
+        level = min(max(level, 1.0 / (self.samples + 2)), 0.5)
         return float(np.sqrt(level * (1.0 - level) / self.samples))
 
     @property
@@ -78,28 +81,34 @@ class Report:
 
     def table(self) -> str:
         """Text: one line per task, accuracy (reward) per auditor; * intended, ! leak."""
-        names = list(dict.fromkeys(finding.auditor for finding in self.findings))
+        names = self.auditors
+        heads = " ".join(f"{name:>11s}" for name in names)
         lines = [
-            f"{self.preset}: accuracy/reward in percent; * intended cue, ! undeclared shortcut"
+            f"{self.preset}: accuracy/reward in percent; * intended cue, ! undeclared shortcut",
+            f"{'task':20s} {'chance':>10s} {heads}",
         ]
-        lines.append(
-            f"{'task':20s} {'chance':>10s} " + " ".join(f"{name:>11s}" for name in names)
-        )
-        for task in dict.fromkeys(finding.task for finding in self.findings):
-            row = {
-                finding.auditor: finding for finding in self.findings if finding.task == task
-            }
-            one = next(iter(row.values()))
+        for task, row in self.rows():
+            one = row[names[0]]
+            chance = f"{100 * one.chance:4.0f}/{100 * one.chance_reward:4.0f}"
             cells = " ".join(f"{_cell(row[name]):>11s}" for name in names)
-            lines.append(
-                f"{task:20s} {100 * one.chance:4.0f}/{100 * one.chance_reward:4.0f}  {cells}"
-            )
-        lines.append(
-            "no undeclared shortcut"
-            if not self.leaks
-            else f"{len(self.leaks)} undeclared shortcut(s)"
+            lines.append(f"{task:20s} {chance}  {cells}")
+        found = (
+            f"{len(self.leaks)} undeclared shortcut(s)"
+            if self.leaks
+            else "no undeclared shortcut"
         )
-        return "\n".join(lines)
+        return "\n".join([*lines, found])
+
+    @property
+    def auditors(self) -> list[str]:
+        """Names of the auditors, in their order."""
+        return list(dict.fromkeys(finding.auditor for finding in self.findings))
+
+    def rows(self) -> Iterator[tuple[str, dict[str, Finding]]]:
+        """Each task with its findings by auditor."""
+        for task in dict.fromkeys(finding.task for finding in self.findings):
+            of_task = [finding for finding in self.findings if finding.task == task]
+            yield task, {finding.auditor: finding for finding in of_task}
 
     def json(self) -> dict[str, Any]:
         """Plain values, for a file."""
@@ -115,23 +124,22 @@ class Report:
         }
 
 
-def audit(source: Source, preset: Preset, samples: int = 200, seed: int = 0) -> Report:
+def audit(source: Source, preset: TaskMix, samples: int = 200, seed: int = 0) -> Report:
     """Audit every ingredient of a preset on a source, with `samples` samples each (half of them labelled).
 
     With eight auditors on forty tasks a few lifts are luck: a row with a leak is made again from more samples."""
     findings: list[Finding] = []
     for ingredient in preset.ingredients:
+        alone = TaskMix(preset.name, (ingredient,), preset.surface)
         try:
-            stream = Stream(source, Preset(preset.name, (ingredient,), preset.surface), seed)
+            stream = SampleStream(source, alone, seed)
         except ValueError:
-            continue  # the source has no media of this kind; `Stream` of the whole preset says which
+            continue  # the source has no media of this kind; a stream of the whole preset says which
         task = find(ingredient.task)
-        intended = task.intended + ingredient.intended
-        row = examine(task, collect(stream, samples), _named(ingredient), intended=intended)
+        name, intended = _named(ingredient), task.intended + ingredient.intended
+        row = examine(task, collect(stream, samples), name, intended=intended)
         if any(finding.leaks for finding in row):
-            row = examine(
-                task, collect(stream, AGAIN * samples), _named(ingredient), intended=intended
-            )
+            row = examine(task, collect(stream, AGAIN * samples), name, intended=intended)
         findings += row
     if not findings:
         raise ValueError(
@@ -140,7 +148,7 @@ def audit(source: Source, preset: Preset, samples: int = 200, seed: int = 0) -> 
     return Report(preset.name, tuple(findings))
 
 
-def collect(stream: Stream, samples: int) -> list[Sample]:
+def collect(stream: SampleStream, samples: int) -> list[Sample]:
     """The first `samples` samples of a stream."""
     return list(
         with_progress(stream.first(samples), samples, f"samples of {stream.preset.name}")
@@ -158,29 +166,36 @@ def examine(
     half = len(samples) // 2
     known, asked = samples[:half], samples[half:]
     knobs = samples[0].knobs
+    declared = task.intended if intended is None else intended
     findings = []
     for auditor in ways or auditors():
         auditor.fit(task, known)
-        bodies = [auditor.answer(task, sample) for sample in asked]
-        scores = [
-            task.score(Surface().wrap(body), sample.truth)
-            for body, sample in zip(bodies, asked, strict=True)
-            if body is not None
-        ]
+        scores = _scores(task, auditor, asked)
         findings.append(
             Finding(
                 task=name or task.name,
                 auditor=auditor.name,
+                # Over all samples: where an auditor has no answer, it earns nothing.
                 accuracy=sum(score.correct for score in scores) / len(asked),
                 reward=sum(score.reward for score in scores) / len(asked),
                 chance=task.chance(knobs),
                 chance_reward=task.chance_reward(knobs),
                 answered=len(scores),
                 samples=len(asked),
-                intended=auditor.name in (task.intended if intended is None else intended),
+                intended=auditor.name in declared,
             )
         )
     return findings
+
+
+def _scores(task: Task, auditor: Auditor, asked: Sequence[Sample]) -> list[Score]:
+    """What the auditor's answers earn; nothing for the samples that it does not answer."""
+    scores = []
+    for sample in asked:
+        body = auditor.answer(task, sample)
+        if body is not None:
+            scores.append(task.score(Surface().wrap(body), sample.truth))
+    return scores
 
 
 def gap_curve(
@@ -189,26 +204,22 @@ def gap_curve(
     samples: int = 40,
     jitter: bool = False,
 ) -> list[dict[str, float]]:
-    """How well matching borders solves a 3×3 jigsaw, by gap: share of right places and of solved puzzles."""
-    from mmrl.data.pretext.audit.shortcut_answers import boundary
-
+    """How well matching borders solves a 3×3 jigsaw, by gap: share of right places and of solved ones."""
     task, curve = find("jigsaw"), []
     for gap in gaps:
+        # A gamma of 1 makes the reward the share of right places.
         knobs = {"rows": 3, "columns": 3, "gap": gap, "gamma": 1.0, "jitter": jitter}
-        found = collect(
-            Stream(source, Preset("gap", (Ingredient("jigsaw", 1.0, knobs),))), samples
-        )
-        scores = [
-            task.score(Surface().wrap(boundary(task, sample) or ""), sample.truth)
-            for sample in found
-        ]
-        placed = sum(score.reward for score in scores) / len(scores)
-        solved = sum(score.correct for score in scores) / len(scores)
+        mix = TaskMix("gap", (Ingredient("jigsaw", 1.0, knobs),))
+        found = collect(SampleStream(source, mix), samples)
+        scores = []
+        for sample in found:
+            body = boundary(task, sample) or ""
+            scores.append(task.score(Surface().wrap(body), sample.truth))
         curve.append(
             {
                 "gap": gap,
-                "placed": placed,
-                "solved": solved,
+                "placed": sum(score.reward for score in scores) / len(scores),
+                "solved": sum(score.correct for score in scores) / len(scores),
                 "chance_placed": task.chance_reward(found[0].knobs),
             }
         )

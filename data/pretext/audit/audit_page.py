@@ -15,9 +15,9 @@ import numpy as np
 from mmrl.data.pretext.audit.audit import LIMIT, Finding, Report, audit, collect, gap_curve
 from mmrl.data.pretext.catalogue import TASKS
 from mmrl.data.pretext.contract import Task
-from mmrl.data.pretext.presets import PRESETS, Ingredient, Preset
+from mmrl.data.pretext.presets import PRESETS, Ingredient, TaskMix
 from mmrl.data.pretext.stream.sources import Source
-from mmrl.data.pretext.stream.stream import Stream
+from mmrl.data.pretext.stream.stream import SampleStream
 from mmrl.data.pretext.surface import Surface
 from mmrl.ground.seeds import philox
 
@@ -43,23 +43,28 @@ class RandomPolicy:
     @property
     def bars(self) -> str:
         """The histogram as characters; the height is the square root of the share, so that rare rewards show."""
-        return "".join(
-            BARS[round(float(np.sqrt(share)) * (len(BARS) - 1))] if share else "·"
-            for share in self.histogram
-        )
+        return "".join(_bar(share) for share in self.histogram)
+
+
+def _bar(share: float) -> str:
+    if not share:
+        return "·"
+    height = float(np.sqrt(share)) * (len(BARS) - 1)
+    return BARS[round(height)]
 
 
 def random_policy(
     task: Task, source: Source, samples: int = 40, guesses: int = 50
 ) -> RandomPolicy:
     """`guesses` random answers to each of `samples` samples with the task's default knobs."""
-    found = collect(Stream(source, Preset(task.name, (Ingredient(task.name),))), samples)
+    alone = TaskMix(task.name, (Ingredient(task.name),))
+    found = collect(SampleStream(source, alone), samples)
     rng, surface = philox("random-policy", task.name), Surface()
-    scores = [
-        task.score(surface.wrap(task.guess(sample.truth, rng)), sample.truth)
-        for sample in found
-        for _ in range(guesses)
-    ]
+    scores = []
+    for sample in found:
+        for _ in range(guesses):
+            reply = surface.wrap(task.guess(sample.truth, rng))
+            scores.append(task.score(reply, sample.truth))
     counts, _ = np.histogram([score.reward for score in scores], BINS, (0.0, 1.0))
     return RandomPolicy(
         task=task.name,
@@ -71,15 +76,15 @@ def random_policy(
     )
 
 
-def everything() -> list[Preset]:
+def everything() -> list[TaskMix]:
     """Every preset, and last the tasks that none of them holds."""
     used = {part.task for entry in PRESETS for part in entry.ingredients}
     rest = tuple(Ingredient(task.name) for task in TASKS if task.name not in used)
-    return [*PRESETS, Preset("in no preset", rest, note="Default knobs.")]
+    return [*PRESETS, TaskMix("in no preset", rest, note="Default knobs.")]
 
 
-def page(
-    source: Source, presets: Sequence[Preset], samples: int, seed: int = 0
+def page_sections(
+    source: Source, presets: Sequence[TaskMix], samples: int, seed: int = 0
 ) -> Iterator[tuple[str, bool]]:
     """The page in pieces, each with whether it holds an undeclared shortcut."""
     yield (
@@ -104,27 +109,22 @@ def page(
 
 def markdown(report: Report) -> str:
     """The table of one preset."""
-    names = list(dict.fromkeys(finding.auditor for finding in report.findings))
+    names = report.auditors
     lines = [
         f"| task | chance | {' | '.join(names)} |",
         f"| --- | --- |{' --- |' * len(names)}",
     ]
-    for task in dict.fromkeys(finding.task for finding in report.findings):
-        row = {finding.auditor: finding for finding in report.findings if finding.task == task}
-        one = next(iter(row.values()))
-        chance = (
-            f"{100 * one.chance:.0f}"
-            if one.chance > 0
-            else f"reward {100 * one.chance_reward:.0f}"
-        )
-        lines.append(
-            f"| {task} | {chance} | {' | '.join(_cell(row[name]) for name in names)} |"
-        )
-    verdict = (
-        "No undeclared shortcut."
-        if not report.leaks
-        else f"{len(report.leaks)} undeclared shortcut(s)."
-    )
+    for task, row in report.rows():
+        one = row[names[0]]
+        chance = f"{100 * one.chance:.0f}"
+        # Where no guess is ever exactly right, the cells show rewards, and so does this one.
+        if not one.chance > 0:
+            chance = f"reward {100 * one.chance_reward:.0f}"
+        cells = " | ".join(_cell(row[name]) for name in names)
+        lines.append(f"| {task} | {chance} | {cells} |")
+    verdict = "No undeclared shortcut."
+    if report.leaks:
+        verdict = f"{len(report.leaks)} undeclared shortcut(s)."
     return "\n".join([*lines, "", verdict])
 
 
@@ -132,25 +132,24 @@ def _cell(finding: Finding) -> str:
     if not finding.answered:
         return "–"
     value = 100 * (finding.accuracy if finding.chance > 0 else finding.reward)
-    return (
-        f"**{value:.0f}**" if finding.leaks else f"{value:.0f}{'*' if finding.intended else ''}"
-    )
+    if finding.leaks:
+        return f"**{value:.0f}**"
+    return f"{value:.0f}{'*' if finding.intended else ''}"
 
 
 def _gaps(source: Source) -> str:
     lines = [
         "## The known leak: a 3×3 jigsaw whose tiles touch\n",
-        "Matching the borders of the tiles, without and with the jitter of colours. Shares of 40 puzzles and of places"
+        "Matching the borders of the tiles, without and with the jitter of colours. Shares of 40 jigsaws and of places"
         " (chance 0.00 and 0.11).\n",
         "| gap, share of the tile | solved | places | solved, jitter | places, jitter |",
         "| --- | --- | --- | --- | --- |",
     ]
     plain, jittered = gap_curve(source), gap_curve(source, jitter=True)
     for one, two in zip(plain, jittered, strict=True):
-        values = " | ".join(
-            f"{row[key]:.2f}" for row in (one, two) for key in ("solved", "placed")
-        )
-        lines.append(f"| {one['gap']:.2f} | {values} |")
+        values = (one["gap"], one["solved"], one["placed"], two["solved"], two["placed"])
+        cells = " | ".join(f"{value:.2f}" for value in values)
+        lines.append(f"| {cells} |")
     return "\n".join(lines) + "\n"
 
 
@@ -164,8 +163,7 @@ def _guesses(source: Source) -> str:
     ]
     for task in TASKS:
         row = random_policy(task, source)
-        numbers = " | ".join(
-            f"{value:.3f}" for value in (row.chance, row.correct, row.chance_reward, row.reward)
-        )
+        values = (row.chance, row.correct, row.chance_reward, row.reward)
+        numbers = " | ".join(f"{value:.3f}" for value in values)
         lines.append(f"| {row.task} | {numbers} | `{row.bars}` |")
     return "\n".join(lines) + "\n"

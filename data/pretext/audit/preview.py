@@ -65,20 +65,21 @@ def write_preview(samples: Iterable[Sample], path: Path, title: str = "Pretext s
 
 def data_uri(pixels: Array) -> str:
     """A PNG (small) or JPEG (large) data URI of uint8 [H, W, 3]."""
-    buffer = io.BytesIO()
+    # Small pictures are tiles whose borders matter; JPEG would smear them.
     small = pixels.shape[0] * pixels.shape[1] <= 128 * 128
-    Image.fromarray(np.ascontiguousarray(pixels)).save(
-        buffer, "PNG" if small else "JPEG", quality=88
-    )
     kind = "png" if small else "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    buffer = io.BytesIO()
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    image.save(buffer, kind.upper(), quality=88)
+    encoded = base64.b64encode(buffer.getvalue()).decode()
+    return f"data:image/{kind};base64,{encoded}"
 
 
 def _card(number: int, sample: Sample) -> dict[str, Any]:
     task = find(sample.task)
-    text = "".join(
-        part.get("text", f"[{part['type']}] ") for part in sample.messages[0]["content"]
-    )
+    parts = sample.messages[0]["content"]
+    text = "".join(part.get("text", f"[{part['type']}] ") for part in parts)
+    shown = [evidence for evidence in sample.evidence if evidence.boxes or evidence.frames]
     details = {
         "truth": sample.truth,
         "knobs": sample.knobs,
@@ -93,34 +94,21 @@ def _card(number: int, sample: Sample) -> dict[str, Any]:
         "pictures": [_picture(index, visual) for index, visual in enumerate(sample.visuals)],
         "prompt": text,
         "truth": task.format(sample.truth),
-        "evidence": [
-            _outlined(sample, evidence)
-            for evidence in sample.evidence
-            if evidence.boxes or evidence.frames
-        ],
+        "evidence": [_outlined(sample, evidence) for evidence in shown],
         "details": json.dumps(details, indent=1, default=str),
     }
 
 
 def _picture(index: int, visual: Visual) -> dict[str, Any]:
     if visual.times is None:
-        height, width = visual.pixels.shape[:2]
+        pixels = visual.pixels
         caption = visual.label or f"image {index + 1}"
-        return {
-            "uri": data_uri(visual.pixels),
-            "caption": caption,
-            "width": width,
-            "height": height,
-        }
-    strip = _strip(visual, range(len(visual.pixels)))
-    name = visual.label.rstrip(":") or f"clip {index + 1}"
-    caption = f"{name}: {len(visual.pixels)} frames, {visual.times[-1]:.2f} s"
-    return {
-        "uri": data_uri(strip),
-        "caption": caption,
-        "width": strip.shape[1],
-        "height": strip.shape[0],
-    }
+    else:
+        pixels = _strip(visual, range(len(visual.pixels)))
+        name = visual.label.rstrip(":") or f"clip {index + 1}"
+        caption = f"{name}: {len(visual.pixels)} frames, {visual.times[-1]:.2f} s"
+    height, width = pixels.shape[:2]
+    return {"uri": data_uri(pixels), "caption": caption, "width": width, "height": height}
 
 
 def _strip(visual: Visual, wanted: Iterable[int]) -> Array:
@@ -128,42 +116,36 @@ def _strip(visual: Visual, wanted: Iterable[int]) -> Array:
     assert visual.times is not None
     frames, indices = visual.pixels, list(wanted)
     if len(indices) > STRIP:
-        indices = [indices[int(i)] for i in np.linspace(0, len(indices) - 1, STRIP).round()]
+        spread = np.linspace(0, len(indices) - 1, STRIP).round()
+        indices = [indices[int(place)] for place in spread]
     scale = min(1.0, 130 / frames.shape[2])
-    wide, tall = max(1, round(scale * frames.shape[2])), max(1, round(scale * frames.shape[1]))
+    wide = max(1, round(scale * frames.shape[2]))
+    tall = max(1, round(scale * frames.shape[1]))
     across = min(8, len(indices))
-    sheet = Image.new(
-        "RGB",
-        (across * (wide + GAP), -(-len(indices) // across) * (tall + GAP + TEXT)),
-        "white",
-    )
+    rows = -(-len(indices) // across)  # rounded up
+    size = (across * (wide + GAP), rows * (tall + GAP + TEXT))
+    sheet = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(sheet)
     for place, index in enumerate(indices):
-        x, y = place % across * (wide + GAP), place // across * (tall + GAP + TEXT)
-        sheet.paste(
-            Image.fromarray(np.ascontiguousarray(frames[index])).resize((wide, tall)), (x, y)
-        )
-        pen.text(
-            (x, y + tall + 1), f"{visual.times[index]:.1f}", fill="black", font=font(TEXT - 3)
-        )
+        row, column = divmod(place, across)
+        x, y = column * (wide + GAP), row * (tall + GAP + TEXT)
+        frame = Image.fromarray(np.ascontiguousarray(frames[index]))
+        sheet.paste(frame.resize((wide, tall)), (x, y))
+        time = f"{visual.times[index]:.1f}"
+        pen.text((x, y + tall + 1), time, fill="black", font=font(TEXT - 3))
     return np.asarray(sheet)
 
 
 def _outlined(sample: Sample, evidence: Evidence) -> dict[str, str]:
     visual = sample.visuals[evidence.visual]
-    pixels = (
-        visual.pixels
-        if visual.times is None
-        else _strip(visual, evidence.frames or range(len(visual.pixels)))
-    )
-    image = Image.fromarray(np.ascontiguousarray(pixels))
-    if visual.times is None:
-        pen = ImageDraw.Draw(image)
-        for x0, y0, x1, y1 in evidence.boxes:
-            pen.rectangle(
-                (x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=(255, 0, 200), width=2
-            )
-    return {
-        "uri": data_uri(np.asarray(image)),
-        "caption": f"evidence in visual {evidence.visual + 1}",
-    }
+    caption = f"evidence in visual {evidence.visual + 1}"
+    if visual.times is not None:
+        pixels = _strip(visual, evidence.frames or range(len(visual.pixels)))
+        return {"uri": data_uri(pixels), "caption": caption}
+    image = Image.fromarray(np.ascontiguousarray(visual.pixels))
+    pen = ImageDraw.Draw(image)
+    for x0, y0, x1, y1 in evidence.boxes:
+        # Ends are exclusive here and inclusive in Pillow.
+        box = (x0, y0, max(x0, x1 - 1), max(y0, y1 - 1))
+        pen.rectangle(box, outline=(255, 0, 200), width=2)
+    return {"uri": data_uri(np.asarray(image)), "caption": caption}

@@ -42,35 +42,29 @@ class Auditor(ABC):
         """An answer body, or None if this way does not apply. Must not look at truth, key, evidence or meta."""
 
 
-class Best(Auditor):
+class BestAuditor(Auditor):
     """The best of several fixed strategies on the labelled samples."""
 
     def __init__(self, name: str, strategies: Sequence[Strategy]) -> None:
         self.name, self._strategies, self._chosen = name, strategies, strategies[0]
 
     def fit(self, task: Task, samples: Sequence[Sample]) -> None:
-        scores = [
-            sum(reward(task, sample, way(task, sample)) for sample in samples)
-            for way in self._strategies
-        ]
-        self._chosen = self._strategies[int(np.argmax(scores))]
+        earned = [_earned(task, samples, strategy) for strategy in self._strategies]
+        self._chosen = self._strategies[int(np.argmax(earned))]
 
     def answer(self, task: Task, sample: Sample) -> str | None:
         return self._chosen(task, sample)
 
 
-class Majority(Auditor):
+class MajorityAuditor(Auditor):
     """The most frequent answer, or the one that would have earned most."""
 
     name = "majority"
 
     def fit(self, task: Task, samples: Sequence[Sample]) -> None:
-        common = [
-            body
-            for body, _ in Counter(task.format(sample.truth) for sample in samples).most_common(
-                8
-            )
-        ]
+        bodies = Counter(task.format(sample.truth) for sample in samples)
+        # Where near misses are paid, the most frequent answer need not be the one that earns most.
+        common = [body for body, _ in bodies.most_common(8)]
         earned = [sum(reward(task, sample, body) for sample in samples) for body in common]
         self._body = common[int(np.argmax(earned))] if common else None
 
@@ -78,19 +72,17 @@ class Majority(Auditor):
         return self._body
 
 
-class Blind(Auditor):
+class BlindAuditor(Auditor):
     """The answer that went with the most telling word of the prompt, or the echoed example; whichever earned more."""
 
     name = "blind"
 
     def fit(self, task: Task, samples: Sequence[Sample]) -> None:
         half = len(samples) // 2
+        # Chosen on samples that the words were not learned from, then learned again from all.
         self._learn(task, samples[:half])
         ways = (self._telling_word, shortcut_answers.echo)
-        earned = [
-            sum(reward(task, sample, way(task, sample)) for sample in samples[half:])
-            for way in ways
-        ]
+        earned = [_earned(task, samples[half:], way) for way in ways]
         self._way = ways[int(np.argmax(earned))]
         self._learn(task, samples)
 
@@ -100,12 +92,12 @@ class Blind(Auditor):
     def _learn(self, task: Task, samples: Sequence[Sample]) -> None:
         self._followed: dict[str, Counter[str]] = {}
         for sample in samples:
-            for word in set(shortcut_answers.words(sample)):
+            for word in set(shortcut_answers.prompt_words(sample)):
                 self._followed.setdefault(word, Counter())[task.format(sample.truth)] += 1
 
     def _telling_word(self, task: Task, sample: Sample) -> str | None:
         found, best = None, -1.0
-        for word in sorted(set(shortcut_answers.words(sample)) & self._followed.keys()):
+        for word in sorted(set(shortcut_answers.prompt_words(sample)) & self._followed.keys()):
             seen = self._followed[word]
             body, count = seen.most_common(1)[0]
             purity = count / (seen.total() + 2.0)  # a word seen once tells little
@@ -114,7 +106,7 @@ class Blind(Auditor):
         return found
 
 
-class Meta(Auditor):
+class MetaAuditor(Auditor):
     """Five nearest neighbours over sizes, counts and lengths."""
 
     name = "meta"
@@ -127,43 +119,39 @@ class Meta(Auditor):
 
     def answer(self, task: Task, sample: Sample) -> str | None:
         row = (np.array(shortcut_answers.metadata(sample)) - self._centre) / self._spread
-        nearest = np.argsort(np.abs(self._table - row).sum(axis=1), kind="stable")[:5]
+        distances = np.abs(self._table - row).sum(axis=1)
+        nearest = np.argsort(distances, kind="stable")[:5]
         return Counter(self._bodies[i] for i in nearest).most_common(1)[0][0]
 
 
 def reward(task: Task, sample: Sample, body: str | None) -> float:
     """What a body earns; 0 for None."""
-    return 0.0 if body is None else task.score(Surface().wrap(body), sample.truth).reward
+    if body is None:
+        return 0.0
+    return task.score(Surface().wrap(body), sample.truth).reward
+
+
+def _earned(task: Task, samples: Sequence[Sample], strategy: Strategy) -> float:
+    return sum(reward(task, sample, strategy(task, sample)) for sample in samples)
 
 
 def auditors() -> tuple[Auditor, ...]:
     """The eight, fresh."""
+    answers = shortcut_answers
+    histograms = (
+        answers.histogram_near,
+        answers.histogram_outlier,
+        answers.histogram_middle,
+    )
+    sharpness = (answers.sharpest, answers.blurriest, answers.blockiest)
+    cuts = (answers.cut_span, answers.cut_moment, answers.changed_boxes)
     return (
-        Majority(),
-        Blind(),
-        Best("boundary", (shortcut_answers.boundary, shortcut_answers.boundary_relative)),
-        Best(
-            "histogram",
-            (
-                shortcut_answers.histogram_near,
-                shortcut_answers.histogram_outlier,
-                shortcut_answers.histogram_middle,
-            ),
-        ),
-        Best(
-            "sharpness",
-            (shortcut_answers.sharpest, shortcut_answers.blurriest, shortcut_answers.blockiest),
-        ),
-        Best(
-            "cut",
-            (
-                shortcut_answers.cut_span,
-                shortcut_answers.cut_moment,
-                shortcut_answers.changed_boxes,
-            ),
-        ),
-        Best(
-            "position", (shortcut_answers.first, shortcut_answers.last, shortcut_answers.middle)
-        ),
-        Meta(),
+        MajorityAuditor(),
+        BlindAuditor(),
+        BestAuditor("boundary", (answers.boundary, answers.boundary_relative)),
+        BestAuditor("histogram", histograms),
+        BestAuditor("sharpness", sharpness),
+        BestAuditor("cut", cuts),
+        BestAuditor("position", (answers.first, answers.last, answers.middle)),
+        MetaAuditor(),
     )

@@ -7,6 +7,8 @@ timestamp of the source survives cutting and shuffling.
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import numpy as np
 
 from mmrl.data.pretext.contract import Array, Clip, Visual
@@ -30,16 +32,17 @@ def window(clip: Clip) -> tuple[int, int]:
     return int(EDGE * total), int((1 - EDGE) * total)
 
 
-def spread(clip: Clip, units: Array) -> Array | None:
+def spread_indices(clip: Clip, units: Array) -> Array | None:
     """Source indices int64 [F] for frames at these positions (ascending, in any unit, from 0); None if too short.
 
     The positions are stretched over the window; neighbours must fall on different source frames."""
     start, end = window(clip)
     if len(units) < 2 or end - start < 2:
         return None
-    indices = start + np.floor(units * ((end - 1 - start) / float(units[-1])) + 1e-9).astype(
-        np.int64
-    )
+    frames_per_unit = (end - 1 - start) / float(units[-1])
+    # The small addend keeps a position that is whole but for rounding from falling one frame short.
+    offsets = np.floor(units * frames_per_unit + 1e-9).astype(np.int64)
+    indices = start + offsets
     return indices if np.all(np.diff(indices) > 0) else None
 
 
@@ -49,9 +52,10 @@ def shown_step(clip: Clip, indices: Array, units: Array) -> float:
     return max(0.2, round(seconds / float(units[-1]), 1))
 
 
-def read(clip: Clip, indices: Array, side: int) -> Array:
+def read_frames(clip: Clip, indices: Array, side: int) -> Array:
     """uint8 [F, H, W, 3]: these frames with the longer side reduced to at most `side` pixels."""
-    return fitted(clip.read([int(i) for i in indices]), side)
+    frames = clip.read([int(index) for index in indices])
+    return fitted(frames, side)
 
 
 def fitted(frames: Array, side: int) -> Array:
@@ -60,8 +64,14 @@ def fitted(frames: Array, side: int) -> Array:
     scale = side / max(height, width)
     if scale >= 1.0:
         return frames
-    wide, tall = max(1, round(width * scale)), max(1, round(height * scale))
-    return np.stack([resize(frame, wide, tall) for frame in frames])
+    wide = max(1, round(width * scale))
+    tall = max(1, round(height * scale))
+    return resized(frames, wide, tall)
+
+
+def resized(frames: Array, width: int, height: int) -> Array:
+    """uint8 [F, height, width, 3]: every frame at this size."""
+    return np.stack([resize(frame, width, height) for frame in frames])
 
 
 def too_small(frames: Array, least: int = SMALLEST) -> bool:
@@ -71,31 +81,32 @@ def too_small(frames: Array, least: int = SMALLEST) -> bool:
 
 def timed(frames: Array, step: float, label: str = "") -> Visual:
     """A clip on a fresh time line."""
-    return Visual(frames, np.round(np.arange(len(frames)) * step, 3), label)
+    # Rounded, so that 3 · 0.1 is 0.3 here and in the answer.
+    times = np.round(np.arange(len(frames)) * step, 3)
+    return Visual(frames, times, label)
 
 
 def thumbnails(frames: Array, side: int = 32) -> Array:
     """int16 [F, h, w, 3]: every k-th pixel, about `side` along the shorter side."""
     every = max(1, min(frames.shape[1:3]) // side)
-    return frames[:, every // 2 :: every, every // 2 :: every].astype(np.int16)
+    middle = every // 2
+    # Signed, so that differences of two thumbnails do not wrap around.
+    return frames[:, middle::every, middle::every].astype(np.int16)
 
 
 def motion(frames: Array) -> Array:
     """float64 [F − 1]: mean absolute change between neighbouring frames, in grey levels."""
-    small = thumbnails(frames)
-    return np.abs(np.diff(small, axis=0)).mean(axis=(1, 2, 3))
+    steps = np.diff(thumbnails(frames), axis=0)
+    return np.abs(steps).mean(axis=(1, 2, 3))
 
 
 def change(first: Array, second: Array) -> float:
     """Mean absolute difference of two stacks of frames of one shape, in grey levels."""
-    return float(np.abs(thumbnails(first) - thumbnails(second)).mean())
+    difference = thumbnails(first) - thumbnails(second)
+    return float(np.abs(difference).mean())
 
 
 def closest_means(clips: list[Array]) -> float:
     """Smallest difference between the mean frames of two clips, in grey levels."""
-    means = np.stack([thumbnails(frames).mean(axis=0) for frames in clips])
-    return min(
-        float(np.abs(means[i] - means[j]).mean())
-        for i in range(len(means))
-        for j in range(i + 1, len(means))
-    )
+    means = [thumbnails(frames).mean(axis=0) for frames in clips]
+    return min(float(np.abs(one - other).mean()) for one, other in combinations(means, 2))

@@ -25,7 +25,9 @@ def scaled_point(point: Sequence[float], width: int, height: int) -> list[int]:
 
 def scaled_box(box: Sequence[float], width: int, height: int) -> list[int]:
     """[x0, y0, x1, y1] on the answer grid."""
-    return [*scaled_point(box[:2], width, height), *scaled_point(box[2:], width, height)]
+    first = scaled_point(box[:2], width, height)
+    second = scaled_point(box[2:], width, height)
+    return [*first, *second]
 
 
 def is_box(values: Sequence[float]) -> bool:
@@ -40,17 +42,19 @@ def is_box(values: Sequence[float]) -> bool:
 def homography(source: Array, target: Array) -> Array:
     """The 3×3 matrix that maps four points `source` [4, 2] to `target` [4, 2]."""
     rows, values = [], []
+    # Two linear equations per point, in the eight entries of a matrix whose last entry is 1.
     for (x, y), (u, v) in zip(source, target, strict=True):
-        rows += [[x, y, 1, 0, 0, 0, -u * x, -u * y], [0, 0, 0, x, y, 1, -v * x, -v * y]]
+        rows.append([x, y, 1, 0, 0, 0, -u * x, -u * y])
+        rows.append([0, 0, 0, x, y, 1, -v * x, -v * y])
         values += [u, v]
-    return np.append(
-        np.linalg.solve(np.asarray(rows, dtype=np.float64), np.asarray(values)), 1.0
-    ).reshape(3, 3)
+    entries = np.linalg.solve(np.asarray(rows, dtype=np.float64), np.asarray(values))
+    return np.append(entries, 1.0).reshape(3, 3)
 
 
 def project(matrix: Array, points: Array) -> Array:
     """[N, 2] points through a homography."""
-    homogeneous = np.concatenate([points, np.ones((len(points), 1))], axis=1) @ matrix.T
+    ones = np.ones((len(points), 1))
+    homogeneous = np.concatenate([points, ones], axis=1) @ matrix.T
     return homogeneous[:, :2] / homogeneous[:, 2:]
 
 
@@ -58,19 +62,22 @@ def warp(picture: Array, matrix: Array, width: int, height: int) -> Array:
     """The picture seen through `matrix` (output to source), bilinear. Every output pixel must have a source."""
     flat = [float(value) for value in (matrix / matrix[2, 2]).reshape(-1)]
     image = Image.fromarray(np.ascontiguousarray(picture))
+    # Without perspective Pillow's affine path gives the same view, much quicker.
     if flat[6] == flat[7] == 0.0:
         kind, numbers = Image.Transform.AFFINE, flat[:6]
     else:
         kind, numbers = Image.Transform.PERSPECTIVE, flat[:8]
-    return np.asarray(
-        image.transform((width, height), kind, numbers, Image.Resampling.BILINEAR)
-    )
+    view = image.transform((width, height), kind, numbers, Image.Resampling.BILINEAR)
+    return np.asarray(view)
 
 
 def corners(width: float, height: float) -> Array:
     """The four corners of a rectangle at the origin, clockwise from the top left. [4, 2]"""
-    return np.array([[0.0, 0.0], [width, 0.0], [width, height], [0.0, height]])
+    top_left, top_right = [0.0, 0.0], [width, 0.0]
+    bottom_right, bottom_left = [width, height], [0.0, height]
+    return np.array([top_left, top_right, bottom_right, bottom_left])
 
 
 def _clamped(share: float) -> int:
-    return int(min(max(round(share * SCALE), 0), SCALE))
+    place = round(share * SCALE)
+    return int(min(max(place, 0), SCALE))

@@ -4,7 +4,6 @@
 | --- | --- |
 | lens position (vignetting, chromatic fringe), JPEG grid phase and quantisation | `harmless_history` |
 | continuous borders, size of a piece | `cut_tiles` |
-| one piece compressed differently | `recompressed` (all pieces, one quality) |
 | absolute colour of a place, histograms | `jittered` (a common and a small own change), `equalised` |
 | blur of a resampled piece | `resampled_alike` |
 | exchangeable, empty or self-similar pieces | `alike`, `textureless`, `nearly_invariant` |
@@ -14,10 +13,10 @@ Every draw comes from the generators that are passed in. Sizes and thresholds ar
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.random import Generator
 from PIL import Image
 
 from mmrl.data.pretext.contract import Array
@@ -40,15 +39,19 @@ def harmless_history(picture: Array, rng: Streams, side: int, lens: bool = True)
     draw = rng["history"]
     height, width = picture.shape[:2]
     shares = draw.uniform(0.85, 1.0, size=2)
-    tall, wide = max(1, int(height * shares[0])), max(1, int(width * shares[1]))
-    top, left = int(draw.integers(height - tall + 1)), int(draw.integers(width - wide + 1))
-    scale = float(draw.uniform(0.7, 0.95)) * min(1.0, side / (0.7 * max(tall, wide)))
-    scale = min(scale, 0.95, side / max(tall, wide))
+    tall = max(1, int(height * shares[0]))
+    wide = max(1, int(width * shares[1]))
+    top = int(draw.integers(height - tall + 1))
+    left = int(draw.integers(width - wide + 1))
+    longer = max(tall, wide)
+    scale = float(draw.uniform(0.7, 0.95)) * min(1.0, side / (0.7 * longer))
+    # Always reduced, if only by 5 %: a picture that kept its pixels would also keep its 8×8 JPEG grid.
+    scale = min(scale, 0.95, side / longer)
     target = (max(1, round(wide * scale)), max(1, round(tall * scale)))
-    out = resize(picture[top : top + tall, left : left + wide], *target)
+    reduced = resize(picture[top : top + tall, left : left + wide], *target)
     if not lens or min(target) < 16:
-        return out
-    return _radial_gain(_fringe(out, draw), draw)
+        return reduced
+    return _radial_gain(_fringe(reduced, draw), draw)
 
 
 def resize(picture: Array, width: int, height: int) -> Array:
@@ -57,14 +60,13 @@ def resize(picture: Array, width: int, height: int) -> Array:
     return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=2.0))
 
 
-def random_crop(
-    picture: Array, width: int, height: int, rng: np.random.Generator
-) -> Array | None:
+def random_crop(picture: Array, width: int, height: int, rng: Generator) -> Array | None:
     """A crop of exactly this size at a random place; None if the picture is smaller."""
     tall, wide = picture.shape[:2]
     if tall < height or wide < width:
         return None
-    top, left = int(rng.integers(tall - height + 1)), int(rng.integers(wide - width + 1))
+    top = int(rng.integers(tall - height + 1))
+    left = int(rng.integers(wide - width + 1))
     return picture[top : top + height, left : left + width]
 
 
@@ -74,7 +76,7 @@ def cut_tiles(
     columns: int,
     gap: float,
     unit: int,
-    rng: np.random.Generator,
+    rng: Generator,
     *,
     square: bool = False,
 ) -> list[Array] | None:
@@ -82,17 +84,16 @@ def cut_tiles(
 
     A ring is removed from every tile: 2/3 to 4/3 of `gap` (a share of the cell's side) at each side, drawn per tile
     and axis. The grid lies at a random place. None if the picture is too small for tiles of `unit` pixels."""
-    sides = [
-        _tile_side(length // parts, gap, unit)
-        for length, parts in zip(picture.shape[:2], (rows, columns), strict=True)
-    ]
+    height, width = picture.shape[:2]
+    tall = _tile_side(height // rows, gap, unit)
+    wide = _tile_side(width // columns, gap, unit)
     if square:
-        sides = [min(sides)] * 2
-    if min(sides) < unit:
+        tall = wide = min(tall, wide)
+    if min(tall, wide) < unit:
         return None
-    (tall, cell_tall), (wide, cell_wide) = (
-        (side, round(side / (1.0 - 2.0 * gap))) for side in sides
-    )
+    # A cell is the tile with what is cut off around it.
+    kept = 1.0 - 2.0 * gap
+    cell_tall, cell_wide = round(tall / kept), round(wide / kept)
     cut = random_crop(picture, cell_wide * columns, cell_tall * rows, rng)
     assert cut is not None, f"cells {cell_tall}×{cell_wide} do not fit {picture.shape}"
     tiles = []
@@ -104,31 +105,31 @@ def cut_tiles(
     return tiles
 
 
-def recompressed(pieces: Sequence[Array], rng: np.random.Generator) -> list[Array]:
-    """All pieces through one JPEG round trip of one random quality (60 to 95), or, half of the time, none."""
-    quality = int(rng.integers(60, 96))
-    if rng.random() < 0.5:
-        return list(pieces)
-    return [_jpeg(piece, quality) for piece in pieces]
-
-
 def jittered(
-    pieces: Sequence[Array], rng: np.random.Generator, own: float = 0.03, common: float = 0.08
+    pieces: Sequence[Array], rng: Generator, own: float = 0.03, common: float = 0.08
 ) -> list[Array]:
     """Brightness and colour balance: one change for all pieces (up to `common`) and a smaller one per piece."""
-    shared = 1.0 + rng.uniform(-common, common) + rng.uniform(-common / 3, common / 3, size=3)
-    return [_scaled(piece, shared * (1.0 + rng.uniform(-own, own, size=3))) for piece in pieces]
+    brightness = rng.uniform(-common, common)
+    balance = rng.uniform(-common / 3, common / 3, size=3)
+    shared = 1.0 + brightness + balance
+    changed = []
+    for piece in pieces:
+        small = rng.uniform(-own, own, size=3)
+        changed.append(_scaled(piece, shared * (1.0 + small)))
+    return changed
 
 
-def equalised(picture: Array, rng: np.random.Generator) -> Array:
+def equalised(picture: Array, rng: Generator) -> Array:
     """Every colour plane with a flat histogram; equal values are spread by sub-grey-level noise."""
-    fine = picture.astype(np.uint16) * 16 + rng.integers(
-        0, 16, size=picture.shape, dtype=np.uint16
-    )
+    # Sixteen levels per grey level: without the noise a flat area would stay one peak of the histogram.
+    noise = rng.integers(0, 16, size=picture.shape, dtype=np.uint16)
+    fine = picture.astype(np.uint16) * 16 + noise
     out = np.empty_like(picture)
     for plane in range(3):
-        below = np.cumsum(np.bincount(fine[..., plane].ravel(), minlength=4096))
-        out[..., plane] = (below * (255.0 / below[-1])).astype(np.uint8)[fine[..., plane]]
+        counts = np.bincount(fine[..., plane].ravel(), minlength=4096)
+        below = np.cumsum(counts)
+        table = (below * (255.0 / below[-1])).astype(np.uint8)
+        out[..., plane] = table[fine[..., plane]]
     return out
 
 
@@ -140,7 +141,9 @@ def thumbnail(picture: Array, side: int = 16) -> Array:
 
 def difference(first: Array, second: Array) -> float:
     """Mean absolute difference of two pictures of one shape, in grey levels."""
-    return float(np.abs(first.astype(np.int16) - second.astype(np.int16)).mean())
+    # Signed first: uint8 differences wrap around.
+    apart = first.astype(np.int16) - second.astype(np.int16)
+    return float(np.abs(apart).mean())
 
 
 def textureless(piece: Array) -> bool:
@@ -154,9 +157,10 @@ def alike(pieces: Sequence[Array], *, turns: bool = False, threshold: float = AL
     for first in range(len(small)):
         for step in range(4 if turns else 1):
             turned = np.rot90(small[first], step)
-            distance = np.abs(small[first if step else first + 1 :] - turned).mean(
-                axis=(1, 2, 3)
-            )
+            # Upright, each pair is looked at once. A turned piece is also compared with itself: one that looks the
+            # same after a quarter turn has no right angle.
+            others = small[first if step else first + 1 :]
+            distance = np.abs(others - turned).mean(axis=(1, 2, 3))
             if distance.size and float(distance.min()) < threshold:
                 return True
     return False
@@ -171,43 +175,46 @@ def nearly_invariant(
 
 
 def _tile_side(cell: int, gap: float, unit: int) -> int:
-    side = int(cell * (1.0 - 2.0 * gap)) // unit * unit
-    while side >= unit and round(side / (1.0 - 2.0 * gap)) > cell:
+    """The largest multiple of `unit` whose cell, gaps included, is at most `cell` pixels; 0 if there is none."""
+    kept = 1.0 - 2.0 * gap
+    side = int(cell * kept) // unit * unit
+    # Rounding up from the tile to its cell can take one pixel too many.
+    while side >= unit and round(side / kept) > cell:
         side -= unit
     return side
 
 
-def _ring(total: int, rng: np.random.Generator) -> int:
+def _ring(total: int, rng: Generator) -> int:
     low, high = round(total / 3), round(2 * total / 3)
     return int(rng.integers(low, high + 1))
 
 
-def _fringe(picture: Array, rng: np.random.Generator) -> Array:
+def _fringe(picture: Array, rng: Generator) -> Array:
     """Shift red and blue by −1, 0 or 1 pixels along each axis and cut the border that has no source."""
-    shifts = rng.integers(0, 3, size=(2, 2))
+    red, blue = rng.integers(0, 3, size=(2, 2))
+    green = (1, 1)  # the middle of the three places: not shifted
     tall, wide = picture.shape[0] - 2, picture.shape[1] - 2
-    planes = [
-        picture[dy : dy + tall, dx : dx + wide, channel]
-        for channel, (dy, dx) in ((0, shifts[0]), (1, (1, 1)), (2, shifts[1]))
-    ]
+    planes = []
+    for channel, (down, right) in enumerate((red, green, blue)):
+        planes.append(picture[down : down + tall, right : right + wide, channel])
     return np.stack(planes, axis=-1)
 
 
-def _radial_gain(picture: Array, rng: np.random.Generator) -> Array:
+def _radial_gain(picture: Array, rng: Generator) -> Array:
+    """Brighter or darker with the square of the distance from a random centre: hides the lens's own vignetting."""
     height, width = picture.shape[:2]
-    strength, (cy, cx) = float(rng.uniform(-0.08, 0.08)), rng.uniform(0.2, 0.8, size=2)
-    ys = ((np.arange(height, dtype=np.float32) / height - np.float32(cy)) ** 2)[:, None]
-    xs = ((np.arange(width, dtype=np.float32) / width - np.float32(cx)) ** 2)[None, :]
-    gain = np.float32(1.0) + np.float32(strength) * (ys + xs)
+    strength = float(rng.uniform(-0.08, 0.08))
+    centre_y, centre_x = rng.uniform(0.2, 0.8, size=2)
+    # float32 throughout: a picture of float64 would take eight times its memory.
+    down = np.arange(height, dtype=np.float32) / height - np.float32(centre_y)
+    right = np.arange(width, dtype=np.float32) / width - np.float32(centre_x)
+    squared = (down**2)[:, None] + (right**2)[None, :]
+    gain = np.float32(1.0) + np.float32(strength) * squared
     return np.clip(picture * gain[..., None], 0, 255).astype(np.uint8)
 
 
-def _jpeg(picture: Array, quality: int) -> Array:
-    buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(picture)).save(buffer, "JPEG", quality=quality)
-    return np.asarray(Image.open(buffer).convert("RGB"))
-
-
 def _scaled(picture: Array, gain: Array) -> Array:
+    # A table of 256 values per plane is much quicker than arithmetic on every pixel.
     table = np.clip(np.arange(256)[:, None] * gain, 0, 255).astype(np.uint8)
-    return np.stack([table[:, channel][picture[..., channel]] for channel in range(3)], axis=-1)
+    planes = [table[:, channel][picture[..., channel]] for channel in range(3)]
+    return np.stack(planes, axis=-1)

@@ -14,15 +14,21 @@ level inside the chain. Every hop must have one clear result (`NEAR`, `BIGGER`, 
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from numpy.random import Generator
 
+from mmrl.data.pretext.craft.draws import one_of
 from mmrl.data.pretext.craft.scene_objects import HUES, Thing
 
 Hop = tuple[str, str]
 Result = int
 """Index of an object, or a number after the reading hop."""
+Things = Sequence[Thing]
+Step = Callable[[str, Result, Things], Result | None]
+"""A hop as a function of its argument, of the result before it and of the scene."""
 
 NEAR = 1.15
 """The second-nearest object must be this many times as far away."""
@@ -31,25 +37,31 @@ BIGGER = 1.2
 APART = 8.0
 """Pixels by which places must differ where their order matters."""
 
-SIDES = {"left": (0, -1), "right": (0, 1), "above": (1, -1), "below": (1, 1)}
+SIDES = {
+    "left": (0, -1),
+    "right": (0, 1),
+    "above": (1, -1),
+    "below": (1, 1),
+}
 """Axis (x or y) and sign."""
 SELECTS = ("largest", "smallest", "edge")
+# Listed twice where a kind is drawn twice as often.
 LINKS = ("nearest", "nearest", "same", "index")
 READS = ("digit", "digit", "count same", "count side")
 ARITHS = ("plus", "minus", "times", "max")
 
 
-def draw_program(hops: int, arith: int, rng: np.random.Generator) -> list[Hop]:
+def draw_program(hops: int, arith: int, rng: Generator) -> list[Hop]:
     """A random program: one selection, hops − 2 − arith links, one reading, `arith` arithmetic hops."""
-    links = [
-        _argued(LINKS[int(rng.integers(len(LINKS)))], rng) for _ in range(hops - 2 - arith)
-    ]
-    ariths = [_argued(ARITHS[int(rng.integers(len(ARITHS)))], rng) for _ in range(arith)]
-    start = _argued(SELECTS[int(rng.integers(len(SELECTS)))], rng)
-    return [start, *links, _argued(READS[int(rng.integers(len(READS)))], rng), *ariths]
+    # Drawn in this order, not in that of the program: the order of the draws is part of the format.
+    links = [_argued(one_of(LINKS, rng), rng) for _ in range(hops - 2 - arith)]
+    ariths = [_argued(one_of(ARITHS, rng), rng) for _ in range(arith)]
+    start = _argued(one_of(SELECTS, rng), rng)
+    reading = _argued(one_of(READS, rng), rng)
+    return [start, *links, reading, *ariths]
 
 
-def run(program: Sequence[Hop], things: Sequence[Thing]) -> list[Result] | None:
+def run(program: Sequence[Hop], things: Things) -> list[Result] | None:
     """The result of every hop; None if one of them is not clear."""
     results: list[Result] = []
     for hop in program:
@@ -60,23 +72,24 @@ def run(program: Sequence[Hop], things: Sequence[Thing]) -> list[Result] | None:
     return results
 
 
-def step(hop: Hop, now: Result, things: Sequence[Thing]) -> Result | None:
+def step(hop: Hop, now: Result, things: Things) -> Result | None:
     """One hop from the result before it."""
     name, argument = hop
     return _STEPS[name](argument, now, things)
 
 
 def matters(
-    program: Sequence[Hop], results: Sequence[Result], things: Sequence[Thing], share: float
+    program: Sequence[Hop], results: Sequence[Result], things: Things, share: float
 ) -> bool:
     """Would another object at any hop change the final number in at least this share of the cases?"""
     for place, hop in enumerate(program):
+        # From the reading hop on the results are numbers: there is no other object to take.
         if hop[0] in READS or hop[0] in ARITHS:
             break
-        others = [i for i in range(len(things)) if i != results[place]]
-        if sum(
-            _final(program[place + 1 :], i, things) != results[-1] for i in others
-        ) < share * len(others):
+        others = [index for index in range(len(things)) if index != results[place]]
+        rest = program[place + 1 :]
+        changed = [_final(rest, index, things) != results[-1] for index in others]
+        if sum(changed) < share * len(others):
             return False
     return True
 
@@ -90,20 +103,20 @@ def objects_visited(program: Sequence[Hop], results: Sequence[Result]) -> list[R
     ]
 
 
-def phrase(hop: Hop, rng: np.random.Generator) -> str:
+def phrase(hop: Hop, rng: Generator) -> str:
     """The hop in words, in one of several ways."""
     name, argument = hop
     options = PHRASES[name]
     word = _WORDS.get((name, argument), argument)
-    return options[int(rng.integers(len(options)))].format(word)
+    return one_of(options, rng).format(word)
 
 
-def _argued(name: str, rng: np.random.Generator) -> Hop:
+def _argued(name: str, rng: Generator) -> Hop:
     arguments = _ARGUMENTS[name]
-    return name, arguments[int(rng.integers(len(arguments)))]
+    return name, one_of(arguments, rng)
 
 
-def _final(program: Sequence[Hop], now: Result, things: Sequence[Thing]) -> Result | None:
+def _final(program: Sequence[Hop], now: Result, things: Things) -> Result | None:
     for hop in program:
         found = step(hop, now, things)
         if found is None:
@@ -112,89 +125,104 @@ def _final(program: Sequence[Hop], now: Result, things: Sequence[Thing]) -> Resu
     return now
 
 
-def _extreme(sign: int) -> Callable[[str, Result, Sequence[Thing]], Result | None]:
-    def select(argument: str, now: Result, things: Sequence[Thing]) -> Result | None:
-        first, *others = sorted(range(len(things)), key=lambda i: -sign * things[i].size)
-        ratios = [(things[first].size / things[i].size) ** sign for i in others]
-        ratios += [(things[first].area / things[i].area) ** (sign / 2) for i in others]
-        return first if min(ratios) >= BIGGER else None
+def _extreme(sign: int) -> Step:
+    """The largest object (sign 1) or the smallest one (−1), if it is that by diameter and by area."""
+
+    def select(argument: str, now: Result, things: Things) -> Result | None:
+        by_size = sorted(range(len(things)), key=lambda index: -sign * things[index].size)
+        first, *others = by_size
+        for index in others:
+            diameters = things[first].size / things[index].size
+            areas = things[first].area / things[index].area
+            if diameters**sign < BIGGER or areas ** (sign / 2) < BIGGER:
+                return None
+        return first
 
     return select
 
 
-def _edge(side: str, now: Result, things: Sequence[Thing]) -> Result | None:
+def _edge(side: str, now: Result, things: Things) -> Result | None:
     axis, sign = SIDES[side]
-    order = sorted(range(len(things)), key=lambda i: -sign * _at(things[i], axis))
-    return order[0] if _clear(things[order[0]], things[order[1]], axis) else None
+    order = _ordered(things, axis, sign)
+    outermost, next_one = order[:2]
+    return outermost if _clear(things[outermost], things[next_one], axis) else None
 
 
-def _named(name: str, now: Result, things: Sequence[Thing]) -> Result | None:
-    found = [i for i, thing in enumerate(things) if thing.name == name]
-    return found[0] if len(found) == 1 else None
+def _named(name: str, now: Result, things: Things) -> Result | None:
+    return _only([index for index, thing in enumerate(things) if thing.name == name])
 
 
-def _nearest(side: str, now: Result, things: Sequence[Thing]) -> Result | None:
+def _nearest(side: str, now: Result, things: Things) -> Result | None:
     axis, sign = SIDES[side]
-    here, found = things[now], []
-    for i, thing in enumerate(things):
-        if i == now:
+    here = things[now]
+    found: list[tuple[float, int]] = []
+    for index, thing in enumerate(things):
+        if index == now:
             continue
+        # Also refused if the unclear one is far off: whether it lies on this side must be certain.
         if not _clear(here, thing, axis):
             return None
         if sign * (_at(thing, axis) - _at(here, axis)) > 0:
-            found.append((float(np.hypot(thing.x - here.x, thing.y - here.y)), i))
+            distance = float(np.hypot(thing.x - here.x, thing.y - here.y))
+            found.append((distance, index))
     found.sort()
-    if not found or (len(found) > 1 and found[1][0] < NEAR * found[0][0]):
+    if not found:
         return None
-    return found[0][1]
+    nearest, index = found[0]
+    if len(found) > 1 and found[1][0] < NEAR * nearest:
+        return None
+    return index
 
 
-def _same(attribute: str, now: Result, things: Sequence[Thing]) -> Result | None:
+def _same(attribute: str, now: Result, things: Things) -> Result | None:
     wanted = getattr(things[now], attribute)
-    found = [
-        i for i, thing in enumerate(things) if i != now and getattr(thing, attribute) == wanted
-    ]
-    return found[0] if len(found) == 1 else None
+    others = [index for index in range(len(things)) if index != now]
+    return _only([index for index in others if getattr(things[index], attribute) == wanted])
 
 
-def _index(side: str, now: Result, things: Sequence[Thing]) -> Result | None:
+def _index(side: str, now: Result, things: Things) -> Result | None:
     axis, sign = SIDES[side]
-    order = sorted(
-        range(len(things)),
-        key=lambda i: -sign * _at(things[i], axis) if sign > 0 else _at(things[i], axis),
-    )
+    # Counted from the named side on: from the left, say, the leftmost object is the first.
+    order = _ordered(things, axis, sign)
     place = things[now].digit - 1
     if not 0 <= place < len(order) or order[place] == now:
         return None
-    beside = [order[j] for j in (place - 1, place + 1) if 0 <= j < len(order)]
-    return (
-        order[place]
-        if all(_clear(things[order[place]], things[i], axis) for i in beside)
-        else None
-    )
+    target = things[order[place]]
+    # Only the neighbours in the order could be miscounted.
+    beside = [order[other] for other in (place - 1, place + 1) if 0 <= other < len(order)]
+    clear = all(_clear(target, things[index], axis) for index in beside)
+    return order[place] if clear else None
 
 
-def _digit(argument: str, now: Result, things: Sequence[Thing]) -> Result | None:
+def _digit(argument: str, now: Result, things: Things) -> Result | None:
     return things[now].digit
 
 
-def _count_same(attribute: str, now: Result, things: Sequence[Thing]) -> Result | None:
-    return sum(getattr(thing, attribute) == getattr(things[now], attribute) for thing in things)
+def _count_same(attribute: str, now: Result, things: Things) -> Result | None:
+    wanted = getattr(things[now], attribute)
+    return sum(getattr(thing, attribute) == wanted for thing in things)
 
 
-def _count_side(side: str, now: Result, things: Sequence[Thing]) -> Result | None:
+def _count_side(side: str, now: Result, things: Things) -> Result | None:
     axis, sign = SIDES[side]
-    others = [thing for i, thing in enumerate(things) if i != now]
-    if not all(_clear(things[now], thing, axis) for thing in others):
+    here = things[now]
+    others = [thing for index, thing in enumerate(things) if index != now]
+    if not all(_clear(here, thing, axis) for thing in others):
         return None
-    return sum(sign * (_at(thing, axis) - _at(things[now], axis)) > 0 for thing in others)
+    return sum(sign * (_at(thing, axis) - _at(here, axis)) > 0 for thing in others)
+
+
+def _only(found: Sequence[int]) -> Result | None:
+    """The one that was found; None if it is none or several."""
+    return found[0] if len(found) == 1 else None
 
 
 def _arith(
     combine: Callable[[int, int], int],
-) -> Callable[[str, Result, Sequence[Thing]], Result | None]:
-    def apply(colour: str, now: Result, things: Sequence[Thing]) -> Result | None:
+) -> Step:
+    def apply(colour: str, now: Result, things: Things) -> Result | None:
         count = sum(thing.colour == colour for thing in things)
+        # Nothing of this colour would make the hop empty, and give its result away.
         return combine(now, count) if count else None
 
     return apply
@@ -204,11 +232,21 @@ def _at(thing: Thing, axis: int) -> float:
     return thing.y if axis else thing.x
 
 
+def _ordered(things: Things, axis: int, sign: int) -> list[int]:
+    """Indices of the objects, from the outermost one on this side inwards."""
+    places = [-sign * _at(thing, axis) for thing in things]
+    return sorted(range(len(things)), key=places.__getitem__)
+
+
 def _clear(first: Thing, second: Thing, axis: int) -> bool:
     return abs(_at(first, axis) - _at(second, axis)) >= APART
 
 
-_STEPS: dict[str, Callable[[str, Result, Sequence[Thing]], Result | None]] = {
+def _apart(first: int, second: int) -> int:
+    return abs(first - second)
+
+
+_STEPS: dict[str, Step] = {
     "largest": _extreme(1),
     "smallest": _extreme(-1),
     "edge": _edge,
@@ -219,9 +257,9 @@ _STEPS: dict[str, Callable[[str, Result, Sequence[Thing]], Result | None]] = {
     "digit": _digit,
     "count same": _count_same,
     "count side": _count_side,
-    "plus": _arith(lambda a, b: a + b),
-    "minus": _arith(lambda a, b: abs(a - b)),
-    "times": _arith(lambda a, b: a * b),
+    "plus": _arith(operator.add),
+    "minus": _arith(_apart),
+    "times": _arith(operator.mul),
     "max": _arith(max),
 }
 _ARGUMENTS: dict[str, tuple[str, ...]] = {

@@ -10,35 +10,35 @@ attendees are free throughout and in one meeting at a time (NP-Engine does not a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from itertools import combinations
 
 import numpy as np
+from numpy.random import Generator
 
 from mmrl.data.pretext.contract import Array
 from mmrl.data.pretext.craft import np_solvers
+from mmrl.data.pretext.craft.answer_forms import listed
+from mmrl.data.pretext.craft.draws import one_of, shuffled_numbers, some_of
+from mmrl.data.pretext.craft.np_graphs import Instance, Solved, distinct_numbers
 from mmrl.data.pretext.craft.np_solvers import Slot
 
-Instance = dict[str, Any]
 DAY = (9, 17)
 """First and last hour of the meeting day."""
 
 
-def cover_instance(size: int, rng: np.random.Generator) -> tuple[Instance, list[int]]:
+def cover_instance(size: int, rng: Generator) -> Solved:
     """`size` elements; as many subsets, among them a planted partition into about size / 3 parts."""
     parts = max(2, size // 3)
     owners = _owners(size, parts, rng)
-    subsets = [
-        [int(element) + 1 for element in np.flatnonzero(owners == part)]
-        for part in range(parts)
-    ]
+    subsets = []
+    for part in range(parts):
+        subsets.append([int(element) + 1 for element in np.flatnonzero(owners == part)])
     while len(subsets) < size:
-        subsets.append(
-            sorted(
-                int(element) + 1 for element in rng.permutation(size)[: int(rng.integers(2, 5))]
-            )
-        )
-    shown = [subsets[int(i)] for i in rng.permutation(len(subsets))]
+        # The order is drawn before its length: another sequence of draws would be another instance.
+        order = shuffled_numbers(size, rng)
+        subsets.append(sorted(order[: int(rng.integers(2, 5))]))
+    shown = some_of(subsets, len(subsets), rng)
     masks = [sum(1 << (element - 1) for element in subset) for subset in shown]
     chosen = np_solvers.fewest_subsets((1 << size) - 1, masks)
     return {"elements": size, "subsets": shown}, [index + 1 for index in chosen]
@@ -46,16 +46,17 @@ def cover_instance(size: int, rng: np.random.Generator) -> tuple[Instance, list[
 
 def cover_value(instance: Instance, answer: Sequence[int]) -> float | None:
     """Number of subsets that together hold every element."""
-    if not _distinct(answer, len(instance["subsets"])):
+    subsets = instance["subsets"]
+    if not distinct_numbers(answer, len(subsets)):
         return None
-    covered = set().union(*(instance["subsets"][index - 1] for index in answer))
+    covered = set().union(*(subsets[index - 1] for index in answer))
     return float(len(answer)) if len(covered) == instance["elements"] else None
 
 
-def sum_instance(size: int, rng: np.random.Generator) -> tuple[Instance, list[int]]:
+def sum_instance(size: int, rng: Generator) -> Solved:
     """Numbers from 1 to 9 and the sum of half of them."""
     numbers = [int(v) for v in rng.integers(1, 10, size=size)]
-    target = sum(numbers[int(i)] for i in rng.permutation(size)[: max(2, size // 2)])
+    target = sum(some_of(numbers, max(2, size // 2), rng))
     chosen = np_solvers.most_numbers(numbers, target)
     assert chosen is not None, f"{numbers} hold a planted subset with sum {target}"
     return {"numbers": numbers, "target": target}, [index + 1 for index in chosen]
@@ -63,167 +64,178 @@ def sum_instance(size: int, rng: np.random.Generator) -> tuple[Instance, list[in
 
 def sum_value(instance: Instance, answer: Sequence[int]) -> float | None:
     """Number of chosen places whose numbers add up to the target."""
-    if not _distinct(answer, len(instance["numbers"])):
+    numbers = instance["numbers"]
+    if not distinct_numbers(answer, len(numbers)):
         return None
-    return (
-        float(len(answer))
-        if sum(instance["numbers"][i - 1] for i in answer) == instance["target"]
-        else None
-    )
+    total = sum(numbers[place - 1] for place in answer)
+    return float(len(answer)) if total == instance["target"] else None
 
 
-def knapsack_instance(size: int, rng: np.random.Generator) -> tuple[Instance, list[int]]:
+def knapsack_instance(size: int, rng: Generator) -> Solved:
     """Weights from 2 to 9, values about as large as the weights, capacity near half of the total weight."""
     weights = [int(v) for v in rng.integers(2, 10, size=size)]
+    # Values follow the weights: with free values the best ratio alone would tell what to take.
     values = [max(1, weight + int(rng.integers(-2, 7))) for weight in weights]
-    capacity = max(max(weights), int(sum(weights) * float(rng.uniform(0.4, 0.55))))
+    share = float(rng.uniform(0.4, 0.55))
+    capacity = max(max(weights), int(sum(weights) * share))
     chosen = np_solvers.best_load(weights, values, capacity)
-    return {"weights": weights, "values": values, "capacity": capacity}, [
-        index + 1 for index in chosen
-    ]
+    instance = {"weights": weights, "values": values, "capacity": capacity}
+    return instance, [index + 1 for index in chosen]
 
 
 def knapsack_value(instance: Instance, answer: Sequence[int]) -> float | None:
     """Value of distinct items within the capacity."""
-    if not _distinct(answer, len(instance["weights"])):
+    weights, values = instance["weights"], instance["values"]
+    if not distinct_numbers(answer, len(weights)):
         return None
-    weight, value = (sum(instance[key][i - 1] for i in answer) for key in ("weights", "values"))
-    return float(value) if weight <= instance["capacity"] else None
+    if sum(weights[item - 1] for item in answer) > instance["capacity"]:
+        return None
+    return float(sum(values[item - 1] for item in answer))
 
 
-def meeting_instance(size: int, rng: np.random.Generator) -> tuple[Instance, list[Slot]]:
+def meeting_instance(size: int, rng: Generator) -> tuple[Instance, list[Slot]]:
     """`size` meetings of one to three hours for two or three of size + 1 people, who are free for parts of the day."""
-    people, first, last = size + 1, *DAY
-    attendees = [
-        sorted(int(p) + 1 for p in rng.permutation(people)[: int(rng.integers(2, 4))])
-        for _ in range(size)
-    ]
+    people = size + 1
+    attendees = []
+    for _ in range(size):
+        order = shuffled_numbers(people, rng)
+        attendees.append(sorted(order[: int(rng.integers(2, 4))]))
     durations = [int(v) for v in rng.integers(1, 4, size=size)]
-    free = []
-    for _ in range(people):
-        start, gap = int(rng.integers(first, first + 3)), int(rng.integers(first + 3, last - 2))
-        free.append([[start, gap], [gap + int(rng.integers(1, 3)), last]])
-    rooms = [3, 2][: 1 + (size > 2)]
+    free = [_free_hours(rng) for _ in range(people)]
+    rooms = [3, 2] if size > 2 else [3]
     instance = {"durations": durations, "attendees": attendees, "free": free, "rooms": rooms}
     options = _options(instance)
-    best = np_solvers.fullest_schedule(
-        [len(who) for who in attendees], options, _clashes(instance, options)
-    )
+    seats = [len(who) for who in attendees]
+    best = np_solvers.fullest_schedule(seats, options, _clashes(instance, options))
     return instance, sorted((meeting + 1, room + 1, start) for meeting, room, start in best)
+
+
+def _free_hours(rng: Generator) -> list[list[int]]:
+    """The hours of one person: all day from some morning hour on, but for a break of one or two hours."""
+    first, last = DAY
+    start = int(rng.integers(first, first + 3))
+    gap = int(rng.integers(first + 3, last - 2))
+    again = gap + int(rng.integers(1, 3))
+    return [[start, gap], [again, last]]
 
 
 def meeting_value(instance: Instance, answer: Sequence[Slot]) -> float | None:
     """Number of seats taken, over all meetings that take place."""
-    if not answer or not _distinct([slot[0] for slot in answer], len(instance["durations"])):
+    meetings = [slot[0] for slot in answer]
+    if not distinct_numbers(meetings, len(instance["durations"])):
         return None
     slots = [(meeting - 1, room - 1, start) for meeting, room, start in answer]
     if any(not 0 <= room < len(instance["rooms"]) for _, room, _ in slots):
         return None
     if not all(_fits(instance, slot) for slot in slots):
         return None
-    if any(_clash(instance, a, b) for i, a in enumerate(slots) for b in slots[i + 1 :]):
+    if any(_clash(instance, one, other) for one, other in combinations(slots, 2)):
         return None
     return float(sum(len(instance["attendees"][meeting]) for meeting, _, _ in slots))
 
 
-def guess_subsets(instance: Instance, rng: np.random.Generator) -> list[int]:
+def guess_subsets(instance: Instance, rng: Generator) -> list[int]:
     return _some(len(instance["subsets"]), rng)
 
 
-def guess_numbers(instance: Instance, rng: np.random.Generator) -> list[int]:
+def guess_numbers(instance: Instance, rng: Generator) -> list[int]:
     return _some(len(instance["numbers"]), rng)
 
 
-def guess_items(instance: Instance, rng: np.random.Generator) -> list[int]:
+def guess_items(instance: Instance, rng: Generator) -> list[int]:
     return _some(len(instance["weights"]), rng)
 
 
-def guess_schedule(instance: Instance, rng: np.random.Generator) -> list[Slot]:
+def guess_schedule(instance: Instance, rng: Generator) -> list[Slot]:
     """One or two meetings in any room at any hour."""
-    chosen = rng.permutation(len(instance["durations"]))[: int(rng.integers(1, 3))]
+    order = shuffled_numbers(len(instance["durations"]), rng)
+    chosen = order[: int(rng.integers(1, 3))]
     rooms, hours = len(instance["rooms"]), range(*DAY)
-    return sorted(
-        (int(m) + 1, int(rng.integers(rooms)) + 1, hours[int(rng.integers(len(hours)))])
-        for m in chosen
-    )
+    slots = []
+    for meeting in chosen:
+        room = int(rng.integers(rooms)) + 1
+        slots.append((meeting, room, one_of(hours, rng)))
+    return sorted(slots)
 
 
 def written_selection(instance: Instance) -> str:
     """The instance as text."""
     if "subsets" in instance:
-        listed = "; ".join(
-            f"{i + 1}: {{{', '.join(map(str, s))}}}" for i, s in enumerate(instance["subsets"])
-        )
-        return f"The elements are 1 to {instance['elements']}. Subsets: {listed}."
+        sets = [f"{{{listed(subset)}}}" for subset in instance["subsets"]]
+        return f"The elements are 1 to {instance['elements']}. Subsets: {_numbered(sets)}."
     if "numbers" in instance:
-        listed = ", ".join(map(str, instance["numbers"]))
-        return f"Numbers at places 1, 2, …: {listed}. Target sum: {instance['target']}."
+        numbers = listed(instance["numbers"])
+        return f"Numbers at places 1, 2, …: {numbers}. Target sum: {instance['target']}."
     if "weights" in instance:
         pairs = zip(instance["weights"], instance["values"], strict=True)
-        listed = "; ".join(f"{i + 1}: weight {w}, value {v}" for i, (w, v) in enumerate(pairs))
-        return f"Items: {listed}. Capacity: {instance['capacity']}."
+        items = [f"weight {weight}, value {value}" for weight, value in pairs]
+        return f"Items: {_numbered(items)}. Capacity: {instance['capacity']}."
     pairs = zip(instance["durations"], instance["attendees"], strict=True)
-    meetings = "; ".join(
-        f"{i + 1}: {h} h, people {', '.join(map(str, who))}" for i, (h, who) in enumerate(pairs)
+    meetings = [f"{hours} h, people {listed(who)}" for hours, who in pairs]
+    free = [listed(f"{start}-{end}" for start, end in spans) for spans in instance["free"]]
+    rooms = [f"{seats} seats" for seats in instance["rooms"]]
+    return (
+        f"Meetings: {_numbered(meetings)}. Free hours of each person: {_numbered(free)}."
+        f" Rooms: {_numbered(rooms)}."
     )
-    free = "; ".join(
-        f"{i + 1}: {', '.join(f'{a}-{b}' for a, b in spans)}"
-        for i, spans in enumerate(instance["free"])
-    )
-    rooms = "; ".join(f"{i + 1}: {seats} seats" for i, seats in enumerate(instance["rooms"]))
-    return f"Meetings: {meetings}. Free hours of each person: {free}. Rooms: {rooms}."
+
+
+def _numbered(texts: Iterable[str]) -> str:
+    """ "1: …; 2: …"."""
+    return "; ".join(f"{number}: {text}" for number, text in enumerate(texts, 1))
 
 
 def _options(instance: Instance) -> list[list[Slot]]:
     """Every slot of every meeting that its room and its people allow."""
     rooms, hours = range(len(instance["rooms"])), range(*DAY)
-    slots = [
-        [(m, room, hour) for hour in hours for room in rooms]
-        for m in range(len(instance["durations"]))
-    ]
-    return [[slot for slot in some if _fits(instance, slot)] for some in slots]
+    options = []
+    for meeting in range(len(instance["durations"])):
+        slots = [(meeting, room, hour) for hour in hours for room in rooms]
+        options.append([slot for slot in slots if _fits(instance, slot)])
+    return options
 
 
 def _clashes(instance: Instance, options: Sequence[Sequence[Slot]]) -> Array:
+    """bool [S, S] over all slots in order."""
     flat = [slot for slots in options for slot in slots]
-    return np.array([[_clash(instance, a, b) for b in flat] for a in flat], dtype=bool).reshape(
-        len(flat), len(flat)
-    )
+    table = [[_clash(instance, one, other) for other in flat] for one in flat]
+    # Reshaped for the case of no slot at all, whose table has no second axis.
+    return np.array(table, dtype=bool).reshape(len(flat), len(flat))
 
 
 def _fits(instance: Instance, slot: Slot) -> bool:
+    """Is the room large enough, and is everybody free throughout?"""
     meeting, room, start = slot
-    end, who = start + instance["durations"][meeting], instance["attendees"][meeting]
-    free = all(
-        any(a <= start and end <= b for a, b in instance["free"][person - 1]) for person in who
-    )
-    return free and len(who) <= instance["rooms"][room]
+    end = start + instance["durations"][meeting]
+    attendees = instance["attendees"][meeting]
+    if len(attendees) > instance["rooms"][room]:
+        return False
+    for person in attendees:
+        spans = instance["free"][person - 1]
+        if not any(first <= start and end <= last for first, last in spans):
+            return False
+    return True
 
 
 def _clash(instance: Instance, first: Slot, second: Slot) -> bool:
-    ends = [slot[2] + instance["durations"][slot[0]] for slot in (first, second)]
-    if first[2] >= ends[1] or second[2] >= ends[0]:
+    """Do two slots overlap in time and share a room or a person?"""
+    (one, room, start), (other, other_room, other_start) = first, second
+    end = start + instance["durations"][one]
+    other_end = other_start + instance["durations"][other]
+    if start >= other_end or other_start >= end:
         return False
-    people = set(instance["attendees"][first[0]]) & set(instance["attendees"][second[0]])
-    return first[1] == second[1] or bool(people)
+    shared = set(instance["attendees"][one]) & set(instance["attendees"][other])
+    return room == other_room or bool(shared)
 
 
-def _owners(size: int, parts: int, rng: np.random.Generator) -> Array:
+def _owners(size: int, parts: int, rng: Generator) -> Array:
     """The part of every element; no part is empty."""
     owners = np.concatenate([np.arange(parts), rng.integers(0, parts, size=size - parts)])
     rng.shuffle(owners)
     return owners
 
 
-def _some(count: int, rng: np.random.Generator) -> list[int]:
+def _some(count: int, rng: Generator) -> list[int]:
     """About half of 1..count, at least one."""
-    return sorted(int(i) + 1 for i in rng.permutation(count)[: int(rng.integers(1, count))])
-
-
-def _distinct(answer: Sequence[int], count: int) -> bool:
-    return (
-        bool(answer)
-        and len(set(answer)) == len(answer)
-        and min(answer) >= 1
-        and max(answer) <= count
-    )
+    order = shuffled_numbers(count, rng)
+    return sorted(order[: int(rng.integers(1, count))])

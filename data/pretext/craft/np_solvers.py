@@ -32,21 +32,16 @@ def shortest_tour(distances: Array) -> list[int]:
         orders = _orders(count)
         legs = distances[orders, np.roll(orders, -1, axis=1)].sum(axis=1)
         return [int(city) for city in orders[int(legs.argmin())]]
-    tours = [
-        _two_opt(_nearest_neighbour(distances, start), distances) for start in range(count)
-    ]
-    return min(
-        tours,
-        key=lambda tour: sum(
-            distances[a, b] for a, b in zip(tour, tour[1:] + tour[:1], strict=True)
-        ),
-    )
+    tours = []
+    for start in range(count):
+        tours.append(_two_opt(_nearest_neighbour(distances, start), distances))
+    return min(tours, key=lambda tour: _tour_length(tour, distances))
 
 
 def fewest_colours(graph: Graph) -> list[int]:
     """Colours from 0. DSatur, then fewer and fewer colours by backtracking."""
     best = _dsatur(graph)
-    steps = [BUDGET]
+    steps = [BUDGET]  # in a list, as all rounds draw on one budget
     while max(best) > 0:
         better = _coloured(graph, max(best), steps)
         if better is None:
@@ -57,6 +52,7 @@ def fewest_colours(graph: Graph) -> list[int]:
 
 def largest_clique(graph: Graph) -> list[int]:
     """Nodes that are all joined to one another."""
+    # Sets of nodes as bit masks: an intersection is one machine operation for up to 64 nodes.
     joined = [sum(1 << other for other in neighbours) for neighbours in graph]
     best: list[int] = []
     steps = BUDGET
@@ -66,6 +62,7 @@ def largest_clique(graph: Graph) -> list[int]:
         steps -= 1
         if len(chosen) > len(best):
             best = list(chosen)
+        # Go on only while all candidates together could still beat the best.
         while left and len(chosen) + left.bit_count() > len(best) and steps > 0:
             node = left.bit_length() - 1
             left &= ~(1 << node)
@@ -78,9 +75,10 @@ def largest_clique(graph: Graph) -> list[int]:
 def largest_independent_set(graph: Graph) -> list[int]:
     """Nodes of which no two are joined: a clique of the complement."""
     nodes = set(range(len(graph)))
-    return largest_clique(
-        [sorted(nodes - set(graph[node]) - {node}) for node in range(len(graph))]
-    )
+    complement = []
+    for node, neighbours in enumerate(graph):
+        complement.append(sorted(nodes - set(neighbours) - {node}))
+    return largest_clique(complement)
 
 
 def smallest_bisection(graph: Graph) -> list[int]:
@@ -91,36 +89,49 @@ def smallest_bisection(graph: Graph) -> list[int]:
         matrix[node, list(neighbours)] = 1
     if count <= 12:
         halves = _halves(count)
+        # Edges from the nodes of a half to those that are not in it.
         cuts = ((halves @ matrix) * (1 - halves)).sum(axis=1)
-        return [int(node) for node in np.flatnonzero(halves[int(cuts.argmin())])]
+        best = halves[int(cuts.argmin())]
+        return [int(node) for node in np.flatnonzero(best)]
     return _exchanged(np.arange(count) < count // 2, matrix)
 
 
 def fewest_subsets(universe: int, subsets: Sequence[int]) -> list[int]:
     """Indices of bit masks that cover `universe`."""
     if len(subsets) <= 12:
-        for size in range(1, len(subsets) + 1):
-            for chosen in combinations(range(len(subsets)), size):
-                covered = 0
-                for index in chosen:
-                    covered |= subsets[index]
-                if covered == universe:
-                    return list(chosen)
-    chosen_, covered = [], 0
+        exact = _exact_cover(universe, subsets)
+        if exact is not None:
+            return exact
+    chosen, covered = [], 0
     while covered != universe:
-        index = max(range(len(subsets)), key=lambda i: (subsets[i] & ~covered).bit_count())
-        chosen_.append(index)
+        gains = [(subset & ~covered).bit_count() for subset in subsets]
+        index = gains.index(max(gains))
+        chosen.append(index)
         covered |= subsets[index]
-    return chosen_
+    return chosen
+
+
+def _exact_cover(universe: int, subsets: Sequence[int]) -> list[int] | None:
+    """The first smallest cover in lexicographic order; None if the subsets leave something out."""
+    for size in range(1, len(subsets) + 1):
+        for chosen in combinations(range(len(subsets)), size):
+            covered = 0
+            for index in chosen:
+                covered |= subsets[index]
+            if covered == universe:
+                return list(chosen)
+    return None
 
 
 def most_numbers(numbers: Sequence[int], target: int) -> list[int] | None:
     """Indices of as many numbers as possible with this sum."""
     best: dict[int, tuple[int, ...]] = {0: ()}
     for index, number in enumerate(numbers):
+        # Over a copy: the number must not be added to sums that it made itself.
         for total, chosen in list(best.items()):
-            if total + number <= target and len(chosen) + 1 > len(best.get(total + number, ())):
-                best[total + number] = (*chosen, index)
+            reached = total + number
+            if reached <= target and len(chosen) + 1 > len(best.get(reached, ())):
+                best[reached] = (*chosen, index)
     return list(best[target]) if target in best else None
 
 
@@ -128,6 +139,7 @@ def best_load(weights: Sequence[int], values: Sequence[int], capacity: int) -> l
     """Indices of the most valuable items within the capacity."""
     best: list[tuple[int, tuple[int, ...]]] = [(0, ())] * (capacity + 1)
     for index, (weight, value) in enumerate(zip(weights, values, strict=True)):
+        # Downwards, so that an item is not put on a load that already holds it.
         for room in range(capacity, weight - 1, -1):
             before, chosen = best[room - weight]
             if before + value > best[room][0]:
@@ -140,6 +152,7 @@ def fullest_schedule(
 ) -> list[Slot]:
     """Slots (meeting, room, start), at most one per meeting, that seat the most people. `clash[a, b]` says whether two
     slots, numbered through `options` in order, exclude each other."""
+    # Large meetings first: a good schedule is found early and cuts off more of the search.
     order = sorted(range(len(attendees)), key=lambda meeting: -attendees[meeting])
     offsets = np.cumsum([0, *(len(slots) for slots in options)])
     best: tuple[int, list[int]] = (0, [])
@@ -167,8 +180,10 @@ def fullest_schedule(
 @lru_cache(maxsize=8)
 def _orders(count: int) -> Array:
     """Every order of the cities that starts at 0."""
-    rest = np.array(list(permutations(range(1, count))), dtype=np.int64).reshape(-1, count - 1)
-    return np.concatenate([np.zeros((len(rest), 1), dtype=np.int64), rest], axis=1)
+    rest = np.array(list(permutations(range(1, count))), dtype=np.int64)
+    rest = rest.reshape(-1, count - 1)
+    first = np.zeros((len(rest), 1), dtype=np.int64)
+    return np.concatenate([first, rest], axis=1)
 
 
 @lru_cache(maxsize=8)
@@ -185,9 +200,16 @@ def _halves(count: int) -> Array:
 def _nearest_neighbour(distances: Array, start: int) -> list[int]:
     tour, left = [start], set(range(len(distances))) - {start}
     while left:
-        tour.append(min(left, key=lambda city: (distances[tour[-1], city], city)))
+        here = tour[-1]
+        # The number decides between cities at one distance: sets have no order to rely on.
+        tour.append(min(left, key=lambda city: (distances[here, city], city)))
         left.remove(tour[-1])
     return tour
+
+
+def _tour_length(tour: list[int], distances: Array) -> float:
+    following = tour[1:] + tour[:1]
+    return sum(distances[a, b] for a, b in zip(tour, following, strict=True))
 
 
 def _two_opt(tour: list[int], distances: Array) -> list[int]:
@@ -196,11 +218,14 @@ def _two_opt(tour: list[int], distances: Array) -> list[int]:
     while improved:
         improved = False
         for i, j in combinations(range(count), 2):
-            a, b, c, d = tour[i], tour[i + 1], tour[j], tour[(j + 1) % count]
-            if (
-                len({a, b, c, d}) == 4
-                and distances[a, c] + distances[b, d] < distances[a, b] + distances[c, d] - 1e-9
-            ):
+            a, b = tour[i], tour[i + 1]
+            c, d = tour[j], tour[(j + 1) % count]
+            if len({a, b, c, d}) < 4:
+                continue
+            before = distances[a, b] + distances[c, d]
+            after = distances[a, c] + distances[b, d]
+            # A gain of rounding errors alone would go on for ever.
+            if after < before - 1e-9:
                 tour[i + 1 : j + 1] = tour[i + 1 : j + 1][::-1]
                 improved = True
     return tour
@@ -209,11 +234,14 @@ def _two_opt(tour: list[int], distances: Array) -> list[int]:
 def _dsatur(graph: Graph) -> list[int]:
     """Colour next the node whose neighbours have the most colours."""
     colours = [-1] * len(graph)
+
+    def urgency(node: int) -> tuple[int, int]:
+        seen = {colours[other] for other in graph[node]} - {-1}
+        return len(seen), len(graph[node])
+
     for _ in graph:
-        open_ = [node for node, colour in enumerate(colours) if colour < 0]
-        node = max(
-            open_, key=lambda n: (len({colours[m] for m in graph[n]} - {-1}), len(graph[n]))
-        )
+        uncoloured = [node for node, colour in enumerate(colours) if colour < 0]
+        node = max(uncoloured, key=urgency)
         used = {colours[other] for other in graph[node]}
         colours[node] = next(colour for colour in range(len(graph)) if colour not in used)
     return colours
@@ -230,7 +258,10 @@ def _coloured(graph: Graph, limit: int, steps: list[int]) -> list[int] | None:
             return True
         node = order[depth]
         taken = {colours[other] for other in graph[node]}
-        for colour in range(min(used + 1, limit) if steps[0] > 0 else 0):
+        if steps[0] <= 0:
+            return False
+        # Of the colours that nobody wears yet only the first: the others differ in name only.
+        for colour in range(min(used + 1, limit)):
             if colour not in taken:
                 colours[node] = colour
                 if paint(depth + 1, max(used, colour + 1)):
@@ -245,12 +276,18 @@ def _exchanged(half: Array, matrix: Array) -> list[int]:
     """Exchange pairs of nodes while that cuts fewer edges (Kernighan and Lin 1970, one pair at a time)."""
     side = half.astype(np.int64)
     while True:
-        gain = matrix @ (1 - side) * side + matrix @ side * (1 - side)
-        gain -= matrix @ side * side + matrix @ (1 - side) * (1 - side)
-        first, second = np.flatnonzero(side), np.flatnonzero(1 - side)
-        total = gain[first][:, None] + gain[second][None, :] - 2 * matrix[np.ix_(first, second)]
+        other = 1 - side
+        to_side, to_other = matrix @ side, matrix @ other
+        # Per node: edges into the half where it is not, less those into its own.
+        gain = to_other * side + to_side * other
+        gain -= to_side * side + to_other * other
+        first, second = np.flatnonzero(side), np.flatnonzero(other)
+        # An edge between the two stays cut after the exchange, and was counted as a gain by both.
+        between = matrix[np.ix_(first, second)]
+        total = gain[first][:, None] + gain[second][None, :] - 2 * between
         i, j = np.unravel_index(int(total.argmax()), total.shape)
         if total[i, j] <= 0:
             break
         side[first[i]], side[second[j]] = 0, 1
-    return [int(node) for node in np.flatnonzero(side if side[0] else 1 - side)]
+    with_zero = side if side[0] else 1 - side
+    return [int(node) for node in np.flatnonzero(with_zero)]

@@ -13,111 +13,111 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+from numpy.random import Generator
 from PIL import Image, ImageFilter
 
 from mmrl.data.pretext.contract import Array
 
-Change = Callable[[Array, np.random.Generator], Array]
+Change = Callable[[Array, Generator], Array]
 
 
-def channel_swap(segment: Array, rng: np.random.Generator) -> Array:
+def channel_swap(segment: Array, rng: Generator) -> Array:
     return segment[..., ::-1]
 
 
-def grayscale(segment: Array, rng: np.random.Generator) -> Array:
+def grayscale(segment: Array, rng: Generator) -> Array:
     return np.repeat(_luminance(segment)[..., None], 3, axis=-1)
 
 
-def invert(segment: Array, rng: np.random.Generator) -> Array:
+def invert(segment: Array, rng: Generator) -> Array:
     return 255 - segment
 
 
-def noise(segment: Array, rng: np.random.Generator) -> Array:
+def noise(segment: Array, rng: Generator) -> Array:
     """Gaussian, standard deviation 35 to 70 grey levels."""
     height, width = segment.shape[1:3]
-    strength = float(rng.uniform(35, 70))
-    field = rng.standard_normal((height + 31, width + 31, 3), dtype=np.float32) * np.float32(
-        strength
-    )
+    strength = np.float32(float(rng.uniform(35, 70)))
+    # One field a little larger than a frame, seen through another window in each frame: a tenth of the draws, and the
+    # noise still jumps from frame to frame.
+    field = rng.standard_normal((height + 31, width + 31, 3), dtype=np.float32) * strength
     field = field.astype(np.int16)
     places = rng.integers(0, 32, size=(len(segment), 2))
     grain = np.stack([field[y : y + height, x : x + width] for y, x in places])
     return np.clip(segment + grain, 0, 255).astype(np.uint8)
 
 
-def blur(segment: Array, rng: np.random.Generator) -> Array:
+def blur(segment: Array, rng: Generator) -> Array:
     """Gaussian of radius 2 pixels at 256 pixels, in proportion for other sizes."""
-    radius = 2.0 * max(segment.shape[1:3]) / 256
-    blurred = (
-        Image.fromarray(frame).filter(ImageFilter.GaussianBlur(radius)) for frame in segment
-    )
-    return np.stack([np.asarray(frame) for frame in blurred])
+    soft = ImageFilter.GaussianBlur(2.0 * max(segment.shape[1:3]) / 256)
+    return np.stack([np.asarray(Image.fromarray(frame).filter(soft)) for frame in segment])
 
 
-def saturation(segment: Array, rng: np.random.Generator) -> Array:
+def saturation(segment: Array, rng: Generator) -> Array:
     """Twice as far from grey."""
     grey = _luminance(segment).astype(np.int16)[..., None]
     return np.clip(2 * segment.astype(np.int16) - grey, 0, 255).astype(np.uint8)
 
 
-def rotate180(segment: Array, rng: np.random.Generator) -> Array:
+def rotate180(segment: Array, rng: Generator) -> Array:
     return segment[:, ::-1, ::-1]
 
 
-def rotate90(segment: Array, rng: np.random.Generator) -> Array:
+def rotate90(segment: Array, rng: Generator) -> Array:
     """A quarter turn clockwise; frames must be square."""
     return np.rot90(segment, -1, axes=(1, 2))
 
 
-def rotate270(segment: Array, rng: np.random.Generator) -> Array:
+def rotate270(segment: Array, rng: Generator) -> Array:
     """A quarter turn counter-clockwise; frames must be square."""
     return np.rot90(segment, 1, axes=(1, 2))
 
 
-def mirror(segment: Array, rng: np.random.Generator) -> Array:
+def mirror(segment: Array, rng: Generator) -> Array:
     return segment[:, :, ::-1]
 
 
-def zoom_in(segment: Array, rng: np.random.Generator) -> Array:
+def zoom_in(segment: Array, rng: Generator) -> Array:
     """The centre, enlarged 1.3 to 1.5 times."""
     height, width = segment.shape[1:3]
     share = 1.0 / float(rng.uniform(1.3, 1.5))
-    left, top = width * (1 - share) / 2, height * (1 - share) / 2
+    left = width * (1 - share) / 2
+    top = height * (1 - share) / 2
     return resampled(segment, (left, top, width - left, height - top))
 
 
-def zoom_out(segment: Array, rng: np.random.Generator, fill: str = "blur") -> Array:
+def zoom_out(segment: Array, rng: Generator, fill: str = "blur") -> Array:
     """The frame, reduced 1.2 to 1.4 times, in the middle of a blurred copy (or of black)."""
     height, width = segment.shape[1:3]
     share = 1.0 / float(rng.uniform(1.2, 1.4))
     tall, wide = max(1, round(height * share)), max(1, round(width * share))
     top, left = (height - tall) // 2, (width - wide) // 2
-    out = (
-        np.zeros_like(segment)
-        if fill == "black"
-        else np.stack([_smeared(frame) for frame in segment])
-    )
+    if fill == "black":
+        out = np.zeros_like(segment)
+    else:
+        out = np.stack([_smeared(frame) for frame in segment])
     for place, frame in enumerate(segment):
         small = Image.fromarray(frame).resize((wide, tall), Image.Resampling.BILINEAR)
         out[place, top : top + tall, left : left + wide] = np.asarray(small)
     return out
 
 
-def shuffle(segment: Array, rng: np.random.Generator) -> Array:
+def shuffle(segment: Array, rng: Generator) -> Array:
     """The frames in another order, no third of which stays in place."""
     while True:
         order = rng.permutation(len(segment))
-        if (order == np.arange(len(segment))).mean() <= 1 / 3:
+        in_place = (order == np.arange(len(segment))).mean()
+        if in_place <= 1 / 3:
             return segment[order]
 
 
-def stutter(segment: Array, rng: np.random.Generator) -> Array:
+def stutter(segment: Array, rng: Generator) -> Array:
     """2 to 5 evenly spaced frames, each held; the first ones one frame longer."""
     length = len(segment)
     held = min(int(rng.integers(2, 6)), max(1, length // 2))
     chosen = np.linspace(0, length - 1, held).round().astype(int)
-    repeats = length // held + (np.arange(held) < length % held)
-    return segment[np.repeat(chosen, repeats)]
+    # What is left over by the division goes to the first ones, one frame each.
+    longer = np.arange(held) < length % held
+    return segment[np.repeat(chosen, length // held + longer)]
 
 
 PIXEL_KINDS: dict[str, Change] = {
@@ -167,11 +167,11 @@ DESCRIPTIONS: dict[str, str] = {
 def resampled(segment: Array, box: tuple[float, float, float, float]) -> Array:
     """The box (x0, y0, x1, y1) of every frame, bilinearly, at the size of the frame."""
     size = segment.shape[2], segment.shape[1]
-    frames = (
-        Image.fromarray(frame).resize(size, Image.Resampling.BILINEAR, box=box)
-        for frame in segment
-    )
-    return np.stack([np.asarray(frame) for frame in frames])
+    frames = []
+    for frame in segment:
+        image = Image.fromarray(frame).resize(size, Image.Resampling.BILINEAR, box=box)
+        frames.append(np.asarray(image))
+    return np.stack(frames)
 
 
 def untouched(segment: Array) -> Array:
@@ -182,10 +182,12 @@ def untouched(segment: Array) -> Array:
 
 def _luminance(segment: Array) -> Array:
     red, green, blue = (segment[..., channel].astype(np.uint16) for channel in range(3))
+    # The weights 0.299, 0.587, 0.114 in 256ths; uint16 holds the sum without overflow.
     return ((77 * red + 150 * green + 29 * blue) >> 8).astype(np.uint8)
 
 
 def _smeared(frame: Array) -> Array:
     image = Image.fromarray(frame)
+    # Twelve pixels are blurred and enlarged again: as soft as a very wide blur, at a fraction of the cost.
     small = image.resize((12, 12), Image.Resampling.BOX).filter(ImageFilter.GaussianBlur(1))
     return np.array(small.resize(image.size, Image.Resampling.BICUBIC))

@@ -15,14 +15,17 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
+from numpy.random import Generator
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
 from mmrl.data.pretext.contract import Array, ArrayClip, Medium
+from mmrl.data.pretext.craft.draws import one_of
 from mmrl.ground.seeds import digest, philox
 
+Colour = tuple[int, int, int]
 ShapeName = Literal["circle", "square", "triangle", "star", "ring", "cross"]
 SHAPES: tuple[ShapeName, ...] = ("circle", "square", "triangle", "star", "ring", "cross")
-COLOURS: dict[str, tuple[int, int, int]] = {
+COLOURS: dict[str, Colour] = {
     "red": (214, 48, 49),
     "green": (46, 160, 67),
     "blue": (45, 100, 220),
@@ -36,7 +39,21 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 
 def _regular(count: int, start: float) -> tuple[Array, Array]:
     """Radii (1 = the size) and angles of a regular polygon."""
-    return np.full(count, 0.5), np.arange(count) * (2 * np.pi / count) + np.deg2rad(start)
+    angles = np.arange(count) * (2 * np.pi / count) + np.deg2rad(start)
+    return np.full(count, 0.5), angles
+
+
+def _cross() -> tuple[Array, Array]:
+    """Four arms: two corners at the end of each, and an inner corner between it and the next."""
+    one_arm = np.array([-0.3, 0.3, np.pi / 4])
+    angles = np.concatenate([np.pi / 2 * arm + one_arm for arm in range(4)])
+    return np.tile([0.5, 0.5, 0.2], 4), angles
+
+
+def _star() -> tuple[Array, Array]:
+    """Five points and the five corners between them."""
+    _, angles = _regular(10, -90)
+    return np.tile([0.5, 0.225], 5), angles
 
 
 _FORMS: dict[ShapeName, tuple[Array, Array]] = {
@@ -44,13 +61,8 @@ _FORMS: dict[ShapeName, tuple[Array, Array]] = {
     "ring": _regular(40, 0),
     "square": _regular(4, 45),
     "triangle": _regular(3, -90),
-    "star": (np.tile([0.5, 0.225], 5), _regular(10, -90)[1]),
-    "cross": (
-        np.tile([0.5, 0.5, 0.2], 4),
-        np.concatenate(
-            [np.pi / 2 * arm + np.array([-0.3, 0.3, np.pi / 4]) for arm in range(4)]
-        ),
-    ),
+    "star": _star(),
+    "cross": _cross(),
 }
 
 
@@ -59,7 +71,7 @@ class Shape:
     """One drawn object. Centre, size and speed are in pixels (per second); angle in degrees clockwise."""
 
     name: ShapeName
-    colour: tuple[int, int, int]
+    colour: Colour
     x: float
     y: float
     size: float
@@ -73,10 +85,9 @@ def outline(shape: Shape, scale: float = 1.0) -> list[tuple[float, float]]:
     """The corners of a shape in picture coordinates times `scale`; at angle 0 it stands upright."""
     radius, angles = _FORMS[shape.name]
     turned = angles + math.radians(shape.angle)
-    corners = (
-        np.stack([np.cos(turned), np.sin(turned)], axis=1) * (radius * shape.size)[:, None]
-    )
-    return [(x, y) for x, y in ((corners + np.array([shape.x, shape.y])) * scale).tolist()]
+    directions = np.stack([np.cos(turned), np.sin(turned)], axis=1)  # [K, 2]
+    corners = directions * (radius * shape.size)[:, None] + np.array([shape.x, shape.y])
+    return [(x, y) for x, y in (corners * scale).tolist()]
 
 
 def coverage(shape: Shape, height: int, width: int, fine: int = 4) -> Image.Image:
@@ -85,71 +96,82 @@ def coverage(shape: Shape, height: int, width: int, fine: int = 4) -> Image.Imag
     pen = ImageDraw.Draw(mask)
     pen.polygon(outline(shape, fine), fill=255)
     if shape.name == "ring":
-        pen.polygon(outline(replace(shape, size=0.55 * shape.size), fine), fill=0)
+        hole = replace(shape, size=0.55 * shape.size)
+        pen.polygon(outline(hole, fine), fill=0)
     return mask.reduce(fine)
 
 
-def ground(rng: np.random.Generator, height: int, width: int) -> Array:
+def ground(rng: Generator, height: int, width: int) -> Array:
     """uint8 [height, width, 3]: sky over ground with a soft horizon, broad colour changes and fine grain."""
     sky, soil = rng.uniform(150, 235, size=3), rng.uniform(40, 140, size=3)
     horizon = float(rng.uniform(0.35, 0.6))
-    rows = np.clip((np.linspace(0, 1, 24) - horizon) * 6 + 0.5, 0, 1)[:, None, None]
-    coarse = sky * (1 - rows) + soil * rows + rng.uniform(-22, 22, size=(24, 6, 3))
+    # Colours are drawn on 24×6 fields and enlarged; drawing them per pixel would be grain, not broad changes.
+    below = (np.linspace(0, 1, 24) - horizon) * 6 + 0.5
+    share_of_soil = np.clip(below, 0, 1)[:, None, None]
+    blotches = rng.uniform(-22, 22, size=(24, 6, 3))
+    coarse = sky * (1 - share_of_soil) + soil * share_of_soil + blotches
+    # Lighter at the top, and a slope of colour from side to side: up, down and the sides can be told.
     coarse += np.linspace(20, -20, 24)[:, None, None]
-    coarse += np.linspace(-1, 1, 6)[None, :, None] * rng.uniform(-25, 25, size=3)
+    sideways = rng.uniform(-25, 25, size=3)
+    coarse += np.linspace(-1, 1, 6)[None, :, None] * sideways
     tall, wide = height // 4 + 1, width // 4 + 1
-    broad = Image.fromarray(np.clip(coarse, 0, 255).astype(np.uint8)).resize(
-        (wide, tall), Image.Resampling.BICUBIC
-    )
+    fields = Image.fromarray(np.clip(coarse, 0, 255).astype(np.uint8))
+    broad = fields.resize((wide, tall), Image.Resampling.BICUBIC)
     grain = Image.fromarray(rng.integers(0, 33, size=(tall, wide, 3), dtype=np.uint8))
-    return np.asarray(
-        ImageChops.add(broad, grain, 1.0, -16).resize(
-            (width, height), Image.Resampling.BILINEAR
-        )
-    )
+    grainy = ImageChops.add(broad, grain, 1.0, -16)
+    return np.asarray(grainy.resize((width, height), Image.Resampling.BILINEAR))
 
 
 def draw(back: Array, shapes: Sequence[Shape]) -> Array:
     """The shapes with their shadows on the ground, far ones first. uint8, same size as `back`."""
     picture = Image.fromarray(back)
-    for shape in sorted(shapes, key=lambda s: -s.depth):
+    for shape in sorted(shapes, key=lambda shape: -shape.depth):
         reach = int(0.5 * shape.size) + 2
         x0, y0 = int(shape.x) - reach, int(shape.y) - reach
-        mask = coverage(replace(shape, x=shape.x - x0, y=shape.y - y0), 2 * reach, 2 * reach, 2)
+        inside = replace(shape, x=shape.x - x0, y=shape.y - y0)
+        mask = coverage(inside, 2 * reach, 2 * reach, 2)
         shadow = tuple(int(0.25 * channel) for channel in shape.colour)
         half = Image.fromarray(np.asarray(mask) >> 1)
-        picture.paste(shadow, (x0, y0 + max(2, int(0.09 * shape.size))), half)
+        # Lit from above: the shadow falls straight down, and tells where down is.
+        below = y0 + max(2, int(0.09 * shape.size))
+        picture.paste(shadow, (x0, below), half)
         picture.paste(shape.colour, (x0, y0), mask)
     return np.asarray(picture)
 
 
-def random_shapes(rng: np.random.Generator, height: int, width: int, count: int) -> list[Shape]:
+def random_shapes(rng: Generator, height: int, width: int, count: int) -> list[Shape]:
     """`count` nearly upright shapes of random kind, colour, place, speed and size (8 to 28 % of the short side)."""
     short, colours = min(height, width), list(COLOURS.values())
+    # All uniform numbers at once, before the kinds and colours: the order of the draws is part of the format.
     uniform = rng.random((count, 7))
-    return [
-        Shape(
-            SHAPES[int(rng.integers(len(SHAPES)))],
-            colours[int(rng.integers(len(colours)))],
-            float((0.05 + 0.9 * u[0]) * width),
-            float((0.05 + 0.9 * u[1]) * height),
-            float((0.08 + 0.2 * u[2]) * short),
-            float(40 * u[3] - 20),
-            float(0.5 + 7.5 * u[4]),
-            float(0.08 * (1 + u[5]) * short * np.cos(2 * np.pi * u[6])),
-            float(0.08 * (1 + u[5]) * short * np.sin(2 * np.pi * u[6])),
+    shapes = []
+    for across, down, size, tilt, depth, pace, heading in uniform:
+        name, colour = one_of(SHAPES, rng), one_of(colours, rng)
+        speed = 0.08 * (1 + pace) * short
+        direction = 2 * np.pi * heading
+        shapes.append(
+            Shape(
+                name,
+                colour,
+                x=float((0.05 + 0.9 * across) * width),
+                y=float((0.05 + 0.9 * down) * height),
+                size=float((0.08 + 0.2 * size) * short),
+                angle=float(40 * tilt - 20),
+                depth=float(0.5 + 7.5 * depth),
+                vx=float(speed * np.cos(direction)),
+                vy=float(speed * np.sin(direction)),
+            )
         )
-        for u in uniform
-    ]
+    return shapes
 
 
 def scene(seed: int, index: int, height: int = 384, width: int = 512) -> Medium:
     """A still picture with 10 to 18 shapes."""
     rng = philox("scene", seed, index)
-    pixels = draw(
-        ground(rng, height, width), random_shapes(rng, height, width, int(rng.integers(10, 19)))
-    )
-    return Medium(_name("scene", seed, index, height, width), "image", image=pixels)
+    back = ground(rng, height, width)
+    shapes = random_shapes(rng, height, width, int(rng.integers(10, 19)))
+    name = _name("scene", seed, index, height, width)
+    return Medium(name, "image", image=draw(back, shapes))
 
 
 def landscape(seed: int, index: int, height: int = 384, width: int = 512) -> Medium:
@@ -170,13 +192,14 @@ def drift(
     """A clip without any flat shape: a window that glides over a landscape along a slow ellipse."""
     rng = philox("drift", seed, index)
     wide = _soft(rng, round(1.5 * height), round(1.5 * width))
-    times, (phase, turns) = np.arange(round(seconds * fps)) / fps, rng.uniform(0.6, 1.0, size=2)
+    times = np.arange(round(seconds * fps)) / fps
+    phase, turns = rng.uniform(0.6, 1.0, size=2)
     angles = 2 * np.pi * (phase + turns * times / seconds)
-    tops = np.round((0.5 + 0.48 * np.sin(angles)) * (wide.shape[0] - height)).astype(int)
-    lefts = np.round((0.5 + 0.48 * np.cos(angles)) * (wide.shape[1] - width)).astype(int)
-    frames = np.stack(
-        [wide[y : y + height, x : x + width] for y, x in zip(tops, lefts, strict=True)]
-    )
+    free_down, free_across = wide.shape[0] - height, wide.shape[1] - width
+    tops = np.round((0.5 + 0.48 * np.sin(angles)) * free_down).astype(int)
+    lefts = np.round((0.5 + 0.48 * np.cos(angles)) * free_across).astype(int)
+    windows = zip(tops, lefts, strict=True)
+    frames = np.stack([wide[y : y + height, x : x + width] for y, x in windows])
     name = _name("drift", seed, index, height, width, seconds, fps)
     return Medium(name, "video", clip=ArrayClip(frames, times.astype(np.float64)))
 
@@ -185,29 +208,22 @@ def depth_scene(seed: int, index: int, height: int = 384, width: int = 512) -> M
     """A picture with exact depth in metres."""
     rng = philox("depth", seed, index)
     back = ground(rng, height, width)
-    depth = np.repeat(np.linspace(10.0, 1.0, height, dtype=np.float32)[:, None], width, axis=1)
+    floor = np.linspace(10.0, 1.0, height, dtype=np.float32)
+    depth = np.repeat(floor[:, None], width, axis=1)
     shapes = []
     for shape in random_shapes(rng, height, width, int(rng.integers(8, 13))):
         far = float(np.interp(shape.y, [0, height - 1], [9.5, 1.2]))
         size = float(min(height, width) * 0.45 / (0.6 + far * 0.5))
-        shapes.append(
-            replace(
-                shape,
-                name="circle" if shape.name == "ring" else shape.name,
-                depth=far,
-                size=size,
-            )
-        )
-    for shape in sorted(shapes, key=lambda s: -s.depth):
+        # A ring would show the floor, and its depth, through its hole.
+        name = "circle" if shape.name == "ring" else shape.name
+        shapes.append(replace(shape, name=name, depth=far, size=size))
+    # Far ones first, as they are painted: what is seen at a pixel gives its depth.
+    for shape in sorted(shapes, key=lambda shape: -shape.depth):
         cover = Image.new("1", (width, height))
         ImageDraw.Draw(cover).polygon(outline(shape), fill=1)
         depth[np.asarray(cover)] = shape.depth
-    return Medium(
-        _name("depth", seed, index, height, width),
-        "rgbd",
-        image=draw(back, shapes),
-        depth=depth,
-    )
+    name = _name("depth", seed, index, height, width)
+    return Medium(name, "rgbd", image=draw(back, shapes), depth=depth)
 
 
 def clip(
@@ -224,9 +240,11 @@ def clip(
     shapes = random_shapes(rng, height, width, int(rng.integers(5, 9)))
     times = np.arange(round(seconds * fps)) / fps
     name = _name("clip", seed, index, height, width, seconds, fps)
-    return Medium(
-        name, "video", clip=DrawnClip(times, lambda time: _moment(back, shapes, time))
-    )
+
+    def frame_at(time: float) -> Array:
+        return _moment(back, shapes, time)
+
+    return Medium(name, "video", clip=DrawnClip(times, frame_at))
 
 
 class DrawnClip:
@@ -238,7 +256,8 @@ class DrawnClip:
 
     def read(self, indices: Sequence[int]) -> Array:
         """uint8 [F, H, W, 3]."""
-        for index in set(map(int, indices)) - self._frames.keys():
+        wanted = {int(index) for index in indices}
+        for index in wanted - self._frames.keys():
             self._frames[index] = self._moment(float(self.times[index]))
         return np.stack([self._frames[int(index)] for index in indices])
 
@@ -248,23 +267,20 @@ class DrawnClip:
         return sum(frame.nbytes for frame in self._frames.values())
 
 
-def _soft(rng: np.random.Generator, height: int, width: int) -> Array:
+def _soft(rng: Generator, height: int, width: int) -> Array:
     """The ground with 14 blurred ellipses."""
     back = ground(rng, height, width)
+    # At a quarter of the size the ellipses cost little, and enlarging them blurs them further.
     layer = Image.fromarray(back).reduce(4)
     pen = ImageDraw.Draw(layer)
     for x, y, across, down, *colour in rng.random((14, 7)):
         left, top = x * layer.width, y * layer.height
-        box = (
-            left,
-            top,
-            left + (0.06 + 0.2 * across) * layer.width,
-            top + (0.06 + 0.2 * down) * layer.height,
-        )
-        pen.ellipse(box, fill=tuple(int(30 + 200 * channel) for channel in colour))
-    blurred = layer.filter(ImageFilter.GaussianBlur(2.5)).resize(
-        (width, height), Image.Resampling.BICUBIC
-    )
+        right = left + (0.06 + 0.2 * across) * layer.width
+        bottom = top + (0.06 + 0.2 * down) * layer.height
+        fill = tuple(int(30 + 200 * channel) for channel in colour)
+        pen.ellipse((left, top, right, bottom), fill=fill)
+    soft = layer.filter(ImageFilter.GaussianBlur(2.5))
+    blurred = soft.resize((width, height), Image.Resampling.BICUBIC)
     return np.asarray(Image.blend(Image.fromarray(back), blurred, 0.7))
 
 
@@ -273,17 +289,15 @@ def _moment(back: Array, shapes: Sequence[Shape], time: float) -> Array:
     height, width = back.shape[:2]
     drawn = []
     for shape in shapes:
-        before, now = (_at(shape, time - age, height, width) for age in (0.3, 0.0))
+        before = _at(shape, time - 0.3, height, width)
         red, green, blue = ((2 * channel + 128) // 3 for channel in shape.colour)
-        drawn.append(
-            replace(
-                before,
-                size=0.6 * shape.size,
-                colour=(red, green, blue),
-                depth=shape.depth + 0.01,
-            )
+        trail = replace(
+            before,
+            size=0.6 * shape.size,
+            colour=(red, green, blue),
+            depth=shape.depth + 0.01,  # just behind the shape itself
         )
-        drawn.append(now)
+        drawn += [trail, _at(shape, time, height, width)]
     return draw(back, drawn)
 
 
@@ -297,6 +311,7 @@ def _at(shape: Shape, time: float, height: int, width: int) -> Shape:
 
 
 def _bounce(position: float, length: int) -> float:
+    """A position on a line folded between the two borders."""
     folded = position % (2 * length)
     return folded if folded < length else 2 * length - folded
 

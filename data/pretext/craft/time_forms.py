@@ -18,12 +18,12 @@ from math import comb
 from typing import Any
 
 import numpy as np
+from numpy.random import Generator
 
 from mmrl.data.pretext.contract import Knobs, Score, Task, Truth
 from mmrl.data.pretext.marking import parsing
 from mmrl.data.pretext.marking.parsing import ParseError
-from mmrl.data.pretext.marking.reward_arrays import interval_iou
-from mmrl.data.pretext.marking.rewards import multi_interval_iou, ordinal
+from mmrl.data.pretext.marking.rewards import interval_ious, multi_interval_iou, ordinal
 from mmrl.ground.seeds import philox
 
 APART = 2
@@ -41,7 +41,7 @@ def span_lengths(frames: int, segments: int) -> tuple[int, int]:
     return low, max(low + 1, frames // (3 * segments))
 
 
-def draw_spans(frames: int, segments: int, rng: np.random.Generator) -> Spans:
+def draw_spans(frames: int, segments: int, rng: Generator) -> Spans:
     """Half-open frame ranges: lengths uniform and independent, places uniform given the lengths."""
     low, high = span_lengths(frames, segments)
     lengths = rng.integers(low, high + 1, size=segments)
@@ -50,12 +50,12 @@ def draw_spans(frames: int, segments: int, rng: np.random.Generator) -> Spans:
         raise ValueError(
             f"{segments} stretches of {low} to {high} frames do not fit {frames} frames; use more frames."
         )
-    picks = np.sort(rng.choice(free + segments, size=segments, replace=False)) - np.arange(
-        segments
-    )
-    starts = (
-        picks + np.concatenate([[0], np.cumsum(lengths[:-1])]) + APART * np.arange(segments)
-    )
+    # Stars and bars: stretches are points among the free frames, and get their lengths and distances afterwards. So
+    # every arrangement is equally likely, which `_span_chance` counts on.
+    places = np.arange(segments)
+    picks = np.sort(rng.choice(free + segments, size=segments, replace=False)) - places
+    before = np.concatenate([[0], np.cumsum(lengths[:-1])])
+    starts = picks + before + APART * places
     return tuple((int(a), int(a + n)) for a, n in zip(starts, lengths, strict=True))
 
 
@@ -76,16 +76,17 @@ class StretchTask(Task):
         return span if isinstance(span, ParseError) else (span,)
 
     def verify(self, value: Any, truth: Truth) -> Score:
-        step, wanted = truth["step"], [tuple(span) for span in truth["answer"]]
-        key = tuple(tuple(int(end / step + 0.5) for end in span) for span in value)
-        right = key == tuple(tuple(int(end / step + 0.5) for end in span) for span in wanted)
+        wanted = [tuple(span) for span in truth["answer"]]
+        key = _frames_of(value, truth["step"])
+        right = key == _frames_of(wanted, truth["step"])
         overlap = multi_interval_iou(value, wanted)
+        # Only the right frames earn 1: an overlap can round to 1 without them.
         return Score(1.0 if right else min(overlap, 0.999), right, {"iou": overlap}, key)
 
     def format(self, truth: Truth) -> str:
         return "; ".join(f"{start:.1f}-{end:.1f}" for start, end in truth["answer"])
 
-    def guess(self, truth: Truth, rng: np.random.Generator) -> str:
+    def guess(self, truth: Truth, rng: Generator) -> str:
         spans = draw_spans(truth["frames"], len(truth["answer"]), rng)
         return self.format({"answer": seconds(spans, truth["step"])})
 
@@ -105,24 +106,21 @@ class MomentTask(Task):
         return parsing.number(body, SECONDS)
 
     def verify(self, value: Any, truth: Truth) -> Score:
-        step, frames = truth["step"], truth["frames"]
+        step, frames, answer = truth["step"], truth["frames"], truth["answer"]
         if not 0 <= value < frames * step:
             return Score(0.0, parts={"valid": 0.0})
-        frame, right = int(value / step + 0.5), int(truth["answer"] / step + 0.5)
-        near = ordinal(value, truth["answer"], truth["tau"] * frames * step)
-        reward = 1.0 if frame == right else min(near, 0.999)
-        return Score(
-            reward,
-            frame == right,
-            {"valid": 1.0, "seconds_off": abs(value - truth["answer"])},
-            frame,
-        )
+        frame = _frame_of(value, step)
+        right = frame == _frame_of(answer, step)
+        near = ordinal(value, answer, truth["tau"] * frames * step)
+        reward = 1.0 if right else min(near, 0.999)
+        return Score(reward, right, {"valid": 1.0, "seconds_off": abs(value - answer)}, frame)
 
     def format(self, truth: Truth) -> str:
         return f"{truth['answer']:.1f}"
 
-    def guess(self, truth: Truth, rng: np.random.Generator) -> str:
-        return f"{int(rng.integers(truth['frames'])) * truth['step']:.1f}"
+    def guess(self, truth: Truth, rng: Generator) -> str:
+        frame = int(rng.integers(truth["frames"]))
+        return f"{frame * truth['step']:.1f}"
 
     def chance(self, knobs: Knobs) -> float:
         return 1.0 / int(knobs["frames"])
@@ -130,27 +128,38 @@ class MomentTask(Task):
     def chance_reward(self, knobs: Knobs) -> float:
         frames = np.arange(int(knobs["frames"]))
         apart = np.abs(frames[:, None] - frames[None, :])
-        return float(np.exp(-apart / (float(knobs["tau"]) * len(frames))).mean())
+        scale = float(knobs["tau"]) * len(frames)
+        return float(np.exp(-apart / scale).mean())
 
 
 def span_form(segments: int) -> str:
     """What an answer with this many stretches looks like."""
     one = "start and end in seconds with one decimal, written start-end"
-    return (
-        one
-        if segments == 1
-        else f"{segments} stretches in order, separated by semicolons, each as {one}"
-    )
+    if segments == 1:
+        return one
+    return f"{segments} stretches in order, separated by semicolons, each as {one}"
+
+
+def _frame_of(seconds: float, step: float) -> int:
+    """The nearest frame; half a step belongs to the later one (`round` would go to the even one)."""
+    return int(seconds / step + 0.5)
+
+
+def _frames_of(spans: Sequence[Sequence[float]], step: float) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(_frame_of(end, step) for end in span) for span in spans)
 
 
 @lru_cache(maxsize=64)
 def _span_chance(frames: int, segments: int) -> float:
+    """Probability that two drawn sets of stretches are the same, summed over their lengths."""
     low, high = span_lengths(frames, segments)
     sizes = range(low, high + 1)
     total = 0.0
     for lengths in product(sizes, repeat=segments):
         free = frames - sum(lengths) - APART * (segments - 1)
-        total += 1.0 / len(sizes) ** (2 * segments) / comb(free + segments, segments)
+        arrangements = comb(free + segments, segments)
+        # Squared: both the truth and the guess must have drawn these lengths.
+        total += 1.0 / len(sizes) ** (2 * segments) / arrangements
     return total
 
 
@@ -159,23 +168,26 @@ def _span_reward(frames: int, segments: int) -> float:
     if segments == 1:
         return _single_reward(frames)
     rng = philox("stretch chance", frames, segments)
-    pairs = (
-        (draw_spans(frames, segments, rng), draw_spans(frames, segments, rng))
-        for _ in range(SIMULATED)
-    )
-    return float(np.mean([multi_interval_iou(_reals(a), _reals(b)) for a, b in pairs]))
+    overlaps = []
+    for _ in range(SIMULATED):
+        guess, truth = (_reals(draw_spans(frames, segments, rng)) for _ in "12")
+        overlaps.append(multi_interval_iou(guess, truth))
+    return float(np.mean(overlaps))
 
 
 def _single_reward(frames: int) -> float:
+    """Exactly, by enumeration of all pairs of stretches."""
     low, high = span_lengths(frames, 1)
-    spans = [(a, a + n) for n in range(low, high + 1) for a in range(frames - n + 1)]
-    weight = np.array([1.0 / (frames - (b - a) + 1) for a, b in spans]) / (high - low + 1)
-    return float(
-        sum(
-            w * (interval_iou(spans, span) @ weight)
-            for w, span in zip(weight, spans, strict=True)
-        )
-    )
+    spans, weights = [], []
+    for length in range(low, high + 1):
+        starts = frames - length + 1
+        spans += [(start, start + length) for start in range(starts)]
+        weights += [1.0 / starts] * starts
+    weight = np.array(weights) / (high - low + 1)
+    expected = [
+        w * (interval_ious(spans, span) @ weight) for w, span in zip(weight, spans, strict=True)
+    ]
+    return float(sum(expected))
 
 
 def _reals(spans: Sequence[tuple[int, int]]) -> list[tuple[float, float]]:

@@ -1,7 +1,7 @@
-"""Worked solutions as steps: split a text, see what each step needs, and a generator of calculations.
+"""Worked solutions as steps: what each step needs, and a generator of calculations.
 
-`split_steps` and `dependencies` work on any solution text; `calculation` draws one whose values are known: each step
-introduces a letter, "k = m + 7 = 31.", from letters introduced before.
+`dependencies` works on the steps of any solution; `calculation` draws one whose values are known: each step introduces
+a letter, "k = m + 7 = 31.", from letters introduced before.
 """
 
 from __future__ import annotations
@@ -9,25 +9,17 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import permutations
 
 import numpy as np
+from numpy.random import Generator
+
+from mmrl.data.pretext.craft.draws import one_of, some_of
 
 LETTERS = "abcdefghkmnpqrstuvwxyz"
 """Names of quantities; those that look like digits or signs are left out."""
 LEAST, MOST = 10, 99
 """Range of every value, so that values and the small constants never look alike."""
-SHORTEST = 12
-"""Characters below which a step is joined to the one before."""
 
-_NUMBERED = re.compile(
-    r"^[ \t]*(?:step[ \t]+)?\d{1,2}[.):][ \t]+", re.IGNORECASE | re.MULTILINE
-)
-_ORDER_WORDS = re.compile(
-    r"^(?:first(?:ly)?|second(?:ly)?|third(?:ly)?|next|then|after that|finally|lastly)[, ]+",
-    re.IGNORECASE,
-)
-_SENTENCE = re.compile(r"(?<=[.!?])[ \t\n]+")
 _INTRODUCED = re.compile(r"\b([A-Za-z])\b[ \t]*=")
 _SYMBOL = re.compile(r"(?<![A-Za-z])([A-Za-z])(?![A-Za-z])")
 
@@ -54,40 +46,20 @@ class Step:
         return f"{self.letter} = {self.expression} = {self.value}."
 
 
-def split_steps(text: str) -> list[str]:
-    """Numbered items, else paragraphs, else sentences; short ones are joined to the one before, and words that tell the
-    order ("next", "finally") are cut off."""
-    parts = (
-        [part for part in _NUMBERED.split(text) if part.strip()]
-        if len(_NUMBERED.findall(text)) > 1
-        else []
-    )
-    parts = parts or [part for part in re.split(r"\n[ \t]*\n", text) if part.strip()]
-    if len(parts) < 2:
-        parts = [part for part in _SENTENCE.split(text) if part.strip()]
-    steps: list[str] = []
-    for part in parts:
-        clean = " ".join(part.split())
-        if steps and len(clean) < SHORTEST:
-            steps[-1] = f"{steps[-1]} {clean}"
-        else:
-            steps.append(clean)
-    return [_ORDER_WORDS.sub("", step) for step in steps]
-
-
 def dependencies(steps: Sequence[str]) -> set[tuple[int, int]]:
     """(earlier, later) for every step that uses a letter which another step introduces (before its first "=")."""
     source: dict[str, int] = {}
     for index, step in enumerate(steps):
         introduced = _INTRODUCED.search(step)
         if introduced:
+            # A letter that is set again keeps its first step.
             source.setdefault(introduced[1], index)
-    return {
-        (source[letter], index)
-        for index, step in enumerate(steps)
-        for letter in _SYMBOL.findall(step)
-        if letter in source and source[letter] != index
-    }
+    pairs = set()
+    for index, step in enumerate(steps):
+        for letter in _SYMBOL.findall(step):
+            if source.get(letter, index) != index:
+                pairs.add((source[letter], index))
+    return pairs
 
 
 def closure(pairs: set[tuple[int, int]], count: int) -> set[tuple[int, int]]:
@@ -95,37 +67,26 @@ def closure(pairs: set[tuple[int, int]], count: int) -> set[tuple[int, int]]:
     reach = np.zeros((count, count), dtype=bool)
     for a, b in pairs:
         reach[a, b] = True
+    # Warshall: with every further step allowed in the middle, all that reach it reach what it reaches.
     for middle in range(count):
         reach |= np.outer(reach[:, middle], reach[middle])
     return {(int(a), int(b)) for a, b in np.argwhere(reach)}
 
 
-def order_count(pairs: set[tuple[int, int]], count: int) -> int:
-    """In how many orders the steps can stand; for at most 8 steps."""
-    if count > 8:
-        raise ValueError(
-            f"order_count tries every order; {count} steps are too many, give at most 8."
-        )
-    return sum(
-        all(order.index(a) < order.index(b) for a, b in pairs)
-        for order in permutations(range(count))
-    )
-
-
-def calculation(
-    count: int, rng: np.random.Generator, *, pair: bool = False
-) -> list[Step] | None:
+def calculation(count: int, rng: Generator, *, pair: bool = False) -> list[Step] | None:
     """A chain of `count` steps, each using the one before; None if the values leave their range.
 
     With `pair`, two neighbouring steps use only what comes before both, and the next one uses both: they may be
     exchanged, and nothing else."""
-    letters = [LETTERS[int(i)] for i in rng.permutation(len(LETTERS))[:count]]
-    twin = int(rng.integers(1, count - 2)) if pair else -1
+    letters = some_of(LETTERS, count, rng)
+    twin = int(rng.integers(1, count - 2)) if pair else None
     steps = [Step(letters[0], (), "", int(rng.integers(LEAST, 40)))]
     known: dict[str, int] = {letters[0]: steps[0].value}
     for index in range(1, count):
-        before = letters[index - 2] if index == twin + 1 and pair else letters[index - 1]
-        other = letters[index - 2] if index == twin + 2 and pair else None
+        after_twin = twin is not None and index == twin + 1
+        after_both = twin is not None and index == twin + 2
+        before = letters[index - 2] if after_twin else letters[index - 1]
+        other = letters[index - 2] if after_both else None
         step = _derived(letters[index], before, other, known, rng)
         if step is None:
             return None
@@ -139,15 +100,18 @@ def _derived(
     before: str,
     other: str | None,
     known: Mapping[str, int],
-    rng: np.random.Generator,
+    rng: Generator,
 ) -> Step | None:
     """A step from `before` and another quantity or a constant, with a new value."""
     for _ in range(40):
-        sign = "+-×"[int(rng.integers(3))]
+        sign = one_of("+-×", rng)
         second = other if other else str(int(rng.integers(2, 10)))
-        terms = (before, second) if rng.random() < 0.5 or sign == "-" else (second, before)
+        # The coin is tossed for differences too, whose order is fixed: every try takes the same draws.
+        before_first = rng.random() < 0.5 or sign == "-"
+        terms = (before, second) if before_first else (second, before)
         a, b = (known[term] if term in known else int(term) for term in terms)
         value = {"+": a + b, "-": a - b, "×": a * b}[sign]
+        # Values that occur once only: a number in the text names its quantity.
         if LEAST <= value <= MOST and value not in known.values():
             return Step(letter, terms, sign, value)
     return None

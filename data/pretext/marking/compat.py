@@ -42,16 +42,21 @@ def videossr_grounding(prediction: str, ground_truth: str) -> float:
 
 def videossr_counting(prediction: str, ground_truth: str) -> float:
     """Mean of max(0, 1 − |ŷ − y|/(y + 1e-9)) over three counts; all digit runs of the reply, exactly three of them."""
-    guess, truth = (
-        [int(run) for run in re.findall(r"\d+", text)] for text in (prediction, ground_truth)
-    )
+    guess, truth = _digit_runs(prediction), _digit_runs(ground_truth)
     if len(guess) != 3 or len(truth) != 3:
         return 0.0
-    parts = [
-        1.0 if a == b else max(0.0, 1.0 - abs(a - b) / (b + 1e-9))
-        for a, b in zip(guess, truth, strict=True)
-    ]
-    return sum(parts) / 3
+    return sum(_near(given, right) for given, right in zip(guess, truth, strict=True)) / 3
+
+
+def _near(given: int, right: int) -> float:
+    if given == right:
+        return 1.0
+    # The addend is the paper's guard against a count of 0, and pays about 5e-10 for a 0 where there is more.
+    return max(0.0, 1.0 - abs(given - right) / (right + 1e-9))
+
+
+def _digit_runs(text: str) -> list[int]:
+    return [int(run) for run in re.findall(r"\d+", text)]
 
 
 def videossr_jigsaw(prediction: str, ground_truth: str) -> float:
@@ -69,38 +74,43 @@ def visual_jigsaw(
 ) -> dict[str, float]:
     """Format 0.2 + accuracy − 0.5 for repetition -> score, acc_reward, format_reward, acc."""
     truth = list(ground_truth)
-    penalty = -0.5 if _repeats(response, words=7, run=3) else 0.0
     if not nothink and not _thinks_then_boxes(response):
+        # The penalty for repetition is not taken here: the reference returns before it.
         return {"score": 0.0, "acc_reward": 0.0, "format_reward": 0.0, "acc": 0}
+    penalty = -0.5 if _repeats(response, words=7, run=3) else 0.0
     form = 0.0 if nothink else 0.2
-    guess = _integers((response if nothink else _last_box(response)).split(","))
-    if guess == truth:
-        return {
-            "score": form + 1.0 + penalty,
-            "acc_reward": 1.0,
-            "format_reward": form,
-            "acc": 1,
-        }
-    share = 0.0
-    if len(set(guess)) == len(truth) > 4:
-        share = sum(a == b for a, b in zip(guess, truth, strict=False)) / len(truth) * 0.2
+    body = response if nothink else _last_box(response)
+    guess = _integers(body.split(","))
+    exact = guess == truth
+    accuracy = 1.0 if exact else _visual_jigsaw_share(guess, truth)
     return {
-        "score": form + share + penalty,
-        "acc_reward": share,
+        "score": form + accuracy + penalty,
+        "acc_reward": accuracy,
         "format_reward": form,
-        "acc": 0,
+        "acc": int(exact),
     }
+
+
+def _visual_jigsaw_share(guess: Sequence[int], truth: Sequence[int]) -> float:
+    # Distinct entries, as many as the truth has, are all that is asked; further entries are not read.
+    if len(set(guess)) != len(truth) or len(truth) <= 4:
+        return 0.0
+    hits = [given == right for given, right in zip(guess, truth, strict=False)]
+    return sum(hits) / len(truth) * 0.2
 
 
 def visual_jigsaw_tile_sizes(
     width: int, height: int, rows: int, columns: int
 ) -> list[tuple[int, int]]:
     """(width, height) of each tile in raster order; the first columns and rows take the remainder."""
-    across, down = (
-        [side // parts + (index < side % parts) for index in range(parts)]
-        for side, parts in ((width, columns), (height, rows))
-    )
-    return [(w, h) for h in down for w in across]
+    widths = _parts(width, columns)
+    heights = _parts(height, rows)
+    return [(wide, tall) for tall in heights for wide in widths]
+
+
+def _parts(side: int, count: int) -> list[int]:
+    smaller, left_over = divmod(side, count)
+    return [smaller + (index < left_over) for index in range(count)]
 
 
 def visual_jigsaw_clip_ranges(
@@ -145,10 +155,8 @@ def jigsaw_r1(
         correct, accuracy = float(extracted == truth), score
     elif answer_type in ("letter", "digit"):
         same = str(extracted).lower() == str(solution).lower()
-        numeric = (
-            answer_type == "digit"
-            and _integers([str(extracted)]) == _integers([str(solution)]) != []
-        )
+        # "07" is the digit 7.
+        numeric = answer_type == "digit" and _same_integer(str(extracted), str(solution))
         score, correct = 0.0, float(same or numeric)
         accuracy = correct
     elif answer_type == "box":
@@ -178,6 +186,7 @@ def jigsaw_r1_extract(
     tag = _ANSWER.search(response) if think else None
     body = (tag[1] if tag else response).strip()
     if answer_type == "letter":
+        # The last capital is the first of the reversed text; without one the reference gives the reversed text.
         found = re.search(r"[A-Z]", body[::-1])
         return found[0] if found else body[::-1]
     if answer_type == "digit":
@@ -186,7 +195,8 @@ def jigsaw_r1_extract(
     if answer_type == "box":
         box = re.search(r"(\d+),\s*(\d+),\s*(\d+),\s*(\d+)", body)
         return [float(side) for side in box.groups()] if box else body
-    tokens = re.sub(r"\s{2,}", " ", re.sub(r"[`,;\n]", " ", body)).strip().split(" ")
+    spaced = re.sub(r"[`,;\n]", " ", body)
+    tokens = re.sub(r"\s{2,}", " ", spaced).strip().split(" ")
     if not all(re.fullmatch(r"[0-9]+", token) for token in tokens):
         return None
     tiles = [int(token) for token in tokens]
@@ -222,8 +232,12 @@ def ssl4rl_jigsaw(response: str, ground_truth: str) -> float:
     if tag is None:
         return 0.0
     guess, truth = tag[1].strip().split(","), ground_truth.split(",")
-    right = [_integers([a]) == _integers([b]) != [] for a, b in zip(guess, truth, strict=False)]
+    right = [_same_integer(given, wanted) for given, wanted in zip(guess, truth, strict=False)]
     return sum(right) / len(truth)
+
+
+def _same_integer(one: str, other: str) -> bool:
+    return _integers([one]) == _integers([other]) != []
 
 
 def ssl4rl_exact(response: str, ground_truth: str) -> float:
@@ -266,11 +280,11 @@ def _last_box(text: str) -> str:
 
 def _thinks_then_boxes(text: str) -> bool:
     """The whole text is <think>…</think>…\\boxed{…}…"""
+    if not text.startswith("<think>"):
+        return False
     closed = text.find("</think>", len("<think>"))
     boxed = text.find("\\boxed{", closed)
-    return (
-        text.startswith("<think>") and closed >= 0 and boxed >= 0 and text.find("}", boxed) >= 0
-    )
+    return closed >= 0 and boxed >= 0 and text.find("}", boxed) >= 0
 
 
 def _repeats(text: str, words: int, run: int) -> bool:
@@ -280,6 +294,7 @@ def _repeats(text: str, words: int, run: int) -> bool:
         line = line.strip().lower()
         if not line:
             continue
+        # A short line ends a run, though it is not counted itself.
         long = len(line.split()) >= words
         length = length + 1 if long and line == previous else int(long)
         previous = line if long else None
@@ -307,23 +322,23 @@ def _jigsaw_r1_connections(
     else:
         place = {tile + 1: index - 1 for tile, index in enumerate(truth)}
     cells = [divmod(place[tile], columns) for tile in guess]
-    across = [
-        (r * columns + c, r * columns + c + 1)
-        for r, c in product(range(rows), range(columns - 1))
-    ]
-    down = [
-        (r * columns + c, (r + 1) * columns + c)
-        for r, c in product(range(rows - 1), range(columns))
-    ]
-    kept = sum((cells[a][0], cells[a][1] + 1) == cells[b] for a, b in across)
-    return (kept + sum((cells[a][0] + 1, cells[a][1]) == cells[b] for a, b in down)) / total
+    kept = 0
+    for row, column in product(range(rows), range(columns)):
+        here = row * columns + column
+        true_row, true_column = cells[here]
+        if column + 1 < columns:
+            kept += cells[here + 1] == (true_row, true_column + 1)
+        if row + 1 < rows:
+            kept += cells[here + columns] == (true_row + 1, true_column)
+    return kept / total
 
 
 def _jigsaw_r1_box(guess: object, truth: list[float]) -> float:
     """IoU in whole pixels; an overlap one pixel wide or high counts as none."""
     if not isinstance(guess, list):
         return 0.0
-    width, height = (min(guess[i + 2], truth[i + 2]) - max(guess[i], truth[i]) for i in (0, 1))
+    width = min(guess[2], truth[2]) - max(guess[0], truth[0])
+    height = min(guess[3], truth[3]) - max(guess[1], truth[1])
     both = width * height if width > 1 and height > 1 else 0.0
     areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (guess, truth)]
     either = sum(areas) - both
@@ -339,8 +354,11 @@ def _jigsaw_r1_format(
         return isinstance(extracted, list) and len(extracted) == tiles
     if answer_type == "box":
         return isinstance(extracted, list)
+    # Without thoughts the reply itself must be the digit or the letter.
     text = str(extracted) if think else response
-    return text.isdigit() if answer_type == "digit" else len(text) == 1 and text.isupper()
+    if answer_type == "digit":
+        return text.isdigit()
+    return len(text) == 1 and text.isupper()
 
 
 def _thinks_then_answers(text: str) -> bool:

@@ -1,15 +1,21 @@
 """NP-Engine's ten official validators (OliverLeeXZ/NP-Engine, NP_tasks/*/validation.py): (invalid, value).
 
-They read what follows the last "Answer:". An invalid answer carries the task's penalty: −1 where more is better, the
-sum of all weights (TSP, bisection), |V| + 1 (colouring) or |S| + 1 (set cover) where less is better.
+They read what follows the last "Answer:" (clique: the first, so a second one makes the rest unreadable). An invalid
+answer carries the task's penalty: −1 where more is better, the sum of all weights (TSP, bisection), |V| + 1 (colouring)
+or |S| + 1 (set cover) where less is better.
 
-Holes kept on purpose: repeated entries count in independent set, subset sum, meetings and set cover; a "cycle" of one
-vertex or one edge back and forth is valid; an empty schedule is valid with value 0. Each expects its own encoding of
-the instance (adjacency as a mapping to lists, or to weights) and may raise on the other.
+Clique and bisection want a list literal and nothing else: arrows, other brackets, bare numbers or a sentence behind it
+are invalid. A bisection is two disjoint lists that hold every node, of equal size, or one apart if the number of nodes
+is odd; a node repeated within one list is counted once. A clique refuses repeated entries, and reads numbers in quotes.
+An independent set must stand on the line of its "Answer:".
 
-Departures: a list literal is read with `ast.literal_eval` where the original evaluates it as code. The validators of
-longest cycle, clique and bisection were not readable to us; they follow their description and reference values, with
-balance meaning that the parts differ by at most one node.
+Holes kept on purpose: repeated entries count in independent set, subset sum, meetings and set cover; `[1, "1"]` is a
+clique of two; a "cycle" of one vertex, in the graph or not, or one edge back and forth is valid; an empty schedule is
+valid with value 0. Each expects its own encoding of the instance (adjacency as a mapping to lists, or to weights) and
+may raise on the other; clique reads both.
+
+Departures: a list literal is read with `ast.literal_eval` where the original evaluates it as code; lists within lists,
+on which clique and bisection raise TypeError, are invalid.
 """
 
 from __future__ import annotations
@@ -24,16 +30,23 @@ Instance = Mapping[str, Any]
 Verdict = tuple[bool, float]
 
 _BRACKETS = re.compile(r"[{\[\(]([^)}\]]*)[}\])]")
-_LISTS = re.compile(r"\[([^\[\]]*)\]")
 SMALLER_IS_BETTER = frozenset({"TSP", "GCP_D", "minimum_cut", "set_cover"})
+FROM_THE_FIRST = frozenset({"maximum_clique_problem"})
+"""What follows the first "Answer:" is their answer; the others take the last."""
+ON_ONE_LINE = frozenset({"maximum_set"})
+"""Their answer ends with the line on which "Answer:" stands."""
 
 
 def np_engine(task: str, instance: Instance, answer: str) -> Verdict:
     """(invalid, value) of an answer to one of `VALIDATORS`."""
     if task not in VALIDATORS:
         raise ValueError(f"NP-Engine has no task {task!r}; it has {sorted(VALIDATORS)}.")
-    body = answer.split("Answer:")[-1].strip() if "Answer:" in answer else None
-    return VALIDATORS[task](instance, body)
+    if "Answer:" not in answer:
+        return VALIDATORS[task](instance, None)
+    said = answer.split("Answer:", 1 if task in FROM_THE_FIRST else -1)[-1]
+    if task in ON_ONE_LINE:
+        said = said.split("\n")[0]
+    return VALIDATORS[task](instance, said.strip())
 
 
 def quality_ratio(task: str, reference: float, verdict: Verdict) -> float:
@@ -53,7 +66,7 @@ def _tsp(graph: Instance, body: str | None) -> Verdict:
     tour = _integers(_one_list(body))
     if not tour or tour[0] != tour[-1] or sorted(tour[:-1]) != list(range(len(graph))):
         return True, penalty
-    legs = [graph[str(a)].get(str(b)) for a, b in pairwise(tour)]
+    legs = [graph.get(str(a), {}).get(str(b)) for a, b in pairwise(tour)]
     return (True, penalty) if None in legs else (False, sum(legs))
 
 
@@ -72,10 +85,11 @@ def _longest_cycle(graph: Instance, body: str | None) -> Verdict:
     path = _integers(_one_list(body))
     if not path or path[0] != path[-1] or len(set(path[:-1])) != len(path[:-1]):
         return True, -1
-    if any(str(node) not in graph for node in path):
-        return True, -1
-    joined = all(b in _neighbours(graph, a) for a, b in pairwise(path))
-    return (False, len(path)) if joined else (True, -1)
+    for node, following in pairwise(path):
+        # Asked of the row itself: where it is keyed by strings, no integer is in it.
+        if str(node) not in graph or following not in graph[str(node)]:
+            return True, -1
+    return False, len(path)
 
 
 def _knapsack(instance: Instance, body: str | None) -> Verdict:
@@ -87,31 +101,34 @@ def _knapsack(instance: Instance, body: str | None) -> Verdict:
         or any(str(item) not in items for item in chosen)
     ):
         return True, -1
-    weight, value = (
-        sum(int(items[str(item)][key]) for item in chosen) for key in ("weight", "value")
+    weights, values = (
+        [int(items[str(item)][key]) for item in chosen] for key in ("weight", "value")
     )
-    return (True, -1) if weight > int(instance["capacity"]) else (False, value)
+    if min(weights + values) < 0 or sum(weights) > int(instance["capacity"]):
+        return True, -1
+    return False, sum(values)
 
 
 def _clique(graph: Instance, body: str | None) -> Verdict:
-    nodes = _integers(_one_list(body))
-    if not nodes or any(str(node) not in graph for node in nodes):
+    written = _literal(body) if body is not None else None
+    if not written or not _all_hashable(written) or len(set(written)) != len(written):
         return True, -1
-    joined = all(
-        b in _neighbours(graph, a) for i, a in enumerate(nodes) for b in nodes[i + 1 :]
-    )
-    return (False, len(nodes)) if joined else (True, -1)
+    nodes = [_as_integer(entry) for entry in written]
+    joined = _undirected(graph)
+    if any(node is None or node not in joined for node in nodes):
+        return True, -1
+    together = set(nodes)
+    complete = all(together - {node} <= joined[node] for node in together if node is not None)
+    return (False, len(nodes)) if complete else (True, -1)
 
 
 def _independent_set(graph: Instance, body: str | None) -> Verdict:
-    line = (body or "").split("\n")[0].strip()
     if body is None:
         return True, -1
-    nodes = (
-        _literal(line)
-        if line.startswith("[") and line.endswith("]")
-        else _integers(re.sub(r"[\[\]]", "", line))
-    )
+    if body.startswith("[") and body.endswith("]"):
+        nodes = _literal(body)
+    else:
+        nodes = _integers(re.sub(r"[\[\]]", "", body))
     if nodes is None or any(str(node) not in graph for node in nodes):
         return True, -1
     if any(str(b) in graph[str(a)] for i, a in enumerate(nodes) for b in nodes[i + 1 :]):
@@ -155,16 +172,26 @@ def _meetings(instance: Instance, body: str | None) -> Verdict:
 
 
 def _bisection(graph: Instance, body: str | None) -> Verdict:
-    penalty = sum(
-        weight for node in graph for other, weight in graph[node].items() if node < other
-    )
-    parts = [
-        part for text in _LISTS.findall(body or "") if (part := _integers(text)) is not None
+    weights = [
+        weight
+        for node in graph
+        for other, weight in graph[node].items()
+        if int(node) < int(other)
     ]
-    if len(parts) != 2:
+    penalty = sum(weights) or 1e9
+    parts = _literal(body) if body is not None else None
+    if parts is None or len(parts) != 2 or not all(isinstance(part, list) for part in parts):
         return True, penalty
-    first, second = parts
-    if sorted(map(str, first + second)) != sorted(graph) or abs(len(first) - len(second)) > 1:
+    if not _all_hashable(parts[0] + parts[1]):
+        return True, penalty
+    first, second = set(parts[0]), set(parts[1])
+    nodes = {int(node) for node in graph}
+    if first & second or first | second != nodes:
+        return True, penalty
+    if abs(len(first) - len(second)) > len(nodes) % 2:
+        return True, penalty
+    # 1.0 equals the node 1, but no row is called "1.0".
+    if any(str(node) not in graph for node in first if second):
         return True, penalty
     return False, sum(graph[str(a)].get(str(b), 0) for a in first for b in second)
 
@@ -232,11 +259,49 @@ def _integers(text: str | None, skip_blank: bool = False) -> list[int] | None:
 
 
 def _literal(text: str) -> list[Any] | None:
+    """A list written as in Python, without its elements being looked at, or None."""
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError, RecursionError, MemoryError):
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         return None
     return value if isinstance(value, list) else None
+
+
+def _all_hashable(entries: list[Any]) -> bool:
+    """Whether the entries fit into a set: none is a list, mapping or set, or holds one."""
+    try:
+        set(entries)
+    except TypeError:
+        return False
+    return True
+
+
+def _as_integer(entry: Any) -> int | None:
+    """The entry as `int` reads it ("3" is 3, 2.7 is 2), or None."""
+    try:
+        return int(entry)
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def _undirected(graph: Instance) -> dict[int, set[int]]:
+    """Neighbours of every node that is a key or a neighbour, both ways; weights of 0 are no edges."""
+    joined: dict[int, set[int]] = {}
+    for name, row in graph.items():
+        node = _as_integer(name)
+        if node is None:
+            continue
+        joined.setdefault(node, set())
+        for other_name in row if isinstance(row, (Mapping, list, set, tuple)) else ():
+            other = _as_integer(other_name)
+            if other is None:
+                continue
+            joined.setdefault(other, set())
+            weight = row[other_name] if isinstance(row, Mapping) else 1
+            if weight != 0 or not isinstance(weight, (int, float)):
+                joined[node].add(other)
+                joined[other].add(node)
+    return joined
 
 
 def _triples(body: str | None) -> list[tuple[int, int, int]] | None:
@@ -253,7 +318,3 @@ def _triples(body: str | None) -> list[tuple[int, int, int]] | None:
     if any(entry is None or len(entry) != 3 for entry in entries):
         return None
     return [(entry[0], entry[1], entry[2]) for entry in entries if entry is not None]
-
-
-def _neighbours(graph: Instance, node: int) -> set[int]:
-    return {int(other) for other in graph[str(node)]}

@@ -12,7 +12,7 @@ cannot follow an argument, and is silent (None) where the reasoning names no ans
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from mmrl.data.pretext.contract import Task, Truth
@@ -40,62 +40,32 @@ class RuleJudge:
         final = self._key(answer)
         if final is None:
             return 0
+        # From the last sentence backwards, and in it from its end: the longest run of words that reads as an answer.
         for sentence in reversed(_PIECES.split(reasoning[-LONGEST:])):
             words = normalise(sentence).strip(" .,;").split()
             for length in range(min(len(words), 24), 0, -1):
-                key = self._key(" ".join(words[len(words) - length :]))
+                key = self._key(" ".join(words[-length:]))
                 if key is not None:
                     return int(key == final)
         return None
 
     def _key(self, body: str) -> object | None:
-        value = self.task.read(body.strip(" .,;"), self.truth) if body else ParseError("empty")
+        """The solution key of a text; None if it reads as no answer."""
+        text = body.strip(" .,;")
+        value = self.task.read(text, self.truth) if body else ParseError("empty")
         if isinstance(value, ParseError):
             return None
         score = self.task.verify(value, self.truth)
         return None if score.key == "invalid" else score.key
 
 
-@dataclass(frozen=True)
-class Consistency:
-    """RAC of some replies."""
-
-    rate: float | None
-    """Mean of the judge's verdicts; None if it gave none."""
-    judged: int
-    silent: int
-    """Replies for which the judge was not available."""
-    empty: int
-    """Replies without reasoning; they count as neither."""
-
-
 def split_reply(reply: str, surface: Surface) -> tuple[str, str | None]:
     """The reasoning and the answer body (None if unreadable) of a reply."""
     head, mark, _ = reply.rpartition("</think>")
     body = extract(reply, surface)
-    reasoning = (
-        head.replace("<think>", "")
-        if mark
-        else reply.partition("<answer>")[0].partition("\\boxed{")[0]
-    )
+    if mark:
+        reasoning = head.replace("<think>", "")
+    else:
+        # Without a block of thoughts, what stands before the answer.
+        reasoning = reply.partition("<answer>")[0].partition("\\boxed{")[0]
     return reasoning.strip(), None if isinstance(body, ParseError) else body
-
-
-def consistency(
-    replies: Sequence[str], surfaces: Sequence[Surface], judges: Sequence[Judge]
-) -> Consistency:
-    """RAC of replies, one judge each (the same judge repeated, or `RuleJudge` per sample)."""
-    verdicts, silent, empty = [], 0, 0
-    for reply, surface, judge in zip(replies, surfaces, judges, strict=True):
-        reasoning, answer = split_reply(reply, surface)
-        if not reasoning:
-            empty += 1
-            continue
-        verdict = 0 if answer is None else judge(reasoning, answer)
-        if verdict is None:
-            silent += 1
-        else:
-            verdicts.append(verdict)
-    return Consistency(
-        sum(verdicts) / len(verdicts) if verdicts else None, len(verdicts), silent, empty
-    )

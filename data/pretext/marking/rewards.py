@@ -4,7 +4,7 @@ Every function takes a value that a parser returned and the truth; 1 means exact
 on any value of its type: NaN, infinity, wrong lengths, non-permutations, duplicates and inverted intervals earn 0.
 Lists that should be an order are paid only if they hold exactly the entries of the truth (as a multiset), so constant
 answers, extra entries and foreign numbers earn nothing. `sharpen` adds an exponent and a bonus for exact answers.
-`reward_arrays` has the same formulas over a batch of answers.
+`interval_ious` is the same formula over many intervals, for chance levels by enumeration.
 
 Random levels for K pieces: positional γ/K (up to the exact share), footrule 1 − (K² − 1)/(3⌊K²/2⌋), kendall γ/2.
 
@@ -20,12 +20,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Hashable, Sequence
+from itertools import combinations
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 Interval = tuple[float, float]
 Box = tuple[float, float, float, float]
-Point = tuple[float, float]
 
 
 def is_permutation(guess: Sequence[Hashable], truth: Sequence[Hashable]) -> bool:
@@ -40,16 +41,10 @@ def sharpen(reward: float, power: float = 1.0, bonus: float = 0.0) -> float:
 
 def above_chance(reward: float, chance_reward: float) -> float:
     """(r − c)/(1 − c), clipped at 0: tasks with different random levels become comparable before they are mixed."""
-    return (
-        max(0.0, (reward - chance_reward) / (1.0 - chance_reward))
-        if chance_reward < 1.0
-        else 0.0
-    )
-
-
-def exact(guess: object, truth: object) -> float:
-    """1 if equal, else 0."""
-    return float(guess == truth)
+    # Where a guess always earns everything, nothing can be learned above chance.
+    if chance_reward >= 1.0:
+        return 0.0
+    return max(0.0, (reward - chance_reward) / (1.0 - chance_reward))
 
 
 def positional(
@@ -78,41 +73,34 @@ def kendall(guess: Sequence[Hashable], truth: Sequence[Hashable], gamma: float =
     if len(place) != len(truth) or not is_permutation(guess, truth):
         return 0.0
     ranks = [place[value] for value in guess]
-    pairs = len(ranks) * (len(ranks) - 1) // 2
-    good = sum(ranks[i] < ranks[j] for i in range(len(ranks)) for j in range(i + 1, len(ranks)))
-    return 1.0 if good == pairs else gamma * good / pairs
-
-
-def adjacency(
-    guess: Sequence[Hashable], truth: Sequence[Hashable], grid: tuple[int, int] | None = None
-) -> float:
-    """Share of the true neighbour pairs (a directly before b) that the guess keeps. Entries must be distinct.
-
-    `grid` = (rows, columns) reads both as rasters and counts "right of" and "below" pairs, 2mn − m − n of them."""
-    rows, columns = grid or (1, len(truth))
-    if (
-        rows * columns != len(truth)
-        or len(set(truth)) != len(truth)
-        or not is_permutation(guess, truth)
-    ):
-        return 0.0
-    kept = _neighbours(truth, rows, columns)
-    if not kept:
-        return 1.0
-    return len(kept & _neighbours(guess, rows, columns)) / len(kept)
+    ordered = [before < after for before, after in combinations(ranks, 2)]
+    # A single entry has no pair: it is right as it stands, whatever γ is.
+    return 1.0 if all(ordered) else gamma * sum(ordered) / len(ordered)
 
 
 def interval_iou(guess: Interval, truth: Interval) -> float:
     """Overlap over union of closed intervals; 0 if one ends before it starts."""
-    if not (
-        _finite(guess) and _finite(truth) and guess[0] <= guess[1] and truth[0] <= truth[1]
-    ):
+    if not (_is_interval(guess) and _is_interval(truth)):
         return 0.0
+    # Before the division: two equal intervals of length zero have no union.
     if tuple(guess) == tuple(truth):
         return 1.0
     both = max(0.0, min(guess[1], truth[1]) - max(guess[0], truth[0]))
     either = max(guess[1], truth[1]) - min(guess[0], truth[0])
     return both / either if both > 0 else 0.0
+
+
+def interval_ious(guesses: ArrayLike, truth: Interval) -> np.ndarray:
+    """`interval_iou` of intervals [B, 2] with one interval -> float64 [B]."""
+    spans, right = np.asarray(guesses, dtype=np.float64), np.asarray(truth, dtype=np.float64)
+    start, end = spans[:, 0], spans[:, 1]
+    both = np.minimum(end, right[1]) - np.maximum(start, right[0])
+    either = np.maximum(end, right[1]) - np.minimum(start, right[0])
+    # An empty union is divided by 1 instead of 0; the overlap is then not positive and the quotient unused.
+    quotient = both / np.where(either > 0, either, 1.0)
+    overlap = np.where(both > 0, quotient, 0.0)
+    overlap = np.where((spans == right).all(axis=1), 1.0, overlap)
+    return np.where(start <= end, overlap, 0.0)
 
 
 def multi_interval_iou(guess: Sequence[Interval], truth: Sequence[Interval]) -> float:
@@ -123,39 +111,24 @@ def multi_interval_iou(guess: Sequence[Interval], truth: Sequence[Interval]) -> 
         return float(len(guess) == len(truth))
     if len(guess) == len(truth) == 1:
         return interval_iou(guess[0], truth[0])
-    from scipy.optimize import linear_sum_assignment
+    from scipy.optimize import linear_sum_assignment  # here: scipy is slow to import
 
     overlap = np.array([[interval_iou(a, b) for b in truth] for a in guess])
     rows, columns = linear_sum_assignment(overlap, maximize=True)
-    return min(1.0, float(overlap[rows, columns].sum()) / max(len(guess), len(truth)))
+    matched = float(overlap[rows, columns].sum())
+    # The sum of rounded quotients can exceed the number of pairs by an ulp.
+    return min(1.0, matched / max(len(guess), len(truth)))
 
 
 def box_iou(guess: Box, truth: Box) -> float:
     """Intersection over union of (x0, y0, x1, y1); 0 for an empty or inverted box."""
     if not (_is_box(guess) and _is_box(truth)):
         return 0.0
+    # Exactly 1 for the truth itself: the shares below are rounded.
     if tuple(guess) == tuple(truth):
         return 1.0
-    both, either, _ = _overlap(guess, truth)
+    both, either = _overlap(guess, truth)
     return _unit(both / either)
-
-
-def box_giou(guess: Box, truth: Box) -> float:
-    """(1 + GIoU)/2 with GIoU = IoU − (hull − union)/hull: pays disjoint boxes for coming nearer. 0 for an empty box."""
-    if not (_is_box(guess) and _is_box(truth)):
-        return 0.0
-    if tuple(guess) == tuple(truth):
-        return 1.0
-    both, either, hull = _overlap(guess, truth)
-    return _unit((both / either + either / hull) / 2)
-
-
-def point_gauss(guess: Point, truth: Point, sigma: float) -> float:
-    """exp(−d²/2σ²) with d the distance in the unit of σ."""
-    if not (_finite(guess) and _finite(truth) and len(guess) == len(truth) == 2):
-        return 0.0
-    distance = math.dist(guess, truth) / sigma
-    return math.exp(-0.5 * min(distance, 1e3) ** 2)
 
 
 def count_rel(guess: Sequence[float], truth: Sequence[float]) -> float:
@@ -164,26 +137,15 @@ def count_rel(guess: Sequence[float], truth: Sequence[float]) -> float:
     A negative count or another number of counts earns 0 altogether."""
     if len(guess) != len(truth) or not truth or not _finite(guess) or min(guess) < 0:
         return 0.0
-    parts = [
-        1.0 if a == b else max(0.0, 1.0 - abs(a - b) / b) if b else 0.0
-        for a, b in zip(guess, truth, strict=True)
-    ]
+    parts = [_relative_hit(count, right) for count, right in zip(guess, truth, strict=True)]
     return sum(parts) / len(parts)
-
-
-def set_f1(guess: Sequence[Hashable], truth: Sequence[Hashable]) -> float:
-    """F1 of two sets; a guess that repeats an entry earns 0. Two empty sets are equal: 1."""
-    chosen, right = set(guess), set(truth)
-    if len(chosen) != len(guess):
-        return 0.0
-    total = len(chosen) + len(right)
-    return 2 * len(chosen & right) / total if total else 1.0
 
 
 def ordinal(guess: float, truth: float, tau: float) -> float:
     """exp(−|guess − truth|/τ) for ranks and levels."""
     if not _finite((guess, truth)):
         return 0.0
+    # exp(−700) is still an ordinary float; further off the reward would underflow into denormal numbers.
     return math.exp(-min(abs(guess - truth) / tau, 700.0))
 
 
@@ -192,7 +154,8 @@ def angle_circular(guess: float, truth: float, period: float = 360.0) -> float:
     if not _finite((guess, truth)):
         return 0.0
     away = math.fmod(abs(guess - truth), period)
-    return _unit(1.0 - min(away, period - away) / (period / 2))
+    shorter_way = min(away, period - away)
+    return _unit(1.0 - shorter_way / (period / 2))
 
 
 def edit(guess: str, truth: str) -> float:
@@ -207,18 +170,25 @@ def edit_distance(first: str, second: str) -> int:
         first, second = second, first
     if not first:
         return len(second)
-    full, last = (1 << len(first)) - 1, 1 << (len(first) - 1)
+    full = (1 << len(first)) - 1
+    last = 1 << (len(first) - 1)
+    # One bit per letter of the shorter text: where does this letter stand?
     where: dict[str, int] = {}
     for index, letter in enumerate(first):
         where[letter] = where.get(letter, 0) | 1 << index
+    # A column of the distance table is kept as its steps from row to row: bit set in `up` means +1, in `down` −1.
     up, down, distance = full, 0, len(first)
     for letter in second:
         match = where.get(letter, 0)
+        # The carry of the addition runs along the stretches in which a match can be prolonged.
         diagonal = (((match & up) + up) ^ up) | match | down
-        plus, minus = down | (full & ~(diagonal | up)), up & diagonal
+        plus = down | (full & ~(diagonal | up))
+        minus = up & diagonal
         distance += bool(plus & last) - bool(minus & last)
-        plus, minus = (plus << 1 | 1) & full, (minus << 1) & full
-        up, down = minus | (full & ~(diagonal | plus)), plus & diagonal
+        plus = (plus << 1 | 1) & full
+        minus = (minus << 1) & full
+        up = minus | (full & ~(diagonal | plus))
+        down = plus & diagonal
     return distance
 
 
@@ -227,57 +197,53 @@ def render_similarity(guess: np.ndarray, truth: np.ndarray) -> float:
     drawing earns 0. Both uint8 [H, W, 3]; another shape earns 0."""
     if guess.shape != truth.shape or truth.ndim != 3 or not truth.size:
         return 0.0
+    # float64, as a difference of uint8 would wrap around.
     drawn, wanted = guess.astype(np.float64), truth.astype(np.float64)
     error = float(np.abs(drawn - wanted).mean())
-    blank = float(np.abs(np.median(wanted, axis=(0, 1)) - wanted).mean())
+    median_colour = np.median(wanted, axis=(0, 1))
+    blank = float(np.abs(median_colour - wanted).mean())
     if error == 0.0:
         return 1.0
     return max(0.0, 1.0 - error / blank) if blank > 0 else 0.0
 
 
-def _neighbours(
-    order: Sequence[Hashable], rows: int, columns: int
-) -> set[tuple[Hashable, Hashable, str]]:
-    """Pairs (left, right, "h") and (upper, lower, "v") of a raster."""
-    cells = [(r, c) for r in range(rows) for c in range(columns)]
-    across = {
-        (order[r * columns + c], order[r * columns + c + 1], "h")
-        for r, c in cells
-        if c + 1 < columns
-    }
-    return across | {
-        (order[r * columns + c], order[(r + 1) * columns + c], "v")
-        for r, c in cells
-        if r + 1 < rows
-    }
+def _relative_hit(count: float, right: float) -> float:
+    if count == right:
+        return 1.0
+    return max(0.0, 1.0 - abs(count - right) / right) if right else 0.0
 
 
 def _finite(values: Sequence[float]) -> bool:
     return all(math.isfinite(value) for value in values)
 
 
+def _is_interval(span: Interval) -> bool:
+    return _finite(span) and span[0] <= span[1]
+
+
 def _is_box(box: Sequence[float]) -> bool:
     return len(box) == 4 and _finite(box) and box[0] < box[2] and box[1] < box[3]
 
 
-def _overlap(first: Box, second: Box) -> tuple[float, float, float]:
-    """Areas of intersection, union and hull, in units of the hull's larger side (no overflow for huge boxes)."""
-    x0, y0, x1, y1 = (
-        min(first[0], second[0]),
-        min(first[1], second[1]),
-        max(first[2], second[2]),
-        max(first[3], second[3]),
-    )
-    width, height = x1 - x0, y1 - y0
+def _overlap(first: Box, second: Box) -> tuple[float, float]:
+    """Areas of intersection and union, as shares of the hull of both (no overflow for huge boxes)."""
+    width = max(first[2], second[2]) - min(first[0], second[0])
+    height = max(first[3], second[3]) - min(first[1], second[1])
+    # Two finite corners can lie further apart than the largest float: no overlap that could be measured.
     if not (math.isfinite(width) and math.isfinite(height)):
-        return 0.0, 1e-300, 1.0
-    a, b = (
-        ((box[2] - box[0]) / width) * ((box[3] - box[1]) / height) for box in (first, second)
-    )
-    across = max(0.0, min(first[2], second[2]) - max(first[0], second[0])) / width
-    down = max(0.0, min(first[3], second[3]) - max(first[1], second[1])) / height
-    both = across * down
-    return both, max(a + b - both, 1e-300), 1.0
+        return 0.0, 1e-300
+    one, two = _share(first, width, height), _share(second, width, height)
+    across = min(first[2], second[2]) - max(first[0], second[0])
+    down = min(first[3], second[3]) - max(first[1], second[1])
+    both = (max(0.0, across) / width) * (max(0.0, down) / height)
+    return both, max(one + two - both, 1e-300)
+
+
+def _share(box: Box, width: float, height: float) -> float:
+    # Each side is divided first: the product of two huge sides would overflow.
+    across = (box[2] - box[0]) / width
+    down = (box[3] - box[1]) / height
+    return across * down
 
 
 def _unit(value: float) -> float:

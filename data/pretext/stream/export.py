@@ -30,14 +30,19 @@ from PIL import Image
 from mmrl.data.pretext.catalogue import find
 from mmrl.data.pretext.contract import Array, Sample
 from mmrl.data.pretext.stream.media import perceptual_hash
-from mmrl.data.pretext.stream.stream import GIVE_UP, Stream
+from mmrl.data.pretext.stream.stream import GIVE_UP, SampleStream
 from mmrl.ground.progress import with_progress
 
 CHUNK = 16
 """Indices that one worker makes at a time."""
 ROWS_PER_GROUP, GROUPS_PER_SHARD = 50, 40
 IMAGE = {"_type": "Image"}
-TEXT, NUMBER = {"dtype": "string", "_type": "Value"}, {"dtype": "float64", "_type": "Value"}
+TEXT = {"dtype": "string", "_type": "Value"}
+NUMBER = {"dtype": "float64", "_type": "Value"}
+TEXT_COLUMNS = (
+    *("answer", "solution", "task", "truth"),
+    *("surface", "knobs", "recipe", "source"),
+)
 
 
 @dataclass(frozen=True)
@@ -50,23 +55,30 @@ class Exported:
 
 
 def export(
-    make_stream: Callable[[], Stream], folder: Path, count: int, *, split: str = "train", workers: int = 1,
-    overwrite: bool = False, start: int = 0, about: Mapping[str, Any] | None = None,
-) -> Exported:  # fmt: skip
+    make_stream: Callable[[], SampleStream],
+    folder: Path,
+    count: int,
+    *,
+    split: str = "train",
+    workers: int = 1,
+    overwrite: bool = False,
+    start: int = 0,
+    about: Mapping[str, Any] | None = None,
+) -> Exported:
     """Write `count` samples from index `start`. `make_stream` must give the same stream in every process.
 
     Raises ValueError if the folder is not empty (unless `overwrite`), or if the stream gets stuck."""
     if folder.exists() and any(folder.iterdir()) and not overwrite:
         raise ValueError(f"{folder} is not empty; give another --output or pass --overwrite.")
+    # Written beside the folder and renamed at the end: a killed export leaves no half data set behind.
     draft = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(draft, ignore_errors=True)
     (draft / "data").mkdir(parents=True)
     counts: Counter[str] = Counter()
     hashes: list[int] = []
-    rows = with_progress(
-        islice(_rows(make_stream, start, workers, counts, hashes), count), count, "rows written"
-    )
-    shards = _write_shards(rows, draft / "data")
+    rows = islice(_rows(make_stream, start, workers, counts, hashes), count)
+    shards = _write_shards(with_progress(rows, count, "rows written"), draft / "data")
+    # The number of shards is part of their names, and known only now.
     for place, shard in enumerate(shards):
         shard.rename(shard.with_name(f"{split}-{place:05d}-of-{len(shards):05d}.parquet"))
     np.save(draft / "hashes.npy", np.unique(np.array(hashes, dtype=np.uint64)))
@@ -93,13 +105,7 @@ def row_of(sample: Sample) -> dict[str, Any]:
     answer = task.format(sample.truth)
     return {
         "id": sample.id,
-        "prompt": [
-            {
-                "role": message["role"],
-                "content": [{"text": None, **part} for part in message["content"]],
-            }
-            for message in sample.messages
-        ],
+        "prompt": [_message(message) for message in sample.messages],
         "images": [_png(visual.pixels) for visual in images],
         "videos": [[_png(frame) for frame in visual.pixels] for visual in clips],
         "video_times": [visual.times.tolist() for visual in clips if visual.times is not None],
@@ -114,23 +120,32 @@ def row_of(sample: Sample) -> dict[str, Any]:
     }
 
 
+def _message(message: Mapping[str, Any]) -> dict[str, Any]:
+    # Visual parts have no text; in a table of fixed columns they need an empty one.
+    content = [{"text": None, **part} for part in message["content"]]
+    return {"role": message["role"], "content": content}
+
+
 def _rows(
-    make_stream: Callable[[], Stream],
+    make_stream: Callable[[], SampleStream],
     start: int,
     workers: int,
     counts: Counter[str],
     hashes: list[int],
 ) -> Iterator[dict[str, Any]]:
-    chunks, failed = (range(first, first + CHUNK) for first in counting(start, CHUNK)), 0
-    pool = (
-        multiprocessing.get_context("fork").Pool(workers, _start, (make_stream,))
-        if workers > 1
-        else None
-    )
-    if pool is None:
+    """Rows in the order of the indices, without end; `counts` and `hashes` are filled on the way."""
+    chunks = (range(first, first + CHUNK) for first in counting(start, CHUNK))
+    pool = None
+    if workers > 1:
+        # Forked: `make_stream` and an open source need not be pickled.
+        context = multiprocessing.get_context("fork")
+        pool = context.Pool(workers, _start, (make_stream,))
+        made = _in_order(pool, chunks, workers)
+    else:
         _start(make_stream)
+        made = map(_make, chunks)
+    failed = 0
     try:
-        made = map(_make, chunks) if pool is None else _in_order(pool, chunks, workers)
         for rows, seen, change in made:
             counts.update(change)
             hashes.extend(seen)
@@ -142,6 +157,7 @@ def _rows(
                 )
             yield from rows
     finally:
+        # Also when the reader stops early: the workers would go on with chunks that nobody wants.
         if pool is not None:
             pool.terminate()
 
@@ -155,11 +171,11 @@ def _in_order(pool: Any, chunks: Iterator[range], workers: int) -> Iterator[Any]
         yield done
 
 
-_STREAM: list[Stream] = []
-"""The stream of this process; set by `_start`, read by `_make`."""
+_STREAM: list[SampleStream] = []
+"""The stream of this process; set by `_start`, read by `_make`: a pool hands its workers no object of their own."""
 
 
-def _start(make_stream: Callable[[], Stream]) -> None:
+def _start(make_stream: Callable[[], SampleStream]) -> None:
     _STREAM[:] = [make_stream()]
 
 
@@ -182,6 +198,7 @@ def _write_shards(rows: Iterator[dict[str, Any]], folder: Path) -> list[Path]:
     schema, shards = _schema(pyarrow), []
     while first := list(islice(rows, ROWS_PER_GROUP)):
         shards.append(folder / f"part-{len(shards):05d}.parquet")
+        # Not compressed: pictures are PNG already.
         with parquet.ParquetWriter(shards[-1], schema, compression="none") as writer:
             writer.write_table(pyarrow.Table.from_pylist(first, schema=schema))
             for _ in range(GROUPS_PER_SHARD - 1):
@@ -191,51 +208,33 @@ def _write_shards(rows: Iterator[dict[str, Any]], folder: Path) -> list[Path]:
 
 
 def _schema(pyarrow: Any) -> Any:
-    text, image = (
-        pyarrow.string(),
-        pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())]),
-    )
+    text, real, list_of = pyarrow.string(), pyarrow.float64(), pyarrow.list_
+    image = pyarrow.struct([("bytes", pyarrow.binary()), ("path", text)])
     part = pyarrow.struct([("type", text), ("text", text)])
+    message = pyarrow.struct([("role", text), ("content", list_of(part))])
     fields = [
         ("id", text),
-        (
-            "prompt",
-            pyarrow.list_(pyarrow.struct([("role", text), ("content", pyarrow.list_(part))])),
-        ),
-        ("images", pyarrow.list_(image)),
-        ("videos", pyarrow.list_(pyarrow.list_(image))),
-        ("video_times", pyarrow.list_(pyarrow.list_(pyarrow.float64()))),
-        *(
-            (name, text)
-            for name in (
-                "answer",
-                "solution",
-                "task",
-                "truth",
-                "surface",
-                "knobs",
-                "recipe",
-                "source",
-            )
-        ),
+        ("prompt", list_of(message)),
+        ("images", list_of(image)),
+        ("videos", list_of(list_of(image))),
+        ("video_times", list_of(list_of(real))),
+        *((name, text) for name in TEXT_COLUMNS),
     ]
-    features = {name: TEXT for name, kind in fields if kind is text}
-    features |= {
-        "prompt": [{"role": TEXT, "content": [{"type": TEXT, "text": TEXT}]}],
-        "images": {"feature": IMAGE, "_type": "List"},
-        "videos": {"feature": {"feature": IMAGE, "_type": "List"}, "_type": "List"},
-        "video_times": {"feature": {"feature": NUMBER, "_type": "List"}, "_type": "List"},
+    # What `datasets` reads instead of guessing: without it the PNG bytes would stay bytes.
+    message_feature = {"role": TEXT, "content": _list_feature({"type": TEXT, "text": TEXT})}
+    features = {
+        "id": TEXT,
+        "prompt": _list_feature(message_feature),
+        "images": _list_feature(IMAGE),
+        "videos": _list_feature(_list_feature(IMAGE)),
+        "video_times": _list_feature(_list_feature(NUMBER)),
+        **dict.fromkeys(TEXT_COLUMNS, TEXT),
     }
-    features["prompt"] = _listed(
-        {"role": TEXT, "content": _listed({"type": TEXT, "text": TEXT})}
-    )
-    ordered = {name: features[name] for name, _ in fields}
-    return pyarrow.schema(
-        fields, metadata={"huggingface": json.dumps({"info": {"features": ordered}})}
-    )
+    info = json.dumps({"info": {"features": features}})
+    return pyarrow.schema(fields, metadata={"huggingface": info})
 
 
-def _listed(feature: Mapping[str, Any]) -> dict[str, Any]:
+def _list_feature(feature: Mapping[str, Any]) -> dict[str, Any]:
     return {"feature": dict(feature), "_type": "List"}
 
 
@@ -246,11 +245,10 @@ def _png(pixels: Array) -> dict[str, Any]:
 
 
 def _card(manifest: Mapping[str, Any]) -> str:
-    made = {
-        key.removeprefix("made/"): n
-        for key, n in manifest["counts"].items()
-        if key.startswith("made/")
-    }
+    made = {}
+    for key, number in manifest["counts"].items():
+        if key.startswith("made/"):
+            made[key.removeprefix("made/")] = number
     lines = [f"| {task} | {number} |" for task, number in sorted(made.items())]
     return "\n".join(
         [
@@ -268,7 +266,7 @@ def _card(manifest: Mapping[str, Any]) -> str:
             "",
             "Load with `datasets.load_dataset(<this folder>)`; mark answers with",
             "`mmrl.data.pretext.stream.scoring.score_row` or, in TRL,",
-            "`mmrl.data.pretext.stream.scoring.pretext_reward`.",
+            "`mmrl.data.pretext.stream.scoring.trl_reward`.",
             "",
             "| task | made (all indices tried) |",
             "| --- | --- |",

@@ -35,7 +35,7 @@ def make(
         recipe = _recipe(task, media, full, seed, index, attempt)
         outcome = task.propose(media, full, _streams(recipe))
         if isinstance(outcome, Draft):
-            return render(task, outcome, full, surface or Surface(), recipe)
+            return render_sample(task, outcome, full, surface or Surface(), recipe)
     return outcome
 
 
@@ -47,11 +47,8 @@ def replay(
 ) -> Sample:
     """The identical sample again, from its recipe and the same media."""
     found = [medium.id for medium in media]
-    if (
-        task.name != recipe["task"]
-        or task.version != recipe["version"]
-        or found != list(recipe["media"])
-    ):
+    same_task = (task.name, task.version) == (recipe["task"], recipe["version"])
+    if not same_task or found != list(recipe["media"]):
         raise ValueError(
             f"the recipe is for {recipe['task']} v{recipe['version']} on media {recipe['media']}, "
             f"but {task.name} v{task.version} on {found} was given; load the same task version and media."
@@ -59,31 +56,27 @@ def replay(
     knobs = task.complete(recipe["knobs"])
     draft = task.propose(media, knobs, _streams(recipe))
     assert isinstance(draft, Draft), f"{task.name} rejected its own recipe {recipe}: {draft}"
-    return render(task, draft, knobs, surface or Surface(), recipe)
+    return render_sample(task, draft, knobs, surface or Surface(), recipe)
 
 
-def render(
+def render_sample(
     task: Task, draft: Draft, knobs: Knobs, surface: Surface, recipe: Mapping[str, Any]
 ) -> Sample:
     """Word a draft: visuals first (with their labels), then the question."""
-    visuals = draft.visuals
-    if (
-        surface.layout == "canvas"
-        and len(visuals) > 1
-        and not any(visual.is_video for visual in visuals)
-    ):
-        visuals = (
-            Visual(
-                numbered_canvas(
-                    [visual.pixels for visual in visuals], [v.label for v in visuals]
-                )
-            ),
-        )
+    visuals, evidence = draft.visuals, draft.evidence
+    pictures_only = not any(visual.is_video for visual in visuals)
+    if surface.layout == "canvas" and len(visuals) > 1 and pictures_only:
+        pieces = [visual.pixels for visual in visuals]
+        labels = [visual.label for visual in visuals]
+        visuals = (Visual(numbered_canvas(pieces, labels)),)
+        # Its boxes are those of the single pieces.
+        evidence = ()
     parts: list[Mapping[str, str]] = []
     for visual in visuals:
         if visual.label:
             parts.append({"type": "text", "text": f"{visual.label} "})
         parts.append({"type": "video" if visual.is_video else "image"})
+    # A fresh stream of the same name: whatever `propose` drew from it, the wording is the same.
     text = task.question(draft, knobs, surface, _streams(recipe).wording)
     parts.append({"type": "text", "text": f"\n{text}" if parts else text})
     return Sample(
@@ -96,7 +89,7 @@ def render(
         key=draft.key,
         knobs=knobs,
         surface=surface,
-        evidence=draft.evidence if visuals is draft.visuals else (),
+        evidence=evidence,
         meta=draft.meta,
         recipe=recipe,
     )
@@ -111,10 +104,12 @@ def equivalent(task: Task, media: Sequence[Medium], sample: Sample) -> Sample:
 def corrupt(task: Task, media: Sequence[Medium], sample: Sample) -> Sample | Reject:
     """A sample of the same media and knobs whose solution key differs."""
     for extra in range(1, 2 * ATTEMPTS):
-        recipe = dict(sample.recipe) | {"attempt": int(sample.recipe["attempt"]) + 1000 * extra}
+        # Far beyond the attempts that `make` tries: no other sample of the stream is met.
+        attempt = int(sample.recipe["attempt"]) + 1000 * extra
+        recipe = dict(sample.recipe) | {"attempt": attempt}
         draft = task.propose(media, sample.knobs, _streams(recipe))
         if isinstance(draft, Draft) and draft.key != sample.key:
-            return render(task, draft, sample.knobs, sample.surface, recipe)
+            return render_sample(task, draft, sample.knobs, sample.surface, recipe)
     return Reject("no-other-truth")
 
 

@@ -1,7 +1,7 @@
 """Marking answers of exported rows, in any trainer.
 
     score_row(completion, row)                      one answer, one row of an exported data set
-    pretext_reward(completions, **columns)          a TRL reward function: columns as lists, completions as text or chat
+    trl_reward(completions, **columns)          a TRL reward function: columns as lists, completions as text or chat
 
 Both need only the columns `task`, `truth` and `surface`; nothing is decoded, nothing raises on any text.
 """
@@ -23,7 +23,7 @@ def score_row(completion: str, row: Mapping[str, Any]) -> Score:
     return find(row["task"]).score(completion, _truth(row["truth"]), _surface(row["surface"]))
 
 
-def pretext_reward(
+def trl_reward(
     completions: Sequence[Any],
     task: Sequence[str],
     truth: Sequence[str],
@@ -31,24 +31,23 @@ def pretext_reward(
     **_: Any,
 ) -> list[float]:
     """Rewards in [0, 1], one per completion; a chat completion is read from its last message."""
-    rows = zip(completions, task, truth, surface, strict=True)
-    return [
-        score_row(_text(done), {"task": a, "truth": b, "surface": c}).reward
-        for done, a, b, c in rows
-    ]
+    rewards = []
+    for done, name, right, form in zip(completions, task, truth, surface, strict=True):
+        row = {"task": name, "truth": right, "surface": form}
+        rewards.append(score_row(_text(done), row).reward)
+    return rewards
 
 
 def _text(completion: Any) -> str:
     if isinstance(completion, str):
         return completion
     content = completion[-1]["content"]
-    return (
-        content
-        if isinstance(content, str)
-        else "".join(part.get("text", "") for part in content)
-    )
+    if isinstance(content, str):
+        return content
+    return "".join(part.get("text", "") for part in content)
 
 
+# Kept: a group of answers shares one truth.
 @lru_cache(maxsize=4096)
 def _truth(text: str) -> Truth:
     return json.loads(text)

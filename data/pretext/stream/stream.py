@@ -18,9 +18,10 @@ from __future__ import annotations
 import logging
 from bisect import bisect_right
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, islice
+from itertools import count as count_from
 from typing import Any
 
 from mmrl.data.pretext.catalogue import find
@@ -34,9 +35,9 @@ from mmrl.data.pretext.contract import (
     Sample,
     Task,
 )
-from mmrl.data.pretext.difficulty import DefaultKnobs, Levels
+from mmrl.data.pretext.difficulty import DefaultKnobs, LevelSchedule
 from mmrl.data.pretext.mixture import BaseWeights, Weights
-from mmrl.data.pretext.presets import Ingredient, Preset
+from mmrl.data.pretext.presets import Ingredient, TaskMix
 from mmrl.data.pretext.stream.media import still_of
 from mmrl.data.pretext.stream.samples import make, replay
 from mmrl.data.pretext.stream.sources import OtherSide, Source
@@ -70,17 +71,17 @@ class Fit:
     """Take stills of clips."""
 
 
-class Stream:
+class SampleStream:
     """Samples of a preset on a source. See the module's first lines."""
 
     def __init__(
         self,
         source: Source,
-        preset: Preset,
+        preset: TaskMix,
         seed: int = 0,
         *,
         surface: Surface | None = None,
-        levels: Levels = DefaultKnobs(),
+        levels: LevelSchedule = DefaultKnobs(),
         weights: Weights = BaseWeights(),
         quarantine: Quarantine | None = None,
     ) -> None:
@@ -103,6 +104,7 @@ class Stream:
         fit = self._choose(index)
         knobs = self.knobs(fit)
         hop = other = 0
+        # Media of the other split are counted apart: with a held-out share of 10 % most media are passed over.
         while hop < HOPS and other < OTHER_SIDE_HOPS:
             try:
                 media, places = self._media(fit, knobs, index, hop + other)
@@ -110,8 +112,7 @@ class Stream:
                 other += 1
                 continue
             except BadMedia as error:
-                self.quarantine.add(error)
-                self.counts[f"skipped/{error.reason}"] += 1
+                self._skip(error)
                 hop += 1
                 continue
             found = self._made(fit, media, knobs, index)
@@ -129,21 +130,24 @@ class Stream:
         self.counts[f"none/{fit.task.name}"] += 1
         return None
 
+    def _skip(self, error: BadMedia) -> None:
+        self.quarantine.add(error)
+        self.counts[f"skipped/{error.reason}"] += 1
+
     def iterate(
         self, start: int = 0, rank: int = 0, world: int = 1
     ) -> Iterator[tuple[int, Sample]]:
         """(index, sample) for the indices ≥ `start` that are ≡ `rank` mod `world`. Raises ValueError when stuck."""
-        index, failed = start + (rank - start) % world, 0
-        while True:
+        failed = 0
+        for index in count_from(start + (rank - start) % world, world):
             sample = self.sample(index)
             if sample is not None:
                 failed = 0
                 yield index, sample
-            else:
-                failed += 1
-                if failed >= GIVE_UP:
-                    raise ValueError(self._stuck())
-            index += world
+                continue
+            failed += 1
+            if failed >= GIVE_UP:
+                raise ValueError(self._stuck())
 
     def first(self, count: int) -> Iterator[Sample]:
         """The first `count` samples. Raises ValueError when stuck."""
@@ -151,22 +155,21 @@ class Stream:
 
     def replay(self, sample: Sample) -> Sample:
         """The identical sample from its recipe and this source."""
-        origin, task = sample.meta["source"], find(sample.task)
-        media = [
-            self._medium(origin["kind"], p, task.avoid, origin["still"])
-            for p in origin["positions"]
-        ]
-        again = replay(task, media, sample.recipe, sample.surface)
+        again = replay(find(sample.task), self._media_of(sample), sample.recipe, sample.surface)
         return replace(again, meta=sample.meta)
 
     def pictures(self, sample: Sample) -> list[Array]:
         """A still of each medium that a sample of this stream was made of."""
-        origin, task = sample.meta["source"], find(sample.task)
-        media = [
-            self._medium(origin["kind"], p, task.avoid, origin["still"])
-            for p in origin["positions"]
-        ]
-        return [m.image if m.image is not None else still_of(m).picture() for m in media]
+        pictures = []
+        for medium in self._media_of(sample):
+            still = medium if medium.image is not None else still_of(medium)
+            pictures.append(still.picture())
+        return pictures
+
+    def _media_of(self, sample: Sample) -> list[Medium]:
+        origin, avoid = sample.meta["source"], find(sample.task).avoid
+        kind, still = origin["kind"], origin["still"]
+        return [self._medium(kind, place, avoid, still) for place in origin["positions"]]
 
     def knobs(self, fit: Fit) -> Knobs:
         """Knobs of a task now: its level's (or its defaults), with the preset's settings on top."""
@@ -180,10 +183,12 @@ class Stream:
         for fit in self._fits:
             base[fit.task.name] = base.get(fit.task.name, 0.0) + fit.ingredient.weight
         now = self.weights(base)
-        return [
-            now[fit.task.name] * fit.ingredient.weight / base[fit.task.name]
-            for fit in self._fits
-        ]
+        shares = []
+        for fit in self._fits:
+            # Weights move per task; its ingredients share them as they stand to one another.
+            name = fit.task.name
+            shares.append(now[name] * fit.ingredient.weight / base[name])
+        return shares
 
     @property
     def fits(self) -> Sequence[Fit]:
@@ -192,20 +197,14 @@ class Stream:
 
     def acceptance(self) -> dict[str, float]:
         """Share of media accepted per task; below 0.2 a source does not suit the task."""
-        made = {fit.task.name: self.counts[f"made/{fit.task.name}"] for fit in self._fits}
-        refused = {
-            name: sum(
-                count
-                for key, count in self.counts.items()
-                if key.startswith(f"refused/{name}/")
-            )
-            for name in made
-        }
-        return {
-            name: made[name] / (made[name] + refused[name])
-            for name in made
-            if made[name] + refused[name]
-        }
+        shares = {}
+        for name in dict.fromkeys(fit.task.name for fit in self._fits):
+            made = self.counts[f"made/{name}"]
+            refusals = [key for key in self.counts if key.startswith(f"refused/{name}/")]
+            tried = made + sum(self.counts[key] for key in refusals)
+            if tried:
+                shares[name] = made / tried
+        return shares
 
     def _choose(self, index: int) -> Fit:
         edges = list(accumulate(self.shares()))
@@ -215,13 +214,13 @@ class Stream:
     def _made(
         self, fit: Fit, media: Sequence[Medium], knobs: Knobs, index: int
     ) -> Sample | Reject:
+        # A source that is smaller than what the task needs gives one medium several times.
         if len({medium.id for medium in media}) < len(media):
             return Reject("too-few-media")
         try:
             return make(fit.task, media, knobs, self.surface, self.seed, index)
         except BadMedia as error:  # a clip that breaks while its frames are read
-            self.quarantine.add(error)
-            self.counts[f"skipped/{error.reason}"] += 1
+            self._skip(error)
             return Reject("media-broke")
 
     def _media(
@@ -230,14 +229,17 @@ class Stream:
         count = fit.task.media_count(knobs)
         if not count:
             return [], []
-        first = index // (SPREAD * REUSE) * SPREAD + index % SPREAD + hop
+        # Indices i, i + SPREAD, … share a medium: near enough to find it decoded, far enough not to meet in one batch.
+        round_of_media, place = index // (SPREAD * REUSE), index % SPREAD
+        first = round_of_media * SPREAD + place + hop
         places = [self._position(fit.kind, first + offset) for offset in range(count)]
-        return [
-            self._medium(fit.kind, place, fit.task.avoid, fit.still) for place in places
-        ], places
+        avoid = fit.task.avoid
+        media = [self._medium(fit.kind, place, avoid, fit.still) for place in places]
+        return media, places
 
     def _position(self, kind: Kind, number: int) -> int:
         """Where the `number`-th medium of the shuffled order stands in the source."""
+        # `known` looks no further into a huge folder than it must; once the number exceeds it, it is the whole.
         total = self.source.known(kind, number + 1)
         epoch, place = divmod(number, total) if number >= total else (0, number)
         block = place // BLOCK
@@ -245,7 +247,8 @@ class Stream:
         key = (kind, epoch, block)
         if key not in self._orders:
             size = min(BLOCK, self.source.known(kind, start + BLOCK) - start)
-            self._orders[key] = philox(self.seed, "order", kind, epoch, block).permutation(size)
+            shuffle = philox(self.seed, "order", kind, epoch, block)
+            self._orders[key] = shuffle.permutation(size)
             while len(self._orders) > 8:
                 self._orders.popitem(last=False)
         return start + int(self._orders[key][place - start])
@@ -260,12 +263,13 @@ class Stream:
         try:
             medium = self.source.open(kind, position, avoid).decode()
             medium = still_of(medium) if still else medium
-        except OtherSide:
+        except OtherSide:  # nothing is wrong with it
             raise
         except BadMedia as error:
             self._bad[kind, position] = (error.where, error.reason, error.detail)
             raise
         self._cache[key] = medium
+        # Weighed anew each time: a clip grows while its frames are read. The newest one is never dropped.
         while len(self._cache) > 1 and sum(map(_weight, self._cache.values())) > CACHE_BYTES:
             self._cache.popitem(last=False)
         return medium
@@ -274,10 +278,10 @@ class Stream:
         fits = []
         for ingredient in self.preset.ingredients:
             task = find(ingredient.task)
-            task.complete(ingredient.knobs)
-            kind: Kind | None = next(
-                (k for k in task.kinds if k == "none" or self.source.known(k, 1)), None
-            )
+            task.complete(
+                ingredient.knobs
+            )  # refuses wrong settings now rather than at the first sample
+            kind = self._kind_for(task)
             if kind is not None:
                 fits.append(Fit(ingredient, task, kind))
             elif "image" in task.kinds and self.source.known("video", 1):
@@ -285,26 +289,30 @@ class Stream:
             elif ingredient.task not in self.left_out:
                 self.left_out.append(ingredient.task)
         if not fits:
-            wanted = sorted(
-                {kind for part in self.preset.ingredients for kind in find(part.task).kinds}
-            )
+            tasks = [find(part.task) for part in self.preset.ingredients]
+            wanted = sorted({kind for task in tasks for kind in task.kinds})
             raise ValueError(
                 f"{self.source.name} holds no media for preset {self.preset.name!r}, which needs {wanted}; "
                 "check the folder, or take another preset."
             )
         if self.left_out:
-            log.warning(
-                "left out for lack of media in %s: %s",
-                self.source.name,
-                ", ".join(self.left_out),
-            )
+            left_out = ", ".join(self.left_out)
+            log.warning("left out for lack of media in %s: %s", self.source.name, left_out)
         return fits
 
+    def _kind_for(self, task: Task) -> Kind | None:
+        """The first of the task's kinds that the source has."""
+        for kind in task.kinds:
+            if kind == "none" or self.source.known(kind, 1):
+                return kind
+        return None
+
     def _stuck(self) -> str:
-        reasons: Mapping[str, int] = {
-            k: n for k, n in self.counts.items() if k.startswith(("refused", "skipped"))
-        }
-        top = ", ".join(f"{key} ({count})" for key, count in Counter(reasons).most_common(6))
+        reasons: Counter[str] = Counter()
+        for key, count in self.counts.items():
+            if key.startswith(("refused", "skipped")):
+                reasons[key] = count
+        top = ", ".join(f"{key} ({count})" for key, count in reasons.most_common(6))
         return (
             f"{GIVE_UP} indices in a row gave no sample of preset {self.preset.name!r} on {self.source.name}. "
             f"Most frequent: {top or 'no media of this split'}. Use larger or other media, or easier knobs."
@@ -315,8 +323,7 @@ def _weight(medium: Medium) -> int:
     """Bytes of decoded pixels that a medium holds now."""
     if medium.image is not None:
         return medium.image.nbytes + (0 if medium.depth is None else medium.depth.nbytes)
-    return (
-        medium.clip.frames.nbytes
-        if isinstance(medium.clip, ArrayClip)
-        else getattr(medium.clip, "held", 0)
-    )
+    if isinstance(medium.clip, ArrayClip):
+        return medium.clip.frames.nbytes
+    # Clips that keep what they decoded say how much that is.
+    return getattr(medium.clip, "held", 0)

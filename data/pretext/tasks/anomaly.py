@@ -12,13 +12,24 @@ the same resampler where the kind resamples; (6) `fade` blends the border frames
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
+from numpy.random import Generator
 
-from mmrl.data.pretext.contract import Array, Draft, Evidence, Knob, Knobs, Medium, Reject
+from mmrl.data.pretext.contract import (
+    Array,
+    Draft,
+    Evidence,
+    Knob,
+    Knobs,
+    Medium,
+    Proposal,
+    RawMedia,
+    Reject,
+)
 from mmrl.data.pretext.craft import clips
+from mmrl.data.pretext.craft.draws import one_of, some_of
 from mmrl.data.pretext.craft.perturbations import (
     DESCRIPTIONS,
     ORDER_KINDS,
@@ -48,7 +59,7 @@ JUMP = 4.0
 """Frames skipped by a decoy."""
 
 
-class AnomalyGrounding(StretchTask):
+class AnomalyGroundingTask(StretchTask):
     name = "anomaly-grounding"
     kinds = ("video",)
     intended = ("cut",)
@@ -73,36 +84,35 @@ class AnomalyGrounding(StretchTask):
     def media_count(self, knobs: Knobs) -> int:
         return 2 if knobs["kind"] == "swap" else 1
 
-    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
+    def propose(self, media: RawMedia, knobs: Knobs, rng: Streams) -> Proposal:
         kind = _chosen(str(knobs["kind"]), rng.selection)
         frames, segments = int(knobs["frames"]), int(knobs["segments"])
         spans = draw_spans(frames, segments, rng.geometry)
-        clip, units = (
-            media[0].video(),
-            _units(frames, spans, SPEEDS.get(kind, 1.0), int(knobs["decoys"]), rng),
-        )
-        indices = clips.spread(clip, units)
+        clip, speed = media[0].video(), SPEEDS.get(kind, 1.0)
+        units = _units(frames, spans, speed, int(knobs["decoys"]), rng)
+        indices = clips.spread_indices(clip, units)
         if indices is None:
             return Reject("too-few-frames")
-        clean = clips.read(clip, indices, int(knobs["side"]))
+        clean = clips.read_frames(clip, indices, int(knobs["side"]))
         if clips.too_small(clean):
             return Reject("too-small")
         if kind in SQUARE_KINDS:
             clean = _square(clean)
+        # Changes of order and speed show in motion only.
         if kind not in PIXEL_KINDS and min(_moving(clean, spans)) < clips.STILL:
             return Reject("nothing-moves")
         foreign = _foreign(media[1], clean) if kind == "swap" else None
         if kind == "swap" and foreign is None:
             return Reject("too-few-frames")
         shown = _perturbed(clean, spans, kind, knobs, foreign, rng)
-        if kind not in SPEEDS and min(
-            clips.change(shown[a:b], clean[a:b]) for a, b in spans
-        ) < _floor(kind):
-            return Reject("change-not-visible")
+        # A changed speed changes which frames are read, so `clean` has it already and there is nothing to compare.
+        if kind not in SPEEDS:
+            changes = [clips.change(shown[start:end], clean[start:end]) for start, end in spans]
+            if min(changes) < _floor(kind):
+                return Reject("change-not-visible")
         step = clips.shown_step(clip, indices, units)
-        return stretch_draft(
-            shown, spans, step, _words(kind, segments, bool(knobs["told"])), {"kind": kind}
-        )
+        words = _words(kind, segments, bool(knobs["told"]))
+        return stretch_draft(shown, spans, step, words, {"kind": kind})
 
 
 def stretch_draft(
@@ -110,70 +120,78 @@ def stretch_draft(
 ) -> Draft:
     """A question about the time of these frame ranges."""
     frames, segments = len(shown), len(spans)
-    lengths = list(span_lengths(frames, segments))
+    inside = tuple(frame for start, end in spans for frame in range(start, end))
     return Draft(
         visuals=(clips.timed(shown, step),),
         truth={
             "answer": seconds(spans, step),
             "frames": frames,
             "step": step,
-            "lengths": lengths,
+            "lengths": list(span_lengths(frames, segments)),
         },
         key=spans,
         fields={**words, "form": span_form(segments)},
-        evidence=(Evidence(0, frames=tuple(i for a, b in spans for i in range(a, b))),),
+        evidence=(Evidence(0, frames=inside),),
         meta=meta,
     )
 
 
-def _chosen(kind: str, rng: np.random.Generator) -> str:
+def _chosen(kind: str, rng: Generator) -> str:
     pool = {"any": PAPER_KINDS, "train": TRAIN_MIX}.get(kind, (kind,))
-    return pool[int(rng.integers(len(pool)))]
+    return one_of(pool, rng)
 
 
 def _units(frames: int, spans: Spans, speed: float, decoys: int, rng: Streams) -> Array:
     """Source position of every shown frame: one unit per frame, `speed` inside the stretches, jumps at decoys."""
     advance = np.ones(frames)
     advance[0] = 0.0
-    for a, b in spans:
-        advance[a + 1 : b + 1] = speed
-    outside = [i for i in range(2, frames) if all(i < a - 1 or i > b + 1 for a, b in spans)]
-    for place in rng.geometry.permutation(len(outside))[:decoys]:
-        advance[outside[int(place)]] += JUMP
+    for start, end in spans:
+        # The step into the first frame of a stretch is an ordinary one; the step out of it is still at its speed.
+        advance[start + 1 : end + 1] = speed
+    # A decoy beside a border would move it.
+    outside = [
+        frame
+        for frame in range(2, frames)
+        if all(frame < start - 1 or frame > end + 1 for start, end in spans)
+    ]
+    for frame in some_of(outside, decoys, rng.geometry):
+        advance[frame] += JUMP
     return np.cumsum(advance)
 
 
 def _perturbed(
     clean: Array, spans: Spans, kind: str, knobs: Knobs, foreign: Array | None, rng: Streams
 ) -> Array:
+    # Where the kind resamples, all frames do: sharpness alone must not mark the stretch.
     shown = untouched(clean) if kind in RESAMPLING_KINDS else clean.copy()
-    for a, b in spans:
-        segment = clean[a:b]
+    for start, end in spans:
+        segment = clean[start:end]
         if kind == "zoom-out":
             changed = zoom_out(segment, rng.appearance, str(knobs["fill"]))
         elif kind in PIXEL_KINDS or kind in ORDER_KINDS:
             changed = (PIXEL_KINDS | ORDER_KINDS)[kind](segment, rng.appearance)
         else:
-            changed = segment if foreign is None else foreign[a:b]
-        shown[a:b] = changed
+            changed = segment if foreign is None else foreign[start:end]
+        shown[start:end] = changed
         if knobs["fade"] and (kind in PIXEL_KINDS or kind == "swap"):
-            for i in (a, b - 1):
-                shown[i] = (shown[i].astype(np.uint16) + clean[i]) // 2
+            for border in (start, end - 1):
+                shown[border] = _mean(shown[border], clean[border])
     return shown
+
+
+def _mean(one: Array, other: Array) -> Array:
+    """Of two frames; uint16, since the sum of two grey levels does not fit into 8 bits."""
+    return (one.astype(np.uint16) + other) // 2
 
 
 def _foreign(medium: Medium, like: Array) -> Array | None:
     """Frames of another clip in the same number and size."""
     other = medium.video()
-    indices = clips.spread(other, np.arange(len(like), dtype=np.float64))
+    indices = clips.spread_indices(other, np.arange(len(like), dtype=np.float64))
     if indices is None:
         return None
-    return np.stack(
-        [
-            clips.resize(frame, like.shape[2], like.shape[1])
-            for frame in other.read(indices.tolist())
-        ]
-    )
+    height, width = like.shape[1:3]
+    return clips.resized(other.read(indices.tolist()), width, height)
 
 
 def _square(frames: Array) -> Array:
@@ -184,8 +202,10 @@ def _square(frames: Array) -> Array:
 
 
 def _moving(frames: Array, spans: Spans) -> list[float]:
+    """Mean motion inside each stretch."""
     moved = clips.motion(frames)
-    return [float(moved[a : b - 1].mean()) for a, b in spans]
+    # Change number i leads from frame i to i + 1, so the last one inside is that to the last frame.
+    return [float(moved[start : end - 1].mean()) for start, end in spans]
 
 
 def _floor(kind: str) -> float:

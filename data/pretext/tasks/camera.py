@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
+from numpy.random import Generator
 
 from mmrl.data.pretext.contract import (
     Array,
@@ -21,13 +22,15 @@ from mmrl.data.pretext.contract import (
     Evidence,
     Knob,
     Knobs,
-    Medium,
+    Proposal,
+    RawMedia,
     Reject,
     Visual,
 )
-from mmrl.data.pretext.craft.answer_forms import WordsTask
+from mmrl.data.pretext.craft.answer_forms import WordsTask, listed
 from mmrl.data.pretext.craft.coordinates import warp
 from mmrl.data.pretext.craft.degenerate_checks import harmless_history, textureless
+from mmrl.data.pretext.craft.draws import one_of
 from mmrl.ground.seeds import Streams
 
 MOTIONS: dict[str, tuple[float, float, float, float]] = {
@@ -43,9 +46,11 @@ MOTIONS: dict[str, tuple[float, float, float, float]] = {
 }
 """Per motion: direction of the window's centre (x, y), of the logarithm of its size, of its angle (clockwise)."""
 NAMES = tuple(MOTIONS)
+FULL = np.array([0.5, 0.5, 0.32, np.deg2rad(20)])
+"""How far a motion goes at speed 1: window sides, logarithm of the size, radians."""
 
 
-class CameraMotion(WordsTask):
+class CameraMotionTask(WordsTask):
     name = "camera-motion"
     kinds = ("image", "rgbd")
     knobs: ClassVar = {
@@ -62,7 +67,7 @@ class CameraMotion(WordsTask):
     )
     hint = "{form}"
 
-    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
+    def propose(self, media: RawMedia, knobs: Knobs, rng: Streams) -> Proposal:
         picture = harmless_history(media[0].picture(), rng, 560)
         if min(picture.shape[:2]) < 160:
             return Reject("too-small")
@@ -70,27 +75,26 @@ class CameraMotion(WordsTask):
             return Reject("textureless")
         count = int(knobs["motions"])
         answer = _motions(count, rng.selection)
-        path = _path(answer, max(int(knobs["frames"]), 2 * count), float(knobs["speed"]), rng)
+        # Two frames per motion at least: one alone shows none.
+        frames = max(int(knobs["frames"]), 2 * count)
+        path = _path(answer, frames, float(knobs["speed"]), rng)
         windows = _fitted(path, picture.shape[1], picture.shape[0], rng.geometry)
         side = int(knobs["side"])
-        frames = np.stack(
-            [warp(picture, _window_matrix(window, side), side, side) for window in windows]
-        )
-        if textureless(frames[0]) or textureless(frames[-1]):
+        # The same warp for every frame, a still camera included: a copied frame would be sharper.
+        views = [warp(picture, _window_matrix(window, side), side, side) for window in windows]
+        shown = np.stack(views)
+        if textureless(shown[0]) or textureless(shown[-1]):
             return Reject("textureless")
+        if count == 1:
+            ask, form = "It makes one motion.", "one of the named motions"
+        else:
+            ask = f"It makes {count} different motions, one after another."
+            form = f"{count} named motions in order, separated by commas"
         return Draft(
-            visuals=(Visual(frames, np.arange(len(frames)) / 4.0),),
+            visuals=(Visual(shown, np.arange(len(shown)) / 4.0),),
             truth={"answer": answer, "names": list(NAMES), "gamma": float(knobs["gamma"])},
             key=tuple(answer),
-            fields={
-                "names": ", ".join(NAMES),
-                "ask": "It makes one motion."
-                if count == 1
-                else f"It makes {count} different motions, one after another.",
-                "form": "one of the named motions"
-                if count == 1
-                else f"{count} named motions in order, separated by commas",
-            },
+            fields={"names": listed(NAMES), "ask": ask, "form": form},
             evidence=(Evidence(0),),
         )
 
@@ -101,11 +105,11 @@ class CameraMotion(WordsTask):
         return NAMES
 
 
-def _motions(count: int, rng: np.random.Generator) -> list[str]:
+def _motions(count: int, rng: Generator) -> list[str]:
     """Names, neighbours different."""
     chosen: list[str] = []
     while len(chosen) < count:
-        name = NAMES[int(rng.integers(len(NAMES)))]
+        name = one_of(NAMES, rng)
         if not chosen or name != chosen[-1]:
             chosen.append(name)
     return chosen
@@ -116,32 +120,30 @@ def _path(motions: Sequence[str], frames: int, speed: float, rng: Streams) -> Ar
     state, rows = np.zeros(4), []
     cuts = np.linspace(0, frames, len(motions) + 1).round().astype(int)
     for motion, start, end in zip(motions, cuts[:-1], cuts[1:], strict=True):
-        amount = (
-            np.array([0.5, 0.5, 0.32, np.deg2rad(20)])
-            * speed
-            * float(rng.geometry.uniform(0.8, 1.25))
-        )
+        amount = FULL * speed * float(rng.geometry.uniform(0.8, 1.25))
         step = np.asarray(MOTIONS[motion]) * amount / max(1, end - start - 1)
         for frame in range(start, end):
-            if frame > start or start > 0:
+            # The very first frame shows the start; later motions begin with a step from where the last one ended.
+            if frame > 0:
                 state = state + step
             rows.append(state)
+    # A hand's shake in every frame, also of a still camera, which would otherwise show equal frames.
     shake = rng.appearance.normal(0.0, 0.002, size=(frames, 4))
     shake[:, 3] += np.deg2rad(float(rng.geometry.uniform(-4, 4)))
     return np.stack(rows) + shake
 
 
-def _fitted(path: Array, width: int, height: int, rng: np.random.Generator) -> Array:
+def _fitted(path: Array, width: int, height: int, rng: Generator) -> Array:
     """[frames, 4] with pixels for centre and side: the largest window whose whole path fits, at a random place."""
-    half = 0.5 * np.exp(path[:, 2]) * (np.abs(np.cos(path[:, 3])) + np.abs(np.sin(path[:, 3])))
-    low, high = (
-        (path[:, :2] - half[:, None]).min(axis=0),
-        (path[:, :2] + half[:, None]).max(axis=0),
-    )
+    centre, size, angle = path[:, :2], np.exp(path[:, 2]), path[:, 3]
+    # A turned square reaches further than half its side, at most to its corners.
+    half = 0.5 * size * (np.abs(np.cos(angle)) + np.abs(np.sin(angle)))
+    low = (centre - half[:, None]).min(axis=0)
+    high = (centre + half[:, None]).max(axis=0)
     room = np.array([width, height]) - 4.0
     side = min(float((room / (high - low)).min()), 0.55 * min(width, height))
     origin = 2.0 + rng.random(2) * (room - side * (high - low)) - side * low
-    return np.column_stack([origin + side * path[:, :2], side * np.exp(path[:, 2]), path[:, 3]])
+    return np.column_stack([origin + side * centre, side * size, angle])
 
 
 def _window_matrix(window: Array, side: int) -> Array:
@@ -149,11 +151,9 @@ def _window_matrix(window: Array, side: int) -> Array:
     x, y, size, angle = window
     scale, cos, sin = size / side, np.cos(angle), np.sin(angle)
     turn = np.array([[cos, -sin], [sin, cos]]) * scale
+    # The middle of the output falls on the centre of the window.
     shift = np.array([x, y]) - turn @ np.full(2, side / 2)
-    return np.array(
-        [
-            [turn[0, 0], turn[0, 1], shift[0]],
-            [turn[1, 0], turn[1, 1], shift[1]],
-            [0.0, 0.0, 1.0],
-        ]
-    )
+    matrix = np.eye(3)
+    matrix[:2, :2] = turn
+    matrix[:2, 2] = shift
+    return matrix

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+from numpy.random import Generator
 from PIL import Image, ImageDraw
 
 from mmrl.data.pretext.contract import (
@@ -24,32 +25,24 @@ from mmrl.data.pretext.contract import (
     Evidence,
     Knob,
     Knobs,
-    Medium,
-    Reject,
+    Proposal,
+    RawMedia,
     Visual,
 )
+from mmrl.data.pretext.craft.draws import one_of, some_of
 from mmrl.data.pretext.craft.lettering import font
 from mmrl.data.pretext.craft.number_form import NumberTask
 from mmrl.ground.seeds import Streams
 
 NAMES = (
-    *(
-        "Oslo",
-        "Lima",
-        "Cairo",
-        "Delhi",
-        "Quito",
-        "Tunis",
-        "Perth",
-        "Seoul",
-        "Paris",
-        "Accra",
-        "Hanoi",
-        "Bern",
-    ),
-    *("Riga", "Doha", "Kyiv", "Rome", "Suva", "Baku", "Lagos", "Minsk"),
+    *("Oslo", "Lima", "Cairo", "Delhi", "Quito", "Tunis", "Perth", "Seoul"),
+    *("Paris", "Accra", "Hanoi", "Bern", "Riga", "Doha", "Kyiv", "Rome"),
+    *("Suva", "Baku", "Lagos", "Minsk"),
 )
-SERIES = ("apples", "books", "cars", "doors", "eggs", "flags", "goats", "hats", "inks", "jars")
+SERIES = (
+    *("apples", "books", "cars", "doors", "eggs"),
+    *("flags", "goats", "hats", "inks", "jars"),
+)
 PALETTE = (
     (214, 48, 49),
     (45, 100, 220),
@@ -58,6 +51,7 @@ PALETTE = (
     (142, 68, 173),
     (40, 150, 160),
 )
+LINE = (120, 120, 120)
 ASKS = ("value", "difference", "above", "largest")
 
 Box = tuple[int, int, int, int]
@@ -66,7 +60,7 @@ Boxes = dict[tuple[int, int], Box]
 
 
 @dataclass(frozen=True)
-class Numbers:
+class NumberGrid:
     """A named grid of numbers."""
 
     rows: tuple[str, ...]
@@ -78,7 +72,7 @@ class Numbers:
 
 
 @dataclass(frozen=True)
-class Question:
+class ChartQuestion:
     """Words, answer, and the entries (row, column) that must be read."""
 
     text: str
@@ -88,7 +82,7 @@ class Question:
     entries: tuple[tuple[int, int], ...]
 
 
-class ChartReading(NumberTask):
+class ChartReadingTask(NumberTask):
     name = "chart-reading"
     kinds = ("none",)
     knobs: ClassVar = {
@@ -110,19 +104,18 @@ class ChartReading(NumberTask):
     def chance(self, knobs: Knobs) -> float:
         return guess_right(str(knobs["ask"]), int(knobs["top"]), int(knobs["categories"]))
 
-    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
-        top = int(knobs["top"])
+    def propose(self, media: RawMedia, knobs: Knobs, rng: Streams) -> Proposal:
+        top, style = int(knobs["top"]), str(knobs["style"])
         numbers = draw_numbers(int(knobs["categories"]), int(knobs["series"]), top, rng)
         kind = chosen(str(knobs["ask"]), rng.selection)
         numbers, question = pose(numbers, kind, top, "in", rng.selection)
-        bars = knobs["style"] == "bars" or (
-            knobs["style"] == "any" and rng.appearance.random() < 0.5
-        )
+        # No coin is tossed where the style is given.
+        bars = style == "bars" or (style == "any" and rng.appearance.random() < 0.5)
         picture, boxes = _chart(numbers, top, bars, rng.appearance)
         return _draft(picture, boxes, question)
 
 
-class TableReading(NumberTask):
+class TableReadingTask(NumberTask):
     name = "table-reading"
     kinds = ("none",)
     knobs: ClassVar = {
@@ -143,7 +136,7 @@ class TableReading(NumberTask):
     def chance(self, knobs: Knobs) -> float:
         return guess_right(str(knobs["ask"]), int(knobs["top"]), int(knobs["rows"]))
 
-    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
+    def propose(self, media: RawMedia, knobs: Knobs, rng: Streams) -> Proposal:
         top = int(knobs["top"])
         numbers = draw_numbers(int(knobs["rows"]), int(knobs["columns"]), top, rng)
         kind = chosen(str(knobs["ask"]), rng.selection)
@@ -152,61 +145,64 @@ class TableReading(NumberTask):
         return _draft(picture, boxes, question)
 
 
-def draw_numbers(rows: int, columns: int, top: int, rng: Streams) -> Numbers:
+def draw_numbers(rows: int, columns: int, top: int, rng: Streams) -> NumberGrid:
     """Uniform numbers under random names."""
-    names = tuple(NAMES[int(i)] for i in rng.selection.permutation(len(NAMES))[:rows])
-    series = tuple(SERIES[int(i)] for i in rng.selection.permutation(len(SERIES))[:columns])
-    return Numbers(names, series, rng.selection.integers(0, top + 1, size=(rows, columns)))
+    draw = rng.selection
+    names = tuple(some_of(NAMES, rows, draw))
+    series = tuple(some_of(SERIES, columns, draw))
+    return NumberGrid(names, series, draw.integers(0, top + 1, size=(rows, columns)))
 
 
 def pose(
-    numbers: Numbers, kind: str, top: int, where: str, rng: np.random.Generator
-) -> tuple[Numbers, Question]:
+    numbers: NumberGrid, kind: str, top: int, where: str, rng: Generator
+) -> tuple[NumberGrid, ChartQuestion]:
     """One question, with the asked series drawn again such that every answer is equally likely."""
     column = int(rng.integers(len(numbers.columns)))
-    first, second = (int(i) for i in rng.permutation(len(numbers.rows))[:2])
+    first, second = some_of(range(len(numbers.rows)), 2, rng)
     what, count = numbers.columns[column], len(numbers.rows)
     values, names = numbers.values.copy(), numbers.rows
-    asked = values[:, column]
+    asked = values[:, column]  # a view: what is drawn into it is shown
     whole = tuple((row, column) for row in range(count))
     if kind == "value":
         text = f"How many {what} are there {where} {names[first]}?"
-        return numbers, Question(text, int(asked[first]), top, ((first, column),))
-    if kind == "difference":
+        # Uniform as it was drawn.
+        question = ChartQuestion(text, int(asked[first]), top, ((first, column),))
+    elif kind == "difference":
+        # The answer comes first and the two values are made to fit: differences of uniform values would be small.
         apart = int(rng.integers(top + 1))
         asked[first] = int(rng.integers(top - apart + 1))
         asked[second] = asked[first] + apart
         text = f"By how much do the {what} {where} {names[first]} and {where} {names[second]} differ?"
-        question = Question(text, apart, top, ((first, column), (second, column)))
+        question = ChartQuestion(text, apart, top, ((first, column), (second, column)))
     elif kind == "above":
         bound, over = int(rng.integers(1, top)), int(rng.integers(count + 1))
         asked[:] = rng.integers(0, bound + 1, size=count)
         asked[rng.permutation(count)[:over]] = rng.integers(bound + 1, top + 1, size=over)
-        question = Question(
-            f"How many cities have more than {bound} {what}?", over, count, whole
-        )
+        text = f"How many cities have more than {bound} {what}?"
+        question = ChartQuestion(text, over, count, whole)
     else:
+        # The maximum first: that of uniform values would mostly be near the top.
         largest = int(rng.integers(top + 1))
         asked[:] = rng.integers(0, largest + 1, size=count)
         asked[first] = largest
-        question = Question(
-            f"What is the largest number of {what} of any city?", largest, top, whole
-        )
-    return Numbers(numbers.rows, numbers.columns, values), question
+        text = f"What is the largest number of {what} of any city?"
+        question = ChartQuestion(text, largest, top, whole)
+    return NumberGrid(numbers.rows, numbers.columns, values), question
 
 
-def chosen(kind: str, rng: np.random.Generator) -> str:
+def chosen(kind: str, rng: Generator) -> str:
     """The kind of question; "any" draws one."""
-    return ASKS[int(rng.integers(len(ASKS)))] if kind == "any" else kind
+    return one_of(ASKS, rng) if kind == "any" else kind
 
 
 def guess_right(kind: str, top: int, rows: int) -> float:
     """Probability of a uniform guess between 0 and the largest answer of the question's kind."""
     kinds = ASKS if kind == "any" else (kind,)
-    return sum(1.0 / ((rows if one == "above" else top) + 1) for one in kinds) / len(kinds)
+    most = [rows if one == "above" else top for one in kinds]
+    return sum(1.0 / (largest + 1) for largest in most) / len(kinds)
 
 
-def _draft(picture: Array, boxes: Boxes, question: Question) -> Draft:
+def _draft(picture: Array, boxes: Boxes, question: ChartQuestion) -> Draft:
     return Draft(
         visuals=(Visual(picture),),
         truth={"answer": question.answer, "least": 0, "most": question.most},
@@ -216,99 +212,101 @@ def _draft(picture: Array, boxes: Boxes, question: Question) -> Draft:
     )
 
 
-def _chart(
-    numbers: Numbers, top: int, bars: bool, rng: np.random.Generator
-) -> tuple[Array, dict[tuple[int, int], Box]]:
+def _chart(numbers: NumberGrid, top: int, bars: bool, rng: Generator) -> tuple[Array, Boxes]:
     """The picture and the box of every entry. One unit of value is a whole number of pixels."""
     unit = max(2, 240 // top)
     left, high, wide = 44, unit * top, max(56, 300 // len(numbers.rows))
-    base, width = 34 + high, left + wide * len(numbers.rows) + 14
+    base = 34 + high
+    width = left + wide * len(numbers.rows) + 14
     picture = Image.new("RGB", (width, base + 34), (255, 255, 255))
     pen = ImageDraw.Draw(picture)
+    _draw_axes(pen, numbers.rows, top, (left, base, wide, unit), width)
+    boxes: Boxes = {}
+    for column, colour in enumerate(some_of(PALETTE, len(numbers.columns), rng)):
+        x = left + 60 * column + 4
+        pen.rectangle((x, 8, x + 10, 18), fill=colour)
+        _text(pen, (x + 14, 13), numbers.columns[column], 12, "lm")
+        spots = _series(numbers, column, (left, base, wide, unit), bars)
+        if not bars:
+            points = [((x0 + x1) / 2, y0 + 3.0) for x0, y0, x1, _ in spots]
+            pen.line(points, fill=colour, width=2)
+        for row, (x0, y0, x1, _) in enumerate(spots):
+            if bars:
+                pen.rectangle(spots[row], fill=colour)
+            else:
+                pen.ellipse((x0, y0, x1, y0 + 6), fill=colour)
+            # At least eight pixels high, so that a value of 0 has a place too.
+            boxes[row, column] = (x0, min(y0, base - 8), x1 + 1, base + 1)
+    return np.asarray(picture), boxes
+
+
+def _draw_axes(
+    pen: ImageDraw.ImageDraw, names: Sequence[str], top: int, frame: Box, width: int
+) -> None:
+    """Grid lines, the numbers at every other one, both axes and the names below."""
+    left, base, wide, unit = frame
     tick = max(1, top // 10) if top <= 20 else 5
     for value in range(0, top + 1, tick):
         y = base - unit * value
         pen.line((left, y, width - 10, y), fill=(215, 215, 215))
         if value % (2 * tick) == 0:
-            pen.text((left - 6, y), str(value), fill="black", font=font(13), anchor="rm")
+            _text(pen, (left - 6, y), str(value), 13, "rm")
     pen.line((left, base, width - 10, base), fill="black", width=2)
-    pen.line((left, base - high, left, base), fill="black", width=2)
-    for row, name in enumerate(numbers.rows):
-        pen.text(
-            (left + (row + 0.5) * wide, base + 14),
-            name,
-            fill="black",
-            font=font(14),
-            anchor="mm",
-        )
-    colours = [PALETTE[int(i)] for i in rng.permutation(len(PALETTE))[: len(numbers.columns)]]
-    boxes: Boxes = {}
-    for column, colour in enumerate(colours):
-        x = left + 60 * column + 4
-        pen.rectangle((x, 8, x + 10, 18), fill=colour)
-        pen.text(
-            (x + 14, 13), numbers.columns[column], fill="black", font=font(12), anchor="lm"
-        )
-        spots = _series(numbers, column, (left, base, wide, unit), bars)
-        if not bars:
-            pen.line(
-                [((box[0] + box[2]) / 2, box[1] + 3.0) for box in spots], fill=colour, width=2
-            )
-        for row, box in enumerate(spots):
-            pen.rectangle(box, fill=colour) if bars else pen.ellipse(
-                (box[0], box[1], box[2], box[1] + 6), fill=colour
-            )
-            boxes[row, column] = (box[0], min(box[1], base - 8), box[2] + 1, base + 1)
-    return np.asarray(picture), boxes
+    pen.line((left, base - unit * top, left, base), fill="black", width=2)
+    for row, name in enumerate(names):
+        _text(pen, (left + (row + 0.5) * wide, base + 14), name, 14)
 
 
-def _series(
-    numbers: Numbers, column: int, frame: tuple[int, int, int, int], bars: bool
-) -> list[Box]:
+def _text(
+    pen: ImageDraw.ImageDraw, at: tuple[float, float], text: str, size: int, anchor: str = "mm"
+) -> None:
+    pen.text(at, text, fill="black", font=font(size), anchor=anchor)
+
+
+def _series(numbers: NumberGrid, column: int, frame: Box, bars: bool) -> list[Box]:
     """Where the bars (or the points) of one series are: x0, top, x1, base."""
     left, base, wide, unit = frame
     own = (wide - 16) // len(numbers.columns) if bars else 6
     spots = []
-    for row in range(len(numbers.rows)):
-        y = base - unit * int(numbers.values[row, column])
-        x = left + row * wide + 8 + column * own if bars else left + row * wide + wide // 2 - 3
-        spots.append((x, y if bars else y - 3, x + own - (2 if bars else 0), base))
+    for row, value in enumerate(numbers.values[:, column]):
+        y = base - unit * int(value)
+        start = left + row * wide
+        if bars:
+            x = start + 8 + column * own
+            spots.append((x, y, x + own - 2, base))
+        else:
+            # A point is centred on its value, a bar ends at it.
+            x = start + wide // 2 - 3
+            spots.append((x, y - 3, x + own, base))
     return spots
 
 
-def _table(numbers: Numbers, rng: np.random.Generator) -> tuple[Array, Boxes]:
+def _table(numbers: NumberGrid, rng: Generator) -> tuple[Array, Boxes]:
     wide, tall, first = 66, 28, 74
-    width, height = first + wide * len(numbers.columns) + 1, tall * (len(numbers.rows) + 1) + 1
+    rows, columns = len(numbers.rows), len(numbers.columns)
+    width = first + wide * columns + 1
+    height = tall * (rows + 1) + 1
     picture = Image.new("RGB", (width, height), (255, 255, 255))
     pen = ImageDraw.Draw(picture)
     shade = tuple(int(v) for v in rng.integers(205, 245, size=3))
     pen.rectangle((0, 0, width, tall), fill=shade)
     if rng.random() < 0.5:
-        for row in range(1, len(numbers.rows), 2):
-            pen.rectangle((0, (row + 1) * tall, width, (row + 2) * tall), fill=(244, 244, 244))
-    for row in range(len(numbers.rows) + 2):
-        pen.line((0, row * tall, width, row * tall), fill=(120, 120, 120))
-    for column in range(len(numbers.columns) + 1):
-        pen.line(
-            (first + column * wide, 0, first + column * wide, height), fill=(120, 120, 120)
-        )
-    for column, name in enumerate(numbers.columns):
-        pen.text(
-            (first + (column + 0.5) * wide, tall / 2),
-            name,
-            fill="black",
-            font=font(14),
-            anchor="mm",
-        )
+        for row in range(1, rows, 2):
+            top = (row + 1) * tall
+            pen.rectangle((0, top, width, top + tall), fill=(244, 244, 244))
+    for row in range(rows + 2):
+        pen.line((0, row * tall, width, row * tall), fill=LINE)
+    lefts = [first + column * wide for column in range(columns + 1)]
+    for x in lefts:
+        pen.line((x, 0, x, height), fill=LINE)
+    for x, name in zip(lefts[:-1], numbers.columns, strict=True):
+        _text(pen, (x + wide / 2, tall / 2), name, 14)
     boxes: Boxes = {}
     for row, name in enumerate(numbers.rows):
         y = (row + 1) * tall
-        pen.text((8, y + tall / 2), name, fill="black", font=font(14), anchor="lm")
-        for column in range(len(numbers.columns)):
-            x = first + column * wide
-            text = str(int(numbers.values[row, column]))
-            pen.text(
-                (x + wide / 2, y + tall / 2), text, fill="black", font=font(14), anchor="mm"
-            )
+        _text(pen, (8, y + tall / 2), name, 14, "lm")
+        for column, x in enumerate(lefts[:-1]):
+            value = str(int(numbers.values[row, column]))
+            _text(pen, (x + wide / 2, y + tall / 2), value, 14)
             boxes[row, column] = (x, y, x + wide, y + tall)
     return np.asarray(picture), boxes

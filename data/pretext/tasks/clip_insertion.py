@@ -9,18 +9,25 @@ look different from the others, and the piece is trimmed at both ends so that it
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
 
-from mmrl.data.pretext.contract import Draft, Evidence, Knob, Knobs, Medium, Reject
+from mmrl.data.pretext.contract import (
+    Draft,
+    Evidence,
+    Knob,
+    Knobs,
+    Proposal,
+    RawMedia,
+    Reject,
+)
 from mmrl.data.pretext.craft import clips
-from mmrl.data.pretext.craft.answer_forms import ChoiceTask
+from mmrl.data.pretext.craft.answer_forms import ChoiceTask, listed
 from mmrl.ground.seeds import Streams
 
 
-class ClipInsertion(ChoiceTask):
+class ClipInsertionTask(ChoiceTask):
     name = "clip-insertion"
     kinds = ("video",)
     intended = ("boundary", "histogram")
@@ -44,26 +51,30 @@ class ClipInsertion(ChoiceTask):
     def option_count(self, knobs: Knobs) -> int:
         return int(knobs["joins"])
 
-    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
-        joins, part, piece, trim = (
-            int(knobs[name]) for name in ("joins", "part", "piece", "trim")
-        )
+    def propose(self, media: RawMedia, knobs: Knobs, rng: Streams) -> Proposal:
+        joins, part = int(knobs["joins"]), int(knobs["part"])
+        piece, trim = int(knobs["piece"]), int(knobs["trim"])
         clip = media[0].video()
         gone = piece + 2 * trim
         total = (joins + 1) * part + joins * gone
-        indices = clips.spread(clip, np.arange(total, dtype=np.float64))
+        indices = clips.spread_indices(clip, np.arange(total, dtype=np.float64))
         if indices is None:
             return Reject("too-few-frames")
-        frames = clips.read(clip, indices, int(knobs["side"]))
+        frames = clips.read_frames(clip, indices, int(knobs["side"]))
         if clips.too_small(frames):
             return Reject("too-small")
-        cuts = [(i + 1) * part + i * gone for i in range(joins)]
+        cuts = [part + join * (part + gone) for join in range(joins)]
+        # Trimmed: the border frames of the piece must not continue those beside the join.
         pieces = [frames[cut + trim : cut + trim + piece] for cut in cuts]
         if clips.closest_means(pieces) < clips.SAME:
             return Reject("clips-look-alike")
-        kept = np.delete(frames, [i for cut in cuts for i in range(cut, cut + gone)], axis=0)
+        removed = [frame for cut in cuts for frame in range(cut, cut + gone)]
+        kept = np.delete(frames, removed, axis=0)
         chosen = int(rng.selection.integers(joins))
         step = clips.shown_step(clip, indices, np.arange(total))
+        times = [f"{(join + 1) * part * step:.1f}" for join in range(joins)]
+        # The frames on both sides of the join are what the piece must go with.
+        around = tuple(range(chosen * part, (chosen + 2) * part))
         return Draft(
             visuals=(
                 clips.timed(kept, step, "Video:"),
@@ -71,12 +82,6 @@ class ClipInsertion(ChoiceTask):
             ),
             truth={"answer": str(chosen + 1), "options": [str(i + 1) for i in range(joins)]},
             key=str(chosen + 1),
-            fields={
-                "joins": joins,
-                "times": ", ".join(f"{(i + 1) * part * step:.1f}" for i in range(joins)),
-            },
-            evidence=(
-                Evidence(0, frames=tuple(range(chosen * part, (chosen + 2) * part))),
-                Evidence(1),
-            ),
+            fields={"joins": joins, "times": listed(times)},
+            evidence=(Evidence(0, frames=around), Evidence(1)),
         )

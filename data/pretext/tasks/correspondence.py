@@ -14,6 +14,7 @@ from math import exp, hypot
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.random import Generator
 from PIL import Image, ImageDraw
 
 from mmrl.data.pretext.contract import (
@@ -22,13 +23,15 @@ from mmrl.data.pretext.contract import (
     Evidence,
     Knob,
     Knobs,
-    Medium,
+    Proposal,
+    RawMedia,
     Reject,
     Score,
     Task,
     Truth,
     Visual,
 )
+from mmrl.data.pretext.craft.answer_forms import listed
 from mmrl.data.pretext.craft.coordinates import (
     RULE,
     SCALE,
@@ -47,7 +50,7 @@ MARGIN = 0.15
 """The point keeps this share of the side from the borders of both views."""
 
 
-class Correspondence(Task):
+class CorrespondenceTask(Task):
     name = "correspondence"
     kinds = ("image", "rgbd", "document")
     knobs: ClassVar = {
@@ -74,30 +77,32 @@ class Correspondence(Task):
     )
     hint = "two whole numbers x, y"
 
-    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
+    def propose(self, media: RawMedia, knobs: Knobs, rng: Streams) -> Proposal:
         picture = harmless_history(media[0].picture(), rng, 640)
-        if min(picture.shape[:2]) < 160:
+        height, width = picture.shape[:2]
+        edge = min(height, width)
+        if edge < 160:
             return Reject("too-small")
         side, bend = int(knobs["side"]), float(knobs["bend"])
         turns = rng.geometry.uniform(-0.5, 0.5, size=2) * float(knobs["turn"])
-        edge = min(picture.shape[:2])
-        centre = np.array([picture.shape[1], picture.shape[0]]) / 2.0
+        centre = np.array([width, height]) / 2.0
         quads = [_quad(centre, edge, bend, float(turn), rng.geometry) for turn in turns]
         views = [homography(corners(side, side), quad) for quad in quads]
+        # Points are drawn well inside the first view; the first that also lies well inside the second is asked.
         inner = side * (MARGIN + (1.0 - 2 * MARGIN) * rng.geometry.random((32, 2)))
         in_second = project(np.linalg.inv(views[1]), project(views[0], inner))
-        fits = ((in_second > MARGIN * side) & (in_second < (1.0 - MARGIN) * side)).all(axis=1)
+        low, high = MARGIN * side, (1.0 - MARGIN) * side
+        fits = ((in_second > low) & (in_second < high)).all(axis=1)
         if not fits.any():
             return Reject("not-in-both-views")
         point, target = inner[fits][0], in_second[fits][0]
         first, second = (warp(picture, view, side, side) for view in views)
         reach = side // 10
-        x, y = (int(v) for v in point)
-        if textureless(first[y - reach : y + reach, x - reach : x + reach]):
+        box = _box(point, reach)
+        x0, y0, x1, y1 = box
+        if textureless(first[y0:y1, x0:x1]):
             return Reject("textureless")
         answer = scaled_point(target.tolist(), side, side)
-        at = (int(target[0]), int(target[1]))
-        box = (at[0] - reach, at[1] - reach, at[0] + reach, at[1] + reach)
         return Draft(
             visuals=(
                 Visual(_ringed(first, point, side), label="View 1:"),
@@ -110,10 +115,7 @@ class Correspondence(Task):
             },
             key=point_key(answer),
             fields={"rule": RULE},
-            evidence=(
-                Evidence(0, ((x - reach, y - reach, x + reach, y + reach),)),
-                Evidence(1, (box,)),
-            ),
+            evidence=(Evidence(0, (box,)), Evidence(1, (_box(target, reach),))),
         )
 
     def read(self, body: str, truth: Truth) -> Any | ParseError:
@@ -122,20 +124,23 @@ class Correspondence(Task):
     def verify(self, value: Any, truth: Truth) -> Score:
         if not all(0 <= v <= SCALE for v in value):
             return Score(0.0, parts={"valid": 0.0})
-        apart = hypot(value[0] - truth["answer"][0], value[1] - truth["answer"][1]) / SCALE
+        answer = truth["answer"]
+        apart = hypot(value[0] - answer[0], value[1] - answer[1]) / SCALE
         beyond = max(0.0, apart - truth["hit"])
         reward = exp(-0.5 * (beyond / truth["sigma"]) ** 2)
         correct = beyond == 0.0
-        key = point_key(truth["answer"]) if correct else point_key(value)
+        # A hit takes the key of the truth, since two hits may fall into neighbouring cells of the key's grid.
+        key = point_key(answer) if correct else point_key(value)
         return Score(reward, correct, {"valid": 1.0, "distance": apart}, key)
 
     def format(self, truth: Truth) -> str:
-        return ", ".join(map(str, truth["answer"]))
+        return listed(truth["answer"])
 
-    def guess(self, truth: Truth, rng: np.random.Generator) -> str:
-        return ", ".join(str(int(v)) for v in rng.integers(0, SCALE + 1, size=2))
+    def guess(self, truth: Truth, rng: Generator) -> str:
+        return listed(int(v) for v in rng.integers(0, SCALE + 1, size=2))
 
     def chance(self, knobs: Knobs) -> float:
+        # The area of the disc that counts as a hit, all of it in the picture: `MARGIN` is wider than the usual `hit`.
         return float(np.pi * float(knobs["hit"]) ** 2)
 
     def chance_reward(self, knobs: Knobs) -> float:
@@ -147,26 +152,33 @@ def point_key(point: Sequence[float]) -> tuple[int, ...]:
     return tuple(int(value * 20 // SCALE) for value in point)
 
 
-def _quad(
-    centre: Array, edge: int, bend: float, turn: float, rng: np.random.Generator
-) -> Array:
+def _quad(centre: Array, edge: int, bend: float, turn: float, rng: Generator) -> Array:
     """[4, 2]: a bent, turned window around the centre that stays inside a square of side `edge`."""
-    base = (corners(1.0, 1.0) - 0.5) * (1.0 + rng.uniform(-bend, bend, size=(4, 2)))
-    cos, sin = np.cos(np.deg2rad(turn)), np.sin(np.deg2rad(turn))
+    stretch = 1.0 + rng.uniform(-bend, bend, size=(4, 2))
+    base = (corners(1.0, 1.0) - 0.5) * stretch
+    angle = np.deg2rad(turn)
+    cos, sin = np.cos(angle), np.sin(angle)
     shape = base @ np.array([[cos, sin], [-sin, cos]])
-    size = (edge - 4) / 2 / np.abs(shape).max() * float(rng.uniform(0.8, 1.0))
-    room = (edge - 4) / 2 - size * np.abs(shape).max(axis=0)
+    half = (edge - 4) / 2
+    # As large as the square allows, less up to a fifth; moved within what room is left.
+    size = half / np.abs(shape).max() * float(rng.uniform(0.8, 1.0))
+    room = half - size * np.abs(shape).max(axis=0)
     return centre + size * shape + rng.uniform(-1, 1, size=2) * np.maximum(room, 0.0)
+
+
+def _box(point: Array, reach: int) -> tuple[int, int, int, int]:
+    x, y = (int(v) for v in point)
+    return x - reach, y - reach, x + reach, y + reach
 
 
 def _ringed(view: Array, point: Array, side: int) -> Array:
     image = Image.fromarray(view)
     pen, radius = ImageDraw.Draw(image), max(5, side // 40)
     x, y = (float(v) for v in point)
-    pen.ellipse(
-        (x - radius, y - radius, x + radius, y + radius), outline=(255, 255, 255), width=4
-    )
-    pen.ellipse((x - radius, y - radius, x + radius, y + radius), outline=(230, 0, 0), width=2)
+    ring = (x - radius, y - radius, x + radius, y + radius)
+    # White beneath red: one of the two shows on any ground.
+    pen.ellipse(ring, outline=(255, 255, 255), width=4)
+    pen.ellipse(ring, outline=(230, 0, 0), width=2)
     return np.asarray(image)
 
 
@@ -175,5 +187,6 @@ def _expected(hit: float, sigma: float, draws: int = 40_000) -> float:
     """Mean reward of a uniform point for a truth that is uniform inside the margins (fixed random numbers)."""
     rng = philox("expected-point", hit, sigma)
     truth = MARGIN + (1.0 - 2 * MARGIN) * rng.random((draws, 2))
-    beyond = np.clip(np.hypot(*(rng.random((draws, 2)) - truth).T) - hit, 0.0, None)
+    across, down = (rng.random((draws, 2)) - truth).T
+    beyond = np.clip(np.hypot(across, down) - hit, 0.0, None)
     return float(np.exp(-0.5 * (beyond / sigma) ** 2).mean())

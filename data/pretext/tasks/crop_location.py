@@ -11,19 +11,22 @@ from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.random import Generator
 
 from mmrl.data.pretext.contract import (
     Draft,
     Evidence,
     Knob,
     Knobs,
-    Medium,
+    Proposal,
+    RawMedia,
     Reject,
     Score,
     Task,
     Truth,
     Visual,
 )
+from mmrl.data.pretext.craft.answer_forms import listed
 from mmrl.data.pretext.craft.coordinates import RULE, SCALE, is_box, scaled_box
 from mmrl.data.pretext.craft.degenerate_checks import (
     harmless_history,
@@ -37,7 +40,7 @@ from mmrl.data.pretext.marking.rewards import box_iou
 from mmrl.ground.seeds import Streams, philox
 
 
-class CropLocation(Task):
+class CropLocationTask(Task):
     name = "crop-location"
     kinds = ("image", "rgbd", "document")
     knobs: ClassVar = {
@@ -57,24 +60,22 @@ class CropLocation(Task):
     )
     hint = "four whole numbers x0, y0, x1, y1 (left, top, right, bottom)"
 
-    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
+    def propose(self, media: RawMedia, knobs: Knobs, rng: Streams) -> Proposal:
         picture = harmless_history(media[0].picture(), rng, int(knobs["side"]))
         height, width = picture.shape[:2]
         if min(height, width) < 64:
             return Reject("too-small")
         share = _share(float(knobs["share"]), rng.geometry.random(1))[0]
         wide, tall = round(share * width), round(share * height)
-        left, top = (
-            int(rng.geometry.integers(width - wide + 1)),
-            int(rng.geometry.integers(height - tall + 1)),
-        )
+        left = int(rng.geometry.integers(width - wide + 1))
+        top = int(rng.geometry.integers(height - tall + 1))
         crop = picture[top : top + tall, left : left + wide]
         if textureless(crop):
             return Reject("textureless")
+        # Always enlarged to one size: the size of the crop must not tell that of the box.
         scale = int(knobs["zoom"]) / max(width, height)
-        shown = jittered(
-            [resize(crop, round(width * scale), round(height * scale))], rng.appearance
-        )[0]
+        enlarged = resize(crop, round(width * scale), round(height * scale))
+        shown = jittered([enlarged], rng.appearance)[0]
         box = (left, top, left + wide, top + tall)
         answer = scaled_box(box, width, height)
         return Draft(
@@ -92,17 +93,17 @@ class CropLocation(Task):
         if not is_box(value):
             return Score(0.0, parts={"valid": 0.0})
         iou = box_iou(tuple(value), tuple(truth["answer"]))
-        return Score(
-            iou, iou == 1.0, {"valid": 1.0, "hit50": float(iou >= 0.5)}, box_key(value)
-        )
+        parts = {"valid": 1.0, "hit50": float(iou >= 0.5)}
+        return Score(iou, iou == 1.0, parts, box_key(value))
 
     def format(self, truth: Truth) -> str:
-        return ", ".join(map(str, truth["answer"]))
+        return listed(truth["answer"])
 
-    def guess(self, truth: Truth, rng: np.random.Generator) -> str:
-        return ", ".join(map(str, random_box(rng)))
+    def guess(self, truth: Truth, rng: Generator) -> str:
+        return listed(random_box(rng))
 
     def chance(self, knobs: Knobs) -> float:
+        # A guess would have to meet all four numbers of about 10¹² boxes; the reward has a level of its own.
         return 0.0
 
     def chance_reward(self, knobs: Knobs) -> float:
@@ -114,13 +115,13 @@ def box_key(box: Sequence[float]) -> tuple[int, ...]:
     return tuple(int(value * 10 // SCALE) for value in box)
 
 
-def random_box(rng: np.random.Generator) -> list[int]:
+def random_box(rng: Generator) -> list[int]:
     """A box between two uniform corners of the answer grid."""
-    first, second = (
-        rng.choice(SCALE + 1, size=2, replace=False),
-        rng.choice(SCALE + 1, size=2, replace=False),
-    )
-    (x0, x1), (y0, y1) = sorted(map(int, first)), sorted(map(int, second))
+    # Without replacement, so that no side is empty.
+    across = rng.choice(SCALE + 1, size=2, replace=False)
+    down = rng.choice(SCALE + 1, size=2, replace=False)
+    x0, x1 = sorted(map(int, across))
+    y0, y1 = sorted(map(int, down))
     return [x0, y0, x1, y1]
 
 
@@ -136,9 +137,9 @@ def _expected_iou(share: float, draws: int = 20_000) -> float:
     side = _share(share, rng.random(draws))
     low = rng.random((draws, 2)) * (1.0 - side[:, None])
     high = low + side[:, None]
-    ends = np.sort(rng.random((draws, 2, 2)), axis=2)
-    inside = np.clip(
-        np.minimum(high, ends[..., 1]) - np.maximum(low, ends[..., 0]), 0.0, None
-    ).prod(axis=1)
-    union = side**2 + (ends[..., 1] - ends[..., 0]).prod(axis=1) - inside
+    ends = np.sort(rng.random((draws, 2, 2)), axis=2)  # [draws, axis, start and end]
+    start, end = ends[..., 0], ends[..., 1]
+    overlap = np.minimum(high, end) - np.maximum(low, start)
+    inside = np.clip(overlap, 0.0, None).prod(axis=1)
+    union = side**2 + (end - start).prod(axis=1) - inside
     return float((inside / union).mean())

@@ -10,10 +10,11 @@ border the disc covers two depths; points are drawn by us from the depth map, th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from itertools import product
 from typing import ClassVar
 
 import numpy as np
+from numpy.random import Generator
 from PIL import Image, ImageDraw, ImageFont
 
 from mmrl.data.pretext.contract import (
@@ -22,7 +23,8 @@ from mmrl.data.pretext.contract import (
     Evidence,
     Knob,
     Knobs,
-    Medium,
+    Proposal,
+    RawMedia,
     Reject,
     Visual,
 )
@@ -36,7 +38,7 @@ FLAT = 0.15
 """Largest range of depth in the window around a point, in metres."""
 
 
-class DepthOrder(OrderTask):
+class DepthOrderTask(OrderTask):
     name = "depth-order"
     kinds = ("rgbd",)
     knobs: ClassVar = {
@@ -57,37 +59,34 @@ class DepthOrder(OrderTask):
     )
     hint = "all the numbers in that order, separated by commas"
 
-    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
+    def propose(self, media: RawMedia, knobs: Knobs, rng: Streams) -> Proposal:
         picture, depth = media[0].picture(), media[0].depth
         if depth is None:
             return Reject("no-depth")
         scale = min(1.0, int(knobs["side"]) / max(picture.shape[:2]))
-        width, height = (
-            max(1, round(length * scale)) for length in (picture.shape[1], picture.shape[0])
-        )
+        height = max(1, round(picture.shape[0] * scale))
+        width = max(1, round(picture.shape[1] * scale))
         radius = max(6, round(15 * max(width, height) / 640))
         if min(width, height) < 8 * radius:
             return Reject("too-small")
-        count = int(knobs["points"])
-        points = _points(
-            depth, (height, width), count, float(knobs["apart"]), radius, rng.geometry
-        )
+        count, apart = int(knobs["points"]), float(knobs["apart"])
+        points = _points(depth, (height, width), count, apart, radius, rng.geometry)
         if points is None:
             return Reject("no-points")
-        order = rng.selection.permutation(count)
-        shown = points[order]
+        # The points come from near to far; the numbers on the discs are shuffled.
+        shown = points[rng.selection.permutation(count)]
         answer = [int(i) + 1 for i in np.argsort(shown[:, 2])]
-        boxes = tuple(
-            (x - radius, y - radius, x + radius, y + radius)
-            for x, y in shown[:, :2].astype(int).tolist()
-        )
+        places, depths = shown[:, :2], shown[:, 2]
+        boxes = []
+        for x, y in places.astype(int).tolist():
+            boxes.append((x - radius, y - radius, x + radius, y + radius))
         return Draft(
-            visuals=(Visual(_marked(resize(picture, width, height), shown[:, :2], radius)),),
+            visuals=(Visual(_marked(resize(picture, width, height), places, radius)),),
             truth={"answer": answer, "gamma": float(knobs["gamma"])},
             key=tuple(answer),
             fields={"count": count},
-            evidence=(Evidence(0, boxes),),
-            meta={"depths": [round(float(value), 3) for value in shown[:, 2]]},
+            evidence=(Evidence(0, tuple(boxes)),),
+            meta={"depths": [round(float(value), 3) for value in depths]},
         )
 
     def length(self, knobs: Knobs) -> int:
@@ -100,26 +99,17 @@ def _points(
     count: int,
     apart: float,
     radius: int,
-    rng: np.random.Generator,
+    rng: Generator,
 ) -> Array | None:
     """[count, 3]: x, y in shown pixels and depth, near to far; or None."""
     height, width = size
     ys = rng.uniform(radius, height - radius, size=400)
     xs = rng.uniform(radius, width - radius, size=400)
+    # The depth map keeps its own size, so places are looked up in shares of it.
     rows = (ys * depth.shape[0] / height).astype(int)
     columns = (xs * depth.shape[1] / width).astype(int)
     reach = max(1, round(0.4 * radius * depth.shape[1] / width))
-    steps = np.array([(dy, dx) for dy in (-reach, 0, reach) for dx in (-reach, 0, reach)])
-    around = depth[
-        np.clip(rows[:, None] + steps[:, 0], 0, depth.shape[0] - 1),
-        np.clip(columns[:, None] + steps[:, 1], 0, depth.shape[1] - 1),
-    ]  # [400, 9]
-    fine = (
-        np.isfinite(around).all(axis=1)
-        & (around.min(axis=1) >= NEAR)
-        & (around.max(axis=1) <= FAR)
-    )
-    fine &= np.ptp(around, axis=1) < FLAT
+    fine = _flat(depth, rows, columns, reach)
     chosen: list[tuple[float, float, float]] = []
     for x, y, far in zip(xs[fine], ys[fine], depth[rows, columns][fine], strict=True):
         clear = all(
@@ -133,13 +123,27 @@ def _points(
     return None
 
 
+def _flat(depth: Array, rows: Array, columns: Array, reach: int) -> Array:
+    """bool [N]: where nine depths around the place are known, usable and nearly equal."""
+    steps = np.array(list(product((-reach, 0, reach), repeat=2)))  # [9, 2]
+    around_rows = np.clip(rows[:, None] + steps[:, 0], 0, depth.shape[0] - 1)
+    around_columns = np.clip(columns[:, None] + steps[:, 1], 0, depth.shape[1] - 1)
+    around = depth[around_rows, around_columns]  # [N, 9]
+    known = np.isfinite(around).all(axis=1)
+    usable = (around.min(axis=1) >= NEAR) & (around.max(axis=1) <= FAR)
+    return known & usable & (np.ptp(around, axis=1) < FLAT)
+
+
 def _marked(picture: Array, points: Array, radius: int) -> Array:
     """Red discs (alpha 120 of 255) with white numbers."""
     image = Image.fromarray(picture).convert("RGBA")
+    # Drawn on a layer of their own: a pen on the picture would replace its pixels instead of blending.
     layer = Image.new("RGBA", image.size, (0, 0, 0, 0))
     pen = ImageDraw.Draw(layer)
-    font = ImageFont.load_default(size=1.2 * radius)
+    face = ImageFont.load_default(size=1.2 * radius)
+    white = (255, 255, 255, 255)
     for number, (x, y) in enumerate(points.tolist(), 1):
-        pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=(255, 0, 0, 120))
-        pen.text((x, y), str(number), fill=(255, 255, 255, 255), font=font, anchor="mm")
+        disc = (x - radius, y - radius, x + radius, y + radius)
+        pen.ellipse(disc, fill=(255, 0, 0, 120))
+        pen.text((x, y), str(number), fill=white, font=face, anchor="mm")
     return np.asarray(Image.alpha_composite(image, layer).convert("RGB"))

@@ -12,10 +12,11 @@ are all different; two programs agree on it exactly if they agree on every pictu
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.random import Generator
 
 from mmrl.data.pretext.contract import (
     Array,
@@ -23,7 +24,8 @@ from mmrl.data.pretext.contract import (
     Evidence,
     Knob,
     Knobs,
-    Medium,
+    Proposal,
+    RawMedia,
     Reject,
     Score,
     Task,
@@ -37,20 +39,21 @@ from mmrl.data.pretext.craft.degenerate_checks import (
     resize,
     thumbnail,
 )
+from mmrl.data.pretext.craft.draws import repeatedly
 from mmrl.data.pretext.marking import parsing
 from mmrl.data.pretext.marking.parsing import ParseError
 from mmrl.ground.seeds import Streams
 
 OPERATIONS: dict[str, Callable[[Array], Array]] = {
-    "turn right": lambda x: np.rot90(x, -1),
-    "turn left": lambda x: np.rot90(x, 1),
-    "half turn": lambda x: x[::-1, ::-1],
-    "mirror": lambda x: x[:, ::-1],
-    "flip": lambda x: x[::-1],
-    "swap halves": lambda x: np.roll(x, x.shape[1] // 2, axis=1),
-    "invert": lambda x: 255 - x,
-    "swap red and blue": lambda x: x[..., ::-1],
-    "cycle colours": lambda x: np.roll(x, 1, axis=-1),
+    "turn right": partial(np.rot90, k=-1),
+    "turn left": partial(np.rot90, k=1),
+    "half turn": partial(np.rot90, k=2),
+    "mirror": np.fliplr,
+    "flip": np.flipud,
+    "swap halves": lambda picture: np.roll(picture, picture.shape[1] // 2, axis=1),
+    "invert": lambda picture: 255 - picture,
+    "swap red and blue": lambda picture: picture[..., ::-1],
+    "cycle colours": lambda picture: np.roll(picture, 1, axis=-1),
 }
 GEOMETRY = 6
 """The first six operations move places, the others change colours."""
@@ -62,10 +65,11 @@ MEANING = (
     " change sides), swap halves (left and right half change places), invert (negative), swap red and blue,"
     " cycle colours (red becomes green, green becomes blue, blue becomes red)"
 )
+# 48 different values: no operation can leave the picture as it is unless it does so everywhere.
 _PROBE = (np.arange(48) * 5).astype(np.uint8).reshape(4, 4, 3)
 
 
-class EditProgram(Task):
+class EditProgramTask(Task):
     name = "edit-program"
     kinds = ("image", "rgbd")
     knobs: ClassVar = {
@@ -82,7 +86,7 @@ class EditProgram(Task):
     )
     hint = "the names of the operations in order, separated by commas"
 
-    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
+    def propose(self, media: RawMedia, knobs: Knobs, rng: Streams) -> Proposal:
         side = int(knobs["side"]) // 2 * 2
         picture = harmless_history(media[0].picture(), rng, 2 * side)
         edge = min(picture.shape[:2])
@@ -112,27 +116,26 @@ class EditProgram(Task):
     def verify(self, value: Any, truth: Truth) -> Score:
         if len(value) > LONGEST or not set(value) <= OPERATIONS.keys():
             return Score(0.0, parts={"valid": 0.0})
+        # By effect: another program that gives the same picture is as right as the drawn one.
         (places, colours), found = effect(truth["answer"]), effect(value)
         hits = (found[0] == places) + (found[1] == colours)
         reward = 1.0 if hits == 2 else truth["gamma"] * hits / 2
-        return Score(
-            reward, hits == 2, {"valid": 1.0, "geometry": float(found[0] == places)}, found
-        )
+        parts = {"valid": 1.0, "geometry": float(found[0] == places)}
+        return Score(reward, hits == 2, parts, found)
 
     def format(self, truth: Truth) -> str:
         return ", ".join(truth["answer"])
 
-    def guess(self, truth: Truth, rng: np.random.Generator) -> str:
-        return ", ".join(
-            NAMES[int(i)] for i in rng.integers(len(NAMES), size=len(truth["answer"]))
-        )
+    def guess(self, truth: Truth, rng: Generator) -> str:
+        return ", ".join(repeatedly(NAMES, len(truth["answer"]), rng))
 
     def chance(self, knobs: Knobs) -> float:
         return _levels(int(knobs["steps"]))[0]
 
     def chance_reward(self, knobs: Knobs) -> float:
         both, places, colours = _levels(int(knobs["steps"]))
-        return both + float(knobs["gamma"]) / 2 * (places + colours - 2 * both)
+        only_one = places + colours - 2 * both
+        return both + float(knobs["gamma"]) / 2 * only_one
 
 
 def replayed(picture: Array, program: Sequence[str]) -> Array:
@@ -149,13 +152,16 @@ def effect(program: Sequence[str]) -> tuple[str, str]:
 
 @lru_cache(maxsize=65536)
 def _effect(program: tuple[str, ...]) -> tuple[str, str]:
-    places = replayed(_PROBE[..., 0], [name for name in program if name in NAMES[:GEOMETRY]])
-    colours = replayed(
-        _PROBE[0, 0][None, None], [name for name in program if name in NAMES[GEOMETRY:]]
-    )
-    return np.ascontiguousarray(places).tobytes().hex(), np.ascontiguousarray(
-        colours
-    ).tobytes().hex()
+    # The two kinds commute: moving pixels and changing planes can be replayed apart, on a smaller probe each.
+    moving = [name for name in program if name in NAMES[:GEOMETRY]]
+    colouring = [name for name in program if name in NAMES[GEOMETRY:]]
+    places = replayed(_PROBE[..., 0], moving)
+    colours = replayed(_PROBE[0, 0][None, None], colouring)
+    return _code(places), _code(colours)
+
+
+def _code(probe: Array) -> str:
+    return np.ascontiguousarray(probe).tobytes().hex()
 
 
 @lru_cache(maxsize=1)
@@ -175,9 +181,9 @@ def _shortest() -> dict[tuple[str, str], int]:
     return lengths
 
 
-def _irreducible(steps: int, rng: np.random.Generator) -> list[str]:
+def _irreducible(steps: int, rng: Generator) -> list[str]:
     while True:
-        program = [NAMES[int(i)] for i in rng.integers(len(NAMES), size=steps)]
+        program = repeatedly(NAMES, steps, rng)
         if _shortest()[effect(program)] == steps:
             return program
 
@@ -185,17 +191,8 @@ def _irreducible(steps: int, rng: np.random.Generator) -> list[str]:
 @lru_cache(maxsize=8)
 def _levels(steps: int) -> tuple[float, float, float]:
     """Probability that a random program of this length has the effect, the geometry, the colours of a drawn one."""
-    counts: dict[tuple[str, str], float] = {effect(()): 1.0}
-    representative: dict[tuple[str, str], tuple[str, ...]] = {effect(()): ()}
-    for _ in range(steps):
-        following: dict[tuple[str, str], float] = {}
-        for code, weight in counts.items():
-            for name in NAMES:
-                longer = (*representative[code], name)
-                reached = effect(longer)
-                representative.setdefault(reached, longer)
-                following[reached] = following.get(reached, 0.0) + weight / len(NAMES)
-        counts = following
+    counts = _effect_shares(steps)
+    # Drawn programs are the irreducible ones; a guess may be any.
     drawn = {code: weight for code, weight in counts.items() if _shortest()[code] == steps}
     total = sum(drawn.values())
     place: dict[str, float] = {}
@@ -207,3 +204,20 @@ def _levels(steps: int) -> tuple[float, float, float]:
     places = sum(weight * place[code[0]] for code, weight in drawn.items()) / total
     colours = sum(weight * colour[code[1]] for code, weight in drawn.items()) / total
     return both, places, colours
+
+
+def _effect_shares(steps: int) -> dict[tuple[str, str], float]:
+    """Share of each effect among all programs of this length."""
+    counts: dict[tuple[str, str], float] = {effect(()): 1.0}
+    # One program per effect stands for all: what follows depends on the effect alone.
+    representative: dict[tuple[str, str], tuple[str, ...]] = {effect(()): ()}
+    for _ in range(steps):
+        following: dict[tuple[str, str], float] = {}
+        for code, weight in counts.items():
+            for name in NAMES:
+                longer = (*representative[code], name)
+                reached = effect(longer)
+                representative.setdefault(reached, longer)
+                following[reached] = following.get(reached, 0.0) + weight / len(NAMES)
+        counts = following
+    return counts

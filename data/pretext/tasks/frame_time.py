@@ -9,14 +9,24 @@ colour balance, so that equal pixels do not decide; a still that some distant fr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
+from numpy.random import Generator
 
-from mmrl.data.pretext.contract import Draft, Evidence, Knob, Knobs, Medium, Reject, Visual
+from mmrl.data.pretext.contract import (
+    Draft,
+    Evidence,
+    Knob,
+    Knobs,
+    Proposal,
+    RawMedia,
+    Reject,
+    Visual,
+)
 from mmrl.data.pretext.craft import clips
 from mmrl.data.pretext.craft.degenerate_checks import jittered
+from mmrl.data.pretext.craft.draws import one_of
 from mmrl.data.pretext.craft.time_forms import MomentTask
 from mmrl.ground.seeds import Streams
 
@@ -24,7 +34,7 @@ MARGIN = 1.15
 """The best frame further than one step away must differ this many times as much as the true one."""
 
 
-class FrameTime(MomentTask):
+class FrameTimeTask(MomentTask):
     name = "frame-time"
     kinds = ("video",)
     intended = ("histogram", "boundary")
@@ -39,25 +49,24 @@ class FrameTime(MomentTask):
         "When in the video can the scene of the still picture be seen?",
     )
 
-    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
+    def propose(self, media: RawMedia, knobs: Knobs, rng: Streams) -> Proposal:
         count = int(knobs["frames"])
         clip, units = media[0].video(), np.arange(count, dtype=np.float64)
-        indices = clips.spread(clip, units)
+        indices = clips.spread_indices(clip, units)
         if indices is None:
             return Reject("too-few-frames")
         frame = int(rng.selection.integers(count))
         beside = _beside(indices, frame, rng.selection)
-        frames = clips.read(clip, np.append(indices, beside), int(knobs["side"]))
+        # The still is read in one call with the clip: a second pass over the file would cost as much again.
+        frames = clips.read_frames(clip, np.append(indices, beside), int(knobs["side"]))
         if clips.too_small(frames):
             return Reject("too-small")
         video, still = frames[:-1], frames[-1]
-        apart = np.abs(clips.thumbnails(video) - clips.thumbnails(still[None])).mean(
-            axis=(1, 2, 3)
-        )
+        difference = clips.thumbnails(video) - clips.thumbnails(still[None])
+        apart = np.abs(difference).mean(axis=(1, 2, 3))
         far = np.abs(np.arange(count) - frame) > 1
-        if far.any() and float(apart[far].min()) < max(
-            clips.SAME, MARGIN * float(apart[frame])
-        ):
+        needed = max(clips.SAME, MARGIN * float(apart[frame]))
+        if far.any() and float(apart[far].min()) < needed:
             return Reject("frames-look-alike")
         step = clips.shown_step(clip, indices, units)
         picture = jittered([still], rng.appearance)[0]
@@ -74,10 +83,12 @@ class FrameTime(MomentTask):
         )
 
 
-def _beside(indices: np.ndarray, frame: int, rng: np.random.Generator) -> int:
+def _beside(indices: np.ndarray, frame: int, rng: Generator) -> int:
     """A source frame at most a third of a step from the shown one; the shown one itself if there is none."""
     gap = int(np.diff(indices).min())
+    # A third at most, so that the shown frame stays the nearest one.
     reach = max(1, gap // 3) if gap > 1 else 0
-    offsets = [d for d in range(-reach, reach + 1) if d]
-    inside = [d for d in offsets if indices[0] <= indices[frame] + d <= indices[-1]]
-    return int(indices[frame]) + (inside[int(rng.integers(len(inside)))] if inside else 0)
+    here = int(indices[frame])
+    near = [here + offset for offset in range(-reach, reach + 1) if offset]
+    inside = [index for index in near if indices[0] <= index <= indices[-1]]
+    return one_of(inside, rng) if inside else here

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
-import numpy as np
+from numpy.random import Generator
 
 from mmrl.data.pretext.contract import (
     Array,
@@ -25,13 +25,16 @@ from mmrl.data.pretext.contract import (
     Evidence,
     Knob,
     Knobs,
-    Medium,
+    Proposal,
+    RawMedia,
     Reject,
     Score,
     Truth,
     Visual,
 )
+from mmrl.data.pretext.craft.answer_forms import listed
 from mmrl.data.pretext.craft.degenerate_checks import harmless_history, random_crop, resize
+from mmrl.data.pretext.craft.draws import repeatedly
 from mmrl.data.pretext.craft.hop_programs import (
     READS,
     Hop,
@@ -46,7 +49,7 @@ from mmrl.data.pretext.craft.scene_objects import (
     Thing,
     draw_things,
     drawn_ground,
-    looks,
+    shape_colour_pairs,
     spread_out,
 )
 from mmrl.data.pretext.marking import parsing
@@ -60,7 +63,7 @@ TRACE_PAY = 0.2
 HEIGHT, WIDTH = 288, 384
 
 
-class HopChain(NumberTask):
+class HopChainTask(NumberTask):
     name = "hop-chain"
     kinds = ("none",)
     knobs: ClassVar = {
@@ -87,10 +90,11 @@ class HopChain(NumberTask):
     def span(self, knobs: Knobs) -> tuple[int, int]:
         return 1, int(knobs["most"])
 
-    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
+    def propose(self, media: RawMedia, knobs: Knobs, rng: Streams) -> Proposal:
         things = _scene(int(knobs["objects"]), rng.geometry)
         if things is None:
             return Reject("no-room")
+        # The answer is drawn first and a program is searched that gives it: programs alone would favour small numbers.
         target = int(rng.selection.integers(1, int(knobs["most"]) + 1))
         found = _program(things, knobs, target, rng.selection)
         if found is None:
@@ -100,15 +104,12 @@ class HopChain(NumberTask):
         ground = self.ground(media, rng)
         if ground is None:
             return Reject("too-small")
-        on_the_way = [things[i].name for i in objects_visited(program, results)][start:]
+        visited = objects_visited(program, results)
         truth: dict[str, Any] = {"answer": target, "least": 1, "most": int(knobs["most"])}
         if knobs["trace"]:
-            truth |= {
-                "trace": on_the_way,
-                "names": [thing.name for thing in things],
-                "hops": len(asked),
-            }
-        seen = {i: things[i].box for i in objects_visited(program, results)}
+            truth["trace"] = [things[index].name for index in visited][start:]
+            truth["names"] = [thing.name for thing in things]
+            truth["hops"] = len(asked)
         return Draft(
             visuals=(Visual(draw_things(ground, things)),),
             truth=truth,
@@ -117,7 +118,7 @@ class HopChain(NumberTask):
                 "chain": " ".join(phrase(hop, rng.wording) for hop in asked),
                 "form": _form(bool(knobs["trace"])),
             },
-            evidence=(Evidence(0, tuple(seen.values())),),
+            evidence=(Evidence(0, tuple(things[index].box for index in visited)),),
             meta={
                 "program": [list(hop) for hop in program],
                 "results": results,
@@ -125,7 +126,7 @@ class HopChain(NumberTask):
             },
         )
 
-    def ground(self, media: Sequence[Medium], rng: Streams) -> Array | None:
+    def ground(self, media: RawMedia, rng: Streams) -> Array | None:
         """What the objects are drawn on."""
         return drawn_ground(HEIGHT, WIDTH, rng.appearance)
 
@@ -142,6 +143,7 @@ class HopChain(NumberTask):
         if "trace" not in truth:
             return super().verify(value, truth)
         names, number = value
+        # A right number is right whatever way was written down.
         if number == truth["answer"]:
             return Score(1.0, True, key=number)
         prefix = 0
@@ -149,70 +151,65 @@ class HopChain(NumberTask):
             if name != wanted:
                 break
             prefix += 1
-        return Score(
-            TRACE_PAY * prefix / truth["hops"], False, {"prefix": float(prefix)}, number
-        )
+        reward = TRACE_PAY * prefix / truth["hops"]
+        return Score(reward, False, {"prefix": float(prefix)}, number)
 
     def format(self, truth: Truth) -> str:
-        return ", ".join([*truth.get("trace", ()), str(truth["answer"])])
+        return listed([*truth.get("trace", ()), truth["answer"]])
 
-    def guess(self, truth: Truth, rng: np.random.Generator) -> str:
+    def guess(self, truth: Truth, rng: Generator) -> str:
         number = super().guess(truth, rng)
         if "trace" not in truth:
             return number
-        names = [
-            truth["names"][int(i)]
-            for i in rng.integers(len(truth["names"]), size=len(truth["trace"]))
-        ]
-        return ", ".join([*names, number])
+        names = repeatedly(truth["names"], len(truth["trace"]), rng)
+        return listed([*names, number])
 
     def chance_reward(self, knobs: Knobs) -> float:
         exact = self.chance(knobs)
         if not knobs["trace"]:
             return exact
         hops, objects = _lengths(knobs)
-        prefix = sum(float(int(knobs["objects"])) ** -place for place in range(1, objects + 1))
-        return exact + (1 - exact) * TRACE_PAY * prefix / hops
+        # Expected length of the right prefix: the sum over places of the probability that it reaches them.
+        reached = [float(int(knobs["objects"])) ** -place for place in range(1, objects + 1)]
+        return exact + (1 - exact) * TRACE_PAY * sum(reached) / hops
 
 
-class PhotoHopChain(HopChain):
+class PhotoHopChainTask(HopChainTask):
     name = "hop-chain-photo"
     kinds = ("image", "rgbd", "document")
     avoid = ("flat-shapes",)
 
-    def ground(self, media: Sequence[Medium], rng: Streams) -> Array | None:
+    def ground(self, media: RawMedia, rng: Streams) -> Array | None:
         picture = harmless_history(media[0].picture(), rng, 2 * WIDTH)
         height, width = picture.shape[:2]
         scale = min(height / HEIGHT, width / WIDTH)
-        crop = (
-            random_crop(picture, int(scale * WIDTH), int(scale * HEIGHT), rng.geometry)
-            if scale > 0.3
-            else None
-        )
+        # Enlarged more than three times, the photograph would be a blur.
+        if scale <= 0.3:
+            return None
+        crop = random_crop(picture, int(scale * WIDTH), int(scale * HEIGHT), rng.geometry)
         return None if crop is None else resize(crop, WIDTH, HEIGHT)
 
 
-def _scene(count: int, rng: np.random.Generator) -> list[Thing] | None:
+def _scene(count: int, rng: Generator) -> list[Thing] | None:
     """Objects whose largest and smallest one are clear, with digits from 1 to their number (at most 9)."""
     base = 1.15 * HEIGHT / (count + 3) ** 0.5 / 2
     sizes = base * rng.uniform(0.8, 1.0, size=count)
     sizes[0], sizes[1] = 1.5 * base, 0.55 * base
-    order = rng.permutation(count)
-    sizes = sizes[order]
+    # Shuffled, since places are given in this order and later objects find less room.
+    sizes = sizes[rng.permutation(count)]
     places = spread_out(sizes.tolist(), HEIGHT, WIDTH, rng)
     if places is None:
         return None
     digits = rng.integers(1, min(9, count) + 1, size=count)
-    return [
-        Thing(shape, colour, x, y, float(size), int(digit))
-        for (shape, colour), (x, y), size, digit in zip(
-            looks(count, rng), places, sizes, digits, strict=True
-        )
-    ]
+    things = []
+    pairs = shape_colour_pairs(count, rng)
+    for pair, place, size, digit in zip(pairs, places, sizes, digits, strict=True):
+        things.append(Thing(*pair, *place, float(size), int(digit)))
+    return things
 
 
 def _program(
-    things: list[Thing], knobs: Knobs, target: int, rng: np.random.Generator
+    things: list[Thing], knobs: Knobs, target: int, rng: Generator
 ) -> tuple[list[Hop], list[Thing], list[int]] | None:
     """A program with this answer, all of whose hops are clear and matter, its scene and the results of its hops."""
     hops, arith = int(knobs["hops"]), int(knobs["arith"])
@@ -239,13 +236,18 @@ def _with_answer(
     if results[-1] == target:
         return things, results
     place = next(i for i, hop in enumerate(program) if hop[0] in READS)
+    # Only the digit can be changed without moving anything; a count cannot.
     if program[place][0] != "digit":
         return None
+    read_last = results[place - 1]
     for digit in range(1, 10):
         changed = list(things)
-        changed[results[place - 1]] = replace(things[results[place - 1]], digit=digit)
+        changed[read_last] = replace(things[read_last], digit=digit)
         again = run(program, changed)
-        if again is not None and again[-1] == target and again[:place] == results[:place]:
+        if again is None or again[-1] != target:
+            continue
+        # An "index" hop on the way may have read the same digit and now lead elsewhere.
+        if again[:place] == results[:place]:
             return changed, again
     return None
 
@@ -268,17 +270,15 @@ def _asked(
 
 def _lengths(knobs: Knobs) -> tuple[int, int]:
     """Asked hops, and how many of them lead to objects."""
-    objects = int(knobs["hops"]) - 1 - int(knobs["arith"])
-    start = {"full": 0, "second-half": objects // 2, "last-hop": objects - 1}[
-        str(knobs["part"])
-    ]
-    return int(knobs["hops"]) - start, objects - start
+    hops = int(knobs["hops"])
+    objects = hops - 1 - int(knobs["arith"])
+    starts = {"full": 0, "second-half": objects // 2, "last-hop": objects - 1}
+    start = starts[str(knobs["part"])]
+    return hops - start, objects - start
 
 
 def _form(trace: bool) -> str:
     number = "one whole number"
-    return (
-        f"the objects on the way (colour and shape), then {number}, separated by commas"
-        if trace
-        else number
-    )
+    if not trace:
+        return number
+    return f"the objects on the way (colour and shape), then {number}, separated by commas"

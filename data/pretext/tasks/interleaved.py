@@ -14,6 +14,7 @@ from math import factorial
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.random import Generator
 
 from mmrl.data.pretext.contract import (
     Array,
@@ -22,20 +23,23 @@ from mmrl.data.pretext.contract import (
     Evidence,
     Knob,
     Knobs,
-    Medium,
+    Proposal,
+    RawMedia,
     Reject,
     Score,
     Task,
     Truth,
 )
 from mmrl.data.pretext.craft import clips
+from mmrl.data.pretext.craft.answer_forms import all_or_error, listed
+from mmrl.data.pretext.craft.draws import shuffled_numbers
 from mmrl.data.pretext.marking import parsing
 from mmrl.data.pretext.marking.parsing import ParseError
 from mmrl.data.pretext.marking.rewards import is_permutation
 from mmrl.ground.seeds import Streams
 
 
-class InterleavedClips(Task):
+class InterleavedClipsTask(Task):
     name = "interleaved-clips"
     kinds = ("video",)
     intended = ("boundary", "histogram")
@@ -58,26 +62,29 @@ class InterleavedClips(Task):
     def media_count(self, knobs: Knobs) -> int:
         return 2
 
-    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
+    def propose(self, media: RawMedia, knobs: Knobs, rng: Streams) -> Proposal:
         count, per_clip, side = int(knobs["clips"]), int(knobs["per_clip"]), int(knobs["side"])
-        found = [_pieces(medium.video(), count, per_clip, side) for medium in media[:2]]
-        if found[0] is None or found[1] is None:
+        first = _pieces(media[0].video(), count, per_clip, side)
+        second = _pieces(media[1].video(), count, per_clip, side)
+        if first is None or second is None:
             return Reject("too-few-frames")
-        (pieces, step), (others, _) = found[0], found[1]
-        pieces = [*pieces, *(_sized(piece, pieces[0]) for piece in others)]
+        pieces, step = first
+        # Of one size and on one time line, or these would tell the videos apart.
+        pieces = [*pieces, *(_sized(piece, pieces[0]) for piece in second[0])]
         if clips.too_small(pieces[0]):
             return Reject("too-small")
         if min(float(clips.motion(piece).mean()) for piece in pieces) < clips.STILL:
             return Reject("nothing-moves")
         if clips.closest_means(pieces) < clips.SAME:
             return Reject("clips-look-alike")
-        order = rng.selection.permutation(2 * count)
-        position = {int(piece): place + 1 for place, piece in enumerate(order)}
-        answer = _canonical([position[i] for i in range(2 * count)])
+        order = [int(piece) for piece in rng.selection.permutation(2 * count)]
+        position = {piece: shown_at for shown_at, piece in enumerate(order, 1)}
+        answer = _canonical([position[piece] for piece in range(2 * count)])
+        visuals = []
+        for number, piece in enumerate(order, 1):
+            visuals.append(clips.timed(pieces[piece], step, f"Clip {number}:"))
         return Draft(
-            visuals=tuple(
-                clips.timed(pieces[int(i)], step, f"Clip {j + 1}:") for j, i in enumerate(order)
-            ),
+            visuals=tuple(visuals),
             truth={"answer": answer, "gamma": float(knobs["gamma"])},
             key=tuple(answer),
             fields={"count": 2 * count, "each": count},
@@ -89,38 +96,37 @@ class InterleavedClips(Task):
         parts = body.split("|")
         if len(parts) != 2:
             return ParseError("malformed", body[:40])
-        first, second = (parsing.integers(part, half) for part in parts)
-        return next(
-            (part for part in (first, second) if isinstance(part, ParseError)), (first, second)
-        )
+        return all_or_error([parsing.integers(part, half) for part in parts])
 
     def verify(self, value: Any, truth: Truth) -> Score:
+        answer = truth["answer"]
         numbers = [*value[0], *value[1]]
-        if not is_permutation(numbers, truth["answer"]):
+        if not is_permutation(numbers, answer):
             return Score(0.0, parts={"valid": 0.0})
+        # Which video is named first is no part of the solution.
         guess = _canonical(numbers)
-        share = sum(a == b for a, b in zip(guess, truth["answer"], strict=True)) / len(guess)
+        hits = [given == right for given, right in zip(guess, answer, strict=True)]
+        share = sum(hits) / len(guess)
         reward = 1.0 if share == 1.0 else truth["gamma"] * share
         return Score(reward, share == 1.0, {"valid": 1.0, "placed": share}, tuple(guess))
 
     def format(self, truth: Truth) -> str:
-        half = len(truth["answer"]) // 2
-        return " | ".join(
-            ", ".join(map(str, part))
-            for part in (truth["answer"][:half], truth["answer"][half:])
-        )
+        answer = truth["answer"]
+        half = len(answer) // 2
+        return f"{listed(answer[:half])} | {listed(answer[half:])}"
 
-    def guess(self, truth: Truth, rng: np.random.Generator) -> str:
-        return self.format(
-            {"answer": [int(i) + 1 for i in rng.permutation(len(truth["answer"]))]}
-        )
+    def guess(self, truth: Truth, rng: Generator) -> str:
+        return self.format({"answer": shuffled_numbers(len(truth["answer"]), rng)})
 
     def chance(self, knobs: Knobs) -> float:
         return 2.0 / factorial(2 * int(knobs["clips"]))
 
     def chance_reward(self, knobs: Knobs) -> float:
         k, exact = int(knobs["clips"]), self.chance(knobs)
-        share = (1 / k + (k - 1) ** 2 / (k * (2 * k - 1)) + k / (2 * k - 1)) / (2 * k)
+        # Expected right places of a random answer, the half with clip 1 put first: that of clip 1 itself (1/k), the
+        # k − 1 others of its half (each right with (k − 1)/(k(2k − 1))), and the k of the other half (1/(2k − 1) each).
+        places = 1 / k + (k - 1) ** 2 / (k * (2 * k - 1)) + k / (2 * k - 1)
+        share = places / (2 * k)
         return exact + float(knobs["gamma"]) * (share - exact)
 
 
@@ -136,17 +142,17 @@ def _pieces(
 ) -> tuple[list[Array], float] | None:
     """`count` clips of `per_clip` frames, with as many frames left out between two of them, and seconds per frame."""
     steps = (2 * count - 1) * per_clip
-    indices = clips.spread(clip, np.arange(steps, dtype=np.float64))
+    indices = clips.spread_indices(clip, np.arange(steps, dtype=np.float64))
     if indices is None:
         return None
-    shown = np.concatenate(
-        [indices[2 * i * per_clip : (2 * i + 1) * per_clip] for i in range(count)]
-    )
+    stretches = np.split(indices, 2 * count - 1)
+    shown = np.concatenate(stretches[::2])  # every other stretch is left out
     step = clips.shown_step(clip, indices, np.arange(steps))
-    return list(np.split(clips.read(clip, shown, side), count)), step
+    return list(np.split(clips.read_frames(clip, shown, side), count)), step
 
 
 def _sized(frames: Array, like: Array) -> Array:
-    if frames.shape[1:3] == like.shape[1:3]:
+    height, width = like.shape[1:3]
+    if frames.shape[1:3] == (height, width):
         return frames
-    return np.stack([clips.resize(frame, like.shape[2], like.shape[1]) for frame in frames])
+    return clips.resized(frames, width, height)

@@ -6,7 +6,7 @@ Reward (Visual Jigsaw, arXiv 2509.25190): 1 if all is right, else gamma times th
 permutation, 0 otherwise. PuzzleCraft pays the plain share: gamma = 1.
 
 Departures: (1) a gap is cut from every side of every tile, drawn per tile and side, and every tile gets its own small
-change of brightness and colour, because touching borders solve the puzzle without looking at content (gap 0 and jitter
+change of brightness and colour, because touching borders solve the jigsaw without looking at content (gap 0 and jitter
 off restore the papers' tiles); (2) all tiles have one size, a multiple of `unit`, after an off-centre crop; official
 code gives the first row and column one pixel more, which tells the place; (3) from four pieces on the permutation is
 never the identity; (4) entries must be a true permutation of 1..K, official code asks for distinct values only;
@@ -20,6 +20,7 @@ from math import factorial
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.random import Generator
 
 from mmrl.data.pretext.contract import (
     Array,
@@ -27,13 +28,15 @@ from mmrl.data.pretext.contract import (
     Evidence,
     Knob,
     Knobs,
-    Medium,
+    Proposal,
+    RawMedia,
     Reject,
     Score,
     Task,
     Truth,
     Visual,
 )
+from mmrl.data.pretext.craft.answer_forms import all_or_error, listed, shuffled_order
 from mmrl.data.pretext.craft.degenerate_checks import (
     alike,
     cut_tiles,
@@ -41,6 +44,7 @@ from mmrl.data.pretext.craft.degenerate_checks import (
     jittered,
     textureless,
 )
+from mmrl.data.pretext.craft.draws import repeatedly, some_of
 from mmrl.data.pretext.marking import parsing
 from mmrl.data.pretext.marking.parsing import ParseError
 from mmrl.data.pretext.marking.rewards import is_permutation
@@ -49,7 +53,7 @@ from mmrl.ground.seeds import Streams
 TURNS = (0, 90, 180, 270)
 
 
-class Jigsaw(Task):
+class JigsawTask(Task):
     name = "jigsaw"
     kinds = ("image", "rgbd", "document")
     knobs: ClassVar = {
@@ -80,7 +84,7 @@ class Jigsaw(Task):
     )
     hint = "{form}"
 
-    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
+    def propose(self, media: RawMedia, knobs: Knobs, rng: Streams) -> Proposal:
         rows, columns = int(knobs["rows"]), int(knobs["columns"])
         picture = harmless_history(media[0].picture(), rng, int(knobs["side"]))
         turned = bool(knobs["turned"])
@@ -96,37 +100,32 @@ class Jigsaw(Task):
         if tiles is None:
             return Reject("too-small")
         count = rows * columns
+        # A third may be sky: those pieces are told apart by their neighbours' rest.
         if sum(textureless(tile) for tile in tiles) > count / 3:
             return Reject("textureless")
         if alike(tiles, turns=turned):
             return Reject("exchangeable-tiles")
         if knobs["jitter"]:
             tiles = jittered(tiles, rng.appearance, own=0.1)
-        order = _shuffled(rng.selection, count)
-        turns = (
-            [TURNS[int(i)] for i in rng.selection.integers(4, size=count)]
-            if turned
-            else [0] * count
-        )
-        shown = [_rotated(tiles[i], turns[i]) for i in order]
-        places = sorted(
-            int(i) for i in rng.selection.permutation(count)[: count - int(knobs["given"])]
-        )
-        position = {int(piece): j + 1 for j, piece in enumerate(order)}
-        answer = [position[i] for i in places]
-        back = [(360 - turns[i]) % 360 for i in places]
-        told = {i + 1: position[i] for i in range(count) if i not in places}
+        order = shuffled_order(count, rng.selection)
+        turns = repeatedly(TURNS, count, rng.selection) if turned else [0] * count
+        shown = [_rotated(tiles[piece], turns[piece]) for piece in order]
+        open_count = count - int(knobs["given"])
+        places = sorted(int(i) for i in rng.selection.permutation(count)[:open_count])
+        position = {piece: shown_at for shown_at, piece in enumerate(order, 1)}
+        answer = [position[place] for place in places]
+        back = [(360 - turns[place]) % 360 for place in places]
+        given = {place + 1: position[place] for place in range(count) if place not in places}
         truth = {"answer": answer, "pieces": sorted(answer), "gamma": float(knobs["gamma"])}
-        truth |= {"turns": back} if turned else {}
+        if turned:
+            truth["turns"] = back
         return Draft(
-            visuals=tuple(
-                Visual(tile, label=f"Piece {j + 1}:") for j, tile in enumerate(shown)
-            ),
+            visuals=tuple(Visual(tile, label=f"Piece {j}:") for j, tile in enumerate(shown, 1)),
             truth=truth,
-            key=(*answer, *(back if turned else ())),
-            fields=_words(rows, columns, told, turned, len(places)),
+            key=(*answer, *back) if turned else tuple(answer),
+            fields=_words(rows, columns, given, turned),
             evidence=tuple(Evidence(j) for j in range(count)),
-            meta={"order": [int(i) for i in order], "turns": turns},
+            meta={"order": order, "turns": turns},
         )
 
     def read(self, body: str, truth: Truth) -> Any | ParseError:
@@ -136,60 +135,47 @@ class Jigsaw(Task):
         pieces, bar, angles = body.partition("|")
         if not bar:
             return ParseError("malformed", body[:40])
-        first, second = parsing.integers(pieces, count), parsing.integers(angles, count)
-        return next(
-            (part for part in (first, second) if isinstance(part, ParseError)), (first, second)
-        )
+        return all_or_error((parsing.integers(pieces, count), parsing.integers(angles, count)))
 
     def verify(self, value: Any, truth: Truth) -> Score:
-        pieces, turns = value if "turns" in truth else (value, None)
-        if not is_permutation(pieces, truth["answer"]) or any(
-            turn not in TURNS for turn in turns or ()
-        ):
+        answer = truth["answer"]
+        pieces, turns = value if "turns" in truth else (value, ())
+        known_turns = all(turn in TURNS for turn in turns)
+        if not is_permutation(pieces, answer) or not known_turns:
             return Score(0.0, parts={"valid": 0.0})
-        hits = [a == b for a, b in zip(pieces, truth["answer"], strict=True)]
-        if turns is not None:
-            hits = [
-                hit and a == b for hit, a, b in zip(hits, turns, truth["turns"], strict=True)
-            ]
+        hits = [given == right for given, right in zip(pieces, answer, strict=True)]
+        if turns:
+            # A place is right only with the right piece set upright.
+            upright = zip(turns, truth["turns"], strict=True)
+            hits = [hit and a == b for hit, (a, b) in zip(hits, upright, strict=True)]
         share = sum(hits) / len(hits)
         reward = 1.0 if share == 1.0 else float(truth["gamma"]) * share
-        return Score(
-            reward, share == 1.0, {"valid": 1.0, "placed": share}, (*pieces, *(turns or ()))
-        )
+        parts = {"valid": 1.0, "placed": share}
+        return Score(reward, share == 1.0, parts, (*pieces, *turns))
 
     def format(self, truth: Truth) -> str:
         return _written(truth["answer"], truth.get("turns"))
 
-    def guess(self, truth: Truth, rng: np.random.Generator) -> str:
-        turns = (
-            [TURNS[int(i)] for i in rng.integers(4, size=len(truth["turns"]))]
-            if "turns" in truth
-            else None
-        )
-        return _written(
-            [truth["pieces"][int(i)] for i in rng.permutation(len(truth["pieces"]))], turns
-        )
+    def guess(self, truth: Truth, rng: Generator) -> str:
+        # Turns first: the order of the draws is part of the format.
+        turns = repeatedly(TURNS, len(truth["turns"]), rng) if "turns" in truth else None
+        pieces = some_of(truth["pieces"], len(truth["pieces"]), rng)
+        return _written(pieces, turns)
 
     def chance(self, knobs: Knobs) -> float:
         count = _open(knobs)
-        return 1.0 / (factorial(count) * (4**count if knobs["turned"] else 1))
+        orders = factorial(count)
+        return 1.0 / (orders * 4**count) if knobs["turned"] else 1.0 / orders
 
     def chance_reward(self, knobs: Knobs) -> float:
-        exact, hit = self.chance(knobs), 1.0 / (_open(knobs) * (4 if knobs["turned"] else 1))
+        exact = self.chance(knobs)
+        # A random permutation has one piece in its place on average; one in four is also turned right.
+        hit = 1.0 / (_open(knobs) * (4 if knobs["turned"] else 1))
         return exact + float(knobs["gamma"]) * (hit - exact)
 
 
 def _open(knobs: Knobs) -> int:
     return int(knobs["rows"]) * int(knobs["columns"]) - int(knobs["given"])
-
-
-def _shuffled(rng: np.random.Generator, count: int) -> Array:
-    """A uniform permutation; from four pieces on never the identity (below, that would give the answer away)."""
-    while True:
-        order = rng.permutation(count)
-        if count < 4 or np.any(order != np.arange(count)):
-            return order
 
 
 def _rotated(tile: Array, degrees: int) -> Array:
@@ -198,14 +184,13 @@ def _rotated(tile: Array, degrees: int) -> Array:
 
 
 def _written(pieces: Sequence[int], turns: Sequence[int] | None) -> str:
-    text = ", ".join(map(str, pieces))
-    return text if turns is None else f"{text} | {', '.join(map(str, turns))}"
+    return listed(pieces) if turns is None else f"{listed(pieces)} | {listed(turns)}"
 
 
-def _words(
-    rows: int, columns: int, told: dict[int, int], turned: bool, count: int
-) -> dict[str, Any]:
-    facts = "; ".join(f"piece {piece} at place {place}" for place, piece in told.items())
+def _words(rows: int, columns: int, given: dict[int, int], turned: bool) -> dict[str, Any]:
+    facts = "; ".join(f"piece {piece} at place {place}" for place, piece in given.items())
+    known = f" Already known (places count from 1 in reading order): {facts}."
+    may_be_turned = " Each piece may also have been turned by 0, 90, 180 or 270 degrees."
     form = "the piece numbers in that order, separated by commas"
     if turned:
         form += ", then a bar | and for each of these places the clockwise turn in degrees that sets its piece upright"
@@ -213,12 +198,8 @@ def _words(
         "rows": rows,
         "columns": columns,
         "count": rows * columns,
-        "open": "open " if told else "",
-        "given": f" Already known (places count from 1 in reading order): {facts}."
-        if told
-        else "",
-        "turned": " Each piece may also have been turned by 0, 90, 180 or 270 degrees."
-        if turned
-        else "",
+        "open": "open " if given else "",
+        "given": known if given else "",
+        "turned": may_be_turned if turned else "",
         "form": form,
     }

@@ -15,26 +15,29 @@ import ast
 import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle, islice
 from typing import Any, ClassVar
 
-import numpy as np
+from numpy.random import Generator
 
 from mmrl.data.pretext.contract import (
     Draft,
     Evidence,
     Knob,
     Knobs,
-    Medium,
+    Proposal,
+    RawMedia,
     Reject,
     Score,
     Task,
     Truth,
     Visual,
 )
+from mmrl.data.pretext.craft.draws import shuffled_numbers
 from mmrl.data.pretext.craft.worked_steps import LEAST, MOST, Step, calculation
 from mmrl.data.pretext.marking.parsing import ParseError
 from mmrl.data.pretext.marking.rewards import edit
-from mmrl.data.pretext.tasks.step_reorder import page
+from mmrl.data.pretext.tasks.step_reorder import drawn_page
 from mmrl.ground.answers import DECIMAL
 from mmrl.ground.seeds import Streams
 
@@ -48,7 +51,7 @@ _NUMBER = re.compile(DECIMAL)
 _TOKEN = re.compile(r"\d{1,6}|[A-Za-z]|[-+*()]")
 
 
-class MaskedFill(Task):
+class MaskedFillTask(Task):
     name = "masked-fill"
     kinds = ("none",)
     knobs: ClassVar = {
@@ -68,7 +71,7 @@ class MaskedFill(Task):
     )
     hint = 'one entry per mask as "number: content", separated by semicolons'
 
-    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
+    def propose(self, media: RawMedia, knobs: Knobs, rng: Streams) -> Proposal:
         count, masks = int(knobs["steps"]), int(knobs["masks"])
         if not (4 <= count <= 12 and 1 <= masks <= count - 2):
             raise ValueError(
@@ -78,14 +81,15 @@ class MaskedFill(Task):
         if steps is None:
             return Reject("values-out-of-range")
         kinds = _kinds(str(knobs["spans"]), masks)
-        chosen = sorted(int(i) + 1 for i in rng.selection.permutation(count - 2)[:masks])
-        hidden = {index: kind for index, kind in zip(chosen, kinds, strict=True)}
-        lines, answer = masked(steps, hidden)
+        # Neither the first step nor the last: the final result is what the text leads to.
+        chosen = sorted(shuffled_numbers(count - 2, rng.selection)[:masks])
+        hidden = dict(zip(chosen, kinds, strict=True))
+        lines, answer = masked_lines(steps, hidden)
         if any(_visible(span, lines) for span in answer):
             return Reject("span-visible-elsewhere")
         drawn = knobs["show"] == "picture"
         return Draft(
-            visuals=(Visual(page(lines, rng.appearance)),) if drawn else (),
+            visuals=(Visual(drawn_page(lines, rng.appearance)),) if drawn else (),
             truth={"answer": answer},
             key=tuple(answer),
             fields={"steps": "" if drawn else "\n" + "\n".join(lines) + "\n"},
@@ -94,13 +98,14 @@ class MaskedFill(Task):
 
     def read(self, body: str, truth: Truth) -> Any | ParseError:
         entries: dict[int, str] = {}
-        lines = [line.strip() for line in body.replace("\n", ";").split(";") if line.strip()][
-            :MOST_ENTRIES
-        ]
+        lines = [line.strip() for line in body.replace("\n", ";").split(";")]
+        lines = [line for line in lines if line][:MOST_ENTRIES]
         for line in lines:
             match = _ENTRY.fullmatch(line)
             if match:
+                # Of a repeated number the first entry counts, so that a list of tries earns nothing.
                 entries.setdefault(int(match[1]), match[2].strip())
+        # A single mask needs no number.
         if not entries and len(truth["answer"]) == len(lines) == 1:
             entries[1] = lines[0]
         return entries if entries else ParseError("malformed", body[:40])
@@ -110,42 +115,42 @@ class MaskedFill(Task):
         given = [value.get(place, "") for place in range(1, len(answer) + 1)]
         parts = [span_score(entry, wanted) for entry, wanted in zip(given, answer, strict=True)]
         right = all(part == 1.0 for part in parts)
+        filled = sum(parts) / len(parts)
         key = tuple(answer) if right else tuple(" ".join(entry.split()) for entry in given)
-        return Score(sum(parts) / len(parts), right, {"filled": sum(parts) / len(parts)}, key)
+        return Score(filled, right, {"filled": filled}, key)
 
     def format(self, truth: Truth) -> str:
         return "; ".join(f"{place}: {span}" for place, span in enumerate(truth["answer"], 1))
 
-    def guess(self, truth: Truth, rng: np.random.Generator) -> str:
-        return self.format(
-            {
-                "answer": [
-                    int(v) for v in rng.integers(LEAST, MOST + 1, size=len(truth["answer"]))
-                ]
-            }
-        )
+    def guess(self, truth: Truth, rng: Generator) -> str:
+        values = rng.integers(LEAST, MOST + 1, size=len(truth["answer"]))
+        return self.format({"answer": [int(value) for value in values]})
 
     def chance(self, knobs: Knobs) -> float:
         kinds = _kinds(str(knobs["spans"]), int(knobs["masks"]))
-        return 0.0 if "expression" in kinds else float(MOST - LEAST + 1) ** -len(kinds)
+        # A number is never equivalent to an expression with letters.
+        if "expression" in kinds:
+            return 0.0
+        return float(MOST - LEAST + 1) ** -len(kinds)
 
     def chance_reward(self, knobs: Knobs) -> float:
         kinds = _kinds(str(knobs["spans"]), int(knobs["masks"]))
         return kinds.count("value") / len(kinds) / (MOST - LEAST + 1)
 
 
-def masked(steps: Sequence[Step], hidden: Mapping[int, str]) -> tuple[list[str], list[str]]:
+def masked_lines(
+    steps: Sequence[Step], hidden: Mapping[int, str]
+) -> tuple[list[str], list[str]]:
     """The lines with [MASK_1], [MASK_2], … at the hidden spans, and what they hide; put back, it restores the text."""
     lines, answer = [], []
     for index, step in enumerate(steps):
         text = step.text
         if index in hidden:
-            span = (
-                step.expression
-                if hidden[index] == "expression" and step.sign
-                else str(step.value)
-            )
+            # A given quantity has no expression, only a value.
+            hides_expression = hidden[index] == "expression" and step.sign
+            span = step.expression if hides_expression else str(step.value)
             answer.append(span)
+            # From the right: the value stands behind the last sign of equality.
             head, _, tail = text.rpartition(f"= {span}")
             text = f"{head}= [MASK_{len(answer)}]{tail}"
         lines.append(text)
@@ -156,9 +161,9 @@ def span_score(entry: str, wanted: str) -> float:
     """1 if equivalent; half the similarity of texts for expressions that are alike; else 0."""
     entry = entry.strip().strip("$").rstrip(".").strip()
     if _NUMBER.fullmatch(wanted):
-        return float(
-            bool(_NUMBER.fullmatch(entry)) and abs(float(entry) - float(wanted)) <= 1e-6
-        )
+        if not _NUMBER.fullmatch(entry):
+            return 0.0
+        return float(abs(float(entry) - float(wanted)) <= 1e-6)
     if len(entry) > LONGEST:
         return 0.0
     if equivalent_expressions(entry, wanted):
@@ -169,21 +174,24 @@ def span_score(entry: str, wanted: str) -> float:
 
 def equivalent_expressions(first: str, second: str) -> bool:
     """Do two expressions of +, −, × and letters agree at three generic points? Equal texts always do."""
-    trees = _tree(first), _tree(second)
-    if trees[0] is None or trees[1] is None:
+    one, other = _tree(first), _tree(second)
+    if one is None or other is None:
         return _spaceless(first) == _spaceless(second)
-    values = [[_value(tree, seed) for seed in (1, 2, 3)] for tree in trees if tree is not None]
-    return None not in values[0] and values[0] == values[1]
+    for seed in (1, 2, 3):
+        value = _value(one, seed)
+        if value is None or value != _value(other, seed):
+            return False
+    return True
 
 
 def _kinds(spans: str, masks: int) -> list[str]:
     """What each mask hides; "mixed" starts with a value and takes turns."""
-    cycle = {
+    cycles = {
         "values": ("value",),
         "expressions": ("expression",),
         "mixed": ("value", "expression"),
-    }[spans]
-    return [cycle[place % len(cycle)] for place in range(masks)]
+    }
+    return list(islice(cycle(cycles[spans]), masks))
 
 
 def _visible(span: str, lines: Sequence[str]) -> bool:
@@ -193,19 +201,18 @@ def _visible(span: str, lines: Sequence[str]) -> bool:
 
 
 def _spaceless(text: str) -> str:
-    return (
-        "".join(text.split())
-        .replace("×", "*")
-        .replace("\\times", "*")
-        .replace("\\cdot", "*")
-        .replace("·", "*")
-    )
+    """Without spaces, and with one sign for all ways to write a product."""
+    clean = "".join(text.split())
+    for times in ("×", "\\times", "\\cdot", "·"):
+        clean = clean.replace(times, "*")
+    return clean
 
 
 def _tree(text: str) -> ast.expr | None:
     """The parsed expression; None unless it is made of at most 32 numbers, single letters, brackets and + - *."""
     clean = _spaceless(text)
     found = _TOKEN.findall(clean)
+    # Checked before parsing: nothing else of Python's grammar reaches the parser, and it cannot nest deeply.
     if not found or "".join(found) != clean or len(found) > 32:
         return None
     try:
@@ -220,13 +227,14 @@ def _value(tree: ast.expr, seed: int) -> int | None:
     if isinstance(tree, ast.Constant) and type(tree.value) is int:
         return tree.value
     if isinstance(tree, ast.Name) and len(tree.id) == 1:
+        # Large and far from each other, so that two different polynomials of this size do not agree by chance.
         return 1009 * seed + 7919 * ord(tree.id) ** 2 % 100_003
     if not isinstance(tree, ast.BinOp) or type(tree.op) not in _OPERATIONS:
         return None
     first, second = _value(tree.left, seed), _value(tree.right, seed)
-    return (
-        None if first is None or second is None else _OPERATIONS[type(tree.op)](first, second)
-    )
+    if first is None or second is None:
+        return None
+    return _OPERATIONS[type(tree.op)](first, second)
 
 
 _OPERATIONS: dict[type[ast.operator], Callable[[int, int], int]] = {

@@ -7,7 +7,6 @@ pictures that look alike are refused.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 from mmrl.data.pretext.contract import (
@@ -16,11 +15,12 @@ from mmrl.data.pretext.contract import (
     Evidence,
     Knob,
     Knobs,
-    Medium,
+    Proposal,
+    RawMedia,
     Reject,
     Visual,
 )
-from mmrl.data.pretext.craft.answer_forms import ChoiceTask, lettered
+from mmrl.data.pretext.craft.answer_forms import ChoiceTask, lettered, listed
 from mmrl.data.pretext.craft.degenerate_checks import (
     alike,
     equalised,
@@ -33,7 +33,7 @@ from mmrl.data.pretext.craft.degenerate_checks import (
 from mmrl.ground.seeds import Streams
 
 
-class Mosaic(ChoiceTask):
+class MosaicTask(ChoiceTask):
     name = "mosaic"
     kinds = ("image", "rgbd", "document")
     knobs: ClassVar = {
@@ -54,51 +54,41 @@ class Mosaic(ChoiceTask):
     def media_count(self, knobs: Knobs) -> int:
         return int(knobs["pictures"])
 
-    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
-        side, squares = int(knobs["side"]), []
+    def propose(self, media: RawMedia, knobs: Knobs, rng: Streams) -> Proposal:
+        side, flatten = int(knobs["side"]), bool(knobs["flatten"])
+        squares = []
         for place, medium in enumerate(media):
-            picture = harmless_history(
-                medium.picture(), rng.child("picture", place), round(1.4 * side)
-            )
+            # A child per picture: one more picture changes nothing about the others.
+            history = rng.child("picture", place)
+            picture = harmless_history(medium.picture(), history, round(1.4 * side))
             edge = min(picture.shape[:2])
             square = random_crop(picture, edge, edge, rng.geometry)
             if square is None or edge < side / 2:
                 return Reject("too-small")
             squares.append(square)
-        small = [_shown(square, side, bool(knobs["flatten"]), rng) for square in squares]
+        small = [_shown(square, side, flatten, rng) for square in squares]
         if alike(small):
             return Reject("pictures-alike")
         chosen = int(rng.selection.integers(len(squares)))
         edge = squares[chosen].shape[0]
         reach = max(8, round(float(knobs["share"]) * edge))
         left, top = (int(rng.geometry.integers(edge - reach + 1)) for _ in range(2))
-        if textureless(squares[chosen][top : top + reach, left : left + reach]):
-            return Reject("textureless")
         crop = squares[chosen][top : top + reach, left : left + reach]
+        if textureless(crop):
+            return Reject("textureless")
         letters = lettered(len(squares))
         scale = side / edge
-        box = (
-            int(left * scale),
-            int(top * scale),
-            round((left + reach) * scale),
-            round((top + reach) * scale),
-        )
+        right, bottom = round((left + reach) * scale), round((top + reach) * scale)
+        box = (int(left * scale), int(top * scale), right, bottom)
+        # Flattened on its own: with the histogram of its picture it would be found by colours alone.
+        detail = jittered([_shown(crop, side, flatten, rng)], rng.appearance)[0]
+        named = zip(letters, small, strict=True)
+        options = [Visual(picture, label=f"{letter}:") for letter, picture in named]
         return Draft(
-            visuals=(
-                Visual(
-                    jittered([_shown(crop, side, bool(knobs["flatten"]), rng)], rng.appearance)[
-                        0
-                    ],
-                    label="Crop:",
-                ),
-                *(
-                    Visual(picture, label=f"{letter}:")
-                    for letter, picture in zip(letters, small, strict=True)
-                ),
-            ),
+            visuals=(Visual(detail, label="Crop:"), *options),
             truth={"answer": letters[chosen], "options": letters},
             key=letters[chosen],
-            fields={"letters": ", ".join(letters)},
+            fields={"letters": listed(letters)},
             evidence=(Evidence(0), Evidence(1 + chosen, (box,))),
         )
 

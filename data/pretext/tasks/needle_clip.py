@@ -8,19 +8,25 @@ replace; harmless jumps in time elsewhere (`decoys`), so that one cut does not m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
 
-from mmrl.data.pretext.contract import Array, Draft, Knob, Knobs, Medium, Reject
+from mmrl.data.pretext.contract import (
+    Array,
+    Knob,
+    Knobs,
+    Proposal,
+    RawMedia,
+    Reject,
+)
 from mmrl.data.pretext.craft import clips
 from mmrl.data.pretext.craft.time_forms import StretchTask, draw_spans
 from mmrl.data.pretext.tasks.anomaly import JUMP, VISIBLE, stretch_draft
 from mmrl.ground.seeds import Streams
 
 
-class NeedleClip(StretchTask):
+class NeedleClipTask(StretchTask):
     name = "needle-clip"
     kinds = ("video",)
     intended = ("cut",)
@@ -41,31 +47,26 @@ class NeedleClip(StretchTask):
     def media_count(self, knobs: Knobs) -> int:
         return 2
 
-    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
-        frames, segments, side = (
-            int(knobs["frames"]),
-            int(knobs["segments"]),
-            int(knobs["side"]),
-        )
+    def propose(self, media: RawMedia, knobs: Knobs, rng: Streams) -> Proposal:
+        frames, segments = int(knobs["frames"]), int(knobs["segments"])
         spans = draw_spans(frames, segments, rng.geometry)
         host, other = media[0].video(), media[1].video()
         units = np.arange(frames, dtype=np.float64)
+        # Never at frame 0, before which there is nothing to jump over.
         for place in rng.geometry.permutation(np.arange(1, frames))[: int(knobs["decoys"])]:
             units[place:] += JUMP
-        indices, foreign = (
-            clips.spread(host, units),
-            clips.spread(other, np.arange(frames, dtype=np.float64)),
-        )
+        indices = clips.spread_indices(host, units)
+        foreign = clips.spread_indices(other, np.arange(frames, dtype=np.float64))
         if indices is None or foreign is None:
             return Reject("too-few-frames")
-        shown = clips.read(host, indices, side).copy()
+        shown = clips.read_frames(host, indices, int(knobs["side"])).copy()
         if clips.too_small(shown):
             return Reject("too-small")
-        for a, b in spans:
-            piece = _matched(other.read(foreign[a:b].tolist()), shown[a:b])
-            if clips.change(piece, shown[a:b]) < 2 * VISIBLE:
+        for start, end in spans:
+            piece = _matched(other.read(foreign[start:end].tolist()), shown[start:end])
+            if clips.change(piece, shown[start:end]) < 2 * VISIBLE:
                 return Reject("clips-look-alike")
-            shown[a:b] = piece
+            shown[start:end] = piece
         count = "one piece" if segments == 1 else f"{segments} pieces"
         words = {
             "pieces": count,
@@ -77,8 +78,8 @@ class NeedleClip(StretchTask):
 
 def _matched(piece: Array, like: Array) -> Array:
     """Resized to the other frames and shifted to their mean brightness."""
-    fitted = np.stack(
-        [clips.resize(frame, like.shape[2], like.shape[1]) for frame in piece]
-    ).astype(np.int16)
+    height, width = like.shape[1:3]
+    fitted = clips.resized(piece, width, height).astype(np.int16)
+    # Every eighth pixel is enough for a mean.
     shift = int(clips.thumbnails(like).mean() - fitted[:, ::8, ::8].mean())
     return np.clip(fitted + shift, 0, 255).astype(np.uint8)

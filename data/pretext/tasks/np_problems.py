@@ -20,6 +20,7 @@ from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.random import Generator
 
 from mmrl.data.pretext.contract import (
     Array,
@@ -27,7 +28,8 @@ from mmrl.data.pretext.contract import (
     Evidence,
     Knob,
     Knobs,
-    Medium,
+    Proposal,
+    RawMedia,
     Reject,
     Score,
     Task,
@@ -37,6 +39,7 @@ from mmrl.data.pretext.contract import (
 from mmrl.data.pretext.craft import np_graphs as graphs
 from mmrl.data.pretext.craft import np_pictures as pictures
 from mmrl.data.pretext.craft import np_selection as selection
+from mmrl.data.pretext.craft.answer_forms import all_or_error, listed
 from mmrl.data.pretext.marking import parsing
 from mmrl.data.pretext.marking.parsing import ParseError
 from mmrl.ground.seeds import Streams, philox
@@ -51,7 +54,7 @@ Instance = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Problem:
+class NPProblem:
     """What one problem can do."""
 
     rule: str
@@ -60,19 +63,19 @@ class Problem:
     """What an answer looks like."""
     smaller: bool
     """Is less better?"""
-    draw: Callable[[int, np.random.Generator], tuple[Instance, Sequence[Any]]]
+    draw: Callable[[int, Generator], tuple[Instance, Sequence[Any]]]
     """An instance of this size, and its reference solution."""
     value: Callable[[Instance, Sequence[Any]], float | None]
-    guess: Callable[[Instance, np.random.Generator], Sequence[Any]]
+    guess: Callable[[Instance, Generator], Sequence[Any]]
     canonical: Callable[[Instance, Sequence[Any]], tuple[Any, ...]]
     write: Callable[[Instance], str]
-    picture: Callable[[Instance, np.random.Generator], Array | None]
+    picture: Callable[[Instance, Generator], Array | None]
 
 
 class NPTask(Task):
     """A problem as a task."""
 
-    problem: ClassVar[Problem]
+    problem: ClassVar[NPProblem]
     least: ClassVar[int] = 4
     """Smallest size."""
     kinds = ("none",)
@@ -91,7 +94,7 @@ class NPTask(Task):
     )
     hint = "{form}"
 
-    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
+    def propose(self, media: RawMedia, knobs: Knobs, rng: Streams) -> Proposal:
         size, drawn = int(knobs["size"]), knobs["show"] == "picture"
         most = pictures.LARGEST if drawn else 50
         if not self.least <= size <= most:
@@ -106,6 +109,7 @@ class NPTask(Task):
         picture = problem.picture(instance, rng.appearance) if drawn else None
         if drawn and picture is None:
             return Reject("drawing-not-clear")
+        # The whole instance stays in the truth: an answer is valued, not compared with the reference.
         return Draft(
             visuals=() if picture is None else (Visual(picture),),
             truth={"answer": _plain(answer), "instance": instance, "reference": reference},
@@ -127,16 +131,16 @@ class NPTask(Task):
         if worth is None:
             return Score(0.0, parts={"feasible": 0.0})
         ratio = quality(worth, truth["reference"], problem.smaller)
+        # Lengths of tours are sums of roots: the same tour from another city differs in the last digits.
         right = ratio >= 1.0 - 1e-9
         reward = 1.0 if right else FLOOR + (1.0 - FLOOR) * ratio**POWER
-        return Score(
-            reward, right, {"feasible": 1.0, "ratio": ratio}, problem.canonical(instance, value)
-        )
+        key = problem.canonical(instance, value)
+        return Score(reward, right, {"feasible": 1.0, "ratio": ratio}, key)
 
     def format(self, truth: Truth) -> str:
-        return ", ".join(map(str, truth["answer"]))
+        return listed(truth["answer"])
 
-    def guess(self, truth: Truth, rng: np.random.Generator) -> str:
+    def guess(self, truth: Truth, rng: Generator) -> str:
         return self.format({"answer": self.problem.guess(truth["instance"], rng)})
 
     def chance(self, knobs: Knobs) -> float:
@@ -156,38 +160,57 @@ def quality(worth: float, reference: float, smaller: bool) -> float:
 def _simulated(task: type[NPTask], size: int) -> tuple[float, float]:
     """Share of right guesses and their mean reward, over instances of this size."""
     rng, problem, one = philox("np chance", task.name, size), task.problem, task()
+    # Large instances take the solvers long; a fifth of them is enough.
+    instances = SIMULATED if size <= EXACT else SIMULATED // 5
     scores = []
-    for _ in range(SIMULATED if size <= EXACT else SIMULATED // 5):
+    for _ in range(instances):
         instance, answer = problem.draw(size, rng)
         reference = problem.value(instance, answer)
         if reference is None:
             continue
         truth = {"instance": instance, "reference": reference}
         scores += [one.verify(problem.guess(instance, rng), truth) for _ in range(GUESSES)]
-    return float(np.mean([score.correct for score in scores])), float(
-        np.mean([score.reward for score in scores])
-    )
+    correct = float(np.mean([score.correct for score in scores]))
+    reward = float(np.mean([score.reward for score in scores]))
+    return correct, reward
 
 
 def _plain(answer: Sequence[Any]) -> list[Any]:
     return [list(entry) if isinstance(entry, tuple) else int(entry) for entry in answer]
 
 
-def _graph_picture(instance: Instance, rng: np.random.Generator) -> Array | None:
+def _graph_picture(instance: Instance, rng: Generator) -> Array | None:
     return pictures.drawn_graph(instance["n"], instance["edges"], rng)
 
 
-def _load_picture(instance: Instance, rng: np.random.Generator) -> Array:
+def _load_picture(instance: Instance, rng: Generator) -> Array:
+    rows = []
     pairs = zip(instance["weights"], instance["values"], strict=True)
-    rows = [[str(i + 1), str(weight), str(value)] for i, (weight, value) in enumerate(pairs)]
-    return pictures.drawn_rows(
-        ("item", "weight", "value"), rows, f"Capacity: {instance['capacity']}", rng
-    )
+    for item, (weight, value) in enumerate(pairs, 1):
+        rows.append([str(item), str(weight), str(value)])
+    foot = f"Capacity: {instance['capacity']}"
+    return pictures.drawn_rows(("item", "weight", "value"), rows, foot, rng)
 
 
-class TravellingSalesman(NPTask):
+def _map_picture(instance: Instance, rng: Generator) -> Array:
+    return pictures.drawn_map(instance["points"], rng)
+
+
+def _cover_picture(instance: Instance, rng: Generator) -> Array:
+    return pictures.drawn_subsets(instance["elements"], instance["subsets"], rng)
+
+
+def _cards_picture(instance: Instance, rng: Generator) -> Array:
+    return pictures.drawn_cards(instance["numbers"], instance["target"], rng)
+
+
+def _canonical_schedule(instance: Instance, answer: Sequence[Any]) -> tuple[Any, ...]:
+    return tuple(sorted(tuple(slot) for slot in answer))
+
+
+class TravellingSalesmanTask(NPTask):
     name = "np-tsp"
-    problem = Problem(
+    problem = NPProblem(
         "Find the shortest closed tour through all numbered cities (straight-line distances), visiting each once.",
         "the city numbers in order, ending with the first city again, separated by commas",
         True,
@@ -196,13 +219,13 @@ class TravellingSalesman(NPTask):
         graphs.guess_closed,
         graphs.canonical_cycle,
         graphs.written_graph,
-        lambda instance, rng: pictures.drawn_map(instance["points"], rng),
+        _map_picture,
     )
 
 
-class LongestCycle(NPTask):
+class LongestCycleTask(NPTask):
     name = "np-longest-cycle"
-    problem = Problem(
+    problem = NPProblem(
         "Find the longest closed cycle along edges of the graph that visits no node twice.",
         "the node numbers in order, ending with the first node again, separated by commas",
         False,
@@ -215,9 +238,9 @@ class LongestCycle(NPTask):
     )
 
 
-class GraphColouring(NPTask):
+class GraphColouringTask(NPTask):
     name = "np-colouring"
-    problem = Problem(
+    problem = NPProblem(
         "Colour the nodes of the graph with as few colours as possible; joined nodes must differ.",
         "one colour number (from 1) for each node, in the order of the node numbers, separated by commas",
         True,
@@ -230,9 +253,9 @@ class GraphColouring(NPTask):
     )
 
 
-class MaxClique(NPTask):
+class MaxCliqueTask(NPTask):
     name = "np-clique"
-    problem = Problem(
+    problem = NPProblem(
         "Find the largest set of nodes of the graph in which every two are joined by an edge.",
         "the node numbers, separated by commas",
         False,
@@ -245,9 +268,9 @@ class MaxClique(NPTask):
     )
 
 
-class MaxIndependentSet(NPTask):
+class MaxIndependentSetTask(NPTask):
     name = "np-independent-set"
-    problem = Problem(
+    problem = NPProblem(
         "Find the largest set of nodes of the graph in which no two are joined by an edge.",
         "the node numbers, separated by commas",
         False,
@@ -260,9 +283,9 @@ class MaxIndependentSet(NPTask):
     )
 
 
-class MinBisection(NPTask):
+class MinBisectionTask(NPTask):
     name = "np-bisection"
-    problem = Problem(
+    problem = NPProblem(
         "Split the nodes of the graph into two halves of equal size so that as few edges as possible run between them.",
         "the node numbers of one half, separated by commas",
         True,
@@ -275,9 +298,9 @@ class MinBisection(NPTask):
     )
 
 
-class SetCover(NPTask):
+class SetCoverTask(NPTask):
     name = "np-set-cover"
-    problem = Problem(
+    problem = NPProblem(
         "Choose as few of the numbered subsets as possible so that together they hold every element.",
         "the subset numbers, separated by commas",
         True,
@@ -286,15 +309,13 @@ class SetCover(NPTask):
         selection.guess_subsets,
         graphs.canonical_set,
         selection.written_selection,
-        lambda instance, rng: pictures.drawn_subsets(
-            instance["elements"], instance["subsets"], rng
-        ),
+        _cover_picture,
     )
 
 
-class SubsetSum(NPTask):
+class SubsetSumTask(NPTask):
     name = "np-subset-sum"
-    problem = Problem(
+    problem = NPProblem(
         "Choose as many of the numbers as possible so that they add up exactly to the target.",
         "the places (counted from 1) of the chosen numbers, separated by commas",
         False,
@@ -303,15 +324,13 @@ class SubsetSum(NPTask):
         selection.guess_numbers,
         graphs.canonical_set,
         selection.written_selection,
-        lambda instance, rng: pictures.drawn_cards(
-            instance["numbers"], instance["target"], rng
-        ),
+        _cards_picture,
     )
 
 
-class Knapsack(NPTask):
+class KnapsackTask(NPTask):
     name = "np-knapsack"
-    problem = Problem(
+    problem = NPProblem(
         "Choose items of the greatest total value whose total weight is at most the capacity.",
         "the item numbers, separated by commas",
         False,
@@ -324,14 +343,14 @@ class Knapsack(NPTask):
     )
 
 
-class MeetingSchedule(NPTask):
+class MeetingScheduleTask(NPTask):
     name = "np-meetings"
     least = 3
     knobs: ClassVar = {
         **NPTask.knobs,
         "size": Knob(4, (3, 3, 4, 5, 6), help="Meetings, 3 to 16."),
     }
-    problem = Problem(
+    problem = NPProblem(
         "Schedule meetings so that as many seats as possible are taken, summed over the meetings. A room holds one"
         " meeting at a time and needs enough seats; everybody invited must be free throughout and be in one meeting at"
         " a time. Meetings start on the hour; some may be left out.",
@@ -340,7 +359,7 @@ class MeetingSchedule(NPTask):
         selection.meeting_instance,
         selection.meeting_value,
         selection.guess_schedule,
-        lambda instance, answer: tuple(sorted(tuple(slot) for slot in answer)),
+        _canonical_schedule,
         selection.written_selection,
         pictures.drawn_plan,
     )
@@ -349,30 +368,24 @@ class MeetingSchedule(NPTask):
         parts = [part for part in body.split(";") if part.strip()]
         if len(parts) > len(truth["instance"]["durations"]):
             return ParseError("length", body[:40])
-        slots = [parsing.integers(part, 3) for part in parts]
-        wrong = next((slot for slot in slots if isinstance(slot, ParseError)), None)
-        return (
-            wrong
-            if wrong is not None
-            else [tuple(slot) for slot in slots if not isinstance(slot, ParseError)]
-        )
+        return all_or_error([parsing.integers(part, 3) for part in parts])
 
     def format(self, truth: Truth) -> str:
-        return "; ".join(", ".join(map(str, slot)) for slot in truth["answer"])
+        return "; ".join(listed(slot) for slot in truth["answer"])
 
 
 NP_TASKS: Mapping[str, NPTask] = {
     task.name: task
     for task in (
-        TravellingSalesman(),
-        LongestCycle(),
-        GraphColouring(),
-        MaxClique(),
-        MaxIndependentSet(),
-        MinBisection(),
-        SetCover(),
-        SubsetSum(),
-        Knapsack(),
-        MeetingSchedule(),
+        TravellingSalesmanTask(),
+        LongestCycleTask(),
+        GraphColouringTask(),
+        MaxCliqueTask(),
+        MaxIndependentSetTask(),
+        MinBisectionTask(),
+        SetCoverTask(),
+        SubsetSumTask(),
+        KnapsackTask(),
+        MeetingScheduleTask(),
     )
 }

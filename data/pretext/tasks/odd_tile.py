@@ -9,7 +9,6 @@ chosen; which tile is drawn first, uniformly, so every place is equally likely.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -20,7 +19,8 @@ from mmrl.data.pretext.contract import (
     Evidence,
     Knob,
     Knobs,
-    Medium,
+    Proposal,
+    RawMedia,
     Reject,
     Visual,
 )
@@ -31,9 +31,11 @@ from mmrl.data.pretext.craft.degenerate_checks import (
     difference,
     harmless_history,
     jittered,
+    random_crop,
     resize,
     thumbnail,
 )
+from mmrl.data.pretext.craft.draws import one_of
 from mmrl.ground.seeds import Streams
 
 CHANGES = ("foreign", "recolour", "turn", "mirror")
@@ -47,7 +49,7 @@ VISIBLE = 8.0
 """Smallest mean change of the chosen tile, in grey levels."""
 
 
-class OddTile(ChoiceTask):
+class OddTileTask(ChoiceTask):
     name = "odd-tile"
     kinds = ("image", "rgbd", "document")
     intended = ("boundary", "histogram")
@@ -72,18 +74,16 @@ class OddTile(ChoiceTask):
     def media_count(self, knobs: Knobs) -> int:
         return 2 if knobs["change"] in ("any", "foreign") else 1
 
-    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
+    def propose(self, media: RawMedia, knobs: Knobs, rng: Streams) -> Proposal:
         rows, columns = int(knobs["rows"]), int(knobs["columns"])
         picture = harmless_history(media[0].picture(), rng, int(knobs["side"]))
-        tiles = cut_tiles(
-            picture, rows, columns, float(knobs["gap"]), int(knobs["unit"]), rng.geometry
-        )
+        gap, unit = float(knobs["gap"]), int(knobs["unit"])
+        tiles = cut_tiles(picture, rows, columns, gap, unit, rng.geometry)
         if tiles is None:
             return Reject("too-small")
         chosen = str(knobs["change"])
-        change = (
-            CHANGES[int(rng.selection.integers(len(CHANGES)))] if chosen == "any" else chosen
-        )
+        change = one_of(CHANGES, rng.selection) if chosen == "any" else chosen
+        # The tile is drawn before anybody looks whether the change shows on it: every place stays equally likely.
         odd = int(rng.selection.integers(len(tiles)))
         foreign = media[1].picture() if change == "foreign" else None
         made = _changed(tiles[odd], change, foreign, rng)
@@ -91,10 +91,11 @@ class OddTile(ChoiceTask):
             return Reject("change-not-visible")
         tiles[odd] = made
         canvas, boxes = grid_canvas(jittered(tiles, rng.appearance, own=0.08), columns)
+        answer = str(odd + 1)
         return Draft(
             visuals=(Visual(canvas),),
-            truth={"answer": str(odd + 1), "options": [str(i + 1) for i in range(len(tiles))]},
-            key=str(odd + 1),
+            truth={"answer": answer, "options": [str(i + 1) for i in range(len(tiles))]},
+            key=answer,
             fields={
                 "rows": rows,
                 "columns": columns,
@@ -117,13 +118,10 @@ def _changed(tile: Array, change: str, foreign: Array | None, rng: Streams) -> A
     if change == "recolour":
         return np.roll(tile, int(rng.appearance.integers(1, 3)), axis=2)
     assert foreign is not None, "a foreign tile needs a second picture"
-    tall, wide = foreign.shape[:2]
+    # A quarter to half of the other picture: at the scale of the tiles beside it.
     scale = float(rng.geometry.uniform(0.25, 0.5))
-    edge_y, edge_x = int(tall * scale), int(wide * scale)
-    if min(edge_y, edge_x) < 16:
+    tall, wide = (int(length * scale) for length in foreign.shape[:2])
+    if min(tall, wide) < 16:
         return None
-    top, left = (
-        int(rng.geometry.integers(tall - edge_y + 1)),
-        int(rng.geometry.integers(wide - edge_x + 1)),
-    )
-    return resize(foreign[top : top + edge_y, left : left + edge_x], width, height)
+    crop = random_crop(foreign, wide, tall, rng.geometry)
+    return None if crop is None else resize(crop, width, height)

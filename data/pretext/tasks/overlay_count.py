@@ -15,29 +15,33 @@ from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.random import Generator
 
 from mmrl.data.pretext.contract import (
     Draft,
     Evidence,
     Knob,
     Knobs,
-    Medium,
+    Proposal,
+    RawMedia,
     Reject,
     Score,
     Task,
     Truth,
     Visual,
 )
+from mmrl.data.pretext.craft.answer_forms import listed
 from mmrl.data.pretext.craft.degenerate_checks import harmless_history
+from mmrl.data.pretext.craft.draws import repeatedly, some_of
 from mmrl.data.pretext.craft.overlays import boxes_of, paint, place
-from mmrl.data.pretext.craft.procedural import SHAPES
+from mmrl.data.pretext.craft.procedural import SHAPES, ShapeName
 from mmrl.data.pretext.marking import parsing
 from mmrl.data.pretext.marking.parsing import ParseError
 from mmrl.data.pretext.marking.rewards import count_rel
 from mmrl.ground.seeds import Streams
 
 
-class OverlayCount(Task):
+class OverlayCountTask(Task):
     name = "overlay-count"
     kinds = ("image", "rgbd", "document")
     avoid = ("flat-shapes",)
@@ -57,20 +61,24 @@ class OverlayCount(Task):
     )
     hint = "{form}"
 
-    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
+    def propose(self, media: RawMedia, knobs: Knobs, rng: Streams) -> Proposal:
         picture = harmless_history(media[0].picture(), rng, int(knobs["side"])).copy()
         height, width = picture.shape[:2]
         if min(height, width) < 112:
             return Reject("too-small")
-        kinds = [SHAPES[int(i)] for i in rng.selection.permutation(len(SHAPES))]
+        kinds: list[ShapeName] = some_of(SHAPES, len(SHAPES), rng.selection)
         asked, others = kinds[: int(knobs["asked"])], kinds[int(knobs["asked"]) :]
         most = int(knobs["most"])
         counts = [int(rng.selection.integers(1, most + 1)) for _ in asked]
         extra = int(rng.selection.integers(int(knobs["distractors"]) + 1))
-        names = [name for name, count in zip(asked, counts, strict=True) for _ in range(count)]
-        names += [others[int(i)] for i in rng.selection.integers(len(others), size=extra)]
+        names: list[ShapeName] = []
+        for name, count in zip(asked, counts, strict=True):
+            names.extend(name for _ in range(count))
+        distractors: list[ShapeName] = repeatedly(others, extra, rng.selection)
+        names += distractors
         largest = float(knobs["largest"])
         spots = place(len(names), height, width, (0.6 * largest, largest), rng.geometry)
+        # Painted in random order: with few pixels between them, what lies on top must not depend on the kind.
         for index in rng.selection.permutation(len(names)):
             paint(picture, names[index], spots[index], rng.appearance)
         return Draft(
@@ -93,12 +101,11 @@ class OverlayCount(Task):
         return Score(count_rel(value, truth["answer"]), right, {"valid": 1.0}, tuple(value))
 
     def format(self, truth: Truth) -> str:
-        return ", ".join(map(str, truth["answer"]))
+        return listed(truth["answer"])
 
-    def guess(self, truth: Truth, rng: np.random.Generator) -> str:
-        return ", ".join(
-            str(int(v)) for v in rng.integers(1, truth["most"] + 1, size=len(truth["answer"]))
-        )
+    def guess(self, truth: Truth, rng: Generator) -> str:
+        counts = rng.integers(1, truth["most"] + 1, size=len(truth["answer"]))
+        return listed(int(count) for count in counts)
 
     def chance(self, knobs: Knobs) -> float:
         return float(int(knobs["most"]) ** -int(knobs["asked"]))
@@ -111,15 +118,15 @@ class OverlayCount(Task):
 def expected_count_reward(most: int) -> float:
     """Mean reward of a uniform guess for one uniform count in 1..most."""
     values = np.arange(1, most + 1)
-    return float(np.clip(1.0 - np.abs(values[:, None] - values) / values, 0.0, None).mean())
+    relative_error = np.abs(values[:, None] - values) / values
+    return float(np.clip(1.0 - relative_error, 0.0, None).mean())
 
 
 def _words(asked: Sequence[str]) -> dict[str, str]:
+    # "crosses"
     names = [f"{name}{'es' if name.endswith('s') else 's'}" for name in asked]
     if len(names) == 1:
         return {"names": names[0], "form": "one whole number"}
-    listed = f"{', '.join(names[:-1])} and {names[-1]}"
-    return {
-        "names": listed,
-        "form": f"{len(names)} whole numbers in the order {listed}, separated by commas",
-    }
+    in_order = f"{listed(names[:-1])} and {names[-1]}"
+    form = f"{len(names)} whole numbers in the order {in_order}, separated by commas"
+    return {"names": in_order, "form": form}

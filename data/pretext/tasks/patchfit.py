@@ -14,10 +14,10 @@ closer than 6 grey levels to each other are refused.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
+from numpy.random import Generator
 
 from mmrl.data.pretext.contract import (
     Array,
@@ -25,11 +25,12 @@ from mmrl.data.pretext.contract import (
     Evidence,
     Knob,
     Knobs,
-    Medium,
+    Proposal,
+    RawMedia,
     Reject,
     Visual,
 )
-from mmrl.data.pretext.craft.answer_forms import ChoiceTask, lettered
+from mmrl.data.pretext.craft.answer_forms import ChoiceTask, lettered, listed
 from mmrl.data.pretext.craft.degenerate_checks import (
     alike,
     difference,
@@ -46,7 +47,7 @@ Change = tuple[int, bool, int]
 """Quarter turns, mirrored, steps on the colour circle (0 to 2)."""
 
 
-class PatchFit(ChoiceTask):
+class PatchFitTask(ChoiceTask):
     name = "patchfit"
     kinds = ("image", "rgbd", "document")
     intended = ("boundary", "histogram")
@@ -74,7 +75,7 @@ class PatchFit(ChoiceTask):
     )
     hint = "one letter"
 
-    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
+    def propose(self, media: RawMedia, knobs: Knobs, rng: Streams) -> Proposal:
         picture = harmless_history(media[0].picture(), rng, int(knobs["side"]))
         height, width = picture.shape[:2]
         unit = int(knobs["unit"])
@@ -83,9 +84,9 @@ class PatchFit(ChoiceTask):
         hole = piece + 2 * ring
         if piece < unit or hole > min(height, width) // 2:
             return Reject("too-small")
-        top, left = (
-            int(rng.geometry.integers(length - hole + 1)) for length in (height, width)
-        )
+        top = int(rng.geometry.integers(height - hole + 1))
+        left = int(rng.geometry.integers(width - hole + 1))
+        # The ring around the piece is lost: its border does not continue that of the hole.
         true = picture[top + ring : top + ring + piece, left + ring : left + ring + piece]
         if textureless(true):
             return Reject("textureless")
@@ -93,6 +94,7 @@ class PatchFit(ChoiceTask):
         if other is None:
             return Reject("no-other-piece")
         count = int(knobs["decoys"]) + 1
+        # Both families are changed alike, so that among the options alone neither is the original one.
         changes = _family(count // 2, rng.selection)
         pieces = [changed(base, change) for base in (true, other) for change in changes]
         origin = changes.index((0, False, 0))
@@ -102,22 +104,16 @@ class PatchFit(ChoiceTask):
         holed = picture.copy()
         holed[top : top + hole, left : left + hole] = 128
         pieces, letters = jittered(pieces, rng.appearance, own=0.08), lettered(count)
-        answer = letters[order.index(origin)]
+        right = order.index(origin)
+        named = zip(letters, order, strict=True)
+        options = [Visual(pieces[option], label=f"{letter}:") for letter, option in named]
+        hole_box = (left, top, left + hole, top + hole)
         return Draft(
-            visuals=(
-                Visual(holed, label="Picture:"),
-                *(
-                    Visual(pieces[i], label=f"{letter}:")
-                    for letter, i in zip(letters, order, strict=True)
-                ),
-            ),
-            truth={"answer": answer, "options": letters},
-            key=answer,
-            fields={"letters": ", ".join(letters)},
-            evidence=(
-                Evidence(0, ((left, top, left + hole, top + hole),)),
-                Evidence(1 + order.index(origin)),
-            ),
+            visuals=(Visual(holed, label="Picture:"), *options),
+            truth={"answer": letters[right], "options": letters},
+            key=letters[right],
+            fields={"letters": listed(letters)},
+            evidence=(Evidence(0, (hole_box,)), Evidence(1 + right)),
             meta={
                 "changes": [list(change) for change in changes],
                 "order": order,
@@ -137,25 +133,29 @@ def changed(piece: Array, change: Change) -> Array:
     return np.ascontiguousarray(np.roll(out, hue, axis=2))
 
 
-def _family(size: int, rng: np.random.Generator) -> list[Change]:
+def _family(size: int, rng: Generator) -> list[Change]:
     """`size` changes with the identity at a random place among them: a random set of group elements relative to one of
     its members. At most one colour change, so at least half of the options keep their colours."""
     while True:
-        turns = rng.permutation(8)[:size]
-        colours = np.zeros(size, dtype=int)
+        turns = [int(element) for element in rng.permutation(8)[:size]]
+        colours = [0] * size
         if rng.random() < 0.5:
-            colours[int(rng.integers(size))] = int(rng.integers(1, 3))
+            # The colour is drawn before its place.
+            colour = int(rng.integers(1, 3))
+            colours[int(rng.integers(size))] = colour
         member = int(rng.integers(size))
+        # A recoloured member cannot be the identity; everything is drawn again.
         if colours[member] == 0:
-            return [
-                _relative(int(t), int(turns[member]), int(c))
-                for t, c in zip(turns, colours, strict=True)
-            ]
+            origin = turns[member]
+            pairs = zip(turns, colours, strict=True)
+            return [_relative(element, origin, colour) for element, colour in pairs]
 
 
 def _relative(element: int, origin: int, colour: int) -> Change:
     """element ∘ origin⁻¹ in the group of the square, elements numbered mirrored·4 + quarter turns (turned first)."""
-    (mirror_a, turn_a), (mirror_b, turn_b) = divmod(element, 4), divmod(origin, 4)
+    mirror_a, turn_a = divmod(element, 4)
+    mirror_b, turn_b = divmod(origin, 4)
+    # A mirror reverses the turns that come before it: their difference changes its sign.
     if mirror_b:
         return ((turn_b - turn_a) % 4, not mirror_a, colour)
     return ((turn_a - turn_b) % 4, bool(mirror_a), colour)
@@ -166,15 +166,19 @@ def _elsewhere(
 ) -> Array | None:
     """A textured piece of the same size that does not touch the hole: the most alike of 12 places, or any."""
     (top, left, reach), side = hole, true.shape[0]
+    height, width = picture.shape[:2]
+    mean = true.mean(axis=(0, 1))
     found: list[tuple[float, Array]] = []
-    for _ in range(24 if not similar else 48):
-        y, x = (int(rng.selection.integers(length - side + 1)) for length in picture.shape[:2])
+    for _ in range(48 if similar else 24):
+        y = int(rng.selection.integers(height - side + 1))
+        x = int(rng.selection.integers(width - side + 1))
         if top - side < y < top + reach and left - side < x < left + reach:
             continue
         piece = picture[y : y + side, x : x + side]
         if not textureless(piece) and difference(thumbnail(piece), thumbnail(true)) >= APART:
-            means = np.abs(piece.mean(axis=(0, 1)) - true.mean(axis=(0, 1))).mean()
-            found.append((float(means), piece))
+            # Alike in colour, though not in content: colour alone must not rule the piece out.
+            away = np.abs(piece.mean(axis=(0, 1)) - mean).mean()
+            found.append((float(away), piece))
         if found and (not similar or len(found) == 12):
             break
     return min(found, key=lambda entry: entry[0])[1] if found else None

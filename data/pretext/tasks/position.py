@@ -8,7 +8,6 @@ their own small colour jitter.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,12 +17,13 @@ from mmrl.data.pretext.contract import (
     Evidence,
     Knob,
     Knobs,
-    Medium,
+    Proposal,
+    RawMedia,
     Reject,
     Truth,
     Visual,
 )
-from mmrl.data.pretext.craft.answer_forms import ChoiceTask
+from mmrl.data.pretext.craft.answer_forms import ChoiceTask, listed
 from mmrl.data.pretext.craft.degenerate_checks import (
     alike,
     harmless_history,
@@ -35,23 +35,19 @@ from mmrl.data.pretext.marking import parsing
 from mmrl.data.pretext.marking.parsing import ParseError
 from mmrl.ground.seeds import Streams
 
-DIRECTIONS = {4: ("right", "below", "left", "above")} | {
+DIRECTIONS = {
+    4: ("right", "below", "left", "above"),
     8: (
-        "right",
-        "below right",
-        "below",
-        "below left",
-        "left",
-        "above left",
-        "above",
-        "above right",
-    )
+        *("right", "below right", "below", "below left"),
+        *("left", "above left", "above", "above right"),
+    ),
 }
+"""Clockwise from the right, as angles grow where y points down."""
 SPREAD = {4: 25.0, 8: 9.0}
 """Largest angle between the drawn and the named direction, in degrees."""
 
 
-class RelativePosition(ChoiceTask):
+class RelativePositionTask(ChoiceTask):
     name = "relative-position"
     kinds = ("image", "rgbd", "document")
     knobs: ClassVar = {
@@ -72,25 +68,28 @@ class RelativePosition(ChoiceTask):
     )
     hint = "one of the named directions"
 
-    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
-        names = DIRECTIONS[int(knobs["directions"])]
+    def propose(self, media: RawMedia, knobs: Knobs, rng: Streams) -> Proposal:
+        names, unit = DIRECTIONS[int(knobs["directions"])], int(knobs["unit"])
         picture = harmless_history(media[0].picture(), rng, int(knobs["side"]))
         edge = min(picture.shape[:2])
+        # A square: in a wide picture crops beside each other would be more frequent than crops above each other.
         square = random_crop(picture, edge, edge, rng.geometry)
-        side = int(edge * float(knobs["size"])) // int(knobs["unit"]) * int(knobs["unit"])
-        if square is None or side < int(knobs["unit"]) or 2.2 * side > edge:
+        side = int(edge * float(knobs["size"])) // unit * unit
+        if square is None or side < unit or 2.2 * side > edge:
             return Reject("too-small")
         choice = int(rng.selection.integers(len(names)))
         spread = float(rng.geometry.uniform(-1, 1)) * SPREAD[len(names)]
         angle = np.deg2rad(choice * 360 / len(names) + spread)
         ahead = np.array([np.cos(angle), np.sin(angle)])
-        least, most = 1.2 * side / np.abs(ahead).max(), (edge - side) / np.abs(ahead).max()
-        step = ahead * float(rng.geometry.uniform(least, most))
+        # The longer component decides both: when the crops keep their gap, and when the second leaves the square.
+        reach = np.abs(ahead).max()
+        step = ahead * float(rng.geometry.uniform(1.2 * side / reach, (edge - side) / reach))
         low = np.maximum(0.0, -step)
         start = low + rng.geometry.uniform(size=2) * (edge - side - np.abs(step))
-        boxes = [
-            (int(x), int(y), int(x) + side, int(y) + side) for x, y in (start, start + step)
-        ]
+        boxes = []
+        for corner in (start, start + step):
+            x, y = (int(v) for v in corner)
+            boxes.append((x, y, x + side, y + side))
         crops = [square[y0:y1, x0:x1] for x0, y0, x1, y1 in boxes]
         if any(textureless(crop) for crop in crops) or alike(crops):
             return Reject("textureless")
@@ -99,13 +98,15 @@ class RelativePosition(ChoiceTask):
             visuals=(Visual(shown[0], label="Crop A:"), Visual(shown[1], label="Crop B:")),
             truth={"answer": names[choice], "options": list(names)},
             key=names[choice],
-            fields={"names": ", ".join(names)},
+            fields={"names": listed(names)},
             evidence=(Evidence(0), Evidence(1)),
             meta={"boxes": [list(box) for box in boxes], "edge": edge},
         )
 
     def read(self, body: str, truth: Truth) -> Any | ParseError:
-        return parsing.choice(" ".join(body.replace("-", " ").split()), truth["options"])
+        # "below-left" is as good as "below left".
+        words = body.replace("-", " ").split()
+        return parsing.choice(" ".join(words), truth["options"])
 
     def option_count(self, knobs: Knobs) -> int:
         return int(knobs["directions"])

@@ -7,10 +7,10 @@ Measuring sharpness is what the task asks for: the sharpness auditor is intended
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
+from numpy.random import Generator
 from PIL import Image, ImageFilter
 
 from mmrl.data.pretext.contract import (
@@ -19,7 +19,8 @@ from mmrl.data.pretext.contract import (
     Evidence,
     Knob,
     Knobs,
-    Medium,
+    Proposal,
+    RawMedia,
     Reject,
     Visual,
 )
@@ -30,6 +31,7 @@ from mmrl.data.pretext.craft.degenerate_checks import (
     resize,
     textureless,
 )
+from mmrl.data.pretext.craft.draws import one_of
 from mmrl.ground.seeds import Streams
 
 KINDS = ("blur", "noise", "brightness")
@@ -40,7 +42,7 @@ WORDS = {
 }
 
 
-class QualityOrder(OrderTask):
+class QualityOrderTask(OrderTask):
     name = "quality-order"
     kinds = ("image", "rgbd", "document")
     intended = ("sharpness", "histogram")
@@ -60,7 +62,7 @@ class QualityOrder(OrderTask):
     )
     hint = "all the numbers in that order, separated by commas"
 
-    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
+    def propose(self, media: RawMedia, knobs: Knobs, rng: Streams) -> Proposal:
         side, count = int(knobs["side"]), int(knobs["copies"])
         picture = harmless_history(media[0].picture(), rng, 2 * side)
         edge = min(picture.shape[:2])
@@ -70,23 +72,21 @@ class QualityOrder(OrderTask):
         assert square is not None
         if textureless(square):
             return Reject("textureless")
+        # Eight pixels more than are shown: every copy is another crop of it, so that copies cannot be subtracted.
         base = resize(square, side + 8, side + 8)
         kind = str(knobs["kind"])
-        kind = KINDS[int(rng.selection.integers(len(KINDS)))] if kind == "any" else kind
-        order = rng.selection.permutation(count)
-        noise = rng.appearance
-        shown = []
-        for level in order:
+        kind = one_of(KINDS, rng.selection) if kind == "any" else kind
+        levels = rng.selection.permutation(count)
+        visuals = []
+        for number, level in enumerate(levels, 1):
             top, left = (int(v) for v in rng.geometry.integers(0, 9, size=2))
             strength = float(knobs["ratio"]) ** int(level)
-            shown.append(
-                degraded(base[top : top + side, left : left + side], kind, strength, noise)
-            )
-        answer = [int(i) + 1 for i in np.argsort(order)]
+            crop = base[top : top + side, left : left + side]
+            copy = degraded(crop, kind, strength, rng.appearance)
+            visuals.append(Visual(copy, label=f"Image {number}:"))
+        answer = [int(i) + 1 for i in np.argsort(levels)]
         return Draft(
-            visuals=tuple(
-                Visual(copy, label=f"Image {i + 1}:") for i, copy in enumerate(shown)
-            ),
+            visuals=tuple(visuals),
             truth={"answer": answer, "gamma": float(knobs["gamma"])},
             key=tuple(answer),
             fields={"count": count, "what": WORDS[kind]},
@@ -98,19 +98,16 @@ class QualityOrder(OrderTask):
         return int(knobs["copies"])
 
 
-def degraded(picture: Array, kind: str, strength: float, rng: np.random.Generator) -> Array:
-    """uint8, same shape. `strength` 1 is the least: blur radius 0.5 % of the side, noise of 6 grey levels, gain 0.4."""
+def degraded(picture: Array, kind: str, strength: float, rng: Generator) -> Array:
+    """uint8, same shape. `strength` 1 is the least: blur radius 0.4 % of the side, noise of 6 grey levels, gain 0.4."""
     if kind == "blur":
-        radius = 0.004 * picture.shape[0] * strength
-        return np.asarray(
-            Image.fromarray(np.ascontiguousarray(picture)).filter(
-                ImageFilter.GaussianBlur(radius)
-            )
-        )
+        soft = ImageFilter.GaussianBlur(0.004 * picture.shape[0] * strength)
+        image = Image.fromarray(np.ascontiguousarray(picture))
+        return np.asarray(image.filter(soft))
     if kind == "noise":
-        grain = rng.standard_normal(picture.shape, dtype=np.float32) * np.float32(
-            min(6.0 * strength, 90.0)
-        )
+        deviation = np.float32(min(6.0 * strength, 90.0))
+        grain = rng.standard_normal(picture.shape, dtype=np.float32) * deviation
         return np.clip(picture + grain, 0, 255).astype(np.uint8)
+    # A weaker power than the ratio: gains grow so quickly that the brightest copies would be white.
     table = np.clip(np.arange(256) * 0.4 * strength**0.6, 0, 255).astype(np.uint8)
     return table[picture]

@@ -5,8 +5,8 @@ colour, shape, column, row; counted from 1 at the left and the top), entries sep
 Reward: 1 for the same drawing, else the similarity of the two drawings (`rewards.render_similarity`; an empty board and
 anything worse than it earn 0), below 1. Several shapes in one cell, cells off the board, unknown words: no solution.
 
-Defences: cells, looks and their number are drawn independently and uniformly, so no answer is more frequent than
-another; the number of shapes may be withheld (`told`); grid lines can be left out, which asks for measuring.
+Defences: cells, shapes, colours and their number are drawn independently and uniformly, so no answer is more frequent
+than another; the number of shapes may be withheld (`told`); grid lines can be left out, which asks for measuring.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from math import comb
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.random import Generator
 
 from mmrl.data.pretext.contract import (
     Array,
@@ -24,13 +25,15 @@ from mmrl.data.pretext.contract import (
     Evidence,
     Knob,
     Knobs,
-    Medium,
+    Proposal,
+    RawMedia,
     Reject,
     Score,
     Task,
     Truth,
     Visual,
 )
+from mmrl.data.pretext.craft.draws import one_of
 from mmrl.data.pretext.craft.procedural import COLOURS, SHAPES, Shape, ShapeName, coverage
 from mmrl.data.pretext.craft.scene_objects import HUES
 from mmrl.data.pretext.marking.parsing import ParseError
@@ -45,11 +48,11 @@ MOST = 16
 UNIT = 8
 """Pixels per cell in the drawings that are compared."""
 
-Entry = tuple[str, str, str, int, int]
+Entry = tuple[str, str, ShapeName, int, int]
 """Size, colour, shape, column, row; from 1."""
 
 
-class Redraw(Task):
+class RedrawTask(Task):
     name = "redraw"
     kinds = ("none",)
     knobs: ClassVar = {
@@ -71,7 +74,7 @@ class Redraw(Task):
         " and the top; entries are separated by semicolons"
     )
 
-    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
+    def propose(self, media: RawMedia, knobs: Knobs, rng: Streams) -> Proposal:
         cells, count = int(knobs["cells"]), int(knobs["shapes"])
         if not 2 <= cells <= 9 or not 1 <= count <= min(MOST, cells**2 // 2):
             return Reject("no-room")
@@ -87,42 +90,39 @@ class Redraw(Task):
         )
 
     def read(self, body: str, truth: Truth) -> Any | ParseError:
-        parts = [
-            part.split() for part in body.lower().replace(",", " ").split(";") if part.strip()
-        ]
+        parts = [part.split() for part in body.lower().replace(",", " ").split(";")]
+        parts = [part for part in parts if part]
         if not 0 < len(parts) <= MOST:
             return ParseError("length", body[:40])
-        known = ({*SIZES}, {*HUES}, {*SHAPES})
-        for part in parts:
-            fits = len(part) == 5 and all(
-                word in names for word, names in zip(part, known, strict=False)
-            )
-            if not fits or not all(
-                len(digit) == 1 and digit in "123456789" for digit in part[3:]
-            ):
-                return ParseError("malformed", body[:40])
-        return tuple(sorted((*part[:3], int(part[3]), int(part[4])) for part in parts))
+        entries = [_entry(part) for part in parts]
+        known = [entry for entry in entries if entry is not None]
+        if len(known) < len(entries):
+            return ParseError("malformed", body[:40])
+        # Sorted: the order of the entries is no part of the drawing.
+        return tuple(sorted(known))
 
     def verify(self, value: Any, truth: Truth) -> Score:
-        cells, places = truth["cells"], {entry[3:] for entry in value}
+        cells = truth["cells"]
+        places = {entry[3:] for entry in value}
         if len(places) < len(value) or any(max(place) > cells for place in places):
             return Score(0.0, parts={"valid": 0.0})
         wanted = tuple(tuple(entry) for entry in truth["answer"])
         if value == wanted:
             return Score(1.0, True, {"valid": 1.0}, value)
         alike = render_similarity(drawing(value, cells, UNIT), _wanted(wanted, cells))
+        # In few pixels two colours may look almost alike; only the same program earns 1.
         return Score(min(alike, 0.99), False, {"valid": 1.0}, value)
 
     def format(self, truth: Truth) -> str:
-        return "; ".join(" ".join(map(str, entry)) for entry in truth["answer"])
+        return _written(truth["answer"])
 
-    def guess(self, truth: Truth, rng: np.random.Generator) -> str:
-        program = _program(len(truth["answer"]), truth["cells"], rng)
-        return "; ".join(" ".join(map(str, entry)) for entry in program)
+    def guess(self, truth: Truth, rng: Generator) -> str:
+        return _written(_program(len(truth["answer"]), truth["cells"], rng))
 
     def chance(self, knobs: Knobs) -> float:
-        count, looks = int(knobs["shapes"]), len(SIZES) * len(HUES) * len(SHAPES)
-        return 1.0 / (comb(int(knobs["cells"]) ** 2, count) * float(looks) ** count)
+        count, cells = int(knobs["shapes"]), int(knobs["cells"])
+        kinds_of_shape = len(SIZES) * len(HUES) * len(SHAPES)
+        return 1.0 / (comb(cells**2, count) * float(kinds_of_shape) ** count)
 
     def chance_reward(self, knobs: Knobs) -> float:
         return _expected(int(knobs["shapes"]), int(knobs["cells"]))
@@ -130,11 +130,13 @@ class Redraw(Task):
 
 def drawing(program: Sequence[Entry], cells: int, unit: int, lines: bool = False) -> Array:
     """uint8 [cells·unit, cells·unit, 3]: the board with these shapes, with grid lines on request."""
-    board = np.full((cells * unit, cells * unit, 3), GROUND, np.uint8)
+    edge = cells * unit
+    board = np.full((edge, edge, 3), GROUND, np.uint8)
     if lines:
         board[unit::unit] = board[:, unit::unit] = LINE
     for size, colour, shape, column, row in program:
-        place = np.s_[(row - 1) * unit : row * unit, (column - 1) * unit : column * unit]
+        top, left = (row - 1) * unit, (column - 1) * unit
+        place = np.s_[top : top + unit, left : left + unit]
         board[place] = board[place] + _stamp(size, colour, shape, unit)
     return board
 
@@ -144,12 +146,9 @@ def _stamp(size: str, colour: str, shape: ShapeName, unit: int) -> Array:
     """uint8 [unit, unit, 3], to be added modulo 256 to the ground; lines touch no shape."""
     body = Shape(shape, COLOURS[colour], unit / 2, unit / 2, SIZES[size] * unit)
     inside = np.asarray(coverage(body, unit, unit), dtype=np.float32)[..., None] / 255
-    return (
-        ((np.array(COLOURS[colour]) - GROUND) * inside)
-        .round()
-        .astype(np.int16)
-        .astype(np.uint8)
-    )
+    change = (np.array(COLOURS[colour]) - GROUND) * inside
+    # By way of int16: a negative change becomes its complement, and the sum wraps around to the right value.
+    return change.round().astype(np.int16).astype(np.uint8)
 
 
 @lru_cache(maxsize=64)
@@ -157,22 +156,37 @@ def _wanted(program: tuple[Entry, ...], cells: int) -> Array:
     return drawing(program, cells, UNIT)
 
 
-def _program(count: int, cells: int, rng: np.random.Generator) -> list[Entry]:
-    names = [list(SIZES), list(HUES), list(SHAPES)]
-    places = rng.permutation(cells**2)[:count]
-    return sorted(
-        (
-            *(words[int(rng.integers(len(words)))] for words in names),
-            int(i) % cells + 1,
-            int(i) // cells + 1,
-        )  # type: ignore[misc]
-        for i in places
-    )
+def _program(count: int, cells: int, rng: Generator) -> list[Entry]:
+    program: list[Entry] = []
+    for place in rng.permutation(cells**2)[:count]:
+        row, column = divmod(int(place), cells)
+        size, colour = one_of(list(SIZES), rng), one_of(HUES, rng)
+        shape = one_of(SHAPES, rng)
+        program.append((size, colour, shape, column + 1, row + 1))
+    return sorted(program)
+
+
+def _written(program: Sequence[Sequence[object]]) -> str:
+    return "; ".join(" ".join(str(word) for word in entry) for entry in program)
+
+
+def _entry(words: Sequence[str]) -> Entry | None:
+    """An entry of the answer; None unless it is made of known words and two digits from 1 to 9."""
+    if len(words) != 5:
+        return None
+    size, colour, shape, column, row = words
+    if size not in SIZES or colour not in HUES or shape not in SHAPES:
+        return None
+    # Listed, since `isdigit` accepts digits of other scripts and superscripts too.
+    if not all(len(digit) == 1 and digit in "123456789" for digit in (column, row)):
+        return None
+    return size, colour, shape, int(column), int(row)
 
 
 def _box(entry: Entry, unit: int) -> tuple[int, int, int, int]:
     column, row = entry[3:]
-    return (column - 1) * unit, (row - 1) * unit, column * unit, row * unit
+    left, top = (column - 1) * unit, (row - 1) * unit
+    return left, top, left + unit, top + unit
 
 
 @lru_cache(maxsize=64)

@@ -10,10 +10,10 @@ borders nor blur tell the angle; pictures that look the same after some turn are
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.random import Generator
 from PIL import Image
 
 from mmrl.data.pretext.contract import (
@@ -22,25 +22,28 @@ from mmrl.data.pretext.contract import (
     Evidence,
     Knob,
     Knobs,
-    Medium,
+    Proposal,
+    RawMedia,
     Reject,
     Score,
     Task,
     Truth,
     Visual,
 )
+from mmrl.data.pretext.craft.answer_forms import listed
 from mmrl.data.pretext.craft.degenerate_checks import (
     harmless_history,
     nearly_invariant,
     random_crop,
     resize,
 )
+from mmrl.data.pretext.craft.draws import one_of
 from mmrl.data.pretext.marking import parsing
 from mmrl.data.pretext.marking.parsing import ParseError
 from mmrl.ground.seeds import Streams
 
 
-class Rotation(Task):
+class RotationTask(Task):
     name = "rotation"
     kinds = ("image", "rgbd", "document")
     knobs: ClassVar = {
@@ -60,7 +63,7 @@ class Rotation(Task):
     )
     hint = "the angle in degrees, a number only"
 
-    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
+    def propose(self, media: RawMedia, knobs: Knobs, rng: Streams) -> Proposal:
         step, side = int(knobs["step"]), int(knobs["side"])
         picture = harmless_history(media[0].picture(), rng, 2 * side)
         edge = min(picture.shape[:2])
@@ -69,17 +72,19 @@ class Rotation(Task):
             return Reject("too-small")
         angles = list(range(0, 360, step))
         upright = turned(square, 0, step, side)
-        if nearly_invariant(upright, [np.rot90(upright, quarter) for quarter in (1, 2, 3)]):
+        quarters = [np.rot90(upright, quarter) for quarter in (1, 2, 3)]
+        if nearly_invariant(upright, quarters):
             return Reject("looks-the-same-turned")
-        answer = angles[int(rng.selection.integers(len(angles)))]
+        answer = one_of(angles, rng.selection)
         clockwise = bool(rng.selection.random() < 0.5)
+        shown = turned(square, answer if clockwise else -answer, step, side)
         return Draft(
-            visuals=(Visual(turned(square, answer if clockwise else -answer, step, side)),),
+            visuals=(Visual(shown),),
             truth={"answer": answer, "step": step, "near": float(knobs["near"])},
             key=answer,
             fields={
                 "direction": "clockwise" if clockwise else "counter-clockwise",
-                "angles": ", ".join(map(str, angles)),
+                "angles": listed(angles),
             },
             evidence=(Evidence(0),),
         )
@@ -92,20 +97,19 @@ class Rotation(Task):
         if value not in range(0, 360, step):
             return Score(0.0, parts={"valid": 0.0})
         apart = abs(int(value) - truth["answer"])
-        apart = min(apart, 360 - apart)
+        apart = min(apart, 360 - apart)  # the shorter way round
+        # Quarter turns are told apart by content: the neighbour of one is not nearly right.
         near = truth["near"] if step < 90 and apart == step else 0.0
-        return Score(
-            1.0 if apart == 0 else near,
-            apart == 0,
-            {"valid": 1.0, "degrees_off": float(apart)},
-            int(value),
-        )
+        reward = 1.0 if apart == 0 else near
+        parts = {"valid": 1.0, "degrees_off": float(apart)}
+        return Score(reward, apart == 0, parts, int(value))
 
     def format(self, truth: Truth) -> str:
         return str(truth["answer"])
 
-    def guess(self, truth: Truth, rng: np.random.Generator) -> str:
-        return str(int(rng.integers(360 // truth["step"])) * truth["step"])
+    def guess(self, truth: Truth, rng: Generator) -> str:
+        step = truth["step"]
+        return str(int(rng.integers(360 // step)) * step)
 
     def chance(self, knobs: Knobs) -> float:
         return int(knobs["step"]) / 360
@@ -121,6 +125,8 @@ def turned(square: Array, degrees: int, step: int, side: int) -> Array:
         return np.ascontiguousarray(np.rot90(resize(square, side, side), -degrees // 90))
     edge = square.shape[0]
     whole = np.asarray(Image.fromarray(square).rotate(-degrees, Image.Resampling.BICUBIC))
+    # Cut for every angle, also for 0: the black corners, or their absence, would tell.
     inner = int(edge / np.sqrt(2))
     low = (edge - inner) // 2
-    return resize(whole[low : low + inner, low : low + inner], side, side)
+    high = low + inner
+    return resize(whole[low:high, low:high], side, side)

@@ -10,16 +10,28 @@ wrong side of the named object there are matching ones too. Objects never touch;
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Any, ClassVar
 
-import numpy as np
+from numpy.random import Generator
 
-from mmrl.data.pretext.contract import Draft, Evidence, Knob, Knobs, Medium, Reject, Visual
+from mmrl.data.pretext.contract import (
+    Draft,
+    Evidence,
+    Knob,
+    Knobs,
+    Proposal,
+    RawMedia,
+    Reject,
+    Visual,
+)
 from mmrl.data.pretext.craft.answer_forms import ChoiceTask
+from mmrl.data.pretext.craft.draws import one_of, repeatedly, some_of
 from mmrl.data.pretext.craft.number_form import NumberTask
 from mmrl.data.pretext.craft.procedural import SHAPES
 from mmrl.data.pretext.craft.scene_objects import (
     HUES,
+    Place,
     Thing,
     draw_things,
     drawn_ground,
@@ -29,11 +41,17 @@ from mmrl.ground.seeds import Streams
 
 HEIGHT, WIDTH = 288, 384
 DIAMETERS = {"small": 22.0, "large": 40.0}
-SIDES = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}
+SIDES = {
+    "left of": (0, -1),
+    "right of": (0, 1),
+    "above": (1, -1),
+    "below": (1, 1),
+}
+"""Axis (x or y) and sign."""
 CLEAR = 10.0
 WORDS = ("more", "fewer", "equal")
 
-Look = Mapping[str, str]
+ThingKind = Mapping[str, str]
 """Colour, shape and size of an object, or the properties that are asked for."""
 CHOICES: Mapping[str, Sequence[str]] = {
     "colour": HUES,
@@ -42,7 +60,7 @@ CHOICES: Mapping[str, Sequence[str]] = {
 }
 
 
-class SceneCount(NumberTask):
+class SceneCountTask(NumberTask):
     name = "scene-count"
     kinds = ("none",)
     knobs: ClassVar = {
@@ -64,36 +82,38 @@ class SceneCount(NumberTask):
     def span(self, knobs: Knobs) -> tuple[int, int]:
         return 0, int(knobs["most"])
 
-    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
-        most, target = int(knobs["most"]), int(rng.selection.integers(int(knobs["most"]) + 1))
+    def propose(self, media: RawMedia, knobs: Knobs, rng: Streams) -> Proposal:
+        most, sided = int(knobs["most"]), bool(knobs["side"])
+        target = int(rng.selection.integers(most + 1))
         asked = _asked(int(knobs["properties"]), rng.selection)
         others = int(rng.selection.integers(1, int(knobs["others"]) + 1))
-        count = target + others + bool(knobs["side"])
+        count = target + others + sided
+        # Places for large objects, whatever is put there: sizes must not depend on the room that was left.
         places = spread_out([DIAMETERS["large"]] * count, HEIGHT, WIDTH, rng.geometry)
         if places is None:
             return Reject("no-room")
-        inside, where, named = list(range(count)), "", None
-        if knobs["side"]:
+        inside, side, named = list(range(count)), "", None
+        if sided:
             found = _side(places, target, rng.selection)
             if found is None:
                 return Reject("no-clear-side")
             named, inside, side = found
-            where = f" {side} the {{}}"
-        chosen = {inside[int(i)] for i in rng.selection.permutation(len(inside))[:target]}
+        chosen = set(some_of(inside, target, rng.selection))
         things = _objects(places, asked, chosen, set(inside), named, rng.selection)
+        picture = draw_things(drawn_ground(HEIGHT, WIDTH, rng.appearance), things)
         return Draft(
-            visuals=(Visual(draw_things(drawn_ground(HEIGHT, WIDTH, rng.appearance), things)),),
+            visuals=(Visual(picture),),
             truth={"answer": target, "least": 0, "most": most},
             key=target,
             fields={
                 "kind": kind_name(asked, plural=True),
-                "where": where if named is None else where.format(things[named].name),
+                "where": "" if named is None else f" {side} the {things[named].name}",
             },
             evidence=(Evidence(0, tuple(things[i].box for i in sorted(chosen))),),
         )
 
 
-class SceneCompare(ChoiceTask):
+class SceneCompareTask(ChoiceTask):
     name = "scene-compare"
     kinds = ("none",)
     knobs: ClassVar = {
@@ -111,104 +131,110 @@ class SceneCompare(ChoiceTask):
     def option_count(self, knobs: Knobs) -> int:
         return len(WORDS)
 
-    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
+    def propose(self, media: RawMedia, knobs: Knobs, rng: Streams) -> Proposal:
         draw, most = rng.selection, int(knobs["most"])
-        answer = WORDS[int(draw.integers(len(WORDS)))]
-        apart = (
-            int(draw.integers(1, min(int(knobs["apart"]), most - 1) + 1))
-            if answer != "equal"
-            else 0
-        )
+        answer = one_of(WORDS, draw)
+        apart = 0
+        if answer != "equal":
+            apart = int(draw.integers(1, min(int(knobs["apart"]), most - 1) + 1))
         fewer = int(draw.integers(1, most - apart + 1))
         counts = (fewer + apart, fewer) if answer == "more" else (fewer, fewer + apart)
         attribute = ("colour", "shape")[int(draw.integers(2))]
-        values = [CHOICES[attribute][int(i)] for i in draw.permutation(len(CHOICES[attribute]))]
+        choices = CHOICES[attribute]
+        # The first two values are compared; the others take what is left.
+        values = some_of(choices, len(choices), draw)
         others = int(draw.integers(int(knobs["others"]) + 1))
         wanted = [values[0]] * counts[0] + [values[1]] * counts[1]
-        wanted += [values[2 + int(i)] for i in draw.integers(len(values) - 2, size=others)]
+        wanted += repeatedly(values[2:], others, draw)
         places = spread_out([DIAMETERS["large"]] * len(wanted), HEIGHT, WIDTH, rng.geometry)
         if places is None:
             return Reject("no-room")
-        things = [
-            _thing(_random_look(draw) | {attribute: value}, at)
-            for value, at in zip(wanted, places, strict=True)
-        ]
+        things = []
+        for value, at in zip(wanted, places, strict=True):
+            things.append(_thing(_random_kind(draw) | {attribute: value}, at))
+        picture = draw_things(drawn_ground(HEIGHT, WIDTH, rng.appearance), things)
+        compared = things[: sum(counts)]
         return Draft(
-            visuals=(Visual(draw_things(drawn_ground(HEIGHT, WIDTH, rng.appearance), things)),),
+            visuals=(Visual(picture),),
             truth={"answer": answer, "options": list(WORDS)},
             key=answer,
             fields={
-                name: kind_name({attribute: values[i]}, plural=True)
-                for i, name in enumerate(("first", "second"))
+                "first": kind_name({attribute: values[0]}, plural=True),
+                "second": kind_name({attribute: values[1]}, plural=True),
             },
-            evidence=(Evidence(0, tuple(thing.box for thing in things[: sum(counts)])),),
+            evidence=(Evidence(0, tuple(thing.box for thing in compared)),),
             meta={"counts": list(counts)},
         )
 
 
-def kind_name(asked: Look, plural: bool = False) -> str:
+def kind_name(asked: ThingKind, plural: bool = False) -> str:
     """ "small red circles", "large objects", …"""
     noun = asked.get("shape", "object")
-    noun += ("es" if noun.endswith("s") else "s") if plural else ""
-    return " ".join(
-        part for part in (asked.get("size", ""), asked.get("colour", ""), noun) if part
-    )
+    if plural:
+        noun += "es" if noun.endswith("s") else "s"
+    words = (asked.get("size", ""), asked.get("colour", ""), noun)
+    return " ".join(word for word in words if word)
 
 
-def _asked(count: int, rng: np.random.Generator) -> dict[str, str]:
-    names = [tuple(CHOICES)[int(i)] for i in rng.permutation(len(CHOICES))[:count]]
-    return {name: CHOICES[name][int(rng.integers(len(CHOICES[name])))] for name in names}
+def _asked(count: int, rng: Generator) -> dict[str, str]:
+    names = some_of(tuple(CHOICES), count, rng)
+    return {name: one_of(CHOICES[name], rng) for name in names}
 
 
-def _random_look(rng: np.random.Generator) -> dict[str, str]:
-    return {name: values[int(rng.integers(len(values)))] for name, values in CHOICES.items()}
+def _random_kind(rng: Generator) -> dict[str, str]:
+    return {name: one_of(values, rng) for name, values in CHOICES.items()}
 
 
-def _missing(asked: Look, rng: np.random.Generator) -> dict[str, str]:
-    """A look that misses one of the asked properties, seldom more."""
-    look = _random_look(rng) | dict(asked)
-    for name in rng.permutation(list(asked))[: 1 + int(rng.random() < 0.25)]:
-        others = [value for value in CHOICES[str(name)] if value != asked[str(name)]]
-        look[str(name)] = others[int(rng.integers(len(others)))]
-    return look
+def _missing(asked: ThingKind, rng: Generator) -> dict[str, str]:
+    """A kind that misses one of the asked properties, seldom more."""
+    kind = _random_kind(rng) | dict(asked)
+    # Near misses: an object that shares nothing with the asked ones would be passed over at a glance.
+    names = rng.permutation(list(asked))
+    missed = 1 + int(rng.random() < 0.25)
+    for name in map(str, names[:missed]):
+        others = [value for value in CHOICES[name] if value != asked[name]]
+        kind[name] = one_of(others, rng)
+    return kind
 
 
 def _side(
-    places: Sequence[tuple[float, float]], target: int, rng: np.random.Generator
+    places: Sequence[Place], target: int, rng: Generator
 ) -> tuple[int, list[int], str] | None:
     """A place, the places on one side of it (at least `target`, all clear) and the name of the side."""
-    for name in [tuple(SIDES)[int(i)] for i in rng.permutation(len(SIDES))]:
+    for name in some_of(tuple(SIDES), len(SIDES), rng):
         axis, sign = SIDES[name]
-        for place in rng.permutation(len(places)):
+        for place in map(int, rng.permutation(len(places))):
             offsets = [sign * (at[axis] - places[place][axis]) for at in places]
             inside = [i for i, offset in enumerate(offsets) if offset > 0]
             clear = all(abs(offset) >= CLEAR for i, offset in enumerate(offsets) if i != place)
-            if clear and len(inside) >= target and len(inside) < len(places) - 1:
-                return int(place), inside, name
+            # Somebody must be on the other side, or the side would not matter.
+            if clear and target <= len(inside) < len(places) - 1:
+                return place, inside, name
     return None
 
 
 def _objects(
-    places: Sequence[tuple[float, float]],
-    asked: Look,
+    places: Sequence[Place],
+    asked: ThingKind,
     chosen: set[int],
     inside: set[int],
     named: int | None,
-    rng: np.random.Generator,
+    rng: Generator,
 ) -> list[Thing]:
-    """Matching objects at the chosen places, others inside; outside either. The named one has a look of its own."""
-    looks: list[dict[str, str]] = []
+    """Matching objects at the chosen places, others inside; outside either. The named one is of a kind of its own."""
+    kinds: list[dict[str, str]] = []
     for i in range(len(places)):
         match = i in chosen or (i not in inside and rng.random() < 0.5)
-        looks.append(_random_look(rng) | dict(asked) if match else _missing(asked, rng))
+        kinds.append(_random_kind(rng) | dict(asked) if match else _missing(asked, rng))
     if named is not None:
-        taken = {(look["colour"], look["shape"]) for i, look in enumerate(looks) if i != named}
-        free = [(c, s) for c in HUES for s in SHAPES if (c, s) not in taken]
-        colour, shape = free[int(rng.integers(len(free)))]
-        looks[named] = {"colour": colour, "shape": shape, "size": "large"}
-    return [_thing(look, at) for look, at in zip(looks, places, strict=True)]
+        others = [kind for i, kind in enumerate(kinds) if i != named]
+        taken = {(kind["colour"], kind["shape"]) for kind in others}
+        free = [pair for pair in product(HUES, SHAPES) if pair not in taken]
+        colour, shape = one_of(free, rng)
+        kinds[named] = {"colour": colour, "shape": shape, "size": "large"}
+    return [_thing(kind, at) for kind, at in zip(kinds, places, strict=True)]
 
 
-def _thing(look: Look, at: tuple[float, float]) -> Thing:
-    shape: Any = look["shape"]
-    return Thing(shape, look["colour"], at[0], at[1], DIAMETERS[look["size"]])
+def _thing(kind: ThingKind, at: Place) -> Thing:
+    shape: Any = kind["shape"]
+    return Thing(shape, kind["colour"], at[0], at[1], DIAMETERS[kind["size"]])

@@ -13,9 +13,20 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
+from numpy.random import Generator
 
-from mmrl.data.pretext.contract import Array, Draft, Evidence, Knob, Knobs, Medium, Reject
+from mmrl.data.pretext.contract import (
+    Array,
+    Draft,
+    Evidence,
+    Knob,
+    Knobs,
+    Proposal,
+    RawMedia,
+    Reject,
+)
 from mmrl.data.pretext.craft import clips
+from mmrl.data.pretext.craft.draws import one_of, some_of
 from mmrl.data.pretext.craft.procedural import COLOURS, SHAPES, ShapeName
 from mmrl.data.pretext.craft.sprites import readable, spot, sprite, stamp
 from mmrl.data.pretext.craft.time_forms import MomentTask
@@ -24,7 +35,7 @@ from mmrl.ground.seeds import Streams
 SIDES = ("first", "last")
 
 
-class SpriteTimes(MomentTask):
+class SpriteTimesTask(MomentTask):
     name = "sprite-times"
     kinds = ("video",)
     avoid = ("flat-shapes",)
@@ -42,31 +53,30 @@ class SpriteTimes(MomentTask):
         "Find the {edge} moment at which a {name} can be seen on top of the video.",
     )
 
-    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
-        count = int(knobs["frames"])
+    def propose(self, media: RawMedia, knobs: Knobs, rng: Streams) -> Proposal:
+        count, visits = int(knobs["frames"]), int(knobs["visits"])
         clip, units = media[0].video(), np.arange(count, dtype=np.float64)
-        indices = clips.spread(clip, units)
+        indices = clips.spread_indices(clip, units)
         if indices is None:
             return Reject("too-few-frames")
-        shown = clips.read(clip, indices, int(knobs["side"])).copy()
+        shown = clips.read_frames(clip, indices, int(knobs["side"])).copy()
         if clips.too_small(shown, clips.PAINTABLE):
             return Reject("too-small")
-        which = (
-            str(knobs["ask"])
-            if knobs["ask"] in SIDES
-            else SIDES[int(rng.selection.integers(2))]
-        )
+        which = str(knobs["ask"])
+        if which not in SIDES:
+            which = one_of(SIDES, rng.selection)
         frame = int(rng.selection.integers(count))
-        looks = _looks(int(knobs["distractors"]) + 1, rng.selection)
-        schedules = [_visible(count, frame, which, int(knobs["visits"]), rng.selection)]
-        for _ in looks[1:]:
+        objects = _objects(int(knobs["distractors"]) + 1, rng.selection)
+        schedules = [_visible(count, frame, which, visits, rng.selection)]
+        # The distractors come and go by the same rule, or their number of visits would tell them apart.
+        for _ in objects[1:]:
             edge = int(rng.selection.integers(count))
-            schedules.append(_visible(count, edge, which, int(knobs["visits"]), rng.selection))
-        boxes = _paint(shown, looks, schedules, frame, rng)
+            schedules.append(_visible(count, edge, which, visits, rng.selection))
+        boxes = _paint(shown, objects, schedules, frame, rng)
         if boxes is None:
             return Reject("object-not-readable")
         step = clips.shown_step(clip, indices, units)
-        shape, colour = looks[0]
+        shape, colour = objects[0]
         return Draft(
             visuals=(clips.timed(shown, step),),
             truth={
@@ -86,28 +96,30 @@ class SpriteTimes(MomentTask):
         )
 
 
-def _looks(count: int, rng: np.random.Generator) -> list[tuple[ShapeName, str]]:
+def _objects(count: int, rng: Generator) -> list[tuple[ShapeName, str]]:
     """The object and distractors that share its shape or its colour, all different."""
-    shape: ShapeName = SHAPES[int(rng.integers(len(SHAPES)))]
-    colour = list(COLOURS)[int(rng.integers(len(COLOURS)))]
-    same_shape: list[tuple[ShapeName, str]] = [
-        (shape, other) for other in COLOURS if other != colour
-    ]
-    same_colour: list[tuple[ShapeName, str]] = [
-        (other, colour) for other in SHAPES if other != shape
-    ]
-    alike = [*same_shape, *same_colour]
-    return [(shape, colour), *(alike[int(i)] for i in rng.permutation(len(alike))[: count - 1])]
+    shape: ShapeName = one_of(SHAPES, rng)
+    colour = one_of(list(COLOURS), rng)
+    alike: list[tuple[ShapeName, str]] = []
+    for other_colour in COLOURS:
+        if other_colour != colour:
+            alike.append((shape, other_colour))
+    for other_shape in SHAPES:
+        if other_shape != shape:
+            alike.append((other_shape, colour))
+    return [(shape, colour), *some_of(alike, count - 1, rng)]
 
 
-def _visible(count: int, edge: int, which: str, visits: int, rng: np.random.Generator) -> Array:
+def _visible(count: int, edge: int, which: str, visits: int, rng: Generator) -> Array:
     """bool [F]: visits whose first (or last) visible frame is `edge`."""
     seen = np.zeros(count, dtype=bool)
+    longest = max(2, count // 4)
+    # A last appearance is a first one in the reversed clip.
     at = edge if which == "first" else count - 1 - edge
     for _ in range(int(rng.integers(1, visits + 1))):
-        length = int(rng.integers(1, max(2, count // 4) + 1))
+        length = int(rng.integers(1, longest + 1))
         seen[at : at + length] = True
-        at += length + int(rng.integers(1, max(2, count // 4) + 1))
+        at += length + int(rng.integers(1, longest + 1))
         if at >= count:
             break
     return seen if which == "first" else seen[::-1]
@@ -115,7 +127,7 @@ def _visible(count: int, edge: int, which: str, visits: int, rng: np.random.Gene
 
 def _paint(
     shown: Array,
-    looks: Sequence[tuple[ShapeName, str]],
+    objects: Sequence[tuple[ShapeName, str]],
     schedules: Sequence[Array],
     frame: int,
     rng: Streams,
@@ -123,12 +135,15 @@ def _paint(
     """Paint all objects, the asked one last (on top). Boxes of the asked one per frame, None if it cannot be read."""
     height, width = shown.shape[1:3]
     boxes = {}
-    for index in reversed(range(len(looks))):
-        size = int(rng.geometry.uniform(0.16, 0.24) * min(height, width))
-        what = sprite(*looks[index], size, rng.appearance)
+    for index in reversed(range(len(objects))):
+        share = rng.geometry.uniform(0.16, 0.24)
+        size = int(share * min(height, width))
+        what = sprite(*objects[index], size, rng.appearance)
         at = spot(height, width, size, rng.geometry)
-        for i in np.flatnonzero(schedules[index]):
-            if i and not schedules[index][i - 1]:
+        seen = schedules[index]
+        for i in np.flatnonzero(seen):
+            # A new visit, a new place.
+            if i and not seen[i - 1]:
                 at = spot(height, width, size, rng.geometry)
             if index == 0 and i == frame and not readable(shown[i], what, *at):
                 return None

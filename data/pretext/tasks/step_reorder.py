@@ -14,6 +14,7 @@ from math import factorial
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.random import Generator
 from PIL import Image, ImageDraw
 
 from mmrl.data.pretext.contract import (
@@ -22,24 +23,25 @@ from mmrl.data.pretext.contract import (
     Evidence,
     Knob,
     Knobs,
-    Medium,
+    Proposal,
+    RawMedia,
     Reject,
     Score,
     Task,
     Truth,
     Visual,
 )
-from mmrl.data.pretext.craft.answer_forms import lettered
+from mmrl.data.pretext.craft.answer_forms import lettered, shuffled_order
+from mmrl.data.pretext.craft.draws import some_of
 from mmrl.data.pretext.craft.lettering import font
 from mmrl.data.pretext.craft.worked_steps import calculation, closure, dependencies
 from mmrl.data.pretext.marking import parsing
 from mmrl.data.pretext.marking.parsing import ParseError
 from mmrl.data.pretext.marking.rewards import is_permutation
-from mmrl.data.pretext.tasks.temporal_jigsaw import shuffled
 from mmrl.ground.seeds import Streams
 
 
-class StepReorder(Task):
+class StepReorderTask(Task):
     name = "step-reorder"
     kinds = ("none",)
     knobs: ClassVar = {
@@ -58,27 +60,26 @@ class StepReorder(Task):
     )
     hint = "the letters of the steps in order, separated by commas"
 
-    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
+    def propose(self, media: RawMedia, knobs: Knobs, rng: Streams) -> Proposal:
         count = int(knobs["steps"])
         if not 4 <= count <= 12:
             raise ValueError(f"step-reorder.steps is {count}; it must be 4 to 12.")
         steps = calculation(count, rng.selection, pair=bool(knobs["pair"]))
         if steps is None:
             return Reject("values-out-of-range")
-        order = [int(i) for i in shuffled(rng.geometry, count)]
+        order = shuffled_order(count, rng.geometry)
         labels = lettered(count)
-        place = {index: labels[position] for position, index in enumerate(order)}
-        answer = [place[index] for index in range(count)]
+        label_of = dict(zip(order, labels, strict=True))
+        answer = [label_of[index] for index in range(count)]
+        # The closure, so that a pair counts as kept however many steps lie between its two.
         needs = closure(dependencies([step.text for step in steps]), count)
-        lines = [
-            f"{labels[position]}. {steps[index].text}" for position, index in enumerate(order)
-        ]
+        lines = [f"{label}. {steps[index].text}" for index, label in label_of.items()]
         drawn = knobs["show"] == "picture"
         return Draft(
-            visuals=(Visual(page(lines, rng.appearance)),) if drawn else (),
+            visuals=(Visual(drawn_page(lines, rng.appearance)),) if drawn else (),
             truth={
                 "answer": answer,
-                "needs": sorted([place[a], place[b]] for a, b in needs),
+                "needs": sorted([label_of[a], label_of[b]] for a, b in needs),
                 "gamma": float(knobs["gamma"]),
             },
             key=tuple(answer),
@@ -89,32 +90,33 @@ class StepReorder(Task):
     def read(self, body: str, truth: Truth) -> Any | ParseError:
         count = len(truth["answer"])
         text = body.strip()
+        # "CABD" without any separator is as clear as "C, A, B, D".
         if len(text) == count and text.isalpha():
             return tuple(text.upper())
-        if "," not in text and ";" not in text and ">" not in text:
+        if not any(separator in text for separator in ",;>"):
             text = ",".join(text.split())
         found = parsing.words(text, count)
-        return (
-            found
-            if isinstance(found, ParseError)
-            else tuple(entry.rstrip(".").upper() for entry in found)
-        )
+        if isinstance(found, ParseError):
+            return found
+        return tuple(entry.rstrip(".").upper() for entry in found)
 
     def verify(self, value: Any, truth: Truth) -> Score:
         if not is_permutation(value, truth["answer"]):
             return Score(0.0, parts={"valid": 0.0})
         at = {label: place for place, label in enumerate(value)}
-        kept = sum(at[a] < at[b] for a, b in truth["needs"]) / len(truth["needs"])
+        in_order = [at[earlier] < at[later] for earlier, later in truth["needs"]]
+        kept = sum(in_order) / len(in_order)
         if kept == 1.0:
+            # Any order that keeps all needs is the same solution, so all share the key of the drawn one.
             return Score(1.0, True, {"valid": 1.0, "kept": 1.0}, tuple(truth["answer"]))
         return Score(truth["gamma"] * kept, False, {"valid": 1.0, "kept": kept}, tuple(value))
 
     def format(self, truth: Truth) -> str:
         return ", ".join(truth["answer"])
 
-    def guess(self, truth: Truth, rng: np.random.Generator) -> str:
+    def guess(self, truth: Truth, rng: Generator) -> str:
         labels = sorted(truth["answer"])
-        return ", ".join(labels[int(i)] for i in rng.permutation(len(labels)))
+        return ", ".join(some_of(labels, len(labels), rng))
 
     def chance(self, knobs: Knobs) -> float:
         return (2.0 if knobs["pair"] else 1.0) / factorial(int(knobs["steps"]))
@@ -124,15 +126,14 @@ class StepReorder(Task):
         return exact + float(knobs["gamma"]) * (0.5 - exact)
 
 
-def page(lines: Sequence[str], rng: np.random.Generator) -> Array:
+def drawn_page(lines: Sequence[str], rng: Generator) -> Array:
     """uint8: the lines as black text on nearly white paper."""
-    size, gap = 18, 28
-    width = 24 + max(int(font(size).getlength(line)) for line in lines)
+    face, gap = font(18), 28
+    widest = max(int(face.getlength(line)) for line in lines)
     shade = tuple(int(v) for v in rng.integers(236, 256, size=3))
-    picture = Image.new("RGB", (max(width, 120), gap * len(lines) + 16), shade)
+    picture = Image.new("RGB", (max(24 + widest, 120), gap * len(lines) + 16), shade)
     pen = ImageDraw.Draw(picture)
     for place, line in enumerate(lines):
-        pen.text(
-            (12, 8 + gap * (place + 0.5)), line, fill=(20, 20, 20), font=font(size), anchor="lm"
-        )
+        middle = 8 + gap * (place + 0.5)
+        pen.text((12, middle), line, fill=(20, 20, 20), font=face, anchor="lm")
     return np.asarray(picture)

@@ -14,11 +14,11 @@ away: of two clips all of it); (3) each clip is a separate video on its own time
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from math import factorial
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.random import Generator
 
 from mmrl.data.pretext.contract import (
     Array,
@@ -26,30 +26,33 @@ from mmrl.data.pretext.contract import (
     Evidence,
     Knob,
     Knobs,
-    Medium,
+    Proposal,
+    RawMedia,
     Reject,
     Score,
     Truth,
 )
 from mmrl.data.pretext.craft import clips
-from mmrl.data.pretext.craft.answer_forms import OrderTask
+from mmrl.data.pretext.craft.answer_forms import OrderTask, shuffled_order
 from mmrl.data.pretext.marking.rewards import footrule, is_permutation, kendall, positional
 from mmrl.ground.seeds import Streams
 
 PARTIAL = {"positional": positional, "kendall": kendall}
 
 
-class TemporalJigsaw(OrderTask):
+class TemporalJigsawTask(OrderTask):
     name = "temporal-jigsaw"
-    version = 2
+    version = 3
     kinds = ("video",)
-    intended = (
-        "boundary",
-        "histogram",
-    )  # motion and colours go on from clip to clip: that is what there is to see
+    # Motion and colours go on from clip to clip: that is what there is to see.
+    intended = ("boundary", "histogram")
     knobs: ClassVar = {
         "clips": Knob(4, (2, 3, 4, 5, 6, 8), help="Pieces of the video."),
-        "per_clip": Knob(4, help="Shown frames per clip."),
+        "per_clip": Knob(4, help="Shown frames per clip; with `fps` the most of them."),
+        "fps": Knob(
+            0.0,
+            help="Frames per second of a clip, an even number of them (Visual Jigsaw); 0: all of per_clip.",
+        ),
         "trim": Knob(0.1, (0.2, 0.1, 0.15), help="Share cut off at both ends of a clip."),
         "reward": Knob(
             "positional",
@@ -70,14 +73,17 @@ class TemporalJigsaw(OrderTask):
     def length(self, knobs: Knobs) -> int:
         return int(knobs["clips"])
 
-    def propose(self, media: Sequence[Medium], knobs: Knobs, rng: Streams) -> Draft | Reject:
+    def propose(self, media: RawMedia, knobs: Knobs, rng: Streams) -> Proposal:
         count, per_clip = int(knobs["clips"]), int(knobs["per_clip"])
         clip = media[0].video()
         ranges = _ranges(*clips.window(clip), count, float(knobs["trim"]), rng.geometry)
+        if ranges is not None and knobs["fps"]:
+            per_clip = _sampled(clip.times, ranges[0], float(knobs["fps"]), per_clip)
         if ranges is None or min(end - start for start, end in ranges) < per_clip:
             return Reject("too-few-frames")
         indices = [_inside(start, end, per_clip) for start, end in ranges]
-        frames = clips.read(clip, np.concatenate(indices), int(knobs["side"]))
+        # All clips in one call: the decoder goes through the file once.
+        frames = clips.read_frames(clip, np.concatenate(indices), int(knobs["side"]))
         if clips.too_small(frames):
             return Reject("too-small")
         pieces = list(np.split(frames, count))
@@ -85,14 +91,16 @@ class TemporalJigsaw(OrderTask):
             return Reject("nothing-moves")
         if clips.closest_means(pieces) < clips.SAME:
             return Reject("clips-look-alike")
-        order = shuffled(rng.selection, count)
-        position = {int(piece): place + 1 for place, piece in enumerate(order)}
-        answer = [position[i] for i in range(count)]
+        order = shuffled_order(count, rng.selection)
+        position = {piece: shown_at for shown_at, piece in enumerate(order, 1)}
+        answer = [position[piece] for piece in range(count)]
         step = clips.shown_step(clip, indices[0], np.arange(per_clip))
+        visuals = []
+        for number, piece in enumerate(order, 1):
+            # Every clip starts at 0: times that went on from clip to clip would be the answer.
+            visuals.append(clips.timed(pieces[piece], step, f"Clip {number}:"))
         return Draft(
-            visuals=tuple(
-                clips.timed(pieces[int(i)], step, f"Clip {j + 1}:") for j, i in enumerate(order)
-            ),
+            visuals=tuple(visuals),
             truth={
                 "answer": answer,
                 "gamma": float(knobs["gamma"]),
@@ -107,43 +115,44 @@ class TemporalJigsaw(OrderTask):
         answer = truth["answer"]
         if not is_permutation(value, answer):
             return Score(0.0, parts={"valid": 0.0})
-        kind, gamma = truth["reward"], truth["gamma"]
-        reward = (
-            footrule(value, answer)
-            if kind == "footrule"
-            else PARTIAL[kind](value, answer, gamma)
-        )
+        if truth["reward"] == "footrule":
+            reward = footrule(value, answer)
+        else:
+            reward = PARTIAL[truth["reward"]](value, answer, truth["gamma"])
         return Score(reward, list(value) == list(answer), {"valid": 1.0}, tuple(value))
 
     def chance_reward(self, knobs: Knobs) -> float:
-        count, gamma, exact = int(knobs["clips"]), float(knobs["gamma"]), self.chance(knobs)
+        count, exact = int(knobs["clips"]), self.chance(knobs)
         if knobs["reward"] == "footrule":
+            # Mean footrule of a random order: (K² − 1)/3, beside a worst case of ⌊K²/2⌋.
             return 1.0 - (count * count - 1) / 3 / (count * count // 2)
         share = 0.5 if knobs["reward"] == "kendall" else 1.0 / count
-        return exact + gamma * (share - exact)
+        return exact + float(knobs["gamma"]) * (share - exact)
 
     def chance(self, knobs: Knobs) -> float:
         return 1.0 / factorial(int(knobs["clips"]))
 
 
-def shuffled(rng: np.random.Generator, count: int) -> Array:
-    """A uniform random order; from four pieces on never the identity."""
-    while True:
-        order = rng.permutation(count)
-        if count < 4 or np.any(order != np.arange(count)):
-            return order
-
-
 def _ranges(
-    first: int, last: int, count: int, trim: float, rng: np.random.Generator
+    first: int, last: int, count: int, trim: float, rng: Generator
 ) -> list[tuple[int, int]] | None:
     """Equal clips trimmed at both ends; the frames that are left over lie before and after, at random."""
     length = (last - first) // count
     cut = round(length * trim)
     if length <= 2 * cut:
         return None
-    start = first + int(rng.integers(last - first - count * length + 1))
-    return [(start + i * length + cut, start + (i + 1) * length - cut) for i in range(count)]
+    left_over = last - first - count * length
+    offset = first + int(rng.integers(left_over + 1))
+    starts = [offset + piece * length for piece in range(count)]
+    return [(start + cut, start + length - cut) for start in starts]
+
+
+def _sampled(times: Array, piece: tuple[int, int], fps: float, most: int) -> int:
+    """Frames of a clip at this rate: even, at least two, at most `most` (Visual Jigsaw's rule)."""
+    start, end = piece
+    seconds = float(times[end - 1] - times[start]) * (end - start) / max(1, end - start - 1)
+    # A hair more, because times are sums of float steps.
+    return min(max(2, int(seconds * fps + 1e-6)), most) // 2 * 2
 
 
 def _inside(start: int, end: int, count: int) -> Array:

@@ -21,10 +21,10 @@ from mmrl.data.pretext.craft.procedural import clip
 from mmrl.data.pretext.craft.time_forms import APART, draw_spans, span_lengths
 from mmrl.data.pretext.stream.samples import make
 from mmrl.data.pretext.surface import Surface
-from mmrl.data.pretext.tasks.anomaly import PAPER_KINDS, AnomalyGrounding, _units
+from mmrl.data.pretext.tasks.anomaly import PAPER_KINDS, AnomalyGroundingTask, _units
 from mmrl.ground.seeds import Streams
 
-TASK = AnomalyGrounding()
+TASK = AnomalyGroundingTask()
 
 
 @cache
@@ -54,9 +54,9 @@ def test_every_kind_changes_its_stretch_only(kind):
     if kind in SPEEDS or kind.startswith("zoom"):
         return
     video = media()[0].video()
-    indices = clips.spread(video, np.arange(24.0))
+    indices = clips.spread_indices(video, np.arange(24.0))
     assert indices is not None
-    clean = clips.read(video, indices, 256)
+    clean = clips.read_frames(video, indices, 256)
     if kind.startswith("rotate") and kind != "rotate180":
         clean = clean[:, :, 16:112]
     outside = [i for i in range(24) if not a <= i < b]

@@ -3,21 +3,21 @@
 import numpy as np
 import pytest
 
-from mmrl.data.pretext.audit import shortcut_answers
+from mmrl.data.pretext.audit import picture_cues
 from mmrl.data.pretext.audit.audit import LIMIT, audit, collect, examine, gap_curve
-from mmrl.data.pretext.audit.shortcut_audit import Majority, Meta, auditors
+from mmrl.data.pretext.audit.shortcut_audit import MajorityAuditor, MetaAuditor, auditors
 from mmrl.data.pretext.catalogue import find
 from mmrl.data.pretext.contract import Visual
 from mmrl.data.pretext.craft.procedural import clip, scene
-from mmrl.data.pretext.presets import Ingredient, Preset
+from mmrl.data.pretext.presets import Ingredient, TaskMix
 from mmrl.data.pretext.stream.sources import DrawnSource
-from mmrl.data.pretext.stream.stream import Stream
+from mmrl.data.pretext.stream.stream import SampleStream
 
 SOURCE = DrawnSource(7)
 
 
 def of(name: str, count: int = 60, **knobs):
-    return collect(Stream(SOURCE, Preset("one", (Ingredient(name, 1.0, knobs),))), count)
+    return collect(SampleStream(SOURCE, TaskMix("one", (Ingredient(name, 1.0, knobs),))), count)
 
 
 def test_matching_borders_solves_a_jigsaw_whose_tiles_touch_and_fails_with_the_gap() -> None:
@@ -129,7 +129,7 @@ def test_declared_cues_are_no_leaks() -> None:
 
 
 def test_a_preset_report_has_a_table_and_json() -> None:
-    small = Preset(
+    small = TaskMix(
         "small",
         (
             Ingredient("rotation"),
@@ -157,7 +157,7 @@ def test_border_matching_places_tiles() -> None:
         for c in range(3)
     ]
     order = np.random.default_rng(0).permutation(9)
-    found = shortcut_answers.solve_grid([tiles[i] for i in order], 3)
+    found = picture_cues.solve_grid([tiles[i] for i in order], 3)
     assert np.array_equal(order[found], np.arange(9))
 
 
@@ -165,9 +165,7 @@ def test_clips_are_chained_by_their_ends() -> None:
     frames = clip(0, 1).video().read(range(40))
     parts = [frames[8 * i : 8 * i + 8] for i in range(5)]
     order = np.random.default_rng(1).permutation(5)
-    assert np.array_equal(
-        order[shortcut_answers.chained([parts[i] for i in order])], np.arange(5)
-    )
+    assert np.array_equal(order[picture_cues.chained([parts[i] for i in order])], np.arange(5))
 
 
 def test_auditors_see_no_truth() -> None:
@@ -175,7 +173,7 @@ def test_auditors_see_no_truth() -> None:
     from dataclasses import replace
 
     task, samples = find("jigsaw"), of("jigsaw", 24, rows=2, columns=2)
-    ways = [way for way in auditors() if not isinstance(way, Majority | Meta)]
+    ways = [way for way in auditors() if not isinstance(way, MajorityAuditor | MetaAuditor)]
     for way in ways:
         way.fit(task, samples[:12])
     for sample in samples[12:]:
@@ -209,8 +207,8 @@ def test_the_page_shows_tables_the_leak_and_a_random_policy(monkeypatch) -> None
         lambda source, jitter=False: gap_curve(source, (0.0,), 2, jitter),
     )
     pieces = list(
-        audit_page.page(
-            SOURCE, [Preset("small", (Ingredient("rotation"),), note="A note.")], samples=20
+        audit_page.page_sections(
+            SOURCE, [TaskMix("small", (Ingredient("rotation"),), note="A note.")], samples=20
         )
     )
     text = "\n".join(piece for piece, _ in pieces)

@@ -13,10 +13,10 @@ import pytest
 
 from mmrl.data.pretext.catalogue import TASKS
 from mmrl.data.pretext.craft.procedural import clip
-from mmrl.data.pretext.presets import Ingredient, Preset
+from mmrl.data.pretext.presets import Ingredient, TaskMix
 from mmrl.data.pretext.stream.media import FileClip
 from mmrl.data.pretext.stream.sources import FolderSource
-from mmrl.data.pretext.stream.stream import Stream
+from mmrl.data.pretext.stream.stream import SampleStream
 from mmrl.ground.quarantine import Quarantine
 
 FRAMES = 72
@@ -123,8 +123,8 @@ def test_every_video_task_takes_a_folder_of_odd_clips(clip_zoo: Path) -> None:
     count, quarantine = int(os.environ.get("PRETEXT_SAMPLES", "4")), Quarantine()
     source, used = FolderSource(clip_zoo, quarantine), set()
     for task in (task for task in TASKS if task.kinds[0] == "video"):
-        stream = Stream(
-            source, Preset(task.name, (Ingredient(task.name),)), seed=5, quarantine=quarantine
+        stream = SampleStream(
+            source, TaskMix(task.name, (Ingredient(task.name),)), seed=5, quarantine=quarantine
         )
         for index in range(count):
             sample = stream.sample(index)

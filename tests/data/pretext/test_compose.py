@@ -7,18 +7,19 @@ import pytest
 
 from mmrl.data.pretext.audit.conformance import CHECKS, Case, drawn_cases
 from mmrl.data.pretext.catalogue import find
-from mmrl.data.pretext.compose import AsChoice, Batch, Blind, Chain, Invert, Locate, Noise
+from mmrl.data.pretext.compose import BlindTask, LocatedTask, NoisyTask, OptionsTask
+from mmrl.data.pretext.compose_several import BatchedTask, ChainedTask, InvertedTask
 from mmrl.data.pretext.contract import Reject, Sample
 from mmrl.data.pretext.craft.procedural import landscape, scene
 from mmrl.data.pretext.stream.samples import make
 
 COMPOSED = (
-    Noise(find("rotation")),
-    Batch(find("relative-position"), 2),
-    AsChoice(find("overlay-count"), 4),
-    Locate(find("odd-tile")),
-    Invert(find("rotation"), 3),
-    Chain(find("mosaic"), find("overlay-count")),
+    NoisyTask(find("rotation")),
+    BatchedTask(find("relative-position"), 2),
+    OptionsTask(find("overlay-count"), 4),
+    LocatedTask(find("odd-tile")),
+    InvertedTask(find("rotation"), 3),
+    ChainedTask(find("mosaic"), find("overlay-count")),
 )
 
 
@@ -45,7 +46,7 @@ def test_names_tell_the_parts() -> None:
 
 
 def test_noise_changes_pixels_only() -> None:
-    plain, noisy = find("rotation"), Noise(find("rotation"))
+    plain, noisy = find("rotation"), NoisyTask(find("rotation"))
     media = [scene(0, 1)]
     recipe = lambda task: task.propose(media, task.defaults(), streams())  # noqa: E731
 
@@ -61,14 +62,14 @@ def test_noise_changes_pixels_only() -> None:
 
 
 def test_blind_pictures_show_nothing() -> None:
-    sample = make(Blind(find("mosaic")), [scene(0, index) for index in range(4)])
+    sample = make(BlindTask(find("mosaic")), [scene(0, index) for index in range(4)])
     assert isinstance(sample, Sample) and all(
         (visual.pixels == 128).all() for visual in sample.visuals
     )
 
 
 def test_batches_pay_the_mean() -> None:
-    task = Batch(find("rotation"), 2)
+    task = BatchedTask(find("rotation"), 2)
     truth = {
         "answer": None,
         "parts": [
@@ -82,7 +83,7 @@ def test_batches_pay_the_mean() -> None:
 
 
 def test_choices_hold_the_truth_once_and_no_second_truth() -> None:
-    task, inner = AsChoice(find("overlay-count"), 4), find("overlay-count")
+    task, inner = OptionsTask(find("overlay-count"), 4), find("overlay-count")
     for index in range(6):
         sample = make(task, [landscape(0, index)], index=index)
         assert isinstance(sample, Sample)
@@ -102,7 +103,7 @@ def test_choices_hold_the_truth_once_and_no_second_truth() -> None:
 
 
 def test_chains_ask_about_the_chosen_picture_only() -> None:
-    task = Chain(find("mosaic"), find("overlay-count"))
+    task = ChainedTask(find("mosaic"), find("overlay-count"))
     truth = {
         "answer": None,
         "first": {"answer": "B", "options": ["A", "B"]},
@@ -118,7 +119,7 @@ def test_chains_ask_about_the_chosen_picture_only() -> None:
 
 
 def test_locate_asks_for_the_place_too() -> None:
-    task = Locate(find("odd-tile"))
+    task = LocatedTask(find("odd-tile"))
     truth = {
         "answer": None,
         "inner": {"answer": "2", "options": ["1", "2"]},
@@ -130,12 +131,17 @@ def test_locate_asks_for_the_place_too() -> None:
 
 
 def test_inversion_and_places_refuse_what_they_cannot_show() -> None:
-    found = make(Invert(find("quality-order")), [scene(0, 1)])
+    found = make(InvertedTask(find("quality-order")), [scene(0, 1)])
     assert isinstance(found, Reject) and found.reason == "several-visuals"
-    sample = make(Invert(find("rotation"), 3), [scene(0, 1)])
+    sample = make(InvertedTask(find("rotation"), 3), [scene(0, 1)])
     assert isinstance(sample, Sample) and len(sample.visuals) == 3
     many = [
-        make(Locate(find("overlay-count")), [landscape(0, i)], {"asked": 3, "most": 9}, index=i)
+        make(
+            LocatedTask(find("overlay-count")),
+            [landscape(0, i)],
+            {"asked": 3, "most": 9},
+            index=i,
+        )
         for i in range(4)
     ]
     assert all(isinstance(entry, Reject) and entry.reason == "no-single-box" for entry in many)
@@ -143,6 +149,6 @@ def test_inversion_and_places_refuse_what_they_cannot_show() -> None:
 
 def test_sizes_are_checked() -> None:
     with pytest.raises(ValueError, match="at least two"):
-        Batch(find("rotation"), 1)
+        BatchedTask(find("rotation"), 1)
     with pytest.raises(ValueError, match="2 to 10"):
-        AsChoice(find("overlay-count"), 11)
+        OptionsTask(find("overlay-count"), 11)

@@ -8,10 +8,10 @@ import torch
 from mmrl.data.pretext.curriculum import FollowCurriculum
 from mmrl.data.pretext.difficulty import LevelController
 from mmrl.data.pretext.mixture import LearningProgress
-from mmrl.data.pretext.presets import Ingredient, Preset
+from mmrl.data.pretext.presets import Ingredient, TaskMix
 from mmrl.data.pretext.prompts import Curriculum, PretextPrompts
 from mmrl.data.pretext.stream.sources import DrawnSource
-from mmrl.data.pretext.stream.stream import Stream
+from mmrl.data.pretext.stream.stream import SampleStream
 from mmrl.data.pretext.surface import Surface
 from mmrl.model.policy import Policy
 from mmrl.rewards.pay import Rewards, in_process
@@ -21,7 +21,7 @@ from mmrl.training.tracking import read_metrics
 from mmrl.training.trainer import Trainer
 from mmrl.types import Sampling
 
-MIX = Preset(
+MIX = TaskMix(
     "two",
     (
         Ingredient("rotation", 1.0, {"side": 32}),
@@ -40,7 +40,7 @@ def pay(rollout):
 
 def trainer(folder, output, stop_after=None):
     """A run whose answers "succeed" by their token sum, so that levels and shares move quickly."""
-    stream = Stream(DrawnSource(size=(96, 128)), MIX, seed=3)
+    stream = SampleStream(DrawnSource(size=(96, 128)), MIX, seed=3)
     curriculum = Lucky(
         stream,
         LevelController(start=0.2, step=0.1, window=6, band=0.0),

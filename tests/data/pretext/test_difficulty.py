@@ -10,8 +10,8 @@ from mmrl.data.pretext.difficulty import (
     FixedLevel,
     LevelController,
     LinearLevel,
-    success,
 )
+from mmrl.data.pretext.marking.rewards import above_chance
 from mmrl.data.pretext.mixture import BaseWeights, LearningProgress
 
 
@@ -42,9 +42,11 @@ def test_schedules() -> None:
 
 def test_success_is_normalised_above_chance() -> None:
     assert (
-        success(1.0, 0.35) == 1.0 and success(0.35, 0.35) == 0.0 and success(0.1, 0.35) == 0.0
+        above_chance(1.0, 0.35) == 1.0
+        and above_chance(0.35, 0.35) == 0.0
+        and above_chance(0.1, 0.35) == 0.0
     )
-    assert success(0.675, 0.35) == pytest.approx(0.5) and success(1.0, 1.0) == 0.0
+    assert above_chance(0.675, 0.35) == pytest.approx(0.5) and above_chance(1.0, 1.0) == 0.0
 
 
 def test_levels_settle_where_half_of_the_answers_succeed() -> None:
@@ -141,5 +143,5 @@ def test_unseen_tasks_are_explored_first_and_base_weights_count() -> None:
     assert BaseWeights()({"a": 3.0, "b": 1.0}) == {"a": 0.75, "b": 0.25}
     many = LearningProgress(floor=0.2)({str(index): 1.0 for index in range(10)})
     assert sum(many.values()) == pytest.approx(1.0)
-    with pytest.raises(ValueError, match="slow < quick"):
+    with pytest.raises(ValueError, match=r"slow is 0\.1; it must be above 0 and below quick"):
         LearningProgress(quick=0.01, slow=0.1)

@@ -18,15 +18,15 @@ from mmrl.data.pretext.__main__ import main
 from mmrl.data.pretext.audit.preview import write_preview
 from mmrl.data.pretext.catalogue import find
 from mmrl.data.pretext.craft.procedural import scene
-from mmrl.data.pretext.presets import Ingredient, Preset, preset
+from mmrl.data.pretext.presets import Ingredient, TaskMix, preset
 from mmrl.data.pretext.stream.export import export, row_of
-from mmrl.data.pretext.stream.scoring import pretext_reward, score_row
+from mmrl.data.pretext.stream.scoring import score_row, trl_reward
 from mmrl.data.pretext.stream.sources import DrawnSource
-from mmrl.data.pretext.stream.stream import Stream
+from mmrl.data.pretext.stream.stream import SampleStream
 from mmrl.ground.progress import with_progress
 
 ROOT = Path(__file__).parents[3]
-MIX = Preset(
+MIX = TaskMix(
     "mix",
     (
         Ingredient("relative-position"),
@@ -35,8 +35,8 @@ MIX = Preset(
 )
 
 
-def stream() -> Stream:
-    return Stream(DrawnSource(0, (240, 320)), MIX)
+def stream() -> SampleStream:
+    return SampleStream(DrawnSource(0, (240, 320)), MIX)
 
 
 def load(folder: Path, split: str = "train"):
@@ -70,13 +70,10 @@ def test_an_exported_folder_loads_and_its_truths_pay(tmp_path) -> None:
             assert np.array_equal(np.stack([np.asarray(f) for f in frames]), visual.pixels)
             assert times == visual.times.tolist()
     assert (
-        pretext_reward(rows["solution"], rows["task"], rows["truth"], rows["surface"])
-        == [1.0] * 20
+        trl_reward(rows["solution"], rows["task"], rows["truth"], rows["surface"]) == [1.0] * 20
     )
     chat = [[{"role": "assistant", "content": rows[0]["solution"]}]]
-    assert pretext_reward(chat, rows["task"][:1], rows["truth"][:1], rows["surface"][:1]) == [
-        1.0
-    ]
+    assert trl_reward(chat, rows["task"][:1], rows["truth"][:1], rows["surface"][:1]) == [1.0]
     assert np.load(tmp_path / "out" / "hashes.npy").dtype == np.uint64
 
 
@@ -108,7 +105,9 @@ def test_a_stuck_export_leaves_no_folder(tmp_path) -> None:
     with pytest.raises(ValueError, match="gave no sample"):
         export(
             partial(
-                Stream, FolderSource(tmp_path / "media"), Preset("p", (Ingredient("rotation"),))
+                SampleStream,
+                FolderSource(tmp_path / "media"),
+                TaskMix("p", (Ingredient("rotation"),)),
             ),
             tmp_path / "out",
             2,
@@ -240,7 +239,7 @@ def test_a_browser_loads_the_pictures_and_shows_the_truths(tmp_path) -> None:
     browser = next((path for path in map(shutil.which, names) if path), None)
     if browser is None:
         pytest.skip(f"no browser is installed; looked for {', '.join(names)}")
-    mix = Stream(DrawnSource(0, (240, 320)), preset("mmrl-mix-v1"))
+    mix = SampleStream(DrawnSource(0, (240, 320)), preset("mmrl-mix-v1"))
     samples = [sample for _, (_, sample) in zip(range(16), mix.iterate(), strict=False)]
     assert any(visual.is_video for sample in samples for visual in sample.visuals)
     write_preview(samples, tmp_path / "page.html")
@@ -305,12 +304,13 @@ def test_mistakes_are_named_in_one_line(tmp_path, capsys) -> None:
 
 def test_the_library_imports_no_torch() -> None:
     code = (
-        "import sys; from mmrl.data.pretext.__main__ import main; from mmrl.data.pretext.stream.stream import Stream;"
+        "import sys; from mmrl.data.pretext.__main__ import main;"
+        "from mmrl.data.pretext.stream.stream import SampleStream;"
         "from mmrl.data.pretext.presets import preset; from mmrl.data.pretext.stream.sources import DrawnSource;"
         "from mmrl.data.pretext.stream.export import row_of; import mmrl.data.pretext.audit.audit;"
         "import mmrl.data.pretext.audit.preview;"
         "import mmrl.data.pretext.stream.scoring;"
-        "s = Stream(DrawnSource(0, (240, 320)), preset('puzzlecraft-mix')); row_of(s.sample(0));"
+        "s = SampleStream(DrawnSource(0, (240, 320)), preset('puzzlecraft-mix')); row_of(s.sample(0));"
         "bad = [m for m in sys.modules if m.split('.')[0] in ('torch', 'transformers')];"
         "assert not bad, bad[:5]"
     )

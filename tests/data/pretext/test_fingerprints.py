@@ -16,9 +16,9 @@ import pytest
 
 from mmrl.data.pretext.audit.conformance import drawn_cases
 from mmrl.data.pretext.catalogue import TASKS, find
-from mmrl.data.pretext.presets import PRESETS, Preset
+from mmrl.data.pretext.presets import PRESETS, TaskMix
 from mmrl.data.pretext.stream.sources import DrawnSource
-from mmrl.data.pretext.stream.stream import Stream
+from mmrl.data.pretext.stream.stream import SampleStream
 
 STORE = Path(__file__).with_name("fingerprints.json")
 LIBRARIES = ("numpy", "pillow", "scipy")
@@ -57,9 +57,9 @@ def entries() -> dict[str, dict]:
     }
 
 
-def of_preset(entry: Preset) -> str:
+def of_preset(entry: TaskMix) -> str:
     """Hash of the words and truths of the first four samples of a preset on drawn media."""
-    found = islice(Stream(DrawnSource(0, (240, 320)), entry).iterate(), 4)
+    found = islice(SampleStream(DrawnSource(0, (240, 320)), entry).iterate(), 4)
     parts = [
         [index, sample.task, sample.truth, list(sample.messages), repr(sample.key)]
         for index, sample in found

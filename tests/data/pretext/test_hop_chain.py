@@ -16,12 +16,12 @@ from mmrl.data.pretext.craft.hop_programs import (
     matters,
     run,
 )
-from mmrl.data.pretext.craft.scene_objects import Thing, looks, spread_out
+from mmrl.data.pretext.craft.scene_objects import Thing, shape_colour_pairs, spread_out
 from mmrl.data.pretext.stream.samples import make
 from mmrl.data.pretext.surface import Surface
-from mmrl.data.pretext.tasks.hop_chain import MATTERS, HopChain
+from mmrl.data.pretext.tasks.hop_chain import MATTERS, HopChainTask
 
-TASK = HopChain()
+TASK = HopChainTask()
 
 
 def scene(seed: int, count: int = 9) -> list[Thing]:
@@ -31,7 +31,9 @@ def scene(seed: int, count: int = 9) -> list[Thing]:
     assert places is not None
     return [
         Thing(shape, colour, x, y, float(size), int(rng.integers(1, count + 1)))
-        for (shape, colour), (x, y), size in zip(looks(count, rng), places, sizes, strict=True)
+        for (shape, colour), (x, y), size in zip(
+            shape_colour_pairs(count, rng), places, sizes, strict=True
+        )
     ]
 
 

@@ -70,16 +70,16 @@ def test_jigsaw_turned_pieces_are_set_upright_by_the_answer() -> None:
 
 
 def test_jigsaw_permutations_are_uniform_and_never_the_identity() -> None:
-    from mmrl.data.pretext.tasks.jigsaw import _shuffled
+    from mmrl.data.pretext.craft.answer_forms import shuffled_order
 
     rng = Streams("uniform").selection
     counts: dict[tuple[int, ...], int] = {}
     for _ in range(4600):
-        order = tuple(int(i) for i in _shuffled(rng, 4))
+        order = tuple(shuffled_order(4, rng))
         counts[order] = counts.get(order, 0) + 1
     assert (0, 1, 2, 3) not in counts and len(counts) == 23
     assert chisquare(list(counts.values())).pvalue > 1e-4
-    assert {tuple(int(i) for i in _shuffled(rng, 2)) for _ in range(40)} == {(0, 1), (1, 0)}
+    assert {tuple(shuffled_order(2, rng)) for _ in range(40)} == {(0, 1), (1, 0)}
 
 
 def test_jigsaw_pays_permutations_only() -> None:
@@ -301,7 +301,7 @@ def test_camera_motions_move_the_window_as_named() -> None:
 
 
 def test_quality_orders_follow_the_measured_quality() -> None:
-    from mmrl.data.pretext.audit.shortcut_answers import sharpness
+    from mmrl.data.pretext.audit.picture_cues import sharpness
 
     for sample in samples("quality-order", kind="blur"):
         values = [sharpness(sample.visuals[i - 1].pixels) for i in sample.truth["answer"]]

@@ -7,9 +7,9 @@ from collections import defaultdict
 import torch
 
 from mmrl.data.pretext.catalogue import find
-from mmrl.data.pretext.presets import Ingredient, Preset, preset
+from mmrl.data.pretext.presets import Ingredient, TaskMix, preset
 from mmrl.data.pretext.stream.sources import DrawnSource
-from mmrl.data.pretext.stream.stream import Stream
+from mmrl.data.pretext.stream.stream import SampleStream
 from mmrl.ground.seeds import philox
 from mmrl.losses.advantages import group_centered
 from mmrl.losses.surrogates import clipped
@@ -49,7 +49,8 @@ def test_a_scripted_policy_improves_on_our_mix_under_grpo():
         defaultdict(list),
     )
     streams = {
-        n: Stream(source, Preset(n, (Ingredient(n),), mix.surface), seed=4) for n in names
+        n: SampleStream(source, TaskMix(n, (Ingredient(n),), mix.surface), seed=4)
+        for n in names
     }
     optimizer = torch.optim.Adam(policy.logits.values(), lr=0.3)
     for round_ in range(6):

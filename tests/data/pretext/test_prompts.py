@@ -2,7 +2,6 @@
 
 import json
 
-import numpy as np
 import pytest
 import torch
 
@@ -10,9 +9,9 @@ from mmrl.data.pretext.catalogue import find
 from mmrl.data.pretext.craft.procedural import scene
 from mmrl.data.pretext.difficulty import LevelController
 from mmrl.data.pretext.evaluate import evaluate_engine, wilson
-from mmrl.data.pretext.marking.consistency import RuleJudge, consistency, split_reply
+from mmrl.data.pretext.marking.consistency import RuleJudge, split_reply
 from mmrl.data.pretext.mixture import LearningProgress
-from mmrl.data.pretext.presets import Ingredient, Preset
+from mmrl.data.pretext.presets import Ingredient, TaskMix
 from mmrl.data.pretext.prompts import (
     Curriculum,
     PretextPrompts,
@@ -24,12 +23,12 @@ from mmrl.data.pretext.prompts import (
 )
 from mmrl.data.pretext.stream.samples import make
 from mmrl.data.pretext.stream.sources import DrawnSource, FolderSource
-from mmrl.data.pretext.stream.stream import Stream
+from mmrl.data.pretext.stream.stream import SampleStream
 from mmrl.data.pretext.surface import Surface
 from mmrl.ground.faults import BadRow
 from mmrl.types import Rollout
 
-MIX = Preset(
+MIX = TaskMix(
     "mix",
     (
         Ingredient("relative-position"),
@@ -40,7 +39,7 @@ EMPTY = torch.zeros(0, dtype=torch.long)
 
 
 def prompts(size: int | None = None) -> PretextPrompts:
-    return PretextPrompts(Stream(DrawnSource(0, (240, 320)), MIX), size)
+    return PretextPrompts(SampleStream(DrawnSource(0, (240, 320)), MIX), size)
 
 
 def answered(prompt, text: str, group: int = 0) -> Rollout:
@@ -115,7 +114,7 @@ def test_rewards_refuse_other_prompts() -> None:
 
 def test_an_index_without_sample_is_a_bad_row(tmp_path) -> None:
     (tmp_path / "bad.png").write_text("x")
-    stream = Stream(FolderSource(tmp_path), Preset("p", (Ingredient("rotation"),)))
+    stream = SampleStream(FolderSource(tmp_path), TaskMix("p", (Ingredient("rotation"),)))
     with pytest.raises(BadRow, match="every medium"):
         PretextPrompts(stream)[0]
 
@@ -131,7 +130,7 @@ def test_the_curriculum_moves_levels_and_weights_and_resumes() -> None:
             curriculum.apply(curriculum.observe(paid), progress=step / 10)
 
     def fresh() -> Curriculum:
-        stream = Stream(DrawnSource(0, (240, 320)), MIX)
+        stream = SampleStream(DrawnSource(0, (240, 320)), MIX)
         return Curriculum(
             stream, LevelController(start=0.5, window=4, step=0.1), LearningProgress()
         )
@@ -171,7 +170,7 @@ class Scripted:
 
 
 def test_evaluation_reports_accuracy_chance_and_intervals() -> None:
-    stream = Stream(DrawnSource(0, (240, 320)), MIX)
+    stream = SampleStream(DrawnSource(0, (240, 320)), MIX)
     perfect = evaluate_engine(Scripted(1.0), "all", stream, 20)
     assert perfect.overall == 1.0 and {r.task for r in perfect.results} == {
         "relative-position",
@@ -207,37 +206,11 @@ def test_the_rule_judge_compares_the_last_named_answer() -> None:
     assert "not the paper" in judge.name
 
 
-def test_consistency_counts_silence_and_empty_reasoning_apart() -> None:
-    judge, surface = (
-        RuleJudge(find("rotation"), {"answer": 90, "step": 90, "near": 0.0}),
-        Surface(thinking="think"),
+def test_replies_are_split_into_reasoning_and_answer() -> None:
+    surface = Surface(thinking="think")
+    reply = "<think>turned by 90</think><answer>90</answer>"
+    assert split_reply(reply, surface) == ("turned by 90", "90")
+    assert split_reply("<think>turned by 180</think> no answer", surface) == (
+        "turned by 180",
+        None,
     )
-    replies = [
-        "<think>turned by 90</think><answer>90</answer>",
-        "<think>turned by 180</think><answer>90</answer>",
-        "<think>hard to say</think><answer>90</answer>",
-        "<answer>90</answer>",
-        "<think>turned by 180</think> no answer",
-    ]
-    found = consistency(replies, [surface] * 5, [judge] * 5)
-    assert (found.judged, found.silent, found.empty) == (
-        3,
-        1,
-        1,
-    ) and found.rate == pytest.approx(1 / 3)
-    assert split_reply(replies[0], surface) == ("turned by 90", "90")
-    assert consistency([], [], []).rate is None
-
-
-def test_group_weights_take_solution_keys() -> None:
-    from mmrl.data.pretext.marking.group_weight import group_weight
-
-    prompt = to_prompt(make(find("patchfit"), [scene(0, 1)]))
-    texts = ["<answer>A</answer>", "<answer>B</answer>", "<answer>C</answer>", "no"]
-    rollouts = [answered(prompt, text) for text in texts]
-    keys, rewards = [solution_key(r) for r in rollouts], [pretext_reward(r) for r in rollouts]
-    assert (
-        prompt.extra["options"] == 4
-        and 0.0 <= group_weight(rewards, keys, prompt.extra["options"]) <= 1.0
-    )
-    assert group_weight(np.zeros(4).tolist(), keys, 4) == 0.0

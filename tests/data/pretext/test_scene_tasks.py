@@ -11,10 +11,16 @@ from mmrl.data.pretext.contract import Sample, Task
 from mmrl.data.pretext.stream.samples import make
 from mmrl.data.pretext.surface import Surface
 from mmrl.data.pretext.tasks import charts, scene_count
-from mmrl.data.pretext.tasks.charts import ASKS, ChartReading, TableReading, draw_numbers, pose
-from mmrl.data.pretext.tasks.clock import Clock
-from mmrl.data.pretext.tasks.maze import STEPS, MazeExit, MazePath
-from mmrl.data.pretext.tasks.scene_count import SceneCompare, SceneCount, kind_name
+from mmrl.data.pretext.tasks.charts import (
+    ASKS,
+    ChartReadingTask,
+    TableReadingTask,
+    draw_numbers,
+    pose,
+)
+from mmrl.data.pretext.tasks.clock import ClockTask
+from mmrl.data.pretext.tasks.maze import STEPS, MazeExitTask, MazePathTask
+from mmrl.data.pretext.tasks.scene_count import SceneCompareTask, SceneCountTask, kind_name
 from mmrl.ground.seeds import Streams
 
 
@@ -55,7 +61,7 @@ def test_exactly_the_chosen_objects_match(properties):
 def test_counts_are_uniform_and_marked():
     counts = Counter()
     for index in range(140):
-        sample = drawn(SceneCount(), index, most=6, side=index % 2 == 0)
+        sample = drawn(SceneCountTask(), index, most=6, side=index % 2 == 0)
         counts[sample.truth["answer"]] += 1
         boxes = sample.evidence[0].boxes
         assert len(boxes) == sample.truth["answer"]
@@ -65,7 +71,7 @@ def test_counts_are_uniform_and_marked():
 def test_comparisons_follow_the_counts():
     seen = set()
     for index in range(30):
-        sample = drawn(SceneCompare(), index)
+        sample = drawn(SceneCompareTask(), index)
         first, second = sample.meta["counts"]
         assert sample.truth["answer"] == (
             "more" if first > second else "fewer" if first < second else "equal"
@@ -92,7 +98,7 @@ def regions(sample: Sample) -> np.ndarray:
 
 def test_only_the_right_exit_is_connected_in_the_picture():
     for index in range(5):
-        sample = drawn(MazeExit(), index, exits=3)
+        sample = drawn(MazeExitTask(), index, exits=3)
         parts = regions(sample)
         inner = np.unique(parts[20:-20, 20:-20])
         assert len(inner[inner > 0]) == 3
@@ -101,7 +107,7 @@ def test_only_the_right_exit_is_connected_in_the_picture():
 
 
 def test_maze_paths_walk_through_white():
-    task = MazePath()
+    task = MazePathTask()
     for index in range(5):
         sample = drawn(task, index, size=6, steps=7)
         truth = sample.truth
@@ -123,7 +129,7 @@ def test_maze_paths_walk_through_white():
 
 
 def test_maze_answers():
-    task, sample = MazePath(), drawn(MazePath(), 1)
+    task, sample = MazePathTask(), drawn(MazePathTask(), 1)
     way, truth = sample.truth["answer"], sample.truth
     opposite = {"up": "down", "down": "up", "left": "right", "right": "left"}
     detour = [way[0], opposite[way[0]], *way]
@@ -148,7 +154,7 @@ def _opens(truth, move: str) -> bool:
 
 
 def test_clock_times():
-    task, truth = Clock(), {"answer": 535, "step": 5, "gamma": 0.2}
+    task, truth = ClockTask(), {"answer": 535, "step": 5, "gamma": 0.2}
     for text in ("8:55", "08:55", "20:55", "8.55"):
         assert task.score(Surface().wrap(text), truth).correct
     assert task.format({"answer": 0}) == "12:00" and task.format({"answer": 45}) == "12:45"
@@ -159,8 +165,8 @@ def test_clock_times():
 
 
 def test_clock_hands_point_where_they_should():
-    sample = drawn(Clock(), 3, step=15, numerals="none", tilt=0)
-    again = drawn(Clock(), 3, step=15, numerals="none", tilt=0)
+    sample = drawn(ClockTask(), 3, step=15, numerals="none", tilt=0)
+    again = drawn(ClockTask(), 3, step=15, numerals="none", tilt=0)
     assert np.array_equal(sample.visuals[0].pixels, again.visuals[0].pixels)
 
 
@@ -197,7 +203,9 @@ def test_bars_are_as_high_as_their_numbers():
         assert abs(coloured.sum() - 12 * numbers.values[row, 0]) <= 2
 
 
-@pytest.mark.parametrize("task", [ChartReading(), TableReading()], ids=["chart", "table"])
+@pytest.mark.parametrize(
+    "task", [ChartReadingTask(), TableReadingTask()], ids=["chart", "table"]
+)
 def test_chart_chance_depends_on_the_question(task):
     rows = int(task.defaults()["categories" if task.name == "chart-reading" else "rows"])
     top = int(task.defaults()["top"])
@@ -206,9 +214,9 @@ def test_chart_chance_depends_on_the_question(task):
 
 
 def test_redrawn_boards_pay_likeness_and_only_boards():
-    from mmrl.data.pretext.tasks.redraw import GROUND, Redraw, drawing
+    from mmrl.data.pretext.tasks.redraw import GROUND, RedrawTask, drawing
 
-    task = Redraw()
+    task = RedrawTask()
     truth = {
         "answer": [["large", "red", "circle", 1, 1], ["small", "blue", "star", 3, 2]],
         "cells": 3,

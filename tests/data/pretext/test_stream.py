@@ -14,13 +14,13 @@ from mmrl.data.pretext.contract import Sample
 from mmrl.data.pretext.craft.procedural import scene
 from mmrl.data.pretext.difficulty import FixedLevel
 from mmrl.data.pretext.mixture import LearningProgress
-from mmrl.data.pretext.presets import Ingredient, Preset, preset
+from mmrl.data.pretext.presets import Ingredient, TaskMix, preset
 from mmrl.data.pretext.stream.sources import DrawnSource, FolderSource, SplitSource, held_out
-from mmrl.data.pretext.stream.stream import BLOCK, REUSE, SPREAD, Stream
+from mmrl.data.pretext.stream.stream import BLOCK, REUSE, SPREAD, SampleStream
 from mmrl.ground.faults import BadMedia
 from mmrl.ground.quarantine import Quarantine
 
-MIX = Preset(
+MIX = TaskMix(
     "mix",
     (
         Ingredient("rotation"),
@@ -28,7 +28,7 @@ MIX = Preset(
         Ingredient("mosaic", 0.5),
     ),
 )
-QUICK = Preset("quick", (Ingredient("relative-position"), Ingredient("overlay-count")))
+QUICK = TaskMix("quick", (Ingredient("relative-position"), Ingredient("overlay-count")))
 SMALL = DrawnSource(0, (240, 320))
 
 
@@ -45,7 +45,7 @@ def equal(first: Sample, second: Sample) -> bool:
     )
 
 
-def taken(stream: Stream, count: int, **where: int) -> dict[int, Sample]:
+def taken(stream: SampleStream, count: int, **where: int) -> dict[int, Sample]:
     return {
         index: sample
         for _, (index, sample) in zip(range(count), stream.iterate(**where), strict=False)
@@ -53,34 +53,34 @@ def taken(stream: Stream, count: int, **where: int) -> dict[int, Sample]:
 
 
 def test_ranks_together_give_the_same_stream_as_one() -> None:
-    whole = taken(Stream(SMALL, MIX), 24)
+    whole = taken(SampleStream(SMALL, MIX), 24)
     split: dict[int, Sample] = {}
     for rank in range(4):
-        split |= taken(Stream(SMALL, MIX), 6, rank=rank, world=4)
+        split |= taken(SampleStream(SMALL, MIX), 6, rank=rank, world=4)
     assert sorted(split) == sorted(whole)
     assert all(equal(split[index], whole[index]) for index in whole)
 
 
 def test_a_killed_stream_continues_at_any_index() -> None:
-    whole = taken(Stream(SMALL, MIX), 16)
-    rest = taken(Stream(SMALL, MIX), 5, start=11)
+    whole = taken(SampleStream(SMALL, MIX), 16)
+    rest = taken(SampleStream(SMALL, MIX), 5, start=11)
     assert all(equal(rest[index], whole[index]) for index in rest) and min(rest) == 11
-    assert min(taken(Stream(SMALL, QUICK), 1, start=5, rank=2, world=4)) == 6
+    assert min(taken(SampleStream(SMALL, QUICK), 1, start=5, rank=2, world=4)) == 6
 
 
 def test_samples_do_not_depend_on_what_was_asked_before() -> None:
-    stream = Stream(SMALL, MIX)
+    stream = SampleStream(SMALL, MIX)
     later = stream.sample(9)
     stream.sample(3)
     assert (
         later is not None
         and equal(later, stream.sample(9))
-        and equal(later, Stream(SMALL, MIX).sample(9))
+        and equal(later, SampleStream(SMALL, MIX).sample(9))
     )
 
 
 def test_the_stream_replays_a_stored_sample() -> None:
-    stream = Stream(SMALL, MIX)
+    stream = SampleStream(SMALL, MIX)
     for _, (_, sample) in zip(range(4), stream.iterate(), strict=False):
         stored = json.loads(json.dumps(sample.recipe))
         assert stored == sample.recipe
@@ -89,16 +89,16 @@ def test_the_stream_replays_a_stored_sample() -> None:
 
 def test_seeds_presets_and_levels_change_the_stream() -> None:
     ids = {
-        Stream(SMALL, QUICK, seed).sample(0).id  # type: ignore[union-attr]
+        SampleStream(SMALL, QUICK, seed).sample(0).id  # type: ignore[union-attr]
         for seed in range(3)
     }
-    hard = Stream(SMALL, QUICK, levels=FixedLevel(1.0)).sample(0)
+    hard = SampleStream(SMALL, QUICK, levels=FixedLevel(1.0)).sample(0)
     assert len(ids) == 3 and hard is not None and hard.id not in ids
-    assert hard.knobs != Stream(SMALL, QUICK, levels=FixedLevel(0.0)).sample(0).knobs  # type: ignore[union-attr]
+    assert hard.knobs != SampleStream(SMALL, QUICK, levels=FixedLevel(0.0)).sample(0).knobs  # type: ignore[union-attr]
 
 
 def test_shares_follow_weights_and_bandits() -> None:
-    stream = Stream(SMALL, MIX)
+    stream = SampleStream(SMALL, MIX)
     assert np.allclose(stream.shares(), [1 / 3.5, 2 / 3.5, 0.5 / 3.5])
     counts = {fit.task.name: 0 for fit in stream.fits}
     for index in range(700):
@@ -106,7 +106,7 @@ def test_shares_follow_weights_and_bandits() -> None:
     assert abs(counts["jigsaw"] / 700 - 2 / 3.5) < 0.06
     bandit = LearningProgress(warmup=0)
     bandit.means = {"rotation": [0.9, 0.1, 9], "jigsaw": [0.5, 0.5, 9], "mosaic": [0.5, 0.5, 9]}
-    shares = Stream(SMALL, MIX, weights=bandit).shares()
+    shares = SampleStream(SMALL, MIX, weights=bandit).shares()
     assert shares[0] > 0.85 and min(shares) >= 0.05 - 1e-9
 
 
@@ -118,7 +118,9 @@ def test_reused_media_are_decoded_once() -> None:
             Counting.opened += 1
             return super().open(kind, position, avoid)
 
-    stream = Stream(Counting(0, (240, 320)), Preset("one", (Ingredient("relative-position"),)))
+    stream = SampleStream(
+        Counting(0, (240, 320)), TaskMix("one", (Ingredient("relative-position"),))
+    )
     for index in range(0, SPREAD * REUSE, 8):
         stream.sample(index)
     assert Counting.opened <= 3 and stream.counts["made/relative-position"] == 6
@@ -129,11 +131,13 @@ def test_media_are_visited_once_per_epoch_in_shuffled_order(tmp_path) -> None:
         buffer = io.BytesIO()
         Image.fromarray(scene(0, index, 64, 64).picture()).save(buffer, "PNG")
         (tmp_path / f"{index}.png").write_bytes(buffer.getvalue())
-    stream = Stream(FolderSource(tmp_path), Preset("one", (Ingredient("relative-position"),)))
+    stream = SampleStream(
+        FolderSource(tmp_path), TaskMix("one", (Ingredient("relative-position"),))
+    )
     first = [stream._position("image", number) for number in range(7)]
     second = [stream._position("image", number) for number in range(7, 14)]
     assert sorted(first) == sorted(second) == list(range(7)) and first != second
-    drawn = Stream(SMALL, QUICK)
+    drawn = SampleStream(SMALL, QUICK)
     assert sorted(drawn._position("image", number) for number in range(BLOCK)) == list(
         range(BLOCK)
     )
@@ -155,7 +159,7 @@ def messy(tmp_path):
 
 def test_bad_media_are_skipped_counted_and_listed(messy) -> None:
     quarantine = Quarantine(messy / "out" / "bad.jsonl")
-    stream = Stream(FolderSource(messy, quarantine), QUICK, quarantine=quarantine)
+    stream = SampleStream(FolderSource(messy, quarantine), QUICK, quarantine=quarantine)
     found = taken(stream, 150)
     assert len(found) == 150 and list(found) == list(range(150))
     listed = {
@@ -174,22 +178,22 @@ def test_bad_media_are_skipped_counted_and_listed(messy) -> None:
     )
     assert all(
         equal(found[i], again)
-        for i, again in taken(Stream(FolderSource(messy), QUICK), 10).items()
+        for i, again in taken(SampleStream(FolderSource(messy), QUICK), 10).items()
     )
 
 
 def test_a_source_without_usable_media_stops_with_reasons(tmp_path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "dot.png")
-    stream = Stream(FolderSource(tmp_path), Preset("one", (Ingredient("rotation"),)))
+    stream = SampleStream(FolderSource(tmp_path), TaskMix("one", (Ingredient("rotation"),)))
     with pytest.raises(ValueError, match="rotation/too-small"):
         next(stream.iterate())
     with pytest.raises(ValueError, match="holds no media"):
-        Stream(FolderSource(tmp_path), preset("visual-jigsaw-video"))
+        SampleStream(FolderSource(tmp_path), preset("visual-jigsaw-video"))
 
 
 def test_tasks_without_media_are_left_out_and_named(tmp_path) -> None:
     Image.fromarray(scene(0, 0).picture()).save(tmp_path / "a.png")
-    stream = Stream(FolderSource(tmp_path), preset("mmrl-mix-v1"))
+    stream = SampleStream(FolderSource(tmp_path), preset("mmrl-mix-v1"))
     assert "temporal-jigsaw" in stream.left_out and "jigsaw" not in stream.left_out
     assert abs(sum(stream.shares()) - 1.0) < 1e-9
 
@@ -197,7 +201,7 @@ def test_tasks_without_media_are_left_out_and_named(tmp_path) -> None:
 def test_too_few_media_are_a_reason_not_a_repeat(tmp_path) -> None:
     for index in range(2):
         Image.fromarray(scene(0, index).picture()).save(tmp_path / f"{index}.png")
-    stream = Stream(FolderSource(tmp_path), Preset("one", (Ingredient("mosaic"),)))
+    stream = SampleStream(FolderSource(tmp_path), TaskMix("one", (Ingredient("mosaic"),)))
     assert stream.sample(0) is None and stream.counts["refused/mosaic/too-few-media"] > 0
 
 
@@ -216,14 +220,14 @@ def test_image_tasks_take_stills_of_clips(tmp_path) -> None:
                 )
             )
         container.mux(stream.encode())
-    sample = Stream(FolderSource(tmp_path), QUICK).sample(0)
+    sample = SampleStream(FolderSource(tmp_path), QUICK).sample(0)
     assert sample is not None and sample.meta["source"]["still"] is True
 
 
 def test_held_out_streams_share_no_medium_with_training() -> None:
     media = {}
     for side in ("train", "heldout"):
-        stream = Stream(SplitSource(SMALL, side, 0.3), QUICK)
+        stream = SampleStream(SplitSource(SMALL, side, 0.3), QUICK)
         media[side] = {
             m
             for _, (_, s) in zip(range(20), stream.iterate(), strict=False)
@@ -239,9 +243,9 @@ def test_unknown_presets_tasks_and_knobs_are_refused() -> None:
     with pytest.raises(ValueError, match="no preset 'nope'"):
         preset("nope")
     with pytest.raises(ValueError, match="no knob"):
-        Stream(SMALL, Preset("bad", (Ingredient("jigsaw", 1.0, {"size": 3}),)))
+        SampleStream(SMALL, TaskMix("bad", (Ingredient("jigsaw", 1.0, {"size": 3}),)))
     with pytest.raises(ValueError, match="positive weights"):
-        Preset("bad", (Ingredient("jigsaw", 0.0),))
+        TaskMix("bad", (Ingredient("jigsaw", 0.0),))
 
 
 def test_every_preset_runs_on_drawn_media() -> None:
@@ -249,12 +253,12 @@ def test_every_preset_runs_on_drawn_media() -> None:
 
     for entry in PRESETS:
         for ingredient in entry.ingredients:
-            Stream(SMALL, Preset(entry.name, (ingredient,)))
-        assert Stream(DrawnSource(), entry).sample(0) is not None, entry.name
+            SampleStream(SMALL, TaskMix(entry.name, (ingredient,)))
+        assert SampleStream(DrawnSource(), entry).sample(0) is not None, entry.name
 
 
 def test_a_stream_travels_to_workers() -> None:
-    stream = Stream(SMALL, QUICK)
+    stream = SampleStream(SMALL, QUICK)
     before = stream.sample(4)
     again = pickle.loads(pickle.dumps(stream))
     assert before is not None and equal(before, again.sample(4))
@@ -297,8 +301,8 @@ def test_every_image_task_takes_a_mixed_folder(zoo) -> None:
     count, quarantine = int(os.environ.get("PRETEXT_SAMPLES", "6")), Quarantine()
     source = FolderSource(zoo, quarantine)
     for task in (task for task in TASKS if task.kinds[0] == "image"):
-        stream = Stream(
-            source, Preset(task.name, (Ingredient(task.name),)), seed=5, quarantine=quarantine
+        stream = SampleStream(
+            source, TaskMix(task.name, (Ingredient(task.name),)), seed=5, quarantine=quarantine
         )
         for index in range(count):
             sample = stream.sample(index)
@@ -322,7 +326,7 @@ def test_every_task_without_files_takes_drawn_media() -> None:
 
     count = int(os.environ.get("PRETEXT_SAMPLES", "6"))
     for task in (task for task in TASKS if task.kinds[0] not in ("image", "video")):
-        stream = Stream(SMALL, Preset(task.name, (Ingredient(task.name),)), seed=5)
+        stream = SampleStream(SMALL, TaskMix(task.name, (Ingredient(task.name),)), seed=5)
         for index in range(count):
             sample = stream.sample(index)
             if sample is not None:

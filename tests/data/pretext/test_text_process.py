@@ -12,20 +12,26 @@ from mmrl.data.pretext.craft.worked_steps import (
     calculation,
     closure,
     dependencies,
-    order_count,
-    split_steps,
 )
 from mmrl.data.pretext.stream.samples import make
 from mmrl.data.pretext.surface import Surface
 from mmrl.data.pretext.tasks.masked_fill import (
-    MaskedFill,
+    MaskedFillTask,
     equivalent_expressions,
-    masked,
+    masked_lines,
     span_score,
 )
-from mmrl.data.pretext.tasks.step_reorder import StepReorder
+from mmrl.data.pretext.tasks.step_reorder import StepReorderTask
 
-REORDER, FILL = StepReorder(), MaskedFill()
+REORDER, FILL = StepReorderTask(), MaskedFillTask()
+
+
+def order_count(pairs: set[tuple[int, int]], count: int) -> int:
+    """In how many orders the steps can stand, by trying all."""
+    return sum(
+        all(order.index(a) < order.index(b) for a, b in pairs)
+        for order in permutations(range(count))
+    )
 
 
 def drawn(task, index: int = 0, **knobs) -> Sample:
@@ -61,28 +67,6 @@ def test_dependencies_do_not_depend_on_the_order_of_the_steps():
     assert order_count(pairs, 4) == 2
     turned = dependencies(steps[::-1])
     assert {(3 - a, 3 - b) for a, b in turned} == pairs
-
-
-def test_texts_are_split_into_steps():
-    numbered = (
-        "1. Let x = 4 be given.\n2. Then y = x + 1 is five.\n"
-        "3. Nothing else needed.\n4. Finally, z = x + y holds."
-    )
-    steps = split_steps(numbered)
-    assert steps == [
-        "Let x = 4 be given.",
-        "y = x + 1 is five.",
-        "Nothing else needed.",
-        "z = x + y holds.",
-    ]
-    assert split_steps("One paragraph is here.\n\nAnother one stands there.") == [
-        "One paragraph is here.",
-        "Another one stands there.",
-    ]
-    assert split_steps("The first sentence stands here. So. The second one follows it.") == [
-        "The first sentence stands here. So.",
-        "The second one follows it.",
-    ]
 
 
 @pytest.mark.parametrize("pair", [False, True])
@@ -125,7 +109,7 @@ def test_putting_the_truth_back_restores_the_text(spans):
             continue
         kinds = {"values": "value", "expressions": "expression"}
         hidden = {1: kinds.get(spans, "value"), 3: kinds.get(spans, "expression")}
-        lines, answer = masked(steps, hidden)
+        lines, answer = masked_lines(steps, hidden)
         text = "\n".join(lines)
         for place, span in enumerate(answer, 1):
             assert text.count(f"[MASK_{place}]") == 1

@@ -1,7 +1,7 @@
 """The video tasks: their truth follows from the frames that are shown."""
 
 from functools import cache
-from itertools import pairwise, permutations
+from itertools import pairwise, permutations, product
 
 import numpy as np
 import pytest
@@ -9,19 +9,19 @@ import pytest
 from mmrl.data.pretext.catalogue import TASKS
 from mmrl.data.pretext.contract import ArrayClip, Medium, Reject, Sample, Task
 from mmrl.data.pretext.craft import clips
+from mmrl.data.pretext.craft.answer_forms import shuffled_order
 from mmrl.data.pretext.craft.procedural import clip
-from mmrl.data.pretext.marking.reward_arrays import all_orders
 from mmrl.data.pretext.stream.samples import make
 from mmrl.data.pretext.surface import Surface
-from mmrl.data.pretext.tasks.arrow_of_time import ArrowOfTime
-from mmrl.data.pretext.tasks.clip_insertion import ClipInsertion
-from mmrl.data.pretext.tasks.frame_time import FrameTime
-from mmrl.data.pretext.tasks.interleaved import InterleavedClips
-from mmrl.data.pretext.tasks.needle_clip import NeedleClip
-from mmrl.data.pretext.tasks.sprite_path import SpriteMoves, SpritePath
-from mmrl.data.pretext.tasks.sprite_times import SpriteTimes
-from mmrl.data.pretext.tasks.temporal_jigsaw import TemporalJigsaw, shuffled
-from mmrl.data.pretext.tasks.video_count import VideoCount
+from mmrl.data.pretext.tasks.arrow_of_time import ArrowOfTimeTask
+from mmrl.data.pretext.tasks.clip_insertion import ClipInsertionTask
+from mmrl.data.pretext.tasks.frame_time import FrameTimeTask
+from mmrl.data.pretext.tasks.interleaved import InterleavedClipsTask
+from mmrl.data.pretext.tasks.needle_clip import NeedleClipTask
+from mmrl.data.pretext.tasks.sprite_path import SpriteMovesTask, SpritePathTask
+from mmrl.data.pretext.tasks.sprite_times import SpriteTimesTask
+from mmrl.data.pretext.tasks.temporal_jigsaw import TemporalJigsawTask, _sampled
+from mmrl.data.pretext.tasks.video_count import VideoCountTask, _sum_over_frames
 
 
 @cache
@@ -51,7 +51,7 @@ def ramp() -> Medium:
 
 @pytest.mark.parametrize("count", [3, 6])
 def test_temporal_jigsaw_answer_restores_the_order(count):
-    sample = make(TemporalJigsaw(), [ramp()], {"clips": count, "per_clip": 4, "trim": 0.1})
+    sample = make(TemporalJigsawTask(), [ramp()], {"clips": count, "per_clip": 4, "trim": 0.1})
     assert isinstance(sample, Sample) and len(sample.visuals) == count
     played = [sample.visuals[place - 1].pixels for place in sample.truth["answer"]]
     means = [mean for frames in played for mean in brightness(frames)]
@@ -62,22 +62,37 @@ def test_temporal_jigsaw_answer_restores_the_order(count):
     assert all(visual.times is not None and visual.times[0] == 0 for visual in sample.visuals)
 
 
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(0.5, 2), (2.9, 4), (3.0, 6), (5.9, 10), (60.0, 12)]
+)
+def test_clips_may_show_an_even_number_of_frames_at_a_rate(seconds, shown):
+    """Visual Jigsaw: two a second, at least two, at most twelve, rounded down to pairs."""
+    frames = round(seconds * 30)
+    times = np.arange(frames + 5) / 30
+    assert _sampled(times, (0, frames), 2.0, 12) == shown
+    sample = make(
+        TemporalJigsawTask(), [ramp()], {"clips": 6, "per_clip": 12, "fps": 2.0, "trim": 0.1}
+    )
+    # 72 frames at 4 a second are six clips of twelve, of which ten are left: 2.5 seconds.
+    assert {len(visual.pixels) for visual in sample.visuals} == {4}
+
+
 @pytest.mark.parametrize("count", [2, 3])
 def test_few_pieces_come_in_every_order_equally_often(count):
     rng, orders = np.random.default_rng(0), list(permutations(range(count)))
-    drawn = [tuple(shuffled(rng, count).tolist()) for _ in range(600)]
+    drawn = [tuple(shuffled_order(count, rng)) for _ in range(600)]
     shares = [drawn.count(order) / 600 for order in orders]
     assert max(abs(share - 1 / len(orders)) for share in shares) < 0.07
 
 
 def test_more_pieces_never_come_in_order():
     rng = np.random.default_rng(0)
-    assert [0, 1, 2, 3] not in [shuffled(rng, 4).tolist() for _ in range(300)]
+    assert [0, 1, 2, 3] not in [shuffled_order(4, rng) for _ in range(300)]
 
 
 def test_temporal_jigsaw_rewards():
     task, truth = (
-        TemporalJigsaw(),
+        TemporalJigsawTask(),
         {"answer": [3, 1, 2, 4], "gamma": 0.2, "reward": "positional"},
     )
     assert task.score(Surface().wrap("3 1 4 2"), truth).reward == pytest.approx(0.1)
@@ -91,8 +106,8 @@ def test_temporal_jigsaw_rewards():
     for kind in ("positional", "footrule", "kendall"):
         knobs = task.complete({"clips": 4, "reward": kind})
         pay = [
-            task.verify(tuple(order), truth | {"reward": kind}).reward
-            for order in all_orders(4).tolist()
+            task.verify(order, truth | {"reward": kind}).reward
+            for order in permutations(range(1, 5))
         ]
         assert np.mean(pay) == pytest.approx(task.chance_reward(knobs))
 
@@ -107,11 +122,11 @@ def test_frozen_and_short_clips_are_refused():
         "short", "video", clip=ArrayClip(np.zeros((3, 64, 64, 3), np.uint8), np.arange(3) / 4)
     )
     for task in (
-        TemporalJigsaw(),
-        ArrowOfTime(),
-        ClipInsertion(),
-        FrameTime(),
-        InterleavedClips(),
+        TemporalJigsawTask(),
+        ArrowOfTimeTask(),
+        ClipInsertionTask(),
+        FrameTimeTask(),
+        InterleavedClipsTask(),
     ):
         assert isinstance(make(task, [still, still]), Reject), task.name
         assert make(task, [short, short]) == Reject("too-few-frames"), task.name
@@ -119,7 +134,7 @@ def test_frozen_and_short_clips_are_refused():
 
 def test_arrow_of_time_plays_what_it_says():
     for seed in range(6):
-        sample = make(ArrowOfTime(), [ramp()], {"reference": True}, seed=seed)
+        sample = make(ArrowOfTimeTask(), [ramp()], {"reference": True}, seed=seed)
         assert isinstance(sample, Sample)
         before, asked = (visual.pixels for visual in sample.visuals)
         rising = brightness(asked)[-1] > brightness(asked)[0]
@@ -130,7 +145,7 @@ def test_arrow_of_time_plays_what_it_says():
 
 
 def test_missing_clip_fits_its_join():
-    sample = make(ClipInsertion(), [ramp()], {"joins": 4})
+    sample = make(ClipInsertionTask(), [ramp()], {"joins": 4})
     assert isinstance(sample, Sample)
     video, extra = (visual.pixels for visual in sample.visuals)
     join = int(sample.truth["answer"]) * 4
@@ -146,29 +161,29 @@ def test_missing_clip_fits_its_join():
 
 def test_frame_time_points_at_the_nearest_frame():
     for seed in range(4):
-        sample = drawn(FrameTime(), seed=seed)
+        sample = drawn(FrameTimeTask(), seed=seed)
         video, still = (visual.pixels for visual in sample.visuals)
         apart = np.abs(clips.thumbnails(video) - clips.thumbnails(still[None])).mean(
             axis=(1, 2, 3)
         )
         assert abs(int(apart.argmin()) - sample.key) <= 1
         near = f"{sample.truth['answer'] + sample.truth['step']:.1f}"
-        assert FrameTime().score(Surface().wrap(near), sample.truth).reward < 1.0
+        assert FrameTimeTask().score(Surface().wrap(near), sample.truth).reward < 1.0
     truth = {"answer": 3.0, "frames": 16, "step": 0.5, "tau": 0.05}
-    assert FrameTime().score(Surface().wrap("3.2 s"), truth).correct
-    assert FrameTime().score(Surface().wrap("3.8"), truth).reward == pytest.approx(
+    assert FrameTimeTask().score(Surface().wrap("3.2 s"), truth).correct
+    assert FrameTimeTask().score(Surface().wrap("3.8"), truth).reward == pytest.approx(
         np.exp(-0.8 / 0.4)
     )
-    assert FrameTime().score(Surface().wrap("-1"), truth).reward == 0.0
-    assert FrameTime().score(Surface().wrap("8.0"), truth).reward == 0.0
+    assert FrameTimeTask().score(Surface().wrap("-1"), truth).reward == 0.0
+    assert FrameTimeTask().score(Surface().wrap("8.0"), truth).reward == 0.0
 
 
 def test_needle_frames_come_from_the_other_clip():
-    sample = drawn(NeedleClip(), 2, decoys=0)
+    sample = drawn(NeedleClipTask(), 2, decoys=0)
     ((a, b),) = sample.key  # type: ignore[misc]
     shown = sample.visuals[0].pixels
     source = media(2)[0].video()
-    indices = clips.spread(source, np.arange(24.0))
+    indices = clips.spread_indices(source, np.arange(24.0))
     assert indices is not None
     host = source.read(indices.tolist())
     same = [i for i in range(24) if np.array_equal(shown[i], host[i])]
@@ -176,8 +191,8 @@ def test_needle_frames_come_from_the_other_clip():
 
 
 def test_interleaved_clips_are_sorted_by_video_and_time():
-    sample = drawn(InterleavedClips(), 2, clips=3, seed=1)
-    answer, task = sample.truth["answer"], InterleavedClips()
+    sample = drawn(InterleavedClipsTask(), 2, clips=3, seed=1)
+    answer, task = sample.truth["answer"], InterleavedClipsTask()
     assert sorted(answer) == [1, 2, 3, 4, 5, 6] and 1 in answer[:3]
     turned = " | ".join(", ".join(map(str, half)) for half in (answer[3:], answer[:3]))
     assert task.score(Surface().wrap(turned), sample.truth).correct
@@ -188,7 +203,7 @@ def test_interleaved_clips_are_sorted_by_video_and_time():
 @pytest.mark.parametrize("motion", ["still", "moving", "reenter"])
 def test_counts_equal_what_was_painted(motion):
     for seed in range(3):
-        sample = drawn(VideoCount(), motion=motion, seed=seed, most=6, frames=16)
+        sample = drawn(VideoCountTask(), motion=motion, seed=seed, most=6, frames=16)
         painted = sample.meta["painted"]
         assert sample.truth["answer"] == list(painted.values())[:3]
         assert all(1 <= count <= 6 for count in sample.truth["answer"])
@@ -196,7 +211,7 @@ def test_counts_equal_what_was_painted(motion):
             boxes = sum(len(evidence.boxes) for evidence in sample.evidence)
             assert boxes == sum(sample.truth["answer"])
         source = media(1)[0].video()
-        indices = clips.spread(source, np.arange(16.0))
+        indices = clips.spread_indices(source, np.arange(16.0))
         assert indices is not None
         clean = source.read(indices.tolist())
         for evidence in sample.evidence:
@@ -205,15 +220,32 @@ def test_counts_equal_what_was_painted(motion):
                 assert not np.array_equal(clean[region], sample.visuals[0].pixels[region])
 
 
+def test_counts_may_be_sums_over_frames_as_videossr_draws_them():
+    """One to three shapes on each of one to three frames, every draw as likely."""
+    rng, draws = np.random.default_rng(0), 20_000
+    found = np.bincount([_sum_over_frames(rng, 9) for _ in range(draws)], minlength=10) / draws
+    wanted = np.zeros(10)
+    for frames in (1, 2, 3):
+        for each in product((1, 2, 3), repeat=frames):
+            wanted[sum(each)] += 1 / 3 / 3**frames
+    assert np.abs(found - wanted).max() < 0.012
+    sample = drawn(VideoCountTask(), law="frames", most=9, distractors=0, frames=48)
+    assert all(1 <= count <= 9 for count in sample.truth["answer"])
+    with pytest.raises(
+        ValueError, match=r"law is 'frames' with motion 'still' and most 5.*most=9"
+    ):
+        make(VideoCountTask(), media(1), {"law": "frames"})
+
+
 def test_counting_refuses_more_objects_than_colours():
     with pytest.raises(ValueError, match="at most 8"):
-        make(VideoCount(), media(1), {"most": 9})
+        make(VideoCountTask(), media(1), {"most": 9})
 
 
 @pytest.mark.parametrize("which", ["first", "last"])
 def test_sprite_times_are_the_edges_of_its_visits(which):
     for seed in range(4):
-        sample = drawn(SpriteTimes(), ask=which, seed=seed, visits=3)
+        sample = drawn(SpriteTimesTask(), ask=which, seed=seed, visits=3)
         seen = np.flatnonzero(sample.meta["visible"])
         assert sample.key == (seen[0] if which == "first" else seen[-1])
         assert [evidence.frames[0] for evidence in sample.evidence] != []
@@ -222,13 +254,13 @@ def test_sprite_times_are_the_edges_of_its_visits(which):
 
 def test_sprite_path_ends_where_the_moves_lead():
     for seed in range(4):
-        cell = drawn(SpritePath(), seed=seed, objects=3)
+        cell = drawn(SpritePathTask(), seed=seed, objects=3)
         box = cell.evidence[-1].boxes[0]
         height, width = cell.visuals[0].pixels.shape[1:3]
         column = int((box[0] + box[2]) / 2 / width * 3)
         row = int((box[1] + box[3]) / 2 / height * 3)
         assert cell.truth["answer"] == str(row * 3 + column + 1)
-        moves = drawn(SpriteMoves(), seed=seed, objects=2)
+        moves = drawn(SpriteMovesTask(), seed=seed, objects=2)
         centres = [
             ((b[0] + b[2]) / 2, (b[1] + b[3]) / 2) for e in moves.evidence for b in e.boxes
         ]

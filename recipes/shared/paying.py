@@ -1,0 +1,137 @@
+r"""How questions are put and answers are paid: the styles of the papers, and what the parts of the reward weigh.
+
+A style is what belongs together: the instruction and its place, who reads the answer, and the form that is paid. The
+styles of papers ask for exactly what the paper's instruction asks for, in our words:
+
+    box           think in tags, answer in a box; behind the question, after a blank line (PAPO, VPPO)
+    box-inline    the same, on the line of the question (EasyR1's `math`: VOGUE, MSSR)
+    box-system    the same, as the system turn (NoisyRollout)
+    box-lines     think and answer in tags on lines of their own, a box in the answer (Perception-R1)
+    answer        think and answer in tags, nothing between them
+    answer-open   the same; anything may stand between the blocks (CalibRL)
+    objects       think and answer in tags; the answer is a JSON list of boxes and points (VisionReasoner, ViSurf)
+
+`Reward.rewards(style)` are the `Rewards` of a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+from mmrl.data.rows.templates import PLAIN, THINK_THEN_ANSWER, THINK_THEN_BOX, Template
+from mmrl.ground.require import require
+from mmrl.perception.rewards import GroundingReward, grounding_format
+from mmrl.rewards import functions as pay
+from mmrl.rewards.answers import boxed, final_answer, tagged
+from mmrl.rewards.easyr1 import math_accuracy
+from mmrl.rewards.graders import Graded, GraderName
+from mmrl.rewards.paper_formats import boxed_lines_format, open_answer_format
+from mmrl.rewards.pay import Rewards
+
+StyleName = Literal[
+    "box", "box-inline", "box-system", "box-lines", "answer", "answer-open", "objects", "tag", "plain"
+]  # fmt: skip
+INLINE = Template(
+    "{question} Work it out first, as if talking to yourself, inside <think> </think>; then state the result, "
+    "which must be in \\boxed{}."
+)
+SYSTEM = Template(
+    system="Work every question out first, as if talking to yourself, inside <think> </think>; then state the "
+    "result, which must be in \\boxed{}."
+)
+LINES = Template(
+    "{question} Work it out first, as if talking to yourself; then answer. Write each tag on a line of its own, in "
+    "this order: <think>, your reasoning, </think>, <answer>, your answer with its result in \\boxed{}, </answer>."
+)
+OBJECTS = Template(
+    'Find "{question}" in the picture. Compare what could be meant and choose what fits best. Reason inside '
+    "<think> </think>, then give inside <answer> </answer> a JSON list with the box of each thing you found and a "
+    "point inside it, in pixels; an empty list if there is none. For example: <answer>"
+    '[{"bbox_2d": [12, 40, 180, 96], "point_2d": [90, 70]}]</answer>'
+)
+
+
+@dataclass(frozen=True)
+class Style:
+    """A way of asking and the rewards that read it."""
+
+    template: Template
+    accuracy: Callable[..., float]
+    format: Callable[..., float]
+    read: Callable[[str], str | None]
+    """Text -> answer, for the graders of others."""
+
+
+def tagged_or_box(text: str) -> str | None:
+    """The last `<answer>`, or the box in it; None without one."""
+    inside = tagged(text)
+    return None if inside is None else boxed(inside) or inside
+
+
+STYLES: dict[str, Style] = {
+    "box": Style(THINK_THEN_BOX, pay.boxed_accuracy, pay.think_format, boxed),
+    "box-inline": Style(INLINE, pay.boxed_accuracy, pay.think_format, boxed),
+    "box-system": Style(SYSTEM, pay.boxed_accuracy, pay.think_format, boxed),
+    "box-lines": Style(LINES, pay.tagged_accuracy, boxed_lines_format, tagged_or_box),
+    "answer": Style(THINK_THEN_ANSWER, pay.tagged_accuracy, pay.answer_format, tagged_or_box),
+    "answer-open": Style(
+        THINK_THEN_ANSWER, pay.tagged_accuracy, open_answer_format, tagged_or_box
+    ),
+    "objects": Style(OBJECTS, GroundingReward(), grounding_format, tagged),
+    "tag": Style(
+        PLAIN, pay.tagged_accuracy, partial(pay.answer_format, think=False), tagged_or_box
+    ),
+    # A plain answer has no form of its own to pay for.
+    "plain": Style(PLAIN, pay.exact_accuracy, pay.exact_accuracy, final_answer),
+}
+
+
+def style_of(name: str) -> Style:
+    """Template and rewards that belong together."""
+    return STYLES[name]
+
+
+@dataclass(frozen=True)
+class Reward:
+    """What an answer is paid for, and who compares it with the reference."""
+
+    accuracy: float = 0.9
+    """Weight of the right answer."""
+    format: float = 0.1
+    """Weight of the asked-for form; 0 logs it only."""
+    grader: GraderName = "ours"
+    """Who compares answers: our own rules, or math-verify or mathruler alone, as the papers that used them."""
+
+    def __post_init__(self) -> None:
+        require(
+            self,
+            accuracy=(self.accuracy >= 0, "0 (logged only) or positive"),
+            format=(self.format >= 0, "0 (logged only) or positive"),
+        )
+
+    def rewards(self, style: Style, **others: Any) -> Rewards:
+        """The rewards of a run; `others` are further parts and the settings of `Rewards`."""
+        accuracy = self.accuracy_of(style)
+        return Rewards(
+            accuracy=(self.accuracy, accuracy), format=(self.format, style.format), **others
+        )
+
+    def accuracy_of(self, style: Style) -> Callable[..., float]:
+        """The style's own accuracy, or its answer under another grader. Raises ValueError where none applies."""
+        if self.grader == "ours":
+            return style.accuracy
+        if style.read is tagged:
+            raise ValueError(
+                f"--reward.grader is {self.grader}, but boxes and points are no mathematics; use --reward.grader ours."
+            )
+        if self.grader == "mathruler" and style.read is boxed:
+            # Exactly EasyR1's, with its oddities about a missing box.
+            return math_accuracy
+        return Graded(style.read, self.grader)
+
+
+OURS = {"accuracy": 0.9, "format": 0.1, "grader": "ours"}
+"""How the tiny model of the embedded presets is paid, unless the method says otherwise."""
