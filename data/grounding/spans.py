@@ -4,9 +4,11 @@ A span is (start, end) in seconds from the start of the clip. Parsers return wha
 included; what such a span is worth is decided in `mmrl.data.grounding.rewards`. Numbers that are not finite are no
 numbers.
 
-`strict_spans` accepts the answer template only and serves a format metric; `lenient_spans` is ours and reads what
-`timelens_spans` reads, after removing a finished thinking block anywhere at the start. The other parsers follow one
-code base each, faults included, because published numbers depend on them:
+`strict_spans` accepts the answer template only and serves a format metric; `lenient_spans` is ours. It reads what
+`timelens_spans` reads, behind the thinking, and besides: a unit of seconds written at its number ("2.5s - 4.5s",
+"12:34.56s"), thousands ("1,002.5"), quoted numbers. An answer that ends inside a thought, a tag or a bracket was cut
+off and holds no span. The other parsers follow one code base each, faults included, because published numbers depend
+on them:
 
     timelens_spans      TimeLens, training reward       first: inside of <answer>; "to" is "-" even inside words
     timelens_eval_spans TimeLens, evaluation            reads the whole text, thinking included
@@ -27,7 +29,7 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-from mmrl.ground.answers import after_thinking
+from mmrl.ground.answers import after_thinking, cut_off
 
 Span = tuple[float, float]
 Spans = list[Span]
@@ -39,6 +41,20 @@ THINK_ANSWER = re.compile(r"<think>.*?</think>\s*<answer>(.*?)</answer>", re.DOT
 CLOCK = re.compile(r"\b(\d{1,2}:\d{2}:\d{2}(?:\.\d+)?|\d{1,2}:\d{2}(?:\.\d+)?)\b")
 DASHED = re.compile(rf"({NUMBER})\s*-\s*({NUMBER})")
 SPOKEN = re.compile(rf"({NUMBER})\s*to\s*({NUMBER})")
+DURATION = re.compile(
+    r"(?<![\w.:])(?:(\d{1,4}(?:\.\d+)?) ?h(?:ours?|rs?)?\b[ ,]*)?(?:(\d{1,6}(?:\.\d+)?) ?m(?:in(?:ute)?s?)?(?![a-z]))"
+    r"(?:[ ,]*(?:and )?(\d{1,2}(?:\.\d+)?) ?s(?:ec(?:ond)?s?)?\b)?"
+)
+"""A time in minutes: "2m 5s", "1 h 2 min", "3 minutes"."""
+SECONDS = re.compile(r"(\d) ?s(?:ec(?:ond)?s?)?\b\.?")
+"""A unit of seconds behind a digit."""
+_LONG = r"(?:[1-9]\d{0,2}(?:,\d{3})+|\d+)(?:\.\d+)?"
+THOUSANDS = re.compile(rf"(?<![\d.,]){_LONG}\s*(?:-|to|and|,\s)\s*{_LONG}(?![\d,]*\d)")
+"""Two numbers between which no bare comma stands: commas inside them are thousands, those of "[100,200]" are not."""
+_DASHES_AND_QUOTES = {
+    **dict.fromkeys(map(ord, "‐‑‒–—―−~～"), "-"),
+    **dict.fromkeys(map(ord, "\"'"), " "),
+}
 BARE = re.compile(r"\b(\d+\.\d+|\d+)\b")
 ONE_SPACE = rf"({NUMBER}) (?:to|and) ({NUMBER})"
 TEMPLATE = re.compile(
@@ -77,8 +93,17 @@ def strict_spans(text: str) -> Spans | None:
 
 
 def lenient_spans(text: str) -> Spans:
-    """Spans of any text with numbers in it: as TimeLens reads, outside of the thinking."""
-    return timelens_spans(inside_answer(after_thinking(text)))
+    """Spans of any text with numbers in it: as TimeLens reads, outside of the thinking; none if it was cut off."""
+    if cut_off(text):
+        return []
+    answer = inside_answer(after_thinking(text)).lower()
+    if any(answer.count(opening) > answer.count(closing) for opening, closing in ("[]", "()")):
+        return []
+    answer = answer.translate(_DASHES_AND_QUOTES)
+    answer = SECONDS.sub(r"\1", DURATION.sub(_in_seconds, answer))
+    if len(CLOCK.findall(answer)) == 1:  # "12:34" alone is one time, not the span from 12 to 34
+        answer = CLOCK.sub(lambda clock: f"{_seconds(clock[0]):.3f}", answer)
+    return timelens_spans(THOUSANDS.sub(_without_thousands, answer))
 
 
 def timelens_answer(text: str) -> str:
@@ -187,6 +212,16 @@ def _read_spans(text: str) -> Spans:
             return _pairs(found)
     numbers = BARE.findall(text)
     return _pairs(zip(numbers[0::2], numbers[1::2], strict=False))
+
+
+def _in_seconds(duration: re.Match[str]) -> str:
+    hours, minutes, seconds = (float(part or 0) for part in duration.groups())
+    return f"{3600 * hours + 60 * minutes + seconds:.3f} "
+
+
+def _without_thousands(pair: re.Match[str]) -> str:
+    # The comma between the two has a space behind it; those inside have a digit.
+    return re.sub(r",(?=\d)", "", pair[0])
 
 
 def _seconds(clock: str) -> float:

@@ -1,8 +1,8 @@
 r"""Finding an answer in a reply, and reading it: what all graders and parsers share. No string raises.
 
-Places: `after_thinking`, `tagged`, `boxed` and `unfenced` find the *last* place where an answer is announced. A box or
-tag that is opened last and never closed gives None: the answer was cut off, an earlier one is not taken in its stead.
-Values: `strict_json`, `finite_numbers`, `box_corners`; `normalise` and `DECIMAL` for numbers written as text.
+Places: `after_thinking`, `cut_off`, `tagged`, `boxed` and `unfenced` find the *last* place where an answer is
+announced. A box or tag that is opened last and never closed gives None: the answer was cut off, an earlier one is not
+taken instead. Values: `strict_json`, `finite_numbers`, `box_corners`; `normalise` and `DECIMAL` for written numbers.
 
 Every policy stays with its owner: free text in `mmrl.rewards.answers`, one strict form per puzzle in
 `mmrl.data.pretext.marking.parsing`, the exact graders of other projects in their `compat` modules. All scans are linear
@@ -42,6 +42,19 @@ _FOLD = {ord(foreign): plain for plain, many in _FOLDED.items() for foreign in m
 def after_thinking(text: str) -> str:
     """What follows the last `</think>`; all of the text if there is none."""
     return text.rpartition("</think>")[2]
+
+
+def thought_is_open(text: str) -> bool:
+    """Was a `<think>` opened that is never closed? The reply was cut off before it came to an answer."""
+    return "<think>" in after_thinking(text)
+
+
+def cut_off(text: str) -> bool:
+    r"""Does the text end inside a thought, an `<answer>` tag or a `\boxed{`? What it says is then no answer."""
+    if thought_is_open(text):
+        return True
+    open_tag = "<answer>" in text and tagged(text) is None
+    return open_tag or (BOX in text and boxed(text) is None)
 
 
 def tagged(text: str, tag: str = "answer") -> str | None:

@@ -15,18 +15,20 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mmrl.ground.answers import boxed, tagged
+from mmrl.ground.answers import BOX, boxed, tagged, thought_is_open
 from mmrl.ground.require import require
 from mmrl.rewards.answers import (
     final_answer,
     last_number,
+    letters_of,
     matches,
     read_number,
     references,
     same_choice,
     same_math,
     same_number,
-    same_text,
+    same_wording,
+    several_numbers,
 )
 from mmrl.rewards.parts import preloads
 
@@ -37,27 +39,28 @@ if TYPE_CHECKING:
 @preloads("math_verify")
 def boxed_accuracy(rollout: Rollout) -> float:
     r"""1 if the last `\boxed{…}` equals the reference as text, number or mathematics, else 0."""
-    answer = boxed(rollout.text)
-    return matches(answer, references(rollout.prompt.answer), same_math)
+    return matches(in_box(rollout.text), references(rollout.prompt.answer), same_math)
 
 
 @preloads("math_verify")
 def tagged_accuracy(rollout: Rollout) -> float:
     """1 if the last `<answer>…</answer>` (or the box in it) equals the reference, else 0."""
-    answer = tagged(rollout.text)
-    if answer is not None:
-        answer = boxed(answer) or answer
-    return matches(answer, references(rollout.prompt.answer), same_math)
+    return matches(in_tag(rollout.text), references(rollout.prompt.answer), same_math)
 
 
 def choice_accuracy(rollout: Rollout) -> float:
-    """1 if the final answer names the option A to E of the reference and no other, else 0."""
+    """1 if the final answer names the option of the reference, A to E or a later letter, and no other, else 0."""
     answer = final_answer(rollout.text)
-    return matches(answer, references(rollout.prompt.answer), same_choice)
+    expected = references(rollout.prompt.answer)
+    return float(any(same_choice(answer, one, letters_of(one)) for one in expected))
 
 
-def number_accuracy(rollout: Rollout, *, tolerance: float = 1e-6) -> float:
-    """1 if the final answer is the reference number within a relative tolerance, else 0; a text: its last number."""
+def number_accuracy(rollout: Rollout, *, tolerance: float | None = None) -> float:
+    """1 if the final answer is the reference number, else 0; of a sentence its last number counts.
+
+    An integer must be hit exactly, a decimal to 1e-6; `tolerance` sets one relative error for all. A range, list, date
+    or clock time is not one number, and the last of its numbers is not the answer.
+    """
     expected = references(rollout.prompt.answer)
     for reference in expected:
         if read_number(reference) is None:
@@ -66,14 +69,14 @@ def number_accuracy(rollout: Rollout, *, tolerance: float = 1e-6) -> float:
             )
     answer = final_answer(rollout.text)
     if read_number(answer) is None:
-        answer = last_number(answer)
+        answer = "" if several_numbers(answer) else last_number(answer)
     return float(any(same_number(answer, reference, tolerance) for reference in expected))
 
 
 def exact_accuracy(rollout: Rollout) -> float:
-    """1 if the final answer equals the reference up to case and spaces, else 0."""
+    """1 if the final answer equals the reference up to case and spaces, or its option ("B. dog" for B), else 0."""
     answer = final_answer(rollout.text)
-    return matches(answer, references(rollout.prompt.answer), same_text)
+    return matches(answer, references(rollout.prompt.answer), same_wording)
 
 
 def think_format(rollout: Rollout, *, opened: bool = False) -> float:
@@ -129,6 +132,19 @@ class RepetitionPenalty:
             return 0.0
         distinct = {tuple(words[start : start + self.n]) for start in range(total)}
         return -(1.0 - len(distinct) / total)
+
+
+def in_box(text: str) -> str | None:
+    """The content of the last box; None if there is none, or if it or a thought is never closed."""
+    return None if thought_is_open(text) else boxed(text)
+
+
+def in_tag(text: str) -> str | None:
+    """The content of the last `<answer>`, or of the box in it; None if one of them or a thought is never closed."""
+    inside = None if thought_is_open(text) else tagged(text)
+    if inside is None or BOX not in inside:
+        return inside
+    return boxed(inside)
 
 
 def without_tag_spaces(text: str) -> str:

@@ -8,12 +8,11 @@ No torch, so that a reward worker stays small.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from mmrl.rewards.answers import references
+from mmrl.rewards.answers import references, verified
 from mmrl.rewards.mathruler import grade_answer
 
 if TYPE_CHECKING:
@@ -41,14 +40,3 @@ class Graded:
             return 0.0
         same = verified if self.grader == "math-verify" else grade_answer
         return float(any(same(answer, one) for one in references(rollout.prompt.answer)))
-
-
-def verified(answer: str, reference: str) -> bool:
-    """Does math-verify call both equal? Nothing of ours is asked. Run it where it can be killed."""
-    from math_verify import parse, verify
-
-    for module in ("parser", "grader"):  # it warns at each start that its own time-out is off
-        logging.getLogger(f"math_verify.{module}").setLevel(logging.ERROR)
-    expected = parse(reference, parsing_timeout=None)  # type: ignore[arg-type]
-    given = parse(answer, parsing_timeout=None)  # type: ignore[arg-type]
-    return bool(verify(expected, given, timeout_seconds=None))

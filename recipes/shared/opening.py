@@ -70,7 +70,8 @@ class Data:
     style: StyleName = "box"
     """box: think, then \\boxed{}, asked below the question (-inline: on its line, -system: in a system turn, -lines:
     within an <answer>, tags on lines of their own); answer: think, then <answer> (-open: text between them is fine);
-    objects: a JSON list of boxes and points in <answer>; tag: <answer> alone; plain: the answer is the text."""
+    objects: a JSON list of boxes and points in <answer>; tag: <answer> alone; plain: the answer is the text;
+    choice: as box, and the answer is the letter of an option, however it is put."""
     columns: tuple[str, ...] = ()
     """Column names, as question=problem answer=solution images=image."""
     image_root: Path | None = None

@@ -9,6 +9,7 @@ styles of papers ask for exactly what the paper's instruction asks for, in our w
     box-lines     think and answer in tags on lines of their own, a box in the answer (Perception-R1)
     answer        think and answer in tags, nothing between them
     answer-open   the same; anything may stand between the blocks (CalibRL)
+    choice        as box; the answer is the letter of an option, however it is put ("B", "(b)", "B. dog")
     objects       think and answer in tags; the answer is a JSON list of boxes and points (VisionReasoner, ViSurf)
 
 `Reward.rewards(style)` are the `Rewards` of a run.
@@ -25,14 +26,15 @@ from mmrl.data.rows.templates import PLAIN, THINK_THEN_ANSWER, THINK_THEN_BOX, T
 from mmrl.ground.require import require
 from mmrl.perception.rewards import GroundingReward, grounding_format
 from mmrl.rewards import functions as pay
-from mmrl.rewards.answers import boxed, final_answer, tagged
+from mmrl.rewards.answers import final_answer, tagged
 from mmrl.rewards.easyr1 import math_accuracy
+from mmrl.rewards.functions import in_box, in_tag
 from mmrl.rewards.graders import Graded, GraderName
 from mmrl.rewards.paper_formats import boxed_lines_format, open_answer_format
 from mmrl.rewards.pay import Rewards
 
 StyleName = Literal[
-    "box", "box-inline", "box-system", "box-lines", "answer", "answer-open", "objects", "tag", "plain"
+    "box", "box-inline", "box-system", "box-lines", "answer", "answer-open", "objects", "tag", "plain", "choice"
 ]  # fmt: skip
 INLINE = Template(
     "{question} Work it out first, as if talking to yourself, inside <think> </think>; then state the result, "
@@ -65,27 +67,18 @@ class Style:
     """Text -> answer, for the graders of others."""
 
 
-def tagged_or_box(text: str) -> str | None:
-    """The last `<answer>`, or the box in it; None without one."""
-    inside = tagged(text)
-    return None if inside is None else boxed(inside) or inside
-
-
 STYLES: dict[str, Style] = {
-    "box": Style(THINK_THEN_BOX, pay.boxed_accuracy, pay.think_format, boxed),
-    "box-inline": Style(INLINE, pay.boxed_accuracy, pay.think_format, boxed),
-    "box-system": Style(SYSTEM, pay.boxed_accuracy, pay.think_format, boxed),
-    "box-lines": Style(LINES, pay.tagged_accuracy, boxed_lines_format, tagged_or_box),
-    "answer": Style(THINK_THEN_ANSWER, pay.tagged_accuracy, pay.answer_format, tagged_or_box),
-    "answer-open": Style(
-        THINK_THEN_ANSWER, pay.tagged_accuracy, open_answer_format, tagged_or_box
-    ),
+    "box": Style(THINK_THEN_BOX, pay.boxed_accuracy, pay.think_format, in_box),
+    "box-inline": Style(INLINE, pay.boxed_accuracy, pay.think_format, in_box),
+    "box-system": Style(SYSTEM, pay.boxed_accuracy, pay.think_format, in_box),
+    "box-lines": Style(LINES, pay.tagged_accuracy, boxed_lines_format, in_tag),
+    "answer": Style(THINK_THEN_ANSWER, pay.tagged_accuracy, pay.answer_format, in_tag),
+    "answer-open": Style(THINK_THEN_ANSWER, pay.tagged_accuracy, open_answer_format, in_tag),
     "objects": Style(OBJECTS, GroundingReward(), grounding_format, tagged),
-    "tag": Style(
-        PLAIN, pay.tagged_accuracy, partial(pay.answer_format, think=False), tagged_or_box
-    ),
+    "tag": Style(PLAIN, pay.tagged_accuracy, partial(pay.answer_format, think=False), in_tag),
     # A plain answer has no form of its own to pay for.
     "plain": Style(PLAIN, pay.exact_accuracy, pay.exact_accuracy, final_answer),
+    "choice": Style(THINK_THEN_BOX, pay.choice_accuracy, pay.think_format, in_box),
 }
 
 
@@ -127,7 +120,7 @@ class Reward:
             raise ValueError(
                 f"--reward.grader is {self.grader}, but boxes and points are no mathematics; use --reward.grader ours."
             )
-        if self.grader == "mathruler" and style.read is boxed:
+        if self.grader == "mathruler" and style.accuracy is pay.boxed_accuracy:
             # Exactly EasyR1's, with its oddities about a missing box.
             return math_accuracy
         return Graded(style.read, self.grader)

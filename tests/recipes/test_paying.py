@@ -46,6 +46,7 @@ def test_what_a_style_asks_for_is_paid_in_full(name):
 
 def test_every_style_names_the_marks_that_it_pays_for():
     marks = {"box": ("<think>", "\\boxed{}"), "answer": ("<think>", "<answer>")}
+    marks["choice"] = marks["box"]
     marks["objects"] = ("<think>", "<answer>", "bbox_2d", "point_2d", "JSON")
     marks["box-lines"] = ("<think>", "</think>", "<answer>", "</answer>", "\\boxed{}", "line")
     for name in set(STYLES) - {"tag", "plain"}:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from fractions import Fraction
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -24,6 +26,28 @@ from mmrl.rewards.answers import (
     same_number,
     same_text,
 )
+from mmrl.rewards.functions import (
+    boxed_accuracy,
+    choice_accuracy,
+    exact_accuracy,
+    number_accuracy,
+    tagged_accuracy,
+)
+
+CUT_OFF = [
+    r"\boxed{1",
+    r"So \boxed{1",
+    r"\boxed{1}. Better: \boxed{",
+    r"\boxed{1} or \boxed{\frac{1}{1}",
+    "<answer>1",
+    "12 cows and 5 dogs make <answer>1",
+    "<answer>1</answer> No: <answer>",
+    r"<answer>\boxed{1</answer>",
+    "<think>it is 1",
+    r"<think>it is \boxed{1}",
+    "<think>it is <answer>1</answer>",
+    "<think>a</think><think>it is <answer>1</answer>",
+]
 
 
 @pytest.mark.parametrize(
@@ -68,6 +92,18 @@ def test_final_answer_prefers_tag_then_box_then_the_rest() -> None:
     assert final_answer(r"<think>x</think>it is \boxed{2}") == "2"
     assert final_answer("<think>x</think> 2 ") == "2"
     assert final_answer("<think>I believe that it is 2") == ""
+
+
+def paid(reward: Callable[..., float], text: str, answer: object) -> float:
+    """What a reward pays; it reads no more of a rollout than this."""
+    return reward(SimpleNamespace(text=text, prompt=SimpleNamespace(answer=answer)))
+
+
+@pytest.mark.parametrize("text", CUT_OFF)
+def test_what_never_closes_is_not_paid(text: str) -> None:
+    rewards = [boxed_accuracy, tagged_accuracy, number_accuracy, exact_accuracy]
+    assert [paid(reward, text, "1") for reward in rewards] == [0.0] * 4
+    assert paid(choice_accuracy, text.replace("1", "B"), "B") == 0.0
 
 
 @pytest.mark.parametrize(

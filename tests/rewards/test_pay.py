@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 import torch
 
+from mmrl.ground.answers import boxed
+from mmrl.rewards.graders import Graded
 from mmrl.rewards.pay import (
     RepetitionPenalty,
     Rewards,
@@ -390,7 +392,9 @@ def test_each_failure_costs_one_answer_and_has_a_name() -> None:
 
 
 def test_a_power_tower_given_to_the_symbolic_grader_costs_one_answer() -> None:
-    with paying(time_limit=4.0, accuracy=boxed_accuracy) as rewards:
+    # Our own rules know a tower when they see it; math-verify alone does not.
+    grader = Graded(boxed, "math-verify")
+    with paying(time_limit=4.0, accuracy=grader) as rewards:
         given = [
             rollout(rf"\boxed{{{answer}}}", r"2^{3}") for answer in ("8", "9^{9^{9^{9}}}", "8")
         ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -210,3 +211,58 @@ def test_spans_of_data_are_normalised(value: Any) -> None:
 def test_values_that_are_no_spans_are_refused(value: Any) -> None:
     with pytest.raises(ValueError, match=r"give \[start, end\]"):
         as_spans(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "spans"),
+    [
+        ("2.5s - 4.5s", [(2.5, 4.5)]),
+        ("2.5s – 4.5s", [(2.5, 4.5)]),
+        ("2.5s–4.5s, 7s–9s", [(2.5, 4.5), (7, 9)]),
+        ("2.5sec-4.5sec", [(2.5, 4.5)]),
+        ("from 2.5 s to 4.5 s", [(2.5, 4.5)]),
+        ("10s to 20s", [(10, 20)]),
+        ("[15.5s, 20.5s]", [(15.5, 20.5)]),
+        ('[["2.5", "4.5"]]', [(2.5, 4.5)]),
+        ("12:34.56s - 12:40.25s", [(754.56, 760.25)]),
+        ("12:34.56s - 760.25s", [(754.56, 760.25)]),
+        ("01:02:03s - 01:02:05s", [(3723, 3725)]),
+        ("[00:15, 00:32]", [(15, 32)]),
+        ("00:15.5 to 00:32", [(15.5, 32)]),
+        ("2m5s - 2m9s", [(125, 129)]),
+        ("1 minute 5 s to 1 minute 9 s", [(65, 69)]),
+        ("1 h 2 min to 1 h 3 min", [(3720, 3780)]),
+        ("1,002.0 - 1,004.5", [(1002, 1004.5)]),
+        ("[100,200]", [(100, 200)]),
+        ("[1,100, 1,200]", [(1100, 1200)]),
+        ("12:34.56s", []),
+        ("5s", []),
+    ],
+)
+def test_ours_reads_units_clocks_and_thousands(text: str, spans: Any) -> None:
+    assert lenient_spans(text) == spans
+    assert lenient_spans(f"<think>1 to 2</think><answer>{text}</answer>") == spans
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<think>2 to 4",
+        "<think>a</think> no, <think>2 to 4",
+        "<think>x</think><answer>2 - 4",
+        "<answer>1 to 2</answer> no, <answer>2 to 4",
+        "<answer>[2.5, 4",
+        "[[2.5, 4.5], [7",
+        "(2.5, 4.5",
+        "\\boxed{2 to 4",
+    ],
+)
+def test_what_never_closes_holds_no_span(text: str) -> None:
+    assert lenient_spans(text) == [] and strict_spans(text) is None
+
+
+@pytest.mark.parametrize("unit", ["1,", "1,000 ", "1 h ", "1:", "5s", "9", "5 - ", "1,000 to "])
+def test_our_parser_takes_linear_time(unit: str) -> None:
+    began = time.perf_counter()
+    lenient_spans(unit * (50_000 // len(unit)))
+    assert time.perf_counter() - began < 2.0
