@@ -58,7 +58,6 @@ def main(
     """Train a vision-language model with the differential visual reasoning policy.
 
     Args:
-        groups: Which groups are dropped with --dynamic, and how many rounds are sampled.
         mask: The view without evidence.
         noise: The view with nuisance; its strength fades over the run.
         grad: Let gradient flow through both views.

@@ -2,13 +2,11 @@
 
 on a laptop CPU, minutes:       python -m recipes.papo
 Qwen2.5-VL, Table 6:            python -m recipes.papo 7b       (and 3b, qwen3-2b)
-on the DAPO base:               python -m recipes.papo d-7b
-the GRPO baseline of Table 1:   python -m recipes.papo grpo-7b
+on the DAPO base, GRPO alone:   python -m recipes.papo d-7b     and grpo-7b
 your own model and data:        python -m recipes.papo --model my/folder --dataset my.jsonl
 """
 
 from mmrl import GRPO, LoRA, Optim, Run, Sampling, Trainer, VisualBranch
-from mmrl.losses.advantages import group_normalized
 from mmrl.objectives.papo import PAPO
 from mmrl.perception.masking import PatchMask
 from mmrl.recipes.shared.launch import Preset, fit, launch
@@ -18,13 +16,11 @@ from mmrl.recipes.shared.paying import OURS, RewardWeights, style_of
 from mmrl.rollouts.groups import DynamicSampling, group_rollout
 
 SMALL, QWEN3 = "Qwen/Qwen2.5-VL-3B-Instruct", "Qwen/Qwen3-VL-2B-Thinking"
-SINGLE = {"eta_orig": 0.0, "eta_masked": 0.0}
-GRPO_ALONE = {"papo": {"gamma": 0.0, **SINGLE}}
-WEAK = {"gamma": 0.01, **SINGLE}
+SINGLE, LONG = {"eta_orig": 0.0, "eta_masked": 0.0}, {"steps": 100, "eval_prompts": 512}
+WEAK, ALONE = {"gamma": 0.01, **SINGLE}, {"gamma": 0.0, **SINGLE}
 NO_REF = {"papo": {"gamma": 0.01, "eta_orig": 0.03, "eta_masked": 0.03}, "grpo": {"kl": 0.0}}
 DAPO = {**NO_REF, "grpo": {"kl": 0.0, "clip_high": 0.28}, "dynamic": True}
 TINY = {"papo": {"gamma": 0.002, "k3_max": 1.0, **SINGLE}, "mask": {"size": 16}}
-LONG = {"steps": 100, "eval_prompts": 512}
 PRESETS = {
     EMBEDDED: miniature(**TINY, masked_grad=True, run=LONG, monitor=None, reward=OURS),
     "7b": Preset("PAPO_G 7B: gamma 0.02, both etas 0.05, KL 0.01", 7.0),
@@ -32,8 +28,8 @@ PRESETS = {
     "qwen3-2b": Preset("PAPO_G Qwen3-VL-2B: gamma 0.01", 2.0, model=QWEN3, papo=WEAK),
     "3b-no-ref": Preset("PAPO_G 3B without reference KL", model=SMALL, **NO_REF),
     "7b-no-ref": Preset("PAPO_G 7B without reference KL", **NO_REF),
-    "grpo-7b": Preset("the GRPO baseline of Table 1, 7B", **GRPO_ALONE),
-    "grpo-3b": Preset("the GRPO baseline of Table 1, 3B", model=SMALL, **GRPO_ALONE),
+    "grpo-7b": Preset("the GRPO baseline of Table 1, 7B", papo=ALONE),
+    "grpo-3b": Preset("the GRPO baseline of Table 1, 3B", model=SMALL, papo=ALONE),
     "d-3b": Preset("PAPO_D 3B: on DAPO", model=SMALL, **DAPO),
     "d-7b": Preset("PAPO_D 7B: on DAPO", **DAPO),
 }
@@ -60,19 +56,16 @@ def main(
     """Train a vision-language model with perception-aware policy optimisation.
 
     Args:
-        groups: Which groups are dropped with --dynamic, and how many are sampled at once.
         masked_grad: Let gradient flow through the masked branch (the paper's formula; the released code does not).
         refresh_masked: Score the masked branch again at each update instead of once per rollout.
     """
-    policy = open_policy(model, load, lora, run)
     prompts, heldout = open_data(dataset, data, run.seed)
     trainer = Trainer(
-        policy,
+        open_policy(model, load, lora, run),
         prompts=prompts,
         heldout=heldout,
         rewards=reward.rewards(style_of(data.style)),
         rollout=groups if dynamic else group_rollout,
-        estimator=group_normalized,
         grpo=grpo,
         branches={"masked": VisualBranch(mask, grad=masked_grad, refresh=refresh_masked)},
         objectives=[papo],

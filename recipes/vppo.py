@@ -57,7 +57,6 @@ def main(
     """Train a vision-language model with visually-perceptive policy optimisation.
 
     Args:
-        groups: Which groups are dropped with --dynamic, and how many rounds are sampled.
         mask: The masked view that measures how much a token depends on the picture.
         shared_mask: One mask per prompt instead of one per answer (cheaper; the paper draws one per answer).
     """
