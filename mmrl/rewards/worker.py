@@ -80,7 +80,7 @@ def unwrapped(function: Any) -> Any:
 
 
 def marker(function: Any, name: str, default: Any) -> Any:
-    """An attribute set by one of the markers of `reward_parts`."""
+    """An attribute set by one of the markers of `parts`."""
     return getattr(unwrapped(function), name, default)
 
 
