@@ -23,7 +23,7 @@ SMALL, LARGE, HIDDEN, PROMPTS = 8192, 151_936, 256, 4
 
 def main() -> None:
     """Measure and print; the last line is JSON."""
-    from mmrl.model.logprobs import TILE_BYTES
+    from mmrl.model.logprobs import CPU_TILE_BYTES
 
     peaks: dict[int, float] = {}
     with tempfile.TemporaryDirectory() as scratch:
@@ -35,7 +35,7 @@ def main() -> None:
             worker.close()
             say(f"vocabulary {vocabulary}: peak {peaks[vocabulary]:.0f} MiB")
     states = 4  # weights, gradients, two moments; the embedding is tied to the head
-    allowed = peaks[SMALL] + ((LARGE - SMALL) * HIDDEN * 4 * states + TILE_BYTES) / 2**20
+    allowed = peaks[SMALL] + ((LARGE - SMALL) * HIDDEN * 4 * states + CPU_TILE_BYTES) / 2**20
     say(f"{versions('torch', 'transformers')}; expected {allowed:.0f} MiB")
     result("vocabulary", peaks[LARGE] / allowed, 1.10, "peak / expected peak")
 

@@ -7,9 +7,10 @@ per token; the backward recomputes each tile's logits. With l = h·Wᵀ/τ, p = 
     forward  KL(p‖q):   d/d l_p = p·(ℓ_p − ℓ_q − KL),  d/d l_q = q − p      (reverse: exchange p and q; symmetric: mean)
     Jensen–Shannon, m = (p + q)/2:   d/d l_p = ½·p·(ℓ_p − log m − KL(p‖m)),  likewise for q
 
-A tile is a block of tokens with the whole vocabulary, in fp32 (fp64 for fp64 inputs), at most `TILE_BYTES` large.
+A tile is a block of tokens with the whole vocabulary, in fp32 (fp64 for fp64 inputs), at most `tile_bytes` large.
 The gradient of a leaf weight is accumulated straight into `weight.grad`, so that no second vocabulary × hidden tensor
-exists; a weight that is not a plain leaf gets its gradient through autograd as usual.
+exists; a weight that is not a plain leaf gets its gradient through autograd as usual. The gradient of a half-precision
+weight is added up in fp32 (`model.gradients`): a running sum in bf16 stops growing after a few hundred tiles.
 
 Source: our design; formulas are closed form and tested against autograd.
 """
@@ -22,10 +23,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmrl.model.gradients import collect_in_fp32, gradient_dtype
 from mmrl.types import Divergence
 
-TILE_BYTES = 32 * 2**20
-"""Size of one tile of logits."""
+CPU_TILE_BYTES = 32 * 2**20
+"""Size of one tile of logits on a CPU: it stays near the caches."""
+GPU_TILE_SHARE = 64
+"""A tile on a GPU is this part of its memory. Small tiles would read the weight and write its gradient too often."""
 LOG_2 = 0.6931471805599453
 CHUNK = 8192
 """Rows of the vocabulary that are widened to fp32 at once."""
@@ -85,9 +89,16 @@ def logits(hidden: Tensor, weight: Tensor) -> Tensor:
     return out
 
 
-def tile_rows(vocabulary: int, itemsize: int = 4) -> int:
+def tile_bytes(device: torch.device) -> int:
+    """Size of one tile of logits on the device."""
+    if device.type != "cuda":
+        return CPU_TILE_BYTES
+    return torch.cuda.get_device_properties(device).total_memory // GPU_TILE_SHARE
+
+
+def tile_rows(vocabulary: int, itemsize: int, device: torch.device) -> int:
     """Tokens per tile."""
-    return max(1, TILE_BYTES // (vocabulary * itemsize))
+    return max(1, tile_bytes(device) // (vocabulary * itemsize))
 
 
 def _inverse(temperature: Tensor | float, hidden: Tensor) -> Tensor:
@@ -109,9 +120,10 @@ def _accumulates(weight: Tensor) -> bool:
 
 
 def add_to_grad(weight: Tensor) -> Tensor:
-    """The weight's gradient buffer, made of zeros if there is none yet."""
+    """The weight's gradient buffer, at least fp32, made of zeros if there is none yet."""
+    collect_in_fp32([weight])
     if weight.grad is None:
-        weight.grad = torch.zeros_like(weight)
+        weight.grad = _zeros(weight)
     return weight.grad
 
 
@@ -173,7 +185,7 @@ class _Pull:
         direct = weight.requires_grad and _accumulates(weight)
         buffer = None
         if weight.requires_grad:
-            buffer = add_to_grad(weight) if direct else torch.zeros_like(weight)
+            buffer = add_to_grad(weight) if direct else _zeros(weight)
         return cls(torch.zeros_like(hidden) if hidden.requires_grad else None, buffer, direct)
 
     @property
@@ -185,9 +197,12 @@ class _Pull:
         into = None if self.hidden is None else self.hidden[rows]
         _pull(slope, hidden[rows], weight, into, self.weight)
 
-    def for_autograd(self) -> tuple[Tensor | None, Tensor | None]:
+    def for_autograd(self, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
+        """Both gradients in the format of their inputs."""
         # What is in the parameter's own buffer already must not be added a second time.
-        return self.hidden, None if self.direct else self.weight
+        if self.direct or self.weight is None:
+            return self.hidden, None
+        return self.hidden, self.weight.to(dtype)
 
 
 class _Head(torch.autograd.Function):
@@ -209,7 +224,7 @@ class _Head(torch.autograd.Function):
         if other is not None and other_weight is not None:
             sides.append(_Side.empty(other, other_weight, scale))
         divergence = torch.zeros_like(scale) if kind else None
-        step = tile_rows(weight.shape[0], scale.element_size())
+        step = tile_rows(weight.shape[0], scale.element_size(), weight.device)
         for start in range(0, hidden.shape[0], step):
             rows = slice(start, start + step)
             if not entropy:
@@ -257,9 +272,13 @@ class _Head(torch.autograd.Function):
                 slope = _added(slope, slopes[i])
                 if slope is not None:
                     pulls[i].add(rows, slope.mul_(scale[rows, None]), h, w)
-        found = [grad for pull in pulls for grad in pull.for_autograd()]
+        found = [grad for pull in pulls for grad in pull.for_autograd(weight.dtype)]
         # One per argument of `forward`: a missing second side, and four that have no gradient.
         return (*found, *[None] * (8 - len(found)))
+
+
+def _zeros(weight: Tensor) -> Tensor:
+    return torch.zeros_like(weight, dtype=gradient_dtype(weight.dtype))
 
 
 def _column(grad: Tensor | None, rows: slice) -> Tensor | None:
@@ -308,7 +327,7 @@ def _pull(
         if out_h is not None:
             out_h.add_(low @ weight)
         if out_w is not None:
-            out_w.addmm_(low.t(), hidden)
+            torch.addmm(out_w, low.t(), hidden, out_dtype=out_w.dtype, out=out_w)
         return
     # Half precision on the CPU: products in fp32, of a piece of the vocabulary at a time.
     wide = None if out_h is None else torch.zeros_like(out_h, dtype=slope.dtype)
@@ -318,7 +337,7 @@ def _pull(
         if wide is not None:
             wide.addmm_(slope[:, part], weight[part].to(slope.dtype))
         if out_w is not None:
-            out_w[part] += (slope[:, part].t() @ states).to(out_w.dtype)
+            out_w[part].addmm_(slope[:, part].t(), states)
     if out_h is not None and wide is not None:
         out_h.add_(wide.to(out_h.dtype))
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from mmrl.model.gradients import collect_in_fp32
 from mmrl.model.vision_tower import FROZEN, VisionTower, VisualFeatures
 
 if TYPE_CHECKING:
@@ -158,7 +159,7 @@ class VisionCache:
             for out, leaf in zip(entry.graph.tensors(), entry.leaf.tensors(), strict=True):
                 if leaf.grad is not None:
                     outputs.append(out)
-                    grads.append(leaf.grad)
+                    grads.append(leaf.grad.to(out.dtype))
         # One call for all: media that went through the tower together share one graph, which a first call would free.
         if outputs:
             torch.autograd.backward(outputs, grads)
@@ -240,6 +241,7 @@ class VisionCache:
 def _cut(features: VisualFeatures, needs_grad: bool) -> VisualFeatures:
     """The same numbers, detached from whatever made them."""
     merged, *deep = (x.detach().requires_grad_(needs_grad) for x in features.tensors())
+    collect_in_fp32((merged, *deep))
     return VisualFeatures(merged, tuple(deep))
 
 

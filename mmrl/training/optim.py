@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from mmrl.ground.require import require
+from mmrl.model.gradients import HALF, collect_in_fp32
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ class Optimizer:
         self.steps = 0
         """Optimizer steps taken."""
         self.parameters = [p for _, p in named]
+        collect_in_fp32(self.parameters)
         self._masters = [_master(p) for p in self.parameters]
         # Biases and norms have one dimension; decay would pull them to 0 for no good.
         least = 0 if settings.decay_all else 2
@@ -113,7 +115,7 @@ class Optimizer:
         for group in self._adam.param_groups:
             group["lr"] = lr
         for master, parameter in self._copies():
-            master.grad = None if parameter.grad is None else parameter.grad.float()
+            master.grad = parameter.grad  # fp32 as the master is, and the same memory
         self._adam.step()
         for master, parameter in self._copies():
             parameter.data.copy_(
@@ -153,5 +155,4 @@ class Optimizer:
 
 def _master(parameter: nn.Parameter) -> torch.Tensor:
     """The tensor that AdamW updates: an fp32 copy of half precision, else the parameter itself."""
-    half = parameter.dtype in (torch.float16, torch.bfloat16)
-    return parameter.detach().float() if half else parameter
+    return parameter.detach().float() if parameter.dtype in HALF else parameter

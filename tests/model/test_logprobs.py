@@ -43,7 +43,7 @@ def exact(a, b, kind):
 @pytest.fixture(params=["one tile", "ragged tiles"])
 def tiles(request, monkeypatch):
     if request.param == "ragged tiles":
-        monkeypatch.setattr(head, "TILE_BYTES", 29 * 8 * 5)
+        monkeypatch.setattr(head, "CPU_TILE_BYTES", 29 * 8 * 5)
 
 
 @pytest.mark.parametrize("leaf", [True, False])
@@ -145,11 +145,37 @@ def test_bf16_accumulates_in_fp32():
     torch.testing.assert_close(logp, wide[1], rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(ent, wide[2], rtol=1e-4, atol=1e-4)
     (logp.sum() + ent.sum()).backward()
-    assert torch.isfinite(low.grad).all() and low_weight.grad.dtype == torch.bfloat16
+    assert torch.isfinite(low.grad).all() and low_weight.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("leaf", [True, False], ids=["leaf", "through autograd"])
+@pytest.mark.parametrize("score", ["log-prob", "entropy", "divergence"])
+def test_bf16_head_gradient_over_two_thousand_tiles(monkeypatch, score, leaf):
+    vocabulary, tiles = 96, 2000
+    monkeypatch.setattr(head, "CPU_TILE_BYTES", vocabulary * 4)  # one token per tile
+    hidden, other, weight, tokens, _ = draws(
+        count=tiles, width=24, vocabulary=vocabulary, dtype=torch.float32
+    )
+    # Terms of one sign: every token is the same one, as format tokens of SFT and expert answers are.
+    tokens = torch.full_like(tokens, 3)
+
+    def gradients(dtype):
+        values = [x.bfloat16().to(dtype).requires_grad_() for x in (hidden, weight, other)]
+        h, w, o = values
+        used = w if leaf else w * 1.0
+        if score == "divergence":
+            head_divergence(h, used, o, used, tokens, "forward")[-1].sum().backward()
+        else:
+            logp, entropy = head_scores(h, used, tokens, entropy=True)
+            (logp if score == "log-prob" else entropy).sum().backward()
+        return h.grad.float(), w.grad.float()
+
+    for low, wide in zip(gradients(torch.bfloat16), gradients(torch.float32), strict=True):
+        assert (low - wide).norm() < 3e-3 * wide.norm()
 
 
 def test_nothing_of_size_tokens_times_vocabulary(monkeypatch):
-    monkeypatch.setattr(head, "TILE_BYTES", 4 * 3000 * 8)
+    monkeypatch.setattr(head, "CPU_TILE_BYTES", 4 * 3000 * 8)
     hidden, other, weight, tokens, _ = draws(
         count=200, width=4, vocabulary=3000, dtype=torch.float32
     )

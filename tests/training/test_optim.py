@@ -25,7 +25,9 @@ def feed(named, step, scale=1.0):
     """The same made-up gradients in every run."""
     rng = torch.Generator().manual_seed(100 + step)
     for _, p in named:
-        p.grad = (scale * torch.randn(p.shape, generator=rng, dtype=torch.float64)).to(p.dtype)
+        p.grad = (scale * torch.randn(p.shape, generator=rng, dtype=torch.float64)).to(
+            p.grad_dtype
+        )
 
 
 def run(optimizer, named, steps, start=0, scale=1.0):
@@ -152,6 +154,33 @@ def test_parameters_without_a_gradient_stay():
     optimizer.step(planned=1)
     assert not torch.equal(named[0][1], before[0]) and torch.equal(named[1][1], before[1])
     assert all(p.grad is None for _, p in named), "a step clears the gradients"
+
+
+def test_bf16_gradients_add_up_over_micro_batches():
+    # Two thousand equal terms: a running sum in bf16 stops at 256 times the first.
+    named = parameters(torch.bfloat16)
+    Optimizer(named, Optim())
+    row = torch.randn(1, 3, generator=torch.Generator().manual_seed(1)).bfloat16()
+    for _ in range(2000):
+        torch.nn.functional.linear(row, named[0][1].t(), named[1][1]).sum().backward()
+    expected = row.t().float().expand(3, 4)
+    torch.testing.assert_close(named[0][1].grad, 2000 * expected)
+    torch.testing.assert_close(named[1][1].grad, torch.full((4,), 2000.0))
+
+
+def test_the_step_needs_no_second_copy_of_the_gradients():
+    named = parameters(torch.bfloat16)
+    optimizer = Optimizer(named, Optim())
+    feed(named, 0)
+    memory = [p.grad.data_ptr() for _, p in named]
+    seen = []
+    optimizer._adam.register_step_pre_hook(
+        lambda adam, *_: seen.extend(
+            p.grad.data_ptr() for g in adam.param_groups for p in g["params"]
+        )
+    )
+    optimizer.step(planned=1)
+    assert sorted(seen) == sorted(memory)
 
 
 def test_bf16_weights_move_by_fp32_masters():
