@@ -320,11 +320,13 @@ def _policy_metrics(
     if raw.entropy is not None:
         maps["entropy"] = raw.entropy.detach()
     if "sampler" in batch.scores:
-        maps["sampler_gap"] = (old - batch.scores["sampler"].logp).abs()
+        maps["mismatch"] = (old - batch.scores["sampler"].logp).abs()
     metrics: dict[str, Tensor] = {}
     for name, x in maps.items():
         metrics[f"policy/{name}"] = token_mean(x, mask, totals)
     metrics["policy/ratio_max"] = _largest(maps["ratio"], mask)
+    if "mismatch" in maps:
+        metrics["policy/mismatch_max"] = _largest(maps["mismatch"], mask)
     for name in live.keys() - {"raw", "ref", "sampler"}:
         distance = kl.k3(logp, live[name].logp.detach())
         metrics[f"branch/{name}/kl"] = token_mean(distance, mask, totals)

@@ -96,7 +96,7 @@ def main(
         run=run,
         monitor=monitor,
     )
-    fit(trainer, watch=("rollout/noisy_answers", "policy/sampler_gap"))
+    fit(trainer, watch=("rollout/noisy_answers", "policy/mismatch"))
 
 
 if __name__ == "__main__":

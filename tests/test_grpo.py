@@ -382,7 +382,7 @@ def test_mismatch_weights_the_policy_term_only():
     assert metrics["policy/mismatch_weight_max"] == pytest.approx(1.1)
     equal = replace(batch, scores=batch.scores | {"sampler": batch.scores["raw"]})
     same, metrics = losses(grpo, clipped, equal, live, [Term()], totals, NOW)
-    assert same["policy"] == plain["policy"] and metrics["policy/sampler_gap"] == 0
+    assert same["policy"] == plain["policy"] and metrics["policy/mismatch"] == 0
 
 
 def test_kl_in_reward_enters_the_advantage_and_not_the_loss():

@@ -116,7 +116,8 @@ def freeze_parts(model: Any, parts: Sequence[Part]) -> None:
 def add_lora(model: Any, lora: LoRA) -> nn.Module:
     """Adapters on the linear layers of the language model, and of the vision blocks if asked for.
 
-    Their first weights are the same each time; the global random state is left alone.
+    They compute in the format of their base (the optimizer keeps fp32 masters of half-precision ones). Their first
+    weights are the same each time; the global random state is left alone.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -136,7 +137,7 @@ def add_lora(model: Any, lora: LoRA) -> nn.Module:
     # peft draws the first weights from the global state.
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(0)
-        return get_peft_model(model, config)  # type: ignore[return-value]
+        return get_peft_model(model, config, autocast_adapter_dtype=False)  # type: ignore[return-value]
 
 
 def load_adapter(folder: Path, dtype: torch.dtype) -> nn.Module:
@@ -149,4 +150,6 @@ def load_adapter(folder: Path, dtype: torch.dtype) -> nn.Module:
     config = json.loads((folder / "adapter_config.json").read_text())
     base = config["base_model_name_or_path"]
     model = AutoModelForImageTextToText.from_pretrained(base, dtype=dtype)
-    return PeftModel.from_pretrained(model, str(folder), is_trainable=True)  # type: ignore[return-value]
+    return PeftModel.from_pretrained(  # type: ignore[return-value]
+        model, str(folder), is_trainable=True, autocast_adapter_dtype=False
+    )

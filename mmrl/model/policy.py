@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import cpu_offload
 from torch import Tensor, nn
 
 from mmrl.model.attention import register
@@ -43,6 +44,8 @@ class Policy:
         self.shared = shared
         self.version = 0
         """Grows with each optimizer step."""
+        self.offload_reference = False
+        """Shall `freeze_reference` keep its copy of the layers on the CPU?"""
         self.description: dict[str, Any] = {"source": getattr(model, "name_or_path", "")}
         """What a continued run must have in common with this one."""
         self.counters: Counter[str] = Counter()
@@ -71,6 +74,7 @@ class Policy:
         checkpointing: bool | None = None,
         budget: PixelBudget | None = None,
         shared: bool = True,
+        offload_reference: bool = False,
     ) -> Policy:
         """Load a folder or hub name. `device` "auto" is CUDA if there is one; `dtype` "auto" is bf16 there, else fp32.
 
@@ -82,6 +86,7 @@ class Policy:
         adapters = lora if lora is not None and lora.rank else None
         model = load_model(source, where, kind, freeze, adapters)
         policy = cls(model, processing, shared=shared)
+        policy.offload_reference = offload_reference
         policy.description = {
             "source": str(source),
             "dtype": str(kind).removeprefix("torch."),
@@ -159,10 +164,22 @@ class Policy:
             self.in_reference = False
 
     def freeze_reference(self) -> None:
-        """Keep a copy of the present weights as the reference; not needed with an adapter."""
+        """Keep a copy of the present weights as the reference; not needed with an adapter.
+
+        With `offload_reference` the copy's layers lie in the CPU's memory and come to the device for their turn.
+        """
         if self.has_adapter or self._frozen_copy is not None:
             return
-        self._frozen_copy = copy.deepcopy(self.base).requires_grad_(False)
+        offload = self.offload_reference
+        layers = list(self.base.model.language_model.layers) if offload else []
+        # Given to deepcopy as copied already: the device never holds a second set of them, not for a moment.
+        away = {id(p): p.detach().to("cpu", copy=True) for x in layers for p in x.parameters()}
+        memo = {key: nn.Parameter(p, requires_grad=False) for key, p in away.items()}
+        frozen = copy.deepcopy(self.base, memo).requires_grad_(False)
+        if offload:
+            for layer in frozen.model.language_model.layers:
+                cpu_offload(layer, execution_device=self.device)
+        self._frozen_copy = frozen
 
     def encode(self, prompt: Prompt) -> Encoded:
         """The prompt as the model reads it; made once per step. Raises `BadRow`."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from mmrl.ground.require import require
+from mmrl.ground.seeds import derive_seed
 from mmrl.model.gradients import HALF, collect_in_fp32
 
 
@@ -38,6 +40,11 @@ class Optim:
     """Decay of the second moment."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm; 0 turns it off."""
+    masters: bool = True
+    """Keep fp32 copies of bf16 weights (4 bytes each). Without them a step is rounded to bf16 by chance, up or down in
+    proportion, so that small steps move the weights on average; moments are bf16 too. Needs torchao."""
+    eight_bit: bool = False
+    """Keep the two moments in 8 bits each instead of 32, quantised in blocks. Needs torchao."""
 
     def __post_init__(self) -> None:
         one_warmup = not (self.warmup and self.warmup_share)
@@ -85,7 +92,7 @@ class Optimizer:
         """Optimizer steps taken."""
         self.parameters = [p for _, p in named]
         collect_in_fp32(self.parameters)
-        self._masters = [_master(p) for p in self.parameters]
+        self._masters = [_master(p) if settings.masters else p for p in self.parameters]
         # Biases and norms have one dimension; decay would pull them to 0 for no good.
         least = 0 if settings.decay_all else 2
         plain = [master for master in self._masters if master.ndim < least]
@@ -94,12 +101,8 @@ class Optimizer:
             {"params": decayed, "weight_decay": settings.weight_decay},
             {"params": plain, "weight_decay": 0.0},
         ]
-        self._adam = torch.optim.AdamW(
-            [group for group in groups if group["params"]],  # AdamW refuses an empty group
-            lr=settings.lr,
-            betas=(settings.beta1, settings.beta2),
-            fused=True,
-        )
+        # AdamW refuses an empty group.
+        self._adam = _adamw([group for group in groups if group["params"]], settings)
 
     def gradient_norm(self) -> float:
         """Norm of all gradients; scales them to `max_grad_norm` if they are larger. NaN if any is not finite."""
@@ -113,10 +116,16 @@ class Optimizer:
         factor = self.settings.factor(self.steps, planned)
         lr = self.settings.lr * factor
         for group in self._adam.param_groups:
-            group["lr"] = lr
+            if isinstance(
+                group["lr"], torch.Tensor
+            ):  # torchao compiles the step and reads it from a tensor
+                group["lr"].fill_(lr)
+            else:
+                group["lr"] = lr
         for master, parameter in self._copies():
             master.grad = parameter.grad  # fp32 as the master is, and the same memory
-        self._adam.step()
+        with self._own_draws():
+            self._adam.step()
         for master, parameter in self._copies():
             parameter.data.copy_(
                 master
@@ -147,10 +156,40 @@ class Optimizer:
         for (master, _), saved in zip(self._copies(), state["masters"], strict=True):
             master.data.copy_(saved)
 
+    @contextmanager
+    def _own_draws(self) -> Iterator[None]:
+        """Rounding by chance depends on the step alone, so that a resumed run rounds as the whole one does."""
+        if self.settings.masters:
+            yield
+            return
+        devices = {p.device for p in self.parameters if p.device.type == "cuda"}
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(derive_seed("rounding", self.steps))
+            yield
+
     def _copies(self) -> list[tuple[torch.Tensor, nn.Parameter]]:
         """(fp32 master, half-precision parameter) of the parameters that have a copy."""
         pairs = zip(self._masters, self.parameters, strict=True)
         return [(master, parameter) for master, parameter in pairs if master is not parameter]
+
+
+def _adamw(groups: list[dict[str, Any]], settings: Optim) -> torch.optim.Optimizer:
+    """The AdamW that keeps its state as the settings say: torch's fused one, or one of torchao's."""
+    common: dict[str, Any] = {
+        "lr": settings.lr,
+        "betas": (settings.beta1, settings.beta2),
+    }
+    if settings.masters and not settings.eight_bit:
+        return torch.optim.AdamW(groups, fused=True, **common)
+    try:
+        from torchao.optim import AdamW8bit, _AdamW
+    except ImportError as error:
+        asked = "eight_bit" if settings.eight_bit else "masters=False"
+        raise ValueError(
+            f"Optim.{asked} needs torchao, which is not installed: pip install 'mmrl[torchao]'."
+        ) from error
+    kind = AdamW8bit if settings.eight_bit else _AdamW
+    return kind(groups, bf16_stochastic_round=not settings.masters, **common)
 
 
 def _master(parameter: nn.Parameter) -> torch.Tensor:

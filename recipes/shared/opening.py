@@ -49,6 +49,9 @@ class Load:
     """Largest area of an image; None keeps the checkpoint's."""
     max_prompt_tokens: int | None = None
     """Longer prompts are skipped and counted; None is the model's context."""
+    offload_reference: bool = False
+    """Keep the layers of a full fine-tune's reference in the CPU's memory: slower, and its bytes are free for others.
+    A reference exists only where a KL or an objective reads it; with LoRA it is the model without its adapter."""
     shared: bool = True
     """Compute prompts once per group; False repeats them for every answer (slow, for comparison)."""
 
@@ -118,6 +121,7 @@ def open_policy(
         checkpointing=load.checkpointing,
         budget=budget,
         shared=load.shared,
+        offload_reference=load.offload_reference,
     )
     if checkpoint is not None:
         restore_weights(checkpoint, policy.named_parameters())

@@ -12,6 +12,7 @@ from mmrl.model.packing import Group
 from mmrl.model.policy import Policy
 from mmrl.model.reference_scores import score_repeated
 from mmrl.model.scoring import ScoreOutputs, score_packed
+from mmrl.training.optim import Optim, Optimizer
 from mmrl.types import Media, Prompt
 
 
@@ -173,8 +174,10 @@ def test_lora_and_reference(folder):
     torch.testing.assert_close(ref, plain, rtol=0, atol=1e-9)
 
 
-def test_frozen_copy_is_the_start(tiny_folder):
-    policy = load(tiny_folder)
+@pytest.mark.parametrize("offload", [False, True], ids=["on the device", "on the CPU"])
+@pytest.mark.parametrize("family", ["tiny_folder", "tiny3_folder"])
+def test_frozen_copy_is_the_start(request, family, offload):
+    policy = load(request.getfixturevalue(family), offload_reference=offload)
     with pytest.raises(ValueError, match="freeze_reference"), policy.reference():
         pass
     policy.freeze_reference()
@@ -188,6 +191,23 @@ def test_frozen_copy_is_the_start(tiny_folder):
     with policy.reference():
         ref = score_packed(policy, {"raw": groups}, {"raw": ScoreOutputs()}, shape)["raw"].logp
     assert torch.equal(ref, before) and (after - before).abs().max() > 1e-3
+    layers = policy._frozen_copy.model.language_model.layers
+    # An offloaded weight is a mere shape while its layer does not compute.
+    assert {p.device.type for p in layers.parameters()} == {"meta" if offload else "cpu"}
+
+
+def test_lora_on_a_half_precision_base_computes_in_it_and_learns_in_fp32(tiny_folder):
+    policy = Policy.load(tiny_folder, device="cpu", dtype="bfloat16", lora=LoRA(rank=4))
+    optimizer = Optimizer(policy.named_parameters(), Optim(lr=1e-4, weight_decay=0.0))
+    groups, shape = groups_of(policy, [prompt(["image"], 1)], [[4, 2]])
+    for _ in range(3):
+        scores = score_packed(policy, {"raw": groups}, {"raw": ScoreOutputs(grad=True)}, shape)
+        (-scores["raw"].logp.sum()).backward()
+        assert {p.grad.dtype for p in policy.parameters()} == {torch.float32}
+        optimizer.step(planned=3)
+    assert {p.dtype for p in policy.parameters()} == {torch.bfloat16}
+    assert {m.dtype for m in optimizer.state()["masters"]} == {torch.float32}
+    assert all((p != 0).any() for n, p in policy.named_parameters() if "lora_B" in n)
 
 
 def test_frozen_tower_has_no_graph_and_is_run_once(tiny_folder):

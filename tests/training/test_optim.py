@@ -205,9 +205,68 @@ def test_bf16_weights_move_by_fp32_masters():
         assert (p != s).any(), "sixty small steps add up"
 
 
+@pytest.fixture(scope="module")
+def eager():
+    """torchao's optimizers run as they are written; compiling each shape takes seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "compile", lambda function, **_: function)
+        yield
+
+
+LEAN = {
+    "fp32 masters and moments": {},
+    "8-bit moments": {"eight_bit": True},
+    "no masters": {"masters": False},
+    "no masters, 8-bit moments": {"masters": False, "eight_bit": True},
+}
+
+
+@pytest.mark.parametrize("how", LEAN.values(), ids=LEAN.keys())
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_state_continues_bit_for_bit(dtype):
-    settings = Optim(lr=1e-3, schedule="cosine", warmup=2)
+def test_small_steps_move_the_weights_with_every_kind_of_state(eager, how, dtype):
+    # 1e-5 is far below half a unit in the last place of bf16 weights near 1; 100 steps of one sign are 1e-3.
+    start = torch.ones(64, 128)
+    weight = nn.Parameter(start.to(dtype, copy=True))
+    optimizer = Optimizer([("weight", weight)], Optim(lr=1e-5, weight_decay=0.0, **how))
+    for _ in range(100):
+        weight.grad = torch.ones(64, 128)
+        optimizer.step(planned=100)
+    moments = optimizer._adam.state[optimizer._masters[0]]["exp_avg"]
+    moved = (start - optimizer._masters[0].float()).mean()
+    torch.testing.assert_close(moved, torch.tensor(1e-3), rtol=0.1, atol=0)
+    if not optimizer.settings.masters and dtype == torch.bfloat16:
+        assert optimizer._masters[0] is weight, "no copy"
+        assert moments.dtype == torch.bfloat16
+    assert (type(moments) is torch.Tensor) == (not how.get("eight_bit", False))
+
+
+def test_the_compiled_step_is_the_written_one():
+    def moved(compiled):
+        weight = nn.Parameter(torch.linspace(-1, 1, 64 * 128).view(64, 128).bfloat16())
+        settings = Optim(lr=1e-3, masters=False)
+        with pytest.MonkeyPatch.context() as patch:
+            if not compiled:
+                patch.setattr(torch, "compile", lambda function, **_: function)
+            optimizer = Optimizer([("weight", weight)], settings)
+            weight.grad = torch.randn(64, 128, generator=torch.Generator().manual_seed(0))
+            optimizer.step(planned=1)
+        return weight.detach().float()
+
+    # Their draws differ, so rounding may: by one unit in the last place of bf16 at most.
+    torch.testing.assert_close(moved(True), moved(False), rtol=2**-7, atol=2e-5)
+
+
+@pytest.mark.parametrize("how", LEAN.values(), ids=LEAN.keys())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_state_continues_bit_for_bit(eager, dtype, how):
+    settings = Optim(lr=1e-3, schedule="cosine", warmup=2, **how)
+
+    def parameters(dtype, seed=0):
+        rng = torch.Generator().manual_seed(seed)
+        # Large enough to be quantised.
+        draws = torch.randn(64, 128, generator=rng), torch.randn(128, generator=rng)
+        return [(str(i), nn.Parameter(x.to(dtype))) for i, x in enumerate(draws)]
+
     whole = parameters(dtype)
     run(Optimizer(whole, settings), whole, 6)
 
