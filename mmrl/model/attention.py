@@ -15,9 +15,11 @@ gradients. Without a layout the function is the library's sdpa, so padded batche
 
 Sampling uses the same function with a `Decoding` in place of the layout (`decoding.py`).
 
-Kernels: CPU flash (fp32, fp64, bf16; what the tests run), CUDA flash for half precision, and a plain matrix form for
-everything else. `verified_kernel` compares the chosen kernel with the plain form once per device and dtype and falls
-back with a warning. The CUDA kernel has not been run by us yet.
+Kernels: on the CPU flash on padded batches (fp32, fp64, bf16; what the tests run); on CUDA in half precision flash on
+the row as it lies, without padding or copies of keys (`ragged.py`: of the flash-attn package if installed, else of
+torch), else flash on padded batches; a plain matrix form for everything else. Each is compared with the plain form at
+the model's head size before its first use, and not used, with a warning, if it differs. No CUDA kernel has been run by
+us yet.
 
 Source: our design; the merge is the usual one of flash-decoding, the gradient argument is in the tests.
 """
@@ -25,7 +27,9 @@ Source: our design; the merge is the usual one of flash-decoding, the gradient a
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from functools import lru_cache
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -33,6 +37,7 @@ from torch import Tensor
 
 from mmrl.model.decoding import Decoding, decode
 from mmrl.model.kernels import CPU_FLASH, CUDA_FLASH, PLAIN, Kernel
+from mmrl.model.ragged import PACKAGE_FLASH, TORCH_FLASH, RaggedKernel
 from mmrl.model.row_layout import Bucket, Layout, example_layout
 
 NAME = "mmrl_shared_prefix"
@@ -82,7 +87,12 @@ def packed(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: flo
     assert query.shape[2] == layout.length, (
         f"row of {query.shape[2]} tokens, layout of {layout.length}"
     )
-    kernel = verified_kernel(query.device.type, query.dtype)
+    device, dtype, width = query.device.type, query.dtype, query.shape[-1]
+    heads = (query.shape[1], key.shape[1])
+    ragged = verified_ragged_kernel(device, dtype, width, heads)
+    if ragged is not None:
+        return _PackedRagged.apply(query, key, value, layout, scale, ragged)  # type: ignore[no-any-return]
+    kernel = verified_kernel(device, dtype, width, heads)
     return _Packed.apply(query, key, value, layout, scale, kernel)  # type: ignore[no-any-return]
 
 
@@ -155,6 +165,65 @@ class _Packed(torch.autograd.Function):
         return dq, dk, dv, None, None, None
 
 
+class _PackedRagged(torch.autograd.Function):
+    """The same three parts for kernels without padding: all causal segments in one call, all crossings in another."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        layout: Layout,
+        scale: float,
+        kernel: RaggedKernel,
+    ) -> Tensor:  # type: ignore[override]
+        run, row = kernel[0], layout.ragged
+        queries, keys, values = (x[0].transpose(0, 1) for x in (q, k, v))  # [S, H, d]
+        own = (row.causal, row.causal, True, scale)
+        out, lse, own_extra = run(queries, keys, values, *own)
+        extras = [own_extra]
+        if len(row.answers):
+            wide = lse.dtype
+            to_prompt = (row.of_answers, row.of_prompts, False, scale)
+            answers = queries[row.answers]
+            second, level, extra = run(
+                answers, keys[row.prompts], values[row.prompts], *to_prompt
+            )
+            extras.append(extra)
+            lse_first = lse[:, row.answers]
+            total = torch.logaddexp(lse_first, level.to(wide))
+            of_first, of_second = (
+                (x - total).exp().t()[..., None] for x in (lse_first, level.to(wide))
+            )
+            merged = out[row.answers].to(wide) * of_first + second.to(wide) * of_second
+            out = out.index_copy(0, row.answers, merged.to(out.dtype))
+            lse = lse.index_copy(1, row.answers, total)
+        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.rest = (layout, scale, kernel, extras)
+        return out[None]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        q, k, v, out, lse = ctx.saved_tensors
+        layout, scale, kernel, extras = ctx.rest
+        run, row = kernel[1], layout.ragged
+        queries, keys, values = (x[0].transpose(0, 1) for x in (q, k, v))
+        grad = grad[0]
+        # With the merged `out` and `lse` each part's backward is exact, and the parts add up.
+        own = (row.causal, row.causal, True, scale, extras[0])
+        dq, dk, dv = run(grad, queries, keys, values, out, lse, *own)
+        if len(row.answers):
+            at, seen = row.answers, row.prompts
+            to_prompt = (row.of_answers, row.of_prompts, False, scale, extras[1])
+            inputs = (grad[at], queries[at], keys[seen], values[seen], out[at], lse[:, at])
+            more = run(*inputs, *to_prompt)
+            # No place comes twice, so an indexed sum is safe.
+            for total, part, where in zip((dq, dk, dv), more, (at, seen, seen), strict=True):
+                total[where] += part
+        return (*(x.transpose(0, 1)[None] for x in (dq, dk, dv)), None, None, None)
+
+
 def _quiet(bucket: Bucket, grad: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
     """Gradient [n, H, L, d] and lse [n, H, L, 1] of a bucket, silent on padding."""
     if bucket.cut is not None:
@@ -177,17 +246,15 @@ def _unfold(x: Tensor, heads: int) -> Tensor:
 
 
 @lru_cache
-def verified_kernel(device: str, dtype: torch.dtype) -> Kernel:
-    """The fastest kernel for this device and dtype that agrees with the plain form on a small example."""
+def verified_kernel(
+    device: str, dtype: torch.dtype, width: int = 64, heads: tuple[int, int] = (4, 2)
+) -> Kernel:
+    """The fastest kernel for dense batches that agrees with the plain form on a small example of these heads."""
     if device == "cpu":
         return CPU_FLASH
     if device != "cuda" or dtype not in (torch.float16, torch.bfloat16):
         return PLAIN
-    try:
-        problem = _kernel_disagreement(CUDA_FLASH, device, dtype)
-    # All that a private operator may raise when a version of torch has changed it.
-    except (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError) as error:
-        problem = str(error).splitlines()[0]
+    problem = _disagreement(_Packed.apply, CUDA_FLASH, device, dtype, width, heads)
     if problem is None:
         return CUDA_FLASH
     warnings.warn(
@@ -197,23 +264,64 @@ def verified_kernel(device: str, dtype: torch.dtype) -> Kernel:
     return PLAIN
 
 
-def _kernel_disagreement(kernel: Kernel, device: str, dtype: torch.dtype) -> str | None:
+@lru_cache
+def verified_ragged_kernel(
+    device: str, dtype: torch.dtype, width: int, heads: tuple[int, int]
+) -> RaggedKernel | None:
+    """The first kernel for unpadded rows that agrees with the plain form on a small example; None if there is none."""
+    if device != "cuda" or dtype not in (torch.float16, torch.bfloat16):
+        return None
+    candidates = {"torch": TORCH_FLASH}
+    if find_spec("flash_attn") is not None:
+        candidates = {"flash-attn": PACKAGE_FLASH, **candidates}
+    for name, kernel in candidates.items():
+        problem = _disagreement(_PackedRagged.apply, kernel, device, dtype, width, heads)
+        if problem is None:
+            return kernel
+        warnings.warn(
+            f"The flash attention of {name} for rows of many lengths is not used in {dtype} ({problem}).",
+            stacklevel=2,
+        )
+    return None
+
+
+def _disagreement(
+    run: Callable[..., Tensor],
+    kernel: Kernel | RaggedKernel,
+    device: str,
+    dtype: torch.dtype,
+    width: int,
+    heads: tuple[int, int],
+) -> str | None:
     """Compare forward and backward with the plain form on two ragged groups; None if they agree."""
     layout = example_layout((19, 7), ((5, 9), (3,)), torch.device(device))
     rng = torch.Generator().manual_seed(0)
-    queries, keys = (1, 4, layout.length, 64), (1, 2, layout.length, 64)
+    queries, keys = ((1, n, layout.length, width) for n in heads)
     # Drawn on the CPU, so that every device is asked the same.
     inputs = [torch.randn(shape, generator=rng) for shape in (queries, keys, keys)]
-    grad = torch.randn((1, layout.length, 4, 64), generator=rng)
-    found: list[list[Tensor]] = []
-    for candidate in (kernel, PLAIN):
+    grad = torch.randn((1, layout.length, heads[0], width), generator=rng)
+
+    def results(apply: Callable[..., Tensor], with_kernel: object) -> list[Tensor]:
         q, k, v = (x.to(device, dtype).requires_grad_() for x in inputs)
-        out = _Packed.apply(q, k, v, layout, 0.125, candidate)
-        out.backward(grad.to(device, dtype))
-        results = (out, q.grad, k.grad, v.grad)
-        found.append([x.detach().float() for x in results if x is not None])
-    for name, ours, plain in zip(("out", "dq", "dk", "dv"), *found, strict=True):
-        gap = (ours - plain).abs().max().item()
+        out = apply(q, k, v, layout, width**-0.5, with_kernel)
+        found = torch.autograd.grad(out, (q, k, v), grad.to(device, dtype))
+        return [x.detach().float() for x in (out, *found)]
+
+    try:
+        ours = results(run, kernel)
+    # All that a private operator may raise when a version of torch has changed it.
+    except (
+        RuntimeError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        NotImplementedError,
+        ImportError,
+    ) as error:
+        return str(error).splitlines()[0]
+    names = ("out", "dq", "dk", "dv")
+    for name, mine, plain in zip(names, ours, results(_Packed.apply, PLAIN), strict=True):
+        gap = (mine - plain).abs().max().item()
         # "Not below" instead of "above": a NaN is a disagreement too.
         if not gap <= 0.03 * plain.abs().max().item():
             return f"{name} differs from the plain form by {gap:.3g}"

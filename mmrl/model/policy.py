@@ -27,6 +27,7 @@ from mmrl.model.processing import Encoded, PixelBudget, Processing
 from mmrl.model.row_layout import Layout
 from mmrl.model.vision_cache import VisionCache
 from mmrl.model.vision_tower import VisionTower, VisualFeatures, insert_features
+from mmrl.model.window_attention import register_windows
 from mmrl.types import Prompt
 
 LARGE = 500e6
@@ -56,9 +57,9 @@ class Policy:
         """Owner of encoded prompts and of features of pictures."""
         self._frozen_copy: nn.Module | None = None
         self._refuse_unfit()
-        # Set on the language model only: the tower keeps the attention it was loaded with.
-        text = self.base.model.language_model
+        text, tower = self.base.model.language_model, self.base.model.visual
         text.config._attn_implementation = register()
+        tower.config._attn_implementation = register_windows()
         # Also for sampling: layers that act differently in evaluation would sample from another model than is trained.
         self.model.train()
 

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
+
+from mmrl.model.ragged import Segments
 
 Segment = tuple[int, int]
 """[start, end) in the row."""
@@ -61,6 +64,22 @@ class Bucket:
 
 
 @dataclass(frozen=True)
+class RaggedRow:
+    """Segments of a row for kernels that take segments of any length. Nothing here is read back from the device."""
+
+    causal: Segments
+    """All prompts and answers, in the order of the row, each causal in itself."""
+    answers: Tensor
+    """long [Ta]: places of all answer tokens that have a prompt, group by group."""
+    prompts: Tensor
+    """long [Tp]: places of the tokens of their prompts."""
+    of_answers: Segments
+    """One segment per group in `answers`: its answers together, for they look at the same prompt."""
+    of_prompts: Segments
+    """One segment per group in `prompts`."""
+
+
+@dataclass(frozen=True)
 class Layout:
     """Where the segments of a packed row lie. Answers of a group follow their prompt without a gap."""
 
@@ -81,6 +100,11 @@ class Layout:
         causal = tuple(self._bucket(run) for run in _alike(filled))
         object.__setattr__(self, "causal", causal)
         object.__setattr__(self, "crossing", tuple(self._crossing()))
+
+    @cached_property
+    def ragged(self) -> RaggedRow:
+        """The same for kernels that need no padding."""
+        return _ragged(self)
 
     @property
     def length(self) -> int:
@@ -121,6 +145,31 @@ class Layout:
         # A segment that is alone is a plain slice of the row, which is a view.
         cut = slice(*segments[0]) if len(segments) == 1 else None
         return Bucket(index.to(self.device), valid.to(self.device), cut)
+
+
+def _ragged(layout: Layout) -> RaggedRow:
+    filled = sorted(segment for segment in layout._segments() if _length(segment) > 0)
+    answers: list[Segment] = []
+    prompts: list[Segment] = []
+    for prompt, group in zip(layout.prompts, layout.answers, strict=True):
+        end = max((end for _, end in group), default=prompt[1])
+        if _length(prompt) > 0 and end > prompt[1]:
+            answers.append((prompt[1], end))
+            prompts.append(prompt)
+    device = layout.device
+    return RaggedRow(
+        Segments.of([_length(segment) for segment in filled], device),
+        _places(answers, device),
+        _places(prompts, device),
+        Segments.of([_length(segment) for segment in answers], device),
+        Segments.of([_length(segment) for segment in prompts], device),
+    )
+
+
+def _places(segments: Sequence[Segment], device: torch.device) -> Tensor:
+    """Every place of the segments, long [n]."""
+    found = [torch.arange(start, end) for start, end in segments]
+    return (torch.cat(found) if found else torch.zeros(0, dtype=torch.long)).to(device)
 
 
 def example_layout(

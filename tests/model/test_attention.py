@@ -7,9 +7,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmrl.model.attention import _Packed, packed, verified_kernel
+from mmrl.model.attention import (
+    _disagreement,
+    _Packed,
+    _PackedRagged,
+    packed,
+    verified_kernel,
+    verified_ragged_kernel,
+)
 from mmrl.model.decoding import Decoding, decode
 from mmrl.model.kernels import PLAIN
+from mmrl.model.ragged import LOOP, TORCH_FLASH
 from mmrl.model.row_layout import example_layout
 
 torch.set_num_threads(1)
@@ -49,19 +57,47 @@ groups = st.lists(
 
 
 @settings(max_examples=60, deadline=None)
-@given(groups, st.sampled_from(["flash", "plain"]), st.integers(0, 99))
+@given(groups, st.sampled_from(["flash", "plain", "ragged"]), st.integers(0, 99))
 def test_packed_equals_dense(shape, which, seed):
     layout = example_layout([p for p, _ in shape], [a for _, a in shape])
-    kernel = PLAIN if which == "plain" else verified_kernel("cpu", torch.float64)
     q, k, v = draws(layout, seed=seed)
     grad = torch.randn(1, layout.length, 4, 16, dtype=torch.float64)
-    ours = _Packed.apply(q, k, v, layout, 0.3, kernel)
+    if which == "ragged":
+        ours = _PackedRagged.apply(q, k, v, layout, 0.3, LOOP)
+    else:
+        kernel = PLAIN if which == "plain" else verified_kernel("cpu", torch.float64)
+        ours = _Packed.apply(q, k, v, layout, 0.3, kernel)
     mine = torch.autograd.grad(ours, (q, k, v), grad)
     expected = dense(q, k, v, layout, 0.3)
     theirs = torch.autograd.grad(expected, (q, k, v), grad)
     torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-10)
     for a, b in zip(mine, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "kernel, says",
+    [
+        (LOOP, None),
+        ((LOOP[0], lambda *args: [2 * x for x in LOOP[1](*args)]), "dq differs"),
+        (
+            (lambda *args: (LOOP[0](*args)[0] * torch.nan, *LOOP[0](*args)[1:]), LOOP[1]),
+            "out differs",
+        ),
+        (TORCH_FLASH, ""),  # there is no CUDA here: any message, but no exception
+    ],
+    ids=["right", "wrong backward", "not a number", "cannot run"],
+)
+def test_a_kernel_must_agree_with_the_plain_form_before_it_is_used(kernel, says):
+    problem = _disagreement(_PackedRagged.apply, kernel, "cpu", torch.float32, 80, (4, 2))
+    assert problem is None if says is None else problem is not None and says in problem
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("width, heads", [(128, (28, 4)), (128, (16, 2)), (128, (32, 8))])
+def test_a_flash_kernel_is_used_at_released_head_sizes(width, heads):
+    assert verified_ragged_kernel("cuda", torch.bfloat16, width, heads) is not None
+    assert verified_kernel("cuda", torch.bfloat16, width, heads) is not PLAIN
 
 
 def test_large_scores_on_padded_queries_give_no_nan():
