@@ -7,6 +7,7 @@ that takes windows of any length (CUDA, half precision), or one call per distinc
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -61,7 +62,7 @@ def _by_length(
     """One call per distinct length of a window."""
     of_length: dict[int, list[int]] = {}
     edges = starts.tolist()
-    for start, end in zip(edges[:-1], edges[1:], strict=True):
+    for start, end in itertools.pairwise(edges):
         if end > start:  # padding of a picture's edge leaves empty windows
             of_length.setdefault(end - start, []).append(start)
     if len(edges) == 2:  # one window is all: nothing to sort
