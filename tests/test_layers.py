@@ -47,7 +47,8 @@ HOMES = {
     "math_verify": {"mmrl.rewards", "mmrl.perception.compat"},
     "tensorboard": {"mmrl.training.tracking"},
     "wandb": {"mmrl.training.tracking"},
-    "flash_attn": set(),
+    "flash_attn": {"mmrl.model.ragged"},
+    "torchao": {"mmrl.training.optim"},
     "tyro": {"mmrl.recipes"},
 }
 # Installed only on demand, or slow to import and needed by few: imported inside a function.
@@ -56,6 +57,7 @@ ON_DEMAND = {
     "decord",
     "torchcodec",
     "flash_attn",
+    "torchao",
     "tensorboard",
     "wandb",
     "pyarrow",
