@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import resource
 import signal
 import tempfile
 import threading
@@ -24,10 +25,14 @@ from typing import Any
 
 import numpy as np
 
+from mmrl.data.video.containers import decoder_faults
 from mmrl.data.video.probe import ClipInfo, probe
 from mmrl.data.video.readers import Backend, load_backend, read_into
-from mmrl.ground.faults import BadMedia, first_line
+from mmrl.ground.faults import BadMedia
 from mmrl.ground.process import LOOK, START_LIMIT, Child, NotStarted
+
+MEMORY = 4 << 30
+"""Bytes of its own that a child may use. Two dozen frames of 8K, which a decoder may have to keep, are 1.5 GiB."""
 
 
 class DecodeWorker:
@@ -56,15 +61,23 @@ class DecodeWorker:
             return self._ask(path, ("probe", path))
 
     def read(
-        self, info: ClipInfo, indices: Sequence[int], size: tuple[int, int] | None = None
+        self,
+        info: ClipInfo,
+        indices: Sequence[int],
+        size: tuple[int, int] | None = None,
+        backend: Backend | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """uint8 [F, 3, h, w] on a mapping of its own and float64 [F] seconds. `size` is (h, w). Raises BadMedia."""
+        """uint8 [F, 3, h, w] on a mapping of its own and float64 [F] seconds. `size` is (h, w). Raises BadMedia.
+
+        `backend` reads this clip in the place of the worker's own.
+        """
         height, width = size or (info.height, info.width)
         shape = (len(indices), 3, height, width)
         file = _anonymous_file(int(np.prod(shape)))
         try:
             with self._guard():
-                seconds = self._ask(info.path, ("read", info, list(indices), shape), file)
+                request = ("read", info, list(indices), shape, backend)
+                seconds = self._ask(info.path, request, file)
             frames = _mapped(file, int(np.prod(shape))).reshape(shape)
         finally:
             os.close(file)
@@ -185,6 +198,7 @@ class DecodeWorker:
 def answer_requests(descriptor: int, backend: Backend | None, threads: int) -> None:
     """The child's life: answer requests until the pipe closes."""
     pipe = Connection(descriptor)
+    _limit_memory()
     try:
         loaded = load_backend(backend)
     except (ImportError, ValueError) as error:
@@ -204,6 +218,16 @@ def answer_requests(descriptor: int, backend: Backend | None, threads: int) -> N
                 os.close(file)
 
 
+def _limit_memory() -> None:
+    """Let a file that makes its decoder ask for more than `MEMORY` fail by itself and not by the machine."""
+    if not hasattr(resource, "RLIMIT_DATA"):
+        return
+    # The frames are not counted: they are on a shared mapping.
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = MEMORY if hard == resource.RLIM_INFINITY else min(MEMORY, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+
+
 def _answer(
     file: int | None, backend: Backend, threads: int, asked: Any, *more: Any
 ) -> tuple[str, Any]:
@@ -211,12 +235,10 @@ def _answer(
     try:
         if file is None:
             return "done", probe(asked)
-        return "done", _fill(file, backend, threads, asked, *more)
+        with decoder_faults(asked.path):
+            return "done", _fill(file, backend, threads, asked, *more)
     except BadMedia as error:
         return "bad", (error.where, error.reason, error.detail)
-    except Exception as error:
-        path = asked if file is None else asked.path
-        return "bad", (path, "decoder error", f"{type(error).__name__}: {first_line(error)}")
 
 
 def _fill(
@@ -226,11 +248,12 @@ def _fill(
     info: ClipInfo,
     indices: list[int],
     shape: tuple[int, int, int, int],
+    instead: Backend | None,
 ) -> np.ndarray:
     """Decode into the parent's mapping; the seconds of the frames."""
     mapping = mmap.mmap(file, int(np.prod(shape)))
     frames = np.frombuffer(mapping, dtype=np.uint8).reshape(shape)
-    return read_into(frames, info, indices, backend, threads)
+    return read_into(frames, info, indices, instead or backend, threads)
 
 
 def _mapped(file: int, size: int) -> np.ndarray:

@@ -1,48 +1,57 @@
 """Frames of a video file: one interface, three decoders. Imports no torch.
 
     load_backend(name)                        -> (name, version)
+    fitting(info, name)                       -> the back-ends to try for this file, in order
     read_into(out, info, indices, backend)    -> seconds; fills uint8 rows [F, 3, h, w]
 
-Back-ends: `decord`, `pyav`, `torchcodec` (exact mode only: approximate mode trusts the header and returns wrong frames
-on variable frame rates). The torchcodec path follows its documented interface and has not been run. What an index
-means is settled in `mmrl.data.video.probe`; every back-end looks frames up by presentation time.
+Back-ends: `pyav`, `decord`, `torchcodec` (exact mode only: approximate mode trusts the header and returns wrong frames
+on variable frame rates). What an index means is settled in `mmrl.data.video.probe`; every back-end looks frames up by
+presentation time.
+
+PyAV is the default because it is the only one that is right on every file of the conformance table
+(tests/data/video/odd_clips.py, results in docs/video.md): it shows packets and times, so that what is delivered can be
+checked. decord 0.6 does not say which frame it delivers, and is wrong after seeks into open groups, behind edit lists
+and in most containers. torchcodec says it, and is refused by its own times in containers without an index. Both
+therefore read only what they were right on (`fitting`), and PyAV reads the rest, whichever was asked for.
 
 Departures from the usual readers (qwen-vl-utils 0.0.14, transformers 5.23):
-1. A missing or damaged frame is an error with a reason; nothing falls back to another back-end in silence.
-2. The PyAV reader decodes only the groups of pictures that hold a wanted frame, and in them skips the pictures that no
-   other one refers to. Its cost is thereby the smaller of seeking and scanning at every key-frame spacing.
+1. A missing or damaged frame is an error with a reason. Another back-end is asked only if it can tell a damaged frame.
+2. The PyAV reader decodes only the groups of pictures that hold a wanted frame (`mmrl.data.video.pyav_frames`).
 3. Rotation in the metadata is applied by all back-ends (PyAV itself does not).
 """
 
 from __future__ import annotations
 
-import bisect
 import importlib
+import importlib.metadata
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 
-from mmrl.data.video.probe import ClipInfo, decoded_frames, open_container, video_stream
+from mmrl.data.video.containers import decoder_faults
+from mmrl.data.video.probe import ClipInfo
+from mmrl.data.video.pyav_frames import Disordered, Frame, counted, decode_pyav
 from mmrl.ground.faults import BadMedia, first_line
 
 Backend = Literal["decord", "pyav", "torchcodec"]
-Frame = tuple[int, np.ndarray, float]
-"""Frame number, uint8 [H, W, 3] RGB, seconds from the first presentation time."""
 
+DEFAULT: Backend = "pyav"
 MODULES: dict[str, str] = {
     "decord": "decord",
     "pyav": "av",
     "torchcodec": "torchcodec.decoders",
 }
-DECORD_CONTAINERS = ("mov", "matroska", "avi")
-"""Containers with an index. In mpegts decord 0.6 loses the first group of pictures and returns wrong frames."""
+INDEXED = ("mov", "matroska")
+"""Containers with an index and presentation times. Of others, decord and torchcodec return wrong frames."""
+DECORD_CODECS = ("h264", "vp8", "vp9")
+"""On these decord is right if all groups are closed. In HEVC and MPEG-4 it returns pictures of other frames."""
 CHUNK = 8
 """Frames that a back-end may hold at a time: bounds the memory beyond the result."""
 
 
 def load_backend(name: Backend | None = None) -> tuple[Backend, str]:
-    """Import a back-end and say which version it is; None takes decord where its wheel imports, else PyAV.
+    """Import a back-end and say which version it is; None is PyAV.
 
     The import really happens, since torchcodec's package can be found where its libraries cannot be loaded.
     """
@@ -50,19 +59,32 @@ def load_backend(name: Backend | None = None) -> tuple[Backend, str]:
         raise ValueError(
             f"backend is {name!r}; the back-ends are {', '.join(get_args(Backend))}, or None to choose."
         )
-    choices: tuple[Backend, ...] = (name,) if name else ("decord", "pyav")
-    problems = []
-    for choice in choices:
-        try:
-            importlib.import_module(MODULES[choice])
-        except (ImportError, OSError, RuntimeError) as error:
-            problems.append(f"{choice}: {first_line(error)}")
-            continue
-        package = importlib.import_module(MODULES[choice].partition(".")[0])
-        return choice, str(getattr(package, "__version__", "unknown"))
-    raise ImportError(
-        f"No video back-end can be loaded ({'; '.join(problems)}). Install one: pip install av, or decord."
-    )
+    choice: Backend = name or DEFAULT
+    package = MODULES[choice].partition(".")[0]
+    try:
+        importlib.import_module(MODULES[choice])
+    except (ImportError, OSError, RuntimeError) as error:
+        raise ImportError(
+            f"The video back-end {choice} cannot be loaded ({first_line(error)}). "
+            f"Install it (pip install {package}), or ask for pyav."
+        ) from error
+    return choice, version_of(choice)
+
+
+def version_of(backend: Backend) -> str:
+    """The version of an installed back-end, without loading it."""
+    return importlib.metadata.version(MODULES[backend].partition(".")[0])
+
+
+def fitting(info: ClipInfo, wish: Backend) -> tuple[Backend, ...]:
+    """The back-ends to try for this file, in order: the wished one if it is right on such files, and PyAV."""
+    indexed = info.format in INDEXED and not info.counted
+    fits = {
+        "pyav": False,
+        "decord": indexed and info.closed and info.codec in DECORD_CODECS and info.n > 1,
+        "torchcodec": indexed,
+    }
+    return (wish, "pyav") if fits[wish] else ("pyav",)
 
 
 def read_into(
@@ -71,7 +93,8 @@ def read_into(
     """Decode frames into out, uint8 [F, 3, h, w]; rows follow `indices` (any order, repeats allowed).
 
     Frames whose size differs from h, w are resized (bicubic with antialias). Returns float64 [F]: the seconds of the
-    delivered frames. Raises BadMedia if one of them cannot be decoded, ValueError for an index outside 0 … n-1.
+    delivered frames. Raises BadMedia if one of them cannot be decoded or the back-end does not fit the file, ValueError
+    for an index outside 0 … n-1.
     """
     wanted = sorted({int(i) for i in indices})
     if not wanted or wanted[0] < 0 or wanted[-1] >= info.n:
@@ -79,10 +102,23 @@ def read_into(
         raise ValueError(
             f"{info.path}: frames asked for: {found}; give at least one, from 0 to {info.n - 1}."
         )
+    if backend not in fitting(info, backend):
+        kind = f"{info.codec} in {info.format}; use the pyav back-end"
+        raise BadMedia(info.path, f"not for {backend}", kind)
+    with decoder_faults(info.path):
+        try:
+            return _fill(out, info, indices, backend, threads)
+        except Disordered:
+            return _fill(out, counted(info), indices, backend, threads)
+
+
+def _fill(
+    out: np.ndarray, info: ClipInfo, indices: Sequence[int], backend: Backend, threads: int
+) -> np.ndarray:
     rows: dict[int, list[int]] = {}
     for row, index in enumerate(indices):
         rows.setdefault(int(index), []).append(row)
-    seconds = np.full(len(indices), np.nan)
+    wanted, seconds = sorted(rows), np.full(len(indices), np.nan)
     decoders = {
         "decord": decode_decord,
         "pyav": decode_pyav,
@@ -99,108 +135,10 @@ def read_into(
     return seconds
 
 
-def decode_pyav(info: ClipInfo, wanted: list[int], threads: int = 1) -> Iterator[Frame]:
-    """Frames by presentation time: one seek for each group of pictures that holds a wanted frame."""
-    with open_container(info.path) as container:
-        stream = video_stream(container, info.path)
-        _set_threads(stream, threads)
-        ticks = _ticks(info, stream)
-        keys = [ticks[key] for key in info.keys]
-        # Group of pictures (-1: before the first key frame) -> the wanted ticks in it -> their frames.
-        groups: dict[int, dict[int, int]] = {}
-        for index in wanted:
-            tick = ticks[index]
-            group = bisect.bisect_right(keys, tick) - 1
-            groups.setdefault(group, {})[tick] = index
-        left: dict[int, int] = {}
-        for group, members in sorted(groups.items()):
-            left |= members  # what an earlier group could not give may turn up in this one
-            if group >= 0 and info.pts is not None:
-                yield from _decode_group(info, container, stream, keys[group], left)
-    # Files without times, seeks that land too late, key frames that are none: decode everything once.
-    if left:
-        yield from _scan(info, left, threads)
-
-
-def _decode_group(
-    info: ClipInfo, container: Any, stream: Any, key: int, left: dict[int, int]
-) -> Iterator[Frame]:
-    """Decode from a key frame until the ticks of `left` have come or passed; what is yielded leaves `left`."""
-    import av
-
-    codec = stream.codec_context
-    codec.flush_buffers()  # else frames of the last group would come first
-    try:
-        container.seek(key, stream=stream, backward=True)
-    except av.FFmpegError:
-        return
-    last = max(left)
-    for packet in _packets(container, stream):
-        # Pictures that no other one refers to need not be decoded, unless they are wanted themselves.
-        if packet.pts is not None:
-            codec.skip_frame = "DEFAULT" if packet.pts in left else "NONREF"
-        try:
-            frames = codec.decode(packet if packet.size else None)
-        except av.FFmpegError:
-            continue
-        for frame in frames:
-            if frame.pts in left and not frame.is_corrupt:
-                index = left.pop(frame.pts)
-                yield index, _upright(frame, info), float(info.times[index])
-        if not left or (frames and (frames[-1].pts or 0) > last):
-            return
-
-
-def _packets(container: Any, stream: Any) -> Iterator[Any]:
-    """Packets up to the end or the first one that cannot be read."""
-    import av
-
-    try:
-        yield from container.demux(stream)
-    except av.FFmpegError:
-        return
-
-
-def _scan(info: ClipInfo, left: dict[int, int], threads: int) -> Iterator[Frame]:
-    """Decode from the start; frames are found by their tick, or counted where the file has no times."""
-    with open_container(info.path) as container:
-        stream = video_stream(container, info.path)
-        _set_threads(stream, threads)
-        for count, frame in enumerate(decoded_frames(container, stream)):
-            tick = count if info.pts is None else frame.pts
-            if tick in left and not frame.is_corrupt:
-                index = left.pop(tick)
-                yield index, _upright(frame, info), float(info.times[index])
-            if not left:
-                return
-
-
-def _ticks(info: ClipInfo, stream: Any) -> list[int]:
-    """The presentation time of each frame in units of the stream; its number where the file has no times."""
-    if info.pts is None:
-        return list(range(info.n))
-    ticks = (info.pts + info.start) / float(stream.time_base)
-    return np.rint(ticks).astype(np.int64).tolist()
-
-
-def _upright(frame: Any, info: ClipInfo) -> np.ndarray:
-    picture = frame.to_ndarray(format="rgb24")  # [H, W, 3]
-    return np.rot90(picture, info.rotation // 90) if info.rotation else picture
-
-
-def _set_threads(stream: Any, threads: int) -> None:
-    stream.codec_context.thread_count = threads
-    stream.codec_context.thread_type = "SLICE" if threads == 1 else "AUTO"
-
-
 def decode_decord(info: ClipInfo, wanted: list[int], threads: int = 1) -> Iterator[Frame]:
     """Frames by presentation time, a few at a time. decord turns pictures upright itself, but not all widths."""
     import decord
 
-    if not any(name in info.format for name in DECORD_CONTAINERS):
-        raise BadMedia(
-            info.path, "container not for decord", f"{info.format}; use the pyav back-end"
-        )
     decord.logging.set_level(decord.logging.QUIET)
     try:
         reader = decord.VideoReader(info.path, num_threads=threads)
@@ -220,9 +158,10 @@ def decode_decord(info: ClipInfo, wanted: list[int], threads: int = 1) -> Iterat
 
 
 def decode_torchcodec(info: ClipInfo, wanted: list[int], threads: int = 1) -> Iterator[Frame]:
-    """Frames by number in exact mode, which scans the file; their times are checked. Not run (optional extra)."""
+    """Frames by number in exact mode, which scans the file; the times of what is delivered are checked."""
     from torchcodec.decoders import VideoDecoder  # pyright: ignore[reportMissingImports]
 
+    reach = _reach(info)
     try:
         decoder = VideoDecoder(
             info.path, seek_mode="exact", dimension_order="NHWC", num_ffmpeg_threads=threads
@@ -232,8 +171,7 @@ def decode_torchcodec(info: ClipInfo, wanted: list[int], threads: int = 1) -> It
             batch = decoder.get_frames_at(indices=chunk)
             times = batch.pts_seconds.tolist()
             for index, frame, time in zip(chunk, batch.data.numpy(), times, strict=True):
-                late = 0.0 if info.pts is None else time - info.start - info.pts[index]
-                if abs(late) > 0.5 / info.fps:
+                if abs(time - info.start - info.times[index]) > reach:
                     found = f"frame {index} came with the time {time:.3f} s"
                     raise BadMedia(info.path, "wrong frame", found)
                 yield index, frame, float(info.times[index])
@@ -243,19 +181,19 @@ def decode_torchcodec(info: ClipInfo, wanted: list[int], threads: int = 1) -> It
         raise BadMedia(info.path, "undecodable frames", first_line(error)) from error
 
 
+def _reach(info: ClipInfo) -> float:
+    """Half the shortest interval in seconds: a neighbour is never taken for the frame itself."""
+    shortest = float(np.diff(info.times).min()) if info.n > 1 else 1.0
+    return 0.5 * min(1 / info.fps, shortest)
+
+
 def _by_time(info: ClipInfo, wanted: list[int], stamps: np.ndarray) -> dict[int, int]:
     """Wanted frame -> its place in `stamps` (seconds [M], increasing); frames that are not there are left out."""
-    pts = info.pts
-    if pts is None:
-        return {i: i for i in wanted if i < len(stamps)}
-    # Half the shortest interval: a neighbour is never taken for the frame itself.
-    shortest = float(np.diff(pts).min()) if info.n > 1 else 1.0
-    reach = 0.5 * min(1 / info.fps, shortest)
-    found = {}
+    times, reach, found = info.times, _reach(info), {}
     for index in wanted:
-        right = int(np.searchsorted(stamps, pts[index]))
+        right = int(np.searchsorted(stamps, times[index]))
         beside = range(max(right - 1, 0), min(right + 1, len(stamps)))
-        distances = {place: abs(stamps[place] - pts[index]) for place in beside}
+        distances = {place: abs(stamps[place] - times[index]) for place in beside}
         near = [place for place in beside if distances[place] < reach]
         if near:
             found[index] = min(near, key=distances.__getitem__)

@@ -5,15 +5,17 @@
     frames, seconds = reader.read("clip.mp4", [0, 10])    # uint8 [F, H, W, 3], float64 [F]
     media = reader.clip("clip.mp4", ClipSampling(fps=2, max_tokens=4096))
 
-What is decided here: which back-end decodes (decord where its wheel imports, else PyAV; the choice is logged), that
-every decode runs under a time limit in a process that can be killed, that a file which holds fewer frames than its
-header promises is refused, and that times are those of the file. A clip is read once into one array of uint8 in the
-layout of `Media`, at the size it will be shown.
+What is decided here: which back-end decodes (PyAV, the only one that is right on every file: `mmrl.data.video.readers`,
+docs/video.md; another that is asked for reads the files it is right on), that a file is blamed only after PyAV could
+not read it, that every decode runs under a time limit in a process that can be killed, that a file which holds fewer
+frames than its header promises is refused, and that times are those of the frames delivered. A clip is read once into
+one array of uint8 in the layout of `Media`, at the size it will be shown.
 
 Departures from qwen-vl-utils 0.0.14:
 1. A crop re-bases times to its start: `Media.times` begin near 0 and spans are counted from the crop's start.
 2. Variable frame rates are sampled evenly in time, and always carry true times.
-3. No other reader is tried when one fails: the error says what is wrong with the file.
+3. Where another back-end than PyAV does not fit a file or fails, PyAV reads it; both are counted, and the second is
+   logged. What PyAV cannot read is given to no other: they deliver damaged frames without a word.
 4. Frames stay uint8 (float32 there: four times the memory).
 """
 
@@ -29,13 +31,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mmrl.data.video.containers import local_path
 from mmrl.data.video.decode_worker import DecodeWorker
 from mmrl.data.video.frame_cache import FrameCache, file_key
 from mmrl.data.video.frame_choice import MAX_FRAMES, MIN_FRAMES, Rule, choose_frames, subset
 from mmrl.data.video.frame_size import clip_size, fit_clip
-from mmrl.data.video.probe import ClipInfo, local_path
+from mmrl.data.video.probe import ClipInfo
 from mmrl.data.video.probe import probe as probe_here
-from mmrl.data.video.readers import Backend, load_backend, read_into
+from mmrl.data.video.readers import Backend, fitting, load_backend, read_into, version_of
 from mmrl.ground.faults import BadMedia
 from mmrl.ground.quarantine import Quarantine
 
@@ -46,6 +49,8 @@ log = logging.getLogger(__name__)
 
 REMEMBERED = 256
 """Clips whose packet table is kept."""
+READING = 2
+"""Changes whenever the same frame number may mean another frame than before; frames cached before are read anew."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +147,8 @@ class ClipReader:
         self.threads, self.max_missing = threads, max_missing
         self.cache, self.quarantine = cache, quarantine or Quarantine()
         self.counts: Counter[str] = Counter()
-        """clips_decoded, frames_decoded, cache_hits, variable, incomplete, bad, bad/<reason>."""
+        """clips_decoded, frames_decoded, cache_hits, variable, incomplete, bad, bad/<reason>, and clips that PyAV read:
+        unfit/<backend> (the back-end is not right on such files), failed/<backend> (it failed)."""
         self._wanted: Backend | None = backend
         self._named: tuple[Backend, str] | None = None
         self._infos: OrderedDict[str, ClipInfo] = OrderedDict()
@@ -153,9 +159,7 @@ class ClipReader:
         if self._named is None:
             # The worker is asked, not this process: only there is the decoder loaded.
             self._named = self.worker.describe() if self.worker else load_backend(self._wanted)
-            why = "by default: decord where it imports, else pyav"
-            if self._wanted:
-                why = "asked for"
+            why = "asked for" if self._wanted else "by default"
             log.info("video back-end: %s %s (%s)", *self._named, why)
         return self._named
 
@@ -239,42 +243,58 @@ class ClipReader:
         self, info: ClipInfo, indices: list[int], size: tuple[int, int]
     ) -> tuple[np.ndarray, np.ndarray]:
         """uint8 [F, 3, h, w] and float64 [F], from the cache or the decoder."""
-        self.quarantine.check(info.path, self.backend[0])
-        if self.cache is None:
-            return self._decode(info, indices, size)
-        # All that decides the pixels. The back-end with its version: decoders round colours differently.
-        parameters = {
-            "content": file_key(info.path),
-            "indices": indices,
-            "size": size,
-            "backend": self.backend,
-        }
-        found = self.cache.get(parameters)
-        if found is not None:
-            self.counts["cache_hits"] += 1
-            return found
-        frames, seconds = self._decode(info, indices, size)
-        self.cache.put(parameters, frames, seconds)
-        return frames, seconds
-
-    def _decode(
-        self, info: ClipInfo, indices: list[int], size: tuple[int, int]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        backend, _ = self.backend
+        wish, _ = self.backend
+        self.quarantine.check(info.path, wish)
         if not indices or min(indices) < 0 or max(indices) >= info.n:
             raise ValueError(
                 f"{info.path}: frames asked for: {indices[:8]}; "
                 f"give at least one, 0 to {info.n - 1}."
             )
+        *others, last = fitting(info, wish)
+        self.counts[f"unfit/{wish}"] += wish != last and not others
+        for backend in others:
+            try:
+                return self._cached(info, indices, size, backend)
+            except BadMedia as bad:
+                self.counts[f"failed/{backend}"] += 1
+                log.warning(
+                    "%s cannot read a clip, %s reads it instead: %s", backend, last, bad
+                )
         try:
-            if self.worker:
-                frames, seconds = self.worker.read(info, indices, size)
-            else:
-                frames = np.empty((len(indices), 3, *size), dtype=np.uint8)
-                seconds = read_into(frames, info, indices, backend, self.threads)
+            return self._cached(info, indices, size, last)
         except BadMedia as bad:
             self._blame(bad)
             raise
+
+    def _cached(
+        self, info: ClipInfo, indices: list[int], size: tuple[int, int], backend: Backend
+    ) -> tuple[np.ndarray, np.ndarray]:
+        if self.cache is None:
+            return self._decode(info, indices, size, backend)
+        # All that decides the pixels. The back-end with its version: decoders round colours differently.
+        parameters = {
+            "content": file_key(info.path),
+            "indices": indices,
+            "size": size,
+            "backend": (backend, version_of(backend)),
+            "reading": READING,
+        }
+        found = self.cache.get(parameters)
+        if found is not None:
+            self.counts["cache_hits"] += 1
+            return found
+        frames, seconds = self._decode(info, indices, size, backend)
+        self.cache.put(parameters, frames, seconds)
+        return frames, seconds
+
+    def _decode(
+        self, info: ClipInfo, indices: list[int], size: tuple[int, int], backend: Backend
+    ) -> tuple[np.ndarray, np.ndarray]:
+        if self.worker:
+            frames, seconds = self.worker.read(info, indices, size, backend)
+        else:
+            frames = np.empty((len(indices), 3, *size), dtype=np.uint8)
+            seconds = read_into(frames, info, indices, backend, self.threads)
         self.counts["clips_decoded"] += 1
         self.counts["frames_decoded"] += len(indices)
         return frames, seconds

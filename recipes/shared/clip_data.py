@@ -70,7 +70,7 @@ class Clips:
     sound: bool = True
     """Keep questions about sounds, which no frame shows."""
     backend: Literal["auto", "decord", "pyav", "torchcodec"] = "auto"
-    """Decoder; auto is decord where its wheel imports, else PyAV."""
+    """Decoder; auto is PyAV, the only one that is right on every file. Another reads the files it is right on."""
     timeout: float = 60.0
     """Seconds after which a decode is given up and its worker killed."""
     cache: Path | None = None
