@@ -181,6 +181,6 @@ def _file_state(path: str, backend: str) -> str | None:
     # Not a hash of the content: this is asked at every read, and clips are large.
     try:
         state = os.stat(path)
-    except OSError:
+    except (OSError, ValueError):  # ValueError: no name of a file at all
         return None
     return f"{backend}:{os.path.abspath(path)}:{state.st_size}:{state.st_mtime_ns}"
