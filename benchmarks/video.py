@@ -127,9 +127,9 @@ def by_seek(path: str, indices: list[int]) -> np.ndarray:
 
 
 def cpu_seconds() -> float:
-    """User and system time of this process and its children."""
+    """User and system time of this process and all below it: the worker is the child of a keeper."""
     process = psutil.Process()
-    times = [one.cpu_times() for one in [process, *process.children()]]
+    times = [one.cpu_times() for one in [process, *process.children(recursive=True)]]
     return sum(one.user + one.system for one in times)
 
 

@@ -191,7 +191,7 @@ def _probe(path: str) -> ClipInfo:
         stream = video_stream(container, path)
         rate = float(stream.average_rate or stream.guessed_rate or stream.base_rate or 0)
         name, unit = container.format.name, float(stream.time_base)
-        codec = stream.codec_context.name
+        codec = stream.codec_context.codec.canonical_name
         # Of other containers the number is a guess, or counts something else than frames shown.
         announced = int(stream.frames or 0) if name == "mov" else 0
         packets = _read_packets(container, stream, path)
@@ -268,7 +268,7 @@ def _read_packets(container: Any, stream: Any, path: str) -> _Packets:
 def _is_refresh(packet: Any, codec: Any) -> bool:
     """Is this key of an H.264 stream in mp4 or mkv something else than an IDR picture?"""
     header = codec.extradata
-    if codec.name != "h264" or not header or header[0] != 1:
+    if codec.codec.canonical_name != "h264" or not header or header[0] != 1:
         return False
     content, length, at = bytes(packet), (header[4] & 3) + 1, 0
     while at + length < len(content):
@@ -281,7 +281,7 @@ def _is_refresh(packet: Any, codec: Any) -> bool:
 def _tells_times(packets: _Packets, container: str, codec: Any) -> bool:
     """Does every packet name one shown frame and its own time?"""
     # VP8 has packets of reference frames that are never shown.
-    if packets.ambiguous or codec.name == "vp8":
+    if packets.ambiguous or codec.codec.canonical_name == "vp8":
         return False
     if packets.all_keys or not codec.codec.properties & REORDERS:
         return True

@@ -30,6 +30,9 @@ Frame = tuple[int, np.ndarray, float]
 SKIPPABLE = ("h264", "mpeg4", "mpeg1video", "mpeg2video")
 """Codecs whose "not referred to" is final. In HEVC a picture of a higher temporal layer may still refer to it."""
 
+EARLIER = (0.0, 2.0, 20.0)
+"""Seconds before a key frame to which a seek goes, in turn: streams without an index lead too far."""
+
 
 class Disordered(Exception):
     """Frames came in another order than that of their times."""
@@ -69,7 +72,7 @@ class _GroupDecoder:
         self.info, self.container, self.stream = info, container, stream
         self.ticks = _ticks(info, stream)
         self.sizes = dict(zip(self.ticks, info.sizes.tolist(), strict=True))
-        self.skippable = stream.codec_context.name in SKIPPABLE
+        self.skippable = info.codec in SKIPPABLE
 
     def groups(self, wanted: list[int]) -> dict[int, dict[int, int]]:
         """The tick of a key frame -> {tick: frame number} of those wanted in its group, in order."""
@@ -98,6 +101,9 @@ class _GroupDecoder:
             except av.FFmpegError:
                 continue
             for frame in frames:
+                # Pictures shown before the key but decoded after it may come, although they lack what they refer to.
+                if frame.pts is not None and frame.pts < key:
+                    continue
                 if frame.pts is None or frame.pts <= latest:
                     raise Disordered
                 latest = frame.pts
@@ -111,22 +117,28 @@ class _GroupDecoder:
         """Packets from this key frame to the end, or to the first one that is not what the probe saw."""
         import av
 
-        begun = False
         try:
-            self.container.seek(key, stream=self.stream, backward=True)
-            for packet in self.container.demux(self.stream):
-                if not begun and packet.is_keyframe:
-                    if packet.pts is None or packet.pts > key:
-                        return  # the seek led too far
-                    begun = packet.pts == key
-                if not begun:
-                    continue
+            for packet in self._sought(key):
                 seen = self.sizes.get(packet.pts, 0)
                 if packet.size and not packet.is_discard and seen not in (0, packet.size):
                     return
                 yield packet
         except av.FFmpegError:
             return
+
+    def _sought(self, key: int) -> Iterator[Any]:
+        """Packets from this key frame on; none if no seek leads to it."""
+        for seconds in EARLIER:
+            target = key - round(seconds / float(self.stream.time_base))
+            self.container.seek(target, stream=self.stream, backward=True)
+            packets = self.container.demux(self.stream)
+            for packet in packets:
+                if packet.is_keyframe and (packet.pts is None or packet.pts > key):
+                    break  # too far
+                if packet.is_keyframe and packet.pts == key:
+                    yield packet
+                    yield from packets
+                    return
 
 
 def _scan(info: ClipInfo, left: dict[int, int], threads: int) -> Iterator[Frame]:

@@ -8,7 +8,7 @@ A `OddClip` says how its file is written and what is right: the numbers of the f
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -73,6 +73,15 @@ def number(frame: np.ndarray, clip: OddClip) -> int:
     stored = np.rot90(frame, -clip.rotation // 90)
     bright = [stored[20:44, bar * 9 + 2 : bar * 9 + 7].mean() > 125 for bar in range(BARS)]
     return sum(int(bit) << bar for bar, bit in enumerate(bright))
+
+
+def requests(n: int) -> Iterator[list[int]]:
+    """Ways to ask for frames: all, single ones after a seek, spread ones, a run, and out of order."""
+    yield list(range(n))
+    yield from ([single] for single in sorted({0, 1 % n, n // 3, n // 2, n - 1}))
+    yield list(range(0, n, 5))
+    yield list(range(n // 3, 2 * n // 3 + 1))
+    yield [n - 1, n // 2, 0, n // 2]
 
 
 def write(clip: OddClip, folder: Path) -> Path:

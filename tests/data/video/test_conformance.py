@@ -16,7 +16,7 @@ from mmrl.data.video.readers import MODULES, Backend, fitting, read_into
 from mmrl.data.video.video import ClipReader, ClipSampling
 from mmrl.ground.faults import BadMedia
 from mmrl.ground.quarantine import Quarantine
-from tests.data.video.odd_clips import SWAPPED, TABLE, OddClip, number, write
+from tests.data.video.odd_clips import SWAPPED, TABLE, OddClip, number, requests, write
 
 OTHERS: list[Backend] = [
     name
@@ -41,15 +41,6 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> Clip:
         return write(clip, folder)
 
     return make
-
-
-def requests(n: int) -> Iterator[list[int]]:
-    """Ways to ask for frames: all, single ones after a seek, spread ones, a run, and out of order."""
-    yield list(range(n))
-    yield from ([single] for single in sorted({0, 1 % n, n // 3, n // 2, n - 1}))
-    yield list(range(0, n, 5))
-    yield list(range(n // 3, 2 * n // 3 + 1))
-    yield [n - 1, n // 2, 0, n // 2]
 
 
 def mistakes(
