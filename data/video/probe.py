@@ -42,6 +42,8 @@ WITHOUT_TIMES = ("avi", "asf", "mpeg", "mpegts")
 """Containers without presentation times (avi, asf), or with one for some of the frames only."""
 
 
+BY_DECODING = ("avi", "asf")
+"""Those of them that store times of decoding only. The sorted ones are the times of showing, but for a shift."""
 REORDERS = 1 << 3
 """AV_CODEC_PROP_REORDER: frames of such a codec may be shown in another order than they are decoded."""
 
@@ -98,6 +100,7 @@ class ClipInfo:
 @dataclass(frozen=True)
 class _Packet:
     pts: int | None
+    dts: int | None
     is_key: bool
     duration: int
     size: int
@@ -126,7 +129,14 @@ class _Packets:
         return any(later < first for first, later in pairs)
 
     @property
+    def decoding_times(self) -> list[int] | None:
+        """The times of decoding, increasing; None if some are missing or shared."""
+        times = {packet.dts for packet in self.listed if packet.dts is not None}
+        return sorted(times) if len(times) == len(self.listed) else None
+
+    @property
     def all_keys(self) -> bool:
+        """Can decoding start at every frame?"""
         return all(packet.is_key for packet in self.listed)
 
     @property
@@ -250,6 +260,7 @@ def _read_packets(container: Any, stream: Any, path: str) -> _Packets:
                 listed.append(
                     _Packet(
                         packet.pts,
+                        packet.dts,
                         packet.is_keyframe,
                         packet.duration or 0,
                         packet.size,
@@ -333,22 +344,33 @@ def _decoded_table(path: str, packets: _Packets, container_name: str) -> _Table:
     if not stamps:
         raise BadMedia(path, "undecodable frames", "not one frame can be decoded")
     table = _Table(None, len(stamps), keys, last, packets.hidden)
-    ticks = [stamp for stamp in stamps if stamp is not None]
-    if len(set(ticks)) < len(stamps):
-        if container_name != "avi":
-            what = "frames without a time, or with that of another; write the file anew"
-            raise BadMedia(path, "no presentation times", what)
-        # All frames of an avi last equally long.
-        return replace(table, last=0)
-    if all(first < later for first, later in itertools.pairwise(ticks)):
+    stored = packets.decoding_times if container_name in BY_DECODING else None
+    if _are_theirs(stamps, stored):
         sizes = {packet.pts: packet.size for packet in packets.listed}
+        ticks = [stamp for stamp in stamps if stamp is not None]
         return replace(table, ticks=ticks, sizes=[sizes.get(tick, 0) for tick in ticks])
-    if len(ticks) != len(packets.listed):
-        what = (
-            f"{len(ticks)} frames of {len(packets.listed)} decode, and the times are not theirs"
-        )
-        raise BadMedia(path, "no presentation times", what)
-    return replace(table, ticks=sorted(ticks), counted=True)
+    ticks = sorted(set(stored or [stamp for stamp in stamps if stamp is not None]))
+    if len(ticks) == len(stamps) == len(packets.listed):
+        return replace(table, ticks=ticks, counted=True)
+    if container_name != "avi":
+        found = f"{len(ticks)} different times for {len(stamps)} frames"
+        raise BadMedia(path, "no presentation times", f"{found}; write the file anew")
+    # All frames of an avi last equally long.
+    return replace(table, last=0)
+
+
+def _are_theirs(stamps: list[int | None], stored: list[int] | None) -> bool:
+    """Do the times with which frames were shown belong to them? `stored`: what is in the file, if no such times are."""
+    shown = [stamp for stamp in stamps if stamp is not None]
+    if len(shown) < len(stamps) or any(
+        late <= early for early, late in itertools.pairwise(shown)
+    ):
+        return False
+    if stored is None:
+        return True
+    if len(stored) != len(shown):  # some frames are damaged
+        return set(shown) <= set(stored)
+    return len({time - stamp for time, stamp in zip(stored, shown, strict=True)}) == 1
 
 
 def decoded_frames(container: Any, stream: Any) -> Any:

@@ -242,6 +242,8 @@ TABLE = [
     OddClip("mpeg2_b.ts", "mpeg2video", B_FRAMES, base=COUNTED),
     OddClip("mpeg2_b.mkv", "mpeg2video", B_FRAMES, base=COUNTED),
     OddClip("mpeg1_b.mpg", "mpeg1video", B_FRAMES, base=COUNTED),
+    OddClip("mpeg1_b.avi", "mpeg1video", B_FRAMES, base=COUNTED),
+    OddClip("mpeg2_b.wmv", "mpeg2video", B_FRAMES, base=COUNTED),
     # Codecs of the web.
     OddClip("vp8_hidden.webm", "libvpx", ALT_REF),
     OddClip("vp9_hidden.webm", "libvpx-vp9", ALT_REF),
