@@ -46,14 +46,14 @@ class Interrupted(ClipReader):
 
     stepping = False
 
-    def _decode(self, info, indices, size):
+    def _decode(self, info, indices, size, backend):
         if how != "whole" and self.stepping and self.counts["clips_decoded"] >= self.last:
             (out.parent / f"{how}.json").write_text(json.dumps(self.worker._child.pid))
             kill = lambda: os.kill(os.getpid(), signal.SIGKILL)
             press = lambda: os.killpg(0, signal.SIGINT)
             threading.Timer(0.1, kill if how == "kill9" else press).start()
             self.stepping = False
-        return super()._decode(info, indices, size)
+        return super()._decode(info, indices, size, backend)
 
 
 reader = Interrupted("pyav", isolate=True, quarantine=Quarantine(out.parent / f"{out.name}-bad.jsonl"))
