@@ -204,10 +204,13 @@ def _probe(path: str) -> ClipInfo:
         codec = stream.codec_context.codec.canonical_name
         # Of other containers the number is a guess, or counts something else than frames shown.
         announced = int(stream.frames or 0) if name == "mov" else 0
+        promised = float(stream.duration or 0) * unit if name == "mov" else 0.0
         packets = _read_packets(container, stream, path)
         plain = _tells_times(packets, name, stream.codec_context)
     table = _packet_table(packets, first) if plain else _decoded_table(path, packets, name)
     clock = _clock(table, unit, rate)
+    if packets.hidden and len(packets.listed) + packets.hidden >= announced:
+        _check_edits(path, clock, promised)
     sideways = first.rotation % 180 != 0
     return ClipInfo(
         path=path,
@@ -246,6 +249,15 @@ def _clock(table: _Table, unit: float, rate: float) -> _Clock:
         duration = float(pts[-1]) + (table.last * unit or 1 / rate)
         drift = float(np.abs(pts - np.arange(table.n) / rate).max())
     return _Clock(rate, duration, pts, start, variable=drift > 1 / rate + 1e-9)
+
+
+def _check_edits(path: str, clock: _Clock, promised: float) -> None:
+    """Raises BadMedia if much less is shown than an edit list promises, in seconds; no packet is missing then."""
+    lost = promised - clock.start - clock.duration
+    # The header rounds, and the last frame may last longer than it says.
+    if lost > max(0.1 * promised, 2 / clock.fps):
+        found = f"{lost:.2f} of {promised:.2f} s are not shown; encode the clip anew"
+        raise BadMedia(path, "edit list not followed", found)
 
 
 def _read_packets(container: Any, stream: Any, path: str) -> _Packets:

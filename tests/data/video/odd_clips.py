@@ -43,8 +43,10 @@ class OddClip:
     """The unit of presentation times; 1 / 30 where the container or the codec counts frames."""
     change: Callable[[Path], None] | None = None
     """What is done to the finished file."""
-    shown: range | None = None
+    shown: Sequence[int] | None = None
     """Numbers of the frames that a player shows; None: all whose time is not negative."""
+    joined: bool = False
+    """What is shown are several parts of the clip, one after the other at 30 frames per second."""
 
     @property
     def numbers(self) -> list[int]:
@@ -56,6 +58,8 @@ class OddClip:
     @property
     def seconds(self) -> np.ndarray:
         """float64 [n]: their times from the first one."""
+        if self.joined:
+            return np.arange(len(self.numbers)) / 30
         times = np.array([self.times[i] for i in self.numbers])
         return times - times[0]
 
@@ -121,8 +125,8 @@ def _write_silence(output: Any, track: Any, seconds: float) -> None:
     output.mux(track.encode())
 
 
-def edited(first: float, seconds: float) -> Callable[[Path], None]:
-    """Make the edit list of an mp4 show `seconds` from `first` on, as editors cut without encoding anew."""
+def edited(*segments: tuple[float, float]) -> Callable[[Path], None]:
+    """Give an mp4 an edit list that shows (first second, seconds), ..., as editors cut without encoding anew."""
 
     def change(path: Path) -> None:
         content = bytearray(path.read_bytes())
@@ -133,10 +137,23 @@ def edited(first: float, seconds: float) -> Callable[[Path], None]:
         (media_scale,) = struct.unpack_from(">I", content, media + 12)
         edit = content.index(b"elst") + 4
         version, entries = struct.unpack_from(">II", content, edit)
-        assert version >> 24 == 0 and entries == 1
-        _, start = struct.unpack_from(">Ii", content, edit + 8)
-        start += round(first * media_scale)
-        struct.pack_into(">Ii", content, edit + 8, round(seconds * movie_scale), start)
+        assert version >> 24 == 0 and entries == 1 and content.index(b"mdat") < movie
+        _, start, speed = struct.unpack_from(">IiI", content, edit + 8)
+        listed = b"".join(
+            struct.pack(
+                ">IiI",
+                round(seconds * movie_scale),
+                start + round(first * media_scale),
+                speed,
+            )
+            for first, seconds in segments
+        )
+        struct.pack_into(">I", content, edit + 4, len(segments))
+        for box in (b"elst", b"edts", b"trak", b"moov"):
+            at = content.index(box) - 4
+            (size,) = struct.unpack_from(">I", content, at)
+            struct.pack_into(">I", content, at, size + len(listed) - 12)
+        content[edit + 8 : edit + 20] = listed
         path.write_bytes(bytes(content))
 
     return change
@@ -206,6 +223,7 @@ def x265(**params: object) -> dict[str, str]:
 
 
 COUNTED = Fraction(1, 30)
+TWO_PARTS, IN_PARTS = ((0.5, 0.5), (1.4, 0.4)), (*range(15, 30), *range(42, 54))
 B_FRAMES = {"g": "12", "bf": "2", "qscale": "2", "flags": "qscale"}
 NO_B_FRAMES = {"g": "12", "bf": "0", "qscale": "2", "flags": "qscale"}
 ALT_REF = {"g": "20", "lag-in-frames": "16", "auto-alt-ref": "1", "crf": "10", "b": "1M"}
@@ -274,8 +292,11 @@ TABLE = [
     OddClip("hidden.mp4", options=x264(), times=EARLY),
     OddClip("hidden_open_hevc.mp4", "libx265", x265(), times=EARLY),
     OddClip("hidden_key.mp4", options=x264(keyint=250), times=EARLY),
-    OddClip("cut.mp4", options=x264(), change=edited(0.5, 1.0), shown=range(15, 45)),
-    OddClip("cut_hevc.mp4", "libx265", x265(), change=edited(0.5, 1.0), shown=range(15, 45)),
+    OddClip("cut.mp4", options=x264(), change=edited((0.5, 1.0)), shown=range(15, 45)),
+    OddClip("cut_hevc.mp4", "libx265", x265(), change=edited((0.5, 1.0)), shown=range(15, 45)),
+    OddClip("cut_twice.mp4", options=x264(), change=edited(*TWO_PARTS), shown=IN_PARTS, joined=True),
+    OddClip("cut_twice_no_b.mp4", options=x264(bframes=0), change=edited(*TWO_PARTS), shown=IN_PARTS, joined=True),
+    OddClip("cut_twice_b.mov", "mpeg4", B_FRAMES, change=edited(*TWO_PARTS), shown=IN_PARTS, joined=True, base=COUNTED),
     # Packets written anew.
     OddClip("start_open.mp4", options=x264(open_gop=1), change=rewritten(from_second_key), shown=range(20, 60)),
     OddClip("start_open.mkv", options=x264(open_gop=1), change=rewritten(from_second_key), shown=range(20, 60)),
@@ -298,3 +319,7 @@ TABLE = [
 
 SWAPPED = OddClip("swapped.mkv", options=x264(), change=rewritten(two_swapped))
 """Not in the table: which time is whose can only be seen when both frames are read."""
+LOST = OddClip(
+    "lost.mp4", "libx265", x265(), change=edited(*TWO_PARTS), shown=IN_PARTS, joined=True
+)
+"""Of its second part, which starts between two key frames, no reader shows anything."""

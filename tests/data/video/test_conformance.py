@@ -16,7 +16,7 @@ from mmrl.data.video.readers import MODULES, Backend, fitting, read_into
 from mmrl.data.video.video import ClipReader, ClipSampling
 from mmrl.ground.faults import BadMedia
 from mmrl.ground.quarantine import Quarantine
-from tests.data.video.odd_clips import SWAPPED, TABLE, OddClip, number, requests, write
+from tests.data.video.odd_clips import LOST, SWAPPED, TABLE, OddClip, number, requests, write
 
 OTHERS: list[Backend] = [
     name
@@ -124,6 +124,11 @@ def test_files_without_times_are_counted_and_checked(name: str, odd: Clip) -> No
     assert info.counted
     with pytest.raises(BadMedia, match="no presentation times"):
         by_hand(replace(info, n=info.n - 1, pts=info.times[:-1]), "pyav")([3])
+
+
+def test_an_edit_list_that_cannot_be_followed_is_refused(odd: Clip) -> None:
+    with pytest.raises(BadMedia, match=r"edit list not followed.*0.40 of 0.90 s are not shown"):
+        probe(odd(LOST))
 
 
 @pytest.mark.parametrize("isolate", [True, False])
