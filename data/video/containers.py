@@ -34,7 +34,7 @@ _STARTS = {
     b"GIF8": "gif",
     b"nut/multimedia container": "nut",
 }
-_MOV_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"styp", b"moof")
+_MOV_BOXES = tuple(b"ftyp moov mdat free skip wide pnot styp moof sidx emsg prft uuid".split())
 _TS_PACKETS = (188, 192, 204)
 """Lengths of the packets of a transport stream: plain, with time codes, with error correction."""
 _TS_SYNC = 0x47

@@ -251,7 +251,8 @@ class ClipReader:
                 f"give at least one, 0 to {info.n - 1}."
             )
         *others, last = fitting(info, wish)
-        self.counts[f"unfit/{wish}"] += wish != last and not others
+        if wish != last and not others:
+            self.counts[f"unfit/{wish}"] += 1
         for backend in others:
             try:
                 return self._cached(info, indices, size, backend)
