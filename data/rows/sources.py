@@ -44,16 +44,28 @@ def load_prompts(
     on_bad: OnBad = "skip",
     seed: int = 0,
     clip: Mapping[str, Any] | None = None,
+    allow_outside: bool = False,
 ) -> RowPrompts | Drawn:
     """Prompts from a file, a folder, a data set of the hub, or a drawn task (`drawn:lookup`).
 
     `limit` takes the first usable rows. `image_root` is where relative media paths start (default: the data file's
-    folder). `seed` concerns drawn tasks; `clip` holds keyword arguments of `video.read_clip`.
+    folder); no path may lead out of it unless `allow_outside` is set. `seed` concerns drawn tasks; `clip` holds
+    keyword arguments of `video.read_clip`.
     """
     if dataset.startswith(DRAWN):
         return _drawn(dataset, split, limit, seed)
     table = open_table(dataset, split, subset)
-    return RowPrompts(table, template, columns, image_root, on_bad, limit=limit, clip=clip)
+    return RowPrompts(
+        table,
+        template,
+        columns,
+        image_root,
+        on_bad,
+        limit=limit,
+        clip=clip,
+        allow_outside=allow_outside,
+        trusted=_caches(table),
+    )
 
 
 def open_table(dataset: str, split: str | None = None, subset: str | None = None) -> Table:
@@ -157,6 +169,16 @@ def _saved(folder: Path, split: str | None) -> Table:
 
     loaded = datasets.load_from_disk(str(folder))
     return ArrowTable(one_split(loaded, split, str(folder)), folder.name, folder)
+
+
+def _caches(table: Table) -> tuple[Path, ...]:
+    """Where `datasets` puts media that it downloads with a data set of the hub; none for local data."""
+    if not isinstance(table, ArrowTable) or table.base(0) is not None:
+        return ()
+    from datasets.config import HF_DATASETS_CACHE
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return (Path(HF_DATASETS_CACHE), Path(HF_HUB_CACHE))
 
 
 def _hub(name: str, split: str | None, subset: str | None) -> Table:
