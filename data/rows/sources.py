@@ -22,6 +22,7 @@ from mmrl.data.drawn.drawn import Drawn, Task
 from mmrl.data.drawn.scenes import Split
 from mmrl.data.rows.columns import ColumnMap
 from mmrl.data.rows.folders import READERS, is_saved, missing_path, open_file, open_folder
+from mmrl.data.rows.hub_caches import hub_caches
 from mmrl.data.rows.row_prompts import OnBad, RowPrompts
 from mmrl.data.rows.templates import PLAIN, Template
 from mmrl.ground.faults import first_line
@@ -55,6 +56,8 @@ def load_prompts(
     if dataset.startswith(DRAWN):
         return _drawn(dataset, split, limit, seed)
     table = open_table(dataset, split, subset)
+    downloaded = isinstance(table, ArrowTable) and table.base(0) is None
+    trusted = hub_caches() if downloaded else ()
     return RowPrompts(
         table,
         template,
@@ -64,7 +67,7 @@ def load_prompts(
         limit=limit,
         clip=clip,
         allow_outside=allow_outside,
-        trusted=_caches(table),
+        trusted=trusted,
     )
 
 
@@ -169,16 +172,6 @@ def _saved(folder: Path, split: str | None) -> Table:
 
     loaded = datasets.load_from_disk(str(folder))
     return ArrowTable(one_split(loaded, split, str(folder)), folder.name, folder)
-
-
-def _caches(table: Table) -> tuple[Path, ...]:
-    """Where `datasets` puts media that it downloads with a data set of the hub; none for local data."""
-    if not isinstance(table, ArrowTable) or table.base(0) is not None:
-        return ()
-    from datasets.config import HF_DATASETS_CACHE
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    return (Path(HF_DATASETS_CACHE), Path(HF_HUB_CACHE))
 
 
 def _hub(name: str, split: str | None, subset: str | None) -> Table:

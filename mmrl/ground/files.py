@@ -35,6 +35,8 @@ def open_regular(path: str | os.PathLike[str], limit: int | None = None) -> Bina
         # Before it is opened: opening alone does something to some devices.
         _refuse_others(os.stat(where), where, limit)
         file = open(where, "rb", opener=lambda name, _: os.open(name, _FLAGS))  # noqa: SIM115
+    except BadMedia:  # a ValueError too
+        raise
     except (OSError, ValueError) as error:  # a name may hold a zero byte
         raise BadMedia(where, UNREADABLE, _why(error)) from None
     try:

@@ -27,6 +27,7 @@ from PIL import Image
 
 from mmrl.data.pretext.contract import Array, Medium
 from mmrl.ground.faults import BadMedia
+from mmrl.ground.files import open_regular
 from mmrl.ground.images import decode_image, grey_by_range, open_image, refusals
 
 if TYPE_CHECKING:
@@ -50,13 +51,13 @@ def content_id(content: bytes) -> str:
 
 
 def clip_id(path: str | os.PathLike[str]) -> str:
-    """The id of a clip: size, first, middle and last 64 KiB. Raises OSError."""
+    """The id of a clip: size, first, middle and last 64 KiB. Raises BadMedia."""
     # All of a clip may be gigabytes; its index and its first and last pictures tell it from others.
-    state, piece = os.stat(path), 1 << 16
-    found = hashlib.blake2b(str(state.st_size).encode(), digest_size=16)
-    with open(path, "rb") as file:
-        middle, last = state.st_size // 2 - piece // 2, state.st_size - piece
-        for start in (0, middle, last):
+    piece = 1 << 16
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        found = hashlib.blake2b(str(size).encode(), digest_size=16)
+        for start in (0, size // 2 - piece // 2, size - piece):
             file.seek(max(0, start))
             found.update(file.read(piece))
     return found.hexdigest()

@@ -34,6 +34,7 @@ from mmrl.data.pretext.stream.media import (
     still_of,
 )
 from mmrl.ground.faults import BadMedia
+from mmrl.ground.files import read_regular
 from mmrl.ground.media_names import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from mmrl.ground.quarantine import Quarantine
 
@@ -134,14 +135,11 @@ class FolderSource:
         place = bisect_right(listings, position, key=attrgetter("start")) - 1
         listing = listings[place]
         path, _, depth = listing[position - listing.start].partition("\0")
-        try:
-            if kind == "video":
-                identity = clip_id(path)
-                return Opened(identity, path, lambda: clip_medium(path, path, identity))
-            content = Path(path).read_bytes()
-            beside = Path(path).with_name(depth).read_bytes() if depth else None
-        except OSError as error:
-            raise BadMedia(path, "unreadable file", error.strerror or str(error)) from None
+        if kind == "video":
+            identity = clip_id(path)
+            return Opened(identity, path, lambda: clip_medium(path, path, identity))
+        content = read_regular(path)
+        beside = read_regular(Path(path).with_name(depth)) if depth else None
         identity = content_id(content)
         return Opened(identity, path, lambda: image_medium(content, path, identity, beside))
 
