@@ -159,7 +159,7 @@ def row_chat(
     Understands {"role", "content"} with contents as text or parts, and {"from", "value"}. The template is applied to
     the text of the last user turn.
     """
-    chat = [_turn(turn) for turn in turns]
+    chat = [_turn(turn) for turn in (turns if isinstance(turns, list | tuple) else ())]
     label = None
     if chat and chat[-1]["role"] == "assistant":
         # Taken off: the model shall write this turn, not read it.
@@ -193,7 +193,7 @@ def _finished(
 def _turn(turn: Any) -> dict[str, Any]:
     """One turn with known keys and a known role."""
     role, content = _role_and_content(turn)
-    if role not in ROLES:
+    if not isinstance(role, str) or role not in ROLES:
         fix = f"Roles are {', '.join(ROLES)}."
         raise Fault("bad chat", f"a turn has the role {shown(role)}", fix)
     if not isinstance(content, str | list | tuple):

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from mmrl.ground.faults import Fault
+from mmrl.ground.faults import Fault, first_line
 
 CACHE_BYTES = 1 << 30
 """Parquet row groups kept in memory; the last one is always kept."""
@@ -143,9 +143,10 @@ class ParquetTable:
             with parquet.ParquetFile(path) as file:
                 self.schema, meta = file.schema_arrow, file.metadata
                 sizes = [meta.row_group(group).num_rows for group in range(meta.num_row_groups)]
-        except (pyarrow.ArrowException, OSError) as error:
+        # ValueError: names of columns that are no text. MemoryError: a damaged footer may ask for any amount.
+        except (pyarrow.ArrowException, OSError, ValueError, MemoryError) as error:
             raise ValueError(
-                f"{path} cannot be read as parquet ({error}); check that it is complete."
+                f"{path} cannot be read as parquet ({first_line(error)}); check that it is complete."
             ) from None
         self._sizes = sizes
         self._starts = [0, *itertools.accumulate(sizes)]
@@ -164,10 +165,14 @@ class ParquetTable:
     def scan(self) -> Iterator[Row | Fault]:
         wanted = [name for name in self._columns if name in self._light]
         for group, size in enumerate(self._sizes):
-            # Not through the cache: each group is needed once, and the cache is for rows with their media.
-            rows = self._read(group, wanted)
+            try:
+                # Not through the cache: each group is needed once, and the cache is for rows with their media.
+                rows = self._read(group, wanted)
+            except Fault as fault:
+                yield from itertools.repeat(fault, size)
+                continue
             if wanted:
-                yield from rows.to_pylist()
+                yield from rows_of(rows)
             else:  # a table without columns does not know how many rows it has
                 yield from ({} for _ in range(size))
 
@@ -175,8 +180,7 @@ class ParquetTable:
         group = bisect.bisect_right(self._starts, index) - 1
         key = (self.path, group, tuple(columns))
         rows = self._cache.get(key, lambda: self._read(group, columns))
-        found = rows.slice(index - self._starts[group], 1).to_pylist()
-        return found[0]
+        return first_row(rows.slice(index - self._starts[group], 1))
 
     def where(self, index: int) -> str:
         return f"{self.path}, row {index}"
@@ -191,10 +195,11 @@ class ParquetTable:
         try:
             with parquet.ParquetFile(self.path) as file:
                 return file.read_row_group(group, columns=list(columns))
-        except (pyarrow.ArrowException, OSError) as error:
+        except (pyarrow.ArrowException, OSError, ValueError, MemoryError) as error:
             where = f"{self.path}, row group {group}"
             fix = "Check that the file is complete."
-            raise Fault("broken file", f"it cannot be read ({error})", fix, where) from None
+            found = f"it cannot be read ({first_line(error)})"
+            raise Fault("broken file", found, fix, where) from None
 
 
 class ArrowTable:
@@ -225,11 +230,11 @@ class ArrowTable:
             yield from ({} for _ in range(len(self)))
             return
         for chunk in self._raw.select_columns(wanted).iter(batch_size=1000):
-            yield from (self._named(row) for row in chunk.to_pylist())
+            for row in rows_of(chunk):
+                yield row if isinstance(row, Fault) else self._named(row)
 
     def row(self, index: int, columns: Sequence[str]) -> Row:
-        found = self._raw[[index]].select(list(columns)).to_pylist()
-        return self._named(found[0])
+        return self._named(first_row(self._raw[[index]].select(list(columns))))
 
     def where(self, index: int) -> str:
         return f"{self.name}, row {index}"
@@ -244,6 +249,42 @@ class ArrowTable:
             if isinstance(label, int) and 0 <= label < len(names):
                 row[key] = names[label]
         return row
+
+
+def rows_of(table: Any) -> Iterator[dict[str, Any] | Fault]:
+    """The rows of an Arrow table as Python values; a row that has none is a `Fault`, and costs no other row."""
+    try:
+        found = table.to_pylist()
+    except Exception:  # see `first_row`
+        found = None
+    if found is not None:
+        yield from found
+        return
+    for at in range(table.num_rows):
+        try:
+            yield first_row(table.slice(at, 1))
+        except Fault as fault:
+            yield fault
+
+
+def first_row(table: Any) -> dict[str, Any]:
+    """The first row as Python values. Raises `Fault`."""
+    try:
+        return table.to_pylist()[0]
+    # Text that is no UTF-8, times beyond the year 9999, damaged offsets: each raises something else.
+    except Exception as error:
+        names = [name for name in table.column_names if not _is_readable(table, name)]
+        found = f"{type(error).__name__} in the columns {names}"
+        fix = "Store texts as UTF-8, and times that Python knows."
+        raise Fault("bad row", found, fix) from None
+
+
+def _is_readable(table: Any, name: str) -> bool:
+    try:
+        table.column(name).to_pylist()
+    except Exception:
+        return False
+    return True
 
 
 def one_split(loaded: Any, split: str | None, where: str, *, guess: bool = False) -> Any:
