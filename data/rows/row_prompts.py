@@ -32,6 +32,7 @@ from mmrl.data.rows.templates import PLAIN, Template, Visuals, question_chat, ro
 from mmrl.ground.faults import BadRow, Fault, refuse_half_characters, shown
 from mmrl.ground.roots import Root
 from mmrl.ground.tables import Row, Table
+from mmrl.ground.time_limit import GivenUp
 from mmrl.types import Media, Prompt, Prompts
 
 OnBad = Literal["skip", "stop"]
@@ -305,7 +306,8 @@ def one_row() -> Iterator[None]:
     """Whatever goes wrong with a row is a fault of that row: one row never ends a run."""
     try:
         yield
-    except Fault:
+    # A template that never returns is no fault of the row.
+    except (Fault, GivenUp):
         raise
     # Rows come from anywhere. What is known to happen has a reason of its own; this is for what nobody thought of.
     except Exception as error:

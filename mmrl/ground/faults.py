@@ -76,7 +76,7 @@ def refuse_half_characters(values: Mapping[str, Any], what: str = "column") -> N
     Looked at are names and values of all columns, and what is nested in them.
     """
     for name, value in values.items():
-        if any(map(_is_half, _texts_in([name, value]))):
+        if any(map(is_broken, _texts_in([name, value]))):
             found = f"{what} {shown(name)} holds half of a surrogate pair"
             fix = "Mend the text (a whole emoji is two such halves), or drop the row."
             raise Fault("broken text", found, fix)
@@ -100,7 +100,8 @@ def _texts_in(value: Any) -> list[str]:
     return texts
 
 
-def _is_half(text: str) -> bool:
+def is_broken(text: str) -> bool:
+    """Does the text hold half of a surrogate pair?"""
     if text.isascii():  # nearly always, and quick to see
         return False
     try:

@@ -22,15 +22,16 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from mmrl.ground.faults import BadRow, first_line
+from mmrl.ground.faults import BadRow, first_line, is_broken
+from mmrl.ground.time_limit import GivenUp, TimeLimit
 from mmrl.model.chat import (
     IMAGE_PAD,
     VIDEO_PAD,
@@ -127,6 +128,8 @@ class Processing:
     banned_ids: tuple[int, ...]
     """Ids of vision markers and placeholders: sampled, they would claim pictures that are not there."""
     pad_id: int
+    template_limit: TimeLimit = field(default_factory=TimeLimit)
+    """Chat templates are code that comes with a checkpoint."""
 
     @classmethod
     def load(cls, source: str | Path, budget: PixelBudget = PixelBudget()) -> Processing:
@@ -141,6 +144,7 @@ class Processing:
         vision = {vocabulary[token] for token in VISION_TOKENS if token in vocabulary}
         # The config's own placeholders, should a checkpoint call them otherwise.
         vision |= {config.image_token_id, config.video_token_id}
+        _refuse_endless(source, processor)
         return cls(
             tokenizer=tokenizer,
             processor=processor,
@@ -224,9 +228,7 @@ class Processing:
         messages = plain_messages(prompt)
         kinds = visual_kinds(messages)
         check_media(prompt, kinds)
-        text = self.processor.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=False
-        )
+        text = self._templated(prompt, messages)
         wanted = [IMAGE_PAD if kind == "image" else VIDEO_PAD for kind in kinds]
         if PADS.findall(text) != wanted:
             raise ValueError(
@@ -235,8 +237,26 @@ class Processing:
             )
         return text
 
+    def _templated(self, prompt: Prompt, messages: Sequence[Mapping[str, Any]]) -> str:
+        """The messages as the checkpoint's template writes them. Raises `BadRow`."""
+        try:
+            with self.template_limit.hold("The chat template of this checkpoint"):
+                return self.processor.apply_chat_template(
+                    messages, add_generation_prompt=True, tokenize=False
+                )
+        except GivenUp:  # a fault of the checkpoint, not of the row
+            raise
+        # A template is code, which may refuse or fail at what a row says.
+        except Exception as error:
+            why = f"{type(error).__name__}: {first_line(error)}"
+            raise bad_row(
+                prompt, f"the chat template of this checkpoint fails ({why})"
+            ) from error
+
     def encode_answer(self, text: str) -> Tensor:
         """Ids long [T] of a given (expert) answer, end token included. Raises `BadRow` for structural tokens in it."""
+        if is_broken(text):
+            raise BadRow(f"The answer {text[:60]!r} holds half of a surrogate pair; mend it.")
         if found := structural_token(text):
             raise BadRow(
                 f"The answer {text[:60]!r} contains the special token {found}; remove it."
@@ -399,6 +419,19 @@ def _read_processor(source: str | Path) -> Any:
             f"{source} has a tokenizer but no processor; copy the base model's processor files into it."
         )
     return processor
+
+
+def _refuse_endless(source: str | Path, processor: Any) -> None:
+    """Raises ValueError for a chat template that does not return from the simplest chat."""
+    chat = [{"role": "user", "content": [{"type": "text", "text": "a"}]}]
+    try:
+        with TimeLimit(patience=1).hold(f"The chat template of {source}"):
+            processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+    except GivenUp:
+        raise
+    except Exception:
+        # A template may want another chat. If it wants none at all, the rows that it cannot write will tell.
+        return
 
 
 def _stop_ids(source: str | Path, config: Any, tokenizer: Any) -> tuple[int, ...]:
