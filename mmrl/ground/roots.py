@@ -27,6 +27,8 @@ class Root:
     """Read files from anywhere."""
     trusted: tuple[Path, ...] = ()
     """Further folders that may hold media, such as the cache of the library that downloaded the data set."""
+    flag: str = "--data.image-root FOLDER (image_root=)"
+    """How a user names another folder."""
 
     @staticmethod
     def of(root: Root | Path | None) -> Root:
@@ -37,6 +39,9 @@ class Root:
 
     def path(self, name: str) -> Path:
         """The path that a row's name means. Raises `Fault` if it is outside."""
+        if "\0" in name:
+            found = f"{shown(name)} holds a zero byte"
+            raise Fault("missing media", found, "Give the path of a file.")
         # `os.path`, which leaves "~nobody" as it is where `Path` raises.
         path = Path(os.path.expanduser(name.removeprefix("file://")))
         if self.folder is not None and not path.is_absolute():
@@ -59,8 +64,8 @@ class Root:
         where = "the cache of downloaded data sets" if self.folder is None else self.folder
         found = f"{shown(str(path), 200)} does not lie in {where}"
         fix = (
-            "Name the folder that holds the media with --data.image-root FOLDER (image_root=), or pass "
-            "--data.allow-outside (allow_outside=True) to read files from anywhere."
+            f"Name the folder that holds the media with {self.flag}, or pass --data.allow-outside "
+            "(allow_outside=True) to read files from anywhere."
         )
         return Fault(OUTSIDE, found, fix)
 
