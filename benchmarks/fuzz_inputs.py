@@ -290,13 +290,13 @@ def odd_records(good: str) -> list[Any]:
     ]
 
 
-def good_rows(good: str, clip: str) -> list[dict[str, Any]]:
-    """One row of each layout."""
+def good_rows(good: str) -> list[dict[str, Any]]:
+    """One row of each layout. All have an answer: a mutation may add the column, which the good row must then fill."""
     ask = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}
     return [
         {"question": "<image>What is it?", "answer": "1", "image": good, "id": "a"},
         {"problem": "<image><image>Which?", "answer": 2, "images": [good, good]},
-        {"prompt": [ask, {"role": "assistant", "content": "3"}], "image": good},
+        {"prompt": [ask], "image": good, "answer": "3"},
         {"messages": [ask], "images": [good], "answer": "4"},
         {
             "conversations": [
@@ -304,6 +304,7 @@ def good_rows(good: str, clip: str) -> list[dict[str, Any]]:
                 {"from": "gpt", "value": "5"},
             ],
             "image": good,
+            "answer": "5",
         },
         {"question": "Sum?", "answer": [1, 2]},
         {

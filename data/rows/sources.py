@@ -84,6 +84,10 @@ def open_table(dataset: str, split: str | None = None, subset: str | None = None
         if subset is not None and is_saved(path / subset):
             path, subset = path / subset, None
         return _saved(path, split) if is_saved(path) else open_folder(path, split, subset)
+    if path.exists():
+        raise ValueError(
+            f"{path} is neither a file nor a folder, but a device, FIFO or socket; give a data file or a folder."
+        )
     # What can only be a path is not asked of the hub: a typo would end in an error about a connection.
     is_file = path.suffix.lower() in READERS
     is_path = dataset.startswith((".", "/", "~")) or dataset.count("/") != 1

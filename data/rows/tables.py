@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmrl.ground.faults import Fault, shown
+from mmrl.ground.faults import Fault, first_line
 from mmrl.ground.tables import Row, Table
 
 _JSON_FIX = "Each row must be one complete JSON object."
@@ -195,11 +195,10 @@ def _parsed(line: bytes) -> dict[str, Any] | Fault:
     try:
         row = json.loads(line.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        begin = shown(line[:40].decode("utf-8", "replace"))
-        return Fault("bad JSON", f"{error}; the line begins with {begin}", _JSON_FIX)
+        return Fault("bad JSON", first_line(error), _JSON_FIX)
     if isinstance(row, dict):
         return row
-    return Fault("bad JSON", f"the line holds {shown(row, 40)}, not an object", _JSON_FIX)
+    return Fault("bad JSON", f"the line holds a {type(row).__name__}, not an object", _JSON_FIX)
 
 
 def _json_items(path: Path, text: str, at: int) -> tuple[list[Row | Fault], list[int]]:
@@ -222,6 +221,6 @@ def _json_items(path: Path, text: str, at: int) -> tuple[list[Row | Fault], list
                 f"{path}, line {line}: not valid JSON ({error}); {_JSON_FIX}"
             ) from None
         if not isinstance(item, dict):
-            item = Fault("bad JSON", f"found {shown(item, 40)}, not an object", _JSON_FIX)
+            item = Fault("bad JSON", f"found a {type(item).__name__}, not an object", _JSON_FIX)
         rows.append(item)
         lines.append(line)

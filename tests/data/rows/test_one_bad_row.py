@@ -9,6 +9,7 @@ from PIL import Image
 
 from mmrl.data.rows.row_prompts import UNFORESEEN
 from mmrl.data.rows.sources import load_prompts
+from mmrl.data.rows.templates import Template
 from mmrl.ground.faults import BadRow, Fault
 from mmrl.rollouts.prompt_order import Supply
 
@@ -33,7 +34,7 @@ def folder(tmp_path):
     deep = "good.png"
     for _ in range(300):
         deep = {"image": deep}
-    (folder / "deep.json").write_text(json.dumps(deep))
+    (tmp_path / "deep.json").write_text(json.dumps(deep))
     return folder
 
 
@@ -105,7 +106,7 @@ def test_an_odd_cell_is_a_bad_row(folder, cell) -> None:
 
 
 def test_an_endlessly_nested_cell_is_a_bad_row(folder) -> None:
-    row = {**GOOD, "image": json.loads((folder / "deep.json").read_text())}
+    row = {**GOOD, "image": json.loads((folder.parent / "deep.json").read_text())}
     _, skipped, _ = supplied(folder, row)
     assert sum(skipped.values()) == 1
 
@@ -301,3 +302,27 @@ def test_a_run_of_nothing_but_bad_rows_says_why(folder) -> None:
         load_prompts(str(folder / "rows.jsonl"))
     with pytest.raises(BadRow, match="does not lie in"):
         load_prompts(str(folder / "rows.jsonl"), on_bad="stop")
+
+
+def test_a_source_that_is_no_file_is_refused_at_once(folder) -> None:
+    for path in ("/dev/zero", folder / "fifo.png"):
+        with pytest.raises(ValueError, match="neither a file nor a folder"):
+            load_prompts(str(path))
+
+
+def test_a_folder_of_pictures_names_what_is_none(folder) -> None:
+    prompts = load_prompts(str(folder), columns={"question": None}, template=Template("What?"))
+    assert len(prompts) == 2  # the picture, and a link to it
+    assert prompts.skipped == {"missing media": 2, "media outside the data": 2}
+    said = " ".join(map(str, prompts.faults))
+    for name in ("fifo.png", "circle.png", "zero.png", "link.png"):
+        assert name in said
+
+
+@pytest.mark.parametrize("content", ["hunter2 {", '["hunter2"]', '{"a": hunter2}', '"hunter2"'])
+def test_messages_quote_no_line_of_a_file(folder, content) -> None:
+    path = folder / "rows.jsonl"
+    path.write_text(f"{json.dumps(GOOD)}\n{content}\n")
+    prompts = load_prompts(str(path))
+    assert prompts.skipped == {"bad JSON": 1}
+    assert "line 2" in str(prompts.faults[0]) and "hunter2" not in str(prompts.faults[0])
