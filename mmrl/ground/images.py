@@ -8,7 +8,7 @@ empty, truncated, of another kind or format, or above `MAX_PIXELS`; the size is 
 2. How grey deeper than 8 bits becomes 8 bits is the caller's choice: `grey_by_type` keeps a dark picture dark,
    `grey_by_range` makes the most of what is there and refuses nothing.
 3. Pictures come from anywhere, so the memory is bounded: below twice what the largest picture takes in Pillow (4 bytes
-   a pixel). Conversions go strip by strip, and formats whose decoders need more have a smaller limit (`DECODER_BYTES`).
+   a pixel). Conversions go block by block, and formats whose decoders need more have a smaller limit (`DECODER_BYTES`).
 4. What a decoder says is cut before anything that it quotes: a file that is no picture may be somebody's secret.
 """
 
@@ -32,16 +32,26 @@ MAX_PIXELS = 120_000_000
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 """What is read: formats that are nothing but pictures and are decoded in this process. Not among them: PostScript,
 which starts another program, and formats that hold whole files of other formats."""
-DECODER_BYTES = {"WEBP": 17, "AVIF": 16, "JPEG2000": 26, "TIFF": 9, "progressive": 12}
-"""Bytes a pixel that a decoder needs at its worst, where that is more than 8 (measured)."""
+DECODER_BYTES = {
+    "WEBP": 17,
+    "AVIF": 24,
+    "JPEG2000": 26,
+    "TIFF": 13,
+    "progressive": 12,
+    "interpreted": 96,
+}
+"""Bytes a pixel that a decoder needs at its worst, where that is more than 8. "interpreted": decoders that Pillow has
+in Python are slow as well, and the bound is on their time."""
+INTERPRETED = ("ppm", "ppm_plain", "bmp_rle")
+"""Pillow's names of those decoders."""
 LARGEST_WHOLE = 64 << 20
 """Bytes of a file whose decoder reads all of it before it looks at the size."""
 MAX_SCANS = 200
 """Passes over the picture that one JPEG may ask for; encoders write about ten."""
 MAX_TILE = 1 << 24
 """Pixels of one tile of a TIFF."""
-STRIP_PIXELS = 1 << 20
-"""Pixels that are converted at a time."""
+BLOCK_WIDTH, BLOCK_PIXELS = 1 << 14, 1 << 20
+"""Pixels that are converted at a time, in one row and in all."""
 WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
 """Pillow's modes with a channel of transparency."""
 EMPTY, NO_IMAGE, TOO_LARGE, ODD_GREY = (
@@ -79,7 +89,7 @@ class GreyRange:
 
 
 Grey = Callable[[GreyRange, str], Callable[[np.ndarray], np.ndarray]]
-"""The range of a deep grey picture and a name for messages -> what makes a strip of it uint8."""
+"""The range of a deep grey picture and a name for messages -> what makes a block of it uint8."""
 
 
 def grey_by_type(found: GreyRange, where: str) -> Callable[[np.ndarray], np.ndarray]:
@@ -181,9 +191,7 @@ def image_pixels(
 def check_size(image: Image.Image, where: str) -> None:
     """Raises BadMedia if a picture, not yet decoded, promises more than is allowed for its format, or none."""
     width, height = image.size
-    # The coefficients of all passes over a progressive JPEG are kept until the last.
-    kind = "progressive" if image.info.get("progression") else image.format
-    most = most_pixels(kind)
+    most = most_pixels(_kind_of(image))
     if width * height > most:
         raise BadMedia(where, TOO_LARGE, f"{width} x {height} pixels, at most {most}")
     if width * height == 0:
@@ -195,9 +203,18 @@ def check_size(image: Image.Image, where: str) -> None:
 
 
 def most_pixels(kind: str | None) -> int:
-    """How many pixels a picture of this format (or "progressive") may have: decoding it must stay within the memory."""
+    """How many pixels a picture may have whose format or decoder this is: decoding it must stay within the memory."""
     # Twice the largest picture, at Pillow's 4 bytes a pixel.
     return min(MAX_PIXELS, 8 * MAX_PIXELS // DECODER_BYTES.get(kind or "", 8))
+
+
+def _kind_of(image: Image.Image) -> str | None:
+    """The format, or what costs more than other pictures of the format."""
+    # The coefficients of all passes over a progressive JPEG are kept until the last.
+    if image.info.get("progression"):
+        return "progressive"
+    decoders = [piece[0] for piece in getattr(image, "tile", ())]
+    return "interpreted" if any(name in INTERPRETED for name in decoders) else image.format
 
 
 @contextmanager
@@ -238,27 +255,29 @@ def _rgb_rows(image: Image.Image, where: str, grey: Grey) -> np.ndarray:
     """A loaded picture of any mode as uint8 [H, W, 3]."""
     rows = np.empty((image.height, image.width, 3), dtype=np.uint8)
     levels = grey(_grey_range(image), where) if _is_deep(image) else None
-    for top, strip in _strips(image):
+    for left, top, block in _blocks(image):
         if levels is None:
-            pixels = _as_rgb(strip)
+            pixels = _as_rgb(block)
         else:
-            pixels = levels(np.asarray(strip))[..., None]  # [h, W, 1]: three equal colours
-        rows[top : top + strip.height] = pixels
+            pixels = levels(np.asarray(block))[..., None]  # [h, w, 1]: three equal colours
+        rows[top : top + block.height, left : left + block.width] = pixels
     return rows
 
 
-def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
-    """The picture in pieces over its whole width: where each begins, and the piece."""
-    height = max(1, STRIP_PIXELS // image.width)
+def _blocks(image: Image.Image) -> Iterator[tuple[int, int, Image.Image]]:
+    """The picture in pieces: column and row where each begins, and the piece."""
+    width = min(image.width, BLOCK_WIDTH)
+    height = BLOCK_PIXELS // width
     for top in range(0, image.height, height):
-        bottom = min(top + height, image.height)
-        yield top, image.crop((0, top, image.width, bottom))
+        for left in range(0, image.width, width):
+            right, bottom = min(left + width, image.width), min(top + height, image.height)
+            yield left, top, image.crop((left, top, right, bottom))
 
 
 def _grey_range(image: Image.Image) -> GreyRange:
     low, high, top, finite, is_float = np.inf, -np.inf, -np.inf, False, False
-    for _, strip in _strips(image):
-        values = np.asarray(strip)
+    for _, _, block in _blocks(image):
+        values = np.asarray(block)
         is_float = values.dtype.kind == "f"
         low = np.minimum(low, values.min())  # both keep NaN
         high = np.maximum(high, values.max())
@@ -278,7 +297,7 @@ def _is_plain_rgb(image: Image.Image) -> bool:
 
 
 def _as_rgb(image: Image.Image) -> np.ndarray:
-    """A strip of a mode of 8 bits as uint8 [h, W, 3]."""
+    """A block of a mode of 8 bits as uint8 [h, w, 3]."""
     # "transparency" marks one colour of a palette, or one grey, as clear.
     if image.mode in WITH_ALPHA or "transparency" in image.info:
         layer = image.convert("RGBA")

@@ -126,9 +126,34 @@ def test_bombs_are_refused_before_they_are_decoded(content, reason) -> None:
     assert caught.value.reason in reason.split("|")
 
 
+@pytest.mark.parametrize(
+    "content",
+    [b"P6 4000 3000 99\n", b"P3 4000 3000 255\n1 2", b"P2 4000 3000 9\n", b"P1 4000 3000\n"],
+)
+def test_decoders_that_are_written_in_python_get_less_to_do(content) -> None:
+    with pytest.raises(BadMedia, match="at most 10000000"):
+        decode_image(content, "slow")
+    assert decode_image(b"P3 2 1 255\n1 2 3 4 5 6", "small").tolist() == [
+        [[1, 2, 3], [4, 5, 6]]
+    ]
+
+
+@pytest.mark.parametrize("size", [(40_000, 3), (3, 40_000), (1, 1), (17_000, 70)])
+@pytest.mark.parametrize("mode", ["RGBA", "P", "CMYK", "I;16", "L"])
+def test_blocks_join_without_a_seam(size, mode) -> None:
+    ramp = np.arange(size[0] * size[1], dtype=np.int64).reshape(size[::-1])
+    if mode == "I;16":
+        image = Image.fromarray((ramp % 65536).astype(np.uint16))
+        wanted = np.rint((ramp % 65536) / 257).astype(np.uint8)[..., None].repeat(3, 2)
+    else:
+        image = Image.fromarray((ramp % 251).astype(np.uint8)).convert("RGB").convert(mode)
+        wanted = np.asarray(image.convert("RGB"))
+    assert np.array_equal(image_pixels(image, "made"), wanted)
+
+
 def test_what_decoders_need_is_within_twice_the_largest_picture() -> None:
     largest = 4 * MAX_PIXELS
-    for kind in (*FORMATS, "progressive", None):
+    for kind in (*FORMATS, *DECODER_BYTES, None):
         per_pixel = DECODER_BYTES.get(kind or "", 8)
         assert most_pixels(kind) * per_pixel <= 2 * largest
     assert most_pixels("JPEG") == most_pixels("PNG") == MAX_PIXELS
