@@ -147,10 +147,8 @@ class RenamedTable:
 
 def read_json(path: Path) -> Table:
     """A JSON list of objects, with the line of each; a file of JSON lines under this name is read as such."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text ({error}); save it as UTF-8.") from None
+    # Bytes that are no UTF-8 become half characters, which cost their row and no other.
+    text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
     start = len(text) - len(text.lstrip())
     if text[start : start + 1] == "{":
         table = LinesTable(path)
@@ -169,13 +167,14 @@ def read_csv(path: Path) -> Table:
     rows: list[Row | Fault] = []
     lines: list[int] = []
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        # As in `read_json`: what is no UTF-8 costs its row.
+        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             separator = "\t" if path.suffix == ".tsv" else ","
             reader = csv.DictReader(file, delimiter=separator)
             for row in reader:
                 lines.append(reader.line_num)
                 rows.append(_csv_row(row))
-    except (csv.Error, UnicodeDecodeError) as error:
+    except csv.Error as error:
         raise ValueError(
             f"{path} cannot be read as CSV after line {max(lines, default=0)} ({error})."
         ) from None

@@ -77,8 +77,8 @@ def refuse_half_characters(values: Mapping[str, Any], what: str = "column") -> N
     """
     for name, value in values.items():
         if any(map(is_broken, _texts_in([name, value]))):
-            found = f"{what} {shown(name)} holds half of a surrogate pair"
-            fix = "Mend the text (a whole emoji is two such halves), or drop the row."
+            found = f"{what} {shown(name)} holds half of a surrogate pair, or bytes that are no UTF-8"
+            fix = "Save the file as UTF-8, with both halves of every emoji, or drop the row."
             raise Fault("broken text", found, fix)
 
 

@@ -326,3 +326,19 @@ def test_messages_quote_no_line_of_a_file(folder, content) -> None:
     prompts = load_prompts(str(path))
     assert prompts.skipped == {"bad JSON": 1}
     assert "line 2" in str(prompts.faults[0]) and "hunter2" not in str(prompts.faults[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", b"question,answer\nWhat?,1\nWh\xff?,2\nWhy?,3\n"),
+        ("a.tsv", b"question\tanswer\nWhat?\t1\nWhich?\t\xe9\nWhy?\t3\n"),
+        ("a.jsonl", b'{"question": "What?", "answer": 1}\n{"question": "\xff"}\n{"question": "Why?", "answer": 3}'),
+        ("a.json", b'[{"question": "What?", "answer": 1}, {"question": "\xff"}, {"question": "Why?", "answer": 3}]'),
+    ],
+)  # fmt: skip
+def test_bytes_that_are_no_utf8_cost_their_row_only(tmp_path, name, content) -> None:
+    (tmp_path / name).write_bytes(content)
+    prompts = load_prompts(str(tmp_path / name))
+    assert [str(prompt.answer) for prompt in prompts] == ["1", "3"]
+    assert sum(prompts.skipped.values()) == 1
