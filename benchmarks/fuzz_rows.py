@@ -225,7 +225,8 @@ def run(pictures: int, clips: int, rows: int, seed: int) -> dict[str, Any]:
         watching[0] = False  # clips are decoded in workers of their own
         fuzz_clips(clips, tally, folder)
         # Of processes that have ended, so also of decoders that were killed; imports and all.
-        decoder = 1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+        ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+        decoder = 1024 * ended.ru_maxrss if clips else 0
     print(f"read: {sum(tally.read.values())} of {sum(tally.tried.values())}")
     groups = Counter()
     for kind, count in tally.tried.items():

@@ -125,9 +125,10 @@ def _looker_on(process: int) -> _LookerOn:
 @contextmanager
 def _within(seconds: float) -> Iterator[None]:
     looker, thread = _looker_on(os.getpid()), threading.get_ident()
-    looker.hold(thread, seconds)
     late = released = False
+    other: BaseException | None = None
     try:
+        looker.hold(thread, seconds)
         yield
     except _Interrupt:
         late = True
@@ -138,6 +139,12 @@ def _within(seconds: float) -> Iterator[None]:
                 released = True
             except _Interrupt:  # it came while it was being called off
                 late = True
+            except (
+                BaseException
+            ) as error:  # a signal; a thread that stays held would be hit later
+                other = error
+    if other is not None:
+        raise other
     if late:
         raise TooLong
 
