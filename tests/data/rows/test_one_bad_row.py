@@ -68,7 +68,6 @@ ODD_CELLS = [
     {"bytes": []},
     {"bytes": ""},
     {"bytes": None, "path": 7},
-    {"bytes": None, "path": ["good.png"]},
     {"bytes": None, "path": {"path": {"path": "good.png"}}},
     {"bytes": list(b"not a picture")},
     {"bytes": "data:image/png;base64,@@@"},
