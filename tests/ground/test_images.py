@@ -241,3 +241,14 @@ def test_the_header_of_a_depth_map_is_not_quoted() -> None:
     with pytest.raises(BadMedia) as caught:
         decode_depth(content, "somewhere")
     assert SECRET not in str(caught.value)
+
+
+def test_pictures_are_opened_in_one_place() -> None:
+    """Whoever opens a file himself opens it in every format of Pillow, and without the limits."""
+    root = Path(__file__).parents[2]
+    found = []
+    for folder in ("mmrl", "data", "perception", "recipes"):
+        for path in (root / folder).rglob("*.py"):
+            if "Image.open(" in path.read_text() and not path.is_symlink():
+                found.append(path.relative_to(root).as_posix())
+    assert found == ["mmrl/ground/images.py"]
