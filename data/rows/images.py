@@ -32,10 +32,10 @@ from mmrl.ground.files import (
     open_regular,
     regular_size,
 )
+from mmrl.ground.grey import ODD_GREY
 from mmrl.ground.images import (
     EMPTY,
     NO_IMAGE,
-    ODD_GREY,
     TOO_LARGE,
     decode_image,
     image_pixels,

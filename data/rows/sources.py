@@ -22,10 +22,10 @@ from mmrl.data.drawn.drawn import Drawn, Task
 from mmrl.data.drawn.scenes import Split
 from mmrl.data.rows.columns import ColumnMap
 from mmrl.data.rows.folders import READERS, is_saved, missing_path, open_file, open_folder
-from mmrl.data.rows.hub_caches import hub_caches
 from mmrl.data.rows.row_prompts import OnBad, RowPrompts
 from mmrl.data.rows.templates import PLAIN, Template
 from mmrl.ground.faults import first_line
+from mmrl.ground.roots import hub_caches
 from mmrl.ground.seeds import derive_seed
 from mmrl.ground.tables import ArrowTable, Table, one_split
 from mmrl.types import Prompt, Prompts

@@ -5,8 +5,7 @@ orientation applied, transparency laid over white, the first frame of an animati
 empty, truncated, of another kind or format, or above `MAX_PIXELS`; the size is checked before anything is decoded.
 
 1. CMYK is converted without a colour profile, as Pillow does.
-2. How grey deeper than 8 bits becomes 8 bits is the caller's choice: `grey_by_type` keeps a dark picture dark,
-   `grey_by_range` makes the most of what is there and refuses nothing.
+2. How grey deeper than 8 bits becomes 8 bits is the caller's choice (`mmrl.ground.grey`).
 3. Pictures come from anywhere, so the memory is bounded: below twice what the largest picture takes in Pillow (4 bytes
    a pixel). Conversions go block by block, and formats whose decoders need more have a smaller limit (`DECODER_BYTES`).
 4. What a decoder says is cut before anything that it quotes: a file that is no picture may be somebody's secret.
@@ -18,7 +17,6 @@ import io
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
 from typing import BinaryIO
 
@@ -26,6 +24,7 @@ import numpy as np
 from PIL import Image
 
 from mmrl.ground.faults import BadMedia
+from mmrl.ground.grey import Grey, GreyRange, grey_by_type
 
 MAX_PIXELS = 120_000_000
 """A larger picture is taken for a decompression bomb."""
@@ -54,12 +53,7 @@ BLOCK_WIDTH, BLOCK_PIXELS = 1 << 14, 1 << 20
 """Pixels that are converted at a time, in one row and in all."""
 WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
 """Pillow's modes with a channel of transparency."""
-EMPTY, NO_IMAGE, TOO_LARGE, ODD_GREY = (
-    "empty file",
-    "not an image",
-    "too many pixels",
-    "odd grey values",
-)
+EMPTY, NO_IMAGE, TOO_LARGE = "empty file", "not an image", "too many pixels"
 """Reasons of `BadMedia` beside "broken image", whose detail says what the decoder found."""
 
 _TILE_WIDTH, _TILE_HEIGHT, _ORIENTATION = 322, 323, 274
@@ -74,55 +68,6 @@ _UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     8: lambda rows: rows.swapaxes(0, 1)[::-1],
 }
 """How an EXIF orientation is undone."""
-
-
-@dataclass(frozen=True)
-class GreyRange:
-    """What values a deep grey picture holds."""
-
-    low: float
-    """NaN if any value is."""
-    high: float
-    top: float
-    """The largest value, NaN left out; 0 if none is finite."""
-    is_float: bool
-
-
-Grey = Callable[[GreyRange, str], Callable[[np.ndarray], np.ndarray]]
-"""The range of a deep grey picture and a name for messages -> what makes a block of it uint8."""
-
-
-def grey_by_type(found: GreyRange, where: str) -> Callable[[np.ndarray], np.ndarray]:
-    """Integers fill 16 bits, so a 12-bit picture stays dark; floats fill [0, 1], [0, 255] or 16 bits. Raises BadMedia
-    for values outside of 0 to 65535, and for NaN."""
-    if not (found.low >= 0 and found.high <= 65535):  # written so that NaN fails too
-        detail = f"grey values from {found.low:g} to {found.high:g}"
-        raise BadMedia(where, ODD_GREY, detail)
-    scale = 1 / 257
-    if found.is_float and found.high <= 255:
-        scale = 255.0 if found.high <= 1 else 1.0
-
-    def levels(values: np.ndarray) -> np.ndarray:
-        rounded = np.rint(values * scale)
-        return np.clip(rounded, 0, 255).astype(np.uint8)
-
-    return levels
-
-
-def grey_by_range(found: GreyRange, where: str) -> Callable[[np.ndarray], np.ndarray]:
-    """The brightest value decides which range is filled: 1, 255, 65535 or its own. NaN and negative values are 0."""
-    if found.top <= 1.0:
-        scale = 255.0
-    elif found.top <= 255:
-        scale = 1.0
-    else:
-        scale = 255.0 / max(found.top, 65535.0)
-
-    def levels(values: np.ndarray) -> np.ndarray:
-        scaled = np.nan_to_num(values.astype(np.float32)) * scale
-        return np.clip(scaled, 0, 255).astype(np.uint8)  # cut off rather than rounded
-
-    return levels
 
 
 def decode_image(

@@ -70,6 +70,15 @@ class Root:
         return Fault(OUTSIDE, found, fix)
 
 
+def hub_caches() -> tuple[Path, ...]:
+    """Where media lie that were downloaded with a data set of the hub."""
+    from huggingface_hub.constants import HF_HOME, HF_HUB_CACHE
+
+    # As `datasets` has it, which is slow to import.
+    datasets = os.environ.get("HF_DATASETS_CACHE") or os.path.join(HF_HOME, "datasets")
+    return (Path(datasets), Path(HF_HUB_CACHE))
+
+
 def _real_path(path: Path) -> str:
     """The path with all links followed."""
     # Of a million pictures in one folder only the last part is looked at.

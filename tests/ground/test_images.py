@@ -161,7 +161,7 @@ def test_what_decoders_need_is_within_twice_the_largest_picture() -> None:
 
 MEASURE = """
 import sys
-from mmrl.ground.images import decode_image, grey_by_range
+from mmrl.ground.images import decode_image
 def peak():
     lines = open("/proc/self/status").read().splitlines()
     return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])

@@ -19,11 +19,10 @@ from typing import Any, BinaryIO
 from mmrl.data.pretext.contract import Kind, Medium
 from mmrl.data.pretext.stream.media import clip_from_bytes, content_id, image_medium
 from mmrl.data.pretext.stream.sources import KINDS, VIDEOS, Opened, Source, classified
-from mmrl.data.rows.hub_caches import hub_caches
 from mmrl.ground.faults import BadMedia, Fault, first_line
 from mmrl.ground.files import FILE_TOO_LARGE, LARGEST_FILE, open_regular, read_regular
 from mmrl.ground.quarantine import Quarantine
-from mmrl.ground.roots import Root
+from mmrl.ground.roots import Root, hub_caches
 from mmrl.ground.tables import (
     ArrowTable,
     ChainTable,

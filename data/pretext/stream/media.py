@@ -28,7 +28,8 @@ from PIL import Image
 from mmrl.data.pretext.contract import Array, Medium
 from mmrl.ground.faults import BadMedia
 from mmrl.ground.files import open_regular
-from mmrl.ground.images import decode_image, grey_by_range, open_image, refusals
+from mmrl.ground.grey import grey_by_range
+from mmrl.ground.images import decode_image, open_image, refusals
 
 if TYPE_CHECKING:
     from mmrl.data.video.video import ClipReader
