@@ -20,7 +20,7 @@ import torch
 from accelerate import cpu_offload
 from torch import Tensor, nn
 
-from mmrl.model.attention import register
+from mmrl.model.attention import refuse_windows, register
 from mmrl.model.load import LoRA, Part, load_model, resolve_device, resolve_dtype
 from mmrl.model.logprobs import embed
 from mmrl.model.processing import Encoded, PixelBudget, Processing
@@ -235,6 +235,8 @@ class Policy:
         dropout = getattr(self.base.config.get_text_config(), "attention_dropout", 0.0)
         if dropout:
             raise ValueError(f"The model has attention_dropout {dropout}; set it to 0 for RL.")
+        if self.shared:
+            refuse_windows(self.base.config.get_text_config(), "the shared-prefix pass")
         head = self.base.lm_head
         # The exact type: a wrapper of LoRA is a Linear's neighbour, but its weight alone is not the head.
         if type(head) is not nn.Linear or head.bias is not None:

@@ -250,9 +250,12 @@ class Processing:
         silent = {*self.stop_ids, self.pad_id}
         while numbers and numbers[-1] in silent:
             numbers.pop()
-        numbers = list(itertools.dropwhile(silent.__contains__, numbers))
+        return self.spell(list(itertools.dropwhile(silent.__contains__, numbers)))
+
+    def spell(self, ids: Sequence[int]) -> str:
+        """The text of ids, of all of them."""
         return self.tokenizer.decode(
-            numbers, skip_special_tokens=False, clean_up_tokenization_spaces=False
+            list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
 
     def stamps(self, medium: Media) -> tuple[float, ...]:
