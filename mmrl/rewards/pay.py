@@ -18,7 +18,6 @@ The functions of `functions` are found here too. No torch is imported.
 from __future__ import annotations
 
 import dataclasses
-import logging
 import math
 import os
 import time
@@ -28,6 +27,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
+from mmrl.ground.printable import logger
 from mmrl.ground.require import require
 from mmrl.rewards.contract import own_metrics
 from mmrl.rewards.functions import (
@@ -90,7 +90,7 @@ Table = dict[str, list[Cell]]
 """Part -> one cell per answer."""
 FAILURES = ("zero", "drop", "stop")
 OUTAGES = ("stop", "drop")
-_LOG = logging.getLogger(__name__)
+_LOG = logger(__name__)
 
 
 class RewardStopped(RuntimeError):

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import pickle
 import queue
@@ -28,11 +27,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from mmrl.ground.printable import logger
 from mmrl.ground.process import HEADER, LOOK, START_LIMIT, Child, NotStarted, how_it_ended
 from mmrl.rewards.parts import Call, Failure, Outcome
 from mmrl.rewards.worker import RECEIPT, frame, unwrapped
 
-_LOG = logging.getLogger(__name__)
+_LOG = logger(__name__)
 
 
 class LoadError(ValueError):

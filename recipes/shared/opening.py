@@ -7,7 +7,6 @@ held-out prompts, asked in the style that `paying` describes.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, Literal
 
 from mmrl.data.drawn.drawn import Drawn
 from mmrl.data.rows.sources import load_prompts, split_prompts
+from mmrl.ground.printable import tell
 from mmrl.model.load import LoRA
 from mmrl.model.patches import PixelBudget
 from mmrl.model.policy import Policy
@@ -168,7 +168,7 @@ def open_data(dataset: str, data: Data, seed: int) -> tuple[Prompts, Prompts]:
         # Drawn pictures have a side of their own for this, endless as well, so no row is set aside.
         return prompts, replace(prompts, split="heldout", size=None)
     if prompts.skipped:
-        print(prompts.summary(), file=sys.stderr)
+        tell(prompts.summary())
     if len(prompts) < 2:
         raise ValueError(
             f"{dataset} has {len(prompts)} usable rows; training needs at least 2."

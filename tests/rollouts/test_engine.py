@@ -233,7 +233,7 @@ def test_double_precision_is_double_throughout(tiny_folder, tiny3_folder, temper
 
 def test_a_sliding_window_is_refused_for_sampling(sliding_folder):
     policy = Policy.load(sliding_folder, device="cpu", dtype="float32", shared=False)
-    with pytest.raises(ValueError, match="sliding_attention.* sampling does not support"):
+    with pytest.raises(ValueError, match=r"sliding_attention.* sampling does not support"):
         HFEngine(policy)
 
 
