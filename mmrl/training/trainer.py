@@ -189,7 +189,10 @@ class Trainer:
         progress = Progress(self.steps, self.step_done)
         metrics: dict[str, float] = {}
         if self.step_done == 0:
-            progress.say(f"One prompt as the model reads it:\n{self._example()}")
+            example = self._example()
+            progress.say(f"One prompt as the model reads it:\n{example}")
+            for note in self.policy.processing.tags.notes(example, self.rewards.needs_tags):
+                progress.say(note)
             if self.heldout:
                 metrics = {**self._evaluate(0), **self._probe(0)}
                 tracker.log(0, metrics)

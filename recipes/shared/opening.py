@@ -18,6 +18,7 @@ from mmrl.ground.printable import tell
 from mmrl.model.load import LoRA
 from mmrl.model.patches import PixelBudget
 from mmrl.model.policy import Policy
+from mmrl.model.tags import TagMode
 from mmrl.recipes.shared.embedded import warm_model
 from mmrl.recipes.shared.paying import StyleName, style_of
 from mmrl.training.checkpoint import restore_weights, steps_in
@@ -54,6 +55,9 @@ class Load:
     A reference exists only where a KL or an objective reads it; with LoRA it is the model without its adapter."""
     shared: bool = True
     """Compute prompts once per group; False repeats them for every answer (slow, for comparison)."""
+    tags: TagMode = "auto"
+    """How tags such as <think> are written that the tokenizer has as one token: text, token, or auto: as a token only
+    where the checkpoint uses it (Qwen3-VL-Instruct does not know <think>)."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,7 @@ def open_policy(
         budget=budget,
         shared=load.shared,
         offload_reference=load.offload_reference,
+        tags=stored.get("tags", load.tags),
     )
     if checkpoint is not None:
         restore_weights(checkpoint, policy.named_parameters())
