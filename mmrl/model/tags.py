@@ -155,7 +155,9 @@ def untrained(
     tokens show in the embedding is that of Land and Bartolo (2024).
     """
     wide = torch.promote_types(weight.dtype, torch.float32)
-    norms = torch.linalg.vector_norm(weight, dim=1, dtype=wide)
+    # Piece by piece, so that no wide copy of a large vocabulary is made.
+    pieces = [torch.linalg.vector_norm(part, dim=1, dtype=wide) for part in weight.split(8192)]
+    norms = torch.cat(pieces)
     usual = norms[:first].median()
     mean = weight[:first].mean(0, dtype=wide)
     rows = {tag: weight[number].to(wide) for tag, number in added.items()}
