@@ -174,10 +174,8 @@ def run_stats(args: argparse.Namespace) -> int:
     samples = list(with_progress(stream.first(args.count), args.count, "samples made"))
     tasks = Counter(sample.task for sample in samples)
     show(
-        show(
-            f"{'task':20s} {'share':>6s} {'accepted':>9s} {'chance':>7s} {'reward':>7s} {'visuals':>8s} "
-            f"{'megapixels':>11s}"
-        )
+        f"{'task':20s} {'share':>6s} {'accepted':>9s} {'chance':>7s} {'reward':>7s} {'visuals':>8s} "
+        f"{'megapixels':>11s}"
     )
     for task, number in tasks.most_common():
         of_task = [sample for sample in samples if sample.task == task]
