@@ -35,6 +35,7 @@ from mmrl.recipes.shared.opening import (
 )
 from mmrl.rollouts.engine import HFEngine
 from mmrl.training.evaluate import answers_to, evaluate, heldout_prompts, pass_rates
+from mmrl.training.tracking import chat_as_line
 from mmrl.types import Now, Rollout
 
 PRESETS = {
@@ -92,6 +93,9 @@ def main(
         rows = heldout_prompts(heldout if dataset.startswith("drawn:") else train, prompts)
         engine, now = HFEngine(policy), Now(0, 0.0, seed)
         with Rewards(accuracy=(0.9, style.accuracy), format=(0.1, style.format)) as rewards:
+            asked = "".join(chat_as_line(row.messages) for row in rows[:1])
+            for note in policy.processing.tags.notes(asked, rewards.needs_tags):
+                tell(note)
             rates = evaluate(engine, rows, rewards, sampling, now)
             if samples:
                 several = replace(sampling, group_size=samples)
