@@ -229,7 +229,7 @@ class Policy:
         model = self.model
         # What was one token in training must be one for whoever loads the result.
         if self.processing.tags.added:
-            self.base.config.mmrl_tags = list(self.processing.tags.tokens)
+            self.base.config.mmrl_tags = self.processing.tags.to_store
         # Merged in a copy: training may go on with the adapter as it is.
         if merge and self.has_adapter:
             model = copy.deepcopy(self.model).merge_and_unload()  # type: ignore[operator]

@@ -9,10 +9,11 @@ reward sees the same text either way.
 
 `auto` decides for opening and closing tag together, by the first rule that applies:
 
-1. Models that we saved say which tags they were trained with as tokens (`mmrl_tags` in config.json).
+1. A model that was trained and saved under `token` keeps its tokens (`mmrl_tags` in config.json).
 2. A tag whose embedding looks untrained is text (see `untrained`).
-3. A tag that the chat template writes by itself is a token: thinking models open their turn with `<think>`.
-4. Other tags of reasoning (`THOUGHT`) are text, all others (`<tool_call>`) tokens.
+3. Other models that we saved say which tags were tokens, also in `mmrl_tags`.
+4. A tag that the chat template writes by itself is a token: thinking models open their turn with `<think>`.
+5. Other tags of reasoning (`THOUGHT`) are text, all others (`<tool_call>`) tokens.
 
 `text` and `token` decide for all tags at once: `token` is right for a checkpoint fine-tuned with its tags as tokens.
 """
@@ -51,6 +52,8 @@ class Tags:
     """Those that are special tokens, which other engines leave out of the text."""
     stored: frozenset[str] | None = None
     """Those that were tokens when the model was saved; None if nobody said."""
+    chosen: bool = False
+    """Were they tokens because somebody said so (`token`)?"""
     written: frozenset[str] = frozenset()
     """Those that the chat template writes by itself."""
     untrained: Mapping[str, str] = field(default_factory=dict)
@@ -63,8 +66,9 @@ class Tags:
             )
 
     @classmethod
-    def read(cls, processor: Any, stored: Sequence[str] | None, mode: TagMode = "auto") -> Tags:
+    def read(cls, processor: Any, stored: Any, mode: TagMode = "auto") -> Tags:
         """What tokenizer and chat template say. `stored`: `mmrl_tags` of the model's config, if it has any."""
+        kept, chosen = _stored(stored)
         tokenizer = processor.tokenizer
         ends = {getattr(tokenizer, name) for name in ENDS}
         added: dict[str, int] = {}
@@ -73,9 +77,14 @@ class Tags:
             if TAG.fullmatch(token.content) and token.content not in ends:
                 added[token.content] = number
                 special |= {token.content} if token.special else set()
-        kept = None if stored is None else frozenset(stored)
         written = _written_by_template(processor) if added else frozenset()
-        return cls(mode, added, frozenset(special), kept, written & added.keys())
+        return cls(mode, added, frozenset(special), kept, chosen, written & added.keys())
+
+    @property
+    def to_store(self) -> dict[str, Any]:
+        """What the config of a saved model keeps as `mmrl_tags`."""
+        lasting = self.mode == "token" or (self.mode == "auto" and self.chosen)
+        return {"mode": "token" if lasting else "auto", "tokens": list(self.tokens)}
 
     @property
     def tokens(self) -> tuple[str, ...]:
@@ -135,11 +144,13 @@ class Tags:
         """Is the tag written as one token? See the rules at the head of this file."""
         if self.mode != "auto":
             return self.mode == "token"
-        if self.stored is not None:
+        if self.stored is not None and self.chosen:
             return tag in self.stored
         name = _name(tag)
         if name in map(_name, self.untrained):
             return False
+        if self.stored is not None:
+            return tag in self.stored
         return name in map(_name, self.written) or name not in THOUGHT
 
 
@@ -186,6 +197,20 @@ def _as_beyond(norm: Tensor, usual: Tensor, beyond: Tensor) -> bool:
     middle, spread = beyond.mean(), beyond.std().clamp_min(1e-3 * usual)
     within = (norm - middle).abs() < 3 * spread
     return bool(within and (usual - middle).abs() > 6 * spread)
+
+
+def _stored(value: Any) -> tuple[frozenset[str] | None, bool]:
+    """`mmrl_tags` of a config: the tags that were tokens, and whether somebody had said so. Raises ValueError."""
+    if value is None:
+        return None, False
+    try:
+        tokens, mode = frozenset(value["tokens"]), value["mode"]
+    except (TypeError, KeyError) as error:
+        raise ValueError(
+            f"mmrl_tags in the model's config.json is {value!r}; it must be a mapping with 'mode' and 'tokens'. "
+            "Remove the entry to have it worked out anew."
+        ) from error
+    return tokens, mode == "token"
 
 
 def _near(first: Tensor, second: Tensor, most: Tensor) -> bool:

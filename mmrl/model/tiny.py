@@ -166,7 +166,7 @@ def build(
     model.generation_config.eos_token_id = ends
     model.generation_config.pad_token_id = ends[1]
     # It learns with its tags as tokens from the start (`tags.py`).
-    model.config.mmrl_tags = list(TAGS)
+    model.config.mmrl_tags = {"mode": "auto", "tokens": list(TAGS)}
     model.save_pretrained(folder)
     _processor(family, size, tokenizer).save_pretrained(folder)
     return folder

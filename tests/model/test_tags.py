@@ -28,7 +28,7 @@ def unsaid(folder: Path, place: Path, *, thinking: bool = False, stored: object 
     config = json.loads((copied / "config.json").read_text())
     del config["mmrl_tags"]
     if stored is not None:
-        config["mmrl_tags"] = stored
+        config["mmrl_tags"] = {"mode": "auto", "tokens": stored}
     (copied / "config.json").write_text(json.dumps(config))
     if thinking:
         template = copied / "chat_template.jinja"
@@ -219,6 +219,35 @@ def test_the_weights_decide_even_against_the_template(
     )
     forced = Policy.load(model, device="cpu", tags="token")
     assert number in forced.encode(ask(WORDS)).ids
+
+
+def test_the_weights_decide_against_what_nobody_chose(
+    tiny3_folder: Path, tmp_path: Path
+) -> None:
+    """The tiny model says that it uses its tags; with rows of nothing it does not, unless somebody had said so."""
+    for mode, tokens in (("auto", TAGS[2:]), ("token", TAGS)):
+        model = forgetful(tiny3_folder, tmp_path / mode, *TAGS[:2])
+        config = json.loads((model / "config.json").read_text())
+        config["mmrl_tags"] = {"mode": mode, "tokens": list(TAGS)}
+        (model / "config.json").write_text(json.dumps(config))
+        policy = Policy.load(model, device="cpu")
+        assert policy.processing.tags.tokens == tokens
+        policy.save(tmp_path / f"{mode} again")
+        again = Policy.load(tmp_path / f"{mode} again", device="cpu")
+        assert again.processing.tags.tokens == tokens
+
+
+@pytest.mark.parametrize("value", [["<think>"], {"tokens": []}, "token", 3])
+def test_an_odd_entry_of_the_config_is_refused(
+    tiny_folder: Path, tmp_path: Path, value: object
+) -> None:
+    model = unsaid(tiny_folder, tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "mmrl_tags": value}))
+    with pytest.raises(
+        ValueError, match="mmrl_tags in the model's config.json is .* Remove the"
+    ):
+        Processing.load(model)
 
 
 def test_a_saved_model_keeps_its_tags(tiny3_folder: Path, tmp_path: Path) -> None:
