@@ -245,7 +245,7 @@ def test_an_odd_entry_of_the_config_is_refused(
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**config, "mmrl_tags": value}))
     with pytest.raises(
-        ValueError, match="mmrl_tags in the model's config.json is .* Remove the"
+        ValueError, match=r"mmrl_tags in the model's config.json is .* Remove the"
     ):
         Processing.load(model)
 
