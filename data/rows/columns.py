@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from mmrl.data.rows.containers import from_json
+
 CONVENTIONS: Mapping[str, tuple[str, ...]] = {
     "question": ("problem", "question", "prompt", "query", "instruction"),
     "messages": ("messages", "conversations"),
@@ -108,6 +110,7 @@ def cell_at(row: Mapping[str, Any], name: str) -> Any:
         return row.get(name)
     value: Any = row
     for key in name.split("."):
+        value = from_json(value) if isinstance(value, str) else value
         value = value.get(key) if isinstance(value, Mapping) else None
     return value
 

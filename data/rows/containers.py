@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from mmrl.ground.faults import Fault
 from mmrl.ground.media_names import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
 TURN_KEYS = (("role", "content"), ("from", "value"))
@@ -63,14 +64,25 @@ def parts_in(content: Any) -> Any:
 
 def chat_in_text(text: str) -> list[Any] | None:
     """The turns of a chat that was written as JSON; None if the text is anything else."""
-    found = _from_json(text)
+    found = from_json(text)
     turns = None if found is None else turns_in(found)
     return turns if turns and all(_is_turn(turn) for turn in turns) else None
 
 
+def from_json(text: str) -> Any:
+    """The list or object that a text holds; None if it is anything else."""
+    start = text.lstrip()[:1]
+    if start not in ("[", "{"):
+        return None
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
 def media_in(value: Any) -> list[Any]:
     """The media of a cell, each as it is stored; empty for a cell without any."""
-    if isinstance(value, str) and (found := _from_json(value)) is not None:
+    if isinstance(value, str) and (found := from_json(value)) is not None:
         value = found
     if is_empty(value):
         return []
@@ -122,14 +134,16 @@ def kind_of(cell: Any) -> str | None:
     return "image" if is_image else None
 
 
-def pixels_of(value: Sequence[Any]) -> np.ndarray | None:
-    """Nested numbers as uint8 [H, W] or [H, W, C]; None if they are ragged, broken or beyond 0 to 255."""
+def pixels_of(value: Sequence[Any]) -> np.ndarray:
+    """Nested numbers as uint8 [H, W] or [H, W, C]. Raises `Fault` if they are ragged, broken or beyond 0 to 255."""
     try:
         pixels = np.asarray(value)
+        in_range = pixels.dtype.kind in "iu" and pixels.min() >= 0 and pixels.max() <= 255
     except ValueError:
-        return None
-    if pixels.dtype.kind not in "iu" or pixels.min() < 0 or pixels.max() > 255:
-        return None
+        in_range = False
+    if not in_range:
+        found = "nested numbers that are ragged, broken or beyond 0 to 255"
+        raise Fault("broken image", found, "Give whole numbers [H][W][3], or an encoded file.")
     return pixels.astype(np.uint8)
 
 
@@ -195,19 +209,8 @@ def _unpacked(value: Any) -> Any:
     if isinstance(value, tuple):
         return list(value)
     if isinstance(value, str):
-        return _from_json(value)
+        return from_json(value)
     return value
-
-
-def _from_json(text: str) -> Any:
-    """The list or object that a text holds; None if it is anything else."""
-    start = text.lstrip()[:1]
-    if start not in ("[", "{"):
-        return None
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
 
 
 def _turns_of_mapping(value: Mapping[str, Any]) -> list[Any] | None:

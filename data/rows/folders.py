@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 
+from mmrl.data.rows.cards import card_label_names
 from mmrl.data.rows.tables import (
     LabelledTable,
     LinesTable,
@@ -22,7 +23,6 @@ from mmrl.data.rows.tables import (
     read_csv,
     read_json,
 )
-from mmrl.ground.class_labels import card_label_names
 from mmrl.ground.media_names import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from mmrl.ground.tables import ChainTable, ParquetTable, Table
 

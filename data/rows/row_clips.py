@@ -62,6 +62,9 @@ def _are_rising(seconds: Sequence[Any]) -> bool:
 
 def video_path(cell: Any, base: Path | None) -> Path:
     """The file of a video cell: a path or a {"path": ...} record. Raises `Fault`."""
+    if _is_embedded(cell):
+        fix = "Write the clip to a file and give its path, or give single frames with times."
+        raise Fault("embedded video", "the clip is embedded; only files are read", fix)
     if isinstance(cell, Mapping):
         known = [key for key in ("path", "video", "url") if isinstance(cell.get(key), str)]
         # A record without any of them goes on as it is and is refused below, with its content shown.
@@ -72,6 +75,15 @@ def video_path(cell: Any, base: Path | None) -> Path:
         )
         raise Fault("missing media", f"found {shown(cell)} where a video should be", fix)
     return media_path(str(cell), base)
+
+
+def _is_embedded(cell: Any) -> bool:
+    """Is the content of the clip itself in the row, and no path to it?"""
+    if isinstance(cell, Mapping):
+        named = any(isinstance(cell.get(key), str) for key in ("path", "video"))
+        inner = next((cell[key] for key in ("bytes", "url") if cell.get(key)), None)
+        return not named and inner is not None and _is_embedded(inner)
+    return isinstance(cell, bytes | bytearray) or str(cell).startswith("data:")
 
 
 def read_video(path: Path, options: Mapping[str, Any]) -> Media:

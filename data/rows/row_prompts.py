@@ -27,7 +27,15 @@ from typing import Any, Literal
 
 from mmrl.data.rows import census
 from mmrl.data.rows.columns import ColumnMap, cell_at, missing_field, root
-from mmrl.data.rows.containers import chat_in_text, clips_in, is_empty, media_in, turns_in
+from mmrl.data.rows.containers import (
+    chat_in_text,
+    clips_in,
+    is_empty,
+    is_pixels,
+    media_in,
+    pixels_of,
+    turns_in,
+)
 from mmrl.data.rows.images import check_image, read_image
 from mmrl.data.rows.layouts import bare_answer, laid_out
 from mmrl.data.rows.options import with_options
@@ -345,7 +353,7 @@ class RowPrompts(Prompts):
     def _medium(self, kind: str, cell: Any, base: Path | None) -> Media:
         """Decode one medium."""
         if kind == "image":
-            return Media(read_image(cell, base))
+            return Media(read_image(pixels_of(cell) if is_pixels(cell) else cell, base))
         if isinstance(cell, FrameList):
             return cell.decode(base)
         return read_video(video_path(cell, base), self._clip)

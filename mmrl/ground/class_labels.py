@@ -1,14 +1,13 @@
 """Class labels: stored as numbers, meant as names.
 
 `datasets` keeps the names beside the table: in its own features, in the metadata of a parquet file, or on the card of a
-hub folder. -1 stands for "no label" and becomes None.
+hub folder (`mmrl.data.rows.cards`). -1 stands for "no label" and becomes None.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 Names = Any
@@ -29,23 +28,6 @@ def parquet_label_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, Nam
     except (ValueError, KeyError, TypeError):
         return {}
     return label_names(features) if isinstance(features, Mapping) else {}
-
-
-def card_label_names(folder: Path, subset: str | None = None) -> dict[str, Names]:
-    """The same from the card (README.md) or the older dataset_infos.json of a hub folder; empty without any."""
-    files = (folder / "README.md", folder / "dataset_infos.json")
-    texts = [file.read_text("utf-8", "replace") for file in files if file.is_file()]
-    # The card is read only where it can matter: `datasets` takes a second to import.
-    if not any("class_label" in text or "ClassLabel" in text for text in texts):
-        return {}
-    from datasets.info import DatasetInfosDict
-
-    infos = DatasetInfosDict.from_directory(str(folder))
-    chosen = infos.get(subset or "default") or next(iter(infos.values()), None)
-    if chosen is None or chosen.features is None:
-        return {}
-    features: Any = chosen.features.to_dict()
-    return label_names(features)
 
 
 def with_names(row: Mapping[str, Any], names: Mapping[str, Names]) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""Rows as others publish them: layouts, chats in every container, class labels and our own export load without a flag."""
+"""Rows as others publish them, without a flag: layouts, chats in every container, class labels, our own export."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ import pytest
 from PIL import Image
 
 from mmrl.data.pretext.presets import preset
+from mmrl.data.pretext.stream.export import export
+from mmrl.data.pretext.stream.sources import DrawnSource
+from mmrl.data.pretext.stream.stream import SampleStream
 from mmrl.data.rows.sources import load_prompts
 
 
@@ -84,7 +87,8 @@ LAYOUTS = {
     "verl, image records": ({**VERL, "images": [{"image": "a.png"}]}, ["IMAGE", "What?"], "red"),
     "llava": ({"id": "1", "image": "a.png", "conversations": LLAVA}, ["IMAGE", "\nWhat?"], "red"),
     "llava, text row": (
-        {"id": "1", "image": None, "conversations": [{"from": "human", "value": "2 + 2?"}, {"from": "gpt", "value": "4"}]},
+        {"id": "1", "image": None, "conversations": [
+            {"from": "human", "value": "2 + 2?"}, {"from": "gpt", "value": "4"}]},
         ["2 + 2?"], "4",
     ),
     "vlm-r1 chat": (
@@ -129,7 +133,7 @@ def test_published_layouts_load_without_a_flag(folder, layout, kind, capsys):
     prompts = load_prompts(saved(folder, [row, row], kind), on_bad="stop")
     assert kinds(prompts[0]) == expected
     assert len(prompts[0].media) == sum(part == "IMAGE" for part in expected)
-    assert "answer" in prompts.source or str(prompts[0].answer) == answer
+    assert str(prompts[0].answer) == answer
     assert "not shown" not in capsys.readouterr().err
 
 
@@ -182,10 +186,11 @@ PARTS = {
     "source": {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": URI.partition(",")[2]}},
     "without a type": {"image": URI},
 }  # fmt: skip
+REPLY = {"role": "assistant", "content": [{"type": "text", "text": "red"}]}
 HOLDERS = {
     "messages": lambda chat: {"messages": chat, "answer": "red"},
     "prompt": lambda chat: {"prompt": chat, "answer": "red"},
-    "with reply": lambda chat: {"messages": [*chat, {"role": "assistant", "content": [{"type": "text", "text": "red"}]}]},
+    "with reply": lambda chat: {"messages": [*chat, REPLY]},
 }  # fmt: skip
 
 
@@ -218,7 +223,15 @@ def test_pictures_that_datasets_encodes_itself(folder):
     import datasets
 
     picture = Image.new("RGB", (32, 32))
-    chat = [{"role": "user", "content": [{"type": "image", "image": picture, "text": None}, {"image": None, **ASKED}]}]
+    chat = [
+        {
+            "role": "user",
+            "content": [
+                {"type": "image", "image": picture, "text": None},
+                {"image": None, **ASKED},
+            ],
+        }
+    ]
     made = datasets.Dataset.from_list([{"messages": chat, "answer": "red"}])
     made.save_to_disk(str(folder / "saved"))
     made.to_parquet(str(folder / "rows.parquet"))
@@ -300,8 +313,8 @@ def test_clips_that_cannot_be_read_are_refused_with_the_true_reason(folder, clip
 def test_frames_of_several_clips_have_their_times(folder):
     frames = [{"bytes": png(), "path": None}] * 3
     row = {
-        "question": "<video>, then <video>?", "videos": [frames, frames[:2]], "video_times": [[0.0, 1.0, 2.0], [0.5, 1.5]],
-        "answer": "x",
+        "question": "<video>, then <video>?", "videos": [frames, frames[:2]],
+        "video_times": [[0.0, 1.0, 2.0], [0.5, 1.5]], "answer": "x",
     }  # fmt: skip
     media = load_prompts(saved(folder, [row], "parquet"), on_bad="stop")[0].media
     assert [list(map(float, medium.times)) for medium in media] == [[0, 1, 2], [0.5, 1.5]]
@@ -312,8 +325,20 @@ def test_class_labels_are_their_names(folder, store):
     from datasets import ClassLabel, Dataset, Features, List, Value
 
     label = ClassLabel(names=["cat", "dog"])
-    features = Features({"question": Value("string"), "label": label, "seen": List(label), "meta": {"kind": label}})
-    rows = {"question": ["What?"] * 3, "label": [0, 1, -1], "seen": [[1, 0]] * 3, "meta": [{"kind": 1}] * 3}
+    features = Features(
+        {
+            "question": Value("string"),
+            "label": label,
+            "seen": List(label),
+            "meta": {"kind": label},
+        }
+    )
+    rows = {
+        "question": ["What?"] * 3,
+        "label": [0, 1, -1],
+        "seen": [[1, 0]] * 3,
+        "meta": [{"kind": 1}] * 3,
+    }
     made = Dataset.from_dict(rows, features=features)
     place = folder / "set"
     place.mkdir()
@@ -326,21 +351,29 @@ def test_class_labels_are_their_names(folder, store):
 
         # As another tool writes it: the names stand on the card alone.
         saved(place, made.with_format(None).to_list(), "parquet")
-        DatasetInfosDict({"default": made.info}).to_directory(str(place))
+        DatasetInfosDict({"default": made.info}).write_to_directory(str(place))
+        assert "class_label" in (place / "README.md").read_text()
     prompts = load_prompts(str(place))
     assert [prompt.answer for prompt in prompts] == ["cat", "dog"]
     assert prompts.skipped == {"answer without text": 1}
-    assert prompts[0].extra["seen"] == ["dog", "cat"] and prompts[0].extra["meta"] == {"kind": "dog"}
+    assert prompts[0].extra["seen"] == ["dog", "cat"] and prompts[0].extra["meta"] == {
+        "kind": "dog"
+    }
+
+
+def test_a_card_that_cannot_be_read_is_named(folder):
+    saved(folder, [{"question": "What?", "answer": "x"}], "jsonl")
+    (folder / "README.md").write_text("---\ndataset_info: {class_label: [\n---\n")
+    with pytest.raises(ValueError, match=r"README\.md.*class labels"):
+        load_prompts(str(folder))
 
 
 @pytest.mark.parametrize(("name", "video"), [("rotation", False), ("temporal-jigsaw", True)])
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_our_own_export_loads_back(tmp_path, name, video, split):
-    from mmrl.data.pretext.stream.export import export
-    from mmrl.data.pretext.stream.open import open_stream
-
     out = tmp_path / name
-    export(lambda: open_stream(preset=name), out, 3, split=split)
+    stream = SampleStream(DrawnSource(0, (240, 320)), preset(name))
+    export(lambda: stream, out, 3, split=split)
     # What skipped media leave beside the shards.
     (out / "quarantine.jsonl").write_text('{"where": "x"}\n')
     for place in (out, out / "data"):

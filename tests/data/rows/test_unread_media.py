@@ -43,7 +43,7 @@ def written(folder: Path, rows, name: str = "rows.jsonl") -> str:
 def test_a_placeholder_without_a_column_is_refused_with_the_flag(folder, column):
     row = {"question": "<image>What colour?", column: "a.png", "answer": "red"}
     name = written(folder, [row] * 3)
-    with pytest.raises(ValueError, match=f"--data.columns images={column} ") as caught:
+    with pytest.raises(ValueError, match=rf"--data\.columns images={column} ") as caught:
         load_prompts(name)
     assert "a.png" in str(caught.value) and "3 missing media" in str(caught.value)
     mapped = load_prompts(name, columns={"images": column})
@@ -80,7 +80,7 @@ def test_placeholders_of_every_spelling_need_a_medium(folder, question, column):
     prompts = load_prompts(written(folder, [good, {column: question, "answer": "x"}]))
     assert prompts.skipped == {"missing media": 1} and len(prompts) == 1
     assert "line 2" in str(prompts.faults[0]) and "--data.columns" in str(prompts.faults[0])
-    with pytest.raises(BadRow, match="--data.columns"):
+    with pytest.raises(BadRow, match=r"--data\.columns"):
         load_prompts(str(folder / "rows.jsonl"), on_bad="stop")
 
 
