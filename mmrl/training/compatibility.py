@@ -7,10 +7,12 @@
     a visual term in the loss on answers that the policy did not write
     one branch name with two settings, or two exact divergences
     a view that changes the answer of a question
+    a visual branch on rows that show nothing
     a correction for the sampler's probabilities on answers that nobody sampled
 
 What objectives ask for and what rollout functions bring, they say themselves (`Objective.answer_kinds`,
-`RolloutFunction`); an estimator is asked by giving it single answers. Rows are checked by the first few.
+`RolloutFunction`); an estimator is asked by giving it single answers. Rows are checked by the first few; for a picture
+up to a thousand are looked through.
 """
 
 from __future__ import annotations
@@ -33,6 +35,8 @@ from mmrl.types import Prompt, Prompts, View, VisualBranch
 
 ROWS = 8
 """How many rows are looked at."""
+MOST_ROWS = 1000
+"""How many rows are looked through for a picture, evenly spread."""
 
 
 def check_setup(
@@ -59,7 +63,21 @@ def check_setup(
             f"{called(rollout)} samples answers under a view, but {called(engine)} cannot show other pixels than the "
             "prompt's; use HFEngine."
         )
-    _check_rows(branches, parts, _first_rows(prompts))
+    rows = _first_rows(prompts)
+    _check_rows(branches, parts, rows)
+    used = visual_branches(objectives, branches, rollout)
+    if used and rows and not any(row.media for row in rows):
+        _refuse_text(used, prompts)
+
+
+def visual_branches(
+    objectives: Sequence[Objective], branches: Mapping[str, VisualBranch], rollout: RolloutCall
+) -> list[str]:
+    """Names of the branches that something reads: an objective that is not switched off, or who samples under one."""
+    requests = [request for objective in objectives for request in objective.score_requests()]
+    asked = [request.branch for request in requests if request.branch in branches]
+    sampled = [name for part in chain(rollout) for name in part.sampled_under()]
+    return list(dict.fromkeys([*asked, *sampled]))
 
 
 def joined(*several: Mapping[str, VisualBranch]) -> dict[str, VisualBranch]:
@@ -244,6 +262,24 @@ def _first_rows(prompts: Prompts) -> list[Prompt]:
         with contextlib.suppress(BadRow):  # the supply skips and counts it, or stops there
             found.append(prompts[index])
     return found
+
+
+def _refuse_text(used: Sequence[str], prompts: Prompts) -> None:
+    """Raise ValueError if no row shows anything: every branch would see what the policy sees, at a divergence of 0."""
+    size = MOST_ROWS if prompts.size is None else prompts.size
+    count = min(size, MOST_ROWS)
+    for number in range(count):
+        with contextlib.suppress(BadRow):
+            if prompts[number * size // count].media:
+                return
+    looked = f"none of the {count} rows" + (" looked at" if size > count else "")
+    names = ", ".join(map(repr, used))
+    raise ValueError(
+        f"The visual branch {names} changes pictures, but {looked} shows a picture or a clip, so that the branch would "
+        "change nothing and the policy would learn to guess. Name the column that holds them: "
+        "--data.columns images=THE_COLUMN (or videos=); unread columns with media are named where the data is opened. "
+        "To train on text alone, leave the branch out (python -m recipes.grpo)."
+    )
 
 
 def _check_rows(

@@ -39,11 +39,18 @@ from mmrl.rollouts.engine import Engine, HFEngine
 from mmrl.rollouts.groups import RolloutCall, group_rollout
 from mmrl.rollouts.prompt_order import Supply
 from mmrl.training import checkpoint
-from mmrl.training.compatibility import check_setup
+from mmrl.training.compatibility import check_setup, visual_branches
 from mmrl.training.early_stop import EarlyStop, Plateau
 from mmrl.training.evaluate import evaluate, heldout_prompts
 from mmrl.training.learner import Estimator, Learner
-from mmrl.training.monitor import Alarms, BlindPolicy, Monitor, blind_probe, refuse_blindness
+from mmrl.training.monitor import (
+    Alarms,
+    BlindPolicy,
+    FirstLooks,
+    Monitor,
+    blind_probe,
+    refuse_blindness,
+)
 from mmrl.training.optim import Optim, Optimizer
 from mmrl.training.run import (
     FREE_TO_CHANGE,
@@ -118,6 +125,8 @@ class Trainer:
         self.monitor = monitor
         self.alarms = Alarms(monitor.window, self.objectives)
         self.plateau = Plateau(early)
+        visual = visual_branches(self.objectives, self.branches, rollout)
+        self.looks = FirstLooks(monitor, bool(visual), run.tokens_per_pass)
         # Before anything is loaded or written: what cannot mean anything should not cost a minute.
         check_setup(
             self.objectives, self.branches, rollout, estimator, grpo, self.engine, prompts
@@ -210,10 +219,11 @@ class Trainer:
     def _one_step(self, tracker: Tracker) -> dict[str, float]:
         """A step with evaluation, logging and checkpoint; on failure the state before it is saved first."""
         number = self.step_done + 1
+        now = Now(number, number / self.steps, self.run.seed)
         # Taken before anything moves: a failed step is repeated with the same prompts and the same memory.
         before, version = self._state(), self.policy.version
         try:
-            metrics = self.step(Now(number, number / self.steps, self.run.seed))
+            metrics = self.step(now)
         except Exception as error:
             self.optimizer.clear()
             self._leftovers()
@@ -232,6 +242,7 @@ class Trainer:
             last or (self.run.eval_every and number % self.run.eval_every == 0)
         ):
             metrics.update(self._evaluate(number))
+        metrics.update(self.looks(self.policy, self._last_rollouts, now))
         if self.monitor.probe_every and (last or number % self.monitor.probe_every == 0):
             metrics.update(self._probe(number))
         # Last, so that alarms also see what evaluation and probe found.
