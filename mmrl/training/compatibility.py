@@ -63,11 +63,7 @@ def check_setup(
             f"{called(rollout)} samples answers under a view, but {called(engine)} cannot show other pixels than the "
             "prompt's; use HFEngine."
         )
-    rows = _first_rows(prompts)
-    _check_rows(branches, parts, rows)
-    used = visual_branches(objectives, branches, rollout)
-    if used and rows and not any(row.media for row in rows):
-        _refuse_text(used, prompts)
+    _check_rows(branches, parts, _first_rows(prompts))
 
 
 def visual_branches(
@@ -107,6 +103,33 @@ def called(part: object) -> str:
     if isinstance(part, PlainRollout):
         return called(part.function)
     return getattr(part, "__name__", type(part).__name__)
+
+
+def refuse_text(used: Sequence[str], prompts: Prompts) -> None:
+    """Raise ValueError if branches are `used` and no row shows anything: all would see the same, at a divergence of 0.
+
+    Asked when a run starts; a single step on text is as bit-equal as without the branch, and allowed.
+    """
+    if not used:
+        return
+    size = MOST_ROWS if prompts.size is None else prompts.size
+    count = min(size, MOST_ROWS)
+    readable = False
+    for number in range(count):
+        with contextlib.suppress(BadRow):
+            if prompts[number * size // count].media:
+                return
+            readable = True
+    if not readable:
+        return  # the supply says better than this what is wrong with the rows
+    looked = f"none of the {count} rows" + (" looked at" if size > count else "")
+    names = ", ".join(map(repr, used))
+    raise ValueError(
+        f"The visual branch {names} changes pictures, but {looked} shows a picture or a clip, so that the branch would "
+        "change nothing and the policy would learn to guess. Name the column that holds them: "
+        "--data.columns images=THE_COLUMN (or videos=); unread columns with media are named where the data is opened. "
+        "To train on text alone, leave the branch out (python -m recipes.grpo)."
+    )
 
 
 def _check_single_rollouts(
@@ -262,24 +285,6 @@ def _first_rows(prompts: Prompts) -> list[Prompt]:
         with contextlib.suppress(BadRow):  # the supply skips and counts it, or stops there
             found.append(prompts[index])
     return found
-
-
-def _refuse_text(used: Sequence[str], prompts: Prompts) -> None:
-    """Raise ValueError if no row shows anything: every branch would see what the policy sees, at a divergence of 0."""
-    size = MOST_ROWS if prompts.size is None else prompts.size
-    count = min(size, MOST_ROWS)
-    for number in range(count):
-        with contextlib.suppress(BadRow):
-            if prompts[number * size // count].media:
-                return
-    looked = f"none of the {count} rows" + (" looked at" if size > count else "")
-    names = ", ".join(map(repr, used))
-    raise ValueError(
-        f"The visual branch {names} changes pictures, but {looked} shows a picture or a clip, so that the branch would "
-        "change nothing and the policy would learn to guess. Name the column that holds them: "
-        "--data.columns images=THE_COLUMN (or videos=); unread columns with media are named where the data is opened. "
-        "To train on text alone, leave the branch out (python -m recipes.grpo)."
-    )
 
 
 def _check_rows(

@@ -39,7 +39,7 @@ from mmrl.rollouts.engine import Engine, HFEngine
 from mmrl.rollouts.groups import RolloutCall, group_rollout
 from mmrl.rollouts.prompt_order import Supply
 from mmrl.training import checkpoint
-from mmrl.training.compatibility import check_setup, visual_branches
+from mmrl.training.compatibility import check_setup, refuse_text, visual_branches
 from mmrl.training.early_stop import EarlyStop, Plateau
 from mmrl.training.evaluate import evaluate, heldout_prompts
 from mmrl.training.learner import Estimator, Learner
@@ -125,8 +125,8 @@ class Trainer:
         self.monitor = monitor
         self.alarms = Alarms(monitor.window, self.objectives)
         self.plateau = Plateau(early)
-        visual = visual_branches(self.objectives, self.branches, rollout)
-        self.looks = FirstLooks(monitor, bool(visual), run.tokens_per_pass)
+        self.visual = visual_branches(self.objectives, self.branches, rollout)
+        self.looks = FirstLooks(monitor, bool(self.visual), run.tokens_per_pass)
         # Before anything is loaded or written: what cannot mean anything should not cost a minute.
         check_setup(
             self.objectives, self.branches, rollout, estimator, grpo, self.engine, prompts
@@ -177,6 +177,7 @@ class Trainer:
 
     def fit(self) -> dict[str, float]:
         """Run to the end (or go on from the last checkpoint); returns the last metrics. Ctrl-C saves and stops."""
+        refuse_text(self.visual, self.supply.prompts)
         prepare_output(self.run.folder)
         with alone(self.run.folder):
             return self._fit(self.run.folder)

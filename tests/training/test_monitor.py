@@ -16,6 +16,7 @@ from mmrl.perception.masking import PatchMask
 from mmrl.perception.noise import GaussianNoise
 from mmrl.rewards.pay import Rewards
 from mmrl.rollouts.engine import HFEngine
+from mmrl.training.compatibility import refuse_text
 from mmrl.training.monitor import (
     Alarms,
     BlindPolicy,
@@ -174,13 +175,13 @@ def test_a_blind_run_stops_with_a_checkpoint(policy, rewards, tmp_path):
     assert (tmp_path / "checkpoints" / "step-0").is_dir()
 
 
-def branched(policy, rewards, folder, **changes):
+def branched(policy, rewards, folder, objectives=(PAPO(0.02, 0.0, 0.0),), **changes):
     """A run with a visual branch."""
     return trainer(
         policy,
         rewards,
         folder,
-        objectives=[PAPO(0.02, 0.0, 0.0)],
+        objectives=list(objectives),
         branches={"masked": VisualBranch(PatchMask(size=8))},
         heldout=None,
         **changes,
@@ -248,26 +249,25 @@ class Text(Prompts):
 
 
 @pytest.mark.parametrize("size", [3, 2500, None])
-def test_a_visual_branch_on_rows_without_pictures_is_refused(policy, rewards, tmp_path, size):
-    def run(prompts, gamma=0.02):
-        return Trainer(
-            policy,
-            prompts=prompts,
-            rewards=rewards,
-            objectives=[PAPO(gamma, 0.0, 0.0)],
-            branches={"masked": VisualBranch(PatchMask(size=8))},
-            run=Run(output=tmp_path, steps=1),
-        )
-
+def test_rows_without_pictures_are_refused_where_a_branch_wants_them(size):
     with pytest.raises(ValueError, match=r"'masked'.*none of the .*--data\.columns images="):
-        run(Text(size))
-    # Switched off, the branch is read by nobody; and one picture is enough.
-    run(Text(size), gamma=0.0)
-    run(
-        Text(
-            size, pictures=range(size or 990, 0, -1)[:2] if size != 2500 else range(2490, 2500)
-        )
-    )
+        refuse_text(["masked"], Text(size))
+    refuse_text([], Text(size))
+    # A few pictures, at the end, are enough.
+    last = (size or 1000) - 10
+    refuse_text(["masked"], Text(size, pictures=range(max(last, 0), last + 10)))
+
+
+@pytest.mark.parametrize("gamma", [0.02, 0.0])
+def test_a_run_on_text_alone_needs_a_branch_that_is_off(policy, rewards, tmp_path, gamma):
+    run = branched(policy, rewards, tmp_path, objectives=[PAPO(gamma, 0.0, 0.0)], steps=1)
+    run.supply.prompts = Text(4)
+    if gamma:
+        with pytest.raises(ValueError, match="changes pictures, but none of the 4 rows"):
+            run.fit()
+        assert not list(tmp_path.iterdir())
+    else:
+        assert run.fit()["reward/total"] >= 0
 
 
 def test_gradient_norms_of_terms(policy, rewards, tmp_path, tiny_folder):
