@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import zip_longest
 from pathlib import PurePosixPath
 from typing import Any
@@ -134,8 +134,13 @@ def kind_of(cell: Any) -> str | None:
     return "image" if is_image else None
 
 
-def pixels_of(value: Sequence[Any]) -> np.ndarray:
-    """Nested numbers as uint8 [H, W] or [H, W, C]. Raises `Fault` if they are ragged, broken or beyond 0 to 255."""
+def picture_in(value: Any) -> Any:
+    """Nested numbers as uint8 [H, W] or [H, W, C], any other cell as it is.
+
+    Raises `Fault` if the numbers are ragged, broken or beyond 0 to 255.
+    """
+    if not is_pixels(value):
+        return value
     try:
         pixels = np.asarray(value)
         in_range = pixels.dtype.kind in "iu" and pixels.min() >= 0 and pixels.max() <= 255

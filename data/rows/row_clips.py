@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from mmrl.data.rows.containers import is_pixels, picture_in
 from mmrl.data.rows.images import check_image, media_path, read_image
 from mmrl.ground.faults import BadRow, Fault, shown
 from mmrl.types import Media
@@ -39,11 +40,12 @@ class FrameList:
     def check(self, base: Path | None) -> None:
         """What can be known without decoding. Raises `Fault`."""
         for frame in self.frames:
-            check_image(frame, base)
+            if not is_pixels(frame):
+                check_image(frame, base)
 
     def decode(self, base: Path | None) -> Media:
         """All frames as one clip; the last frame lasts as long as the one before. Raises `Fault`."""
-        frames = [read_image(frame, base) for frame in self.frames]
+        frames = [read_image(picture_in(frame), base) for frame in self.frames]
         if len({frame.shape for frame in frames}) > 1:
             sizes = sorted({tuple(frame.shape[2:]) for frame in frames})
             found = f"frames of different sizes {sizes}"

@@ -33,7 +33,7 @@ from mmrl.data.rows.containers import (
     is_empty,
     is_pixels,
     media_in,
-    pixels_of,
+    picture_in,
     turns_in,
 )
 from mmrl.data.rows.images import check_image, read_image
@@ -237,6 +237,8 @@ class RowPrompts(Prompts):
         self._answer(row, label)
         base = self._base(number)
         for kind, cell in visuals.used:
+            if is_pixels(cell):
+                continue
             if kind == "image":
                 check_image(cell, base)
             elif isinstance(cell, FrameList):
@@ -353,7 +355,7 @@ class RowPrompts(Prompts):
     def _medium(self, kind: str, cell: Any, base: Path | None) -> Media:
         """Decode one medium."""
         if kind == "image":
-            return Media(read_image(pixels_of(cell) if is_pixels(cell) else cell, base))
+            return Media(read_image(picture_in(cell), base))
         if isinstance(cell, FrameList):
             return cell.decode(base)
         return read_video(video_path(cell, base), self._clip)

@@ -320,6 +320,30 @@ def test_frames_of_several_clips_have_their_times(folder):
     assert [list(map(float, medium.times)) for medium in media] == [[0, 1, 2], [0.5, 1.5]]
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_clips_as_nested_numbers_and_in_parts_of_chats(folder, kind):
+    rows = [
+        {"question": "When?", "video": [PIXELS, PIXELS], "fps": 2.0, "answer": "x"},
+        {"question": "When?", "video": ["a.png", "a.png"], "fps": 2.0, "answer": "x"},
+    ]
+    for row in rows:
+        medium = load_prompts(saved(folder, [row], kind), on_bad="stop")[0].media[0]
+        assert list(map(float, medium.times)) == [0.0, 0.5]
+    clip = {"type": "video", "video": ["a.png", "a.png"], "sample_fps": 4.0}
+    chat = [{"role": "user", "content": [clip, ASKED]}]
+    prompt = load_prompts(saved(folder, [{"messages": chat, "answer": "x"}], kind))[0]
+    assert list(map(float, prompt.media[0].times)) == [0.0, 0.25]
+
+
+def test_embedded_pictures_beside_chats_and_rows_without_them(folder):
+    picture = {"bytes": png(), "path": None}
+    rows = [{"conversations": LLAVA, "image": picture}, {"conversations": LLAVA, "image": None}]
+    rows.append({**rows[1], "conversations": [{"from": "human", "value": "2?"}, LLAVA[1]]})
+    prompts = load_prompts(saved(folder, rows, "parquet"))
+    assert [len(prompt.media) for prompt in prompts] == [1, 0]
+    assert prompts.skipped == {"missing media": 1} and "row 1" in str(prompts.faults[0])
+
+
 @pytest.mark.parametrize("store", ["saved", "parquet", "card"])
 def test_class_labels_are_their_names(folder, store):
     from datasets import ClassLabel, Dataset, Features, List, Value
