@@ -24,7 +24,7 @@ def card_label_names(folder: Path, subset: str | None = None) -> dict[str, Names
 
     try:
         infos = DatasetInfosDict.from_directory(str(folder))
-    except (yaml.YAMLError, ValueError, KeyError, TypeError) as error:
+    except (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"The card of {folder} (README.md or dataset_infos.json) should name its class labels, but cannot be read "
             f"({first_line(error)}); mend or remove it."

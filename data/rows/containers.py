@@ -125,7 +125,10 @@ def kind_of(cell: Any) -> str | None:
     """ "image" or "video" if a cell plainly holds or names such a file, as far as is seen without opening it."""
     if isinstance(cell, Mapping):
         parts = [cell.get(key) for key in ("bytes", "path", *MEDIA_KEYS, "url")]
-        return next((kind for part in parts if (kind := kind_of(part))), None)
+        # Once more and no deeper: {"image_url": {"url": …}} is known, and a row may be nested without end.
+        parts += [part.get("url") for part in parts if isinstance(part, Mapping)]
+        flat = [part for part in parts if not isinstance(part, Mapping)]
+        return next((kind for part in flat if (kind := kind_of(part))), None)
     if isinstance(cell, bytes | bytearray):
         return next((kind for kind, pattern in MAGIC.items() if pattern.match(cell)), None)
     if isinstance(cell, str):

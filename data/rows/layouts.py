@@ -8,7 +8,6 @@ frame, are read by `mmrl.data.grounding.formats.video_r1`.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,6 @@ from mmrl.ground.faults import Fault, shown
 from mmrl.ground.tables import Row, Table
 
 KINDS = {"image": "images", "video": "videos"}
-ANSWER = re.compile(r"\s*(?:<think>.*</think>\s*)?<answer>(.*?)</answer>\s*", re.DOTALL)
-"""An answer as a whole reply, perhaps with its reasoning."""
 
 
 def laid_out(table: Table, columns: ColumnMap) -> Table:
@@ -33,9 +30,15 @@ def laid_out(table: Table, columns: ColumnMap) -> Table:
 
 
 def bare_answer(value: Any) -> Any:
-    """The inside of an answer that is written as a whole reply; anything else as it is."""
-    found = ANSWER.fullmatch(value) if isinstance(value, str) else None
-    return found.group(1).strip() if found else value
+    """The inside of an answer that is a whole reply, <answer>…</answer> with or without <think>…</think> before it."""
+    text = value.strip() if isinstance(value, str) else ""
+    if not text.endswith("</answer>"):
+        return value
+    # Cut rather than matched by a pattern, which a long hostile text could keep busy for minutes.
+    before, mark, inside = text.removesuffix("</answer>").rpartition("<answer>")
+    before = before.strip()
+    is_thought = before.startswith("<think>") and before.endswith("</think>")
+    return inside.strip() if mark and (is_thought or not before) else value
 
 
 class VideoR1Table:
@@ -79,7 +82,7 @@ class VideoR1Table:
 def _with_medium(row: Row) -> Row:
     """The row with its path in the column of its kind. Raises `Fault` for a kind that is neither."""
     kind, path = row.get("data_type"), row.get("path")
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         found = f"data_type is {shown(kind)}"
         raise Fault("bad row", found, f"It is one of {', '.join(KINDS)}.")
     if not isinstance(path, str) or not path.strip():

@@ -11,6 +11,8 @@ from typing import Any
 from mmrl.data.rows.templates import Template
 
 HEAD = "Options:"
+LONGEST = 10_000
+"""Characters of a list that is read as Python; more is text."""
 
 
 def with_options(question: str, options: Any, template: Template) -> str:
@@ -41,6 +43,9 @@ def _texts(options: Any) -> list[str]:
 
 def _literal(text: str) -> Any:
     """What a text says as JSON, or as Python writes lists (MMMU); else its lines."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    if len(text) > LONGEST:
+        return lines
     for read in (json.loads, ast.literal_eval):
         try:
             found = read(text)
@@ -48,7 +53,7 @@ def _literal(text: str) -> Any:
             continue
         if isinstance(found, list | tuple | dict):
             return found
-    return [line for line in text.splitlines() if line.strip()]
+    return lines
 
 
 def _lettered(choices: list[str]) -> list[str]:

@@ -220,7 +220,7 @@ def _turn(turn: Any) -> dict[str, Any]:
     """One turn with known keys and a known role."""
     role, content = _role_and_content(turn)
     content = parts_in(content)
-    if role not in ROLES:
+    if not isinstance(role, str) or role not in ROLES:
         fix = f"Roles are {', '.join(ROLES)}."
         raise Fault("bad chat", f"a turn has the role {shown(role)}", fix)
     if not isinstance(content, str | list | tuple):

@@ -68,8 +68,9 @@ def _named(value: Any, names: Names) -> Any:
     if "each" in names and isinstance(value, list):
         return [_named(part, names["each"]) for part in value]
     # A list of records may be stored as one list per field.
-    fields = names.get("fields") or names.get("each", {}).get("fields", {})
-    if isinstance(value, Mapping):
+    inner = names.get("each", names)
+    if isinstance(value, Mapping) and isinstance(inner, Mapping):
+        fields = inner.get("fields", {})
         return {key: _per_field(part, fields.get(key)) for key, part in value.items()}
     return value
 
