@@ -191,6 +191,8 @@ class RowPrompts(Prompts):
         """What a person should know before training on these rows."""
         blind = self._decided and self._without_media == len(self._rows)
         yield from filter(None, [census.said(self._unread, self.source, blind)])
+        if blind and all(self._is_placeholder.values()):
+            yield f"{self.source}: no row shows a picture or a clip; the model reads text alone."
         if self._decided and not blind and self._without_media:
             count, rows = self._without_media, len(self._rows)
             yield f"{self.source}: {count} of {rows} rows show no picture or clip; they are asked as text."

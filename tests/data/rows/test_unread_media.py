@@ -107,6 +107,14 @@ def test_empty_cells_are_text_rows_and_counted(folder, capsys):
     assert "2 of 4 rows show no picture or clip" in capsys.readouterr().err
 
 
+def test_rows_that_show_nothing_are_said_unless_the_user_said_so(folder, capsys):
+    name = written(folder, [{"question": "2 + 2?", "answer": "4"}])
+    load_prompts(name)
+    assert "no row shows a picture or a clip" in capsys.readouterr().err
+    load_prompts(name, columns={"images": None})
+    assert capsys.readouterr().err == ""
+
+
 def embedded(kind: str):
     data = png()
     return {
