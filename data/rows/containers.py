@@ -247,9 +247,11 @@ def _record(turn: Any) -> Any:
 
 def _records(value: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Records of media that are stored as one list per key; empty if this is one record."""
-    columns = {key: value[key] for key in ("bytes", "path") if isinstance(value.get(key), list)}
+    columns = {key: value[key] for key in ("bytes", "path") if key in value}
+    if not columns or not all(isinstance(cells, list) for cells in columns.values()):
+        return []
     # A list of numbers is the content of one file.
-    if not columns or any(isinstance(part, int) for part in columns.get("bytes", ())[:1]):
+    if any(isinstance(part, int) for part in columns.get("bytes", ())[:1]):
         return []
     rows = zip_longest(*columns.values())
     return [dict(zip(columns, cells, strict=True)) for cells in rows]
