@@ -7,12 +7,10 @@
     a visual term in the loss on answers that the policy did not write
     one branch name with two settings, or two exact divergences
     a view that changes the answer of a question
-    a visual branch on rows that show nothing
     a correction for the sampler's probabilities on answers that nobody sampled
 
 What objectives ask for and what rollout functions bring, they say themselves (`Objective.answer_kinds`,
-`RolloutFunction`); an estimator is asked by giving it single answers. Rows are checked by the first few; for a picture
-up to a thousand are looked through.
+`RolloutFunction`); an estimator is asked by giving it single answers. Rows are checked by the first few.
 """
 
 from __future__ import annotations
@@ -35,8 +33,6 @@ from mmrl.types import Prompt, Prompts, View, VisualBranch
 
 ROWS = 8
 """How many rows are looked at."""
-MOST_ROWS = 1000
-"""How many rows are looked through for a picture, evenly spread."""
 
 
 def check_setup(
@@ -66,16 +62,6 @@ def check_setup(
     _check_rows(branches, parts, _first_rows(prompts))
 
 
-def visual_branches(
-    objectives: Sequence[Objective], branches: Mapping[str, VisualBranch], rollout: RolloutCall
-) -> list[str]:
-    """Names of the branches that something reads: an objective that is not switched off, or who samples under one."""
-    requests = [request for objective in objectives for request in objective.score_requests()]
-    asked = [request.branch for request in requests if request.branch in branches]
-    sampled = [name for part in chain(rollout) for name in part.sampled_under()]
-    return list(dict.fromkeys([*asked, *sampled]))
-
-
 def joined(*several: Mapping[str, VisualBranch]) -> dict[str, VisualBranch]:
     """The branches of several objectives in one mapping. Raises ValueError if a name has two settings."""
     out: dict[str, VisualBranch] = {}
@@ -103,33 +89,6 @@ def called(part: object) -> str:
     if isinstance(part, PlainRollout):
         return called(part.function)
     return getattr(part, "__name__", type(part).__name__)
-
-
-def refuse_text(used: Sequence[str], prompts: Prompts) -> None:
-    """Raise ValueError if branches are `used` and no row shows anything: all would see the same, at a divergence of 0.
-
-    Asked when a run starts; a single step on text is as bit-equal as without the branch, and allowed.
-    """
-    if not used:
-        return
-    size = MOST_ROWS if prompts.size is None else prompts.size
-    count = min(size, MOST_ROWS)
-    readable = False
-    for number in range(count):
-        with contextlib.suppress(BadRow):
-            if prompts[number * size // count].media:
-                return
-            readable = True
-    if not readable:
-        return  # the supply says better than this what is wrong with the rows
-    looked = f"none of the {count} rows" + (" looked at" if size > count else "")
-    names = ", ".join(map(repr, used))
-    raise ValueError(
-        f"The visual branch {names} changes pictures, but {looked} shows a picture or a clip, so that the branch would "
-        "change nothing and the policy would learn to guess. Name the column that holds them: "
-        "--data.columns images=THE_COLUMN (or videos=); unread columns with media are named where the data is opened. "
-        "To train on text alone, leave the branch out (python -m recipes.grpo)."
-    )
 
 
 def _check_single_rollouts(

@@ -8,8 +8,7 @@ three:
     probe/gap                         accuracy minus accuracy on blank pictures
     probe/difference_blank, _other    mean over tokens of |log p(real) - log p(other pixels)|, nats
 
-The first look is the cheap half of it, for the first steps of every run with visual branches: `difference_blank` of
-some answers that the step sampled anyway, which is two forward passes over them and no generation.
+The first steps of every run with visual branches have a cheap half of it (`mmrl.training.first_looks`).
 
 A run whose `difference_blank` stays below `least_difference` trains a blind policy (or pictures that never reach the
 model) and is stopped by `BlindPolicy`.
@@ -34,7 +33,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmrl.ground.progress import Progress
 from mmrl.ground.require import require
 from mmrl.model.branches import Views
 from mmrl.model.packing import collate, split
@@ -46,15 +44,10 @@ from mmrl.rewards.pay import Rewards
 from mmrl.rollouts.engine import Engine, can_look
 from mmrl.rollouts.noisy import rendered
 from mmrl.training.evaluate import summary
-from mmrl.training.run import PhaseTimer
 from mmrl.types import Media, Now, Prompt, Rollout, Sampling, View, ViewContext, VisualBranch
 
 ANY_REMEDY = "lower the learning rate or the objectives' coefficients, or add a reference KL"
 """What helps against any alarm, where no objective knows better."""
-
-
-LOOKED_AT = 16
-"""Answers of the first look, one per prompt."""
 
 
 class BlindPolicy(RuntimeError):
@@ -68,7 +61,7 @@ class Monitor:
     probe_every: int = 0
     """Blind probe each so many steps and at the end; 0: never."""
     probe_first: int = 3
-    """In a run with visual branches: a first look after each of so many steps, at answers that were sampled anyway."""
+    """In a run with visual branches: after each of so many first steps, do its pictures reach the policy? 0: never."""
     probe_prompts: int = 64
     """Held-out prompts of the probe."""
     least_difference: float = 1e-3
@@ -167,64 +160,9 @@ def blind_probe(
             generate: Any = engine.generate
             answers = rewards(generate(prompts, greedy, now, visual=seen, branch=name))
             found[f"accuracy_{name}"] = summary(answers)["accuracy"]
-        found |= _differences(policy, real, branches, now, tokens_per_pass)
+        found |= differences(policy, real, branches, now, tokens_per_pass)
     found["gap"] = found["accuracy"] - found["accuracy_blank"]
     return {f"probe/{name}": value for name, value in found.items()}
-
-
-def first_look(
-    policy: Policy, rollouts: Sequence[Rollout], now: Now, tokens_per_pass: int = 16384
-) -> dict[str, float]:
-    """How much blank pictures change the log-probs of answers to the real ones: `probe/difference_blank`, nats.
-
-    Of each prompt with media the first answer that the policy wrote before the real pictures, at most `LOOKED_AT`;
-    empty without any. The policy, its features and its counters are left as they were.
-    """
-    answers: dict[int, Rollout] = {}
-    for rollout in rollouts:
-        own = rollout.origin == "policy" and rollout.branch == "raw" and len(rollout.tokens) > 0
-        if own and rollout.prompt.media:
-            answers.setdefault(rollout.group, rollout)
-    chosen = list(answers.values())[:LOOKED_AT]
-    if not chosen:
-        return {}
-    branches = {"blank": VisualBranch(BlackPixels())}
-    counted = dict(policy.counters)
-    with policy.vision.aside(), torch.no_grad():
-        found = _differences(policy, chosen, branches, now, tokens_per_pass)
-    policy.counters.clear()
-    policy.counters.update(counted)
-    return {f"probe/{name}": value for name, value in found.items()}
-
-
-@dataclass(frozen=True)
-class FirstLooks:
-    """Looks after the first steps of a run with visual branches whether its pictures reach the policy."""
-
-    monitor: Monitor
-    visual: bool
-    """Does the run have a visual branch that something reads?"""
-    tokens_per_pass: int = 16384
-
-    def __call__(
-        self, policy: Policy, rollouts: Sequence[Rollout], now: Now
-    ) -> dict[str, float]:
-        """What a first look at the step's answers found, and its seconds; empty after the first steps."""
-        if not self.visual or now.step > self.monitor.probe_first:
-            return {}
-        clock = PhaseTimer()
-        with clock("probe"):
-            found = first_look(policy, rollouts, now, self.tokens_per_pass)
-        difference = found.get("probe/difference_blank")
-        if difference is None:
-            return {}
-        # Once, and only the good news: a blind policy is said by the error that stops it.
-        if now.step == 1 and difference >= self.monitor.least_difference:
-            Progress.say(
-                f"The policy looks at its pictures: blank ones change the log-prob of a token by {difference:.2g} "
-                "nats on average."
-            )
-        return {**found, "time/probe": clock.read()["time/probe"]}
 
 
 def refuse_blindness(found: Mapping[str, float], least: float) -> None:
@@ -332,7 +270,7 @@ def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return means
 
 
-def _differences(
+def differences(
     policy: Policy,
     answers: Sequence[Rollout],
     branches: Mapping[str, VisualBranch],

@@ -39,18 +39,12 @@ from mmrl.rollouts.engine import Engine, HFEngine
 from mmrl.rollouts.groups import RolloutCall, group_rollout
 from mmrl.rollouts.prompt_order import Supply
 from mmrl.training import checkpoint
-from mmrl.training.compatibility import check_setup, refuse_text, visual_branches
+from mmrl.training.compatibility import check_setup
 from mmrl.training.early_stop import EarlyStop, Plateau
 from mmrl.training.evaluate import evaluate, heldout_prompts
+from mmrl.training.first_looks import FirstLooks
 from mmrl.training.learner import Estimator, Learner
-from mmrl.training.monitor import (
-    Alarms,
-    BlindPolicy,
-    FirstLooks,
-    Monitor,
-    blind_probe,
-    refuse_blindness,
-)
+from mmrl.training.monitor import Alarms, BlindPolicy, Monitor, blind_probe, refuse_blindness
 from mmrl.training.optim import Optim, Optimizer
 from mmrl.training.run import (
     FREE_TO_CHANGE,
@@ -125,8 +119,7 @@ class Trainer:
         self.monitor = monitor
         self.alarms = Alarms(monitor.window, self.objectives)
         self.plateau = Plateau(early)
-        self.visual = visual_branches(self.objectives, self.branches, rollout)
-        self.looks = FirstLooks(monitor, bool(self.visual), run.tokens_per_pass)
+        self.looks = FirstLooks.of(monitor, run, self.objectives, self.branches, rollout)
         # Before anything is loaded or written: what cannot mean anything should not cost a minute.
         check_setup(
             self.objectives, self.branches, rollout, estimator, grpo, self.engine, prompts
@@ -177,7 +170,7 @@ class Trainer:
 
     def fit(self) -> dict[str, float]:
         """Run to the end (or go on from the last checkpoint); returns the last metrics. Ctrl-C saves and stops."""
-        refuse_text(self.visual, self.supply.prompts)
+        self.looks.refuse_text(self.supply.prompts)
         prepare_output(self.run.folder)
         with alone(self.run.folder):
             return self._fit(self.run.folder)
@@ -220,11 +213,10 @@ class Trainer:
     def _one_step(self, tracker: Tracker) -> dict[str, float]:
         """A step with evaluation, logging and checkpoint; on failure the state before it is saved first."""
         number = self.step_done + 1
-        now = Now(number, number / self.steps, self.run.seed)
         # Taken before anything moves: a failed step is repeated with the same prompts and the same memory.
         before, version = self._state(), self.policy.version
         try:
-            metrics = self.step(now)
+            metrics = self.step(Now(number, number / self.steps, self.run.seed))
         except Exception as error:
             self.optimizer.clear()
             self._leftovers()
@@ -243,7 +235,7 @@ class Trainer:
             last or (self.run.eval_every and number % self.run.eval_every == 0)
         ):
             metrics.update(self._evaluate(number))
-        metrics.update(self.looks(self.policy, self._last_rollouts, now))
+        metrics.update(self.looks(self.policy, self._last_rollouts, number))
         if self.monitor.probe_every and (last or number % self.monitor.probe_every == 0):
             metrics.update(self._probe(number))
         # Last, so that alarms also see what evaluation and probe found.

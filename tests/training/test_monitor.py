@@ -16,7 +16,7 @@ from mmrl.perception.masking import PatchMask
 from mmrl.perception.noise import GaussianNoise
 from mmrl.rewards.pay import Rewards
 from mmrl.rollouts.engine import HFEngine
-from mmrl.training.compatibility import refuse_text
+from mmrl.training.first_looks import FirstLooks
 from mmrl.training.monitor import (
     Alarms,
     BlindPolicy,
@@ -250,12 +250,13 @@ class Text(Prompts):
 
 @pytest.mark.parametrize("size", [3, 2500, None])
 def test_rows_without_pictures_are_refused_where_a_branch_wants_them(size):
+    looks = FirstLooks(Monitor(), Run(), ["masked"])
     with pytest.raises(ValueError, match=r"'masked'.*none of the .*--data\.columns images="):
-        refuse_text(["masked"], Text(size))
-    refuse_text([], Text(size))
+        looks.refuse_text(Text(size))
+    FirstLooks(Monitor(), Run(), []).refuse_text(Text(size))
     # A few pictures, at the end, are enough.
     last = (size or 1000) - 10
-    refuse_text(["masked"], Text(size, pictures=range(max(last, 0), last + 10)))
+    looks.refuse_text(Text(size, pictures=range(max(last, 0), last + 10)))
 
 
 @pytest.mark.parametrize("gamma", [0.02, 0.0])
