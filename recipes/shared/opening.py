@@ -80,7 +80,7 @@ class Data:
     objects: a JSON list of boxes and points in <answer>; tag: <answer> alone; plain: the answer is the text;
     choice: as box, and the answer is the letter of an option, however it is put."""
     columns: tuple[str, ...] = ()
-    """Column names, as question=problem answer=solution images=image."""
+    """Column names, as question=problem answer=solution images=left images=right; images= says that there are none."""
     image_root: Path | None = None
     """Where relative paths of images and videos start; the data file's folder by default."""
     on_bad: Literal["skip", "stop"] = "skip"
@@ -187,14 +187,19 @@ def _policy_settings(run_folder: Path) -> dict[str, Any]:
     return json.loads((run_folder / "config.json").read_text())["settings"]["policy"]
 
 
-def _column_map(columns: Sequence[str]) -> dict[str, str] | None:
-    """Pairs such as question=problem as a mapping; None without pairs."""
-    found: dict[str, str] = {}
+def _column_map(columns: Sequence[str]) -> dict[str, Any] | None:
+    """Pairs such as question=problem as a mapping, several columns of media as a list; None without pairs."""
+    found: dict[str, Any] = {}
     for pair in columns:
         key, equals, value = pair.partition("=")
         if not equals:
             raise ValueError(
-                f"data.columns has {pair!r}; write pairs such as question=problem."
+                f"--data.columns has {pair!r}; write pairs such as question=problem."
             )
-        found[key] = value
+        if key in found and key not in ("images", "videos"):
+            raise ValueError(
+                f"--data.columns names two columns for {key!r}, {found[key]!r} and {value!r}; give one."
+            )
+        several = key in ("images", "videos")
+        found[key] = [*found.get(key, ()), value] if several else value
     return found or None
