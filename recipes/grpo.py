@@ -9,12 +9,12 @@ this has no checkpoints; `recipes.papo --papo.gamma 0 --papo.eta-orig 0 --papo.e
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 
+from mmrl.ground.printable import tell
 from mmrl.grpo import GRPO, loss
 from mmrl.losses.advantages import group_normalized
 from mmrl.losses.reduce import Totals
@@ -114,10 +114,7 @@ def main(
             {**numbers, "reward/total": float(batch.reward.mean()), "optim/grad_norm": norm},
         )
         if step % 10 == 0:
-            print(
-                f"step {step + 1}/{steps}  reward {float(batch.reward.mean()):.3f}",
-                file=sys.stderr,
-            )
+            tell(f"step {step + 1}/{steps}  reward {float(batch.reward.mean()):.3f}")
 
     with torch.no_grad():
         policy.save(run.folder / "model")

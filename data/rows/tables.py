@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmrl.ground.class_labels import with_names
 from mmrl.ground.faults import Fault, first_line
 from mmrl.ground.tables import Row, Table
 
@@ -143,6 +144,35 @@ class RenamedTable:
 
     def _renamed(self, row: Row) -> Row:
         return {self._new(name): value for name, value in row.items()}
+
+
+class LabelledTable:
+    """A table with class labels whose names stand on the card of its folder."""
+
+    def __init__(self, inner: Table, names: Mapping[str, Any]) -> None:
+        self.name, self._inner, self._names = inner.name, inner, dict(names)
+
+    def columns(self) -> list[str]:
+        return self._inner.columns()
+
+    def light(self) -> frozenset[str]:
+        return self._inner.light()
+
+    def __len__(self) -> int:
+        return len(self._inner)
+
+    def scan(self) -> Iterator[Row | Fault]:
+        for row in self._inner.scan():
+            yield row if isinstance(row, Fault) else with_names(row, self._names)
+
+    def row(self, index: int, columns: Sequence[str]) -> Row:
+        return with_names(self._inner.row(index, columns), self._names)
+
+    def where(self, index: int) -> str:
+        return self._inner.where(index)
+
+    def base(self, index: int) -> Path | None:
+        return self._inner.base(index)
 
 
 def read_json(path: Path) -> Table:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from mmrl.ground.class_labels import label_names, parquet_label_names, with_names
 from mmrl.ground.faults import Fault, first_line
 
 CACHE_BYTES = 1 << 30
@@ -152,6 +153,7 @@ class ParquetTable:
         self._starts = [0, *itertools.accumulate(sizes)]
         self._columns = list(self.schema.names)
         self._light = light_columns(self.schema)
+        self._names = parquet_label_names(self.schema.metadata)
 
     def columns(self) -> list[str]:
         return self._columns
@@ -172,7 +174,7 @@ class ParquetTable:
                 yield from itertools.repeat(fault, size)
                 continue
             if wanted:
-                yield from rows_of(rows)
+                yield from rows_of(rows, self._names)
             else:  # a table without columns does not know how many rows it has
                 yield from ({} for _ in range(size))
 
@@ -180,7 +182,7 @@ class ParquetTable:
         group = bisect.bisect_right(self._starts, index) - 1
         key = (self.path, group, tuple(columns))
         rows = self._cache.get(key, lambda: self._read(group, columns))
-        return first_row(rows.slice(index - self._starts[group], 1))
+        return first_row(rows.slice(index - self._starts[group], 1), self._names)
 
     def where(self, index: int) -> str:
         return f"{self.path}, row {index}"
@@ -208,10 +210,7 @@ class ArrowTable:
     def __init__(self, dataset: Any, name: str, base: Path | None = None) -> None:
         self.name, self._base = name, base
         self._raw = dataset.with_format("arrow")
-        self._names: dict[str, list[str]] = {}
-        for key, feature in dataset.features.items():
-            if hasattr(feature, "names"):  # a class label, stored as a number
-                self._names[key] = feature.names
+        self._names = label_names(dataset.features.to_dict())
         self.schema = dataset.features.arrow_schema
         self._light = light_columns(self.schema)
 
@@ -230,11 +229,10 @@ class ArrowTable:
             yield from ({} for _ in range(len(self)))
             return
         for chunk in self._raw.select_columns(wanted).iter(batch_size=1000):
-            for row in rows_of(chunk):
-                yield row if isinstance(row, Fault) else self._named(row)
+            yield from rows_of(chunk, self._names)
 
     def row(self, index: int, columns: Sequence[str]) -> Row:
-        return self._named(first_row(self._raw[[index]].select(list(columns))))
+        return first_row(self._raw[[index]].select(list(columns)), self._names)
 
     def where(self, index: int) -> str:
         return f"{self.name}, row {index}"
@@ -242,39 +240,32 @@ class ArrowTable:
     def base(self, index: int) -> Path | None:
         return self._base
 
-    def _named(self, row: dict[str, Any]) -> Row:
-        for key, names in self._names.items():
-            label = row.get(key)
-            # -1 stands for "no label"; it, and what is no number, stays as it is.
-            if isinstance(label, int) and 0 <= label < len(names):
-                row[key] = names[label]
-        return row
 
-
-def rows_of(table: Any) -> Iterator[dict[str, Any] | Fault]:
-    """The rows of an Arrow table as Python values; a row that has none is a `Fault`, and costs no other row."""
+def rows_of(table: Any, names: Mapping[str, Any]) -> Iterator[Row | Fault]:
+    """The rows of an Arrow table as Python values, with the names of their labels; a row that has none is a `Fault`,
+    and costs no other row."""
     try:
         found = table.to_pylist()
     except Exception:  # see `first_row`
         found = None
     if found is not None:
-        yield from found
+        yield from (with_names(row, names) for row in found)
         return
     for at in range(table.num_rows):
         try:
-            yield first_row(table.slice(at, 1))
+            yield first_row(table.slice(at, 1), names)
         except Fault as fault:
             yield fault
 
 
-def first_row(table: Any) -> dict[str, Any]:
-    """The first row as Python values. Raises `Fault`."""
+def first_row(table: Any, names: Mapping[str, Any]) -> Row:
+    """The first row as Python values, with the names of its labels. Raises `Fault`."""
     try:
-        return table.to_pylist()[0]
+        return with_names(table.to_pylist()[0], names)
     # Text that is no UTF-8, times beyond the year 9999, damaged offsets: each raises something else.
     except Exception as error:
-        names = [name for name in table.column_names if not _is_readable(table, name)]
-        found = f"{type(error).__name__} in the columns {names}"
+        unreadable = [name for name in table.column_names if not _is_readable(table, name)]
+        found = f"{type(error).__name__} in the columns {unreadable}"
         fix = "Store texts as UTF-8, and times that Python knows."
         raise Fault("bad row", found, fix) from None
 

@@ -42,6 +42,7 @@ from mmrl.training import checkpoint
 from mmrl.training.compatibility import check_setup
 from mmrl.training.early_stop import EarlyStop, Plateau
 from mmrl.training.evaluate import evaluate, heldout_prompts
+from mmrl.training.first_looks import FirstLooks
 from mmrl.training.learner import Estimator, Learner
 from mmrl.training.monitor import Alarms, BlindPolicy, Monitor, blind_probe, refuse_blindness
 from mmrl.training.optim import Optim, Optimizer
@@ -118,6 +119,7 @@ class Trainer:
         self.monitor = monitor
         self.alarms = Alarms(monitor.window, self.objectives)
         self.plateau = Plateau(early)
+        self.looks = FirstLooks.of(monitor, run, self.objectives, self.branches, rollout)
         # Before anything is loaded or written: what cannot mean anything should not cost a minute.
         check_setup(
             self.objectives, self.branches, rollout, estimator, grpo, self.engine, prompts
@@ -168,6 +170,7 @@ class Trainer:
 
     def fit(self) -> dict[str, float]:
         """Run to the end (or go on from the last checkpoint); returns the last metrics. Ctrl-C saves and stops."""
+        self.looks.refuse_text(self.supply.prompts)
         prepare_output(self.run.folder)
         with alone(self.run.folder):
             return self._fit(self.run.folder)
@@ -189,7 +192,10 @@ class Trainer:
         progress = Progress(self.steps, self.step_done)
         metrics: dict[str, float] = {}
         if self.step_done == 0:
-            progress.say(f"One prompt as the model reads it:\n{self._example()}")
+            example = self._example()
+            progress.say(f"One prompt as the model reads it:\n{example}")
+            for note in self.policy.processing.tags.notes(example, self.rewards.needs_tags):
+                progress.say(note)
             if self.heldout:
                 metrics = {**self._evaluate(0), **self._probe(0)}
                 tracker.log(0, metrics)
@@ -232,6 +238,7 @@ class Trainer:
             last or (self.run.eval_every and number % self.run.eval_every == 0)
         ):
             metrics.update(self._evaluate(number))
+        metrics.update(self.looks(self.policy, self._last_rollouts, number))
         if self.monitor.probe_every and (last or number % self.monitor.probe_every == 0):
             metrics.update(self._probe(number))
         # Last, so that alarms also see what evaluation and probe found.

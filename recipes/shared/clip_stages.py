@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +26,7 @@ from mmrl.data.grounding.rewards import span_iou
 from mmrl.data.grounding.spans import as_spans, lenient_spans
 from mmrl.data.rows.sources import Subset
 from mmrl.ground.faults import BadRow
+from mmrl.ground.printable import tell
 from mmrl.grpo import GRPO
 from mmrl.losses.surrogates import reinforce
 from mmrl.model.policy import Policy
@@ -144,9 +144,8 @@ def selected(
             f"{file}: the rule {selection.rule!r} takes none of {len(found)} rows; choose another."
         )
     mean = sum(ious[i] for i in chosen) / len(chosen)
-    print(
-        f"{len(chosen)} of {len(found)} rows selected by {file}; their mean IoU is {mean:.3f}.",
-        file=sys.stderr,
+    tell(
+        f"{len(chosen)} of {len(found)} rows selected by {file}; their mean IoU is {mean:.3f}."
     )
     # Places among the answered rows become indices of the prompts: rows that cannot be used have no IoU.
     return Subset(prompts, [found[i]["index"] for i in chosen])

@@ -26,6 +26,7 @@ from typing import Any
 
 import tyro
 
+from mmrl.ground.printable import printable, show, tell
 from mmrl.recipes.shared.configuration import Configuration, giving_back, read_configuration
 from mmrl.recipes.shared.opening import EMBEDDED
 from mmrl.rewards.pay import RewardStopped
@@ -68,13 +69,13 @@ def launch(
     try:
         asked = resolved(main, presets, args)
         if PRINT in args:
-            return print(asked.json())
-        print(f"{prog} {asked.preset}", file=sys.stderr)
+            return show(asked.json())
+        tell(f"{prog} {asked.preset}")
         return main(**asked.arguments)
     except KeyboardInterrupt:
         sys.exit(130)
     except USER_ERRORS as error:
-        sys.exit(f"{prog}: {error}")
+        sys.exit(printable(f"{prog}: {error}"))
 
 
 def resolved(
@@ -140,7 +141,7 @@ def choose_preset(
     else:
         chosen = min(sizes, key=lambda name: abs(sizes[name] - size))
         reason = f"nearest to {model} ({size:.1f} B parameters)"
-    print(f"Preset {chosen!r} is used: {reason}.", file=sys.stderr)
+    tell(f"Preset {chosen!r} is used: {reason}.")
     return chosen
 
 
@@ -233,7 +234,7 @@ def summarise(run: Run, steps: int, *, watch: Sequence[str] = (), advice: str = 
     ]
     if advice:
         lines.append(f"Next: {advice}")
-    print("\n".join(lines))
+    show("\n".join(lines))
 
 
 def _logged(rows: Sequence[Mapping[str, Any]], name: str) -> list[tuple[int, float]]:

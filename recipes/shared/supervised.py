@@ -7,7 +7,6 @@ made this way in the user's cache, under a key of everything it depends on.
 from __future__ import annotations
 
 import hashlib
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, Protocol
 
 import torch
 
+from mmrl.ground.printable import tell
 from mmrl.grpo import GRPO
 from mmrl.losses.surrogates import reinforce
 from mmrl.model import tiny
@@ -120,8 +120,5 @@ def published(
         / f"{name}-{hashlib.blake2b(key, digest_size=8).hexdigest()}"
     )
     if not target.is_dir():
-        print(
-            f"Warming up the tiny model for {name} (once; kept in the cache) …",
-            file=sys.stderr,
-        )
+        tell(f"Warming up the tiny model for {name} (once; kept in the cache) …")
     return tiny.publish(target, lambda place: supervised(start, lessons, place, numbers))
