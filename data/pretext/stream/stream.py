@@ -3,11 +3,12 @@
     sample(index) = f(source, preset, seed, index), for given levels and weights
 
 Nothing else enters: not the rank, not the worker, not what was asked before. Rank r of W takes the indices ≡ r mod W;
-a killed run continues at any index. Media are taken in an order that is shuffled in blocks of `BLOCK` (so a huge folder
-is read no further than needed); `REUSE` samples, `SPREAD` indices apart, share one medium, which is decoded once. A
-medium that is broken, belongs to the other split, or is refused by the task gives way to the next one in the same
-order; the number of such hops is in `meta`, each is counted by reason, and an index for which `HOPS` media fail is
-passed over and counted. Tasks that draw everything themselves are split by what they ask. If `GIVE_UP` indices in a row fail, the stream stops with the reasons.
+a killed run continues at any index. Media are taken in an order that is shuffled in blocks of `BLOCK` (so a huge
+folder is read no further than needed); `REUSE` samples, `SPREAD` indices apart, share one medium, which is decoded
+once. A medium that is broken, belongs to the other split, or is refused by the task gives way to the next one in the
+same order; the number of such hops is in `meta`, each is counted by reason, and an index for which `HOPS` media fail
+is passed over and counted. Tasks that draw everything themselves are split by what they ask. If `GIVE_UP` indices in a
+row fail, the stream stops with the reasons.
 
 A task takes media of the first of its kinds that the source has; image tasks fall back to stills of clips. Tasks
 without fitting media are left out and named in `left_out`.
