@@ -61,7 +61,7 @@ def main(
     tau_negative: float = 1.05,
     grpo: GRPO = GRPO(kl=0.0),
     sampling: Sampling = Sampling(group_size=8, temperature=1.0, max_tokens=16_384),
-    optim: Optim = Optim(lr=1e-6, weight_decay=0.1, warmup=25),
+    optim: Optim = Optim(lr=1e-6, weight_decay=0.1, decay_all=True, warmup=25),
     run: Run = Run(name="hopchain", prompts_per_step=128, updates_per_step=8, steps=250),
     monitor: Monitor = Monitor(probe_every=50),
     load: Load = Load(max_pixels=802_816, max_prompt_tokens=5376),
