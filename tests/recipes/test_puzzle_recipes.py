@@ -279,7 +279,7 @@ def test_the_embedded_solutions_say_what_the_cells_hold():
 
     prompt = Observed(Drawn("lookup", cells=2, size_px=32))[3]
     steps = prompt.extra[OBSERVED].split("\n")
-    assert len(steps) == 5 and steps[-1] == f"the answer = {prompt.answer}"
+    assert len(steps) == 4 and steps[0].startswith("row 1 column 1 = ")
     asked = f"row {prompt.extra['row']} column {prompt.extra['column']} = {prompt.answer}"
     assert asked in steps
 
