@@ -83,6 +83,7 @@ def main(
     style, paid = style_of(data.style), {}
     prompts = chains.train
     if rows:
+        # The evaluation stays with the chains: rows have evaluations of their own (recipes.evaluate).
         ordinary, _ = open_data(rows, data, run.seed)
         prompts = RowsBeside(chains.train, ordinary, rows_share, run.seed)
         paid["rows"] = (reward.accuracy, RowAccuracy(reward.accuracy_of(style)))

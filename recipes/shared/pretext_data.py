@@ -55,7 +55,7 @@ TASKS: Mapping[str, Ingredient] = {
     "counting": Ingredient(
         "video-count", 1.0, {**CLIP, "asked": 1, "most": 3, "distractors": 0}
     ),
-    "hops": Ingredient("hop-chain", 1.0, {"hops": 2, "objects": 4, "most": 4}),
+    "hops": Ingredient("hop-chain", 1.0, {"hops": 2, "objects": 3, "most": 3, "trace": True}),
 }
 """Tasks at settings that the tiny model can read."""
 SMALL_NP = tuple(

@@ -41,7 +41,7 @@ class RowsBeside(Prompts):
         return dict(total)
 
     def _row(self, index: int) -> int:
-        if self.rows.size is None:
+        if self.rows.size is None:  # drawn rows are endless, and in random order by themselves
             return index
         epoch, place = divmod(index, self.rows.size)
         # The order of one pass is kept, any other is made again from the seed.

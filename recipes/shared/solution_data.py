@@ -145,6 +145,7 @@ class SolutionQuestions(Prompts):
         self, steps: Sequence[str], question: str, rng: Generator
     ) -> tuple[Task, Draft] | None:
         """A task and its draft: the drawn kind, or the other where the solution does not suit it."""
+        # The other kind second, so that a row is lost only if it suits neither.
         fill_first = rng.random() < self.solutions.fill
         kinds = (_filled, _reordered) if fill_first else (_reordered, _filled)
         for kind in kinds:
@@ -164,6 +165,7 @@ class SolutionQuestions(Prompts):
         recipe = {"row": prompt.id, "seed": self.seed, "index": index}
         knobs = task.complete({"steps": len(draft.meta["lines"])})
         made = to_prompt(render_sample(task, draft, knobs, self.surface, recipe))
+        # The puzzle itself has no picture: its only part is the text.
         words = made.messages[-1]["content"][-1]["text"]
         text = {"type": "text", "text": f"\n\nAbout the question above:\n{words}"}
         *before, last = prompt.messages
@@ -203,6 +205,7 @@ def open_solutions(
     surface = surface_of(data.style)
     # Plain: the instructions of the style ask for the answer of the row.
     rows, _ = open_data(dataset, replace(data, style="plain"), seed)
+    # Drawn look-ups bring no solution along.
     if isinstance(rows, Drawn):
         rows = Observed(rows)
     return SolutionQuestions(rows, solutions, surface, seed)
