@@ -65,7 +65,7 @@ class PretextWarmUp:
 
 CLIPS = PretextWarmUp(replace(TINY, mix="miniature-clips"), steps=70, from_clips=True)
 HARD = PretextWarmUp(replace(TINY, mix="miniature-hard"))
-HOPS = PretextWarmUp(replace(TINY, mix="miniature-hops", shown=64))
+HOPS = PretextWarmUp(replace(TINY, mix="miniature-hops", shown=64), noise=0.6)
 PROBLEMS = PretextWarmUp(replace(TINY, mix="miniature-np"))
 WARM_UPS = {
     "miniature-clips": CLIPS,
