@@ -3,17 +3,18 @@
 The reference of a method is GRPO with the method's own numbers: the recipe of PAPO without its terms, with every record
 that both recipes have (rows, reward, clip, sampling, optimizer, steps, loading) taken from the configuration that the
 method really runs with. So prompts, answers and rewards are equal row by row; methods with equal numbers share one
-reference. What a method adds stays on its side only: the label in ViSurf's group, the expert answer that CalibRL scores,
-the checklists and the further prompts of PEARL's filter, the rule that Perception-R1 pays by. MSSR asks as many prompts
-as GRPO has answers, once each; its reference asks an eighth of the prompts eight times.
+reference. What a method adds stays on its side only: the label in ViSurf's group, the expert answer that CalibRL
+scores, the checklists and the further prompts of PEARL's filter, the rule that Perception-R1 pays by. MSSR asks as many
+prompts as GRPO has answers, once each; its reference asks an eighth of the prompts eight times.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib import import_module
 from typing import Any, Literal
 
@@ -132,7 +133,8 @@ METHODS: Mapping[str, Method] = {
 }
 
 
-def method_run(name: str, options: Sequence[str]) -> Trained:
+@cache  # reading a command line takes a tenth of a second, and tables ask again for every row
+def method_run(name: str, options: tuple[str, ...]) -> Trained:
     """The embedded preset of a method's recipe with options of the command line."""
     recipe = METHODS[name].recipe
     module = import_module(f"mmrl.recipes.{recipe}")
@@ -142,7 +144,7 @@ def method_run(name: str, options: Sequence[str]) -> Trained:
 
 def reference_run(method: Trained) -> Trained:
     """GRPO with the method's own numbers."""
-    base = dict(resolved(papo.main, papo.PRESETS, ["embedded", *OFF]).arguments)
+    base = dict(_plain())
     plain, plain_run = base["optim"], base["run"]
     base |= {name: method.arguments[name] for name in SHARED}
     # Equal references are trained once, so what has no effect is written alike: a drawn task without a split is its
@@ -158,3 +160,9 @@ def reference_run(method: Trained) -> Trained:
         base["run"] = replace(base["run"], prompts_per_step=answers // GROUP)
     trained = Trained("grpo", "papo", base)
     return replace(trained, name=f"grpo-{trained.key}")
+
+
+@cache
+def _plain() -> Mapping[str, Any]:
+    """PAPO's recipe without its terms."""
+    return resolved(papo.main, papo.PRESETS, ["embedded", *OFF]).arguments

@@ -6,9 +6,10 @@ answer the same questions (crossed factors; resampling questions anew within eac
 exams, and claim too much). The interval is the mean ± Student's quantile × the bootstrap's standard error.
 
 With a handful of seeds a plain percentile interval is too short twice: it knows no tails beyond the seeds at hand, and
-resampling n values shrinks their variance by (n - 1) / n. Hence Student's quantile with n - 1 degrees of freedom, and
-the factor sqrt(n / (n - 1)). The crossed bootstrap counts the interaction of seed and question more than once (Owen,
-"The pigeonhole bootstrap", 2007), and n - 1 degrees are too few where the questions decide: both err on the safe side.
+resampling n values shrinks their variance by (n - 1) / n. Hence the factor sqrt(n / (n - 1)) and Student's quantile,
+with Satterthwaite's degrees of freedom: n - 1 where the seeds decide, more where they agree and the questions decide.
+The crossed bootstrap counts the interaction of both more than once (Owen, "The pigeonhole bootstrap", 2007), which errs
+on the safe side. `tests/test_effects.py` simulates how often the interval holds the truth.
 
 Many claims are corrected together: `holm` bounds the chance of even one false "shown" by 5 %.
 """
@@ -37,27 +38,31 @@ class Estimate:
     error: float
     """Standard error over seeds and questions; NaN with one seed."""
     seeds: int
+    freedom: float
+    """Degrees of freedom of the error."""
 
     @property
     def half(self) -> float:
         """Half the width of the 95 % interval; NaN with one seed."""
-        return quantile(LEVEL, self.seeds) * self.error if self.seeds > 1 else float("nan")
+        if self.seeds < 2:
+            return float("nan")
+        return float(students_t.ppf(1 - LEVEL / 2, self.freedom)) * self.error
 
     @property
     def p(self) -> float:
-        """Two-sided probability of a difference this large if there were none; 1 with one seed, for it shows nothing."""
+        """Two-sided probability of a difference this large if there were none; 1 with one seed."""
         if self.seeds < 2:
             return 1.0
         if self.error == 0.0:
             return 0.0 if self.mean else 1.0
-        return float(2 * students_t.sf(abs(self.mean) / self.error, self.seeds - 1))
+        return float(2 * students_t.sf(abs(self.mean) / self.error, self.freedom))
 
     def needed(self, level: float = LEVEL) -> float:
         """The true difference that would come out significant at this level in four of five experiments like this."""
         if self.seeds < 2:
             return float("nan")
-        reach = quantile(level, self.seeds) + float(students_t.ppf(POWER, self.seeds - 1))
-        return reach * self.error
+        certain, likely = students_t.ppf([1 - level / 2, POWER], self.freedom)
+        return float(certain + likely) * self.error
 
 
 def estimate(gaps: Array, draws: int = DRAWS, seed: int = 0) -> Estimate:
@@ -73,13 +78,13 @@ def estimate(gaps: Array, draws: int = DRAWS, seed: int = 0) -> Estimate:
         )
     seeds = gaps.shape[0]
     if seeds < 2:
-        return Estimate(float(gaps.mean()), float("nan"), seeds)
+        return Estimate(float(gaps.mean()), float("nan"), seeds, 0.0)
     means = crossed_bootstrap(gaps, draws, np.random.default_rng(seed))
     shrunk = np.sqrt(seeds / (seeds - 1))
     # Rounding leaves 1e-17 where all differences are equal, which would make any mean significant.
     spread = float(means.std())
     error = 0.0 if spread < 1e-12 else spread * shrunk
-    return Estimate(float(gaps.mean()), float(error), seeds)
+    return Estimate(float(gaps.mean()), float(error), seeds, freedom_of(gaps))
 
 
 def crossed_bootstrap(gaps: Array, draws: int, rng: np.random.Generator) -> Array:
@@ -92,9 +97,15 @@ def crossed_bootstrap(gaps: Array, draws: int, rng: np.random.Generator) -> Arra
     return sums / (seeds * questions)
 
 
-def quantile(level: float, seeds: int) -> float:
-    """Student's two-sided quantile for so many seeds: 2.776 for five at 5 %."""
-    return float(students_t.ppf(1 - level / 2, seeds - 1))
+def freedom_of(gaps: Array) -> float:
+    """Satterthwaite's degrees of freedom of the mean of differences [S, Q]: between S - 1 and Q + S - 2."""
+    seeds, questions = gaps.shape
+    of_seeds = float(gaps.mean(axis=1).var(ddof=1)) / seeds
+    of_questions = float(gaps.mean(axis=0).var(ddof=1)) / questions if questions > 1 else 0.0
+    if of_seeds + of_questions == 0.0:
+        return float(seeds - 1)
+    uncertain = of_seeds**2 / (seeds - 1) + of_questions**2 / max(1, questions - 1)
+    return (of_seeds + of_questions) ** 2 / uncertain
 
 
 def holm(probabilities: Sequence[float]) -> list[float]:

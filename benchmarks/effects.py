@@ -46,6 +46,8 @@ CHECKS = (
     ("cells", "GRPO gains on black pictures, too", "blank", True),
     ("noise", "noise takes accuracy away from GRPO's model", "accuracy-noisy", False),
     ("usual", "GRPO's model names what is usual where it is wrong", "lean", False),
+    ("usual", "and does so more than the warm start", "lean", True),
+    ("usual", "on black pictures it names what is usual", "blind", False),
     ("failing", "GRPO learns where all answers fail", "accuracy", True),
 )
 """Task, text, number, whether the difference is that from the start or the number itself."""
@@ -290,8 +292,8 @@ def report(
         "",
         f"Embedded presets, {plan.steps} steps, up to {len(plan.seeds)} seeds, {plan.questions} held-out questions. "
         "The reference is GRPO with the same prompts × answers and rewards for accuracy / format. Differences are "
-        "paired by seed and question, with the 95 % interval over both; p is corrected for all claims (Holm). Tasks and "
-        "numbers are explained in `benchmarks/effect_tasks.py`.",
+        "paired by seed and question, with the 95 % interval over both; p is corrected for all claims (Holm). Tasks "
+        "and numbers are explained in `benchmarks/effect_tasks.py`.",
         "",
         "| method | claim | task | number | reference runs | value | reference | difference | seeds | p | verdict |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
