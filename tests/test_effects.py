@@ -12,10 +12,13 @@ import pytest
 import torch
 
 from mmrl.data.drawn.drawn import Drawn
-from mmrl.types import Rollout
+from mmrl.types import Prompt, Rollout
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
-MODULES = ("effects", "effect_methods", "effect_tasks", "effect_statistics", "documents")
+MODULES = (
+    *("effects", "effect_methods", "effect_tasks", "effect_statistics"),
+    *("documents", "pretext_effects"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -278,6 +281,27 @@ def test_results_of_other_settings_are_refused(parts, plan):
         effects.stored(file, replace(plan, steps=4).settings(None))
     with pytest.raises(SystemExit, match="--methods names"):
         effects.main(methods=("pappo",))
+
+
+@pytest.mark.parametrize(
+    ("afters", "gains"), [((0.7, 0.7, 0.7), True), ((0.9, 0.7, 0.55), False)]
+)
+def test_a_pretext_task_gains_only_if_its_seeds_agree(parts, monkeypatch, afters, gains):
+    pretext = parts["pretext_effects"]
+    monkeypatch.setattr(pretext, "best_constant", lambda asked: 0.3)
+    extra = {"task": "rotation", "chance_reward": 0.25}
+    exam = [Prompt(str(i), ({"role": "user", "content": ""},), extra=extra) for i in range(80)]
+    rng = np.random.default_rng(0)
+
+    def marks(level):
+        earned = {p.id: level + rng.normal(0, 0.2) for p in exam}
+        return pretext.Marks(earned, dict.fromkeys(earned, 1.0))
+
+    after = [marks(level) for level in afters]
+    row = pretext.judged("rotation", exam, marks(0.5), after, [{"rotation": [0.5]}])
+    row = replace(row, corrected=row.gain.p)
+    assert row.gain.mean == pytest.approx(0.2, abs=0.07) and row.gain.seeds == 3
+    assert row.gains is gains and row.improved is gains
 
 
 def test_a_section_is_replaced_or_added(parts, tmp_path):
