@@ -109,6 +109,8 @@ METHODS: Mapping[str, Method] = {
             Claim("D⁻ - D⁺ grows", "kl_masked-kl_noisy"),
             Claim("robustness to noise rises", "noisy", "noise"),
             Claim("leans less on what is usual", "lean", "usual", larger=False),
+            # Added after a look at one seed of the claim above.
+            Claim("the words alone say less to it", "blind", "usual", larger=False),
         ),
     ),
     "noisy_rollout": Method(

@@ -75,6 +75,7 @@ IDEAL: Mapping[str, float] = {
     "seeing": 1.0,
     "pass8": 1.0,
     "lean": 0.0,
+    "blind": 0.0,
 }
 """What a model that sees all and never guesses would reach; the other numbers have no such bound."""
 

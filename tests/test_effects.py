@@ -17,7 +17,7 @@ from mmrl.types import Prompt, Rollout
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 MODULES = (
     *("effects", "effect_methods", "effect_tasks", "effect_statistics"),
-    *("documents", "pretext_effects"),
+    *("effect_results", "effect_tables", "documents", "pretext_effects"),
 )
 
 
@@ -39,7 +39,7 @@ def statistics(parts):
 @pytest.fixture
 def plan(parts, tmp_path):
     methods = tuple(parts["effect_methods"].METHODS)
-    return parts["effects"].Plan(methods, (0, 1, 2, 3, 4), 3, 40, tmp_path)
+    return parts["effect_results"].Plan(methods, (0, 1, 2, 3, 4), 3, 40, tmp_path)
 
 
 def drawn_gaps(rng, seeds, questions, of_seeds, of_questions, of_both):
@@ -204,15 +204,15 @@ def test_what_is_usual_is_asked_in_eight_of_ten_rows(parts, tmp_path):
 
 def filled(parts, plan, value_of):
     """Results of all runs: number -> values of the questions, from task, name, seed and number."""
-    effects, numbers = parts["effects"], (*parts["effect_tasks"].IDEAL, "entropy")
-    numbers = (*numbers, "blank", "blind", "kl_masked", "kl_noisy")
+    results, numbers = parts["effect_results"], (*parts["effect_tasks"].IDEAL, "entropy")
+    numbers = (*numbers, "blank", "kl_masked", "kl_noisy")
     for task in parts["effect_tasks"].TASKS:
         pairs = plan.pairs(task)
-        runs = [(None, effects.START, None)]
-        runs += [(t, t.name, seed) for t in effects.each_once(pairs) for seed in plan.seeds]
+        runs = [(None, results.START, None)]
+        runs += [(t, t.name, seed) for t in results.each_once(pairs) for seed in plan.seeds]
         for trained, name, seed in runs:
             marks = {n: value_of(task, name, seed, n) for n in numbers}
-            effects.keep(plan.file(task, name, seed), plan.settings(trained), marks)
+            results.keep(plan.file(task, name, seed), plan.settings(trained), marks)
 
 
 def test_every_claim_would_be_shown_for_an_oracle(parts, plan):
@@ -231,11 +231,14 @@ def test_every_claim_would_be_shown_for_an_oracle(parts, plan):
         return np.clip(level + noise, low, high).tolist()
 
     filled(parts, plan, value_of)
-    rows = parts["effects"].compared(plan)
+    tables = parts["effect_tables"]
+    rows = tables.compared(plan)
     assert len(rows) == sum(len(m.claims) for m in parts["effect_methods"].METHODS.values())
     assert {row.verdict for row in rows} == {"shown"}
-    text = parts["effects"].report(rows, parts["effects"].checked(plan), plan)
+    text = tables.report(rows, tables.checked(plan), plan)
     assert text.count("| shown |") == len(rows) and "no bound" in text and "## All" in text
+    assert f"Of {len(rows)} claims, shown: papo: KL" in text and "still lack seeds" not in text
+    assert "opposite: none." in text and "less room than they need" not in text
 
 
 def test_a_stopped_benchmark_goes_on(parts, plan, monkeypatch):
