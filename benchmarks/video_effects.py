@@ -226,7 +226,7 @@ def report(rows: Sequence[Row], others: Sequence[Row], steps: int, prompts: int)
         "",
         f"mIoU rises by {gain.mean:.3f} ± {gain.half:.3f} (95 %, over seeds and clips) and by at least "
         f"{min(r.after - r.before for r in rows):.3f}. With both ends put in order it changes by {seeing:+.3f}: that "
-        "part is better seeing, the rest is the convention that the warm-up had the wrong way round in six of ten answers.",
+        "part is better seeing, the rest is the convention that the warm-up had the wrong way round in six of ten.",
         "",
         f"How the time is told: one model warmed up for each way with the same numbers, seed {others[0].seed}.",
         "",
