@@ -26,6 +26,7 @@ import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -130,11 +131,9 @@ class Processing:
     """Every id that ends an answer; the first is the one appended to expert answers."""
     banned_ids: tuple[int, ...]
     """Ids of vision markers and placeholders: sampled, they would claim pictures that are not there."""
-    pad_id: int
     tags: Tags
     """How tags such as `<think>` are written."""
-    encoder: Any
-    """The tokenizer's back-end under these tags: text -> ids."""
+    pad_id: int
     template_limit: TimeLimit = field(default_factory=TimeLimit)
     """Chat templates are code that comes with a checkpoint."""
 
@@ -154,7 +153,6 @@ class Processing:
         # The config's own placeholders, should a checkpoint call them otherwise.
         vision |= {config.image_token_id, config.video_token_id}
         _refuse_endless(source, processor)
-        written = Tags.read(processor, getattr(config, "mmrl_tags", None), tags)
         return cls(
             tokenizer=tokenizer,
             processor=processor,
@@ -169,16 +167,19 @@ class Processing:
             or config.get_text_config().max_position_embeddings,
             stop_ids=stop_ids,
             banned_ids=tuple(sorted(vision)),
+            tags=Tags.read(processor, getattr(config, "mmrl_tags", None), tags),
             pad_id=stop_ids[-1] if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
-            tags=written,
-            encoder=written.encoder(tokenizer),
         )
 
     def with_tags(self, tags: Tags) -> Processing:
         """The same with other tags spelt out."""
-        if tags.plain == self.tags.plain:
-            return replace(self, tags=tags)
-        return replace(self, tags=tags, encoder=tags.encoder(self.tokenizer))
+        return replace(self, tags=tags)
+
+    @cached_property
+    def encoder(self) -> Any:
+        """The tokenizer's back-end under these tags: text -> ids."""
+        # Made when it is first needed: of a large vocabulary it takes seconds, and tags may change until then.
+        return self.tags.encoder(self.tokenizer)
 
     def encode(self, prompt: Prompt) -> Encoded:
         """Ids, patches and positions of a prompt. Raises `BadRow` for one that cannot be shown to the model."""

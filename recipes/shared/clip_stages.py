@@ -42,7 +42,7 @@ from mmrl.types import Now, Prompt, Prompts, Sampling
 
 AT_ONCE = 8
 """Prompts that are answered together in the difficulty pass."""
-OURS = {"sft", "difficulty.jsonl", "frames", "quarantine.jsonl"}
+OURS = {"sft", "stage1", "difficulty.jsonl", "frames", "quarantine.jsonl"}
 """What these stages put into a run's folder."""
 
 

@@ -199,7 +199,7 @@ def _is_depth(name: str) -> bool:
 
 class SplitSource:
     """The media of a source that fall on one side of a split by content. Positions are those of the source; media of
-    the other side are refused."""
+    the other side are refused. Questions that need no media are split by their own content, half to each side."""
 
     def __init__(
         self,
@@ -226,6 +226,11 @@ class SplitSource:
         if self.side == "heldout" or not self.near_hashes.size:
             return opened
         return Opened(opened.id, opened.where, lambda: self._distinct(opened))
+
+    def has(self, identity: str) -> bool:
+        """Is a question without media on this side?"""
+        # One half and not `share`: they are endless, and nine in ten draws in vain would cost solvers much time.
+        return held_out(identity, 0.5) == (self.side == "heldout")
 
     def _distinct(self, opened: Opened) -> Medium:
         medium = opened.decode()
