@@ -82,6 +82,7 @@ def main(
             ),
             estimator=group_normalized,
             run=first,
+            settings={"solutions": solutions},
             **common,
         ).fit()
         # Read again from its folder, so that a resumed run and one that just trained go on from the same bytes.
