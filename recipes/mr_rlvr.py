@@ -67,9 +67,11 @@ def main(
     policy = open_policy(solution_model(model), load, lora, run)
     prompts, heldout = open_data(dataset, data, run.seed)
     total = planned_steps(run, prompts)
-    first = replace(run, output=run.folder / "stage1", steps=round(solutions.share * total))
+    # At least one step is left for the second stage, however short the run.
+    first_steps = min(round(solutions.share * total), total - 1)
     common = {"grpo": grpo, "sampling": sampling, "optim": optim, "monitor": monitor}
-    if first.steps:
+    if first_steps:
+        first = replace(run, output=run.folder / "stage1", steps=first_steps)
         Trainer(
             policy,
             prompts=open_solutions(dataset, data, solutions, run.seed),
@@ -80,6 +82,7 @@ def main(
             ),
             estimator=group_normalized,
             run=first,
+            settings={"solutions": solutions},
             **common,
         ).fit()
         # Read again from its folder, so that a resumed run and one that just trained go on from the same bytes.
@@ -90,7 +93,7 @@ def main(
         heldout=heldout,
         rewards=reward.rewards(style_of(data.style)),
         estimator=group_normalized,
-        run=replace(run, steps=total - (first.steps or 0)),
+        run=replace(run, steps=total - first_steps),
         settings={"solutions": solutions},
         **common,
     )
