@@ -135,6 +135,10 @@ METHODS: Mapping[str, Method] = {
 }
 
 
+CLAIMS = tuple((name, claim) for name, method in METHODS.items() for claim in method.claims)
+"""All of them: what a table is corrected for, also where it has only some of their rows."""
+
+
 @cache  # reading a command line takes a tenth of a second, and tables ask again for every row
 def method_run(name: str, options: tuple[str, ...]) -> Trained:
     """The embedded preset of a method's recipe with options of the command line."""

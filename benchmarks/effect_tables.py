@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from effect_methods import METHODS, Claim, Trained
+from effect_methods import CLAIMS, METHODS, Claim, Trained
 from effect_results import START, Plan, each_once, stored
 from effect_statistics import LEVEL, Estimate, estimate, holm, verdict
 from effect_tasks import IDEAL, TASKS, contrast, mean_of
@@ -53,8 +53,10 @@ def compared(plan: Plan) -> list[Row]:
         for name, (run, reference) in plan.pairs(task).items():
             claims = [claim for claim in METHODS[name].claims if claim.task == task]
             rows += [row for claim in claims if (row := judged(plan, run, reference, claim))]
-    corrected = holm([row.found.p for row in rows])
-    named = [replace(row, corrected=p) for row, p in zip(rows, corrected, strict=True)]
+    # A claim that is not measured yet counts as one that showed nothing: half a table is not corrected by half.
+    missing = [1.0] * (len(CLAIMS) - len(rows))
+    corrected = holm([*(row.found.p for row in rows), *missing])
+    named = [replace(row, corrected=p) for row, p in zip(rows, corrected, strict=False)]
     order = list(plan.methods)
     return sorted(named, key=lambda row: order.index(row.method))
 
@@ -129,7 +131,7 @@ def report(
         "| --- | --- | --- | --- | --- |",
     ]
     for row in rows:
-        needs = (row.found.needed(), row.found.needed(LEVEL / len(rows)))
+        needs = (row.found.needed(), row.found.needed(LEVEL / len(CLAIMS)))
         told = [*(f"{value:.3f}" for value in needs), f"{row.room:.3f}"]
         plain = ["no bound" if text == "nan" else text for text in told]
         lines.append(_line(row.method, row.claim.text, *plain))
@@ -148,15 +150,16 @@ def outcome(rows: Sequence[Row], plan: Plan) -> str:
         found = [f"{row.method}: {row.claim.text}" for row in rows if row.verdict == verdict]
         return "; ".join(found) or "none"
 
+    missing = len(CLAIMS) - len(rows)
     short = [row for row in rows if row.found.seeds < len(plan.seeds)]
     tight = [row for row in rows if row.room < row.found.needed()]
     told = [
-        f"Of {len(rows)} claims, shown: {named('shown')}.",
+        f"Of {len(CLAIMS)} claims, shown: {named('shown')}.",
         f"Only before the correction: {named('only before correction')}.",
         f"Shown to be opposite: {named('opposite')}.",
     ]
-    if short:
-        told.append(f"{len(short)} claims still lack seeds.")
+    if short or missing:
+        told.append(f"{len(short)} claims still lack seeds, {missing} are not measured yet.")
     if tight:
         names = "; ".join(f"{row.method}: {row.claim.text}" for row in tight)
         told.append(f"With less room than they need, even alone: {names}.")

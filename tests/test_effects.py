@@ -241,6 +241,23 @@ def test_every_claim_would_be_shown_for_an_oracle(parts, plan):
     assert "opposite: none." in text and "less room than they need" not in text
 
 
+def test_half_a_table_is_corrected_for_the_whole(parts, plan):
+    rng = np.random.default_rng(1)
+
+    def value_of(task, name, seed, number):
+        above = 0.1 if name == "papo" else 0.0
+        return (0.5 + above + rng.normal(0, 0.03) + rng.normal(0, 0.1, 40)).tolist()
+
+    one = replace(plan, methods=("papo",))
+    filled(parts, one, value_of)
+    rows = parts["effect_tables"].compared(one)
+    least = min(rows, key=lambda row: row.found.p)
+    claims = len(parts["effect_methods"].CLAIMS)
+    assert len(rows) == 2 and claims > 20
+    assert least.corrected == pytest.approx(min(1.0, claims * least.found.p))
+    assert f"{claims - 2} are not measured yet" in parts["effect_tables"].outcome(rows, one)
+
+
 def test_a_stopped_benchmark_goes_on(parts, plan, monkeypatch):
     effects = parts["effects"]
     small = replace(plan, methods=("dvrp", "visurf"), seeds=(0, 1))
