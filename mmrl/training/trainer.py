@@ -21,19 +21,17 @@ import signal
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from mmrl.ground.progress import Progress
-from mmrl.grpo import GRPO
+from mmrl.grpo import GRPO, with_overlong_penalty
 from mmrl.losses.advantages import group_normalized
-from mmrl.losses.group_filters import overlong_penalty
 from mmrl.losses.surrogates import Surrogate, clipped
 from mmrl.model.policy import Policy
-from mmrl.objectives.base import Memory, Objective
+from mmrl.objectives.base import Memory, Objective, started
 from mmrl.rewards.pay import Rewards, RewardStopped
 from mmrl.rollouts.engine import Engine, HFEngine
 from mmrl.rollouts.groups import RolloutCall, group_rollout
@@ -42,9 +40,19 @@ from mmrl.training import checkpoint
 from mmrl.training.compatibility import check_setup
 from mmrl.training.early_stop import EarlyStop, Plateau
 from mmrl.training.evaluate import evaluate, heldout_prompts
+from mmrl.training.identity import (
+    described_code,
+    described_prompts,
+    has_config,
+    refuse_other_run,
+    run_id,
+    without,
+    write_config,
+)
 from mmrl.training.learner import Estimator, Learner
 from mmrl.training.monitor import Alarms, BlindPolicy, Monitor, blind_probe, refuse_blindness
 from mmrl.training.optim import Optim, Optimizer
+from mmrl.training.retries import NonFiniteStep, Retries
 from mmrl.training.run import (
     FREE_TO_CHANGE,
     PhaseTimer,
@@ -53,15 +61,11 @@ from mmrl.training.run import (
     refuse_several_processes,
 )
 from mmrl.training.tracking import (
-    OutputError,
     Tracker,
     alone,
     chat_as_line,
     describe,
-    describe_prompts,
-    differences,
     discard,
-    environment,
     peak_memory,
     prepare_output,
     read_metrics,
@@ -127,7 +131,7 @@ class Trainer:
         )
         self.settings = {
             **self._settings(),
-            "prompts": describe_prompts(prompts),
+            "prompts": described_prompts(prompts),
             **describe(settings or {}),
         }
         self.steps = planned_steps(run, prompts)
@@ -145,12 +149,16 @@ class Trainer:
             self.steps * run.updates_per_step,
             monitor.norms_every,
             self.memories,
+            optim.nonfinite,
         )
         plan = self.learner.plan
         # A copy of the weights, made only if somebody reads the reference, and before the first update.
         if "ref" in plan.stored or "ref" in plan.live:
             policy.freeze_reference()
         self.step_done = 0
+        self.retries = Retries(optim.nonfinite, run.seed)
+        self.identity = ""
+        """The id of the run; known once the output folder has been looked into."""
         self._halt = False
 
     def step(self, now: Now) -> dict[str, float]:
@@ -213,15 +221,17 @@ class Trainer:
         # Taken before anything moves: a failed step is repeated with the same prompts and the same memory.
         before, version = self._state(), self.policy.version
         try:
-            metrics = self.step(Now(number, number / self.steps, self.run.seed))
+            metrics = self._attempt(number, before)
         except Exception as error:
             self.optimizer.clear()
             self._leftovers()
+            if isinstance(error, NonFiniteStep):
+                # With the same prompts and draws it would fail at each start, for ever.
+                before |= {"supply": self.supply.state(), "attempts": self.retries.attempts}
             kept = f"The last checkpoint in {self.run.folder}/checkpoints stays"
             # A failure between the updates of a step leaves weights that belong to no step: those are not saved.
             if self.policy.version == version:
-                self._save(before)
-                kept = f"The state before it is saved in {self.run.folder}/checkpoints"
+                kept = self._kept(before)
             raise TrainingError(
                 f"Step {number} failed: {_said(error)}\n{kept}; mend the cause and run the same command to go on."
             ) from error
@@ -249,23 +259,32 @@ class Trainer:
         self._stop_if_blind(metrics)
         return metrics
 
+    def _attempt(self, number: int, before: Mapping[str, Any]) -> dict[str, float]:
+        """One step, tried again with other draws while it is not finite."""
+        version = self.policy.version
+
+        def step(seed: int) -> dict[str, float]:
+            return self.step(Now(number, number / self.steps, seed))
+
+        def undo() -> None:
+            self.optimizer.clear()
+            self._load_memories(before["objectives"])
+
+        return self.retries.run(step, undo, lambda: self.policy.version == version)
+
+    def _kept(self, before: Mapping[str, Any]) -> str:
+        """Save the state before a failed step; what is left, in words."""
+        try:
+            self._save(before)
+        except checkpoint.CheckpointError as problem:
+            return f"The state before it could not be saved: {problem}"
+        return f"The state before it is saved in {self.run.folder}/checkpoints"
+
     def _pay(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
         """Rewards plus the overlong penalty."""
-        paid = self.rewards(rollouts)
-        if not self.grpo.overlong_buffer:
-            return paid
-        out = []
-        for r in paid:
-            penalty = overlong_penalty(
-                len(r.tokens),
-                self.sampling.max_tokens,
-                buffer=self.grpo.overlong_buffer,
-                factor=self.grpo.overlong_factor,
-            )
-            parts = {**r.parts, "overlong": penalty}
-            reward = (r.reward or 0.0) + penalty
-            out.append(replace(r, reward=reward, parts=parts))
-        return out
+        return with_overlong_penalty(
+            self.grpo, self.rewards(rollouts), self.sampling.max_tokens
+        )
 
     def _evaluate(self, step: int) -> dict[str, float]:
         now = Now(step, step / self.steps, self.run.seed)
@@ -321,13 +340,22 @@ class Trainer:
             for name, memory in self._named_memories()
         }
         return {
+            "run": self.identity,
+            "settings": self.settings,
             "step": self.step_done,
+            "attempts": self.retries.attempts,
             "version": self.policy.version,
             "supply": self.supply.state(),
             "objectives": states,
             "plateau": self.plateau.state(),
             "threads": torch.get_num_threads(),
         }
+
+    def _load_memories(self, states: Mapping[str, Any]) -> None:
+        for name, memory in self._named_memories():
+            if memory is not None:
+                # As it comes from a file, whoever took it.
+                memory.load(checkpoint.plain(states[name]))
 
     def _named_memories(self) -> Iterator[tuple[str, Memory | None]]:
         """Every objective's memory under its place and class, since two objectives may be of one class."""
@@ -348,51 +376,45 @@ class Trainer:
         )
 
     def _resume(self, tracker: Tracker) -> None:
-        """Take up the newest checkpoint, after making sure that the settings are the same."""
-        folder = self.run.folder
-        config = folder / "config.json"
-        checkpoint.clean(folder / "checkpoints")
-        steps = checkpoint.steps_in(folder / "checkpoints")
-        if config.is_file() and steps:
-            changed = differences(
-                json.loads(config.read_text())["settings"],
-                json.loads(json.dumps(self.settings)),  # as they would look in the file
-            )
-            if changed:
-                raise OutputError(
-                    f"{folder} holds an unfinished run with other settings:\n  "
-                    + "\n  ".join(changed)
-                    + "\n"
-                    "Use the old settings to continue it, another --run.output, or --run.overwrite to start anew."
-                )
-            state = checkpoint.read_state(folder / "checkpoints" / f"step-{steps[-1]}")
-            self._restore(folder / "checkpoints" / f"step-{steps[-1]}", state)
-            # The evaluation before the first step is made again.
-            tracker.truncate(self.step_done or -1)
-            # Alarms hold means of past steps; the log has them, so that no checkpoint need.
-            self.alarms = Alarms(self.monitor.window, self.objectives)
-            rows = read_metrics(folder) if tracker.metrics_file.is_file() else []
-            for row in rows:
-                if row["step"]:
-                    self.alarms.observe(row)
+        """Take up the newest whole checkpoint, after making sure that it is of this run and its settings."""
+        folder, checkpoints = self.run.folder, self.run.folder / "checkpoints"
+        checkpoint.clean(checkpoints)
+        newest, complaints = checkpoint.newest_whole(checkpoints)
+        if newest is None:
+            self.identity = run_id(folder)
+            for name in ("metrics.jsonl", "samples.jsonl", "skipped.jsonl"):
+                (folder / name).unlink(missing_ok=True)
+            write_config(folder, self.identity, self.settings)
             return
-        for name in ("metrics.jsonl", "samples.jsonl", "skipped.jsonl"):
-            (folder / name).unlink(missing_ok=True)
-        config.write_text(
-            json.dumps({"settings": self.settings, "environment": environment()}, indent=1)
-        )
+        state = checkpoint.read_state(newest)
+        refuse_other_run(folder, state, self.settings)
+        if complaints:
+            Progress.say("\n".join(complaints) + f"\nThe checkpoint before is whole: {newest}.")
+            checkpoint.set_aside(checkpoints, newest)
+        self._restore(newest, state)
+        if not has_config(folder):
+            write_config(folder, self.identity, self.settings)
+        # The evaluation before the first step is made again.
+        tracker.truncate(self.step_done or -1)
+        # Alarms hold means of past steps; the log has them, so that no checkpoint need.
+        self.alarms = Alarms(self.monitor.window, self.objectives)
+        rows = read_metrics(folder) if tracker.metrics_file.is_file() else []
+        for row in rows:
+            if row["step"]:
+                self.alarms.observe(row)
 
     def _restore(self, folder: Path, state: Mapping[str, Any]) -> None:
+        moments = checkpoint.read_optimizer(folder)
+        checkpoint.refuse_nonfinite([], moments, f"The optimizer in {folder}")
         checkpoint.restore_weights(folder, self.policy.named_parameters())
-        self.optimizer.load(checkpoint.read_optimizer(folder))
+        self.optimizer.load(moments)
+        self.identity, self.retries.attempts = state["run"], state["attempts"]
         self.supply.load(state["supply"])
         self.policy.version = state["version"]
         self.step_done = state["step"]
         self.policy.vision.clear()
         self.plateau.load(state["plateau"])
-        for name, memory in self._named_memories():
-            if memory is not None:
-                memory.load(state["objectives"][name])
+        self._load_memories(state["objectives"])
         # Sums over threads are added in another order.
         if state["threads"] != torch.get_num_threads():
             Progress.say(
@@ -421,10 +443,9 @@ class Trainer:
 
     def _settings(self) -> dict[str, Any]:
         # Where a run writes and how often it saves may change when it is continued; the rest may not.
-        run = {k: v for k, v in describe(self.run).items() if k not in FREE_TO_CHANGE}
         return {
-            "run": run,
-            "optim": describe(self.optim),
+            "run": without(describe(self.run), *FREE_TO_CHANGE),
+            "optim": without(describe(self.optim), "nonfinite"),
             "sampling": describe(self.sampling),
             "grpo": describe(self.grpo),
             "estimator": describe(self.estimator),
@@ -435,6 +456,14 @@ class Trainer:
             "rewards": self.rewards.weights,
             "early": describe(self.plateau.rule),
             "policy": self.policy.description,
+            "code": described_code(
+                rewards=self.rewards.functions,
+                estimator=self.estimator,
+                surrogate=self.surrogate,
+                rollout=self.rollout,
+                objectives=self.objectives,
+                views={name: branch.view for name, branch in self.branches.items()},
+            ),
         }
 
     @contextmanager
@@ -460,20 +489,6 @@ class Trainer:
             yield
         finally:
             signal.signal(signal.SIGINT, previous)
-
-
-def started(
-    objectives: Sequence[Objective], memories: Sequence[Memory | None] | None
-) -> list[Memory | None]:
-    """One memory per objective: those given, or fresh ones. Raises ValueError for another number of them."""
-    if memories is None:
-        return [objective.start_memory() for objective in objectives]
-    if len(memories) != len(objectives):
-        raise ValueError(
-            f"Trainer got {len(memories)} memories for {len(objectives)} objectives; give one for each, in their order "
-            "(None for an objective without), or leave memories out."
-        )
-    return list(memories)
 
 
 def _said(error: Exception) -> str:
