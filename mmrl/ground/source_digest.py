@@ -12,6 +12,7 @@ import contextlib
 import dis
 import hashlib
 import inspect
+import re
 import sys
 import textwrap
 import types
@@ -143,7 +144,7 @@ class _Reader:
             if fills and _is_filled(found):
                 continue
             home = getattr(found, "__module__", None)
-            is_data = isinstance(found, (*PLAIN, list, tuple, set, frozenset, dict))
+            is_data = isinstance(found, (*PLAIN, list, tuple, set, frozenset, dict, re.Pattern))
             if is_data or home == module or (isinstance(home, str) and _is_users(home)):
                 self._add(name)
                 self.take(found)

@@ -96,17 +96,25 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("part", [False, True])
-def test_whatever_changes_in_the_data_is_seen(folder, change, part):
+def test_whatever_changes_in_the_data_is_seen(folder, change):
     def found():
-        prompts = load_prompts(str(folder / "rows.jsonl"))
-        return contents(split_prompts(prompts, 1, seed=5)[0] if part else prompts)
+        return contents(load_prompts(str(folder / "rows.jsonl")))
 
     before = found()
-    assert before == found() and before["read"] == ("all 5 rows" if part else "all 6 rows")
+    assert before == found() and before["read"] == "all 6 rows"
     change(folder)
     after = found()
     assert {name for name in before if before[name] != after[name]} == CHANGES[change]
+
+
+def test_a_part_of_the_data_has_the_content_of_its_rows(folder):
+    train, heldout = split_prompts(load_prompts(str(folder / "rows.jsonl")), 2, seed=5)
+    before, other = contents(train), contents(heldout)
+    assert before["read"] == "all 4 rows" and before["texts"] != other["texts"]
+    write(folder, [row | {"answer": "blue"} for row in read(folder)])
+    train, heldout = split_prompts(load_prompts(str(folder / "rows.jsonl")), 2, seed=5)
+    assert contents(train)["texts"] != before["texts"]
+    assert contents(heldout)["media"] == other["media"]
 
 
 def test_a_copy_of_the_data_elsewhere_is_the_same_data(folder, tmp_path_factory):
@@ -248,7 +256,7 @@ EDITS = {
     ("extra=1", "extra=4"): {"reward", "some"},
     ("extra=2", "extra=4"): {"some"},
     ("made(3)", "made(4)"): {"closed"},
-    ("judge, bound = made(3), Judge(3)", "judge, bound = made(3), Judge(5)"): set(),
+    ("Judge(3).pay", "Judge(5).pay"): {"bound"},
     ("Judge(3), Judge(3)", "Judge(5), Judge(3)"): {"judge"},
     ("> self.least", ">= self.least"): {"judge", "bound"},
     ("return 1.0", "return 0.5"): {"judge", "bound"},
@@ -264,7 +272,7 @@ EDITS = {
 @pytest.mark.parametrize("edit", EDITS, ids=lambda edit: f"{edit[0]} -> {edit[1]}")
 def test_another_version_of_a_function_is_seen_and_nothing_else(tmp_path, edit):
     before, after = loaded(tmp_path, REWARD), loaded(tmp_path, REWARD.replace(*edit))
-    assert REWARD.replace(*edit) != REWARD or not EDITS[edit]
+    assert REWARD.replace(*edit) != REWARD
     assert {name for name in before if before[name] != after[name]} == EDITS[edit]
 
 
@@ -417,4 +425,6 @@ def test_a_checkpoint_that_was_written_anew_by_hand_still_needs_finite_weights(
 def test_differences_tell_a_reordering_from_a_change():
     rows = described_prompts(Rows())
     moved = described_prompts(replace(Rows(), answers=("b", "a", "c")))
-    assert [line.split(":")[0] for line in differences(rows, moved)] == ["order", "texts"]
+    assert [line.split(":")[0] for line in differences(rows, moved)] == ["order"]
+    changed = described_prompts(replace(Rows(), answers=("b", "a", "x")))
+    assert [line.split(":")[0] for line in differences(rows, changed)] == ["order", "texts"]
