@@ -14,7 +14,7 @@ import json
 import os
 import secrets
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -117,18 +117,25 @@ def clear(folder: Path, kind: Kind) -> Marker:
 
     Raises `OutputError` for a folder that has things in it and no marker of ours.
     """
+    refuse_overwriting(folder, kind)
+    # First: if we die half way, what is left bears another id than the folder and is not continued.
+    marker = _write_marker(folder, kind, None)
+    left = _delete_ours(folder, kind.ours)
+    if left:
+        Progress.say(
+            f"{folder} also holds files that are not ours, which stay: {_listed(left)}."
+        )
+    return marker
+
+
+def refuse_overwriting(folder: Path, kind: Kind) -> None:
+    """Refuse to empty a folder that has things in it and no marker of this kind. Raises `OutputError`."""
     if marker_of(folder) is None and folder.is_dir() and any(folder.iterdir()):
         raise OutputError(
             f"{kind.overwrite} would delete {folder}, but that is no folder of a {kind.name} of mmrl (it has no "
             f"{MARKER}); choose another {kind.output}, or delete it yourself."
         )
     _refuse_strangers(folder, kind)
-    # First: if we die half way, what is left bears another id than the folder and is not continued.
-    marker = _write_marker(folder, kind, None)
-    left = _delete_ours(folder, kind.ours)
-    if left:
-        Progress.say(f"{folder} also holds files that are not ours, which stay: {_listed(left)}.")
-    return marker
 
 
 def strangers(folder: Path, kind: Kind) -> list[str]:
@@ -165,6 +172,14 @@ def alone(folder: Path, flag: str = "--run.output") -> Iterator[None]:
         os.close(handle)
 
 
+def release(folder: Path) -> None:
+    """Take back the marker of a folder in which nothing else was written."""
+    with suppress(OSError):
+        if [entry.name for entry in folder.iterdir()] == [MARKER]:
+            (folder / MARKER).unlink()
+            folder.rmdir()
+
+
 def write_whole(file: Path, text: str) -> None:
     """Write a file in one go: a process that dies leaves the old one or the new one, never half of it."""
     draft = file.with_name(f".{file.name}.draft")
@@ -172,7 +187,9 @@ def write_whole(file: Path, text: str) -> None:
     os.replace(draft, file)
 
 
-def refuse_file(file: Path, ours: Callable[[str], bool], what: str, flag: str = "--output") -> None:
+def refuse_file(
+    file: Path, ours: Callable[[str], bool], what: str, flag: str = "--output"
+) -> None:
     """Refuse a file that is there and is not one of ours, before hours are spent on it. Raises `OutputError`.
 
     `ours` looks at the text of the file; `what` says what it should be.

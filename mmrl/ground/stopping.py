@@ -5,7 +5,7 @@ SIGUSR1 on Linux (130 for Ctrl-C). A second signal leaves at once, with the same
 
     leaving()          the first signal ends the process where it stands: nothing is there that could be saved
     Waiting(grace)     it is noted, and the work goes on to a point where it can be saved; when that takes longer than
-                       `grace` seconds, `GivenUp` is raised in the work, as soon as `may_give_up` allows
+                       `grace` seconds, `GivenUp` is raised in it, where it says that it may be (`until_overdue`)
     shielded()         not in here: what is half done here could be neither saved nor repeated
 
 Python handles signals between two of its instructions, in the main thread: a single call of a library may delay it. In
@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -68,18 +68,43 @@ def leaving() -> Iterator[None]:
 class Waiting:
     """Notes the first signal, for work that ends by itself at the next point where it can be saved."""
 
-    def __init__(self, grace: float, told: Callable[[str], str]) -> None:
+    def __init__(self, grace: float) -> None:
         self.grace = grace
-        self.may_give_up: Callable[[], bool] = lambda: True
-        """May the work be abandoned at this moment? Asked when the time is up, again and again."""
-        self._told = told
+        self._may_give_up: Callable[[], bool] = lambda: False
         self._outer: Waiting | None = None
         self._inside: Any = None
 
     @property
     def asked(self) -> int:
         """The signal that was sent; 0 without one."""
-        return _Desk.asked or 0
+        return int(_Desk.asked or 0)
+
+    @contextmanager
+    def until_overdue(self, allowed: Callable[[], bool]) -> Iterator[None]:
+        """Work that may be given up when the time is up, whenever `allowed` says so. Raises `GivenUp`."""
+        before, self._may_give_up = self._may_give_up, allowed
+        try:
+            yield
+        finally:
+            self._may_give_up = before
+
+    @contextmanager
+    def anywhere(self) -> Iterator[None]:
+        """Work that may be given up wherever it is not shielded; then what follows the `with` goes on."""
+        with suppress(GivenUp), self.until_overdue(lambda: True):
+            yield
+
+    @contextmanager
+    def interrupts(self) -> Iterator[None]:
+        """Here Ctrl-C is noted too; it has all the time of the work. The second one is a `KeyboardInterrupt`."""
+        if not _in_main_thread() or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+            yield
+            return
+        before = signal.signal(signal.SIGINT, _on_interrupt)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
 
     def __enter__(self) -> Waiting:
         self._inside = _handlers()
@@ -88,22 +113,31 @@ class Waiting:
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        _Desk.waiting = self._outer
         if _in_main_thread():
             signal.setitimer(signal.ITIMER_REAL, 0.0)
+        _Desk.waiting = self._outer
         self._inside.__exit__(*exception)
 
     def noted(self, signum: int) -> None:
         """Called at the first signal."""
-        Progress.say(self._told(signal.Signals(signum).name))
+        Progress.say(
+            f"{signal.Signals(signum).name}: stopping after this step, or in {self.grace:g} s with the state before "
+            "it; a second signal leaves at once (the last checkpoint stays)."
+        )
         signal.setitimer(signal.ITIMER_REAL, max(self.grace, AGAIN))
 
     def overdue(self) -> None:
         """Called when the time is up."""
-        if _Desk.shields or not self.may_give_up():
+        if _Desk.shields or not self._may_give_up():
             signal.setitimer(signal.ITIMER_REAL, AGAIN)
             return
         raise GivenUp
+
+
+def stop_if_asked() -> None:
+    """Raise `Stopped` if a signal was noted by work that came to its end all the same."""
+    if _Desk.asked is not None:
+        raise Stopped(_Desk.asked)
 
 
 @contextmanager
@@ -153,6 +187,15 @@ def _on_signal(signum: int, frame: FrameType | None) -> None:
     if _Desk.waiting is None:
         raise Stopped(signum)
     _Desk.waiting.noted(signum)
+
+
+def _on_interrupt(signum: int, frame: FrameType | None) -> None:
+    if os.getpid() != _Desk.owner or _Desk.asked is not None:
+        raise KeyboardInterrupt
+    _Desk.asked, _Desk.since = signum, time.monotonic()
+    Progress.say(
+        "Stopping after this step; press Ctrl-C again to stop at once (the last checkpoint stays)."
+    )
 
 
 def _on_alarm(signum: int, frame: FrameType | None) -> None:

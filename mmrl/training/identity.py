@@ -8,18 +8,16 @@ that is gone or torn is written again, and two runs never share a folder. Among 
 from __future__ import annotations
 
 import json
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mmrl.ground.contents import contents
+from mmrl.ground.outputs import OutputError
 from mmrl.ground.source_digest import code_digest
-from mmrl.training.tracking import OutputError, describe_prompts, differences, environment
+from mmrl.training.tracking import describe_prompts, differences
 from mmrl.types import Prompts
 
-MARKER = ".mmrl.json"
-"""The file that says that a folder is ours, and whose run it holds."""
 MEANINGS = {
     "prompts.texts": "questions, answers or other columns changed",
     "prompts.media": "pictures or clips changed",
@@ -47,65 +45,26 @@ def described_code(**parts: Any) -> dict[str, Any]:
     return found
 
 
-def run_id(folder: Path) -> str:
-    """The id of the run in a folder, from its marker or its settings; a new one if there is none."""
-    return known_id(folder) or uuid.uuid4().hex
-
-
-def known_id(folder: Path) -> str | None:
-    """The id that the files beside the checkpoints tell; None if none can be read."""
-    for name, key in ((MARKER, "id"), ("config.json", "run")):
-        found = _readable(folder / name).get(key)
-        if isinstance(found, str):
-            return found
-    return None
-
-
-def has_config(folder: Path) -> bool:
-    """Is there a `config.json` that can be read?"""
-    return "settings" in _readable(folder / "config.json")
-
-
-def write_config(folder: Path, identity: str, settings: Mapping[str, Any]) -> None:
-    """Write the settings down for people, and for tools that look at runs."""
-    config = {"run": identity, "settings": settings, "environment": environment()}
-    (folder / "config.json").write_text(json.dumps(config, indent=1))
-
-
 def without(settings: Mapping[str, Any], *names: str) -> dict[str, Any]:
     """Settings but for those that a continued run may change."""
     return {name: value for name, value in settings.items() if name not in names}
 
 
-def refuse_other_run(
-    folder: Path, state: Mapping[str, Any], settings: Mapping[str, Any]
-) -> None:
-    """Raise OutputError if a checkpoint's numbers belong to another run, or to one with other settings."""
-    beside = known_id(folder)
-    if beside is not None and beside != state["run"]:
+def refuse_other_run(folder: Path, state: Mapping[str, Any], identity: str) -> None:
+    """Raise OutputError if a checkpoint's numbers belong to another run than the folder."""
+    if state.get("run", identity) != identity:
         raise OutputError(
             f"The checkpoints in {folder} belong to another run ({state['run']}) than the files beside them "
-            f"({beside}). Two runs are never mixed: move the ones that do not belong here away, or choose another "
+            f"({identity}). Two runs are never mixed: move the ones that do not belong here away, or choose another "
             "--run.output."
         )
-    # As they would look in the file.
-    changed = differences(state["settings"], json.loads(json.dumps(settings)))
-    if changed:
-        told = "\n  ".join(_explained(line) for line in changed)
-        raise OutputError(
-            f"{folder} holds an unfinished run with other settings:\n  {told}\n"
-            "Use the old settings, data and code to continue it, or --run.overwrite to start anew, or another "
-            f"--run.output; there, --model {folder} begins with its weights."
-        )
 
 
-def _readable(file: Path) -> dict[str, Any]:
-    """What a JSON file holds; nothing if it is gone or torn, which costs only itself."""
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Lines "name: was X, now Y" for settings that differ, with what that means where the values do not say it."""
+    # As they would look in a file.
+    lines = differences(old, json.loads(json.dumps(new)))
+    return [_explained(line) for line in lines]
 
 
 def _explained(line: str) -> str:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mmrl.ground.seeds import generator
+from mmrl.ground.stopping import shielded
 from mmrl.grpo import GRPO, apply_kl_in_reward, loss, losses
 from mmrl.losses.group_filters import without_truncated
 from mmrl.losses.reduce import Totals
@@ -171,8 +172,9 @@ class Learner:
         norm = self.optimizer.gradient_norm()
         if not norm < self.optimizer.largest_norm:  # written so that NaN is caught as well
             raise NonFiniteStep(f"the gradient norm is {norm}. {ADVICE}")
-        lr = self.optimizer.step(self.planned_updates)
-        self.policy.stepped()
+        with shielded():  # half a step of the optimizer could be neither saved nor repeated
+            lr = self.optimizer.step(self.planned_updates)
+            self.policy.stepped()
         summed = {name: value.item() for name, value in sums.items()}
         return {**summed, **norms, "optim/grad_norm": norm, "optim/lr": lr}
 
@@ -239,6 +241,20 @@ class Learner:
         parts = split(some, prompts, self.tokens_per_pass)
         # `split` counts from the first of these rows; the batch counts differently.
         return [index[part] for part in parts]
+
+
+def started(
+    objectives: Sequence[Objective], memories: Sequence[Memory | None] | None
+) -> list[Memory | None]:
+    """One memory per objective: those given, or fresh ones. Raises ValueError for another number of them."""
+    if memories is None:
+        return [objective.start_memory() for objective in objectives]
+    if len(memories) != len(objectives):
+        raise ValueError(
+            f"Trainer got {len(memories)} memories for {len(objectives)} objectives; give one for each, in their order "
+            "(None for an objective without), or leave memories out."
+        )
+    return list(memories)
 
 
 def _refuse_infinite_loss(value: Tensor, metrics: Mapping[str, Tensor]) -> None:

@@ -16,17 +16,16 @@ earlier; otherwise raw is scored once beforehand. The loss does not depend on th
 from __future__ import annotations
 
 import copy
-import json
 import signal
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
 from mmrl.ground.progress import Progress
+from mmrl.ground.stopping import GivenUp, Stopped, Waiting
 from mmrl.grpo import GRPO, with_overlong_penalty
 from mmrl.losses.advantages import group_normalized
 from mmrl.losses.surrogates import Surrogate, clipped
@@ -38,36 +37,27 @@ from mmrl.rollouts.groups import RolloutCall, group_rollout
 from mmrl.rollouts.prompt_order import Supply
 from mmrl.training import checkpoint
 from mmrl.training.compatibility import check_setup
+from mmrl.training.door import Door, entered, settings_of
 from mmrl.training.early_stop import EarlyStop, Plateau
 from mmrl.training.evaluate import evaluate, heldout_prompts
-from mmrl.training.identity import (
-    described_code,
-    described_prompts,
-    has_config,
-    refuse_other_run,
-    run_id,
-    without,
-    write_config,
-)
+from mmrl.training.identity import described_code, refuse_other_run, without
 from mmrl.training.learner import Estimator, Learner
 from mmrl.training.monitor import Alarms, BlindPolicy, Monitor, blind_probe, refuse_blindness
 from mmrl.training.optim import Optim, Optimizer
 from mmrl.training.retries import NonFiniteStep, Retries
 from mmrl.training.run import (
-    FREE_TO_CHANGE,
     PhaseTimer,
     Run,
+    agreed,
     planned_steps,
     refuse_several_processes,
+    several_processes,
 )
 from mmrl.training.tracking import (
     Tracker,
-    alone,
     chat_as_line,
     describe,
-    discard,
     peak_memory,
-    prepare_output,
     read_metrics,
 )
 from mmrl.types import Now, Prompt, Prompts, Rollout, Sampling, VisualBranch
@@ -130,8 +120,8 @@ class Trainer:
             prompts, run.prompts_per_step, run.seed, check=policy.encode, on_bad=run.on_bad
         )
         self.settings = {
+            **settings_of(run, policy.description, prompts),
             **self._settings(),
-            "prompts": described_prompts(prompts),
             **describe(settings or {}),
         }
         self.steps = planned_steps(run, prompts)
@@ -159,7 +149,6 @@ class Trainer:
         self.retries = Retries(optim.nonfinite, run.seed)
         self.identity = ""
         """The id of the run; known once the output folder has been looked into."""
-        self._halt = False
 
     def step(self, now: Now) -> dict[str, float]:
         """One rollout and its updates; returns the metrics. `now.step` counts from 1."""
@@ -175,56 +164,87 @@ class Trainer:
         return metrics
 
     def fit(self) -> dict[str, float]:
-        """Run to the end (or go on from the last checkpoint); returns the last metrics. Ctrl-C saves and stops."""
-        prepare_output(self.run.folder)
-        with alone(self.run.folder):
-            return self._fit(self.run.folder)
+        """Run to the end (or go on from the last checkpoint); returns the last metrics.
 
-    def _fit(self, folder: Path) -> dict[str, float]:
-        self._halt = False
+        Ctrl-C ends it after the step, and so do SIGTERM, SIGHUP and SIGUSR1, which raise `Stopped`, an exit with code
+        128 + the signal's number: after the step, or in `run.grace` seconds, whichever comes first, plus the time to
+        write a checkpoint. A second signal leaves at once.
+        """
+        with entered(self.run) as door, Waiting(self.run.grace) as self._signals:
+            return self._fit(door)
+
+    def _fit(self, door: Door) -> dict[str, float]:
+        folder = door.folder
         # Not after steps of this trainer: a second `fit` goes on with what the first one wrote.
-        if self.run.overwrite and self.step_done == 0:
-            discard(folder)
-        if (folder / "finished.json").is_file():
-            done = json.loads((folder / "finished.json").read_text())
-            Progress.say(
-                f"{folder} holds a finished run; nothing to do. --run.overwrite starts anew."
-            )
+        if self.step_done == 0:
+            door.start_anew(self.run)
+        door.refuse_other_settings(self.settings)
+        done = door.finished()
+        if done is not None:
             return done
         tracker = Tracker(folder, self.run.logger, self.run.name)
         self.supply.log = folder / "skipped.jsonl"
-        self._resume(tracker)
+        self.identity = door.marker.id
+        metrics = self._resume(tracker, door)
         progress = Progress(self.steps, self.step_done)
-        metrics: dict[str, float] = {}
         if self.step_done == 0:
             progress.say(f"One prompt as the model reads it:\n{self._example()}")
             if self.heldout:
-                metrics = {**self._evaluate(0), **self._probe(0)}
+                metrics = self._first_evaluation()
                 tracker.log(0, metrics)
                 self._stop_if_blind(metrics)
-        with self._interruptible(progress), progress:
-            while self.step_done < self.steps and not self.plateau.reached and not self._halt:
+        with self._signals.interrupts(), progress:
+            while not self._ended() and not self._asked():
                 metrics = self._one_step(tracker)
                 progress.update(self.step_done, metrics)
-        # A press of Ctrl-C during the last step changes nothing: the run is finished all the same.
-        if self._halt and self.step_done < self.steps and not self.plateau.reached:
+        # A press of Ctrl-C or a signal during the last step changes nothing: the run is finished all the same.
+        if not self._ended():
             self._save()
-            progress.say(
-                f"Stopped at step {self.step_done}; the same command continues from {folder}/checkpoints."
-            )
-            raise KeyboardInterrupt
-        return self._finish(metrics)
+            self._leave()
+        return self._finish(metrics, door)
+
+    def _ended(self) -> bool:
+        return self.step_done >= self.steps or self.plateau.reached
+
+    def _asked(self) -> int:
+        """The signal that says to stop, the same on all processes; 0 to go on."""
+        return agreed(self._signals.asked, self.policy.device)
+
+    def _leave(self) -> NoReturn:
+        """End the run after its state was saved."""
+        told = self._asked()
+        Progress.say(
+            f"Stopped at step {self.step_done}; the same command continues from {self.run.folder}/checkpoints."
+        )
+        raise KeyboardInterrupt if told == signal.SIGINT else Stopped(told)
+
+    def _first_evaluation(self) -> dict[str, float]:
+        try:
+            with self._signals.until_overdue(_alone):
+                return {**self._evaluate(0), **self._probe(0)}
+        except GivenUp:
+            Progress.say("Stopped before the first step; the same command starts again.")
+            raise Stopped(self._signals.asked) from None
 
     def _one_step(self, tracker: Tracker) -> dict[str, float]:
         """A step with evaluation, logging and checkpoint; on failure the state before it is saved first."""
         number = self.step_done + 1
         # Taken before anything moves: a failed step is repeated with the same prompts and the same memory.
         before, version = self._state(), self.policy.version
+
+        def untouched() -> bool:
+            """Weights that have moved are no longer those before the step, so then it is done to its end."""
+            return _alone() and self.policy.version == version
+
         try:
-            metrics = self._attempt(number, before)
+            with self._signals.until_overdue(untouched):
+                metrics = self._attempt(number, before)
+        except GivenUp:
+            self._forget_step()
+            self._save(before)
+            self._leave()
         except Exception as error:
-            self.optimizer.clear()
-            self._leftovers()
+            self._forget_step()
             if isinstance(error, NonFiniteStep):
                 # With the same prompts and draws it would fail at each start, for ever.
                 before |= {"supply": self.supply.state(), "attempts": self.retries.attempts}
@@ -237,23 +257,34 @@ class Trainer:
             ) from error
         self.step_done = number
         metrics.update(self.plateau.observe(metrics))
-        last = number == self.steps or self.plateau.reached
-        if self.heldout and (
-            last or (self.run.eval_every and number % self.run.eval_every == 0)
-        ):
-            metrics.update(self._evaluate(number))
-        if self.monitor.probe_every and (last or number % self.monitor.probe_every == 0):
-            metrics.update(self._probe(number))
+        if _due(number, self.run.sample_every):
+            first = self._last_rollouts[0].group
+            tracker.sample(number, [r for r in self._last_rollouts if r.group == first])
+        return self._conclude(metrics, tracker)
+
+    def _conclude(self, metrics: dict[str, float], tracker: Tracker) -> dict[str, float]:
+        """Evaluation, logging and checkpoint after a step."""
+        number, last = self.step_done, self._ended()
+        owed = dict(metrics)
+        try:
+            with self._signals.until_overdue(_alone):
+                if self.heldout and (last or _due(number, self.run.eval_every)):
+                    metrics.update(self._evaluate(number))
+                if self.monitor.probe_every and (
+                    last or _due(number, self.monitor.probe_every)
+                ):
+                    metrics.update(self._probe(number))
+        except GivenUp:
+            # The step is done, its evaluation is not: whoever continues begins with it.
+            self._save({**self._state(), "owed": owed})
+            self._leave()
         # Last, so that alarms also see what evaluation and probe found.
         raised, messages = self.alarms.observe(metrics)
         metrics.update(raised)
         for message in messages:
             Progress.say(message)
         tracker.log(number, metrics)
-        if self.run.sample_every and number % self.run.sample_every == 0:
-            first = self._last_rollouts[0].group
-            tracker.sample(number, [r for r in self._last_rollouts if r.group == first])
-        if last or (self.run.save_every and number % self.run.save_every == 0):
+        if last or _due(number, self.run.save_every):
             self._save()
         # After the save: the blind policy is what somebody will want to look at.
         self._stop_if_blind(metrics)
@@ -279,6 +310,11 @@ class Trainer:
         except checkpoint.CheckpointError as problem:
             return f"The state before it could not be saved: {problem}"
         return f"The state before it is saved in {self.run.folder}/checkpoints"
+
+    def _forget_step(self) -> None:
+        """Drop the gradients and counts of a step that did not come to its end."""
+        self.optimizer.clear()
+        self._leftovers()
 
     def _pay(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
         """Rewards plus the overlong penalty."""
@@ -375,40 +411,39 @@ class Trainer:
             folder, chosen["step"], named, self.optimizer.state(), chosen, self.run.keep
         )
 
-    def _resume(self, tracker: Tracker) -> None:
-        """Take up the newest whole checkpoint, after making sure that it is of this run and its settings."""
-        folder, checkpoints = self.run.folder, self.run.folder / "checkpoints"
+    def _resume(self, tracker: Tracker, door: Door) -> dict[str, float]:
+        """Take up the newest whole checkpoint; returns its step's metrics if they are not logged yet, else none."""
+        folder, checkpoints = door.folder, door.folder / "checkpoints"
         checkpoint.clean(checkpoints)
         newest, complaints = checkpoint.newest_whole(checkpoints)
+        door.write_settings(self.settings)
         if newest is None:
-            self.identity = run_id(folder)
             for name in ("metrics.jsonl", "samples.jsonl", "skipped.jsonl"):
                 (folder / name).unlink(missing_ok=True)
-            write_config(folder, self.identity, self.settings)
-            return
+            return {}
         state = checkpoint.read_state(newest)
-        refuse_other_run(folder, state, self.settings)
+        refuse_other_run(folder, state, self.identity)
         if complaints:
             Progress.say("\n".join(complaints) + f"\nThe checkpoint before is whole: {newest}.")
             checkpoint.set_aside(checkpoints, newest)
         self._restore(newest, state)
-        if not has_config(folder):
-            write_config(folder, self.identity, self.settings)
         # The evaluation before the first step is made again.
-        tracker.truncate(self.step_done or -1)
+        owed: dict[str, float] | None = state.get("owed")
+        tracker.truncate(self.step_done or -1, again=owed is not None)
         # Alarms hold means of past steps; the log has them, so that no checkpoint need.
         self.alarms = Alarms(self.monitor.window, self.objectives)
         rows = read_metrics(folder) if tracker.metrics_file.is_file() else []
         for row in rows:
             if row["step"]:
                 self.alarms.observe(row)
+        return {} if owed is None else self._conclude(owed, tracker)
 
     def _restore(self, folder: Path, state: Mapping[str, Any]) -> None:
         moments = checkpoint.read_optimizer(folder)
         checkpoint.refuse_nonfinite([], moments, f"The optimizer in {folder}")
         checkpoint.restore_weights(folder, self.policy.named_parameters())
         self.optimizer.load(moments)
-        self.identity, self.retries.attempts = state["run"], state["attempts"]
+        self.retries.attempts = state["attempts"]
         self.supply.load(state["supply"])
         self.policy.version = state["version"]
         self.step_done = state["step"]
@@ -422,8 +457,8 @@ class Trainer:
             )
         Progress.say(f"Continuing {self.run.folder} after step {self.step_done}.")
 
-    def _finish(self, metrics: dict[str, float]) -> dict[str, float]:
-        folder = self.run.folder
+    def _finish(self, metrics: dict[str, float], door: Door) -> dict[str, float]:
+        folder = door.folder
         if not metrics:  # continued after the last step
             metrics = read_metrics(folder)[-1]
             del metrics["step"]
@@ -432,7 +467,7 @@ class Trainer:
                 f"Stopped early after step {self.step_done}: mean reward and deviation within groups rest."
             )
         self.policy.save(folder / "model")
-        (folder / "finished.json").write_text(json.dumps(metrics, indent=1))
+        door.finish(metrics)
         self.rewards.close()
         return metrics
 
@@ -442,9 +477,7 @@ class Trainer:
         return f"{text}\n(answer: {prompt.answer})" if text else chat_as_line(prompt.messages)
 
     def _settings(self) -> dict[str, Any]:
-        # Where a run writes and how often it saves may change when it is continued; the rest may not.
         return {
-            "run": without(describe(self.run), *FREE_TO_CHANGE),
             "optim": without(describe(self.optim), "nonfinite"),
             "sampling": describe(self.sampling),
             "grpo": describe(self.grpo),
@@ -455,7 +488,6 @@ class Trainer:
             "objectives": describe(self.objectives),
             "rewards": self.rewards.weights,
             "early": describe(self.plateau.rule),
-            "policy": self.policy.description,
             "code": described_code(
                 rewards=self.rewards.functions,
                 estimator=self.estimator,
@@ -466,29 +498,14 @@ class Trainer:
             ),
         }
 
-    @contextmanager
-    def _interruptible(self, progress: Any) -> Iterator[None]:
-        """The first Ctrl-C ends the run after the current step, the second at once."""
-        import threading
 
-        # Only the main thread may handle signals; elsewhere Ctrl-C is somebody else's business.
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
 
-        def handler(signum: int, frame: object) -> None:
-            if self._halt:
-                raise KeyboardInterrupt
-            self._halt = True
-            progress.say(
-                "Stopping after this step; press Ctrl-C again to stop at once (the last checkpoint stays)."
-            )
 
-        previous = signal.signal(signal.SIGINT, handler)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, previous)
+def _alone() -> bool:
+    """May work be given up? Of several processes none may leave the others waiting."""
+    return not several_processes()
 
 
 def _said(error: Exception) -> str:

@@ -8,7 +8,6 @@ file and nothing else (`python -m recipes.difficulty` writes one by itself).
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +26,7 @@ from mmrl.data.grounding.rewards import span_iou
 from mmrl.data.grounding.spans import as_spans, lenient_spans
 from mmrl.data.rows.sources import Subset
 from mmrl.ground.faults import BadRow
+from mmrl.ground.stopping import stop_if_asked
 from mmrl.grpo import GRPO
 from mmrl.losses.surrogates import reinforce
 from mmrl.model.policy import Policy
@@ -34,16 +34,14 @@ from mmrl.recipes.shared.clip_asking import SpanStyle
 from mmrl.recipes.shared.supervised import label_rollout, likelihood
 from mmrl.rewards.pay import Rewards
 from mmrl.rollouts.engine import HFEngine
+from mmrl.training.door import entered
 from mmrl.training.optim import Optim
 from mmrl.training.run import Run
-from mmrl.training.tracking import discard
 from mmrl.training.trainer import Trainer
 from mmrl.types import Now, Prompt, Prompts, Sampling
 
 AT_ONCE = 8
 """Prompts that are answered together in the difficulty pass."""
-OURS = {"sft", "difficulty.jsonl", "frames", "quarantine.jsonl"}
-"""What these stages put into a run's folder."""
 
 
 @dataclass(frozen=True)
@@ -85,14 +83,8 @@ class Selection:
 
 def stage_run(run: Run) -> Run:
     """The run after its old output was deleted, if it shall be: before the stages write, not after."""
-    if not run.overwrite:
-        return run
-    found = {entry.name for entry in run.folder.iterdir()} if run.folder.is_dir() else None
-    if found is not None and found <= OURS:
-        # Stopped before RL began: there is no run yet that `discard` would know.
-        shutil.rmtree(run.folder)
-    else:
-        discard(run.folder)
+    with entered(run) as door:
+        door.start_anew(run)
     return replace(run, overwrite=False)
 
 
@@ -126,6 +118,7 @@ def tuned(policy: Policy, prompts: Prompts, style: SpanStyle, tuning: Tuning, ru
         ),
     )
     trainer.fit()
+    stop_if_asked()
     return place / "model"
 
 

@@ -6,7 +6,6 @@ held-out prompts, asked in the style that `paying` describes.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,8 +20,8 @@ from mmrl.model.policy import Policy
 from mmrl.recipes.shared.embedded import warm_model
 from mmrl.recipes.shared.paying import StyleName, style_of
 from mmrl.training.checkpoint import restore_weights, steps_in
+from mmrl.training.door import refuse_unfit_output, stored_settings
 from mmrl.training.run import Run, refuse_several_processes
-from mmrl.training.tracking import prepare_output
 from mmrl.types import Prompts
 
 EMBEDDED = "embedded"
@@ -102,7 +101,7 @@ def open_policy(
     # Both before the weights are read: that can take minutes, and these errors cost nothing to find.
     refuse_several_processes()
     if run is not None:
-        prepare_output(run.folder)
+        refuse_unfit_output(run)
     budget = PixelBudget(
         min_pixels=load.min_pixels,
         max_pixels=load.max_pixels,
@@ -179,7 +178,13 @@ def open_data(dataset: str, data: Data, seed: int) -> tuple[Prompts, Prompts]:
 
 def _policy_settings(run_folder: Path) -> dict[str, Any]:
     """Source, adapters and frozen parts of the policy that a run trained."""
-    return json.loads((run_folder / "config.json").read_text())["settings"]["policy"]
+    settings = stored_settings(run_folder)
+    if settings is None:
+        raise ValueError(
+            f"{run_folder} has checkpoints but no readable config.json, so nobody knows which model they belong to; "
+            "restore it, or continue the run with its own command."
+        )
+    return settings["policy"]
 
 
 def _column_map(columns: Sequence[str]) -> dict[str, str] | None:

@@ -14,13 +14,14 @@ from PIL import Image
 from mmrl.data.rows.sources import load_prompts, split_prompts
 from mmrl.ground.checksums import seal
 from mmrl.ground.contents import contents
+from mmrl.ground.outputs import OutputError
 from mmrl.ground.source_digest import code_digest
 from mmrl.model.policy import Policy
 from mmrl.rewards.pay import Rewards, in_process
 from mmrl.training.identity import described_code, described_prompts
 from mmrl.training.optim import Optim
 from mmrl.training.run import Run
-from mmrl.training.tracking import OutputError, differences, read_metrics
+from mmrl.training.tracking import differences, read_metrics
 from mmrl.training.trainer import Trainer
 from mmrl.types import Prompt, Prompts, Sampling
 

@@ -11,6 +11,7 @@ import torch
 from mmrl.data.drawn.drawn import Drawn
 from mmrl.ground.checksums import seal
 from mmrl.ground.faults import BadRow
+from mmrl.ground.outputs import OutputError
 from mmrl.grpo import GRPO
 from mmrl.model.load import LoRA
 from mmrl.model.patches import PixelBudget
@@ -24,7 +25,7 @@ from mmrl.rollouts.engine import HFEngine
 from mmrl.rollouts.groups import DynamicSampling, group_rollout
 from mmrl.training.optim import Optim
 from mmrl.training.run import Run, planned_steps
-from mmrl.training.tracking import OutputError, read_metrics
+from mmrl.training.tracking import read_metrics
 from mmrl.training.trainer import Trainer, TrainingError
 from mmrl.types import Now, Prompts, Sampling, Shaped, View, VisualBranch
 
