@@ -113,7 +113,8 @@ class Door:
         """Is there anything that another run would spoil?"""
         metrics = self.folder / "metrics.jsonl"
         logged = metrics.is_file() and metrics.stat().st_size > 0
-        done = [(self.folder / name).exists() for name in ("finished.json", "model")]
+        ends = ("finished.json", "model/config.json")
+        done = [(self.folder / name).exists() for name in ends]
         return logged or any(done) or bool(checkpoint.steps_in(self.folder / "checkpoints"))
 
     def finished(self) -> dict[str, float] | None:
@@ -156,6 +157,7 @@ def entered(run: Run) -> Iterator[Door]:
 
 def refuse_unfit_output(run: Run) -> None:
     """See that the output may be used, before the weights are read: that can take minutes. Raises `OutputError`."""
+    outputs.refuse_place(run.folder, RUN.output)
     if run.overwrite:
         outputs.refuse_overwriting(run.folder, RUN)
     outputs.prepare(run.folder, RUN)
