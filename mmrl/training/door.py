@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,8 +127,13 @@ class Door:
         return done
 
     def write_settings(self, settings: Mapping[str, Any]) -> None:
-        """Write `config.json`."""
-        config = {"run": self.marker.id, "settings": settings, "environment": environment()}
+        """Write `config.json`, if there is none that says the same."""
+        config = {"run": self.marker.id, "settings": settings}
+        with suppress(OSError, ValueError, RecursionError, TypeError):
+            stored = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
+            if stored | json.loads(json.dumps(config)) == stored:
+                return
+        config["environment"] = environment()
         write_whole(self.folder / "config.json", json.dumps(config, indent=1))
 
     def finish(self, metrics: Mapping[str, float]) -> None:
@@ -171,24 +176,24 @@ def settings_of(run: Run, policy: Any, prompts: Prompts) -> dict[str, Any]:
 
 def stored_settings(folder: Path) -> dict[str, Any] | None:
     """The settings of the run in a folder: of its `config.json`, else of its newest checkpoint."""
-    config = read_record(folder / "config.json", "the checkpoint's copy is read instead")
+    config = read_record(folder / "config.json", "what the checkpoint says is written anew")
     if config is None or "settings" not in config:
         config = _checkpointed(folder)
     return config.get("settings")
 
 
 def read_record(file: Path, instead: str) -> dict[str, Any] | None:
-    """The JSON object in a file; None if there is none, or a damaged one, which is named."""
+    """The JSON object in a file; None if there is none, or a damaged one, which is named with what happens instead."""
     if not file.is_file():
         return None
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
+        problem = "it holds no object"
     except (OSError, ValueError, RecursionError) as error:
-        Progress.say(f"{file} is damaged ({error}): {instead}.")
-        return None
+        found, problem = None, str(error)
     if isinstance(found, dict):
         return found
-    Progress.say(f"{file} is damaged (it holds no object): {instead}.")
+    Progress.say(f"{file} is damaged ({problem}): {instead}.")
     return None
 
 

@@ -219,6 +219,16 @@ def test_other_settings_are_refused_before_the_first_checkpoint(tiny_folder, tmp
     assert contents(tmp_path / "run") == before
 
 
+def test_a_run_that_came_to_nothing_leaves_no_settings_behind(tiny_folder, tmp_path):
+    output = tmp_path / "run"
+    with pytest.raises(Unplugged):
+        trainer(tiny_folder, output, cut=1).fit()
+    assert (output / "config.json").is_file() and not (output / "metrics.jsonl").exists()
+    trainer(tiny_folder, output, lr=2e-3).fit()
+    config = json.loads((output / "config.json").read_text())
+    assert config["settings"]["optim"]["lr"] == 2e-3
+
+
 GONE = {
     "config": ["config.json"],
     "marker": [MARKER],
