@@ -34,6 +34,8 @@ from mmrl.data.pretext.stream.sources import Source, SplitSource
 from mmrl.data.pretext.stream.stream import SampleStream
 from mmrl.ground.progress import with_progress
 from mmrl.ground.quarantine import Quarantine
+from mmrl.ground.scratch import temporary_folder
+from mmrl.ground.stopping import leaving
 
 EXAMPLES = {
     "export": """examples:
@@ -67,7 +69,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command; errors of the user end with one line and status 2."""
     args = _parser().parse_args(arguments)
     try:
-        return args.run(args)
+        with leaving():
+            return args.run(args)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -95,23 +98,20 @@ def run_export(args: argparse.Namespace) -> int:
     from mmrl.data.pretext.stream.export import export
 
     folder = Path(args.output)
-    # Beside the folder, which appears only when it is complete.
-    quarantine = folder.with_name(f"{folder.name}.quarantine.jsonl")
     settings = ("source", "preset", "seed", "level", "heldout")
-    done = export(
-        partial(stream_of, args, quarantine),
-        folder,
-        args.count,
-        split="test" if args.split == "heldout" else "train",
-        workers=args.workers,
-        overwrite=args.overwrite,
-        about={name: getattr(args, name) for name in settings},
-    )
-    if quarantine.exists():
-        # Each worker lists what it met: the same file may stand there several times.
-        lines = dict.fromkeys(quarantine.read_text().splitlines())
-        (folder / "quarantine.jsonl").write_text("".join(f"{line}\n" for line in lines))
-        quarantine.unlink()
+    with temporary_folder("export") as scratch:
+        quarantine = scratch / "quarantine.jsonl"
+        done = export(
+            partial(stream_of, args, quarantine),
+            folder,
+            args.count,
+            split="test" if args.split == "heldout" else "train",
+            workers=args.workers,
+            overwrite=args.overwrite,
+            about={name: getattr(args, name) for name in settings},
+            quarantine=quarantine,
+        )
+    if (folder / "quarantine.jsonl").is_file():
         print(f"skipped media are listed in {folder / 'quarantine.jsonl'}")
     print(
         f"wrote {done.rows} rows to {done.folder}; load them with datasets.load_dataset({str(done.folder)!r})"
@@ -263,7 +263,9 @@ def _parser() -> argparse.ArgumentParser:
         "--workers", type=_positive, default=1, help="processes; the rows do not depend on it"
     )
     export.add_argument(
-        "--overwrite", action="store_true", help="replace a folder that is not empty"
+        "--overwrite",
+        action="store_true",
+        help="replace an exported data set; files of others in its folder stay",
     )
     preview = add(
         "preview", run_preview, "write an HTML sheet with samples, prompts and truths", 24

@@ -123,7 +123,7 @@ def clear(folder: Path, kind: Kind) -> Marker:
     left = _delete_ours(folder, kind.ours)
     if left:
         Progress.say(
-            f"{folder} also holds files that are not ours, which stay: {_listed(left)}."
+            f"{folder} also holds files that are not ours, which stay: {listed(left)}."
         )
     return marker
 
@@ -136,12 +136,6 @@ def refuse_overwriting(folder: Path, kind: Kind) -> None:
             f"{MARKER}); choose another {kind.output}, or delete it yourself."
         )
     _refuse_strangers(folder, kind)
-
-
-def strangers(folder: Path, kind: Kind) -> list[str]:
-    """Files in the folder that mmrl did not write, as paths below it."""
-    found = [name for name in _files(folder) if not _is_ours(name, kind.ours)]
-    return [name for name in found if name != MARKER]
 
 
 @contextmanager
@@ -220,7 +214,7 @@ def _refuse_strangers(folder: Path, kind: Kind) -> None:
     taken = sorted(entry.name for entry in folder.iterdir() if _any_matches(entry.name, heads))
     if taken:
         raise OutputError(
-            f"{folder} holds {_listed(taken)}, but no {MARKER}: it is no folder of a {kind.name} of mmrl, and these "
+            f"{folder} holds {listed(taken)}, but no {MARKER}: it is no folder of a {kind.name} of mmrl, and these "
             f"would be lost. Choose another {kind.output}, or move them away."
         )
 
@@ -267,12 +261,6 @@ def _delete_ours(folder: Path, ours: Sequence[str]) -> list[str]:
     return left
 
 
-def _files(folder: Path) -> Iterator[str]:
-    for base, _, files in os.walk(folder):
-        for name in files:
-            yield (Path(base) / name).relative_to(folder).as_posix()
-
-
 def _is_ours(path: str, ours: Sequence[str]) -> bool:
     return any(_matches(path.split("/"), pattern.split("/")) for pattern in ours)
 
@@ -303,7 +291,7 @@ def _any_matches(name: str, patterns: set[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
     """A few names, and how many more there are."""
     more = len(names) - NAMED
     text = ", ".join(names[:NAMED])

@@ -14,12 +14,13 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mmrl.ground import outputs
+from mmrl.ground.checksums import LIST
 from mmrl.ground.outputs import Kind, Marker, OutputError, write_whole
 from mmrl.ground.progress import Progress
 from mmrl.training import checkpoint
@@ -28,7 +29,7 @@ from mmrl.training.run import FREE_TO_CHANGE, Run
 from mmrl.training.tracking import describe, environment
 from mmrl.types import Prompts
 
-CHECKPOINT = ("weights.safetensors", "optimizer.pt", "state.json", "checksums.json")
+CHECKPOINT = ("weights.safetensors", "optimizer.pt", "state.json", LIST)
 MODEL = (
     *(
         "config.json",
@@ -47,9 +48,10 @@ FILES = (
     *("config.json", "metrics.jsonl", "samples.jsonl", "skipped.jsonl", "finished.json"),
     *("quarantine.jsonl", "difficulty.jsonl", ".*.draft"),
     *(f"checkpoints/step-*/{name}" for name in CHECKPOINT),
+    *(f"checkpoints/damaged-step-*/{name}" for name in CHECKPOINT),
     *("checkpoints/.writing-*/**", "checkpoints/.replaced-*/**"),
     *(f"model/{name}" for name in MODEL),
-    ".model.draft-*/**",
+    ".writing-model-*/**",
     *("frames/*.frames", "frames/.new-*"),
     *("tensorboard/events.out.tfevents.*", "wandb/**"),
 )
@@ -129,12 +131,11 @@ class Door:
     def write_settings(self, settings: Mapping[str, Any]) -> None:
         """Write `config.json`, if there is none that says the same."""
         config = {"run": self.marker.id, "settings": settings}
-        with suppress(OSError, ValueError, RecursionError, TypeError):
-            stored = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
-            if stored | json.loads(json.dumps(config)) == stored:
-                return
-        config["environment"] = environment()
-        write_whole(self.folder / "config.json", json.dumps(config, indent=1))
+        stored = read_record(self.folder / "config.json", "it is written anew")
+        plain = json.loads(json.dumps(config))  # as it would look in the file
+        if stored is None or stored | plain != stored:
+            config["environment"] = environment()
+            write_whole(self.folder / "config.json", json.dumps(config, indent=1))
 
     def finish(self, metrics: Mapping[str, float]) -> None:
         """Write `finished.json`."""
@@ -175,11 +176,13 @@ def settings_of(run: Run, policy: Any, prompts: Prompts) -> dict[str, Any]:
 
 
 def stored_settings(folder: Path) -> dict[str, Any] | None:
-    """The settings of the run in a folder: of its `config.json`, else of its newest checkpoint."""
-    config = read_record(folder / "config.json", "what the checkpoint says is written anew")
-    if config is None or "settings" not in config:
-        config = _checkpointed(folder)
-    return config.get("settings")
+    """The settings of the run in a folder: of its newest checkpoint, else of its `config.json`."""
+    record = _checkpointed(folder)
+    if "settings" not in record:
+        record = (
+            read_record(folder / "config.json", "the settings of the run are not known") or {}
+        )
+    return record.get("settings")
 
 
 def read_record(file: Path, instead: str) -> dict[str, Any] | None:

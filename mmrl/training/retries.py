@@ -16,6 +16,7 @@ from typing import Literal
 
 from mmrl.ground.progress import Progress
 from mmrl.ground.seeds import derive_seed
+from mmrl.rewards.pay import RewardStopped
 
 OnNonFinite = Literal["retry", "skip", "stop"]
 RETRIES = 3
@@ -76,3 +77,12 @@ class Retries:
             raise NonFiniteStep(
                 f"{SKIPPED_IN_A_ROW} steps in a row were not finite and left out. {ADVICE}"
             )
+
+
+def said(error: Exception) -> str:
+    """The message of an error; its kind too, unless it was raised to be read by a person."""
+    return (
+        str(error)
+        if isinstance(error, (ValueError, RewardStopped, FloatingPointError))
+        else repr(error)
+    )

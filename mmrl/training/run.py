@@ -126,17 +126,22 @@ def refuse_several_processes() -> None:
 
 def agreed(signum: int, device: torch.device | str = "cpu") -> int:
     """The signal that any of several processes was sent, the same on all; 0 without one. All must ask together."""
-    if several_processes():
-        told = torch.tensor([signum], device=device)
-        torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
-        return int(told)
-    return signum
+    if single_process():
+        return signum
+    told = torch.tensor([signum], device=device)
+    torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
+    return int(told)
 
 
-def several_processes() -> bool:
-    """Does more than one process work on this run?"""
+def single_process() -> bool:
+    """Does only this process work on the run? Of several none may leave the others waiting."""
     group = torch.distributed
-    return group.is_available() and group.is_initialized() and group.get_world_size() > 1
+    return not (group.is_available() and group.is_initialized()) or group.get_world_size() == 1
+
+
+def due(step: int, every: int) -> bool:
+    """Is it the turn of what happens each so many steps (0: never)?"""
+    return every > 0 and step % every == 0
 
 
 class PhaseTimer:

@@ -31,7 +31,7 @@ from mmrl.losses.advantages import group_normalized
 from mmrl.losses.surrogates import Surrogate, clipped
 from mmrl.model.policy import Policy
 from mmrl.objectives.base import Memory, Objective, started
-from mmrl.rewards.pay import Rewards, RewardStopped
+from mmrl.rewards.pay import Rewards
 from mmrl.rollouts.engine import Engine, HFEngine
 from mmrl.rollouts.groups import RolloutCall, group_rollout
 from mmrl.rollouts.prompt_order import Supply
@@ -44,14 +44,15 @@ from mmrl.training.identity import described_code, refuse_other_run, without
 from mmrl.training.learner import Estimator, Learner
 from mmrl.training.monitor import Alarms, BlindPolicy, Monitor, blind_probe, refuse_blindness
 from mmrl.training.optim import Optim, Optimizer
-from mmrl.training.retries import NonFiniteStep, Retries
+from mmrl.training.retries import NonFiniteStep, Retries, said
 from mmrl.training.run import (
     PhaseTimer,
     Run,
     agreed,
+    due,
     planned_steps,
     refuse_several_processes,
-    several_processes,
+    single_process,
 )
 from mmrl.training.tracking import (
     Tracker,
@@ -220,7 +221,7 @@ class Trainer:
 
     def _first_evaluation(self) -> dict[str, float]:
         try:
-            with self._signals.until_overdue(_alone):
+            with self._signals.until_overdue(single_process):
                 return {**self._evaluate(0), **self._probe(0)}
         except GivenUp:
             Progress.say("Stopped before the first step; the same command starts again.")
@@ -234,7 +235,7 @@ class Trainer:
 
         def untouched() -> bool:
             """Weights that have moved are no longer those before the step, so then it is done to its end."""
-            return _alone() and self.policy.version == version
+            return single_process() and self.policy.version == version
 
         try:
             with self._signals.until_overdue(untouched):
@@ -253,11 +254,11 @@ class Trainer:
             if self.policy.version == version:
                 kept = self._kept(before)
             raise TrainingError(
-                f"Step {number} failed: {_said(error)}\n{kept}; mend the cause and run the same command to go on."
+                f"Step {number} failed: {said(error)}\n{kept}; mend the cause and run the same command to go on."
             ) from error
         self.step_done = number
         metrics.update(self.plateau.observe(metrics))
-        if _due(number, self.run.sample_every):
+        if due(number, self.run.sample_every):
             first = self._last_rollouts[0].group
             tracker.sample(number, [r for r in self._last_rollouts if r.group == first])
         return self._conclude(metrics, tracker)
@@ -267,12 +268,10 @@ class Trainer:
         number, last = self.step_done, self._ended()
         owed = dict(metrics)
         try:
-            with self._signals.until_overdue(_alone):
-                if self.heldout and (last or _due(number, self.run.eval_every)):
+            with self._signals.until_overdue(single_process):
+                if self.heldout and (last or due(number, self.run.eval_every)):
                     metrics.update(self._evaluate(number))
-                if self.monitor.probe_every and (
-                    last or _due(number, self.monitor.probe_every)
-                ):
+                if self.monitor.probe_every and (last or due(number, self.monitor.probe_every)):
                     metrics.update(self._probe(number))
         except GivenUp:
             # The step is done, its evaluation is not: whoever continues begins with it.
@@ -284,7 +283,7 @@ class Trainer:
         for message in messages:
             Progress.say(message)
         tracker.log(number, metrics)
-        if last or _due(number, self.run.save_every):
+        if last or due(number, self.run.save_every):
             self._save()
         # After the save: the blind policy is what somebody will want to look at.
         self._stop_if_blind(metrics)
@@ -497,21 +496,3 @@ class Trainer:
                 views={name: branch.view for name, branch in self.branches.items()},
             ),
         }
-
-
-def _due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0
-
-
-def _alone() -> bool:
-    """May work be given up? Of several processes none may leave the others waiting."""
-    return not several_processes()
-
-
-def _said(error: Exception) -> str:
-    """The message of an error; its kind too, unless it was raised to be read by a person."""
-    return (
-        str(error)
-        if isinstance(error, (ValueError, RewardStopped, FloatingPointError))
-        else repr(error)
-    )

@@ -277,11 +277,11 @@ import os, signal, sys, time
 import torch
 import torch.distributed as group
 from mmrl.ground.stopping import Stopped, Waiting
-from mmrl.training.run import agreed, several_processes
+from mmrl.training.run import agreed, single_process
 
 rank, place = int(sys.argv[1]), sys.argv[2]
 group.init_process_group("gloo", init_method=f"file://{place}/meet", rank=rank, world_size=2)
-assert several_processes()
+assert not single_process()
 with Waiting(60.0) as signals:
     for step in range(1, 2000):
         group.all_reduce(torch.ones(1))
