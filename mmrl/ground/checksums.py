@@ -1,7 +1,7 @@
 """Checksums of a folder, kept inside it: what a disk has lost, cut or changed is noticed before it is used.
 
-`seal(folder)` writes `checksums.json` with the size and the SHA-256 of every other file; `damage(folder)` says what no
-longer agrees. A flipped bit, a cut file, a missing one: all are found, and so is a torn list of the checksums.
+`seal(folder)` writes `mmrl-checksums.json` with the size and the SHA-256 of every other file; `damage(folder)` says
+what no longer agrees. A flipped bit, a cut file, a missing one: all are found, and so is a torn list.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-LIST = "checksums.json"
+LIST = "mmrl-checksums.json"
 
 
 def seal(folder: Path) -> None:
@@ -20,7 +21,9 @@ def seal(folder: Path) -> None:
     found: dict[str, dict[str, Any]] = {}
     for file in _files(folder):
         name = file.relative_to(folder).as_posix()
-        found[name] = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
+        state = file.stat()
+        digest = _sha256(file, state.st_size, state.st_mtime_ns)
+        found[name] = {"bytes": state.st_size, "sha256": digest}
     (folder / LIST).write_text(json.dumps(found, indent=1), encoding="utf-8")
     # Before the folder gets its name, or a power cut could leave the final name on empty files.
     for file in [*_files(folder), folder / LIST]:
@@ -33,11 +36,18 @@ def is_sealed(folder: Path) -> bool:
     return (folder / LIST).is_file()
 
 
+def listed(folder: Path) -> list[str]:
+    """Names of the files in a folder's list; none if there is no list that can be read."""
+    try:
+        return [*_expected(folder)]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
+
+
 def damage(folder: Path) -> str:
     """What no longer agrees with the checksums, in words; "" for a whole folder."""
     try:
-        listed = json.loads((folder / LIST).read_text(encoding="utf-8"))
-        expected = {name: (each["bytes"], each["sha256"]) for name, each in listed.items()}
+        expected = _expected(folder)
     except FileNotFoundError:
         return f"{LIST} is missing"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -48,9 +58,10 @@ def damage(folder: Path) -> str:
             return f"{name} is missing"
         try:
             # The size first: a cut file need not be read.
-            if file.stat().st_size != size:
-                return f"{name} has {file.stat().st_size:,} bytes instead of {size:,}"
-            if _sha256(file) != digest:
+            state = file.stat()
+            if state.st_size != size:
+                return f"{name} has {state.st_size:,} bytes instead of {size:,}"
+            if _sha256(file, size, state.st_mtime_ns) != digest:
                 return f"{name} does not hold the bytes that were written"
         except OSError as error:
             return f"{name} cannot be read ({error.strerror})"
@@ -62,6 +73,14 @@ def _files(folder: Path) -> list[Path]:
     return sorted(file for file in folder.rglob("*") if file.is_file() and file.name != LIST)
 
 
-def _sha256(file: Path) -> str:
+def _expected(folder: Path) -> dict[str, tuple[int, str]]:
+    """Name -> (bytes, SHA-256) as written down."""
+    found = json.loads((folder / LIST).read_text(encoding="utf-8"))
+    return {name: (each["bytes"], each["sha256"]) for name, each in found.items()}
+
+
+@lru_cache(maxsize=256)
+def _sha256(file: Path, size: int, changed: int) -> str:
+    """Of the file's content, read once while size and time of change stay: a model may be looked at twice."""
     with file.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()

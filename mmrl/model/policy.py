@@ -21,6 +21,7 @@ from accelerate import cpu_offload
 from torch import Tensor, nn
 
 from mmrl.model.attention import register
+from mmrl.model.folders import refuse_nonfinite, written
 from mmrl.model.load import LoRA, Part, load_model, resolve_device, resolve_dtype
 from mmrl.model.logprobs import embed
 from mmrl.model.processing import Encoded, PixelBudget, Processing
@@ -215,16 +216,22 @@ class Policy:
     def save(self, folder: Path, *, merge: bool = False) -> None:
         """Write a Hugging Face folder (weights or adapter, processor). `merge` folds an adapter into the weights.
 
-        An adapter's folder holds the config of its base model too, so that `load` takes it.
+        An adapter's folder holds the config of its base model too, so that `load` takes it. The folder is replaced in
+        one go and carries checksums. Raises ModelError for weights that are not finite, and for a full disk.
         """
+        refuse_nonfinite("The policy", dict(self.model.named_parameters()))
         model = self.model
         # Merged in a copy: training may go on with the adapter as it is.
         if merge and self.has_adapter:
             model = copy.deepcopy(self.model).merge_and_unload()  # type: ignore[operator]
-        model.save_pretrained(str(folder))  # type: ignore[operator]
-        self.processing.processor.save_pretrained(str(folder))
-        self.base.config.save_pretrained(str(folder))
-        self.base.generation_config.save_pretrained(str(folder))
+        with written(Path(folder)) as draft:
+            for part in (
+                model,
+                self.processing.processor,
+                self.base.config,
+                self.base.generation_config,
+            ):
+                part.save_pretrained(str(draft))  # type: ignore[operator]
 
     def _encode(self, prompt: Prompt) -> Encoded:
         # Looked up at each call, since `processing` may be exchanged.

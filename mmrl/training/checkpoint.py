@@ -2,7 +2,7 @@
 
 A checkpoint holds the trainable weights (safetensors), the optimizer (loadable without running pickled code),
 `state.json` (whose run it is and with which settings, step, position in the data, states of objectives, and what the
-bits depend on) and `checksums.json`. Weights that never change are not stored; they come from the model the run
+bits depend on) and its checksums. Weights that never change are not stored; they come from the model the run
 started with.
 
 Numbers that are not finite are neither written nor read. A checkpoint that no longer agrees with its checksums is set
@@ -27,6 +27,7 @@ from torch import nn
 
 from mmrl.ground.checksums import damage, seal
 from mmrl.ground.faults import first_line
+from mmrl.model.folders import nonfinite
 
 Named = list[tuple[str, nn.Parameter]]
 
@@ -157,22 +158,6 @@ def refuse_nonfinite(named: Named, optimizer: Mapping[str, Any], what: str) -> N
             f"{what} holds numbers that are not finite, for example in {bad[0]} ({len(bad)} tensors in all); it is "
             "neither saved nor used. Lower --optim.lr, and go on from an older checkpoint."
         )
-
-
-def nonfinite(tensors: Mapping[str, Any]) -> list[str]:
-    """Names of the tensors that hold an infinity or a NaN."""
-    bad: list[str] = []
-    for name, tensor in tensors.items():
-        if (
-            not isinstance(tensor, torch.Tensor)
-            or not tensor.is_floating_point()
-            or not tensor.numel()
-        ):
-            continue
-        # Largest and smallest say it without a copy of the tensor: a NaN becomes both.
-        if not all(torch.isfinite(end) for end in torch.aminmax(tensor)):
-            bad.append(name)
-    return bad
 
 
 def restore_weights(checkpoint: Path, named: Named) -> None:

@@ -189,7 +189,7 @@ def test_a_state_that_cannot_be_written_is_explained_and_leaves_the_old_one(tmp_
     assert json.loads((tmp_path / "step-3" / "state.json").read_text()) == {"step": 3}
 
 
-FILES = ("checksums.json", "optimizer.pt", "state.json", "weights.safetensors")
+FILES = ("mmrl-checksums.json", "optimizer.pt", "state.json", "weights.safetensors")
 DAMAGES = [(file, how) for file in FILES for how in ("gone", "cut", "first bit", "last bit")]
 
 
