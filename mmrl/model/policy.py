@@ -125,6 +125,11 @@ class Policy:
         """The number format of its weights."""
         return self.base.lm_head.weight.dtype
 
+    @property
+    def context(self) -> int:
+        """Tokens that the model can read, prompt and answer together."""
+        return self.base.config.get_text_config().max_position_embeddings
+
     def parameters(self) -> list[nn.Parameter]:
         """The trainable parameters, in a fixed order."""
         return [p for p in self.model.parameters() if p.requires_grad]

@@ -70,7 +70,7 @@ class Run:
             epochs=(self.epochs > 0, "positive"),
             prompts_per_step=(self.prompts_per_step >= 1, "at least 1"),
             updates_per_step=(updates_fit, "1 to prompts_per_step"),
-            tokens_per_pass=(self.tokens_per_pass >= 1, "at least 1"),
+            tokens_per_pass=(1 <= self.tokens_per_pass <= 10**8, "1 to 100,000,000"),
             eval_every=(self.eval_every >= 0, "0 (only at the start and the end) or positive"),
             eval_prompts=(self.eval_prompts >= 0, "0 (no evaluation) or positive"),
             save_every=(self.save_every >= 0, "0 (only at the end) or positive"),

@@ -115,7 +115,15 @@ class Trainer:
         self.plateau = Plateau(early)
         # Before anything is loaded or written: what cannot mean anything should not cost a minute.
         check_setup(
-            self.objectives, self.branches, rollout, estimator, grpo, self.engine, prompts
+            self.objectives,
+            self.branches,
+            rollout,
+            estimator,
+            grpo,
+            self.engine,
+            prompts,
+            sampling,
+            policy.context,
         )
         self.supply = Supply(
             prompts, run.prompts_per_step, run.seed, check=policy.encode, on_bad=run.on_bad

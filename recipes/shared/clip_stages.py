@@ -26,6 +26,7 @@ from mmrl.data.grounding.rewards import span_iou
 from mmrl.data.grounding.spans import as_spans, lenient_spans
 from mmrl.data.rows.sources import Subset
 from mmrl.ground.faults import BadRow
+from mmrl.ground.require import require
 from mmrl.ground.stopping import stop_if_asked
 from mmrl.grpo import GRPO
 from mmrl.losses.surrogates import reinforce
@@ -61,6 +62,15 @@ class Tuning:
     epochs: float = 1.0
     """Passes over the rows."""
 
+    def __post_init__(self) -> None:
+        require(
+            self,
+            lr=(0 <= self.lr <= 1, "in [0, 1]"),
+            warmup=(0 <= self.warmup <= 1, "in [0, 1]"),
+            weight_decay=(0 <= self.weight_decay <= 1, "in [0, 1]"),
+            epochs=(self.epochs > 0, "positive"),
+        )
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -79,6 +89,9 @@ class Selection:
     """Take the IoUs from this file (of recipes.difficulty) instead of making a pass."""
     seed: int = 42
     """Seeds the draw."""
+
+    def __post_init__(self) -> None:
+        require(self, std=(self.std > 0, "positive"))
 
 
 def stage_run(run: Run) -> Run:
