@@ -33,11 +33,14 @@ from mmrl.rewards.pay import Rewards
 from mmrl.rollouts.engine import Engine, HFEngine
 from mmrl.rollouts.groups import by_group
 from mmrl.rollouts.prompt_order import Supply
+from mmrl.training.compatibility import check_sampling
 from mmrl.training.door import entered, settings_of
 from mmrl.training.evaluate import evaluate, heldout_prompts
 from mmrl.training.optim import Optim, Optimizer
+from mmrl.training.retries import ADVICE
 from mmrl.training.run import Run, planned_steps
 from mmrl.training.tracking import Tracker, describe
+from mmrl.training.trainer import TrainingError
 from mmrl.types import Now, Rollout, Sampling
 
 LONG = {"steps": 100, "eval_prompts": 512, "save_every": 50}
@@ -62,6 +65,7 @@ def main(
 ) -> None:
     """Train with GRPO, every call of a step in plain sight."""
     policy = open_policy(model, load, lora, run)
+    check_sampling(sampling, group_normalized, context=policy.context)
     train, heldout = open_data(dataset, data, run.seed)
     rewards = reward.rewards(style_of(data.style))
     engine, optimizer = HFEngine(policy), Optimizer(policy.named_parameters(), optim)
@@ -139,6 +143,10 @@ def train_step(
 
     # 6. one optimizer step; the gradients of the pictures went through the tower when the block was left
     norm = optimizer.gradient_norm()
+    if (
+        not norm < optimizer.largest_norm
+    ):  # not a number, or infinite: the weights stay as they are
+        raise TrainingError(f"The gradient norm of step {now.step + 1} is {norm}. {ADVICE}")
     with shielded():  # not given up half way
         optimizer.step(steps)
         policy.stepped()

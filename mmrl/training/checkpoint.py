@@ -204,6 +204,25 @@ def _write(
 
 
 @contextmanager
+def disk(run: Path) -> Iterator[None]:
+    """Say what the disk of a run did not take outside of its checkpoints (metrics, samples), and what is left."""
+    try:
+        yield
+    # What a user can mend otherwise has a kind of its own, which is a ValueError or a RuntimeError.
+    except OSError as error:
+        kept = [f"checkpoints/step-{step}" for step in steps_in(run / "checkpoints")]
+        raise CheckpointError(
+            f"The run in {run} cannot go on: {error.strerror or error}{_about(error)}. Free space there, raise the "
+            "limit on file sizes, or copy the run to another disk; the same command then goes on from "
+            f"{_going_on(kept)}."
+        ) from error
+
+
+def _about(error: OSError) -> str:
+    return f" ({error.filename})" if error.filename else ""
+
+
+@contextmanager
 def _writable(folder: Path, draft: Path) -> Iterator[None]:
     """Say what the disk did not take, and what is left; a half-written draft makes room again."""
     try:

@@ -30,7 +30,13 @@ from mmrl.grpo import GRPO
 from mmrl.model.branches import spoils
 from mmrl.objectives.base import AnswerKind, Objective
 from mmrl.rollouts.engine import Engine, can_look
-from mmrl.rollouts.groups import PlainRollout, RolloutCall, RolloutFunction, chain
+from mmrl.rollouts.groups import (
+    PlainRollout,
+    RolloutCall,
+    RolloutFunction,
+    chain,
+    group_rollout,
+)
 from mmrl.types import Prompt, Prompts, Sampling, View, VisualBranch
 
 ROWS = 8
@@ -45,10 +51,8 @@ def check_setup(
     grpo: GRPO,
     engine: Engine,
     prompts: Prompts,
-    sampling: Sampling | None = None,
-    context: int | None = None,
 ) -> None:
-    """Raise ValueError for the first meaningless combination. `context`: tokens that the model can read."""
+    """Raise ValueError for the first meaningless combination."""
     parts = chain(rollout)
     # In an order in which the first message names the cause and not a consequence of it.
     _check_single_rollouts(objectives, parts, estimator)
@@ -58,8 +62,6 @@ def check_setup(
     _check_answers(objectives, parts)
     _check_given_answers(objectives, branches, parts, grpo)
     _check_branches(objectives, branches, parts)
-    if sampling is not None:
-        check_sampling(sampling, estimator, parts, context)
     if any(part.sampled_under() for part in parts) and not can_look(engine):
         raise ValueError(
             f"{called(rollout)} samples answers under a view, but {called(engine)} cannot show other pixels than the "
@@ -71,17 +73,20 @@ def check_setup(
 def check_sampling(
     sampling: Sampling,
     estimator: Callable[..., torch.Tensor],
-    parts: Sequence[RolloutFunction] = (),
+    rollout: RolloutCall = group_rollout,
     context: int | None = None,
 ) -> None:
-    """Raise ValueError for answers that nothing can be learned from, and for longer ones than the model can read."""
+    """Raise ValueError for answers that nothing can be learned from, and for longer ones than the model can read.
+
+    `context`: tokens that the model can read.
+    """
     if context is not None and sampling.max_tokens > context:
         raise ValueError(
             f"sampling.max_tokens is {sampling.max_tokens:,}, but this model reads at most {context:,} tokens, prompt "
             "included; lower --sampling.max-tokens."
         )
     # Answers from elsewhere (labels, experts, other views) join the group, or there are no others.
-    if any(kind.trained or not kind.sampled for _, kind in _brought(parts)):
+    if any(kind.trained or not kind.sampled for _, kind in _brought(chain(rollout))):
         return
     if not compares_answers(estimator):
         return

@@ -36,7 +36,7 @@ from mmrl.rollouts.engine import Engine, HFEngine
 from mmrl.rollouts.groups import RolloutCall, group_rollout
 from mmrl.rollouts.prompt_order import Supply
 from mmrl.training import checkpoint
-from mmrl.training.compatibility import check_setup
+from mmrl.training.compatibility import check_sampling, check_setup
 from mmrl.training.door import Door, entered, settings_of
 from mmrl.training.early_stop import EarlyStop, Plateau
 from mmrl.training.evaluate import evaluate, heldout_prompts
@@ -115,16 +115,9 @@ class Trainer:
         self.plateau = Plateau(early)
         # Before anything is loaded or written: what cannot mean anything should not cost a minute.
         check_setup(
-            self.objectives,
-            self.branches,
-            rollout,
-            estimator,
-            grpo,
-            self.engine,
-            prompts,
-            sampling,
-            policy.context,
+            self.objectives, self.branches, rollout, estimator, grpo, self.engine, prompts
         )
+        check_sampling(sampling, estimator, rollout, policy.context)
         self.supply = Supply(
             prompts, run.prompts_per_step, run.seed, check=policy.encode, on_bad=run.on_bad
         )
@@ -179,7 +172,11 @@ class Trainer:
         128 + the signal's number: after the step, or in `run.grace` seconds, whichever comes first, plus the time to
         write a checkpoint. A second signal leaves at once.
         """
-        with entered(self.run) as door, Waiting(self.run.grace) as self._signals:
+        with (
+            entered(self.run) as door,
+            checkpoint.disk(door.folder),
+            Waiting(self.run.grace) as self._signals,
+        ):
             return self._fit(door)
 
     def _fit(self, door: Door) -> dict[str, float]:

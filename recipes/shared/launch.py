@@ -80,6 +80,12 @@ def launch(
         sys.exit(130)
     except USER_ERRORS as error:
         sys.exit(f"{prog}: {error}")
+    except OSError as error:
+        # Of a disk, mostly; what it concerns, the error knows.
+        sys.exit(
+            f"{prog}: {error}. See that there is room on the disk and that the file can be read or written, then run "
+            "the same command again."
+        )
 
 
 def _at_the_door(run: Run | None) -> AbstractContextManager[object]:

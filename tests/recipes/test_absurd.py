@@ -93,7 +93,7 @@ def test_answers_that_cannot_be_compared_are_refused(estimator):
     with pytest.raises(ValueError, match=r"group_size is 1.*--sampling\.group-size to 2"):
         check_sampling(alone, estimator)
     with pytest.raises(ValueError, match=r"temperature is 0.*--sampling\.temperature above 0"):
-        check_sampling(greedy, estimator, [PlainRollout(group_rollout)])
+        check_sampling(greedy, estimator, PlainRollout(group_rollout))
     check_sampling(Sampling(group_size=2), estimator)
 
 
