@@ -39,7 +39,7 @@ from mmrl.training import checkpoint
 from mmrl.training.compatibility import check_sampling, check_setup
 from mmrl.training.door import Door, entered, settings_of
 from mmrl.training.early_stop import EarlyStop, Plateau
-from mmrl.training.evaluate import evaluate, heldout_prompts
+from mmrl.training.evaluate import aside, evaluate, heldout_prompts
 from mmrl.training.identity import described_code, refuse_other_run, without
 from mmrl.training.learner import Estimator, Learner
 from mmrl.training.monitor import Alarms, BlindPolicy, Monitor, blind_probe, refuse_blindness
@@ -328,14 +328,9 @@ class Trainer:
 
     def _evaluate(self, step: int) -> dict[str, float]:
         now = Now(step, step / self.steps, self.run.seed)
-        clock = PhaseTimer()
-        with clock("evaluate"), self.policy.vision.no_update():
+        with aside(self.policy, self.rewards, "evaluate") as seconds:
             found = evaluate(self.engine, self.heldout, self.rewards, self.sampling, now)
-        seconds = clock.read()["time/evaluate"]
-        # Read and dropped: what evaluation cost must not appear as cost of the next step.
-        self.policy.counters.clear()
-        self.rewards.metrics()
-        return {**{f"eval/{k}": v for k, v in found.items()}, "time/evaluate": seconds}
+        return {**{f"eval/{k}": v for k, v in found.items()}, **seconds}
 
     def _probe(self, step: int) -> dict[str, float]:
         """What the policy says without its pictures."""
@@ -344,15 +339,12 @@ class Trainer:
         prompts = self.heldout[: self.monitor.probe_prompts] or heldout_prompts(
             self.supply.prompts, self.monitor.probe_prompts, self.policy.encode
         )
-        clock, now = PhaseTimer(), Now(step, step / self.steps, self.run.seed)
-        with clock("probe"), self.policy.vision.no_update():
-            budget = self.run.tokens_per_pass
+        now, budget = Now(step, step / self.steps, self.run.seed), self.run.tokens_per_pass
+        with aside(self.policy, self.rewards, "probe") as seconds:
             found = blind_probe(
                 self.policy, self.engine, prompts, self.rewards, self.sampling, now, budget
             )
-        self.policy.counters.clear()
-        self.rewards.metrics()
-        return {**found, "time/probe": clock.read()["time/probe"]}
+        return {**found, **seconds}
 
     def _stop_if_blind(self, metrics: Mapping[str, float]) -> None:
         try:
