@@ -28,6 +28,8 @@ WHOLE_ROWS, SAMPLE, RUN = 10_000, 2_000, 50
 """Rows that are all read; rows read of a larger collection; neighbours among these, since tables are read in groups."""
 DECODED = 256
 """Rows read of a collection that has to decode them."""
+SAMPLED = ", a sample"
+"""How `read` ends if rows were left out."""
 ENDLESS = 8
 """First rows read of an endless collection."""
 WHOLE_BYTES, PLACES = 1 << 18, 16
@@ -113,7 +115,7 @@ def _chosen_rows(prompts: Any) -> list[int]:
 def _in_words(size: int | None, read: int) -> str:
     if size is None:
         return f"the first {read} rows of an endless collection"
-    return f"all {size:,} rows" if read == size else f"{read:,} of {size:,} rows, a sample"
+    return f"all {size:,} rows" if read == size else f"{read:,} of {size:,} rows{SAMPLED}"
 
 
 def _feed(running: Any, value: Any, base: Path | None, files: bool) -> None:

@@ -88,6 +88,8 @@ def nonfinite(tensors: Mapping[str, Any]) -> list[str]:
     for name, tensor in tensors.items():
         if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
             continue
+        if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
+            tensor = tensor.dequantize()  # moments in 8 bits
         # Largest and smallest say it without a copy of the tensor: a NaN becomes both.
         if tensor.numel() and not all(torch.isfinite(end) for end in torch.aminmax(tensor)):
             bad.append(name)

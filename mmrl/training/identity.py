@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mmrl.ground.contents import contents
+from mmrl.ground.contents import SAMPLED, contents
 from mmrl.ground.outputs import OutputError
+from mmrl.ground.progress import Progress
 from mmrl.ground.source_digest import code_digest
 from mmrl.training.tracking import describe_prompts, differences
 from mmrl.types import Prompts
@@ -28,8 +29,16 @@ MEANINGS = {
 
 
 def described_prompts(prompts: Prompts) -> dict[str, Any]:
-    """Class, size and plain fields of a collection of prompts, and digests of what it holds."""
-    return {**describe_prompts(prompts), **contents(prompts)}
+    """Class, size and plain fields of a collection of prompts, and digests of what it holds.
+
+    Says so if only a sample of the rows was read: a change elsewhere would not be noticed when the run is continued.
+    """
+    found = contents(prompts)
+    if found["read"].endswith(SAMPLED):
+        Progress.say(
+            f"A continued run will compare its data with this one's by {found['read']}."
+        )
+    return {**describe_prompts(prompts), **found}
 
 
 def described_code(**parts: Any) -> dict[str, Any]:

@@ -264,6 +264,16 @@ def test_an_optimizer_that_is_not_finite_is_refused(value, where):
         checkpoint.refuse_nonfinite(named(), state, "step 1")
 
 
+def test_moments_in_eight_bits_are_looked_at_too():
+    subclass = pytest.importorskip("torchao.optim.subclass_8bit")
+    moments = subclass.OptimState8bit.zeros((64, 256))
+    state = {"adam": {"state": {0: {"exp_avg": moments}}}}
+    checkpoint.refuse_nonfinite(named(), state, "step 1")
+    moments.scale[3] = float("nan")
+    with pytest.raises(CheckpointError, match=r"not finite, for example in exp_avg of param"):
+        checkpoint.refuse_nonfinite(named(), state, "step 1")
+
+
 def test_a_full_disk_leaves_the_last_checkpoint_and_no_draft(tmp_path):
     """In a process of its own, with a limit on the size of files as a full disk would have."""
     import multiprocessing

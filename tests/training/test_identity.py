@@ -179,7 +179,17 @@ class Many(Prompts):
         return (index + (index in self.changed)).to_bytes(8, "big"), bytes(8)
 
 
-def test_of_a_huge_collection_a_sample_is_read_and_that_is_said():
+def test_of_a_huge_collection_a_sample_is_read_and_that_is_said(capsys):
+    class Told(Many):
+        def __getitem__(self, index):
+            return Prompt(str(index), [], ())
+
+    described_prompts(Told(10_000))
+    assert capsys.readouterr().err == ""
+    described_prompts(Told(260_000))
+    assert (
+        "compare its data with this one's by 2,000 of 260,000 rows" in capsys.readouterr().err
+    )
     large = Many(260_000)
     found = contents(large)
     assert found["read"] == "2,000 of 260,000 rows, a sample"
