@@ -71,10 +71,13 @@ def packed_row(
     q, k, v = (torch.randn(s, generator=rng).to(device, dtype) for s in sizes)
     grad = torch.randn((1, layout.length, count, width), generator=rng).to(device)
     scale = width**-0.5
+
     def ours(q, k, v):
         return packed(q, k, v, layout, scale)
+
     def plain(q, k, v):
         return _Packed.apply(q, k, v, layout, scale, PLAIN)
+
     right = with_gradients(plain, (q.float(), k.float(), v.float()), grad)
     mine = with_gradients(ours, (q, k, v), grad)
     worst = max(far(a, b) for a, b in zip(mine, right, strict=True))
@@ -102,6 +105,7 @@ def windows(
 
     def exact(q, k, v):
         return _by_length(q, k, v, starts, width**-0.5)
+
     wide = tuple(x.float() for x in inputs)
     right, mine = with_gradients(exact, wide, grad), with_gradients(ours, inputs, grad)
     worst = max(far(a, b) for a, b in zip(mine, right, strict=True))

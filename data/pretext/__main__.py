@@ -16,7 +16,6 @@ examples.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections import Counter
 from functools import partial
@@ -32,6 +31,7 @@ from mmrl.data.pretext.presets import PRESETS, preset
 from mmrl.data.pretext.stream.open import open_source
 from mmrl.data.pretext.stream.sources import Source, SplitSource
 from mmrl.data.pretext.stream.stream import SampleStream
+from mmrl.ground.outputs import refuse_file, refuse_report, write_report
 from mmrl.ground.progress import with_progress
 from mmrl.ground.quarantine import Quarantine
 from mmrl.ground.scratch import temporary_folder
@@ -120,9 +120,11 @@ def run_export(args: argparse.Namespace) -> int:
 
 
 def run_preview(args: argparse.Namespace) -> int:
-    from mmrl.data.pretext.audit.preview import write_preview
+    from mmrl.data.pretext.audit.preview import is_preview, write_preview
 
-    stream, path = stream_of(args), Path(args.output)
+    path = Path(args.output)
+    refuse_file(path, is_preview, "sheet of ours")
+    stream = stream_of(args)
     samples = with_progress(stream.first(args.count), args.count, "samples made")
     number = write_preview(samples, path, f"{args.preset} on {stream.source.name}")
     print(f"wrote {number} samples to {path}; open it in a browser")
@@ -135,6 +137,7 @@ def run_audit(args: argparse.Namespace) -> int:
     source = source_of(args, Quarantine())
     if args.all or args.markdown:
         return _audit_page(args, source)
+    file = _report_file(args, "audit")
     report = audit(source, preset(args.preset), args.count, args.seed)
     print(report.table())
     if args.gaps:
@@ -142,8 +145,8 @@ def run_audit(args: argparse.Namespace) -> int:
         for row in gap_curve(source):
             values = "  ".join(f"{name} {value:.2f}" for name, value in row.items())
             print(f"  {values}")
-    if args.json:
-        Path(args.json).write_text(json.dumps(report.json(), indent=1))
+    if file is not None:
+        write_report(file, "audit", report.json())
     return 1 if report.leaks else 0
 
 
@@ -215,11 +218,19 @@ def run_eval(args: argparse.Namespace) -> int:
             "no --model given: asking an untrained tiny model, whose answers are noise",
             file=sys.stderr,
         )
+    file = _report_file(args, "pretext evaluation")
     report = evaluate_model(args.model, stream_of(args), args.count, args.max_tokens, args.seed)
     print(report.table())
-    if args.json:
-        Path(args.json).write_text(json.dumps(report.json(), indent=1))
+    if file is not None:
+        write_report(file, "pretext evaluation", report.json())
     return 0
+
+
+def _report_file(args: argparse.Namespace, what: str) -> Path | None:
+    """Where the report goes; refused now, not after the work, if something else is there."""
+    file = Path(args.json) if args.json is not None else None
+    refuse_report(file, what, "--json")
+    return file
 
 
 def run_list(args: argparse.Namespace) -> int:

@@ -13,11 +13,12 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 from mmrl.ground.progress import Progress
 from mmrl.ground.version import __version__
@@ -176,6 +177,7 @@ def release(folder: Path) -> None:
 
 def write_whole(file: Path, text: str) -> None:
     """Write a file in one go: a process that dies leaves the old one or the new one, never half of it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
     draft = file.with_name(f".{file.name}.draft")
     draft.write_text(text, encoding="utf-8")
     os.replace(draft, file)
@@ -197,6 +199,25 @@ def refuse_file(
         raise OutputError(
             f"{file} is there and is no {what}; it would be lost. Choose another {flag}, or delete it yourself."
         )
+
+
+def refuse_report(file: Path | None, what: str, flag: str = "--output") -> None:
+    """Refuse a file that is there and is no report of this kind. Raises `OutputError`."""
+
+    def ours(text: str) -> bool:
+        try:
+            return json.loads(text)["mmrl"] == what
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return False
+
+    if file is not None:
+        refuse_file(file, ours, f"report of mmrl ({what})", flag)
+
+
+def write_report(file: Path, what: str, content: Mapping[str, Any]) -> None:
+    """Write a report as JSON; its first entry says what it is."""
+    refuse_report(file, what)
+    write_whole(file, json.dumps({"mmrl": what, **content}, indent=1))
 
 
 def _refuse_strangers(folder: Path, kind: Kind) -> None:

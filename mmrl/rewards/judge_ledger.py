@@ -73,6 +73,7 @@ class Ledger:
             self._database = sqlite3.connect(
                 file or ":memory:", timeout=30.0, check_same_thread=False
             )
+            _refuse_other_database(self._database, file)
             self._database.executescript(_TABLES)
         except (sqlite3.Error, OSError) as error:
             raise ValueError(
@@ -108,6 +109,17 @@ class Ledger:
     def close(self) -> None:
         """Close the file."""
         self._database.close()
+
+
+def _refuse_other_database(database: sqlite3.Connection, file: Path | None) -> None:
+    """Raise ValueError for a database that holds the tables of others."""
+    rows = database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+    others = sorted({name for (name,) in rows} - {"answers", "spent"})
+    if others:
+        raise ValueError(
+            f"The judge's cache {file} is a database of something else (it holds {', '.join(others[:3])}); name "
+            "another file."
+        )
 
 
 def request_key(content: Mapping[str, Any]) -> str:

@@ -51,7 +51,7 @@ class Tracker:
         clean: dict[str, float | None] = {}
         for name, value in sorted(metrics.items()):
             clean[name] = float(value) if math.isfinite(value) else None
-        _append(self.metrics_file, {"step": step, **clean})
+        append_rows(self.metrics_file, [{"step": step, **clean}])
         for sink in self._sinks:
             sink(step, clean)
 
@@ -72,7 +72,7 @@ class Tracker:
                 "parts": dict(rollout.parts),
                 "stop": rollout.stop,
             }
-            _append(self.folder / "samples.jsonl", row)
+            append_rows(self.folder / "samples.jsonl", [row])
 
     def truncate(self, step: int, *, again: bool = False) -> None:
         """Forget what was written after this step, and its own metrics too if they will be logged `again`."""
@@ -80,13 +80,13 @@ class Tracker:
             file = self.folder / name
             if not file.is_file():
                 continue
-            kept = [line for line, row in _rows(file) if row["step"] <= latest]
+            kept = [line for line, row in read_rows(file, _has_step) if row["step"] <= latest]
             write_whole(file, "".join(f"{line}\n" for line in kept))
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """All rows of a run's metrics. Damaged lines are named and left out; a last one may be in the making."""
-    return [row for _, row in _rows(folder / "metrics.jsonl")]
+    return [row for _, row in read_rows(folder / "metrics.jsonl", _has_step)]
 
 
 def describe(value: Any) -> Any:
@@ -187,20 +187,20 @@ def _is_scalar(value: object) -> bool:
     return value is None or isinstance(value, (bool, int, float, str))
 
 
-def _rows(file: Path) -> list[tuple[str, Any]]:
-    """Lines and what they hold. A damaged line costs itself only, and is named unless it is the unfinished last one."""
-    rows: list[tuple[str, Any]] = []
+def read_rows(
+    file: Path, is_row: Callable[[dict[str, Any]], bool]
+) -> list[tuple[str, dict[str, Any]]]:
+    """Lines and the objects on them. A damaged line costs itself only; all but an unfinished last one are named."""
+    rows: list[tuple[str, dict[str, Any]]] = []
     damaged: list[int] = []
     # Answers may hold any character, so only "\n" ends a line.
-    *lines, last = file.read_text(encoding="utf-8", errors="replace").split("\n")
+    lines = file.read_text(encoding="utf-8", errors="replace").split("\n")
     for number, line in enumerate(lines, 1):
-        row = _row(line)
-        if row is not None:
+        row = _object(line)
+        if row is not None and is_row(row):
             rows.append((line, row))
-        elif line.strip():
+        elif line.strip() and number < len(lines):
             damaged.append(number)
-    if (row := _row(last)) is not None:
-        rows.append((last, row))
     if damaged:
         several = "line" if len(damaged) == 1 else "lines"
         first = ", ".join(map(str, damaged[:5]))
@@ -209,23 +209,28 @@ def _rows(file: Path) -> list[tuple[str, Any]]:
     return rows
 
 
-def _row(line: str) -> dict[str, Any] | None:
-    """What a line of metrics or samples holds; None for a damaged one."""
+def _object(line: str) -> dict[str, Any] | None:
+    """The object on a line; None for anything else."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    return row if isinstance(row, dict) and type(row.get("step")) is int else None
+    return row if isinstance(row, dict) else None
 
 
-def _append(file: Path, row: Mapping[str, Any]) -> None:
-    # Opened for each row, so that what was written survives the process and can be read while it runs.
-    text = json.dumps(row, ensure_ascii=False, default=str)
+def _has_step(row: Mapping[str, Any]) -> bool:
+    return type(row.get("step")) is int
+
+
+def append_rows(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Append objects, one a line."""
+    # Opened each time, so that what was written survives the process and can be read while it runs.
+    lines = [json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows]
     with file.open("ab+") as handle:
         # A line that was torn by a kill must not take this one with it.
         if handle.tell() and not _ends_a_line(handle):
             handle.write(b"\n")
-        handle.write(f"{text}\n".encode("utf-8", "replace"))
+        handle.write("".join(lines).encode("utf-8", "replace"))
 
 
 def _ends_a_line(handle: BinaryIO) -> bool:
