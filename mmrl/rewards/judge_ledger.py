@@ -169,9 +169,10 @@ def _refuse_damaged_database(database: sqlite3.Connection, file: Path | None) ->
         or booked is None
         or not all(isinstance(each, int | float) for each in booked)
     ):
+        reason = str(found).splitlines()[-1]
         raise ValueError(
-            f"The judge's cache {file} is damaged ({str(found).splitlines()[-1]}), and with it the sum of what was spent; restore it from a "
-            "copy, or name another file and lower the budget by what was spent."
+            f"The judge's cache {file} is damaged ({reason}), and with it the sum of what was spent; restore it from "
+            "a copy, or name another file and lower the budget by what was spent."
         )
 
 
