@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
+from mmrl.ground.printable import show, tell
+
 HELP = """usage: mmrl RECIPE [PRESET] [--flag value ...]
        mmrl list
 
@@ -23,19 +25,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Read the command line; an unknown recipe ends with the nearest name and status 2."""
     args = list(sys.argv[1:] if argv is None else argv)
     if not args or args[0] in ("-h", "--help"):
-        print(HELP)
+        show(HELP)
         return
     if args[0] == "list":
-        print(listing())
+        show(listing())
         return
     name, known = args[0].replace("-", "_"), recipes()
     if name not in known:
         close = difflib.get_close_matches(name, known, 1)
         hint = f" Perhaps you meant {close[0]!r}." if close else ""
-        print(
-            f"mmrl: there is no recipe {args[0]!r}.{hint} `mmrl list` names all.",
-            file=sys.stderr,
-        )
+        tell(f"mmrl: there is no recipe {args[0]!r}.{hint} `mmrl list` names all.")
         sys.exit(2)
     # Only the chosen recipe is imported: each brings torch and its method along.
     module = import_module(f"mmrl.recipes.{name}")

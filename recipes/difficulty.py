@@ -8,10 +8,10 @@ index, id, iou, pred, answer and duration, or index and bad for a row that canno
 training rows that recipes.timelens sees with the same data, clips and seed, so keep these the same.
 """
 
-import sys
 from pathlib import Path
 
 from mmrl import Sampling
+from mmrl.ground.printable import show, tell
 from mmrl.recipes.shared.clip_asking import Asking
 from mmrl.recipes.shared.clip_data import DRAWN_CLIPS, ClipQuestions, Clips
 from mmrl.recipes.shared.clip_stages import (
@@ -70,8 +70,8 @@ def main(
     ious = [row["iou"] for row in rows if "iou" in row]
     mean = sum(ious) / max(1, len(ious))
     bad = len(rows) - len(ious)
-    print(f"{output}: {len(ious)} rows answered, mean IoU {mean:.3f}; {bad} cannot be used.")
-    print(f"Next: python -m recipes.timelens --select.file {output} …", file=sys.stderr)
+    show(f"{output}: {len(ious)} rows answered, mean IoU {mean:.3f}; {bad} cannot be used.")
+    tell(f"Next: python -m recipes.timelens --select.file {output} …")
 
 
 if __name__ == "__main__":

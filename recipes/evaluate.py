@@ -13,13 +13,13 @@ Rows about spans of clips are recognised by their format: R1@0.3, 0.5, 0.7 and m
 pass@k is the unbiased estimate from `samples` answers at the sampling temperature; accuracy is greedy.
 """
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mmrl import Rewards, Sampling
 from mmrl.ground.outputs import refuse_report, write_report
+from mmrl.ground.printable import show, tell
 from mmrl.recipes.shared.clip_asking import Asking, span_style_of
 from mmrl.recipes.shared.clip_data import ClipQuestions, Clips, about_spans
 from mmrl.recipes.shared.clip_report import blocks, grounding_report
@@ -35,6 +35,7 @@ from mmrl.recipes.shared.opening import (
 )
 from mmrl.rollouts.engine import HFEngine
 from mmrl.training.evaluate import answers_to, evaluate, heldout_prompts, pass_rates
+from mmrl.training.tracking import chat_as_line
 from mmrl.types import Now, Rollout
 
 REPORT = "evaluation"
@@ -94,18 +95,21 @@ def main(
         rows = heldout_prompts(heldout if dataset.startswith("drawn:") else train, prompts)
         engine, now = HFEngine(policy), Now(0, 0.0, seed)
         with Rewards(accuracy=(0.9, style.accuracy), format=(0.1, style.format)) as rewards:
+            asked = "".join(chat_as_line(row.messages) for row in rows[:1])
+            for note in policy.processing.tags.notes(asked, rewards.needs_tags):
+                tell(note)
             rates = evaluate(engine, rows, rewards, sampling, now)
             if samples:
                 several = replace(sampling, group_size=samples)
                 answers = answers_to(engine, rows, rewards, several, now)
                 rates |= pass_rates(answers, [k for k in ks if k <= samples])
-        print(f"{model} on {len(rows)} prompts of {dataset}")
+        show(f"{model} on {len(rows)} prompts of {dataset}")
         for name, value in rates.items():
-            print(f"  {name:<16} {value:.4f}")
+            show(f"  {name:<16} {value:.4f}")
         found |= {"prompts": len(rows), **rates}
     if output is not None:
         write_report(output, REPORT, found)
-        print(f"written to {output}", file=sys.stderr)
+        tell(f"written to {output}")
 
 
 def _span_tables(
@@ -123,9 +127,9 @@ def _span_tables(
             for rollout in engine.generate(rows, greedy, Now(0, 0.0)):
                 without_pixels = replace(rollout.prompt, media=())
                 answers.append(replace(rollout, prompt=without_pixels))
-    print(f"{model} on {len(answers)} questions of {questions.dataset}")
+    show(f"{model} on {len(answers)} questions of {questions.dataset}")
     text, tables = grounding_report(answers, span_style_of(questions.asking))
-    print(text)
+    show(text)
     return tables
 
 

@@ -10,12 +10,12 @@ this has no checkpoints: stopped by a signal it saves its weights, but cannot be
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 
+from mmrl.ground.printable import tell
 from mmrl.ground.stopping import Waiting, shielded, stop_if_asked
 from mmrl.grpo import GRPO, loss
 from mmrl.losses.advantages import group_normalized
@@ -97,7 +97,7 @@ def main(
                 tracker.log(step + 1, found)
                 if step % 10 == 0:
                     text = f"step {step + 1}/{steps}  reward {found['reward/total']:.3f}"
-                    print(text, file=sys.stderr)
+                    tell(text)
         with torch.no_grad():
             policy.save(run.folder / "model")
         stop_if_asked()  # the weights so far are saved, and the run counts as unfinished

@@ -1,12 +1,10 @@
 """PAPO (arXiv 2507.06448): GRPO that is also paid for looking.
 
-on a laptop CPU, minutes:       python -m recipes.papo
-Qwen2.5-VL, Table 6:            python -m recipes.papo 7b       (and 3b, qwen3-2b)
-on the DAPO base, GRPO alone:   python -m recipes.papo d-7b     and grpo-7b
-your own model and data:        python -m recipes.papo --model my/folder --dataset my.jsonl
+on a laptop CPU, minutes:   python -m recipes.papo      (your own: --model my/folder --dataset my.jsonl)
+Qwen2.5-VL, Table 6:        python -m recipes.papo 7b   (3b, qwen3-2b; on DAPO: d-7b; GRPO alone: grpo-7b)
 """
 
-from mmrl import GRPO, LoRA, Optim, Run, Sampling, Trainer, VisualBranch
+from mmrl import GRPO, LoRA, Monitor, Optim, Run, Sampling, Trainer, VisualBranch
 from mmrl.objectives.papo import PAPO
 from mmrl.perception.masking import PatchMask
 from mmrl.recipes.shared.launch import Preset, fit, launch
@@ -50,6 +48,7 @@ def main(
     sampling: Sampling = Sampling(group_size=5, temperature=1.0, top_p=0.99, max_tokens=2048),
     optim: Optim = Optim(lr=1e-6, weight_decay=1e-2, decay_all=True),
     run: Run = Run(name="papo", prompts_per_step=384, updates_per_step=3, epochs=2),
+    monitor: Monitor = Monitor(),
     load: Load = Load(min_pixels=200_704, max_pixels=1_003_520, max_prompt_tokens=4096),
     lora: LoRA = LoRA(),
 ) -> None:
@@ -72,6 +71,7 @@ def main(
         sampling=sampling,
         optim=optim,
         run=run,
+        monitor=monitor,
     )
     fit(trainer, watch=("branch/masked/kl", "loss/perception"))
 

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from shutil import copytree
 from tempfile import TemporaryDirectory
 
 import pytest
@@ -63,6 +64,18 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny3_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Qwen3-VL. Do not write into it."""
     return tiny.build(tmp_path_factory.mktemp("tiny") / "qwen3_vl", "qwen3_vl")
+
+
+@pytest.fixture(scope="session")
+def sliding_folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny Qwen2.5-VL with a window of 8 tokens from its second layer on. Do not write into it."""
+    folder = Path(copytree(tiny_folder, tmp_path_factory.mktemp("tiny") / "sliding"))
+    config = json.loads((folder / "config.json").read_text())
+    text = config["text_config"]
+    text |= {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
+    text.pop("layer_types", None)  # the library works it out again
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
 
 
 class Commands:

@@ -32,6 +32,7 @@ from mmrl.data.pretext.stream.open import open_source
 from mmrl.data.pretext.stream.sources import Source, SplitSource
 from mmrl.data.pretext.stream.stream import SampleStream
 from mmrl.ground.outputs import refuse_file, refuse_report, write_report
+from mmrl.ground.printable import show, tell
 from mmrl.ground.progress import with_progress
 from mmrl.ground.quarantine import Quarantine
 from mmrl.ground.scratch import temporary_folder
@@ -72,7 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
         with leaving():
             return args.run(args)
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell(f"error: {error}")
         return 2
 
 
@@ -112,8 +113,8 @@ def run_export(args: argparse.Namespace) -> int:
             quarantine=quarantine,
         )
     if (folder / "quarantine.jsonl").is_file():
-        print(f"skipped media are listed in {folder / 'quarantine.jsonl'}")
-    print(
+        show(f"skipped media are listed in {folder / 'quarantine.jsonl'}")
+    show(
         f"wrote {done.rows} rows to {done.folder}; load them with datasets.load_dataset({str(done.folder)!r})"
     )
     return 0
@@ -127,7 +128,7 @@ def run_preview(args: argparse.Namespace) -> int:
     stream = stream_of(args)
     samples = with_progress(stream.first(args.count), args.count, "samples made")
     number = write_preview(samples, path, f"{args.preset} on {stream.source.name}")
-    print(f"wrote {number} samples to {path}; open it in a browser")
+    show(f"wrote {number} samples to {path}; open it in a browser")
     return 0
 
 
@@ -139,12 +140,12 @@ def run_audit(args: argparse.Namespace) -> int:
         return _audit_page(args, source)
     file = _report_file(args, "audit")
     report = audit(source, preset(args.preset), args.count, args.seed)
-    print(report.table())
+    show(report.table())
     if args.gaps:
-        print("\nmatching borders on a 3×3 jigsaw, by gap:")
+        show("\nmatching borders on a 3×3 jigsaw, by gap:")
         for row in gap_curve(source):
             values = "  ".join(f"{name} {value:.2f}" for name, value in row.items())
-            print(f"  {values}")
+            show(f"  {values}")
     if file is not None:
         write_report(file, "audit", report.json())
     return 1 if report.leaks else 0
@@ -157,7 +158,7 @@ def _audit_page(args: argparse.Namespace, source: Source) -> int:
     leaks = 0
     # Printed piece by piece: the whole page takes many minutes.
     for text, leaky in page_sections(source, presets, args.count, args.seed):
-        print(text, flush=True)
+        show(text)
         leaks += leaky
     return 1 if leaks else 0
 
@@ -167,7 +168,7 @@ def run_bench(args: argparse.Namespace) -> int:
 
     figures = throughput(args.seconds)
     for figure in figures:
-        print(figure.line())
+        show(figure.line())
     return 0 if all(figure.half for figure in figures) else 1
 
 
@@ -175,19 +176,20 @@ def run_stats(args: argparse.Namespace) -> int:
     stream = stream_of(args)
     samples = list(with_progress(stream.first(args.count), args.count, "samples made"))
     tasks = Counter(sample.task for sample in samples)
-    print(
-        f"{'task':20s} {'share':>6s} {'accepted':>9s} {'chance':>7s} {'reward':>7s} {'visuals':>8s} {'megapixels':>11s}"
+    show(
+        f"{'task':20s} {'share':>6s} {'accepted':>9s} {'chance':>7s} {'reward':>7s} {'visuals':>8s} "
+        f"{'megapixels':>11s}"
     )
     for task, number in tasks.most_common():
         of_task = [sample for sample in samples if sample.task == task]
-        print(
+        show(
             _stats_row(task, of_task, number / len(samples), stream.acceptance().get(task, 1.0))
         )
     for key, number in sorted(stream.counts.items()):
         if not key.startswith("made/"):
-            print(f"  {key}: {number}")
+            show(f"  {key}: {number}")
     if stream.left_out:
-        print(f"left out for lack of media: {', '.join(stream.left_out)}")
+        show(f"left out for lack of media: {', '.join(stream.left_out)}")
     return 0
 
 
@@ -214,13 +216,10 @@ def run_eval(args: argparse.Namespace) -> int:
     from mmrl.data.pretext.evaluate import evaluate_model
 
     if args.model == "tiny":
-        print(
-            "no --model given: asking an untrained tiny model, whose answers are noise",
-            file=sys.stderr,
-        )
+        tell("no --model given: asking an untrained tiny model, whose answers are noise")
     file = _report_file(args, "pretext evaluation")
     report = evaluate_model(args.model, stream_of(args), args.count, args.max_tokens, args.seed)
-    print(report.table())
+    show(report.table())
     if file is not None:
         write_report(file, "pretext evaluation", report.json())
     return 0
@@ -235,11 +234,11 @@ def _report_file(args: argparse.Namespace, what: str) -> Path | None:
 
 def run_list(args: argparse.Namespace) -> int:
     for entry in PRESETS:
-        print(f"{entry.name}: {entry.note}")
+        show(f"{entry.name}: {entry.note}")
     for task in TASKS:
-        print(f"\n{task.name} (v{task.version}; {', '.join(task.kinds)})")
+        show(f"\n{task.name} (v{task.version}; {', '.join(task.kinds)})")
         for name, knob in task.knobs.items():
-            print(f"  {name} = {knob.default!r}: {knob.help}")
+            show(f"  {name} = {knob.default!r}: {knob.help}")
     return 0
 
 

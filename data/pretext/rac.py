@@ -10,7 +10,6 @@ about under `rac/unavailable` (one reason per step is logged; a diagnostic never
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -18,10 +17,11 @@ from typing import Any, ClassVar
 from mmrl.data.pretext.catalogue import find
 from mmrl.data.pretext.marking.consistency import RuleJudge, split_reply
 from mmrl.data.pretext.surface import Surface
+from mmrl.ground.printable import logger
 from mmrl.rewards.judge import Ask, JudgeUnavailable, RequestRefused
 from mmrl.types import Rollout
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 QUESTION = (
     "Below are the reasoning and the final answer of somebody who solved a visual puzzle. You do not see the puzzle, "

@@ -14,7 +14,15 @@ import re
 from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 
-from mmrl.data.rows.tables import LinesTable, ListTable, RenamedTable, read_csv, read_json
+from mmrl.data.rows.cards import card_label_names
+from mmrl.data.rows.tables import (
+    LabelledTable,
+    LinesTable,
+    ListTable,
+    RenamedTable,
+    read_csv,
+    read_json,
+)
 from mmrl.ground.media_names import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from mmrl.ground.tables import ChainTable, ParquetTable, Table
 
@@ -26,7 +34,10 @@ READERS: dict[str, Callable[[Path], Table]] = {
     ".csv": read_csv,
     ".tsv": read_csv,
 }
-NOT_DATA = ("dataset_info.json", "dataset_infos.json", "config.json", "state.json")
+NOT_DATA = (
+    *("dataset_info.json", "dataset_infos.json", "config.json", "state.json"),
+    *("manifest.json", "quarantine.jsonl"),  # beside the shards of our own export
+)
 
 
 def is_saved(folder: Path) -> bool:
@@ -48,6 +59,13 @@ def open_file(path: Path) -> Table:
 
 def open_folder(folder: Path, split: str | None = None, subset: str | None = None) -> Table:
     """The table in a folder that is no saved data set."""
+    names = card_label_names(folder, subset)
+    if names:
+        return LabelledTable(_open_folder(folder, split, subset), names)
+    return _open_folder(folder, split, subset)
+
+
+def _open_folder(folder: Path, split: str | None, subset: str | None) -> Table:
     if subset is not None:
         folder = _subfolder(folder, subset, "subset")
     named = split

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from mmrl.data.rows.containers import is_pixels, picture_in
 from mmrl.data.rows.images import check_image, media_path, read_image
 from mmrl.ground.faults import BadRow, Fault, shown
 from mmrl.types import Media
@@ -39,11 +40,12 @@ class FrameList:
     def check(self, base: Path | None) -> None:
         """What can be known without decoding. Raises `Fault`."""
         for frame in self.frames:
-            check_image(frame, base)
+            if not is_pixels(frame):
+                check_image(frame, base)
 
     def decode(self, base: Path | None) -> Media:
         """All frames as one clip; the last frame lasts as long as the one before. Raises `Fault`."""
-        frames = [read_image(frame, base) for frame in self.frames]
+        frames = [read_image(picture_in(frame), base) for frame in self.frames]
         if len({frame.shape for frame in frames}) > 1:
             sizes = sorted({tuple(frame.shape[2:]) for frame in frames})
             found = f"frames of different sizes {sizes}"
@@ -62,6 +64,9 @@ def _are_rising(seconds: Sequence[Any]) -> bool:
 
 def video_path(cell: Any, base: Path | None) -> Path:
     """The file of a video cell: a path or a {"path": ...} record. Raises `Fault`."""
+    if _is_embedded(cell):
+        fix = "Write the clip to a file and give its path, or give single frames with times."
+        raise Fault("embedded video", "the clip is embedded; only files are read", fix)
     if isinstance(cell, Mapping):
         known = [key for key in ("path", "video", "url") if isinstance(cell.get(key), str)]
         # A record without any of them goes on as it is and is refused below, with its content shown.
@@ -72,6 +77,15 @@ def video_path(cell: Any, base: Path | None) -> Path:
         )
         raise Fault("missing media", f"found {shown(cell)} where a video should be", fix)
     return media_path(str(cell), base)
+
+
+def _is_embedded(cell: Any) -> bool:
+    """Is the content of the clip itself in the row, and no path to it?"""
+    if isinstance(cell, Mapping):
+        named = any(isinstance(cell.get(key), str) for key in ("path", "video"))
+        inner = next((cell[key] for key in ("bytes", "url") if cell.get(key)), None)
+        return not named and inner is not None and _is_embedded(inner)
+    return isinstance(cell, bytes | bytearray) or str(cell).startswith("data:")
 
 
 def read_video(path: Path, options: Mapping[str, Any]) -> Media:

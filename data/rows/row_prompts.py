@@ -7,28 +7,43 @@ pixels are decoded when an index is read. A bad row is a `BadRow` with file, lin
 `prompts[index]` in both modes and is counted; iteration goes on or stops by the same choice; `check()` finds it
 beforehand. Where media are embedded as bytes, placeholders are checked when a row is read, not at load.
 
-1. A row without media is text only if its media column is a list or has a plural name (`images`), or the key is absent;
-   an empty single cell (`image` is None or "") is a missing medium unless another column of the row gives one.
+1. A row whose media columns are empty is a text row if its text has no placeholder; how many there are is said at the
+   start. A hole in a list of media is a fault: the placeholders would point at other ones.
 2. A row whose chat ends with an assistant turn has that turn as its answer, if there is no answer column; its text is
    `extra["target"]` either way.
 3. Ids come from the data set's id column (repeated ids get the row number appended), else from a hash of the source's
    name, the row number and the question, so that they are equal on every machine.
 4. Embedded bytes are read for the mapped columns only; all other columns without bytes go to `extra`.
+5. Choices in a column of their own are written below the question, lettered, unless it has them or the template does.
+6. Columns with media that nobody reads are named at the start (`mmrl.data.rows.census`).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from mmrl.data.rows.columns import ColumnMap, missing_field
+from mmrl.data.rows import census
+from mmrl.data.rows.columns import ColumnMap, cell_at, missing_field, root
+from mmrl.data.rows.containers import (
+    chat_in_text,
+    clips_in,
+    is_empty,
+    is_pixels,
+    media_in,
+    picture_in,
+    turns_in,
+)
 from mmrl.data.rows.images import check_image, read_image
+from mmrl.data.rows.layouts import bare_answer, laid_out
+from mmrl.data.rows.options import with_options
 from mmrl.data.rows.row_clips import FrameList, read_video, video_path
 from mmrl.data.rows.templates import PLAIN, Template, Visuals, question_chat, row_chat
 from mmrl.ground.contents import Content, digest
 from mmrl.ground.faults import BadRow, Fault, shown
+from mmrl.ground.progress import Progress
 from mmrl.ground.tables import Row, Table
 from mmrl.types import Media, Prompt, Prompts
 
@@ -55,6 +70,8 @@ class RowPrompts(Prompts):
             raise ValueError(f"on_bad is {on_bad!r}; it must be 'skip' or 'stop'.")
         if limit is not None and limit < 1:
             raise ValueError(f"limit is {limit}; it must be at least 1, or None for all rows.")
+        asked = ColumnMap.of(columns)
+        table = laid_out(table, asked)
         self.source, self.on_bad = table.name, on_bad
         self.skipped: dict[str, int] = {}
         self.faults: list[BadRow] = []
@@ -62,11 +79,14 @@ class RowPrompts(Prompts):
         self._root = None if image_root is None else Path(image_root).expanduser()
         self._bad: set[int] = set()
         self._repeated: set[int] = set()
-        self._settle_columns(ColumnMap.of(columns))
+        self._settle_columns(asked)
+        self._without_media = 0
         # Empty while the rows are checked: the summary in an error message asks for their number.
         self._rows: Sequence[int] = ()
         self._rows = self._usable_rows(limit)
         self.size: int | None = len(self._rows)
+        for notice in self._notices():
+            Progress.say(notice)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -132,7 +152,8 @@ class RowPrompts(Prompts):
             raise ValueError(f"{self.source} is empty; it must hold at least one row.")
         names = self._table.columns()
         self._fields = columns.resolve(names, self.source)
-        media = [*self._fields["images"], *self._fields["videos"], *self._fields["frames"]]
+        fields = ("images", "videos", "frames")
+        media = [root(name, names) for field in fields for name in self._fields[field]]
         has_chat = bool(self._fields["messages"])
         has_question = bool(self._fields["question"])
         # A folder of pictures, perhaps by class, asks nothing; the template may then do it.
@@ -147,11 +168,44 @@ class RowPrompts(Prompts):
             raise missing_field("answer", names, self.source)
         self._asks_answer = not bare and columns.answer != ""
         light = self._table.light()
-        # Embedded media are not read at load; what depends on them is then checked row by row, later.
-        self._decided = all(name in light for name in media)
-        mapped = {name for chosen in self._fields.values() for name in chosen}
+        mapped = {root(name, names) for chosen in self._fields.values() for name in chosen}
+        # Embedded media are not read at load, in columns of their own or inside chats; what depends on them is then
+        # checked row by row, later.
+        asked = [
+            root(name, names) for name in (*self._fields["messages"], *self._fields["question"])
+        ]
+        self._decided = all(name in light for name in (*media, *asked))
+        self._chats_decided = all(name in light for name in asked)
         self._wanted = [name for name in names if name in light or name in mapped]
-        self._extra = [name for name in names if name in light and name not in mapped]
+        choices = self._fields["options"]
+        self._extra = [
+            name for name in names if name in light and (name not in mapped or name in choices)
+        ]
+        unread = census.unread_media(self._table, mapped, self._root)
+        self._unread = [one for one in unread if not columns.denies(one.field)]
+        self._settle_placeholders(columns)
+
+    def _settle_placeholders(self, columns: ColumnMap) -> None:
+        """Decide what `<image>` and `<video>` mean, and what to say where they find no medium."""
+        self._is_placeholder = {
+            "image": not columns.denies("images"),
+            "video": not columns.denies("videos") or bool(self._fields["frames"]),
+        }
+        self._remedies: dict[str, str] = {}
+        for kind in ("image", "video"):
+            mapped = self._fields[f"{kind}s"] or (kind == "video" and self._fields["frames"])
+            if not mapped:
+                self._remedies[kind] = census.remedy(kind, self._unread)
+
+    def _notices(self) -> Iterator[str]:
+        """What a person should know before training on these rows."""
+        blind = self._decided and self._without_media == len(self._rows)
+        yield from filter(None, [census.said(self._unread, self.source, blind)])
+        if blind and all(self._is_placeholder.values()):
+            yield f"{self.source}: no row shows a picture or a clip; the model reads text alone."
+        if self._decided and not blind and self._without_media:
+            count, rows = self._without_media, len(self._rows)
+            yield f"{self.source}: {count} of {rows} rows show no picture or clip; they are asked as text."
 
     def _usable_rows(self, limit: int | None) -> Sequence[int]:
         """Numbers of the rows that pass the cheap checks, at most `limit`."""
@@ -188,19 +242,22 @@ class RowPrompts(Prompts):
             self._answer(row, None)
         if not self._decided:
             # A chat may hold its media, so that it cannot be judged without them; a text can.
-            if not self._fields["messages"]:
+            if not self._fields["messages"] and self._chats_decided:
                 self._question(row)
             return
         _, visuals, label = self._chat(row)
         self._answer(row, label)
         base = self._base(number)
         for kind, cell in visuals.used:
+            if is_pixels(cell):
+                continue
             if kind == "image":
                 check_image(cell, base)
             elif isinstance(cell, FrameList):
                 cell.check(base)
             else:
                 video_path(cell, base)
+        self._without_media += not visuals.used
 
     def _prompt(self, number: int) -> Prompt:
         """Read and decode one row. Raises `Fault`."""
@@ -216,24 +273,53 @@ class RowPrompts(Prompts):
 
     def _chat(self, row: Row) -> tuple[tuple[Mapping[str, Any], ...], Visuals, str | None]:
         """The row's chat, its media in order, and its own last assistant turn."""
-        images = _cells(row, self._fields["images"])
-        videos = _cells(row, self._fields["videos"])
+        images = _cells(row, self._fields["images"], media_in)
+        videos = self._clips(row)
+        placeholder = self._is_placeholder
+        visuals = Visuals(
+            images,
+            videos,
+            has_images=placeholder["image"],
+            has_videos=placeholder["video"],
+            remedies=self._remedies,
+        )
+        others = {name: row.get(name) for name in self._extra}
+        question = self._turns(row) or self._question(row)
+        template = self._template
+        if isinstance(question, str):
+            question = with_options(question, _cell(row, self._fields["options"]), template)
+            return question_chat(question, template, others, visuals), visuals, None
+        messages, label = row_chat(question, template, others, visuals)
+        return messages, visuals, label
+
+    def _turns(self, row: Row) -> list[Any] | None:
+        """The row's chat; None if it has none. Raises `Fault` for a cell that is none."""
+        turns = _cell(row, self._fields["messages"])
+        found = turns_in(turns)
+        if found is None and not is_empty(turns) and turns != []:
+            fix = "Give a list of turns {'role', 'content'} or {'from', 'value'}, or drop the row."
+            raise Fault("bad chat", f"the chat is {shown(turns)}", fix)
+        return found
+
+    def _clips(self, row: Row) -> list[Any]:
+        """The row's clips: files, or frames with their times."""
+        videos = _cells(row, self._fields["videos"], clips_in)
         frames = _cell(row, self._fields["frames"])
         if frames:
-            times, fps = _cell(row, self._fields["times"]), _cell(row, self._fields["fps"])
-            videos.append(FrameList.of(frames, times, fps))
-        if not images and not videos:
-            _refuse_empty(row, (*self._fields["images"], *self._fields["videos"]))
-        has_videos = bool(self._fields["videos"] or self._fields["frames"])
-        visuals = Visuals(images, videos, bool(self._fields["images"]), has_videos)
-        others = {name: row.get(name) for name in self._extra}
-        turns = _cell(row, self._fields["messages"])
-        question = turns if turns is not None else self._question(row)
-        if isinstance(question, str):
-            messages = question_chat(question, self._template, others, visuals)
-            return messages, visuals, None
-        messages, label = row_chat(question, self._template, others, visuals)
-        return messages, visuals, label
+            # Whatever else it is becomes a clip without frames, which is refused with what was found.
+            videos.append(frames if isinstance(frames, list | tuple) else ())
+        times, fps = _cell(row, self._fields["times"]), _cell(row, self._fields["fps"])
+        # Times of several clips are a list for each; those of one are numbers.
+        is_nested = isinstance(times, list) and any(isinstance(part, list) for part in times)
+        clips: list[Any] = []
+        for number, cell in enumerate(videos):
+            if isinstance(cell, list | tuple):
+                own = times
+                if is_nested:
+                    own = times[number] if number < len(times) else None
+                cell = FrameList.of(cell, own, fps)
+            clips.append(cell)
+        return clips
 
     def _question(self, row: Row) -> Any:
         """The question: text or a chat. Empty only where the table has none."""
@@ -243,8 +329,9 @@ class RowPrompts(Prompts):
                 raise Fault("missing question", "the chat is empty", fix)
             return ""
         question = _cell(row, self._fields["question"])
-        if isinstance(question, list) and question:
-            return question
+        turns = chat_in_text(question) if isinstance(question, str) else turns_in(question)
+        if turns:
+            return turns
         if not isinstance(question, str) or not question.strip():
             found = f"column {self._fields['question'][0]!r} holds {shown(question)}"
             raise Fault("missing question", found, "Give a text or a chat, or drop the row.")
@@ -262,7 +349,7 @@ class RowPrompts(Prompts):
             column = columns[0] if columns else "the chat"
             found = f"{column!r} holds {shown(answer)}"
             raise Fault("answer without text", found, "Give an answer or drop the row.")
-        return None if empty else answer
+        return None if empty else bare_answer(answer)
 
     def _id(self, row: Row, number: int) -> str:
         name = _cell(row, self._fields["id"])
@@ -280,7 +367,7 @@ class RowPrompts(Prompts):
     def _medium(self, kind: str, cell: Any, base: Path | None) -> Media:
         """Decode one medium."""
         if kind == "image":
-            return Media(read_image(cell, base))
+            return Media(read_image(picture_in(cell), base))
         if isinstance(cell, FrameList):
             return cell.decode(base)
         return read_video(video_path(cell, base), self._clip)
@@ -298,36 +385,18 @@ class RowPrompts(Prompts):
 
 def _cell(row: Row, columns: Sequence[str]) -> Any:
     """The value of a field's only column, or None."""
-    return row.get(columns[0]) if columns else None
+    return cell_at(row, columns[0]) if columns else None
 
 
-def _cells(row: Row, columns: Sequence[str]) -> list[Any]:
+def _cells(row: Row, columns: Sequence[str], opened: Callable[[Any], list[Any]]) -> list[Any]:
     """All media cells of a row, lists opened, empty columns left out. Raises `Fault` for a hole in a list."""
     cells: list[Any] = []
     for name in columns:
-        value = row.get(name)
-        if isinstance(value, list | tuple):
-            # Refused, not left out: the placeholders of the text would point at other media.
-            if any(_is_empty(cell) for cell in value):
-                found = f"column {name!r} holds {shown(value)}"
-                raise Fault("missing media", found, "Give every medium of the list.")
-            cells.extend(value)
-        elif not _is_empty(value):
-            cells.append(value)
+        value = cell_at(row, name)
+        found = opened(value)
+        # Refused, not left out: the placeholders of the text would point at other media.
+        if any(is_empty(cell) for cell in found):
+            said = f"column {name!r} holds {shown(value)}"
+            raise Fault("missing media", said, "Give every medium of the list.")
+        cells.extend(found)
     return cells
-
-
-def _refuse_empty(row: Row, columns: Sequence[str]) -> None:
-    """Raise if a column for a single medium is there but empty."""
-    for name in columns:
-        if name not in row:
-            continue
-        # `images`, or a list: how many there are is up to the row, and none is a text-only row.
-        many = name.endswith("s") or isinstance(row[name], list | tuple)
-        if not many:
-            fix = "Give the medium or drop the row; a text-only row has an empty list, or no such key."
-            raise Fault("missing media", f"column {name!r} holds {shown(row[name])}", fix)
-
-
-def _is_empty(cell: Any) -> bool:
-    return cell is None or (isinstance(cell, str | bytes) and not cell.strip())

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mmrl.data.rows.torn import csv_rows, glued_at, list_items
+from mmrl.ground.class_labels import with_names
 from mmrl.ground.faults import Fault, shown
 from mmrl.ground.tables import Row, Table
 
@@ -157,6 +158,35 @@ class RenamedTable:
 
     def _renamed(self, row: Row) -> Row:
         return {self._new(name): value for name, value in row.items()}
+
+
+class LabelledTable:
+    """A table with class labels whose names stand on the card of its folder."""
+
+    def __init__(self, inner: Table, names: Mapping[str, Any]) -> None:
+        self.name, self._inner, self._names = inner.name, inner, dict(names)
+
+    def columns(self) -> list[str]:
+        return self._inner.columns()
+
+    def light(self) -> frozenset[str]:
+        return self._inner.light()
+
+    def __len__(self) -> int:
+        return len(self._inner)
+
+    def scan(self) -> Iterator[Row | Fault]:
+        for row in self._inner.scan():
+            yield row if isinstance(row, Fault) else with_names(row, self._names)
+
+    def row(self, index: int, columns: Sequence[str]) -> Row:
+        return with_names(self._inner.row(index, columns), self._names)
+
+    def where(self, index: int) -> str:
+        return self._inner.where(index)
+
+    def base(self, index: int) -> Path | None:
+        return self._inner.base(index)
 
 
 def read_json(path: Path) -> Table:

@@ -1,10 +1,17 @@
 """From a question and its media to a chat: templates, and placeholders in the text.
 
 `<image>` and `<video>` in a user's text mark where the next image or video of the row goes (EasyR1's convention). Media
-without any placeholder come first, before the text of the first user turn (TRL's convention). Where a data set has no
-column for such media at all, the word is ordinary text and stays; where it has one but this row's cell is empty, or the
-counts differ, the row is refused. Placeholders in assistant or system turns are text. A control token of the
-model family inside a text (`<|image_pad|>`, `<|im_end|>`, ...) is refused: it would be read as the token.
+without any placeholder come first, before the text of the first user turn (TRL's convention). Where the counts differ
+the row is refused, also if it shows nothing at all: a model that answers about a picture it never saw learns to guess.
+Only where the user says that there is no such column is the word ordinary text. Placeholders in assistant or system
+turns are text. A control token of the model family inside a text (`<|image_pad|>`, `<|im_end|>`, ...) is refused: it
+would be read as the token.
+
+1. `<image>` stands for the clip of a row without images whose text has no `<video>` (LLaVA-Video writes so).
+2. Other spellings (`<image 1>`, `<image_1>`, `<|image_1|>`) stay as text beside the row's media, whose order they name
+   (MMMU); in a row that shows nothing they are placeholders without a medium.
+3. A turn may hold text or parts; a part names its medium under any key that chat templates and APIs use, also inline
+   (`mmrl.data.rows.containers`).
 """
 
 from __future__ import annotations
@@ -14,9 +21,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from mmrl.data.rows.containers import medium_of_part, parts_in, turns_in
+from mmrl.data.rows.row_clips import FrameList
 from mmrl.ground.faults import Fault, shown
 
 PLACEHOLDER = re.compile(r"<(image|video)>")
+NUMBERED = re.compile(r"<\|?(image|video)(?:[ _]?\d+\|?|\|)>")
 CONTROL = re.compile(
     r"<\|(image_pad|video_pad|vision_start|vision_end|vision_pad|im_start|im_end|endoftext)\|>"
 )
@@ -27,7 +37,6 @@ ROLES = {
     "assistant": "assistant",
     "system": "system",
 }
-MEDIA_KEYS = ("image", "image_url", "video", "video_url")
 
 
 @dataclass(frozen=True)
@@ -91,9 +100,11 @@ class Visuals:
 
     images: Sequence[Any] = ()
     videos: Sequence[Any] = ()
-    has_images: bool = False
-    """Does the data set have a column for images?"""
-    has_videos: bool = False
+    has_images: bool = True
+    """Is `<image>` a placeholder? False where the user says that the data set has no images."""
+    has_videos: bool = True
+    remedies: Mapping[str, str] = field(default_factory=dict)
+    """What helps where the table has no column for "image" or "video"."""
     used: list[tuple[str, Any]] = field(default_factory=list)
     """("image" or "video", cell), in reading order."""
 
@@ -102,6 +113,7 @@ class Visuals:
             "image": iter(self.images),
             "video": iter(self.videos),
         }
+        self._clip_for_image = False
 
     def counts(self, kind: str) -> bool:
         """Whether `<kind>` is a placeholder here."""
@@ -109,11 +121,24 @@ class Visuals:
             return bool(self.images or self.has_images)
         return bool(self.videos or self.has_videos)
 
+    def read(self, chat: Sequence[Mapping[str, Any]]) -> None:
+        """Learn from the whole chat what its placeholders mean. Raises `Fault` for one of another spelling."""
+        texts = [text for turn in chat if turn["role"] == "user" for text in _texts(turn)]
+        names = {match.group(1) for text in texts for match in PLACEHOLDER.finditer(text)}
+        if self.videos and not self.images and "video" not in names:
+            self._clip_for_image = True
+        shown = self.images or self.videos or any(map(_shows, chat))
+        other = next(filter(None, map(NUMBERED.search, texts)), None)
+        if other and not shown and self.counts(other.group(1)):
+            self._refuse(f"the text has {other.group()}, and the row shows nothing", other[1])
+
     def take(self, kind: str) -> dict[str, str]:
         """The chat part of the next medium of this kind."""
+        if kind == "image" and self._clip_for_image:
+            kind = "video"
         cell = next(self._left[kind], None)
         if cell is None:
-            self._refuse(f"there are more <{kind}> placeholders than {kind}s")
+            self._refuse(f"there are more <{kind}> placeholders than {kind}s", kind)
         self.used.append((kind, cell))
         return {"type": kind}
 
@@ -134,10 +159,10 @@ class Visuals:
         if any(next(left, None) is not None for left in self._left.values()):
             self._refuse("there are fewer placeholders than media")
 
-    def _refuse(self, found: str) -> None:
+    def _refuse(self, found: str, kind: str = "") -> None:
         count = f"{len(self.images)} images and {len(self.videos)} videos in the row"
         if not self.images and not self.videos:
-            fix = "Give the media or remove the placeholder."
+            fix = self.remedies.get(kind, "Give the media or remove the placeholder.")
             raise Fault("missing media", f"{found} ({count})", fix)
         fix = "Write one <image> or <video> per medium, or none at all (media then come first)."
         raise Fault("placeholder count", f"{found} ({count})", fix)
@@ -159,7 +184,7 @@ def row_chat(
     Understands {"role", "content"} with contents as text or parts, and {"from", "value"}. The template is applied to
     the text of the last user turn.
     """
-    chat = [_turn(turn) for turn in turns]
+    chat = [_turn(turn) for turn in turns_in(turns) or ()]
     label = None
     if chat and chat[-1]["role"] == "assistant":
         # Taken off: the model shall write this turn, not read it.
@@ -176,6 +201,7 @@ def _finished(
     chat: list[dict[str, Any]], template: Template, visuals: Visuals
 ) -> tuple[Mapping[str, Any], ...]:
     """Resolve placeholders and parts of all turns, add leading media and the system turn."""
+    visuals.read(chat)
     # In order, because each placeholder takes the next medium of its kind.
     marked = [_resolved(turn, visuals) for turn in chat]
     if not visuals.used:
@@ -193,7 +219,8 @@ def _finished(
 def _turn(turn: Any) -> dict[str, Any]:
     """One turn with known keys and a known role."""
     role, content = _role_and_content(turn)
-    if role not in ROLES:
+    content = parts_in(content)
+    if not isinstance(role, str) or role not in ROLES:
         fix = f"Roles are {', '.join(ROLES)}."
         raise Fault("bad chat", f"a turn has the role {shown(role)}", fix)
     if not isinstance(content, str | list | tuple):
@@ -226,24 +253,45 @@ def _resolved(turn: dict[str, Any], visuals: Visuals) -> dict[str, Any]:
 
 def _resolved_part(part: Any, visuals: Visuals, user: bool) -> list[dict[str, str]]:
     """One part of a chat as clean parts; media that stand in the chat are taken from there."""
-    kind = part.get("type") if isinstance(part, Mapping) else None
-    if kind == "text" and isinstance(part.get("text"), str):
-        text = part["text"]
+    text = _text_of(part)
+    if text is not None:
         _refuse_control(text)
         # Only a user shows something: in other turns "<image>" is a word.
         return list(_marked(text, visuals)) if user else [{"type": "text", "text": text}]
-    if kind not in MEDIA_KEYS or not user:
+    found = medium_of_part(part) if isinstance(part, Mapping) else None
+    if found is None or not user:
         fix = (
             "Parts are {'type': 'text', 'text': ...}, {'type': 'image'}, {'type': 'video'}; "
             "media stand in user turns."
         )
         raise Fault("bad chat", f"a part is {shown(part)}", fix)
-    medium = "image" if kind.startswith("image") else "video"
-    for key in (*MEDIA_KEYS, "url", "path"):
-        if part.get(key) is not None:
-            return [visuals.add(medium, part[key])]
+    medium, cell = found
     # A bare {"type": "image"} is a placeholder like "<image>".
-    return [visuals.take(medium)]
+    if cell is None:
+        return [visuals.take(medium)]
+    if medium == "video" and isinstance(cell, list | tuple):
+        cell = FrameList.of(cell, part.get("times"), part.get("fps") or part.get("sample_fps"))
+    return [visuals.add(medium, cell)]
+
+
+def _text_of(part: Any) -> str | None:
+    """The text of a part that is one; Arrow adds the keys of its neighbours, with nothing in them."""
+    if isinstance(part, Mapping) and part.get("type") in ("text", "input_text", None):
+        text = part.get("text")
+        return text if isinstance(text, str) and medium_of_part(part) is None else None
+    return None
+
+
+def _texts(turn: Mapping[str, Any]) -> list[str]:
+    """All texts of a turn."""
+    found = [_text_of(part) for part in _as_parts(turn["content"])]
+    return [text for text in found if text is not None]
+
+
+def _shows(turn: Mapping[str, Any]) -> bool:
+    """Does a turn hold a medium itself?"""
+    parts = [part for part in _as_parts(turn["content"]) if isinstance(part, Mapping)]
+    return any(found[1] is not None for found in map(medium_of_part, parts) if found)
 
 
 def _marked(text: str, visuals: Visuals) -> Iterator[dict[str, str]]:
@@ -270,12 +318,12 @@ def _templated(content: Any, template: Template, row: Mapping[str, Any]) -> Any:
     """Apply the template to a text, or to the last text part."""
     if isinstance(content, str):
         return template.fill(content, row)
-    parts = list(content)
+    parts = _as_parts(content)
     # The last text: what stands before it describes the media, and the question comes after them.
     for place in reversed(range(len(parts))):
         part = parts[place]
-        if isinstance(part, Mapping) and part.get("type") == "text":
-            question = str(part.get("text") or "")
+        question = _text_of(part)
+        if question is not None:
             parts[place] = {"type": "text", "text": template.fill(question, row)}
             return parts
     text = template.fill("", row)
@@ -285,7 +333,8 @@ def _templated(content: Any, template: Template, row: Mapping[str, Any]) -> Any:
 
 
 def _as_parts(content: Any) -> list[Any]:
-    return [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
+    parts = [content] if isinstance(content, str) else list(content)
+    return [{"type": "text", "text": part} if isinstance(part, str) else part for part in parts]
 
 
 def _plain_text(content: Any) -> str:

@@ -22,7 +22,6 @@ Departures from qwen-vl-utils 0.0.14:
 from __future__ import annotations
 
 import functools
-import logging
 import os
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
@@ -40,12 +39,13 @@ from mmrl.data.video.probe import ClipInfo
 from mmrl.data.video.probe import probe as probe_here
 from mmrl.data.video.readers import Backend, fitting, load_backend, read_into, version_of
 from mmrl.ground.faults import BadMedia
+from mmrl.ground.printable import logger
 from mmrl.ground.quarantine import Quarantine
 
 if TYPE_CHECKING:
     from mmrl.types import Media
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 REMEMBERED = 256
 """Clips whose packet table is kept."""

@@ -50,11 +50,16 @@ class Child:
     """A worker in a process of its own, started by the constructor.
 
     `target` is "module:function"; the function is called in the worker with its end of the socket, a descriptor, and
-    the arguments, which must be JSON. Raises NotStarted.
+    the arguments, which must be JSON. `output` is a descriptor for all that the child prints; it stays the caller's.
+    Without one, it prints to our stderr. Raises NotStarted.
     """
 
     def __init__(
-        self, target: str, *arguments: Any, environment: Mapping[str, str] | None = None
+        self,
+        target: str,
+        *arguments: Any,
+        environment: Mapping[str, str] | None = None,
+        output: int | None = None,
     ) -> None:
         self.channel, theirs = socket.socketpair()
         """Our end of the socket, blocking."""
@@ -73,7 +78,9 @@ class Child:
                 command,
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
-                stdout=2,  # what a worker prints must not mix with our own output
+                # What a worker prints must not mix with our own output, so never to our stdout.
+                stdout=2 if output is None else output,
+                stderr=output,
                 start_new_session=True,  # Ctrl-C in the terminal is for us to handle
                 env={**(environment or {}), **os.environ},
             )

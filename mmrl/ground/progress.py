@@ -12,6 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
+from mmrl.ground.printable import printable, tell
+
 if TYPE_CHECKING:
     import rich.progress as bars
 
@@ -75,7 +77,7 @@ class Progress:
     @staticmethod
     def say(text: str) -> None:
         """One message."""
-        print(text, file=sys.stderr, flush=True)
+        tell(text)
 
 
 def with_progress(
@@ -86,7 +88,7 @@ def with_progress(
         from rich.console import Console
         from rich.progress import track
 
-        yield from track(items, what, total, console=Console(stderr=True))
+        yield from track(items, printable(what), total, console=Console(stderr=True))
         return
     began = spoke = time.monotonic()
     for done, item in enumerate(items, 1):

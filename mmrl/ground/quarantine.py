@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 from collections import Counter
 from pathlib import Path
 from typing import Generic, Literal, Protocol, TypeVar
 
 from mmrl.ground.faults import BadMedia, BadRow
+from mmrl.ground.printable import logger
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 Item = TypeVar("Item", covariant=True)
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from mmrl.ground.class_labels import label_names, parquet_label_names, with_names
 from mmrl.ground.faults import Fault
 
 CACHE_BYTES = 1 << 30
@@ -151,6 +152,7 @@ class ParquetTable:
         self._starts = [0, *itertools.accumulate(sizes)]
         self._columns = list(self.schema.names)
         self._light = light_columns(self.schema)
+        self._names = parquet_label_names(self.schema.metadata)
 
     def columns(self) -> list[str]:
         return self._columns
@@ -167,7 +169,7 @@ class ParquetTable:
             # Not through the cache: each group is needed once, and the cache is for rows with their media.
             rows = self._read(group, wanted)
             if wanted:
-                yield from rows.to_pylist()
+                yield from (with_names(row, self._names) for row in rows.to_pylist())
             else:  # a table without columns does not know how many rows it has
                 yield from ({} for _ in range(size))
 
@@ -176,7 +178,7 @@ class ParquetTable:
         key = (self.path, group, tuple(columns))
         rows = self._cache.get(key, lambda: self._read(group, columns))
         found = rows.slice(index - self._starts[group], 1).to_pylist()
-        return found[0]
+        return with_names(found[0], self._names)
 
     def where(self, index: int) -> str:
         return f"{self.path}, row {index}"
@@ -203,10 +205,7 @@ class ArrowTable:
     def __init__(self, dataset: Any, name: str, base: Path | None = None) -> None:
         self.name, self._base = name, base
         self._raw = dataset.with_format("arrow")
-        self._names: dict[str, list[str]] = {}
-        for key, feature in dataset.features.items():
-            if hasattr(feature, "names"):  # a class label, stored as a number
-                self._names[key] = feature.names
+        self._names = label_names(dataset.features.to_dict())
         self.schema = dataset.features.arrow_schema
         self._light = light_columns(self.schema)
 
@@ -225,25 +224,17 @@ class ArrowTable:
             yield from ({} for _ in range(len(self)))
             return
         for chunk in self._raw.select_columns(wanted).iter(batch_size=1000):
-            yield from (self._named(row) for row in chunk.to_pylist())
+            yield from (with_names(row, self._names) for row in chunk.to_pylist())
 
     def row(self, index: int, columns: Sequence[str]) -> Row:
         found = self._raw[[index]].select(list(columns)).to_pylist()
-        return self._named(found[0])
+        return with_names(found[0], self._names)
 
     def where(self, index: int) -> str:
         return f"{self.name}, row {index}"
 
     def base(self, index: int) -> Path | None:
         return self._base
-
-    def _named(self, row: dict[str, Any]) -> Row:
-        for key, names in self._names.items():
-            label = row.get(key)
-            # -1 stands for "no label"; it, and what is no number, stays as it is.
-            if isinstance(label, int) and 0 <= label < len(names):
-                row[key] = names[label]
-        return row
 
 
 def one_split(loaded: Any, split: str | None, where: str, *, guess: bool = False) -> Any:

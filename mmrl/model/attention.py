@@ -45,6 +45,23 @@ FAR = 1e30
 """Log-sum-exp of padded queries in the backward: exp(score − FAR) is exactly 0."""
 
 
+def refuse_windows(config: Any, what: str) -> None:
+    """Raise ValueError if a layer of this language model looks at less than all that comes before it.
+
+    `what` is what would compute something else: parts, masks and kernels here know full attention only.
+    """
+    kinds: list[str] = list(getattr(config, "layer_types", None) or [])
+    layers = [index for index, kind in enumerate(kinds) if kind != "full_attention"]
+    if not layers:
+        return
+    raise ValueError(
+        f"Layers {layers[0]} to {layers[-1]} of the language model have {kinds[layers[0]]} (window "
+        f"{getattr(config, 'sliding_window', None)}), which {what} does not support. If prompt and answer together "
+        "always fit into the window, set use_sliding_window to false and remove layer_types in the model's "
+        "config.json: then the result is the same; else use a model with full attention."
+    )
+
+
 def register() -> str:
     """Make the function known to transformers and return its name. Safe to call again."""
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface

@@ -99,9 +99,11 @@ def decode(
     together = _per_prompt(folded[store.slots])
     prompt_keys, prompt_values = store.prompt_keys[layer], store.prompt_values[layer]
     padding = ~store.prompt_mask[:, None, None, :]
-    to_prompt = torch.matmul(together, prompt_keys.transpose(-1, -2)).float()
+    # Scores are never held in half precision, and double precision stays double.
+    wide = torch.promote_types(query.dtype, torch.float32)
+    to_prompt = torch.matmul(together, prompt_keys.transpose(-1, -2)).to(wide)
     to_prompt = _per_answer(to_prompt.masked_fill(padding, float("-inf")), store)
-    to_own = torch.matmul(folded, own_keys.transpose(-1, -2)).float()
+    to_own = torch.matmul(folded, own_keys.transpose(-1, -2)).to(wide)
     # One softmax over both: prompt and own past compete for the same attention.
     weights = torch.cat([to_prompt, to_own], dim=-1).softmax(-1).to(value.dtype)
     cut = to_prompt.shape[-1]

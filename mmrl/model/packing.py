@@ -62,7 +62,7 @@ class PackedRow:
     columns: Tensor
     """long [N]: position in the answer."""
     temperature: Tensor
-    """float [N]."""
+    """float64 [N]."""
 
 
 def pack(groups: Sequence[Group], device: torch.device) -> PackedRow:
@@ -134,7 +134,8 @@ def _per_token(answers: Sequence[_Predicted]) -> dict[str, Tensor]:
     # The number formats are said, since there may be no answers (a prefill).
     lengths = torch.tensor([len(answer.tokens) for answer in answers], dtype=torch.long)
     rows = torch.tensor([answer.row for answer in answers], dtype=torch.long)
-    temperatures = torch.tensor([answer.temperature for answer in answers], dtype=torch.float32)
+    # In double precision, for heads that compute in it: 0.7 in single precision is another temperature.
+    temperatures = torch.tensor([answer.temperature for answer in answers], dtype=torch.float64)
     return {
         "predict": _cat_or_empty(sources),
         "tokens": _cat_or_empty([answer.tokens for answer in answers]),
@@ -160,7 +161,10 @@ def collate(rollouts: Sequence[Rollout]) -> Batch:
     # Padding counts as somebody else's words: no role but the policy's own is ever trained.
     roles = torch.full(shape, int(Role.OBSERVATION), dtype=torch.uint8)
     valid = torch.zeros(shape, dtype=torch.bool)
-    sampler = torch.zeros(shape)
+    # As precise as the most precise of the samplers' log-probs: double if the policy computes in it.
+    kinds = [r.logp.dtype for r in rollouts if r.logp is not None]
+    kind = torch.float64 if torch.float64 in kinds else torch.float32
+    sampler = torch.zeros(shape, dtype=kind)
     for i, rollout in enumerate(rollouts):
         length = len(rollout.tokens)
         tokens[i, :length] = rollout.tokens

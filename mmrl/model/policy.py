@@ -20,12 +20,13 @@ import torch
 from accelerate import cpu_offload
 from torch import Tensor, nn
 
-from mmrl.model.attention import register
+from mmrl.model.attention import refuse_windows, register
 from mmrl.model.folders import refuse_nonfinite, written
 from mmrl.model.load import LoRA, Part, load_model, resolve_device, resolve_dtype
 from mmrl.model.logprobs import embed
 from mmrl.model.processing import Encoded, PixelBudget, Processing
 from mmrl.model.row_layout import Layout
+from mmrl.model.tags import TagMode
 from mmrl.model.vision_cache import VisionCache
 from mmrl.model.vision_tower import VisionTower, VisualFeatures, insert_features
 from mmrl.model.window_attention import register_windows
@@ -77,18 +78,21 @@ class Policy:
         budget: PixelBudget | None = None,
         shared: bool = True,
         offload_reference: bool = False,
+        tags: TagMode = "auto",
     ) -> Policy:
         """Load a folder or hub name. `device` "auto" is CUDA if there is one; `dtype` "auto" is bf16 there, else fp32.
 
-        `checkpointing` recomputes activations in the backward; None turns it on above 500 M parameters.
+        `checkpointing` recomputes activations in the backward; None turns it on above 500 M parameters. `tags`: how
+        tags such as `<think>` are read that the tokenizer has as one token (`tags.py`).
         """
-        processing = Processing.load(source, budget or PixelBudget())
+        processing = Processing.load(source, budget or PixelBudget(), tags)
         where = resolve_device(device)
         kind = resolve_dtype(dtype, where)
         adapters = lora if lora is not None and lora.rank else None
         model = load_model(source, where, kind, freeze, adapters)
         policy = cls(model, processing, shared=shared)
         policy.offload_reference = offload_reference
+        policy._look_at_tags()
         policy.description = {
             "source": str(source),
             "dtype": str(kind).removeprefix("torch."),
@@ -96,6 +100,11 @@ class Policy:
             "lora": None if adapters is None else vars(adapters),
             "shared": shared,
         }
+        # Only what is out of the ordinary, so that runs which it does not concern can be continued as before.
+        if tags != "auto":
+            policy.description["tags"] = tags
+        if policy.processing.tags.plain:
+            policy.description["plain_tags"] = list(policy.processing.tags.plain)
         if checkpointing is None:
             checkpointing = sum(p.numel() for p in policy.base.parameters()) > LARGE
         if checkpointing:
@@ -226,6 +235,9 @@ class Policy:
         """
         refuse_nonfinite("The policy", dict(self.model.named_parameters()))
         model = self.model
+        # What was one token in training must be one for whoever loads the result.
+        if self.processing.tags.added:
+            self.base.config.mmrl_tags = self.processing.tags.to_store
         # Merged in a copy: training may go on with the adapter as it is.
         if merge and self.has_adapter:
             model = copy.deepcopy(self.model).merge_and_unload()  # type: ignore[operator]
@@ -238,6 +250,15 @@ class Policy:
             ):
                 part.save_pretrained(str(draft))  # type: ignore[operator]
 
+    def _look_at_tags(self) -> None:
+        """Tags that the tokenizer has as tokens, but the weights do not know, are spelt out from now on."""
+        base, processing = self.base, self.processing
+        weights = [base.get_input_embeddings().weight]
+        if base.lm_head.weight is not weights[0]:
+            weights.append(base.lm_head.weight)
+        tags = processing.tags.with_weights(weights, processing.tokenizer)
+        self.processing = processing.with_tags(tags)
+
     def _encode(self, prompt: Prompt) -> Encoded:
         # Looked up at each call, since `processing` may be exchanged.
         return self.processing.encode(prompt)
@@ -247,6 +268,8 @@ class Policy:
         dropout = getattr(self.base.config.get_text_config(), "attention_dropout", 0.0)
         if dropout:
             raise ValueError(f"The model has attention_dropout {dropout}; set it to 0 for RL.")
+        if self.shared:
+            refuse_windows(self.base.config.get_text_config(), "the shared-prefix pass")
         head = self.base.lm_head
         # The exact type: a wrapper of LoRA is a Linear's neighbour, but its weight alone is not the head.
         if type(head) is not nn.Linear or head.bias is not None:

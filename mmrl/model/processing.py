@@ -14,8 +14,10 @@ Decisions and departures:
    As in transformers 5 only the `<|video_pad|>` of the template is replaced, so a template that wraps it in
    vision_start and vision_end leaves an outer pair round the clip (transformers 4.57 replaced the wrapped form).
 3. A video processor whose `cap_pixels_per_frame` is unset is read as False, the present default of transformers.
-4. A chat ends before the assistant's turn; the template then opens that turn.
-5. Expert answers with a structural token in their text are refused, as prompts are.
+4. Tags such as `<think>` are spelt out where the checkpoint does not use the tokens that its tokenizer has for them;
+   then ids differ from the processor's (`tags.py`).
+5. A chat ends before the assistant's turn; the template then opens that turn.
+6. Expert answers with a structural token in their text are refused, as prompts are.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,6 +46,7 @@ from mmrl.model.chat import (
 from mmrl.model.folders import UNREADABLE
 from mmrl.model.mrope import Block, mrope_positions
 from mmrl.model.patches import Patches, PixelBudget, PixelRules, shrink_to_tokens
+from mmrl.model.tags import TagMode, Tags
 from mmrl.types import Media, Prompt
 
 FAMILIES = ("qwen2_5_vl", "qwen3_vl")
@@ -128,9 +131,15 @@ class Processing:
     banned_ids: tuple[int, ...]
     """Ids of vision markers and placeholders: sampled, they would claim pictures that are not there."""
     pad_id: int
+    tags: Tags
+    """How tags such as `<think>` are written."""
+    encoder: Any
+    """The tokenizer's back-end under these tags: text -> ids."""
 
     @classmethod
-    def load(cls, source: str | Path, budget: PixelBudget = PixelBudget()) -> Processing:
+    def load(
+        cls, source: str | Path, budget: PixelBudget = PixelBudget(), tags: TagMode = "auto"
+    ) -> Processing:
         """Read tokenizer, processor and config of a model folder or hub id.
 
         Raises ValueError for a folder that is missing or no model, and for an unsupported family.
@@ -143,6 +152,7 @@ class Processing:
         vision = {vocabulary[token] for token in VISION_TOKENS if token in vocabulary}
         # The config's own placeholders, should a checkpoint call them otherwise.
         vision |= {config.image_token_id, config.video_token_id}
+        written = Tags.read(processor, getattr(config, "mmrl_tags", None), tags)
         return cls(
             tokenizer=tokenizer,
             processor=processor,
@@ -158,7 +168,15 @@ class Processing:
             stop_ids=stop_ids,
             banned_ids=tuple(sorted(vision)),
             pad_id=stop_ids[-1] if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+            tags=written,
+            encoder=written.encoder(tokenizer),
         )
+
+    def with_tags(self, tags: Tags) -> Processing:
+        """The same with other tags spelt out."""
+        if tags.plain == self.tags.plain:
+            return replace(self, tags=tags)
+        return replace(self, tags=tags, encoder=tags.encoder(self.tokenizer))
 
     def encode(self, prompt: Prompt) -> Encoded:
         """Ids, patches and positions of a prompt. Raises `BadRow` for one that cannot be shown to the model."""
@@ -252,9 +270,12 @@ class Processing:
         silent = {*self.stop_ids, self.pad_id}
         while numbers and numbers[-1] in silent:
             numbers.pop()
-        numbers = list(itertools.dropwhile(silent.__contains__, numbers))
+        return self.spell(list(itertools.dropwhile(silent.__contains__, numbers)))
+
+    def spell(self, ids: Sequence[int]) -> str:
+        """The text of ids, of all of them."""
         return self.tokenizer.decode(
-            numbers, skip_special_tokens=False, clean_up_tokenization_spaces=False
+            list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
 
     def stamps(self, medium: Media) -> tuple[float, ...]:
@@ -276,7 +297,7 @@ class Processing:
 
     def _ids(self, text: str) -> list[int]:
         # The backend itself: the same ids without the wrapper's padding and truncation around them.
-        return self.tokenizer.backend_tokenizer.encode(text).ids
+        return self.encoder.encode(text).ids
 
     def _rules(self, medium: Media) -> PixelRules:
         return self.videos if medium.is_video else self.images

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -47,7 +48,8 @@ def score_repeated(
     # "raw" goes first, since others are compared with it.
     for name in sorted(outputs, key=lambda name: name != "raw"):
         asked = outputs[name]
-        with torch.set_grad_enabled(asked.grad):
+        reference = policy.reference() if name == "ref" else nullcontext()
+        with reference, torch.set_grad_enabled(asked.grad):
             logp_all, chosen = _logp_rows(policy, views[name], asked.grad, shape, tower_once)
             entropy = -(logp_all.exp() * logp_all).sum(-1) if asked.entropy else None
         full[name] = logp_all

@@ -6,7 +6,7 @@ class, chat template, generation config) and loads through `AutoModelForImageTex
 
 1. The tokenizer is a byte-level BPE trained on a short word list plus the given `corpus`, with Qwen's own splitting
    rule (every digit is a token of its own). `<think>`, `</think>`, `<answer>`, `</answer>` are ordinary added tokens:
-   they survive `skip_special_tokens`.
+   they survive `skip_special_tokens`. config.json says so (`mmrl_tags`, see `tags.py`).
 2. Patches are 8 pixels wide (released: 14 or 16), so one visual token covers 16 x 16 pixels.
 3. Every vision block attends to the whole picture; the released Qwen2.5-VL does so in every eighth block only.
 4. Weights are drawn with standard deviation 0.08 (released configs: 0.02). With 0.02 a model of this size stays at the
@@ -37,6 +37,7 @@ from safetensors import SafetensorError
 
 from mmrl.ground.checksums import damage, seal
 from mmrl.ground.faults import first_line
+from mmrl.ground.printable import tell
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase, ProcessorMixin
@@ -171,6 +172,8 @@ def build(
     ends = [tokenizer.convert_tokens_to_ids(token) for token in ("<|im_end|>", "<|endoftext|>")]
     model.generation_config.eos_token_id = ends
     model.generation_config.pad_token_id = ends[1]
+    # It learns with its tags as tokens from the start (`tags.py`).
+    model.config.mmrl_tags = {"mode": "auto", "tokens": list(TAGS)}
     model.save_pretrained(folder)
     _processor(family, size, tokenizer).save_pretrained(folder)
     return folder
@@ -256,7 +259,7 @@ def _heal(folder: Path) -> bool:
     problem = damage(folder)
     if not problem:
         return False
-    print(f"{folder} in the cache is damaged ({problem}); it is made again.", file=sys.stderr)
+    tell(f"{folder} in the cache is damaged ({problem}); it is made again.")
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     # Another process may have healed it meanwhile; then its work is done twice, which harms nothing.
     with contextlib.suppress(FileNotFoundError):

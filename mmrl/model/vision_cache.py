@@ -106,6 +106,20 @@ class VisionCache:
             else:
                 self._forget_prompts()
 
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """As `no_update`; leaving it also forgets the features that were made inside, and no others.
+
+        Whoever comes next runs the tower over the same batches of pictures as if nothing had been here: equal bits.
+        """
+        known = self._entries
+        self._entries = OrderedDict(known)
+        try:
+            with self.no_update():
+                yield
+        finally:
+            self._entries = known
+
     def encoded(self, prompt: Prompt) -> Encoded:
         """The prompt as the model reads it, made once per step. Raises `BadRow`."""
         known = self._encoded.get(prompt.id)

@@ -191,3 +191,14 @@ def started(
             "(None for an objective without), or leave memories out."
         )
     return list(memories)
+
+
+def named(
+    objectives: Sequence[Objective], memories: Sequence[Memory | None]
+) -> list[tuple[str, Memory | None]]:
+    """Every objective's memory under its place and class, since two objectives may be of one class."""
+    pairs = zip(objectives, memories, strict=True)
+    return [
+        (f"{place}:{type(objective).__name__}", memory)
+        for place, (objective, memory) in enumerate(pairs)
+    ]

@@ -14,7 +14,7 @@ from typing import Any
 
 from mmrl.ground.declared import CLOSE, refuse_misspelt
 
-MARKERS = ("batched", "in_process", "needs", "preload", "metrics")
+MARKERS = ("batched", "in_process", "needs", "needs_tags", "preload", "metrics")
 """The attributes of a reward that the core reads."""
 
 
@@ -27,6 +27,8 @@ class Reward:
     """Runs in the trainer's process, without time or memory limit (`@in_process`)."""
     needs: tuple[str, ...] = ()
     """What it reads of a rollout that does not travel by itself: "media", "prompt_ids", "logp" (`@needs`)."""
+    needs_tags: tuple[str, ...] = ()
+    """Tags without which it pays nothing (`@needs_tags`)."""
     preload: tuple[str, ...] = ()
     """Modules that a worker imports while it starts (`@preloads`)."""
 

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING
 
 from mmrl.rewards.functions import without_tag_spaces
 from mmrl.rewards.mathruler import extract_boxed_content, grade_answer
-from mmrl.rewards.parts import preloads
+from mmrl.rewards.parts import needs_tags, preloads
 
 if TYPE_CHECKING:
     from mmrl.types import Rollout
@@ -104,6 +104,7 @@ def math_accuracy(rollout: Rollout) -> float:
     return float(any(grade_answer(box, reference) for reference in references))
 
 
+@needs_tags("<answer>", "</answer>")
 @preloads("sympy")
 def r1v_accuracy(rollout: Rollout) -> float:
     """The accuracy of EasyR1's `r1v` reward, 0 or 1."""
@@ -112,6 +113,7 @@ def r1v_accuracy(rollout: Rollout) -> float:
     return float(any(grade_answer(answer, reference) for reference in references))
 
 
+@needs_tags("<think>", "</think>", "<answer>", "</answer>")
 def r1v_format(rollout: Rollout) -> float:
     """The format of EasyR1's `r1v` reward, 0 or 1."""
     return float(_has_think_and_answer(rollout.text))

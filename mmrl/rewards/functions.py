@@ -30,7 +30,7 @@ from mmrl.rewards.answers import (
     same_wording,
     several_numbers,
 )
-from mmrl.rewards.parts import preloads
+from mmrl.rewards.parts import needs_tags, preloads
 
 if TYPE_CHECKING:
     from mmrl.types import Rollout
@@ -42,6 +42,7 @@ def boxed_accuracy(rollout: Rollout) -> float:
     return matches(in_box(rollout.text), references(rollout.prompt.answer), same_math)
 
 
+@needs_tags("<answer>", "</answer>")
 @preloads("math_verify")
 def tagged_accuracy(rollout: Rollout) -> float:
     """1 if the last `<answer>…</answer>` (or the box in it) equals the reference, else 0."""
@@ -79,6 +80,7 @@ def exact_accuracy(rollout: Rollout) -> float:
     return matches(answer, references(rollout.prompt.answer), same_wording)
 
 
+@needs_tags("<think>", "</think>")
 def think_format(rollout: Rollout, *, opened: bool = False) -> float:
     r"""1 if the whole answer reads `<think>…</think>…\boxed{…}…` (spaces around <, >, / ignored), else 0.
 
@@ -93,6 +95,7 @@ def think_format(rollout: Rollout, *, opened: bool = False) -> float:
     return float(box >= 0 and text.find("}", box) >= 0)
 
 
+@needs_tags("<answer>", "</answer>")
 def answer_format(rollout: Rollout, *, think: bool = True) -> float:
     """1 if the whole answer reads `<think>…</think><answer>…</answer>`, each tag once, only spaces between; else 0.
 

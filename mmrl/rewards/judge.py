@@ -7,13 +7,14 @@ as an exception. Rules:
 
 1. Refused connections, silence, half replies, garbage and the statuses 408, 409, 425, 429 and 5xx are retried with
    exponential backoff and jitter, at most `attempts` times and not beyond `deadline`; Retry-After is obeyed, by all
-   requests of this judge. Any other status is reported at once.
+   requests of this judge, up to `judge_http.LONGEST_WAIT`. Any other status is reported at once.
 2. `deadline` counts from the call and includes waiting for a free place, so it bounds a whole step.
 3. Equal requests are sent once. The cache key hashes the model, the sampling, `version` and the messages, not the
    address.
-4. The budget is checked before sending, with an estimate for everything under way; a reply without a usage report is
-   booked by the estimate. Requests that got no reply are not booked: their cost is unknown.
-5. The key appears in no log, error or repr.
+4. The budget is checked before sending, with an estimate for everything under way; a reply without a usage report,
+   or with one that cannot be true, is booked by the estimate. Requests that got no reply are not booked: their cost is
+   unknown.
+5. The key appears in no log, error or repr, not even in part; nor do credentials of an address.
 
 Source of the contract: our rules for Perception-R1's judge (whose official client ends the run with an AttributeError
 when the server is down).
@@ -35,7 +36,7 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from mmrl.ground.require import require
-from mmrl.rewards.judge_http import Reply, post, redact
+from mmrl.rewards.judge_http import Reply, post, redact, shown
 from mmrl.rewards.judge_ledger import Budget, Ledger, Spent, request_key
 from mmrl.rewards.worker import Unavailable
 
@@ -61,6 +62,8 @@ RETRIED = frozenset({408, 409, 425, 429})
 REFUSED = frozenset({400, 413, 422})
 IMAGE_TOKENS = 1500
 """Estimate of the tokens of one image in a request."""
+MOST_TOKENS = 10**8
+"""More than any model reads or writes at once: a server that reports more has miscounted."""
 
 
 class JudgeUnavailable(Unavailable):
@@ -239,8 +242,7 @@ class Judge:
                 reply = await self._attempt(body, end)
                 if reply.status == 200:
                     return _content(reply)
-                shown = redact(reply.body[:300].decode(errors="replace"), self.key)
-                trouble = f"HTTP {reply.status}: {shown}"
+                trouble = f"HTTP {reply.status}: {shown(reply.body, self.key)}"
                 if reply.status in REFUSED:
                     raise RequestRefused(f"The judge {self!r} refuses the request: {trouble}")
                 if reply.status not in RETRIED and reply.status < 500:
@@ -251,10 +253,10 @@ class Judge:
             except TimeoutError:
                 trouble = "no reply in time"
             except OSError as error:
-                trouble = redact(f"{type(error).__name__}: {error}", self.key)
+                trouble = f"{type(error).__name__}: {shown(str(error), self.key)}"
             except Garbage as error:
                 self._counts["judge/malformed"] += 1
-                trouble = f"the reply is no chat completion: {redact(str(error), self.key)}"
+                trouble = f"the reply is no chat completion: {shown(str(error), self.key)}"
             resume = max(time.monotonic() + self._pause(attempt), self._quiet_until)
             # No sleep into a deadline that the next attempt could not meet.
             if resume >= end or attempt + 1 == self.attempts:
@@ -361,7 +363,8 @@ def _is_address(url: str) -> bool:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         return False
-    return "@" not in parts.netloc
+    # Anywhere: behind a slash in a password it would not be found in `netloc`.
+    return "@" not in url
 
 
 def _content(reply: Reply) -> tuple[str, Usage | None]:
@@ -372,20 +375,22 @@ def _content(reply: Reply) -> tuple[str, Usage | None]:
         if not isinstance(text, str):
             raise TypeError(f"the content is a {type(text).__name__}")
     except (ValueError, LookupError, TypeError, RecursionError) as error:
-        raise Garbage(f"{error!r} in {reply.body[:200]!r}") from error
-    return text, _usage(parsed)
+        raise Garbage(f"{error!r} in {reply.body[:4096].decode(errors='replace')}") from error
+    # A judge may write half a surrogate pair, which no file and no other judge takes.
+    whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return whole, _usage(parsed)
 
 
 def _usage(parsed: Mapping[str, Any]) -> Usage | None:
-    """Prompt and answer tokens that the server reports; None unless both are whole numbers."""
+    """Prompt and answer tokens that the server reports; None unless both are whole numbers that can be true."""
     usage = parsed.get("usage")
     if not isinstance(usage, dict):
         return None
     counts: list[int] = []
     for name in ("prompt_tokens", "completion_tokens"):
         count = usage.get(name)
-        # Some servers send null, or -1 for "not counted": then the estimate is booked.
-        if not isinstance(count, int) or count < 0:
+        # Some servers send null, or -1 for "not counted", or what no model can read: then the estimate is booked.
+        if type(count) is not int or not 0 <= count <= MOST_TOKENS:
             return None
         counts.append(count)
     return counts[0], counts[1]

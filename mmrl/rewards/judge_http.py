@@ -16,12 +16,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from mmrl.ground.printable import printable
+
 HEAD_LIMIT = 1 << 16
 BODY_LIMIT = 1 << 24
 """Bytes of a reply that are read at most."""
+LONGEST_WAIT = 120.0
+"""Seconds that a server may ask all requests to wait; what asks for more (a day, by mistake) is asked again then."""
+SHOWN = 300
+"""Characters of a reply that are shown in an error."""
+FRAGMENT = 4
+"""So many characters of the key in a row are hidden: servers quote its first and last ones."""
 _SECRETS = re.compile(
-    r"(?i)(bearer\s+|\b(?:sk|key|token|hf)[-_](?=[\w-]{8}))[\w.~+/=-]+|(?<=://)[^/@\s]+@"
+    r"(?i)(bearer\s+|\b(?:sk|key|token|hf)[-_](?=[\w-]{8}))[\w.~+/=-]+"
+    r"|(?<=://)[^@\s]+@"  # credentials of an address
+    r"|(?<=[?&])[\w.-]*(?:key|token|secret|signature|password|auth)[\w.-]*=[^&\s]+"  # and of its query
 )
+_MASKED = re.compile(r"[^\s\"',:]{0,200}(?:\*{3,}|…|\.{3,}|[xX•]{6,})[^\s\"',:]{1,200}")
+"""A word of which a server shows the ends only."""
 
 
 class BrokenReply(OSError):
@@ -37,16 +49,18 @@ class Reply:
     body: bytes
 
     def retry_after(self) -> float:
-        """Seconds that the server asks to wait (a number or a date), 0 if it does not ask."""
+        """Seconds that the server asks to wait (a number or a date), at most `LONGEST_WAIT`; 0 if it does not ask."""
         wish = self.headers.get("retry-after", "").strip()
-        if re.fullmatch(r"\d{1,9}(\.\d{1,9})?", wish):
-            return float(wish)
         try:
-            moment = email.utils.parsedate_to_datetime(wish).timestamp()
-            # Wall clock, since the server names a date.
-            return max(moment - time.time(), 0.0)
-        except (ValueError, TypeError):
+            if re.fullmatch(r"[0-9]+(\.[0-9]+)?", wish):
+                wait = float(wish)
+            else:
+                # Wall clock, since the server names a date.
+                wait = email.utils.parsedate_to_datetime(wish).timestamp() - time.time()
+        # No date, or one of a year that no clock shows.
+        except (ValueError, TypeError, OverflowError, OSError):
             return 0.0
+        return min(max(wait, 0.0), LONGEST_WAIT)
 
 
 async def post(url: str, headers: Mapping[str, str], body: bytes, timeout: float) -> Reply:
@@ -88,10 +102,43 @@ async def post(url: str, headers: Mapping[str, str], body: bytes, timeout: float
 
 
 def redact(text: str, key: str | None) -> str:
-    """Hide the key, anything that looks like one, and credentials in addresses."""
+    """Hide the key and any piece of it, anything that looks like one, and credentials in addresses."""
+    text = _MASKED.sub("***", text)
     if key:
-        text = text.replace(key, "***")
+        text = _without_pieces(text.replace(key, "***"), key)
     return _SECRETS.sub("***", text)
+
+
+def shown(body: bytes | str, key: str | None) -> str:
+    """The start of a reply as an error may quote it: no key, nothing that orders a terminal about, one line."""
+    # First hidden, then cut: a cut through the key would leave what no longer looks like it.
+    piece = body[: 4096 + len(key or "")]
+    text = piece.decode(errors="replace") if isinstance(piece, bytes) else piece
+    line = " ".join(redact(text, key).split())
+    return printable(line[:SHOWN])
+
+
+def _without_pieces(text: str, key: str) -> str:
+    """The text without runs of `FRAGMENT` or more characters that the key holds too, in either case."""
+    low, hidden = _lower(text), _lower(key)
+    kept: list[str] = []
+    place = 0
+    while place < len(text):
+        end = place
+        while end < len(text) and low[place : end + 1] in hidden:
+            end += 1
+        if end - place >= min(FRAGMENT, len(key)):
+            kept.append("***")
+            place = end
+        else:
+            kept.append(text[place])
+            place += 1
+    return "".join(kept)
+
+
+def _lower(text: str) -> str:
+    """In small letters, of the same length: only ASCII is changed."""
+    return "".join(one.lower() if one.isascii() else one for one in text)
 
 
 async def _read(reader: asyncio.StreamReader) -> Reply:

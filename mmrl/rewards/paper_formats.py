@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from mmrl.rewards.parts import needs_tags
+
 if TYPE_CHECKING:
     from mmrl.types import Rollout
 
@@ -18,11 +20,13 @@ _OPEN, _BETWEEN, _CLOSE = "<think>\n", "\n</think>\n<answer>\n", "\n</answer>"
 _BOX = "\\boxed{"
 
 
+@needs_tags("<think>", "</think>", "<answer>", "</answer>")
 def boxed_lines_format(rollout: Rollout) -> float:
     """1 if the whole answer has Perception-R1's form, else 0."""
     return float(has_boxed_lines(rollout.text))
 
 
+@needs_tags("<think>", "</think>", "<answer>", "</answer>")
 def open_answer_format(rollout: Rollout) -> float:
     """1 if the whole answer has CalibRL's form, else 0."""
     return float(has_open_answer(rollout.text))

@@ -75,6 +75,16 @@ def needs(*attributes: str) -> Callable[[Function], Function]:
     return mark
 
 
+def needs_tags(*tags: str) -> Callable[[Function], Function]:
+    """Mark a reward that pays nothing for an answer without these tags: a run warns if the model cannot write them."""
+
+    def mark(function: Function) -> Function:
+        function.needs_tags = tags  # type: ignore[attr-defined]
+        return function
+
+    return mark
+
+
 def preloads(*modules: str) -> Callable[[Function], Function]:
     """Mark an isolated reward that imports these modules when called: a worker imports them while it starts."""
 

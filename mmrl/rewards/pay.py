@@ -18,7 +18,7 @@ The functions of `functions` are found here too. No torch is imported.
 from __future__ import annotations
 
 import dataclasses
-import logging
+import itertools
 import math
 import os
 import time
@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
+from mmrl.ground.printable import logger
 from mmrl.ground.require import require
 from mmrl.rewards.contract import own_metrics
 from mmrl.rewards.functions import (
@@ -54,7 +55,7 @@ from mmrl.rewards.parts import (
     seen,
 )
 from mmrl.rewards.timeouts import AsyncLoop, guarded
-from mmrl.rewards.worker import Unavailable
+from mmrl.rewards.worker import Unavailable, marker
 from mmrl.rewards.worker_pool import WorkerPool
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ Table = dict[str, list[Cell]]
 """Part -> one cell per answer."""
 FAILURES = ("zero", "drop", "stop")
 OUTAGES = ("stop", "drop")
-_LOG = logging.getLogger(__name__)
+_LOG = logger(__name__)
 
 
 class RewardStopped(RuntimeError):
@@ -149,6 +150,12 @@ class Rewards:
         # Over the whole run: a part that fails again and again, and what has been warned of.
         self._in_a_row: Counter[str] = Counter()
         self._warned: set[tuple[str, str]] = set()
+
+    @property
+    def needs_tags(self) -> tuple[str, ...]:
+        """Tags without which some part pays nothing."""
+        found = (marker(part.function, "needs_tags", ()) for part in self._parts.values())
+        return tuple(dict.fromkeys(itertools.chain(*found)))
 
     @property
     def weights(self) -> dict[str, float]:

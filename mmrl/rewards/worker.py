@@ -16,6 +16,7 @@ systems only have the time limit.
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import numbers
 import os
@@ -31,6 +32,10 @@ from mmrl.ground.process import HEADER
 RECEIPT = b"\x06"
 MESSAGE_LIMIT = 4000
 """Characters of a traceback that travel back."""
+VALUES_LIMIT = 1 << 17
+"""Values of one call that travel back: more answers than any step has."""
+REPLY_LIMIT = 1 << 26
+"""Bytes of a reply that the trainer reads."""
 
 
 class Unavailable(Exception):
@@ -57,9 +62,15 @@ def answer_calls(descriptor: int) -> None:
 
 
 def as_floats(returned: Any, several: bool) -> list[float | str | None]:
-    """What a reward returned as floats; a text describes what is no number. `several`: a sequence was expected."""
+    """What a reward returned as floats; a text describes what is no number. `several`: a sequence was expected.
+
+    Raises ValueError for a sequence without end, and TypeError for what is none.
+    """
     values: Iterable[Any] = returned if several else [returned]
-    return [_as_float(value) for value in values]
+    found = [_as_float(value) for value in itertools.islice(values, VALUES_LIMIT + 1)]
+    if len(found) > VALUES_LIMIT:
+        raise ValueError(f"it returned more than {VALUES_LIMIT} values")
+    return found
 
 
 def explain(error: BaseException) -> tuple[str, str]:
@@ -156,4 +167,4 @@ def _as_float(value: Any) -> float | str | None:
             return float(value)
         except OverflowError:
             return float("inf")
-    return f"{type(value).__name__} {str(value)[:80]!r}"
+    return f"{type(value).__name__[:80]} {str(value)[:80]!r}"

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import pickle
 import queue
@@ -26,13 +25,15 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args
 
+from mmrl.ground.printable import logger
 from mmrl.ground.process import HEADER, LOOK, START_LIMIT, Child, NotStarted, how_it_ended
-from mmrl.rewards.parts import Call, Failure, Outcome
-from mmrl.rewards.worker import RECEIPT, frame, unwrapped
+from mmrl.rewards.parts import Call, Failure, Outcome, Reason
+from mmrl.rewards.worker import MESSAGE_LIMIT, RECEIPT, REPLY_LIMIT, frame, unwrapped
+from mmrl.rewards.worker_output import WorkerOutput
 
-_LOG = logging.getLogger(__name__)
+_LOG = logger(__name__)
 
 
 class LoadError(ValueError):
@@ -97,6 +98,7 @@ class _Worker:
     def __init__(self, load: bytes) -> None:
         self._load = load
         self._child: Child | None = None
+        self._output = WorkerOutput()
 
     def start(self) -> None:
         """Start the process and load the functions, if it does not run. Raises LoadError."""
@@ -105,13 +107,18 @@ class _Worker:
         self.end()
         # A reward that computes on many threads would take the trainer's cores; the user's own setting wins.
         one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        output = self._output.open()
         try:
-            self._child = Child("mmrl.rewards.worker:answer_calls", environment=one_thread)
+            self._child = Child(
+                "mmrl.rewards.worker:answer_calls", environment=one_thread, output=output
+            )
             outcome = self._ask(self._load, START_LIMIT)
         except NotStarted as error:
             outcome = Failure("exit", str(error))
         except BrokenPipeError:
             outcome = Failure("exit", self.end(LOOK))
+        finally:
+            os.close(output)
         if isinstance(outcome, Failure):
             self.end()
             raise LoadError(
@@ -142,6 +149,7 @@ class _Worker:
         """Send and receive. Raises BrokenPipeError if the worker was gone before it had the request."""
         assert self._child is not None
         deadline = time.monotonic() + limit
+        self._output.next_call()
         try:
             self._child.channel.settimeout(limit)
             self._child.channel.sendall(frame(message))
@@ -151,19 +159,24 @@ class _Worker:
             return Failure("timeout", f"no value after {limit:g} s")
         except BrokenPipeError:
             raise
-        except (OSError, ValueError):
-            reply = None  # connection reset, or something that is no reply on our socket
+        except OSError:
+            reply = None  # connection reset
+        except (ValueError, RecursionError) as error:
+            # A reward has found the socket: what else it has written there would answer the next call.
+            self.end()
+            return Failure("exit", f"something else than a reply came back ({error})")
         if reply is None:
             return Failure("exit", f"the reward ended its process ({self.end(LOOK)})")
-        if "failure" in reply:
-            if reply["failure"] == "memory":
-                self.end()
-            return Failure(reply["failure"], reply["message"])
-        return reply["values"]
+        if isinstance(reply, Failure) and reply.reason == "memory":
+            self.end()
+        return reply
 
     @staticmethod
-    def _receive(child: Child, deadline: float) -> dict[str, Any] | None:
-        """The reply; None if the worker ended after the receipt. Raises TimeoutError and BrokenPipeError."""
+    def _receive(child: Child, deadline: float) -> Outcome | None:
+        """The reply; None if the worker ended after the receipt.
+
+        Raises TimeoutError, BrokenPipeError, and ValueError or RecursionError for what is no reply.
+        """
         received = bytearray()
         size = start = len(RECEIPT) + HEADER.size
         while len(received) < size:
@@ -182,8 +195,25 @@ class _Worker:
                 raise BrokenPipeError
             received += chunk
             if size == start and len(received) >= start:
-                size += HEADER.unpack(received[len(RECEIPT) : start])[0]
-        return json.loads(received[start:])
+                length = HEADER.unpack(received[len(RECEIPT) : start])[0]
+                if length > REPLY_LIMIT:
+                    raise ValueError(f"{length} bytes, at most {REPLY_LIMIT} are read")
+                size += length
+        return _outcome(json.loads(received[start:]))
+
+
+def _outcome(reply: Any) -> Outcome:
+    """A reply as an outcome; ValueError for what no worker of ours writes."""
+    if isinstance(reply, dict):
+        values, message = reply.get("values"), reply.get("message")
+        if isinstance(values, list) and all(
+            value is None or type(value) in (float, str) for value in values
+        ):
+            return values
+        for reason in get_args(Reason):
+            if reply.get("failure") == reason and isinstance(message, str):
+                return Failure(reason, message[-MESSAGE_LIMIT:])
+    raise ValueError(f"JSON of the kind {type(reply).__name__}, with no values")
 
 
 def _pickle(name: str, function: Callable[..., Any]) -> bytes:

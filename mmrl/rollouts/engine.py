@@ -20,6 +20,7 @@ from typing import Protocol, TypeGuard
 import torch
 from torch import Tensor
 
+from mmrl.model.attention import refuse_windows
 from mmrl.model.decoding import Decoding
 from mmrl.model.logprobs import logits
 from mmrl.model.packing import Group, pack
@@ -108,6 +109,8 @@ class HFEngine:
             raise ValueError(
                 f"rows_at_once is {rows_at_once}; at least one answer must advance at a time."
             )
+        # Also where scores are computed row by row: answers are sampled from a shared prompt all the same.
+        refuse_windows(policy.base.config.get_text_config(), "sampling")
         self.policy = policy
         self.rows_at_once = rows_at_once
 
@@ -196,7 +199,7 @@ def _finished(
         roles=roles,
         text=policy.processing.decode(tokens),
         stop=answer.stop or "length",
-        logp=torch.tensor(answer.logp),
+        logp=torch.tensor(answer.logp, dtype=torch.promote_types(policy.dtype, torch.float32)),
         temperature=temperature,
         branch=branch,
     )
@@ -324,23 +327,39 @@ def _record(
     sampling: Sampling,
 ) -> list[int]:
     """Append one token to each living answer; positions (in `alive`) of those that go on."""
-    stop_ids, decode = policy.processing.stop_ids, policy.processing.decode
-    # A stop string may begin some tokens back, and a token may hold part of a character: 8 more are looked at.
-    reach = max(map(len, sampling.stop)) + 8 if sampling.stop else 0
+    stop_ids = policy.processing.stop_ids
     stay: list[int] = []
     for position, number in enumerate(alive):
         answer = answers[number]
         answer.tokens.append(tokens[position])
         answer.logp.append(logp[position])
-        # An end token inside a forced prefix ends nothing.
-        if tokens[position] in stop_ids and len(answer.tokens) > len(answer.forced):
-            answer.stop = "eos"
-        elif sampling.stop:
-            tail = decode(torch.tensor(answer.tokens[-reach:]))
-            answer.stop = next((text for text in sampling.stop if text in tail), "")
+        # Nothing inside a forced prefix ends an answer, neither a token nor a string.
+        if len(answer.tokens) > len(answer.forced):
+            if tokens[position] in stop_ids:
+                answer.stop = "eos"
+            elif sampling.stop:
+                answer.stop = _stop_string(policy, answer, sampling.stop)
         if not answer.stop:
             stay.append(position)
     return stay
+
+
+def _stop_string(policy: Policy, answer: _Answer, stops: Sequence[str]) -> str:
+    """The first of the strings that the answer's last tokens complete; empty if there is none.
+
+    A string may begin inside the forced prefix, but must reach beyond it: what was forced was not the policy's choice.
+    """
+    spell = policy.processing.spell
+    # A stop string may begin some tokens back, and a token may hold part of a character: 8 more are looked at.
+    start = max(len(answer.tokens) - max(map(len, stops)) - 8, 0)
+    tail = spell(answer.tokens[start:])
+    # A character that the prefix leaves half written shows as U+FFFD there, and is completed by the policy.
+    forced = len(spell(answer.tokens[start : len(answer.forced)]).rstrip("\ufffd"))
+    for text in stops:
+        earliest = max(forced - len(text) + 1, 0)
+        if text in tail[earliest:]:
+            return text
+    return ""
 
 
 def _room(store: Decoding, needed: int, most: int) -> None:

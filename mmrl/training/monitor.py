@@ -8,6 +8,8 @@ three:
     probe/gap                         accuracy minus accuracy on blank pictures
     probe/difference_blank, _other    mean over tokens of |log p(real) - log p(other pixels)|, nats
 
+The first steps of every run with visual branches have a cheap half of it (`mmrl.training.first_looks`).
+
 A run whose `difference_blank` stays below `least_difference` trains a blind policy (or pictures that never reach the
 model) and is stopped by `BlindPolicy`.
 
@@ -58,6 +60,8 @@ class Monitor:
 
     probe_every: int = 0
     """Blind probe each so many steps and at the end; 0: never."""
+    probe_first: int = 3
+    """In a run with visual branches: after each of so many first steps, do its pictures reach the policy? 0: never."""
     probe_prompts: int = 64
     """Held-out prompts of the probe."""
     least_difference: float = 1e-3
@@ -71,6 +75,7 @@ class Monitor:
         require(
             self,
             probe_every=(self.probe_every >= 0, "0 (never) or positive"),
+            probe_first=(self.probe_first >= 0, "0 (never) or positive"),
             probe_prompts=(self.probe_prompts >= 2, "at least 2, since pictures are exchanged"),
             least_difference=(self.least_difference >= 0, "0 (never stop) or positive"),
             norms_every=(self.norms_every >= 0, "0 (never) or positive"),
@@ -155,7 +160,7 @@ def blind_probe(
             generate: Any = engine.generate
             answers = rewards(generate(prompts, greedy, now, visual=seen, branch=name))
             found[f"accuracy_{name}"] = summary(answers)["accuracy"]
-        found |= _differences(policy, real, branches, now, tokens_per_pass)
+        found |= differences(policy, real, branches, now, tokens_per_pass)
     found["gap"] = found["accuracy"] - found["accuracy_blank"]
     return {f"probe/{name}": value for name, value in found.items()}
 
@@ -165,12 +170,18 @@ def refuse_blindness(found: Mapping[str, float], least: float) -> None:
     difference = found.get("probe/difference_blank")
     if difference is None or not difference < least:
         return
+    measured = ""
+    if "probe/accuracy" in found:
+        measured = (
+            f", and its accuracy is {found['probe/accuracy']:.3f} with the pictures, "
+            f"{found['probe/accuracy_blank']:.3f} with blank ones and {found['probe/accuracy_other']:.3f} with those "
+            "of other questions"
+        )
     raise BlindPolicy(
         f"The policy does not look: blank pictures change the log-prob of a token by {difference:.2g} nats on average "
-        f"(limit {least:.2g}), and its accuracy is {found['probe/accuracy']:.3f} with the pictures, "
-        f"{found['probe/accuracy_blank']:.3f} with blank ones and {found['probe/accuracy_other']:.3f} with those of "
-        "other questions. Either the pictures do not reach the model (wrong column, black files, broken tower), or the "
-        "questions can be answered without them. Look at some rows; --monitor.least-difference 0 goes on anyway."
+        f"(limit {least:.2g}){measured}. Either the pictures do not reach the model (wrong column, black files, broken "
+        "tower), or the questions can be answered without them. Look at some rows; --monitor.least-difference 0 goes "
+        "on anyway."
     )
 
 
@@ -259,7 +270,7 @@ def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return means
 
 
-def _differences(
+def differences(
     policy: Policy,
     answers: Sequence[Rollout],
     branches: Mapping[str, VisualBranch],

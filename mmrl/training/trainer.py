@@ -18,7 +18,7 @@ from __future__ import annotations
 import copy
 import signal
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -30,7 +30,7 @@ from mmrl.grpo import GRPO, with_overlong_penalty
 from mmrl.losses.advantages import group_normalized
 from mmrl.losses.surrogates import Surrogate, clipped
 from mmrl.model.policy import Policy
-from mmrl.objectives.base import Memory, Objective, started
+from mmrl.objectives.base import Memory, Objective, named, started
 from mmrl.rewards.pay import Rewards
 from mmrl.rollouts.engine import Engine, HFEngine
 from mmrl.rollouts.groups import RolloutCall, group_rollout
@@ -40,6 +40,7 @@ from mmrl.training.compatibility import check_sampling, check_setup
 from mmrl.training.door import Door, entered, settings_of
 from mmrl.training.early_stop import EarlyStop, Plateau
 from mmrl.training.evaluate import aside, evaluate, heldout_prompts
+from mmrl.training.first_looks import FirstLooks
 from mmrl.training.identity import described_code, refuse_other_run, without
 from mmrl.training.learner import Estimator, Learner
 from mmrl.training.monitor import Alarms, BlindPolicy, Monitor, blind_probe, refuse_blindness
@@ -113,6 +114,7 @@ class Trainer:
         self.monitor = monitor
         self.alarms = Alarms(monitor.window, self.objectives)
         self.plateau = Plateau(early)
+        self.looks = FirstLooks.of(monitor, run, self.objectives, self.branches, rollout)
         # Before anything is loaded or written: what cannot mean anything should not cost a minute.
         check_setup(
             self.objectives, self.branches, rollout, estimator, grpo, self.engine, prompts
@@ -172,6 +174,7 @@ class Trainer:
         128 + the signal's number: after the step, or in `run.grace` seconds, whichever comes first, plus the time to
         write a checkpoint. A second signal leaves at once.
         """
+        self.looks.refuse_text(self.supply.prompts)
         with (
             entered(self.run) as door,
             checkpoint.disk(door.folder),
@@ -194,7 +197,10 @@ class Trainer:
         metrics = self._resume(tracker, door)
         progress = Progress(self.steps, self.step_done)
         if self.step_done == 0:
-            progress.say(f"One prompt as the model reads it:\n{self._example()}")
+            example = self._example()
+            progress.say(f"One prompt as the model reads it:\n{example}")
+            for note in self.policy.processing.tags.notes(example, self.rewards.needs_tags):
+                progress.say(note)
             if self.heldout:
                 metrics = self._first_evaluation()
                 tracker.log(0, metrics)
@@ -276,6 +282,7 @@ class Trainer:
             with self._signals.until_overdue(single_process):
                 if self.heldout and (last or due(number, self.run.eval_every)):
                     metrics.update(self._evaluate(number))
+                metrics.update(self.looks(self.policy, self._last_rollouts, number))
                 if self.monitor.probe_every and (last or due(number, self.monitor.probe_every)):
                     metrics.update(self._probe(number))
         except GivenUp:
@@ -369,7 +376,7 @@ class Trainer:
         # Copied: after a failed step the memory of the step before it is saved.
         states = {
             name: {} if memory is None else copy.deepcopy(memory.state())
-            for name, memory in self._named_memories()
+            for name, memory in named(self.objectives, self.memories)
         }
         return {
             "run": self.identity,
@@ -384,17 +391,10 @@ class Trainer:
         }
 
     def _load_memories(self, states: Mapping[str, Any]) -> None:
-        for name, memory in self._named_memories():
+        for name, memory in named(self.objectives, self.memories):
             if memory is not None:
                 # As it comes from a file, whoever took it.
                 memory.load(checkpoint.plain(states[name]))
-
-    def _named_memories(self) -> Iterator[tuple[str, Memory | None]]:
-        """Every objective's memory under its place and class, since two objectives may be of one class."""
-        for i, (objective, memory) in enumerate(
-            zip(self.objectives, self.memories, strict=True)
-        ):
-            yield f"{i}:{type(objective).__name__}", memory
 
     def _save(self, state: Mapping[str, Any] | None = None) -> None:
         # A run that continues from here starts without features, so this one goes on without them: equal batches
@@ -402,9 +402,9 @@ class Trainer:
         self.policy.vision.clear()
         chosen = dict(state or self._state())
         folder = self.run.folder / "checkpoints"
-        named = self.policy.named_parameters()
+        weights = self.policy.named_parameters()
         checkpoint.save(
-            folder, chosen["step"], named, self.optimizer.state(), chosen, self.run.keep
+            folder, chosen["step"], weights, self.optimizer.state(), chosen, self.run.keep
         )
 
     def _resume(self, tracker: Tracker, door: Door) -> dict[str, float]:

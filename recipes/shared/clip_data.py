@@ -8,7 +8,6 @@ run's folder) if they cannot be read; what happens to their rows is the user's c
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +25,7 @@ from mmrl.data.grounding.sets import (
 from mmrl.data.grounding.time_encodings import EncodingName, TimeEncoded, encoding_of
 from mmrl.data.video.frame_cache import FrameCache
 from mmrl.data.video.video import ClipReader, ClipSampling
+from mmrl.ground.printable import tell
 from mmrl.ground.quarantine import Guarded, Quarantine
 from mmrl.ground.require import require
 from mmrl.model.load import LoRA
@@ -174,7 +174,7 @@ def read_annotations(
     read = formats.read_rows if clips.format == "auto" else formats.READERS[clips.format]
     rows = read(dataset, video_root)
     if rows.faults:
-        print(rows.report(), file=sys.stderr)
+        tell(rows.report())
     usable = rows.keep(
         lambda row: timelens_usable(row, *clips.seconds, clips.max_words, clips.sound)
     )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from mmrl.data.grounding.metrics import THRESHOLDS, Answered, grounding_table, set_table
 from mmrl.data.grounding.questions import SET_TEMPLATE
 from mmrl.data.grounding.spans import as_spans
 from mmrl.ground.faults import BadRow
+from mmrl.ground.printable import tell
 from mmrl.recipes.shared.clip_asking import SpanStyle
 from mmrl.types import Prompt, Prompts, Rollout
 
@@ -38,10 +38,7 @@ def blocks(
     if block:
         yield block
     if bad:
-        print(
-            f"{bad} of {length} questions could not be shown and are not in the table.",
-            file=sys.stderr,
-        )
+        tell(f"{bad} of {length} questions could not be shown and are not in the table.")
 
 
 def grounding_report(

@@ -8,7 +8,6 @@ file and nothing else (`python -m recipes.difficulty` writes one by itself).
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +26,7 @@ from mmrl.data.grounding.spans import as_spans, lenient_spans
 from mmrl.data.rows.sources import Subset
 from mmrl.ground.faults import BadRow
 from mmrl.ground.outputs import OutputError, alone, refuse_file
+from mmrl.ground.printable import tell
 from mmrl.ground.require import require
 from mmrl.ground.stopping import stop_if_asked
 from mmrl.grpo import GRPO
@@ -159,9 +159,8 @@ def selected(
             f"{file}: the rule {selection.rule!r} takes none of {len(found)} rows; choose another."
         )
     mean = sum(ious[i] for i in chosen) / len(chosen)
-    print(
-        f"{len(chosen)} of {len(found)} rows selected by {file}; their mean IoU is {mean:.3f}.",
-        file=sys.stderr,
+    tell(
+        f"{len(chosen)} of {len(found)} rows selected by {file}; their mean IoU is {mean:.3f}."
     )
     # Places among the answered rows become indices of the prompts: rows that cannot be used have no IoU.
     return Subset(prompts, [found[i]["index"] for i in chosen])

@@ -28,6 +28,7 @@ from typing import Any
 
 import tyro
 
+from mmrl.ground.printable import printable, show, tell
 from mmrl.ground.stopping import leaving
 from mmrl.recipes.shared.configuration import Configuration, giving_back, read_configuration
 from mmrl.recipes.shared.opening import EMBEDDED
@@ -72,20 +73,18 @@ def launch(
     try:
         asked = resolved(main, presets, args)
         if PRINT in args:
-            return print(asked.json())
-        print(f"{prog} {asked.preset}", file=sys.stderr)
+            return show(asked.json())
+        tell(f"{prog} {asked.preset}")
         with leaving(), _at_the_door(asked.arguments.get("run")):
             return main(**asked.arguments)
     except KeyboardInterrupt:
         sys.exit(130)
     except USER_ERRORS as error:
-        sys.exit(f"{prog}: {error}")
+        sys.exit(printable(f"{prog}: {error}"))
     except OSError as error:
         # Of a disk, mostly; what it concerns, the error knows.
-        sys.exit(
-            f"{prog}: {error}. See that there is room on the disk and that the file can be read or written, then run "
-            "the same command again."
-        )
+        advice = "See that there is room on the disk and that the file can be read or written"
+        sys.exit(printable(f"{prog}: {error}. {advice}, then run the same command again."))
 
 
 def _at_the_door(run: Run | None) -> AbstractContextManager[object]:
@@ -156,7 +155,7 @@ def choose_preset(
     else:
         chosen = min(sizes, key=lambda name: abs(sizes[name] - size))
         reason = f"nearest to {model} ({size:.1f} B parameters)"
-    print(f"Preset {chosen!r} is used: {reason}.", file=sys.stderr)
+    tell(f"Preset {chosen!r} is used: {reason}.")
     return chosen
 
 
@@ -249,7 +248,7 @@ def summarise(run: Run, steps: int, *, watch: Sequence[str] = (), advice: str = 
     ]
     if advice:
         lines.append(f"Next: {advice}")
-    print("\n".join(lines))
+    show("\n".join(lines))
 
 
 def _logged(rows: Sequence[Mapping[str, Any]], name: str) -> list[tuple[int, float]]:

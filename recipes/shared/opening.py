@@ -6,7 +6,6 @@ held-out prompts, asked in the style that `paying` describes.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,9 +14,11 @@ from typing import Any, Literal
 from mmrl.data.drawn.drawn import Drawn
 from mmrl.data.rows.sources import load_prompts, split_prompts
 from mmrl.ground.checksums import damage, is_sealed
+from mmrl.ground.printable import tell
 from mmrl.model.load import LoRA
 from mmrl.model.patches import PixelBudget
 from mmrl.model.policy import Policy
+from mmrl.model.tags import TagMode
 from mmrl.recipes.shared.embedded import warm_model
 from mmrl.recipes.shared.paying import StyleName, style_of
 from mmrl.training.checkpoint import (
@@ -59,6 +60,9 @@ class Load:
     A reference exists only where a KL or an objective reads it; with LoRA it is the model without its adapter."""
     shared: bool = True
     """Compute prompts once per group; False repeats them for every answer (slow, for comparison)."""
+    tags: TagMode = "auto"
+    """How tags such as <think> are written that the tokenizer has as one token: text, token, or auto: as a token only
+    where the checkpoint uses it (Qwen3-VL-Instruct does not know <think>)."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,7 @@ class Data:
     objects: a JSON list of boxes and points in <answer>; tag: <answer> alone; plain: the answer is the text;
     choice: as box, and the answer is the letter of an option, however it is put."""
     columns: tuple[str, ...] = ()
-    """Column names, as question=problem answer=solution images=image."""
+    """Column names, as question=problem answer=solution images=left images=right; images= says that there are none."""
     image_root: Path | None = None
     """Where relative paths of images and videos start; the data file's folder by default."""
     on_bad: Literal["skip", "stop"] = "skip"
@@ -127,6 +131,7 @@ def open_policy(
         budget=budget,
         shared=load.shared,
         offload_reference=load.offload_reference,
+        tags=stored.get("tags", load.tags),
     )
     if checkpoint is not None:
         restore_weights(checkpoint, policy.named_parameters())
@@ -146,7 +151,7 @@ def model_source(model: str) -> tuple[str | Path, Path | None]:
     if final.is_dir():
         complaints.insert(0, f"{final} is not known to be whole: {problem}.")
     if complaints:
-        print("\n".join([*complaints, f"{newest or final} is used."]), file=sys.stderr)
+        tell("\n".join([*complaints, f"{newest or final} is used."]))
     if newest is not None:
         return _policy_settings(newest)["source"], newest
     if final.is_dir():  # what is wrong with it, if anything, will show when it is loaded
@@ -196,7 +201,7 @@ def open_data(dataset: str, data: Data, seed: int) -> tuple[Prompts, Prompts]:
         # Drawn pictures have a side of their own for this, endless as well, so no row is set aside.
         return prompts, replace(prompts, split="heldout", size=None)
     if prompts.skipped:
-        print(prompts.summary(), file=sys.stderr)
+        tell(prompts.summary())
     if len(prompts) < 2:
         raise ValueError(
             f"{dataset} has {len(prompts)} usable rows; training needs at least 2."
@@ -205,14 +210,19 @@ def open_data(dataset: str, data: Data, seed: int) -> tuple[Prompts, Prompts]:
     return split_prompts(prompts, rows, seed)
 
 
-def _column_map(columns: Sequence[str]) -> dict[str, str] | None:
-    """Pairs such as question=problem as a mapping; None without pairs."""
-    found: dict[str, str] = {}
+def _column_map(columns: Sequence[str]) -> dict[str, Any] | None:
+    """Pairs such as question=problem as a mapping, several columns of media as a list; None without pairs."""
+    found: dict[str, Any] = {}
     for pair in columns:
         key, equals, value = pair.partition("=")
         if not equals:
             raise ValueError(
-                f"data.columns has {pair!r}; write pairs such as question=problem."
+                f"--data.columns has {pair!r}; write pairs such as question=problem."
             )
-        found[key] = value
+        if key in found and key not in ("images", "videos"):
+            raise ValueError(
+                f"--data.columns names two columns for {key!r}, {found[key]!r} and {value!r}; give one."
+            )
+        several = key in ("images", "videos")
+        found[key] = [*found.get(key, ()), value] if several else value
     return found or None

@@ -7,13 +7,13 @@ made this way in the user's cache, under a key of everything it depends on.
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
+from mmrl.ground.printable import tell
 from mmrl.ground.scratch import temporary_folder
 from mmrl.ground.stopping import stop_if_asked
 from mmrl.grpo import GRPO
@@ -122,8 +122,5 @@ def published(
         / f"{name}-{hashlib.blake2b(key, digest_size=8).hexdigest()}"
     )
     if not target.is_dir():
-        print(
-            f"Warming up the tiny model for {name} (once; kept in the cache) …",
-            file=sys.stderr,
-        )
+        tell(f"Warming up the tiny model for {name} (once; kept in the cache) …")
     return tiny.publish(target, lambda place: supervised(start, lessons, place, numbers))

@@ -174,6 +174,37 @@ def test_lora_and_reference(folder):
     torch.testing.assert_close(ref, plain, rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("adapters", [True, False])
+@pytest.mark.parametrize("run", [score_packed, score_repeated])
+def test_the_reference_is_the_start_on_both_paths(folder, run, adapters):
+    policy = load(folder, lora=LoRA(rank=2) if adapters else None)
+    policy.freeze_reference()
+    groups, shape = groups_of(
+        policy, [prompt(["image"], 1), prompt([], 2)], [[4, 2], [3]], temperature=0.7
+    )
+    views, wanted = {"raw": groups, "ref": groups}, {"raw": ScoreOutputs()}
+    wanted["ref"] = ScoreOutputs(entropy=True, divergence="forward")
+    before = run(policy, views, {"raw": ScoreOutputs(entropy=True)}, shape)["raw"]
+    rng = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter += 0.05 * torch.randn(
+                parameter.shape, generator=rng, dtype=parameter.dtype
+            )
+    policy.stepped()
+    after = run(policy, views, wanted, shape)
+    torch.testing.assert_close(after["ref"].logp, before.logp, rtol=0, atol=1e-9)
+    torch.testing.assert_close(after["ref"].entropy, before.entropy, rtol=0, atol=1e-9)
+    # The divergence is between the two sets of weights, and so are the log-probs that a sampled KL is made of.
+    own = score_packed(policy, views, wanted, shape)
+    torch.testing.assert_close(
+        after["ref"].divergence, own["ref"].divergence, rtol=0, atol=1e-9
+    )
+    assert after["ref"].divergence.max() > 1e-3
+    assert (after["raw"].logp - after["ref"].logp).abs().max() > 1e-3
+    assert not policy.in_reference
+
+
 @pytest.mark.parametrize("offload", [False, True], ids=["on the device", "on the CPU"])
 @pytest.mark.parametrize("family", ["tiny_folder", "tiny3_folder"])
 def test_frozen_copy_is_the_start(request, family, offload):
@@ -280,6 +311,19 @@ def test_user_errors_are_explained(tiny_folder):
         Policy.load(
             tiny_folder, device="cuda"
         ) if not torch.cuda.is_available() else pytest.skip("CUDA is here")
+
+
+def test_sliding_windows_are_refused_by_the_packed_path_and_right_on_the_other(
+    tiny_folder, sliding_folder
+):
+    with pytest.raises(ValueError, match=r"Layers 1 to 2 .* \(window 8\).*shared-prefix pass"):
+        load(sliding_folder)
+    policy, full = load(sliding_folder, shared=False), load(tiny_folder, shared=False)
+    groups, shape = groups_of(policy, [prompt([], 1)], [[6]])
+    wanted = {"raw": ScoreOutputs()}
+    seen = score_repeated(policy, {"raw": groups}, wanted, shape)["raw"].logp
+    plain = score_repeated(full, {"raw": groups}, wanted, shape)["raw"].logp
+    assert (seen - plain).abs().max() > 1e-3, "the window changes the scores, so it is in use"
 
 
 def test_library_generate_still_pads_correctly(tiny_folder):

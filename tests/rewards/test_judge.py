@@ -78,6 +78,16 @@ class Handler(BaseHTTPRequestHandler):
             good["choices"][0]["message"]["content"] = self.headers.get("Authorization", "none")
         if kind == "no_usage":
             del good["usage"]
+        if kind == "usage":  # usage <what the server reports, as JSON>
+            good["usage"] = json.loads(argument)
+        if kind == "says":  # says <a text, as JSON>
+            good["choices"][0]["message"]["content"] = json.loads(argument)
+        if kind == "after" and count == 1:  # after <a value of Retry-After>
+            return self.reply(429, b"later", [("Retry-After", argument)])
+        if kind == "quotes":  # quotes <status> <a body with KEY in it>
+            code, quoted = argument.split(" ", 1)
+            key = self.headers["Authorization"].split()[1]
+            return self.reply(int(code), quoted.replace("KEY", key).encode())
         if kind == "slow":
             time.sleep(float(argument.split()[0]))
         if kind == "hang":
@@ -352,6 +362,150 @@ def test_missing_usage_is_booked_by_estimate(address: str) -> None:
     one = judge(address, sampling={"max_tokens": 7})
     ask(one, "no_usage")
     assert one.spent.tokens_in > 0 and one.spent.tokens_out == 7
+
+
+@pytest.mark.parametrize(
+    "reported",
+    [
+        '{"prompt_tokens": 10000000000000000000000, "completion_tokens": 1}',
+        '{"prompt_tokens": 9223372036854775807, "completion_tokens": 9223372036854775807}',
+        '{"prompt_tokens": 100000001, "completion_tokens": 1}',
+        '{"prompt_tokens": 1, "completion_tokens": 1e300}',
+        '{"prompt_tokens": 1, "completion_tokens": Infinity}',
+        '{"prompt_tokens": NaN, "completion_tokens": 1}',
+        '{"prompt_tokens": true, "completion_tokens": 1}',
+        '{"prompt_tokens": -1, "completion_tokens": 1}',
+        '{"prompt_tokens": "7", "completion_tokens": 1}',
+        '{"prompt_tokens": null}',
+        "[]",
+        "17",
+    ],
+)
+def test_a_usage_report_that_cannot_be_true_is_booked_by_estimate(
+    address: str, tmp_path: Path, reported: str
+) -> None:
+    one = judge(
+        address,
+        sampling={"max_tokens": 7},
+        cache=tmp_path / "judge.sqlite",
+        budget=Budget(money=1.0, price_in=1.0, price_out=1.0),
+    )
+    (text,) = ask(one, f"usage {reported}")
+    assert isinstance(text, str), text
+    assert 0 < one.spent.tokens_in < 100 and one.spent.tokens_out == 7
+    assert one.spent.money == pytest.approx((one.spent.tokens_in + 7) / 1e6)
+
+
+def test_the_largest_usage_that_can_be_true_is_booked(address: str) -> None:
+    one = judge(address)
+    ask(one, 'usage {"prompt_tokens": 100000000, "completion_tokens": 0}')
+    assert one.spent.tokens_in == 10**8
+
+
+@pytest.mark.parametrize(
+    ("wish", "least", "most"),
+    [
+        ("0", 0, 0),
+        ("2.5", 2.5, 2.5),
+        ("86400", 120, 120),
+        ("999999999", 120, 120),
+        ("9" * 5000, 120, 120),
+        ("-5", 0, 0),
+        ("1e9", 0, 0),
+        ("inf", 0, 0),
+        ("nan", 0, 0),
+        ("²", 0, 0),
+        ("Fri, 31 Dec 9999 23:59:59 GMT", 120, 120),
+        ("Fri, 31 Dec 99999 23:59:59 GMT", 0, 0),
+        ("Mon, 01 Jan 0001 00:00:00 +2359", 0, 0),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", 0, 0),
+        ("", 0, 0),
+    ],
+)
+def test_a_server_may_ask_to_wait_for_a_while_only(
+    wish: str, least: float, most: float
+) -> None:
+    assert least <= Reply(429, {"retry-after": wish}, b"").retry_after() <= most
+
+
+def test_a_server_that_asks_for_a_day_does_not_silence_the_run(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mmrl.rewards import judge_http
+
+    monkeypatch.setattr(judge_http, "LONGEST_WAIT", 0.3)
+    began = time.perf_counter()
+    assert ask(judge(address), "after 86400") == ["echo after 86400"]
+    assert 0.3 <= time.perf_counter() - began < 5.0
+
+
+PIECES = {
+    "whole": "denied for KEY",
+    "behind a long text": "y" * 295 + "KEY",
+    "cut by the limit": "y" * (300 - 9) + "KEY and more",
+    "many times": "KEY" * 400,
+    "its ends": "Incorrect API key provided: sk-v****6789.",
+    "its ends, dotted": "Incorrect API key provided: sk-very...456789",
+    "its end": "key ending in 6789 is wrong",
+    "its start": "no key starts with sk-very",
+    "in capitals": "denied: SK-VERY-SECRET-0123456789",
+    "with a line end": "denied: sk-very-secret-\n0123456789",
+    "in JSON": '{"error": {"message": "bad key", "key": "KEY"}}',
+    "in an address": "POST http://proxy/v1?api_key=KEY&x=1 failed",
+    "another's": "retry with Authorization: Bearer abcdefghijk-6789",
+}
+
+
+def leaks(told: str) -> list[str]:
+    """Pieces of the key, of four characters, that a text shows."""
+    low = told.lower()
+    return [KEY[at : at + 4] for at in range(len(KEY) - 3) if KEY[at : at + 4] in low]
+
+
+@pytest.mark.parametrize("body", PIECES.values(), ids=PIECES.keys())
+@pytest.mark.parametrize("status", [403, 400, 500, 200])
+def test_no_piece_of_the_key_is_shown(address: str, status: int, body: str) -> None:
+    one = judge(address, key=KEY, attempts=1)
+    (error,) = ask(one, f"quotes {status} {body}")
+    assert isinstance(error, (JudgeUnavailable, RequestRefused))
+    assert not leaks(str(error))
+    # Where the key lies behind what is shown, there was nothing to hide.
+    assert "***" in str(error) or "y" * 200 in str(error)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://host/v1?api_key=hunter2222",
+        "http://host/v1?a=1&auth_token=hunter2222&b=2",
+        "https://me:hunter/2222@host/v1",
+        "https://me:hunter2222@host/v1",
+        "https://host/hunter2222@there",
+    ],
+)
+def test_credentials_in_an_address_are_not_shown(url: str) -> None:
+    try:
+        told = repr(Judge(url, "m"))
+    except ValueError as error:
+        told = str(error)
+    assert "hunter" not in told and "2222" not in told and "***" in told
+
+
+def test_what_a_server_says_is_shown_on_one_harmless_line(address: str) -> None:
+    hostile = "a\x1b]52;c;cm0=\x07 b\r\nc\u202e" + "z" * 10_000
+    for status in (403, 200):
+        (error,) = ask(judge(address, attempts=1, key="k" * 9), f"quotes {status} {hostile}")
+        assert str(error).isprintable() and len(str(error)) < 600
+        assert "a\\u001b]52" in str(error)
+
+
+@pytest.mark.parametrize("said", ["half \\ud83d", "\\ude00\\ud83d", "\\u0000"])
+def test_any_text_of_a_judge_can_be_kept(address: str, tmp_path: Path, said: str) -> None:
+    one = judge(address, cache=tmp_path / "judge.sqlite")
+    first, second = ask(one, f'says "{said}"'), ask(one, f'says "{said}"')
+    assert first == second and isinstance(first[0], str)
+    first[0].encode()
+    assert one.metrics()["judge/cached"] == 1
 
 
 def test_the_key_is_sent_and_shown_nowhere(

@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import functools
 import importlib.util
+import itertools
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -18,10 +20,37 @@ from pathlib import Path
 import pytest
 import torch
 
+from mmrl.rewards import worker_output
 from mmrl.rewards.parts import Call, Failure
 from mmrl.rewards.timeouts import AsyncLoop, guarded
 from mmrl.rewards.worker import Unavailable
 from mmrl.rewards.worker_pool import LoadError, WorkerPool
+
+PRINTED = {
+    "prints": "hello from a reward",
+    "prints_orders": "a\x1b]52;c;cm0=\x07b",
+    "prints_much": "much " * 100_000,
+    "prints_bytes": "\udcff\ufffd",
+}
+RETURNED = {
+    "long text": lambda: "x" * (64 << 20),
+    "long name": lambda: type("n" * (1 << 20), (), {})(),
+    "no end": itertools.count,
+    "large number": lambda: 10**5000,
+}
+WRITTEN = {
+    "too long": b"",
+    "too deep": b"[" * 200_000,
+    "list": b"[1]",
+    "no values": b"{}",
+    "values that are none": b'{"values": 7}',
+    "nested values": b'{"values": [[1.0]]}',
+    "whole numbers": b'{"values": [1]}',
+    "unknown failure": b'{"failure": "love", "message": "x"}',
+    "failure without words": b'{"failure": "exit", "message": 7}',
+    "no JSON": b"\xff\xfe",
+}
+"""What a reward might write on the socket itself, in place of a reply."""
 
 
 def misbehave(kind: str) -> object:
@@ -58,6 +87,25 @@ def misbehave(kind: str) -> object:
         raise Unavailable("the judge is down")
     if kind == "text":
         return "0.5"
+    if kind in PRINTED:
+        print(PRINTED[kind], flush=True)
+        return 0.5
+    if kind == "prints_without_end":
+        while True:
+            os.write(1, b"spam " * 1000)
+    if kind == "closes_its_output":
+        os.close(1)
+        os.close(2)
+        return 0.5
+    if kind in RETURNED:
+        return RETURNED[kind]()
+    if kind in WRITTEN:
+        length = 1 << 60 if kind == "too long" else len(WRITTEN[kind])
+        own = length.to_bytes(8, "big") + WRITTEN[kind]
+        for descriptor in sorted(map(int, os.listdir("/proc/self/fd"))):
+            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as ours:
+                ours.sendall(own)
+        time.sleep(30)
     raise AssertionError(kind)
 
 
@@ -148,6 +196,80 @@ def test_a_forked_child_does_not_answer_twice(pool: WorkerPool) -> None:
 
 def test_what_is_no_number_comes_back_described(pool: WorkerPool) -> None:
     assert call(pool, "text") == ["str '0.5'"]
+
+
+def printed(capfd: pytest.CaptureFixture[str], what: str) -> str:
+    """Stderr up to where `what` has come; nothing may have come on stdout."""
+    seen = ""
+
+    def arrived() -> bool:
+        nonlocal seen
+        out, err = capfd.readouterr()
+        assert not out
+        seen += err
+        return what in seen
+
+    wait_until(arrived)
+    return seen
+
+
+def test_what_a_reward_prints_is_shown_without_power(
+    pool: WorkerPool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert call(pool, "prints") == [0.5]
+    assert "hello from a reward\n" in printed(capfd, "hello")
+    assert call(pool, "prints_orders") == [0.5]
+    assert "a\\u001b]52;c;cm0=\\u0007b\n" in printed(capfd, "cm0=")
+
+
+def test_what_a_reward_prints_is_bounded(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_output, "WORKER_LIMIT", 10_000)
+    pool = WorkerPool(FUNCTIONS, workers=1, memory_limit=None)
+    assert call(pool, "prints_much") == [0.5]
+    first = printed(capfd, "not shown]")
+    assert "more than 4096 bytes in one call" in first and first.count("much ") <= 820
+    assert call(pool, "prints") == [0.5]
+    assert "hello" in printed(capfd, "hello"), "another call may print again"
+    outcome = call(pool, "prints_without_end", 0.5)
+    assert isinstance(outcome, Failure) and outcome.reason == "timeout"
+    for _ in range(3):  # also beyond the restart that the endless call has cost
+        assert call(pool, "prints_much") == [0.5]
+    rest = printed(capfd, "in one run")
+    assert len(first) + len(rest) < 11_000
+    assert call(pool, "prints") == [0.5]
+    pool.close()
+    time.sleep(0.3)
+    assert "hello" not in rest + capfd.readouterr().err
+
+
+def test_output_that_is_no_text_or_has_nowhere_to_go_harms_nobody(pool: WorkerPool) -> None:
+    assert isinstance(call(pool, "prints_bytes"), Failure | list)
+    assert call(pool, "closes_its_output") == [0.5]
+    assert call(pool, "fine") == [0.5]
+
+
+@pytest.mark.parametrize("kind", RETURNED)
+@pytest.mark.parametrize("several", [True, False])
+def test_what_a_reward_returns_is_bounded(pool: WorkerPool, kind: str, several: bool) -> None:
+    ((outcome, _),) = pool.run([Call("misbehave", (kind,), several=several, limit=10.0)])
+    if isinstance(outcome, Failure):
+        assert len(outcome.message) <= 4000
+    else:
+        assert sum(len(str(value)) for value in outcome) < 300
+    assert call(pool, "fine") == [0.5]
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="finds the socket in /proc")
+@pytest.mark.parametrize("kind", WRITTEN)
+def test_a_reward_that_answers_for_the_worker_costs_one_answer(
+    pool: WorkerPool, kind: str
+) -> None:
+    outcome = call(pool, kind, 10.0)
+    assert isinstance(outcome, Failure) and outcome.reason == "exit"
+    assert "something else than a reply" in outcome.message
+    assert call(pool, "fine") == [0.5]
 
 
 def test_workers_hold_no_torch_and_stay_small(pool: WorkerPool) -> None:

@@ -9,10 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmrl.model.packing import Group
+from mmrl.model.packing import Group, collate
 from mmrl.model.policy import Policy
 from mmrl.model.scoring import ScoreOutputs, score_packed
-from mmrl.rollouts.engine import HFEngine
+from mmrl.rollouts.engine import HFEngine, _Answer, _stop_string
 from mmrl.rollouts.next_token import drawn, truncated
 from mmrl.types import Media, Now, Prompt, Role, Sampling
 
@@ -169,6 +169,72 @@ def test_stop_string(policy):
         PROMPTS[:1], Sampling(1, 1.0, max_tokens=30, stop=(word,)), NOW
     )[0]
     assert stopped.stop == word and word in stopped.text and len(stopped.tokens) <= 5
+
+
+PREFIX = "<answer> red"
+
+
+@pytest.mark.parametrize("stop", ["red", "ans", "<answer>", PREFIX, ">", "answer> r"])
+def test_a_stop_string_inside_a_forced_prefix_ends_nothing(policy, stop):
+    prefix = policy.processing.encode_answer(PREFIX)[:-1]
+    sampling = Sampling(3, 1.0, max_tokens=14)
+    engine = HFEngine(policy)
+    free = engine.generate(PROMPTS[:1], sampling, NOW, prefixes=[prefix])
+    stopped = engine.generate(
+        PROMPTS[:1], replace(sampling, stop=(stop,)), NOW, prefixes=[prefix]
+    )
+    for a, b in zip(free, stopped, strict=True):
+        # The string counts from where it reaches beyond the prefix, as a plain search over the text says.
+        place = a.text.find(stop, len(PREFIX) - len(stop) + 1)
+        assert len(b.tokens) > len(prefix)
+        assert torch.equal(a.tokens[: len(b.tokens)], b.tokens)
+        assert (b.stop == stop) == (place >= 0)
+
+
+def test_a_stop_string_that_begins_in_the_prefix_and_ends_beyond_it_counts(policy):
+    prefix = policy.processing.encode_answer(PREFIX)[:-1]
+    sampling = Sampling(1, 1.0, max_tokens=14)
+    engine = HFEngine(policy)
+    free = engine.generate(PROMPTS[:1], sampling, NOW, prefixes=[prefix])[0]
+    first = policy.processing.spell(free.tokens[len(prefix) : len(prefix) + 1].tolist())
+    assert first and "\ufffd" not in first
+    across = f"red{first}"
+    stopped = engine.generate(
+        PROMPTS[:1], replace(sampling, stop=(across,)), NOW, prefixes=[prefix]
+    )[0]
+    assert stopped.stop == across and len(stopped.tokens) == len(prefix) + 1
+
+
+def test_a_prefix_that_ends_inside_a_character(policy):
+    whole = policy.processing.encode_answer("é")[:-1]
+    assert len(whole) == 2
+    answer = _Answer(0, [int(whole[0])], tokens=whole.tolist())
+    assert _stop_string(policy, answer, ("é",)) == "é"
+    answer = _Answer(0, whole.tolist(), tokens=[*whole.tolist(), *whole.tolist()[:1]])
+    assert _stop_string(policy, answer, ("é",)) == ""
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_double_precision_is_double_throughout(tiny_folder, tiny3_folder, temperature):
+    for folder in (tiny_folder, tiny3_folder):
+        policy = Policy.load(folder, device="cpu", dtype="float64")
+        rollouts = HFEngine(policy).generate(
+            PROMPTS, Sampling(2, temperature, max_tokens=9), NOW
+        )
+        logp = packed_logp(policy, rollouts)
+        assert logp.dtype == torch.float64
+        for i, r in enumerate(rollouts):
+            assert r.logp is not None and r.logp.dtype == torch.float64
+            # The norms of the layers compute in single precision in the library: the same on both paths.
+            torch.testing.assert_close(r.logp, logp[i, : len(r.tokens)], rtol=0, atol=1e-10)
+        paid = [replace(r, reward=0.0) for r in rollouts]
+        assert collate(paid).scores["sampler"].logp.dtype == torch.float64
+
+
+def test_a_sliding_window_is_refused_for_sampling(sliding_folder):
+    policy = Policy.load(sliding_folder, device="cpu", dtype="float32", shared=False)
+    with pytest.raises(ValueError, match=r"sliding_attention.* sampling does not support"):
+        HFEngine(policy)
 
 
 def test_per_position_temperature(policy):

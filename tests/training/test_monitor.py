@@ -16,6 +16,7 @@ from mmrl.perception.masking import PatchMask
 from mmrl.perception.noise import GaussianNoise
 from mmrl.rewards.pay import Rewards
 from mmrl.rollouts.engine import HFEngine
+from mmrl.training.first_looks import FirstLooks
 from mmrl.training.monitor import (
     Alarms,
     BlindPolicy,
@@ -28,7 +29,7 @@ from mmrl.training.monitor import (
 from mmrl.training.optim import Optim
 from mmrl.training.run import Run
 from mmrl.training.trainer import Trainer, TrainingError
-from mmrl.types import Media, Now, Prompt, Sampling, ViewContext, VisualBranch
+from mmrl.types import Media, Now, Prompt, Prompts, Sampling, ViewContext, VisualBranch
 
 DATA = Drawn("lookup", cells=2, size_px=32, size=12)
 NOW = Now(3, 0.5, 0)
@@ -172,6 +173,102 @@ def test_a_blind_run_stops_with_a_checkpoint(policy, rewards, tmp_path):
     with pytest.raises(TrainingError, match=r"Stopped after step 0: The policy does not look"):
         run.fit()
     assert (tmp_path / "checkpoints" / "step-0").is_dir()
+
+
+def branched(policy, rewards, folder, objectives=(PAPO(0.02, 0.0, 0.0),), **changes):
+    """A run with a visual branch."""
+    return trainer(
+        policy,
+        rewards,
+        folder,
+        objectives=list(objectives),
+        branches={"masked": VisualBranch(PatchMask(size=8))},
+        heldout=None,
+        **changes,
+    )
+
+
+def logged(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("freeze", [(), ("vision",)])
+def test_the_first_look_changes_nothing_but_its_own_metrics(
+    rewards, tmp_path, tiny_folder, freeze, capsys
+):
+    """Bit for bit, also where a picture comes again and a frozen tower keeps its features."""
+    runs = {}
+    for first in (0, 2):
+        policy = Policy.load(tiny_folder, device="cpu", dtype="float32", freeze=freeze)
+        run = branched(
+            policy, rewards, tmp_path / str(first), monitor=Monitor(probe_first=first), steps=3
+        )
+        run.supply.prompts = DATA
+        run.fit()
+        runs[first] = dict(policy.named_parameters())
+    assert all(torch.equal(runs[0][name], runs[2][name]) for name in runs[0])
+    plain, looked = logged(tmp_path / "0"), logged(tmp_path / "2")
+    found = [row.pop("probe/difference_blank", None) for row in looked]
+    assert found[0] > 0.1 and found[1] > 0.1 and found[2] is None
+    for row in (*plain, *looked):
+        for name in [name for name in row if name.split("/")[0] in ("time", "memory")]:
+            del row[name]
+    assert plain == looked
+    assert capsys.readouterr().err.count("looks at its pictures") == 1
+
+
+def test_a_run_with_a_branch_stops_when_its_policy_is_blind(policy, rewards, tmp_path):
+    run = branched(blind(policy), rewards, tmp_path)
+    with pytest.raises(TrainingError, match=r"Stopped after step 1: .*does not look"):
+        run.fit()
+    assert (tmp_path / "checkpoints" / "step-1").is_dir()
+
+
+@pytest.mark.parametrize("monitor", [Monitor(probe_first=0), Monitor(least_difference=0.0)])
+def test_who_wants_to_go_on_blind_may(policy, rewards, tmp_path, monitor):
+    assert (
+        branched(blind(policy), rewards, tmp_path, monitor=monitor).fit()["reward/total"] >= 0
+    )
+
+
+def test_runs_without_a_visual_branch_are_not_looked_at(policy, rewards, tmp_path):
+    trainer(policy, rewards, tmp_path, heldout=None).fit()
+    assert not any("probe/difference_blank" in row for row in logged(tmp_path))
+
+
+class Text(Prompts):
+    """Rows without pictures, but for some."""
+
+    def __init__(self, size, pictures=()):
+        self.size, self.pictures = size, pictures
+
+    def __getitem__(self, index):
+        if index in self.pictures:
+            return replace(DATA[0], id=str(index))
+        return Prompt(str(index), ({"role": "user", "content": "What?"},), (), "x")
+
+
+@pytest.mark.parametrize("size", [3, 2500, None])
+def test_rows_without_pictures_are_refused_where_a_branch_wants_them(size):
+    looks = FirstLooks(Monitor(), Run(), ["masked"])
+    with pytest.raises(ValueError, match=r"'masked'.*none of the .*--data\.columns images="):
+        looks.refuse_text(Text(size))
+    FirstLooks(Monitor(), Run(), []).refuse_text(Text(size))
+    # A few pictures, at the end, are enough.
+    last = (size or 1000) - 10
+    looks.refuse_text(Text(size, pictures=range(max(last, 0), last + 10)))
+
+
+@pytest.mark.parametrize("gamma", [0.02, 0.0])
+def test_a_run_on_text_alone_needs_a_branch_that_is_off(policy, rewards, tmp_path, gamma):
+    run = branched(policy, rewards, tmp_path, objectives=[PAPO(gamma, 0.0, 0.0)], steps=1)
+    run.supply.prompts = Text(4)
+    if gamma:
+        with pytest.raises(ValueError, match="changes pictures, but none of the 4 rows"):
+            run.fit()
+        assert not list(tmp_path.iterdir())
+    else:
+        assert run.fit()["reward/total"] >= 0
 
 
 def test_gradient_norms_of_terms(policy, rewards, tmp_path, tiny_folder):

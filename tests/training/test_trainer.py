@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from shutil import copytree
 
 import pytest
 import torch
@@ -20,6 +22,7 @@ from mmrl.objectives.base import Objective, ScoreRequest
 from mmrl.objectives.papo import PAPO
 from mmrl.objectives.vogue import VOGUE
 from mmrl.perception.masking import PatchMask
+from mmrl.rewards.parts import needs_tags
 from mmrl.rewards.pay import Rewards, RewardStopped, in_process
 from mmrl.rollouts.engine import HFEngine
 from mmrl.rollouts.groups import DynamicSampling, group_rollout
@@ -100,6 +103,24 @@ def test_a_schedule_reads_the_share_that_is_done_when_the_step_ends(tiny_folder,
 
     box(tiny_folder, tmp_path / "run", rollout=recorded).fit()
     assert seen == [(1, 0.25, 0.75), (2, 0.5, 0.5), (3, 0.75, 0.25), (4, 1.0, 0.0)]
+
+
+def test_a_run_says_before_its_first_step_how_it_writes_the_tags_it_needs(
+    tiny_folder, tmp_path, capsys
+):
+    @needs_tags("<think>")
+    def tagged(rollout):
+        return 1.0
+
+    forgetful = Path(copytree(tiny_folder, tmp_path / "model"))
+    config = json.loads((forgetful / "config.json").read_text())
+    del config["mmrl_tags"]
+    (forgetful / "config.json").write_text(json.dumps(config))
+    for folder, said in ((tiny_folder, False), (forgetful, True)):
+        box(folder, tmp_path / f"run-{said}", reward=tagged, steps=1).fit()
+        told = capsys.readouterr().err
+        assert ("<think>: written as plain text" in told) == said
+        assert not said or told.index("<think>: written") < told.index("step 1/1")
 
 
 # Identities.

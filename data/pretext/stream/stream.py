@@ -15,7 +15,6 @@ without fitting media are left out and named in `left_out`.
 
 from __future__ import annotations
 
-import logging
 from bisect import bisect_right
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
@@ -43,10 +42,11 @@ from mmrl.data.pretext.stream.samples import make, replay
 from mmrl.data.pretext.stream.sources import OtherSide, Source
 from mmrl.data.pretext.surface import Surface
 from mmrl.ground.faults import BadMedia
+from mmrl.ground.printable import logger
 from mmrl.ground.quarantine import Quarantine
 from mmrl.ground.seeds import philox
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 BLOCK = 4096
 """Media shuffled together."""

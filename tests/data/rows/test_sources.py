@@ -327,7 +327,7 @@ BAD = [
     ({"question": "  ", "answer": "x"}, "missing question"),
     ({"question": 5, "answer": "x"}, "missing question"),
     ({"question": "x", "answer": "y", "image": "gone.png"}, "missing media"),
-    ({"question": "x", "answer": "y", "image": None}, "missing media"),
+    ({"question": "<image>x", "answer": "y", "image": None}, "missing media"),
     ({"question": "x", "answer": "y", "image": [None]}, "missing media"),
     ({"question": "x", "answer": "y", "image": "https://a.b/c.png"}, "remote media"),
     ({"question": "<image> x", "answer": "y"}, "missing media"),
@@ -472,16 +472,16 @@ def test_explicit_columns_win_and_several_image_columns_keep_their_order(photos)
         load_prompts(str(photos / "cols.jsonl"), columns=one)
 
 
-def test_placeholder_words_are_text_where_there_is_no_such_column(photos, tmp_path):
-    text = load_prompts(
-        jsonl(
-            tmp_path / "t.jsonl",
-            [{"question": "What does <image> mean in HTML?", "answer": "x"}],
-        )
-    )
+def test_placeholder_words_are_text_where_the_user_says_so(photos, tmp_path):
+    asked = {"question": "What does <image> mean in HTML?", "answer": "x"}
+    name = jsonl(tmp_path / "t.jsonl", [asked])
+    text = load_prompts(name, columns={"images": None})
     assert kinds(text[0]) == ["What does <image> mean in HTML?"] and text[0].media == ()
     rows = [{"question": "<image> and <video>?", "answer": "x", "image": "cat.png"}]
-    assert kinds(load_prompts(jsonl(photos / "v.jsonl", rows))[0]) == ["IMAGE", " and <video>?"]
+    name = jsonl(photos / "v.jsonl", rows)
+    assert kinds(load_prompts(name, columns={"videos": ""})[0]) == ["IMAGE", " and <video>?"]
+    with pytest.raises(ValueError, match="more <video> placeholders"):
+        load_prompts(name)
 
 
 def test_ids_are_stable_and_unique(tmp_path):
