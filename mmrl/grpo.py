@@ -34,10 +34,11 @@ from torch import Tensor
 from mmrl.ground.require import require
 from mmrl.losses import importance, kl
 from mmrl.losses.advantages import token_reward
+from mmrl.losses.group_filters import overlong_penalty
 from mmrl.losses.reduce import Reduction, Totals, keep, reduced, token_mean
 from mmrl.losses.surrogates import Surrogate, bounded_ratio, own_reduction, ratio_metrics
 from mmrl.objectives.base import LiveScores, Objective, TokenMaps
-from mmrl.types import Batch, Now, Role, Scores, Shaped
+from mmrl.types import Batch, Now, Role, Rollout, Scores, Shaped
 
 
 @dataclass(frozen=True)
@@ -224,6 +225,26 @@ def _objective_metrics(
 def kl_map(grpo: GRPO, logp: Tensor, ref: Scores) -> Tensor:
     """The divergence of the policy to the reference as `kl_kind` says; [B, T]. Padding must be clean."""
     return kl.between(grpo.kl_kind, logp, ref.logp, ref.divergence)
+
+
+def with_overlong_penalty(
+    grpo: GRPO, rollouts: Sequence[Rollout], max_tokens: int
+) -> list[Rollout]:
+    """Paid answers with the penalty for those that come close to `max_tokens`, as a part `overlong`."""
+    if not grpo.overlong_buffer:
+        return list(rollouts)
+    out: list[Rollout] = []
+    for rollout in rollouts:
+        penalty = overlong_penalty(
+            len(rollout.tokens),
+            max_tokens,
+            buffer=grpo.overlong_buffer,
+            factor=grpo.overlong_factor,
+        )
+        reward = (rollout.reward or 0.0) + penalty
+        parts = {**rollout.parts, "overlong": penalty}
+        out.append(replace(rollout, reward=reward, parts=parts))
+    return out
 
 
 def apply_kl_in_reward(grpo: GRPO, batch: Batch) -> Tensor:

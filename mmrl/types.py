@@ -273,6 +273,10 @@ class VisualBranch:
         require_view("VisualBranch.view", self.view)
 
 
+LONGEST_ANSWER, LARGEST_GROUP, HOTTEST = 1 << 20, 1 << 16, 100.0
+"""Beyond these nobody means it: tokens of an answer, answers to a prompt, temperature (all tokens alike)."""
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How answers are sampled."""
@@ -295,10 +299,13 @@ class Sampling:
     def __post_init__(self) -> None:
         require(
             self,
-            group_size=(self.group_size >= 1, "at least 1"),
-            temperature=(self.temperature >= 0, "0 (greedy) or positive"),
+            group_size=(1 <= self.group_size <= LARGEST_GROUP, f"1 to {LARGEST_GROUP:,}"),
+            temperature=(
+                0 <= self.temperature <= HOTTEST,
+                f"0 (greedy) or positive, at most {HOTTEST:g}",
+            ),
             top_p=(0 < self.top_p <= 1, "in (0, 1]"),
             top_k=(self.top_k >= 0, "0 (off) or positive"),
             min_p=(0 <= self.min_p < 1, "in [0, 1)"),
-            max_tokens=(self.max_tokens >= 1, "at least 1"),
+            max_tokens=(1 <= self.max_tokens <= LONGEST_ANSWER, f"1 to {LONGEST_ANSWER:,}"),
         )

@@ -3,9 +3,9 @@
     python -m recipes.difficulty --model MODEL --dataset spans.jsonl --video-root clips/ --output difficulty.jsonl
     python -m recipes.timelens timelens-7b --dataset spans.jsonl --video-root clips/ --select.file difficulty.jsonl …
 
-The pass goes on after the last line that is there. A line holds index, id, iou, pred, answer and duration, or index and
-bad for a row that cannot be used; indices are those of the training rows that recipes.timelens sees with the same data,
-clips and seed, so keep these the same.
+The pass goes on after the last line that is there; its settings, on the first line, must be the same. A line holds
+index, id, iou, pred, answer and duration, or index and bad for a row that cannot be used; indices are those of the
+training rows that recipes.timelens sees with the same data, clips and seed, so keep these the same.
 """
 
 from pathlib import Path
@@ -14,7 +14,11 @@ from mmrl import Sampling
 from mmrl.ground.printable import show, tell
 from mmrl.recipes.shared.clip_asking import Asking
 from mmrl.recipes.shared.clip_data import DRAWN_CLIPS, ClipQuestions, Clips
-from mmrl.recipes.shared.clip_stages import answered, measure_difficulty
+from mmrl.recipes.shared.clip_stages import (
+    answered,
+    measure_difficulty,
+    refuse_foreign_difficulties,
+)
 from mmrl.recipes.shared.launch import Preset, launch
 from mmrl.recipes.shared.opening import EMBEDDED, Data, Load
 
@@ -56,10 +60,12 @@ def main(
         seed: The seed of the run that will use the file: it decides which rows are held out.
         output: The file; an unfinished one is continued.
     """
+    refuse_foreign_difficulties(output)
     questions = ClipQuestions(dataset, video_root, data, clips, asking)
     policy = questions.open_policy(model, load)
     prompts, _ = questions.open_prompts(policy, seed, output.parent)
-    measure_difficulty(policy, prompts, output, sampling, seed)
+    settings = {**questions.settings(), "data": data, "model": model, "seed": seed}
+    measure_difficulty(policy, prompts, output, sampling, seed, settings)
     rows = answered(output)
     ious = [row["iou"] for row in rows if "iou" in row]
     mean = sum(ious) / max(1, len(ious))

@@ -13,12 +13,12 @@ Rows about spans of clips are recognised by their format: R1@0.3, 0.5, 0.7 and m
 pass@k is the unbiased estimate from `samples` answers at the sampling temperature; accuracy is greedy.
 """
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mmrl import Rewards, Sampling
+from mmrl.ground.outputs import refuse_report, write_report
 from mmrl.ground.printable import show, tell
 from mmrl.recipes.shared.clip_asking import Asking, span_style_of
 from mmrl.recipes.shared.clip_data import ClipQuestions, Clips, about_spans
@@ -38,6 +38,7 @@ from mmrl.training.evaluate import answers_to, evaluate, heldout_prompts, pass_r
 from mmrl.training.tracking import chat_as_line
 from mmrl.types import Now, Rollout
 
+REPORT = "evaluation"
 PRESETS = {
     EMBEDDED: Preset(
         "the embedded PAPO run on held-out drawn pictures",
@@ -76,10 +77,11 @@ def main(
         ks: The k of pass@k.
         prompts: Most prompts to use.
         seed: Seeds the answers.
-        output: Also write the numbers to this JSON file.
+        output: Also write the numbers to this JSON file; an earlier report is replaced, no other file.
         clips: Frames, sizes and decoder (grounding only).
         asking: How times are told and questions put (grounding only).
     """
+    refuse_report(output, REPORT)
     # Nothing is trained, so no row has to be kept for it.
     data = replace(data, heldout_rows=0)
     found: dict[str, Any] = {"model": model, "dataset": dataset}
@@ -106,7 +108,7 @@ def main(
             show(f"  {name:<16} {value:.4f}")
         found |= {"prompts": len(rows), **rates}
     if output is not None:
-        output.write_text(json.dumps(found, indent=1))
+        write_report(output, REPORT, found)
         tell(f"written to {output}")
 
 

@@ -4,7 +4,8 @@
     python -m recipes.grpo 7b --dataset my.jsonl               Qwen2.5-VL-7B on your own rows
 
 Departures from the paper: no reference KL, clip-higher, token-mean reduction (all are flags). A run written out like
-this has no checkpoints; `recipes.papo --papo.gamma 0 --papo.eta-orig 0 --papo.eta-masked 0` is GRPO with everything.
+this has no checkpoints: stopped by a signal it saves its weights, but cannot be continued.
+`recipes.papo --papo.gamma 0 --papo.eta-orig 0 --papo.eta-masked 0` is GRPO with everything.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import replace
 import torch
 
 from mmrl.ground.printable import tell
+from mmrl.ground.stopping import Waiting, shielded, stop_if_asked
 from mmrl.grpo import GRPO, loss
 from mmrl.losses.advantages import group_normalized
 from mmrl.losses.reduce import Totals
@@ -27,13 +29,18 @@ from mmrl.recipes.shared.launch import Preset, launch, summarise
 from mmrl.recipes.shared.miniature import EMBEDDED, miniature
 from mmrl.recipes.shared.opening import Data, Load, open_data, open_policy
 from mmrl.recipes.shared.paying import RewardWeights, style_of
-from mmrl.rollouts.engine import HFEngine
+from mmrl.rewards.pay import Rewards
+from mmrl.rollouts.engine import Engine, HFEngine
 from mmrl.rollouts.groups import by_group
 from mmrl.rollouts.prompt_order import Supply
+from mmrl.training.compatibility import check_sampling
+from mmrl.training.door import entered, settings_of
 from mmrl.training.evaluate import evaluate, heldout_prompts
 from mmrl.training.optim import Optim, Optimizer
+from mmrl.training.retries import ADVICE
 from mmrl.training.run import Run, planned_steps
-from mmrl.training.tracking import Tracker
+from mmrl.training.tracking import Tracker, describe
+from mmrl.training.trainer import TrainingError
 from mmrl.types import Now, Rollout, Sampling
 
 LONG = {"steps": 100, "eval_prompts": 512, "save_every": 50}
@@ -58,68 +65,94 @@ def main(
 ) -> None:
     """Train with GRPO, every call of a step in plain sight."""
     policy = open_policy(model, load, lora, run)
+    check_sampling(sampling, group_normalized, context=policy.context)
     train, heldout = open_data(dataset, data, run.seed)
     rewards = reward.rewards(style_of(data.style))
     engine, optimizer = HFEngine(policy), Optimizer(policy.named_parameters(), optim)
     supply = Supply(
         train, run.prompts_per_step, run.seed, check=policy.encode, on_bad=run.on_bad
     )
-    steps, tracker = planned_steps(run, train), Tracker(run.folder)
+    steps = planned_steps(run, train)
     exam = heldout_prompts(heldout, run.eval_prompts)
-    for name in ("metrics.jsonl", "samples.jsonl"):
-        (run.folder / name).unlink(missing_ok=True)
-
-    for step in range(steps + 1):
-        # Schedules read the share that is done when the step ends, as in `Trainer`.
-        now = Now(step, min(step + 1, steps) / steps, run.seed)
-        if step in (0, steps):
-            scores = evaluate(engine, exam, rewards, sampling, now)
-            tracker.log(step, {f"eval/{name}": value for name, value in scores.items()})
-            if step == steps:
-                break
-
-        # Inside this block the vision tower runs once per picture, for sampling, scoring and update together.
-        with policy.vision.step():
-            # 1. G answers to each of P prompts, each paid
-            prompts = supply.take()
-            rollouts = rewards(engine.generate(prompts, sampling, now))
-
-            # 2. tensors: tokens and mask [B, T], reward and group [B]
-            batch = collate(rollouts)
-
-            # 3. the advantage of an answer within its group, on all its tokens
-            advantage = group_normalized(batch.reward, batch.group, batch.mask)
-            batch = replace(batch, advantage=advantage[:, None] * batch.mask)
-
-            # 4. the policy reads each prompt once and all its answers behind it
-            groups = groups_of(policy, rollouts)
-            shape = (len(batch), batch.tokens.shape[1])
-            live = score_packed(
-                policy, {"raw": groups}, {"raw": ScoreOutputs(grad=True)}, shape
-            )
-
-            # 5. the clipped surrogate, reduced over all trained tokens
-            totals = Totals(tokens=int(batch.mask.sum()), sequences=len(rollouts))
-            value, metrics = loss(grpo, clipped, batch, live, [], totals, now)
-            value.backward()
-
-        # 6. one optimizer step; the gradients of the pictures went through the tower when the block was left
-        norm = optimizer.gradient_norm()
-        optimizer.step(steps)
-        policy.stepped()
-
-        numbers = {name: float(v) for name, v in metrics.items()}
-        tracker.log(
-            step + 1,
-            {**numbers, "reward/total": float(batch.reward.mean()), "optim/grad_norm": norm},
-        )
-        if step % 10 == 0:
-            tell(f"step {step + 1}/{steps}  reward {float(batch.reward.mean()):.3f}")
-
-    with torch.no_grad():
-        policy.save(run.folder / "model")
+    records = {"optim": optim, "sampling": sampling, "grpo": grpo, "reward": reward}
+    settings = describe(records) | settings_of(run, policy.description, train)
+    with entered(run) as door:
+        # The folder is this run's alone: another one's, or a finished one, is left as it is.
+        if not door.begin(run, settings):
+            return
+        tracker = Tracker(run.folder, run.logger, run.name)
+        # A scheduler's signal ends the loop after a step, or within the step if that takes too long.
+        with Waiting(run.grace) as signals, signals.anywhere():
+            for step in range(steps + 1):
+                # Schedules read the share that is done when the step ends, as in `Trainer`.
+                now = Now(step, min(step + 1, steps) / steps, run.seed)
+                if step in (0, steps):
+                    scores = evaluate(engine, exam, rewards, sampling, now)
+                    tracker.log(step, {f"eval/{name}": v for name, v in scores.items()})
+                if step == steps or signals.asked:
+                    break
+                found = train_step(
+                    policy, supply, engine, rewards, optimizer, grpo, sampling, now, steps
+                )
+                tracker.log(step + 1, found)
+                if step % 10 == 0:
+                    text = f"step {step + 1}/{steps}  reward {found['reward/total']:.3f}"
+                    tell(text)
+        with torch.no_grad():
+            policy.save(run.folder / "model")
+        stop_if_asked()  # the weights so far are saved, and the run counts as unfinished
+        door.finish(scores)
     rewards.close()
     summarise(run, steps, advice="python -m recipes.papo")
+
+
+def train_step(
+    policy: Policy,
+    supply: Supply,
+    engine: Engine,
+    rewards: Rewards,
+    optimizer: Optimizer,
+    grpo: GRPO,
+    sampling: Sampling,
+    now: Now,
+    steps: int,
+) -> dict[str, float]:
+    """One step of GRPO; returns its metrics."""
+    # Inside this block the vision tower runs once per picture, for sampling, scoring and update together.
+    with policy.vision.step():
+        # 1. G answers to each of P prompts, each paid
+        prompts = supply.take()
+        rollouts = rewards(engine.generate(prompts, sampling, now))
+
+        # 2. tensors: tokens and mask [B, T], reward and group [B]
+        batch = collate(rollouts)
+
+        # 3. the advantage of an answer within its group, on all its tokens
+        advantage = group_normalized(batch.reward, batch.group, batch.mask)
+        batch = replace(batch, advantage=advantage[:, None] * batch.mask)
+
+        # 4. the policy reads each prompt once and all its answers behind it
+        groups = groups_of(policy, rollouts)
+        shape = (len(batch), batch.tokens.shape[1])
+        live = score_packed(policy, {"raw": groups}, {"raw": ScoreOutputs(grad=True)}, shape)
+
+        # 5. the clipped surrogate, reduced over all trained tokens
+        totals = Totals(tokens=int(batch.mask.sum()), sequences=len(rollouts))
+        value, metrics = loss(grpo, clipped, batch, live, [], totals, now)
+        value.backward()
+
+    # 6. one optimizer step; the gradients of the pictures went through the tower when the block was left
+    norm = optimizer.gradient_norm()
+    if (
+        not norm < optimizer.largest_norm
+    ):  # not a number, or infinite: the weights stay as they are
+        raise TrainingError(f"The gradient norm of step {now.step + 1} is {norm}. {ADVICE}")
+    with shielded():  # not given up half way
+        optimizer.step(steps)
+        policy.stepped()
+    numbers = {name: float(v) for name, v in metrics.items()}
+    reward = float(batch.reward.mean())
+    return {**numbers, "reward/total": reward, "optim/grad_norm": norm}
 
 
 def groups_of(policy: Policy, rollouts: Sequence[Rollout]) -> list[Group]:

@@ -32,6 +32,7 @@ from mmrl.data.grounding.time_encodings import span_evidence
 from mmrl.data.rows.images import read_image
 from mmrl.data.video.time_text import EncodedClip, Encoding, native, pair_stamps
 from mmrl.data.video.video import ClipReader, ClipSampling
+from mmrl.ground.contents import Content, digest
 from mmrl.ground.faults import BadMedia, Fault, refuse_half_characters, shown
 from mmrl.ground.files import regular_size
 from mmrl.ground.roots import Root
@@ -256,6 +257,12 @@ class GroundingPrompts(Prompts):
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def content(self, index: int) -> Content:
+        """Digests of what a prompt asks and shows, without decoding it (`mmrl.ground.contents`)."""
+        row = self.rows[index]
+        asked = replace(row, id="", video="", extra={**row.extra, "where": None})
+        return digest((self.template, asked)), digest(row.video, files=True)
 
     def __getitem__(self, index: int) -> Prompt:
         """The prompt at this index, decoded. Raises Fault (a BadRow), and IndexError beyond the end."""

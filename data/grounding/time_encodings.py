@@ -15,6 +15,7 @@ from typing import Any, Literal
 from mmrl.data.grounding.spans import Spans
 from mmrl.data.video import time_text
 from mmrl.data.video.time_text import EncodedClip, Encoding, frame_times
+from mmrl.ground.contents import Content, content_of
 from mmrl.types import Media, Prompt, Prompts
 
 EncodingName = Literal[
@@ -62,6 +63,10 @@ class TimeEncoded(Prompts):
     def drain(self) -> Mapping[str, int]:
         """What the prompts below counted since this was last asked."""
         return self.prompts.drain()
+
+    def content(self, index: int) -> Content:
+        """Digests of what a prompt asks and shows, before the encoding (`mmrl.ground.contents`)."""
+        return content_of(self.prompts, index)
 
     def __getitem__(self, index: int) -> Prompt:
         """The prompt at this index, its clip shown under the encoding."""

@@ -16,7 +16,6 @@ examples.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections import Counter
 from functools import partial
@@ -32,9 +31,12 @@ from mmrl.data.pretext.presets import PRESETS, preset
 from mmrl.data.pretext.stream.open import open_source
 from mmrl.data.pretext.stream.sources import Source, SplitSource
 from mmrl.data.pretext.stream.stream import SampleStream
+from mmrl.ground.outputs import refuse_file, refuse_report, write_report
 from mmrl.ground.printable import show, tell
 from mmrl.ground.progress import with_progress
 from mmrl.ground.quarantine import Quarantine
+from mmrl.ground.scratch import temporary_folder
+from mmrl.ground.stopping import leaving
 
 EXAMPLES = {
     "export": """examples:
@@ -68,7 +70,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command; errors of the user end with one line and status 2."""
     args = _parser().parse_args(arguments)
     try:
-        return args.run(args)
+        with leaving():
+            return args.run(args)
     except ValueError as error:
         tell(f"error: {error}")
         return 2
@@ -96,23 +99,20 @@ def run_export(args: argparse.Namespace) -> int:
     from mmrl.data.pretext.stream.export import export
 
     folder = Path(args.output)
-    # Beside the folder, which appears only when it is complete.
-    quarantine = folder.with_name(f"{folder.name}.quarantine.jsonl")
     settings = ("source", "preset", "seed", "level", "heldout")
-    done = export(
-        partial(stream_of, args, quarantine),
-        folder,
-        args.count,
-        split="test" if args.split == "heldout" else "train",
-        workers=args.workers,
-        overwrite=args.overwrite,
-        about={name: getattr(args, name) for name in settings},
-    )
-    if quarantine.exists():
-        # Each worker lists what it met: the same file may stand there several times.
-        lines = dict.fromkeys(quarantine.read_text().splitlines())
-        (folder / "quarantine.jsonl").write_text("".join(f"{line}\n" for line in lines))
-        quarantine.unlink()
+    with temporary_folder("export") as scratch:
+        quarantine = scratch / "quarantine.jsonl"
+        done = export(
+            partial(stream_of, args, quarantine),
+            folder,
+            args.count,
+            split="test" if args.split == "heldout" else "train",
+            workers=args.workers,
+            overwrite=args.overwrite,
+            about={name: getattr(args, name) for name in settings},
+            quarantine=quarantine,
+        )
+    if (folder / "quarantine.jsonl").is_file():
         show(f"skipped media are listed in {folder / 'quarantine.jsonl'}")
     show(
         f"wrote {done.rows} rows to {done.folder}; load them with datasets.load_dataset({str(done.folder)!r})"
@@ -121,9 +121,11 @@ def run_export(args: argparse.Namespace) -> int:
 
 
 def run_preview(args: argparse.Namespace) -> int:
-    from mmrl.data.pretext.audit.preview import write_preview
+    from mmrl.data.pretext.audit.preview import is_preview, write_preview
 
-    stream, path = stream_of(args), Path(args.output)
+    path = Path(args.output)
+    refuse_file(path, is_preview, "sheet of ours")
+    stream = stream_of(args)
     samples = with_progress(stream.first(args.count), args.count, "samples made")
     number = write_preview(samples, path, f"{args.preset} on {stream.source.name}")
     show(f"wrote {number} samples to {path}; open it in a browser")
@@ -136,6 +138,7 @@ def run_audit(args: argparse.Namespace) -> int:
     source = source_of(args, Quarantine())
     if args.all or args.markdown:
         return _audit_page(args, source)
+    file = _report_file(args, "audit")
     report = audit(source, preset(args.preset), args.count, args.seed)
     show(report.table())
     if args.gaps:
@@ -143,8 +146,8 @@ def run_audit(args: argparse.Namespace) -> int:
         for row in gap_curve(source):
             values = "  ".join(f"{name} {value:.2f}" for name, value in row.items())
             show(f"  {values}")
-    if args.json:
-        Path(args.json).write_text(json.dumps(report.json(), indent=1))
+    if file is not None:
+        write_report(file, "audit", report.json())
     return 1 if report.leaks else 0
 
 
@@ -214,11 +217,19 @@ def run_eval(args: argparse.Namespace) -> int:
 
     if args.model == "tiny":
         tell("no --model given: asking an untrained tiny model, whose answers are noise")
+    file = _report_file(args, "pretext evaluation")
     report = evaluate_model(args.model, stream_of(args), args.count, args.max_tokens, args.seed)
     show(report.table())
-    if args.json:
-        Path(args.json).write_text(json.dumps(report.json(), indent=1))
+    if file is not None:
+        write_report(file, "pretext evaluation", report.json())
     return 0
+
+
+def _report_file(args: argparse.Namespace, what: str) -> Path | None:
+    """Where the report goes; refused now, not after the work, if something else is there."""
+    file = Path(args.json) if args.json is not None else None
+    refuse_report(file, what, "--json")
+    return file
 
 
 def run_list(args: argparse.Namespace) -> int:
@@ -262,7 +273,9 @@ def _parser() -> argparse.ArgumentParser:
         "--workers", type=_positive, default=1, help="processes; the rows do not depend on it"
     )
     export.add_argument(
-        "--overwrite", action="store_true", help="replace a folder that is not empty"
+        "--overwrite",
+        action="store_true",
+        help="replace an exported data set; files of others in its folder stay",
     )
     preview = add(
         "preview", run_preview, "write an HTML sheet with samples, prompts and truths", 24

@@ -43,6 +43,7 @@ from mmrl.data.rows.layouts import bare_answer, laid_out
 from mmrl.data.rows.options import with_options
 from mmrl.data.rows.row_clips import FrameList, read_video, video_path
 from mmrl.data.rows.templates import PLAIN, Template, Visuals, question_chat, row_chat
+from mmrl.ground.contents import Content, digest
 from mmrl.ground.faults import BadRow, Fault, refuse_half_characters, shown
 from mmrl.ground.progress import Progress
 from mmrl.ground.roots import Root
@@ -113,6 +114,15 @@ class RowPrompts(Prompts):
             placed = fault.at(self._table.where(row_number))
             self._count(row_number, placed)
             raise placed from None
+
+    def content(self, index: int) -> Content:
+        """Digests of what a prompt asks and shows, without decoding it (`mmrl.ground.contents`). Raises `BadRow`."""
+        number = self._rows[index]
+        row = self._table.row(number, self._wanted)
+        messages, visuals, label = self._chat(row)
+        extra = {name: row[name] for name in self._extra if row.get(name) is not None}
+        text = digest((messages, self._answer(row, label), extra, label))
+        return text, digest(list(visuals.used), self._base(number), files=True)
 
     def __iter__(self) -> Iterator[Prompt]:
         """All prompts in order; rows that turn out bad are left out, or stop it, by `on_bad`."""

@@ -24,6 +24,7 @@ from mmrl.data.rows.columns import ColumnMap
 from mmrl.data.rows.folders import READERS, is_saved, missing_path, open_file, open_folder
 from mmrl.data.rows.row_prompts import OnBad, RowPrompts
 from mmrl.data.rows.templates import PLAIN, Template
+from mmrl.ground.contents import Content, content_of
 from mmrl.ground.faults import first_line
 from mmrl.ground.roots import hub_caches
 from mmrl.ground.seeds import derive_seed
@@ -116,6 +117,10 @@ class Subset(Prompts):
                 f"Index {index} lies outside a subset of {len(self.indices)} prompts."
             )
         return self.prompts[self.indices[index]]
+
+    def content(self, index: int) -> Content:
+        """Digests of what a prompt asks and shows (`mmrl.ground.contents`)."""
+        return content_of(self.prompts, self.indices[index])
 
 
 def split_prompts(

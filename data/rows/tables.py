@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmrl.data.rows.torn import csv_rows, glued_at, list_items
 from mmrl.ground.class_labels import with_names
 from mmrl.ground.faults import Fault, first_line
 from mmrl.ground.tables import Row, Table
@@ -34,10 +35,23 @@ class LinesTable:
                     self._offsets.append(offset)
                     self._lines.append(number)
                     row = _parsed(line)
+                    if isinstance(row, Fault):
+                        row = self._glued(line, offset, number, names)
                     if not isinstance(row, Fault):
                         names.update(dict.fromkeys(row))
                 offset += len(line)
         self._columns = [name for name in names if isinstance(name, str)]
+
+    def _glued(
+        self, line: bytes, offset: int, number: int, names: Mapping[str, None]
+    ) -> Row | Fault:
+        """Take in the row that is glued to the end of a torn line, if there is one."""
+        at = glued_at(line, frozenset(names))
+        if at is None:
+            return _parsed(line)
+        self._offsets.append(offset + at)
+        self._lines.append(number)
+        return _parsed(line[at:])
 
     def columns(self) -> list[str]:
         return self._columns
@@ -194,29 +208,14 @@ def read_json(path: Path) -> Table:
 
 def read_csv(path: Path) -> Table:
     """A CSV or TSV file with a header; empty cells are missing values."""
-    rows: list[Row | Fault] = []
-    lines: list[int] = []
+    separator = "\t" if path.suffix == ".tsv" else ","
     try:
         # As in `read_json`: what is no UTF-8 costs its row.
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            separator = "\t" if path.suffix == ".tsv" else ","
-            reader = csv.DictReader(file, delimiter=separator)
-            for row in reader:
-                lines.append(reader.line_num)
-                rows.append(_csv_row(row))
+            found = list(csv_rows(file, separator))
     except csv.Error as error:
-        raise ValueError(
-            f"{path} cannot be read as CSV after line {max(lines, default=0)} ({error})."
-        ) from None
-    return ListTable(path, rows, lines)
-
-
-def _csv_row(row: dict[str, Any]) -> Row | Fault:
-    # The reader puts what stands beyond the header under None.
-    if None in row:
-        found = f"it has more cells than the header ({len(row)})"
-        return Fault("bad row", found, "Quote cells that contain the separator.")
-    return {name: cell or None for name, cell in row.items()}
+        raise ValueError(f"{path} cannot be read as CSV ({error}).") from None
+    return ListTable(path, [row for _, row in found], [line for line, _ in found])
 
 
 def _parsed(line: bytes) -> dict[str, Any] | Fault:
@@ -232,24 +231,13 @@ def _parsed(line: bytes) -> dict[str, Any] | Fault:
 
 def _json_items(path: Path, text: str, at: int) -> tuple[list[Row | Fault], list[int]]:
     """The items of a JSON list whose text begins at `at`, and the line of each."""
-    decoder, line, counted = json.JSONDecoder(), 1, 0
     rows: list[Row | Fault] = []
     lines: list[int] = []
-    while True:
-        while at < len(text) and text[at] in " \t\r\n,":
-            at += 1
-        # Lines are counted as they are passed: from the start each time it would be quadratic.
-        line += text.count("\n", counted, at)
-        counted = at
-        if text[at : at + 1] == "]":
-            return rows, lines
-        try:
-            item, at = decoder.raw_decode(text, at)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(
-                f"{path}, line {line}: not valid JSON ({error}); {_JSON_FIX}"
-            ) from None
-        if not isinstance(item, dict):
+    for line, item in list_items(text, at):
+        if not isinstance(item, dict | Fault):
             item = Fault("bad JSON", f"found a {type(item).__name__}, not an object", _JSON_FIX)
         rows.append(item)
         lines.append(line)
+    if rows and all(isinstance(row, Fault) for row in rows):
+        raise ValueError(f"{path}, line {lines[0]}: {rows[0]}")
+    return rows, lines

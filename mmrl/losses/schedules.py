@@ -39,6 +39,9 @@ class Cosine:
     end: float = 0.0
     """The value at its end."""
 
+    def __post_init__(self) -> None:
+        require(self)
+
     def __call__(self, progress: float) -> float:
         clipped = min(max(progress, 0.0), 1.0)
         height = 1.0 + math.cos(math.pi * clipped)  # 2 at the start, 0 at the end
@@ -55,6 +58,9 @@ class Sigmoid:
     """How sharply it falls: 4 / steepness is about the share of the run that the fall takes."""
     middle: float = 0.5
     """Progress at which half of `start` is left."""
+
+    def __post_init__(self) -> None:
+        require(self)
 
     def __call__(self, progress: float) -> float:
         # NoisyRollout's form: neither end is reached, the noise at progress 0 is start · σ(steepness · middle).

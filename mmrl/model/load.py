@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import warnings
 from collections.abc import Sequence
@@ -10,9 +11,17 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
+from safetensors import safe_open
 from torch import nn
 
 from mmrl.ground.require import require
+from mmrl.model.folders import (
+    ModelError,
+    readable,
+    refuse_damaged,
+    refuse_missing,
+    refuse_nonfinite,
+)
 
 Part = Literal["vision", "merger", "language", "head"]
 
@@ -65,10 +74,10 @@ def load_model(
 ) -> nn.Module:
     """The model of a folder or hub name on its device, parts frozen, adapters added.
 
-    A folder may hold an adapter, which is trained on; ValueError if it should get a second one.
+    A folder may hold an adapter, which is trained on; ValueError if it should get a second one. Raises ModelError for
+    files that are gone, cut, changed, of another model, or not finite.
     """
-    from transformers import AutoModelForImageTextToText
-
+    refuse_damaged(source)
     adapted = (Path(source) / "adapter_config.json").is_file()
     if adapted and lora is not None:
         raise ValueError(
@@ -78,7 +87,8 @@ def load_model(
     if adapted:
         model: Any = load_adapter(Path(source), dtype)
     else:
-        model = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype)
+        model = load_weights(source, dtype)
+    refuse_nonfinite(source, dict(model.named_parameters()))
     model.to(device)
     freeze_parts(model.get_base_model() if adapted else model, freeze)
     # After freezing, so that adapters on a frozen part learn.
@@ -140,16 +150,69 @@ def add_lora(model: Any, lora: LoRA) -> nn.Module:
         return get_peft_model(model, config, autocast_adapter_dtype=False)  # type: ignore[return-value]
 
 
-def load_adapter(folder: Path, dtype: torch.dtype) -> nn.Module:
-    """A saved adapter on top of the base model its config names."""
-    import json
-
-    from peft import PeftModel
+def load_weights(source: str | Path, dtype: torch.dtype) -> Any:
+    """The model of a folder or hub name, all of its weights from the files. Raises ModelError."""
     from transformers import AutoModelForImageTextToText
 
-    config = json.loads((folder / "adapter_config.json").read_text())
-    base = config["base_model_name_or_path"]
-    model = AutoModelForImageTextToText.from_pretrained(base, dtype=dtype)
-    return PeftModel.from_pretrained(  # type: ignore[return-value]
-        model, str(folder), is_trainable=True, autocast_adapter_dtype=False
-    )
+    mend = "Copy or download the weight files again, and check that they belong to the config."
+    with readable(source, mend):
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+            source, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+        model, info = loaded
+    # Both would have been drawn at random.
+    refuse_missing(source, info)
+    return model
+
+
+def load_adapter(folder: Path, dtype: torch.dtype) -> nn.Module:
+    """A saved adapter on top of the base model its config names. Raises ModelError for one of another model."""
+    from peft import PeftModel
+    from peft.utils import get_peft_model_state_dict
+
+    with readable(folder / "adapter_config.json", "Save or copy the adapter again."):
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        base = str(config["base_model_name_or_path"])
+    model = load_weights(base, dtype)
+    refuse_other_family(folder, model.config.model_type, base)
+    mend = f"It must be an adapter of {base}, with all its files; save or copy it again."
+    with readable(folder, mend):
+        stored = adapter_names(folder)
+    with readable(folder, mend), warnings.catch_warnings():
+        # Names that do not fit are compared below, where they are an error.
+        warnings.filterwarnings("ignore", message="Found missing adapter keys")
+        adapted: Any = PeftModel.from_pretrained(
+            model, str(folder), is_trainable=True, autocast_adapter_dtype=False
+        )
+    expected = set(get_peft_model_state_dict(adapted))
+    if strange := sorted(stored ^ expected):
+        lacks = len(expected - stored)
+        raise ModelError(
+            f"The adapter in {folder} does not fit {base}: it lacks {lacks} of {len(expected)} weights and has "
+            f"{len(stored - expected)} others, for example {strange[0]}. {mend}"
+        )
+    return adapted
+
+
+def adapter_names(folder: Path) -> set[str]:
+    """Names of the weights that an adapter's folder holds."""
+    file = folder / "adapter_model.safetensors"
+    if file.is_file():
+        with safe_open(file, framework="pt") as stored:
+            return set(stored.keys())
+    # weights_only: an adapter from elsewhere must not run code.
+    return set(torch.load(folder / "adapter_model.bin", map_location="cpu", weights_only=True))
+
+
+def refuse_other_family(folder: Path, family: str, base: str) -> None:
+    """Raise ModelError if a folder's own config is of another family than the base model."""
+    file = folder / "config.json"
+    if not file.is_file():
+        return  # an adapter that others saved
+    with readable(file, "Save or copy the adapter again."):
+        own = json.loads(file.read_text(encoding="utf-8")).get("model_type")
+    if own != family:
+        raise ModelError(
+            f"The adapter in {folder} was trained on a {own} model, but {base} is a {family} model; name the right one "
+            "as base_model_name_or_path in its adapter_config.json."
+        )

@@ -21,6 +21,7 @@ from accelerate import cpu_offload
 from torch import Tensor, nn
 
 from mmrl.model.attention import refuse_windows, register
+from mmrl.model.folders import refuse_nonfinite, written
 from mmrl.model.load import LoRA, Part, load_model, resolve_device, resolve_dtype
 from mmrl.model.logprobs import embed
 from mmrl.model.processing import Encoded, PixelBudget, Processing
@@ -133,6 +134,11 @@ class Policy:
         """The number format of its weights."""
         return self.base.lm_head.weight.dtype
 
+    @property
+    def context(self) -> int:
+        """Tokens that the model can read, prompt and answer together."""
+        return self.base.config.get_text_config().max_position_embeddings
+
     def parameters(self) -> list[nn.Parameter]:
         """The trainable parameters, in a fixed order."""
         return [p for p in self.model.parameters() if p.requires_grad]
@@ -224,8 +230,10 @@ class Policy:
     def save(self, folder: Path, *, merge: bool = False) -> None:
         """Write a Hugging Face folder (weights or adapter, processor). `merge` folds an adapter into the weights.
 
-        An adapter's folder holds the config of its base model too, so that `load` takes it.
+        An adapter's folder holds the config of its base model too, so that `load` takes it. The folder is replaced in
+        one go and carries checksums. Raises ModelError for weights that are not finite, and for a full disk.
         """
+        refuse_nonfinite("The policy", dict(self.model.named_parameters()))
         model = self.model
         # What was one token in training must be one for whoever loads the result.
         if self.processing.tags.added:
@@ -233,10 +241,14 @@ class Policy:
         # Merged in a copy: training may go on with the adapter as it is.
         if merge and self.has_adapter:
             model = copy.deepcopy(self.model).merge_and_unload()  # type: ignore[operator]
-        model.save_pretrained(str(folder))  # type: ignore[operator]
-        self.processing.processor.save_pretrained(str(folder))
-        self.base.config.save_pretrained(str(folder))
-        self.base.generation_config.save_pretrained(str(folder))
+        with written(Path(folder)) as draft:
+            for part in (
+                model,
+                self.processing.processor,
+                self.base.config,
+                self.base.generation_config,
+            ):
+                part.save_pretrained(str(draft))  # type: ignore[operator]
 
     def _look_at_tags(self) -> None:
         """Tags that the tokenizer has as tokens, but the weights do not know, are spelt out from now on."""

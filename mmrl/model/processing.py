@@ -45,6 +45,7 @@ from mmrl.model.chat import (
     structural_token,
     visual_kinds,
 )
+from mmrl.model.folders import UNREADABLE
 from mmrl.model.mrope import Block, mrope_positions
 from mmrl.model.patches import Patches, PixelBudget, PixelRules, shrink_to_tokens
 from mmrl.model.tags import TagMode, Tags
@@ -147,12 +148,13 @@ class Processing:
         """
         config = _read_config(source)
         processor = _read_processor(source)
+        _refuse_other_tokenizer(source, config, processor)
         tokenizer, vocabulary = processor.tokenizer, processor.tokenizer.get_vocab()
         stop_ids = _stop_ids(source, config, tokenizer)
         vision = {vocabulary[token] for token in VISION_TOKENS if token in vocabulary}
         # The config's own placeholders, should a checkpoint call them otherwise.
         vision |= {config.image_token_id, config.video_token_id}
-        _refuse_endless(source, processor)
+        _refuse_template(source, processor)
         return cls(
             tokenizer=tokenizer,
             processor=processor,
@@ -417,7 +419,7 @@ def _read_config(source: str | Path) -> Any:
         raise ValueError(f"The model folder {source} does not exist; {allowed}.")
     try:
         config = AutoConfig.from_pretrained(source)
-    except (OSError, ValueError, KeyError) as error:
+    except UNREADABLE as error:
         raise ValueError(
             f"{source} is no model that can be read ({first_line(error)}); {allowed}."
         ) from error
@@ -431,7 +433,7 @@ def _read_processor(source: str | Path) -> Any:
 
     try:
         processor = AutoProcessor.from_pretrained(source)
-    except (OSError, ValueError) as error:
+    except UNREADABLE as error:
         raise ValueError(
             f"{source} has a config but no usable processor ({first_line(error)}); copy the processor and tokenizer "
             "files of the base model into the folder."
@@ -443,17 +445,40 @@ def _read_processor(source: str | Path) -> Any:
     return processor
 
 
-def _refuse_endless(source: str | Path, processor: Any) -> None:
-    """Raises ValueError for a chat template that does not return from the simplest chat."""
-    chat = [{"role": "user", "content": [{"type": "text", "text": "a"}]}]
+def _refuse_other_tokenizer(source: str | Path, config: Any, processor: Any) -> None:
+    """Raise ValueError for a tokenizer without words or of another model."""
+    vocabulary = processor.tokenizer.get_vocab()
+    expected = {IMAGE_PAD: config.image_token_id, VIDEO_PAD: config.video_token_id}
+    for token, number in expected.items():
+        if vocabulary.get(token) != number:
+            raise ValueError(
+                f"{source}: the tokenizer gives {token} the id {vocabulary.get(token)}, the config {number} "
+                f"({len(vocabulary)} tokens are known); copy tokenizer.json and its companions of the base model into "
+                "the folder."
+            )
+
+
+def _refuse_template(source: str | Path, processor: Any) -> None:
+    """Raise ValueError for a chat template that cannot be used, or that does not return from the simplest chat."""
+    chat = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
     try:
         with TimeLimit(patience=1).hold(f"The chat template of {source}"):
-            processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+            text = processor.apply_chat_template(
+                chat, add_generation_prompt=True, tokenize=False
+            )
     except GivenUp:
         raise
-    except Exception:
-        # A template may want another chat. If it wants none at all, the rows that it cannot write will tell.
-        return
+    except (
+        Exception
+    ) as error:  # whatever a program of somebody else, which a template is, may raise
+        text, reason = "", first_line(error)
+    else:
+        reason = f"it writes {text!r} for a question mark"
+    if "?" not in text:
+        raise ValueError(
+            f"{source}: the chat template cannot be used ({reason}); copy chat_template.jinja of the base model into "
+            "the folder."
+        )
 
 
 def _stop_ids(source: str | Path, config: Any, tokenizer: Any) -> tuple[int, ...]:
@@ -462,7 +487,12 @@ def _stop_ids(source: str | Path, config: Any, tokenizer: Any) -> tuple[int, ...
 
     try:
         named: Any = GenerationConfig.from_pretrained(str(source)).eos_token_id
-    except OSError:
+    except UNREADABLE as error:
+        if (Path(source) / "generation_config.json").is_file():
+            raise ValueError(
+                f"{source}/generation_config.json cannot be read ({first_line(error)}); copy it again, or delete it "
+                "if the end tokens of config.json are enough."
+            ) from error
         named = None  # a folder without generation config: the config's own end id remains
     found = [tokenizer.convert_tokens_to_ids("<|im_end|>")]
     for ids in (named, config.get_text_config().eos_token_id, tokenizer.eos_token_id):

@@ -30,6 +30,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from mmrl.ground.time_limit import TimeLimit
+
 TagMode = Literal["auto", "text", "token"]
 TAG = re.compile(r"</?[A-Za-z][\w-]*>")
 THOUGHT = frozenset({"think", "thinking", "thought", "reason", "reasoning", "answer"})
@@ -233,9 +235,10 @@ def _written_by_template(processor: Any) -> frozenset[str]:
     found: set[str] = set()
     for chat in chats:
         try:
-            text = processor.apply_chat_template(
-                chat, add_generation_prompt=chat[-1] is not answer, tokenize=False
-            )
+            with TimeLimit(patience=1).hold("The chat template"):
+                text = processor.apply_chat_template(
+                    chat, add_generation_prompt=chat[-1] is not answer, tokenize=False
+                )
         # Whatever a template that knows no such turn may raise: it then writes no tags for it either.
         except Exception:
             continue

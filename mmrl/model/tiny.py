@@ -21,6 +21,7 @@ Models only: pictures, tasks and warm-up live elsewhere.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -31,6 +32,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from safetensors import SafetensorError
+
+from mmrl.ground.checksums import damage, seal
+from mmrl.ground.faults import first_line
+from mmrl.ground.printable import tell
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase, ProcessorMixin
@@ -217,27 +224,48 @@ def cache_folder() -> Path:
 
 
 def publish(folder: Path, make: Callable[[Path], object]) -> Path:
-    """Return `folder`, filled by `make` if it did not exist.
+    """Return `folder`, filled by `make` if it did not exist or no longer agrees with its checksums.
 
     `make` writes into a fresh folder beside it, which is renamed when complete: a killed process leaves no half-filled
-    `folder`, and of several processes that build at once the first one wins and the others use its result.
+    `folder`, and of several processes that build at once the first one wins and the others use its result. Raises
+    ValueError if the place cannot be written.
     """
-    if folder.is_dir():
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # Beside its target, for a rename over the border of a disk is a copy and can be seen half done.
-    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    draft: Path | None = None
     try:
+        if folder.is_dir() and not _heal(folder):
+            return folder
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # Beside its target, for a rename over the border of a disk is a copy and can be seen half done.
+        draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         make(draft)
         draft.chmod(0o755)  # mkdtemp hides the folder from other users of a shared cache
+        seal(draft)
         os.rename(draft, folder)
-    except OSError:
+    except (OSError, SafetensorError) as error:
         # Another process was faster, and a full folder cannot be replaced: its result serves as well.
-        if not folder.is_dir():
-            raise
+        if not folder.is_dir() or damage(folder):
+            raise ValueError(
+                f"The cache folder {folder.parent} cannot be written to ({first_line(error)}); free space there, or "
+                "set XDG_CACHE_HOME to a folder that can."
+            ) from error
     finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        if draft is not None:
+            shutil.rmtree(draft, ignore_errors=True)
     return folder
+
+
+def _heal(folder: Path) -> bool:
+    """Take a damaged folder of the cache away, so that it is made again; False for a whole one."""
+    problem = damage(folder)
+    if not problem:
+        return False
+    tell(f"{folder} in the cache is damaged ({problem}); it is made again.")
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    # Another process may have healed it meanwhile; then its work is done twice, which harms nothing.
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(folder, aside / "damaged")
+    shutil.rmtree(aside, ignore_errors=True)
+    return True
 
 
 def _train_tokenizer(corpus: Sequence[str], merges: int) -> PreTrainedTokenizerBase:

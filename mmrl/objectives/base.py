@@ -177,3 +177,28 @@ def shaped_in_turn(
         shaped.append(found)
         advantage = found.advantage  # the next objective shapes what this one made
     return replace(batch, advantage=advantage, shaped=shaped)
+
+
+def started(
+    objectives: Sequence[Objective], memories: Sequence[Memory | None] | None
+) -> list[Memory | None]:
+    """One memory per objective: those given, or fresh ones. Raises ValueError for another number of them."""
+    if memories is None:
+        return [objective.start_memory() for objective in objectives]
+    if len(memories) != len(objectives):
+        raise ValueError(
+            f"Trainer got {len(memories)} memories for {len(objectives)} objectives; give one for each, in their order "
+            "(None for an objective without), or leave memories out."
+        )
+    return list(memories)
+
+
+def named(
+    objectives: Sequence[Objective], memories: Sequence[Memory | None]
+) -> list[tuple[str, Memory | None]]:
+    """Every objective's memory under its place and class, since two objectives may be of one class."""
+    pairs = zip(objectives, memories, strict=True)
+    return [
+        (f"{place}:{type(objective).__name__}", memory)
+        for place, (objective, memory) in enumerate(pairs)
+    ]

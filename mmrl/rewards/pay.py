@@ -162,6 +162,11 @@ class Rewards:
         """Part name -> weight."""
         return {name: part.weight for name, part in self._parts.items()}
 
+    @property
+    def functions(self) -> dict[str, RewardFunction]:
+        """Part name -> its function."""
+        return {name: part.function for name, part in self._parts.items()}
+
     def __call__(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
         """New records with `reward` and `parts`; answers of whole groups, in order, without those that are dropped.
 

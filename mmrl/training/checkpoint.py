@@ -1,8 +1,12 @@
 """Exact save and resume: `DIR/checkpoints/step-N`, written beside and renamed, so a torn one never has the name.
 
-A checkpoint holds the trainable weights (safetensors), the optimizer (loadable without running pickled code) and
-`state.json`: step, position in the data, states of objectives, and what the bits depend on (threads, versions). Weights
-that never change are not stored; they come from the model the run started with.
+A checkpoint holds the trainable weights (safetensors), the optimizer (loadable without running pickled code),
+`state.json` (whose run it is and with which settings, step, position in the data, states of objectives, and what the
+bits depend on) and its checksums. Weights that never change are not stored; they come from the model the run
+started with.
+
+Numbers that are not finite are neither written nor read. A checkpoint that no longer agrees with its checksums is set
+aside as `damaged-step-N`, and the one before it is used (`newest_whole`).
 """
 
 from __future__ import annotations
@@ -10,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
@@ -21,24 +25,35 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from mmrl.ground.checksums import damage, seal
+from mmrl.ground.faults import first_line
+from mmrl.model.folders import nonfinite
+
+Named = list[tuple[str, nn.Parameter]]
+
 
 class CheckpointError(RuntimeError):
-    """A checkpoint cannot be read or does not fit the run."""
+    """A checkpoint cannot be written, cannot be read or does not fit the run."""
 
 
 def save(
     folder: Path,
     step: int,
-    named: list[tuple[str, nn.Parameter]],
+    named: Named,
     optimizer: dict[str, Any],
     state: dict[str, Any],
     keep: int,
 ) -> Path:
-    """Write `folder/step-N` atomically, then remove all but the newest `keep` checkpoints (0 keeps all)."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write `folder/step-N` atomically, then remove all but the newest `keep` checkpoints (0 keeps all).
+
+    Raises CheckpointError for numbers that are not finite, and for a disk that does not take it; what was there stays.
+    """
+    refuse_nonfinite(named, optimizer, f"step {step}")
     target = folder / f"step-{step}"
     draft = folder / f".writing-step-{step}-{os.getpid()}"
-    _write(draft, named, optimizer, state)
+    with _writable(folder, draft):
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(draft, named, optimizer, state)
     # A folder cannot be replaced in one go: the old one steps aside, and `clean` brings it back if we die here.
     replaced = folder / f".replaced-step-{step}"
     if target.exists():
@@ -61,10 +76,45 @@ def steps_in(folder: Path) -> list[int]:
     steps: list[int] = []
     for checkpoint in folder.glob("step-*"):
         number = checkpoint.name.removeprefix("step-")
-        # Copied folders such as "step-40 (1)" are the user's.
-        if number.isdigit() and (checkpoint / "state.json").is_file():
+        # Copied folders such as "step-40 (1)" are the user's. One without its numbers counts: it is damaged, and that
+        # must be said; an empty folder never was a checkpoint.
+        if number.isdigit() and checkpoint.is_dir() and any(checkpoint.iterdir()):
             steps.append(int(number))
     return sorted(steps)
+
+
+def newest_whole(folder: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that agrees with its checksums (None without any), and what is wrong with newer ones.
+
+    Raises CheckpointError if there are checkpoints and none of them is whole.
+    """
+    complaints: list[str] = []
+    steps = steps_in(folder)
+    for step in reversed(steps):
+        candidate = folder / f"step-{step}"
+        problem = damage(candidate)
+        if not problem:
+            return candidate, complaints
+        complaints.append(f"{candidate} is damaged: {problem}.")
+    if steps:
+        raise CheckpointError(
+            "\n".join(complaints)
+            + f"\nNo whole checkpoint is left in {folder}. Put one back from a copy, start anew "
+            "with --run.overwrite, or choose another --run.output."
+        )
+    return None, complaints
+
+
+def set_aside(folder: Path, newest: Path) -> list[Path]:
+    """Rename the damaged checkpoints newer than `newest` to `damaged-step-N`; where they went."""
+    moved: list[Path] = []
+    newer = [step for step in steps_in(folder) if step > int(newest.name.removeprefix("step-"))]
+    for step in newer:
+        place = folder / f"damaged-step-{step}"
+        shutil.rmtree(place, ignore_errors=True)
+        os.replace(folder / f"step-{step}", place)
+        moved.append(place)
+    return moved
 
 
 def clean(folder: Path) -> None:
@@ -94,8 +144,24 @@ def read_optimizer(checkpoint: Path) -> dict[str, Any]:
         return torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True)
 
 
-def restore_weights(checkpoint: Path, named: list[tuple[str, nn.Parameter]]) -> None:
-    """Copy the stored weights into the parameters."""
+def refuse_nonfinite(named: Named, optimizer: Mapping[str, Any], what: str) -> None:
+    """Raise CheckpointError for a weight, a moment or a master copy that is infinite or not a number."""
+    weights = {name: parameter.detach() for name, parameter in named}
+    kept: dict[str, torch.Tensor] = {}
+    for number, moments in optimizer.get("adam", {}).get("state", {}).items():
+        kept |= {f"{name} of parameter {number}": value for name, value in moments.items()}
+    for number, master in enumerate(optimizer.get("masters", ())):
+        kept[f"master copy {number}"] = master
+    bad = nonfinite({**weights, **kept})
+    if bad:
+        raise CheckpointError(
+            f"{what} holds numbers that are not finite, for example in {bad[0]} ({len(bad)} tensors in all); it is "
+            "neither saved nor used. Lower --optim.lr, and go on from an older checkpoint."
+        )
+
+
+def restore_weights(checkpoint: Path, named: Named) -> None:
+    """Copy the stored weights into the parameters. Raises CheckpointError for others, and for numbers not finite."""
     with _readable(checkpoint):
         stored = load_file(checkpoint / "weights.safetensors")
     names = {name for name, _ in named}
@@ -104,6 +170,11 @@ def restore_weights(checkpoint: Path, named: list[tuple[str, nn.Parameter]]) -> 
         raise CheckpointError(
             f"{checkpoint} holds other parameters than this run trains, for example {unmatched[:3]}; "
             "use the same model, adapter and frozen parts as the run that wrote it."
+        )
+    if bad := nonfinite(stored):
+        raise CheckpointError(
+            f"{checkpoint} holds weights that are not finite, for example {bad[0]} ({len(bad)} of {len(stored)}); it "
+            "is not used. Delete it to go on from an older one."
         )
     with torch.no_grad():
         for name, parameter in named:
@@ -116,11 +187,11 @@ def restore_weights(checkpoint: Path, named: list[tuple[str, nn.Parameter]]) -> 
 
 def _write(
     draft: Path,
-    named: list[tuple[str, nn.Parameter]],
+    named: Named,
     optimizer: dict[str, Any],
     state: dict[str, Any],
 ) -> None:
-    """Write the three files of a checkpoint and see them on the disk."""
+    """Write the files of a checkpoint and see them on the disk."""
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir()
     # safetensors takes no tensor that shares or skips memory.
@@ -129,10 +200,45 @@ def _write(
     torch.save(optimizer, draft / "optimizer.pt")
     text = json.dumps(state, indent=1, default=_as_json)
     (draft / "state.json").write_text(text)
-    # Before the rename, or a power cut could leave the final name on empty files.
-    for file in draft.iterdir():
-        with file.open("rb") as handle:
-            os.fsync(handle.fileno())
+    seal(draft)
+
+
+@contextmanager
+def disk(run: Path) -> Iterator[None]:
+    """Say what the disk of a run did not take outside of its checkpoints (metrics, samples), and what is left."""
+    try:
+        yield
+    # What a user can mend otherwise has a kind of its own, which is a ValueError or a RuntimeError.
+    except OSError as error:
+        kept = [f"checkpoints/step-{step}" for step in steps_in(run / "checkpoints")]
+        raise CheckpointError(
+            f"The run in {run} cannot go on: {error.strerror or error}{_about(error)}. Free space there, raise the "
+            "limit on file sizes, or copy the run to another disk; the same command then goes on from "
+            f"{_going_on(kept)}."
+        ) from error
+
+
+def _about(error: OSError) -> str:
+    return f" ({error.filename})" if error.filename else ""
+
+
+@contextmanager
+def _writable(folder: Path, draft: Path) -> Iterator[None]:
+    """Say what the disk did not take, and what is left; a half-written draft makes room again."""
+    try:
+        yield
+    # torch and safetensors have kinds of their own for a disk that is full.
+    except (OSError, RuntimeError, SafetensorError) as error:
+        shutil.rmtree(draft, ignore_errors=True)
+        kept = [f"step-{step}" for step in steps_in(folder)]
+        raise CheckpointError(
+            f"A checkpoint could not be written to {folder} ({first_line(error)}). Free space there, raise the limit "
+            f"on file sizes, or copy the run to another disk; the same command then goes on from {_going_on(kept)}."
+        ) from error
+
+
+def _going_on(kept: list[str]) -> str:
+    return kept[-1] if kept else "the start, for there is no older checkpoint"
 
 
 @contextmanager
@@ -151,6 +257,11 @@ def _readable(checkpoint: Path) -> Iterator[None]:
         raise CheckpointError(
             f"{checkpoint} cannot be read ({error}); delete it to go on from an older one."
         ) from error
+
+
+def plain(state: Any) -> Any:
+    """A state as a checkpoint gives it back."""
+    return json.loads(json.dumps(state, default=_as_json))
 
 
 def _as_json(value: Any) -> Any:

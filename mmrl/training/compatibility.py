@@ -1,5 +1,7 @@
 """Refuse what cannot mean anything, before a run starts, with both parts and the reason in the message.
 
+    groups of one answer, or of equal answers, under an estimator that compares the answers of a group
+    answers longer than the model can read
     a single-rollout objective with an estimator or filter that compares the answers of a group
     an objective without the answers it reads: labels, experts, checklists, answers sampled under a noisy view
     two parts that sample answers under noisy views
@@ -28,8 +30,14 @@ from mmrl.grpo import GRPO
 from mmrl.model.branches import spoils
 from mmrl.objectives.base import AnswerKind, Objective
 from mmrl.rollouts.engine import Engine, can_look
-from mmrl.rollouts.groups import PlainRollout, RolloutCall, RolloutFunction, chain
-from mmrl.types import Prompt, Prompts, View, VisualBranch
+from mmrl.rollouts.groups import (
+    PlainRollout,
+    RolloutCall,
+    RolloutFunction,
+    chain,
+    group_rollout,
+)
+from mmrl.types import Prompt, Prompts, Sampling, View, VisualBranch
 
 ROWS = 8
 """How many rows are looked at."""
@@ -60,6 +68,38 @@ def check_setup(
             "prompt's; use HFEngine."
         )
     _check_rows(branches, parts, _first_rows(prompts))
+
+
+def check_sampling(
+    sampling: Sampling,
+    estimator: Callable[..., torch.Tensor],
+    rollout: RolloutCall = group_rollout,
+    context: int | None = None,
+) -> None:
+    """Raise ValueError for answers that nothing can be learned from, and for longer ones than the model can read.
+
+    `context`: tokens that the model can read.
+    """
+    if context is not None and sampling.max_tokens > context:
+        raise ValueError(
+            f"sampling.max_tokens is {sampling.max_tokens:,}, but this model reads at most {context:,} tokens, prompt "
+            "included; lower --sampling.max-tokens."
+        )
+    # Answers from elsewhere (labels, experts, other views) join the group, or there are no others.
+    if any(kind.trained or not kind.sampled for _, kind in _brought(chain(rollout))):
+        return
+    if not compares_answers(estimator):
+        return
+    if sampling.group_size == 1:
+        raise ValueError(
+            f"sampling.group_size is 1, but the estimator {called(estimator)} compares the answers of a group and "
+            "gives 0 to an answer that is alone: nothing would be learned. Set --sampling.group-size to 2 or more."
+        )
+    if sampling.temperature == 0:
+        raise ValueError(
+            f"sampling.temperature is 0, so all answers of a group are the same, and the estimator {called(estimator)} "
+            "compares them: nothing would be learned. Set --sampling.temperature above 0, for example 1."
+        )
 
 
 def joined(*several: Mapping[str, VisualBranch]) -> dict[str, VisualBranch]:

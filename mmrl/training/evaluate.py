@@ -6,12 +6,14 @@ import contextlib
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from mmrl.ground.faults import BadRow
+from mmrl.model.policy import Policy
 from mmrl.rewards.pay import Rewards
 from mmrl.rollouts.engine import Engine
+from mmrl.training.run import PhaseTimer
 from mmrl.types import Now, Prompt, Prompts, Rollout, Sampling
 
 
@@ -34,6 +36,22 @@ def heldout_prompts(
                 check(prompt)
             usable.append(prompt)
     return usable
+
+
+@contextlib.contextmanager
+def aside(policy: Policy, rewards: Rewards, name: str) -> Iterator[dict[str, float]]:
+    """A measurement between two steps: no graphs are kept, and its counts do not join the next step's.
+
+    What is yielded holds `time/<name>` in seconds afterwards.
+    """
+    seconds: dict[str, float] = {}
+    clock = PhaseTimer()
+    with clock(name), policy.vision.no_update():
+        yield seconds
+    seconds[f"time/{name}"] = clock.read()[f"time/{name}"]
+    # Read and dropped.
+    policy.counters.clear()
+    rewards.metrics()
 
 
 def answers_to(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mmrl.ground.seeds import generator
+from mmrl.ground.stopping import shielded
 from mmrl.grpo import GRPO, apply_kl_in_reward, loss, losses
 from mmrl.losses.group_filters import without_truncated
 from mmrl.losses.reduce import Totals
@@ -24,6 +25,7 @@ from mmrl.model.reference_scores import scored
 from mmrl.model.scoring import ScoreOutputs
 from mmrl.objectives.base import Memory, Objective, shaped_in_turn
 from mmrl.training.optim import Optimizer
+from mmrl.training.retries import ADVICE, NonFiniteStep, OnNonFinite
 from mmrl.training.rollout_metrics import rollout_metrics, strength
 from mmrl.training.run import PhaseTimer
 from mmrl.training.score_plan import plan_scores
@@ -61,6 +63,8 @@ class Learner:
     """Log the gradient norm of each loss term each so many steps; 0: never."""
     memories: Sequence[Memory | None] = ()
     """What each objective remembers of the run; the trainer's. Without any, every objective starts a fresh one."""
+    nonfinite: OnNonFinite = "stop"
+    """What happens to an update whose loss or gradient is not finite (`retries.py`)."""
 
     def __post_init__(self) -> None:
         if not self.memories:
@@ -85,9 +89,28 @@ class Learner:
             batch = self._with_advantages(batch, now)
         step = _Step(batch, views, now)
         with clock("update"):
+            left_out = 0
+            version = self.policy.version
             for rows in update_rows(batch, self.updates_per_step, now):
-                metrics.update(self._update(step, rows))
+                try:
+                    metrics.update(self._update(step, rows))
+                except NonFiniteStep:
+                    # The first update of a step can be tried again with other draws; later ones can only be left out.
+                    has_moved = self.policy.version != version
+                    if self.nonfinite == "stop" or (
+                        self.nonfinite == "retry" and not has_moved
+                    ):
+                        raise
+                    self._forget_update()
+                    left_out += 1
+            if left_out:
+                metrics["update/nonfinite"] = float(left_out)
         return metrics
+
+    def _forget_update(self) -> None:
+        """Drop the gradients of an update that broke off, those that wait on pictures included."""
+        self.optimizer.clear()
+        self.policy.vision.clear()
 
     def _collated(self, rollouts: Sequence[Rollout]) -> Batch:
         batch = collate(rollouts)
@@ -147,12 +170,11 @@ class Learner:
         # Before the norm: what collected on the pictures' features is part of the gradient.
         self.policy.vision.backward()
         norm = self.optimizer.gradient_norm()
-        if not norm < float("inf"):  # written so that NaN is caught as well
-            raise FloatingPointError(
-                f"the gradient norm is {norm}; lower optim.lr or the objectives' coefficients."
-            )
-        lr = self.optimizer.step(self.planned_updates)
-        self.policy.stepped()
+        if not norm < self.optimizer.largest_norm:  # written so that NaN is caught as well
+            raise NonFiniteStep(f"the gradient norm is {norm}. {ADVICE}")
+        with shielded():  # half a step of the optimizer could be neither saved nor repeated
+            lr = self.optimizer.step(self.planned_updates)
+            self.policy.stepped()
         summed = {name: value.item() for name, value in sums.items()}
         return {**summed, **norms, "optim/grad_norm": norm, "optim/lr": lr}
 
@@ -221,6 +243,20 @@ class Learner:
         return [index[part] for part in parts]
 
 
+def started(
+    objectives: Sequence[Objective], memories: Sequence[Memory | None] | None
+) -> list[Memory | None]:
+    """One memory per objective: those given, or fresh ones. Raises ValueError for another number of them."""
+    if memories is None:
+        return [objective.start_memory() for objective in objectives]
+    if len(memories) != len(objectives):
+        raise ValueError(
+            f"Trainer got {len(memories)} memories for {len(objectives)} objectives; give one for each, in their order "
+            "(None for an objective without), or leave memories out."
+        )
+    return list(memories)
+
+
 def _refuse_infinite_loss(value: Tensor, metrics: Mapping[str, Tensor]) -> None:
     if torch.isfinite(value):
         return
@@ -228,9 +264,7 @@ def _refuse_infinite_loss(value: Tensor, metrics: Mapping[str, Tensor]) -> None:
     for name, part in metrics.items():
         if name.startswith("loss/"):
             parts[name] = round(part.item(), 4)
-    raise FloatingPointError(
-        f"the loss is {value.item()} (its parts: {parts}). Lower optim.lr or the objectives' coefficients."
-    )
+    raise NonFiniteStep(f"the loss is {value.item()} (its parts: {parts}). {ADVICE}")
 
 
 def update_rows(batch: Batch, updates_per_step: int, now: Now) -> list[list[int]]:

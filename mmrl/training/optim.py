@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -14,6 +14,10 @@ from torch import nn
 from mmrl.ground.require import require
 from mmrl.ground.seeds import derive_seed
 from mmrl.model.gradients import HALF, collect_in_fp32
+from mmrl.training.retries import OnNonFinite
+
+OVERFLOW = 1e18
+"""AdamW keeps squares of gradients in float32, which ends at 3e38."""
 
 
 @dataclass(frozen=True)
@@ -45,23 +49,26 @@ class Optim:
     proportion, so that small steps move the weights on average; moments are bf16 too. Needs torchao."""
     eight_bit: bool = False
     """Keep the two moments in 8 bits each instead of 32, quantised in blocks. Needs torchao."""
+    nonfinite: OnNonFinite = "retry"
+    """A step whose loss or gradient is not finite: retry (other prompts and draws), skip (no update) or stop."""
 
     def __post_init__(self) -> None:
         one_warmup = not (self.warmup and self.warmup_share)
         ends = self.schedule_steps is None or self.schedule_steps >= 1
         require(
             self,
-            lr=(self.lr >= 0, "0 or positive"),
+            lr=(0 <= self.lr <= 1, "in [0, 1]"),
             warmup=(self.warmup >= 0, "0 or positive"),
             warmup_share=(
                 0 <= self.warmup_share <= 1 and one_warmup,
                 "in [0, 1], and 0 if warmup is set",
             ),
             schedule_steps=(ends, "at least 1, or None for the length of the run"),
-            weight_decay=(self.weight_decay >= 0, "0 or positive"),
+            weight_decay=(0 <= self.weight_decay <= 1, "in [0, 1]"),
             beta1=(0 <= self.beta1 < 1, "in [0, 1)"),
             beta2=(0 <= self.beta2 < 1, "in [0, 1)"),
             max_grad_norm=(self.max_grad_norm >= 0, "0 (off) or positive"),
+            nonfinite=(self.nonfinite in get_args(OnNonFinite), "'retry', 'skip' or 'stop'"),
         )
 
     def factor(self, step: int, steps: int) -> float:
@@ -103,6 +110,11 @@ class Optimizer:
         ]
         # AdamW refuses an empty group.
         self._adam = _adamw([group for group in groups if group["params"]], settings)
+
+    @property
+    def largest_norm(self) -> float:
+        """Norms from here on spoil the optimizer's moments; scaled down, every finite one is fine."""
+        return math.inf if self.settings.max_grad_norm else OVERFLOW
 
     def gradient_norm(self) -> float:
         """Norm of all gradients; scales them to `max_grad_norm` if they are larger. NaN if any is not finite."""

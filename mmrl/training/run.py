@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from mmrl.ground.require import require
 from mmrl.training.tracking import Logger
 from mmrl.types import Prompts
@@ -24,7 +26,7 @@ class Run:
     output: Path | None = None
     """Folder for metrics, checkpoints and the model; runs/NAME by default. An unfinished run in it is continued."""
     overwrite: bool = False
-    """Delete what lies in the output folder and start anew."""
+    """Delete what an old run of mmrl wrote into the output folder, and start anew; other files in it stay."""
     seed: int = 0
     """Seeds data order, answers and views."""
     steps: int | None = None
@@ -47,6 +49,8 @@ class Run:
     """Checkpoints to keep; 0 keeps all."""
     sample_every: int = 10
     """Write the answers of one prompt each so many steps; 0 never."""
+    grace: float = 20.0
+    """Seconds that a step has left after SIGTERM, SIGHUP or SIGUSR1; then the state before it is saved."""
     on_bad: str = "skip"
     """A row that cannot be used is skipped and counted ("skip") or ends the run ("stop")."""
     logger: Logger = "none"
@@ -56,17 +60,22 @@ class Run:
         has_length = self.steps is None or self.steps >= 1
         # Each update takes whole groups, so there cannot be more updates than prompts.
         updates_fit = 1 <= self.updates_per_step <= self.prompts_per_step
+        # It becomes a path below runs/, and must stay there.
+        parts = Path(self.name).parts
+        inside = bool(parts) and ".." not in parts and not Path(self.name).is_absolute()
         require(
             self,
+            name=(inside, "the name of a folder below runs/"),
             steps=(has_length, "at least 1, or None to count epochs"),
             epochs=(self.epochs > 0, "positive"),
             prompts_per_step=(self.prompts_per_step >= 1, "at least 1"),
             updates_per_step=(updates_fit, "1 to prompts_per_step"),
-            tokens_per_pass=(self.tokens_per_pass >= 1, "at least 1"),
+            tokens_per_pass=(1 <= self.tokens_per_pass <= 10**8, "1 to 100,000,000"),
             eval_every=(self.eval_every >= 0, "0 (only at the start and the end) or positive"),
             eval_prompts=(self.eval_prompts >= 0, "0 (no evaluation) or positive"),
             save_every=(self.save_every >= 0, "0 (only at the end) or positive"),
             keep=(self.keep >= 0, "0 (all) or positive"),
+            grace=(0 <= self.grace < float("inf"), "0 or positive seconds"),
             sample_every=(self.sample_every >= 0, "0 (never) or positive"),
             on_bad=(self.on_bad in ("skip", "stop"), "'skip' or 'stop'"),
         )
@@ -76,7 +85,7 @@ class Run:
         """Where the run writes."""
         if self.output is None:
             return Path("runs") / self.name
-        return Path(self.output)  # from Python it may be given as text
+        return Path(self.output).expanduser()  # from Python it may be given as text
 
 
 FREE_TO_CHANGE = (
@@ -88,6 +97,7 @@ FREE_TO_CHANGE = (
     "save_every",
     "keep",
     "sample_every",
+    "grace",
     "logger",
 )
 """Fields of `Run` that a continued run may set differently: they do not touch the weights."""
@@ -112,6 +122,26 @@ def refuse_several_processes() -> None:
             f"WORLD_SIZE is {world}, but training on several processes is not supported yet; start the recipe without "
             "torchrun, on one device."
         )
+
+
+def agreed(signum: int, device: torch.device | str = "cpu") -> int:
+    """The signal that any of several processes was sent, the same on all; 0 without one. All must ask together."""
+    if single_process():
+        return signum
+    told = torch.tensor([signum], device=device)
+    torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
+    return int(told)
+
+
+def single_process() -> bool:
+    """Does only this process work on the run? Of several none may leave the others waiting."""
+    group = torch.distributed
+    return not (group.is_available() and group.is_initialized()) or group.get_world_size() == 1
+
+
+def due(step: int, every: int) -> bool:
+    """Is it the turn of what happens each so many steps (0: never)?"""
+    return every > 0 and step % every == 0
 
 
 class PhaseTimer:

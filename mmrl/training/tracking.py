@@ -13,29 +13,25 @@ import math
 import os
 import platform
 import resource
-import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import torch
 
 from mmrl.ground.faults import BadRow
+from mmrl.ground.outputs import write_whole
+from mmrl.ground.progress import Progress
 from mmrl.ground.version import __version__
 from mmrl.types import Prompts, Rollout
 
 Logger = Literal["none", "tensorboard", "wandb"]
 Sink = Callable[[int, Mapping[str, float | None]], None]
 """Takes a step and its metrics; None is a number that is not finite."""
-
-
-class OutputError(ValueError):
-    """The output folder cannot be used for this run."""
 
 
 class Tracker:
@@ -55,7 +51,7 @@ class Tracker:
         clean: dict[str, float | None] = {}
         for name, value in sorted(metrics.items()):
             clean[name] = float(value) if math.isfinite(value) else None
-        _append(self.metrics_file, {"step": step, **clean})
+        append_rows(self.metrics_file, [{"step": step, **clean}])
         for sink in self._sinks:
             sink(step, clean)
 
@@ -76,83 +72,21 @@ class Tracker:
                 "parts": dict(rollout.parts),
                 "stop": rollout.stop,
             }
-            _append(self.folder / "samples.jsonl", row)
+            append_rows(self.folder / "samples.jsonl", [row])
 
-    def truncate(self, step: int) -> None:
-        """Forget what was written after this step."""
-        for name in ("metrics.jsonl", "samples.jsonl"):
+    def truncate(self, step: int, *, again: bool = False) -> None:
+        """Forget what was written after this step, and its own metrics too if they will be logged `again`."""
+        for name, latest in (("metrics.jsonl", step - again), ("samples.jsonl", step)):
             file = self.folder / name
             if not file.is_file():
                 continue
-            kept = [line for line, row in _rows(file) if row["step"] <= step]
-            draft = file.with_suffix(".draft")
-            text = "".join(f"{line}\n" for line in kept)
-            draft.write_text(text, encoding="utf-8")
-            # Renamed over the old file, which stays whole if we die while writing.
-            os.replace(draft, file)
-
-
-def discard(folder: Path) -> None:
-    """Empty the folder of an old run. Raises `OutputError` for one with other things, which nobody meant to lose."""
-    if not folder.is_dir() or not any(folder.iterdir()):
-        return
-    if not (folder / "config.json").is_file():
-        raise OutputError(
-            f"--run.overwrite would delete {folder}, but that is no folder of a run (it has no config.json); "
-            "choose another --run.output, or delete it yourself."
-        )
-    for inside in folder.iterdir():
-        # A link is removed, not what it leads to: checkpoints may lie on another disk.
-        if inside.is_dir() and not inside.is_symlink():
-            shutil.rmtree(inside)
-        else:
-            inside.unlink()
-
-
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Keep other processes from writing the same run. Raises `OutputError` if one does; ends with the process.
-
-    Where the system or the disk has no such locks, nothing is kept.
-    """
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(handle)
-        raise OutputError(
-            f"Another process is writing to {folder}; wait for it or stop it, or choose another --run.output."
-        ) from error
-    except OSError:
-        pass  # a network disk without locks
-    # The lock lives as long as the handle, and the system closes that for a process that is killed.
-    try:
-        yield
-    finally:
-        os.close(handle)
-
-
-def prepare_output(folder: Path) -> None:
-    """Make the folder and see that it can be written to. Raises `OutputError`."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.write_text("")
-        probe.unlink()
-    except OSError as error:
-        raise OutputError(
-            f"The output folder {folder} cannot be written to ({error}); choose another with --run.output."
-        ) from error
+            kept = [line for line, row in read_rows(file, _has_step) if row["step"] <= latest]
+            write_whole(file, "".join(f"{line}\n" for line in kept))
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """All rows of a run's metrics, without a last one that is being written or was torn."""
-    return [row for _, row in _rows(folder / "metrics.jsonl")]
+    """All rows of a run's metrics. Damaged lines are named and left out; a last one may be in the making."""
+    return [row for _, row in read_rows(folder / "metrics.jsonl", _has_step)]
 
 
 def describe(value: Any) -> Any:
@@ -253,23 +187,55 @@ def _is_scalar(value: object) -> bool:
     return value is None or isinstance(value, (bool, int, float, str))
 
 
-def _rows(file: Path) -> list[tuple[str, Any]]:
-    """Lines and what they hold, up to the first torn one. Answers may hold any character, so only "\\n" ends a line."""
-    rows: list[tuple[str, Any]] = []
-    text = file.read_text(encoding="utf-8", errors="replace")
-    for line in text.split("\n"):
-        try:
-            rows.append((line, json.loads(line)))
-        except json.JSONDecodeError:
-            break  # the end of the file, or the torn last line of a killed run
+def read_rows(
+    file: Path, is_row: Callable[[dict[str, Any]], bool]
+) -> list[tuple[str, dict[str, Any]]]:
+    """Lines and the objects on them. A damaged line costs itself only; all but an unfinished last one are named."""
+    rows: list[tuple[str, dict[str, Any]]] = []
+    damaged: list[int] = []
+    # Answers may hold any character, so only "\n" ends a line.
+    lines = file.read_text(encoding="utf-8", errors="replace").split("\n")
+    for number, line in enumerate(lines, 1):
+        row = _object(line)
+        if row is not None and is_row(row):
+            rows.append((line, row))
+        elif line.strip() and number < len(lines):
+            damaged.append(number)
+    if damaged:
+        several = "line" if len(damaged) == 1 else "lines"
+        first = ", ".join(map(str, damaged[:5]))
+        more = f" and {len(damaged) - 5} more" if len(damaged) > 5 else ""
+        Progress.say(f"{file}: {several} {first}{more} cannot be read and are left out.")
     return rows
 
 
-def _append(file: Path, row: Mapping[str, Any]) -> None:
-    # Opened for each row, so that what was written survives the process and can be read while it runs.
-    text = json.dumps(row, ensure_ascii=False, default=str)
-    with file.open("a", encoding="utf-8") as handle:
-        handle.write(f"{text}\n")
+def _object(line: str) -> dict[str, Any] | None:
+    """The object on a line; None for anything else."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def _has_step(row: Mapping[str, Any]) -> bool:
+    return type(row.get("step")) is int
+
+
+def append_rows(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Append objects, one a line."""
+    # Opened each time, so that what was written survives the process and can be read while it runs.
+    lines = [json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows]
+    with file.open("ab+") as handle:
+        # A line that was torn by a kill must not take this one with it.
+        if handle.tell() and not _ends_a_line(handle):
+            handle.write(b"\n")
+        handle.write("".join(lines).encode("utf-8", "replace"))
+
+
+def _ends_a_line(handle: BinaryIO) -> bool:
+    handle.seek(-1, os.SEEK_END)
+    return handle.read(1) == b"\n"
 
 
 def _sinks(folder: Path, logger: Logger, name: str) -> list[Sink]:

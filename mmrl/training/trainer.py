@@ -16,55 +16,50 @@ earlier; otherwise raw is scored once beforehand. The loss does not depend on th
 from __future__ import annotations
 
 import copy
-import json
 import signal
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
 from mmrl.ground.progress import Progress
-from mmrl.grpo import GRPO
+from mmrl.ground.stopping import GivenUp, Stopped, Waiting
+from mmrl.grpo import GRPO, with_overlong_penalty
 from mmrl.losses.advantages import group_normalized
-from mmrl.losses.group_filters import overlong_penalty
 from mmrl.losses.surrogates import Surrogate, clipped
 from mmrl.model.policy import Policy
-from mmrl.objectives.base import Memory, Objective
-from mmrl.rewards.pay import Rewards, RewardStopped
+from mmrl.objectives.base import Memory, Objective, named, started
+from mmrl.rewards.pay import Rewards
 from mmrl.rollouts.engine import Engine, HFEngine
 from mmrl.rollouts.groups import RolloutCall, group_rollout
 from mmrl.rollouts.prompt_order import Supply
 from mmrl.training import checkpoint
-from mmrl.training.compatibility import check_setup
+from mmrl.training.compatibility import check_sampling, check_setup
+from mmrl.training.door import Door, entered, settings_of
 from mmrl.training.early_stop import EarlyStop, Plateau
-from mmrl.training.evaluate import evaluate, heldout_prompts
+from mmrl.training.evaluate import aside, evaluate, heldout_prompts
 from mmrl.training.first_looks import FirstLooks
+from mmrl.training.identity import described_code, refuse_other_run, without
 from mmrl.training.learner import Estimator, Learner
 from mmrl.training.monitor import Alarms, BlindPolicy, Monitor, blind_probe, refuse_blindness
 from mmrl.training.optim import Optim, Optimizer
+from mmrl.training.retries import NonFiniteStep, Retries, said
 from mmrl.training.run import (
-    FREE_TO_CHANGE,
     PhaseTimer,
     Run,
+    agreed,
+    due,
     planned_steps,
     refuse_several_processes,
+    single_process,
 )
 from mmrl.training.tracking import (
-    OutputError,
     Tracker,
-    alone,
     chat_as_line,
     describe,
-    describe_prompts,
-    differences,
-    discard,
-    environment,
     peak_memory,
-    prepare_output,
     read_metrics,
 )
 from mmrl.types import Now, Prompt, Prompts, Rollout, Sampling, VisualBranch
@@ -124,12 +119,13 @@ class Trainer:
         check_setup(
             self.objectives, self.branches, rollout, estimator, grpo, self.engine, prompts
         )
+        check_sampling(sampling, estimator, rollout, policy.context)
         self.supply = Supply(
             prompts, run.prompts_per_step, run.seed, check=policy.encode, on_bad=run.on_bad
         )
         self.settings = {
+            **settings_of(run, policy.description, prompts),
             **self._settings(),
-            "prompts": describe_prompts(prompts),
             **describe(settings or {}),
         }
         self.steps = planned_steps(run, prompts)
@@ -147,13 +143,16 @@ class Trainer:
             self.steps * run.updates_per_step,
             monitor.norms_every,
             self.memories,
+            optim.nonfinite,
         )
         plan = self.learner.plan
         # A copy of the weights, made only if somebody reads the reference, and before the first update.
         if "ref" in plan.stored or "ref" in plan.live:
             policy.freeze_reference()
         self.step_done = 0
-        self._halt = False
+        self.retries = Retries(optim.nonfinite, run.seed)
+        self.identity = ""
+        """The id of the run; known once the output folder has been looked into."""
 
     def step(self, now: Now) -> dict[str, float]:
         """One rollout and its updates; returns the metrics. `now.step` counts from 1."""
@@ -169,121 +168,176 @@ class Trainer:
         return metrics
 
     def fit(self) -> dict[str, float]:
-        """Run to the end (or go on from the last checkpoint); returns the last metrics. Ctrl-C saves and stops."""
-        self.looks.refuse_text(self.supply.prompts)
-        prepare_output(self.run.folder)
-        with alone(self.run.folder):
-            return self._fit(self.run.folder)
+        """Run to the end (or go on from the last checkpoint); returns the last metrics.
 
-    def _fit(self, folder: Path) -> dict[str, float]:
-        self._halt = False
+        Ctrl-C ends it after the step, and so do SIGTERM, SIGHUP and SIGUSR1, which raise `Stopped`, an exit with code
+        128 + the signal's number: after the step, or in `run.grace` seconds, whichever comes first, plus the time to
+        write a checkpoint. A second signal leaves at once.
+        """
+        self.looks.refuse_text(self.supply.prompts)
+        with (
+            entered(self.run) as door,
+            checkpoint.disk(door.folder),
+            Waiting(self.run.grace) as self._signals,
+        ):
+            return self._fit(door)
+
+    def _fit(self, door: Door) -> dict[str, float]:
+        folder = door.folder
         # Not after steps of this trainer: a second `fit` goes on with what the first one wrote.
-        if self.run.overwrite and self.step_done == 0:
-            discard(folder)
-        if (folder / "finished.json").is_file():
-            done = json.loads((folder / "finished.json").read_text())
-            Progress.say(
-                f"{folder} holds a finished run; nothing to do. --run.overwrite starts anew."
-            )
+        if self.step_done == 0:
+            door.start_anew(self.run)
+        door.refuse_other_settings(self.settings)
+        done = door.finished()
+        if done is not None:
             return done
         tracker = Tracker(folder, self.run.logger, self.run.name)
         self.supply.log = folder / "skipped.jsonl"
-        self._resume(tracker)
+        self.identity = door.marker.id
+        metrics = self._resume(tracker, door)
         progress = Progress(self.steps, self.step_done)
-        metrics: dict[str, float] = {}
         if self.step_done == 0:
             example = self._example()
             progress.say(f"One prompt as the model reads it:\n{example}")
             for note in self.policy.processing.tags.notes(example, self.rewards.needs_tags):
                 progress.say(note)
             if self.heldout:
-                metrics = {**self._evaluate(0), **self._probe(0)}
+                metrics = self._first_evaluation()
                 tracker.log(0, metrics)
                 self._stop_if_blind(metrics)
-        with self._interruptible(progress), progress:
-            while self.step_done < self.steps and not self.plateau.reached and not self._halt:
+        with self._signals.interrupts(), progress:
+            while not self._ended() and not self._asked():
                 metrics = self._one_step(tracker)
                 progress.update(self.step_done, metrics)
-        # A press of Ctrl-C during the last step changes nothing: the run is finished all the same.
-        if self._halt and self.step_done < self.steps and not self.plateau.reached:
+        # A press of Ctrl-C or a signal during the last step changes nothing: the run is finished all the same.
+        if not self._ended():
             self._save()
-            progress.say(
-                f"Stopped at step {self.step_done}; the same command continues from {folder}/checkpoints."
-            )
-            raise KeyboardInterrupt
-        return self._finish(metrics)
+            self._leave()
+        return self._finish(metrics, door)
+
+    def _ended(self) -> bool:
+        return self.step_done >= self.steps or self.plateau.reached
+
+    def _asked(self) -> int:
+        """The signal that says to stop, the same on all processes; 0 to go on."""
+        return agreed(self._signals.asked, self.policy.device)
+
+    def _leave(self) -> NoReturn:
+        """End the run after its state was saved."""
+        told = self._asked()
+        Progress.say(
+            f"Stopped at step {self.step_done}; the same command continues from {self.run.folder}/checkpoints."
+        )
+        raise KeyboardInterrupt if told == signal.SIGINT else Stopped(told)
+
+    def _first_evaluation(self) -> dict[str, float]:
+        try:
+            with self._signals.until_overdue(single_process):
+                return {**self._evaluate(0), **self._probe(0)}
+        except GivenUp:
+            Progress.say("Stopped before the first step; the same command starts again.")
+            raise Stopped(self._signals.asked) from None
 
     def _one_step(self, tracker: Tracker) -> dict[str, float]:
         """A step with evaluation, logging and checkpoint; on failure the state before it is saved first."""
         number = self.step_done + 1
         # Taken before anything moves: a failed step is repeated with the same prompts and the same memory.
         before, version = self._state(), self.policy.version
+
+        def untouched() -> bool:
+            """Weights that have moved are no longer those before the step, so then it is done to its end."""
+            return single_process() and self.policy.version == version
+
         try:
-            metrics = self.step(Now(number, number / self.steps, self.run.seed))
+            with self._signals.until_overdue(untouched):
+                metrics = self._attempt(number, before)
+        except GivenUp:
+            self._forget_step()
+            self._save(before)
+            self._leave()
         except Exception as error:
-            self.optimizer.clear()
-            self._leftovers()
+            self._forget_step()
+            if isinstance(error, NonFiniteStep):
+                # With the same prompts and draws it would fail at each start, for ever.
+                before |= {"supply": self.supply.state(), "attempts": self.retries.attempts}
             kept = f"The last checkpoint in {self.run.folder}/checkpoints stays"
             # A failure between the updates of a step leaves weights that belong to no step: those are not saved.
             if self.policy.version == version:
-                self._save(before)
-                kept = f"The state before it is saved in {self.run.folder}/checkpoints"
+                kept = self._kept(before)
             raise TrainingError(
-                f"Step {number} failed: {_said(error)}\n{kept}; mend the cause and run the same command to go on."
+                f"Step {number} failed: {said(error)}\n{kept}; mend the cause and run the same command to go on."
             ) from error
         self.step_done = number
         metrics.update(self.plateau.observe(metrics))
-        last = number == self.steps or self.plateau.reached
-        if self.heldout and (
-            last or (self.run.eval_every and number % self.run.eval_every == 0)
-        ):
-            metrics.update(self._evaluate(number))
-        metrics.update(self.looks(self.policy, self._last_rollouts, number))
-        if self.monitor.probe_every and (last or number % self.monitor.probe_every == 0):
-            metrics.update(self._probe(number))
+        if due(number, self.run.sample_every):
+            first = self._last_rollouts[0].group
+            tracker.sample(number, [r for r in self._last_rollouts if r.group == first])
+        return self._conclude(metrics, tracker)
+
+    def _conclude(self, metrics: dict[str, float], tracker: Tracker) -> dict[str, float]:
+        """Evaluation, logging and checkpoint after a step."""
+        number, last = self.step_done, self._ended()
+        owed = dict(metrics)
+        try:
+            with self._signals.until_overdue(single_process):
+                if self.heldout and (last or due(number, self.run.eval_every)):
+                    metrics.update(self._evaluate(number))
+                metrics.update(self.looks(self.policy, self._last_rollouts, number))
+                if self.monitor.probe_every and (last or due(number, self.monitor.probe_every)):
+                    metrics.update(self._probe(number))
+        except GivenUp:
+            # The step is done, its evaluation is not: whoever continues begins with it.
+            self._save({**self._state(), "owed": owed})
+            self._leave()
         # Last, so that alarms also see what evaluation and probe found.
         raised, messages = self.alarms.observe(metrics)
         metrics.update(raised)
         for message in messages:
             Progress.say(message)
         tracker.log(number, metrics)
-        if self.run.sample_every and number % self.run.sample_every == 0:
-            first = self._last_rollouts[0].group
-            tracker.sample(number, [r for r in self._last_rollouts if r.group == first])
-        if last or (self.run.save_every and number % self.run.save_every == 0):
+        if last or due(number, self.run.save_every):
             self._save()
         # After the save: the blind policy is what somebody will want to look at.
         self._stop_if_blind(metrics)
         return metrics
 
+    def _attempt(self, number: int, before: Mapping[str, Any]) -> dict[str, float]:
+        """One step, tried again with other draws while it is not finite."""
+        version = self.policy.version
+
+        def step(seed: int) -> dict[str, float]:
+            return self.step(Now(number, number / self.steps, seed))
+
+        def undo() -> None:
+            self.optimizer.clear()
+            self._load_memories(before["objectives"])
+
+        return self.retries.run(step, undo, lambda: self.policy.version == version)
+
+    def _kept(self, before: Mapping[str, Any]) -> str:
+        """Save the state before a failed step; what is left, in words."""
+        try:
+            self._save(before)
+        except checkpoint.CheckpointError as problem:
+            return f"The state before it could not be saved: {problem}"
+        return f"The state before it is saved in {self.run.folder}/checkpoints"
+
+    def _forget_step(self) -> None:
+        """Drop the gradients and counts of a step that did not come to its end."""
+        self.optimizer.clear()
+        self._leftovers()
+
     def _pay(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
         """Rewards plus the overlong penalty."""
-        paid = self.rewards(rollouts)
-        if not self.grpo.overlong_buffer:
-            return paid
-        out = []
-        for r in paid:
-            penalty = overlong_penalty(
-                len(r.tokens),
-                self.sampling.max_tokens,
-                buffer=self.grpo.overlong_buffer,
-                factor=self.grpo.overlong_factor,
-            )
-            parts = {**r.parts, "overlong": penalty}
-            reward = (r.reward or 0.0) + penalty
-            out.append(replace(r, reward=reward, parts=parts))
-        return out
+        return with_overlong_penalty(
+            self.grpo, self.rewards(rollouts), self.sampling.max_tokens
+        )
 
     def _evaluate(self, step: int) -> dict[str, float]:
         now = Now(step, step / self.steps, self.run.seed)
-        clock = PhaseTimer()
-        with clock("evaluate"), self.policy.vision.no_update():
+        with aside(self.policy, self.rewards, "evaluate") as seconds:
             found = evaluate(self.engine, self.heldout, self.rewards, self.sampling, now)
-        seconds = clock.read()["time/evaluate"]
-        # Read and dropped: what evaluation cost must not appear as cost of the next step.
-        self.policy.counters.clear()
-        self.rewards.metrics()
-        return {**{f"eval/{k}": v for k, v in found.items()}, "time/evaluate": seconds}
+        return {**{f"eval/{k}": v for k, v in found.items()}, **seconds}
 
     def _probe(self, step: int) -> dict[str, float]:
         """What the policy says without its pictures."""
@@ -292,15 +346,12 @@ class Trainer:
         prompts = self.heldout[: self.monitor.probe_prompts] or heldout_prompts(
             self.supply.prompts, self.monitor.probe_prompts, self.policy.encode
         )
-        clock, now = PhaseTimer(), Now(step, step / self.steps, self.run.seed)
-        with clock("probe"), self.policy.vision.no_update():
-            budget = self.run.tokens_per_pass
+        now, budget = Now(step, step / self.steps, self.run.seed), self.run.tokens_per_pass
+        with aside(self.policy, self.rewards, "probe") as seconds:
             found = blind_probe(
                 self.policy, self.engine, prompts, self.rewards, self.sampling, now, budget
             )
-        self.policy.counters.clear()
-        self.rewards.metrics()
-        return {**found, "time/probe": clock.read()["time/probe"]}
+        return {**found, **seconds}
 
     def _stop_if_blind(self, metrics: Mapping[str, float]) -> None:
         try:
@@ -325,10 +376,13 @@ class Trainer:
         # Copied: after a failed step the memory of the step before it is saved.
         states = {
             name: {} if memory is None else copy.deepcopy(memory.state())
-            for name, memory in self._named_memories()
+            for name, memory in named(self.objectives, self.memories)
         }
         return {
+            "run": self.identity,
+            "settings": self.settings,
             "step": self.step_done,
+            "attempts": self.retries.attempts,
             "version": self.policy.version,
             "supply": self.supply.state(),
             "objectives": states,
@@ -336,12 +390,11 @@ class Trainer:
             "threads": torch.get_num_threads(),
         }
 
-    def _named_memories(self) -> Iterator[tuple[str, Memory | None]]:
-        """Every objective's memory under its place and class, since two objectives may be of one class."""
-        for i, (objective, memory) in enumerate(
-            zip(self.objectives, self.memories, strict=True)
-        ):
-            yield f"{i}:{type(objective).__name__}", memory
+    def _load_memories(self, states: Mapping[str, Any]) -> None:
+        for name, memory in named(self.objectives, self.memories):
+            if memory is not None:
+                # As it comes from a file, whoever took it.
+                memory.load(checkpoint.plain(states[name]))
 
     def _save(self, state: Mapping[str, Any] | None = None) -> None:
         # A run that continues from here starts without features, so this one goes on without them: equal batches
@@ -349,57 +402,50 @@ class Trainer:
         self.policy.vision.clear()
         chosen = dict(state or self._state())
         folder = self.run.folder / "checkpoints"
-        named = self.policy.named_parameters()
+        weights = self.policy.named_parameters()
         checkpoint.save(
-            folder, chosen["step"], named, self.optimizer.state(), chosen, self.run.keep
+            folder, chosen["step"], weights, self.optimizer.state(), chosen, self.run.keep
         )
 
-    def _resume(self, tracker: Tracker) -> None:
-        """Take up the newest checkpoint, after making sure that the settings are the same."""
-        folder = self.run.folder
-        config = folder / "config.json"
-        checkpoint.clean(folder / "checkpoints")
-        steps = checkpoint.steps_in(folder / "checkpoints")
-        if config.is_file() and steps:
-            changed = differences(
-                json.loads(config.read_text())["settings"],
-                json.loads(json.dumps(self.settings)),  # as they would look in the file
-            )
-            if changed:
-                raise OutputError(
-                    f"{folder} holds an unfinished run with other settings:\n  "
-                    + "\n  ".join(changed)
-                    + "\n"
-                    "Use the old settings to continue it, another --run.output, or --run.overwrite to start anew."
-                )
-            state = checkpoint.read_state(folder / "checkpoints" / f"step-{steps[-1]}")
-            self._restore(folder / "checkpoints" / f"step-{steps[-1]}", state)
-            # The evaluation before the first step is made again.
-            tracker.truncate(self.step_done or -1)
-            # Alarms hold means of past steps; the log has them, so that no checkpoint need.
-            self.alarms = Alarms(self.monitor.window, self.objectives)
-            rows = read_metrics(folder) if tracker.metrics_file.is_file() else []
-            for row in rows:
-                if row["step"]:
-                    self.alarms.observe(row)
-            return
-        for name in ("metrics.jsonl", "samples.jsonl", "skipped.jsonl"):
-            (folder / name).unlink(missing_ok=True)
-        config.write_text(
-            json.dumps({"settings": self.settings, "environment": environment()}, indent=1)
-        )
+    def _resume(self, tracker: Tracker, door: Door) -> dict[str, float]:
+        """Take up the newest whole checkpoint; returns its step's metrics if they are not logged yet, else none."""
+        folder, checkpoints = door.folder, door.folder / "checkpoints"
+        checkpoint.clean(checkpoints)
+        newest, complaints = checkpoint.newest_whole(checkpoints)
+        door.write_settings(self.settings)
+        if newest is None:
+            for name in ("metrics.jsonl", "samples.jsonl", "skipped.jsonl"):
+                (folder / name).unlink(missing_ok=True)
+            return {}
+        state = checkpoint.read_state(newest)
+        refuse_other_run(folder, state, self.identity)
+        if complaints:
+            Progress.say("\n".join(complaints) + f"\nThe checkpoint before is whole: {newest}.")
+            checkpoint.set_aside(checkpoints, newest)
+        self._restore(newest, state)
+        # The evaluation before the first step is made again.
+        owed: dict[str, float] | None = state.get("owed")
+        tracker.truncate(self.step_done or -1, again=owed is not None)
+        # Alarms hold means of past steps; the log has them, so that no checkpoint need.
+        self.alarms = Alarms(self.monitor.window, self.objectives)
+        rows = read_metrics(folder) if tracker.metrics_file.is_file() else []
+        for row in rows:
+            if row["step"]:
+                self.alarms.observe(row)
+        return {} if owed is None else self._conclude(owed, tracker)
 
     def _restore(self, folder: Path, state: Mapping[str, Any]) -> None:
+        moments = checkpoint.read_optimizer(folder)
+        checkpoint.refuse_nonfinite([], moments, f"The optimizer in {folder}")
         checkpoint.restore_weights(folder, self.policy.named_parameters())
-        self.optimizer.load(checkpoint.read_optimizer(folder))
+        self.optimizer.load(moments)
+        self.retries.attempts = state["attempts"]
         self.supply.load(state["supply"])
         self.policy.version = state["version"]
         self.step_done = state["step"]
         self.policy.vision.clear()
         self.plateau.load(state["plateau"])
-        for name, memory in self._named_memories():
-            if memory is not None:
-                memory.load(state["objectives"][name])
+        self._load_memories(state["objectives"])
         # Sums over threads are added in another order.
         if state["threads"] != torch.get_num_threads():
             Progress.say(
@@ -407,8 +453,8 @@ class Trainer:
             )
         Progress.say(f"Continuing {self.run.folder} after step {self.step_done}.")
 
-    def _finish(self, metrics: dict[str, float]) -> dict[str, float]:
-        folder = self.run.folder
+    def _finish(self, metrics: dict[str, float], door: Door) -> dict[str, float]:
+        folder = door.folder
         if not metrics:  # continued after the last step
             metrics = read_metrics(folder)[-1]
             del metrics["step"]
@@ -417,7 +463,7 @@ class Trainer:
                 f"Stopped early after step {self.step_done}: mean reward and deviation within groups rest."
             )
         self.policy.save(folder / "model")
-        (folder / "finished.json").write_text(json.dumps(metrics, indent=1))
+        door.finish(metrics)
         self.rewards.close()
         return metrics
 
@@ -427,11 +473,8 @@ class Trainer:
         return f"{text}\n(answer: {prompt.answer})" if text else chat_as_line(prompt.messages)
 
     def _settings(self) -> dict[str, Any]:
-        # Where a run writes and how often it saves may change when it is continued; the rest may not.
-        run = {k: v for k, v in describe(self.run).items() if k not in FREE_TO_CHANGE}
         return {
-            "run": run,
-            "optim": describe(self.optim),
+            "optim": without(describe(self.optim), "nonfinite"),
             "sampling": describe(self.sampling),
             "grpo": describe(self.grpo),
             "estimator": describe(self.estimator),
@@ -441,52 +484,12 @@ class Trainer:
             "objectives": describe(self.objectives),
             "rewards": self.rewards.weights,
             "early": describe(self.plateau.rule),
-            "policy": self.policy.description,
+            "code": described_code(
+                rewards=self.rewards.functions,
+                estimator=self.estimator,
+                surrogate=self.surrogate,
+                rollout=self.rollout,
+                objectives=self.objectives,
+                views={name: branch.view for name, branch in self.branches.items()},
+            ),
         }
-
-    @contextmanager
-    def _interruptible(self, progress: Any) -> Iterator[None]:
-        """The first Ctrl-C ends the run after the current step, the second at once."""
-        import threading
-
-        # Only the main thread may handle signals; elsewhere Ctrl-C is somebody else's business.
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def handler(signum: int, frame: object) -> None:
-            if self._halt:
-                raise KeyboardInterrupt
-            self._halt = True
-            progress.say(
-                "Stopping after this step; press Ctrl-C again to stop at once (the last checkpoint stays)."
-            )
-
-        previous = signal.signal(signal.SIGINT, handler)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, previous)
-
-
-def started(
-    objectives: Sequence[Objective], memories: Sequence[Memory | None] | None
-) -> list[Memory | None]:
-    """One memory per objective: those given, or fresh ones. Raises ValueError for another number of them."""
-    if memories is None:
-        return [objective.start_memory() for objective in objectives]
-    if len(memories) != len(objectives):
-        raise ValueError(
-            f"Trainer got {len(memories)} memories for {len(objectives)} objectives; give one for each, in their order "
-            "(None for an objective without), or leave memories out."
-        )
-    return list(memories)
-
-
-def _said(error: Exception) -> str:
-    """The message of an error; its kind too, unless it was raised to be read by a person."""
-    return (
-        str(error)
-        if isinstance(error, (ValueError, RewardStopped, FloatingPointError))
-        else repr(error)
-    )

@@ -27,6 +27,7 @@ from mmrl.data.video.frame_cache import FrameCache
 from mmrl.data.video.video import ClipReader, ClipSampling
 from mmrl.ground.printable import tell
 from mmrl.ground.quarantine import Guarded, Quarantine
+from mmrl.ground.require import require
 from mmrl.model.load import LoRA
 from mmrl.model.policy import Policy
 from mmrl.recipes.shared.clip_asking import Asking, span_style_of
@@ -79,6 +80,16 @@ class Clips:
     """Largest size of that folder; 0 turns it off."""
     on_bad: Literal["drop", "substitute", "stop"] = "drop"
     """A file that cannot be read: leave its rows out, show another row in their place (always the same), or stop."""
+
+    def __post_init__(self) -> None:
+        first, last = self.seconds
+        require(
+            self,
+            fps=(self.fps is None or self.fps > 0, "positive, or None with num_frames"),
+            seconds=(0 <= first <= last, "two rising numbers"),
+            timeout=(self.timeout > 0, "positive"),
+            cache_gb=(self.cache_gb >= 0, "0 (off) or positive"),
+        )
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,7 @@ file and nothing else (`python -m recipes.difficulty` writes one by itself).
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +25,10 @@ from mmrl.data.grounding.rewards import span_iou
 from mmrl.data.grounding.spans import as_spans, lenient_spans
 from mmrl.data.rows.sources import Subset
 from mmrl.ground.faults import BadRow
+from mmrl.ground.outputs import OutputError, alone, refuse_file
 from mmrl.ground.printable import tell
+from mmrl.ground.require import require
+from mmrl.ground.stopping import stop_if_asked
 from mmrl.grpo import GRPO
 from mmrl.losses.surrogates import reinforce
 from mmrl.model.policy import Policy
@@ -34,16 +36,21 @@ from mmrl.recipes.shared.clip_asking import SpanStyle
 from mmrl.recipes.shared.supervised import label_rollout, likelihood
 from mmrl.rewards.pay import Rewards
 from mmrl.rollouts.engine import HFEngine
+from mmrl.training.door import entered
 from mmrl.training.optim import Optim
 from mmrl.training.run import Run
-from mmrl.training.tracking import discard
+from mmrl.training.tracking import (
+    append_rows,
+    describe,
+    describe_prompts,
+    differences,
+    read_rows,
+)
 from mmrl.training.trainer import Trainer
 from mmrl.types import Now, Prompt, Prompts, Sampling
 
 AT_ONCE = 8
 """Prompts that are answered together in the difficulty pass."""
-OURS = {"sft", "stage1", "difficulty.jsonl", "frames", "quarantine.jsonl"}
-"""What these stages put into a run's folder."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,15 @@ class Tuning:
     """Rows per optimizer step."""
     epochs: float = 1.0
     """Passes over the rows."""
+
+    def __post_init__(self) -> None:
+        require(
+            self,
+            lr=(0 <= self.lr <= 1, "in [0, 1]"),
+            warmup=(0 <= self.warmup <= 1, "in [0, 1]"),
+            weight_decay=(0 <= self.weight_decay <= 1, "in [0, 1]"),
+            epochs=(self.epochs > 0, "positive"),
+        )
 
 
 @dataclass(frozen=True)
@@ -82,17 +98,14 @@ class Selection:
     seed: int = 42
     """Seeds the draw."""
 
+    def __post_init__(self) -> None:
+        require(self, std=(self.std > 0, "positive"))
+
 
 def stage_run(run: Run) -> Run:
     """The run after its old output was deleted, if it shall be: before the stages write, not after."""
-    if not run.overwrite:
-        return run
-    found = {entry.name for entry in run.folder.iterdir()} if run.folder.is_dir() else None
-    if found is not None and found <= OURS:
-        # Stopped before RL began: there is no run yet that `discard` would know.
-        shutil.rmtree(run.folder)
-    else:
-        discard(run.folder)
+    with entered(run) as door:
+        door.start_anew(run)
     return replace(run, overwrite=False)
 
 
@@ -126,6 +139,7 @@ def tuned(policy: Policy, prompts: Prompts, style: SpanStyle, tuning: Tuning, ru
         ),
     )
     trainer.fit()
+    stop_if_asked()
     return place / "model"
 
 
@@ -135,7 +149,8 @@ def selected(
     """The prompts that RL is given."""
     file = selection.file or run.folder / "difficulty.jsonl"
     if selection.file is None:
-        measure_difficulty(policy, prompts, file, sampling, run.seed)
+        told = {"policy": policy.description, "prompts": describe_prompts(prompts)}
+        measure_difficulty(policy, prompts, file, sampling, run.seed, told)
     found = [row for row in answered(file) if "iou" in row]
     ious = [row["iou"] for row in found]
     chosen = _chosen(found, ious, selection)
@@ -177,26 +192,32 @@ def _chosen(
 
 
 def measure_difficulty(
-    policy: Policy, prompts: Prompts, file: Path, sampling: Sampling, seed: int = 0
+    policy: Policy,
+    prompts: Prompts,
+    file: Path,
+    sampling: Sampling,
+    seed: int = 0,
+    settings: Mapping[str, Any] | None = None,
 ) -> None:
     """Answer every prompt greedily, one line each: index, id, iou, pred, answer, duration; or index and bad.
 
     Lines that are there are kept, so that the pass goes on where it was stopped. An answer that cannot be read has the
-    IoU 0 and, as in TimeLens, a span beyond the clip.
+    IoU 0 and, as in TimeLens, a span beyond the clip. The first line holds `settings`, that of the pass; one with
+    others is not continued. Raises `OutputError`, also for a file that is something else.
     """
     if prompts.size is None:
         raise ValueError(
             "The difficulty pass answers every prompt once, but the data is endless; set data.limit."
         )
+    refuse_foreign_difficulties(file)
     file.parent.mkdir(parents=True, exist_ok=True)
-    kept = answered(file)
-    # Written again without a torn last line, to which the next one would be glued.
-    file.write_text(_json_lines(kept), encoding="utf-8")
-    done = {row["index"] for row in kept}
-    left = [index for index in range(prompts.size) if index not in done]
-    engine, greedy = HFEngine(policy), replace(sampling, group_size=1, temperature=0.0)
-    now = Now(0, 0.0, seed)
-    with file.open("a", encoding="utf-8") as out:
+    file.touch()
+    with alone(file, "--output"):
+        _begin(file, settings)
+        done = {row["index"] for row in answered(file)}
+        left = [index for index in range(prompts.size) if index not in done]
+        engine, greedy = HFEngine(policy), replace(sampling, group_size=1, temperature=0.0)
+        now = Now(0, 0.0, seed)
         for begin in range(0, len(left), AT_ONCE):
             with policy.vision.no_update():  # leaving it forgets the clips of this block
                 rows, usable = _usable(policy, prompts, left[begin : begin + AT_ONCE])
@@ -204,26 +225,59 @@ def measure_difficulty(
                 rollouts = engine.generate(asked, greedy, now) if asked else []
             for (index, prompt), rollout in zip(usable, rollouts, strict=True):
                 rows.append(_line(index, prompt, rollout.text))
-            rows.sort(key=lambda row: row["index"])
-            out.write(_json_lines(rows))
-            out.flush()
+            append_rows(file, sorted(rows, key=lambda row: row["index"]))
+
+
+def refuse_foreign_difficulties(file: Path) -> None:
+    """Refuse a file that is there and holds something else. Raises `OutputError`."""
+    refuse_file(file, _is_ours, "file of answers and their IoU (of recipes.difficulty)")
 
 
 def answered(file: Path) -> list[dict[str, Any]]:
-    """The lines of a difficulty file, in order of their index, without a torn last one."""
-    rows: dict[int, dict[str, Any]] = {}
-    text = file.read_text(encoding="utf-8") if file.is_file() else ""
-    for line in text.splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        rows[row["index"]] = row
+    """The lines of a difficulty file, in order of their index. Damaged ones are named and will be made again."""
+    if not file.is_file():
+        return []
+    rows = {row["index"]: row for _, row in read_rows(file, _is_line) if _is_answer(row)}
     return [rows[index] for index in sorted(rows)]
 
 
-def _json_lines(rows: Sequence[dict[str, Any]]) -> str:
-    return "".join(json.dumps(row) + "\n" for row in rows)
+def _begin(file: Path, settings: Mapping[str, Any] | None) -> None:
+    """Write the settings of the pass into an empty file; refuse those of another pass."""
+    now = json.loads(json.dumps({"difficulty": describe(settings or {})}))
+    if not file.stat().st_size:
+        append_rows(file, [now])
+        return
+    with file.open(encoding="utf-8", errors="replace") as lines:
+        first = _object(lines.readline())
+    if "difficulty" in first and (changed := differences(first, now)):
+        told = "\n  ".join(changed)
+        raise OutputError(
+            f"{file} holds the answers of a pass with other settings:\n  {told}\n"
+            "Use the old settings to continue it, another --output, or delete it to start anew."
+        )
+
+
+def _is_ours(text: str) -> bool:
+    """Is there an answer or the settings of a pass, and nothing else that can be read?"""
+    rows = [row for line in text.split("\n") if (row := _object(line))]
+    return bool(rows) and all(map(_is_line, rows))
+
+
+def _is_line(row: Mapping[str, Any]) -> bool:
+    return "difficulty" in row or _is_answer(row)
+
+
+def _is_answer(row: Mapping[str, Any]) -> bool:
+    return type(row.get("index")) is int and ("iou" in row or "bad" in row)
+
+
+def _object(line: str) -> dict[str, Any]:
+    """The object on a line; nothing for a damaged one."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return row if isinstance(row, dict) else {}
 
 
 def _usable(

@@ -9,7 +9,8 @@ shows it, `--config` takes it back.
 Records explain themselves: the docstring of the class heads their flags, the string under a field is its help. What all
 recipes call by the same name (model, dataset, …) is explained here; a line of the recipe's own "Args:" goes before.
 
-`fit(trainer, watch=...)` trains to the end and prints what happened.
+While a recipe runs, the folder of its run is locked, and SIGTERM, SIGHUP and SIGUSR1 end it with 128 + their number
+(`mmrl/ground/stopping.py`). `fit(trainer, watch=...)` trains to the end and prints what happened.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import re
 import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,10 +29,12 @@ from typing import Any
 import tyro
 
 from mmrl.ground.printable import printable, show, tell
+from mmrl.ground.stopping import leaving
 from mmrl.recipes.shared.configuration import Configuration, giving_back, read_configuration
 from mmrl.recipes.shared.opening import EMBEDDED
 from mmrl.rewards.pay import RewardStopped
 from mmrl.training.checkpoint import CheckpointError
+from mmrl.training.door import entered
 from mmrl.training.run import Run
 from mmrl.training.tracking import read_metrics
 from mmrl.training.trainer import Trainer, TrainingError
@@ -71,11 +75,21 @@ def launch(
         if PRINT in args:
             return show(asked.json())
         tell(f"{prog} {asked.preset}")
-        return main(**asked.arguments)
+        with leaving(), _at_the_door(asked.arguments.get("run")):
+            return main(**asked.arguments)
     except KeyboardInterrupt:
         sys.exit(130)
     except USER_ERRORS as error:
         sys.exit(printable(f"{prog}: {error}"))
+    except OSError as error:
+        # Of a disk, mostly; what it concerns, the error knows.
+        advice = "See that there is room on the disk and that the file can be read or written"
+        sys.exit(printable(f"{prog}: {error}. {advice}, then run the same command again."))
+
+
+def _at_the_door(run: Run | None) -> AbstractContextManager[object]:
+    """The folder of a recipe that writes one is its own from the beginning to the end; others need none."""
+    return nullcontext() if run is None else entered(run)
 
 
 def resolved(

@@ -6,7 +6,6 @@ held-out prompts, asked in the style that `paying` describes.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any, Literal
 
 from mmrl.data.drawn.drawn import Drawn
 from mmrl.data.rows.sources import load_prompts, split_prompts
+from mmrl.ground.checksums import damage, is_sealed
 from mmrl.ground.printable import tell
 from mmrl.model.load import LoRA
 from mmrl.model.patches import PixelBudget
@@ -21,9 +21,14 @@ from mmrl.model.policy import Policy
 from mmrl.model.tags import TagMode
 from mmrl.recipes.shared.embedded import warm_model
 from mmrl.recipes.shared.paying import StyleName, style_of
-from mmrl.training.checkpoint import restore_weights, steps_in
+from mmrl.training.checkpoint import (
+    CheckpointError,
+    newest_whole,
+    read_state,
+    restore_weights,
+)
+from mmrl.training.door import refuse_unfit_output
 from mmrl.training.run import Run, refuse_several_processes
-from mmrl.training.tracking import prepare_output
 from mmrl.types import Prompts
 
 EMBEDDED = "embedded"
@@ -108,7 +113,7 @@ def open_policy(
     # Both before the weights are read: that can take minutes, and these errors cost nothing to find.
     refuse_several_processes()
     if run is not None:
-        prepare_output(run.folder)
+        refuse_unfit_output(run)
     budget = PixelBudget(
         min_pixels=load.min_pixels,
         max_pixels=load.max_pixels,
@@ -117,7 +122,7 @@ def open_policy(
     )
     source, checkpoint = model_source(model)
     # A checkpoint holds the trained weights alone, so adapters and frozen parts must be those it was trained with.
-    stored = {} if checkpoint is None else _policy_settings(Path(model))
+    stored = {} if checkpoint is None else _policy_settings(checkpoint)
     policy = Policy.load(
         source,
         device=load.device,
@@ -136,22 +141,45 @@ def open_policy(
 
 
 def model_source(model: str) -> tuple[str | Path, Path | None]:
-    """What to load, and a checkpoint to lay over it: for a run's folder its model, or its newest checkpoint."""
+    """What to load, and a checkpoint to lay over it: for a run's folder its model, or its newest whole checkpoint."""
     if model == EMBEDDED:
         return warm_model(), None
     folder = Path(model)
-    if (folder / "model").is_dir():
-        return folder / "model", None
-    steps = steps_in(folder / "checkpoints")
-    if steps:
-        newest = folder / "checkpoints" / f"step-{steps[-1]}"
-        return _policy_settings(folder)["source"], newest
+    final = folder / "model"
+    problem = damage(final) if final.is_dir() else "it is missing"
+    if not problem:
+        return final, None
+    newest, complaints = _newest(folder, final)
+    if final.is_dir():
+        complaints.insert(0, f"{final} is not known to be whole: {problem}.")
+    if complaints:
+        tell("\n".join([*complaints, f"{newest or final} is used."]))
+    if newest is not None:
+        return _policy_settings(newest)["source"], newest
+    if final.is_dir():  # what is wrong with it, if anything, will show when it is loaded
+        return final, None
     # A hub name has this shape too ("a/b"), so only what can be nothing but a path is refused here.
     if model.startswith(("runs/", "./", "/", "~")) and not folder.is_dir():
         raise ValueError(
             f"There is no model or run in {model}; train one first, for example with python -m recipes.papo."
         )
     return model, None
+
+
+def _newest(folder: Path, final: Path) -> tuple[Path | None, list[str]]:
+    """The newest whole checkpoint of a run, and what is wrong with newer ones."""
+    try:
+        return newest_whole(folder / "checkpoints")
+    except CheckpointError:
+        # A run of an earlier version has no checksums anywhere; its model can still be tried.
+        if final.is_dir() and not is_sealed(final):
+            return None, []
+        raise
+
+
+def _policy_settings(checkpoint: Path) -> dict[str, Any]:
+    """Source, adapters and frozen parts of the policy that a run trained, from one of its checkpoints."""
+    return read_state(checkpoint)["settings"]["policy"]
 
 
 def open_data(dataset: str, data: Data, seed: int) -> tuple[Prompts, Prompts]:
@@ -183,11 +211,6 @@ def open_data(dataset: str, data: Data, seed: int) -> tuple[Prompts, Prompts]:
         )
     rows = min(data.heldout_rows, max(1, len(prompts) // 10))
     return split_prompts(prompts, rows, seed)
-
-
-def _policy_settings(run_folder: Path) -> dict[str, Any]:
-    """Source, adapters and frozen parts of the policy that a run trained."""
-    return json.loads((run_folder / "config.json").read_text())["settings"]["policy"]
 
 
 def _column_map(columns: Sequence[str]) -> dict[str, Any] | None:

@@ -25,6 +25,7 @@ from mmrl.data.pretext.stream.open import open_source
 from mmrl.data.pretext.stream.sources import DrawnSource, Source, SplitSource
 from mmrl.data.pretext.stream.stream import SampleStream
 from mmrl.ground.quarantine import Quarantine
+from mmrl.ground.require import require
 from mmrl.recipes.shared.launch import Preset
 from mmrl.recipes.shared.miniature import miniature
 from mmrl.training.run import planned_steps
@@ -117,6 +118,9 @@ class Puzzles:
     drawn_side: int = 384
     """Height of drawn pictures in pixels; drawn clips are half as high."""
 
+    def __post_init__(self) -> None:
+        require(self, heldout_share=(0 < self.heldout_share < 1, "between 0 and 1"))
+
 
 @dataclass(frozen=True)
 class LevelSettings:
@@ -134,6 +138,9 @@ class LevelSettings:
     """Size of one move."""
     window: int = 64
     """Answers of a task between two decisions."""
+
+    def __post_init__(self) -> None:
+        require(self)
 
     def controller(self) -> LevelController | None:
         """A fresh controller with these numbers."""
@@ -154,6 +161,9 @@ class MixtureSettings:
     """Rate of the quick running mean of the success, per step."""
     slow: float = 0.02
     """Rate of the slow one; their distance is the learning progress."""
+
+    def __post_init__(self) -> None:
+        require(self)
 
     def bandit(self) -> LearningProgress | None:
         """A fresh bandit with these numbers."""

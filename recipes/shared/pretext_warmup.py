@@ -16,13 +16,13 @@ more for the model of the drawn clips.
 from __future__ import annotations
 
 import inspect
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from mmrl.data.pretext.catalogue import find
+from mmrl.ground.scratch import temporary_folder
 from mmrl.ground.seeds import philox
 from mmrl.model import tiny
 from mmrl.recipes.shared.clip_data import clip_warm_up
@@ -123,8 +123,8 @@ def warmed_up_for(model: str, mix: str) -> str:
 
 def mix_texts(settings: PretextWarmUp, count: int = 120) -> Sequence[str]:
     """Texts with the words of the mix, to train a tokenizer on."""
-    with tempfile.TemporaryDirectory() as scratch:
-        prompts = open_pretext("drawn", settings.puzzles, Run(output=Path(scratch))).train
+    with temporary_folder("texts") as scratch:
+        prompts = open_pretext("drawn", settings.puzzles, Run(output=scratch)).train
         return [_whole_text(prompts[index]) for index in range(count)]
 
 

@@ -7,7 +7,6 @@ made this way in the user's cache, under a key of everything it depends on.
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +14,8 @@ from typing import Any, Protocol
 import torch
 
 from mmrl.ground.printable import tell
+from mmrl.ground.scratch import temporary_folder
+from mmrl.ground.stopping import stop_if_asked
 from mmrl.grpo import GRPO
 from mmrl.losses.surrogates import reinforce
 from mmrl.model import tiny
@@ -77,9 +78,9 @@ def supervised(
     """Train a model on the labels of lessons (`extra["target"]`) with our own trainer, and save it in `place`."""
     # In float32 on the CPU, so that the model under a key is the same wherever it is made.
     policy = Policy.load(start, device="cpu", dtype="float32")
-    with tempfile.TemporaryDirectory() as scratch:
+    with temporary_folder("warm") as scratch:
         run = Run(
-            output=Path(scratch) / "warm",
+            output=scratch / "warm",
             seed=numbers.seed,
             steps=numbers.steps,
             prompts_per_step=numbers.batch,
@@ -98,6 +99,7 @@ def supervised(
             optim=Optim(lr=numbers.lr, weight_decay=0.0, warmup=20, schedule="cosine"),
             run=run,
         ).fit()
+    stop_if_asked()
     policy.save(place)
 
 

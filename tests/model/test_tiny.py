@@ -15,6 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mmrl.ground.checksums import LIST
 from mmrl.model import tiny
 
 FAMILIES = ("qwen2_5_vl", "qwen3_vl")
@@ -235,9 +236,42 @@ def test_failed_build_leaves_nothing(tmp_path: Path) -> None:
         (place / "half").write_text("x")
         raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(ValueError, match=r"cannot be written to \(disk full\).*XDG_CACHE_HOME"):
         tiny.publish(tmp_path / "model", fail)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("how", ["flipped", "cut", "gone", "no list"])
+def test_a_damaged_entry_of_the_cache_is_made_again(
+    tmp_path: Path, how: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made: list[int] = []
+
+    def make(place: Path) -> None:
+        made.append(1)
+        (place / "weights").write_bytes(bytes(range(100)))
+
+    folder = tiny.publish(tmp_path / "model", make)
+    assert tiny.publish(folder, make) == folder and len(made) == 1
+    file = folder / "weights"
+    if how == "flipped":
+        file.write_bytes(bytes([255, *range(1, 100)]))
+    elif how == "cut":
+        file.write_bytes(b"")
+    else:
+        (file if how == "gone" else folder / LIST).unlink()
+    capsys.readouterr()
+    tiny.publish(folder, make)
+    assert len(made) == 2 and file.read_bytes() == bytes(range(100))
+    assert "in the cache is damaged" in capsys.readouterr().err
+    assert [place.name for place in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_cache_that_cannot_be_written_is_explained(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "model"):
+        with pytest.raises(ValueError, match=r"cannot be written to .*set XDG_CACHE_HOME"):
+            tiny.publish(folder, lambda place: None)
 
 
 def _publish_slowly(folder: Path, number: int, barrier: Any) -> None:

@@ -38,17 +38,24 @@ from mmrl.perception.masking import PatchMask
 folder, base = Path(sys.argv[1]), Path(sys.argv[2])
 
 
+DEADLY = {}
+
+
 @in_process
 def pay(rollout):
+    if DEADLY:
+        DEADLY["paid"] += 1
+        if DEADLY["paid"] == 31:  # 2 held-out answers, 4 steps of 6 with 2 held-out answers between: within step 5
+            die()
     return float(int(rollout.tokens.sum()) % 7) / 7
 
 
-def train(name, reward=pay):
+def train(name):
     Trainer(
         Policy.load(folder, device="cpu", dtype="float32"),
         prompts=Drawn("lookup", size=9),
         heldout=Drawn("lookup", split="heldout", size=2),
-        rewards=Rewards(accuracy=reward),
+        rewards=Rewards(accuracy=pay),
         branches={"masked": VisualBranch(PatchMask(0.5, 8))},
         objectives=[PAPO()],
         grpo=GRPO(kl=0.01),
@@ -63,17 +70,8 @@ def die():
 
 
 def killed_in_a_step(name):
-    paid = 0
-
-    @in_process
-    def reward(rollout):
-        nonlocal paid
-        paid += 1
-        if paid == 31:  # 2 held-out answers, 4 steps of 6 with 2 held-out answers between: in the middle of step 5
-            die()
-        return pay(rollout)
-
-    train(name, reward)
+    DEADLY["paid"] = 0  # in this fork alone
+    train(name)
 
 
 def killed_in_a_checkpoint(name):

@@ -18,17 +18,13 @@ from mmrl.losses.schedules import Linear
 from mmrl.perception.masking import PatchMask
 from mmrl.training.optim import Optim
 from mmrl.training.tracking import (
-    OutputError,
     Tracker,
-    alone,
     chat_as_line,
     describe,
     describe_prompts,
     differences,
-    discard,
     environment,
     peak_memory,
-    prepare_output,
     read_metrics,
 )
 from mmrl.types import Prompt, Prompts, Rollout, VisualBranch
@@ -127,6 +123,47 @@ def test_truncation_forgets_later_steps_and_a_torn_line(tmp_path, torn):
     assert read_metrics(tmp_path)[-1] == {"step": 3, "a/b": 3.5}
 
 
+DAMAGED = {
+    "cut": '{"step": 2, "a/b": 2',
+    "glued": '{"step": 2, "a/b": 2{"step": 3, "a/b": 3.0}',
+    "a number": "7",
+    "no step": '{"a/b": 1}',
+    "a step that is none": '{"step": null}',
+    "zeros of a power cut": "\0\0\0\0",
+    "half a character": b'{"step": 2, "x": "\xc3',
+    "deep": "[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+@pytest.mark.parametrize("name", ["metrics.jsonl", "samples.jsonl"])
+def test_a_damaged_line_is_named_and_costs_only_itself(tmp_path, capsys, name, damage):
+    bad = DAMAGED[damage]
+    lines = [b'{"step": 1}', bad if isinstance(bad, bytes) else bad.encode(), b'{"step": 4}']
+    (tmp_path / name).write_bytes(b"\n".join([*lines, b'{"step": 5}', b""]))
+    Tracker(tmp_path).truncate(4)
+    kept = (tmp_path / name).read_text().splitlines()
+    assert [json.loads(line)["step"] for line in kept] == [1, 4]
+    assert f"{name}: line 2 cannot be read" in capsys.readouterr().err
+
+
+def test_a_row_is_not_glued_to_a_torn_one(tmp_path, capsys):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2, "a')
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1]
+    assert capsys.readouterr().err == "", "a last line may be in the making"
+    Tracker(tmp_path).log(3, {"a/b": 1.0})
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 3]
+    assert "line 2 cannot be read" in capsys.readouterr().err
+
+
+def test_metrics_that_will_be_logged_again_are_forgotten_and_their_samples_kept(tmp_path):
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        (tmp_path / name).write_text("".join(f'{{"step": {n}}}\n' for n in (1, 2, 3)))
+    Tracker(tmp_path).truncate(2, again=True)
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n'
+    assert (tmp_path / "samples.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
 def test_truncation_before_anything_was_written(tmp_path):
     Tracker(tmp_path).truncate(3)
     assert not list(tmp_path.iterdir())
@@ -194,58 +231,6 @@ def test_other_data_is_told_apart():
     assert rows == {"name": "a.jsonl", "size": 3, "class": "Rows", "first": None}, (
         "rows themselves are not listed"
     )
-
-
-def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
-    (tmp_path / "file").write_text("x")
-    for place in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(OutputError, match=r"cannot be written to .*--run\.output"):
-            prepare_output(place)
-    prepare_output(tmp_path / "new" / "deep")
-    assert list((tmp_path / "new" / "deep").iterdir()) == []
-
-
-def test_overwriting_deletes_runs_and_nothing_else(tmp_path):
-    old, other = tmp_path / "run", tmp_path / "photos"
-    for place in (old, other):
-        place.mkdir()
-        (place / "something").write_text("x")
-    (old / "config.json").write_text("{}")
-    (old / "checkpoints").mkdir()
-    (old / "link").symlink_to(other)
-    discard(old)
-    assert old.is_dir() and not list(old.iterdir()) and (other / "something").is_file()
-    with pytest.raises(OutputError, match=r"photos, but that is no folder of a run"):
-        discard(other)
-    assert (other / "something").is_file()
-    discard(tmp_path / "absent")
-
-
-def test_two_processes_never_write_the_same_run(tmp_path):
-    import subprocess
-    import sys
-
-    lock = "import fcntl, os;"
-    lock += f"fcntl.flock(os.open({str(tmp_path)!r}, os.O_RDONLY), fcntl.LOCK_EX); print(1, flush=True)"
-    with (
-        alone(tmp_path),
-        pytest.raises(OutputError, match="Another process is writing"),
-        alone(tmp_path),
-    ):
-        pass
-    other = subprocess.Popen([sys.executable, "-c", f"{lock}; input()"], stdin=-1, stdout=-1)
-    other.stdout.readline()
-    with (
-        pytest.raises(
-            OutputError, match=r"Another process is writing to .*another --run\.output"
-        ),
-        alone(tmp_path),
-    ):
-        pass
-    other.kill()
-    other.wait()
-    with alone(tmp_path):
-        assert not list(tmp_path.iterdir())
 
 
 def test_environment_and_memory():

@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw
 from mmrl.data.pretext.catalogue import find
 from mmrl.data.pretext.contract import Array, Evidence, Sample, Visual
 from mmrl.data.pretext.craft.lettering import font
+from mmrl.ground.outputs import write_whole
 
 STRIP = 48
 """Most frames of a clip that are shown: all, for tasks as they ship, so that counts can be checked by eye."""
@@ -27,7 +28,8 @@ GAP, TEXT = 4, 14
 """Pixels between the frames of a strip, and the height of their times."""
 
 PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title><style>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="generator" content="mmrl preview"><title>{{ title }}</title><style>
 body { font: 15px/1.45 system-ui, sans-serif; margin: 1.5em; background: #f6f6f4; color: #222; }
 article { background: #fff; border: 1px solid #ddd; border-radius: 6px; padding: 1em; margin: 0 0 1.2em; }
 h2 { margin: 0 0 .5em; font-size: 1.05em; }
@@ -57,10 +59,14 @@ def write_preview(samples: Iterable[Sample], path: Path, title: str = "Pretext s
     from jinja2 import Environment
 
     cards = [_card(number, sample) for number, sample in enumerate(samples, 1)]
-    path.parent.mkdir(parents=True, exist_ok=True)
     page = Environment(autoescape=True).from_string(PAGE).render(title=title, cards=cards)
-    path.write_text(page, encoding="utf-8")
+    write_whole(path, page)
     return len(cards)
+
+
+def is_preview(page: str) -> bool:
+    """Is this a sheet that `write_preview` wrote?"""
+    return '<meta name="generator" content="mmrl preview">' in page[:500]
 
 
 def data_uri(pixels: Array) -> str:

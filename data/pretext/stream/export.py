@@ -6,7 +6,8 @@ the chat's visual parts; `answer` and `solution` (the true answer bare and as a 
 shards: README.md (the card), manifest.json, hashes.npy (uint64 perceptual hashes of the media, to keep
 near-duplicates out of training), quarantine.jsonl if media were skipped.
 
-The rows are the stream's samples in order, whatever the number of workers. The folder appears only when it is complete.
+The rows are the stream's samples in order, whatever the number of workers. The folder appears only when it is complete,
+with a marker of ours (`mmrl/ground/outputs.py`). Overwriting replaces our own files in such a folder and nothing else.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import io
 import json
 import multiprocessing
 import os
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -31,8 +31,16 @@ from mmrl.data.pretext.catalogue import find
 from mmrl.data.pretext.contract import Array, Sample
 from mmrl.data.pretext.stream.media import perceptual_hash
 from mmrl.data.pretext.stream.stream import GIVE_UP, SampleStream
+from mmrl.ground import outputs
+from mmrl.ground.outputs import Kind, OutputError
 from mmrl.ground.progress import with_progress
+from mmrl.ground.scratch import draft_beside, scratch_folder
 
+FILES = (
+    *("data/train-?????-of-?????.parquet", "data/test-?????-of-?????.parquet"),
+    *("README.md", "manifest.json", "hashes.npy", "quarantine.jsonl"),
+)
+DATA_SET = Kind("data set", "--output", "--overwrite", FILES)
 CHUNK = 16
 """Indices that one worker makes at a time."""
 ROWS_PER_GROUP, GROUPS_PER_SHARD = 50, 40
@@ -64,37 +72,75 @@ def export(
     overwrite: bool = False,
     start: int = 0,
     about: Mapping[str, Any] | None = None,
+    quarantine: Path | None = None,
 ) -> Exported:
     """Write `count` samples from index `start`. `make_stream` must give the same stream in every process.
 
-    Raises ValueError if the folder is not empty (unless `overwrite`), or if the stream gets stuck."""
-    if folder.exists() and any(folder.iterdir()) and not overwrite:
-        raise ValueError(f"{folder} is not empty; give another --output or pass --overwrite.")
+    `quarantine`: a file that lists skipped media, which moves into the data set. Raises ValueError if the folder is not
+    empty (unless `overwrite`, and then if it is none of ours), or if the stream gets stuck.
+    """
+    _refuse_unfit(folder, overwrite)
+    # Before the workers are forked, so that all share it: those that are ended do not clean up.
+    scratch_folder()
     # Written beside the folder and renamed at the end: a killed export leaves no half data set behind.
-    draft = folder.with_name(f"{folder.name}.part")
-    shutil.rmtree(draft, ignore_errors=True)
-    (draft / "data").mkdir(parents=True)
-    counts: Counter[str] = Counter()
-    hashes: list[int] = []
-    rows = islice(_rows(make_stream, start, workers, counts, hashes), count)
-    shards = _write_shards(with_progress(rows, count, "rows written"), draft / "data")
-    # The number of shards is part of their names, and known only now.
-    for place, shard in enumerate(shards):
-        shard.rename(shard.with_name(f"{split}-{place:05d}-of-{len(shards):05d}.parquet"))
-    np.save(draft / "hashes.npy", np.unique(np.array(hashes, dtype=np.uint64)))
-    manifest = {
-        "rows": count,
-        "split": split,
-        "start": start,
-        "counts": dict(counts),
-        **(about or {}),
-    }
-    (draft / "manifest.json").write_text(json.dumps(manifest, indent=1, default=str))
-    (draft / "README.md").write_text(_card(manifest))
-    if folder.exists():
-        shutil.rmtree(folder)
-    os.replace(draft, folder)
+    with draft_beside(folder) as draft:
+        outputs.claim(draft, DATA_SET)
+        (draft / "data").mkdir()
+        counts: Counter[str] = Counter()
+        hashes: list[int] = []
+        rows = islice(_rows(make_stream, start, workers, counts, hashes), count)
+        shards = _write_shards(with_progress(rows, count, "rows written"), draft / "data")
+        # The number of shards is part of their names, and known only now.
+        for place, shard in enumerate(shards):
+            shard.rename(shard.with_name(f"{split}-{place:05d}-of-{len(shards):05d}.parquet"))
+        np.save(draft / "hashes.npy", np.unique(np.array(hashes, dtype=np.uint64)))
+        manifest = {
+            "rows": count,
+            "split": split,
+            "start": start,
+            "counts": dict(counts),
+            **(about or {}),
+        }
+        (draft / "manifest.json").write_text(json.dumps(manifest, indent=1, default=str))
+        (draft / "README.md").write_text(_card(manifest))
+        _write_quarantine(quarantine, draft)
+        draft.chmod(0o755)  # hidden from others until it is whole
+        _publish(draft, folder, overwrite)
     return Exported(folder, count, counts)
+
+
+def _refuse_unfit(folder: Path, overwrite: bool) -> None:
+    """See that the folder may be written, before hours go into it. Raises `OutputError`."""
+    outputs.refuse_place(folder, DATA_SET.output)
+    if not folder.exists():
+        return
+    if not folder.is_dir() or (any(folder.iterdir()) and not overwrite):
+        raise OutputError(f"{folder} is not empty; give another --output or pass --overwrite.")
+    outputs.refuse_overwriting(folder, DATA_SET)
+
+
+def _publish(draft: Path, folder: Path, overwrite: bool) -> None:
+    """Give the draft its name; in an old folder of ours its files take the place of the old ones."""
+    _refuse_unfit(folder, overwrite)  # once more: hours have passed
+    if not folder.exists():
+        os.replace(draft, folder)
+        return
+    with outputs.alone(folder, DATA_SET.output):
+        # File by file, since those of others stay where they are.
+        outputs.clear(folder, DATA_SET)
+        for file in sorted(file for file in draft.rglob("*") if file.is_file()):
+            place = folder / file.relative_to(draft)
+            place.parent.mkdir(exist_ok=True)
+            os.replace(file, place)
+
+
+def _write_quarantine(file: Path | None, draft: Path) -> None:
+    """List the skipped media in the data set, each once."""
+    if file is not None and file.is_file():
+        # Each worker lists what it met: the same file may stand there several times.
+        lines = dict.fromkeys(file.read_text(encoding="utf-8").splitlines())
+        text = "".join(f"{line}\n" for line in lines)
+        (draft / "quarantine.jsonl").write_text(text, encoding="utf-8")
 
 
 def row_of(sample: Sample) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from mmrl.ground.faults import BadMedia
 from mmrl.ground.files import open_regular
 from mmrl.ground.grey import grey_by_range
 from mmrl.ground.images import decode_image, open_image, refusals
+from mmrl.ground.scratch import scratch_folder
 
 if TYPE_CHECKING:
     from mmrl.data.video.video import ClipReader
@@ -154,7 +155,8 @@ def clip_medium(path: str, where: str, identity: str) -> Medium:
 
 def clip_from_bytes(content: bytes, where: str, identity: str, suffix: str = ".mp4") -> Medium:
     """A clip from an archive: kept in a temporary file for as long as the medium lives. Raises BadMedia."""
-    with tempfile.NamedTemporaryFile(suffix=suffix, prefix="pretext-", delete=False) as file:
+    # In the folder of this process, for the file of a medium that never ends lives no longer than the process.
+    with tempfile.NamedTemporaryFile(suffix=suffix, dir=scratch_folder(), delete=False) as file:
         file.write(content)
     try:
         medium = clip_medium(file.name, where, identity)

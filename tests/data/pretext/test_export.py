@@ -1,6 +1,7 @@
 """Export, command line, preview, marking of exported rows."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -23,9 +24,11 @@ from mmrl.data.pretext.stream.export import export, row_of
 from mmrl.data.pretext.stream.scoring import score_row, trl_reward
 from mmrl.data.pretext.stream.sources import DrawnSource
 from mmrl.data.pretext.stream.stream import SampleStream
+from mmrl.ground.outputs import OutputError
 from mmrl.ground.progress import with_progress
 
 ROOT = Path(__file__).parents[3]
+DRAFTS = ".out.draft-*"
 MIX = TaskMix(
     "mix",
     (
@@ -88,13 +91,61 @@ def test_workers_do_not_change_the_rows(tmp_path) -> None:
     assert one == two
 
 
-def test_a_full_folder_is_kept_unless_told(tmp_path) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "mine.txt").write_text("keep")
-    with pytest.raises(ValueError, match="not empty"):
-        export(stream, tmp_path / "out", 2)
-    export(stream, tmp_path / "out", 2, overwrite=True)
-    assert not (tmp_path / "out" / "mine.txt").exists() and len(load(tmp_path / "out")) == 2
+def left(folder: Path) -> dict[str, bytes]:
+    return {
+        file.relative_to(folder).as_posix(): file.read_bytes()
+        for file in folder.rglob("*")
+        if file.is_file()
+    }
+
+
+@pytest.mark.parametrize(
+    "held", [["mine.txt"], ["manifest.json"], ["config.json", "model.safetensors"]]
+)
+def test_a_folder_of_others_is_never_emptied(tmp_path, held) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    for name in held:
+        (folder / name).write_text("keep")
+    before = left(folder)
+    with pytest.raises(OutputError, match="not empty"):
+        export(stream, folder, 2)
+    with pytest.raises(OutputError, match=r"no folder of a data set of mmrl.*--output"):
+        export(stream, folder, 2, overwrite=True)
+    assert left(folder) == before and [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_overwriting_replaces_our_files_only_and_no_neighbour(tmp_path, capsys) -> None:
+    folder = tmp_path / "out"
+    for name in ("out.part", "out.quarantine.jsonl", ".out.draft"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine").write_text("keep")
+    export(stream, folder, 3)
+    assert json.loads((folder / ".mmrl.json").read_text())["kind"] == "data set"
+    aliens = {"mine.txt": b"keep", "data/mine.txt": b"keep", "plots/a.png": b"keep"}
+    for name, content in aliens.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(content)
+    with pytest.raises(OutputError, match="not empty"):
+        export(stream, folder, 2)
+    export(stream, folder, 2, split="test", overwrite=True)
+    after = left(folder)
+    assert {name: after[name] for name in aliens} == aliens
+    assert "which stay: " in capsys.readouterr().err
+    shards = [name for name in after if name.endswith(".parquet")]
+    assert shards == ["data/test-00000-of-00001.parquet"] and len(load(folder, "test")) == 2
+    ours = set(after) - set(aliens)
+    assert ours == {*shards, "README.md", "manifest.json", "hashes.npy", ".mmrl.json"}
+    for name in ("out.part", "out.quarantine.jsonl", ".out.draft"):
+        assert left(tmp_path / name) == {"mine": b"keep"}
+
+
+@pytest.mark.parametrize("place", ["", ".", "/", ".."])
+def test_no_export_into_the_working_folder(tmp_path, monkeypatch, capsys, place) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked = ["export", "--preset", "relative-position", "--count", "1", "--overwrite"]
+    assert main([*asked, "--output", place]) == 2
+    assert "the working folder" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 def test_a_stuck_export_leaves_no_folder(tmp_path) -> None:
@@ -116,7 +167,7 @@ def test_a_stuck_export_leaves_no_folder(tmp_path) -> None:
 
 
 def test_a_killed_export_leaves_no_folder_and_is_made_again_the_same(tmp_path) -> None:
-    output, draft = tmp_path / "out", tmp_path / "out.part"
+    output = tmp_path / "out"
     command = [
         sys.executable,
         "-m",
@@ -132,20 +183,42 @@ def test_a_killed_export_leaves_no_folder_and_is_made_again_the_same(tmp_path) -
     )
     try:
         deadline = time.monotonic() + 60
-        while not any(part.stat().st_size for part in draft.glob("data/*.parquet")):
+        while not any(
+            part.stat().st_size for part in tmp_path.glob(f"{DRAFTS}/data/*.parquet")
+        ):
             assert victim.poll() is None and time.monotonic() < deadline
             time.sleep(0.05)
     finally:
         victim.kill()
         victim.wait()
-    assert draft.is_dir() and not output.exists()
+    assert list(tmp_path.glob(DRAFTS)) and not output.exists()
     calm = [*command[:-1], str(tmp_path / "calm"), "--count", "60"]
     for made in ([*command, "--count", "60"], calm):
         subprocess.run(made, cwd=ROOT, check=True, capture_output=True)
-    assert not draft.exists()
+    assert not list(tmp_path.glob(DRAFTS)), "the next start swept it"
     files = [sorted((folder / "data").iterdir()) for folder in (output, tmp_path / "calm")]
     assert [file.name for file in files[0]] == [file.name for file in files[1]]
     assert all(one.read_bytes() == two.read_bytes() for one, two in zip(*files, strict=True))
+
+
+def test_an_export_that_is_stopped_leaves_nothing_behind(tmp_path) -> None:
+    """SIGTERM with workers: the documented code, no draft, no temporary clip."""
+    scratch = tmp_path / "tmp"
+    scratch.mkdir()
+    command = [sys.executable, "-m", "data.pretext", "export", "--preset", "camera-motion"]
+    command += ["--count", "100000", "--workers", "2", "--output", str(tmp_path / "out")]
+    victim = subprocess.Popen(
+        command, cwd=ROOT, env={**os.environ, "TMPDIR": str(scratch)}, stderr=subprocess.PIPE
+    )
+    deadline = time.monotonic() + 60
+    while not any(part.stat().st_size for part in tmp_path.glob(f"{DRAFTS}/data/*.parquet")):
+        assert victim.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    assert list(scratch.glob("mmrl-*/*"))
+    victim.terminate()
+    said = victim.communicate(timeout=30)[1].decode()
+    assert victim.returncode == 143 and "Traceback" not in said
+    assert not list(tmp_path.glob(DRAFTS)) and not list(scratch.glob("mmrl-*/*"))
 
 
 def test_a_bad_medium_is_listed_once_whatever_the_workers(tmp_path) -> None:

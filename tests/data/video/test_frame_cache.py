@@ -70,6 +70,68 @@ def test_damaged_and_foreign_entries_are_misses(tmp_path: Path) -> None:
     assert cache.get({"n": 1}) is None, "stored parameters are compared"
 
 
+ENTRY_DAMAGES = {
+    "pixel": lambda data: data[:-7] + bytes([data[-7] ^ 1]) + data[-6:],
+    "cut": lambda data: data[:-5],
+    "header": lambda data: data[1:],
+    "number": lambda data: b"123\n" + data,
+    "list": lambda data: b"[1]\n" + data,
+    "null": lambda data: data.replace(b"[2, 3, 4, 5]", b"[null, 3, 4, 5]"),
+    "huge": lambda data: data.replace(b"[2, 3, 4, 5]", b"[2000000000000000000, 3, 4, 5]"),
+    "bytes": lambda data: b"\xff\xfe\x00",
+    "empty": lambda data: b"",
+}
+
+
+@pytest.mark.parametrize("damage", ENTRY_DAMAGES)
+def test_a_damaged_entry_is_never_used_and_heals(damage: str, tmp_path: Path) -> None:
+    cache, parameters = FrameCache(tmp_path), {"n": 1}
+    cache.put(parameters, FRAMES, SECONDS)
+    path = cache._path(parameters)
+    data = path.read_bytes()
+    path.write_bytes(ENTRY_DAMAGES[damage](data))
+    assert path.read_bytes() != data
+    assert cache.get(parameters) is None and cache.counts["damaged"] == 1
+    cache.put(parameters, FRAMES, SECONDS)
+    found = cache.get(parameters)
+    assert found is not None
+    np.testing.assert_array_equal(found[0], FRAMES)
+
+
+def test_a_folder_in_the_place_of_an_entry_heals(tmp_path: Path) -> None:
+    cache, parameters = FrameCache(tmp_path), {"n": 1}
+    cache._path(parameters).mkdir()
+    assert cache.get(parameters) is None
+    cache.put(parameters, FRAMES, SECONDS)
+    assert cache.get(parameters) is not None
+
+
+def test_a_full_disk_is_said_once_and_costs_only_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = FrameCache(tmp_path)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.warns(UserWarning, match=r"cannot be kept in .*No space left") as said:
+        for number in range(3):
+            cache.put({"n": number}, FRAMES, SECONDS)
+    assert len(said) == 1 and cache.counts["unwritable"] == 3
+    assert [*tmp_path.iterdir()] == []
+    assert cache.get({"n": 0}) is None
+    monkeypatch.undo()
+    cache.put({"n": 0}, FRAMES, SECONDS)
+    assert cache.get({"n": 0}) is not None
+
+
+def test_a_folder_that_cannot_be_made_is_explained(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"decoded frames.*cannot be made.*name another"):
+        FrameCache(tmp_path / "file" / "cache")
+
+
 def test_abandoned_writes_are_swept(tmp_path: Path) -> None:
     cache = FrameCache(tmp_path)
     old, young = tmp_path / ".new-old", tmp_path / ".new-young"

@@ -1,0 +1,211 @@
+"""The door to a run's folder. Whatever writes into one goes through it, command lines and `Trainer.fit` alike.
+
+    with entered(run) as door:                lock and marker; nobody else writes until it is left
+        door.start_anew(run)                  --run.overwrite: our files go, those of others stay and are named
+        door.refuse_other_settings(settings)  a folder is one run's, finished or not
+        done = door.finished()                its last metrics, if it is
+
+A command line enters for as long as it runs, and `fit` inside it then finds the door open. A damaged `finished.json` or
+`config.json` is named and costs only itself: checkpoints hold the settings as well.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmrl.ground import outputs
+from mmrl.ground.checksums import LIST
+from mmrl.ground.outputs import Kind, Marker, OutputError, write_whole
+from mmrl.ground.progress import Progress
+from mmrl.training import checkpoint
+from mmrl.training.identity import changes, described_prompts
+from mmrl.training.run import FREE_TO_CHANGE, Run
+from mmrl.training.tracking import describe, environment
+from mmrl.types import Prompts
+
+CHECKPOINT = ("weights.safetensors", "optimizer.pt", "state.json", LIST)
+MODEL = (
+    *(
+        "config.json",
+        "generation_config.json",
+        "README.md",
+        ".checksums.json",
+        "checksums.json",
+    ),
+    *("model.safetensors", "model-?????-of-?????.safetensors", "model.safetensors.index.json"),
+    *("adapter_config.json", "adapter_model.safetensors"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+    *("added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja"),
+    *("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json"),
+)
+FILES = (
+    *("config.json", "metrics.jsonl", "samples.jsonl", "skipped.jsonl", "finished.json"),
+    *("quarantine.jsonl", "difficulty.jsonl", ".*.draft"),
+    *(f"checkpoints/step-*/{name}" for name in CHECKPOINT),
+    *(f"checkpoints/damaged-step-*/{name}" for name in CHECKPOINT),
+    *("checkpoints/.writing-*/**", "checkpoints/.replaced-*/**"),
+    *(f"model/{name}" for name in MODEL),
+    ".writing-model-*/**",
+    *("frames/*.frames", "frames/.new-*"),
+    *("tensorboard/events.out.tfevents.*", "wandb/**"),
+)
+"""What a run writes."""
+# The supervised stage of a run is a run in its folder.
+STAGE = tuple(f"sft/{name}" for name in (outputs.MARKER, *FILES))
+RUN = Kind("run", "--run.output", "--run.overwrite", (*FILES, *STAGE))
+
+_open: dict[tuple[int, Path], Door] = {}
+"""Doors that are open, by thread and folder: two threads do not share a run."""
+
+
+@dataclass
+class Door:
+    """A run's folder while nobody else may write to it."""
+
+    folder: Path
+    marker: Marker
+    cleared: bool = False
+
+    def start_anew(self, run: Run) -> None:
+        """Delete what the old run wrote, if `run.overwrite` says so; once for each time the door is opened."""
+        if run.overwrite and not self.cleared:
+            self.marker = outputs.clear(self.folder, RUN)
+            self.cleared = True
+
+    def refuse_other_settings(self, settings: Mapping[str, Any]) -> None:
+        """Raise `OutputError` if the folder holds results of a run with other settings."""
+        if not self.results():
+            return
+        state = "a finished" if (self.folder / "finished.json").is_file() else "an unfinished"
+        stored = stored_settings(self.folder)
+        if stored is None:
+            raise OutputError(
+                f"{self.folder} holds {state} run whose settings are lost (no readable config.json or checkpoint), so "
+                "nobody can say whether it is this one. Choose another --run.output, or --run.overwrite to start anew."
+            )
+        changed = "\n  ".join(changes(stored, settings))
+        if changed:
+            raise OutputError(
+                f"{self.folder} holds {state} run with other settings:\n  {changed}\n"
+                "Use the old settings, data and code to continue it, or --run.overwrite to start anew, or another "
+                f"--run.output; there, --model {self.folder} begins with its weights."
+            )
+
+    def begin(self, run: Run, settings: Mapping[str, Any]) -> bool:
+        """For a run that keeps no checkpoints: take the folder, or raise `OutputError`. False if it is finished."""
+        self.start_anew(run)
+        self.refuse_other_settings(settings)
+        if self.finished() is not None:
+            return False
+        if self.results():
+            raise OutputError(
+                f"{self.folder} holds an unfinished run, and this recipe keeps no checkpoints to go on from. Choose "
+                "another --run.output, or --run.overwrite to start anew."
+            )
+        self.write_settings(settings)
+        return True
+
+    def results(self) -> bool:
+        """Is there anything that another run would spoil?"""
+        metrics = self.folder / "metrics.jsonl"
+        logged = metrics.is_file() and metrics.stat().st_size > 0
+        ends = ("finished.json", "model/config.json")
+        done = [(self.folder / name).exists() for name in ends]
+        return logged or any(done) or bool(checkpoint.steps_in(self.folder / "checkpoints"))
+
+    def finished(self) -> dict[str, float] | None:
+        """The last metrics of a finished run, else None."""
+        done = read_record(self.folder / "finished.json", "the end of the run is done again")
+        if done is not None:
+            Progress.say(
+                f"{self.folder} holds a finished run; nothing to do. --run.overwrite starts anew."
+            )
+        return done
+
+    def write_settings(self, settings: Mapping[str, Any]) -> None:
+        """Write `config.json`, if there is none that says the same."""
+        config = {"run": self.marker.id, "settings": settings}
+        stored = read_record(self.folder / "config.json", "it is written anew")
+        plain = json.loads(json.dumps(config))  # as it would look in the file
+        if stored is None or stored | plain != stored:
+            config["environment"] = environment()
+            write_whole(self.folder / "config.json", json.dumps(config, indent=1))
+
+    def finish(self, metrics: Mapping[str, float]) -> None:
+        """Write `finished.json`."""
+        write_whole(self.folder / "finished.json", json.dumps(metrics, indent=1))
+
+
+@contextmanager
+def entered(run: Run) -> Iterator[Door]:
+    """The door to the run's folder, open for the time of a `with`. Raises `OutputError`."""
+    place = (threading.get_ident(), run.folder.resolve())
+    if place in _open:
+        yield _open[place]
+        return
+    refuse_unfit_output(run)
+    with outputs.alone(run.folder):
+        # A folder that lost its marker is still the run of its checkpoints.
+        marker = outputs.claim(run.folder, RUN, _checkpointed(run.folder).get("run"))
+        _open[place] = door = Door(run.folder, marker)
+        try:
+            yield door
+        finally:
+            del _open[place]
+            outputs.release(run.folder)
+
+
+def refuse_unfit_output(run: Run) -> None:
+    """See that the output may be used, before the weights are read: that can take minutes. Raises `OutputError`."""
+    outputs.refuse_place(run.folder, RUN.output)
+    if run.overwrite:
+        outputs.refuse_overwriting(run.folder, RUN)
+    outputs.prepare(run.folder, RUN)
+
+
+def settings_of(run: Run, policy: Any, prompts: Prompts) -> dict[str, Any]:
+    """What every continued run must agree on, as plain JSON: the run's length and seed, the policy, the data."""
+    fixed = {k: v for k, v in describe(run).items() if k not in FREE_TO_CHANGE}
+    return {"run": fixed, "policy": policy, "prompts": described_prompts(prompts)}
+
+
+def stored_settings(folder: Path) -> dict[str, Any] | None:
+    """The settings of the run in a folder: of its newest checkpoint, else of its `config.json`."""
+    record = _checkpointed(folder)
+    if "settings" not in record:
+        record = (
+            read_record(folder / "config.json", "the settings of the run are not known") or {}
+        )
+    return record.get("settings")
+
+
+def read_record(file: Path, instead: str) -> dict[str, Any] | None:
+    """The JSON object in a file; None if there is none, or a damaged one, which is named with what happens instead."""
+    if not file.is_file():
+        return None
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        problem = "it holds no object"
+    except (OSError, ValueError, RecursionError) as error:
+        found, problem = None, str(error)
+    if isinstance(found, dict):
+        return found
+    Progress.say(f"{file} is damaged ({problem}): {instead}.")
+    return None
+
+
+def _checkpointed(folder: Path) -> dict[str, Any]:
+    """The state of the newest checkpoint that can be read, else nothing."""
+    place = folder / "checkpoints"
+    for step in reversed(checkpoint.steps_in(place)):
+        try:
+            return checkpoint.read_state(place / f"step-{step}")
+        except checkpoint.CheckpointError:
+            continue  # whoever continues from it says so
+    return {}
