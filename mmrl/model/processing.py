@@ -45,13 +45,18 @@ from mmrl.model.chat import (
     structural_token,
     visual_kinds,
 )
-from mmrl.model.folders import UNREADABLE
+from mmrl.model.checkpoint_files import (
+    read_config,
+    read_processor,
+    refuse_other_tokenizer,
+    refuse_template,
+    stop_ids,
+)
 from mmrl.model.mrope import Block, mrope_positions
 from mmrl.model.patches import Patches, PixelBudget, PixelRules, shrink_to_tokens
 from mmrl.model.tags import TagMode, Tags
 from mmrl.types import Media, Prompt
 
-FAMILIES = ("qwen2_5_vl", "qwen3_vl")
 PADS = re.compile(f"{re.escape(IMAGE_PAD)}|{re.escape(VIDEO_PAD)}")
 
 
@@ -146,15 +151,15 @@ class Processing:
 
         Raises ValueError for a folder that is missing or no model, and for an unsupported family.
         """
-        config = _read_config(source)
-        processor = _read_processor(source)
-        _refuse_other_tokenizer(source, config, processor)
+        config = read_config(source)
+        processor = read_processor(source)
+        refuse_other_tokenizer(source, config, processor)
         tokenizer, vocabulary = processor.tokenizer, processor.tokenizer.get_vocab()
-        stop_ids = _stop_ids(source, config, tokenizer)
+        ends = stop_ids(source, config, tokenizer)
         vision = {vocabulary[token] for token in VISION_TOKENS if token in vocabulary}
         # The config's own placeholders, should a checkpoint call them otherwise.
         vision |= {config.image_token_id, config.video_token_id}
-        _refuse_template(source, processor)
+        refuse_template(source, processor)
         return cls(
             tokenizer=tokenizer,
             processor=processor,
@@ -167,10 +172,10 @@ class Processing:
             tokens_per_second=getattr(config.vision_config, "tokens_per_second", 1.0),
             max_prompt_tokens=budget.max_prompt_tokens
             or config.get_text_config().max_position_embeddings,
-            stop_ids=stop_ids,
+            stop_ids=ends,
             banned_ids=tuple(sorted(vision)),
             tags=Tags.read(processor, getattr(config, "mmrl_tags", None), tags),
-            pad_id=stop_ids[-1] if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+            pad_id=ends[-1] if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
         )
 
     def with_tags(self, tags: Tags) -> Processing:
@@ -407,95 +412,3 @@ def seconds_per_patch(medium: Media, temporal_patch: int) -> float:
         return 1.0
     length = float(medium.times[-1] - medium.times[0])
     return temporal_patch * length / (len(medium.times) - 1)
-
-
-def _read_config(source: str | Path) -> Any:
-    from transformers import AutoConfig
-
-    allowed = f"give a folder with config.json or a hub id, of one of the families {', '.join(FAMILIES)}"
-    # Checked here, since the library would take a path that does not exist for a hub id and ask the network.
-    local = isinstance(source, Path) or source.startswith((".", "/", "~"))
-    if local and not Path(source).is_dir():
-        raise ValueError(f"The model folder {source} does not exist; {allowed}.")
-    try:
-        config = AutoConfig.from_pretrained(source)
-    except UNREADABLE as error:
-        raise ValueError(
-            f"{source} is no model that can be read ({first_line(error)}); {allowed}."
-        ) from error
-    if config.model_type not in FAMILIES:
-        raise ValueError(f"{source} is a {config.model_type!r} model; {allowed}.")
-    return config
-
-
-def _read_processor(source: str | Path) -> Any:
-    from transformers import AutoProcessor
-
-    try:
-        processor = AutoProcessor.from_pretrained(source)
-    except UNREADABLE as error:
-        raise ValueError(
-            f"{source} has a config but no usable processor ({first_line(error)}); copy the processor and tokenizer "
-            "files of the base model into the folder."
-        ) from error
-    if not hasattr(processor, "video_processor"):
-        raise ValueError(
-            f"{source} has a tokenizer but no processor; copy the base model's processor files into it."
-        )
-    return processor
-
-
-def _refuse_other_tokenizer(source: str | Path, config: Any, processor: Any) -> None:
-    """Raise ValueError for a tokenizer without words or of another model."""
-    vocabulary = processor.tokenizer.get_vocab()
-    expected = {IMAGE_PAD: config.image_token_id, VIDEO_PAD: config.video_token_id}
-    for token, number in expected.items():
-        if vocabulary.get(token) != number:
-            raise ValueError(
-                f"{source}: the tokenizer gives {token} the id {vocabulary.get(token)}, the config {number} "
-                f"({len(vocabulary)} tokens are known); copy tokenizer.json and its companions of the base model into "
-                "the folder."
-            )
-
-
-def _refuse_template(source: str | Path, processor: Any) -> None:
-    """Raise ValueError for a chat template that cannot be used, or that does not return from the simplest chat."""
-    chat = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
-    try:
-        with TimeLimit(patience=1).hold(f"The chat template of {source}"):
-            text = processor.apply_chat_template(
-                chat, add_generation_prompt=True, tokenize=False
-            )
-    except GivenUp:
-        raise
-    except (
-        Exception
-    ) as error:  # whatever a program of somebody else, which a template is, may raise
-        text, reason = "", first_line(error)
-    else:
-        reason = f"it writes {text!r} for a question mark"
-    if "?" not in text:
-        raise ValueError(
-            f"{source}: the chat template cannot be used ({reason}); copy chat_template.jinja of the base model into "
-            "the folder."
-        )
-
-
-def _stop_ids(source: str | Path, config: Any, tokenizer: Any) -> tuple[int, ...]:
-    """`<|im_end|>` first, then the end ids of generation config, config and tokenizer, without repetition."""
-    from transformers import GenerationConfig
-
-    try:
-        named: Any = GenerationConfig.from_pretrained(str(source)).eos_token_id
-    except UNREADABLE as error:
-        if (Path(source) / "generation_config.json").is_file():
-            raise ValueError(
-                f"{source}/generation_config.json cannot be read ({first_line(error)}); copy it again, or delete it "
-                "if the end tokens of config.json are enough."
-            ) from error
-        named = None  # a folder without generation config: the config's own end id remains
-    found = [tokenizer.convert_tokens_to_ids("<|im_end|>")]
-    for ids in (named, config.get_text_config().eos_token_id, tokenizer.eos_token_id):
-        found += ids if isinstance(ids, list | tuple) else [ids]
-    # A dict keeps the order: the first id is the one that is appended to expert answers.
-    return tuple(dict.fromkeys(number for number in found if number is not None))

@@ -9,6 +9,7 @@ from shutil import copytree
 import pytest
 import torch
 
+from mmrl.ground.checksums import LIST
 from mmrl.model.policy import Policy
 from mmrl.model.processing import Processing
 from mmrl.model.tags import Tags, untrained
@@ -201,6 +202,7 @@ def forgetful(folder: Path, place: Path, *tags: str) -> Path:
     config = json.loads((place / "config.json").read_text())
     del config["mmrl_tags"]
     (place / "config.json").write_text(json.dumps(config))
+    (place / LIST).unlink()  # whoever changes a file of a folder says so
     return place
 
 
