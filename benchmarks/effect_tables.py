@@ -132,9 +132,9 @@ def report(
     ]
     for row in rows:
         needs = (row.found.needed(), row.found.needed(LEVEL / len(CLAIMS)))
-        told = [*(f"{value:.3f}" for value in needs), f"{row.room:.3f}"]
-        plain = ["no bound" if text == "nan" else text for text in told]
-        lines.append(_line(row.method, row.claim.text, *plain))
+        told = ["one seed" if math.isnan(value) else f"{value:.3f}" for value in needs]
+        room = "no bound" if math.isnan(row.room) else f"{row.room:.3f}"
+        lines.append(_line(row.method, row.claim.text, *told, room))
     lines += ["", "Does each task do what it is for? GRPO, not corrected:", ""]
     lines += ["| task | what | GRPO | difference |", "| --- | --- | --- | --- |"]
     lines += [
