@@ -35,6 +35,7 @@ from mmrl.recipes.shared.opening import (
 )
 from mmrl.rollouts.engine import HFEngine
 from mmrl.training.evaluate import answers_to, evaluate, heldout_prompts, pass_rates
+from mmrl.training.left_out import LeftOut
 from mmrl.types import Now, Rollout
 
 REPORT = "evaluation"
@@ -91,7 +92,9 @@ def main(
         policy, style = open_policy(model, load), style_of(data.style)
         train, heldout = open_data(dataset, data, seed)
         # Drawn pictures have a side of their own that training never shows; of other data all rows count.
-        rows = heldout_prompts(heldout if dataset.startswith("drawn:") else train, prompts)
+        asked = heldout if dataset.startswith("drawn:") else train
+        left_out = LeftOut(asked)
+        rows = heldout_prompts(asked, prompts, policy.encode, left_out.add)
         engine, now = HFEngine(policy), Now(0, 0.0, seed)
         with Rewards(accuracy=(0.9, style.accuracy), format=(0.1, style.format)) as rewards:
             rates = evaluate(engine, rows, rewards, sampling, now)
@@ -102,7 +105,10 @@ def main(
         print(f"{model} on {len(rows)} prompts of {dataset}")
         for name, value in rates.items():
             print(f"  {name:<16} {value:.4f}")
-        found |= {"prompts": len(rows), **rates}
+        bad = left_out.reasons()
+        if bad:
+            print(f"  {len(bad)} rows cannot be used, the first: {bad[0]}")
+        found |= {"prompts": len(rows), "skipped": bad, **rates}
     if output is not None:
         write_report(output, REPORT, found)
         print(f"written to {output}", file=sys.stderr)
