@@ -48,7 +48,7 @@ from mmrl.ground.tables import Row, Table
 from mmrl.types import Media, Prompt, Prompts
 
 OnBad = Literal["skip", "stop"]
-KEPT_FAULTS = 20
+KEPT_FAULTS = 10_000
 """How many faults of skipped rows are kept in full."""
 
 
@@ -84,6 +84,8 @@ class RowPrompts(Prompts):
         # Empty while the rows are checked: the summary in an error message asks for their number.
         self._rows: Sequence[int] = ()
         self._rows = self._usable_rows(limit)
+        # What is met later, while rows are decoded, is told where it is met.
+        self._refused, self._at_loading = list(self.faults), len(self._bad)
         self.size: int | None = len(self._rows)
         for notice in self._notices():
             Progress.say(notice)
@@ -137,6 +139,13 @@ class RowPrompts(Prompts):
                     raise
                 found.append(fault)
         return found
+
+    def left_out(self) -> Sequence[BadRow]:
+        """Rows that were found bad at loading, and how many more there were than are kept."""
+        more = self._at_loading - len(self._refused)
+        if not more:
+            return self._refused
+        return [*self._refused, BadRow(f"{self.source}: {more} more rows that cannot be used")]
 
     def summary(self) -> str:
         """One line: rows, and skipped rows by reason."""
