@@ -8,12 +8,14 @@ here; loaders turn it into parts. Every refusal is a `BadRow` that names the pro
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mmrl.ground.faults import BadRow, encodable, is_broken
+from mmrl.ground.faults import BadRow, encodable, first_line, is_broken
+from mmrl.ground.time_limit import GivenUp, TimeLimit
 from mmrl.types import Prompt
 
 IMAGE_PAD, VIDEO_PAD = "<|image_pad|>", "<|video_pad|>"
@@ -151,3 +153,39 @@ def _plain_part(prompt: Prompt, turn: int, part: Any) -> dict[str, str]:
             "where a picture is meant",
         )
     return {"type": "text", "text": text}
+
+
+def refuse_other_tokenizer(source: str | Path, config: Any, processor: Any) -> None:
+    """Raise ValueError for a tokenizer without words or of another model."""
+    vocabulary = processor.tokenizer.get_vocab()
+    expected = {IMAGE_PAD: config.image_token_id, VIDEO_PAD: config.video_token_id}
+    for token, number in expected.items():
+        if vocabulary.get(token) != number:
+            raise ValueError(
+                f"{source}: the tokenizer gives {token} the id {vocabulary.get(token)}, the config {number} "
+                f"({len(vocabulary)} tokens are known); copy tokenizer.json and its companions of the base model into "
+                "the folder."
+            )
+
+
+def refuse_template(source: str | Path, processor: Any) -> None:
+    """Raise ValueError for a chat template that cannot be used, or that does not return from the simplest chat."""
+    chat = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
+    try:
+        with TimeLimit(patience=1).hold(f"The chat template of {source}"):
+            text = processor.apply_chat_template(
+                chat, add_generation_prompt=True, tokenize=False
+            )
+    except GivenUp:
+        raise
+    except (
+        Exception
+    ) as error:  # whatever a program of somebody else, which a template is, may raise
+        text, reason = "", first_line(error)
+    else:
+        reason = f"it writes {text!r} for a question mark"
+    if "?" not in text:
+        raise ValueError(
+            f"{source}: the chat template cannot be used ({reason}); copy chat_template.jinja of the base model into "
+            "the folder."
+        )

@@ -42,6 +42,8 @@ from mmrl.model.chat import (
     bad_row,
     check_media,
     plain_messages,
+    refuse_other_tokenizer,
+    refuse_template,
     structural_token,
     visual_kinds,
 )
@@ -148,13 +150,13 @@ class Processing:
         """
         config = _read_config(source)
         processor = _read_processor(source)
-        _refuse_other_tokenizer(source, config, processor)
+        refuse_other_tokenizer(source, config, processor)
         tokenizer, vocabulary = processor.tokenizer, processor.tokenizer.get_vocab()
         stop_ids = _stop_ids(source, config, tokenizer)
         vision = {vocabulary[token] for token in VISION_TOKENS if token in vocabulary}
         # The config's own placeholders, should a checkpoint call them otherwise.
         vision |= {config.image_token_id, config.video_token_id}
-        _refuse_template(source, processor)
+        refuse_template(source, processor)
         return cls(
             tokenizer=tokenizer,
             processor=processor,
@@ -443,42 +445,6 @@ def _read_processor(source: str | Path) -> Any:
             f"{source} has a tokenizer but no processor; copy the base model's processor files into it."
         )
     return processor
-
-
-def _refuse_other_tokenizer(source: str | Path, config: Any, processor: Any) -> None:
-    """Raise ValueError for a tokenizer without words or of another model."""
-    vocabulary = processor.tokenizer.get_vocab()
-    expected = {IMAGE_PAD: config.image_token_id, VIDEO_PAD: config.video_token_id}
-    for token, number in expected.items():
-        if vocabulary.get(token) != number:
-            raise ValueError(
-                f"{source}: the tokenizer gives {token} the id {vocabulary.get(token)}, the config {number} "
-                f"({len(vocabulary)} tokens are known); copy tokenizer.json and its companions of the base model into "
-                "the folder."
-            )
-
-
-def _refuse_template(source: str | Path, processor: Any) -> None:
-    """Raise ValueError for a chat template that cannot be used, or that does not return from the simplest chat."""
-    chat = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
-    try:
-        with TimeLimit(patience=1).hold(f"The chat template of {source}"):
-            text = processor.apply_chat_template(
-                chat, add_generation_prompt=True, tokenize=False
-            )
-    except GivenUp:
-        raise
-    except (
-        Exception
-    ) as error:  # whatever a program of somebody else, which a template is, may raise
-        text, reason = "", first_line(error)
-    else:
-        reason = f"it writes {text!r} for a question mark"
-    if "?" not in text:
-        raise ValueError(
-            f"{source}: the chat template cannot be used ({reason}); copy chat_template.jinja of the base model into "
-            "the folder."
-        )
 
 
 def _stop_ids(source: str | Path, config: Any, tokenizer: Any) -> tuple[int, ...]:
