@@ -35,6 +35,7 @@ from mmrl.recipes.shared.opening import (
 )
 from mmrl.rollouts.engine import HFEngine
 from mmrl.training.evaluate import answers_to, evaluate, heldout_prompts, pass_rates
+from mmrl.training.left_out import LeftOut
 from mmrl.training.tracking import chat_as_line
 from mmrl.types import Now, Rollout
 
@@ -92,11 +93,13 @@ def main(
         policy, style = open_policy(model, load), style_of(data.style)
         train, heldout = open_data(dataset, data, seed)
         # Drawn pictures have a side of their own that training never shows; of other data all rows count.
-        rows = heldout_prompts(heldout if dataset.startswith("drawn:") else train, prompts)
+        asked = heldout if dataset.startswith("drawn:") else train
+        left_out = LeftOut(asked)
+        rows = heldout_prompts(asked, prompts, policy.encode, left_out.add)
         engine, now = HFEngine(policy), Now(0, 0.0, seed)
         with Rewards(accuracy=(0.9, style.accuracy), format=(0.1, style.format)) as rewards:
-            asked = "".join(chat_as_line(row.messages) for row in rows[:1])
-            for note in policy.processing.tags.notes(asked, rewards.needs_tags):
+            example = "".join(chat_as_line(row.messages) for row in rows[:1])
+            for note in policy.processing.tags.notes(example, rewards.needs_tags):
                 tell(note)
             rates = evaluate(engine, rows, rewards, sampling, now)
             if samples:
@@ -106,7 +109,10 @@ def main(
         show(f"{model} on {len(rows)} prompts of {dataset}")
         for name, value in rates.items():
             show(f"  {name:<16} {value:.4f}")
-        found |= {"prompts": len(rows), **rates}
+        bad = left_out.reasons()
+        if bad:
+            show(f"  {len(bad)} rows cannot be used, the first: {bad[0]}")
+        found |= {"prompts": len(rows), "skipped": bad, **rates}
     if output is not None:
         write_report(output, REPORT, found)
         tell(f"written to {output}")

@@ -36,6 +36,7 @@ from mmrl.rollouts.prompt_order import Supply
 from mmrl.training.compatibility import check_sampling
 from mmrl.training.door import entered, settings_of
 from mmrl.training.evaluate import evaluate, heldout_prompts
+from mmrl.training.left_out import LeftOut
 from mmrl.training.optim import Optim, Optimizer
 from mmrl.training.retries import ADVICE
 from mmrl.training.run import Run, planned_steps
@@ -73,7 +74,8 @@ def main(
         train, run.prompts_per_step, run.seed, check=policy.encode, on_bad=run.on_bad
     )
     steps = planned_steps(run, train)
-    exam = heldout_prompts(heldout, run.eval_prompts)
+    bad = LeftOut(train, heldout)
+    exam = heldout_prompts(heldout, run.eval_prompts, policy.encode, bad.add)
     records = {"optim": optim, "sampling": sampling, "grpo": grpo, "reward": reward}
     settings = describe(records) | settings_of(run, policy.description, train)
     with entered(run) as door:
@@ -81,6 +83,8 @@ def main(
         if not door.begin(run, settings):
             return
         tracker = Tracker(run.folder, run.logger, run.name)
+        supply.log = run.folder / "skipped.jsonl"
+        bad.write(supply.log)
         # A scheduler's signal ends the loop after a step, or within the step if that takes too long.
         with Waiting(run.grace) as signals, signals.anywhere():
             for step in range(steps + 1):

@@ -16,6 +16,7 @@ from mmrl.data.grounding.spans import Spans
 from mmrl.data.video import time_text
 from mmrl.data.video.time_text import EncodedClip, Encoding, frame_times
 from mmrl.ground.contents import Content, content_of
+from mmrl.ground.faults import BadRow
 from mmrl.types import Media, Prompt, Prompts
 
 EncodingName = Literal[
@@ -63,6 +64,10 @@ class TimeEncoded(Prompts):
     def drain(self) -> Mapping[str, int]:
         """What the prompts below counted since this was last asked."""
         return self.prompts.drain()
+
+    def left_out(self) -> Sequence[BadRow]:
+        """Bad rows of the prompts below; a collection of the user's need not know any."""
+        return getattr(self.prompts, "left_out", tuple)()
 
     def content(self, index: int) -> Content:
         """Digests of what a prompt asks and shows, before the encoding (`mmrl.ground.contents`)."""

@@ -52,7 +52,7 @@ from mmrl.ground.time_limit import GivenUp
 from mmrl.types import Media, Prompt, Prompts
 
 OnBad = Literal["skip", "stop"]
-KEPT_FAULTS = 20
+KEPT_FAULTS = 10_000
 """How many faults of skipped rows are kept in full."""
 UNFORESEEN = "unforeseen"
 """Reason for a row that raises what it should not."""
@@ -93,6 +93,8 @@ class RowPrompts(Prompts):
         # Empty while the rows are checked: the summary in an error message asks for their number.
         self._rows: Sequence[int] = ()
         self._rows = self._usable_rows(limit)
+        # What is met later, while rows are decoded, is told where it is met.
+        self._refused, self._at_loading = list(self.faults), len(self._bad)
         self.size: int | None = len(self._rows)
         for notice in self._notices():
             Progress.say(notice)
@@ -122,7 +124,7 @@ class RowPrompts(Prompts):
         messages, visuals, label = self._chat(row)
         extra = {name: row[name] for name in self._extra if row.get(name) is not None}
         text = digest((messages, self._answer(row, label), extra, label))
-        return text, digest(list(visuals.used), self._base(number), files=True)
+        return text, digest(list(visuals.used), self._base(number).folder, files=True)
 
     def __iter__(self) -> Iterator[Prompt]:
         """All prompts in order; rows that turn out bad are left out, or stop it, by `on_bad`."""
@@ -147,6 +149,13 @@ class RowPrompts(Prompts):
                     raise
                 found.append(fault)
         return found
+
+    def left_out(self) -> Sequence[BadRow]:
+        """Rows that were found bad at loading, and how many more there were than are kept."""
+        more = self._at_loading - len(self._refused)
+        if not more:
+            return self._refused
+        return [*self._refused, BadRow(f"{self.source}: {more} more rows that cannot be used")]
 
     def summary(self) -> str:
         """One line: rows, and skipped rows by reason."""

@@ -25,7 +25,7 @@ from mmrl.data.rows.folders import READERS, is_saved, missing_path, open_file, o
 from mmrl.data.rows.row_prompts import OnBad, RowPrompts
 from mmrl.data.rows.templates import PLAIN, Template
 from mmrl.ground.contents import Content, content_of
-from mmrl.ground.faults import first_line
+from mmrl.ground.faults import BadRow, first_line
 from mmrl.ground.roots import hub_caches
 from mmrl.ground.seeds import derive_seed
 from mmrl.ground.tables import ArrowTable, Table, one_split
@@ -110,6 +110,10 @@ class Subset(Prompts):
     def drain(self) -> Mapping[str, int]:
         """Counts of the prompts below since this was last asked."""
         return self.prompts.drain()
+
+    def left_out(self) -> Sequence[BadRow]:
+        """Bad rows of the prompts below; a collection of the user's need not know any."""
+        return getattr(self.prompts, "left_out", tuple)()
 
     def __getitem__(self, index: int) -> Prompt:
         if not 0 <= index < len(self.indices):

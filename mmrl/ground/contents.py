@@ -153,8 +153,11 @@ def _feed(running: Any, value: Any, base: Path | None, files: bool) -> None:
 
 def _feed_text(running: Any, text: str, base: Path | None, files: bool) -> None:
     if files and 0 < len(text) <= LONGEST_PATH and "\n" not in text and "\0" not in text:
-        file = Path(text) if base is None else base / text
         try:
+            # As the readers of rows take it.
+            file = Path(os.path.expanduser(text.removeprefix("file://")))
+            if base is not None:
+                file = base / file  # an absolute one stays as it is
             if file.is_file():
                 running.update(b"file;" + file_digest(file))
                 return

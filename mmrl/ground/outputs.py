@@ -273,7 +273,7 @@ def _delete_ours(folder: Path, ours: Sequence[str]) -> list[str]:
             inside = place / name
             if inside.is_symlink():
                 # A link is removed, not what it leads to: checkpoints may lie on another disk.
-                if _leads_to_ours(prefix + name, ours):
+                if _is_ours(prefix + name, ours) or _leads_to_ours(prefix + name, ours):
                     inside.unlink()
                 else:
                     left.append(prefix + name)

@@ -12,6 +12,7 @@ A command line enters for as long as it runs, and `fit` inside it then finds the
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -35,8 +36,7 @@ MODEL = (
         "config.json",
         "generation_config.json",
         "README.md",
-        ".checksums.json",
-        "checksums.json",
+        LIST,
     ),
     *("model.safetensors", "model-?????-of-?????.safetensors", "model.safetensors.index.json"),
     *("adapter_config.json", "adapter_model.safetensors"),
@@ -44,16 +44,21 @@ MODEL = (
     *("added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja"),
     *("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json"),
 )
+WHOLE = ("config.json", "finished.json", "metrics.jsonl", "samples.jsonl", outputs.MARKER)
+"""Files that are written beside themselves and renamed."""
+DRAFTS = tuple(f".{name}.draft" for name in WHOLE)
 FILES = (
     *("config.json", "metrics.jsonl", "samples.jsonl", "skipped.jsonl", "finished.json"),
-    *("quarantine.jsonl", "difficulty.jsonl", ".*.draft"),
+    *("quarantine.jsonl", "difficulty.jsonl", *DRAFTS),
     *(f"checkpoints/step-*/{name}" for name in CHECKPOINT),
     *(f"checkpoints/damaged-step-*/{name}" for name in CHECKPOINT),
-    *("checkpoints/.writing-*/**", "checkpoints/.replaced-*/**"),
+    *("checkpoints/.writing-step-*/**", "checkpoints/.writing-old-*/**"),
+    "checkpoints/.replaced-step-*/**",
     *(f"model/{name}" for name in MODEL),
     ".writing-model-*/**",
     *("frames/*.frames", "frames/.new-*"),
-    *("tensorboard/events.out.tfevents.*", "wandb/**"),
+    "tensorboard/events.out.tfevents.*",
+    *("wandb/run-*/**", "wandb/offline-run-*/**", "wandb/latest-run", "wandb/debug*.log"),
 )
 """What a run writes."""
 # The supervised stage of a run is a run in its folder.
@@ -153,12 +158,21 @@ def entered(run: Run) -> Iterator[Door]:
     with outputs.alone(run.folder):
         # A folder that lost its marker is still the run of its checkpoints.
         marker = outputs.claim(run.folder, RUN, _checkpointed(run.folder).get("run"))
+        _sweep_drafts(run.folder)
         _open[place] = door = Door(run.folder, marker)
         try:
             yield door
         finally:
             del _open[place]
             outputs.release(run.folder)
+
+
+def _sweep_drafts(folder: Path) -> None:
+    """Remove what a killed process was writing: nobody else writes here now."""
+    for draft in folder.glob(".writing-model-*"):
+        shutil.rmtree(draft, ignore_errors=True)
+    for name in DRAFTS:
+        (folder / name).unlink(missing_ok=True)
 
 
 def refuse_unfit_output(run: Run) -> None:

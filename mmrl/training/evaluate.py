@@ -18,23 +18,32 @@ from mmrl.types import Now, Prompt, Prompts, Rollout, Sampling
 
 
 def heldout_prompts(
-    prompts: Prompts, count: int, check: Callable[[Prompt], object] | None = None
+    prompts: Prompts | None,
+    count: int,
+    check: Callable[[Prompt], object] | None = None,
+    report: Callable[[int, BadRow], None] | None = None,
 ) -> list[Prompt]:
-    """The first `count` usable prompts of a collection (all of them if it is smaller).
+    """The first `count` usable prompts of a collection (all of them if it is smaller; none without one).
 
-    Rows that raise `BadRow`, when read or in `check`, are left out.
+    Rows that raise `BadRow`, when read or in `check`, are left out; `report` is given the index and the error of each.
     """
     usable: list[Prompt] = []
+    if prompts is None:
+        return usable
     rows = itertools.count() if prompts.size is None else range(prompts.size)
     for index in rows:
         if len(usable) >= count:
             break
         # A bad row costs itself: the next one takes its place, so that `count` prompts are measured.
-        with contextlib.suppress(BadRow):
+        try:
             prompt = prompts[index]
             if check is not None:
                 check(prompt)
-            usable.append(prompt)
+        except BadRow as problem:
+            if report is not None:
+                report(index, problem)
+            continue
+        usable.append(prompt)
     return usable
 
 

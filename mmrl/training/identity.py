@@ -8,7 +8,7 @@ that is gone or torn is written again, and two runs never share a folder. Among 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from mmrl.ground.contents import SAMPLED, contents
 from mmrl.ground.outputs import OutputError
 from mmrl.ground.progress import Progress
 from mmrl.ground.source_digest import code_digest
-from mmrl.training.tracking import describe_prompts, differences
+from mmrl.rewards.pay import Rewards
+from mmrl.training.tracking import describe, describe_prompts, differences
 from mmrl.types import Prompts
 
 MEANINGS = {
@@ -39,6 +40,27 @@ def described_prompts(prompts: Prompts) -> dict[str, Any]:
             f"A continued run will compare its data with this one's by {found['read']}."
         )
     return {**describe_prompts(prompts), **found}
+
+
+def described_method(
+    rewards: Rewards, branches: Mapping[str, Any], objectives: Sequence[Any], **parts: Any
+) -> dict[str, Any]:
+    """The method of a run: its records and functions as plain JSON, and digests of its code.
+
+    `parts`: optim, sampling, grpo, early, estimator, surrogate, rollout.
+    """
+    functions = ("estimator", "surrogate", "rollout")
+    parts = {**parts, "branches": branches, "objectives": objectives}
+    described = {name: describe(part) for name, part in parts.items()}
+    # What happens to a step that is not finite may be decided anew.
+    described["optim"] = without(described["optim"], "nonfinite")
+    code = described_code(
+        rewards=rewards.functions,
+        **{name: parts[name] for name in functions},
+        objectives=objectives,
+        views={name: branch.view for name, branch in branches.items()},
+    )
+    return {**described, "rewards": rewards.weights, "code": code}
 
 
 def described_code(**parts: Any) -> dict[str, Any]:

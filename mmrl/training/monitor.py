@@ -25,7 +25,7 @@ Sources: the symptoms are PAPO's (Figs. 11 to 13), the probe is DVRP's blind tes
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any
@@ -194,6 +194,12 @@ class Alarms:
     rows: list[Mapping[str, float]] = field(default_factory=list)
     """The first `window` steps and the last `window` ones."""
     said: set[str] = field(default_factory=set)
+
+    def replay(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Take up the means of past steps from the rows of a run's metrics."""
+        for row in rows:
+            if row["step"]:
+                self.observe(row)
 
     def observe(self, metrics: Mapping[str, float]) -> tuple[dict[str, float], list[str]]:
         """Take in a step's metrics; alarms to log, and messages for those that are new."""

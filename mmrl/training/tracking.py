@@ -85,8 +85,9 @@ class Tracker:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """All rows of a run's metrics. Damaged lines are named and left out; a last one may be in the making."""
-    return [row for _, row in read_rows(folder / "metrics.jsonl", _has_step)]
+    """All rows of a run's metrics, none without a file. Damaged lines are named and left out, but for a last one."""
+    file = folder / "metrics.jsonl"
+    return [row for _, row in read_rows(file, _has_step)] if file.is_file() else []
 
 
 def describe(value: Any) -> Any:

@@ -41,8 +41,9 @@ from mmrl.training.door import Door, entered, settings_of
 from mmrl.training.early_stop import EarlyStop, Plateau
 from mmrl.training.evaluate import aside, evaluate, heldout_prompts
 from mmrl.training.first_looks import FirstLooks
-from mmrl.training.identity import described_code, refuse_other_run, without
+from mmrl.training.identity import described_method, refuse_other_run
 from mmrl.training.learner import Estimator, Learner
+from mmrl.training.left_out import LeftOut
 from mmrl.training.monitor import Alarms, BlindPolicy, Monitor, blind_probe, refuse_blindness
 from mmrl.training.optim import Optim, Optimizer
 from mmrl.training.retries import NonFiniteStep, Retries, said
@@ -62,7 +63,7 @@ from mmrl.training.tracking import (
     peak_memory,
     read_metrics,
 )
-from mmrl.types import Now, Prompt, Prompts, Rollout, Sampling, VisualBranch
+from mmrl.types import Now, Prompts, Rollout, Sampling, VisualBranch
 
 
 class TrainingError(RuntimeError):
@@ -108,9 +109,10 @@ class Trainer:
         self.branches = dict(branches or {})
         self.objectives = list(objectives)
         self.memories = started(self.objectives, memories)
-        self.heldout: list[Prompt] = []
-        if heldout is not None:
-            self.heldout = heldout_prompts(heldout, run.eval_prompts, policy.encode)
+        self.left_out = LeftOut(prompts, heldout)
+        self.heldout = heldout_prompts(
+            heldout, run.eval_prompts, policy.encode, self.left_out.add
+        )
         self.monitor = monitor
         self.alarms = Alarms(monitor.window, self.objectives)
         self.plateau = Plateau(early)
@@ -123,9 +125,11 @@ class Trainer:
         self.supply = Supply(
             prompts, run.prompts_per_step, run.seed, check=policy.encode, on_bad=run.on_bad
         )
+        records = {"optim": optim, "sampling": sampling, "grpo": grpo, "early": early}
+        chosen = {"estimator": estimator, "surrogate": surrogate, "rollout": rollout}
         self.settings = {
             **settings_of(run, policy.description, prompts),
-            **self._settings(),
+            **described_method(rewards, self.branches, self.objectives, **records, **chosen),
             **describe(settings or {}),
         }
         self.steps = planned_steps(run, prompts)
@@ -233,7 +237,7 @@ class Trainer:
     def _first_evaluation(self) -> dict[str, float]:
         try:
             with self._signals.until_overdue(single_process):
-                return {**self._evaluate(0), **self._probe(0)}
+                return self._evaluate(0) | self._probe(0) | self.left_out.metrics()
         except GivenUp:
             Progress.say("Stopped before the first step; the same command starts again.")
             raise Stopped(self._signals.asked) from None
@@ -416,6 +420,7 @@ class Trainer:
         if newest is None:
             for name in ("metrics.jsonl", "samples.jsonl", "skipped.jsonl"):
                 (folder / name).unlink(missing_ok=True)
+            self.left_out.write(folder / "skipped.jsonl")
             return {}
         state = checkpoint.read_state(newest)
         refuse_other_run(folder, state, self.identity)
@@ -428,10 +433,7 @@ class Trainer:
         tracker.truncate(self.step_done or -1, again=owed is not None)
         # Alarms hold means of past steps; the log has them, so that no checkpoint need.
         self.alarms = Alarms(self.monitor.window, self.objectives)
-        rows = read_metrics(folder) if tracker.metrics_file.is_file() else []
-        for row in rows:
-            if row["step"]:
-                self.alarms.observe(row)
+        self.alarms.replay(read_metrics(folder))
         return {} if owed is None else self._conclude(owed, tracker)
 
     def _restore(self, folder: Path, state: Mapping[str, Any]) -> None:
@@ -471,25 +473,3 @@ class Trainer:
         prompt = self.supply.peek()
         text = self.policy.encode(prompt).text
         return f"{text}\n(answer: {prompt.answer})" if text else chat_as_line(prompt.messages)
-
-    def _settings(self) -> dict[str, Any]:
-        return {
-            "optim": without(describe(self.optim), "nonfinite"),
-            "sampling": describe(self.sampling),
-            "grpo": describe(self.grpo),
-            "estimator": describe(self.estimator),
-            "surrogate": describe(self.surrogate),
-            "rollout": describe(self.rollout),
-            "branches": describe(self.branches),
-            "objectives": describe(self.objectives),
-            "rewards": self.rewards.weights,
-            "early": describe(self.plateau.rule),
-            "code": described_code(
-                rewards=self.rewards.functions,
-                estimator=self.estimator,
-                surrogate=self.surrogate,
-                rollout=self.rollout,
-                objectives=self.objectives,
-                views={name: branch.view for name, branch in self.branches.items()},
-            ),
-        }

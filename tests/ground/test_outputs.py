@@ -68,6 +68,7 @@ def test_links_are_removed_and_what_they_lead_to_stays(tmp_path):
     filled(tmp_path / "disk", "step-1/state", "mine")
     (tmp_path / "run" / "steps").symlink_to(tmp_path / "disk")
     (tmp_path / "run" / "mine").symlink_to(tmp_path / "disk")
+    (tmp_path / "run" / "config.json").symlink_to(tmp_path / "disk")
     clear(tmp_path / "run", RUN)
     assert left(tmp_path / "run") == ["mine"]
     assert left(tmp_path / "disk") == ["mine", "step-1", "step-1/state"]

@@ -204,6 +204,19 @@ def test_overwriting_keeps_what_is_not_ours_and_takes_another_id(
     assert steps(output) == [1, 2, 3] and read_metrics(output)[0]["optim/lr"] == 2e-3
 
 
+def test_what_a_killed_process_was_writing_goes_at_the_next_start(tmp_path):
+    run = Run(output=tmp_path)
+    with entered(run):
+        (tmp_path / "metrics.jsonl").touch()
+    half = tmp_path / ".writing-model-1" / "model.safetensors"
+    half.parent.mkdir()
+    for draft in (half, tmp_path / ".config.json.draft", tmp_path / ".mine.draft"):
+        draft.touch()
+    with entered(run):
+        left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == [".mine.draft", MARKER, "metrics.jsonl"]
+
+
 # A folder is one run's.
 
 

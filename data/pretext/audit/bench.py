@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from mmrl.data.pretext.stream.samples import make
 from mmrl.data.pretext.stream.sources import DrawnSource, FolderSource
 from mmrl.data.pretext.stream.stream import SampleStream
 from mmrl.data.video.video import ClipReader
+from mmrl.ground.scratch import temporary_folder
 from mmrl.ground.seeds import philox
 
 REPETITIONS = 3
@@ -128,8 +128,8 @@ def throughput(seconds: float = 1.0) -> list[Figure]:
 
 def _decoded(videos: Sequence[str], seconds: float) -> float:
     """Samples of clip tasks per CPU second, every clip read from its file."""
-    with tempfile.TemporaryDirectory() as folder:
-        paths = [_clip_file(Path(folder) / f"{index}.mp4", index) for index in range(3)]
+    with temporary_folder("bench") as folder:
+        paths = [_clip_file(folder / f"{index}.mp4", index) for index in range(3)]
 
         def fresh(index: int) -> Medium:
             path = paths[index % 3]
@@ -169,8 +169,8 @@ def first_sample(files: int) -> float:
     names = [f"{number:07d}.jpg" for number in range(files)]
     mix = TaskMix("bench", (Ingredient("rotation"),))
     best = float("inf")
-    with tempfile.TemporaryDirectory() as folder:
-        real = Path(folder) / "real.jpg"
+    with temporary_folder("bench") as folder:
+        real = folder / "real.jpg"
         Image.fromarray(scene(0, 0).picture()).save(real)
         content = real.read_bytes()
         # A million real files would take minutes to make, and measure the file system.
