@@ -1,4 +1,4 @@
-"""What the benchmarks of effects share: sections of a document between two comments, and Student's quantile."""
+"""What the benchmarks of effects share: sections of a document between two comments."""
 
 from __future__ import annotations
 
@@ -21,10 +21,3 @@ def inserted(document: str, mark: str, text: str) -> str:
     return (
         document[: document.index(begin)] + section + document[document.index(end) + len(end) :]
     )
-
-
-def student(count: int) -> float:
-    """The 97.5 % point of Student's distribution with count - 1 degrees of freedom."""
-    from scipy.stats import t
-
-    return float(t.ppf(0.975, count - 1))

@@ -13,10 +13,10 @@ warm start and all runs:
     chance       expected reward of a random well-formed answer
     constant     reward of the best answer that ignores the question
 
-The gain is the sampled reward after minus before, per question, averaged over the seeds; the interval is Student's at
-95 % over questions. A task "gains" if the interval lies above 0 and every seed gains. It counts as improved if the
-reward after also lies above both chance and the best constant answer: below that, the policy may have learned a
-convention or what is usual, rather than to look. The curves are the success above chance while training.
+The gain is the sampled reward after minus before, per seed and question; the 95 % interval is over both, and all tasks
+are corrected together (`effect_statistics.py`). A task "gains" if that is significant and every seed gains. It counts
+as improved if the reward after also lies above both chance and the best constant answer: below that, the policy may
+have learned a convention or what is usual, rather than to look. The curves are the success above chance while training.
 """
 
 from __future__ import annotations
@@ -27,13 +27,15 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 
+import numpy as np
 import torch
 import tyro
-from documents import student, write_section
+from documents import write_section
+from effect_statistics import LEVEL, Estimate, estimate, holm
 
 from mmrl.data.pretext.catalogue import find
 from mmrl.data.pretext.prompts import pretext_correct, pretext_reward
@@ -75,9 +77,10 @@ class Row:
     before: float
     after: tuple[float, ...]
     """Sampled reward, one per seed."""
-    gain: float
-    half: float
-    """Half the width of the interval of the gain."""
+    gain: Estimate
+    """Over seeds and questions."""
+    corrected: float
+    """Probability of the gain after the correction for all tasks."""
     greedy_before: float
     greedy_after: float
     curve: tuple[float, ...]
@@ -86,7 +89,8 @@ class Row:
     @property
     def gains(self) -> bool:
         """See the first lines of this file."""
-        return self.gain > self.half and min(self.after) > self.before
+        significant = self.corrected < LEVEL and self.gain.mean > 0
+        return significant and min(self.after) > self.before
 
     @property
     def improved(self) -> bool:
@@ -114,6 +118,8 @@ def main(
     rows = [
         row for warm_up in WARM_UPS for row in examined(warm_up, seeds, steps, questions, place)
     ]
+    corrected = holm([row.gain.p for row in rows])
+    rows = [replace(row, corrected=p) for row, p in zip(rows, corrected, strict=True)]
     text = report(rows, seeds, steps)
     print(text)
     if document is not None:
@@ -231,7 +237,7 @@ def judged(
     """Numbers of one task, paired by question."""
     asked = [prompt for prompt in exam if prompt.extra["task"] == name]
     ids = [prompt.id for prompt in asked]
-    gains = [fmean(marks.sampled[i] for marks in after) - before.sampled[i] for i in ids]
+    gains = [[marks.sampled[i] - before.sampled[i] for i in ids] for marks in after]
     quarters = [curve[name] for curve in curves if name in curve]
     return Row(
         task=name,
@@ -240,8 +246,8 @@ def judged(
         constant=best_constant(asked),
         before=fmean(before.sampled[i] for i in ids),
         after=tuple(fmean(marks.sampled[i] for i in ids) for marks in after),
-        gain=fmean(gains),
-        half=student(len(gains)) * stdev(gains) / len(gains) ** 0.5,
+        gain=estimate(np.array(gains)),
+        corrected=1.0,
         greedy_before=fmean(before.greedy[i] for i in ids),
         greedy_after=fmean(marks.greedy[i] for marks in after for i in ids),
         curve=tuple(fmean(values) for values in zip(*quarters, strict=True)),
@@ -266,14 +272,15 @@ def report(rows: Sequence[Row], seeds: Sequence[int], steps: int) -> str:
         "",
         f"`recipes.pretext` on three miniature mixes of drawn media, {steps} steps of 16 questions × 8 answers, seeds "
         f"{', '.join(map(str, seeds))}. Reward is the mean of 4 sampled answers to held-out questions; the gain "
-        "is paired by question, averaged over seeds, with Student's 95 % interval. In the warm-up three in ten targets "
-        "are random, and six in ten intervals in clips name the end first. So most of a gain is the policy deciding "
+        "is paired by question, with the 95 % interval over seeds and questions; p is corrected for all tasks (Holm). "
+        "In the warm-up three in ten targets are random, and six in ten intervals in clips name the end first. So most "
+        "of a gain is the policy deciding "
         "more firmly for what it sees, and, for intervals, finding out which order pays; the greedy accuracy shows how "
         "much more it sees. Odd tiles, needle clips and counting were expected not to be learned. "
         "What counts as improved is said in the benchmark's docstring.",
         "",
-        "| task | questions | chance | best constant | before | after, per seed | gain | greedy accuracy | verdict |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| task | questions | chance | best constant | before | after, per seed | gain | p | greedy | verdict |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:
         kind = "video" if row.task in VIDEO else "image"
@@ -284,7 +291,8 @@ def report(rows: Sequence[Row], seeds: Sequence[int], steps: int) -> str:
             f"{row.chance:.2f}",
             f"{row.constant:.2f}",
         )
-        change = f"{row.gain:+.3f} ± {row.half:.3f} | {row.greedy_before:.2f} → {row.greedy_after:.2f}"
+        gain = f"{row.gain.mean:+.3f} ± {row.gain.half:.3f} | {row.corrected:.2g}"
+        change = f"{gain} | {row.greedy_before:.2f} → {row.greedy_after:.2f}"
         lines.append(
             f"| {' | '.join(cells)} | {row.before:.2f} | {per_seed} | {change} | {row.verdict} |"
         )

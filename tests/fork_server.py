@@ -31,6 +31,10 @@ def main() -> None:
     tqdm.monitor_interval = 0  # its thread would not live on in a fork
     # transformers imports much of itself when a model is first used.
     Policy.load(folder, device="cpu", dtype="float32")
+    # The library's pool that read the weights may still be ending.
+    patience = time.monotonic() + 30
+    while threading.active_count() > 1 and time.monotonic() < patience:
+        time.sleep(0.01)
     assert threading.active_count() == 1, "a fork has only the thread that forked"
     print("ready", flush=True)
     for line in sys.stdin:

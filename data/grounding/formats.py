@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -30,7 +31,7 @@ from typing import Any, Literal, TypeGuard
 
 from mmrl.data.grounding.questions import clean_query
 from mmrl.data.grounding.sets import GroundingRow, GroundingRows, RowBuilder
-from mmrl.ground.faults import Fault, shown
+from mmrl.ground.faults import Fault, first_line, shown
 
 Source = str | Path
 Reader = Callable[..., GroundingRows]
@@ -298,7 +299,7 @@ def _per_video(
 ) -> GroundingRows:
     builder = RowBuilder(file, source, video_root, **checks)
     for where, entry in _entries(builder):
-        video, true, asked = entry["video"], entry.get(spans), entry.get(queries)
+        video, true, asked = entry.get("video"), entry.get(spans), entry.get(queries)
         if not isinstance(true, list) or not isinstance(asked, list) or len(true) != len(asked):
             found = f"{spans} {shown(true)}, {queries} {shown(asked)}"
             builder.note(where, Fault("unpaired", found, "Give two lists of one length."))
@@ -311,13 +312,14 @@ def _per_video(
 
 def _entries(builder: RowBuilder) -> Iterator[tuple[str, dict[str, Any]]]:
     """(place, entry) of JSON lines, a JSON list, or a JSON mapping whose keys become `video`."""
-    text = builder.file.read_text()
+    # Bytes that are no UTF-8 become half characters, and cost their entry.
+    text = builder.file.read_text("utf-8", errors="surrogateescape")
     content = None
     # Published files are named .json and hold lines, or the other way round: the content decides.
     if text.lstrip()[:1] == "[" or not builder.file.name.endswith((".jsonl", ".json_l")):
         try:
             content = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             content = None
     if isinstance(content, list):
         found = _numbered(content)
@@ -337,12 +339,15 @@ def _is_by_video(content: Any) -> TypeGuard[dict[str, Any]]:
     """A mapping of mappings. A file of a single line is a mapping, too, but of texts and numbers."""
     if not isinstance(content, dict) or not content:
         return False
-    return all(isinstance(value, dict) for value in content.values())
+    # Most, not all: one broken entry costs itself.
+    entries = [value for value in content.values() if isinstance(value, dict)]
+    return 2 * len(entries) > len(content)
 
 
-def _by_video(content: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, Any]]:
+def _by_video(content: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for video, entry in content.items():
-        yield f"video {video}", {**entry, "video": video}
+        named = {**entry, "video": video} if isinstance(entry, dict) else entry
+        yield f"video {video}", named
 
 
 def _lines(builder: RowBuilder, text: str) -> Iterator[tuple[str, Any]]:
@@ -351,8 +356,8 @@ def _lines(builder: RowBuilder, text: str) -> Iterator[tuple[str, Any]]:
             continue
         try:
             yield f"line {number}", json.loads(line)
-        except ValueError as error:
-            found = f"{error}: {shown(line)}"
+        except (ValueError, RecursionError) as error:
+            found = first_line(error)
             builder.note(
                 f"line {number}", Fault("no JSON", found, "Write one object per line.")
             )
@@ -409,7 +414,12 @@ def _shifted(span: Any, row: GroundingRow, spans_from: str) -> Any:
     if spans_from == "crop" or not row.start or not isinstance(span, list) or len(span) != 2:
         return span
     # What is no number stays, for `add` to refuse it with its place.
-    return [value - row.start if isinstance(value, int | float) else value for value in span]
+    return [_less(value, row.start) for value in span]
+
+
+def _less(value: Any, start: float) -> Any:
+    number = _number(value)
+    return value if number is None else number - start
 
 
 def _are_segments(times: Any) -> TypeGuard[list[Any]]:
@@ -422,14 +432,15 @@ def _are_segments(times: Any) -> TypeGuard[list[Any]]:
 def _is_segment(time: Any) -> bool:
     if not isinstance(time, list) or len(time) != 2:
         return False
-    return all(isinstance(end, int) and end >= 0 for end in time)
+    return all(isinstance(end, int) and 0 <= end < 1_000_000 for end in time)
 
 
 def _number(value: Any) -> float | None:
     # True is an int in Python and no second in an annotation.
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value)
+    # JSON knows integers of any length.
+    return float(value) if abs(value) < 1e300 else math.inf
 
 
 def _float(text: str) -> float | None:

@@ -33,7 +33,9 @@ from mmrl.data.rows.images import read_image
 from mmrl.data.video.time_text import EncodedClip, Encoding, native, pair_stamps
 from mmrl.data.video.video import ClipReader, ClipSampling
 from mmrl.ground.contents import Content, digest
-from mmrl.ground.faults import BadMedia, Fault, shown
+from mmrl.ground.faults import BadMedia, Fault, refuse_half_characters, shown
+from mmrl.ground.files import regular_size
+from mmrl.ground.roots import Root
 from mmrl.types import Media, Prompt, Prompts
 
 EXTENSIONS = (".mp4", ".mkv", ".webm", ".avi", ".mov")
@@ -111,11 +113,14 @@ class RowBuilder:
         *,
         check_files: bool = True,
         clip_ends: bool = True,
+        allow_outside: bool = False,
     ) -> None:
         self.file, self.source = Path(file), source
-        self.root = self.file.parent
+        folder = self.file.parent
         if video_root is not None:
-            self.root = Path(video_root).expanduser()
+            folder = Path(video_root).expanduser()
+        flag = "--video-root FOLDER (video_root=)"
+        self.root = Root(folder, allow_outside, flag=flag)
         self.check_files, self.clip_ends = check_files, clip_ends
         self.result = GroundingRows()
         self._ids: Counter[str] = Counter()
@@ -125,6 +130,7 @@ class RowBuilder:
     ) -> None:
         """Take a row with its raw spans, or note why it cannot be used. `where` is a line or an entry."""
         try:
+            refuse_half_characters(vars(row), "field")
             video = self.find(row.video)
             query = row.query.strip() if isinstance(row.query, str) else ""
             if not query:
@@ -158,19 +164,19 @@ class RowBuilder:
         if not isinstance(video, str) or not video.strip():
             fix = "Give a path below the video root."
             raise Fault("no video", f"the video is {shown(video)}", fix)
-        path = self.root / video.removeprefix("file://")
+        path = self.root.path(video)
         complete = path.suffix.lower() in EXTENSIONS + PICTURES
-        if complete and (path.is_file() or not self.check_files):
+        if complete and (_is_file(path) or not self.check_files):
             return str(path)
         # Appended, not put in place of the suffix: names such as v_1.5 have dots that are none.
         for extension in EXTENSIONS:
-            candidate = path.with_name(path.name + extension)
-            if candidate.is_file():
+            candidate = self.root.path(f"{video}{extension}")
+            if _is_file(candidate):
                 return str(candidate)
         if not self.check_files:
-            return f"{path}{EXTENSIONS[0]}"
+            return str(self.root.path(f"{video}{EXTENSIONS[0]}"))
         fix = "Check the video root, or leave the entry out."
-        raise Fault("missing video", f"{path} is not there", fix)
+        raise Fault("missing video", f"{shown(str(path), 200)} is not there", fix)
 
     def usable(self, spans: Any, duration: float | None) -> Spans:
         """True spans by our policy. Raises Fault if none is left."""
@@ -317,13 +323,22 @@ def timelens_usable(
     return sound or not about_sound(row.query)
 
 
+def _is_file(path: Path) -> bool:
+    """A regular file? A FIFO under such a name would be waited for."""
+    try:
+        regular_size(path)
+    except BadMedia:
+        return False
+    return True
+
+
 def _seconds(value: Any) -> float | None:
     """A duration; None if it is not given. Raises Fault."""
     if value is None:
         return None
     try:
         seconds = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         seconds = -1.0
     if not 0 < seconds < math.inf:  # nan neither
         fix = "Give seconds, a positive number."

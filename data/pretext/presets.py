@@ -4,7 +4,10 @@ Sources: videossr-30k from the files named in the training script (four perturba
 counting; 12 : 12 : 6); visual-jigsaw from paper and code (3×3 tiles, six clips, six depths); puzzlecraft from section 2
 (grids of two to nine tiles with both sides at most three, four angles, 3/5/7 decoys; 15 : 15 : 10). Where a paper
 leaves a leak open (no gap between tiles), the `-paper` preset keeps it and the plain one closes it.
-The evaluation preset follows VIUBench's composition. `mmrl-mix-v1` is ours.
+The evaluation preset follows VIUBench's composition. NP-Engine's sizes are those of its generators' scripts (easy,
+medium, hard), as far as the tasks reach: knapsacks of 50 items at most, bisections of an even number of nodes, and as
+many subsets as elements. MR-RLVR's and HopChain's mixes are built after the descriptions of the papers, whose data is
+not public. `mmrl-mix-v1` is ours.
 """
 
 from __future__ import annotations
@@ -36,6 +39,8 @@ class TaskMix:
     ingredients: tuple[Ingredient, ...]
     surface: Surface = field(default_factory=Surface)
     note: str = ""
+    stages: tuple[str, ...] = ()
+    """Names of mixes, from easy to hard, that together are this one."""
 
     def __post_init__(self) -> None:
         if not self.ingredients or any(part.weight <= 0 for part in self.ingredients):
@@ -102,6 +107,54 @@ def _anomalies(weight: float, kinds: tuple[str, ...]) -> tuple[Ingredient, ...]:
         # As in the paper: 48 frames and no harmless jumps.
         knobs: dict[str, KnobValue] = {"kind": kind, "frames": 48, "decoys": 0}
         parts.append(Ingredient("anomaly-grounding", weight / len(kinds), knobs))
+    return tuple(parts)
+
+
+NP_SIZES: Mapping[str, tuple[tuple[int, int], ...]] = {
+    "np-tsp": ((10, 20), (20, 30), (35, 45)),
+    "np-longest-cycle": ((15, 20), (20, 30), (30, 40)),
+    "np-colouring": ((8, 12), (15, 22), (25, 32)),
+    "np-clique": ((4, 8), (8, 12), (12, 16)),
+    "np-independent-set": ((12, 20), (20, 30), (30, 40)),
+    "np-bisection": ((42, 42), (44, 44), (46, 46)),
+    "np-meetings": ((4, 5), (5, 6), (6, 7)),
+    "np-set-cover": ((10, 20), (20, 25), (25, 30)),
+    "np-subset-sum": ((5, 10), (8, 12), (12, 15)),
+    "np-knapsack": ((14, 25), (23, 37), (35, 50)),
+}
+"""Task -> smallest and largest size of easy, medium and hard instances, as NP-Engine draws them for training."""
+NP_LEVELS = ("np-engine-easy", "np-engine-medium", "np-engine-hard")
+
+
+def _np_words(level: int) -> tuple[Ingredient, ...]:
+    """The ten problems in words, each in three sizes of a level (0 easy, 1 medium, 2 hard)."""
+    parts = []
+    for task, levels in NP_SIZES.items():
+        least, most = levels[level]
+        sizes = sorted({least, (least + most) // 2, most})
+        for size in sizes:
+            knobs: dict[str, KnobValue] = {"show": "text", "size": size}
+            parts.append(Ingredient(task, 1 / len(sizes), knobs))
+    return tuple(parts)
+
+
+def _np_pictures(sizes: tuple[int, ...]) -> tuple[Ingredient, ...]:
+    """The ten problems as pictures; meetings have two fewer, because their plans are wide."""
+    parts = []
+    for task in NP_SIZES:
+        for size in sizes:
+            shown = size - 2 if task == "np-meetings" else size
+            parts.append(Ingredient(task, 1 / len(sizes), {"show": "picture", "size": shown}))
+    return tuple(parts)
+
+
+def _hop_chains(part: str) -> tuple[Ingredient, ...]:
+    """Chains through three to six objects, drawn and on photographs; `part` is how much of each is asked."""
+    parts = []
+    for instances, objects in ((3, 8), (4, 8), (5, 10), (6, 12)):
+        # Besides the links between them, a chain has the selection of the first object and the reading of the last.
+        knobs: dict[str, KnobValue] = {"hops": instances + 1, "objects": objects, "part": part}
+        parts += [Ingredient(task, 1.0, knobs) for task in ("hop-chain", "hop-chain-photo")]
     return tuple(parts)
 
 
@@ -235,6 +288,36 @@ PRESETS: tuple[TaskMix, ...] = (
         PLAIN,
         "VideoSSR's training mix as published: counts are sums over frames, no other shapes.",
     ),
+    *(
+        TaskMix(name, _np_words(level), THINK, "NP-Engine's ten problems in words, one level.")
+        for level, name in enumerate(NP_LEVELS)
+    ),
+    TaskMix(
+        "np-engine",
+        tuple(part for level in range(len(NP_LEVELS)) for part in _np_words(level)),
+        THINK,
+        "NP-Engine's ten problems in words, of the sizes it trains on.",
+        NP_LEVELS,
+    ),
+    TaskMix(
+        "np-engine-picture",
+        _np_pictures((6, 8, 10)),
+        THINK,
+        "The ten problems as pictures: maps, graphs, tables, cards and plans.",
+    ),
+    TaskMix(
+        "mr-rlvr",
+        (Ingredient("masked-fill"), Ingredient("step-reorder")),
+        THINK,
+        "MR-RLVR's two tasks, one to one, on drawn calculations.",
+    ),
+    TaskMix(
+        "hopchain", _hop_chains("full"), BOX, "HopChain: chains through three to six objects."
+    ),
+    TaskMix(
+        "hopchain-half", _hop_chains("second-half"), BOX, "Only the second half of each chain."
+    ),
+    TaskMix("hopchain-last", _hop_chains("last-hop"), BOX, "Only the last hop of each chain."),
 )
 
 

@@ -14,7 +14,7 @@ The rest of this folder imports no torch; this module, `curriculum`, `evaluate` 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -117,6 +117,16 @@ def above_chance_reward(rollout: Rollout) -> float:
 def pretext_correct(rollout: Rollout) -> float:
     """1 if exactly right."""
     return float(score(rollout).correct)
+
+
+def pretext_part(name: str) -> Callable[[Rollout], float]:
+    """A part of the task's score as a reward, e.g. "feasible"; 0 where the reply has none."""
+
+    @in_process
+    def part(rollout: Rollout) -> float:
+        return float(score(rollout).parts.get(name, 0.0))
+
+    return part
 
 
 @in_process

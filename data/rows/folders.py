@@ -173,7 +173,8 @@ def _bare_media(folder: Path) -> Table:
     for file in sorted(folder.rglob("*")):
         path = file.relative_to(folder)
         is_hidden = any(part.startswith(".") for part in path.parts)
-        if file.suffix.lower() in suffixes and not is_hidden and file.is_file():
+        # What is neither file nor folder (a FIFO, a device) is a bad row, and is named as one.
+        if file.suffix.lower() in suffixes and not is_hidden and not file.is_dir():
             paths.append(path)
     if not paths:
         raise ValueError(

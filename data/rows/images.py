@@ -23,103 +23,136 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mmrl.ground.faults import BadMedia, Fault, shown
+from mmrl.ground.faults import BadMedia, Fault, encodable, shown
+from mmrl.ground.files import (
+    FILE_TOO_LARGE,
+    LARGEST_FILE,
+    NOT_A_FILE,
+    UNREADABLE,
+    open_regular,
+    regular_size,
+)
+from mmrl.ground.grey import ODD_GREY
 from mmrl.ground.images import (
     EMPTY,
-    MAX_PIXELS,
     NO_IMAGE,
-    ODD_GREY,
     TOO_LARGE,
     decode_image,
     image_pixels,
 )
+from mmrl.ground.roots import Root
 
-BASE64 = re.compile(r"(/9j/|iVBOR|R0lGOD|UklGR|Qk|SUkq|TU0A)[A-Za-z0-9+/\s]{60,}={0,2}\s*")
+# Possessive (`+` behind a count): a long text is read once, whatever it ends with.
+BASE64 = re.compile(r"(/9j/|iVBOR|R0lGOD|UklGR|Qk|SUkq|TU0A)[A-Za-z0-9+/\s]{60,}+={0,2}+\s*+")
 """Bare base64 is told from a path by the first bytes of JPEG, PNG, GIF, WebP, BMP and TIFF."""
 MEND = "Replace the file or drop the row."
 
 
-def read_image(cell: Any, root: Path | None = None) -> Tensor:
-    """Decode a cell to uint8 RGB [1, 3, H, W]; relative paths start at `root`. Raises `Fault`."""
+def read_image(cell: Any, root: Root | Path | None = None) -> Tensor:
+    """Decode a cell to uint8 RGB [1, 3, H, W]. Raises `Fault`.
+
+    Relative paths start at `root`, and no path may leave it; without a root any file may be named.
+    """
     if isinstance(cell, np.ndarray):
         return _as_frame(_array_pixels(cell))
     try:
         if isinstance(cell, Image.Image):
             return _as_frame(image_pixels(cell, "a PIL image"))
-        return _as_frame(decode_image(*file_bytes(cell, root)))
+        held = _held_by(cell)
+        if isinstance(held, str):
+            path = media_path(held, root)
+            # The open file rather than its bytes: a large one is then never in memory whole.
+            with open_regular(path, LARGEST_FILE) as file:
+                return _as_frame(decode_image(file, str(path)))
+        return _as_frame(decode_image(*held))
     except BadMedia as bad:
         raise _as_fault(bad) from None
 
 
-def file_bytes(cell: Any, root: Path | None = None) -> tuple[bytes, str]:
-    """The encoded bytes of a cell and a name for messages. Raises `Fault`."""
+def media_path(cell: str, root: Root | Path | None = None) -> Path:
+    """The existing, non-empty file that a cell names. Raises `Fault`."""
+    if re.match(r"(https?|s3|gs|hf)://", cell):
+        raise Fault(
+            "remote media", f"{shown(cell)} is a URL", "Download the file and give its path."
+        )
+    path = Root.of(root).path(cell)
+    try:
+        size = regular_size(path)
+    except BadMedia as bad:
+        found = f"{shown(str(path), 200)} is not a file ({bad.detail})"
+        fix = (
+            "Check the path; relative paths start at the data file's folder unless --data.image-root "
+            "(image_root=) names another."
+        )
+        raise Fault("missing media", found, fix) from None
+    if size == 0:
+        raise Fault("broken image", f"{path} is empty", MEND)
+    return path
+
+
+def _held_by(cell: Any) -> str | tuple[bytes, str]:
+    """What a cell holds: the text of a path, or the encoded bytes and a name for messages. Raises `Fault`."""
+    name = "embedded image"
     if isinstance(cell, Mapping):
         if cell.get("bytes") is not None:
-            return bytes(cell["bytes"]), str(cell.get("path") or "embedded image")
+            path = cell.get("path")
+            named = path if isinstance(path, str) and path else name
+            return _as_bytes(cell["bytes"]), encodable(named)
         cell = _named_medium(cell)
-        if isinstance(cell, Mapping):  # {"image": {"bytes", "path"}}
-            return file_bytes(cell, root)
+        if isinstance(cell, Mapping) and cell.get("bytes") is not None:
+            return _as_bytes(cell["bytes"]), name  # {"image": {"bytes", "path"}}
+        if isinstance(cell, Mapping):
+            cell = _named_medium(cell)
     if isinstance(cell, bytes | bytearray | memoryview):
-        return bytes(cell), "embedded image"
+        return bytes(cell), name
     if isinstance(cell, Path):
-        cell = str(cell)
+        return str(cell)
     if not isinstance(cell, str) or not cell.strip():
         allowed = "a path, bytes, {'bytes', 'path'}, a PIL image, a data URI or base64"
         raise Fault(
             "missing media", f"found {shown(cell)} where an image should be", f"Give {allowed}."
         )
     if _is_inline(cell):
-        return _inline_bytes(cell), "embedded image"
-    path = media_path(cell, root)
-    try:
-        return path.read_bytes(), str(path)
-    except OSError as error:
-        raise Fault(
-            "missing media",
-            f"{path} cannot be read ({error.strerror})",
-            "Check its permissions.",
-        ) from None
+        return _inline_bytes(cell), name
+    return cell
 
 
-def media_path(cell: str, root: Path | None = None) -> Path:
-    """The existing, non-empty file that a cell names. Raises `Fault`."""
-    if re.match(r"(https?|s3|gs|hf)://", cell):
-        raise Fault(
-            "remote media", f"{shown(cell)} is a URL", "Download the file and give its path."
-        )
-    path = Path(cell.removeprefix("file://")).expanduser()
-    path = path if path.is_absolute() or root is None else root / path
-    try:
-        size = path.stat().st_size if path.is_file() else None
-    except (OSError, ValueError):  # a name that is too long, or holds a zero byte
-        size = None
-    if size is None:
-        fix = "Check the path; relative paths start at the data file's folder unless image_root is given."
-        raise Fault("missing media", f"{shown(str(path), 200)} is not a file", fix)
-    if size == 0:
-        raise Fault("broken image", f"{path} is empty", MEND)
-    return path
+def _as_bytes(value: Any) -> bytes:
+    """What stands under "bytes": bytes, numbers from 0 to 255 (as JSON has them), or base64. Raises `Fault`."""
+    if isinstance(value, bytes | bytearray | memoryview):
+        return bytes(value)
+    if isinstance(value, str) and _is_inline(value):
+        return _inline_bytes(value)
+    # Nothing else: of a number `bytes` makes as many zeros.
+    if isinstance(value, list | tuple):
+        try:
+            return bytes(value)
+        except (TypeError, ValueError):
+            pass  # a list of something else
+    fix = "Store the bytes of the file (in JSON: base64, or a list of numbers from 0 to 255)."
+    raise Fault("broken image", f"'bytes' holds {shown(value)}", fix)
 
 
-def check_image(cell: Any, root: Path | None = None) -> None:
+def check_image(cell: Any, root: Root | Path | None = None) -> None:
     """What can be known without decoding: a path must name a non-empty file, text must be a path or base64."""
-    if isinstance(cell, Mapping) and cell.get("bytes") is None:
-        cell = _named_medium(cell)
+    if isinstance(cell, Image.Image | np.ndarray):
+        return
     # Base64 is not decoded here: of a million rows that is an hour.
-    if isinstance(cell, str | Path) and not _is_inline(str(cell)):
-        media_path(str(cell), root)
-    elif cell is None or cell in ("", b""):
+    if isinstance(cell, str) and _is_inline(cell):
+        return
+    held = _held_by(cell)
+    if isinstance(held, str):
+        media_path(held, root)
+    elif not held[0]:
         raise Fault(
-            "missing media",
-            f"found {shown(cell)} where an image should be",
-            "Give the image or drop the row.",
+            "missing media", "the image has no bytes", "Give the image or drop the row."
         )
 
 
 def _named_medium(cell: Mapping[str, Any]) -> Any:
     """What a record without bytes points to; None if nothing."""
     for key in ("path", "url", "image"):
-        if cell.get(key):
+        if cell.get(key) is not None and cell[key] != "":
             return cell[key]
     return None
 
@@ -147,10 +180,11 @@ def _inline_bytes(text: str) -> bytes:
 def _as_fault(bad: BadMedia) -> Fault:
     """The fault of a row whose picture was refused."""
     where, detail = bad.where, bad.detail
-    if bad.reason == TOO_LARGE:
-        return Fault(
-            "image too large", f"{where}: {detail}", f"Scale it below {MAX_PIXELS} pixels."
-        )
+    if bad.reason in (TOO_LARGE, FILE_TOO_LARGE):
+        return Fault("image too large", f"{where}: {detail}", "Scale it down or drop the row.")
+    if bad.reason in (NOT_A_FILE, UNREADABLE):
+        fix = "Check the path and its permissions."
+        return Fault("missing media", f"{where} cannot be read ({detail})", fix)
     if bad.reason == ODD_GREY:
         fix = "Save it as 8-bit or 16-bit grey, or as float in [0, 1]."
         return Fault("broken image", f"{where} has {detail}", fix)

@@ -13,7 +13,11 @@ import torch
 from mmrl.data.rows.containers import is_pixels, picture_in
 from mmrl.data.rows.images import check_image, media_path, read_image
 from mmrl.ground.faults import BadRow, Fault, shown
+from mmrl.ground.roots import Root
 from mmrl.types import Media
+
+MAX_SECONDS = 1e9
+"""A clip that lasts longer has no seconds but some other unit."""
 
 
 @dataclass(frozen=True)
@@ -35,15 +39,15 @@ class FrameList:
         if not cells or len(seconds) != len(cells) or not _are_rising(seconds):
             found = f"{len(cells)} frames with times {shown(times)}"
             raise Fault("bad clip", found, "Give one rising time in seconds per frame, or fps.")
-        return FrameList(cells, tuple(float(time) for time in seconds))
+        return FrameList(cells, tuple(map(float, seconds)))
 
-    def check(self, base: Path | None) -> None:
+    def check(self, base: Root | Path | None) -> None:
         """What can be known without decoding. Raises `Fault`."""
         for frame in self.frames:
             if not is_pixels(frame):
                 check_image(frame, base)
 
-    def decode(self, base: Path | None) -> Media:
+    def decode(self, base: Root | Path | None) -> Media:
         """All frames as one clip; the last frame lasts as long as the one before. Raises `Fault`."""
         frames = [read_image(picture_in(frame), base) for frame in self.frames]
         if len({frame.shape for frame in frames}) > 1:
@@ -57,12 +61,13 @@ class FrameList:
 
 def _are_rising(seconds: Sequence[Any]) -> bool:
     """Numbers from 0 on, each larger than the one before."""
-    if not all(isinstance(time, int | float) and time >= 0 for time in seconds):
+    # A bound, since JSON knows numbers of any length, and fps may be next to nothing.
+    if not all(isinstance(time, int | float) and 0 <= time <= MAX_SECONDS for time in seconds):
         return False
     return all(earlier < later for earlier, later in pairwise(seconds))
 
 
-def video_path(cell: Any, base: Path | None) -> Path:
+def video_path(cell: Any, base: Root | Path | None) -> Path:
     """The file of a video cell: a path or a {"path": ...} record. Raises `Fault`."""
     if _is_embedded(cell):
         fix = "Write the clip to a file and give its path, or give single frames with times."

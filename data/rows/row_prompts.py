@@ -16,12 +16,14 @@ beforehand. Where media are embedded as bytes, placeholders are checked when a r
 4. Embedded bytes are read for the mapped columns only; all other columns without bytes go to `extra`.
 5. Choices in a column of their own are written below the question, lettered, unless it has them or the template does.
 6. Columns with media that nobody reads are named at the start (`mmrl.data.rows.census`).
+7. A path that leads out of the data's folder (or `image_root`) is refused unless `allow_outside` is set.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,14 +44,18 @@ from mmrl.data.rows.options import with_options
 from mmrl.data.rows.row_clips import FrameList, read_video, video_path
 from mmrl.data.rows.templates import PLAIN, Template, Visuals, question_chat, row_chat
 from mmrl.ground.contents import Content, digest
-from mmrl.ground.faults import BadRow, Fault, shown
+from mmrl.ground.faults import BadRow, Fault, refuse_half_characters, shown
 from mmrl.ground.progress import Progress
+from mmrl.ground.roots import Root
 from mmrl.ground.tables import Row, Table
+from mmrl.ground.time_limit import GivenUp
 from mmrl.types import Media, Prompt, Prompts
 
 OnBad = Literal["skip", "stop"]
 KEPT_FAULTS = 10_000
 """How many faults of skipped rows are kept in full."""
+UNFORESEEN = "unforeseen"
+"""Reason for a row that raises what it should not."""
 
 
 class RowPrompts(Prompts):
@@ -65,6 +71,8 @@ class RowPrompts(Prompts):
         *,
         limit: int | None = None,
         clip: Mapping[str, Any] | None = None,
+        allow_outside: bool = False,
+        trusted: Sequence[Path] = (),
     ) -> None:
         if on_bad not in ("skip", "stop"):
             raise ValueError(f"on_bad is {on_bad!r}; it must be 'skip' or 'stop'.")
@@ -77,6 +85,7 @@ class RowPrompts(Prompts):
         self.faults: list[BadRow] = []
         self._table, self._template, self._clip = table, template, dict(clip or {})
         self._root = None if image_root is None else Path(image_root).expanduser()
+        self._outside = {"allow_outside": allow_outside, "trusted": tuple(trusted)}
         self._bad: set[int] = set()
         self._repeated: set[int] = set()
         self._settle_columns(asked)
@@ -101,7 +110,8 @@ class RowPrompts(Prompts):
             )
         row_number = self._rows[index]
         try:
-            return self._prompt(row_number)
+            with one_row():
+                return self._prompt(row_number)
         except Fault as fault:
             placed = fault.at(self._table.where(row_number))
             self._count(row_number, placed)
@@ -226,7 +236,8 @@ class RowPrompts(Prompts):
             try:
                 if isinstance(row, Fault):
                     raise row
-                self._check_row(row, number)
+                with one_row():
+                    self._check_row(row, number)
             except Fault as fault:
                 placed = fault.at(self._table.where(number))
                 if self.on_bad == "stop":
@@ -247,6 +258,7 @@ class RowPrompts(Prompts):
 
     def _check_row(self, row: Row, number: int) -> None:
         """All that can be known without decoding or reading embedded bytes. Raises `Fault`."""
+        refuse_half_characters(row)
         if self._fields["answer"]:
             self._answer(row, None)
         if not self._decided:
@@ -271,6 +283,8 @@ class RowPrompts(Prompts):
     def _prompt(self, number: int) -> Prompt:
         """Read and decode one row. Raises `Fault`."""
         row = self._table.row(number, self._wanted)
+        # Again, since a chat with embedded media was not read before.
+        refuse_half_characters(row)
         messages, visuals, label = self._chat(row)
         base = self._base(number)
         media = tuple(self._medium(kind, cell, base) for kind, cell in visuals.used)
@@ -370,10 +384,11 @@ class RowPrompts(Prompts):
         digest = hashlib.blake2b(content, digest_size=8).hexdigest()
         return f"{self.source}:{digest}"
 
-    def _base(self, number: int) -> Path | None:
-        return self._root if self._root is not None else self._table.base(number)
+    def _base(self, number: int) -> Root:
+        folder = self._root if self._root is not None else self._table.base(number)
+        return Root(folder, **self._outside)
 
-    def _medium(self, kind: str, cell: Any, base: Path | None) -> Media:
+    def _medium(self, kind: str, cell: Any, base: Root) -> Media:
         """Decode one medium."""
         if kind == "image":
             return Media(read_image(picture_in(cell), base))
@@ -390,6 +405,22 @@ class RowPrompts(Prompts):
         self.skipped[fault.reason] = self.skipped.get(fault.reason, 0) + 1
         if len(self.faults) < KEPT_FAULTS:
             self.faults.append(fault)
+
+
+@contextmanager
+def one_row() -> Iterator[None]:
+    """Whatever goes wrong with a row is a fault of that row: one row never ends a run."""
+    try:
+        yield
+    # A template that never returns is no fault of the row.
+    except (Fault, GivenUp):
+        raise
+    # Rows come from anywhere. What is known to happen has a reason of its own; this is for what nobody thought of.
+    except Exception as error:
+        found = f"{type(error).__name__} while it was read"
+        raise Fault(
+            UNFORESEEN, found, "Drop the row; reading it should not do this."
+        ) from error
 
 
 def _cell(row: Row, columns: Sequence[str]) -> Any:

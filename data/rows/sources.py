@@ -26,6 +26,7 @@ from mmrl.data.rows.row_prompts import OnBad, RowPrompts
 from mmrl.data.rows.templates import PLAIN, Template
 from mmrl.ground.contents import Content, content_of
 from mmrl.ground.faults import BadRow, first_line
+from mmrl.ground.roots import hub_caches
 from mmrl.ground.seeds import derive_seed
 from mmrl.ground.tables import ArrowTable, Table, one_split
 from mmrl.types import Prompt, Prompts
@@ -45,16 +46,30 @@ def load_prompts(
     on_bad: OnBad = "skip",
     seed: int = 0,
     clip: Mapping[str, Any] | None = None,
+    allow_outside: bool = False,
 ) -> RowPrompts | Drawn:
     """Prompts from a file, a folder, a data set of the hub, or a drawn task (`drawn:lookup`).
 
     `limit` takes the first usable rows. `image_root` is where relative media paths start (default: the data file's
-    folder). `seed` concerns drawn tasks; `clip` holds keyword arguments of `video.read_clip`.
+    folder); no path may lead out of it unless `allow_outside` is set. `seed` concerns drawn tasks; `clip` holds
+    keyword arguments of `video.read_clip`.
     """
     if dataset.startswith(DRAWN):
         return _drawn(dataset, split, limit, seed)
     table = open_table(dataset, split, subset)
-    return RowPrompts(table, template, columns, image_root, on_bad, limit=limit, clip=clip)
+    downloaded = isinstance(table, ArrowTable) and table.base(0) is None
+    trusted = hub_caches() if downloaded else ()
+    return RowPrompts(
+        table,
+        template,
+        columns,
+        image_root,
+        on_bad,
+        limit=limit,
+        clip=clip,
+        allow_outside=allow_outside,
+        trusted=trusted,
+    )
 
 
 def open_table(dataset: str, split: str | None = None, subset: str | None = None) -> Table:
@@ -70,6 +85,10 @@ def open_table(dataset: str, split: str | None = None, subset: str | None = None
         if subset is not None and is_saved(path / subset):
             path, subset = path / subset, None
         return _saved(path, split) if is_saved(path) else open_folder(path, split, subset)
+    if path.exists():
+        raise ValueError(
+            f"{path} is neither a file nor a folder, but a device, FIFO or socket; give a data file or a folder."
+        )
     # What can only be a path is not asked of the hub: a typo would end in an error about a connection.
     is_file = path.suffix.lower() in READERS
     is_path = dataset.startswith((".", "/", "~")) or dataset.count("/") != 1

@@ -14,7 +14,7 @@ from typing import Any
 
 from mmrl.data.rows.torn import csv_rows, glued_at, list_items
 from mmrl.ground.class_labels import with_names
-from mmrl.ground.faults import Fault, shown
+from mmrl.ground.faults import Fault, first_line
 from mmrl.ground.tables import Row, Table
 
 _JSON_FIX = "Each row must be one complete JSON object."
@@ -191,10 +191,8 @@ class LabelledTable:
 
 def read_json(path: Path) -> Table:
     """A JSON list of objects, with the line of each; a file of JSON lines under this name is read as such."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text ({error}); save it as UTF-8.") from None
+    # Bytes that are no UTF-8 become half characters, which cost their row and no other.
+    text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
     start = len(text) - len(text.lstrip())
     if text[start : start + 1] == "{":
         table = LinesTable(path)
@@ -212,9 +210,10 @@ def read_csv(path: Path) -> Table:
     """A CSV or TSV file with a header; empty cells are missing values."""
     separator = "\t" if path.suffix == ".tsv" else ","
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        # As in `read_json`: what is no UTF-8 costs its row.
+        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             found = list(csv_rows(file, separator))
-    except (csv.Error, UnicodeDecodeError) as error:
+    except csv.Error as error:
         raise ValueError(f"{path} cannot be read as CSV ({error}).") from None
     return ListTable(path, [row for _, row in found], [line for line, _ in found])
 
@@ -224,11 +223,10 @@ def _parsed(line: bytes) -> dict[str, Any] | Fault:
     try:
         row = json.loads(line.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        begin = shown(line[:40].decode("utf-8", "replace"))
-        return Fault("bad JSON", f"{error}; the line begins with {begin}", _JSON_FIX)
+        return Fault("bad JSON", first_line(error), _JSON_FIX)
     if isinstance(row, dict):
         return row
-    return Fault("bad JSON", f"the line holds {shown(row, 40)}, not an object", _JSON_FIX)
+    return Fault("bad JSON", f"the line holds a {type(row).__name__}, not an object", _JSON_FIX)
 
 
 def _json_items(path: Path, text: str, at: int) -> tuple[list[Row | Fault], list[int]]:
@@ -237,7 +235,7 @@ def _json_items(path: Path, text: str, at: int) -> tuple[list[Row | Fault], list
     lines: list[int] = []
     for line, item in list_items(text, at):
         if not isinstance(item, dict | Fault):
-            item = Fault("bad JSON", f"found {shown(item, 40)}, not an object", _JSON_FIX)
+            item = Fault("bad JSON", f"found a {type(item).__name__}, not an object", _JSON_FIX)
         rows.append(item)
         lines.append(line)
     if rows and all(isinstance(row, Fault) for row in rows):

@@ -16,6 +16,7 @@ would be read as the token.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +24,8 @@ from typing import Any
 
 from mmrl.data.rows.containers import medium_of_part, parts_in, turns_in
 from mmrl.data.rows.row_clips import FrameList
-from mmrl.ground.faults import Fault, shown
+from mmrl.ground.faults import Fault, first_line, shown
+from mmrl.ground.time_limit import GivenUp, TimeLimit
 
 PLACEHOLDER = re.compile(r"<(image|video)>")
 NUMBERED = re.compile(r"<\|?(image|video)(?:[ _]?\d+\|?|\|)>")
@@ -71,14 +73,17 @@ class Template:
         if not self.is_jinja:
             # `replace`, not `format`: a question such as "What is {x}?" passes unharmed.
             return self.prompt.replace("{question}", question)
-        from jinja2 import TemplateError
-
-        template = _compiled(self.prompt)
+        template, limit = _compiled(self.prompt)
+        fix = "Templates may use question, content and row['column']."
         try:
-            return template.render(question=question, content=question, row=dict(row))
-        except (TemplateError, TypeError, ValueError) as error:
-            fix = "Templates may use question, content and row['column']."
-            raise Fault("template cannot be filled", str(error), fix) from None
+            with limit.hold("Template.prompt"):
+                return template.render(question=question, content=question, row=dict(row))
+        except GivenUp:
+            raise
+        # It is code: with the values of a row it may do anything.
+        except Exception as error:
+            found = first_line(error) or type(error).__name__
+            raise Fault("template cannot be filled", found, fix) from None
 
 
 PLAIN = Template()
@@ -343,15 +348,16 @@ def _plain_text(content: Any) -> str:
     return "".join(str(part.get("text") or "") for part in parts)
 
 
-def _compiled(source: str) -> Any:
-    """A sandboxed jinja2 template; unknown names are errors."""
+@functools.cache
+def _compiled(source: str) -> tuple[Any, TimeLimit]:
+    """A sandboxed jinja2 template, whose unknown names are errors, and its time limit."""
     from jinja2 import StrictUndefined, TemplateSyntaxError
     from jinja2.sandbox import SandboxedEnvironment
 
     # Sandboxed, because a template may come with somebody else's data set.
     sandbox = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
     try:
-        return sandbox.from_string(source)
+        return sandbox.from_string(source), TimeLimit()
     except TemplateSyntaxError as error:
         raise ValueError(
             f"Template.prompt is not valid jinja2 (line {error.lineno}: {error.message}); "

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mmrl.ground.class_labels import label_names, parquet_label_names, with_names
-from mmrl.ground.faults import Fault
+from mmrl.ground.faults import Fault, first_line
 
 CACHE_BYTES = 1 << 30
 """Parquet row groups kept in memory; the last one is always kept."""
@@ -144,9 +144,10 @@ class ParquetTable:
             with parquet.ParquetFile(path) as file:
                 self.schema, meta = file.schema_arrow, file.metadata
                 sizes = [meta.row_group(group).num_rows for group in range(meta.num_row_groups)]
-        except (pyarrow.ArrowException, OSError) as error:
+        # ValueError: names of columns that are no text. MemoryError: a damaged footer may ask for any amount.
+        except (pyarrow.ArrowException, OSError, ValueError, MemoryError) as error:
             raise ValueError(
-                f"{path} cannot be read as parquet ({error}); check that it is complete."
+                f"{path} cannot be read as parquet ({first_line(error)}); check that it is complete."
             ) from None
         self._sizes = sizes
         self._starts = [0, *itertools.accumulate(sizes)]
@@ -166,10 +167,14 @@ class ParquetTable:
     def scan(self) -> Iterator[Row | Fault]:
         wanted = [name for name in self._columns if name in self._light]
         for group, size in enumerate(self._sizes):
-            # Not through the cache: each group is needed once, and the cache is for rows with their media.
-            rows = self._read(group, wanted)
+            try:
+                # Not through the cache: each group is needed once, and the cache is for rows with their media.
+                rows = self._read(group, wanted)
+            except Fault as fault:
+                yield from itertools.repeat(fault, size)
+                continue
             if wanted:
-                yield from (with_names(row, self._names) for row in rows.to_pylist())
+                yield from rows_of(rows, self._names)
             else:  # a table without columns does not know how many rows it has
                 yield from ({} for _ in range(size))
 
@@ -177,8 +182,7 @@ class ParquetTable:
         group = bisect.bisect_right(self._starts, index) - 1
         key = (self.path, group, tuple(columns))
         rows = self._cache.get(key, lambda: self._read(group, columns))
-        found = rows.slice(index - self._starts[group], 1).to_pylist()
-        return with_names(found[0], self._names)
+        return first_row(rows.slice(index - self._starts[group], 1), self._names)
 
     def where(self, index: int) -> str:
         return f"{self.path}, row {index}"
@@ -193,10 +197,11 @@ class ParquetTable:
         try:
             with parquet.ParquetFile(self.path) as file:
                 return file.read_row_group(group, columns=list(columns))
-        except (pyarrow.ArrowException, OSError) as error:
+        except (pyarrow.ArrowException, OSError, ValueError, MemoryError) as error:
             where = f"{self.path}, row group {group}"
             fix = "Check that the file is complete."
-            raise Fault("broken file", f"it cannot be read ({error})", fix, where) from None
+            found = f"it cannot be read ({first_line(error)})"
+            raise Fault("broken file", found, fix, where) from None
 
 
 class ArrowTable:
@@ -224,17 +229,53 @@ class ArrowTable:
             yield from ({} for _ in range(len(self)))
             return
         for chunk in self._raw.select_columns(wanted).iter(batch_size=1000):
-            yield from (with_names(row, self._names) for row in chunk.to_pylist())
+            yield from rows_of(chunk, self._names)
 
     def row(self, index: int, columns: Sequence[str]) -> Row:
-        found = self._raw[[index]].select(list(columns)).to_pylist()
-        return with_names(found[0], self._names)
+        return first_row(self._raw[[index]].select(list(columns)), self._names)
 
     def where(self, index: int) -> str:
         return f"{self.name}, row {index}"
 
     def base(self, index: int) -> Path | None:
         return self._base
+
+
+def rows_of(table: Any, names: Mapping[str, Any]) -> Iterator[Row | Fault]:
+    """The rows of an Arrow table as Python values, with the names of their labels; a row that has none is a `Fault`,
+    and costs no other row."""
+    try:
+        found = table.to_pylist()
+    except Exception:  # see `first_row`
+        found = None
+    if found is not None:
+        yield from (with_names(row, names) for row in found)
+        return
+    for at in range(table.num_rows):
+        try:
+            yield first_row(table.slice(at, 1), names)
+        except Fault as fault:
+            yield fault
+
+
+def first_row(table: Any, names: Mapping[str, Any]) -> Row:
+    """The first row as Python values, with the names of its labels. Raises `Fault`."""
+    try:
+        return with_names(table.to_pylist()[0], names)
+    # Text that is no UTF-8, times beyond the year 9999, damaged offsets: each raises something else.
+    except Exception as error:
+        unreadable = [name for name in table.column_names if not _is_readable(table, name)]
+        found = f"{type(error).__name__} in the columns {unreadable}"
+        fix = "Store texts as UTF-8, and times that Python knows."
+        raise Fault("bad row", found, fix) from None
+
+
+def _is_readable(table: Any, name: str) -> bool:
+    try:
+        table.column(name).to_pylist()
+    except Exception:
+        return False
+    return True
 
 
 def one_split(loaded: Any, split: str | None, where: str, *, guess: bool = False) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmrl.ground.faults import BadRow
+from mmrl.ground.faults import BadRow, encodable, is_broken
 from mmrl.types import Prompt
 
 IMAGE_PAD, VIDEO_PAD = "<|image_pad|>", "<|video_pad|>"
@@ -25,7 +25,7 @@ VISUAL = ("image", "video")
 
 def bad_row(prompt: Prompt, what: str) -> BadRow:
     """The error for this prompt."""
-    return BadRow(f"Prompt {prompt.id!r}: {what}.")
+    return BadRow(encodable(f"Prompt {prompt.id!r}: {what}."))
 
 
 def structural_token(text: str) -> str | None:
@@ -139,6 +139,11 @@ def _plain_part(prompt: Prompt, turn: int, part: Any) -> dict[str, str]:
     if not isinstance(text, str):
         known = "{'type': 'text', 'text': ...}, {'type': 'image'} and {'type': 'video'}"
         raise bad_row(prompt, f"message {turn} has the part {part!r}; parts are {known}")
+    if is_broken(text):
+        raise bad_row(
+            prompt,
+            f"message {turn} holds half of a surrogate pair (half an emoji), which no tokenizer takes; mend the text",
+        )
     if found := structural_token(text):
         raise bad_row(
             prompt,

@@ -24,15 +24,17 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from mmrl.ground.faults import BadRow, first_line
+from mmrl.ground.faults import BadRow, first_line, is_broken
+from mmrl.ground.time_limit import GivenUp, TimeLimit
 from mmrl.model.chat import (
     IMAGE_PAD,
     VIDEO_PAD,
@@ -130,11 +132,11 @@ class Processing:
     """Every id that ends an answer; the first is the one appended to expert answers."""
     banned_ids: tuple[int, ...]
     """Ids of vision markers and placeholders: sampled, they would claim pictures that are not there."""
-    pad_id: int
     tags: Tags
     """How tags such as `<think>` are written."""
-    encoder: Any
-    """The tokenizer's back-end under these tags: text -> ids."""
+    pad_id: int
+    template_limit: TimeLimit = field(default_factory=TimeLimit)
+    """Chat templates are code that comes with a checkpoint."""
 
     @classmethod
     def load(
@@ -152,7 +154,7 @@ class Processing:
         vision = {vocabulary[token] for token in VISION_TOKENS if token in vocabulary}
         # The config's own placeholders, should a checkpoint call them otherwise.
         vision |= {config.image_token_id, config.video_token_id}
-        written = Tags.read(processor, getattr(config, "mmrl_tags", None), tags)
+        _refuse_template(source, processor)
         return cls(
             tokenizer=tokenizer,
             processor=processor,
@@ -167,16 +169,19 @@ class Processing:
             or config.get_text_config().max_position_embeddings,
             stop_ids=stop_ids,
             banned_ids=tuple(sorted(vision)),
+            tags=Tags.read(processor, getattr(config, "mmrl_tags", None), tags),
             pad_id=stop_ids[-1] if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
-            tags=written,
-            encoder=written.encoder(tokenizer),
         )
 
     def with_tags(self, tags: Tags) -> Processing:
         """The same with other tags spelt out."""
-        if tags.plain == self.tags.plain:
-            return replace(self, tags=tags)
-        return replace(self, tags=tags, encoder=tags.encoder(self.tokenizer))
+        return replace(self, tags=tags)
+
+    @cached_property
+    def encoder(self) -> Any:
+        """The tokenizer's back-end under these tags: text -> ids."""
+        # Made when it is first needed: of a large vocabulary it takes seconds, and tags may change until then.
+        return self.tags.encoder(self.tokenizer)
 
     def encode(self, prompt: Prompt) -> Encoded:
         """Ids, patches and positions of a prompt. Raises `BadRow` for one that cannot be shown to the model."""
@@ -244,9 +249,7 @@ class Processing:
         messages = plain_messages(prompt)
         kinds = visual_kinds(messages)
         check_media(prompt, kinds)
-        text = self.processor.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=False
-        )
+        text = self._templated(prompt, messages)
         wanted = [IMAGE_PAD if kind == "image" else VIDEO_PAD for kind in kinds]
         if PADS.findall(text) != wanted:
             raise ValueError(
@@ -255,8 +258,26 @@ class Processing:
             )
         return text
 
+    def _templated(self, prompt: Prompt, messages: Sequence[Mapping[str, Any]]) -> str:
+        """The messages as the checkpoint's template writes them. Raises `BadRow`."""
+        try:
+            with self.template_limit.hold("The chat template of this checkpoint"):
+                return self.processor.apply_chat_template(
+                    messages, add_generation_prompt=True, tokenize=False
+                )
+        except GivenUp:  # a fault of the checkpoint, not of the row
+            raise
+        # A template is code, which may refuse or fail at what a row says.
+        except Exception as error:
+            why = f"{type(error).__name__}: {first_line(error)}"
+            raise bad_row(
+                prompt, f"the chat template of this checkpoint fails ({why})"
+            ) from error
+
     def encode_answer(self, text: str) -> Tensor:
         """Ids long [T] of a given (expert) answer, end token included. Raises `BadRow` for structural tokens in it."""
+        if is_broken(text):
+            raise BadRow(f"The answer {text[:60]!r} holds half of a surrogate pair; mend it.")
         if found := structural_token(text):
             raise BadRow(
                 f"The answer {text[:60]!r} contains the special token {found}; remove it."
@@ -425,7 +446,7 @@ def _read_processor(source: str | Path) -> Any:
 
 
 def _refuse_other_tokenizer(source: str | Path, config: Any, processor: Any) -> None:
-    """Raise ValueError for a tokenizer without words or of another model, and for a template that cannot be used."""
+    """Raise ValueError for a tokenizer without words or of another model."""
     vocabulary = processor.tokenizer.get_vocab()
     expected = {IMAGE_PAD: config.image_token_id, VIDEO_PAD: config.video_token_id}
     for token, number in expected.items():
@@ -435,9 +456,18 @@ def _refuse_other_tokenizer(source: str | Path, config: Any, processor: Any) -> 
                 f"({len(vocabulary)} tokens are known); copy tokenizer.json and its companions of the base model into "
                 "the folder."
             )
+
+
+def _refuse_template(source: str | Path, processor: Any) -> None:
+    """Raise ValueError for a chat template that cannot be used, or that does not return from the simplest chat."""
     chat = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
     try:
-        text = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        with TimeLimit(patience=1).hold(f"The chat template of {source}"):
+            text = processor.apply_chat_template(
+                chat, add_generation_prompt=True, tokenize=False
+            )
+    except GivenUp:
+        raise
     except (
         Exception
     ) as error:  # whatever a program of somebody else, which a template is, may raise

@@ -86,13 +86,17 @@ class WithLabel(RolloutFunction):
         return _joined(groups, paid, supply, "label")
 
     def text(self, prompt: Prompt) -> str | None:
-        """The label as the model would write it; None if the row has none. With `keys`, a text is read as JSON."""
+        """The label as the model would write it; None if the row has none. With `keys`, a text is read as JSON, and
+        one that is broken counts as none."""
         label = prompt.answer
         if self.column:
             label = prompt.extra.get(self.column)
         # Only with `keys`: a plain text that happens to be JSON is left as it was written.
         if self.keys and isinstance(label, str):
-            label = json.loads(label)
+            try:
+                label = json.loads(label)
+            except (ValueError, RecursionError):  # one row's broken label is a missing one
+                return None
         return None if label is None else aligned(label, self.keys, self.layout)
 
     def missing(self, prompt: Prompt) -> str:

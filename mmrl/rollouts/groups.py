@@ -11,6 +11,7 @@ experts in `experts.py`, checklists in `checklist.py`, contrasts in `contrast.py
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -27,6 +28,10 @@ from mmrl.rollouts.engine import Engine
 from mmrl.rollouts.prompt_order import Supply
 from mmrl.types import Now, Prompt, Role, Rollout, Sampling, VisualBranch
 
+log = logging.getLogger(__name__)
+
+LABEL_TRIES = 20
+"""Steps' worth of prompts among which one label must be usable."""
 FRUITLESS = 10_000
 """Prompts of an endless collection after which unlimited sampling gives up if it kept none."""
 Pay = Callable[[Sequence[Rollout]], list[Rollout]]
@@ -187,24 +192,37 @@ class LabelRollout(RolloutFunction):
     def __call__(
         self, engine: Engine, pay: Pay, supply: Supply, sampling: Sampling, now: Now
     ) -> list[Rollout]:
-        out: list[Rollout] = []
-        for number, prompt in enumerate(supply.take()):
-            text = str(prompt.extra.get(self.field, prompt.answer))
-            tokens = self.encode(text)
-            label = Rollout(
-                prompt=prompt,
-                group=number,
-                prompt_ids=self.prompt_ids(prompt),
-                tokens=tokens,
-                # As if the policy had written it: only such tokens are in the mask that is trained.
-                roles=torch.full((len(tokens),), int(Role.POLICY), dtype=torch.uint8),
-                text=text,
-                stop="eos",
-                origin="label",
-                reward=1.0,
-            )
-            out.append(label)
-        return out
+        problem = ""
+        for _ in range(LABEL_TRIES):
+            out: list[Rollout] = []
+            for prompt in supply.take():
+                try:
+                    out.append(self._label(len(out), prompt))
+                except BadRow as error:  # a special token in it would be read as structure
+                    problem = str(error)
+                    supply.counters["label/unusable"] += 1
+                    log.warning("%r: its label is left out: %s", prompt.id, problem)
+            if out:
+                return out
+        raise BadRow(
+            f"No label of {LABEL_TRIES} steps in a row can be used; the last: {problem}"
+        )
+
+    def _label(self, number: int, prompt: Prompt) -> Rollout:
+        text = str(prompt.extra.get(self.field, prompt.answer))
+        tokens = self.encode(text)
+        return Rollout(
+            prompt=prompt,
+            group=number,
+            prompt_ids=self.prompt_ids(prompt),
+            tokens=tokens,
+            # As if the policy had written it: only such tokens are in the mask that is trained.
+            roles=torch.full((len(tokens),), int(Role.POLICY), dtype=torch.uint8),
+            text=text,
+            stop="eos",
+            origin="label",
+            reward=1.0,
+        )
 
 
 @dataclass(frozen=True)

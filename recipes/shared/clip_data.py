@@ -172,7 +172,7 @@ def read_annotations(
             '{"video": "a.mp4", "query": "a dog jumps", "span": [2.0, 4.5]}.'
         )
     read = formats.read_rows if clips.format == "auto" else formats.READERS[clips.format]
-    rows = read(dataset, video_root)
+    rows = read(dataset, video_root, allow_outside=data.allow_outside)
     if rows.faults:
         tell(rows.report())
     usable = rows.keep(

@@ -88,6 +88,8 @@ class Data:
     """Column names, as question=problem answer=solution images=left images=right; images= says that there are none."""
     image_root: Path | None = None
     """Where relative paths of images and videos start; the data file's folder by default."""
+    allow_outside: bool = False
+    """Read media from anywhere on this machine; by default no path may lead out of that folder."""
     on_bad: Literal["skip", "stop"] = "skip"
     """Skip and count rows that cannot be used, or stop at the first."""
 
@@ -186,6 +188,7 @@ def open_data(dataset: str, data: Data, seed: int) -> tuple[Prompts, Prompts]:
         "template": style_of(data.style).template,
         "columns": _column_map(data.columns),
         "image_root": data.image_root,
+        "allow_outside": data.allow_outside,
         "on_bad": data.on_bad,
         "seed": seed,
     }

@@ -10,7 +10,8 @@ The miniature mixes are what a model of half a million parameters can read: few 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,7 +19,7 @@ import torch
 
 from mmrl.data.pretext.difficulty import DefaultKnobs, FixedLevel, LevelController
 from mmrl.data.pretext.mixture import LearningProgress
-from mmrl.data.pretext.presets import Ingredient, TaskMix, preset
+from mmrl.data.pretext.presets import NP_SIZES, Ingredient, TaskMix, preset
 from mmrl.data.pretext.prompts import PretextPrompts
 from mmrl.data.pretext.stream.open import open_source
 from mmrl.data.pretext.stream.sources import DrawnSource, Source, SplitSource
@@ -27,6 +28,7 @@ from mmrl.ground.quarantine import Quarantine
 from mmrl.ground.require import require
 from mmrl.recipes.shared.launch import Preset
 from mmrl.recipes.shared.miniature import miniature
+from mmrl.training.run import planned_steps
 from mmrl.types import Media, Prompt, Prompts
 
 if TYPE_CHECKING:
@@ -54,8 +56,17 @@ TASKS: Mapping[str, Ingredient] = {
     "counting": Ingredient(
         "video-count", 1.0, {**CLIP, "asked": 1, "most": 3, "distractors": 0}
     ),
+    "hops": Ingredient("hop-chain", 1.0, {"hops": 2, "objects": 3, "most": 3, "trace": True}),
 }
 """Tasks at settings that the tiny model can read."""
+SMALL_NP = tuple(
+    Ingredient(task, 1.0, {"show": "text", "size": 3 if task == "np-meetings" else 4})
+    for task in NP_SIZES
+)
+DRAWN_NP = tuple(
+    replace(part, weight=0.25, knobs={**part.knobs, "show": "picture"}) for part in SMALL_NP
+)
+"""NP-Engine's ten problems at their smallest, in words, and as pictures, which the tiny model hardly reads."""
 
 
 def _miniature_mix(name: str, *tasks: str) -> TaskMix:
@@ -70,6 +81,14 @@ MINIATURES = {
         _miniature_mix("miniature-puzzles", "jigsaw", "rotation"),
         _miniature_mix("miniature-clips", "anomaly"),
         _miniature_mix("miniature-hard", "odd", "needle", "counting"),
+        _miniature_mix("miniature-hops", "hops"),
+        TaskMix("miniature-np-words", SMALL_NP),
+        TaskMix("miniature-np-both", (*SMALL_NP, *DRAWN_NP)),
+        TaskMix(
+            "miniature-np",
+            (*SMALL_NP, *DRAWN_NP),
+            stages=("miniature-np-words", "miniature-np-both"),
+        ),
     )
 }
 """Tiny mixes; those of `miniature-hard` the tiny model does not learn."""
@@ -155,10 +174,10 @@ class MixtureSettings:
 class PretextSides:
     """Both sides of the data."""
 
-    train: PretextQuestions
-    heldout: PretextQuestions
+    train: Prompts
+    heldout: Prompts
     stream: SampleStream
-    """Of the training side; a curriculum moves its levels and weights."""
+    """Of the training side, or of its last stage; a curriculum moves its levels and weights."""
 
 
 class PretextQuestions(Prompts):
@@ -181,6 +200,44 @@ class PretextQuestions(Prompts):
         total = sum(self.prompts.stream.quarantine.counts.values())
         new, self._told = total - self._told, total
         return {"pretext/skipped": new} if new else {}
+
+
+class Stages(Prompts):
+    """Collections without end that follow one another: `each` prompts of every one, the last goes on.
+
+    The stage follows from the index, so that a run that was stopped goes on where it was.
+    """
+
+    def __init__(self, stages: Sequence[Prompts], each: int) -> None:
+        self.stages, self.each, self.size = stages, each, None
+
+    def __getitem__(self, index: int) -> Prompt:
+        return self.stages[min(index // self.each, len(self.stages) - 1)][index]
+
+    def drain(self) -> dict[str, int]:
+        """What was counted in any stage."""
+        total: Counter[str] = Counter()
+        for stage in self.stages:
+            total.update(stage.drain())
+        return dict(total)
+
+
+def open_stages(dataset: str, puzzles: Puzzles, run: Run, follow: bool = True) -> PretextSides:
+    """`open_pretext`, with the mix's stages one after another in training, in equal parts of the run.
+
+    The evaluation asks the whole mix at any time. A mix without stages, or `follow` off, is asked as it is.
+    """
+    sides = open_pretext(dataset, puzzles, run)
+    names = sides.stream.preset.stages
+    if not follow or not names:
+        return sides
+    stages = [open_pretext(dataset, replace(puzzles, mix=name), run) for name in names]
+    questions = planned_steps(run, sides.train) * run.prompts_per_step
+    # Rounded up: rounded down, the last stage would be longer than the others.
+    each = -(-questions // len(stages))
+    return replace(
+        sides, train=Stages([stage.train for stage in stages], each), stream=stages[-1].stream
+    )
 
 
 def open_pretext(
@@ -236,16 +293,17 @@ def bare(prompt: Prompt) -> Prompt:
     return replace(prompt, messages=[*others, {**last, "content": parts}])
 
 
-def miniature_pretext(mix: str) -> Preset:
-    """The embedded preset of a pretext recipe: what all recipes share, with a miniature mix."""
-    return miniature(
-        "tiny model, drawn pictures and clips, CPU, minutes",
-        dataset="drawn",
-        data=None,
-        puzzles={"mix": mix, **MINIATURE},
-        sampling={"max_tokens": 12},
-        optim={"lr": 1.5e-4},
-    )
+def miniature_pretext(mix: str, **changes: Any) -> Preset:
+    """The embedded preset of a pretext recipe: what all recipes share, with a miniature mix. `changes` as in
+    `miniature`."""
+    shared = {
+        "dataset": "drawn",
+        "data": None,
+        "puzzles": {"mix": mix, **MINIATURE},
+        "sampling": {"max_tokens": 12},
+        "optim": {"lr": 1.5e-4},
+    }
+    return miniature("tiny model, drawn pictures and clips, CPU, minutes", **shared | changes)
 
 
 def smaller(prompt: Prompt, longest: int) -> Prompt:

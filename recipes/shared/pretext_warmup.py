@@ -65,7 +65,14 @@ class PretextWarmUp:
 
 CLIPS = PretextWarmUp(replace(TINY, mix="miniature-clips"), steps=70, from_clips=True)
 HARD = PretextWarmUp(replace(TINY, mix="miniature-hard"))
-WARM_UPS = {"miniature-clips": CLIPS, "miniature-hard": HARD}
+HOPS = PretextWarmUp(replace(TINY, mix="miniature-hops", shown=64), noise=0.6)
+PROBLEMS = PretextWarmUp(replace(TINY, mix="miniature-np"))
+WARM_UPS = {
+    "miniature-clips": CLIPS,
+    "miniature-hard": HARD,
+    "miniature-hops": HOPS,
+    "miniature-np": PROBLEMS,
+}
 """Mix -> its warm-up; all others share that of the pictures."""
 
 

@@ -14,7 +14,7 @@ import pytest
 from filelock import FileLock
 
 from mmrl.model import tiny
-from mmrl.recipes.shared import embedded, pretext_warmup, supervised
+from mmrl.recipes.shared import embedded, pretext_warmup, solution_data, supervised
 from mmrl.recipes.shared.clip_data import clip_warm_up
 from mmrl.recipes.shared.launch import EMBEDDED, choose_preset, launch, with_defaults
 from mmrl.training.run import Run
@@ -45,6 +45,13 @@ class WarmModels:
         if recipe == "videossr":
             self("timelens")  # what it starts from
             return self.made(recipe, lambda: pretext_warmup.warm_pretext(pretext_warmup.CLIPS))
+        if recipe in ("np_engine", "hopchain"):
+            chosen = {"np_engine": "PROBLEMS", "hopchain": "HOPS"}[recipe]
+            settings = getattr(pretext_warmup, chosen)
+            return self.made(recipe, lambda: pretext_warmup.warm_pretext(settings))
+        if recipe == "mr_rlvr":
+            self("papo")  # what it starts from
+            return self.made(recipe, solution_data.warm_solutions)
         if recipe in ("visual_jigsaw", "puzzlecraft", "pretext"):
             return self.made("pretext", pretext_warmup.warm_pretext)
         return self.made("lookup", embedded.warm_model)

@@ -108,6 +108,8 @@ def test_labels_are_written_as_the_model_writes():
         rule.text(replace(Rows()[4], answer='[{"b":1,  "a":4}]'))
         == '<answer>[{"a": 4, "b": 1}]</answer>'
     )
+    for broken in ("[{", "red", "[" * 50_000):
+        assert rule.text(replace(Rows()[4], answer=broken)) is None
     assert WithLabel(encode, column="").text(Prompt("x", [], answer="red")) == "red"
     assert (rule.missing(Prompt("x", [])), WithLabel(encode).missing(Rows()[2])) == (
         "answer",

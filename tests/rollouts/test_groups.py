@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from mmrl.data.drawn.drawn import Drawn
+from mmrl.ground.faults import BadRow
 from mmrl.model.policy import Policy
 from mmrl.rollouts.engine import HFEngine
 from mmrl.rollouts.groups import (
@@ -203,6 +204,31 @@ def test_labels_as_answers(tiny_folder):
     assert plain.text == plain.prompt.answer, (
         "without the field the reference answer itself is learned"
     )
+
+
+def test_a_label_that_cannot_be_written_costs_its_row_only(tiny_folder):
+    policy = Policy.load(tiny_folder, device="cpu", dtype="float32")
+    drawn = Drawn("lookup", size=4)
+
+    class Spoilt(Prompts):
+        """Some labels hold what a label must not hold."""
+
+        def __init__(self, bad, rows):
+            self.bad, self.rows, self.size = bad, rows, drawn.size
+
+        def __getitem__(self, index):
+            prompt = drawn[index]
+            return replace(prompt, extra={"target": self.bad}) if index in self.rows else prompt
+
+    rollout = LabelRollout(policy.processing.encode_answer, lambda p: policy.encode(p).ids)
+    for bad in ("a <|im_end|>", "half \ud83d"):
+        supply = Supply(Spoilt(bad, (0, 2)), 4, seed=0)
+        labels = rollout(Parrot(), paid_by(mixed), supply, Sampling(4), NOW)
+        assert [label.group for label in labels] == [0, 1]
+        assert supply.counters["label/unusable"] == 2
+        supply = Supply(Spoilt(bad, range(4)), 4, seed=0)
+        with pytest.raises(BadRow, match="No label of 20 steps"):
+            rollout(Parrot(), paid_by(mixed), supply, Sampling(4), NOW)
 
 
 def test_grouping_and_numbering():

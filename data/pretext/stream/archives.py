@@ -3,6 +3,9 @@
 Tars are indexed by their headers only, shard after shard as needed, and members are read by offset. Parquet files are
 read by row group. Columns are found by their content: a binary column or a struct with `bytes` (the way `datasets`
 stores media); a list of such structs gives its first entry. Compressed tars are refused: they have no random access.
+
+Headers are not believed: no entry is read beyond the end of its archive, whatever size it claims, and paths in a table
+do not lead out of its folder. One broken shard of several is passed over and counted.
 """
 
 from __future__ import annotations
@@ -11,12 +14,15 @@ import os
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from mmrl.data.pretext.contract import Kind, Medium
 from mmrl.data.pretext.stream.media import clip_from_bytes, content_id, image_medium
-from mmrl.data.pretext.stream.sources import KINDS, Opened, Source, classified
+from mmrl.data.pretext.stream.sources import KINDS, VIDEOS, Opened, Source, classified
 from mmrl.ground.faults import BadMedia, Fault, first_line
+from mmrl.ground.files import FILE_TOO_LARGE, LARGEST_FILE, open_regular, read_regular
+from mmrl.ground.quarantine import Quarantine
+from mmrl.ground.roots import Root, hub_caches
 from mmrl.ground.tables import (
     ArrowTable,
     ChainTable,
@@ -30,7 +36,7 @@ Part = tuple[int, int, int]
 """Shard, offset, size."""
 
 
-def open_archive(path: Path) -> Source | None:
+def open_archive(path: Path, quarantine: Quarantine | None = None) -> Source | None:
     """The source in a file or a folder of shards; None for a plain folder of media."""
     if path.is_file():
         if path.suffix == ".tar":
@@ -40,21 +46,22 @@ def open_archive(path: Path) -> Source | None:
         raise ValueError(f"{path} is not a source; give a folder, a .tar or a .parquet file.")
     if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
         return saved_source(path)
-    shards = (
-        sorted(path.glob("*.tar"))
-        or sorted(path.glob("*.parquet"))
-        or sorted(path.glob("data/*.parquet"))
-    )
-    if not shards:
-        return None
-    return TarSource(shards) if shards[0].suffix == ".tar" else parquet_source(shards)
+    for pattern in ("*.tar", "*.parquet", "data/*.parquet"):
+        # Not what only bears such a name: a FIFO would be waited for.
+        shards = [shard for shard in sorted(path.glob(pattern)) if shard.is_file()]
+        if shards and pattern == "*.tar":
+            return TarSource(shards, quarantine)
+        if shards:
+            return parquet_source(shards)
+    return None
 
 
 class TarSource:
     """Webdataset shards: members named <key>.<suffix>."""
 
-    def __init__(self, shards: Sequence[Path]) -> None:
+    def __init__(self, shards: Sequence[Path], quarantine: Quarantine | None = None) -> None:
         self.shards, self.name = list(shards), _name_of(shards)
+        self.quarantine = quarantine or Quarantine()
         self._pending: Iterator[int] = iter(range(len(self.shards)))
         self._entries: dict[Kind, list[tuple[str, Part, Part | None]]] = {
             kind: [] for kind in KINDS
@@ -72,44 +79,86 @@ class TarSource:
     def open(self, kind: Kind, position: int, avoid: Sequence[str] = ()) -> Opened:
         name, part, depth = self._entries[kind][position]
         where = f"{self.shards[part[0]]}:{name}"
-        content = self._read(part, where)
-        beside = None if depth is None else self._read(depth, where)
+        # A clip goes to a file of its own; pictures are decoded in memory.
+        limit = None if kind == "video" else LARGEST_FILE
+        content = self._read(part, where, limit)
+        beside = None if depth is None else self._read(depth, where, limit)
         return opened_bytes(kind, content, where, os.path.splitext(name)[1], beside)
 
     def _index(self, shard: int) -> None:
+        """Take in the members of a shard; a broken one among others is passed over."""
         parts: dict[str, Part] = {}
+        path = self.shards[shard]
         try:
-            with tarfile.open(self.shards[shard], "r:") as archive:
-                for member in archive:
-                    if member.isreg():
-                        parts[member.name] = (shard, member.offset_data, member.size)
-        except (tarfile.TarError, OSError) as error:
-            # A tar that is cut off still gives what lies before the cut.
+            with open_regular(path) as file:
+                for member in _members(file):
+                    parts[member.name] = (shard, member.offset_data, member.size)
+        # A tar that is cut off still gives what lies before the cut. Its headers may be anything, and make the
+        # library raise anything.
+        except Exception as error:
             if not parts:
-                raise ValueError(
-                    f"{self.shards[shard]} cannot be read as an uncompressed tar ({error})."
-                ) from None
+                why = f"{type(error).__name__}: {first_line(error)}"
+                self._pass_over(path, why)
         for kind, names in classified(list(parts)).items():
             for entry in names:
                 name, _, depth = entry.partition("\0")
                 beside = parts[depth] if depth else None
                 self._entries[kind].append((name, parts[name], beside))
 
-    def _read(self, part: Part, where: str) -> bytes:
+    def _pass_over(self, path: Path, why: str) -> None:
+        if len(self.shards) == 1:
+            raise ValueError(f"{path} cannot be read as an uncompressed tar ({why}).")
+        self.quarantine.add(BadMedia(path, "broken archive", why))
+
+    def _read(self, part: Part, where: str, limit: int | None) -> bytes:
         shard, offset, size = part
-        with open(self.shards[shard], "rb") as file:
+        with open_regular(self.shards[shard]) as file:
+            held = max(0, os.fstat(file.fileno()).st_size - offset)
+            # Before anything is read: a header may claim any size.
+            if not 0 <= size <= held:
+                raise BadMedia(where, "truncated archive", f"{held} of {size} bytes")
+            if limit is not None and size > limit:
+                raise BadMedia(where, FILE_TOO_LARGE, f"{size} bytes, at most {limit}")
             file.seek(offset)
-            content = file.read(size)
-        if len(content) < size:
-            raise BadMedia(where, "truncated archive", f"{len(content)} of {size} bytes")
-        return content
+            return file.read(size)
+
+
+class _WithinFile:
+    """A file as `tarfile` reads it, which never gives or makes room for more than there is."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._size = file, os.fstat(file.fileno()).st_size
+        self.tell, self.seek = file.tell, file.seek
+
+    def read(self, count: int) -> bytes:
+        if count < 0:
+            raise tarfile.ReadError("a header of negative size")
+        return self._file.read(min(count, max(0, self._size - self.tell())))
+
+
+def _members(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
+    """The plain files in a tar, in order. Raises whatever `tarfile` raises."""
+    passed = -1
+    with tarfile.open(fileobj=_WithinFile(file), mode="r:") as archive:  # type: ignore[arg-type]
+        for member in archive:
+            # A negative size leads back to a header that was read before, for ever.
+            if member.offset_data <= passed:
+                raise tarfile.ReadError("headers in a circle")
+            passed = member.offset_data
+            # The bytes of a sparse file do not lie one behind the other.
+            if member.isreg() and not member.issparse():
+                yield member
 
 
 class TableSource:
     """Rows of a table, with an image or a video column."""
 
-    def __init__(self, table: Table, columns: Mapping[Kind, str]) -> None:
+    def __init__(
+        self, table: Table, columns: Mapping[Kind, str], trusted: Sequence[Path] = ()
+    ) -> None:
         self.table, self.columns, self.name = table, columns, table.name
+        self.trusted = tuple(trusted)
+        """Folders beside the table's own to which paths in it may lead."""
 
     def known(self, kind: Kind, need: int) -> int:
         return len(self.table) if kind in self.columns else 0
@@ -120,7 +169,8 @@ class TableSource:
             cell = self.table.row(position, [column]).get(column)
         except Fault as fault:
             raise BadMedia(fault.where, "broken archive", fault.found[:200]) from None
-        return opened_cell(kind, cell, self.table.where(position), self.table.base(position))
+        root = Root(self.table.base(position), trusted=self.trusted)
+        return opened_cell(kind, cell, self.table.where(position), root)
 
 
 def parquet_source(files: Sequence[Path], column: str | None = None) -> TableSource:
@@ -136,7 +186,7 @@ def saved_source(path: Path) -> TableSource:
     """A folder written by `save_to_disk` of `datasets`."""
     import datasets
 
-    return _arrow_source(datasets.load_from_disk(str(path)), "", str(path))
+    return _arrow_source(datasets.load_from_disk(str(path)), "", str(path), path)
 
 
 def hub_source(spec: str) -> TableSource:
@@ -160,9 +210,12 @@ def _name_of(shards: Sequence[Path]) -> str:
     return str(shards[0].parent if len(shards) > 1 else shards[0])
 
 
-def _arrow_source(loaded: Any, split: str, name: str) -> TableSource:
-    table = ArrowTable(one_split(loaded, split, name, guess=True), name)
-    return TableSource(table, media_columns(table.schema, None, name))
+def _arrow_source(
+    loaded: Any, split: str, name: str, folder: Path | None = None
+) -> TableSource:
+    table = ArrowTable(one_split(loaded, split, name, guess=True), name, folder)
+    trusted = hub_caches() if folder is None else ()
+    return TableSource(table, media_columns(table.schema, None, name), trusted)
 
 
 def media_columns(schema: Any, wanted: str | None, where: str) -> dict[Kind, str]:
@@ -192,23 +245,32 @@ def media_columns(schema: Any, wanted: str | None, where: str) -> dict[Kind, str
     return found
 
 
-def opened_cell(kind: Kind, cell: Any, where: str, base: Path | None) -> Opened:
+def opened_cell(kind: Kind, cell: Any, where: str, root: Root) -> Opened:
     """A cell: bytes, {"bytes", "path"}, or a list of them. Raises BadMedia."""
     if isinstance(cell, list):
         cell = cell[0] if cell else None
     suffix = ".mp4"
     if isinstance(cell, dict):
         path, cell = cell.get("path"), cell.get("bytes")
-        if path:
-            suffix = os.path.splitext(path)[1]
-        if cell is None and path:
-            try:
-                cell = Path(base or "", path).read_bytes()
-            except OSError as error:
-                raise BadMedia(where, "unreadable file", f"{path}: {error.strerror}") from None
+        if isinstance(path, str) and path:
+            suffix = os.path.splitext(path)[1].lower()
+            if cell is None:
+                cell = _named_file(kind, path, where, root)
     if not isinstance(cell, bytes) or not cell:
         raise BadMedia(where, "empty file")
-    return opened_bytes(kind, cell, where, suffix, None)
+    # It becomes part of a file's name.
+    return opened_bytes(kind, cell, where, suffix if suffix in VIDEOS else ".mp4", None)
+
+
+def _named_file(kind: Kind, name: str, where: str, root: Root) -> bytes:
+    """The file that a cell names, below the folder of its table. Raises BadMedia."""
+    limit = None if kind == "video" else LARGEST_FILE
+    try:
+        return read_regular(root.path(name), limit)
+    except Fault as fault:
+        raise BadMedia(where, fault.reason, fault.found) from None
+    except BadMedia as bad:
+        raise BadMedia(where, bad.reason, f"{bad.where}: {bad.detail}") from None
 
 
 def opened_bytes(

@@ -1,7 +1,7 @@
 """Raw files to pixels: whatever is on the disk is used correctly or refused with a reason.
 
-Images: what `mmrl.ground.images` reads, reduced to `LONGEST` pixels while decoding; of formats only those that are
-nothing but pictures. Grey deeper than 8 bits fills the range that its brightest value suggests.
+Images: what `mmrl.ground.images` reads, reduced to `LONGEST` pixels while decoding. Grey deeper than 8 bits fills the
+range that its brightest value suggests.
 Depth: 16-bit PNG or TIFF in millimetres, or .npy in metres; 0 and NaN are unknown.
 Clips: decoded on demand by `data.video` in a process that can be killed; frames are reduced to `CLIP_SIDE` before they
 are copied, and the frames read last stay in memory, so that several questions about one clip decode it once.
@@ -27,7 +27,9 @@ from PIL import Image
 
 from mmrl.data.pretext.contract import Array, Medium
 from mmrl.ground.faults import BadMedia
-from mmrl.ground.images import PLAIN_FORMATS, check_size, decode_image, grey_by_range, refusals
+from mmrl.ground.files import open_regular
+from mmrl.ground.grey import grey_by_range
+from mmrl.ground.images import decode_image, open_image, refusals
 from mmrl.ground.scratch import scratch_folder
 
 if TYPE_CHECKING:
@@ -51,13 +53,13 @@ def content_id(content: bytes) -> str:
 
 
 def clip_id(path: str | os.PathLike[str]) -> str:
-    """The id of a clip: size, first, middle and last 64 KiB. Raises OSError."""
+    """The id of a clip: size, first, middle and last 64 KiB. Raises BadMedia."""
     # All of a clip may be gigabytes; its index and its first and last pictures tell it from others.
-    state, piece = os.stat(path), 1 << 16
-    found = hashlib.blake2b(str(state.st_size).encode(), digest_size=16)
-    with open(path, "rb") as file:
-        middle, last = state.st_size // 2 - piece // 2, state.st_size - piece
-        for start in (0, middle, last):
+    piece = 1 << 16
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        found = hashlib.blake2b(str(size).encode(), digest_size=16)
+        for start in (0, size // 2 - piece // 2, size - piece):
             file.seek(max(0, start))
             found.update(file.read(piece))
     return found.hexdigest()
@@ -68,9 +70,7 @@ def decode_picture(content: bytes, where: str, longest: int = LONGEST) -> Array:
     with warnings.catch_warnings():
         # Pillow warns of odd metadata and large pictures; of a million files that is a flood.
         warnings.simplefilter("ignore")
-        return decode_image(
-            content, where, longest=longest, formats=PLAIN_FORMATS, grey=grey_by_range
-        )
+        return decode_image(content, where, longest=longest, grey=grey_by_range)
 
 
 def decode_depth(content: bytes, where: str) -> Array:
@@ -79,9 +79,8 @@ def decode_depth(content: bytes, where: str) -> Array:
         if content[:6] == b"\x93NUMPY":
             depth = np.load(io.BytesIO(content), allow_pickle=False).astype(np.float32)
         else:
-            with Image.open(io.BytesIO(content), formats=("PNG", "TIFF")) as image:
-                check_size(image, where)
-                values = np.asarray(image)
+            image = open_image(io.BytesIO(content), where, ("PNG", "TIFF"))
+            values = np.asarray(image)
             # Floats are metres, integers millimetres.
             depth = values.astype(np.float32) / (1.0 if values.dtype.kind == "f" else 1000.0)
     if depth.ndim != 2:

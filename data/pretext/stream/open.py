@@ -16,7 +16,11 @@ def open_source(spec: str, quarantine: Quarantine | None = None) -> Source:
         return DrawnSource(int(spec.partition(":")[2] or 0))
     path = Path(spec).expanduser()
     if path.exists():
-        return open_archive(path) or FolderSource(path, quarantine)
+        if not path.is_file() and not path.is_dir():
+            raise ValueError(
+                f"{path} is neither a file nor a folder, but a device, FIFO or socket."
+            )
+        return open_archive(path, quarantine) or FolderSource(path, quarantine)
     if spec.count("/") == 1 and not spec.startswith((".", "/", "~")):
         return hub_source(spec)
     raise ValueError(

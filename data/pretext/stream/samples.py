@@ -7,7 +7,9 @@ not part of the identity of pixels and truth: changing it changes words and layo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -17,7 +19,9 @@ from mmrl.data.pretext.surface import Surface
 from mmrl.ground.seeds import Streams, digest
 
 ATTEMPTS = 9
-"""Sub-indices 0 to 8 before the medium is given up."""
+"""Drafts that a task may reject before the medium is given up."""
+UNWANTED = 64
+"""Drafts that the caller may not want, besides."""
 
 
 def make(
@@ -27,16 +31,32 @@ def make(
     surface: Surface | None = None,
     seed: int = 0,
     index: int = 0,
+    wanted: Callable[[Draft], bool] | None = None,
 ) -> Sample | Reject:
-    """One sample of a task, or the last reason why these media give none."""
+    """One sample of a task, or the last reason why these media give none. `wanted` may pass over drafts."""
     full = task.complete(knobs or {})
     outcome: Draft | Reject = Reject("no-attempt")
-    for attempt in range(ATTEMPTS):
+    rejected = 0
+    for attempt in range(ATTEMPTS + UNWANTED):
         recipe = _recipe(task, media, full, seed, index, attempt)
         outcome = task.propose(media, full, _streams(recipe))
-        if isinstance(outcome, Draft):
+        if isinstance(outcome, Reject):
+            rejected += 1
+            if rejected == ATTEMPTS:
+                return outcome
+        elif wanted is None or wanted(outcome):
             return render_sample(task, outcome, full, surface or Surface(), recipe)
-    return outcome
+    return Reject("none-wanted")
+
+
+def draft_identity(task: Task, draft: Draft) -> str:
+    """What two drafts share if they ask the same: task, truth, what the words are filled with, and pixels."""
+    hashed = hashlib.blake2b(task.name.encode(), digest_size=16)
+    hashed.update(json.dumps(draft.truth, sort_keys=True).encode())
+    hashed.update(repr(sorted(draft.fields.items())).encode())
+    for visual in draft.visuals:
+        hashed.update(visual.pixels.tobytes())
+    return hashed.hexdigest()
 
 
 def replay(

@@ -34,6 +34,7 @@ from mmrl.data.pretext.stream.media import (
     still_of,
 )
 from mmrl.ground.faults import BadMedia
+from mmrl.ground.files import read_regular
 from mmrl.ground.media_names import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from mmrl.ground.quarantine import Quarantine
 
@@ -134,14 +135,11 @@ class FolderSource:
         place = bisect_right(listings, position, key=attrgetter("start")) - 1
         listing = listings[place]
         path, _, depth = listing[position - listing.start].partition("\0")
-        try:
-            if kind == "video":
-                identity = clip_id(path)
-                return Opened(identity, path, lambda: clip_medium(path, path, identity))
-            content = Path(path).read_bytes()
-            beside = Path(path).with_name(depth).read_bytes() if depth else None
-        except OSError as error:
-            raise BadMedia(path, "unreadable file", error.strerror or str(error)) from None
+        if kind == "video":
+            identity = clip_id(path)
+            return Opened(identity, path, lambda: clip_medium(path, path, identity))
+        content = read_regular(path)
+        beside = read_regular(Path(path).with_name(depth)) if depth else None
         identity = content_id(content)
         return Opened(identity, path, lambda: image_medium(content, path, identity, beside))
 
@@ -201,7 +199,7 @@ def _is_depth(name: str) -> bool:
 
 class SplitSource:
     """The media of a source that fall on one side of a split by content. Positions are those of the source; media of
-    the other side are refused."""
+    the other side are refused. Questions that need no media are split by their own content, half to each side."""
 
     def __init__(
         self,
@@ -228,6 +226,11 @@ class SplitSource:
         if self.side == "heldout" or not self.near_hashes.size:
             return opened
         return Opened(opened.id, opened.where, lambda: self._distinct(opened))
+
+    def has(self, identity: str) -> bool:
+        """Is a question without media on this side?"""
+        # One half and not `share`: they are endless, and nine in ten draws in vain would cost solvers much time.
+        return held_out(identity, 0.5) == (self.side == "heldout")
 
     def _distinct(self, opened: Opened) -> Medium:
         medium = opened.decode()

@@ -3,11 +3,12 @@
     sample(index) = f(source, preset, seed, index), for given levels and weights
 
 Nothing else enters: not the rank, not the worker, not what was asked before. Rank r of W takes the indices ≡ r mod W;
-a killed run continues at any index. Media are taken in an order that is shuffled in blocks of `BLOCK` (so a huge folder
-is read no further than needed); `REUSE` samples, `SPREAD` indices apart, share one medium, which is decoded once. A
-medium that is broken, belongs to the other split, or is refused by the task gives way to the next one in the same
-order; the number of such hops is in `meta`, each is counted by reason, and an index for which `HOPS` media fail is
-passed over and counted. If `GIVE_UP` indices in a row fail, the stream stops with the reasons.
+a killed run continues at any index. Media are taken in an order that is shuffled in blocks of `BLOCK` (so a huge
+folder is read no further than needed); `REUSE` samples, `SPREAD` indices apart, share one medium, which is decoded
+once. A medium that is broken, belongs to the other split, or is refused by the task gives way to the next one in the
+same order; the number of such hops is in `meta`, each is counted by reason, and an index for which `HOPS` media fail
+is passed over and counted. Tasks that draw everything themselves are split by what they ask. If `GIVE_UP` indices in a
+row fail, the stream stops with the reasons.
 
 A task takes media of the first of its kinds that the source has; image tasks fall back to stills of clips. Tasks
 without fitting media are left out and named in `left_out`.
@@ -19,6 +20,7 @@ from bisect import bisect_right
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import accumulate, islice
 from itertools import count as count_from
 from typing import Any
@@ -27,6 +29,7 @@ from mmrl.data.pretext.catalogue import find
 from mmrl.data.pretext.contract import (
     Array,
     ArrayClip,
+    Draft,
     Kind,
     Knobs,
     Medium,
@@ -38,8 +41,8 @@ from mmrl.data.pretext.difficulty import DefaultKnobs, LevelSchedule
 from mmrl.data.pretext.mixture import BaseWeights, Weights
 from mmrl.data.pretext.presets import Ingredient, TaskMix
 from mmrl.data.pretext.stream.media import still_of
-from mmrl.data.pretext.stream.samples import make, replay
-from mmrl.data.pretext.stream.sources import OtherSide, Source
+from mmrl.data.pretext.stream.samples import draft_identity, make, replay
+from mmrl.data.pretext.stream.sources import OtherSide, Source, SplitSource
 from mmrl.data.pretext.surface import Surface
 from mmrl.ground.faults import BadMedia
 from mmrl.ground.printable import logger
@@ -217,11 +220,26 @@ class SampleStream:
         # A source that is smaller than what the task needs gives one medium several times.
         if len({medium.id for medium in media}) < len(media):
             return Reject("too-few-media")
+        wanted = partial(self._on_this_side, fit.task)
+        # Media have their side already; what is drawn from nothing would be the same question on both.
+        sided = not media and isinstance(self.source, SplitSource)
         try:
-            return make(fit.task, media, knobs, self.surface, self.seed, index)
+            return make(
+                fit.task,
+                media,
+                knobs,
+                self.surface,
+                self.seed,
+                index,
+                wanted if sided else None,
+            )
         except BadMedia as error:  # a clip that breaks while its frames are read
             self._skip(error)
             return Reject("media-broke")
+
+    def _on_this_side(self, task: Task, draft: Draft) -> bool:
+        assert isinstance(self.source, SplitSource)
+        return self.source.has(draft_identity(task, draft))
 
     def _media(
         self, fit: Fit, knobs: Knobs, index: int, hop: int

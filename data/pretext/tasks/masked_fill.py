@@ -215,6 +215,9 @@ def _tree(text: str) -> ast.expr | None:
     # Checked before parsing: nothing else of Python's grammar reaches the parser, and it cannot nest deeply.
     if not found or "".join(found) != clean or len(found) > 32:
         return None
+    # "2if" is no expression, and Python would warn about it on the terminal.
+    if re.search(r"\d[A-Za-z]", clean):
+        return None
     try:
         return ast.parse(clean, mode="eval").body
     except SyntaxError:

@@ -291,7 +291,7 @@ def test_packed_rows_are_the_rows(write: Write) -> None:
 def clips(make_clip: Any, tmp_path: Path) -> Path:
     for name in ("a.mp4", "b.mp4"):
         source = make_clip(f"grounding_{name}", [i / 10 for i in range(100)], rate=10)
-        (tmp_path / name).symlink_to(source)
+        (tmp_path / name).hardlink_to(source)
     (tmp_path / "broken.mp4").write_bytes(b"not a clip")
     return tmp_path
 

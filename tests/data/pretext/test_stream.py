@@ -1,6 +1,7 @@
 """The stream: the same samples for any worker, rank and restart; bad media never stop it."""
 
 import gc
+import hashlib
 import io
 import json
 import pickle
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 
 from mmrl.data.pretext.audit.conformance import same_pixels
+from mmrl.data.pretext.catalogue import TASKS
 from mmrl.data.pretext.contract import Sample
 from mmrl.data.pretext.craft.procedural import scene
 from mmrl.data.pretext.difficulty import FixedLevel
@@ -237,6 +239,37 @@ def test_held_out_streams_share_no_medium_with_training() -> None:
     assert all(held_out(m, 0.3) for m in media["heldout"]) and not any(
         held_out(m, 0.3) for m in media["train"]
     )
+
+
+@pytest.mark.parametrize(
+    "task", [task for task in TASKS if task.kinds == ("none",)], ids=lambda task: task.name
+)
+def test_held_out_questions_without_media_are_not_those_of_training(task) -> None:
+    mix = TaskMix(task.name, (Ingredient(task.name),))
+    asked = {}
+    for side in ("train", "heldout"):
+        stream = SampleStream(SplitSource(SMALL, side), mix)
+        found = list(stream.first(6))
+        assert equal(found[3], stream.replay(found[3])), "a split does not change a sample"
+        asked[side] = {
+            json.dumps([sample.truth, sample.messages, hashed(sample)]) for sample in found
+        }
+        assert len(asked[side]) == 6
+    assert not asked["train"] & asked["heldout"]
+
+
+def hashed(sample: Sample) -> list[str]:
+    return [hashlib.blake2b(visual.pixels.tobytes()).hexdigest() for visual in sample.visuals]
+
+
+def test_small_spaces_of_questions_are_divided_too() -> None:
+    """Of many draws from few questions, none is met on both sides."""
+    mix = TaskMix("sums", (Ingredient("np-subset-sum", 1.0, {"size": 4, "show": "text"}),))
+    seen = {}
+    for side in ("train", "heldout"):
+        samples = SampleStream(SplitSource(SMALL, side), mix).first(400)
+        seen[side] = {json.dumps(sample.truth["instance"]) for sample in samples}
+    assert min(map(len, seen.values())) > 300 and not seen["train"] & seen["heldout"]
 
 
 def test_unknown_presets_tasks_and_knobs_are_refused() -> None:

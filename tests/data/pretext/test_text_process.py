@@ -171,6 +171,12 @@ def test_wild_expressions_never_raise(text):
     assert span_score(text, "42") in (0.0, 1.0)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("text", ["2if a", "1e5", "9en", "0x2", "3 or 4", "1in b"])
+def test_what_python_would_warn_about_is_no_expression_and_silent(text):
+    assert span_score(text, "a + b") == 0.0
+
+
 def test_wrong_settings_are_refused():
     with pytest.raises(ValueError, match="4 to 12"):
         make(REORDER, (), {"steps": 3})
