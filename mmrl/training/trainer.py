@@ -276,6 +276,8 @@ class Trainer:
         if due(number, self.run.sample_every):
             first = self._last_rollouts[0].group
             tracker.sample(number, [r for r in self._last_rollouts if r.group == first])
+        # Here, for whoever continues with the evaluation that is owed no longer has the answers.
+        metrics.update(self.looks(self.policy, self._last_rollouts, number))
         return self._conclude(metrics, tracker)
 
     def _conclude(self, metrics: dict[str, float], tracker: Tracker) -> dict[str, float]:
@@ -286,7 +288,6 @@ class Trainer:
             with self._signals.until_overdue(single_process):
                 if self.heldout and (last or due(number, self.run.eval_every)):
                     metrics.update(self._evaluate(number))
-                metrics.update(self.looks(self.policy, self._last_rollouts, number))
                 if self.monitor.probe_every and (last or due(number, self.monitor.probe_every)):
                     metrics.update(self._probe(number))
         except GivenUp:
