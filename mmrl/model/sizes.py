@@ -6,8 +6,9 @@ the language model and one block of the tower are run there: what autograd would
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from mmrl.model.attention import register
 from mmrl.model.load import LoRA, Part, add_lora, freeze_parts
 from mmrl.model.policy import LARGE
-from mmrl.model.released import MAX_PIXELS, UnknownModel, config_of
+from mmrl.model.released import MAX_PIXELS, UnknownModel, config_of, max_pixels_of
 from mmrl.model.row_layout import example_layout
 from mmrl.model.window_attention import register_windows
 
@@ -87,10 +88,9 @@ def sizes_of(
     config = config_of(source)
     adapter = Path(source) / "adapter_config.json"
     if adapter.is_file():
-        import json
-
         lora = LoRA(rank=int(json.loads(adapter.read_text())["r"]))
-    return sizes(config, dtype, freeze, lora)
+    found = sizes(config, dtype, freeze, lora)
+    return replace(found, max_pixels=max_pixels_of(source, config.model_type))
 
 
 def sizes(config: Any, dtype: torch.dtype, freeze: Sequence[Part], lora: LoRA) -> Sizes:

@@ -118,7 +118,7 @@ class Settings:
     """Recompute activations; None turns it on for large models, as a load does."""
     offload_reference: bool = False
     """Keep the reference's layers in the CPU's memory."""
-    optim: Optim = Optim()
+    optim: Optim = field(default_factory=Optim)
 
 
 @dataclass(frozen=True)
