@@ -6,6 +6,7 @@ the language model and one block of the tower are run there: what autograd would
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -138,6 +139,8 @@ def _without_weights(
     """The model on the meta device, alone and with its adapters."""
     from transformers import AutoModelForImageTextToText
 
+    # A copy, for a model keeps its config; ours would find its attention exchanged.
+    config = copy.deepcopy(config)
     with torch.device("meta"):
         model: Any = AutoModelForImageTextToText.from_config(config, dtype=dtype)
     freeze_parts(model, freeze)

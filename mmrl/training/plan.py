@@ -27,7 +27,7 @@ from mmrl.model.sizes import Sizes
 from mmrl.training.optim import Optim
 
 GIB = 2**30
-CPU_PROCESS = int(0.85 * GIB)
+CPU_PROCESS = int(0.8 * GIB)
 """Resident memory of a process that has imported torch and transformers (measured, CUDA build of torch)."""
 CUDA_PROCESS = int(0.6 * GIB)
 """A CUDA context with the libraries' own buffers (not measured by us)."""
