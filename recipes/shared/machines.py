@@ -13,6 +13,7 @@ ONE_NODE = "8x80"
 """Eight GPUs of 80 GiB: what the papers trained models up to 8 B on."""
 TWO_NODES = "16x80"
 LAPTOP = "cpu:8"
+ONE_LARGE, ONE_LARGEST = "141", "192"
 PATTERN = re.compile(r"(?:(?P<count>\d+)x|(?P<cpu>cpu:))?(?P<gib>\d+(?:\.\d+)?)")
 
 

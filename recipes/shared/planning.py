@@ -111,9 +111,11 @@ def remedies(
     for switch in _switches(asked):
         if best.fits:
             break
-        trial = planned(_switched(asked, [*chosen, switch]), device, prompting)[0]
+        # A stronger value of the same switch takes its place.
+        others = [one for one in chosen if one.place != switch.place]
+        trial = planned(_switched(asked, [*others, switch]), device, prompting)[0]
         if trial.needed < best.needed:
-            chosen, best = [*chosen, switch], trial
+            chosen, best = [*others, switch], trial
     # What came later may have made earlier ones needless, the dearest of them first.
     for switch in reversed(chosen) if best.fits else ():
         others = [other for other in chosen if other is not switch]
@@ -129,6 +131,11 @@ class _Switch:
     record: str
     field: str
     value: Any
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """What it sets."""
+        return self.record, self.field
 
     @property
     def flag(self) -> str:
@@ -333,6 +340,42 @@ def report(asked: Configuration, device: Device | None, prompting: Prompting) ->
             "states are divided among them."
         )
     return "\n".join(lines)
+
+
+PRESET_COLUMNS = (
+    "preset",
+    "parameters",
+    "at least",
+    "meant for",
+    "peak there",
+    "switches there",
+    "one GPU of 80 GiB",
+)
+NEEDLESS = ("--run.rows-at-once", "--run.tokens-per-pass", "--load.offload-reference")
+"""Switches that change neither model nor method: the same numbers but for rounding, in more time."""
+
+
+def preset_row(asked: Configuration, meant_for: str) -> list[str]:
+    """What `docs/scale.md` says of a preset, column by column of `PRESET_COLUMNS`."""
+    device, single = machine(meant_for), machine("80")
+    found, sizes, _ = planned(asked, device)
+    alone, _, _ = planned(asked, single)
+    there, _ = remedies(asked, device)
+    small, fits = remedies(asked, single)
+    least = max(alone.bytes(name) for name in ("load", "optimize") if name in alone.phases)
+    return [
+        f"{asked.recipe} {asked.preset}",
+        f"{sizes.parameters / 1e9:.1f} B",
+        f"{least / GIB:.0f} GiB",
+        meant_for,
+        f"{found.needed / GIB:.0f} GiB, {found.peak}",
+        _as_code(there, "as it is"),
+        _as_code(small, "as it is") if fits else "no",
+    ]
+
+
+def _as_code(flags: Sequence[str], none: str) -> str:
+    return f"`{' '.join(flags)}`" if flags else none
 
 
 def show_plan(asked: Configuration, device: Device | None, prompting: Prompting) -> None:
