@@ -1,9 +1,10 @@
-"""Planning: every preset on the machine it is meant for, flags that are advised, refusal before loading, the command."""
+"""Planning: every preset on the machine it is meant for, advised flags, refusal before loading, the command."""
 
 from __future__ import annotations
 
 import importlib
 import shlex
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -76,10 +77,10 @@ def test_advised_flags_are_those_of_the_command_line_and_none_is_too_much(recipe
     flags, fits = remedies(asked(recipe, preset), machine(on))
     assert fits and flags
     given = [shlex.split(flag) for flag in flags]
-    whole = planned(asked(recipe, preset, *sum(given, [])), machine(on))[0]
+    whole = planned(asked(recipe, preset, *chain(*given)), machine(on))[0]
     assert whole.fits
     for left_out in range(len(given)):
-        rest = sum(given[:left_out] + given[left_out + 1 :], [])
+        rest = chain(*given[:left_out], *given[left_out + 1 :])
         assert not planned(asked(recipe, preset, *rest), machine(on))[0].fits
 
 
