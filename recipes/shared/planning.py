@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,8 @@ from mmrl.types import Sampling, VisualBranch
 
 TEXT_TOKENS = 512
 """Tokens of a question with its instruction, unless it is said otherwise."""
+DRAWN_PAIR = 4
+"""Visual tokens of two frames of a drawn clip; by default it has twelve frames."""
 ANYWAY = "--load.no-check-memory"
 
 
@@ -116,12 +118,33 @@ def remedies(
         trial = planned(_switched(asked, [*others, switch]), device, prompting)[0]
         if trial.needed < best.needed:
             chosen, best = [*others, switch], trial
-    # What came later may have made earlier ones needless, the dearest of them first.
-    for switch in reversed(chosen) if best.fits else ():
-        others = [other for other in chosen if other is not switch]
-        if planned(_switched(asked, others), device, prompting)[0].fits:
-            chosen = others
+    if best.fits:
+        chosen = _fewest(asked, chosen, lambda some: _fits(asked, some, device, prompting))
     return [switch.flag for switch in chosen], best.fits
+
+
+def _fits(
+    asked: Configuration, switches: Sequence[_Switch], device: Device, prompting: Prompting
+) -> bool:
+    return planned(_switched(asked, switches), device, prompting)[0].fits
+
+
+def _fewest(
+    asked: Configuration, chosen: list[_Switch], fits: Callable[[Sequence[_Switch]], bool]
+) -> list[_Switch]:
+    """Without those that later ones have made needless, the dearest first, and as mild as will do."""
+    for switch in reversed(chosen):
+        others = [other for other in chosen if other is not switch]
+        if fits(others):
+            chosen = others
+    for number, switch in enumerate(chosen):
+        milder = [one for one in _switches(asked) if one.place == switch.place]
+        for one in milder:
+            trial = [*chosen[:number], one, *chosen[number + 1 :]]
+            if fits(trial):
+                chosen = trial
+                break
+    return chosen
 
 
 @dataclass(frozen=True)
@@ -241,17 +264,19 @@ def _work(asked: Configuration, sizes: Sizes, prompting: Prompting) -> Work:
 
 def _visual_tokens(arguments: Mapping[str, Any], sizes: Sizes, prompting: Prompting) -> int:
     """Visual tokens of the largest prompt."""
+    dataset = str(arguments["dataset"])
     clips = arguments.get("clips")
-    if clips is not None and not str(arguments["dataset"]).startswith("drawn:lookup"):
-        drawn_clip = str(arguments["dataset"]).startswith("drawn:")
-        frames = clips.num_frames or clips.max_frames
-        pairs = math.ceil(frames / 2)
-        # The drawn clips have twelve frames of four tokens.
-        each = 4 if drawn_clip else clips.max_frame_tokens or math.inf
-        whole = clips.max_tokens or clips.total_tokens or math.inf
-        return int(min(whole, pairs * each if each < math.inf else whole, 2**20))
+    if clips is not None and dataset.startswith("drawn:clips"):
+        frames = re.search(r"frames=(\d+)", dataset)
+        return DRAWN_PAIR * math.ceil(int(frames[1]) / 2 if frames else 6)
+    if clips is not None and not dataset.startswith("drawn:"):
+        pairs = math.ceil((clips.num_frames or clips.max_frames) / 2)
+        whole = clips.max_tokens or clips.total_tokens
+        # The limits of a frame and of the whole clip; without either, that of a picture.
+        each = clips.max_frame_tokens or sizes.visual_tokens(sizes.max_pixels)
+        return min(pairs * each, whole or pairs * each)
     most = arguments["load"].max_pixels or sizes.max_pixels
-    side = re.search(r"size_px=(\d+)", str(arguments["dataset"]))
+    side = re.search(r"size_px=(\d+)", dataset)
     if side:
         most = min(most, int(side[1]) ** 2)
     return prompting.images * sizes.visual_tokens(most)

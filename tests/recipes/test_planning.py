@@ -71,7 +71,7 @@ def test_the_embedded_presets_fit_a_laptop():
 
 @pytest.mark.parametrize(
     ("recipe", "preset", "on"),
-    [("papo", "7b", "80"), ("papo", "7b", "24"), ("dvrp", "7b", "80"), ("sft", "3b", "40")],
+    [("papo", "7b", "80"), ("papo", "7b", "48"), ("dvrp", "7b", "80"), ("sft", "3b", "40")],
 )
 def test_advised_flags_are_those_of_the_command_line_and_none_is_too_much(recipe, preset, on):
     flags, fits = remedies(asked(recipe, preset), machine(on))
