@@ -13,7 +13,6 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -217,7 +216,7 @@ def _sizes(arguments: Mapping[str, Any], device: Device) -> Sizes:
     if model == EMBEDDED:  # not the warmed-up one, which takes a minute to make
         return sizes_of(tiny.cached(corpus=drawn.tokenizer_texts()), dtype, load.freeze)
     source, checkpoint = model_source(model)
-    stored = {} if checkpoint is None else policy_settings(Path(model))
+    stored = {} if checkpoint is None else policy_settings(checkpoint)
     lora = LoRA(**stored["lora"]) if stored.get("lora") else arguments.get("lora", LoRA())
     freeze = stored.get("freeze", load.freeze)
     return sizes_of(source, dtype, tuple(freeze), lora)
