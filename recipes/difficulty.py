@@ -20,6 +20,7 @@ from mmrl.recipes.shared.clip_stages import (
     refuse_foreign_difficulties,
 )
 from mmrl.recipes.shared.launch import Preset, launch
+from mmrl.recipes.shared.machines import ONE_LARGE, ONE_LARGEST
 from mmrl.recipes.shared.opening import EMBEDDED, Data, Load
 
 NATIVE = {"time": "native", "snap": False}
@@ -34,8 +35,14 @@ PRESETS = {
         sampling={"max_tokens": 10},
         seed=0,
     ),
-    "timelens-7b": Preset("Qwen2.5-VL-7B as recipes.timelens asks it", 7.0),
-    "timelens-8b": Preset("Qwen3-VL-8B", 8.0, model="Qwen/Qwen3-VL-8B-Instruct", asking=NATIVE),
+    "timelens-7b": Preset("Qwen2.5-VL-7B as recipes.timelens asks it", 7.0, machine=ONE_LARGE),
+    "timelens-8b": Preset(
+        "Qwen3-VL-8B",
+        8.0,
+        machine=ONE_LARGEST,
+        model="Qwen/Qwen3-VL-8B-Instruct",
+        asking=NATIVE,
+    ),
 }
 
 

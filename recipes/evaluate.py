@@ -24,6 +24,7 @@ from mmrl.recipes.shared.clip_asking import Asking, span_style_of
 from mmrl.recipes.shared.clip_data import ClipQuestions, Clips, about_spans
 from mmrl.recipes.shared.clip_report import blocks, grounding_report
 from mmrl.recipes.shared.launch import Preset, launch
+from mmrl.recipes.shared.machines import ONE_LARGE
 from mmrl.recipes.shared.opening import (
     DRAWN,
     EMBEDDED,
@@ -49,7 +50,7 @@ PRESETS = {
         sampling={"max_tokens": 12},
         load={"min_pixels": None, "max_pixels": None},
     ),
-    "real": Preset("a real model on your own rows", 7.0),
+    "real": Preset("a real model on your own rows", 7.0, machine=ONE_LARGE),
 }
 
 

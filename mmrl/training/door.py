@@ -186,6 +186,9 @@ def refuse_unfit_output(run: Run) -> None:
 def settings_of(run: Run, policy: Any, prompts: Prompts) -> dict[str, Any]:
     """What every continued run must agree on, as plain JSON: the run's length and seed, the policy, the data."""
     fixed = {k: v for k, v in describe(run).items() if k not in FREE_TO_CHANGE}
+    # Only where it is out of the ordinary: runs from before this setting can be continued.
+    if run.rows_at_once == Run().rows_at_once:
+        del fixed["rows_at_once"]
     return {"run": fixed, "policy": policy, "prompts": described_prompts(prompts)}
 
 

@@ -39,6 +39,8 @@ class Run:
     """Optimizer steps per rollout; each takes a share of the groups."""
     tokens_per_pass: int = 16384
     """Most tokens of one packed row; larger batches are split, which does not change the result."""
+    rows_at_once: int = 256
+    """Most answers that are sampled side by side; fewer take less memory and more time."""
     eval_every: int = 0
     """Evaluate each so many steps, and at the start and the end; 0 only there."""
     eval_prompts: int = 256
@@ -71,6 +73,7 @@ class Run:
             prompts_per_step=(self.prompts_per_step >= 1, "at least 1"),
             updates_per_step=(updates_fit, "1 to prompts_per_step"),
             tokens_per_pass=(1 <= self.tokens_per_pass <= 10**8, "1 to 100,000,000"),
+            rows_at_once=(self.rows_at_once >= 1, "at least 1"),
             eval_every=(self.eval_every >= 0, "0 (only at the start and the end) or positive"),
             eval_prompts=(self.eval_prompts >= 0, "0 (no evaluation) or positive"),
             save_every=(self.save_every >= 0, "0 (only at the end) or positive"),

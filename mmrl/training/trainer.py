@@ -97,7 +97,8 @@ class Trainer:
     ) -> None:
         refuse_several_processes()
         self.policy = policy
-        self.engine = HFEngine(policy) if engine is None else engine
+        rows = run.rows_at_once
+        self.engine = HFEngine(policy, rows_at_once=rows) if engine is None else engine
         self.rewards = rewards
         self.rollout = rollout
         self.estimator = estimator

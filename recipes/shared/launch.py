@@ -31,7 +31,9 @@ import tyro
 from mmrl.ground.printable import printable, show, tell
 from mmrl.ground.stopping import leaving
 from mmrl.recipes.shared.configuration import Configuration, giving_back, read_configuration
+from mmrl.recipes.shared.machines import LAPTOP, ONE_NODE
 from mmrl.recipes.shared.opening import EMBEDDED
+from mmrl.recipes.shared.planning import refuse_unfit, show_plan, take_machine
 from mmrl.rewards.pay import RewardStopped
 from mmrl.training.checkpoint import CheckpointError
 from mmrl.training.door import entered
@@ -58,10 +60,21 @@ class Preset:
     """A note for the help, and overrides of a recipe's defaults: argument=value, or =mapping of fields for a record.
 
     `size`: billions of parameters of the published model; None keeps the preset out of the choice by size.
+    `machine`: what it is meant for, in the words of `machines.py`; a laptop for the embedded model, else one node.
     """
 
-    def __init__(self, note: str, size: float | None = None, /, **values: Any) -> None:
+    def __init__(
+        self,
+        note: str,
+        size: float | None = None,
+        /,
+        *,
+        machine: str | None = None,
+        **values: Any,
+    ) -> None:
         self.note, self.size, self.values = note, size, values
+        meant = LAPTOP if values.get("model") == EMBEDDED else ONE_NODE
+        self.machine = meant if machine is None else machine
 
 
 def launch(
@@ -75,6 +88,7 @@ def launch(
         if PRINT in args:
             return show(asked.json())
         tell(f"{prog} {asked.preset}")
+        refuse_unfit(asked)
         with leaving(), _at_the_door(asked.arguments.get("run")):
             return main(**asked.arguments)
     except KeyboardInterrupt:
@@ -90,6 +104,18 @@ def launch(
 def _at_the_door(run: Run | None) -> AbstractContextManager[object]:
     """The folder of a recipe that writes one is its own from the beginning to the end; others need none."""
     return nullcontext() if run is None else entered(run)
+
+
+def plan_run(
+    main: Callable[..., Any], presets: Mapping[str, Preset], argv: Sequence[str]
+) -> None:
+    """`mmrl plan RECIPE …`: what a run of this command line would need; user errors end it with their message."""
+    args = list(argv)
+    try:
+        device, prompting = take_machine(args, take_flag)
+        show_plan(resolved(main, presets, args), device, prompting)
+    except USER_ERRORS as error:
+        sys.exit(printable(f"mmrl plan: {error}"))
 
 
 def resolved(

@@ -58,6 +58,8 @@ class Load:
     offload_reference: bool = False
     """Keep the layers of a full fine-tune's reference in the CPU's memory: slower, and its bytes are free for others.
     A reference exists only where a KL or an objective reads it; with LoRA it is the model without its adapter."""
+    check_memory: bool = True
+    """Refuse a run that cannot fit into memory before anything is loaded; off: try it all the same."""
     shared: bool = True
     """Compute prompts once per group; False repeats them for every answer (slow, for comparison)."""
     tags: TagMode = "auto"
@@ -122,7 +124,7 @@ def open_policy(
     )
     source, checkpoint = model_source(model)
     # A checkpoint holds the trained weights alone, so adapters and frozen parts must be those it was trained with.
-    stored = {} if checkpoint is None else _policy_settings(checkpoint)
+    stored = {} if checkpoint is None else policy_settings(checkpoint)
     policy = Policy.load(
         source,
         device=load.device,
@@ -155,7 +157,7 @@ def model_source(model: str) -> tuple[str | Path, Path | None]:
     if complaints:
         tell("\n".join([*complaints, f"{newest or final} is used."]))
     if newest is not None:
-        return _policy_settings(newest)["source"], newest
+        return policy_settings(newest)["source"], newest
     if final.is_dir():  # what is wrong with it, if anything, will show when it is loaded
         return final, None
     # A hub name has this shape too ("a/b"), so only what can be nothing but a path is refused here.
@@ -177,7 +179,7 @@ def _newest(folder: Path, final: Path) -> tuple[Path | None, list[str]]:
         raise
 
 
-def _policy_settings(checkpoint: Path) -> dict[str, Any]:
+def policy_settings(checkpoint: Path) -> dict[str, Any]:
     """Source, adapters and frozen parts of the policy that a run trained, from one of its checkpoints."""
     return read_state(checkpoint)["settings"]["policy"]
 

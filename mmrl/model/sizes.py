@@ -1,0 +1,204 @@
+"""What a model takes: parameters, and bytes per token and per patch, asked of the model itself without its weights.
+
+The model is built on torch's meta device, frozen and adapted by the functions that a real load uses, and one layer of
+the language model and one block of the tower are run there: what autograd would keep is counted, not derived.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmrl.model.attention import register
+from mmrl.model.load import LoRA, Part, add_lora, freeze_parts
+from mmrl.model.policy import LARGE
+from mmrl.model.released import MAX_PIXELS, UnknownModel, config_of, max_pixels_of
+from mmrl.model.row_layout import example_layout
+from mmrl.model.window_attention import register_windows
+
+ASKED = 64
+"""Tokens or patches of the row by which bytes per token are counted."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """A model as memory sees it. Bytes are those of the format in which it computes."""
+
+    itemsize: int
+    """Bytes of one number."""
+    parameters: int
+    """All of them, adapters included; a tied head counts once."""
+    trainable: int
+    language: int
+    """Parameters of the language model's layers."""
+    largest: int
+    """Parameters of the largest unit: a layer, the embedding or the head."""
+    layers: int
+    hidden: int
+    """Width of the language model."""
+    intermediate: int
+    """Width of its MLP."""
+    keys_values: int
+    """Numbers of keys and values together, per token and layer."""
+    vocabulary: int
+    layer_graph: int
+    """Bytes that autograd keeps per token and layer; 0 if nothing upstream learns."""
+    depth: int
+    """Blocks of the vision tower."""
+    tower_hidden: int
+    tower_intermediate: int
+    block_graph: int
+    """Bytes that autograd keeps per patch and block; 0 if the tower is frozen."""
+    patch_numbers: int
+    """Numbers of one patch as it comes from the processor."""
+    token_side: int
+    """Pixels per side of one visual token."""
+    merge: int
+    """Patches per side of one visual token."""
+    deepstack: int
+    """Levels of features besides the last."""
+    max_pixels: int
+    """Largest picture of the checkpoint's own processor."""
+
+    @property
+    def checkpoints(self) -> bool:
+        """Does a load turn checkpointing on unless it is told otherwise?"""
+        return self.parameters > LARGE
+
+    def visual_tokens(self, pixels: int) -> int:
+        """Visual tokens of a picture of so many pixels."""
+        return max(1, pixels // self.token_side**2)
+
+
+@lru_cache(maxsize=64)
+def sizes_of(
+    source: str | Path,
+    dtype: torch.dtype,
+    freeze: tuple[Part, ...] = (),
+    lora: LoRA = LoRA(),
+) -> Sizes:
+    """Sizes of the model of a folder or hub name; nothing is loaded or downloaded. Raises `UnknownModel`."""
+    config = config_of(source)
+    adapter = Path(source) / "adapter_config.json"
+    if adapter.is_file():
+        lora = LoRA(rank=int(json.loads(adapter.read_text())["r"]))
+    found = sizes(config, dtype, freeze, lora)
+    return replace(found, max_pixels=max_pixels_of(source, config.model_type))
+
+
+def sizes(config: Any, dtype: torch.dtype, freeze: Sequence[Part], lora: LoRA) -> Sizes:
+    """Sizes of the model that a config describes, with these parts frozen and these adapters."""
+    if config.model_type not in MAX_PIXELS:
+        raise UnknownModel(
+            f"Memory is planned for models of the families {', '.join(MAX_PIXELS)}; this one is {config.model_type!r}."
+        )
+    model, whole = _without_weights(config, dtype, freeze, lora)
+    text, vision = config.get_text_config(), config.vision_config
+    layers, tower = model.model.language_model.layers, model.model.visual
+    embedding, head = model.get_input_embeddings().weight, model.lm_head.weight
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    tower_learns = any(p.requires_grad for p in tower.parameters())
+    fed = tower_learns or embedding.requires_grad
+    patch = vision.patch_size
+    channels = getattr(vision, "in_channels", None) or getattr(vision, "in_chans", 3)
+    return Sizes(
+        itemsize=dtype.itemsize,
+        parameters=_count(whole.parameters()),
+        trainable=_count(p for p in whole.parameters() if p.requires_grad),
+        language=_count(layers.parameters()),
+        largest=max(_count(layers[0].parameters()), embedding.numel(), head.numel()),
+        layers=len(layers),
+        hidden=text.hidden_size,
+        intermediate=text.intermediate_size,
+        keys_values=2 * text.num_key_value_heads * width,
+        vocabulary=len(head),
+        layer_graph=_layer_graph(layers[0], text.hidden_size, width, dtype, fed),
+        depth=len(tower.blocks),
+        tower_hidden=vision.hidden_size,
+        tower_intermediate=vision.intermediate_size,
+        block_graph=_block_graph(tower.blocks[0], vision, dtype),
+        patch_numbers=channels * vision.temporal_patch_size * patch**2,
+        token_side=patch * vision.spatial_merge_size,
+        merge=vision.spatial_merge_size,
+        deepstack=len(getattr(vision, "deepstack_visual_indexes", None) or ()),
+        max_pixels=MAX_PIXELS[config.model_type],
+    )
+
+
+def _without_weights(
+    config: Any, dtype: torch.dtype, freeze: Sequence[Part], lora: LoRA
+) -> tuple[Any, nn.Module]:
+    """The model on the meta device, alone and with its adapters."""
+    from transformers import AutoModelForImageTextToText
+
+    # A copy, for a model keeps its config; ours would find its attention exchanged.
+    config = copy.deepcopy(config)
+    with torch.device("meta"):
+        model: Any = AutoModelForImageTextToText.from_config(config, dtype=dtype)
+    freeze_parts(model, freeze)
+    model.model.language_model.config._attn_implementation = register()
+    model.model.visual.config._attn_implementation = register_windows()
+    with torch.device("meta"):
+        whole = add_lora(model, lora) if lora.rank else model
+    # peft gives adapters the format of their base, but not on this device.
+    whole.to(dtype)
+    return model, whole
+
+
+def _count(parameters: Any) -> int:
+    return sum(p.numel() for p in parameters)
+
+
+def _layer_graph(layer: Any, hidden: int, width: int, dtype: torch.dtype, fed: bool) -> int:
+    """Bytes per token that a layer of the language model keeps for its backward."""
+    rows = torch.empty(1, ASKED, hidden, dtype=dtype, device="meta")
+    # Behind the first layer rows need a gradient as soon as any layer learns.
+    rows.requires_grad_(fed or any(p.requires_grad for p in layer.parameters()))
+    angles = torch.empty(1, ASKED, width, dtype=dtype, device="meta")
+    layout = example_layout((ASKED,), ((),))
+    return _kept(
+        layer,
+        lambda: layer(
+            rows, position_embeddings=(angles, angles), attention_mask=None, layout=layout
+        ),
+    )
+
+
+def _block_graph(block: Any, vision: Any, dtype: torch.dtype) -> int:
+    """Bytes per patch that a block of the tower keeps for its backward."""
+    rows = torch.empty(ASKED, vision.hidden_size, dtype=dtype, device="meta")
+    rows.requires_grad_(any(p.requires_grad for p in block.parameters()))
+    width = vision.hidden_size // vision.num_heads
+    angles = torch.empty(ASKED, width, dtype=dtype, device="meta")
+    edges = torch.tensor([0, ASKED])
+    return _kept(
+        block, lambda: block(rows, cu_seqlens=edges, position_embeddings=(angles, angles))
+    )
+
+
+def _kept(module: nn.Module, run: Callable[[], object]) -> int:
+    """Bytes per row that autograd keeps of one run, weights not counted."""
+    held: dict[int, Tensor] = {}
+    own = {_storage(p) for p in module.parameters()}
+
+    def keep(tensor: Tensor) -> Tensor:
+        # Held, so that no other storage can get the same name.
+        if _storage(tensor) not in own:
+            held[_storage(tensor)] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        run()
+    return sum(x.untyped_storage().nbytes() for x in held.values()) // ASKED
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata

@@ -1,0 +1,403 @@
+"""What a run will need, before anything is loaded: bytes per phase on each device, and seconds where a rate is known.
+
+`plan` adds up what the code of each phase holds at its peak:
+
+    load      weights, frozen reference, fp32 masters, moments: there from the first step to the last
+    generate  keys and values of the prompts of a chunk (packed and padded), buffers of the answers, prefill, logits
+    evaluate  the same with one answer per prompt, so with more prompts in a chunk
+    score     one packed row without gradient, one tile of the head
+    update    gradients, what autograd keeps of a packed row per view with gradient, the tower's graphs, tiles
+    optimize  gradients, and what the optimizer needs besides its states
+
+It is an upper bound in lengths (all prompts as long as allowed, all answers of full length) and an estimate in bytes;
+`benchmarks/plan.py` compares it with measured peaks.
+
+Several devices are planned as sharding would use them (weights, gradients, states and reference divided, one unit
+gathered at a time, prompts dealt out), which says what to buy; training on several is not there yet.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from mmrl.model.logprobs import CPU_TILE_BYTES, GPU_TILE_SHARE
+from mmrl.model.sizes import Sizes
+from mmrl.training.optim import Optim
+
+GIB = 2**30
+CPU_PROCESS = int(0.8 * GIB)
+"""Resident memory of a process that has imported torch and transformers (measured, CUDA build of torch)."""
+CUDA_PROCESS = int(0.6 * GIB)
+"""A CUDA context with the libraries' own buffers (not measured by us)."""
+SPARE = 0.05
+"""Share of a device that is left free, for what an allocator cannot use."""
+FEATURES = 512 * 2**20
+"""Bytes of features that the vision cache remembers (`VisionCache.limit`)."""
+GRAPHS = 2 * GIB
+"""Bytes that graphs of a rollout may take (`VisionCache.graph_limit`)."""
+RATED_GRAPH = 40
+"""Bytes per patch, block and hidden unit by which the cache rates a graph (`vision_tower.GRAPH_BYTES`)."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where a run shall fit."""
+
+    kind: str = "cuda"
+    """"cuda" or "cpu"."""
+    memory: int = 80 * GIB
+    """Bytes of one device: all of them for CUDA, those that are free for a CPU."""
+    count: int = 1
+    """How many."""
+    flops: float | None = None
+    """Measured rate of one device in FLOP/s; without it no seconds are told."""
+    bandwidth: float | None = None
+    """Measured bytes that one device reads per second; without it no seconds of sampling are told."""
+
+    @property
+    def usable(self) -> int:
+        """Bytes that a run may take on each device."""
+        return int(self.memory * (1 - SPARE))
+
+    @property
+    def process(self) -> int:
+        """Bytes that are gone before the model comes."""
+        return CPU_PROCESS if self.kind == "cpu" else CUDA_PROCESS
+
+    @property
+    def tile(self) -> int:
+        """Bytes of a tile of the head."""
+        return CPU_TILE_BYTES if self.kind == "cpu" else self.memory // GPU_TILE_SHARE
+
+
+@dataclass(frozen=True)
+class Work:
+    """One step, in numbers. Lengths are the largest that may occur."""
+
+    prompts: int = 16
+    """Prompts per rollout (P), of all devices together."""
+    group: int = 8
+    """Answers per prompt (G)."""
+    prompt_tokens: int = 1024
+    """Tokens of a prompt, visual ones included."""
+    visual_tokens: int = 512
+    """Of these, visual ones."""
+    answer_tokens: int = 1024
+    """Tokens of an answer."""
+    updates: int = 1
+    """Optimizer steps per rollout."""
+    tokens_per_pass: int = 16384
+    """Most tokens of one packed row."""
+    rows_at_once: int = 256
+    """Most answers that are sampled side by side."""
+    sampled: bool = True
+    """Are answers sampled, or given (supervised)?"""
+    trained: bool = True
+    """Are there updates, or answers only?"""
+    evaluated: int = 256
+    """Held-out prompts."""
+    graphs: int = 1
+    """Views of a row whose graphs are held together in an update: the raw one, and branches with gradient."""
+    scored: int = 0
+    """Views that are scored without gradient once per rollout."""
+    reference: bool = False
+    """Is there a frozen copy of the weights?"""
+    tiles: int = 1
+    """Tiles of the head that are alive together: 1, 3 with an entropy, 6 with an exact divergence."""
+    pictures: int = 1
+    """Versions of a picture that are held for a step: the raw one, and one per branch."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Switches that change memory and little or nothing else."""
+
+    checkpointing: bool | None = None
+    """Recompute activations; None turns it on for large models, as a load does."""
+    offload_reference: bool = False
+    """Keep the reference's layers in the CPU's memory."""
+    optim: Optim = field(default_factory=Optim)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Bytes of each phase on each device, by what holds them."""
+
+    device: Device
+    phases: Mapping[str, Mapping[str, int]]
+    host: Mapping[str, int] = field(default_factory=dict)
+    """Bytes in the CPU's memory; empty where that is the device."""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """Seconds per step of the phases whose rate is known."""
+
+    def bytes(self, phase: str) -> int:
+        """All bytes of a phase."""
+        return sum(self.phases[phase].values())
+
+    @property
+    def peak(self) -> str:
+        """The phase that needs most."""
+        return max(self.phases, key=self.bytes)
+
+    @property
+    def needed(self) -> int:
+        """Bytes of that phase."""
+        return self.bytes(self.peak)
+
+    @property
+    def fits(self) -> bool:
+        """Is there room for it?"""
+        return self.needed <= self.device.usable
+
+    @property
+    def cannot(self) -> bool:
+        """Is there no room even for what does not depend on how long prompts and answers turn out to be?"""
+        surely = [name for name in ("load", "update", "optimize") if name in self.phases]
+        return max(self.bytes(name) for name in surely) > self.device.memory
+
+
+def plan(sizes: Sizes, work: Work, settings: Settings, device: Device) -> Plan:
+    """What a run will need."""
+    share = _Shares(sizes, work, settings, device)
+    standing = share.standing()
+    phases: dict[str, Mapping[str, int]] = {"load": standing}
+    if work.sampled:
+        prompts = max(1, work.rows_at_once // work.group)
+        prompts = min(prompts, math.ceil(work.prompts / device.count))
+        phases["generate"] = standing | share.sampling(prompts, work.group, keeps_graph=True)
+    if work.evaluated:
+        prompts = min(work.rows_at_once, math.ceil(work.evaluated / device.count))
+        phases["evaluate"] = standing | share.sampling(prompts, 1, keeps_graph=False)
+    if work.trained:
+        if work.scored:
+            phases["score"] = standing | share.scoring()
+        phases["update"] = standing | share.update()
+        phases["optimize"] = standing | share.optimize()
+    return Plan(device, phases, share.host(), _seconds(sizes, work, settings, device))
+
+
+@dataclass(frozen=True)
+class _Shares:
+    """What one device holds."""
+
+    sizes: Sizes
+    work: Work
+    settings: Settings
+    device: Device
+
+    @property
+    def checkpointing(self) -> bool:
+        asked = self.settings.checkpointing
+        return self.sizes.checkpoints if asked is None else asked
+
+    @property
+    def half(self) -> bool:
+        return self.sizes.itemsize < 4
+
+    def standing(self) -> dict[str, int]:
+        """What is there from the first step to the last."""
+        sizes, each = self.sizes, self.device.count
+        held = {
+            "process": self.device.process,
+            "weights": sizes.parameters * sizes.itemsize // each,
+        }
+        if each > 1:
+            # The unit that computes and the one that is fetched meanwhile.
+            held["gathered"] = 2 * sizes.largest * sizes.itemsize
+        if self.work.reference:
+            held["reference"] = self._reference() // each
+        if not self.work.trained:
+            return held
+        optim, trained = self.settings.optim, sizes.trainable
+        if optim.masters and self.half:
+            held["masters"] = 4 * trained // each
+        held["moments"] = int(_moment_bytes(optim, sizes.itemsize) * trained) // each
+        held["features"] = self._features(self.work.prompts)
+        return held
+
+    def sampling(self, prompts: int, group: int, *, keeps_graph: bool) -> dict[str, int]:
+        """A chunk of prompts and their answers."""
+        sizes, work = self.sizes, self.work
+        per_token = sizes.layers * sizes.keys_values * sizes.itemsize
+        tokens = prompts * work.prompt_tokens
+        answers = prompts * group
+        prefill = self._forward(tokens) + tokens * sizes.hidden * sizes.itemsize
+        # Packed as the layers leave them and padded as decoding wants them, both at the end of a prefill.
+        keys = {"keys and values": tokens * per_token}
+        first = {"prefill": max(prefill, self._tower_forward(prompts)), **keys}
+        padded = {"keys and values": 2 * tokens * per_token}
+        # A quarter more while buffers grow: the old half of the keys beside the new one.
+        room = answers * work.answer_tokens * per_token * 5 // 4
+        # Logits, log-probs, weights, and the sorted ones with their order.
+        logits = answers * sizes.vocabulary * 4 * 6
+        decoding = {**keys, "answers": room, "logits": logits}
+        graphs = self._tower_graphs(work.prompts) if keeps_graph else {}
+        return {**max((first, padded, decoding), key=lambda part: sum(part.values())), **graphs}
+
+    def scoring(self) -> dict[str, int]:
+        """One packed row without gradient."""
+        row = self._row()
+        return {"row": self._forward(row), "head": self._head(row)}
+
+    def update(self) -> dict[str, int]:
+        """One packed row with gradient."""
+        sizes, work, row = self.sizes, self.work, self._row()
+        kept = row * sizes.layer_graph
+        per_view = sizes.layers * kept
+        again = 0
+        if self.checkpointing and sizes.layer_graph:
+            # The input of each layer, and one layer computed again.
+            per_view = sizes.layers * row * sizes.hidden * sizes.itemsize
+            again = kept
+        # Embedded tokens, last states, the norm before the head, and their gradients.
+        ends = 8 * row * sizes.hidden * sizes.itemsize
+        graphs = work.graphs * (per_view + ends)
+        working = again + self._forward(row)
+        return {
+            "gradients": self._gradients(),
+            "graphs": graphs,
+            "one layer": working,
+            "head": self._head(row),
+            **self._tower_graphs(self._media(row)),
+        }
+
+    def optimize(self) -> dict[str, int]:
+        """Gradients beside the optimizer's states."""
+        held = {"gradients": self._gradients()}
+        optim = self.settings.optim
+        if optim.eight_bit or not optim.masters:
+            # torchao widens one parameter at a time: weight, gradient and both moments.
+            held["widened"] = 16 * min(self.sizes.largest, self.sizes.trainable)
+        return held
+
+    def host(self) -> dict[str, int]:
+        """What lies in the CPU's memory while the model is on CUDA."""
+        sizes, work = self.sizes, self.work
+        if self.device.kind == "cpu":
+            return {}
+        held = {
+            "process": CPU_PROCESS,
+            "weights while loading": sizes.parameters * sizes.itemsize,
+            "pictures of a step": work.prompts * self._pixels() * work.pictures,
+        }
+        if work.reference and self.settings.offload_reference:
+            held["reference"] = sizes.language * sizes.itemsize
+        return held
+
+    def _reference(self) -> int:
+        sizes = self.sizes
+        whole = sizes.parameters * sizes.itemsize
+        if not self.settings.offload_reference or self.device.kind == "cpu":
+            return whole
+        # Layers come one by one.
+        one = sizes.language // sizes.layers
+        return whole - (sizes.language - one) * sizes.itemsize
+
+    def _gradients(self) -> int:
+        return max(4, self.sizes.itemsize) * self.sizes.trainable // self.device.count
+
+    def _row(self) -> int:
+        """Tokens of the longest packed row."""
+        work = self.work
+        group = work.prompt_tokens + work.group * work.answer_tokens
+        groups = math.ceil(work.prompts / work.updates / self.device.count)
+        alone = work.prompt_tokens + work.answer_tokens
+        # An answer that does not fit with its prompt stands alone.
+        return min(groups * group, max(work.tokens_per_pass, alone))
+
+    def _media(self, row: int) -> int:
+        """Prompts of a packed row that bring their pictures: at least one."""
+        group = self.work.prompt_tokens + self.work.group * self.work.answer_tokens
+        return max(1, row // group)
+
+    def _forward(self, tokens: int) -> int:
+        """What one layer holds while it computes: three widths of its MLP, or attention, beside the rows."""
+        sizes = self.sizes
+        return tokens * (3 * sizes.intermediate + 3 * sizes.hidden) * sizes.itemsize
+
+    def _head(self, row: int) -> int:
+        """States that predict, and tiles of logits."""
+        sizes, work = self.sizes, self.work
+        share = work.group * work.answer_tokens
+        answers = row * share // (work.prompt_tokens + share)
+        logits = answers * sizes.vocabulary * max(4, sizes.itemsize)
+        tile = min(max(self.device.tile, sizes.vocabulary * 4), logits)
+        states = 2 * work.graphs * answers * sizes.hidden * sizes.itemsize
+        return states + work.tiles * tile
+
+    def _patches(self, prompts: int) -> int:
+        return prompts * self.work.visual_tokens * self.sizes.merge**2
+
+    def _pixels(self) -> int:
+        """Bytes of one prompt's patches as they come from the processor, float32."""
+        return self._patches(1) * self.sizes.patch_numbers * 4
+
+    def _features(self, prompts: int) -> int:
+        sizes = self.sizes
+        prompts = math.ceil(prompts / self.device.count)
+        rows = prompts * self.work.visual_tokens * (1 + sizes.deepstack)
+        held = min(rows * sizes.hidden * sizes.itemsize, FEATURES)
+        if self.device.kind == "cpu":
+            held += prompts * self._pixels() * self.work.pictures
+        return held
+
+    def _tower_forward(self, prompts: int) -> int:
+        """What one block holds while it computes, and the patches."""
+        sizes = self.sizes
+        each = 3 * sizes.tower_intermediate + 4 * sizes.tower_hidden + sizes.patch_numbers
+        return self._patches(prompts) * each * sizes.itemsize
+
+    def _tower_graphs(self, prompts: int) -> dict[str, int]:
+        """The tower's graph over the pictures of so many prompts; none if it is frozen."""
+        sizes = self.sizes
+        if not sizes.block_graph:
+            return {}
+        step = self._patches(math.ceil(self.work.prompts / self.device.count))
+        rated = RATED_GRAPH * step * sizes.depth * sizes.tower_hidden
+        # Graphs of the whole rollout are kept for the update if they are rated small enough, else those of a row.
+        patches = step if rated <= GRAPHS else self._patches(prompts) * self.work.graphs
+        if rated > GRAPHS and prompts == self.work.prompts:
+            return {}
+        each = sizes.depth * sizes.block_graph
+        if self.checkpointing:
+            each = sizes.block_graph + sizes.depth * sizes.tower_hidden * sizes.itemsize
+        return {"tower's graphs": patches * each}
+
+
+def _moment_bytes(optim: Optim, itemsize: int) -> float:
+    """Bytes of both moments per trained weight."""
+    if optim.eight_bit:
+        return 2 * (1 + 4 / 256)  # a float32 scale per block of 256
+    if not optim.masters:
+        return 2.0 * itemsize  # in the format of the weights
+    return 2.0 * max(4, itemsize)
+
+
+def _seconds(sizes: Sizes, work: Work, settings: Settings, device: Device) -> dict[str, float]:
+    """Seconds per step at the measured rates of the device; nothing without them."""
+    found: dict[str, float] = {}
+    answers = work.prompts * work.group * work.answer_tokens
+    tokens = work.prompts * work.prompt_tokens + answers
+    head = sizes.vocabulary * sizes.hidden
+    if device.flops:
+        rate = device.flops * device.count
+        if work.sampled:
+            prompts = 2 * sizes.language * work.prompts * work.prompt_tokens
+            found["prefill"] = prompts / rate
+        once = 2 * (sizes.language * tokens + head * answers)
+        if work.trained and work.scored:
+            found["score"] = work.scored * once / rate
+        if work.trained:
+            # A backward costs two forwards, one where the weights themselves do not learn; checkpointing one more.
+            backward = 2 if sizes.trainable > sizes.parameters // 2 else 1
+            again = (
+                sizes.checkpoints if settings.checkpointing is None else settings.checkpointing
+            )
+            found["update"] = work.graphs * once * (1 + backward + int(again)) / rate
+    if device.bandwidth and work.sampled:
+        chunks = math.ceil(work.prompts * work.group / work.rows_at_once / device.count)
+        read = sizes.parameters * sizes.itemsize
+        found["decode"] = chunks * work.answer_tokens * read / device.bandwidth
+    return found

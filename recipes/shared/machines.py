@@ -1,0 +1,63 @@
+"""Machines in words: `80` is a GPU with 80 GiB, `8x80` eight of them, `cpu:24` a computer with 24 GiB and no GPU."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import torch
+
+from mmrl.training.plan import GIB, Device
+
+ONE_NODE = "8x80"
+"""Eight GPUs of 80 GiB: what the papers trained models up to 8 B on."""
+TWO_NODES = "16x80"
+LAPTOP = "cpu:8"
+ONE_LARGE, ONE_LARGEST = "141", "192"
+PATTERN = re.compile(r"(?:(?P<count>\d+)x|(?P<cpu>cpu:))?(?P<gib>\d+(?:\.\d+)?)")
+
+
+def machine(text: str) -> Device:
+    """The machine that a text names. Raises ValueError."""
+    found = PATTERN.fullmatch(text.replace(" ", ""))
+    if found is None or float(found["gib"]) <= 0 or found["count"] == "0":
+        raise ValueError(
+            f"--machine is {text!r}; write the GiB of one GPU (80), how many and how large (8x80), or the memory of a "
+            "computer without GPU (cpu:24)."
+        )
+    kind = "cpu" if found["cpu"] else "cuda"
+    return Device(kind, int(float(found["gib"]) * GIB), int(found["count"] or 1))
+
+
+def in_words(device: Device) -> str:
+    """What a message calls it."""
+    gib = f"{device.memory / GIB:.3g} GiB"
+    if device.kind == "cpu":
+        return f"a CPU with {gib} of memory"
+    return f"a GPU with {gib}" if device.count == 1 else f"{device.count} GPUs with {gib} each"
+
+
+def this_machine(where: torch.device) -> Device | None:
+    """The device of a run with its free memory; None if nobody knows how much that is."""
+    if where.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(where)
+        return Device("cuda", free)
+    free = _free_memory()
+    return Device("cpu", free) if where.type == "cpu" and free is not None else None
+
+
+def _free_memory() -> int | None:
+    """Bytes that a process may still take, of the machine and of its container; None where it cannot be read."""
+    found: list[int] = []
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name == "MemAvailable":
+                found.append(int(value.split()[0]) * 1024)
+        most = Path("/sys/fs/cgroup/memory.max")
+        if most.is_file() and most.read_text().strip() != "max":
+            used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+            found.append(max(0, int(most.read_text()) - used))
+    except (OSError, ValueError):
+        pass
+    return min(found, default=None)

@@ -1,0 +1,207 @@
+"""The plan of a run's memory: what models weigh, what autograd keeps, what each switch saves."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText
+
+from mmrl.data.drawn.drawn import Drawn, tokenizer_texts
+from mmrl.model import tiny
+from mmrl.model.load import LoRA
+from mmrl.model.packing import Group
+from mmrl.model.policy import Policy
+from mmrl.model.released import TABLE, UnknownModel, config_of
+from mmrl.model.scoring import hidden
+from mmrl.model.sizes import sizes, sizes_of
+from mmrl.training.optim import Optim, Optimizer
+from mmrl.training.plan import GIB, Device, Settings, Work, plan
+
+SEVEN = "Qwen/Qwen2.5-VL-7B-Instruct"
+GPU = Device("cuda", 80 * GIB)
+
+
+@pytest.fixture(scope="module", params=["qwen2_5_vl", "qwen3_vl"])
+def folder(request):
+    return tiny.cached(request.param, tiny.TinySize(hidden=128, layers=4), tokenizer_texts())
+
+
+def load(folder, **settings):
+    return Policy.load(folder, device="cpu", checkpointing=False, **settings)
+
+
+@pytest.mark.parametrize("name", sorted(TABLE))
+def test_released_models_have_the_published_number_of_parameters(name):
+    for kind in ("", "-Instruct", "-Thinking"):
+        assert config_of(f"Qwen/{name}{kind}").model_type == TABLE[name].family
+    assert sizes_of(f"Qwen/{name}", torch.bfloat16).parameters == TABLE[name].parameters
+
+
+def test_a_model_that_is_not_there_is_said():
+    with pytest.raises(UnknownModel, match=r"neither in a folder nor in the cache of the hub"):
+        config_of("someone/else-9B")
+    with pytest.raises(
+        UnknownModel, match=r"families qwen2_5_vl, qwen3_vl; this one is 'llava'"
+    ):
+        sizes(type("Config", (), {"model_type": "llava"})(), torch.float32, (), LoRA())
+
+
+@pytest.mark.parametrize("freeze", [(), ("vision",), ("vision", "merger", "language")])
+@pytest.mark.parametrize("rank", [0, 4])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_parameters_and_their_bytes_are_those_of_a_load(folder, freeze, rank, dtype):
+    lora = LoRA(rank=rank)
+    policy = load(folder, freeze=freeze, lora=lora, dtype=dtype)
+    known = sizes_of(folder, getattr(torch, dtype), freeze, lora)
+    weights = list(policy.model.parameters())
+    assert known.parameters == sum(p.numel() for p in weights)
+    assert known.trainable == sum(p.numel() for p in policy.parameters())
+    assert known.parameters * known.itemsize == sum(p.nbytes for p in weights)
+    assert known.language == sum(
+        p.numel() for p in policy.base.model.language_model.layers.parameters()
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "optim",
+    [
+        Optim(),
+        Optim(eight_bit=True),
+        Optim(masters=False),
+        Optim(masters=False, eight_bit=True),
+    ],
+)
+def test_bytes_of_the_optimizer_are_those_of_its_states(folder, dtype, optim):
+    """Counted in the tensors, for one matrix as large as the 8-bit formats ask for."""
+    weight = torch.nn.Parameter(torch.randn(256, 256).to(getattr(torch, dtype)))
+    optimizer = Optimizer([("weight", weight)], optim)
+    known = replace(
+        sizes_of(folder, weight.dtype), trainable=weight.numel(), parameters=weight.numel()
+    )
+    found = plan(known, Work(evaluated=0), Settings(optim=optim), GPU).phases["load"]
+    masters = sum(m.nbytes for m, _ in optimizer._copies())
+    assert found.get("masters", 0) == masters
+    weight.grad = torch.zeros_like(weight, dtype=torch.float32)
+    if (
+        optim.masters and not optim.eight_bit
+    ):  # the others compile their step, which takes a minute
+        optimizer.step(1)
+        states = next(iter(optimizer._adam.state.values()))
+        moments = sum(states[name].nbytes for name in ("exp_avg", "exp_avg_sq"))
+        assert found["moments"] == moments
+    else:
+        each = 1 + 4 / 256 if optim.eight_bit else weight.itemsize
+        assert found["moments"] == 2 * each * weight.numel()
+
+
+@pytest.mark.parametrize("lora", [LoRA(), LoRA(rank=4)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_graphs_are_what_autograd_keeps_of_a_packed_row(folder, lora, dtype):
+    """Counted tensor by tensor in a real pass; the plan adds room for gradients at both ends."""
+    policy = load(folder, lora=lora, dtype=dtype, freeze=("vision", "merger"))
+    encoded = policy.encode(Drawn("lookup", size=1, size_px=64, cells=2)[0])
+    answers = tuple(torch.arange(5, 5 + 60) for _ in range(4))
+    group = Group(encoded, encoded.visual, answers, tuple(range(4)), (1.0,) * 4)
+    held: dict[int, torch.Tensor] = {}
+    own = {p.untyped_storage()._cdata for p in policy.model.parameters()}
+
+    def keep(tensor):
+        held[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        hidden(policy, [group], grad=True)
+    found = sum(x.untyped_storage().nbytes() for name, x in held.items() if name not in own)
+    known = sizes_of(folder, getattr(torch, dtype), ("vision", "merger"), lora)
+    layers = known.layers * known.layer_graph * group.size
+    ends = 8 * group.size * known.hidden * known.itemsize
+    assert 0.97 * layers < found < layers + ends
+
+
+def test_the_tower_keeps_what_is_planned(folder):
+    policy = load(folder)
+    encoded = policy.encode(Drawn("lookup", size=1, size_px=64, cells=2)[0])
+    held: dict[int, torch.Tensor] = {}
+    own = {p.untyped_storage()._cdata for p in policy.model.parameters()}
+
+    def keep(tensor):
+        held[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        policy.vision.tower(encoded.visual)
+    found = sum(x.untyped_storage().nbytes() for name, x in held.items() if name not in own)
+    known = sizes_of(folder, torch.float32)
+    patches = sum(len(medium.values) for medium in encoded.visual)
+    planned_bytes = patches * known.depth * known.block_graph
+    # The patches themselves and the merger stand beside the blocks.
+    assert (
+        planned_bytes
+        < found
+        < planned_bytes + patches * 4 * (2 * known.patch_numbers + 24 * known.tower_hidden)
+    )
+    assert sizes_of(folder, torch.float32, ("vision",)).block_graph == 0
+
+
+def peak(work, settings=Settings(), device=GPU, lora=LoRA()):
+    return plan(sizes_of(SEVEN, torch.bfloat16, (), lora), work, settings, device)
+
+
+def test_a_full_fine_tune_of_7b_is_the_sum_of_its_parts():
+    found = peak(Work(reference=True)).phases["optimize"]
+    count = TABLE["Qwen2.5-VL-7B"].parameters
+    assert found["weights"] == found["reference"] == 2 * count
+    assert found["masters"] == found["gradients"] == 4 * count and found["moments"] == 8 * count
+
+
+@pytest.mark.parametrize(
+    ("phase", "change"),
+    [
+        ("update", {"settings": Settings(optim=Optim(eight_bit=True))}),
+        ("update", {"settings": Settings(optim=Optim(masters=False))}),
+        ("update", {"settings": Settings(offload_reference=True)}),
+        ("update", {"work": {"tokens_per_pass": 4096}}),
+        ("update", {"lora": LoRA(rank=8)}),
+        ("update", {"device": Device("cuda", 80 * GIB, 8)}),
+        ("generate", {"work": {"rows_at_once": 16}}),
+        ("generate", {"work": {"answer_tokens": 128}}),
+        ("evaluate", {"work": {"rows_at_once": 16}}),
+        ("evaluate", {"work": {"prompt_tokens": 600}}),
+    ],
+)
+def test_each_switch_saves_where_it_should(phase, change):
+    work = Work(prompts=128, prompt_tokens=1792, visual_tokens=1280, reference=True)
+    changed = replace(work, **change.pop("work", {}))
+    if "lora" in change:  # then the model without its adapters is the reference
+        changed = replace(changed, reference=False)
+    assert peak(changed, **change).bytes(phase) < 0.97 * peak(work).bytes(phase)
+
+
+def test_checkpointing_saves_and_views_with_gradient_cost():
+    work = Work(prompts=128)
+    plain = peak(work, Settings(checkpointing=False)).phases["update"]
+    saved = peak(work, Settings(checkpointing=True)).phases["update"]
+    assert saved["graphs"] + saved["one layer"] < 0.3 * plain["graphs"]
+    assert peak(work).phases["update"] == saved, "large models are loaded with checkpointing"
+    more = peak(replace(work, graphs=3)).phases["update"]
+    assert more["graphs"] == 3 * saved["graphs"]
+
+
+def test_seconds_are_told_only_at_a_rate():
+    assert peak(Work()).seconds == {}
+    timed = peak(Work(scored=1), device=replace(GPU, flops=4e14, bandwidth=3e12)).seconds
+    assert set(timed) == {"prefill", "score", "update", "decode"}
+    twice = peak(Work(scored=1), device=replace(GPU, flops=8e14)).seconds
+    assert twice["update"] == pytest.approx(timed["update"] / 2) and "decode" not in twice
+
+
+def test_nothing_is_loaded_for_a_plan(monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("weights were asked for")
+
+    monkeypatch.setattr(AutoModelForImageTextToText, "from_pretrained", refuse)
+    sizes_of.cache_clear()
+    assert not peak(Work()).fits
