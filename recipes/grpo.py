@@ -33,7 +33,7 @@ from mmrl.rewards.pay import Rewards
 from mmrl.rollouts.engine import Engine, HFEngine
 from mmrl.rollouts.groups import by_group
 from mmrl.rollouts.prompt_order import Supply
-from mmrl.training.compatibility import check_sampling
+from mmrl.training.compatibility import check_lengths, check_sampling
 from mmrl.training.door import entered, settings_of
 from mmrl.training.evaluate import evaluate, heldout_prompts
 from mmrl.training.left_out import LeftOut
@@ -66,7 +66,8 @@ def main(
 ) -> None:
     """Train with GRPO, every call of a step in plain sight."""
     policy = open_policy(model, load, lora, run)
-    check_sampling(sampling, group_normalized, context=policy.context)
+    check_lengths(sampling, policy.context)
+    check_sampling(sampling, group_normalized)
     train, heldout = open_data(dataset, data, run.seed)
     rewards = reward.rewards(style_of(data.style))
     engine, optimizer = HFEngine(policy), Optimizer(policy.named_parameters(), optim)

@@ -70,21 +70,24 @@ def check_setup(
     _check_rows(branches, parts, _first_rows(prompts))
 
 
-def check_sampling(
-    sampling: Sampling,
-    estimator: Callable[..., torch.Tensor],
-    rollout: RolloutCall = group_rollout,
-    context: int | None = None,
-) -> None:
-    """Raise ValueError for answers that nothing can be learned from, and for longer ones than the model can read.
-
-    `context`: tokens that the model can read.
-    """
-    if context is not None and sampling.max_tokens > context:
+def check_lengths(sampling: Sampling, context: int) -> None:
+    """Raise ValueError for longer answers than the model can read, which are `context` tokens, prompt included."""
+    if sampling.max_tokens > context:
         raise ValueError(
             f"sampling.max_tokens is {sampling.max_tokens:,}, but this model reads at most {context:,} tokens, prompt "
             "included; lower --sampling.max-tokens."
         )
+
+
+def check_sampling(
+    sampling: Sampling,
+    estimator: Callable[..., torch.Tensor],
+    rollout: RolloutCall = group_rollout,
+) -> None:
+    """Raise ValueError for groups that nothing can be learned from.
+
+    Asked by every command; a trainer made in Python may take such steps, which change nothing.
+    """
     # Answers from elsewhere (labels, experts, other views) join the group, or there are no others.
     if any(kind.trained or not kind.sampled for _, kind in _brought(chain(rollout))):
         return

@@ -36,6 +36,7 @@ from mmrl.recipes.shared.opening import EMBEDDED
 from mmrl.recipes.shared.planning import refuse_unfit, show_plan, take_machine
 from mmrl.rewards.pay import RewardStopped
 from mmrl.training.checkpoint import CheckpointError
+from mmrl.training.compatibility import check_sampling
 from mmrl.training.door import entered
 from mmrl.training.run import Run
 from mmrl.training.tracking import read_metrics
@@ -152,6 +153,7 @@ def resolved(
 
 def fit(trainer: Trainer, *, watch: Sequence[str] = (), advice: str = ADVICE) -> None:
     """Train to the end, then print what happened to the watched metrics and where things lie."""
+    check_sampling(trainer.sampling, trainer.estimator, trainer.rollout)
     trainer.fit()
     # An early stop ends before the planned steps; a run that was finished before does none at all.
     summarise(trainer.run, trainer.step_done or trainer.steps, watch=watch, advice=advice)

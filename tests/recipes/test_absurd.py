@@ -15,7 +15,7 @@ import torch
 import mmrl.recipes
 from mmrl.losses.advantages import group_centered, group_normalized
 from mmrl.rollouts.groups import PlainRollout, group_rollout
-from mmrl.training.compatibility import check_sampling
+from mmrl.training.compatibility import check_lengths, check_sampling
 from mmrl.training.optim import Optim
 from mmrl.training.run import Run
 from mmrl.types import Sampling
@@ -110,7 +110,7 @@ def test_answers_longer_than_the_model_can_read_are_refused():
     with pytest.raises(
         ValueError, match=r"max_tokens is 40,000, but this model reads at most 32,"
     ):
-        check_sampling(Sampling(max_tokens=40_000), group_normalized, context=32_768)
+        check_lengths(Sampling(max_tokens=40_000), 32_768)
 
 
 @pytest.mark.parametrize(
