@@ -83,7 +83,7 @@ class Trained:
     @property
     def key(self) -> str:
         """Short digest of all settings but the seed, the model and the rows: those are the task's."""
-        run = replace(self.arguments["run"], output=None, name="", seed=0)
+        run = replace(self.arguments["run"], output=None, name="any", seed=0)
         plain = {**self.arguments, "run": run, "model": "", "dataset": ""}
         text = json.dumps([self.recipe, as_json(plain)], sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,6 +33,13 @@ def pytest_configure(config: pytest.Config) -> None:
     # The processes of xdist and the commands that tests start inherit it. Its keys name all that an entry depends on.
     os.environ["XDG_CACHE_HOME"] = str(config.rootpath / ".pytest_cache" / "d")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    # Under nohup or in the background of a script they are ignored, and what is ignored is so in every child.
+    for number, handler in (
+        (signal.SIGHUP, signal.SIG_DFL),
+        (signal.SIGINT, signal.default_int_handler),
+    ):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -11,7 +11,6 @@ experts in `experts.py`, checklists in `checklist.py`, contrasts in `contrast.py
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -20,6 +19,7 @@ import torch
 
 from mmrl.ground.declared import refuse_misspelt
 from mmrl.ground.faults import BadRow
+from mmrl.ground.printable import logger
 from mmrl.ground.require import require
 from mmrl.losses.group_filters import keeps_by_mean, keeps_by_spread
 from mmrl.model.policy import Policy
@@ -28,7 +28,7 @@ from mmrl.rollouts.engine import Engine
 from mmrl.rollouts.prompt_order import Supply
 from mmrl.types import Now, Prompt, Role, Rollout, Sampling, VisualBranch
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 LABEL_TRIES = 20
 """Steps' worth of prompts among which one label must be usable."""

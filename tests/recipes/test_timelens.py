@@ -219,8 +219,9 @@ def test_the_difficulty_pass_goes_on_where_it_stopped(
     command += ["--output", str(tmp_path / "hard.jsonl")]
     assert command_line.plain(command, tmp_path).returncode == 0
     lines = (tmp_path / "hard.jsonl").read_text().splitlines()
-    assert len(lines) == 8 and "bad" in json.loads(lines[3])
-    (tmp_path / "hard.jsonl").write_text("\n".join(lines[:5]) + "\n" + lines[5][:9])
+    # Its settings, then eight rows.
+    assert len(lines) == 9 and "bad" in json.loads(lines[4])
+    (tmp_path / "hard.jsonl").write_text("\n".join(lines[:6]) + "\n" + lines[6][:9])
     done = command_line.plain(command, tmp_path)
     assert done.returncode == 0 and "7 rows answered" in done.stdout, done.stderr[-2000:]
     assert (tmp_path / "hard.jsonl").read_text().splitlines() == lines
