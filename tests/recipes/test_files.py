@@ -29,7 +29,8 @@ THEIRS = {
 def recipe(module):
     def start(file):
         with pytest.raises(SystemExit) as ended:
-            launch(module.main, module.PRESETS, ["embedded", "--output", str(file)])
+            flags = ["--model", "embedded", "--output", str(file)]
+            launch(module.main, module.PRESETS, ["embedded", *flags])
         return str(ended.value.code)
 
     return start
