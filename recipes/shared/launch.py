@@ -64,18 +64,11 @@ class Preset:
     `machine`: what it is meant for, in the words of `machines.py`; a laptop for the embedded model, else one node.
     """
 
-    def __init__(
-        self,
-        note: str,
-        size: float | None = None,
-        /,
-        *,
-        machine: str | None = None,
-        **values: Any,
-    ) -> None:
-        self.note, self.size, self.values = note, size, values
+    def __init__(self, note: str, size: float | None = None, /, **values: Any) -> None:
+        # Taken out of the values, because an unpacked mapping of one type must fit every named parameter.
         meant = LAPTOP if values.get("model") == EMBEDDED else ONE_NODE
-        self.machine = meant if machine is None else machine
+        self.machine: str = values.pop("machine", None) or meant
+        self.note, self.size, self.values = note, size, values
 
 
 def launch(
