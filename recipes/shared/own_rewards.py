@@ -126,7 +126,7 @@ def own_parts(
         name = _part_name(one, asked)
         if name in parts:
             raise ValueError(f"{FLAG} {one} is given twice; give it once, with its weight.")
-        function = _loaded(one) if one.place else (BUILT_IN | of_style)[one.name]
+        function = _loaded(one) if one.place else {**BUILT_IN, **of_style}[one.name]
         parse_part(
             name, function
         )  # what fits no convention is told now, not after the model is there
