@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import logging
 import re
 import sys
 import types
@@ -83,6 +84,7 @@ def launch(
         asked = resolved(main, presets, args)
         if PRINT in args:
             return show(asked.json())
+        quiet_libraries()
         tell(f"{prog} {asked.preset}")
         _look_ahead(asked.arguments)
         refuse_unfit(asked)
@@ -96,6 +98,23 @@ def launch(
         # Of a disk, mostly; what it concerns, the error knows.
         advice = "See that there is room on the disk and that the file can be read or written"
         sys.exit(printable(f"{prog}: {error}. {advice}, then run the same command again."))
+
+
+def quiet_libraries() -> None:
+    """No bars and no notes of other libraries between our lines; downloads keep theirs, and errors are errors."""
+    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
+    from transformers.utils.logging import disable_progress_bar
+
+    no_downloads = are_progress_bars_disabled()  # by the user's environment
+    disable_progress_bar()  # of weights that are read and written, and of downloads
+    if not no_downloads:
+        enable_progress_bars()
+    # torchao, where it is installed, makes torch speak of changes to come in a class that no user has heard of.
+    logging.getLogger("torch.utils._pytree").addFilter(_is_for_the_user)
+
+
+def _is_for_the_user(record: logging.LogRecord) -> bool:
+    return "register_constant" not in record.getMessage()
 
 
 def _look_ahead(arguments: Mapping[str, Any]) -> None:

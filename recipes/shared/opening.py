@@ -17,6 +17,7 @@ from mmrl.data.rows.sources import load_prompts, split_prompts
 from mmrl.data.rows.templates import Template
 from mmrl.ground.checksums import damage, is_sealed
 from mmrl.ground.printable import tell
+from mmrl.ground.progress import busy
 from mmrl.model.load import LoRA
 from mmrl.model.patches import PixelBudget
 from mmrl.model.policy import Policy
@@ -182,18 +183,19 @@ def open_policy(
     source, checkpoint = model_source(model)
     # A checkpoint holds the trained weights alone, so adapters and frozen parts must be those it was trained with.
     stored = {} if checkpoint is None else policy_settings(checkpoint)
-    policy = Policy.load(
-        source,
-        device=load.device,
-        dtype=load.dtype,
-        lora=LoRA(**stored["lora"]) if stored.get("lora") else lora,
-        freeze=stored.get("freeze", load.freeze),
-        checkpointing=load.checkpointing,
-        budget=budget,
-        shared=load.shared,
-        offload_reference=load.offload_reference,
-        tags=stored.get("tags", load.tags),
-    )
+    with busy(f"Loading {model}"):
+        policy = Policy.load(
+            source,
+            device=load.device,
+            dtype=load.dtype,
+            lora=LoRA(**stored["lora"]) if stored.get("lora") else lora,
+            freeze=stored.get("freeze", load.freeze),
+            checkpointing=load.checkpointing,
+            budget=budget,
+            shared=load.shared,
+            offload_reference=load.offload_reference,
+            tags=stored.get("tags", load.tags),
+        )
     if checkpoint is not None:
         restore_weights(checkpoint, policy.named_parameters())
     return policy
@@ -252,9 +254,10 @@ def open_data(dataset: str, data: Data, seed: int) -> tuple[Prompts, Prompts]:
         "seed": seed,
     }
     data.refuse_drawn(dataset)
-    prompts = load_prompts(
-        dataset, split=data.split, subset=data.subset, limit=data.limit, **reading
-    )
+    with busy(f"Reading {dataset}"):
+        prompts = load_prompts(
+            dataset, split=data.split, subset=data.subset, limit=data.limit, **reading
+        )
     drawn = isinstance(prompts, Drawn)
     if data.heldout_rows == 0 and not drawn:
         return prompts, prompts
