@@ -266,8 +266,7 @@ def open_data(dataset: str, data: Data, seed: int) -> tuple[Prompts, Prompts]:
     if drawn:
         # Drawn pictures have a side of their own for this, endless as well, so no row is set aside.
         return prompts, replace(prompts, split="heldout", size=None)
-    if prompts.skipped:
-        tell(prompts.summary())
+    tell(prompts.summary())
     if len(prompts) < 2:
         raise ValueError(
             f"{dataset} has {len(prompts)} usable rows; training needs at least 2."
