@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from mmrl.model.row_layout import Layout, Segment
+from mmrl.model.row_layout import Layout, moved
 from mmrl.types import Batch, Role, Rollout, Scores
 
 if TYPE_CHECKING:
@@ -70,8 +70,8 @@ def pack(groups: Sequence[Group], device: torch.device) -> PackedRow:
     ids: list[Tensor] = []
     positions: list[Tensor] = []
     visual: list[Tensor] = []
-    prompts: list[Segment] = []
-    segments: list[tuple[Segment, ...]] = []
+    prompts: list[int] = []
+    segments: list[list[int]] = []
     predicted: list[_Predicted] = []
     at = 0
     for group in groups:
@@ -80,8 +80,8 @@ def pack(groups: Sequence[Group], device: torch.device) -> PackedRow:
         positions.append(encoded.positions)
         # Slots are counted within the prompt, everything in a row from its start.
         visual.extend(slot + at for slot in encoded.slots)
-        prompt, at = (at, end), end
-        own: list[Segment] = []
+        prompt, at = len(encoded.ids), end
+        own: list[int] = []
         answers = zip(group.answers, group.rows, group.temperatures, strict=True)
         for answer, row, temperature in answers:
             fed = max(len(answer) - 1, 0)  # the last token predicts nothing
@@ -89,21 +89,28 @@ def pack(groups: Sequence[Group], device: torch.device) -> PackedRow:
             after = encoded.next_position + torch.arange(fed)
             ids.append(answer[:fed])
             positions.append(after.expand(3, fed))
-            own.append((at, at + fed))
+            own.append(fed)
             if len(answer):
                 predicted.append(_Predicted(answer, end - 1, at, row, temperature))
             at += fed
         if len(own) == 1:  # a single answer simply goes on where its prompt ends
-            prompt, own = (prompt[0], at), []
+            prompt, own = prompt + own[0], []
         prompts.append(prompt)
-        segments.append(tuple(own))
-    each = _per_token(predicted)
+        segments.append(own)
+    indices = {
+        "ids": torch.cat(ids),
+        "positions": torch.cat(positions, dim=1),
+        "visual": _cat_or_empty(visual),
+        **_per_token(predicted),
+    }
+    # In double precision, for heads that compute in it: 0.7 in single precision is another temperature.
+    temperatures = _per_answer(predicted, [answer.temperature for answer in predicted])
+    # Its bits travel with the indices, so that there is one transfer.
+    *there, bits = moved([*indices.values(), temperatures.view(torch.long)], device)
     return PackedRow(
-        ids=torch.cat(ids).to(device),
-        positions=torch.cat(positions, dim=1).to(device),
-        layout=Layout(tuple(prompts), tuple(segments), device),
-        visual=_cat_or_empty(visual).to(device),
-        **{name: values.to(device) for name, values in each.items()},
+        layout=Layout.flat(prompts, segments, device),
+        temperature=bits.view(torch.float64),
+        **dict(zip(indices, there, strict=True)),
     )
 
 
@@ -122,7 +129,7 @@ class _Predicted:
 
 
 def _per_token(answers: Sequence[_Predicted]) -> dict[str, Tensor]:
-    """The fields of a `PackedRow` that have one entry per answer token."""
+    """The indices of a `PackedRow` that have one entry per answer token, long [N]."""
     sources: list[Tensor] = []
     columns: list[Tensor] = []
     for answer in answers:
@@ -131,18 +138,20 @@ def _per_token(answers: Sequence[_Predicted]) -> dict[str, Tensor]:
         following = answer.start + torch.arange(length - 1)
         sources.append(torch.cat([first, following]))
         columns.append(torch.arange(length))
-    # The number formats are said, since there may be no answers (a prefill).
-    lengths = torch.tensor([len(answer.tokens) for answer in answers], dtype=torch.long)
-    rows = torch.tensor([answer.row for answer in answers], dtype=torch.long)
-    # In double precision, for heads that compute in it: 0.7 in single precision is another temperature.
-    temperatures = torch.tensor([answer.temperature for answer in answers], dtype=torch.float64)
+    rows = _per_answer(answers, [answer.row for answer in answers])
     return {
         "predict": _cat_or_empty(sources),
         "tokens": _cat_or_empty([answer.tokens for answer in answers]),
-        "rows": rows.repeat_interleave(lengths),
+        "rows": rows.long(),
         "columns": _cat_or_empty(columns),
-        "temperature": temperatures.repeat_interleave(lengths),
     }
+
+
+def _per_answer(answers: Sequence[_Predicted], values: Sequence[float]) -> Tensor:
+    """A number of each answer once per token of it, float64 [N]."""
+    # The number formats are said, since there may be no answers (a prefill).
+    lengths = torch.tensor([len(answer.tokens) for answer in answers], dtype=torch.long)
+    return torch.tensor(values, dtype=torch.float64).repeat_interleave(lengths)
 
 
 def _cat_or_empty(pieces: Sequence[Tensor]) -> Tensor:
