@@ -11,7 +11,7 @@ padded to one length, so that a kernel sees a dense batch. Every index is worked
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
 
@@ -22,6 +22,8 @@ from mmrl.model.ragged import Segments
 
 Segment = tuple[int, int]
 """[start, end) in the row."""
+Layers = Mapping[int, tuple[Tensor, Tensor]]
+"""Keys and values [1, Hk, S, d] of each layer, after their rotation."""
 
 ROOT = -1
 """Parent of a segment that sees nothing but itself."""
@@ -107,8 +109,8 @@ class Past:
 
     span: Segment
     """Not empty."""
-    layers: Mapping[int, tuple[Tensor, Tensor]]
-    """Keys and values [1, Hk, P, d] by layer, after their rotation."""
+    layers: Layers
+    """Of the P tokens that are looked at."""
 
     @property
     def length(self) -> int:
@@ -159,6 +161,10 @@ class Layout:
             lengths += [prompt, *group]
             parents += [ROOT, *[root] * len(group)]
         return cls(tuple(lengths), tuple(parents), device or torch.device("cpu"))
+
+    def noting(self, noted: dict[int, tuple[Tensor, Tensor]]) -> Layout:
+        """The same row, whose layers put their keys and values into `noted`."""
+        return replace(self, noted=noted)
 
     @cached_property
     def spans(self) -> tuple[Segment, ...]:
