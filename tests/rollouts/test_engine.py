@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from mmrl.model.packing import Group, collate
 from mmrl.model.policy import Policy
 from mmrl.model.scoring import ScoreOutputs, score_packed
-from mmrl.rollouts.engine import HFEngine, _Answer, _stop_string
+from mmrl.rollouts.engine import HFEngine
 from mmrl.rollouts.next_token import drawn, truncated
+from mmrl.rollouts.sampler import Answer, stop_string
 from mmrl.types import Media, Now, Prompt, Role, Sampling
 
 NOW = Now(step=3, progress=0.1, seed=7)
@@ -162,7 +163,7 @@ def test_forced_prefix_is_a_hint_and_scored(policy):
         torch.testing.assert_close(r.logp, logp[i, : len(r.tokens)], rtol=0, atol=1e-5)
 
 
-def test_stop_string(policy):
+def teststop_string(policy):
     free = HFEngine(policy).generate(PROMPTS[:1], Sampling(1, 1.0, max_tokens=30), NOW)[0]
     word = policy.processing.decode(free.tokens[4:5])
     stopped = HFEngine(policy).generate(
@@ -208,10 +209,10 @@ def test_a_stop_string_that_begins_in_the_prefix_and_ends_beyond_it_counts(polic
 def test_a_prefix_that_ends_inside_a_character(policy):
     whole = policy.processing.encode_answer("é")[:-1]
     assert len(whole) == 2
-    answer = _Answer(0, [int(whole[0])], tokens=whole.tolist())
-    assert _stop_string(policy, answer, ("é",)) == "é"
-    answer = _Answer(0, whole.tolist(), tokens=[*whole.tolist(), *whole.tolist()[:1]])
-    assert _stop_string(policy, answer, ("é",)) == ""
+    answer = Answer(0, [int(whole[0])], tokens=whole.tolist())
+    assert stop_string(policy, answer, ("é",)) == "é"
+    answer = Answer(0, whole.tolist(), tokens=[*whole.tolist(), *whole.tolist()[:1]])
+    assert stop_string(policy, answer, ("é",)) == ""
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
