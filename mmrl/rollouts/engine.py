@@ -70,6 +70,14 @@ def can_look(engine: Engine) -> TypeGuard[LookingEngine]:
     return "visual" in parameters and "branch" in parameters
 
 
+def check_rows(rows_at_once: int) -> None:
+    """Raise ValueError for a number of answers with which nothing would ever be sampled."""
+    if rows_at_once < 1:
+        raise ValueError(
+            f"rows_at_once is {rows_at_once}; at least one answer must advance at a time."
+        )
+
+
 class HFEngine:
     """Samples with the training weights themselves; `sync` has nothing to do.
 
@@ -80,10 +88,7 @@ class HFEngine:
     def __init__(
         self, policy: Policy, *, rows_at_once: int = 256, pace: Pace | None = None
     ) -> None:
-        if rows_at_once < 1:
-            raise ValueError(
-                f"rows_at_once is {rows_at_once}; at least one answer must advance at a time."
-            )
+        check_rows(rows_at_once)
         # Also where scores are computed row by row: answers are sampled from a shared prompt all the same.
         refuse_windows(policy.base.config.get_text_config(), "sampling")
         self.policy = policy
