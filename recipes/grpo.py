@@ -70,7 +70,9 @@ def main(
     check_sampling(sampling, group_normalized)
     train, heldout = open_data(dataset, data, run.seed)
     rewards = reward.rewards(style_of(data.style))
-    engine, optimizer = HFEngine(policy), Optimizer(policy.named_parameters(), optim)
+    engine = HFEngine(policy, rows_at_once=run.rows_at_once)
+    optimizer = Optimizer(policy.named_parameters(), optim)
+    policy.expected = optimizer.bytes_to_come
     supply = Supply(
         train, run.prompts_per_step, run.seed, check=policy.encode, on_bad=run.on_bad
     )

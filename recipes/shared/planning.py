@@ -58,7 +58,8 @@ def planned(
     sizes = _sizes(asked.arguments, device)
     work = _work(asked, sizes, prompting)
     load: Load = asked.arguments["load"]
-    settings = Settings(load.checkpointing, load.offload_reference)
+    memory = None if load.memory is None else int(load.memory * GIB)
+    settings = Settings(load.checkpointing, load.offload_reference, memory)
     if "optim" in asked.arguments:
         settings = replace(settings, optim=asked.arguments["optim"])
     return plan(sizes, work, settings, device), sizes, work
@@ -239,7 +240,9 @@ def _work(asked: Configuration, sizes: Sizes, prompting: Prompting) -> Work:
     if not isinstance(run, Run):
         # Recipes that only ask: all their prompts are one evaluation.
         prompts = int(arguments.get("prompts") or 256)
-        return replace(lengths, prompts=prompts, trained=False, evaluated=0)
+        rows = int(arguments.get("rows_at_once") or Work.rows_at_once)
+        alone = {"trained": False, "evaluated": 0}
+        return replace(lengths, prompts=prompts, rows_at_once=rows, **alone)
     heldout = arguments["data"].heldout_rows if "data" in arguments else run.eval_prompts
     scores = _scores(arguments, run)
     graphs = [name for name, asked_of in scores.live.items() if asked_of.grad]

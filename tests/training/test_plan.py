@@ -10,6 +10,7 @@ from transformers import AutoModelForImageTextToText
 
 from mmrl.data.drawn.drawn import Drawn, tokenizer_texts
 from mmrl.model import tiny
+from mmrl.model.budget import Costs
 from mmrl.model.load import LoRA
 from mmrl.model.packing import Group
 from mmrl.model.policy import Policy
@@ -17,7 +18,7 @@ from mmrl.model.released import TABLE, UnknownModel, config_of
 from mmrl.model.scoring import hidden
 from mmrl.model.sizes import sizes, sizes_of
 from mmrl.training.optim import Optim, Optimizer
-from mmrl.training.plan import GIB, Device, Settings, Work, plan
+from mmrl.training.plan import GIB, Device, Settings, Work, _Shares, plan
 
 SEVEN = "Qwen/Qwen2.5-VL-7B-Instruct"
 GPU = Device("cuda", 80 * GIB)
@@ -166,10 +167,6 @@ def test_a_full_fine_tune_of_7b_is_the_sum_of_its_parts():
         ("update", {"work": {"tokens_per_pass": 4096}}),
         ("update", {"lora": LoRA(rank=8)}),
         ("update", {"device": Device("cuda", 80 * GIB, 8)}),
-        ("generate", {"work": {"rows_at_once": 16}}),
-        ("generate", {"work": {"answer_tokens": 128}}),
-        ("evaluate", {"work": {"rows_at_once": 16}}),
-        ("evaluate", {"work": {"prompt_tokens": 600}}),
     ],
 )
 def test_each_switch_saves_where_it_should(phase, change):
@@ -178,6 +175,47 @@ def test_each_switch_saves_where_it_should(phase, change):
     if "lora" in change:  # then the model without its adapters is the reference
         changed = replace(changed, reference=False)
     assert peak(changed, **change).bytes(phase) < 0.97 * peak(work).bytes(phase)
+
+
+@pytest.mark.parametrize(
+    ("phase", "change"),
+    [
+        ("generate", {"rows_at_once": 16}),
+        ("generate", {"answer_tokens": 128}),
+        ("evaluate", {"rows_at_once": 16}),
+        ("evaluate", {"prompt_tokens": 600}),
+    ],
+)
+def test_where_there_is_room_a_rollout_takes_what_it_is_asked_for(phase, change):
+    work = Work(prompts=128, prompt_tokens=1792, visual_tokens=1280, reference=True)
+    large = Device("cuda", 800 * GIB)
+    whole, smaller = (peak(w, device=large) for w in (work, replace(work, **change)))
+    assert smaller.bytes(phase) < 0.97 * whole.bytes(phase)
+
+
+@pytest.mark.parametrize("gib", [24, 32, 48, 80, 141])
+@pytest.mark.parametrize("evaluated", [256, 4096])
+def test_a_rollout_takes_no_more_than_is_left(gib, evaluated):
+    """Whatever is asked for, sampling fits where the rest does: fewer answers advance at once, and seconds grow."""
+    work = Work(128, 8, 8192, 7000, 2048, evaluated=evaluated)
+    device = Device("cuda", gib * GIB, bandwidth=3e12)
+    found = peak(work, device=device, lora=LoRA(rank=16))
+    for phase in ("generate", "evaluate"):
+        assert found.bytes(phase) <= device.usable, phase
+    roomy = peak(work, device=replace(device, memory=2000 * GIB), lora=LoRA(rank=16))
+    assert found.seconds["decode"] > roomy.seconds["decode"]
+    given = peak(work, Settings(memory=2 * GIB), device, LoRA(rank=16))
+    assert given.bytes("generate") < found.bytes("generate")
+
+
+def test_the_plan_reckons_as_the_engine_does(folder):
+    policy = load(folder)
+    known, work = sizes_of(folder, torch.float32), Work(prompts=4, evaluated=0)
+    share = _Shares(known, work, Settings(), Device("cpu", 8 * GIB))
+    assert share.costs == Costs.of_model(policy.base)
+    optimizer = Optimizer(policy.named_parameters(), Optim())
+    later = share._gradients() + share.standing()["moments"]
+    assert later == optimizer.bytes_to_come()
 
 
 def test_checkpointing_saves_and_views_with_gradient_cost():
