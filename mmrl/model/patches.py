@@ -248,6 +248,14 @@ class PixelRules:
             return _floor_size(size, scale, self.factor)
         return size
 
+    def grid(self, frames: int, size: tuple[int, int]) -> tuple[int, int, int]:
+        """Temporal patches, rows and columns of patches of so many frames at the given (height, width)."""
+        return (self.depth(frames), size[0] // self.patch, size[1] // self.patch)
+
+    def cut(self, frames: Tensor, size: tuple[int, int]) -> Patches:
+        """Patches of frames uint8 [F, 3, H, W] shown at the given (height, width)."""
+        return self.patches(self.resize(frames, size))
+
     def _video_size(
         self, frames: int, height: int, width: int, budget: PixelBudget
     ) -> tuple[int, int]:

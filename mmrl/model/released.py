@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmrl.model.families import family_of
+
 _TOWER_2_5 = {
     "depth": 32,
     "hidden_size": 1280,
@@ -101,8 +103,6 @@ TABLE: Mapping[str, Released] = {
         QWEN_3, _text(4096, 36, 32, 8, 12288, 151_936), _TOWER_3_LARGE, False, 8_767_123_696
     ),
 }
-MAX_PIXELS = {QWEN_2_5: 12_845_056, QWEN_3: 16_777_216}
-"""Largest picture of the published processors, in pixels (preprocessor_config.json)."""
 KINDS = ("-Instruct", "-Thinking")
 """Endings of names that change the weights and not their number."""
 
@@ -144,7 +144,7 @@ def max_pixels_of(source: str | Path, family: str) -> int:
             most = found.get("max_pixels") or size.get("longest_edge")
             if most:
                 return int(most)
-    return MAX_PIXELS[family]
+    return family_of(family).max_pixels
 
 
 def _from_table(name: str) -> Any:

@@ -20,7 +20,6 @@ from typing import Protocol, TypeGuard
 import torch
 from torch import Tensor
 
-from mmrl.model.attention import refuse_windows
 from mmrl.model.decoding import Decoding
 from mmrl.model.logprobs import logits
 from mmrl.model.packing import Group, pack
@@ -110,7 +109,7 @@ class HFEngine:
                 f"rows_at_once is {rows_at_once}; at least one answer must advance at a time."
             )
         # Also where scores are computed row by row: answers are sampled from a shared prompt all the same.
-        refuse_windows(policy.base.config.get_text_config(), "sampling")
+        policy.family.refuse_layers(policy.base.config, "sampling")
         self.policy = policy
         self.rows_at_once = rows_at_once
 
@@ -370,11 +369,10 @@ def _room(store: Decoding, needed: int, most: int) -> None:
 
 def _step(policy: Policy, store: Decoding, tokens: Tensor, positions: Tensor) -> Tensor:
     """Feed one token per living answer [N]; the next hidden states [N, D]."""
-    base = policy.base
-    rows = base.get_input_embeddings()(tokens)[:, None]
-    out = base.model.language_model(
+    rows = policy.base.get_input_embeddings()(tokens)[:, None]
+    out = policy.text_model(
         inputs_embeds=rows,
-        position_ids=positions.expand(3, -1)[..., None],
+        position_ids=policy.family.position_ids(positions.expand(3, -1)[..., None]),
         use_cache=False,
         layout=store,
     )
