@@ -32,18 +32,16 @@ def read_config(source: str | Path) -> Any:
     return config
 
 
-def read_processor(source: str | Path) -> Any:
+def read_processor(source: str | Path, family: Family) -> Any:
     """The processor with its tokenizer; ValueError if there is none."""
-    from transformers import AutoProcessor
-
     try:
-        processor = AutoProcessor.from_pretrained(source)
+        processor = family.processor(source)
     except UNREADABLE as error:
         raise ValueError(
             f"{source} has a config but no usable processor ({first_line(error)}); copy the processor and tokenizer "
             "files of the base model into the folder."
         ) from error
-    if not hasattr(processor, "video_processor"):
+    if "video" in family.sees and not hasattr(processor, "video_processor"):
         raise ValueError(
             f"{source} has a tokenizer but no processor; copy the base model's processor files into it."
         )

@@ -16,7 +16,7 @@ from torch import nn
 
 from mmrl.ground.require import require
 from mmrl.model.checkpoint_files import read_config
-from mmrl.model.families import family_of
+from mmrl.model.families import Family, family_of
 from mmrl.model.folders import (
     ModelError,
     readable,
@@ -147,6 +147,18 @@ def add_lora(model: Any, lora: LoRA) -> nn.Module:
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(0)
         return get_peft_model(model, config, autocast_adapter_dtype=False)  # type: ignore[return-value]
+
+
+def adapted(model: Any, family: Family) -> str:
+    """What of a model its adapters change, and what of the language model they leave alone, in words."""
+    layers: dict[str, int] = {}
+    for name, module in model.named_modules():
+        if hasattr(module, "lora_A"):
+            kind = name.rpartition(".")[2]
+            layers[kind] = layers.get(kind, 0) + 1
+    told = ", ".join(f"{count} x {kind}" for kind, count in layers.items())
+    rest = family.left_out_of_lora
+    return f"LoRA adapts {told}" + (f"; not adapted: {rest}" if rest else "")
 
 
 def load_weights(source: str | Path, dtype: torch.dtype) -> Any:

@@ -23,6 +23,7 @@ Decisions and departures:
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -51,7 +52,7 @@ from mmrl.model.checkpoint_files import (
 )
 from mmrl.model.families import Family, Shown, family_of
 from mmrl.model.mrope import Block
-from mmrl.model.patches import Patches, PixelBudget, PixelRules, shrink_to_tokens
+from mmrl.model.patches import Patches, PixelBudget, PixelRules
 from mmrl.model.tags import TagMode, Tags
 from mmrl.types import Media, Prompt
 
@@ -105,8 +106,8 @@ class Processing:
     config: Any
     """Of the checkpoint."""
     budget: PixelBudget
-    images: PixelRules
-    videos: PixelRules
+    pixels: tuple[PixelRules, PixelRules] | None
+    """What is done to pictures and to clips; None for a model that reads text alone."""
     max_prompt_tokens: int
     stop_ids: tuple[int, ...]
     """Every id that ends an answer; the first is the one appended to expert answers."""
@@ -127,23 +128,21 @@ class Processing:
         Raises ValueError for a folder that is missing or no model, and for an unsupported family.
         """
         config = read_config(source)
-        processor = read_processor(source)
         family = family_of(config.model_type)
+        processor = read_processor(source, family)
         refuse_other_tokenizer(source, family, config, processor)
         tokenizer, vocabulary = processor.tokenizer, processor.tokenizer.get_vocab()
         ends = stop_ids(source, family, config, tokenizer)
         markers = family.vision_tokens
         vision = {vocabulary[token] for token in markers if token in vocabulary}
         refuse_template(source, processor)
-        images, videos = family.pixel_rules(processor)
         return cls(
             tokenizer=tokenizer,
             processor=processor,
             family=family,
             config=config,
             budget=budget,
-            images=images,
-            videos=videos,
+            pixels=family.pixel_rules(processor, config),
             max_prompt_tokens=budget.max_prompt_tokens
             or config.get_text_config().max_position_embeddings,
             stop_ids=ends,
@@ -151,6 +150,24 @@ class Processing:
             tags=Tags.read(processor, getattr(config, "mmrl_tags", None), tags),
             pad_id=ends[-1] if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
         )
+
+    @property
+    def images(self) -> PixelRules:
+        """What is done to pictures."""
+        if self.pixels is None:
+            raise ValueError(
+                f"{self.family.name} reads no pictures; choose a vision-language model."
+            )
+        return self.pixels[0]
+
+    @property
+    def videos(self) -> PixelRules:
+        """What is done to clips."""
+        if self.pixels is None:
+            raise ValueError(
+                f"{self.family.name} reads no clips; choose a vision-language model."
+            )
+        return self.pixels[1]
 
     def with_tags(self, tags: Tags) -> Processing:
         """The same with other tags spelt out."""
@@ -229,6 +246,7 @@ class Processing:
         messages = plain_messages(prompt, family.structure)
         kinds = visual_kinds(messages)
         check_media(prompt, kinds)
+        self._refuse_unseen(prompt, kinds)
         text = self._templated(prompt, messages)
         wanted = [family.image if kind == "image" else family.video for kind in kinds]
         if (found := self._pads.findall(text)) != wanted:
@@ -237,6 +255,18 @@ class Processing:
                 f"{prompt.id!r}; use a template that writes one placeholder per visual part, in order."
             )
         return text
+
+    def _refuse_unseen(self, prompt: Prompt, kinds: Sequence[str]) -> None:
+        """Raise `BadRow` for media that the family does not read."""
+        sees = self.family.sees
+        for kind in kinds:
+            if kind not in sees:
+                reads = " and ".join(["text", *(f"{seen}s" for seen in sees)])
+                raise bad_row(
+                    prompt,
+                    f"it shows {kinds.count(kind)} {kind}s, and {self.family.name} reads {reads} only; choose a "
+                    "vision-language model, or leave such rows out",
+                )
 
     def _templated(self, prompt: Prompt, messages: Sequence[Mapping[str, Any]]) -> str:
         """The messages as the checkpoint's template writes them. Raises `BadRow`."""
@@ -335,20 +365,25 @@ class Processing:
             "image and video processor use different patches"
         )
         try:
-            return self._shrunk(prompt, sizes, self.budget.max_visual_tokens)
+            return self._shrunk(prompt, sizes)
         except ValueError as error:
             raise bad_row(prompt, f"{error}; raise it or show fewer media or frames") from error
 
-    def _shrunk(
-        self, prompt: Prompt, sizes: list[tuple[int, int]], most: int
-    ) -> list[tuple[int, int]]:
-        """Sizes that need at most `most` visual tokens in all; ValueError if there are none."""
-        counts = [len(medium.frames) for medium in prompt.media]
-        depths = [
-            self._rules(medium).grid(count, size)[0]
-            for medium, count, size in zip(prompt.media, counts, sizes, strict=True)
+    def _shrunk(self, prompt: Prompt, sizes: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Sizes that need at most `max_visual_tokens` in all, all shrunk alike; ValueError if there are none."""
+        media: list[tuple[PixelRules, tuple[int, int, int]]] = []
+        for medium in prompt.media:
+            frames, _, height, width = medium.frames.shape
+            media.append((self._rules(medium), (frames, height, width)))
+        counts = [
+            rules.grid(shape[0], size)
+            for (rules, shape), size in zip(media, sizes, strict=True)
         ]
-        return shrink_to_tokens(sizes, depths, self.images.factor, most)
+        tokens = sum(math.prod(count) for count in counts) // self.images.merge**2
+        assert self.budget.max_visual_tokens is not None
+        if tokens <= self.budget.max_visual_tokens:
+            return sizes
+        return self.images.shrunk(media, sizes, self.budget)
 
     @cached_property
     def _pads(self) -> re.Pattern[str]:

@@ -73,8 +73,8 @@ class Sizes:
         return self.parameters > LARGE
 
     def visual_tokens(self, pixels: int) -> int:
-        """Visual tokens of a picture of so many pixels."""
-        return max(1, pixels // self.token_side**2)
+        """Visual tokens of a picture of so many pixels; none without a tower."""
+        return 0 if not self.depth else max(1, pixels // self.token_side**2)
 
 
 @lru_cache(maxsize=64)

@@ -21,6 +21,10 @@ from mmrl.model.visual_attention import token_saliency
 
 GRAPH_BYTES = 40
 """A tower's graph takes about so many bytes per patch, block and hidden unit."""
+NO_SALIENCY = (
+    "The attention inside the vision tower of {name} is not read. Give the view another source of saliency, as in "
+    "SeenBy(view, DinoSaliency(folder)), or use one that needs none, such as PatchMask."
+)
 FROZEN = "frozen"
 """Version of weights that never change."""
 
@@ -106,6 +110,8 @@ class VisionTower:
 
     def saliency(self, medium: Patches) -> Tensor:
         """Attention that each visual token receives in the tower, float32 [F', h, w] on the CPU."""
+        if not self._family.saliency:
+            raise ValueError(NO_SALIENCY.format(name=self._family.name))
         values = self._values([medium])
         self.weights.counters["patches/saliency"] += len(values)
         tower = self._family.tower(self.weights.base)

@@ -212,8 +212,14 @@ class Family:
 
     # Pixels.
 
-    def pixel_rules(self, processor: Any) -> tuple[PixelRules, PixelRules]:
-        """What the checkpoint's processor does to pictures, and to clips."""
+    def processor(self, source: Any) -> Any:
+        """The processor of a folder or hub name."""
+        from transformers import AutoProcessor
+
+        return AutoProcessor.from_pretrained(source)
+
+    def pixel_rules(self, processor: Any, config: Any) -> tuple[PixelRules, PixelRules] | None:
+        """What the checkpoint's processor does to pictures, and to clips; None if it reads neither."""
         from mmrl.model.patches import PixelRules
 
         return (
