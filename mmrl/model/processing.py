@@ -147,7 +147,9 @@ class Processing:
             or config.get_text_config().max_position_embeddings,
             stop_ids=ends,
             banned_ids=tuple(sorted(vision)),
-            tags=Tags.read(processor, getattr(config, "mmrl_tags", None), tags),
+            tags=Tags.read(
+                processor, getattr(config, "mmrl_tags", None), tags, family.structure
+            ),
             pad_id=ends[-1] if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
         )
 

@@ -23,6 +23,8 @@ from mmrl.model.policy import LARGE
 from mmrl.model.released import UnknownModel, config_of, max_pixels_of
 from mmrl.model.row_layout import example_layout
 
+COUNTED = "mmrl_counted"
+"""Name under which the experts below are known to transformers."""
 ASKED = 64
 """Tokens or patches of the row by which bytes per token are counted."""
 
@@ -38,13 +40,15 @@ class Sizes:
     trainable: int
     language: int
     """Parameters of the language model's layers."""
+    active: int
+    """Those of them that one token reads: of the experts only as many as answer."""
     largest: int
     """Parameters of the largest unit: a layer, the embedding or the head."""
     layers: int
     hidden: int
     """Width of the language model."""
     intermediate: int
-    """Width of its MLP."""
+    """Width of its MLP, of all experts that answer together."""
     keys_values: int
     """Numbers of keys and values together, per token and layer."""
     vocabulary: int
@@ -112,10 +116,11 @@ def sizes(config: Any, dtype: torch.dtype, freeze: Sequence[Part], lora: LoRA) -
         parameters=_count(whole.parameters()),
         trainable=_count(p for p in whole.parameters() if p.requires_grad),
         language=_count(layers.parameters()),
+        active=_active(layers, text),
         largest=max(_count(layers[0].parameters()), embedding.numel(), head.numel()),
         layers=len(layers),
         hidden=text.hidden_size,
-        intermediate=text.intermediate_size,
+        intermediate=_mlp_width(text),
         keys_values=2 * text.num_key_value_heads * width,
         vocabulary=len(head),
         layer_graph=_layer_graph(layers[0], text.hidden_size, width, dtype, fed),
@@ -142,11 +147,47 @@ def _without_weights(
         model: Any = family.model_class().from_config(config, dtype=dtype)
     freeze_parts(model, freeze)
     family.prepare(model)
+    text = family.text_model(model).config
+    if getattr(text, "num_experts", 0):
+        from transformers.integrations.moe import ExpertsInterface
+
+        ExpertsInterface.register(COUNTED, _equal_shares)
+        text._experts_implementation = COUNTED
     with torch.device("meta"):
         whole = add_lora(model, lora) if lora.rank else model
     # peft gives adapters the format of their base, but not on this device.
     whole.to(dtype)
     return model, whole
+
+
+def _mlp_width(text: Any) -> int:
+    """Hidden numbers of an MLP for one token."""
+    if not getattr(text, "num_experts", 0):
+        return text.intermediate_size
+    shared = getattr(text, "shared_expert_intermediate_size", 0)
+    return text.num_experts_per_tok * text.moe_intermediate_size + shared
+
+
+def _active(layers: nn.Module, text: Any) -> int:
+    """Parameters of the layers that one token reads."""
+    experts = _count(p for name, p in layers.named_parameters() if ".experts." in name)
+    if not experts:
+        return _count(layers.parameters())
+    idle = experts - experts * text.num_experts_per_tok // text.num_experts
+    return _count(layers.parameters()) - idle
+
+
+def _equal_shares(experts: Any, states: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+    """Experts [E, 2I, D] and [E, D, I] on rows [N, D] as if the first answered all: on the meta device none is chosen.
+
+    What is kept for a backward has the sizes that the library's grouped product keeps: it works row by row.
+    """
+    count = chosen.shape[-1]
+    rows = states[chosen.reshape(-1).argsort() // count]
+    opened = experts._apply_gate(rows @ experts.gate_up_proj[0].T)
+    closed = opened @ experts.down_proj[0].T
+    weighed = closed * weights.reshape(-1)[:, None]
+    return weighed.view(len(states), count, -1).sum(1).to(states.dtype)
 
 
 def _count(parameters: Any) -> int:

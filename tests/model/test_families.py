@@ -14,6 +14,7 @@ import torch
 
 from mmrl.ground.faults import BadRow
 from mmrl.model import tiny
+from mmrl.model.checkpoint_files import read_config
 from mmrl.model.families import Family, families, family_of, register
 from mmrl.model.families.family import _REGISTERED
 from mmrl.model.load import LoRA, adapted
@@ -28,7 +29,7 @@ from mmrl.rollouts.engine import HFEngine
 from mmrl.types import Media, Now, Prompt, Sampling
 
 SIZE = tiny.TinySize(
-    hidden=64, layers=2, vision_hidden=32, vision_depth=2, merges=80, max_image_tokens=64
+    hidden=64, layers=3, vision_hidden=32, vision_depth=2, merges=80, max_image_tokens=64
 )
 NOW = Now(step=0, progress=0.0, seed=5)
 FPS = 2.0
@@ -371,10 +372,11 @@ def test_sizes_are_those_of_the_model(case: Case, lora: LoRA) -> None:
     if case.blind and lora.vision:
         return
     policy = case.policy(lora=lora)
-    planned = sizes(policy.base.config, torch.float32, (), lora)
+    planned = sizes(read_config(case.folder), torch.float32, (), lora)
     assert planned.parameters == sum(p.numel() for p in policy.model.parameters())
     assert planned.trainable == sum(p.numel() for p in policy.parameters())
     assert planned.layers == SIZE.layers and planned.layer_graph > 0
+    assert (planned.active < planned.language) == bool(case.family.left_out_of_lora)
     if case.blind:
         assert planned.visual_tokens(10**6) == planned.depth == planned.block_graph == 0
         return
