@@ -85,6 +85,10 @@ def main(
     chains = open_pretext(dataset, puzzles, run)
     style, paid = style_of(data.style), {}
     prompts = chains.train
+    if reward.own:
+        raise ValueError(
+            "--reward is not for this recipe: chains are checked hop by hop, and rows by --data.style."
+        )
     if rows:
         # The evaluation stays with the chains: rows have evaluations of their own (recipes.evaluate).
         ordinary, _ = open_data(rows, data, run.seed)

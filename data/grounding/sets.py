@@ -35,10 +35,10 @@ from mmrl.data.video.video import ClipReader, ClipSampling
 from mmrl.ground.contents import Content, digest
 from mmrl.ground.faults import BadMedia, Fault, refuse_half_characters, shown
 from mmrl.ground.files import regular_size
+from mmrl.ground.media_names import VIDEO_SUFFIXES
 from mmrl.ground.roots import Root
 from mmrl.types import Media, Prompt, Prompts
 
-EXTENSIONS = (".mp4", ".mkv", ".webm", ".avi", ".mov")
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 END_SLACK = 1.0
 """Seconds by which a true span may end after the clip."""
@@ -165,16 +165,16 @@ class RowBuilder:
             fix = "Give a path below the video root."
             raise Fault("no video", f"the video is {shown(video)}", fix)
         path = self.root.path(video)
-        complete = path.suffix.lower() in EXTENSIONS + PICTURES
+        complete = path.suffix.lower() in VIDEO_SUFFIXES + PICTURES
         if complete and (_is_file(path) or not self.check_files):
             return str(path)
         # Appended, not put in place of the suffix: names such as v_1.5 have dots that are none.
-        for extension in EXTENSIONS:
+        for extension in VIDEO_SUFFIXES:
             candidate = self.root.path(f"{video}{extension}")
             if _is_file(candidate):
                 return str(candidate)
         if not self.check_files:
-            return str(self.root.path(f"{video}{EXTENSIONS[0]}"))
+            return str(self.root.path(f"{video}{VIDEO_SUFFIXES[0]}"))
         fix = "Check the video root, or leave the entry out."
         raise Fault("missing video", f"{shown(str(path), 200)} is not there", fix)
 

@@ -22,6 +22,7 @@ beforehand. Where media are embedded as bytes, placeholders are checked when a r
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -90,6 +91,7 @@ class RowPrompts(Prompts):
         self._repeated: set[int] = set()
         self._settle_columns(asked)
         self._without_media = 0
+        self._media: Counter[str] = Counter()
         # Empty while the rows are checked: the summary in an error message asks for their number.
         self._rows: Sequence[int] = ()
         self._rows = self._usable_rows(limit)
@@ -158,12 +160,26 @@ class RowPrompts(Prompts):
         return [*self._refused, BadRow(f"{self.source}: {more} more rows that cannot be used")]
 
     def summary(self) -> str:
-        """One line: rows, and skipped rows by reason."""
-        line = f"{self.source}: {len(self._rows)} prompts"
+        """One line: rows, what they show as far as it is known without decoding, and skipped rows by reason."""
+        line = f"{self.source}: {len(self._rows)} prompts{self._shows()}"
         if not self.skipped:
             return line
         reasons = [f"{count} {reason}" for reason, count in sorted(self.skipped.items())]
         return f"{line}; bad rows: {', '.join(reasons)}"
+
+    def _shows(self) -> str:
+        """What the rows show, in brackets; empty where media are embedded and not looked at before their turn."""
+        if not self._decided or not self._rows:
+            return ""
+        counted = [
+            (self._media["image"], "picture", "pictures"),
+            (self._media["video"], "clip", "clips"),
+            (self._without_media, "asked as text alone", "asked as text alone"),
+        ]
+        told = [
+            f"{count:,} {one if count == 1 else many}" for count, one, many in counted if count
+        ]
+        return f" ({', '.join(told)})"
 
     def _settle_columns(self, columns: ColumnMap) -> None:
         """Decide which columns are read; refuse tables without rows, question or answer."""
@@ -279,6 +295,7 @@ class RowPrompts(Prompts):
             else:
                 video_path(cell, base)
         self._without_media += not visuals.used
+        self._media.update(kind for kind, _ in visuals.used)
 
     def _prompt(self, number: int) -> Prompt:
         """Read and decode one row. Raises `Fault`."""

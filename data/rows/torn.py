@@ -19,6 +19,8 @@ from mmrl.ground.tables import Row
 
 GLUED = 8
 """Most places in a damaged line at which another object is looked for."""
+_LONGEST_CELL = 2**31 - 1
+"""Characters; what a 32-bit C long holds."""
 _QUOTE_FIX = 'Close the quote, or write "" for a quote inside a cell.'
 _LIST_FIX = "Each row must be one complete JSON object."
 
@@ -35,6 +37,8 @@ def csv_rows(file: TextIOBase, separator: str) -> Iterator[tuple[int, Row | Faul
             taken.append(line)
             yield line
 
+    # Python ends a table at a cell of 128 KiB, less than one picture as base64.
+    csv.field_size_limit(_LONGEST_CELL)
     # Strict: otherwise the end of the file closes every quote.
     reader = csv.reader(lines(), delimiter=separator, strict=True)
     header = next(reader, [])

@@ -14,4 +14,20 @@ IMAGE_SUFFIXES = (
     ".avif",
     ".jp2",
 )
-VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".flv", ".ts")
+VIDEO_SUFFIXES = (
+    ".mp4",
+    ".mkv",
+    ".webm",
+    ".avi",
+    ".mov",
+    ".m4v",
+    ".flv",
+    ".ts",
+    ".mpg",
+    ".mpeg",
+    ".m2ts",
+    ".mts",
+    ".wmv",
+    ".ogv",
+    ".3gp",
+)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import logging
 import re
 import sys
 import types
@@ -32,7 +33,9 @@ from mmrl.ground.printable import printable, show, tell
 from mmrl.ground.stopping import leaving
 from mmrl.recipes.shared.configuration import Configuration, giving_back, read_configuration
 from mmrl.recipes.shared.machines import LAPTOP, ONE_NODE
-from mmrl.recipes.shared.opening import EMBEDDED
+from mmrl.recipes.shared.opening import EMBEDDED, Data
+from mmrl.recipes.shared.own_rewards import collected
+from mmrl.recipes.shared.paying import RewardWeights, style_of
 from mmrl.recipes.shared.planning import refuse_unfit, show_plan, take_machine
 from mmrl.rewards.pay import RewardStopped
 from mmrl.training.checkpoint import CheckpointError
@@ -81,7 +84,9 @@ def launch(
         asked = resolved(main, presets, args)
         if PRINT in args:
             return show(asked.json())
+        quiet_libraries()
         tell(f"{prog} {asked.preset}")
+        _look_ahead(asked.arguments)
         refuse_unfit(asked)
         with leaving(), _at_the_door(asked.arguments.get("run")):
             return main(**asked.arguments)
@@ -93,6 +98,33 @@ def launch(
         # Of a disk, mostly; what it concerns, the error knows.
         advice = "See that there is room on the disk and that the file can be read or written"
         sys.exit(printable(f"{prog}: {error}. {advice}, then run the same command again."))
+
+
+def quiet_libraries() -> None:
+    """No bars and no notes of other libraries between our lines; downloads keep theirs, and errors are errors."""
+    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
+    from transformers.utils.logging import disable_progress_bar
+
+    no_downloads = are_progress_bars_disabled()  # by the user's environment
+    disable_progress_bar()  # of weights that are read and written, and of downloads
+    if not no_downloads:
+        enable_progress_bars()
+    # torchao, where it is installed, makes torch speak of changes to come in a class that no user has heard of.
+    logging.getLogger("torch.utils._pytree").addFilter(_is_for_the_user)
+
+
+def _is_for_the_user(record: logging.LogRecord) -> bool:
+    return "register_constant" not in record.getMessage()
+
+
+def _look_ahead(arguments: Mapping[str, Any]) -> None:
+    """Raise ValueError for what cannot be found or read among the user's own files, before anything is loaded."""
+    data, reward = arguments.get("data"), arguments.get("reward")
+    if isinstance(data, Data):
+        data.template()
+        data.refuse_drawn(str(arguments.get("dataset", "")))
+        if isinstance(reward, RewardWeights):
+            reward.parts(style_of(data.style))
 
 
 def _at_the_door(run: Run | None) -> AbstractContextManager[object]:
@@ -116,7 +148,7 @@ def resolved(
     main: Callable[..., Any], presets: Mapping[str, Preset], argv: Sequence[str]
 ) -> Configuration:
     """What a command line asks for, with every argument; `--help` is printed and ends. Raises ValueError."""
-    args = [arg for arg in argv if arg != PRINT]
+    args = collected([arg for arg in argv if arg != PRINT])
     prog, recipe = _prog(main), _module(main).rpartition(".")[2]
     name = args.pop(0) if args and not args[0].startswith("-") else None
     file = take_flag(args, "config")

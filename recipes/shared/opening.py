@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmrl.data.drawn.drawn import Drawn
+from mmrl.data.rows.sources import DRAWN as DRAWN_TASKS
 from mmrl.data.rows.sources import load_prompts, split_prompts
+from mmrl.data.rows.templates import Template
 from mmrl.ground.checksums import damage, is_sealed
 from mmrl.ground.printable import tell
+from mmrl.ground.progress import busy
 from mmrl.model.load import LoRA
 from mmrl.model.patches import PixelBudget
 from mmrl.model.policy import Policy
@@ -33,6 +36,8 @@ from mmrl.types import Prompts
 
 EMBEDDED = "embedded"
 """Name of the tiny warmed-up model, and of the preset that uses it."""
+PROMPT_FILES = (".jinja", ".jinja2", ".j2", ".txt", ".md")
+"""How the name of a prompt's file ends."""
 DRAWN = "drawn:lookup?cells=2&size_px=32"
 """What the embedded model is trained on: pictures of four cells, "What is at row 1 column 2?"."""
 
@@ -86,6 +91,13 @@ class Data:
     within an <answer>, tags on lines of their own); answer: think, then <answer> (-open: text between them is fine);
     objects: a JSON list of boxes and points in <answer>; tag: <answer> alone; plain: the answer is the text;
     choice: as box, and the answer is the letter of an option, however it is put."""
+    prompt: str = ""
+    """How a question is put, in place of the style's: a file (my_prompt.jinja, my_prompt.txt) or the text itself, with
+    {question}, or jinja2 with {{ question }} and {{ row.column }}."""
+    suffix: str = ""
+    """What stands below the question, in place of the style's instruction."""
+    system: str = ""
+    """System turn, in place of the style's."""
     columns: tuple[str, ...] = ()
     """Column names, as question=problem answer=solution images=left images=right; images= says that there are none."""
     image_root: Path | None = None
@@ -94,6 +106,52 @@ class Data:
     """Read media from anywhere on this machine; by default no path may lead out of that folder."""
     on_bad: Literal["skip", "stop"] = "skip"
     """Skip and count rows that cannot be used, or stop at the first."""
+
+    def refuse_drawn(self, dataset: str) -> None:
+        """Raise ValueError for what a drawn task would not look at."""
+        if not dataset.startswith(DRAWN_TASKS):
+            return
+        for name in ("prompt", "suffix", "system", "subset", "columns", "image_root"):
+            if getattr(self, name):
+                flag = f"--data.{name.replace('_', '-')}"
+                raise ValueError(
+                    f"{flag} is for rows of your own; {dataset} is drawn and asked in the words that the embedded "
+                    f"model knows. Leave {flag} out, or give --dataset."
+                )
+
+    def template(self) -> Template:
+        """The style's way of asking, or the user's own. Raises ValueError for a file that is not there."""
+        if self.prompt and self.suffix:
+            raise ValueError(
+                "Both --data.prompt and --data.suffix are given; the prompt says what stands below the question, too."
+            )
+        style = style_of(self.style).template
+        asked = Template(
+            prompt=self._own_prompt() or style.prompt, system=self.system or style.system
+        )
+        if not asked.asks:
+            raise ValueError(
+                "--data.prompt never shows the question; write {question} (or {{ question }}) into it: "
+                f"{asked.prompt[:200]!r}"
+            )
+        return asked
+
+    def _own_prompt(self) -> str:
+        """The text of a prompt of the user's own; empty without one."""
+        if self.suffix:
+            return "{question}\n\n" + self.suffix
+        if not self.prompt:
+            return ""
+        # A text of one line that ends like a file is meant as one.
+        is_name = "\n" not in self.prompt and Path(self.prompt).suffix in PROMPT_FILES
+        if not is_name:
+            return self.prompt
+        path = Path(self.prompt).expanduser()
+        if not path.is_file():
+            raise ValueError(
+                f"--data.prompt: there is no file {self.prompt} (looked in {Path.cwd()})."
+            )
+        return path.read_text(encoding="utf-8").removesuffix("\n")
 
 
 UNLIMITED = {"min_frame_pixels": 1, "max_frame_pixels": 1 << 40, "max_video_pixels": 1 << 50}
@@ -125,18 +183,19 @@ def open_policy(
     source, checkpoint = model_source(model)
     # A checkpoint holds the trained weights alone, so adapters and frozen parts must be those it was trained with.
     stored = {} if checkpoint is None else policy_settings(checkpoint)
-    policy = Policy.load(
-        source,
-        device=load.device,
-        dtype=load.dtype,
-        lora=LoRA(**stored["lora"]) if stored.get("lora") else lora,
-        freeze=stored.get("freeze", load.freeze),
-        checkpointing=load.checkpointing,
-        budget=budget,
-        shared=load.shared,
-        offload_reference=load.offload_reference,
-        tags=stored.get("tags", load.tags),
-    )
+    with busy(f"Loading {model}"):
+        policy = Policy.load(
+            source,
+            device=load.device,
+            dtype=load.dtype,
+            lora=LoRA(**stored["lora"]) if stored.get("lora") else lora,
+            freeze=stored.get("freeze", load.freeze),
+            checkpointing=load.checkpointing,
+            budget=budget,
+            shared=load.shared,
+            offload_reference=load.offload_reference,
+            tags=stored.get("tags", load.tags),
+        )
     if checkpoint is not None:
         restore_weights(checkpoint, policy.named_parameters())
     return policy
@@ -187,16 +246,18 @@ def policy_settings(checkpoint: Path) -> dict[str, Any]:
 def open_data(dataset: str, data: Data, seed: int) -> tuple[Prompts, Prompts]:
     """Training and held-out prompts. Raises ValueError for fewer than two usable rows."""
     reading = {
-        "template": style_of(data.style).template,
+        "template": data.template(),
         "columns": _column_map(data.columns),
         "image_root": data.image_root,
         "allow_outside": data.allow_outside,
         "on_bad": data.on_bad,
         "seed": seed,
     }
-    prompts = load_prompts(
-        dataset, split=data.split, subset=data.subset, limit=data.limit, **reading
-    )
+    data.refuse_drawn(dataset)
+    with busy(f"Reading {dataset}"):
+        prompts = load_prompts(
+            dataset, split=data.split, subset=data.subset, limit=data.limit, **reading
+        )
     drawn = isinstance(prompts, Drawn)
     if data.heldout_rows == 0 and not drawn:
         return prompts, prompts
@@ -205,8 +266,7 @@ def open_data(dataset: str, data: Data, seed: int) -> tuple[Prompts, Prompts]:
     if drawn:
         # Drawn pictures have a side of their own for this, endless as well, so no row is set aside.
         return prompts, replace(prompts, split="heldout", size=None)
-    if prompts.skipped:
-        tell(prompts.summary())
+    tell(prompts.summary())
     if len(prompts) < 2:
         raise ValueError(
             f"{dataset} has {len(prompts)} usable rows; training needs at least 2."

@@ -25,6 +25,7 @@ from typing import Any, Literal
 from mmrl.data.rows.templates import PLAIN, THINK_THEN_ANSWER, THINK_THEN_BOX, Template
 from mmrl.ground.require import require
 from mmrl.perception.rewards import GroundingReward, grounding_format
+from mmrl.recipes.shared.own_rewards import own_parts, read
 from mmrl.rewards import functions as pay
 from mmrl.rewards.answers import final_answer, tagged
 from mmrl.rewards.easyr1 import math_accuracy
@@ -97,8 +98,13 @@ class RewardWeights:
     """Weight of the asked-for form; 0 logs it only."""
     grader: GraderName = "ours"
     """Who compares answers: our own rules, or math-verify or mathruler alone, as the papers that used them."""
+    own: tuple[str, ...] = ()
+    """Rewards of your own in place of accuracy and format: --reward my.py:func=0.5, as often as there are rewards; or
+    accuracy, format, choice, number, math, iou, … (all names: any wrong one lists them)."""
 
     def __post_init__(self) -> None:
+        for text in self.own:
+            read(text)
         require(
             self,
             accuracy=(self.accuracy >= 0, "0 (logged only) or positive"),
@@ -107,10 +113,20 @@ class RewardWeights:
 
     def rewards(self, style: Style, **others: Any) -> Rewards:
         """The rewards of a run; `others` are further parts and the settings of `Rewards`."""
+        parts = self.parts(style)
+        if double := sorted(set(parts) & set(others)):
+            raise ValueError(
+                f"--reward has a part called {double[0]!r}, and so has the recipe itself; give the function another "
+                "name."
+            )
+        return Rewards(**parts, **others)
+
+    def parts(self, style: Style) -> dict[str, tuple[float, Callable[..., Any]]]:
+        """Name -> (weight, function): accuracy and format of the style, or what `own` names. Raises ValueError."""
         accuracy = self.accuracy_of(style)
-        return Rewards(
-            accuracy=(self.accuracy, accuracy), format=(self.format, style.format), **others
-        )
+        if self.own:
+            return own_parts(self.own, {"accuracy": accuracy, "format": style.format})
+        return {"accuracy": (self.accuracy, accuracy), "format": (self.format, style.format)}
 
     def accuracy_of(self, style: Style) -> Callable[..., float]:
         """The style's own accuracy, or its answer under another grader. Raises ValueError where none applies."""

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from dataclasses import dataclass
 
+import huggingface_hub
 import pytest
+from transformers.utils import logging as library
 
 from mmrl.recipes.__main__ import recipes
-from mmrl.recipes.shared.launch import HELP, Preset, choose_preset, explained, with_defaults
+from mmrl.recipes.shared.launch import (
+    HELP,
+    Preset,
+    choose_preset,
+    explained,
+    quiet_libraries,
+    with_defaults,
+)
 from mmrl.recipes.shared.miniature import SHARED, miniature
 
 
@@ -90,3 +100,22 @@ def test_papo_reads_as_a_table_and_an_algorithm_box():
 
     with open(papo.__file__, encoding="utf-8") as file:
         assert len(file.readlines()) <= 80
+
+
+@pytest.mark.parametrize("downloads", [True, False])
+def test_no_bar_of_a_library_stands_between_our_lines(downloads, caplog):
+    hub = huggingface_hub.utils
+    before = hub.are_progress_bars_disabled()
+    try:
+        library.enable_progress_bar()
+        if not downloads:
+            hub.disable_progress_bars()
+        quiet_libraries()
+        assert not library.is_progress_bar_enabled()
+        assert hub.are_progress_bars_disabled() is not downloads
+    finally:
+        (hub.disable_progress_bars if before else hub.enable_progress_bars)()
+    torch_log = logging.getLogger("torch.utils._pytree")
+    torch_log.warning("Calling register_constant() on Enum subclasses is deprecated")
+    torch_log.warning("something else")
+    assert [record.message for record in caplog.records] == ["something else"]

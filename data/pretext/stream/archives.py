@@ -18,9 +18,10 @@ from typing import Any, BinaryIO
 
 from mmrl.data.pretext.contract import Kind, Medium
 from mmrl.data.pretext.stream.media import clip_from_bytes, content_id, image_medium
-from mmrl.data.pretext.stream.sources import KINDS, VIDEOS, Opened, Source, classified
+from mmrl.data.pretext.stream.sources import KINDS, Opened, Source, classified
 from mmrl.ground.faults import BadMedia, Fault, first_line
 from mmrl.ground.files import FILE_TOO_LARGE, LARGEST_FILE, open_regular, read_regular
+from mmrl.ground.media_names import VIDEO_SUFFIXES
 from mmrl.ground.quarantine import Quarantine
 from mmrl.ground.roots import Root, hub_caches
 from mmrl.ground.tables import (
@@ -259,7 +260,7 @@ def opened_cell(kind: Kind, cell: Any, where: str, root: Root) -> Opened:
     if not isinstance(cell, bytes) or not cell:
         raise BadMedia(where, "empty file")
     # It becomes part of a file's name.
-    return opened_bytes(kind, cell, where, suffix if suffix in VIDEOS else ".mp4", None)
+    return opened_bytes(kind, cell, where, suffix if suffix in VIDEO_SUFFIXES else ".mp4", None)
 
 
 def _named_file(kind: Kind, name: str, where: str, root: Root) -> bytes:

@@ -38,10 +38,11 @@ from mmrl.ground.files import read_regular
 from mmrl.ground.media_names import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from mmrl.ground.quarantine import Quarantine
 
-VIDEOS = (*VIDEO_SUFFIXES, ".mpg", ".mpeg")
 DEPTHS = (".png", ".npy", ".tif", ".tiff")
 USUAL = tuple(
-    suffix for lower in (*IMAGE_SUFFIXES, *VIDEOS, *DEPTHS) for suffix in (lower, lower.upper())
+    suffix
+    for lower in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES, *DEPTHS)
+    for suffix in (lower, lower.upper())
 )
 """Names that end so are taken for files without asking the file system."""
 KINDS: tuple[Kind, ...] = ("image", "rgbd", "video")
@@ -177,7 +178,7 @@ def classified(names: Sequence[str]) -> dict[Kind, list[str]]:
     def ending(suffixes: Sequence[str]) -> list[str]:
         return [name for suffix in suffixes for name in by_suffix.get(suffix, ())]
 
-    images, videos = ending(IMAGE_SUFFIXES), ending(VIDEOS)
+    images, videos = ending(IMAGE_SUFFIXES), ending(VIDEO_SUFFIXES)
     depths = list(filter(_is_depth, ending(DEPTHS)))
     rgbd = []
     if depths:

@@ -3,12 +3,14 @@
 import json
 import os
 import time
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from mmrl.data.rows.row_prompts import UNFORESEEN
 from mmrl.data.rows.sources import load_prompts
+from mmrl.data.rows.tables import read_csv
 from mmrl.data.rows.templates import Template
 from mmrl.ground.faults import BadRow, Fault
 from mmrl.rollouts.prompt_order import Supply
@@ -341,3 +343,12 @@ def test_bytes_that_are_no_utf8_cost_their_row_only(tmp_path, name, content) -> 
     prompts = load_prompts(str(tmp_path / name))
     assert [str(prompt.answer) for prompt in prompts] == ["1", "3"]
     assert sum(prompts.skipped.values()) == 1
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+def test_a_cell_longer_than_pythons_limit_is_read(tmp_path: Path, name: str) -> None:
+    mark = "," if name == "a.csv" else "\t"
+    long = "x" * 300_000
+    (tmp_path / name).write_text(f"question{mark}answer\n{long}{mark}1\nWhy?{mark}2\n")
+    rows = [row for row in read_csv(tmp_path / name).scan() if not isinstance(row, Fault)]
+    assert [(len(row["question"]), row["answer"]) for row in rows] == [(300_000, "1"), (4, "2")]

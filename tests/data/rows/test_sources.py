@@ -719,3 +719,26 @@ def test_import_is_light():
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
     )
     assert run.stdout.strip() == "[]"
+
+
+def test_the_summary_says_what_rows_show_and_what_was_left_out(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "a.mp4").write_bytes(b"x")  # not decoded at loading
+    rows = [
+        {"question": "<image><image>?", "images": ["a.png", "a.png"], "answer": "1"},
+        {"question": "When?", "video": "a.mp4", "answer": "1"},
+        {"question": "Why?", "answer": "1"},
+        {"question": "Why?", "image": None, "answer": "1"},
+        {"question": "<image>?", "images": ["absent.png"], "answer": "1"},
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    prompts = load_prompts(str(tmp_path / "rows.jsonl"))
+    assert prompts.summary() == (
+        f"{prompts.source}: 4 prompts (2 pictures, 1 clip, 2 asked as text alone); bad rows: 1 missing media"
+    )
+    (tmp_path / "rows.jsonl").write_text(json.dumps(rows[2]))
+    assert (
+        load_prompts(str(tmp_path / "rows.jsonl"))
+        .summary()
+        .endswith("1 prompts (1 asked as text alone)")
+    )
