@@ -68,6 +68,8 @@ class Sizes:
     """Patches per side of one visual token."""
     deepstack: int
     """Levels of features besides the last."""
+    tile: int
+    """Pixels per side of the squares that a tower of fixed size reads, else 0."""
     max_pixels: int
     """Largest picture of the checkpoint's own processor."""
 
@@ -78,7 +80,19 @@ class Sizes:
 
     def visual_tokens(self, pixels: int) -> int:
         """Visual tokens of a picture of so many pixels; none without a tower."""
-        return 0 if not self.depth else max(1, pixels // self.token_side**2)
+        if not self.depth:
+            return 0
+        if not self.tile:
+            return max(1, pixels // self.token_side**2)
+        squares = max(1, pixels // self.tile**2)
+        # The square of the whole follows several tiles.
+        squares += squares > 1
+        return squares * self.square_tokens
+
+    @property
+    def square_tokens(self) -> int:
+        """Visual tokens of a square, or of a frame of a clip, for a tower of fixed size; else 0."""
+        return (self.tile // self.token_side) ** 2
 
 
 @lru_cache(maxsize=64)
@@ -132,6 +146,7 @@ def sizes(config: Any, dtype: torch.dtype, freeze: Sequence[Part], lora: LoRA) -
         token_side=tower.patch * tower.merge,
         merge=tower.merge,
         deepstack=tower.levels,
+        tile=tower.tile,
         max_pixels=family.max_pixels,
     )
 

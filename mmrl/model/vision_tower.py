@@ -111,11 +111,16 @@ class VisionTower:
     def saliency(self, medium: Patches) -> Tensor:
         """Attention that each visual token receives in the tower, float32 [F', h, w] on the CPU."""
         if not self._family.saliency:
-            raise ValueError(NO_SALIENCY.format(name=self._family.name))
+            raise ValueError(self.no_saliency)
         values = self._values([medium])
         self.weights.counters["patches/saliency"] += len(values)
         tower = self._family.tower(self.weights.base)
         return token_saliency(tower, values, medium.grid).cpu()
+
+    @property
+    def no_saliency(self) -> str:
+        """What to say where the family's saliency is not read."""
+        return NO_SALIENCY.format(name=self._family.name)
 
     @property
     def _family(self) -> Family:

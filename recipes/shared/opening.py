@@ -18,7 +18,7 @@ from mmrl.data.rows.templates import Template
 from mmrl.ground.checksums import damage, is_sealed
 from mmrl.ground.printable import tell
 from mmrl.ground.progress import busy
-from mmrl.model.load import LoRA
+from mmrl.model.load import LoRA, adapted
 from mmrl.model.patches import PixelBudget
 from mmrl.model.policy import Policy
 from mmrl.model.tags import TagMode
@@ -198,6 +198,8 @@ def open_policy(
         )
     if checkpoint is not None:
         restore_weights(checkpoint, policy.named_parameters())
+    if policy.has_adapter and policy.family.left_out_of_lora:
+        tell(adapted(policy.model, policy.family))
     return policy
 
 

@@ -25,8 +25,11 @@ from mmrl.model.processing import Processing
 from mmrl.model.reference_scores import score_repeated
 from mmrl.model.scoring import ScoreOutputs, score_packed
 from mmrl.model.sizes import sizes
+from mmrl.perception.masking import SaliencyMask
 from mmrl.rollouts.engine import HFEngine
-from mmrl.types import Media, Now, Prompt, Sampling
+from mmrl.rollouts.groups import group_rollout
+from mmrl.training.compatibility import check_saliency
+from mmrl.types import Media, Now, Prompt, Sampling, VisualBranch
 
 SIZE = tiny.TinySize(
     hidden=64, layers=3, vision_hidden=32, vision_depth=2, merges=80, max_image_tokens=64
@@ -382,8 +385,34 @@ def test_sizes_are_those_of_the_model(case: Case, lora: LoRA) -> None:
         return
     assert (planned.block_graph > 0) == (lora.vision or not lora.rank)
     (medium,) = policy.encode(ask(["image"], 1)).visual
+    assert planned.visual_tokens(medium.size[0] * medium.size[1]) == medium.tokens
     assert planned.patch_numbers == medium.values.shape[1] and planned.merge == medium.merge
     assert planned.depth == len(case.family.blocks(policy.base)) == SIZE.vision_depth
+
+
+def test_a_view_that_changes_nothing_shows_the_same(case: Case, policy: Policy) -> None:
+    """On the grids of the prompt, before and after the resize."""
+    if case.blind:
+        return
+    prompt = ask(["image", "image", "video"], 2)
+    encoded = policy.encode(prompt)
+    for stage in ("original", "resized"):
+        seen = policy.processing.rerender(prompt, encoded, lambda frames, _: frames, stage)  # type: ignore[arg-type]
+        for ours, old in zip(seen, encoded.visual, strict=True):
+            assert (ours.grid, ours.size) == (old.grid, old.size)
+            # The square of the whole is made from what a view of stretched pixels returns (`tiles.py`).
+            stretched = case.family.shape(policy.base.config).tile and ours.kind == "image"
+            if stage == "original" or not (stretched and ours.grid[0] > 1):
+                assert torch.equal(ours.values, old.values) and ours.key == old.key
+
+
+def test_a_view_of_saliency_is_refused_before_a_run(case: Case, policy: Policy) -> None:
+    branches = {"masked": VisualBranch(SaliencyMask())}
+    if case.family.saliency:
+        check_saliency(branches, group_rollout, policy)
+        return
+    with pytest.raises(ValueError, match=r"'masked'.*is not read.*DinoSaliency"):
+        check_saliency(branches, group_rollout, policy)
 
 
 def test_a_budget_of_visual_tokens_is_kept(case: Case) -> None:

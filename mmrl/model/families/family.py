@@ -59,6 +59,8 @@ class TowerShape:
     channels: int = 3
     levels: int = 0
     """Feature levels besides the last (DeepStack)."""
+    tile: int = 0
+    """Pixels per side of the squares that it reads; 0: pictures of any size."""
 
     @property
     def patch_numbers(self) -> int:
@@ -96,6 +98,8 @@ class Family:
     """Is the time of each temporal patch written in the text?"""
     whole_clip: bool = False
     """Do the pixel limits of a clip count all of its frames together?"""
+    side_share: float = 0.0
+    """Share of a head's rotary frequencies that turn by row, and by column, in released configs; 0 for one axis."""
     max_pixels: int = 0
     """Largest picture of the published processors, in pixels."""
     tower_path: str = "model.visual"

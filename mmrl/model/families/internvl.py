@@ -90,19 +90,19 @@ class InternVL(Family):
     ) -> tuple[Tensor, Sequence[Tensor]]:
         """Rows [n, D] of all visual tokens, tile by tile."""
         shape = self.shape(base.config)
-        tiles = self._pixels(values, grids[0], shape)
+        tiles = self.squares(values, grids[0], merge=shape.merge, patch=shape.patch)
         # [tiles, tokens, D]; the library's order within a tile is row by row, as that of our patches.
         found = base.model.get_image_features(tiles, return_dict=True)
         return found.pooler_output.flatten(0, 1), ()
 
-    def _pixels(self, values: Tensor, grid: Grid, shape: TowerShape) -> Tensor:
+    def squares(self, values: Tensor, grid: Grid, *, merge: int, patch: int) -> Tensor:
         """Tiles [n, 3, side, side] from patches [N, 3 · patch²], of which those of one visual token are neighbours."""
         _, rows, columns = grid
-        m, p = shape.merge, shape.patch
-        cut = values.view(-1, rows // m, columns // m, m, m, shape.channels, p, p)
+        m, p = merge, patch
+        cut = values.view(-1, rows // m, columns // m, m, m, 3, p, p)
         # [n, row of tokens, column of tokens, row, column, channel, p, p] -> rows of pixels
         pixels = cut.permute(0, 5, 1, 3, 6, 2, 4, 7)
-        return pixels.reshape(-1, shape.channels, rows * p, columns * p)
+        return pixels.reshape(-1, 3, rows * p, columns * p)
 
     def shape(self, config: Any) -> TowerShape:
         """The tower in numbers."""
@@ -115,6 +115,7 @@ class InternVL(Family):
             patch=vision.patch_size[0],
             merge=round(1 / config.downsample_ratio),
             channels=vision.num_channels,
+            tile=vision.image_size[0],
         )
 
     def blocks(self, base: Any) -> Sequence[Any]:

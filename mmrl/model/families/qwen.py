@@ -57,7 +57,9 @@ class QwenVL(Family):
         from transformers import Qwen2_5_VLConfig
 
         text = tiny_parts.text_config(size, ids, vocabulary)
-        text["rope_parameters"]["mrope_section"] = tiny_parts.sections(_half(size), share=3 / 8)
+        text["rope_parameters"]["mrope_section"] = tiny_parts.sections(
+            _half(size), self.side_share
+        )
         vision = tiny_parts.vision_config(size) | {
             "tokens_per_second": 2,
             "window_size": 8 * size.patch,
@@ -96,7 +98,9 @@ class Qwen2VL(QwenVL):
         from transformers import Qwen2VLConfig
 
         text = tiny_parts.text_config(size, ids, vocabulary)
-        text["rope_parameters"]["mrope_section"] = tiny_parts.sections(_half(size), share=3 / 8)
+        text["rope_parameters"]["mrope_section"] = tiny_parts.sections(
+            _half(size), self.side_share
+        )
         vision = tiny_parts.vision_config(size)
         del vision["intermediate_size"], vision["out_hidden_size"]
         vision |= {
@@ -150,7 +154,7 @@ class Qwen3VL(Family):
     ) -> dict[str, Any]:
         text = tiny_parts.text_config(size, ids, vocabulary)
         text["rope_parameters"] |= {
-            "mrope_section": tiny_parts.sections(_half(size), share=5 / 16),
+            "mrope_section": tiny_parts.sections(_half(size), self.side_share),
             "mrope_interleaved": True,
         }
         text["head_dim"] = size.hidden // size.heads
@@ -195,22 +199,30 @@ def _grid(size: TinySize) -> dict[str, Any]:
     return {"patch_size": size.patch, "temporal_patch_size": 2, "merge_size": 2}
 
 
+_QWEN2 = Qwen2VL(
+    "qwen2_vl", "Qwen2-VL", space="thousand", side_share=3 / 8, max_pixels=SMALL_PIXELS
+)
+_QWEN2_5 = QwenVL(
+    "qwen2_5_vl",
+    "Qwen2.5-VL",
+    space="resized",
+    timed=True,
+    side_share=3 / 8,
+    max_pixels=SMALL_PIXELS,
+)
 _QWEN3 = Qwen3VL(
     "qwen3_vl",
     "Qwen3-VL",
     space="thousand",
     stamps=True,
     whole_clip=True,
+    side_share=5 / 16,
     max_pixels=LARGE_PIXELS,
 )
-FAMILIES: tuple[Family, ...] = (
-    Qwen2VL("qwen2_vl", "Qwen2-VL", space="thousand", max_pixels=SMALL_PIXELS),
-    QwenVL("qwen2_5_vl", "Qwen2.5-VL", space="resized", timed=True, max_pixels=SMALL_PIXELS),
-    _QWEN3,
-    replace(
-        Qwen3VLMoe(**vars(_QWEN3)),
-        model_type="qwen3_vl_moe",
-        name="Qwen3-VL-MoE",
-        left_out_of_lora="experts and router",
-    ),
+_QWEN3_MOE = replace(
+    Qwen3VLMoe(**vars(_QWEN3)),
+    model_type="qwen3_vl_moe",
+    name="Qwen3-VL-MoE",
+    left_out_of_lora="experts and router",
 )
+FAMILIES: tuple[Family, ...] = (_QWEN2, _QWEN2_5, _QWEN3, _QWEN3_MOE)
