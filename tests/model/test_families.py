@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from mmrl.ground.faults import BadRow
+from mmrl.grpo import GRPO
 from mmrl.model import tiny
 from mmrl.model.checkpoint_files import read_config
 from mmrl.model.families import Family, families, family_of, register
@@ -25,11 +26,16 @@ from mmrl.model.processing import Processing
 from mmrl.model.reference_scores import score_repeated
 from mmrl.model.scoring import ScoreOutputs, score_packed
 from mmrl.model.sizes import sizes
-from mmrl.perception.masking import SaliencyMask
+from mmrl.objectives.papo import PAPO
+from mmrl.perception.masking import PatchMask, SaliencyMask
+from mmrl.rewards.pay import Rewards, in_process
 from mmrl.rollouts.engine import HFEngine
 from mmrl.rollouts.groups import group_rollout
 from mmrl.training.compatibility import check_saliency
-from mmrl.types import Media, Now, Prompt, Sampling, VisualBranch
+from mmrl.training.optim import Optim
+from mmrl.training.run import Run
+from mmrl.training.trainer import Trainer
+from mmrl.types import Media, Now, Prompt, Prompts, Sampling, VisualBranch
 
 SIZE = tiny.TinySize(
     hidden=64, layers=3, vision_hidden=32, vision_depth=2, merges=80, max_image_tokens=64
@@ -436,6 +442,37 @@ def test_markers_in_a_text_are_refused_and_never_sampled(case: Case, policy: Pol
     banned = set(policy.processing.banned_ids)
     assert banned == {vocabulary[t] for t in case.family.vision_tokens if t in vocabulary}
     assert set(case.family.placeholder_ids(policy.base.config).values()) <= banned
+
+
+class Asked(Prompts):
+    """The prompts of a case as the rows of a run."""
+
+    def __init__(self, rows: list[Prompt]) -> None:
+        self.rows = [replace(row, answer="red") for row in rows]
+        self.size = len(rows)
+
+    def __getitem__(self, index: int) -> Prompt:
+        return self.rows[index % len(self.rows)]
+
+
+def test_a_step_of_papo_with_kl_trains(case: Case, tmp_path: Path) -> None:
+    policy = case.policy()
+    before = {name: p.detach().clone() for name, p in policy.named_parameters()}
+    views = {} if case.blind else {"masked": VisualBranch(PatchMask(0.5, 8), grad=True)}
+    trainer = Trainer(
+        policy,
+        prompts=Asked(case.prompts()),
+        rewards=Rewards(accuracy=in_process(lambda rollout: float(rollout.tokens[0]) % 7)),
+        grpo=GRPO(kl=0.1),
+        branches=views,
+        objectives=[] if case.blind else [PAPO()],
+        sampling=Sampling(3, max_tokens=4),
+        optim=Optim(lr=1e-3),
+        run=Run(output=tmp_path / "run", steps=2, prompts_per_step=2),
+    )
+    trainer.fit()
+    moved = {n for n, p in policy.named_parameters() if not torch.equal(p, before[n])}
+    assert len(moved) > 0.8 * len(before)
 
 
 def test_an_unknown_family_is_told_what_an_adapter_needs() -> None:

@@ -152,7 +152,7 @@ def peak(work, settings=Settings(), device=GPU, lora=LoRA()):
 
 def test_a_full_fine_tune_of_7b_is_the_sum_of_its_parts():
     found = peak(Work(reference=True)).phases["optimize"]
-    count = TABLE["Qwen2.5-VL-7B"].parameters
+    count = TABLE["Qwen/Qwen2.5-VL-7B"].parameters
     assert found["weights"] == found["reference"] == 2 * count
     assert found["masters"] == found["gradients"] == 4 * count and found["moments"] == 8 * count
 
