@@ -220,12 +220,20 @@ def test_ids_and_log_probs_are_those_of_the_librarys_own_way(
         torch.testing.assert_close(logp(policy, groups, shape)[0], expected, rtol=0, atol=2e-5)
 
 
-def test_shared_is_repeated(case: Case) -> None:
-    grads = assert_shared_is_repeated(case.policy(), case.prompts())
-    parts = case.family.parts(case.policy().base)
-    names = {id(p): n for n, p in case.policy().base.named_parameters()}
-    assert len(names) == len(list(case.policy().base.parameters()))
-    assert all(parts.values()) and len(grads) > 10
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_shared_is_repeated(case: Case, checkpointing: bool) -> None:
+    policy = case.policy(checkpointing=checkpointing)
+    grads = assert_shared_is_repeated(policy, case.prompts())
+    assert len(grads) == len(policy.parameters())
+
+
+def test_shared_is_repeated_in_double_precision(case: Case) -> None:
+    policy = case.policy(dtype="float64")
+    groups, shape = grouped(policy, case.prompts(), LENGTHS)
+    outputs = {"raw": ScoreOutputs()}
+    with torch.no_grad():
+        repeated = score_repeated(policy, {"raw": groups}, outputs, shape)["raw"].logp
+    torch.testing.assert_close(logp(policy, groups, shape), repeated, rtol=0, atol=1e-7)
 
 
 def test_packed_is_alone(case: Case, policy: Policy) -> None:

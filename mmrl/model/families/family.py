@@ -169,9 +169,18 @@ class Family:
         from mmrl.model.window_attention import register_windows
 
         self.text_model(base).config._attn_implementation = register()
+        self.prepare_experts(base)
         tower = self.tower(base)
         if tower is not None:
             tower.config._attn_implementation = register_windows()
+
+    def prepare_experts(self, base: Any) -> None:
+        """The grouped product of the library's experts knows no double precision; then they run one by one."""
+        import torch
+
+        text = self.text_model(base).config
+        if getattr(text, "num_experts", 0) and base.dtype == torch.float64:
+            text._experts_implementation = "eager"
 
     def refuse_layers(self, config: Any, what: str) -> None:
         """Raise ValueError if `what` would compute something else than the layers of this language model do."""

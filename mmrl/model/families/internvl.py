@@ -54,6 +54,7 @@ class InternVL(Family):
         from mmrl.model.attention import register
 
         self.text_model(base).config._attn_implementation = register()
+        self.prepare_experts(base)
 
     def dropouts(self, config: Any) -> Mapping[str, float]:
         """Those of the tower too."""
