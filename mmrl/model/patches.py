@@ -245,6 +245,9 @@ class PixelRules:
             return _floor_size(size, scale, self.factor)
         return size
 
+    def refuse_limits(self, budget: PixelBudget) -> None:
+        """Raise ValueError for limits that cannot be kept. All can, where pictures become any size."""
+
     def refuse_extreme(self, frames: int, height: int, width: int) -> None:
         """Raise ValueError for a shape that cannot be shown."""
         if min(height, width) < 1 or frames < 1:

@@ -136,13 +136,16 @@ class Processing:
         markers = family.vision_tokens
         vision = {vocabulary[token] for token in markers if token in vocabulary}
         refuse_template(source, processor)
+        pixels = family.pixel_rules(processor, config)
+        for rules in pixels or ():
+            rules.refuse_limits(budget)
         return cls(
             tokenizer=tokenizer,
             processor=processor,
             family=family,
             config=config,
             budget=budget,
-            pixels=family.pixel_rules(processor, config),
+            pixels=pixels,
             max_prompt_tokens=budget.max_prompt_tokens
             or config.get_text_config().max_position_embeddings,
             stop_ids=ends,

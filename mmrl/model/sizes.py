@@ -70,6 +70,8 @@ class Sizes:
     """Levels of features besides the last."""
     tile: int
     """Pixels per side of the squares that a tower of fixed size reads, else 0."""
+    square_tokens: int
+    """Visual tokens of such a square, or of a frame of a clip."""
     max_pixels: int
     """Largest picture of the checkpoint's own processor."""
 
@@ -88,11 +90,6 @@ class Sizes:
         # The square of the whole follows several tiles.
         squares += squares > 1
         return squares * self.square_tokens
-
-    @property
-    def square_tokens(self) -> int:
-        """Visual tokens of a square, or of a frame of a clip, for a tower of fixed size; else 0."""
-        return (self.tile // self.token_side) ** 2
 
 
 @lru_cache(maxsize=64)
@@ -147,6 +144,7 @@ def sizes(config: Any, dtype: torch.dtype, freeze: Sequence[Part], lora: LoRA) -
         merge=tower.merge,
         deepstack=tower.levels,
         tile=tower.tile,
+        square_tokens=tower.square_tokens,
         max_pixels=family.max_pixels,
     )
 

@@ -5,7 +5,7 @@ without their overhead; equality is tested. A picture is stretched onto the grid
 to its own, and cut; if there are several tiles, the whole picture, stretched onto one square, follows them. Each tile
 is then cut into patches as a frame of its own, with the rows of one visual token side by side (`patches.py`).
 
-Limits of a `PixelBudget` count whole tiles: `max_pixels` allows as many as fit into that area, and at least one.
+Limits of a `PixelBudget` count whole tiles: `max_pixels` allows as many as fit into it; less than one is refused.
 
 Departures from the processors:
 
@@ -87,6 +87,16 @@ class TileRules(PixelRules):
         rows, columns = best_grid(height, width, self.side, fewest, most)
         return rows * self.side, columns * self.side
 
+    def refuse_limits(self, budget: PixelBudget) -> None:
+        """Raise ValueError for an area below one square."""
+        name = "max_pixels" if self.kind == "image" else "max_frame_pixels"
+        most = getattr(budget, name)
+        if most is not None and most < self.side**2:
+            raise ValueError(
+                f"PixelBudget.{name} is {most:,}, but this model shows every {self.kind} in squares of {self.side} x "
+                f"{self.side} pixels; allow {self.side**2:,} or more, or None for the checkpoint's own limit."
+            )
+
     def grid(self, frames: int, size: tuple[int, int]) -> tuple[int, int, int]:
         """Tiles (or frames), rows and columns of patches of one of them."""
         count = frames if self.kind == "video" else self.tiles(size)
@@ -134,7 +144,7 @@ class TileRules(PixelRules):
         """Fewest and most tiles of a picture."""
         most, fewest = self.most, self.fewest
         if budget.max_pixels is not None:
-            most = max(1, budget.max_pixels // self.side**2)
+            most = budget.max_pixels // self.side**2
         if budget.min_pixels is not None:
             fewest = max(1, budget.min_pixels // self.side**2)
         return min(fewest, most), most

@@ -93,6 +93,14 @@ def test_a_clip_that_cannot_be_made_smaller_is_refused() -> None:
         OF_IMAGES.size(1, 1, 300, PixelBudget())
 
 
+def test_limits_below_one_square_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"max_pixels is 255, .*16 x 16.* allow 256"):
+        OF_IMAGES.refuse_limits(PixelBudget(max_pixels=255))
+    with pytest.raises(ValueError, match=r"max_frame_pixels is 200"):
+        OF_VIDEOS.refuse_limits(PixelBudget(max_frame_pixels=200))
+    OF_IMAGES.refuse_limits(PixelBudget(max_pixels=256, max_frame_pixels=1))
+
+
 def test_a_size_that_is_no_whole_number_of_tokens_is_refused() -> None:
     IMAGES.size = {"height": SIDE, "width": SIDE + 1}
     try:

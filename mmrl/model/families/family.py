@@ -63,6 +63,11 @@ class TowerShape:
     """Pixels per side of the squares that it reads; 0: pictures of any size."""
 
     @property
+    def square_tokens(self) -> int:
+        """Visual tokens of a square; 0 for pictures of any size."""
+        return (self.tile // (self.patch * self.merge)) ** 2
+
+    @property
     def patch_numbers(self) -> int:
         """Numbers of one patch."""
         return self.channels * self.temporal * self.patch**2
