@@ -48,7 +48,7 @@ from mmrl.training.trainer import Trainer, TrainingError
 USER_ERRORS = (ValueError, CheckpointError, RewardStopped, TrainingError, FileNotFoundError)
 """End a recipe with their message; anything else is our fault and shows its traceback."""
 HELP = {
-    "model": 'Folder or hub name of a Qwen2.5-VL or Qwen3-VL model, or "embedded".',
+    "model": 'Folder or hub name of a model whose family is known (docs/models.md), or "embedded".',
     "dataset": "JSONL, JSON, parquet or CSV file, folder, hub name, or drawn:lookup.",
     "video_root": "Where relative paths of videos start; the data file's folder by default.",
     "dynamic": "Dynamic sampling: drop groups that are all right or all wrong (DAPO).",
