@@ -222,7 +222,7 @@ class VisionCache:
         """Shall the tower keep its graph over these media? Ends the sharing of this step when it would not fit."""
         if not (self._shares_graphs and self.tower.trains):
             return False
-        new = {medium.key: len(medium.values) for medium in media}
+        new = {medium.key: len(medium) for medium in media}
         # Graphs of all chunks of a rollout are alive together, so the earlier ones count too.
         held = self.rows_in_graphs(besides=new) * self.tower.merge**2
         if self.tower.graph_bytes(sum(new.values()) + held) > self.graph_limit:

@@ -331,8 +331,8 @@ class _Shares:
         return prompts * self.work.visual_tokens * self.sizes.merge**2
 
     def _pixels(self) -> int:
-        """Bytes of one prompt's patches as they come from the processor, float32."""
-        return self._patches(1) * self.sizes.patch_numbers * 4
+        """Bytes of one prompt's patches as they are kept: uint8, as for clips (half of it for pictures)."""
+        return self._patches(1) * self.sizes.patch_numbers
 
     def _features(self, prompts: int) -> int:
         sizes = self.sizes

@@ -30,6 +30,9 @@ class Item:
     key: str
     values: torch.Tensor
 
+    def __len__(self):
+        return len(self.values)
+
 
 class Tower:
     """A linear tower that counts the media it sees."""
