@@ -55,7 +55,7 @@ class Policy:
         """Tokens and patches through each network since the trainer last looked."""
         self.in_reference = False
         """Are the reference weights in use now? Set by `reference`."""
-        self.vision = VisionCache(VisionTower(self), self._encode)
+        self.vision = VisionCache(VisionTower(self), self._encode, counters=self.counters)
         """Owner of encoded prompts and of features of pictures."""
         self._frozen_copy: nn.Module | None = None
         self._refuse_unfit()
