@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from accelerate import cpu_offload
 from torch import Tensor, nn
 
 from mmrl.model.attention import refuse_windows, register
+from mmrl.model.budget import Budget
 from mmrl.model.folders import refuse_nonfinite, written
 from mmrl.model.load import LoRA, Part, load_model, resolve_device, resolve_dtype
 from mmrl.model.logprobs import embed
@@ -57,6 +58,11 @@ class Policy:
         """Are the reference weights in use now? Set by `reference`."""
         self.vision = VisionCache(VisionTower(self), self._encode, counters=self.counters)
         """Owner of encoded prompts and of features of pictures."""
+        self.memory: int | None = None
+        """Bytes that work may take beside weights and optimizer; None: of what is free when it begins."""
+        self.expected: Callable[[], int] = lambda: 0
+        """Bytes that gradients and the optimizer are still to take."""
+        self._budget: Budget | None = None
         self._frozen_copy: nn.Module | None = None
         self._refuse_unfit()
         text, tower = self.base.model.language_model, self.base.model.visual
@@ -133,6 +139,15 @@ class Policy:
     def dtype(self) -> torch.dtype:
         """The number format of its weights."""
         return self.base.lm_head.weight.dtype
+
+    @property
+    def budget(self) -> Budget:
+        """What work may hold on the device; decided when it is first asked for, and kept."""
+        if self._budget is None:
+            given, device = self.memory, self.device
+            auto = given is None
+            self._budget = Budget.auto(device, self.expected()) if auto else Budget.of(given)
+        return self._budget
 
     @property
     def context(self) -> int:

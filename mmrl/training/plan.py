@@ -22,11 +22,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from mmrl.model.budget import GIB
 from mmrl.model.logprobs import CPU_TILE_BYTES, GPU_TILE_SHARE
 from mmrl.model.sizes import Sizes
-from mmrl.training.optim import Optim
+from mmrl.training.optim import Optim, moment_bytes
 
-GIB = 2**30
 CPU_PROCESS = int(0.8 * GIB)
 """Resident memory of a process that has imported torch and transformers (measured, CUDA build of torch)."""
 CUDA_PROCESS = int(0.6 * GIB)
@@ -213,7 +213,7 @@ class _Shares:
         optim, trained = self.settings.optim, sizes.trainable
         if optim.masters and self.half:
             held["masters"] = 4 * trained // each
-        held["moments"] = int(_moment_bytes(optim, sizes.itemsize) * trained) // each
+        held["moments"] = int(moment_bytes(optim, sizes.itemsize) * trained) // each
         held["features"] = self._features(self.work.prompts)
         return held
 
@@ -364,15 +364,6 @@ class _Shares:
         if self.checkpointing:
             each = sizes.block_graph + sizes.depth * sizes.tower_hidden * sizes.itemsize
         return {"tower's graphs": patches * each}
-
-
-def _moment_bytes(optim: Optim, itemsize: int) -> float:
-    """Bytes of both moments per trained weight."""
-    if optim.eight_bit:
-        return 2 * (1 + 4 / 256)  # a float32 scale per block of 256
-    if not optim.masters:
-        return 2.0 * itemsize  # in the format of the weights
-    return 2.0 * max(4, itemsize)
 
 
 def _seconds(sizes: Sizes, work: Work, settings: Settings, device: Device) -> dict[str, float]:

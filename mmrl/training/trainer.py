@@ -135,6 +135,7 @@ class Trainer:
         }
         self.steps = planned_steps(run, prompts)
         self.optimizer = Optimizer(policy.named_parameters(), optim)
+        policy.expected = self.optimizer.bytes_to_come
         self.learner = Learner(
             policy,
             self.optimizer,

@@ -17,6 +17,8 @@ from mmrl.data.rows.sources import load_prompts, split_prompts
 from mmrl.data.rows.templates import Template
 from mmrl.ground.checksums import damage, is_sealed
 from mmrl.ground.printable import tell
+from mmrl.ground.require import require
+from mmrl.model.budget import GIB
 from mmrl.model.load import LoRA
 from mmrl.model.patches import PixelBudget
 from mmrl.model.policy import Policy
@@ -64,11 +66,18 @@ class Load:
     A reference exists only where a KL or an objective reads it; with LoRA it is the model without its adapter."""
     check_memory: bool = True
     """Refuse a run that cannot fit into memory before anything is loaded; off: try it all the same."""
+    memory: float | None = None
+    """GiB that rollouts and updates may take on the device beside weights and optimizer; None divides what is free
+    (of a CPU's memory half)."""
     shared: bool = True
     """Compute prompts once per group; False repeats them for every answer (slow, for comparison)."""
     tags: TagMode = "auto"
     """How tags such as <think> are written that the tokenizer has as one token: text, token, or auto: as a token only
     where the checkpoint uses it (Qwen3-VL-Instruct does not know <think>)."""
+
+    def __post_init__(self) -> None:
+        has_memory = self.memory is None or self.memory > 0
+        require(self, memory=(has_memory, "positive GiB, or None to use what is free"))
 
 
 @dataclass(frozen=True)
@@ -196,6 +205,8 @@ def open_policy(
     )
     if checkpoint is not None:
         restore_weights(checkpoint, policy.named_parameters())
+    if load.memory is not None:
+        policy.memory = int(load.memory * GIB)
     return policy
 
 
