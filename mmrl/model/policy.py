@@ -56,7 +56,12 @@ class Policy:
         """Tokens and patches through each network since the trainer last looked."""
         self.in_reference = False
         """Are the reference weights in use now? Set by `reference`."""
-        self.vision = VisionCache(VisionTower(self), self._encode, counters=self.counters)
+        self.vision = VisionCache(
+            VisionTower(self),
+            self._encode,
+            budget=lambda: self.budget,
+            counters=self.counters,
+        )
         """Owner of encoded prompts and of features of pictures."""
         self.memory: int | None = None
         """Bytes that work may take beside weights and optimizer; None: of what is free when it begins."""

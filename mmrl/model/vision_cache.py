@@ -22,11 +22,12 @@ counted as `vision/recomputed`.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -35,6 +36,7 @@ from mmrl.model.gradients import collect_in_fp32
 from mmrl.model.vision_tower import FROZEN, VisionTower, VisualFeatures
 
 if TYPE_CHECKING:
+    from mmrl.model.budget import Budget
     from mmrl.model.processing import Encoded, Patches
     from mmrl.types import Prompt
 
@@ -66,15 +68,17 @@ class VisionCache:
         tower: VisionTower,
         encode: Callable[[Prompt], Encoded],
         *,
-        limit: int = 512 * 2**20,
-        graph_limit: int = 2 * 2**30,
+        limit: int | None = None,
+        graph_limit: int | None = None,
+        budget: Callable[[], Budget] | None = None,
         counters: Counter[str] | None = None,
     ) -> None:
         self.tower = tower
         self.limit = limit
-        """Bytes of features that are remembered (`Budget.features`)."""
+        """Bytes of features that are remembered; None: what the budget says, all of them without one."""
         self.graph_limit = graph_limit
-        """Bytes that graphs of a rollout may take (`Budget.graphs`); beyond them its update runs the tower again."""
+        """Bytes that graphs of a rollout may take; beyond them its update runs the tower again. None: as above."""
+        self._budget = budget
         self.counters: Counter[str] = Counter() if counters is None else counters
         self._encode = encode
         self._entries: dict[Key, _Entry] = {}
@@ -288,7 +292,7 @@ class VisionCache:
         new = {medium.key: len(medium) for medium in media}
         # Graphs of all chunks of a rollout are alive together, so the earlier ones count too.
         held = self.rows_in_graphs(besides=new) * self.tower.merge**2
-        if self.tower.graph_bytes(sum(new.values()) + held) > self.graph_limit:
+        if self.tower.graph_bytes(sum(new.values()) + held) > self._most("graphs"):
             # All or nothing: with half of the graphs the update would run the tower for the rest in each part.
             self._shares_graphs = False
             self._drop_graphs()
@@ -311,6 +315,14 @@ class VisionCache:
     def _forget_prompts(self) -> None:
         self._encoded = {}
         self._saliency = {}
+
+    def _most(self, kind: Literal["features", "graphs"]) -> float:
+        """Bytes that may be held of features or graphs."""
+        own = self.limit if kind == "features" else self.graph_limit
+        if own is not None or self._budget is None:
+            return math.inf if own is None else own
+        # Asked each time: a budget is decided when work begins, not when the policy is made.
+        return getattr(self._budget(), kind)
 
     @contextmanager
     def _one_turn(self) -> Iterator[None]:
@@ -337,8 +349,11 @@ class VisionCache:
 
     def _forget_surplus(self) -> None:
         """Keep to the limit: earlier turns go first, of them the latest; within this one who came last."""
-        size = sum(_bytes(entry) for entry in self._entries.values())
-        if size <= self.limit:
+        size, most = (
+            sum(_bytes(entry) for entry in self._entries.values()),
+            self._most("features"),
+        )
+        if size <= most:
             return
 
         def staying(key: Key) -> tuple[bool, int, int]:
@@ -346,7 +361,7 @@ class VisionCache:
             return entry.turn == self._turn, -entry.turn, -entry.place
 
         for key in sorted(self._entries, key=staying):
-            if size <= self.limit:
+            if size <= most:
                 return
             if self._entries[key].graph is None:  # a graph is waited for by a backward
                 size -= _bytes(self._entries.pop(key))

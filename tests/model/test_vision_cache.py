@@ -11,6 +11,7 @@ import torch
 from mmrl.data.drawn.drawn import Drawn
 from mmrl.grpo import GRPO
 from mmrl.model.branches import Views
+from mmrl.model.budget import Budget
 from mmrl.model.policy import Policy
 from mmrl.model.scoring import ScoreOutputs, score_packed
 from mmrl.model.vision_cache import VisionCache
@@ -200,6 +201,27 @@ def test_passes_of_a_step_read_only_what_does_not_fit(kept, at_once):
         assert cache.counters["vision/recomputed"] - before["vision/recomputed"] == 2 * (
             8 - kept
         )
+
+
+def test_limits_come_from_the_budget_unless_they_are_set(tiny_folder):
+    budget = Budget(0, 0, 0, features=2 * HELD, graphs=4, activations=0)
+    tower = Tower()
+    cache = VisionCache(tower, lambda prompt: prompt, budget=lambda: budget)
+    with cache.step():
+        cache.sampling_features(MANY[:2])
+        assert cache.rows_in_graphs() == 4
+        cache.sampling_features(MANY[2:3])
+        assert cache.rows_in_graphs() == 0 and len(cache._entries) == 2
+        cache.limit = 3 * HELD
+        cache.features(MANY[:3])
+        assert len(cache._entries) == 3
+    policy = Policy.load(tiny_folder, device="cpu", dtype="float64")
+    policy.memory = 2**30
+    vision, budget = policy.vision, Budget.of(2**30)
+    assert (vision._most("features"), vision._most("graphs")) == (
+        budget.features,
+        budget.graphs,
+    )
 
 
 def test_pictures_of_a_step_come_before_those_of_its_noisy_rollouts():
