@@ -34,7 +34,7 @@ from mmrl.model.window_attention import register_windows
 from mmrl.types import Prompt
 
 LARGE = 500e6
-"""Parameters above which activations are recomputed unless the caller says otherwise."""
+"""Parameters above which activations are recomputed, and prompts read ahead, unless the caller says otherwise."""
 
 
 class Policy:
@@ -48,6 +48,8 @@ class Policy:
         self.shared = shared
         self.version = 0
         """Grows with each optimizer step."""
+        self.workers = 0
+        """Processes that read and encode prompts ahead of their step (`preparing.py`)."""
         self.offload_reference = False
         """Shall `freeze_reference` keep its copy of the layers on the CPU?"""
         self.description: dict[str, Any] = {"source": getattr(model, "name_or_path", "")}
@@ -116,9 +118,7 @@ class Policy:
             policy.description["tags"] = tags
         if policy.processing.tags.plain:
             policy.description["plain_tags"] = list(policy.processing.tags.plain)
-        if checkpointing is None:
-            checkpointing = sum(p.numel() for p in policy.base.parameters()) > LARGE
-        if checkpointing:
+        if checkpointing or (checkpointing is None and policy.is_large):
             policy.enable_checkpointing()
         return policy
 
@@ -134,6 +134,11 @@ class Policy:
     def has_adapter(self) -> bool:
         """Are there adapters, without which the model is its own reference?"""
         return hasattr(self.model, "disable_adapter")
+
+    @property
+    def is_large(self) -> bool:
+        """Is it so large that what saves memory or time pays?"""
+        return sum(p.numel() for p in self.base.parameters()) > LARGE
 
     @property
     def device(self) -> torch.device:

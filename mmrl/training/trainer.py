@@ -30,6 +30,7 @@ from mmrl.grpo import GRPO, with_overlong_penalty
 from mmrl.losses.advantages import group_normalized
 from mmrl.losses.surrogates import Surrogate, clipped
 from mmrl.model.policy import Policy
+from mmrl.model.preparing import read_ahead
 from mmrl.objectives.base import Memory, Objective, named, started
 from mmrl.rewards.pay import Rewards
 from mmrl.rollouts.engine import Engine, HFEngine
@@ -68,6 +69,21 @@ from mmrl.types import Now, Prompts, Rollout, Sampling, VisualBranch
 
 class TrainingError(RuntimeError):
     """The run cannot go on; a checkpoint of the last good state has been written."""
+
+
+def supply_of(
+    policy: Policy, prompts: Prompts, run: Run, objectives: Sequence[Objective]
+) -> Supply:
+    """A run's prompts in their order, prepared and forgotten by the policy."""
+    return Supply(
+        prompts,
+        run.prompts_per_step,
+        run.seed,
+        check=policy.encode,
+        on_bad=run.on_bad,
+        ahead=read_ahead(prompts, policy, objectives),
+        forget=policy.vision.forget,
+    )
 
 
 class Trainer:
@@ -123,9 +139,7 @@ class Trainer:
             self.objectives, self.branches, rollout, estimator, grpo, self.engine, prompts
         )
         check_lengths(sampling, policy.context)
-        self.supply = Supply(
-            prompts, run.prompts_per_step, run.seed, check=policy.encode, on_bad=run.on_bad
-        )
+        self.supply = supply_of(policy, prompts, run, self.objectives)
         records = {"optim": optim, "sampling": sampling, "grpo": grpo, "early": early}
         chosen = {"estimator": estimator, "surrogate": surrogate, "rollout": rollout}
         self.settings = {
@@ -470,6 +484,7 @@ class Trainer:
         self.policy.save(folder / "model")
         door.finish(metrics)
         self.rewards.close()
+        self.supply.close()
         return metrics
 
     def _example(self) -> str:
