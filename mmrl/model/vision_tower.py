@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mmrl.model.patches import Patches
+from mmrl.model.tower_inputs import tower_inputs
 from mmrl.model.visual_attention import token_saliency
 
 GRAPH_BYTES = 40
@@ -84,10 +85,10 @@ class VisionTower:
 
     def __call__(self, media: Sequence[Patches]) -> list[VisualFeatures]:
         """Features of each medium, all in one run of the tower."""
-        values, device = self._values(media), self._device
-        grid = torch.tensor([item.grid for item in media], device=device)
+        values = self._values(media)
         self.weights.counters["patches/tower"] += len(values)
-        found = self._visual(values, grid_thw=grid, return_dict=True)
+        inputs = tower_inputs(self._visual, [item.grid for item in media], values.device)
+        found = self._visual(values, **inputs, return_dict=True)
         sizes = [item.tokens for item in media]
         merged = torch.split(found.pooler_output, sizes)
         # Qwen2.5-VL has no such levels, and a Qwen3-VL config may name none.
@@ -108,10 +109,6 @@ class VisionTower:
     @property
     def _visual(self) -> Any:
         return self.weights.base.model.visual
-
-    @property
-    def _device(self) -> torch.device:
-        return self.weights.base.lm_head.weight.device
 
     def _values(self, media: Sequence[Patches]) -> Tensor:
         """All patches in one tensor [N, patch], where and in the number format in which the model computes."""
