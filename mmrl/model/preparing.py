@@ -2,7 +2,8 @@
 
 Which rows come next is known, so their pictures are decoded, resized and cut into patches ahead of their step. Nothing
 else changes: `read` gives the same prompt with the same numbers as reading and encoding it here, in whatever order
-workers finish; a checkpoint knows nothing of what is under way, for only rows that were taken count.
+workers finish; a checkpoint knows nothing of what is under way, for only rows that were taken count. Views that may
+(`View.runs_ahead`) are drawn ahead too, for the step in which the row is expected.
 
 A row that no worker has begun is done here, so nobody waits for a process to start. A row that cannot be used is read
 once more here, where its error is raised, counted and logged as without workers. A worker that ends or exceeds its time
@@ -12,21 +13,23 @@ What lies ready is bounded in rows by `expect`, and in bytes: beyond `held` the 
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 import time
 import weakref
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mmrl.ground.printable import logger
 from mmrl.ground.process import START_LIMIT, Child, NotStarted, how_it_ended
-from mmrl.model.patches import Patches
+from mmrl.model.drawing import draws_ahead
 from mmrl.model.policy import Policy
 from mmrl.model.preparing_worker import UNUSABLE, Load, Prepared, receive, send
+from mmrl.model.vision_cache import Drawn
 from mmrl.objectives.base import Objective
-from mmrl.types import Prompt, Prompts
+from mmrl.types import Now, Prompt, Prompts, VisualBranch
 
 log = logger(__name__)
 
@@ -52,12 +55,15 @@ def default_workers(policy: Policy, ranks: int = 1) -> int:
 
 
 def read_ahead(
-    prompts: Prompts, policy: Policy, objectives: Sequence[Objective] = ()
+    prompts: Prompts,
+    policy: Policy,
+    objectives: Sequence[Objective] = (),
+    branches: Mapping[str, VisualBranch] | None = None,
 ) -> Ahead | None:
     """What reads a run's prompts ahead; None without workers, or where a step decides which prompts come next."""
     if not policy.workers or any(objective.moves_prompts for objective in objectives):
         return None
-    return Ahead(prompts, policy, policy.workers)
+    return Ahead(prompts, policy, policy.workers, branches)
 
 
 class Ahead:
@@ -68,6 +74,7 @@ class Ahead:
         prompts: Prompts,
         policy: Policy,
         workers: int,
+        branches: Mapping[str, VisualBranch] | None = None,
         *,
         limit: float = ROW_SECONDS,
         held: int = HELD,
@@ -77,12 +84,18 @@ class Ahead:
         self.prompts, self.policy = prompts, policy
         self.counters: Counter[str] = Counter()
         """What was counted since somebody took it from here."""
+        every = dict(branches or {})
+        self.branches = {name: branch for name, branch in every.items() if draws_ahead(branch)}
+        """Those whose pictures are drawn ahead as well."""
         self._workers, self._limit, self._held = workers, limit, held
         self._desk: _Desk | None = None
         self._off = ""
 
-    def expect(self, rows: Sequence[int]) -> None:
-        """The rows that will be read next, in order. Those that were expected before and are not now are dropped."""
+    def expect(self, rows: Mapping[int, Now | None]) -> None:
+        """The rows that will be read next, in order, each with the step at which its views will be asked for, if known.
+
+        Rows that were expected before and are not now are dropped. A wrong step costs the views: they are drawn anew.
+        """
         desk = self._open()
         if desk is not None:
             desk.expect(rows)
@@ -92,7 +105,10 @@ class Ahead:
         reply = NOT_BEGUN if self._desk is None else self._desk.take(row)
         if isinstance(reply, Prepared):
             self.counters.update(reply.counts)
-            self.policy.vision.remember(reply.prompt, reply.encoded)
+            drawn = None
+            if reply.now is not None:
+                drawn = Drawn(reply.now, self.branches, reply.views)
+            self.policy.vision.remember(reply.prompt, reply.encoded, drawn)
             return reply.prompt
         if reply not in (UNUSABLE, NOT_BEGUN):
             self.counters["data/worker_failures"] += 1
@@ -118,7 +134,7 @@ class Ahead:
         if self._desk is not None and self._desk.load.processing is not processing:
             self.close()  # tags have changed since
         if self._desk is None and not self._off:
-            load = Load(self.prompts, processing)
+            load = Load(self.prompts, processing, self.branches)
             try:
                 message = _message(load)
             # Anything may hide in a collection of the user's: open files, locks, generators.
@@ -154,6 +170,7 @@ class _Job:
     """A row that somebody will ask for."""
 
     row: int
+    now: Now | None
     begun: bool = False
     reply: Prepared | str | None = None
     size: int = 0
@@ -182,11 +199,13 @@ class _Desk:
             name = f"mmrl-prompts-{number}"
             threading.Thread(target=self._serve, args=(worker,), name=name, daemon=True).start()
 
-    def expect(self, rows: Sequence[int]) -> None:
+    def expect(self, rows: Mapping[int, Now | None]) -> None:
         """Keep and queue these rows, in this order, and no others."""
         with self.changed:
             before = self.jobs
-            self.jobs = {row: before.pop(row, None) or _Job(row) for row in dict.fromkeys(rows)}
+            self.jobs = {
+                row: before.pop(row, None) or _Job(row, now) for row, now in rows.items()
+            }
             self.held -= sum(job.size for job in before.values())
             self.changed.notify_all()
 
@@ -227,7 +246,7 @@ class _Desk:
             if job is None:
                 return
             try:
-                reply, failures = worker.prepare(job.row), 0
+                reply, failures = worker.prepare(job.row, job.now), 0
             except _Lost as problem:
                 failures += 1
                 reply = str(problem)
@@ -285,9 +304,9 @@ class _Worker:
         if self._ended:  # while it came up
             self._kill()
 
-    def prepare(self, row: int) -> Prepared | str:
+    def prepare(self, row: int, now: Now | None) -> Prepared | str:
         """The reply to a row. Raises _Lost."""
-        return self._ask(row, self._limit)
+        return self._ask((row, now), self._limit)
 
     def end(self) -> None:
         """Kill the process, whatever it does."""
@@ -320,8 +339,5 @@ def _bytes(reply: Prepared | str) -> int:
     if isinstance(reply, str):
         return 0
     frames = sum(medium.frames.nbytes for medium in reply.prompt.media)
-    return frames + sum(_patch_bytes(medium) for medium in reply.encoded.visual)
-
-
-def _patch_bytes(medium: Patches) -> int:
-    return medium.pixels.nbytes
+    shown = itertools.chain(reply.encoded.visual, *reply.views.values())
+    return frames + sum(medium.pixels.nbytes for medium in shown)

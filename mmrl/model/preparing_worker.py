@@ -5,17 +5,19 @@ sides trust each other: what runs here is the run's own code, a copy of its coll
 
 Wire format, both ways: 8 bytes for the number n of parts, 8 bytes each for their lengths, then the parts: a pickle, and
 the bytes of the tensors in it, which are so neither copied into the pickle nor out of it. Requests are the pickled load
-(once), then numbers of rows; the reply to a row is a `Prepared`, `UNUSABLE`, or a text that says what went wrong.
+(once), then pairs of a row's number and its step; the reply to a row is a `Prepared`, `UNUSABLE`, or a text that says
+what went wrong.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import pickle
 import socket
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,8 +25,10 @@ from torch import Tensor
 
 from mmrl.ground.faults import BadRow, first_line
 from mmrl.ground.process import HEADER
+from mmrl.model.drawing import draw, spoils
+from mmrl.model.patches import Patches
 from mmrl.model.processing import Encoded, Processing
-from mmrl.types import Prompt, Prompts
+from mmrl.types import Now, Prompt, Prompts, VisualBranch
 
 UNUSABLE = "unusable"
 """Reply for a row that cannot be used. The trainer reads it itself and sees the error with all that follows from it."""
@@ -38,6 +42,10 @@ class Prepared:
     encoded: Encoded
     counts: Mapping[str, int]
     """What the collection counted while it was read."""
+    views: Mapping[str, tuple[Patches, ...]] = field(default_factory=dict)
+    """What branches show of it at the step of the request, as far as they can be drawn ahead."""
+    now: Now | None = None
+    """That step."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,8 @@ class Load:
 
     prompts: Prompts
     processing: Processing
+    branches: Mapping[str, VisualBranch] = field(default_factory=dict)
+    """Those that can be drawn ahead."""
 
 
 def prepare_rows(descriptor: int) -> None:
@@ -59,22 +69,30 @@ def prepare_rows(descriptor: int) -> None:
     send(channel, "ready")
     while True:
         try:
-            row = receive(channel)
+            row, now = receive(channel)
         except EOFError:
             return
-        send(channel, _reply(load, row))
+        send(channel, _reply(load, row, now))
 
 
-def prepared(load: Load, row: int) -> Prepared:
-    """Read a row and encode it. Raises `BadRow`, as reading and encoding do."""
+def prepared(load: Load, row: int, now: Now | None = None) -> Prepared:
+    """Read a row, encode it, and draw its views of a step. Raises `BadRow`, as reading and encoding do."""
     prompt = load.prompts[row]
     encoded = load.processing.encode(prompt)
-    return Prepared(prompt, encoded, dict(load.prompts.drain()))
+    views: dict[str, tuple[Patches, ...]] = {}
+    for name, branch in load.branches.items():
+        # A view that spoils the question is an error where the view is asked for.
+        if now is None or not prompt.media or spoils(branch.view, prompt):
+            continue
+        # What fails here fails there again, where it can be said.
+        with contextlib.suppress(Exception):
+            views[name] = draw(load.processing, prompt, encoded, name, branch, now)
+    return Prepared(prompt, encoded, dict(load.prompts.drain()), views, now)
 
 
-def _reply(load: Load, row: int) -> Prepared | str:
+def _reply(load: Load, row: int, now: Now | None) -> Prepared | str:
     try:
-        return prepared(load, row)
+        return prepared(load, row, now)
     except BadRow:
         load.prompts.drain()  # whoever reads it again counts it
         return UNUSABLE

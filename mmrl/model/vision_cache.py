@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
@@ -38,7 +38,7 @@ from mmrl.model.vision_tower import FROZEN, VisionTower, VisualFeatures
 if TYPE_CHECKING:
     from mmrl.model.budget import Budget
     from mmrl.model.processing import Encoded, Patches
-    from mmrl.types import Prompt
+    from mmrl.types import Now, Prompt, VisualBranch
 
 Key = tuple[str, str]
 """(version of the weights, content of the pixels)."""
@@ -58,6 +58,16 @@ class _Entry:
     """The last turn that asked for it."""
     place: int
     """When it came into that turn, counted up."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What branches show of one prompt at one step."""
+
+    now: Now
+    branches: Mapping[str, VisualBranch]
+    shown: Mapping[str, tuple[Patches, ...]]
+    """By the name of the branch."""
 
 
 class VisionCache:
@@ -86,6 +96,7 @@ class VisionCache:
         """What the tower has read in this turn."""
         self._turn = self._runs = self._places = self._blocks = 0
         self._encoded: dict[str, tuple[Prompt, Encoded]] = {}
+        self._drawn: dict[str, tuple[Prompt, Drawn]] = {}
         self._saliency: dict[Key, Tensor] = {}
         self._in_step = False
         self._shares_graphs = False
@@ -154,9 +165,21 @@ class VisionCache:
             self._encoded[prompt.id] = known
         return known[1]
 
-    def remember(self, prompt: Prompt, encoded: Encoded) -> None:
-        """Take over what a prompt was encoded to elsewhere, until the step ends."""
+    def remember(self, prompt: Prompt, encoded: Encoded, drawn: Drawn | None = None) -> None:
+        """Take over what a prompt was encoded to elsewhere, and views of it, until the step ends."""
         self._encoded[prompt.id] = (prompt, encoded)
+        if drawn is not None:
+            self._drawn[prompt.id] = (prompt, drawn)
+
+    def drawn(
+        self, prompt: Prompt, name: str, branch: VisualBranch, now: Now
+    ) -> tuple[Patches, ...] | None:
+        """What a branch shows of a prompt now, if that was drawn elsewhere for this very step."""
+        owner, known = self._drawn.get(prompt.id, (None, None))
+        if known is None or owner is not prompt or known.now != now:
+            return None
+        shown = known.shown.get(name)
+        return None if shown is None or known.branches[name] is not branch else shown
 
     def forget(self, prompts: Sequence[Prompt]) -> None:
         """Nobody asks for these prompts again: their encodings go at once, and with them the pictures' features.
@@ -172,6 +195,7 @@ class VisionCache:
             if id(prompt) in gone:
                 dropped |= shown
                 del self._encoded[name]
+                self._drawn.pop(name, None)
             else:
                 kept |= shown
         leave = {key for key in self._entries if key[0] != FROZEN and key[1] in dropped - kept}
@@ -314,6 +338,7 @@ class VisionCache:
 
     def _forget_prompts(self) -> None:
         self._encoded = {}
+        self._drawn = {}
         self._saliency = {}
 
     def _most(self, kind: Literal["features", "graphs"]) -> float:

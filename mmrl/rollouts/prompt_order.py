@@ -15,7 +15,7 @@ import torch
 from mmrl.ground.faults import BadRow
 from mmrl.ground.seeds import generator
 from mmrl.model.preparing import Ahead
-from mmrl.types import Prompt, Prompts
+from mmrl.types import Now, Prompt, Prompts
 
 
 class Supply:
@@ -51,6 +51,8 @@ class Supply:
         self.seed = seed
         self.position = 0
         """Rows handed out or skipped so far."""
+        self.now: Now | None = None
+        """The step that takes, for what is drawn ahead."""
         self.counters: Counter[str] = Counter()
         self._check = check
         self._ahead = ahead
@@ -152,10 +154,14 @@ class Supply:
             self._check(prompt)
         return prompt
 
-    def _coming(self, wanted: int) -> list[int]:
-        """The rows of this call, and of another one that asks for as many, should none be bad."""
-        positions = range(self.position, self.position + 2 * wanted)
-        return [self._index(position) for position in positions]
+    def _coming(self, wanted: int) -> dict[int, Now | None]:
+        """The rows of this call and of another one in the next step that asks for as many, should none be bad."""
+        following = None if self.now is None else self.now.following()
+        coming: dict[int, Now | None] = {}
+        for number in range(2 * wanted):
+            index = self._index(self.position + number)
+            coming.setdefault(index, self.now if number < wanted else following)
+        return coming
 
     def _report(self, index: int, problem: BadRow) -> None:
         self.counters["data/skipped"] += 1

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 
 from mmrl.model.budget import GIB
 from mmrl.model.logprobs import CPU_TILE_BYTES, GPU_TILE_SHARE
+from mmrl.model.preparing import HELD
 from mmrl.model.sizes import Sizes
 from mmrl.training.optim import Optim, moment_bytes
 
@@ -118,6 +119,8 @@ class Settings:
     """Recompute activations; None turns it on for large models, as a load does."""
     offload_reference: bool = False
     """Keep the reference's layers in the CPU's memory."""
+    workers: int = 0
+    """Processes that read prompts ahead of each device's steps."""
     optim: Optim = field(default_factory=Optim)
 
 
@@ -280,8 +283,12 @@ class _Shares:
         held = {
             "process": CPU_PROCESS,
             "weights while loading": sizes.parameters * sizes.itemsize,
-            "pictures of a step": work.prompts * self._pixels() * work.pictures,
+            "pictures of a step": work.prompts * self._pictures(),
         }
+        if workers := self.settings.workers * self.device.count:
+            # The next step's lie ready, up to a limit.
+            ready = min(work.prompts * self._pictures(), HELD * self.device.count)
+            held |= {"pictures ahead": ready, "workers": workers * CPU_PROCESS}
         if work.reference and self.settings.offload_reference:
             held["reference"] = sizes.language * sizes.itemsize
         return held
@@ -334,13 +341,17 @@ class _Shares:
         """Bytes of one prompt's patches as they are kept: uint8, as for clips (half of it for pictures)."""
         return self._patches(1) * self.sizes.patch_numbers
 
+    def _pictures(self) -> int:
+        """Bytes of one prompt's pictures: decoded (taken to be as large as they are shown), and each way of seeing."""
+        return self._pixels() * (1 + self.work.pictures)
+
     def _features(self, prompts: int) -> int:
         sizes = self.sizes
         prompts = math.ceil(prompts / self.device.count)
         rows = prompts * self.work.visual_tokens * (1 + sizes.deepstack)
         held = min(rows * sizes.hidden * sizes.itemsize, FEATURES)
         if self.device.kind == "cpu":
-            held += prompts * self._pixels() * self.work.pictures
+            held += prompts * self._pictures()
         return held
 
     def _tower_forward(self, prompts: int) -> int:

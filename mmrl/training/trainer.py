@@ -30,12 +30,10 @@ from mmrl.grpo import GRPO, with_overlong_penalty
 from mmrl.losses.advantages import group_normalized
 from mmrl.losses.surrogates import Surrogate, clipped
 from mmrl.model.policy import Policy
-from mmrl.model.preparing import read_ahead
 from mmrl.objectives.base import Memory, Objective, named, started
 from mmrl.rewards.pay import Rewards
 from mmrl.rollouts.engine import Engine, HFEngine
 from mmrl.rollouts.groups import RolloutCall, group_rollout
-from mmrl.rollouts.prompt_order import Supply
 from mmrl.training import checkpoint
 from mmrl.training.compatibility import check_lengths, check_setup
 from mmrl.training.door import Door, entered, settings_of
@@ -57,6 +55,7 @@ from mmrl.training.run import (
     refuse_several_processes,
     single_process,
 )
+from mmrl.training.supplied import supply_of
 from mmrl.training.tracking import (
     Tracker,
     chat_as_line,
@@ -69,21 +68,6 @@ from mmrl.types import Now, Prompts, Rollout, Sampling, VisualBranch
 
 class TrainingError(RuntimeError):
     """The run cannot go on; a checkpoint of the last good state has been written."""
-
-
-def supply_of(
-    policy: Policy, prompts: Prompts, run: Run, objectives: Sequence[Objective]
-) -> Supply:
-    """A run's prompts in their order, prepared and forgotten by the policy."""
-    return Supply(
-        prompts,
-        run.prompts_per_step,
-        run.seed,
-        check=policy.encode,
-        on_bad=run.on_bad,
-        ahead=read_ahead(prompts, policy, objectives),
-        forget=policy.vision.forget,
-    )
 
 
 class Trainer:
@@ -139,7 +123,7 @@ class Trainer:
             self.objectives, self.branches, rollout, estimator, grpo, self.engine, prompts
         )
         check_lengths(sampling, policy.context)
-        self.supply = supply_of(policy, prompts, run, self.objectives)
+        self.supply = supply_of(policy, prompts, run, self.objectives, self.branches, rollout)
         records = {"optim": optim, "sampling": sampling, "grpo": grpo, "early": early}
         chosen = {"estimator": estimator, "surrogate": surrogate, "rollout": rollout}
         self.settings = {
@@ -176,7 +160,7 @@ class Trainer:
 
     def step(self, now: Now) -> dict[str, float]:
         """One rollout and its updates; returns the metrics. `now.step` counts from 1."""
-        clock = PhaseTimer()
+        clock, self.supply.now = PhaseTimer(), now
         with self.policy.vision.step():
             with clock("generate"):
                 rollouts = self.rollout(self.engine, self._pay, self.supply, self.sampling, now)

@@ -7,24 +7,32 @@ import os
 import pickle
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 
 from mmrl.data.drawn.drawn import Drawn
 from mmrl.ground.faults import BadRow
+from mmrl.losses.schedules import Linear
 from mmrl.model import preparing
+from mmrl.model.branches import render_branch
 from mmrl.model.policy import Policy
 from mmrl.model.preparing import Ahead, default_workers, read_ahead
-from mmrl.model.preparing_worker import Load, prepared
+from mmrl.model.preparing_worker import Load, Prepared, prepared
 from mmrl.objectives.base import Objective
+from mmrl.objectives.papo import PAPO
+from mmrl.perception.masking import PatchMask, SaliencyMask
+from mmrl.perception.noise import GaussianNoise
+from mmrl.perception.perturb import ViewChain
 from mmrl.rewards.pay import Rewards
+from mmrl.rollouts.groups import DynamicSampling, group_rollout
 from mmrl.rollouts.prompt_order import Supply
 from mmrl.training.optim import Optim
 from mmrl.training.run import Run
+from mmrl.training.supplied import supply_of
 from mmrl.training.trainer import Trainer
-from mmrl.types import Now, Prompts, Sampling
+from mmrl.types import Now, Prompts, Sampling, View, VisualBranch
 
 
 @dataclass(frozen=True)
@@ -60,7 +68,7 @@ def policy(tiny_folder):
     return Policy.load(tiny_folder, device="cpu", dtype="float64")
 
 
-def settled(ahead, seconds=90):
+def settled(ahead, seconds=400):
     """Wait until the workers have done all that is expected."""
     desk, until = ahead._desk, time.monotonic() + seconds
     with desk.changed:
@@ -80,8 +88,8 @@ class Here:
 
     end = start
 
-    def prepare(self, row):
-        return prepared(self.load, row)
+    def prepare(self, row, now):
+        return prepared(self.load, row, now)
 
 
 class Starting(Here):
@@ -139,7 +147,7 @@ def test_a_worker_that_ends_or_hangs_costs_itself(policy):
     prompts = spoiled(fatal=(1,), endless=(3,))
     ahead = Ahead(prompts, policy, 1, limit=8.0)
     with policy.vision.step():
-        ahead.expect(range(6))
+        ahead.expect(dict.fromkeys(range(6)))
         settled(ahead)
         began = time.monotonic()
         found = [ahead.read(row) for row in range(6)]
@@ -159,7 +167,7 @@ def test_rows_that_no_worker_has_begun_are_read_here(policy, monkeypatch):
     monkeypatch.setattr(preparing, "_Worker", Starting)
     ahead = Ahead(spoiled(), policy, 1)
     with policy.vision.step():
-        ahead.expect([0, 1])
+        ahead.expect({0: None, 1: None})
         assert ahead.read(0).id == Drawn("lookup")[0].id
         assert ahead.read(77).id == Drawn("lookup")[77].id
     ahead.close()
@@ -170,13 +178,13 @@ def test_the_desk_keeps_to_its_rows_and_bytes(policy, monkeypatch):
     """Workers wait while what lies ready is not fetched; rows that are expected no more give their room back."""
     monkeypatch.setattr(preparing, "_Worker", Here)
     ahead = Ahead(spoiled(), policy, 1, held=1)
-    ahead.expect(range(8))
+    ahead.expect(dict.fromkeys(range(8)))
     desk = ahead._desk
     with desk.changed:
         assert desk.changed.wait_for(lambda: desk.held > 0, 90)
         time.sleep(0.5)
         assert [row for row, job in desk.jobs.items() if job.begun] == [0]
-    ahead.expect([20, 21])
+    ahead.expect({20: None, 21: None})
     assert set(desk.jobs) == {20, 21}
     with policy.vision.step():
         with desk.changed:
@@ -194,8 +202,8 @@ def test_what_cannot_be_sent_is_said_and_read_here(policy, caplog):
 
     ahead = Ahead(Locked(trainer=os.getpid(), lock=threading.Lock()), policy, 1)
     with policy.vision.step():
-        ahead.expect([0])
-        ahead.expect([0])
+        ahead.expect({0: None})
+        ahead.expect({0: None})
         assert ahead.read(0).id == Drawn("lookup")[0].id and ahead._desk is None
     (record,) = caplog.records
     assert "Locked cannot be sent" in record.getMessage()
@@ -216,7 +224,74 @@ def test_who_decides_in_the_step_what_comes_next_reads_nothing_ahead(policy, mon
         Ahead(spoiled(), policy, 0)
 
 
-def test_a_run_is_the_same_with_workers(tiny_folder, tmp_path):
+class Later(View):
+    """May not run before its step."""
+
+    def __call__(self, frames, context, rng, now):
+        return 255 - frames
+
+
+BRANCHES = {
+    "masked": VisualBranch(PatchMask(0.5, 8)),
+    "noisy": VisualBranch(GaussianNoise(0.4, anneal=Linear(1.0, 0.0)), stage="resized"),
+    "each": VisualBranch(PatchMask(0.5, 8), share_in_group=False),
+    "later": VisualBranch(Later()),
+    "salient": VisualBranch(SaliencyMask(0.5)),
+    "both": VisualBranch(ViewChain((PatchMask(0.5, 8), Later()))),
+}
+
+
+def test_views_are_drawn_for_the_step_that_asks(policy, monkeypatch):
+    """What a worker drew is what would be drawn here; what it drew for another step, or another branch, is not used."""
+    monkeypatch.setattr(preparing, "_Worker", Here)
+    ahead = Ahead(spoiled(), policy, 1, BRANCHES)
+    assert set(ahead.branches) == {"masked", "noisy"}
+    now, other = Now(3, 0.3, 7), Now(4, 0.4, 7)
+    assert now.following() == other and Now(1, 0.0, 0).following() == Now(2, 0.0, 0)
+    with policy.vision.step():
+        ahead.expect({0: now, 1: now})
+        settled(ahead)
+        prompt, untold = ahead.read(0), spoiled()[1]
+        ready = policy.vision._drawn[prompt.id][1].shown
+        assert set(ready) == {"masked", "noisy"}
+        for name, shown in ready.items():
+            branch = BRANCHES[name]
+            assert render_branch(policy, prompt, name, branch, now) is shown
+            assert policy.vision.drawn(prompt, name, branch, other) is None
+            assert policy.vision.drawn(prompt, name, replace(branch), now) is None
+            assert policy.vision.drawn(untold, name, branch, now) is None
+        policy.vision._drawn.clear()
+        for name, shown in ready.items():
+            anew = render_branch(policy, prompt, name, BRANCHES[name], now)
+            assert anew is not shown and [p.key for p in anew] == [p.key for p in shown]
+            assert same([p.values for p in anew], [p.values for p in shown])
+    ahead.close()
+    assert not policy.vision._drawn
+
+
+@pytest.mark.parametrize("rollout", [group_rollout, DynamicSampling(low=-1, high=2)])
+def test_views_are_not_drawn_ahead_where_the_step_is_unknown(policy, rollout):
+    run = Run(steps=3, prompts_per_step=2)
+    policy.workers = 1
+    try:
+        supply = supply_of(policy, spoiled(), run, [], BRANCHES, rollout)
+    finally:
+        policy.workers = 0
+    dropped = isinstance(rollout, DynamicSampling)
+    assert set(supply._ahead.branches) == (set() if dropped else {"masked", "noisy"})
+
+
+def test_a_run_is_the_same_with_workers(tiny_folder, tmp_path, monkeypatch):
+    taken = []
+    take = preparing._Desk.take
+
+    def watched(desk, row):
+        reply = take(desk, row)
+        taken.extend([reply] if isinstance(reply, Prepared) else [])
+        return reply
+
+    monkeypatch.setattr(preparing._Desk, "take", watched)
+
     def run(workers):
         policy = Policy.load(tiny_folder, device="cpu", dtype="float64")
         policy.workers = workers
@@ -225,6 +300,8 @@ def test_a_run_is_the_same_with_workers(tiny_folder, tmp_path):
             prompts=spoiled(bad=(2,)),
             rewards=Rewards(accuracy=lambda rollout: len(rollout.tokens) % 2, isolate=False),
             sampling=Sampling(2, max_tokens=3),
+            branches={"masked": BRANCHES["masked"]},
+            objectives=[PAPO()],
             optim=Optim(lr=1e-3),
             run=Run(steps=3, prompts_per_step=2, output=tmp_path / str(workers)),
         )
@@ -232,7 +309,10 @@ def test_a_run_is_the_same_with_workers(tiny_folder, tmp_path):
         for number in (1, 2, 3):
             if workers and number > 1:
                 settled(box.supply._ahead)
-            steps.append(box.step(Now(number, 0.0, 0)))
+            steps.append(box.step(Now(number, number / 3, 0)))
+            drawn = any(reply.views for reply in taken)
+            assert drawn == bool(workers) or number == 1, "nobody waits for the first step"
+            taken.clear()
         box.supply.close()
         keep = [
             {k: v for k, v in step.items() if not k.startswith(("time/", "memory/"))}
