@@ -26,6 +26,7 @@ from mmrl.model.folders import refuse_nonfinite, written
 from mmrl.model.load import LoRA, Part, load_model, resolve_device, resolve_dtype
 from mmrl.model.logprobs import embed
 from mmrl.model.open_prompts import OpenPrompts
+from mmrl.model.patches import Patches
 from mmrl.model.processing import Encoded, PixelBudget, Processing
 from mmrl.model.row_layout import Layout
 from mmrl.model.tags import TagMode
@@ -34,7 +35,7 @@ from mmrl.model.vision_tower import VisionTower, VisualFeatures, insert_features
 from mmrl.types import Prompt
 
 LARGE = 500e6
-"""Parameters above which activations are recomputed unless the caller says otherwise."""
+"""Parameters above which activations are recomputed, and prompts read ahead, unless the caller says otherwise."""
 
 
 class Policy:
@@ -48,6 +49,8 @@ class Policy:
         self.shared = shared
         self.version = 0
         """Grows with each optimizer step."""
+        self.workers = 0
+        """Processes that read and encode prompts ahead of their step (`preparing.py`)."""
         self.offload_reference = False
         """Shall `freeze_reference` keep its copy of the layers on the CPU?"""
         self.description: dict[str, Any] = {"source": getattr(model, "name_or_path", "")}
@@ -56,7 +59,12 @@ class Policy:
         """Tokens and patches through each network since the trainer last looked."""
         self.in_reference = False
         """Are the reference weights in use now? Set by `reference`."""
-        self.vision = VisionCache(VisionTower(self), self._encode)
+        self.vision = VisionCache(
+            VisionTower(self),
+            self._encode,
+            budget=lambda: self.budget,
+            counters=self.counters,
+        )
         """Owner of encoded prompts and of features of pictures."""
         self.prompts = OpenPrompts(self)
         """Owner of prompts that are run once for several rows of answers."""
@@ -111,9 +119,7 @@ class Policy:
             policy.description["tags"] = tags
         if policy.processing.tags.plain:
             policy.description["plain_tags"] = list(policy.processing.tags.plain)
-        if checkpointing is None:
-            checkpointing = sum(p.numel() for p in policy.base.parameters()) > LARGE
-        if checkpointing:
+        if checkpointing or (checkpointing is None and policy.is_large):
             policy.enable_checkpointing()
         return policy
 
@@ -139,6 +145,11 @@ class Policy:
     def has_adapter(self) -> bool:
         """Are there adapters, without which the model is its own reference?"""
         return hasattr(self.model, "disable_adapter")
+
+    @property
+    def is_large(self) -> bool:
+        """Is it so large that what saves memory or time pays?"""
+        return sum(p.numel() for p in self.base.parameters()) > LARGE
 
     @property
     def device(self) -> torch.device:
@@ -183,12 +194,15 @@ class Policy:
                 gradient_checkpointing_kwargs={"use_reentrant": False}
             )
 
-    def end_part(self) -> None:
-        """Call after the backward of one part of an update: finishes what no later part needs."""
+    def end_part(self, following: Sequence[Patches] = ()) -> None:
+        """Call after the backward of one part of an update: finishes what no later part needs.
+
+        `following`: media that the next part shows as well.
+        """
         self.prompts.end_part()
         # Not before the prompts: their backward still adds to the gradients of the pictures' features.
         if not self.prompts.waiting:
-            self.vision.end_part()
+            self.vision.end_part(following)
 
     def stepped(self) -> None:
         """The optimizer has changed the weights."""

@@ -133,7 +133,8 @@ class VisionTower:
     def _values(self, media: Sequence[Patches]) -> Tensor:
         """All patches in one tensor [N, patch], where and in the number format in which the model computes."""
         head = self.weights.base.lm_head.weight
-        return torch.cat([item.values for item in media]).to(head.device, head.dtype)
+        # Medium by medium, so that only one at a time is there in fp32.
+        return torch.cat([item.values_on(head.device).to(head.dtype) for item in media])
 
 
 def insert_features(

@@ -135,6 +135,9 @@ class DynamicSampling(RolloutFunction):
             supply.counters["rollout/dropped_groups"] += len(groups) - len(good)
             kept.extend(good)
             idle = 0 if good else idle
+            used = {id(group) for group in good}
+            supply.drop([group[0].prompt for group in groups if id(group) not in used])
+            del prompts, groups, good  # the next round needs the room
         # Fewer than a full step is no error: the rounds are bounded so that a hard set cannot hang the run.
         if not kept:
             asked = self.at_once or supply.per_step
@@ -144,6 +147,7 @@ class DynamicSampling(RolloutFunction):
             )
         supply.counters["rollout/surplus_groups"] += max(0, len(kept) - supply.per_step)
         # Surplus groups are left out rather than kept for later: by then the weights have changed.
+        supply.drop([group[0].prompt for group in kept[supply.per_step :]])
         return renumbered(kept[: supply.per_step])
 
     def _ends(self, done: int, idle: int, supply: Supply) -> bool:

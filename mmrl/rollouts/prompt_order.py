@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import torch
 
 from mmrl.ground.faults import BadRow
 from mmrl.ground.seeds import generator
-from mmrl.types import Prompt, Prompts
+from mmrl.model.preparing import Ahead
+from mmrl.types import Now, Prompt, Prompts
 
 
 class Supply:
@@ -22,6 +24,7 @@ class Supply:
     `check` may raise `BadRow` for a prompt that loads but cannot be used, for example one that is too long. With
     `on_bad="skip"` a bad row is counted, written to `log` and replaced by the next row; with "stop" it ends the run.
     An endless collection is read in its own order. What prompts count (decoded clips, skipped media) joins `counters`.
+    With `ahead`, which checks as well, rows are prepared before they are asked for; the prompts are the same.
     """
 
     def __init__(
@@ -33,6 +36,8 @@ class Supply:
         check: Callable[[Prompt], object] | None = None,
         on_bad: str = "skip",
         log: Path | None = None,
+        ahead: Ahead | None = None,
+        forget: Callable[[Sequence[Prompt]], None] | None = None,
     ) -> None:
         if not isinstance(prompts, Prompts):
             raise ValueError(
@@ -46,24 +51,29 @@ class Supply:
         self.seed = seed
         self.position = 0
         """Rows handed out or skipped so far."""
+        self.now: Now | None = None
+        """The step that takes, for what is drawn ahead."""
         self.counters: Counter[str] = Counter()
         self._check = check
+        self._ahead = ahead
+        self._forget = forget
         self._on_bad = on_bad
         self.log = log
-        self._order: tuple[int, list[int]] = (-1, [])
+        self._orders: dict[int, list[int]] = {}
 
     def take(self, count: int | None = None, *, counted: bool = True) -> list[Prompt]:
         """The next prompts, `per_step` of them by default. Raises `BadRow` if a whole epoch holds nothing usable."""
         wanted = self.per_step if count is None else count
         found: list[Prompt] = []
         bad: set[int] = set()  # since the last usable row
+        began = time.monotonic()
+        if self._ahead is not None:
+            self._ahead.expect(self._coming(wanted))
         while len(found) < wanted:
             index = self._index(self.position)
             self.position += 1
             try:
-                prompt = self.prompts[index]
-                if self._check is not None:
-                    self._check(prompt)
+                prompt = self._read(index)
             except BadRow as problem:
                 if self._on_bad == "stop":
                     raise
@@ -80,17 +90,31 @@ class Supply:
             found.append(prompt)
         if counted:
             self.counters.update(self.prompts.drain())
+            if self._ahead is not None:
+                self.counters.update(self._ahead.drain())
+        self.counters["time/prompts"] += time.monotonic() - began  # type: ignore[assignment]
         return found
+
+    def drop(self, prompts: Sequence[Prompt]) -> None:
+        """Prompts that were handed out and are of no use: nothing of them is kept until the step ends."""
+        if self._forget is not None and prompts:
+            self._forget(prompts)
+
+    def close(self) -> None:
+        """End what reads ahead; the next `take` starts it again."""
+        if self._ahead is not None:
+            self._ahead.close()
 
     def peek(self) -> Prompt:
         """The next usable prompt, without handing it out, counting or logging."""
         # Borrowed: bad rows on the way would otherwise be counted and logged twice.
-        position, log, counters = self.position, self.log, self.counters
-        self.log, self.counters = None, Counter()
+        position, log, counters, ahead = self.position, self.log, self.counters, self._ahead
+        self.log, self.counters, self._ahead = None, Counter(), None
         try:
             return self.take(1, counted=False)[0]
         finally:
             self.position, self.log, self.counters = position, log, counters
+            self._ahead = ahead
 
     @property
     def epoch(self) -> float:
@@ -114,12 +138,30 @@ class Supply:
         if size is None:
             return position
         epoch, offset = divmod(position, size)
-        if (
-            self._order[0] != epoch
-        ):  # one epoch's order is kept, any other is made again from the seed
+        if epoch not in self._orders:
+            # Reading ahead crosses the end of an epoch; what lies further back is made again from the seed.
+            kept = {n: order for n, order in self._orders.items() if abs(n - epoch) == 1}
             order = torch.randperm(size, generator=generator(self.seed, "epoch", epoch))
-            self._order = (epoch, order.tolist())
-        return self._order[1][offset]
+            self._orders = {**kept, epoch: order.tolist()}
+        return self._orders[epoch][offset]
+
+    def _read(self, index: int) -> Prompt:
+        """A prompt that can be used. Raises `BadRow`."""
+        if self._ahead is not None:
+            return self._ahead.read(index)
+        prompt = self.prompts[index]
+        if self._check is not None:
+            self._check(prompt)
+        return prompt
+
+    def _coming(self, wanted: int) -> dict[int, Now | None]:
+        """The rows of this call and of another one in the next step that asks for as many, should none be bad."""
+        following = None if self.now is None else self.now.following()
+        coming: dict[int, Now | None] = {}
+        for number in range(2 * wanted):
+            index = self._index(self.position + number)
+            coming.setdefault(index, self.now if number < wanted else following)
+        return coming
 
     def _report(self, index: int, problem: BadRow) -> None:
         self.counters["data/skipped"] += 1

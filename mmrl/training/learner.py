@@ -20,6 +20,7 @@ from mmrl.losses.reduce import Totals
 from mmrl.losses.surrogates import Surrogate
 from mmrl.model.branches import Views
 from mmrl.model.packing import Group, collate, rows_of
+from mmrl.model.patches import Patches
 from mmrl.model.policy import Policy
 from mmrl.model.reference_scores import scored
 from mmrl.model.scoring import ScoreOutputs
@@ -160,14 +161,15 @@ class Learner:
         if self.norms_every and step.now.step % self.norms_every == 0:
             norms = self._term_norms(step, rows, totals)
         sums: dict[str, Tensor] = {}
-        for part in self._parts(step.batch, rows):
+        parts = self._parts(step.batch, rows)
+        for number, part in enumerate(parts):
             piece, live = self._live(step, part)
             value, metrics = loss(
                 self.grpo, self.surrogate, piece, live, self.objectives, totals, step.now
             )
             _refuse_infinite_loss(value, metrics)
             value.backward()
-            self.policy.end_part()
+            self.policy.end_part(self._shown_again(step, parts[number : number + 2]))
             accumulate(sums, metrics)
         # Before the norm: what collected on the pictures' features is part of the gradient.
         self.policy.vision.backward()
@@ -179,6 +181,17 @@ class Learner:
             self.policy.stepped()
         summed = {name: value.item() for name, value in sums.items()}
         return {**summed, **norms, "optim/grad_norm": norm, "optim/lr": lr}
+
+    def _shown_again(self, step: _Step, parts: Sequence[Tensor]) -> list[Patches]:
+        """The pictures of the next part, if it holds more answers of a group that was cut."""
+        if len(parts) < 2 or step.batch.group[parts[0][-1]] != step.batch.group[parts[1][0]]:
+            return []
+        views = [name for name, asked in self.plan.live.items() if asked.grad]
+        shown: list[Patches] = []
+        for name in views:
+            for row in parts[1].tolist():
+                shown.extend(step.views.pixels(name, row))
+        return shown
 
     def _term_norms(self, step: _Step, rows: Sequence[int], totals: Totals) -> dict[str, float]:
         """Norm of each loss term's gradient before clipping, by a forward and a backward of its own."""

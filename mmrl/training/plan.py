@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from mmrl.model.budget import CPU_SHARE, GIB, Budget, Costs
 from mmrl.model.decoding import LARGEST_BLOCK
 from mmrl.model.logprobs import CPU_TILE_BYTES, GPU_TILE_SHARE
+from mmrl.model.preparing import HELD
 from mmrl.model.sizes import Sizes
 from mmrl.rollouts.seating import Fill, Lengths, fill, pieces
 from mmrl.training.optim import Optim, moment_bytes
@@ -123,6 +124,8 @@ class Settings:
     """Keep the reference's layers in the CPU's memory."""
     memory: int | None = None
     """Bytes that work may take beside weights and optimizer; None divides what is free."""
+    workers: int = 0
+    """Processes that read prompts ahead of each device's steps."""
     optim: Optim = field(default_factory=Optim)
 
 
@@ -329,8 +332,12 @@ class _Shares:
         held = {
             "process": CPU_PROCESS,
             "weights while loading": sizes.parameters * sizes.itemsize,
-            "pictures of a step": work.prompts * self._pixels() * work.pictures,
+            "pictures of a step": work.prompts * self._pictures(),
         }
+        if workers := self.settings.workers * self.device.count:
+            # The next step's lie ready, up to a limit.
+            ready = min(work.prompts * self._pictures(), HELD * self.device.count)
+            held |= {"pictures ahead": ready, "workers": workers * CPU_PROCESS}
         if work.reference and self.settings.offload_reference:
             held["reference"] = sizes.language * sizes.itemsize
         return held
@@ -380,8 +387,12 @@ class _Shares:
         return prompts * self.work.visual_tokens * self.sizes.merge**2
 
     def _pixels(self) -> int:
-        """Bytes of one prompt's patches as they come from the processor, float32."""
-        return self._patches(1) * self.sizes.patch_numbers * 4
+        """Bytes of one prompt's patches as they are kept: uint8, as for clips (half of it for pictures)."""
+        return self._patches(1) * self.sizes.patch_numbers
+
+    def _pictures(self) -> int:
+        """Bytes of one prompt's pictures: decoded (taken to be as large as they are shown), and each way of seeing."""
+        return self._pixels() * (1 + self.work.pictures)
 
     def _features(self, prompts: int) -> int:
         sizes = self.sizes
@@ -389,7 +400,7 @@ class _Shares:
         rows = prompts * self.work.visual_tokens * (1 + sizes.deepstack)
         held = min(rows * sizes.hidden * sizes.itemsize, FEATURES)
         if self.device.kind == "cpu":
-            held += prompts * self._pixels() * self.work.pictures
+            held += prompts * self._pictures()
         return held
 
     def _tower_forward(self, prompts: int) -> int:

@@ -34,7 +34,6 @@ from mmrl.objectives.base import Memory, Objective, named, started
 from mmrl.rewards.pay import Rewards
 from mmrl.rollouts.engine import Engine, HFEngine
 from mmrl.rollouts.groups import RolloutCall, group_rollout
-from mmrl.rollouts.prompt_order import Supply
 from mmrl.training import checkpoint
 from mmrl.training.compatibility import check_lengths, check_saliency, check_setup
 from mmrl.training.door import Door, entered, settings_of
@@ -56,6 +55,7 @@ from mmrl.training.run import (
     refuse_several_processes,
     single_process,
 )
+from mmrl.training.supplied import supply_of
 from mmrl.training.tracking import (
     Tracker,
     chat_as_line,
@@ -124,9 +124,7 @@ class Trainer:
         )
         check_saliency(self.branches, rollout, policy)
         check_lengths(sampling, policy.context)
-        self.supply = Supply(
-            prompts, run.prompts_per_step, run.seed, check=policy.encode, on_bad=run.on_bad
-        )
+        self.supply = supply_of(policy, prompts, run, self.objectives, self.branches, rollout)
         records = {"optim": optim, "sampling": sampling, "grpo": grpo, "early": early}
         chosen = {"estimator": estimator, "surrogate": surrogate, "rollout": rollout}
         self.settings = {
@@ -163,7 +161,7 @@ class Trainer:
 
     def step(self, now: Now) -> dict[str, float]:
         """One rollout and its updates; returns the metrics. `now.step` counts from 1."""
-        clock = PhaseTimer()
+        clock, self.supply.now = PhaseTimer(), now
         with self.policy.vision.step():
             with clock("generate"):
                 rollouts = self.rollout(self.engine, self._pay, self.supply, self.sampling, now)
@@ -471,6 +469,7 @@ class Trainer:
         self.policy.save(folder / "model")
         door.finish(metrics)
         self.rewards.close()
+        self.supply.close()
         return metrics
 
     def _example(self) -> str:

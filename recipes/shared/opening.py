@@ -23,6 +23,7 @@ from mmrl.model.budget import GIB
 from mmrl.model.load import LoRA, adapted
 from mmrl.model.patches import PixelBudget
 from mmrl.model.policy import Policy
+from mmrl.model.preparing import default_workers
 from mmrl.model.tags import TagMode
 from mmrl.recipes.shared.embedded import warm_model
 from mmrl.recipes.shared.paying import StyleName, style_of
@@ -38,6 +39,8 @@ from mmrl.types import Prompts
 
 EMBEDDED = "embedded"
 """Name of the tiny warmed-up model, and of the preset that uses it."""
+MOST_WORKERS = 256
+"""Processes beside a trainer; beyond it nobody means it."""
 PROMPT_FILES = (".jinja", ".jinja2", ".j2", ".txt", ".md")
 """How the name of a prompt's file ends."""
 DRAWN = "drawn:lookup?cells=2&size_px=32"
@@ -70,6 +73,9 @@ class Load:
     memory: float | None = None
     """GiB that rollouts and updates may take on the device beside weights and optimizer; None divides what is free
     (of a CPU's memory half)."""
+    workers: int | None = None
+    """Processes that read prompts and prepare their pictures ahead of the step; 0: none. None: one for each two cores,
+    at most 8, where a large model computes on CUDA, else none (the same cores would do both)."""
     shared: bool = True
     """Compute prompts once per group; False repeats them for every answer (slow, for comparison)."""
     tags: TagMode = "auto"
@@ -78,7 +84,12 @@ class Load:
 
     def __post_init__(self) -> None:
         has_memory = self.memory is None or self.memory > 0
-        require(self, memory=(has_memory, "positive GiB, or None to use what is free"))
+        has_workers = self.workers is None or 0 <= self.workers <= MOST_WORKERS
+        require(
+            self,
+            memory=(has_memory, "positive GiB, or None to use what is free"),
+            workers=(has_workers, f"0 (none) to {MOST_WORKERS}, or None to choose"),
+        )
 
 
 @dataclass(frozen=True)
@@ -207,6 +218,7 @@ def open_policy(
         )
     if checkpoint is not None:
         restore_weights(checkpoint, policy.named_parameters())
+    policy.workers = default_workers(policy) if load.workers is None else load.workers
     if load.memory is not None:
         policy.memory = int(load.memory * GIB)
     if policy.has_adapter and policy.family.left_out_of_lora:

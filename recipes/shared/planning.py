@@ -22,6 +22,7 @@ from mmrl.ground.printable import show, tell
 from mmrl.grpo import GRPO
 from mmrl.model import tiny
 from mmrl.model.load import LoRA, resolve_device, resolve_dtype
+from mmrl.model.preparing import MOST
 from mmrl.model.released import UnknownModel
 from mmrl.model.sizes import Sizes, sizes_of
 from mmrl.objectives.base import Objective
@@ -59,10 +60,18 @@ def planned(
     work = _work(asked, sizes, prompting)
     load: Load = asked.arguments["load"]
     memory = None if load.memory is None else int(load.memory * GIB)
-    settings = Settings(load.checkpointing, load.offload_reference, memory)
+    workers = _workers(load, sizes, device)
+    settings = Settings(load.checkpointing, load.offload_reference, memory, workers)
     if "optim" in asked.arguments:
         settings = replace(settings, optim=asked.arguments["optim"])
     return plan(sizes, work, settings, device), sizes, work
+
+
+def _workers(load: Load, sizes: Sizes, device: Device) -> int:
+    """Processes that read ahead; where nobody says how many, the most that a machine with enough cores gets."""
+    if load.workers is not None:
+        return load.workers
+    return MOST if device.kind == "cuda" and sizes.checkpoints else 0
 
 
 def refuse_unfit(asked: Configuration) -> None:

@@ -14,6 +14,7 @@ from mmrl.model.budget import Costs
 from mmrl.model.load import LoRA
 from mmrl.model.packing import Group
 from mmrl.model.policy import Policy
+from mmrl.model.preparing import HELD
 from mmrl.model.released import TABLE, UnknownModel, config_of
 from mmrl.model.scoring import hidden
 from mmrl.model.sizes import sizes, sizes_of
@@ -226,6 +227,20 @@ def test_checkpointing_saves_and_views_with_gradient_cost():
     assert peak(work).phases["update"] == saved, "large models are loaded with checkpointing"
     more = peak(replace(work, graphs=3)).phases["update"]
     assert more["graphs"] == 3 * saved["graphs"]
+
+
+def test_pictures_of_a_step_and_what_lies_ready_are_in_the_hosts_memory():
+    """Bytes of uint8, once decoded and once per way of seeing; the next step's beside them, up to a limit."""
+    known = sizes_of(SEVEN, torch.bfloat16)
+    work = Work(prompts=16, visual_tokens=1000, prompt_tokens=1200, pictures=2)
+    alone = plan(known, work, Settings(), GPU).host
+    one = 4000 * 3 * 2 * 14**2
+    assert alone["pictures of a step"] == 16 * 3 * one and "workers" not in alone
+    helped = plan(known, work, Settings(workers=4), GPU).host
+    assert helped["pictures ahead"] == alone["pictures of a step"]
+    assert helped["workers"] == 4 * plan(known, work, Settings(workers=1), GPU).host["workers"]
+    many = replace(work, prompts=4096)
+    assert plan(known, many, Settings(workers=4), GPU).host["pictures ahead"] == HELD
 
 
 def test_seconds_are_told_only_at_a_rate():

@@ -249,10 +249,11 @@ class Family:
         self, base: Any, values: Tensor, grids: Sequence[Grid]
     ) -> tuple[Tensor, Sequence[Tensor]]:
         """Rows [n, D] of all visual tokens, and of each further level, from patches [N, patch] of media."""
-        import torch
+        from mmrl.model.tower_inputs import tower_inputs
 
-        grid = torch.tensor(grids, device=values.device)
-        found = self.tower(base)(values, grid_thw=grid, return_dict=True)
+        tower = self.tower(base)
+        inputs = tower_inputs(tower, grids, values.device)
+        found = tower(values, **inputs, return_dict=True)
         # Qwen2.5-VL has no further levels, and a Qwen3-VL config may name none.
         return found.pooler_output, getattr(found, "deepstack_features", None) or ()
 
