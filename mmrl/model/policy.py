@@ -12,20 +12,24 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import cpu_offload
+from accelerate.hooks import remove_hook_from_module
 from torch import Tensor, nn
 
 from mmrl.model.attention import refuse_windows, register
 from mmrl.model.folders import refuse_nonfinite, written
 from mmrl.model.load import LoRA, Part, load_model, resolve_device, resolve_dtype
-from mmrl.model.logprobs import embed
+from mmrl.model.logprobs import embed, logits
+from mmrl.model.packing import pack
 from mmrl.model.processing import Encoded, PixelBudget, Processing
+from mmrl.model.ranks import Ranks
 from mmrl.model.row_layout import Layout
+from mmrl.model.sharding import Lent, Shard, Shards, filler, lend, mesh_of
 from mmrl.model.tags import TagMode
 from mmrl.model.vision_cache import VisionCache
 from mmrl.model.vision_tower import VisionTower, VisualFeatures, insert_features
@@ -57,8 +61,15 @@ class Policy:
         """Are the reference weights in use now? Set by `reference`."""
         self.vision = VisionCache(VisionTower(self), self._encode)
         """Owner of encoded prompts and of features of pictures."""
+        self.ranks = Ranks.alone()
+        """The processes that train this policy together; set by `shard`."""
         self._frozen_copy: nn.Module | None = None
+        self._shards: Shards | None = None
         self._refuse_unfit()
+        self._lent = {False: lend(self.base)}
+        """Embedding and head: of the policy, and of its frozen copy (True)."""
+        self._home = self.device
+        """Where the model shall compute; `shard` brings it there."""
         text, tower = self.base.model.language_model, self.base.model.visual
         text.config._attn_implementation = register()
         tower.config._attn_implementation = register_windows()
@@ -127,12 +138,26 @@ class Policy:
     @property
     def device(self) -> torch.device:
         """Where the model computes."""
-        return self.base.lm_head.weight.device
+        return self.head.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """The number format of its weights."""
-        return self.base.lm_head.weight.dtype
+        """The number format in which it computes; shards of trained weights are kept in fp32."""
+        return self.head.weight.dtype if self._shards is None else self._shards.compute
+
+    @property
+    def table(self) -> Lent:
+        """Lends the embedding's weight [V, D] of the weights in use; the one way to read it."""
+        return self._lent_now[0]
+
+    @property
+    def head(self) -> Lent:
+        """The same for the head's weight [V, D]."""
+        return self._lent_now[1]
+
+    @property
+    def _lent_now(self) -> tuple[Lent, Lent]:
+        return self._lent[self.in_reference and self._frozen_copy is not None]
 
     @property
     def context(self) -> int:
@@ -196,6 +221,67 @@ class Policy:
             for layer in frozen.model.language_model.layers:
                 cpu_offload(layer, execution_device=self.device)
         self._frozen_copy = frozen
+        self._lent[True] = lend(frozen)
+
+    def shard(self, ranks: Ranks, how: Shard = "auto") -> None:
+        """Let several processes train this policy: its language model is cut over them (`sharding.py`).
+
+        All of them call it, after `freeze_reference` and before there is an optimizer. Raises ValueError.
+        """
+        self.ranks = ranks
+        mesh = mesh_of(ranks, how, self._home.type)
+        if mesh is None:
+            self._bring_home()
+            return
+        if not self.shared:
+            raise ValueError(
+                "--load.shared False scores answers one by one, a different number on each device, which sharded "
+                "weights do not allow; use --load.shard off, or --load.shared True."
+            )
+        shards = Shards(mesh, self.dtype)
+        shards.add(
+            self.base.model.language_model, self._lent_now, frozen=False, on_cpu=False
+        )
+        if self._frozen_copy is not None:
+            self._shard_reference(shards)
+        self._shards = shards
+        self._bring_home()
+        self._call_all_units()
+
+    def whole(self) -> AbstractContextManager[None]:
+        """Inside, this process holds all weights and may sample and score alone. All processes enter it together."""
+        return nullcontext() if self._shards is None else self._shards.whole()
+
+    def forget_calls(self) -> None:
+        """After an update that broke off: sharded weights are in their place again."""
+        if self._shards is not None:
+            self._shards.forget_calls()
+
+    def _shard_reference(self, shards: Shards) -> None:
+        frozen: Any = self._frozen_copy
+        # What brings layers from the CPU one by one; the shards have their own way to do it.
+        for layer in frozen.model.language_model.layers:
+            remove_hook_from_module(layer, recurse=True)
+        offload = self.offload_reference
+        shards.add(frozen.model.language_model, self._lent[True], frozen=True, on_cpu=offload)
+
+    def _bring_home(self) -> None:
+        """Move what does not lie where the model computes yet."""
+        self.model.to(self._home)
+        frozen = self._frozen_copy
+        # Layers that were offloaded have their own way between the devices.
+        if frozen is not None and (self._shards is not None or not self.offload_reference):
+            frozen.to(self._home)
+
+    @torch.no_grad()
+    def _call_all_units(self) -> None:
+        """A first forward of everything, for a unit that never ran cannot be reset."""
+        row = pack([filler(self.device)], self.device)
+        frozen = self._frozen_copy is not None
+        for reads in (nullcontext(), self.reference()) if frozen else (nullcontext(),):
+            with reads:
+                states = self.language(row.ids, row.positions, row.layout, row.visual, ())
+                self.head(_head_logits, states)
 
     def encode(self, prompt: Prompt) -> Encoded:
         """The prompt as the model reads it; made once per step. Raises `BadRow`."""
@@ -214,9 +300,9 @@ class Policy:
         `visual` (long [n]) are the places of the visual tokens, `features` what stands there, medium by medium.
         """
         base = self.base
-        table = base.get_input_embeddings()
+        padding = base.get_input_embeddings().padding_idx
         # Not the table's own call: its backward would make a second vocabulary x hidden tensor.
-        rows = embed(table.weight, ids, table.padding_idx)
+        rows = self.table(embed, ids, padding)
         rows, deepstack = insert_features(rows, visual, features)
         out = base.model.language_model(
             inputs_embeds=rows[None],
@@ -276,3 +362,7 @@ class Policy:
             raise ValueError(
                 f"The head is a {type(head).__name__}; adapters on lm_head are not supported."
             )
+
+
+def _head_logits(weight: Tensor, states: Tensor) -> Tensor:
+    return logits(states, weight)

@@ -51,6 +51,16 @@ class TowerWeights(Protocol):
         """The transformers model whose weights are read now."""
         ...
 
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The number format in which it computes."""
+        ...
+
 
 class VisionTower:
     """Runs the tower and its merger with the weights that the policy reads now."""
@@ -84,7 +94,7 @@ class VisionTower:
 
     def __call__(self, media: Sequence[Patches]) -> list[VisualFeatures]:
         """Features of each medium, all in one run of the tower."""
-        values, device = self._values(media), self._device
+        values, device = self._values(media), self.weights.device
         grid = torch.tensor([item.grid for item in media], device=device)
         self.weights.counters["patches/tower"] += len(values)
         found = self._visual(values, grid_thw=grid, return_dict=True)
@@ -109,14 +119,10 @@ class VisionTower:
     def _visual(self) -> Any:
         return self.weights.base.model.visual
 
-    @property
-    def _device(self) -> torch.device:
-        return self.weights.base.lm_head.weight.device
-
     def _values(self, media: Sequence[Patches]) -> Tensor:
         """All patches in one tensor [N, patch], where and in the number format in which the model computes."""
-        head = self.weights.base.lm_head.weight
-        return torch.cat([item.values for item in media]).to(head.device, head.dtype)
+        values = torch.cat([item.values for item in media])
+        return values.to(self.weights.device, self.weights.dtype)
 
 
 def insert_features(
