@@ -239,9 +239,7 @@ class Policy:
                 "weights do not allow; use --load.shard off, or --load.shared True."
             )
         shards = Shards(mesh, self.dtype)
-        shards.add(
-            self.base.model.language_model, self._lent_now, frozen=False, on_cpu=False
-        )
+        shards.add(self.base.model.language_model, self._lent_now, frozen=False, on_cpu=False)
         if self._frozen_copy is not None:
             self._shard_reference(shards)
         self._shards = shards
@@ -268,15 +266,15 @@ class Policy:
     def _bring_home(self) -> None:
         """Move what does not lie where the model computes yet."""
         self.model.to(self._home)
-        frozen = self._frozen_copy
-        # Layers that were offloaded have their own way between the devices.
-        if frozen is not None and (self._shards is not None or not self.offload_reference):
-            frozen.to(self._home)
+        if self._frozen_copy is not None:
+            frozen: Any = self._frozen_copy
+            # What was offloaded has its own way between the devices.
+            (frozen.model.visual if self.offload_reference else frozen).to(self._home)
 
     @torch.no_grad()
     def _call_all_units(self) -> None:
         """A first forward of everything, for a unit that never ran cannot be reset."""
-        row = pack([filler(self.device)], self.device)
+        row = pack([filler()], self.device)
         frozen = self._frozen_copy is not None
         for reads in (nullcontext(), self.reference()) if frozen else (nullcontext(),):
             with reads:

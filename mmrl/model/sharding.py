@@ -150,7 +150,9 @@ def mesh_of(ranks: Ranks, how: Shard, device: str) -> DeviceMesh | None:
     where several machines have several devices each, else full.
     """
     if how not in get_args(Shard):
-        raise ValueError(f"--load.shard is {how!r}; it must be 'auto', 'full', 'hybrid' or 'off'.")
+        raise ValueError(
+            f"--load.shard is {how!r}; it must be 'auto', 'full', 'hybrid' or 'off'."
+        )
     if how == "off" or not ranks.several:
         return None
     machines, left_over = divmod(ranks.world, ranks.local_world)
@@ -207,17 +209,19 @@ def add_up(parameters: Sequence[nn.Parameter], ranks: Ranks) -> None:
 @torch.no_grad()
 def norm_of(parameters: Iterable[nn.Parameter], ranks: Ranks) -> float:
     """Norm of all gradients together, the same number on all devices; 0 if there is none, NaN if any is not finite."""
-    squares = torch.zeros((), dtype=torch.float64)
+    norms: list[Tensor] = []
+    shares: list[int] = []
     for parameter in parameters:
         if parameter.grad is not None:
             # In float32 even for half precision, whose squares overflow.
-            found = own_part(parameter.grad).float().norm().double().cpu()
-            squares += found**2 / copies(parameter, ranks.world)
-    (total,) = ranks.total([squares.item()])
+            norms.append(own_part(parameter.grad).float().norm())
+            shares.append(copies(parameter, ranks.world))
+    squares = torch.stack(norms).double().cpu() ** 2 if norms else torch.zeros(0)
+    (total,) = ranks.total([float((squares / torch.tensor(shares)).sum())])
     return math.sqrt(total)
 
 
-def filler(device: torch.device) -> Group:
+def filler() -> Group:
     """A text of two tokens with an answer of one, for a device that has nothing to score while others have."""
     ids = torch.zeros(2, dtype=torch.long)
     positions = torch.arange(2).expand(3, 2)
@@ -229,7 +233,11 @@ def _widened(module: nn.Module, besides: Iterable[Tensor] = ()) -> nn.Module:
     """The same module with its trained half-precision weights in fp32: a device's shard is the optimizer's master."""
     spared = {id(weight) for weight in besides}
     for parameter in module.parameters():
-        if parameter.requires_grad and not is_sharded(parameter) and id(parameter) not in spared:
+        if (
+            parameter.requires_grad
+            and not is_sharded(parameter)
+            and id(parameter) not in spared
+        ):
             parameter.data = parameter.data.to(gradient_dtype(parameter.dtype))
     return module
 
