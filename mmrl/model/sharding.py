@@ -98,11 +98,13 @@ class Shards:
         how: dict[str, Any] = {
             "mesh": self.mesh,
             "mp_policy": self.precision,
+            # Said for roots too: torch would leave those gathered, and the optimizer would be given the wrong tensors.
+            "reshard_after_forward": True,
             "offload_policy": offload if on_cpu else OffloadPolicy(),
         }
         elsewhere = {unit.weight for unit in lent}
         for layer in language.layers:
-            fully_shard(_widened(layer), reshard_after_forward=True, **how)
+            fully_shard(_widened(layer), **how)
         fully_shard(_widened(language, elsewhere), ignored_params=elsewhere, **how)
         roots = [language, *dict.fromkeys(lent)]
         for unit in roots[1:]:

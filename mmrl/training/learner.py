@@ -80,7 +80,7 @@ class Learner:
     ) -> dict[str, float]:
         """Score, shape and update; returns the metrics."""
         batch = self._collated(rollouts)
-        metrics = rollout_metrics(rollouts, batch)
+        metrics = rollout_metrics(rollouts, batch) if rollouts else {}
         for name, branch in self.branches.items():
             found = strength(branch, now)
             if found is not None:
