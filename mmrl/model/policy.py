@@ -20,10 +20,18 @@ import torch
 from accelerate import cpu_offload
 from accelerate.hooks import remove_hook_from_module
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from mmrl.model.attention import refuse_windows, register
 from mmrl.model.folders import refuse_nonfinite, written
-from mmrl.model.load import LoRA, Part, load_model, resolve_device, resolve_dtype
+from mmrl.model.load import (
+    LoRA,
+    Part,
+    adapted_like,
+    load_model,
+    resolve_device,
+    resolve_dtype,
+)
 from mmrl.model.logprobs import embed, logits
 from mmrl.model.packing import pack
 from mmrl.model.processing import Encoded, PixelBudget, Processing
@@ -63,6 +71,8 @@ class Policy:
         """Owner of encoded prompts and of features of pictures."""
         self.ranks = Ranks.alone()
         """The processes that train this policy together; set by `shard`."""
+        self.how_to_shard: Shard = "auto"
+        """What `shard` does unless told otherwise."""
         self._frozen_copy: nn.Module | None = None
         self._shards: Shards | None = None
         self._refuse_unfit()
@@ -90,18 +100,25 @@ class Policy:
         shared: bool = True,
         offload_reference: bool = False,
         tags: TagMode = "auto",
+        shard: Shard = "auto",
     ) -> Policy:
         """Load a folder or hub name. `device` "auto" is CUDA if there is one; `dtype` "auto" is bf16 there, else fp32.
 
         `checkpointing` recomputes activations in the backward; None turns it on above 500 M parameters. `tags`: how
-        tags such as `<think>` are read that the tokenizer has as one token (`tags.py`).
+        tags such as `<think>` are read that the tokenizer has as one token (`tags.py`). `shard`: how several processes
+        will share the weights; they wait on the CPU for `Policy.shard`, so that no device must hold them all.
         """
         processing = Processing.load(source, budget or PixelBudget(), tags)
-        where = resolve_device(device)
-        kind = resolve_dtype(dtype, where)
+        ranks = Ranks.here()
+        home = resolve_device(device, ranks.local_world)
+        kind = resolve_dtype(dtype, home)
         adapters = lora if lora is not None and lora.rank else None
-        model = load_model(source, where, kind, freeze, adapters)
+        waits = ranks.several and shard != "off"
+        model = load_model(
+            source, torch.device("cpu") if waits else home, kind, freeze, adapters
+        )
         policy = cls(model, processing, shared=shared)
+        policy.how_to_shard, policy._home = shard, home
         policy.offload_reference = offload_reference
         policy._look_at_tags()
         policy.description = {
@@ -223,13 +240,14 @@ class Policy:
         self._frozen_copy = frozen
         self._lent[True] = lend(frozen)
 
-    def shard(self, ranks: Ranks, how: Shard = "auto") -> None:
+    def shard(self, ranks: Ranks, how: Shard | None = None) -> None:
         """Let several processes train this policy: its language model is cut over them (`sharding.py`).
 
-        All of them call it, after `freeze_reference` and before there is an optimizer. Raises ValueError.
+        All of them call it, after `freeze_reference` and before there is an optimizer; None does as `load` was told.
+        Raises ValueError.
         """
         self.ranks = ranks
-        mesh = mesh_of(ranks, how, self._home.type)
+        mesh = mesh_of(ranks, how or self.how_to_shard, self._home.type)
         if mesh is None:
             self._bring_home()
             return
@@ -315,24 +333,53 @@ class Policy:
         """Write a Hugging Face folder (weights or adapter, processor). `merge` folds an adapter into the weights.
 
         An adapter's folder holds the config of its base model too, so that `load` takes it. The folder is replaced in
-        one go and carries checksums. Raises ModelError for weights that are not finite, and for a full disk.
+        one go and carries checksums. Of several processes all call it and the first writes. Raises ModelError for
+        weights that are not finite, and for a full disk.
         """
-        refuse_nonfinite("The policy", dict(self.model.named_parameters()))
-        model = self.model
+        model = self._standing()
+        with self.ranks.together("save"):
+            if self.ranks.first:
+                self._write(model, Path(folder), merge)
+
+    def _write(self, model: Any, folder: Path, merge: bool) -> None:
+        refuse_nonfinite("The policy", dict(model.named_parameters()))
         # What was one token in training must be one for whoever loads the result.
         if self.processing.tags.added:
             self.base.config.mmrl_tags = self.processing.tags.to_store
-        # Merged in a copy: training may go on with the adapter as it is.
         if merge and self.has_adapter:
-            model = copy.deepcopy(self.model).merge_and_unload()  # type: ignore[operator]
-        with written(Path(folder)) as draft:
+            # Merged in a copy: training may go on with the adapter as it is.
+            model = (copy.deepcopy(model) if model is self.model else model).merge_and_unload()
+        with written(folder) as draft:
             for part in (
                 model,
                 self.processing.processor,
                 self.base.config,
                 self.base.generation_config,
             ):
-                part.save_pretrained(str(draft))  # type: ignore[operator]
+                part.save_pretrained(str(draft))
+
+    def _standing(self) -> nn.Module:
+        """The model with all of its weights: itself, or a copy on the CPU of the first process if it is sharded."""
+        if self._shards is None:
+            return self.model
+        # All processes send what they have; the first gets it.
+        whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        weights: dict[str, Any] = get_model_state_dict(self.model, options=whole)
+        if not self.ranks.first:
+            return self.model
+        config = copy.deepcopy(self.base.config)
+        config._attn_implementation = (
+            "eager"  # it computes nothing; ours have names that only we know
+        )
+        with torch.device("meta"):
+            empty = type(self.base)(config)
+            standing = adapted_like(self.model, empty) if self.has_adapter else empty
+        for name, tensor in weights.items():
+            if tensor.is_floating_point():  # shards of trained weights are wider than the model
+                weights[name] = tensor.to(self.dtype)
+        standing.load_state_dict(weights, assign=True)
+        empty.tie_weights()
+        return standing
 
     def _look_at_tags(self) -> None:
         """Tags that the tokenizer has as tokens, but the weights do not know, are spelt out from now on."""

@@ -6,6 +6,7 @@ All cases of a number of processes run in one start of them, for starting is wha
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field, replace
 from shutil import copytree
 
@@ -16,19 +17,23 @@ from mmrl.data.drawn.drawn import Drawn
 from mmrl.grpo import GRPO
 from mmrl.losses.advantages import group_normalized
 from mmrl.losses.surrogates import clipped
+from mmrl.model.folders import ModelError
 from mmrl.model.load import LoRA, load_weights
 from mmrl.model.policy import Policy
-from mmrl.model.ranks import Ranks
+from mmrl.model.ranks import RankFailed, Ranks
 from mmrl.model.sharding import is_sharded
 from mmrl.objectives.papo import PAPO
 from mmrl.perception.masking import PatchMask
 from mmrl.rollouts.engine import HFEngine
 from mmrl.training.learner import Learner
 from mmrl.training.optim import Optim, Optimizer
+from mmrl.training.retries import NonFiniteStep
 from mmrl.training.run import PhaseTimer
 from mmrl.types import Now, Role, Sampling, VisualBranch
 from tests.several import several, values
 
+OF_UPDATES = ("loss/", "policy/", "branch/masked/kl", "papo/", "optim/", "grad_norm/")
+"""Metrics of updates; those of answers are the trainer's."""
 NOW = Now(step=2, progress=0.25, seed=11)
 MASK = PatchMask(0.5, 8)
 PICTURES = [
@@ -39,6 +44,8 @@ PICTURES = [
 ]
 TEXT = [Drawn("lookup", size=9, pictures=0)[n] for n in (4, 5)]
 CLIP = Drawn("clips", size=9, frames=6)[6]
+STILL, GRAD = VisualBranch(MASK), VisualBranch(MASK, grad=True)
+K3, CLIPPED = GRPO(kl=0.1), Optim(lr=1e-3, max_grad_norm=0.5)
 
 
 @dataclass(frozen=True)
@@ -47,20 +54,19 @@ class Case:
 
     folder: str = "2.5"
     load: dict = field(default_factory=dict)
-    grpo: GRPO = GRPO(kl=0.1)
+    grpo: GRPO = K3
     objectives: tuple = ()
-    branch: VisualBranch = VisualBranch(MASK)
+    branch: VisualBranch = STILL
     updates: int = 1
     tokens: int = 100_000
     prompts: tuple = tuple(PICTURES)
     untrained: tuple[int, ...] = ()
     """Prompts whose answers train nothing."""
     norms: bool = False
-    optim: Optim = Optim(lr=1e-3, max_grad_norm=0.5)
+    optim: Optim = CLIPPED
     how: str = "auto"
 
 
-GRAD = VisualBranch(MASK, grad=True)
 PAPO_TWICE = Case(objectives=(PAPO(),), branch=GRAD, updates=2)
 LOW = LoRA(rank=4, vision=True)
 CASES = {
@@ -89,6 +95,7 @@ CASES = {
         objectives=(PAPO(),), branch=GRAD, norms=True, prompts=(PICTURES[0], TEXT[0], CLIP)
     ),
     "recomputed": Case(load={"checkpointing": True}, updates=2),
+    "half": Case(load={"dtype": "bfloat16"}, objectives=(PAPO(),), updates=2),
     "copies": replace(PAPO_TWICE, how="off"),
 }
 
@@ -155,13 +162,9 @@ def answers(case, folders):
     return out
 
 
-def learned(case, folders, rollouts, ranks=None):
-    """(metrics, gradients of each update, weights) of a step with the groups that this rank owns."""
-    ranks = ranks or Ranks.alone()
-    policy = loaded(case, folders)
-    policy.shard(ranks, case.how)
+def box_of(policy, case, ranks):
     optimizer = Recorded(policy.named_parameters(), case.optim, ranks)
-    box = Learner(
+    return Learner(
         policy,
         optimizer,
         group_normalized,
@@ -174,20 +177,89 @@ def learned(case, folders, rollouts, ranks=None):
         10,
         int(case.norms),
     )
+
+
+def owned(rollouts, ranks):
+    """The groups of this rank, as the supply deals them out, numbered by themselves."""
     own = [r for r in rollouts if r.group % ranks.world == ranks.rank]
-    # As the supply deals them out.
-    own = [replace(r, group=r.group // ranks.world) for r in own]
-    metrics = box.learn(own, NOW, PhaseTimer())
+    return [replace(r, group=r.group // ranks.world) for r in own]
+
+
+def learned(case, folders, rollouts, ranks=None):
+    """(metrics, gradients of each update, weights) of a step; the metrics alone from ranks behind the first."""
+    ranks = ranks or Ranks.alone()
+    policy = loaded(case, folders)
+    policy.shard(ranks, case.how)
+    box = box_of(policy, case, ranks)
+    metrics = box.learn(owned(rollouts, ranks), NOW, PhaseTimer())
     weights = {name: whole(p).clone() for name, p in policy.named_parameters()}
-    if ranks.first:
-        return metrics, optimizer.gradients, weights
-    return metrics
+    return (metrics, box.optimizer.gradients, weights) if ranks.first else metrics
 
 
-def every_case(folders, rollouts):
-    """All cases on this rank."""
+def sampled_then_learned(folders, ranks):
+    """One process has no prompt. What was sampled, and the norm of the update that learns from it."""
+    case = CASES["papo with gradient, two updates"]
+    policy = loaded(case, folders)
+    policy.shard(ranks)
+    box = box_of(policy, case, ranks)
+    prompts = case.prompts[:2] if ranks.first else ()
+    with policy.vision.step():
+        with policy.whole(), policy.whole():
+            found = HFEngine(policy).generate(prompts, Sampling(4, 1.3, max_tokens=9), NOW)
+        paid = [replace(r, reward=float(i % 2)) for i, r in enumerate(found)]
+        metrics = box.learn(paid, NOW, PhaseTimer())
+    return [r.tokens.tolist() for r in found], metrics["optim/grad_norm"]
+
+
+def not_finite_then_finite(folders, rollouts, ranks):
+    """The second process meets an advantage that is not a number: all stop, and go on with the next answers."""
+    case = CASES["papo"]
+    policy = loaded(case, folders)
+    policy.shard(ranks)
+    box = box_of(policy, replace(case, optim=replace(case.optim, nonfinite="stop")), ranks)
+    box.nonfinite = "stop"
+    own = owned(rollouts, ranks)
+    if not (ranks.first and ranks.several):
+        box.estimator = lambda reward, group, mask: torch.full_like(reward, torch.nan)
+    with pytest.raises(NonFiniteStep, match="the loss is nan"):
+        box.learn(own, NOW, PhaseTimer())
+    box._forget_update()
+    box.estimator = group_normalized
+    return box.learn(own, NOW, PhaseTimer())["optim/grad_norm"]
+
+
+SAVED = {
+    "tied": ("full", {}),
+    "untied": ("untied", {}),
+    "adapter": ("lora on the tower", {}),
+    "merged": ("lora on the tower", {"merge": True}),
+    "half": ("half", {}),
+}
+
+
+def saved(folders, rollouts, ranks, place):
+    """Learn and write a folder in each way; one with a NaN is refused by all."""
+    for name, (case, how) in SAVED.items():
+        policy = loaded(CASES[case], folders)
+        policy.shard(ranks)
+        box_of(policy, CASES[case], ranks).learn(
+            owned(rollouts[case], ranks), NOW, PhaseTimer()
+        )
+        policy.save(place / name, **how)
+    with torch.no_grad():
+        policy.parameters()[0].mul_(float("nan"))
+    with pytest.raises((ModelError, RankFailed), match="not finite"):
+        policy.save(place / "broken")
+
+
+def every_case(folders, rollouts, place):
+    """All cases on this rank, and what else several processes do."""
     ranks = Ranks.start("cpu")
-    return {name: learned(CASES[name], folders, rollouts[name], ranks) for name in rollouts}
+    found = {name: learned(CASES[name], folders, rollouts[name], ranks) for name in rollouts}
+    found["sampled"] = sampled_then_learned(folders, ranks)
+    found["not finite"] = not_finite_then_finite(folders, rollouts["papo"], ranks)
+    saved(folders, rollouts, ranks, place)
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -204,40 +276,121 @@ def rollouts(folders):
 
 
 @pytest.fixture(scope="module")
-def two(folders, rollouts):
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("saved")
+
+
+@pytest.fixture(scope="module")
+def two(folders, rollouts, place):
     """What two processes find in every case."""
-    return values(several(2, every_case, folders, rollouts, limit=240))
+    return values(several(2, every_case, folders, rollouts, place, limit=240))
 
 
-def compare(name, theirs, case, folders, rollouts):
-    metrics, gradients, weights = learned(case, folders, rollouts)
-    found, mine, moved = theirs[0]
+def compare(name, found, alone):
+    """What the first of several processes found with what one found alone."""
+    metrics, mine, moved = found
+    others, gradients, weights = alone
     assert len(gradients) == len(mine) > 0
     for number, (ours, other) in enumerate(zip(mine, gradients, strict=True)):
         assert ours.keys() == other.keys()
-        gap = sum(float((ours[n] - other[n]).square().sum()) for n in other) ** 0.5
-        size = sum(float(g.square().sum()) for g in other.values()) ** 0.5
+        gaps = {n: float((ours[n] - other[n]).norm()) for n in other}
+        size = {n: float(other[n].norm()) for n in other}
+        total = math.hypot(*size.values())
         # Adam turns the last bits of the first update into more of the second.
         near = 1e-4 if number else 1e-5
-        assert size > 0 and gap <= near * size, f"{name}, update {number}: {gap / size}"
-        worst = max(
-            float((ours[n] - other[n]).norm() / (other[n].norm() + 1e-4 * size)) for n in other
-        )
-        assert worst <= near, f"{name}, update {number}: {worst}"
-    for key, value in metrics.items():
-        if key.startswith(
-            ("loss/", "policy/", "branch/masked/kl", "papo/", "optim/", "grad_norm/")
-        ):
-            assert found[key] == pytest.approx(value, rel=1e-5, abs=1e-5), f"{name}: {key}"
+        assert math.hypot(*gaps.values()) <= near * total > 0, f"{name}, update {number}"
+        for n in other:
+            assert gaps[n] <= near * (size[n] + 1e-4 * total), f"{name}, update {number}: {n}"
+    for key, value in others.items():
+        if key.startswith(OF_UPDATES):
+            assert metrics[key] == pytest.approx(value, rel=1e-5, abs=1e-5), f"{name}: {key}"
     for key, weight in weights.items():
         assert (moved[key] - weight).abs().max() < 2e-4, f"{name}: {key}"
 
 
-@pytest.mark.parametrize("name", CASES)
+EXACT = [name for name in CASES if name != "half"]
+
+
+@pytest.mark.parametrize("name", EXACT)
 def test_two_processes_learn_what_one_learns(name, two, folders, rollouts):
-    theirs = [two[0][name], two[1][name]]
-    compare(name, theirs, CASES[name], folders, rollouts[name])
-    updates = {
-        k: v for k, v in theirs[0][0].items() if k.startswith(("loss/", "policy/", "optim/"))
+    compare(name, two[0][name], learned(CASES[name], folders, rollouts[name]))
+    first, second = two[0][name][0], two[1][name]
+    shared = {key: value for key, value in first.items() if key.startswith(OF_UPDATES)}
+    assert shared.items() <= second.items()  # both log the same
+
+
+def of_four(folders, rollouts):
+    ranks = Ranks.start("cpu")
+    case = CASES["papo with gradient, two updates"]
+    found = {}
+    for how in ("full", "hybrid"):
+        found[how] = learned(replace(case, how=how), folders, rollouts, ranks)
+    return found
+
+
+def test_four_processes_on_two_machines_learn_what_one_learns(folders, rollouts):
+    name = "papo with gradient, two updates"
+    machines = {"LOCAL_WORLD_SIZE": "2"}
+    found = values(
+        several(4, of_four, folders, rollouts[name], limit=120, environment=machines)
+    )[0]
+    alone = learned(CASES[name], folders, rollouts[name])
+    for how, four in found.items():
+        compare(how, four, alone)
+
+
+def test_a_process_without_prompts_waits_for_those_that_sample(two, folders):
+    tokens, norm = sampled_then_learned(folders, Ranks.alone())
+    assert two[0]["sampled"][0] == tokens and len(tokens) == 8 and two[1]["sampled"][0] == []
+    assert two[0]["sampled"][1] == two[1]["sampled"][1] == pytest.approx(norm, rel=1e-5)
+
+
+def test_what_is_not_finite_on_one_stops_all_and_leaves_nothing(two, folders, rollouts):
+    norm = not_finite_then_finite(folders, rollouts["papo"], Ranks.alone())
+    assert two[0]["not finite"] == two[1]["not finite"] == pytest.approx(norm, rel=1e-5)
+
+
+def test_half_precision_computes_in_it_and_learns_in_fp32(two, folders, rollouts):
+    case = CASES["half"]
+    wide = replace(case, load={"dtype": "float32"})
+    _, exact, _ = learned(wide, folders, rollouts["half"])
+    _, alone, _ = learned(case, folders, rollouts["half"])
+    _, found, weights = two[0]["half"]
+
+    def gap(one):
+        flat = [torch.cat([g[n].float().flatten() for n in exact[0]]) for g in (one, exact[0])]
+        return float((flat[0] - flat[1]).norm() / flat[1].norm())
+
+    assert gap(found[0]) < 1.3 * gap(alone[0]) < 0.1
+    kinds = {name: weights[name].dtype for name in weights}
+    assert {kinds[n] for n in kinds if ".visual." not in n} == {torch.float32}  # shards
+    assert {kinds[n] for n in kinds if ".visual." in n} == {
+        torch.bfloat16
+    }  # copies, with masters
+
+
+@pytest.mark.parametrize("name", SAVED)
+def test_a_sharded_policy_is_saved_as_any_other(name, two, place, folders, rollouts, tmp_path):
+    case, how = SAVED[name]
+    policy = loaded(CASES[case], folders)
+    box_of(policy, CASES[case], Ranks.alone()).learn(rollouts[case], NOW, PhaseTimer())
+    policy.save(tmp_path / "alone", **how)
+    assert {f.name for f in (tmp_path / "alone").iterdir()} == {
+        f.name for f in (place / name).iterdir()
     }
-    assert updates.items() <= theirs[1].items()  # both log the same
+    kind = str(policy.dtype).removeprefix("torch.")
+    theirs, ours = (
+        Policy.load(folder, device="cpu", dtype=kind)
+        for folder in (tmp_path / "alone", place / name)
+    )
+    alone = dict(theirs.model.named_parameters())
+    found = dict(ours.model.named_parameters())
+    assert alone.keys() == found.keys()
+    near = 0.02 if name == "half" else 2e-4
+    assert max(float((found[n] - alone[n]).abs().max()) for n in alone) < near
+    files = [
+        sum(f.stat().st_size for f in d.glob("*.safetensors"))
+        for d in (tmp_path / "alone", place / name)
+    ]
+    assert files[0] == pytest.approx(files[1], rel=0.01)
+    assert not (place / "broken").exists()
