@@ -32,10 +32,10 @@ from torch.distributed.fsdp import (
     OffloadPolicy,
     fully_shard,
 )
-from torch.distributed.tensor import DTensor, Replicate
 
 from mmrl.model.gradients import gradient_dtype
 from mmrl.model.packing import Group
+from mmrl.model.placement import copies, is_sharded, own_part
 from mmrl.model.processing import Encoded
 from mmrl.model.ranks import Ranks
 
@@ -169,24 +169,6 @@ def mesh_of(ranks: Ranks, how: Shard, device: str) -> DeviceMesh | None:
         return init_device_mesh(device, (ranks.world,), mesh_dim_names=("shard",))
     shape = (machines, ranks.local_world)
     return init_device_mesh(device, shape, mesh_dim_names=("copy", "shard"))
-
-
-def is_sharded(tensor: Tensor) -> bool:
-    """Does this device hold a part of it only?"""
-    return isinstance(tensor, DTensor)
-
-
-def own_part(tensor: Tensor) -> Tensor:
-    """What this device holds of a tensor."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def copies(tensor: Tensor, world: int) -> int:
-    """On how many of `world` devices each number of it lies."""
-    if not isinstance(tensor, DTensor):
-        return world
-    placed = zip(tensor.device_mesh.shape, tensor.placements, strict=True)
-    return math.prod(size for size, place in placed if isinstance(place, Replicate))
 
 
 @torch.no_grad()

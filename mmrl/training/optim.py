@@ -14,8 +14,9 @@ from torch import nn
 from mmrl.ground.require import require
 from mmrl.ground.seeds import derive_seed
 from mmrl.model.gradients import HALF, collect_in_fp32
+from mmrl.model.placement import is_sharded, own_part
 from mmrl.model.ranks import Ranks
-from mmrl.model.sharding import add_up, is_sharded, norm_of, own_part
+from mmrl.model.sharding import add_up, norm_of
 from mmrl.training.retries import OnNonFinite
 
 OVERFLOW = 1e18

@@ -19,9 +19,9 @@ from mmrl.losses.advantages import group_normalized
 from mmrl.losses.surrogates import clipped
 from mmrl.model.folders import ModelError
 from mmrl.model.load import LoRA, load_weights
+from mmrl.model.placement import is_sharded
 from mmrl.model.policy import Policy
 from mmrl.model.ranks import RankFailed, Ranks
-from mmrl.model.sharding import is_sharded
 from mmrl.objectives.papo import PAPO
 from mmrl.perception.masking import PatchMask
 from mmrl.rollouts.engine import HFEngine
@@ -94,6 +94,7 @@ CASES = {
     "norms of the terms": Case(
         objectives=(PAPO(),), branch=GRAD, norms=True, prompts=(PICTURES[0], TEXT[0], CLIP)
     ),
+    "reference on the CPU": Case(load={"offload_reference": True}),
     "recomputed": Case(load={"checkpointing": True}, updates=2),
     "half": Case(load={"dtype": "bfloat16"}, objectives=(PAPO(),), updates=2),
     "copies": replace(PAPO_TWICE, how="off"),
