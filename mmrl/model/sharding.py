@@ -58,7 +58,7 @@ class Lent(nn.Module):
         self.owners = nn.ModuleList(owners)
 
     @property
-    def weight(self) -> Tensor:
+    def weight(self) -> nn.Parameter:
         """[V, D]; a shard of it between calls."""
         return self.owners[0].weight  # type: ignore[return-value]
 
