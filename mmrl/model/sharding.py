@@ -172,6 +172,18 @@ def mesh_of(ranks: Ranks, how: Shard, device: str) -> DeviceMesh | None:
 
 
 @torch.no_grad()
+def bring(model: nn.Module, device: torch.device) -> None:
+    """Move a model, but for shards and for what is offloaded: those have their own way between the devices."""
+    for parameter in model.parameters():
+        if not is_sharded(parameter) and not parameter.is_meta:
+            parameter.data = parameter.data.to(device)
+    for module in model.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None and not buffer.is_meta:
+                module._buffers[name] = buffer.to(device)
+
+
+@torch.no_grad()
 def add_up(parameters: Sequence[nn.Parameter], ranks: Ranks) -> None:
     """Sum the gradients of unsharded parameters over all devices; those of sharded ones are sums already.
 
