@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 
 from mmrl.model.gradients import collect_in_fp32
 from mmrl.model.packing import Group, pack, split
@@ -132,7 +132,7 @@ class OpenPrompts:
     def _is_exact(self) -> bool:
         config = self._policy.base.config.get_text_config()
         kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-        alone = not distributed.is_initialized() or distributed.get_world_size() == 1
+        alone = not self._policy.sharded
         return self._policy.shared and alone and kinds == {"full_attention"}
 
     def _opened(self, group: Group, grad: bool) -> OpenPrompt:

@@ -22,8 +22,10 @@ from mmrl.model.branches import Views
 from mmrl.model.packing import Group, collate, rows_of
 from mmrl.model.patches import Patches
 from mmrl.model.policy import Policy
+from mmrl.model.ranks import Ranks
 from mmrl.model.reference_scores import scored
 from mmrl.model.scoring import ScoreOutputs
+from mmrl.model.sharding import filler
 from mmrl.objectives.base import Memory, Objective, shaped_in_turn
 from mmrl.training.optim import Optimizer
 from mmrl.training.retries import ADVICE, NonFiniteStep, OnNonFinite
@@ -79,7 +81,7 @@ class Learner:
     ) -> dict[str, float]:
         """Score, shape and update; returns the metrics."""
         batch = self._collated(rollouts)
-        metrics = rollout_metrics(rollouts, batch)
+        metrics = rollout_metrics(rollouts, batch) if rollouts else {}
         for name, branch in self.branches.items():
             found = strength(branch, now)
             if found is not None:
@@ -92,7 +94,7 @@ class Learner:
         with clock("update"):
             left_out = 0
             version = self.policy.version
-            for rows in update_rows(batch, self.updates_per_step, now):
+            for rows in update_rows(batch, self.updates_per_step, now, self.policy.ranks):
                 try:
                     metrics.update(self._update(step, rows))
                 except NonFiniteStep:
@@ -113,6 +115,7 @@ class Learner:
         self.optimizer.clear()
         self.policy.prompts.clear()
         self.policy.vision.clear()
+        self.policy.forget_calls()
 
     def _collated(self, rollouts: Sequence[Rollout]) -> Batch:
         batch = collate(rollouts)
@@ -129,10 +132,15 @@ class Learner:
         found: dict[str, list[Scores]] = {name: [] for name in stored}
         parts = self._parts(batch, range(len(batch)))
         with torch.no_grad():
-            for rows in parts:
+            for rows in self._as_many_everywhere(parts):
+                if rows is None:
+                    self._score_filler(stored)
+                    continue
                 for name, scores in self._score(batch, views, rows, stored).items():
                     found[name].append(scores)
                 self.policy.prompts.end_part()
+        if not parts:
+            return batch
         merged = {name: gathered(parts, pieces) for name, pieces in found.items()}
         return replace(batch, scores={**batch.scores, **merged})
 
@@ -154,32 +162,38 @@ class Learner:
         rows = [row for row in rows if trained[row]]
         index = torch.tensor(rows, dtype=torch.long, device=mask.device)
         # Counted over the whole update, so that the loss does not depend on the cut into parts.
-        totals = _totals(mask[index])
+        totals = _totals(mask[index], self.policy.ranks)
         if totals.tokens == 0:
             return {"update/skipped": 1.0}
         norms: dict[str, float] = {}
         if self.norms_every and step.now.step % self.norms_every == 0:
             norms = self._term_norms(step, rows, totals)
         sums: dict[str, Tensor] = {}
+        problem = ""
         parts = self._parts(step.batch, rows)
-        for number, part in enumerate(parts):
+        for number, part in enumerate(self._as_many_everywhere(parts)):
+            if part is None:
+                _nothing(self._score_filler(self.plan.live)).backward()
+                continue
             piece, live = self._live(step, part)
             value, metrics = loss(
                 self.grpo, self.surrogate, piece, live, self.objectives, totals, step.now
             )
-            _refuse_infinite_loss(value, metrics)
-            value.backward()
+            # Not raised here: other processes would wait for this one in their backward.
+            problem = problem or _infinite_loss(value, metrics)
+            self._through_all(value, live).backward()
             self.policy.end_part(self._shown_again(step, parts[number : number + 2]))
             accumulate(sums, metrics)
         # Before the norm: what collected on the pictures' features is part of the gradient.
         self.policy.vision.backward()
+        summed = self._agreed(problem, sums)
+        self.optimizer.collect()
         norm = self.optimizer.gradient_norm()
         if not norm < self.optimizer.largest_norm:  # written so that NaN is caught as well
             raise NonFiniteStep(f"the gradient norm is {norm}. {ADVICE}")
         with shielded():  # half a step of the optimizer could be neither saved nor repeated
             lr = self.optimizer.step(self.planned_updates)
             self.policy.stepped()
-        summed = {name: value.item() for name, value in sums.items()}
         return {**summed, **norms, "optim/grad_norm": norm, "optim/lr": lr}
 
     def _shown_again(self, step: _Step, parts: Sequence[Tensor]) -> list[Patches]:
@@ -193,19 +207,31 @@ class Learner:
                 shown.extend(step.views.pixels(name, row))
         return shown
 
+    def _agreed(self, problem: str, sums: Mapping[str, Tensor]) -> dict[str, float]:
+        """The metrics of all processes together. Raises NonFiniteStep on all if one has a problem."""
+        numbers = {name: value.item() for name, value in sums.items()}
+        told = self.policy.ranks.gathered((problem, numbers))
+        for found, _ in told:
+            if found:
+                raise NonFiniteStep(found)
+        return combined([each for _, each in told])
+
     def _term_norms(self, step: _Step, rows: Sequence[int], totals: Totals) -> dict[str, float]:
         """Norm of each loss term's gradient before clipping, by a forward and a backward of its own."""
         norms: dict[str, float] = {}
         names: list[str] = []
         # The names of the terms are known after the first forward only.
         while not norms or len(norms) < len(names):
-            for part in self._parts(step.batch, rows):
+            for part in self._as_many_everywhere(self._parts(step.batch, rows)):
+                if part is None:
+                    _nothing(self._score_filler(self.plan.live)).backward()
+                    continue
                 piece, live = self._live(step, part)
                 terms, _ = losses(
                     self.grpo, self.surrogate, piece, live, self.objectives, totals, step.now
                 )
                 names = list(terms)
-                term = terms[names[len(norms)]]
+                term = self._through_all(terms[names[len(norms)]], live)
                 if (
                     term.requires_grad
                 ):  # a term may be constant here: no advantage, a plain branch
@@ -214,18 +240,30 @@ class Learner:
                 # At once, whoever shares the graph: the gradients of two terms must not mix in its leaves.
                 if not self.policy.prompts.waiting:
                     self.policy.vision.backward()
-            norms[f"grad_norm/{names[len(norms)]}"] = self._total_norm()
+            # A process without answers knows no terms.
+            names = max(self.policy.ranks.gathered(names), key=len)
+            self.optimizer.collect()
+            norms[f"grad_norm/{names[len(norms)]}"] = self.optimizer.norm()
             self.optimizer.clear()
         return norms
 
-    def _total_norm(self) -> float:
-        """Norm of all gradients together, 0 if there is none."""
-        norms: list[Tensor] = []
-        for parameter in self.optimizer.parameters:
-            if parameter.grad is not None:
-                # In float32 even for half precision, whose squares overflow.
-                norms.append(parameter.grad.float().norm())
-        return torch.stack(norms).norm().item() if norms else 0.0
+    def _as_many_everywhere(self, parts: Sequence[Tensor]) -> list[Tensor | None]:
+        """The parts of this process and then None, up to the number that the busiest process has."""
+        most = self.policy.ranks.most(len(parts))
+        return [*parts, *[None] * (most - len(parts))]
+
+    def _score_filler(self, outputs: Mapping[str, ScoreOutputs]) -> dict[str, Scores]:
+        """Scores [1, 1] of nothing, by the same calls as any part's; not counted."""
+        counted = self.policy.counters.copy()
+        group = filler()
+        found = scored(self.policy, {name: [group] for name in outputs}, outputs, (1, 1))
+        self.policy.counters.clear()
+        self.policy.counters.update(counted)
+        return found
+
+    def _through_all(self, value: Tensor, live: Mapping[str, Scores]) -> Tensor:
+        """The same number, whose backward runs through every live view, used or not, as on the other processes."""
+        return value + _nothing(live) if self.policy.ranks.several else value
 
     def _live(self, step: _Step, part: Tensor) -> tuple[Batch, dict[str, Scores]]:
         """Some rows, and their scores with the present weights where the plan wants them."""
@@ -246,8 +284,8 @@ class Learner:
         return scored(self.policy, seen, outputs, shape)
 
     def _parts(self, batch: Batch, rows: Sequence[int]) -> list[Tensor]:
-        """Rows cut into pieces that fit one packed pass."""
-        index = torch.tensor(list(rows))
+        """Rows cut into pieces that fit one packed pass; none without rows."""
+        index = torch.tensor(list(rows), dtype=torch.long)
         some = replace(
             batch,
             rollouts=[batch.rollouts[i] for i in rows],
@@ -273,34 +311,72 @@ def started(
     return list(memories)
 
 
-def _refuse_infinite_loss(value: Tensor, metrics: Mapping[str, Tensor]) -> None:
+def _nothing(live: Mapping[str, Scores]) -> Tensor:
+    """0, with a gradient of 0 to all of these scores."""
+    tensors = [x for s in live.values() for x in (s.logp, s.entropy, s.divergence)]
+    return torch.stack(
+        [0.0 * x.sum() for x in tensors if x is not None and x.requires_grad]
+    ).sum()
+
+
+def _infinite_loss(value: Tensor, metrics: Mapping[str, Tensor]) -> str:
+    """What is wrong with a loss that is not finite; else nothing."""
     if torch.isfinite(value):
-        return
+        return ""
     parts: dict[str, float] = {}
     for name, part in metrics.items():
         if name.startswith("loss/"):
             parts[name] = round(part.item(), 4)
-    raise NonFiniteStep(f"the loss is {value.item()} (its parts: {parts}). {ADVICE}")
+    return f"the loss is {value.item()} (its parts: {parts}). {ADVICE}"
 
 
-def update_rows(batch: Batch, updates_per_step: int, now: Now) -> list[list[int]]:
-    """Rows of each update: whole groups, shuffled by the step's seed if there are several updates."""
+def update_rows(
+    batch: Batch, updates_per_step: int, now: Now, ranks: Ranks | None = None
+) -> list[list[int]]:
+    """Rows of each update: whole groups, shuffled by the step's seed if there are several updates.
+
+    Drawn over the groups of all processes, so that an update trains the same answers however many there are; a process
+    gets the rows that it owns, which may be none.
+    """
+    ranks = ranks or Ranks.alone()
     members: dict[int, list[int]] = {}
     for row, group in enumerate(batch.group.tolist()):
         members.setdefault(group, []).append(row)
     groups = list(members.values())
-    updates = min(updates_per_step, len(groups))
-    if updates == 1:
+    everyone = _in_turn(ranks.gathered(len(groups)))
+    updates = min(updates_per_step, len(everyone))
+    if updates <= 1:
         return [list(chain(*groups))]
     rng = generator(now.seed, now.step, "updates")
-    order = torch.randperm(len(groups), generator=rng).tolist()
+    order = torch.randperm(len(everyone), generator=rng).tolist()
     # Rounded bounds instead of equal sizes: no group is left over and sizes differ by one at most.
-    bounds = [round(i * len(groups) / updates) for i in range(updates + 1)]
+    bounds = [round(i * len(everyone) / updates) for i in range(updates + 1)]
     shares: list[list[int]] = []
     for begin, end in pairwise(bounds):
-        chosen = [groups[number] for number in order[begin:end]]
-        shares.append(list(chain(*chosen)))
+        chosen = [everyone[number] for number in order[begin:end]]
+        shares.append(
+            list(chain(*(groups[place] for rank, place in chosen if rank == ranks.rank)))
+        )
     return shares
+
+
+def _in_turn(counts: Sequence[int]) -> list[tuple[int, int]]:
+    """(rank, its how many-th) of all groups, in the order of the prompts: those are dealt out in turn."""
+    every = [(place, rank) for rank, count in enumerate(counts) for place in range(count)]
+    return [(rank, place) for place, rank in sorted(every)]
+
+
+def combined(several: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Summands of several processes, added up; names ending in `_max` take the maximum."""
+    out: dict[str, float] = {}
+    for numbers in several:
+        for name, value in numbers.items():
+            known = out.get(name)
+            if known is None:
+                out[name] = value
+            else:
+                out[name] = max(known, value) if name.endswith("_max") else known + value
+    return out
 
 
 def accumulate(sums: dict[str, Tensor], metrics: Mapping[str, Tensor]) -> None:
@@ -335,9 +411,10 @@ def _in_row_order(parts: Sequence[Tensor], pieces: Sequence[Tensor | None]) -> T
     return out
 
 
-def _totals(mask: Tensor) -> Totals:
-    """Trained tokens and answers of a mask [B, T]."""
-    return Totals(int(mask.sum()), int(mask.any(1).sum()))
+def _totals(mask: Tensor, ranks: Ranks) -> Totals:
+    """Trained tokens and answers of the masks [B, T] of all processes."""
+    tokens, answers = ranks.total([int(mask.sum()), int(mask.any(1).sum())])
+    return Totals(int(tokens), int(answers))
 
 
 def to(batch: Batch, device: torch.device) -> Batch:

@@ -24,6 +24,7 @@ from mmrl.model.load import LoRA, adapted
 from mmrl.model.patches import PixelBudget
 from mmrl.model.policy import Policy
 from mmrl.model.preparing import default_workers
+from mmrl.model.sharding import Shard
 from mmrl.model.tags import TagMode
 from mmrl.recipes.shared.embedded import warm_model
 from mmrl.recipes.shared.paying import StyleName, style_of
@@ -68,6 +69,10 @@ class Load:
     offload_reference: bool = False
     """Keep the layers of a full fine-tune's reference in the CPU's memory: slower, and its bytes are free for others.
     A reference exists only where a KL or an objective reads it; with LoRA it is the model without its adapter."""
+    shard: Shard = "auto"
+    """Under torchrun, how weights, gradients and moments are spread: full (cut over all devices), hybrid (over those
+    of a machine, with a copy on each machine: less traffic between them), off (a copy on every device), auto (hybrid
+    where several machines have several devices each, else full). The vision tower is always a copy."""
     check_memory: bool = True
     """Refuse a run that cannot fit into memory before anything is loaded; off: try it all the same."""
     memory: float | None = None
