@@ -165,6 +165,16 @@ def _floor_size(size: tuple[int, int], scale: float, factor: int) -> tuple[int, 
     return max(factor, height), max(factor, width)
 
 
+def normalisation(processor: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation per channel, in units of 0 to 255, of a Hugging Face image or video processor."""
+    scale = processor.rescale_factor if processor.do_rescale else 1.0
+    normal = processor.do_normalize
+    # The processors fold the rescaling into mean and deviation in float32; repeating it gives equal bits.
+    mean = torch.tensor(processor.image_mean if normal else [0.0] * 3) * (1.0 / scale)
+    std = torch.tensor(processor.image_std if normal else [1.0] * 3) * (1.0 / scale)
+    return tuple(mean.tolist()), tuple(std.tolist())
+
+
 @dataclass(frozen=True)
 class PixelRules:
     """What one checkpoint does to pixels of one kind."""
@@ -192,13 +202,7 @@ class PixelRules:
         """Take the rules from a Hugging Face image or video processor."""
         from transformers.image_utils import pil_torch_interpolation_mapping
 
-        scale = processor.rescale_factor if processor.do_rescale else 1.0
-        normal = processor.do_normalize
-        # The processors fold the rescaling into mean and deviation in float32; repeating it gives equal bits.
-        mean = processor.image_mean if normal else [0.0] * 3
-        std = processor.image_std if normal else [1.0] * 3
-        scaled_mean = torch.tensor(mean) * (1.0 / scale)
-        scaled_std = torch.tensor(std) * (1.0 / scale)
+        mean, std = normalisation(processor)
         capped = kind == "video" and bool(getattr(processor, "cap_pixels_per_frame", None))
         return cls(
             kind=kind,
@@ -209,8 +213,8 @@ class PixelRules:
             max_pixels=processor.size["longest_edge"],
             whole_clip=whole_clip,
             max_frame_tokens=processor.max_video_tokens if capped else None,
-            mean=tuple(scaled_mean.tolist()),
-            std=tuple(scaled_std.tolist()),
+            mean=mean,
+            std=std,
             interpolation=pil_torch_interpolation_mapping[processor.resample],
         )
 
@@ -227,14 +231,7 @@ class PixelRules:
         self, frames: int, height: int, width: int, budget: PixelBudget
     ) -> tuple[int, int]:
         """Height and width after the resize, before the budget per prompt. Raises ValueError for extreme shapes."""
-        if min(height, width) < 1 or frames < 1:
-            raise ValueError(
-                f"it has {frames} frames of {width} x {height} pixels; every side must be at least 1"
-            )
-        if max(height, width) > MAX_ASPECT * min(height, width):
-            raise ValueError(
-                f"it is {width} x {height} pixels; the longer side may be at most {MAX_ASPECT} times the other"
-            )
+        self.refuse_extreme(frames, height, width)
         if self.kind == "image":
             low, high = _combined_limits(
                 self.min_pixels, self.max_pixels, budget.min_pixels, budget.max_pixels
@@ -247,6 +244,39 @@ class PixelRules:
             scale = math.sqrt(budget.max_video_pixels / shown)
             return _floor_size(size, scale, self.factor)
         return size
+
+    def refuse_extreme(self, frames: int, height: int, width: int) -> None:
+        """Raise ValueError for a shape that cannot be shown."""
+        if min(height, width) < 1 or frames < 1:
+            raise ValueError(
+                f"it has {frames} frames of {width} x {height} pixels; every side must be at least 1"
+            )
+        if max(height, width) > MAX_ASPECT * min(height, width):
+            raise ValueError(
+                f"it is {width} x {height} pixels; the longer side may be at most {MAX_ASPECT} times the other"
+            )
+
+    def shrunk(
+        self,
+        media: Sequence[tuple[PixelRules, tuple[int, int, int]]],
+        sizes: Sequence[tuple[int, int]],
+        budget: PixelBudget,
+    ) -> list[tuple[int, int]]:
+        """Smaller `sizes` of a prompt's media (rules; frames, height, width), within `budget.max_visual_tokens`.
+
+        Raises ValueError if nothing is small enough.
+        """
+        assert budget.max_visual_tokens is not None
+        depths = [rules.depth(frames) for rules, (frames, _, _) in media]
+        return shrink_to_tokens(sizes, depths, self.factor, budget.max_visual_tokens)
+
+    def grid(self, frames: int, size: tuple[int, int]) -> tuple[int, int, int]:
+        """Temporal patches, rows and columns of patches of so many frames at the given (height, width)."""
+        return (self.depth(frames), size[0] // self.patch, size[1] // self.patch)
+
+    def cut(self, frames: Tensor, size: tuple[int, int]) -> Patches:
+        """Patches of frames uint8 [F, 3, H, W] shown at the given (height, width)."""
+        return self.patches(self.resize(frames, size))
 
     def _video_size(
         self, frames: int, height: int, width: int, budget: PixelBudget

@@ -20,8 +20,8 @@ import torch
 from accelerate import cpu_offload
 from torch import Tensor, nn
 
-from mmrl.model.attention import refuse_windows, register
 from mmrl.model.budget import Budget
+from mmrl.model.families import Family
 from mmrl.model.folders import refuse_nonfinite, written
 from mmrl.model.load import LoRA, Part, load_model, resolve_device, resolve_dtype
 from mmrl.model.logprobs import embed
@@ -30,7 +30,6 @@ from mmrl.model.row_layout import Layout
 from mmrl.model.tags import TagMode
 from mmrl.model.vision_cache import VisionCache
 from mmrl.model.vision_tower import VisionTower, VisualFeatures, insert_features
-from mmrl.model.window_attention import register_windows
 from mmrl.types import Prompt
 
 LARGE = 500e6
@@ -65,9 +64,7 @@ class Policy:
         self._budget: Budget | None = None
         self._frozen_copy: nn.Module | None = None
         self._refuse_unfit()
-        text, tower = self.base.model.language_model, self.base.model.visual
-        text.config._attn_implementation = register()
-        tower.config._attn_implementation = register_windows()
+        self.family.prepare(self.base)
         # Also for sampling: layers that act differently in evaluation would sample from another model than is trained.
         self.model.train()
 
@@ -124,6 +121,16 @@ class Policy:
             return self._frozen_copy
         unwrap = getattr(self.model, "get_base_model", None)
         return unwrap() if unwrap is not None else self.model
+
+    @property
+    def family(self) -> Family:
+        """What is particular to models of this kind."""
+        return self.processing.family
+
+    @property
+    def text_model(self) -> Any:
+        """The language model of `base`, without its head."""
+        return self.family.text_model(self.base)
 
     @property
     def has_adapter(self) -> bool:
@@ -202,13 +209,13 @@ class Policy:
         if self.has_adapter or self._frozen_copy is not None:
             return
         offload = self.offload_reference
-        layers = list(self.base.model.language_model.layers) if offload else []
+        layers = list(self.text_model.layers) if offload else []
         # Given to deepcopy as copied already: the device never holds a second set of them, not for a moment.
         away = {id(p): p.detach().to("cpu", copy=True) for x in layers for p in x.parameters()}
         memo = {key: nn.Parameter(p, requires_grad=False) for key, p in away.items()}
         frozen = copy.deepcopy(self.base, memo).requires_grad_(False)
         if offload:
-            for layer in frozen.model.language_model.layers:
+            for layer in self.family.text_model(frozen).layers:
                 cpu_offload(layer, execution_device=self.device)
         self._frozen_copy = frozen
 
@@ -228,14 +235,13 @@ class Policy:
 
         `visual` (long [n]) are the places of the visual tokens, `features` what stands there, medium by medium.
         """
-        base = self.base
-        table = base.get_input_embeddings()
+        table = self.base.get_input_embeddings()
         # Not the table's own call: its backward would make a second vocabulary x hidden tensor.
         rows = embed(table.weight, ids, table.padding_idx)
         rows, deepstack = insert_features(rows, visual, features)
-        out = base.model.language_model(
+        out = self.text_model(
             inputs_embeds=rows[None],
-            position_ids=positions[:, None],
+            position_ids=self.family.position_ids(positions),
             use_cache=False,
             layout=layout,
             **deepstack,
@@ -280,11 +286,12 @@ class Policy:
 
     def _refuse_unfit(self) -> None:
         """Raise ValueError for a model that does not score as it samples, or whose head is no plain matrix."""
-        dropout = getattr(self.base.config.get_text_config(), "attention_dropout", 0.0)
-        if dropout:
-            raise ValueError(f"The model has attention_dropout {dropout}; set it to 0 for RL.")
+        config = self.base.config
+        for name, dropout in self.family.dropouts(config).items():
+            if dropout:
+                raise ValueError(f"The model has {name} {dropout}; set it to 0 for RL.")
         if self.shared:
-            refuse_windows(self.base.config.get_text_config(), "the shared-prefix pass")
+            self.family.refuse_layers(config, "the shared-prefix pass")
         head = self.base.lm_head
         # The exact type: a wrapper of LoRA is a Linear's neighbour, but its weight alone is not the head.
         if type(head) is not nn.Linear or head.bias is not None:

@@ -22,7 +22,6 @@ from typing import Protocol, TypeGuard
 import torch
 from torch import Tensor
 
-from mmrl.model.attention import refuse_windows
 from mmrl.model.policy import Policy
 from mmrl.model.processing import Patches
 from mmrl.rollouts.advance import Pace
@@ -90,7 +89,7 @@ class HFEngine:
     ) -> None:
         check_rows(rows_at_once)
         # Also where scores are computed row by row: answers are sampled from a shared prompt all the same.
-        refuse_windows(policy.base.config.get_text_config(), "sampling")
+        policy.family.refuse_layers(policy.base.config, "sampling")
         self.policy = policy
         self.rows_at_once = rows_at_once
         self.pace = pace

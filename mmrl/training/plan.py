@@ -425,9 +425,9 @@ def _seconds(share: _Shares) -> dict[str, float]:
     if device.flops:
         rate = device.flops * device.count
         if work.sampled:
-            prompts = 2 * sizes.language * work.prompts * work.prompt_tokens
+            prompts = 2 * sizes.active * work.prompts * work.prompt_tokens
             found["prefill"] = prompts / rate
-        once = 2 * (sizes.language * tokens + head * answers)
+        once = 2 * (sizes.active * tokens + head * answers)
         if work.trained and work.scored:
             found["score"] = work.scored * once / rate
         if work.trained:

@@ -36,7 +36,7 @@ from mmrl.rollouts.engine import Engine, HFEngine
 from mmrl.rollouts.groups import RolloutCall, group_rollout
 from mmrl.rollouts.prompt_order import Supply
 from mmrl.training import checkpoint
-from mmrl.training.compatibility import check_lengths, check_setup
+from mmrl.training.compatibility import check_lengths, check_saliency, check_setup
 from mmrl.training.door import Door, entered, settings_of
 from mmrl.training.early_stop import EarlyStop, Plateau
 from mmrl.training.evaluate import aside, evaluate, heldout_prompts
@@ -122,6 +122,7 @@ class Trainer:
         check_setup(
             self.objectives, self.branches, rollout, estimator, grpo, self.engine, prompts
         )
+        check_saliency(self.branches, rollout, policy)
         check_lengths(sampling, policy.context)
         self.supply = Supply(
             prompts, run.prompts_per_step, run.seed, check=policy.encode, on_bad=run.on_bad

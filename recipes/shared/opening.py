@@ -20,7 +20,7 @@ from mmrl.ground.printable import tell
 from mmrl.ground.progress import busy
 from mmrl.ground.require import require
 from mmrl.model.budget import GIB
-from mmrl.model.load import LoRA
+from mmrl.model.load import LoRA, adapted
 from mmrl.model.patches import PixelBudget
 from mmrl.model.policy import Policy
 from mmrl.model.tags import TagMode
@@ -209,6 +209,8 @@ def open_policy(
         restore_weights(checkpoint, policy.named_parameters())
     if load.memory is not None:
         policy.memory = int(load.memory * GIB)
+    if policy.has_adapter and policy.family.left_out_of_lora:
+        tell(adapted(policy.model, policy.family))
     return policy
 
 

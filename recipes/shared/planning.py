@@ -269,10 +269,13 @@ def _visual_tokens(arguments: Mapping[str, Any], sizes: Sizes, prompting: Prompt
     dataset = str(arguments["dataset"])
     clips = arguments.get("clips")
     if clips is not None and dataset.startswith("drawn:clips"):
-        frames = re.search(r"frames=(\d+)", dataset)
-        return DRAWN_PAIR * math.ceil(int(frames[1]) / 2 if frames else 6)
+        said = re.search(r"frames=(\d+)", dataset)
+        return DRAWN_PAIR * math.ceil(int(said[1]) / 2 if said else 6)
     if clips is not None and not dataset.startswith("drawn:"):
-        pairs = math.ceil((clips.num_frames or clips.max_frames) / 2)
+        frames = clips.num_frames or clips.max_frames
+        if sizes.tile:  # each frame is one square, whatever its size
+            return frames * sizes.square_tokens
+        pairs = math.ceil(frames / 2)
         whole = clips.max_tokens or clips.total_tokens
         # The limits of a frame and of the whole clip; without either, that of a picture.
         each = clips.max_frame_tokens or sizes.visual_tokens(sizes.max_pixels)
