@@ -56,6 +56,7 @@ class Views:
                     tuple(r.tokens for r in chosen),
                     tuple(positions),
                     tuple(r.temperature for r in chosen),
+                    shared,
                 )
             )
         return out

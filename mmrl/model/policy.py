@@ -25,6 +25,7 @@ from mmrl.model.families import Family
 from mmrl.model.folders import refuse_nonfinite, written
 from mmrl.model.load import LoRA, Part, load_model, resolve_device, resolve_dtype
 from mmrl.model.logprobs import embed
+from mmrl.model.open_prompts import OpenPrompts
 from mmrl.model.processing import Encoded, PixelBudget, Processing
 from mmrl.model.row_layout import Layout
 from mmrl.model.tags import TagMode
@@ -57,6 +58,8 @@ class Policy:
         """Are the reference weights in use now? Set by `reference`."""
         self.vision = VisionCache(VisionTower(self), self._encode)
         """Owner of encoded prompts and of features of pictures."""
+        self.prompts = OpenPrompts(self)
+        """Owner of prompts that are run once for several rows of answers."""
         self.memory: int | None = None
         """Bytes that work may take beside weights and optimizer; None: of what is free when it begins."""
         self.expected: Callable[[], int] = lambda: 0
@@ -179,6 +182,13 @@ class Policy:
             base.gradient_checkpointing_enable(
                 gradient_checkpointing_kwargs={"use_reentrant": False}
             )
+
+    def end_part(self) -> None:
+        """Call after the backward of one part of an update: finishes what no later part needs."""
+        self.prompts.end_part()
+        # Not before the prompts: their backward still adds to the gradients of the pictures' features.
+        if not self.prompts.waiting:
+            self.vision.end_part()
 
     def stepped(self) -> None:
         """The optimizer has changed the weights."""

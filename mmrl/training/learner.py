@@ -19,7 +19,7 @@ from mmrl.losses.group_filters import without_truncated
 from mmrl.losses.reduce import Totals
 from mmrl.losses.surrogates import Surrogate
 from mmrl.model.branches import Views
-from mmrl.model.packing import Group, collate, rows_of, split
+from mmrl.model.packing import Group, collate, rows_of
 from mmrl.model.policy import Policy
 from mmrl.model.reference_scores import scored
 from mmrl.model.scoring import ScoreOutputs
@@ -110,6 +110,7 @@ class Learner:
     def _forget_update(self) -> None:
         """Drop the gradients of an update that broke off, those that wait on pictures included."""
         self.optimizer.clear()
+        self.policy.prompts.clear()
         self.policy.vision.clear()
 
     def _collated(self, rollouts: Sequence[Rollout]) -> Batch:
@@ -130,6 +131,7 @@ class Learner:
             for rows in parts:
                 for name, scores in self._score(batch, views, rows, stored).items():
                     found[name].append(scores)
+                self.policy.prompts.end_part()
         merged = {name: gathered(parts, pieces) for name, pieces in found.items()}
         return replace(batch, scores={**batch.scores, **merged})
 
@@ -165,7 +167,7 @@ class Learner:
             )
             _refuse_infinite_loss(value, metrics)
             value.backward()
-            self.policy.vision.end_part()
+            self.policy.end_part()
             accumulate(sums, metrics)
         # Before the norm: what collected on the pictures' features is part of the gradient.
         self.policy.vision.backward()
@@ -195,8 +197,10 @@ class Learner:
                     term.requires_grad
                 ):  # a term may be constant here: no advantage, a plain branch
                     term.backward()
+                self.policy.prompts.end_part()
                 # At once, whoever shares the graph: the gradients of two terms must not mix in its leaves.
-                self.policy.vision.backward()
+                if not self.policy.prompts.waiting:
+                    self.policy.vision.backward()
             norms[f"grad_norm/{names[len(norms)]}"] = self._total_norm()
             self.optimizer.clear()
         return norms
@@ -237,9 +241,8 @@ class Learner:
             group=batch.group.cpu()[index],
             scores={},
         )
-        prompts = {r.group: len(r.prompt_ids) for r in some.rollouts}
-        parts = split(some, prompts, self.tokens_per_pass)
-        # `split` counts from the first of these rows; the batch counts differently.
+        parts = self.policy.prompts.parts(some, self.tokens_per_pass)
+        # `parts` counts from the first of these rows; the batch counts differently.
         return [index[part] for part in parts]
 
 
