@@ -301,7 +301,7 @@ class Policy:
             if dropout:
                 raise ValueError(f"The model has {name} {dropout}; set it to 0 for RL.")
         if self.shared:
-            self.family.refuse_layers(config, "the shared-prefix pass")
+            self.family.refuse_layers(self.base, "the shared-prefix pass")
         head = self.base.lm_head
         # The exact type: a wrapper of LoRA is a Linear's neighbour, but its weight alone is not the head.
         if type(head) is not nn.Linear or head.bias is not None:

@@ -89,7 +89,7 @@ class HFEngine:
     ) -> None:
         check_rows(rows_at_once)
         # Also where scores are computed row by row: answers are sampled from a shared prompt all the same.
-        policy.family.refuse_layers(policy.base.config, "sampling")
+        policy.family.refuse_layers(policy.base, "sampling")
         self.policy = policy
         self.rows_at_once = rows_at_once
         self.pace = pace
