@@ -63,9 +63,8 @@ def readable_kinds(language: Any, whole: Any = None) -> tuple[str, ...]:
     if problem is not None:
         raise ValueError(
             f"The linear attention of {type(language).__name__} reads a packed row otherwise than rows of their own "
-            f"({problem}), so answers would go on from their neighbour's state. Use the versions of transformers that "
-            "this framework names, without kernels of the hub; with shared=False (--load.shared false) answers are "
-            "scored one by one instead."
+            f"({problem}), so answers would go on from their neighbour's state. Use a version of transformers that "
+            "this framework names (5.18 to 5.24 are known), without kernels of the hub, or a model with full attention."
         )
     _number(language)
     return kinds
