@@ -240,6 +240,19 @@ def delta_step(
     return out, None
 
 
+def carried_bytes(language: Any, itemsize: int) -> int:
+    """Bytes that the linear attention of this language model carries per sequence; 0 without such layers.
+
+    The states are in single precision or better, the convolutions' inputs in the model's format of `itemsize` bytes.
+    """
+    total = 0
+    for layer in _linear_layers(language):
+        state = layer.num_v_heads * layer.head_k_dim * layer.head_v_dim
+        inputs = layer.conv_dim * (layer.conv_kernel_size - 1)
+        total += state * max(4, itemsize) + inputs * itemsize
+    return total
+
+
 def _linear_layers(language: Any) -> Iterator[Any]:
     """The modules that hold linear attention, in order."""
     kinds = getattr(language.config, "layer_types", None) or []

@@ -1,8 +1,8 @@
-"""Qwen3.5 and Qwen3.6, dense and as a mixture of experts: three of four layers have linear attention, which carries a state.
+"""Qwen3.5 and Qwen3.6, dense and as a mixture of experts: hybrids of linear and full attention.
 
-How such layers read a packed row is in `mmrl.model.linear_attention`. The rest is Qwen3-VL without DeepStack: the same
-placeholders, time stamps, tower and positions, of which the rotary embedding turns a quarter of each head. Qwen3.6
-checkpoints have the same `model_type`.
+Three of four layers have linear attention, which carries a state; how they read a packed row is said in
+`mmrl.model.linear_attention`. The rest is Qwen3-VL without DeepStack: the same placeholders, time stamps, tower and
+positions, which turn a quarter of each head. Qwen3.6 checkpoints have the same `model_type`.
 
 The chat template opens the answer's thought in the prompt (`<think>`), or with `--load.thinking off` closes it there
 again; what an answer's text begins with is said in `mmrl.model.processing`. LoRA adapts attention of both kinds, MLPs
