@@ -29,6 +29,7 @@ from mmrl.model.open_prompts import OpenPrompts
 from mmrl.model.processing import Encoded, PixelBudget, Processing
 from mmrl.model.row_layout import Layout
 from mmrl.model.tags import TagMode
+from mmrl.model.thinking import ThinkingMode
 from mmrl.model.vision_cache import VisionCache
 from mmrl.model.vision_tower import VisionTower, VisualFeatures, insert_features
 from mmrl.types import Prompt
@@ -85,13 +86,15 @@ class Policy:
         shared: bool = True,
         offload_reference: bool = False,
         tags: TagMode = "auto",
+        thinking: ThinkingMode = "auto",
     ) -> Policy:
         """Load a folder or hub name. `device` "auto" is CUDA if there is one; `dtype` "auto" is bf16 there, else fp32.
 
         `checkpointing` recomputes activations in the backward; None turns it on above 500 M parameters. `tags`: how
-        tags such as `<think>` are read that the tokenizer has as one token (`tags.py`).
+        tags such as `<think>` are read that the tokenizer has as one token (`tags.py`); `thinking`: the chat template's
+        switch (`thinking.py`).
         """
-        processing = Processing.load(source, budget or PixelBudget(), tags)
+        processing = Processing.load(source, budget or PixelBudget(), tags, thinking)
         where = resolve_device(device)
         kind = resolve_dtype(dtype, where)
         adapters = lora if lora is not None and lora.rank else None
@@ -109,6 +112,8 @@ class Policy:
         # Only what is out of the ordinary, so that runs which it does not concern can be continued as before.
         if tags != "auto":
             policy.description["tags"] = tags
+        if thinking != "auto":
+            policy.description["thinking"] = thinking
         if policy.processing.tags.plain:
             policy.description["plain_tags"] = list(policy.processing.tags.plain)
         if checkpointing is None:

@@ -161,7 +161,7 @@ def _finished(
         prompt_ids=asked.encoded.ids,
         tokens=tokens,
         roles=roles,
-        text=policy.processing.decode(tokens),
+        text=policy.processing.answer_text(tokens),
         stop=answer.stop or "length",
         logp=torch.tensor(answer.logp, dtype=torch.promote_types(policy.dtype, torch.float32)),
         temperature=temperature,
