@@ -33,10 +33,9 @@ from torch.nn.functional import pad
 
 from mmrl.model.attention import ATTENTION_NUMBER
 from mmrl.model.decoding import Decoding
-from mmrl.model.recurrent_row import Plan
+from mmrl.model.recurrent_row import LINEAR, Plan
 from mmrl.model.row_layout import Layout, example_layout
 
-LINEAR = "linear_attention"
 CONV, CONV_STEP = "causal_conv1d_fn", "causal_conv1d_update"
 DELTA, DELTA_STEP = "torch_chunk_gated_delta_rule", "torch_recurrent_gated_delta_rule"
 TOLERANCE = 0.03
@@ -238,19 +237,6 @@ def delta_step(
     out, end = run(query, key, value, initial_state=state, output_final_state=True, **known)
     state.copy_(end)
     return out, None
-
-
-def carried_bytes(language: Any, itemsize: int) -> int:
-    """Bytes that the linear attention of this language model carries per sequence; 0 without such layers.
-
-    The states are in single precision or better, the convolutions' inputs in the model's format of `itemsize` bytes.
-    """
-    total = 0
-    for layer in _linear_layers(language):
-        state = layer.num_v_heads * layer.head_k_dim * layer.head_v_dim
-        inputs = layer.conv_dim * (layer.conv_kernel_size - 1)
-        total += state * max(4, itemsize) + inputs * itemsize
-    return total
 
 
 def _linear_layers(language: Any) -> Iterator[Any]:

@@ -13,10 +13,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
 
+LINEAR = "linear_attention"
+"""Kind of such layers in a config."""
 CHUNK = 64
 """Tokens that the delta rule computes at once; a run is padded to a whole number of chunks in any case."""
 WASTE = 1.25
@@ -107,10 +110,39 @@ class Carried:
             [states.index_select(0, rows) for states in self.states],
         )
 
-    @property
-    def bytes(self) -> int:
-        """Memory that it takes."""
-        return sum(x.numel() * x.element_size() for x in (*self.inputs, *self.states))
+    def room(self, count: int) -> Carried:
+        """Nothing, for so many sequences like these."""
+        return Carried(
+            [inputs.new_zeros(count, *inputs.shape[1:]) for inputs in self.inputs],
+            [states.new_zeros(count, *states.shape[1:]) for states in self.states],
+        )
+
+    def put(self, rows: Tensor, others: Sequence[Carried]) -> None:
+        """Write others, of one sequence each, in the place of these sequences (long [n])."""
+        for kind in ("inputs", "states"):
+            layers = zip(
+                getattr(self, kind), *(getattr(one, kind) for one in others), strict=True
+            )
+            for mine, *theirs in layers:
+                mine[rows] = torch.cat(theirs)
+
+    def tensors(self) -> list[Tensor]:
+        """All of them. A step writes into them."""
+        return [*self.inputs, *self.states]
+
+
+def carried_bytes(text: Any, itemsize: int) -> int:
+    """Bytes that the linear attention of a language model carries per sequence, by its config; 0 without such layers.
+
+    The states are in single precision or better, the convolutions' inputs in the model's format of `itemsize` bytes.
+    """
+    layers = list(getattr(text, "layer_types", None) or []).count(LINEAR)
+    if not layers:
+        return 0
+    keys = text.linear_num_key_heads * text.linear_key_head_dim
+    values = text.linear_num_value_heads * text.linear_value_head_dim
+    inputs = (2 * keys + values) * (text.linear_conv_kernel_dim - 1)
+    return layers * (values * text.linear_key_head_dim * max(4, itemsize) + inputs * itemsize)
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from mmrl.model.families import Family, TowerShape, families, family_of
-from mmrl.model.linear_attention import carried_bytes
 from mmrl.model.load import LoRA, Part, add_lora, freeze_parts
 from mmrl.model.policy import LARGE
+from mmrl.model.recurrent_row import carried_bytes
 from mmrl.model.released import UnknownModel, config_of, max_pixels_of
 from mmrl.model.row_layout import example_layout
 
@@ -123,8 +123,7 @@ def sizes(config: Any, dtype: torch.dtype, freeze: Sequence[Part], lora: LoRA) -
     family = family_of(config.model_type)
     model, whole = _without_weights(config, dtype, freeze, lora)
     text, tower = config.get_text_config(), family.shape(config)
-    language = family.text_model(model)
-    layers = language.layers
+    layers = family.text_model(model).layers
     with_keys = sum(hasattr(layer, "self_attn") for layer in layers)
     embedding, head = model.get_input_embeddings().weight, model.lm_head.weight
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
@@ -141,7 +140,7 @@ def sizes(config: Any, dtype: torch.dtype, freeze: Sequence[Part], lora: LoRA) -
         hidden=text.hidden_size,
         intermediate=_mlp_width(text),
         keys_values=-(-2 * text.num_key_value_heads * width * with_keys // len(layers)),
-        carried=carried_bytes(language, dtype.itemsize),
+        carried=carried_bytes(text, dtype.itemsize),
         vocabulary=len(head),
         layer_graph=_mean_graph(layers, text.hidden_size, width, dtype, fed),
         depth=tower.depth,

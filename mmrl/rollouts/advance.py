@@ -246,7 +246,8 @@ class Advance:
     def _fed(self) -> list[Tensor]:
         """All that `feed` changes, but for keys and values, which it writes again to the same places."""
         assert self.states is not None, "nobody has started"
-        return [self.states, self.store.written]
+        # States go on in place: unlike keys, what a step does to them cannot be done twice.
+        return [self.states, self.store.written, *self.store.carried.tensors()]
 
 
 def _likeliest(logp: Tensor, banned: Tensor) -> Tensor:
