@@ -137,7 +137,6 @@ _DENSE = Qwen35(
     whole_clip=True,
     max_pixels=LARGE_PIXELS,
     lora=LORA,
-    left_out_of_lora="convolutions and decays of linear attention",
 )
 FAMILIES = (
     _DENSE,
@@ -145,6 +144,6 @@ FAMILIES = (
         Qwen35Moe(**vars(_DENSE)),
         model_type="qwen3_5_moe",
         name="Qwen3.5-MoE",
-        left_out_of_lora="convolutions and decays of linear attention, routed experts and router",
+        left_out_of_lora="routed experts and router",
     ),
 )
