@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from mmrl.model import tiny
+from mmrl.model.budget import Budget, Costs
 from mmrl.model.packing import Group
 from mmrl.model.policy import Policy
-from mmrl.model.recurrent_row import Carried
+from mmrl.model.recurrent_row import Carried, carried_bytes
 from mmrl.model.scoring import ScoreOutputs, score_packed
 from mmrl.rollouts.advance import Pace
 from mmrl.rollouts.engine import HFEngine
+from mmrl.rollouts.seating import Lengths, fill
 from mmrl.types import Media, Now, Prompt, Rollout, Sampling
 
 NOW = Now(step=3, progress=0.1, seed=7)
@@ -120,3 +123,53 @@ def test_checkpointing_changes_nothing(tmp_path: Path) -> None:
     for a, b in zip(generated(plain), generated(recomputing), strict=True):
         assert torch.equal(a.tokens, b.tokens)
         assert torch.equal(a.logp, b.logp)  # type: ignore[arg-type]
+
+
+def test_what_is_carried_is_counted_as_it_is(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[Carried] = []
+    put = Carried.put
+
+    def watched(self: Carried, rows: torch.Tensor, others: Sequence[Carried]) -> None:
+        found.extend(others)
+        put(self, rows, others)
+
+    monkeypatch.setattr(Carried, "put", watched)
+    generated(policy)
+    costs = Costs.of_model(policy.base)
+    taken = {sum(x.numel() * x.element_size() for x in one.tensors()) for one in found}
+    assert taken == {costs.carried}
+    text = policy.base.config.get_text_config()
+    # Keys lie in two layers of five.
+    assert costs.token == 2 * 2 * text.num_key_value_heads * text.head_dim * 4
+
+
+def test_states_bound_the_rows() -> None:
+    costs = Costs(token=1, prefill=1, patch=1, row=1, carried=1000)
+    one = [Lengths(8)] * 16
+    budget = Budget(20_000, 10**9, 10**9, 1, 1, 1)
+
+    def rows(costs: Costs) -> int:
+        return fill(one, 4, 8, 256, 8, costs, budget).rows
+
+    assert rows(replace(costs, carried=0)) == 64
+    # Twelve answers and the states of twice three prompts, with few bytes of keys.
+    assert rows(costs) == 12
+
+
+@pytest.mark.parametrize(
+    ("layers", "heads", "megabytes"),
+    # Qwen3.5-9B and 27B: 24 and 48 layers of linear attention with 32 and 48 heads of 128 x 128 numbers.
+    [(32, 32, 50), (64, 48, 151)],
+)
+def test_released_models_carry_what_was_computed(
+    layers: int, heads: int, megabytes: int
+) -> None:
+    from transformers import Qwen3_5TextConfig
+
+    text = Qwen3_5TextConfig(num_hidden_layers=layers, linear_num_value_heads=heads)
+    states = carried_bytes(text, 2)
+    inputs = layers * 3 // 4 * 3 * (2 * 16 + heads) * 128 * 2
+    assert round((states - inputs) / 1e6) == megabytes
+    assert carried_bytes(Qwen3_5TextConfig(layer_types=["full_attention"] * 32), 2) == 0
