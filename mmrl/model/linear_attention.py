@@ -40,7 +40,21 @@ CONV, CONV_STEP = "causal_conv1d_fn", "causal_conv1d_update"
 DELTA, DELTA_STEP = "torch_chunk_gated_delta_rule", "torch_recurrent_gated_delta_rule"
 TOLERANCE = 0.03
 """Largest difference that is put down to rounding, relative to the largest number. A wrong state is off by far more."""
+UNREAD = {
+    "qwen4_exp": "its embeddings look at the two tokens before, a convolution at the nine before and an indexer at all, "
+    "whoever wrote them"
+}
+"""Families with further parts that look from token to token, beside linear attention."""
 Function = Callable[..., Any]
+
+
+def _refuse_unread(language: Any) -> None:
+    kind = language.config.model_type.removesuffix("_text")
+    if kind in UNREAD:
+        raise ValueError(
+            f"A {kind} model cannot read packed rows of several answers: {UNREAD[kind]}. Use a model of another "
+            "family, for example Qwen3.5."
+        )
 
 
 def readable_kinds(language: Any, whole: Any = None) -> tuple[str, ...]:
@@ -49,6 +63,7 @@ def readable_kinds(language: Any, whole: Any = None) -> tuple[str, ...]:
     `whole` is the model that it is a part of. Raises ValueError for linear attention that cannot be made ready, or
     whose results differ from those of rows of their own.
     """
+    _refuse_unread(language)
     layers = list(_linear_layers(language))
     if not layers:
         return ("full_attention",)

@@ -190,6 +190,29 @@ def test_other_orders_kernels_and_heads(
     assert_equal(model, (*RAGGED[1:], *SINGLE))
 
 
+def test_a_tree_of_runs_equals_its_paths() -> None:
+    """Turns of a conversation: a run goes on from a run that goes on from a prompt."""
+    model = hybrid((LINEAR, LINEAR))
+    readable_kinds(model)
+    layout = Layout((20, 5, 66, 9, 0, 3), (-1, 0, 1, 1, 0, 4))
+    rng = torch.Generator().manual_seed(0)
+    tokens, weights = torch.randn(2, layout.length, 32, generator=rng)
+    places = torch.arange(layout.length)
+    packed = tokens.clone().requires_grad_()
+    (_run(model, packed, places, layout=layout) * weights).sum().backward()
+    alone = tokens.clone().requires_grad_()
+    run = layout.recurrent
+    for number in range(len(run.runs)):
+        path = torch.tensor(_path(run, number))
+        own = run.runs[number].length
+        if own:
+            out = _run(model, alone[path], path)[-own:]
+            (out * weights[path[-own:]]).sum().backward()
+    assert packed.grad is not None
+    assert alone.grad is not None
+    assert (packed.grad - alone.grad).norm() < 1e-5 * alone.grad.norm()
+
+
 def _without_context(monkeypatch: pytest.MonkeyPatch) -> None:
     stretched = RecurrentRow.stretched
 
@@ -305,6 +328,15 @@ def test_other_kinds_of_layers_are_refused() -> None:
         ValueError, match=r"'compressed_sparse_attention'.*Allowed are full_attention"
     ):
         refuse_windows(strange, "sampling", known)
+
+
+def test_a_family_whose_other_parts_look_across_answers_is_refused() -> None:
+    model = hybrid()
+    model.config.model_type = "qwen4_exp_text"
+    with pytest.raises(
+        ValueError, match=r"qwen4_exp model cannot read packed rows.*nine before"
+    ):
+        readable_kinds(model)
 
 
 def test_linear_attention_of_another_design_is_refused() -> None:
@@ -504,3 +536,27 @@ def test_a_layout_of_another_row_is_an_error() -> None:
     with pytest.raises(AssertionError, match="row of 9 tokens, layout of 7"):
         layout: Layout = example_layout((4,), ((3,),))
         _run(model, torch.randn(9, 32), torch.arange(9), layout=layout)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_packed_equals_repeated_on_cuda(dtype: torch.dtype) -> None:
+    model = hybrid().to("cuda", dtype)
+    readable_kinds(model)
+    rows = Rows(RAGGED)
+    rows.layout = Layout(rows.layout.lengths, rows.layout.parents, torch.device("cuda"))
+    rows.tokens, rows.weights = (x.to("cuda", dtype) for x in (rows.tokens, rows.weights))
+    found = gaps(rows.packed(model), rows.repeated(model))
+    bound = 0.1 if dtype == torch.bfloat16 else 1e-2  # convolutions may compute in TF32
+    assert max(found.values()) < bound, found
+
+
+@pytest.mark.gpu
+def test_the_fused_kernel_agrees_where_it_is_installed() -> None:
+    pytest.importorskip("fla")
+    from transformers.models.qwen3_5 import modeling_qwen3_5
+
+    stock = modeling_qwen3_5.torch_chunk_gated_delta_rule
+    released = (torch.Size((16, 128)), torch.Size((32, 128)))
+    cuda = torch.device("cuda")
+    assert fused_disagreement(stock, cuda, torch.bfloat16, released, True) is None
