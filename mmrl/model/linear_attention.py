@@ -41,7 +41,7 @@ DELTA, DELTA_STEP = "torch_chunk_gated_delta_rule", "torch_recurrent_gated_delta
 TOLERANCE = 0.03
 """Largest difference that is put down to rounding, relative to the largest number. A wrong state is off by far more."""
 UNREAD = {
-    "qwen4_exp": "its embeddings look at the two tokens before, a convolution at the nine before and an indexer at all, "
+    "qwen4_exp": "its embeddings look at the two tokens before, a convolution at nine and an indexer at all of them, "
     "whoever wrote them"
 }
 """Families with further parts that look from token to token, beside linear attention."""

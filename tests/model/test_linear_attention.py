@@ -334,7 +334,7 @@ def test_a_family_whose_other_parts_look_across_answers_is_refused() -> None:
     model = hybrid()
     model.config.model_type = "qwen4_exp_text"
     with pytest.raises(
-        ValueError, match=r"qwen4_exp model cannot read packed rows.*nine before"
+        ValueError, match=r"qwen4_exp model cannot read packed rows.*convolution at nine"
     ):
         readable_kinds(model)
 
