@@ -300,6 +300,12 @@ class _Shares:
             # The input of each layer, and one layer computed again.
             per_view = sizes.layers * row * sizes.hidden * sizes.itemsize
             again = kept
+        # Of linear attention a copy of the prompt's state for each answer, in all layers or in the one computed again.
+        states = self._runs(row) * sizes.carried
+        if self.checkpointing:
+            again += states // sizes.layers
+        else:
+            per_view += states
         # Embedded tokens, last states, the norm before the head, and their gradients.
         ends = 8 * row * sizes.hidden * sizes.itemsize
         graphs = work.graphs * (per_view + ends)
@@ -355,6 +361,11 @@ class _Shares:
         alone = work.prompt_tokens + work.answer_tokens
         # An answer that does not fit with its prompt stands alone.
         return min(groups * group, max(work.tokens_per_pass, alone))
+
+    def _runs(self, row: int) -> int:
+        """Prompts and answers of a packed row."""
+        group = self.work.prompt_tokens + self.work.group * self.work.answer_tokens
+        return math.ceil(row * (1 + self.work.group) / group)
 
     def _media(self, row: int) -> int:
         """Prompts of a packed row that bring their pictures: at least one."""

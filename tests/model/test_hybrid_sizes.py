@@ -10,9 +10,14 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from mmrl.model.load import LoRA
+from mmrl.model.packing import Group
+from mmrl.model.policy import Policy
 from mmrl.model.recurrent_row import carried_bytes
 from mmrl.model.released import config_of
+from mmrl.model.scoring import hidden
 from mmrl.model.sizes import sizes, sizes_of
+from mmrl.training.plan import Device, Settings, Work, plan
+from mmrl.types import Prompt
 
 PUBLISHED = {
     "0.8B": "0.873",
@@ -60,3 +65,39 @@ def test_a_layers_graph_is_the_mean_of_both_kinds(tiny35_folder: Path) -> None:
     assert graphs[0] != graphs[1]
     assert whole.layer_graph == -(-(2 * graphs[0] + graphs[1]) // 3)
     assert dataclasses.replace(whole, carried=0) != whole
+
+
+@pytest.mark.parametrize("length", [33, 60, 140])
+def test_a_plan_counts_what_autograd_keeps_of_states_too(
+    tiny35_folder: Path, length: int
+) -> None:
+    policy = Policy.load(
+        tiny35_folder, device="cpu", dtype="float32", freeze=("vision", "merger")
+    )
+    question = [{"type": "text", "text": "red" + " blue" * 100}]
+    encoded = policy.encode(Prompt("q", [{"role": "user", "content": question}]))
+    answers = tuple(torch.arange(5, 5 + length) for _ in range(6))
+    group = Group(encoded, encoded.visual, answers, tuple(range(6)), (1.0,) * 6)
+    held: dict[int, torch.Tensor] = {}
+    own = {p.untyped_storage()._cdata for p in policy.model.parameters()}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        held[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        hidden(policy, [group], grad=True)
+    found = sum(x.untyped_storage().nbytes() for name, x in held.items() if name not in own)
+    known = sizes_of(tiny35_folder, torch.float32, ("vision", "merger"))
+    work = Work(
+        prompts=1,
+        group=6,
+        prompt_tokens=len(encoded.ids),
+        answer_tokens=length,
+        graphs=1,
+        evaluated=0,
+    )
+    planned = plan(known, work, Settings(checkpointing=False), Device("cpu", 2**40)).phases[
+        "update"
+    ]
+    assert 0.9 * planned["graphs"] < found < 1.15 * planned["graphs"], (found, planned)
