@@ -204,7 +204,7 @@ class Decoding:
             # An empty row begins as a copy of the first; what is there is never looked at.
             index = torch.tensor([row or 0 for row in rows], device=device).long()
             self._each(lambda tensor: tensor[index])
-            self.carried = self.carried.of(index)
+            self.carried.arrange(index)
             self.written = self.written[index]
             self.group = [None if row is None else self.group[row] for row in rows]
         if more:

@@ -110,6 +110,13 @@ class Carried:
             [states.index_select(0, rows) for states in self.states],
         )
 
+    def arrange(self, rows: Tensor) -> None:
+        """Go on with these sequences in this order (long [n])."""
+        # Layer after layer, so that the old ones are never all there beside the new ones.
+        for tensors in (self.inputs, self.states):
+            for layer, tensor in enumerate(tensors):
+                tensors[layer] = tensor.index_select(0, rows)
+
     def room(self, count: int) -> Carried:
         """Nothing, for so many sequences like these."""
         return Carried(

@@ -235,6 +235,7 @@ class _Shares:
             tower_hidden=sizes.tower_hidden,
             tower_intermediate=sizes.tower_intermediate,
             patch_numbers=sizes.patch_numbers,
+            carried=sizes.carried,
         )
 
     @property
@@ -282,6 +283,8 @@ class _Shares:
             "answers": answers + answers // sizes.layers,
             "logits": found.rows * costs.row,
         }
+        if costs.carried:
+            reading["states"] = decoding["states"] = (found.most + found.rows) * costs.carried
         graphs = self._tower_graphs(work.prompts) if keeps_graph else {}
         return {**max((reading, decoding), key=lambda part: sum(part.values())), **graphs}
 

@@ -101,3 +101,19 @@ def test_a_plan_counts_what_autograd_keeps_of_states_too(
         "update"
     ]
     assert 0.9 * planned["graphs"] < found < 1.15 * planned["graphs"], (found, planned)
+
+
+def test_states_stand_in_the_plan_of_a_rollout() -> None:
+    known = sizes(config_of("Qwen/Qwen3.5-9B"), torch.bfloat16, (), LoRA())
+    work = Work(prompts=16, group=8, evaluated=0)
+    phases = plan(known, work, Settings(), Device("cuda", 300 * 10**9)).phases
+    # 128 answers, and the prompts that they begin from.
+    assert phases["generate"]["states"] == (16 + 128) * known.carried
+    small = plan(known, work, Settings(), Device("cuda", 40 * 10**9)).phases["generate"]
+    assert 0 < small["states"] < phases["generate"]["states"], "fewer answers advance together"
+    assert (
+        "states"
+        not in plan(
+            dataclasses.replace(known, carried=0), work, Settings(), Device("cuda", 40 * 10**9)
+        ).phases["generate"]
+    )

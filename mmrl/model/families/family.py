@@ -116,6 +116,8 @@ class Family:
     """Layers of the language model that LoRA adapts: a pattern for their whole names."""
     left_out_of_lora: str = ""
     """What of the language model LoRA leaves alone, in words; empty if it adapts all of its linear layers."""
+    rounds_to_fp32: bool = False
+    """Do parts of its layers compute in single precision whatever the format of the model?"""
     saliency: bool = True
     """Can the attention inside the tower be read (`visual_attention.py`)?"""
 

@@ -137,6 +137,7 @@ _DENSE = Qwen35(
     whole_clip=True,
     max_pixels=LARGE_PIXELS,
     lora=LORA,
+    rounds_to_fp32=True,
 )
 FAMILIES = (
     _DENSE,
