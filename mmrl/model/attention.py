@@ -29,7 +29,7 @@ Source: our design; the merge is the usual one of flash-decoding, the gradient a
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import lru_cache
 from importlib.util import find_spec
 from typing import Any, TypeVar
@@ -45,19 +45,30 @@ from mmrl.model.row_layout import Bucket, Layout, example_layout
 NAME = "mmrl_shared_prefix"
 Looking = TypeVar("Looking")
 Seen = TypeVar("Seen")
+ATTENTION_NUMBER = "mmrl_number"
+"""Name under which a layer of a hybrid model says which one of its kind it is."""
 FAR = 1e30
 """Log-sum-exp of padded queries in the backward: exp(score − FAR) is exactly 0."""
 
 
-def refuse_windows(config: Any, what: str) -> None:
-    """Raise ValueError if a layer of this language model looks at less than all that comes before it.
+def refuse_windows(
+    config: Any, what: str, known: Collection[str] = ("full_attention",)
+) -> None:
+    """Raise ValueError if a layer of this language model is of a kind that is not `known`.
 
-    `what` is what would compute something else: parts, masks and kernels here know full attention only.
+    `what` is what would compute something else: masks and kernels here know full attention, and with
+    `linear_attention.readable_kinds` layers that carry a state; none looks at a window only.
     """
     kinds: list[str] = list(getattr(config, "layer_types", None) or [])
-    layers = [index for index, kind in enumerate(kinds) if kind != "full_attention"]
+    layers = [index for index, kind in enumerate(kinds) if kind not in known]
     if not layers:
         return
+    if "sliding" not in kinds[layers[0]]:
+        raise ValueError(
+            f"Layers {layers[0]} to {layers[-1]} of the language model are of the kind {kinds[layers[0]]!r}, which "
+            f"{what} does not know: answers could see their neighbours. Allowed are {', '.join(known)}; use a model "
+            "that has no others."
+        )
     raise ValueError(
         f"Layers {layers[0]} to {layers[-1]} of the language model have {kinds[layers[0]]} (window "
         f"{getattr(config, 'sliding_window', None)}), which {what} does not support. If prompt and answer together "
@@ -97,7 +108,9 @@ def shared_prefix_attention(
         )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if isinstance(layout, Decoding):
-        return decode(query, key, value, layout, int(module.layer_idx), scale), None  # type: ignore[arg-type]
+        # Keys are held for layers with attention only, in a hybrid model not for every layer.
+        number = getattr(module, ATTENTION_NUMBER, module.layer_idx)
+        return decode(query, key, value, layout, int(number), scale), None  # type: ignore[arg-type]
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     if layout.kept is not None:  # a prefill: detached, for sampling learns nothing
         layout.kept.append((key.detach(), value.detach()))

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from mmrl.ground.require import require
+from mmrl.model.recurrent_row import LINEAR, carried_bytes
 
 GIB = 2**30
 KEYS_VALUES, PREFILL, LOGITS = 0.45, 0.15, 0.10
@@ -122,19 +123,22 @@ class Costs:
     """One patch in the vision tower."""
     row: int
     """Numbers over the vocabulary of one answer that advances."""
+    carried: int = 0
+    """What linear attention carries of one prompt or one answer, however long it is."""
 
     @classmethod
     def of(
         cls, *, itemsize: int, layers: int, keys_values: int, hidden: int, widest: int,
         vocabulary: int, tower_hidden: int, tower_intermediate: int, patch_numbers: int,
+        carried: int = 0,
     ) -> Costs:  # fmt: skip
-        """From the sizes of a model. `keys_values`: numbers per token and layer; `widest`: numbers of its MLP."""
+        """From the sizes of a model. `keys_values`: numbers per token and layer that has any; `widest`: of its MLP."""
         token = layers * keys_values * itemsize
         # Three widths of the MLP, or attention, beside the rows and what becomes of them.
         working = (3 * widest + 4 * hidden) * itemsize
         tower = (3 * tower_intermediate + 4 * tower_hidden + patch_numbers) * itemsize
         # Logits, log-probs, weights and their sums, in at least single precision.
-        return cls(token, token + working, tower, 6 * max(4, itemsize) * vocabulary)
+        return cls(token, token + working, tower, 6 * max(4, itemsize) * vocabulary, carried)
 
     @classmethod
     def of_model(cls, base: Any) -> Costs:
@@ -146,9 +150,11 @@ class Costs:
         shared = getattr(text, "num_key_value_heads", None) or heads
         side = getattr(tower, "patch_size", 14)
         side = side if isinstance(side, int) else side[0]
+        itemsize = base.lm_head.weight.element_size()
+        without_keys = list(getattr(text, "layer_types", None) or []).count(LINEAR)
         return cls.of(
-            itemsize=base.lm_head.weight.element_size(),
-            layers=text.num_hidden_layers,
+            itemsize=itemsize,
+            layers=text.num_hidden_layers - without_keys,
             keys_values=2 * shared * width,
             hidden=text.hidden_size,
             widest=_widest(text),
@@ -156,6 +162,7 @@ class Costs:
             tower_hidden=getattr(tower, "hidden_size", 0),
             tower_intermediate=getattr(tower, "intermediate_size", 0),
             patch_numbers=3 * side**2 * getattr(tower, "temporal_patch_size", 1),
+            carried=carried_bytes(text, itemsize),
         )
 
 

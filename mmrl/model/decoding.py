@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from mmrl.model.recurrent_row import Carried
+
 LOW = -1e30
 """Score of what must not be seen: finite, so that a block of it alone gives no NaN, and exp of it is exactly 0."""
 LARGEST_BLOCK = {"cpu": 64, "cuda": 256}
@@ -40,6 +42,8 @@ class PromptBlocks:
         self.values: list[Tensor] = []
         self.blocks: dict[int, list[int]] = {}
         """Prompt -> its blocks, in the order of its tokens."""
+        self.carried: dict[int, Carried] = {}
+        """Prompt -> what its layers of linear attention leave behind; none for other models."""
         self._filled = [0] * room
         self._free = list(range(room))
 
@@ -63,10 +67,12 @@ class PromptBlocks:
         numbers: Sequence[int],
         segments: Sequence[tuple[int, int]],
         kept: list[tuple[Tensor, Tensor]],
+        carried: Carried | None = None,
     ) -> None:
         """Take prompts [start, end) of a packed row, with its keys and values [1, Hk, S, d] per layer; empties `kept`.
 
-        One layer after the other is copied and forgotten, so that they are never all there twice.
+        `carried`: what layers of linear attention leave behind, one sequence per prompt. One layer after the other is
+        copied and forgotten, so that they are never all there twice.
         """
         taken: list[int] = []
         where: list[Tensor] = []
@@ -88,9 +94,13 @@ class PromptBlocks:
                 self.values.append(self._empty(value))
             self.keys[layer][rows] = key[0][:, places].transpose(0, 1)
             self.values[layer][rows] = value[0][:, places].transpose(0, 1)
+        if carried is not None and carried.states:
+            for position, number in enumerate(numbers):
+                self.carried[number] = carried.of(torch.tensor([position], device=device))
 
     def drop(self, number: int) -> None:
         """Forget a prompt; others may take its blocks."""
+        self.carried.pop(number, None)
         for block in self.blocks.pop(number):
             self._filled[block] = 0
             self._free.append(block)
@@ -161,6 +171,8 @@ class Decoding:
         """The prompt of each row; None if nobody sits there."""
         self.written = torch.zeros(0, dtype=torch.long)
         """long [B]: tokens of each answer that are in its row."""
+        self.carried = Carried()
+        """What layers of linear attention carry, one sequence per row; nothing for other models."""
         self.single = True
         """Has every prompt one block, so that a block is its prompt and nothing has to be added up?"""
         self.version = 0
@@ -192,6 +204,7 @@ class Decoding:
             # An empty row begins as a copy of the first; what is there is never looked at.
             index = torch.tensor([row or 0 for row in rows], device=device).long()
             self._each(lambda tensor: tensor[index])
+            self.carried.arrange(index)
             self.written = self.written[index]
             self.group = [None if row is None else self.group[row] for row in rows]
         if more:
@@ -203,6 +216,16 @@ class Decoding:
         for tensors in (self.keys, self.values):
             for layer in range(len(tensors)):
                 tensors[layer] = change(tensors[layer])
+
+    def carry(self, rows: Sequence[int], prompts: Sequence[int]) -> None:
+        """Answers to these prompts begin in these rows: each goes on by itself from what its prompt leaves behind."""
+        if not self.prompts.carried:
+            return
+        ends = [self.prompts.carried[number] for number in prompts]
+        if not self.carried.states:
+            self.carried = ends[0].room(len(self.group))
+            self.version += 1
+        self.carried.put(torch.tensor(rows, device=self.written.device), ends)
 
     def seat(self, group: Sequence[int | None]) -> None:
         """Say which prompt each row answers; None for nobody. Every prompt named must have its blocks."""

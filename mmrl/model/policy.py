@@ -42,6 +42,7 @@ from mmrl.model.ranks import Ranks
 from mmrl.model.row_layout import Layout
 from mmrl.model.sharding import Lent, Shard, Shards, bring, filler, lend, mesh_of
 from mmrl.model.tags import TagMode
+from mmrl.model.thinking import ThinkingMode
 from mmrl.model.vision_cache import VisionCache
 from mmrl.model.vision_tower import VisionTower, VisualFeatures, insert_features
 from mmrl.types import Prompt
@@ -115,14 +116,16 @@ class Policy:
         offload_reference: bool = False,
         tags: TagMode = "auto",
         shard: Shard = "auto",
+        thinking: ThinkingMode = "auto",
     ) -> Policy:
         """Load a folder or hub name. `device` "auto" is CUDA if there is one; `dtype` "auto" is bf16 there, else fp32.
 
         `checkpointing` recomputes activations in the backward; None turns it on above 500 M parameters. `tags`: how
-        tags such as `<think>` are read that the tokenizer has as one token (`tags.py`). `shard`: how several processes
-        will share the weights; they wait on the CPU for `Policy.shard`, so that no device must hold them all.
+        tags such as `<think>` are read that the tokenizer has as one token (`tags.py`); `thinking`: the chat template's
+        switch (`thinking.py`). `shard`: how several processes will share the weights; they wait on the CPU for
+        `Policy.shard`, so that no device must hold them all.
         """
-        processing = Processing.load(source, budget or PixelBudget(), tags)
+        processing = Processing.load(source, budget or PixelBudget(), tags, thinking)
         ranks = Ranks.here()
         home = resolve_device(device, ranks.local_world)
         kind = resolve_dtype(dtype, home)
@@ -145,6 +148,8 @@ class Policy:
         # Only what is out of the ordinary, so that runs which it does not concern can be continued as before.
         if tags != "auto":
             policy.description["tags"] = tags
+        if thinking != "auto":
+            policy.description["thinking"] = thinking
         if policy.processing.tags.plain:
             policy.description["plain_tags"] = list(policy.processing.tags.plain)
         if checkpointing or (checkpointing is None and policy.is_large):
@@ -453,7 +458,7 @@ class Policy:
             if dropout:
                 raise ValueError(f"The model has {name} {dropout}; set it to 0 for RL.")
         if self.shared:
-            self.family.refuse_layers(config, "the shared-prefix pass")
+            self.family.refuse_layers(self.base, "the shared-prefix pass")
         head = self.base.lm_head
         # The exact type: a wrapper of LoRA is a Linear's neighbour, but its weight alone is not the head.
         if type(head) is not nn.Linear or head.bias is not None:

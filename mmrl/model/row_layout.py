@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from mmrl.model.ragged import Segments
+from mmrl.model.recurrent_row import RecurrentRow
 
 Segment = tuple[int, int]
 """[start, end) in the row."""
@@ -218,6 +219,11 @@ class Layout:
     def ragged(self) -> RaggedRow:
         """The same for kernels that need no padding."""
         return _ragged(self)
+
+    @cached_property
+    def recurrent(self) -> RecurrentRow:
+        """The same for layers that carry a state from token to token."""
+        return RecurrentRow.of(self.lengths, self.parents, self.device)
 
     @property
     def _roots(self) -> list[int]:

@@ -192,16 +192,16 @@ class Advance:
 
     def feed(self) -> None:
         """The last token of each row goes through the language model: new hidden states."""
-        table, store, base = self.table, self.store, self.policy.base
+        table, store, policy = self.table, self.store, self.policy
         assert self.states is not None, "nobody has started"
         last = (table.count[self.at] - 1).clamp(min=0)
         store.written.copy_(last)
         store.begin(*self._next)
-        rows = base.get_input_embeddings()(table.tokens[self.at, last])[:, None]
+        rows = policy.base.get_input_embeddings()(table.tokens[self.at, last])[:, None]
         positions = table.position[self.at] + last
-        out = base.model.language_model(
+        out = policy.text_model(
             inputs_embeds=rows,
-            position_ids=positions.expand(3, -1)[..., None],
+            position_ids=policy.family.position_ids(positions.expand(3, -1)[..., None]),
             use_cache=False,
             layout=store,
         )
@@ -246,7 +246,8 @@ class Advance:
     def _fed(self) -> list[Tensor]:
         """All that `feed` changes, but for keys and values, which it writes again to the same places."""
         assert self.states is not None, "nobody has started"
-        return [self.states, self.store.written]
+        # States go on in place: unlike keys, what a step does to them cannot be done twice.
+        return [self.states, self.store.written, *self.store.carried.tensors()]
 
 
 def _likeliest(logp: Tensor, banned: Tensor) -> Tensor:

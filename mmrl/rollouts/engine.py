@@ -89,7 +89,7 @@ class HFEngine:
     ) -> None:
         check_rows(rows_at_once)
         # Also where scores are computed row by row: answers are sampled from a shared prompt all the same.
-        policy.family.refuse_layers(policy.base.config, "sampling")
+        policy.family.refuse_layers(policy.base, "sampling")
         self.policy = policy
         self.rows_at_once = rows_at_once
         self.pace = pace
@@ -161,7 +161,7 @@ def _finished(
         prompt_ids=asked.encoded.ids,
         tokens=tokens,
         roles=roles,
-        text=policy.processing.decode(tokens),
+        text=policy.processing.answer_text(tokens),
         stop=answer.stop or "length",
         logp=torch.tensor(answer.logp, dtype=torch.promote_types(policy.dtype, torch.float32)),
         temperature=temperature,

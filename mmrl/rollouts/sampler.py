@@ -242,7 +242,9 @@ class Sampler:
     def _start(self, places: Sequence[int]) -> None:
         """New answers begin at the end of their prompts."""
         rows = [self.rows.rows.index(place) for place in places]
-        ends = [self._ends[self.seated[place].prompt] for place in places]
+        prompts = [self.seated[place].prompt for place in places]
+        self.store.carry(rows, prompts)
+        ends = [self._ends[prompt] for prompt in prompts]
         self.rows.start(rows, torch.stack(ends))
 
     def _read(self, numbers: Sequence[int]) -> None:
@@ -255,6 +257,7 @@ class Sampler:
         kept: list[tuple[Tensor, Tensor]] = []
         # The layers put their keys and values here while they run; the layout is frozen for everybody else.
         object.__setattr__(stream.layout, "kept", kept)
+        carried = stream.layout.recurrent.keep()
         media = [item for one in asked for item in one.pixels]
         # An update with the same weights will read the same pictures: then the tower's graph is kept for it.
         features = policy.vision.sampling_features(media)
@@ -263,7 +266,7 @@ class Sampler:
         )
         policy.counters["tokens/prefill"] += len(stream.ids)
         policy.counters["rollout/pieces"] += 1
-        self.blocks.add(numbers, stream.layout.prompts, kept)
+        self.blocks.add(numbers, stream.layout.prompts, kept, carried)
         for number, (_, end) in zip(numbers, stream.layout.prompts, strict=True):
             self._ends[number] = states[end - 1].clone()  # a view would hold the whole row
 

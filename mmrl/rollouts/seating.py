@@ -60,9 +60,11 @@ def fill(
     sizes = sorted((blocks_of(one.tokens, block) for one in prompts), reverse=True)
 
     def fits(count: int) -> bool:
-        there = sum(sizes[: _together(count, group, len(sizes))]) * block
-        keys = (there + count * tokens) * costs.token
-        return keys <= budget.keys_values and count * costs.row <= budget.logits
+        prompts_there = _together(count, group, len(sizes))
+        keys = (sum(sizes[:prompts_there]) * block + count * tokens) * costs.token
+        # Linear attention has no keys there; what it carries does not grow with the answers.
+        carried = (prompts_there + count) * costs.carried
+        return keys + carried <= budget.keys_values and count * costs.row <= budget.logits
 
     least, most = 1, max(1, min(rows, group * len(prompts)))
     while least < most:  # the largest that fits lies in least .. most

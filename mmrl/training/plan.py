@@ -238,6 +238,7 @@ class _Shares:
             tower_hidden=sizes.tower_hidden,
             tower_intermediate=sizes.tower_intermediate,
             patch_numbers=sizes.patch_numbers,
+            carried=sizes.carried,
         )
 
     @property
@@ -285,6 +286,8 @@ class _Shares:
             "answers": answers + answers // sizes.layers,
             "logits": found.rows * costs.row,
         }
+        if costs.carried:
+            reading["states"] = decoding["states"] = (found.most + found.rows) * costs.carried
         graphs = self._tower_graphs(work.prompts) if keeps_graph else {}
         return {**max((reading, decoding), key=lambda part: sum(part.values())), **graphs}
 
@@ -303,6 +306,12 @@ class _Shares:
             # The input of each layer, and one layer computed again.
             per_view = sizes.layers * row * sizes.hidden * sizes.itemsize
             again = kept
+        # Of linear attention a copy of the prompt's state for each answer, in all layers or in the one computed again.
+        states = self._runs(row) * sizes.carried
+        if self.checkpointing:
+            again += states // sizes.layers
+        else:
+            per_view += states
         # Embedded tokens, last states, the norm before the head, and their gradients.
         ends = 8 * row * sizes.hidden * sizes.itemsize
         graphs = work.graphs * (per_view + ends)
@@ -362,6 +371,11 @@ class _Shares:
         alone = work.prompt_tokens + work.answer_tokens
         # An answer that does not fit with its prompt stands alone.
         return min(groups * group, max(work.tokens_per_pass, alone))
+
+    def _runs(self, row: int) -> int:
+        """Prompts and answers of a packed row."""
+        group = self.work.prompt_tokens + self.work.group * self.work.answer_tokens
+        return math.ceil(row * (1 + self.work.group) / group)
 
     def _media(self, row: int) -> int:
         """Prompts of a packed row that bring their pictures: at least one."""

@@ -26,6 +26,7 @@ from mmrl.model.policy import Policy
 from mmrl.model.preparing import default_workers
 from mmrl.model.sharding import Shard
 from mmrl.model.tags import TagMode
+from mmrl.model.thinking import ThinkingMode
 from mmrl.recipes.shared.embedded import warm_model
 from mmrl.recipes.shared.paying import StyleName, style_of
 from mmrl.training.checkpoint import (
@@ -86,6 +87,9 @@ class Load:
     tags: TagMode = "auto"
     """How tags such as <think> are written that the tokenizer has as one token: text, token, or auto: as a token only
     where the checkpoint uses it (Qwen3-VL-Instruct does not know <think>)."""
+    thinking: ThinkingMode = "auto"
+    """Shall answers begin with a thought? on or off, for chat templates with such a switch (Qwen3.5); auto: as the
+    template does by itself."""
 
     def __post_init__(self) -> None:
         has_memory = self.memory is None or self.memory > 0
@@ -220,6 +224,7 @@ def open_policy(
             shared=load.shared,
             offload_reference=load.offload_reference,
             tags=stored.get("tags", load.tags),
+            thinking=stored.get("thinking", load.thinking),
         )
     if checkpoint is not None:
         restore_weights(checkpoint, policy.named_parameters())

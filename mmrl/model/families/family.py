@@ -121,6 +121,8 @@ class Family:
     """Layers of the language model that LoRA adapts: a pattern for their whole names."""
     left_out_of_lora: str = ""
     """What of the language model LoRA leaves alone, in words; empty if it adapts all of its linear layers."""
+    rounds_to_fp32: bool = False
+    """Do parts of its layers compute in single precision whatever the format of the model?"""
     saliency: bool = True
     """Can the attention inside the tower be read (`visual_attention.py`)?"""
 
@@ -187,11 +189,13 @@ class Family:
         if getattr(text, "num_experts", 0) and base.dtype == torch.float64:
             text._experts_implementation = "eager"
 
-    def refuse_layers(self, config: Any, what: str) -> None:
-        """Raise ValueError if `what` would compute something else than the layers of this language model do."""
+    def refuse_layers(self, base: Any, what: str) -> None:
+        """Make the language model's layers ready for packed rows; ValueError if `what` would compute something else."""
         from mmrl.model.attention import refuse_windows
+        from mmrl.model.linear_attention import readable_kinds
 
-        refuse_windows(config.get_text_config(), what)
+        known = readable_kinds(self.text_model(base), base)
+        refuse_windows(base.config.get_text_config(), what, known)
 
     def dropouts(self, config: Any) -> Mapping[str, float]:
         """Chances of the config that something is dropped in training, all of which must be 0."""
