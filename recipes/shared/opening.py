@@ -21,6 +21,7 @@ from mmrl.ground.progress import busy
 from mmrl.model.load import LoRA
 from mmrl.model.patches import PixelBudget
 from mmrl.model.policy import Policy
+from mmrl.model.ranks import Ranks
 from mmrl.model.sharding import Shard
 from mmrl.model.tags import TagMode
 from mmrl.recipes.shared.embedded import warm_model
@@ -32,7 +33,9 @@ from mmrl.training.checkpoint import (
     restore_weights,
 )
 from mmrl.training.door import refuse_unfit_output
-from mmrl.training.run import Run, refuse_several_processes
+from mmrl.training.run import Run
+from mmrl.training.shards import is_sharded_checkpoint
+from mmrl.training.shards import restore_weights as restore_shards
 from mmrl.types import Prompts
 
 EMBEDDED = "embedded"
@@ -176,16 +179,18 @@ def open_policy(
     `clips_sized`: frames of clips come at the size they shall be shown at, so the checkpoint's own limits are lifted.
     """
     # Both before the weights are read: that can take minutes, and these errors cost nothing to find.
-    refuse_several_processes()
+    ranks = Ranks.here()
     if run is not None:
-        refuse_unfit_output(run)
+        ranks.by_first(lambda: refuse_unfit_output(run))
     budget = PixelBudget(
         min_pixels=load.min_pixels,
         max_pixels=load.max_pixels,
         max_prompt_tokens=load.max_prompt_tokens,
         **(UNLIMITED if clips_sized else {}),
     )
-    source, checkpoint = model_source(model)
+    # What has to be made first (the embedded model) is made by one process, and found by the others.
+    with ranks.first_before_others():
+        source, checkpoint = model_source(model)
     # A checkpoint holds the trained weights alone, so adapters and frozen parts must be those it was trained with.
     stored = {} if checkpoint is None else policy_settings(checkpoint)
     with busy(f"Loading {model}"):
@@ -200,9 +205,12 @@ def open_policy(
             shared=load.shared,
             offload_reference=load.offload_reference,
             tags=stored.get("tags", load.tags),
+            shard=load.shard,
         )
     if checkpoint is not None:
-        restore_weights(checkpoint, policy.named_parameters())
+        of_shards = is_sharded_checkpoint(checkpoint)
+        restore = restore_shards if of_shards else restore_weights
+        restore(checkpoint, policy.named_parameters())
     return policy
 
 

@@ -20,6 +20,7 @@ from mmrl.grpo import GRPO
 from mmrl.losses.surrogates import reinforce
 from mmrl.model import tiny
 from mmrl.model.policy import Policy
+from mmrl.model.ranks import Ranks
 from mmrl.rewards.pay import Rewards, in_process
 from mmrl.rollouts.groups import LabelRollout
 from mmrl.training.optim import Optim
@@ -98,6 +99,8 @@ def supervised(
             sampling=Sampling(group_size=1),
             optim=Optim(lr=numbers.lr, weight_decay=0.0, warmup=20, schedule="cosine"),
             run=run,
+            # Made once for all who find it in the cache; of several processes the others wait for it.
+            ranks=Ranks.alone(),
         ).fit()
     stop_if_asked()
     policy.save(place)
