@@ -68,6 +68,8 @@ class Ranks:
         """Group for messages, on the CPU; None for the default group of one process."""
         self.saving: Any = None
         """Group for checkpoints that are written while the training goes on."""
+        self.agreed_to_end = False
+        """Have all ranks agreed that the run ends before its last step (a signal)?"""
         self._store: Any = None
         self._watch: Watch | None = None
         self._waits = 0

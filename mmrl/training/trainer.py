@@ -17,9 +17,7 @@ from __future__ import annotations
 
 import copy
 import signal
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -40,18 +38,20 @@ from mmrl.rollouts.engine import Engine, HFEngine
 from mmrl.rollouts.groups import RolloutCall, group_rollout
 from mmrl.rollouts.prompt_order import Supply
 from mmrl.training import checkpoint
+from mmrl.training.beside import Beside, each_alone
 from mmrl.training.compatibility import check_lengths, check_setup
 from mmrl.training.door import Door, entered, settings_of
 from mmrl.training.early_stop import EarlyStop, Plateau
-from mmrl.training.evaluate import aside, evaluate, heldout_prompts
+from mmrl.training.evaluate import heldout_prompts
 from mmrl.training.first_looks import FirstLooks
 from mmrl.training.identity import described_method
 from mmrl.training.kept import Kept
 from mmrl.training.learner import Estimator, Learner
 from mmrl.training.left_out import LeftOut
-from mmrl.training.monitor import Alarms, BlindPolicy, Monitor, blind_probe, refuse_blindness
+from mmrl.training.monitor import Alarms, BlindPolicy, Monitor, refuse_blindness
 from mmrl.training.optim import Optim, Optimizer
 from mmrl.training.retries import NonFiniteStep, Retries, said
+from mmrl.training.rollout_metrics import counted
 from mmrl.training.run import (
     PhaseTimer,
     Run,
@@ -167,6 +167,18 @@ class Trainer:
             self.memories,
             optim.nonfinite,
         )
+        self.beside = Beside(
+            policy,
+            self.engine,
+            rewards,
+            sampling,
+            run,
+            monitor,
+            self.ranks,
+            self.heldout,
+            prompts,
+            self.steps,
+        )
         self.kept = Kept(run, policy, self.optimizer, self.ranks)
         self.step_done = 0
         self.retries = Retries(optim.nonfinite, run.seed)
@@ -178,7 +190,7 @@ class Trainer:
         clock = PhaseTimer()
         self.supply.new_step()
         with self.policy.vision.step():
-            with clock("generate"), self._each_alone("rollout"):
+            with clock("generate"), each_alone(self.policy, self.ranks, "rollout"):
                 rollouts = self.rollout(self.engine, self._pay, self.supply, self.sampling, now)
             # However long the slowest rank sampled: no collective waits for it.
             self.ranks.wait("update")
@@ -188,12 +200,6 @@ class Trainer:
         metrics.update(self._leftovers(clock.read()))
         self._last_rollouts = rollouts
         return metrics
-
-    @contextmanager
-    def _each_alone(self, phase: str) -> Iterator[None]:
-        """Work that every rank does by itself with all weights, and that fails on all if it fails on one."""
-        with self.ranks.together(phase), self.policy.whole():
-            yield
 
     def fit(self) -> dict[str, float]:
         """Run to the end (or go on from the last checkpoint); returns the last metrics.
@@ -263,6 +269,7 @@ class Trainer:
     def _leave(self) -> NoReturn:
         """End the run after its state was saved."""
         told = self._asked()
+        self.ranks.agreed_to_end = True
         Progress.say(
             f"Stopped at step {self.step_done}; the same command continues from {self.run.folder}/checkpoints."
         )
@@ -271,7 +278,9 @@ class Trainer:
     def _first_evaluation(self) -> dict[str, float]:
         try:
             with self._signals.until_overdue(self._may_give_up):
-                return self._evaluate(0) | self._probe(0) | self.left_out.metrics()
+                return (
+                    self.beside.evaluated(0) | self.beside.probed(0) | self.left_out.metrics()
+                )
         except GivenUp:
             Progress.say("Stopped before the first step; the same command starts again.")
             raise Stopped(self._signals.asked) from None
@@ -294,6 +303,8 @@ class Trainer:
             self._save(before)
             self._leave()
         except Exception as error:
+            if lost(error):  # nothing can be agreed on any more
+                raise
             self._forget_step()
             if isinstance(error, NonFiniteStep):
                 # With the same prompts and draws it would fail at each start, for ever.
@@ -313,7 +324,7 @@ class Trainer:
             first = self._last_rollouts[0].group
             tracker.sample(number, [r for r in self._last_rollouts if r.group == first])
         # Here, for whoever continues with the evaluation that is owed no longer has the answers.
-        with self._each_alone("look"):
+        with each_alone(self.policy, self.ranks, "look"):
             seen = self.looks(self.policy, self._last_rollouts, number, self.ranks)
         metrics.update(seen)
         return self._conclude(metrics, tracker)
@@ -325,9 +336,9 @@ class Trainer:
         try:
             with self._signals.until_overdue(self._may_give_up):
                 if self.heldout and (last or due(number, self.run.eval_every)):
-                    metrics.update(self._evaluate(number))
+                    metrics.update(self.beside.evaluated(number))
                 if self.monitor.probe_every and (last or due(number, self.monitor.probe_every)):
-                    metrics.update(self._probe(number))
+                    metrics.update(self.beside.probed(number))
         except GivenUp:
             # The step is done, its evaluation is not: whoever continues begins with it.
             self._save({**self._state(), "owed": owed})
@@ -369,8 +380,7 @@ class Trainer:
     def _forget_step(self) -> None:
         """Drop the gradients and counts of a step that did not come to its end."""
         self.optimizer.clear()
-        for counts in (self.policy.counters, self.supply.counters):
-            counts.clear()
+        counted((self.policy.counters, self.supply.counters))
         self.rewards.metrics()
 
     def _pay(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
@@ -378,34 +388,6 @@ class Trainer:
         return with_overlong_penalty(
             self.grpo, self.rewards(rollouts), self.sampling.max_tokens
         )
-
-    def _evaluate(self, step: int) -> dict[str, float]:
-        now = Now(step, step / self.steps, self.run.seed)
-        with (
-            aside(self.policy, self.rewards, "evaluate") as seconds,
-            self._each_alone("evaluate"),
-        ):
-            found = evaluate(
-                self.engine, self.heldout, self.rewards, self.sampling, now, ranks=self.ranks
-            )
-        return {**{f"eval/{k}": v for k, v in found.items()}, **seconds}
-
-    def _probe(self, step: int) -> dict[str, float]:
-        """What the policy says without its pictures."""
-        if not self.monitor.probe_every:
-            return {}
-        prompts = self.heldout[: self.monitor.probe_prompts] or heldout_prompts(
-            self.supply.prompts, self.monitor.probe_prompts, self.policy.encode
-        )
-        now, budget = Now(step, step / self.steps, self.run.seed), self.run.tokens_per_pass
-        with aside(self.policy, self.rewards, "probe") as seconds, self._each_alone("probe"):
-            # Its prompts exchange their pictures, so one rank has them all.
-            found = self.ranks.by_first(
-                lambda: blind_probe(
-                    self.policy, self.engine, prompts, self.rewards, self.sampling, now, budget
-                )
-            )
-        return {**found, **seconds}
 
     def _stop_if_blind(self, metrics: Mapping[str, float]) -> None:
         try:
@@ -415,18 +397,10 @@ class Trainer:
             raise TrainingError(f"Stopped after step {self.step_done}: {problem}") from problem
 
     def _leftovers(self, seconds: Mapping[str, float]) -> dict[str, float]:
-        """Counters of policy, supply and rewards since the last step, of all ranks; times of the slowest."""
-        counts: Counter[str] = Counter()
-        for source in (self.policy.counters, self.supply.counters):
-            counts.update(source)
-            source.clear()
-        own = {
-            **{k: float(v) for k, v in counts.items()},
-            **self.rewards.metrics(),
-            "memory/peak": peak_memory(),
-            **seconds,
-        }
-        return together(self.ranks, own)
+        """What was counted since the last step, of all ranks; seconds of the slowest."""
+        counts = counted((self.policy.counters, self.supply.counters))
+        own = {**counts, **self.rewards.metrics(), "memory/peak": peak_memory()}
+        return together(self.ranks, {**own, **seconds})
 
     def _state(self) -> dict[str, Any]:
         # Copied: after a failed step the memory of the step before it is saved.

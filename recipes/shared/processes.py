@@ -31,7 +31,7 @@ def ranks_of(arguments: Mapping[str, Any]) -> Iterator[Ranks]:
         yield ranks
     except BaseException as error:
         # What all know of, all end with; they wait for each other, so that every message is written.
-        common = ranks.shares(error) or isinstance(error, (KeyboardInterrupt, SystemExit))
+        common = ranks.shares(error) or ranks.agreed_to_end
         if not common and lost(error):
             reason = f"another process ended or hangs ({first_line(error)})"
             end_with(farewell(reason, ranks.rank, ranks.place))

@@ -16,7 +16,7 @@ from mmrl.model.ranks import Ranks
 from mmrl.objectives.papo import PAPO
 from mmrl.objectives.vppo import VPPO
 from mmrl.perception.masking import PatchMask
-from mmrl.rewards.contract import in_process
+from mmrl.rewards.parts import in_process
 from mmrl.training import shards
 from mmrl.training.tracking import read_metrics
 from tests.several import several, values
