@@ -27,7 +27,7 @@ def each_alone(policy: Policy, ranks: Ranks, phase: str) -> Iterator[None]:
         yield
 
 
-@dataclass(frozen=True)
+@dataclass
 class Beside:
     """The measurements of one run."""
 

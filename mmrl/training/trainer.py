@@ -145,12 +145,7 @@ class Trainer:
             **describe(settings or {}),
         }
         self.steps = planned_steps(run, prompts)
-        plan = plan_scores(grpo, self.objectives, self.branches, run.updates_per_step)
-        # A copy of the weights, made only if somebody reads the reference, and before the first update.
-        if "ref" in plan.stored or "ref" in plan.live:
-            policy.freeze_reference()
-        if self.ranks.several and not policy.ranks.several:
-            policy.shard(self.ranks)
+        self._bring_to_devices()
         self.optimizer = Optimizer(policy.named_parameters(), optim, self.ranks)
         self.learner = Learner(
             policy,
@@ -167,23 +162,22 @@ class Trainer:
             self.memories,
             optim.nonfinite,
         )
-        self.beside = Beside(
-            policy,
-            self.engine,
-            rewards,
-            sampling,
-            run,
-            monitor,
-            self.ranks,
-            self.heldout,
-            prompts,
-            self.steps,
-        )
+        measuring = (policy, self.engine, rewards, sampling, run, monitor)
+        self.beside = Beside(*measuring, self.ranks, self.heldout, prompts, self.steps)
         self.kept = Kept(run, policy, self.optimizer, self.ranks)
         self.step_done = 0
         self.retries = Retries(optim.nonfinite, run.seed)
         self.identity = ""
         """The id of the run; known once the output folder has been looked into."""
+
+    def _bring_to_devices(self) -> None:
+        """The reference, if somebody reads it, and the weights where they are trained, before there is an optimizer."""
+        updates = self.run.updates_per_step
+        plan = plan_scores(self.grpo, self.objectives, self.branches, updates)
+        if "ref" in plan.stored or "ref" in plan.live:
+            self.policy.freeze_reference()
+        if self.ranks.several and not self.policy.ranks.several:
+            self.policy.shard(self.ranks)
 
     def step(self, now: Now) -> dict[str, float]:
         """One rollout and its updates; returns the metrics. `now.step` counts from 1."""

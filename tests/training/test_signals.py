@@ -94,7 +94,7 @@ def hit(trained, moment, number, hang, monkeypatch):
     elif moment == "rollout":
         before(trained, "rollout")
     else:
-        before(trained, "_evaluate")
+        before(trained.beside, "evaluated")
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +176,7 @@ def test_the_first_evaluation_is_given_up(tiny_folder, tmp_path, monkeypatch, ca
         signal.raise_signal(signal.SIGHUP)
         time.sleep(30)
 
-    monkeypatch.setattr(cut, "_evaluate", evaluate)
+    monkeypatch.setattr(cut.beside, "evaluated", evaluate)
     with pytest.raises(Stopped) as ended:
         cut.fit()
     assert ended.value.code == 129
