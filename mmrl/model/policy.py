@@ -37,7 +37,7 @@ from mmrl.model.packing import pack
 from mmrl.model.processing import Encoded, PixelBudget, Processing
 from mmrl.model.ranks import Ranks
 from mmrl.model.row_layout import Layout
-from mmrl.model.sharding import Lent, Shard, Shards, filler, lend, mesh_of
+from mmrl.model.sharding import Lent, Shard, Shards, bring, filler, lend, mesh_of
 from mmrl.model.tags import TagMode
 from mmrl.model.vision_cache import VisionCache
 from mmrl.model.vision_tower import VisionTower, VisualFeatures, insert_features
@@ -264,6 +264,11 @@ class Policy:
         self._bring_home()
         self._call_all_units()
 
+    @property
+    def sharded(self) -> bool:
+        """Are its weights cut over several processes? Then all of them call the same units in the same order."""
+        return self._shards is not None
+
     def whole(self) -> AbstractContextManager[None]:
         """Inside, this process holds all weights and may sample and score alone. All processes enter it together."""
         return nullcontext() if self._shards is None else self._shards.whole()
@@ -283,11 +288,9 @@ class Policy:
 
     def _bring_home(self) -> None:
         """Move what does not lie where the model computes yet."""
-        self.model.to(self._home)
+        bring(self.model, self._home)
         if self._frozen_copy is not None:
-            frozen: Any = self._frozen_copy
-            # What was offloaded has its own way between the devices.
-            (frozen.model.visual if self.offload_reference else frozen).to(self._home)
+            bring(self._frozen_copy, self._home)
 
     @torch.no_grad()
     def _call_all_units(self) -> None:

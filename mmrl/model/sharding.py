@@ -58,7 +58,7 @@ class Lent(nn.Module):
         self.owners = nn.ModuleList(owners)
 
     @property
-    def weight(self) -> Tensor:
+    def weight(self) -> nn.Parameter:
         """[V, D]; a shard of it between calls."""
         return self.owners[0].weight  # type: ignore[return-value]
 
@@ -169,6 +169,18 @@ def mesh_of(ranks: Ranks, how: Shard, device: str) -> DeviceMesh | None:
         return init_device_mesh(device, (ranks.world,), mesh_dim_names=("shard",))
     shape = (machines, ranks.local_world)
     return init_device_mesh(device, shape, mesh_dim_names=("copy", "shard"))
+
+
+@torch.no_grad()
+def bring(model: nn.Module, device: torch.device) -> None:
+    """Move a model, but for shards and for what is offloaded: those have their own way between the devices."""
+    for parameter in model.parameters():
+        if not is_sharded(parameter) and not parameter.is_meta:
+            parameter.data = parameter.data.to(device)
+    for module in model.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None and not buffer.is_meta:
+                module._buffers[name] = buffer.to(device)
 
 
 @torch.no_grad()

@@ -71,7 +71,7 @@ PAPO_TWICE = Case(objectives=(PAPO(),), branch=GRAD, updates=2)
 LOW = LoRA(rank=4, vision=True)
 CASES = {
     "full": Case(),
-    "papo": Case(objectives=(PAPO(),), tokens=200),
+    "papo": Case(objectives=(PAPO(),), tokens=100),
     "papo with gradient, two updates": PAPO_TWICE,
     "untied": replace(PAPO_TWICE, folder="untied"),
     "Qwen3": replace(PAPO_TWICE, folder="3"),
@@ -86,7 +86,7 @@ CASES = {
     "frozen tower": Case(load={"freeze": ("vision", "merger")}, objectives=(PAPO(),)),
     "no picture on one": Case(prompts=(PICTURES[0], TEXT[0], PICTURES[1], TEXT[1])),
     "a clip on one": Case(
-        folder="3", prompts=(CLIP, TEXT[0], PICTURES[1], TEXT[1]), tokens=150
+        folder="3", prompts=(CLIP, TEXT[0], PICTURES[1], TEXT[1]), tokens=120
     ),
     "nothing trained on one": Case(untrained=(1, 3), updates=2, tokens=150),
     "an odd number of prompts": Case(prompts=tuple(PICTURES[:3]), updates=3),
@@ -97,6 +97,7 @@ CASES = {
     "reference on the CPU": Case(load={"offload_reference": True}),
     "recomputed": Case(load={"checkpointing": True}, updates=2),
     "half": Case(load={"dtype": "bfloat16"}, objectives=(PAPO(),), updates=2),
+    "groups cut": Case(tokens=70, prompts=(PICTURES[0], TEXT[0], PICTURES[1]), updates=2),
     "copies": replace(PAPO_TWICE, how="off"),
 }
 
