@@ -137,13 +137,7 @@ class Trainer:
             on_bad=run.on_bad,
             ranks=self.ranks,
         )
-        records = {"optim": optim, "sampling": sampling, "grpo": grpo, "early": early}
-        chosen = {"estimator": estimator, "surrogate": surrogate, "rollout": rollout}
-        self.settings = {
-            **settings_of(run, policy.description, prompts),
-            **described_method(rewards, self.branches, self.objectives, **records, **chosen),
-            **describe(settings or {}),
-        }
+        self.settings = self._described(prompts, early, settings or {})
         self.steps = planned_steps(run, prompts)
         self._bring_to_devices()
         self.optimizer = Optimizer(policy.named_parameters(), optim, self.ranks)
@@ -169,6 +163,19 @@ class Trainer:
         self.retries = Retries(optim.nonfinite, run.seed)
         self.identity = ""
         """The id of the run; known once the output folder has been looked into."""
+
+    def _described(
+        self, prompts: Prompts, early: EarlyStop, settings: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """What a continued run must agree on."""
+        records = {"optim": self.optim, "sampling": self.sampling, "grpo": self.grpo}
+        chosen = {"estimator": self.estimator, "surrogate": self.surrogate}
+        method = {**records, "early": early, **chosen, "rollout": self.rollout}
+        return {
+            **settings_of(self.run, self.policy.description, prompts),
+            **described_method(self.rewards, self.branches, self.objectives, **method),
+            **describe(settings),
+        }
 
     def _bring_to_devices(self) -> None:
         """The reference, if somebody reads it, and the weights where they are trained, before there is an optimizer."""

@@ -44,7 +44,7 @@ from mmrl.rewards.pay import RewardStopped
 from mmrl.training.checkpoint import CheckpointError
 from mmrl.training.compatibility import check_sampling
 from mmrl.training.door import entered
-from mmrl.training.run import Run
+from mmrl.training.run import Run, refuse_several_processes
 from mmrl.training.tracking import read_metrics
 from mmrl.training.trainer import Trainer, TrainingError
 
@@ -90,6 +90,8 @@ def launch(
         if PRINT in args:
             return show(asked.json())
         quiet_libraries()
+        if "run" not in asked.arguments:  # only what trains divides its work
+            refuse_several_processes(prog)
         tell(f"{prog} {asked.preset}")
         with ranks_of(asked.arguments) as ranks:
             _look_ahead(asked.arguments)

@@ -188,9 +188,7 @@ def open_policy(
         max_prompt_tokens=load.max_prompt_tokens,
         **(UNLIMITED if clips_sized else {}),
     )
-    # What has to be made first (the embedded model) is made by one process, and found by the others.
-    with ranks.first_before_others():
-        source, checkpoint = model_source(model)
+    source, checkpoint = model_source(model)
     # A checkpoint holds the trained weights alone, so adapters and frozen parts must be those it was trained with.
     stored = {} if checkpoint is None else policy_settings(checkpoint)
     with busy(f"Loading {model}"):

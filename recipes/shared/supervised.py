@@ -124,6 +124,8 @@ def published(
         / "warm"
         / f"{name}-{hashlib.blake2b(key, digest_size=8).hexdigest()}"
     )
-    if not target.is_dir():
-        tell(f"Warming up the tiny model for {name} (once; kept in the cache) …")
-    return tiny.publish(target, lambda place: supervised(start, lessons, place, numbers))
+    # Of several processes the first makes it, the others find it.
+    with Ranks.here().first_before_others():
+        if not target.is_dir():
+            tell(f"Warming up the tiny model for {name} (once; kept in the cache) …")
+        return tiny.publish(target, lambda place: supervised(start, lessons, place, numbers))
