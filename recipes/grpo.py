@@ -39,7 +39,7 @@ from mmrl.training.evaluate import evaluate, heldout_prompts
 from mmrl.training.left_out import LeftOut
 from mmrl.training.optim import Optim, Optimizer
 from mmrl.training.retries import ADVICE
-from mmrl.training.run import Run, planned_steps
+from mmrl.training.run import Run, planned_steps, refuse_several_processes
 from mmrl.training.tracking import Tracker, describe
 from mmrl.training.trainer import TrainingError
 from mmrl.types import Now, Rollout, Sampling
@@ -65,6 +65,7 @@ def main(
     lora: LoRA = LoRA(),
 ) -> None:
     """Train with GRPO, every call of a step in plain sight."""
+    refuse_several_processes("this recipe, which is a step in plain code,")
     policy = open_policy(model, load, lora, run)
     check_lengths(sampling, policy.context)
     check_sampling(sampling, group_normalized)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Replicate
+from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -24,3 +25,15 @@ def copies(tensor: Tensor, world: int) -> int:
         return world
     placed = zip(tensor.device_mesh.shape, tensor.placements, strict=True)
     return math.prod(size for size, place in placed if isinstance(place, Replicate))
+
+
+@torch.no_grad()
+def fill(target: Tensor, whole: Tensor) -> None:
+    """Copy a whole tensor into one of which this device may hold a part only."""
+    if isinstance(target, DTensor):
+        near = whole.to(target.device, target.dtype)
+        # Every device has the whole and takes its part: nothing is sent.
+        whole = distribute_tensor(
+            near, target.device_mesh, target.placements, src_data_rank=None
+        )
+    target.copy_(whole)

@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -68,9 +68,12 @@ class Ranks:
         """Group for messages, on the CPU; None for the default group of one process."""
         self.saving: Any = None
         """Group for checkpoints that are written while the training goes on."""
+        self.agreed_to_end = False
+        """Have all ranks agreed that the run ends before its last step (a signal)?"""
         self._store: Any = None
         self._watch: Watch | None = None
         self._waits = 0
+        self._told: Exception | None = None
 
     @classmethod
     def alone(cls) -> Ranks:
@@ -84,16 +87,32 @@ class Ranks:
         `device`: where the model will be, "cpu" or "cuda" (then this process takes the card of its local number).
         May be called again: there is one set of ranks in a process. Raises ValueError for a broken environment.
         """
-        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        if cls.asked() == 1:
             return cls.alone()
         if not _here:
             _here.append(cls._connected(device))
         return _here[0]
 
+    @staticmethod
+    def asked() -> int:
+        """How many processes torchrun started."""
+        return int(os.environ.get("WORLD_SIZE", "1"))
+
     @classmethod
     def here(cls) -> Ranks:
         """The ranks of this process, alone if nobody started them."""
         return _here[0] if _here else cls.alone()
+
+    @classmethod
+    def connected(cls) -> Ranks:
+        """As `here`. Raises ValueError if torchrun started several processes and nobody connected them."""
+        ranks = cls.here()
+        if cls.asked() > 1 and not ranks.several:
+            raise ValueError(
+                f"WORLD_SIZE is {cls.asked()}, but the processes are not connected: each would train for itself. Call "
+                'mmrl.model.ranks.Ranks.start("cpu" or "cuda") first, or start the program without torchrun.'
+            )
+        return ranks
 
     @property
     def several(self) -> bool:
@@ -150,10 +169,28 @@ class Ranks:
         except RankFailed:  # all know already
             raise
         except Exception as error:
-            if self.several and not lost(error):
+            if self.several and not lost(error) and not self.shares(error):
+                self._told = error
                 self.gathered(_Problem(f"{type(error).__name__}: {first_line(error)}"))
             raise
         self.agree(None)
+
+    def by_first(self, work: Callable[[], Value]) -> Value:
+        """What rank 0 found, on all; the others wait for it. Raises on all ranks if it raises."""
+        found: Any = None
+        with self.together():
+            if self.first:
+                found = work()
+        return self.broadcast(found)
+
+    def shares(self, error: BaseException) -> bool:
+        """Do all ranks know of this error, because a `together` told them of it or of its cause?"""
+        causes: BaseException | None = error
+        while causes is not None:
+            if causes is self._told or isinstance(causes, RankFailed):
+                return True
+            causes = causes.__cause__
+        return False
 
     @contextmanager
     def first_before_others(self) -> Iterator[None]:

@@ -32,6 +32,7 @@ from mmrl.training.retries import ADVICE, NonFiniteStep, OnNonFinite
 from mmrl.training.rollout_metrics import rollout_metrics, strength
 from mmrl.training.run import PhaseTimer
 from mmrl.training.score_plan import plan_scores
+from mmrl.training.whole_batch import WholeBatch, spans_batch
 from mmrl.types import Batch, Now, Rollout, Scores, VisualBranch
 
 Estimator = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -77,11 +78,20 @@ class Learner:
         )
 
     def learn(
-        self, rollouts: Sequence[Rollout], now: Now, clock: PhaseTimer
+        self,
+        rollouts: Sequence[Rollout],
+        now: Now,
+        clock: PhaseTimer,
+        places: Mapping[int, int] | None = None,
     ) -> dict[str, float]:
-        """Score, shape and update; returns the metrics."""
-        batch = self._collated(rollouts)
-        metrics = rollout_metrics(rollouts, batch) if rollouts else {}
+        """Score, shape and update; returns the metrics, which are those of all processes.
+
+        `places`: group number -> where its prompt stands in the order of the data (`Supply.group_places`).
+        """
+        whole = WholeBatch.of(self.policy.ranks, rollouts, places)
+        every = self._collated(whole.rollouts)
+        batch = whole.own(every, rollouts)
+        metrics = rollout_metrics(whole.rollouts, every)
         for name, branch in self.branches.items():
             found = strength(branch, now)
             if found is not None:
@@ -89,14 +99,14 @@ class Learner:
         views = Views(self.policy, batch.rollouts, self.branches, now)
         with clock("score"):
             batch = self._with_stored_scores(batch, views)
-            batch = self._with_advantages(batch, now)
+            batch = self._with_advantages(batch, every, whole, now)
         step = _Step(batch, views, now)
         with clock("update"):
             left_out = 0
             version = self.policy.version
-            for rows in update_rows(batch, self.updates_per_step, now, self.policy.ranks):
+            for rows in update_rows(every, self.updates_per_step, now):
                 try:
-                    metrics.update(self._update(step, rows))
+                    metrics.update(self._update(step, whole.rows_here(rows)))
                 except NonFiniteStep:
                     # The first update of a step can be tried again with other draws; later ones can only be left out.
                     has_moved = self.policy.version != version
@@ -144,8 +154,12 @@ class Learner:
         merged = {name: gathered(parts, pieces) for name, pieces in found.items()}
         return replace(batch, scores={**batch.scores, **merged})
 
-    def _with_advantages(self, batch: Batch, now: Now) -> Batch:
-        with torch.no_grad():
+    def _with_advantages(
+        self, batch: Batch, every: Batch, whole: WholeBatch, now: Now
+    ) -> Batch:
+        """This process's rows with their advantages; `every` row is seen where they depend on it."""
+
+        def shape(batch: Batch) -> Batch:
             paid = apply_kl_in_reward(self.grpo, batch)
             advantage = self.estimator(paid, batch.group, batch.mask)
             # One number per answer is spread over its trained tokens; KL in the reward gives one per token.
@@ -153,6 +167,11 @@ class Learner:
                 advantage = advantage[:, None] * batch.mask
             batch = replace(batch, advantage=advantage)
             return shaped_in_turn(self.objectives, self.memories, batch, now)
+
+        with torch.no_grad():
+            return whole.shaped(
+                batch, every, shape, spans_batch(self.estimator, self.objectives)
+            )
 
     def _update(self, step: _Step, rows: Sequence[int]) -> dict[str, float]:
         """One optimizer step on some rows of the batch."""
@@ -330,40 +349,27 @@ def _infinite_loss(value: Tensor, metrics: Mapping[str, Tensor]) -> str:
     return f"the loss is {value.item()} (its parts: {parts}). {ADVICE}"
 
 
-def update_rows(
-    batch: Batch, updates_per_step: int, now: Now, ranks: Ranks | None = None
-) -> list[list[int]]:
+def update_rows(batch: Batch, updates_per_step: int, now: Now) -> list[list[int]]:
     """Rows of each update: whole groups, shuffled by the step's seed if there are several updates.
 
-    Drawn over the groups of all processes, so that an update trains the same answers however many there are; a process
-    gets the rows that it owns, which may be none.
+    `batch` holds the answers of all processes, so that an update trains the same however many there are.
     """
-    ranks = ranks or Ranks.alone()
     members: dict[int, list[int]] = {}
     for row, group in enumerate(batch.group.tolist()):
         members.setdefault(group, []).append(row)
     groups = list(members.values())
-    everyone = _in_turn(ranks.gathered(len(groups)))
-    updates = min(updates_per_step, len(everyone))
-    if updates <= 1:
+    updates = min(updates_per_step, len(groups))
+    if updates == 1:
         return [list(chain(*groups))]
     rng = generator(now.seed, now.step, "updates")
-    order = torch.randperm(len(everyone), generator=rng).tolist()
+    order = torch.randperm(len(groups), generator=rng).tolist()
     # Rounded bounds instead of equal sizes: no group is left over and sizes differ by one at most.
-    bounds = [round(i * len(everyone) / updates) for i in range(updates + 1)]
+    bounds = [round(i * len(groups) / updates) for i in range(updates + 1)]
     shares: list[list[int]] = []
     for begin, end in pairwise(bounds):
-        chosen = [everyone[number] for number in order[begin:end]]
-        shares.append(
-            list(chain(*(groups[place] for rank, place in chosen if rank == ranks.rank)))
-        )
+        chosen = [groups[number] for number in order[begin:end]]
+        shares.append(list(chain(*chosen)))
     return shares
-
-
-def _in_turn(counts: Sequence[int]) -> list[tuple[int, int]]:
-    """(rank, its how many-th) of all groups, in the order of the prompts: those are dealt out in turn."""
-    every = [(place, rank) for rank, count in enumerate(counts) for place in range(count)]
-    return [(rank, place) for place, rank in sorted(every)]
 
 
 def combined(several: Sequence[Mapping[str, float]]) -> dict[str, float]:

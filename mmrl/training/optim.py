@@ -14,7 +14,7 @@ from torch import nn
 from mmrl.ground.require import require
 from mmrl.ground.seeds import derive_seed
 from mmrl.model.gradients import HALF, collect_in_fp32
-from mmrl.model.placement import is_sharded, own_part
+from mmrl.model.placement import fill, is_sharded, own_part
 from mmrl.model.ranks import Ranks
 from mmrl.model.sharding import add_up, norm_of
 from mmrl.training.retries import OnNonFinite
@@ -204,6 +204,54 @@ class Optimizer:
         # Masters hold bits that the half-precision weights have lost: they cannot be made from the weights.
         for (master, _), saved in zip(self._copies(), state["masters"], strict=True):
             master.data.copy_(saved)
+
+    def kept(self, place: int, *, fresh: bool = False) -> dict[str, torch.Tensor]:
+        """Of the n-th parameter: its "weight" at its most precise, and what AdamW keeps of it; to read or to fill.
+
+        `fresh`: zeros for what it keeps only after its first step.
+        """
+        master = self._masters[place]
+        state = self._adam.state[master]
+        if fresh and not state:
+            # As torch's AdamW begins it.
+            state["step"] = torch.zeros((), dtype=torch.float32, device=master.device)
+            for name in ("exp_avg", "exp_avg_sq"):
+                state[name] = torch.zeros_like(master, memory_format=torch.preserve_format)
+        return {"weight": master, **state}
+
+    def forget(self, place: int) -> None:
+        """Keep nothing of the n-th parameter but its weight, as before its first step."""
+        self._adam.state.pop(self._masters[place], None)
+
+    def restored(self, steps: int) -> None:
+        """After what is `kept` was filled: the half-precision weights are those of their masters, `steps` were done."""
+        self.steps = steps
+        for master, parameter in self._copies():
+            parameter.data.copy_(master)
+
+    def load_whole(self, state: dict[str, Any], weights: Sequence[torch.Tensor]) -> None:
+        """As `load`, of a state that one process wrote, into parameters of which this process may have a part only.
+
+        `weights`: those that were stored with it, which are whole, in the order of the parameters.
+        """
+        if not any(map(is_sharded, self.parameters)):
+            self.load(state)
+            return
+        masters = iter(state["masters"])
+        for place, weight in enumerate(weights):
+            precise = next(masters) if weight.dtype in HALF else weight
+            fill(self._masters[place], precise)
+        # One process numbers the weights that decay first, then the others.
+        least = 0 if self.settings.decay_all else 2
+        order = sorted(range(len(weights)), key=lambda place: weights[place].ndim < least)
+        for number, place in enumerate(order):
+            moments = state["adam"]["state"].get(number)
+            if moments is None:
+                continue
+            for name, value in self.kept(place, fresh=True).items():
+                if name != "weight":
+                    fill(value, moments[name])
+        self.restored(state["steps"])
 
     @contextmanager
     def _own_draws(self) -> Iterator[None]:

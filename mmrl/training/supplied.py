@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from mmrl.model.policy import Policy
 from mmrl.model.preparing import read_ahead
+from mmrl.model.ranks import Ranks
 from mmrl.objectives.base import Objective
 from mmrl.rollouts.groups import RolloutCall, chain
 from mmrl.rollouts.prompt_order import Supply
@@ -20,6 +21,7 @@ def supply_of(
     objectives: Sequence[Objective],
     branches: Mapping[str, VisualBranch],
     rollout: RolloutCall,
+    ranks: Ranks,
 ) -> Supply:
     """A run's prompts in their order, prepared and forgotten by the policy."""
     # Where groups are dropped, nobody knows beforehand which step a row will be in.
@@ -33,4 +35,5 @@ def supply_of(
         on_bad=run.on_bad,
         ahead=read_ahead(prompts, policy, objectives, shown),
         forget=policy.vision.forget,
+        ranks=ranks,
     )

@@ -35,11 +35,14 @@ Sink = Callable[[int, Mapping[str, float | None]], None]
 
 
 class Tracker:
-    """Writes the files of one run."""
+    """Writes the files of one run; of several processes one `writes`, the others leave them alone."""
 
-    def __init__(self, folder: Path, logger: Logger = "none", name: str = "") -> None:
+    def __init__(
+        self, folder: Path, logger: Logger = "none", name: str = "", *, writes: bool = True
+    ) -> None:
         self.folder = folder
-        self._sinks = _sinks(folder, logger, name)
+        self.writes = writes
+        self._sinks = _sinks(folder, logger, name) if writes else []
 
     @property
     def metrics_file(self) -> Path:
@@ -47,6 +50,8 @@ class Tracker:
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append one object; numbers that are not finite are written as null."""
+        if not self.writes:
+            return
         # JSON has neither NaN nor infinity.
         clean: dict[str, float | None] = {}
         for name, value in sorted(metrics.items()):
@@ -57,7 +62,7 @@ class Tracker:
 
     def sample(self, step: int, rollouts: Sequence[Rollout]) -> None:
         """Append answers with their rewards."""
-        for rollout in rollouts:
+        for rollout in rollouts if self.writes else ():
             truth = rollout.prompt.answer
             # References may be anything, also tensors and records of the user's.
             if not isinstance(truth, (str, int, float, list)):
@@ -77,6 +82,8 @@ class Tracker:
     def truncate(self, step: int, *, again: bool = False) -> None:
         """Forget what was written after this step, and its own metrics too if they will be logged `again`."""
         for name, latest in (("metrics.jsonl", step - again), ("samples.jsonl", step)):
+            if not self.writes:
+                return
             file = self.folder / name
             if not file.is_file():
                 continue

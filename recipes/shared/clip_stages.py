@@ -38,7 +38,7 @@ from mmrl.rewards.pay import Rewards
 from mmrl.rollouts.engine import HFEngine
 from mmrl.training.door import entered
 from mmrl.training.optim import Optim
-from mmrl.training.run import Run
+from mmrl.training.run import Run, refuse_several_processes
 from mmrl.training.tracking import (
     append_rows,
     describe,
@@ -149,6 +149,9 @@ def selected(
     """The prompts that RL is given."""
     file = selection.file or run.folder / "difficulty.jsonl"
     if selection.file is None:
+        refuse_several_processes(
+            "the pass that selects rows (do it first with python -m recipes.difficulty, then --selection.file FILE)"
+        )
         told = {"policy": policy.description, "prompts": describe_prompts(prompts)}
         measure_difficulty(policy, prompts, file, sampling, run.seed, told, run.rows_at_once)
     found = [row for row in answered(file) if "iou" in row]

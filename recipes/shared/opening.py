@@ -24,6 +24,7 @@ from mmrl.model.load import LoRA, adapted
 from mmrl.model.patches import PixelBudget
 from mmrl.model.policy import Policy
 from mmrl.model.preparing import default_workers
+from mmrl.model.ranks import Ranks
 from mmrl.model.sharding import Shard
 from mmrl.model.tags import TagMode
 from mmrl.model.thinking import ThinkingMode
@@ -36,7 +37,9 @@ from mmrl.training.checkpoint import (
     restore_weights,
 )
 from mmrl.training.door import refuse_unfit_output
-from mmrl.training.run import Run, refuse_several_processes
+from mmrl.training.run import Run
+from mmrl.training.shards import is_sharded_checkpoint
+from mmrl.training.shards import restore_weights as restore_shards
 from mmrl.types import Prompts
 
 EMBEDDED = "embedded"
@@ -200,9 +203,9 @@ def open_policy(
     `clips_sized`: frames of clips come at the size they shall be shown at, so the checkpoint's own limits are lifted.
     """
     # Both before the weights are read: that can take minutes, and these errors cost nothing to find.
-    refuse_several_processes()
+    ranks = Ranks.here()
     if run is not None:
-        refuse_unfit_output(run)
+        ranks.by_first(lambda: refuse_unfit_output(run))
     budget = PixelBudget(
         min_pixels=load.min_pixels,
         max_pixels=load.max_pixels,
@@ -225,10 +228,16 @@ def open_policy(
             offload_reference=load.offload_reference,
             tags=stored.get("tags", load.tags),
             thinking=stored.get("thinking", load.thinking),
+            shard=load.shard,
         )
     if checkpoint is not None:
-        restore_weights(checkpoint, policy.named_parameters())
-    policy.workers = default_workers(policy) if load.workers is None else load.workers
+        of_shards = is_sharded_checkpoint(checkpoint)
+        restore = restore_shards if of_shards else restore_weights
+        restore(checkpoint, policy.named_parameters())
+    if load.workers is None:
+        policy.workers = default_workers(policy, Ranks.here().local_world)
+    else:
+        policy.workers = load.workers
     if load.memory is not None:
         policy.memory = int(load.memory * GIB)
     if policy.has_adapter and policy.family.left_out_of_lora:

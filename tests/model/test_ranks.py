@@ -72,7 +72,7 @@ def failing(how):
     heard = []
     for step in range(3):
         try:
-            with ranks.together("rollout"):
+            with ranks.together("rollout"), ranks.together("pay"):
                 if step == 1 and ranks.rank == 1 and how == "before a message":
                     raise ValueError("row 7 is bad")
                 ranks.gathered(step)

@@ -12,6 +12,7 @@ import torch
 from mmrl.data.drawn.drawn import Drawn
 from mmrl.ground.faults import BadRow
 from mmrl.model.policy import Policy
+from mmrl.model.ranks import Ranks
 from mmrl.rollouts.engine import HFEngine
 from mmrl.rollouts.groups import (
     DynamicSampling,
@@ -25,6 +26,7 @@ from mmrl.rollouts.groups import (
 )
 from mmrl.rollouts.prompt_order import Supply
 from mmrl.types import Now, Prompt, Prompts, Role, Rollout, Sampling
+from tests.several import several, values
 
 NOW = Now(step=1, progress=0.0, seed=0)
 
@@ -322,3 +324,63 @@ def test_a_chain_of_rollout_functions():
         and plain.brings() == ()
         and not plain.sampled_under()
     )
+
+
+def sampled_dynamically(per_step, rounds, keep):
+    """(prompts of the kept groups, counters) of this rank."""
+    ranks = Ranks.start("cpu")
+    supply = Supply(Rows(None), per_step, seed=0, ranks=ranks)
+    pay = paid_by(lambda n, g: float(n % keep == 0 and g == 0))
+    try:
+        out = DynamicSampling(rounds=rounds)(Parrot(), pay, supply, Sampling(group_size=4), NOW)
+        kept = [int(group[0].prompt.id) for group in by_group(out)]
+        return kept, dict(supply.counters), supply.position
+    except ValueError as problem:
+        return str(problem)
+    finally:
+        ranks.end()
+
+
+@pytest.mark.parametrize(
+    ("per_step", "rounds", "keep"),
+    [(4, 20, 3), (5, 2, 4), (3, 0, 7), (4, 3, 10**6)],
+    ids=["full", "ends after its rounds", "as many as it takes", "one group"],
+)
+@pytest.mark.parametrize("world", [2, 3])
+def test_dynamic_sampling_keeps_the_same_groups_on_several_ranks(world, per_step, rounds, keep):
+    kept, counted, position = sampled_dynamically(per_step, rounds, keep)
+    found = values(several(world, sampled_dynamically, per_step, rounds, keep))
+    assert sorted(prompt for mine, _, _ in found for prompt in mine) == kept
+    assert all(place == position for _, _, place in found)
+    for name, count in counted.items():
+        assert sum(theirs.get(name, 0) for _, theirs, _ in found) == count, name
+
+
+def first_rates():
+    ranks = Ranks.start("cpu")
+    supply = Supply(Rows(7), 4, seed=0, ranks=ranks)
+
+    class Vision:
+        def no_update(self):
+            import contextlib
+
+            return contextlib.nullcontext()
+
+    class Model:
+        vision = Vision()
+
+        def encode(self, prompt):
+            pass
+
+    pay = paid_by(lambda n, g: float(n % 2 == g))
+    found = {}
+    first = FirstPass(found.update, Model(), at_once=3)
+    first(Parrot(), pay, supply, Sampling(group_size=4), NOW)
+    ranks.end()
+    return found
+
+
+def test_the_first_pass_knows_the_rates_of_all_ranks():
+    alone = first_rates()
+    assert len(alone) == 7
+    assert values(several(2, first_rates)) == [alone, alone]

@@ -808,7 +808,7 @@ def test_an_output_that_cannot_be_written(tiny_folder, tmp_path):
         box(tiny_folder, tmp_path / "file" / "run").fit()
 
 
-def test_several_processes_are_refused(tiny_folder, monkeypatch):
+def test_processes_that_nobody_connected_are_refused(tiny_folder, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match=r"WORLD_SIZE is 2.*without\s+torchrun"):
         box(tiny_folder)
