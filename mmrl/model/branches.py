@@ -8,14 +8,14 @@ Pixels are rendered and processed once per prompt (or answer) and step, however 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
 
 from mmrl.ground.seeds import generator
 from mmrl.model.packing import Group
 from mmrl.model.policy import Policy
-from mmrl.model.processing import Patches
+from mmrl.model.processing import Encoded, Patches
 from mmrl.types import Now, Prompt, Rollout, View, ViewContext, VisualBranch
 
 PLAIN = ("raw", "ref")
@@ -101,6 +101,20 @@ def render_branch(
         raise ValueError(f"The branch {name!r} cannot show prompt {prompt.id!r}: {reason}")
     policy.counters[f"views/{name}"] += len(prompt.media)
     encoded = policy.encode(prompt)
+    transform = transform_of(policy, prompt, encoded, name, branch, now, answer)
+    return policy.processing.rerender(prompt, encoded, transform, branch.stage)
+
+
+def transform_of(
+    policy: Policy,
+    prompt: Prompt,
+    encoded: Encoded,
+    name: str,
+    branch: VisualBranch,
+    now: Now,
+    answer: int,
+) -> Callable[[Tensor, int], Tensor]:
+    """What a branch does to the frames uint8 [F, 3, H, W] of a prompt's n-th medium, with the draws of this step."""
     # Asked before the view runs: saliency costs a run of the tower, which most views do not need.
     asks = branch.view.reads_saliency
 
@@ -111,7 +125,7 @@ def render_branch(
         context = ViewContext(prompt, medium, saliency)
         return branch.view(frames, context, rng, now)
 
-    return policy.processing.rerender(prompt, encoded, transform, branch.stage)
+    return transform
 
 
 def spoils(view: View, prompt: Prompt) -> str:

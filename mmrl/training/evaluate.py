@@ -81,11 +81,17 @@ def evaluate(
     sampling: Sampling,
     now: Now,
     part: str = "accuracy",
+    told: Callable[[Sequence[Rollout], Sequence[float]], None] | None = None,
 ) -> dict[str, float]:
-    """One greedy answer per prompt: `accuracy` (mean of the reward part), `reward`, `length`, `truncated`."""
+    """One greedy answer per prompt: `accuracy` (mean of the reward part), `reward`, `length`, `truncated`.
+
+    `told` is given the answers and the score of each.
+    """
     # Temperature 0 and one answer each: the score does not depend on the run's sampling or seed.
     greedy = replace(sampling, group_size=1, temperature=0.0)
     rollouts = answers_to(engine, prompts, rewards, greedy, now)
+    if told is not None:
+        told(rollouts, [_score(rollout, part) for rollout in rollouts])
     return summary(rollouts, part)
 
 

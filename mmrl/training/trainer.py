@@ -19,6 +19,7 @@ import copy
 import signal
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -36,6 +37,7 @@ from mmrl.rollouts.engine import Engine, HFEngine
 from mmrl.rollouts.groups import RolloutCall, group_rollout
 from mmrl.rollouts.prompt_order import Supply
 from mmrl.training import checkpoint
+from mmrl.training.closeups import keep_sample
 from mmrl.training.compatibility import check_lengths, check_setup
 from mmrl.training.door import Door, entered, settings_of
 from mmrl.training.early_stop import EarlyStop, Plateau
@@ -57,6 +59,7 @@ from mmrl.training.run import (
     single_process,
 )
 from mmrl.training.tracking import (
+    LOGS,
     Tracker,
     chat_as_line,
     describe,
@@ -207,10 +210,10 @@ class Trainer:
             for note in self.policy.processing.tags.notes(example, self.rewards.needs_tags):
                 progress.say(note)
             if self.heldout:
-                metrics = self._first_evaluation()
+                metrics = self._first_evaluation(tracker)
                 tracker.log(0, metrics)
                 self._stop_if_blind(metrics)
-        with self._signals.interrupts(), progress:
+        with self._signals.interrupts(), progress, tracker:
             while not self._ended() and not self._asked():
                 metrics = self._one_step(tracker)
                 progress.update(self.step_done, metrics)
@@ -218,7 +221,9 @@ class Trainer:
         if not self._ended():
             self._save()
             self._leave()
-        return self._finish(metrics, door)
+        metrics = self._finish(metrics, door)
+        tracker.refresh()
+        return metrics
 
     def _ended(self) -> bool:
         return self.step_done >= self.steps or self.plateau.reached
@@ -235,10 +240,11 @@ class Trainer:
         )
         raise KeyboardInterrupt if told == signal.SIGINT else Stopped(told)
 
-    def _first_evaluation(self) -> dict[str, float]:
+    def _first_evaluation(self, tracker: Tracker) -> dict[str, float]:
         try:
             with self._signals.until_overdue(single_process):
-                return self._evaluate(0) | self._probe(0) | self.left_out.metrics()
+                found = self._evaluate(0, tracker)
+                return found | self._probe(0) | self.left_out.metrics()
         except GivenUp:
             Progress.say("Stopped before the first step; the same command starts again.")
             raise Stopped(self._signals.asked) from None
@@ -275,8 +281,8 @@ class Trainer:
         self.step_done = number
         metrics.update(self.plateau.observe(metrics))
         if due(number, self.run.sample_every):
-            first = self._last_rollouts[0].group
-            tracker.sample(number, [r for r in self._last_rollouts if r.group == first])
+            now, rollouts = Now(number, number / self.steps, self.run.seed), self._last_rollouts
+            keep_sample(tracker, self.policy, rollouts, self.learner.maps, self.branches, now)
         # Here, for whoever continues with the evaluation that is owed no longer has the answers.
         metrics.update(self.looks(self.policy, self._last_rollouts, number))
         return self._conclude(metrics, tracker)
@@ -288,7 +294,7 @@ class Trainer:
         try:
             with self._signals.until_overdue(single_process):
                 if self.heldout and (last or due(number, self.run.eval_every)):
-                    metrics.update(self._evaluate(number))
+                    metrics.update(self._evaluate(number, tracker))
                 if self.monitor.probe_every and (last or due(number, self.monitor.probe_every)):
                     metrics.update(self._probe(number))
         except GivenUp:
@@ -339,10 +345,13 @@ class Trainer:
             self.grpo, self.rewards(rollouts), self.sampling.max_tokens
         )
 
-    def _evaluate(self, step: int) -> dict[str, float]:
+    def _evaluate(self, step: int, tracker: Tracker) -> dict[str, float]:
         now = Now(step, step / self.steps, self.run.seed)
+        told = partial(tracker.evaluated, step)
         with aside(self.policy, self.rewards, "evaluate") as seconds:
-            found = evaluate(self.engine, self.heldout, self.rewards, self.sampling, now)
+            found = evaluate(
+                self.engine, self.heldout, self.rewards, self.sampling, now, told=told
+            )
         return {**{f"eval/{k}": v for k, v in found.items()}, **seconds}
 
     def _probe(self, step: int) -> dict[str, float]:
@@ -420,7 +429,7 @@ class Trainer:
         newest, complaints = checkpoint.newest_whole(checkpoints)
         door.write_settings(self.settings)
         if newest is None:
-            for name in ("metrics.jsonl", "samples.jsonl", "skipped.jsonl"):
+            for name in LOGS:
                 (folder / name).unlink(missing_ok=True)
             self.left_out.write(folder / "skipped.jsonl")
             return {}
