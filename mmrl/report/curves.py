@@ -180,8 +180,10 @@ LAST = ("optim", "grad_norm", "data", "time", "memory", "tokens", "patches", "sc
 """What comes last."""
 SPREAD = ("reward/std", "reward/group_std", "reward/even_groups")
 """Of the reward, but none of its parts."""
-HIDDEN = ("alarm", "report")
-"""Not drawn: told in words."""
+HIDDEN = ("alarm/", "report/", "eval/accuracy_error")
+"""Not drawn: told in words, or part of another curve."""
+ERRORS = 1.96
+"""Standard errors on either side of an accuracy (95 %)."""
 
 
 @dataclass(frozen=True)
@@ -244,6 +246,16 @@ def _joined(prefix: str, named: Sequence[_Named], run: RunFiles) -> Iterator[Cha
     if len(shown) > 1:
         curves = [Curve(name, by_name[name], place) for place, name in enumerate(shown)]
         yield Chart(f"{prefix}: all parts", curves)
+
+
+def _points(run: RunFiles, name: str) -> list[Point]:
+    """The points of a metric; the band of an accuracy is its 95 % interval."""
+    pairs = run.curve(name)
+    if name != "eval/accuracy" or len(pairs) > POINTS:
+        return thinned(pairs)
+    errors = dict(run.curve("eval/accuracy_error"))
+    widths = {step: ERRORS * errors.get(step, 0.0) for step, _ in pairs}
+    return [Point(step, at, at - widths[step], at + widths[step]) for step, at in pairs]
 
 
 def _rank(prefix: str) -> tuple[int, str]:

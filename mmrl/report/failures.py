@@ -1,4 +1,4 @@
-"""What went wrong in a run, in words: alarms, rows that were skipped, media in quarantine, failures that were counted."""
+"""What went wrong in a run, in words: alarms, skipped rows, media in quarantine, failures that were counted."""
 
 from __future__ import annotations
 

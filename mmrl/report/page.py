@@ -1,8 +1,8 @@
 """The shell of every page: one file without network, by keyboard, light and dark, printable, and safe.
 
 Texts of rows and models go through three gates. They are escaped by the template; characters that turn the reading
-direction or order a terminal about are written out; and the page's own policy allows no script but ours, by its hash, no
-link to anywhere, and no picture but pixels that lie in the page.
+direction or order a terminal about are written out; and the page's own policy allows no script but ours, by its hash,
+no link to anywhere, and no picture but pixels that lie in the page.
 """
 
 from __future__ import annotations

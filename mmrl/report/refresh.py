@@ -54,8 +54,8 @@ class Refresh:
             if not self._said:
                 self._said = True
                 Progress.say(
-                    f"{what} could not be written ({type(error).__name__}: {error}); training goes on, further failures "
-                    f"are counted as report/failures, and `mmrl report {self.folder}` makes the report afterwards."
+                    f"{what} could not be written ({type(error).__name__}: {error}); training goes on, further "
+                    f"failures are counted as report/failures; `mmrl report {self.folder}` makes the report later."
                 )
 
     def failures(self) -> dict[str, float]:

@@ -40,6 +40,7 @@ from mmrl.training import checkpoint
 from mmrl.training.closeups import keep_sample
 from mmrl.training.compatibility import check_lengths, check_setup
 from mmrl.training.door import Door, entered, settings_of
+from mmrl.training.dry import Parts, hand_over
 from mmrl.training.early_stop import EarlyStop, Plateau
 from mmrl.training.evaluate import aside, evaluate, heldout_prompts
 from mmrl.training.first_looks import FirstLooks
@@ -183,6 +184,7 @@ class Trainer:
         write a checkpoint. A second signal leaves at once.
         """
         self.looks.refuse_text(self.supply.prompts)
+        hand_over(self._parts())
         with (
             entered(self.run) as door,
             checkpoint.disk(door.folder),
@@ -224,6 +226,11 @@ class Trainer:
         metrics = self._finish(metrics, door)
         tracker.refresh()
         return metrics
+
+    def _parts(self) -> Parts:
+        first = Now(1, 1 / self.steps, self.run.seed)
+        who = (self.policy, self.supply, self.rewards, self.branches)
+        return Parts(*who, self.left_out, first)
 
     def _ended(self) -> bool:
         return self.step_done >= self.steps or self.plateau.reached

@@ -22,6 +22,7 @@ from mmrl.model.load import LoRA
 from mmrl.model.patches import PixelBudget
 from mmrl.model.policy import Policy
 from mmrl.model.tags import TagMode
+from mmrl.model.weightless import weightless
 from mmrl.recipes.shared.embedded import warm_model
 from mmrl.recipes.shared.paying import StyleName, style_of
 from mmrl.training.checkpoint import (
@@ -31,6 +32,7 @@ from mmrl.training.checkpoint import (
     restore_weights,
 )
 from mmrl.training.door import refuse_unfit_output
+from mmrl.training.dry import is_dry
 from mmrl.training.run import Run, refuse_several_processes
 from mmrl.types import Prompts
 
@@ -181,6 +183,8 @@ def open_policy(
         **(UNLIMITED if clips_sized else {}),
     )
     source, checkpoint = model_source(model)
+    if is_dry():
+        return weightless(source, budget, load.tags)
     # A checkpoint holds the trained weights alone, so adapters and frozen parts must be those it was trained with.
     stored = {} if checkpoint is None else policy_settings(checkpoint)
     with busy(f"Loading {model}"):

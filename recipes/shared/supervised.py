@@ -22,6 +22,7 @@ from mmrl.model import tiny
 from mmrl.model.policy import Policy
 from mmrl.rewards.pay import Rewards, in_process
 from mmrl.rollouts.groups import LabelRollout
+from mmrl.training.dry import is_dry
 from mmrl.training.optim import Optim
 from mmrl.training.run import Run
 from mmrl.training.trainer import Trainer
@@ -121,6 +122,9 @@ def published(
         / "warm"
         / f"{name}-{hashlib.blake2b(key, digest_size=8).hexdigest()}"
     )
+    # Who only looks at rows needs the processor, which the start has.
+    if is_dry():
+        return start
     if not target.is_dir():
         tell(f"Warming up the tiny model for {name} (once; kept in the cache) …")
     return tiny.publish(target, lambda place: supervised(start, lessons, place, numbers))
