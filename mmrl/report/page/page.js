@@ -100,7 +100,7 @@
     const values = answer.maps[name];
     // The scale leaves out the most extreme hundredth, so that one token does not pale all others.
     const sizes = values.map(Math.abs).sort((a, b) => a - b);
-    const most = sizes[Math.floor(0.99 * (sizes.length - 1))] || 1;
+    const most = sizes[Math.ceil(0.99 * sizes.length) - 1] || 1;
     said.replaceChildren(...answer.tokens.map((token, place) => {
       const span = make("span", token), strength = Math.min(1, Math.abs(values[place]) / most);
       span.style.background = `rgb(var(--${values[place] < 0 ? "cold" : "hot"}) / ${(0.62 * strength).toFixed(3)})`;
