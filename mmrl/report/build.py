@@ -6,6 +6,7 @@ write_report(folders, output)       one run, or several compared
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -70,7 +71,7 @@ class Shown:
         settings, machine = self.run.settings, self.run.environment
         policy, prompts = settings.get("policy", {}), settings.get("prompts", {})
         told = {
-            "command": machine.get("command"),
+            "command": _command(text(machine.get("command", ""))),
             "started": machine.get("started"),
             "steps": self.run.last_step,
             "duration": self.duration,
@@ -243,6 +244,15 @@ def _asked(runs: Sequence[RunFiles]) -> dict[str, str]:
         for row in rows
         if "question" in row
     }
+
+
+def _command(line: str) -> str:
+    """A command line as it was typed, rather than with the whole path of what it ran."""
+    program, space, rest = line.partition(" ")
+    recipe = re.search(r"[/\\]recipes[/\\](\w+)\.py$", program)
+    if recipe:
+        return f"python -m recipes.{recipe[1]}{space}{rest}"
+    return f"{Path(program).name}{space}{rest}" if line else ""
 
 
 def _data(prompts: object) -> str:

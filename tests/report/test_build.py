@@ -196,6 +196,23 @@ def test_mistakes_are_told_in_a_sentence(args, said):
     assert said in str(stop.value)
 
 
+@pytest.mark.parametrize(
+    ("stored", "said"),
+    [
+        (
+            "/home/me/mmrl/recipes/papo.py 7b --run.seed 1",
+            "python -m recipes.papo 7b --run.seed 1",
+        ),
+        ("/usr/bin/mmrl papo", "mmrl papo"),
+        ("my_script.py", "my_script.py"),
+    ],
+)
+def test_commands_are_shown_as_they_were_typed(make_run, stored, said):
+    folder = make_run(metrics=[{"step": 1, "a/b": 1.0}])
+    (folder / "config.json").write_text(json.dumps({"environment": {"command": stored}}))
+    assert f"<dd>{said}</dd>" in report_page([read_run(folder)])
+
+
 def test_metrics_of_a_file_are_plain_json(make_run):
     run = read_run(
         make_run(metrics=[{"step": 2, "a": 1.0}, {"step": 1, "a": 2.0}, {"step": 2, "a": 3}])

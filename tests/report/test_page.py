@@ -44,8 +44,8 @@ TAGS = set(
     re.findall(
         r"\w+",
         "html head meta title style body a header h1 h2 h3 h4 nav div button span dialog p kbd form main section "
-        "article dl dt dd small b i strong label input details summary figure figcaption svg g path text circle ul ol li "
-        "output table thead tbody tr th td pre img script",
+        "article dl dt dd small b i strong label input details summary figure figcaption svg g path text circle ul ol "
+        "li output table thead tbody tr th td pre img script",
     )
 )
 
