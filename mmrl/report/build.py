@@ -25,7 +25,13 @@ FILE = "report.html"
 def write_run_report(folder: Path) -> Path:
     """Write the report of one run into its folder; returns the file."""
     file = folder / FILE
-    write_page(file, report_page([read_run(folder)]))
+    page = report_page([read_run(folder)])
+    try:
+        write_page(file, page)
+    except OSError:
+        # On a full disk, half a page would take the room that a checkpoint needs.
+        (folder / f".{FILE}.draft").unlink(missing_ok=True)
+        raise
     return file
 
 
@@ -260,6 +266,8 @@ def _data(prompts: object) -> str:
     if not isinstance(prompts, dict):
         return ""
     name = prompts.get("name") or prompts.get("task") or prompts.get("class", "")
+    if not name:
+        return ""
     size = prompts.get("size")
     return f"{text(name)}, {size} rows" if size else f"{text(name)}, endless"
 

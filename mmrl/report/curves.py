@@ -147,7 +147,13 @@ class Frame:
     def columns(self) -> list[dict[str, Any]]:
         """Marks at round steps."""
         marks = [mark for mark in ticks(self.first, self.last, 5) if mark == round(mark)]
-        return [{"x": self.place(mark, self.low)[0], "label": label(mark)} for mark in marks]
+        placed = [(self.place(mark, self.low)[0], label(mark)) for mark in marks]
+        # At the border a centred label would be cut off.
+        border = WIDTH - RIGHT - 12
+        return [
+            {"x": x, "label": text, "anchor": "end" if x > border else "middle"}
+            for x, text in placed
+        ]
 
 
 @dataclass(frozen=True)

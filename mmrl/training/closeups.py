@@ -14,7 +14,7 @@ tens of kilobytes, however long answers and clips are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,7 @@ from torch import Tensor
 from mmrl.model.branches import transform_of
 from mmrl.model.policy import Policy
 from mmrl.report.pictures import strip
+from mmrl.rollouts.groups import RolloutCall, chain
 from mmrl.training.tracking import Tracker
 from mmrl.types import Batch, Media, Now, Prompt, Rollout, Scores, VisualBranch
 
@@ -34,6 +35,10 @@ MEDIA, FRAMES = 3, 6
 LONGEST, LONGEST_FRAME = 224, 112
 """Pixels on the longer side of a picture, and of a frame of a clip."""
 DIGITS = 3
+UNFINISHED = "\ufffd"
+"""What decoders write for bytes that are no character yet."""
+LONGEST_CHARACTER = 4
+"""Bytes, and so tokens at most, of one character in UTF-8."""
 
 
 @dataclass
@@ -86,6 +91,16 @@ class TokenMaps:
         return {name: _rounded(numbers[:length]) for name, numbers in sorted(shown.items())}
 
 
+def all_branches(
+    branches: Mapping[str, VisualBranch], rollout: RolloutCall
+) -> dict[str, VisualBranch]:
+    """The branches that are scored, and those under which answers are sampled."""
+    found = dict(branches)
+    for part in chain(rollout):
+        found |= part.sampled_under()
+    return found
+
+
 def keep_sample(
     tracker: Tracker,
     policy: Policy,
@@ -113,13 +128,31 @@ def close_up(
     answers = []
     for row, rollout in zip(maps.rows, group, strict=False):
         ids = rollout.tokens[:TOKENS].tolist()
-        spelt = [policy.processing.spell([number]) for number in ids]
+        spelt = spelt_out(ids, policy.processing.spell)
         answers.append({"tokens": spelt, **maps.answer(row, len(ids))})
     pictures = {"raw": shown_media(prompt.media)}
     if prompt.media:
         for name, branch in branches.items():
             pictures[name] = shown_media(branch_media(policy, prompt, name, branch, now))
     return {"prompt": prompt.id, "pictures": pictures, "answers": answers}
+
+
+def spelt_out(ids: Sequence[int], spell: Callable[[Sequence[int]], str]) -> list[str]:
+    """The text of each token; of several that make up one character, the last has it and the others nothing."""
+    spelt: list[str] = []
+    waiting: list[int] = []
+    for number in ids:
+        waiting.append(number)
+        text = spell(waiting)
+        # An unfinished character; one that never comes to its end is not waited for.
+        if text.endswith(UNFINISHED) and len(waiting) < LONGEST_CHARACTER:
+            spelt.append("")
+            continue
+        spelt.append(text)
+        waiting = []
+    if waiting:
+        spelt[-1] = spell(waiting)
+    return spelt
 
 
 def branch_media(

@@ -37,7 +37,7 @@ from mmrl.rollouts.engine import Engine, HFEngine
 from mmrl.rollouts.groups import RolloutCall, group_rollout
 from mmrl.rollouts.prompt_order import Supply
 from mmrl.training import checkpoint
-from mmrl.training.closeups import keep_sample
+from mmrl.training.closeups import all_branches, keep_sample
 from mmrl.training.compatibility import check_lengths, check_setup
 from mmrl.training.door import Door, entered, settings_of
 from mmrl.training.dry import Parts, hand_over
@@ -229,8 +229,8 @@ class Trainer:
 
     def _parts(self) -> Parts:
         first = Now(1, 1 / self.steps, self.run.seed)
-        who = (self.policy, self.supply, self.rewards, self.branches)
-        return Parts(*who, self.left_out, first)
+        shown = all_branches(self.branches, self.rollout)
+        return Parts(self.policy, self.supply, self.rewards, shown, self.left_out, first)
 
     def _ended(self) -> bool:
         return self.step_done >= self.steps or self.plateau.reached

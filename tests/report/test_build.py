@@ -156,6 +156,7 @@ def test_a_report_never_stops_a_run(make_run, capsys):
     report = Refresh(folder)
     for _ in range(3):
         report.write()
+    assert not (folder / ".report.html.draft").exists()
     assert report.failures() == {"report/failures": 3.0} and report.failures() == {}
     said = capsys.readouterr()
     assert (said.out + said.err).count("could not be written") == 1

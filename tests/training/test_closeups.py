@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mmrl.report.pictures import is_picture
-from mmrl.training.closeups import ANSWERS, FRAMES, MEDIA, TokenMaps, shown_media
+from mmrl.training.closeups import ANSWERS, FRAMES, MEDIA, TokenMaps, shown_media, spelt_out
 from mmrl.types import Batch, Media, Rollout, Scores
 
 
@@ -68,6 +68,23 @@ def test_pictures_are_small_and_few():
 def test_no_number_is_lost_where_a_branch_was_not_scored():
     maps = TokenMaps.of(dataclasses.replace(batch([1, 1]), scores={}))
     assert maps.answer(1, 3) == {"advantage": [3.0, 4.0, 5.0]}
+
+
+@pytest.mark.parametrize("text", ["plain", "größer 你好 🙂!", "🙂"])
+def test_characters_of_several_tokens_are_whole(text):
+    """With one token per byte, as a vocabulary has for what it does not know."""
+
+    def spell(ids):
+        return bytes(ids).decode("utf-8", "replace")
+
+    spelt = spelt_out(list(text.encode()), spell)
+    assert "".join(spelt) == text and len(spelt) == len(text.encode())
+    assert set(spelt) <= {"", *text}
+
+
+def test_bytes_that_are_no_character_are_not_waited_for():
+    spelt = spelt_out([0xFF, 0x41, 0xE4], lambda ids: bytes(ids).decode("utf-8", "replace"))
+    assert len(spelt) == 3 and "".join(spelt) == "\ufffdA\ufffd"
 
 
 @pytest.mark.parametrize("text", ["data:image/png;base64,AAAA", "data:image/jpeg;base64,A+/="])

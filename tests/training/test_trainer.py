@@ -504,7 +504,7 @@ def test_what_the_report_shows_is_kept(finished):
         scores = [row["score"] for row in logs["eval"] if row["step"] == step]
         assert sum(scores) / 2 == pytest.approx(metrics[step]["eval/accuracy"])
     page = (output / "report.html").read_text()
-    assert "finished" in page and page.count("data-heat") == 6
+    assert "finished" in page and page.count('data-heat="') == 6
     assert not any("report/failures" in row for row in metrics.values())
 
 
