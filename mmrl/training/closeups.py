@@ -133,6 +133,9 @@ def close_up(
     pictures = {"raw": shown_media(prompt.media)}
     if prompt.media:
         for name, branch in branches.items():
+            # Attention of a model that lies on several processes is asked by all or by none.
+            if branch.view.reads_saliency and _several():
+                continue
             pictures[name] = shown_media(branch_media(policy, prompt, name, branch, now))
     return {"prompt": prompt.id, "pictures": pictures, "answers": answers}
 
@@ -187,6 +190,12 @@ def shown_media(
         size = longest_frame if medium.is_video else longest
         shown.append(strip(frames, times, size, FRAMES))
     return shown
+
+
+def _several() -> bool:
+    """Do several processes work on the run?"""
+    group = torch.distributed
+    return group.is_available() and group.is_initialized() and group.get_world_size() > 1
 
 
 def _rounded(numbers: Tensor) -> list[float]:
