@@ -16,7 +16,7 @@ from typing import Any
 from mmrl.ground.outputs import refuse_file
 from mmrl.report import curves, evaluation, failures, samples
 from mmrl.report.page import is_page, render, write_page
-from mmrl.report.run_files import RunFiles, read_run, text
+from mmrl.report.run_files import Row, RunFiles, mapping, read_run, text
 
 FILE = "report.html"
 """Name of a run's own report in its folder."""
@@ -75,14 +75,14 @@ class Shown:
     def facts(self) -> list[tuple[str, str]]:
         """What was run, in a few words."""
         settings, machine = self.run.settings, self.run.environment
-        policy, prompts = settings.get("policy", {}), settings.get("prompts", {})
+        policy = mapping(settings.get("policy"))
         told = {
             "command": _command(text(machine.get("command", ""))),
             "started": machine.get("started"),
             "steps": self.run.last_step,
             "duration": self.duration,
-            "model": policy.get("source") if isinstance(policy, dict) else None,
-            "data": _data(prompts),
+            "model": policy.get("source"),
+            "data": _data(mapping(settings.get("prompts"))),
             "folder": str(self.run.folder),
             "versions": _versions(machine),
         }
@@ -104,10 +104,12 @@ class Shown:
             curve = self.run.curve(name)
             # An evaluation is a measurement of its own; single steps are noisy, so a tenth stands for each end.
             pair = curves.ends(curve)
-            if pair and name.startswith("eval/"):
+            if pair is None:
+                continue
+            if name.startswith("eval/"):
                 pair = curve[0][1], curve[-1][1]
-            if pair:
-                shown.append({"title": title, "before": pair[0], "after": pair[1]})
+            before, after = pair
+            shown.append({"title": title, "before": before, "after": after})
         return shown
 
     @property
@@ -115,12 +117,14 @@ class Shown:
         """Means of every metric of a branch, at both ends of the run."""
         found = []
         for name in self.run.names():
+            prefix, _, rest = name.partition("/")
             pair = curves.ends(self.run.curve(name))
-            if name.startswith("branch/") and pair:
-                _, branch, metric = (name + "//").split("/")[:3]
-                found.append(
-                    {"branch": branch, "metric": metric, "before": pair[0], "after": pair[1]}
-                )
+            if prefix != "branch" or pair is None:
+                continue
+            branch, _, metric = rest.partition("/")
+            before, after = pair
+            row = {"branch": branch, "metric": metric}
+            found.append({**row, "before": before, "after": after})
         return found
 
     @property
@@ -153,7 +157,8 @@ def report_page(runs: Sequence[RunFiles]) -> str:
     ]
     groups = curves.chart_groups(runs, labels)
     charts = [chart for group in groups for chart in group.charts]
-    taken = [samples.collect(run) for run in runs]
+    # The room on the page is shared.
+    taken = [samples.collect(run, 1 / len(runs)) for run in runs]
     heat, offsets = [], []
     for found in taken:
         offsets.append(len(heat))
@@ -194,8 +199,9 @@ def settings_table(runs: Sequence[RunFiles]) -> list[dict[str, Any]]:
     names = sorted({name for values in flat for name in values})
     rows = []
     for name in names:
-        values = [values.get(name, "–") for values in flat]
-        rows.append({"name": name, "values": values, "differs": len(set(values)) > 1})
+        values = [settings.get(name, "–") for settings in flat]
+        differs = len(set(values)) > 1
+        rows.append({"name": name, "values": values, "differs": differs})
     return sorted(rows, key=lambda row: not row["differs"])
 
 
@@ -234,22 +240,24 @@ def _over_time(run: RunFiles) -> dict[str, Any] | None:
     steps = sorted({row["step"] for row in run.evaluations})
     if len(steps) < 2:
         return None
-    before, after = (evaluation.scores_at(run, step) for step in (steps[0], steps[-1]))
+    first, last = steps[0], steps[-1]
+    before = evaluation.scores_at(run, first)
+    after = evaluation.scores_at(run, last)
     found = evaluation.change(before, after)
     if found is None:
         return None
     flips = evaluation.flips(before, after, _asked([run]))
-    return {"steps": (steps[0], steps[-1]), "change": found, "flips": flips}
+    return {"steps": (first, last), "change": found, "flips": flips}
 
 
 def _asked(runs: Sequence[RunFiles]) -> dict[str, str]:
     """Question -> its text, where a run kept it."""
-    rows = [row for run in runs for row in [*run.evaluations, *run.samples]]
-    return {
-        text(row.get("prompt")): samples.cut(text(row["question"]))
-        for row in rows
-        if "question" in row
-    }
+    found: dict[str, str] = {}
+    for run in runs:
+        for row in [*run.evaluations, *run.samples]:
+            if "question" in row:
+                found[text(row.get("prompt"))] = samples.cut(text(row["question"]))
+    return found
 
 
 def _command(line: str) -> str:
@@ -261,13 +269,12 @@ def _command(line: str) -> str:
     return f"{Path(program).name}{space}{rest}" if line else ""
 
 
-def _data(prompts: object) -> str:
+def _data(prompts: Row) -> str:
     """A collection of prompts in a few words."""
-    if not isinstance(prompts, dict):
+    names = [prompts[key] for key in ("name", "task", "class") if prompts.get(key)]
+    if not names:
         return ""
-    name = prompts.get("name") or prompts.get("task") or prompts.get("class", "")
-    if not name:
-        return ""
+    name = names[0]
     size = prompts.get("size")
     return f"{text(name)}, {size} rows" if size else f"{text(name)}, endless"
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
+from mmrl.ground.printable import printable
 from mmrl.report.run_files import RunFiles, mapping
 
 POINTS = 300
@@ -87,7 +89,7 @@ class Chart:
             "frame": [frame.first, frame.last, frame.low, frame.high],
             "curves": [
                 {
-                    "label": curve.label,
+                    "label": printable(curve.label),
                     "x": [_short(point.step) for point in curve.points],
                     "y": [_short(point.mean) for point in curve.points],
                 }
@@ -135,25 +137,32 @@ class Frame:
         """The area between the smallest and the largest values; "" where they are the same."""
         if all(point.low == point.high for point in points):
             return ""
-        above = [self.place(point.step, point.high) for point in points]
-        below = [self.place(point.step, point.low) for point in reversed(points)]
-        return "M" + "L".join(f"{x:g} {y:g}" for x, y in [*above, *below]) + "Z"
+        above = [(point.step, point.high) for point in points]
+        below = [(point.step, point.low) for point in reversed(points)]
+        steps, values = zip(*above, *below, strict=True)
+        return f"{self.path(steps, values)}Z"
 
     def rows(self) -> list[dict[str, Any]]:
         """Horizontal lines at round values."""
-        marks = ticks(self.low, self.high, 4)
-        return [{"y": self.place(self.first, mark)[1], "label": label(mark)} for mark in marks]
+        rows: list[dict[str, Any]] = []
+        for mark in ticks(self.low, self.high, 4):
+            _, y = self.place(self.first, mark)
+            rows.append({"y": y, "label": label(mark)})
+        return rows
 
     def columns(self) -> list[dict[str, Any]]:
         """Marks at round steps."""
-        marks = [mark for mark in ticks(self.first, self.last, 5) if mark == round(mark)]
-        placed = [(self.place(mark, self.low)[0], label(mark)) for mark in marks]
-        # At the border a centred label would be cut off.
+        columns: list[dict[str, Any]] = []
         border = WIDTH - RIGHT - 12
-        return [
-            {"x": x, "label": text, "anchor": "end" if x > border else "middle"}
-            for x, text in placed
-        ]
+        for mark in ticks(self.first, self.last, 5):
+            # Between two steps there is nothing.
+            if mark != round(mark):
+                continue
+            x, _ = self.place(mark, self.low)
+            # At the border a centred label would be cut off.
+            anchor = "end" if x > border else "middle"
+            columns.append({"x": x, "label": label(mark), "anchor": anchor})
+        return columns
 
 
 @dataclass(frozen=True)
@@ -202,37 +211,70 @@ class _Named:
     @property
     def constant(self) -> float | None:
         """The value of a metric that has only one, over more than one step; else None."""
-        points = [point for run in self.runs.values() for point in run]
-        values = {value for point in points for value in (point.low, point.high)}
-        return points[0].mean if len(points) > 1 and len(values) == 1 else None
+        points = list(chain(*self.runs.values()))
+        low = min(point.low for point in points)
+        high = max(point.high for point in points)
+        return low if len(points) > 1 and low == high else None
 
     def chart(self, order: Sequence[str]) -> Chart:
         """One curve per run, in the run's colour."""
-        curves = [Curve(run, points, order.index(run)) for run, points in self.runs.items()]
+        curves: list[Curve] = []
+        for run, points in self.runs.items():
+            curves.append(Curve(run, points, order.index(run)))
         return Chart(self.name, curves)
 
 
 def chart_groups(runs: Sequence[RunFiles], labels: Sequence[str]) -> list[ChartGroup]:
     """All metrics of some runs: joined charts of the reward's and the loss's parts for one run, then one per metric."""
     found: dict[str, list[_Named]] = {}
-    for name in sorted({name for run in runs for name in run.names()}):
-        curves = {
-            label: thinned(run.curve(name)) for run, label in zip(runs, labels, strict=True)
-        }
-        curves = {label: points for label, points in curves.items() if points}
-        if curves and name.partition("/")[0] not in HIDDEN:
-            found.setdefault(name.partition("/")[0], []).append(_Named(name, curves))
+    for named in _all_metrics(runs, labels):
+        prefix = named.name.partition("/")[0]
+        found.setdefault(prefix, []).append(named)
     groups = []
     for prefix in sorted(found, key=_rank):
-        title, is_open = GROUPS.get(prefix, (prefix, prefix not in LAST))
-        moving = [named for named in found[prefix] if named.constant is None]
-        resting = [(n.name, label(n.constant)) for n in found[prefix] if n.constant is not None]
-        joined = list(_joined(prefix, found[prefix], runs[0])) if len(runs) == 1 else []
-        # Terms of the loss differ by powers of ten, so each is drawn alone as well.
-        drawn = {curve.label for chart in joined for curve in chart.curves if prefix != "loss"}
-        alone = [named.chart(labels) for named in moving if named.name not in drawn]
-        groups.append(ChartGroup(title, [*joined, *alone], is_open, resting))
+        joined: list[Chart] = []
+        # Several runs are told apart by colour, which one chart of several metrics needs for these.
+        if len(runs) == 1:
+            joined = list(_joined(prefix, found[prefix], runs[0]))
+        groups.append(_group(prefix, found[prefix], joined, labels))
     return groups
+
+
+def _all_metrics(runs: Sequence[RunFiles], labels: Sequence[str]) -> Iterator[_Named]:
+    """Every metric that is drawn, with its curve in each run that has one."""
+    known: set[str] = set()
+    for run in runs:
+        known.update(run.names())
+    for name in sorted(known):
+        if name.startswith(HIDDEN):
+            continue
+        curves: dict[str, Sequence[Point]] = {}
+        for run, shown in zip(runs, labels, strict=True):
+            points = _points(run, name)
+            if points:
+                curves[shown] = points
+        if curves:
+            yield _Named(name, curves)
+
+
+def _group(
+    prefix: str, metrics: Sequence[_Named], joined: Sequence[Chart], labels: Sequence[str]
+) -> ChartGroup:
+    """The joined charts, then one for each metric that is not in them, and those that never change in words."""
+    title, is_open = GROUPS.get(prefix, (prefix, prefix not in LAST))
+    drawn: set[str] = set()
+    # Terms of the loss differ by powers of ten, so each is drawn alone as well.
+    for chart in joined if prefix != "loss" else ():
+        drawn.update(curve.label for curve in chart.curves)
+    alone: list[Chart] = []
+    resting: list[tuple[str, str]] = []
+    for named in metrics:
+        value = named.constant
+        if value is not None:
+            resting.append((named.name, label(value)))
+        elif named.name not in drawn:
+            alone.append(named.chart(labels))
+    return ChartGroup(title, [*joined, *alone], is_open, resting)
 
 
 def _joined(prefix: str, named: Sequence[_Named], run: RunFiles) -> Iterator[Chart]:
@@ -240,9 +282,9 @@ def _joined(prefix: str, named: Sequence[_Named], run: RunFiles) -> Iterator[Cha
     by_name = {one.name: next(iter(one.runs.values())) for one in named}
     if prefix == "reward":
         weights = mapping(run.settings.get("rewards"))
-        parts = [f"reward/{name}" for name in weights] or [
-            x for x in by_name if x not in SPREAD
-        ]
+        parts = [f"reward/{name}" for name in weights]
+        if not parts:  # settings that are lost: all that can be a part
+            parts = [name for name in by_name if name not in SPREAD]
         wanted = ["reward/total", *parts]
     elif prefix in ("loss", "probe", "time"):
         wanted = [name for name in by_name if prefix != "probe" or "accuracy" in name]
@@ -261,15 +303,22 @@ def _points(run: RunFiles, name: str) -> list[Point]:
         return thinned(pairs)
     errors = dict(run.curve("eval/accuracy_error"))
     widths = {step: ERRORS * errors.get(step, 0.0) for step, _ in pairs}
-    return [Point(step, at, at - widths[step], at + widths[step]) for step, at in pairs]
+    points: list[Point] = []
+    for step, share in pairs:
+        width = widths[step]
+        points.append(Point(step, share, share - width, share + width))
+    return points
 
 
 def _rank(prefix: str) -> tuple[int, str]:
     known = [name for name in GROUPS if name not in LAST]
     if prefix in known:
         return known.index(prefix), prefix
+    place = len(known)
     # The method's own metrics stand between what all runs have and what is rarely looked at.
-    return (len(known) + (1 + LAST.index(prefix) if prefix in LAST else 0)), prefix
+    if prefix in LAST:
+        place += 1 + LAST.index(prefix)
+    return place, prefix
 
 
 def thinned(pairs: Sequence[tuple[float, float]], most: int = POINTS) -> list[Point]:
@@ -279,10 +328,11 @@ def thinned(pairs: Sequence[tuple[float, float]], most: int = POINTS) -> list[Po
         return [Point(step, value, value, value) for step, value in pairs]
     points = []
     for place in range(most):
-        inside = pairs[place * count // most : (place + 1) * count // most]
-        values = [value for _, value in inside]
-        step = inside[0][0] if place == 0 else inside[-1][0]
-        points.append(Point(step, sum(values) / len(values), min(values), max(values)))
+        begin, end = place * count // most, (place + 1) * count // most
+        values = [value for _, value in pairs[begin:end]]
+        step = pairs[begin if place == 0 else end - 1][0]
+        mean = sum(values) / len(values)
+        points.append(Point(step, mean, min(values), max(values)))
     return points
 
 
@@ -303,8 +353,11 @@ def ticks(low: float, high: float, about: int) -> list[float]:
     """Round values between two numbers, `about` as many as asked for."""
     rough = (high - low) / max(1, about)
     unit = 10.0 ** math.floor(math.log10(rough))
-    step = next(unit * factor for factor in (1.0, 2.0, 5.0, 10.0) if unit * factor >= rough)
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    steps = [unit * factor for factor in (1.0, 2.0, 5.0, 10.0)]
+    step = next(step for step in steps if step >= rough)
+    # A little slack: a round value at the end may be a bit beyond it after division.
+    first = math.ceil(low / step - 1e-9)
+    last = math.floor(high / step + 1e-9)
     return [number * step for number in range(first, last + 1)]
 
 

@@ -17,11 +17,15 @@ from typing import Any
 
 from mmrl.report.run_files import Row, RunFiles, number, text
 
+Scored = Mapping[str, Row]
+"""Question -> the row of its answer, whose `score` is a number."""
 RIGHT = 0.5
 """A score above this is right."""
 DRAWS = 1000
 """Resamples of a bootstrap."""
 NORMAL_95 = 1.959964
+LOGGED = ("accuracy", "accuracy_error", "reward", "length", "truncated")
+"""What an evaluation logs, below `eval/`."""
 SHOWN = 40
 """Questions that are listed."""
 
@@ -70,15 +74,15 @@ def evaluations(run: RunFiles) -> list[Evaluation]:
     found = []
     asked = _questions_of_steps(run)
     for row in run.metrics:
-        accuracy = number(row.get("eval/accuracy"))
+        logged = {name: number(row.get(f"eval/{name}")) for name in LOGGED}
+        accuracy = logged.pop("accuracy")
         if accuracy is None:
             continue
-        count = asked.get(row["step"], 0)
-        low, high = interval(accuracy, count, number(row.get("eval/accuracy_error")))
-        others = {
-            name: number(row.get(f"eval/{name}")) for name in ("reward", "length", "truncated")
-        }
-        found.append(Evaluation(row["step"], accuracy, low, high, count, **others))
+        error = logged.pop("accuracy_error")
+        step = row["step"]
+        count = asked.get(step, 0)
+        low, high = interval(accuracy, count, error)
+        found.append(Evaluation(step, accuracy, low, high, count, **logged))
     return found
 
 
@@ -96,8 +100,10 @@ def wilson(share: float, count: int) -> tuple[float, float]:
     middle = (share + z2 / (2 * count)) / (1 + z2 / count)
     spread = share * (1 - share) / count + z2 / (4 * count**2)
     half = NORMAL_95 * math.sqrt(spread) / (1 + z2 / count)
-    # Rounding must not move the end past the share itself: at 0 and 1 they are the same.
-    return max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half))
+    # Rounding must not move an end past the share itself: at 0 and 1 they are the same.
+    low = min(share, middle - half)
+    high = max(share, middle + half)
+    return max(0.0, low), min(1.0, high)
 
 
 def scores_at(run: RunFiles, step: int | None = None) -> dict[str, Row]:
@@ -106,26 +112,29 @@ def scores_at(run: RunFiles, step: int | None = None) -> dict[str, Row]:
     if not steps:
         return {}
     wanted = max(steps) if step is None else step
-    rows = [row for row in run.evaluations if row["step"] == wanted]
-    return {
-        text(row.get("prompt")): row for row in rows if number(row.get("score")) is not None
-    }
+    found: dict[str, Row] = {}
+    for row in run.evaluations:
+        if row["step"] == wanted and number(row.get("score")) is not None:
+            found[text(row.get("prompt"))] = row
+    return found
 
 
-def change(first: Mapping[str, Row], second: Mapping[str, Row], seed: int = 0) -> Change | None:
+def change(first: Scored, second: Scored, seed: int = 0) -> Change | None:
     """Compare two evaluations over the questions of both; None without any."""
     shared = [question for question in first if question in second]
     if not shared:
         return None
-    pairs = [(float(first[name]["score"]), float(second[name]["score"])) for name in shared]
-    low, high = bootstrap([after - before for before, after in pairs], seed)
-    right = [(before > RIGHT, after > RIGHT) for before, after in pairs]
+    before = [float(first[name]["score"]) for name in shared]
+    after = [float(second[name]["score"]) for name in shared]
+    pairs = list(zip(before, after, strict=True))
+    low, high = bootstrap([new - old for old, new in pairs], seed)
+    right = [(old > RIGHT, new > RIGHT) for old, new in pairs]
     only_first = right.count((True, False))
     only_second = right.count((False, True))
     return Change(
         questions=len(pairs),
-        first=sum(before for before, _ in pairs) / len(pairs),
-        second=sum(after for _, after in pairs) / len(pairs),
+        first=sum(before) / len(before),
+        second=sum(after) / len(after),
         low=low,
         high=high,
         both=right.count((True, True)),
@@ -139,8 +148,10 @@ def change(first: Mapping[str, Row], second: Mapping[str, Row], seed: int = 0) -
 def bootstrap(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
     """95 % interval of a mean, by drawing the values again with replacement."""
     rng, count = random.Random(seed), len(values)
-    means = sorted(sum(rng.choices(values, k=count)) / count for _ in range(DRAWS))
-    return means[round(0.025 * (DRAWS - 1))], means[round(0.975 * (DRAWS - 1))]
+    sums = sorted(sum(rng.choices(values, k=count)) for _ in range(DRAWS))
+    last = DRAWS - 1
+    low, high = sums[round(0.025 * last)], sums[round(0.975 * last)]
+    return low / count, high / count
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
@@ -151,23 +162,26 @@ def mcnemar(only_first: int, only_second: int) -> float:
     return min(1.0, 2 * tail / 2**count)
 
 
-def flips(
-    first: Mapping[str, Row], second: Mapping[str, Row], asked: Mapping[str, str]
-) -> list[dict[str, Any]]:
+def flips(first: Scored, second: Scored, asked: Mapping[str, str]) -> list[dict[str, Any]]:
     """Questions whose score changed most, with both answers; `asked`: question -> its text, where it is known."""
-    shared = [name for name in first if name in second]
-    moved = [name for name in shared if first[name]["score"] != second[name]["score"]]
-    moved.sort(key=lambda name: (-abs(second[name]["score"] - first[name]["score"]), name))
-    return [
-        {
-            "prompt": name,
-            "question": asked.get(name, ""),
-            "before": text(first[name].get("answer", "")),
-            "after": text(second[name].get("answer", "")),
-            "scores": (first[name]["score"], second[name]["score"]),
-        }
-        for name in moved[:SHOWN]
-    ]
+    moved: list[tuple[float, str]] = []
+    for name in first:
+        if name in second and first[name]["score"] != second[name]["score"]:
+            size = abs(second[name]["score"] - first[name]["score"])
+            moved.append((-size, name))
+    listed = []
+    for _, name in sorted(moved)[:SHOWN]:
+        before, after = first[name], second[name]
+        listed.append(
+            {
+                "prompt": name,
+                "question": asked.get(name, ""),
+                "before": text(before.get("answer", "")),
+                "after": text(after.get("answer", "")),
+                "scores": (before["score"], after["score"]),
+            }
+        )
+    return listed
 
 
 def _questions_of_steps(run: RunFiles) -> dict[int, int]:

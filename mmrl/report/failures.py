@@ -83,7 +83,8 @@ def _alarms(run: RunFiles) -> list[Alarm]:
         steps = [step for step, value in run.curve(name) if value]
         if steps:
             meaning = ALARMS.get(kind, "")
-            found.append(Alarm(kind, steps[0], steps[-1], len(steps), meaning))
+            first, last = steps[0], steps[-1]
+            found.append(Alarm(kind, first, last, len(steps), meaning))
     return found
 
 
@@ -92,9 +93,12 @@ def _counted(run: RunFiles) -> list[tuple[str, float, int]]:
     for name in run.names():
         if not _COUNTED.search(name):
             continue
-        curve = [(step, value) for step, value in run.curve(name) if value > 0]
-        if curve:
-            found.append((name, sum(value for _, value in curve), curve[-1][0]))
+        curve = [pair for pair in run.curve(name) if pair[1] > 0]
+        if not curve:
+            continue
+        last, _ = curve[-1]
+        total = sum(value for _, value in curve)
+        found.append((name, total, last))
     return found
 
 

@@ -25,10 +25,10 @@ GENERATOR = '<meta name="generator" content="mmrl {kind}">'
 def render(template: str, **values: Any) -> str:
     """The page that a template makes of these values."""
     script = _file("page.js")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    digest = hashlib.sha256(script.encode()).digest()
     policy = (
         "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
-        f"script-src 'sha256-{digest}'"
+        f"script-src 'sha256-{base64.b64encode(digest).decode()}'"
     )
     # The two files are ours: they are the only texts that are not escaped.
     shell = {"script": Markup(script), "style": Markup(_file("page.css")), "policy": policy}
@@ -49,7 +49,7 @@ def is_page(page: str, kind: str) -> bool:
 def _environment() -> Any:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    return Environment(
+    environment = Environment(
         loader=FileSystemLoader(FOLDER),
         autoescape=True,
         finalize=_readable,
@@ -57,6 +57,9 @@ def _environment() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    # As \uXXXX, texts in other scripts than Latin would take twice the room.
+    environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
+    return environment
 
 
 def _readable(value: object) -> object:

@@ -68,8 +68,12 @@ class RunFiles:
 
     def curve(self, name: str) -> list[tuple[int, float]]:
         """(step, value) where a metric was logged and is a finite number."""
-        pairs = ((row["step"], number(row.get(name))) for row in self.metrics)
-        return [(step, value) for step, value in pairs if value is not None]
+        found: list[tuple[int, float]] = []
+        for row in self.metrics:
+            value = number(row.get(name))
+            if value is not None:
+                found.append((row["step"], value))
+        return found
 
 
 def read_run(folder: Path) -> RunFiles:
@@ -172,7 +176,9 @@ def listing(value: object) -> list[Any]:
 
 
 def _with_steps(rows: Sequence[Row]) -> list[Row]:
-    return [row for row in rows if type(row.get("step")) is int and row["step"] >= 0]
+    # Not isinstance: true and false are whole numbers to Python.
+    stepped = [row for row in rows if type(row.get("step")) is int]
+    return [row for row in stepped if row["step"] >= 0]
 
 
 def _last_of_each_step(rows: Sequence[Row]) -> list[Row]:

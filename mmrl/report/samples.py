@@ -17,10 +17,12 @@ from mmrl.report.run_files import Row, RunFiles, listing, mapping, number, text
 
 GROUPS = 500
 """Most groups of a page."""
-BYTES = 12_000_000
-"""Most characters of pictures and numbers per token."""
-LONGEST = 6000
-"""Characters of an answer or question that are shown."""
+BYTES = 10_000_000
+"""Most bytes of pictures and numbers per token."""
+CHARACTERS = 4_000_000
+"""About how many characters all answers have together."""
+LONGEST, SHORTEST = 6000, 300
+"""Characters of an answer or question that are shown, where there are few and where there are many."""
 FRAMES = 12
 """Frames of a clip that are shown."""
 
@@ -39,14 +41,10 @@ class Sample:
     """branch, and its media: lists of frames with uri and time."""
 
     @property
-    def best(self) -> float | None:
-        """The largest reward."""
-        return max((a["reward"] for a in self.answers if a["reward"] is not None), default=None)
-
-    @property
     def mean(self) -> float | None:
         """The mean reward."""
-        known = [a["reward"] for a in self.answers if a["reward"] is not None]
+        rewards = [answer["reward"] for answer in self.answers]
+        known = [reward for reward in rewards if reward is not None]
         return sum(known) / len(known) if known else None
 
 
@@ -60,49 +58,71 @@ class Samples:
     notes: Sequence[str]
 
 
-def collect(run: RunFiles) -> Samples:
-    """The samples of a run."""
-    groups = _grouped(run.samples)
-    keys = [list(groups)[place] for place in spread(len(groups), GROUPS)]
-    close = {(row["step"], text(row.get("prompt"))): row for row in run.closeups}
+def collect(run: RunFiles, share: float = 1.0) -> Samples:
+    """The samples of a run; `share`: the part of the page's room that is its own."""
+    groups = _by_group(run.samples)
+    every = list(groups)
+    keys = [every[place] for place in spread(len(every), max(1, int(GROUPS * share)))]
+    close = {key: rows[-1] for key, rows in _by_group(run.closeups).items()}
     near = [key for key in keys if key in close]
-    kept = set(_within(near, close))
+    kept = set(_within(near, close, BYTES * share))
+    answers = sum(len(groups[key]) for key in keys)
+    # However many there are, something of each is shown.
+    longest = int(CHARACTERS * share) // max(1, answers)
+    longest = min(LONGEST, max(SHORTEST, longest))
     heat: list[Mapping[str, Any]] = []
-    shown = [_sample(key, groups[key], close[key] if key in kept else {}, heat) for key in keys]
-    notes = []
-    if len(keys) < len(groups):
-        notes.append(f"{len(keys)} of {len(groups)} sampled groups are shown, evenly spread.")
+    shown: list[Sample] = []
+    for key in keys:
+        seen = close[key] if key in kept else {}
+        shown.append(_sample(key, groups[key], seen, heat, longest))
+    notes: list[str] = []
+    if len(keys) < len(every):
+        notes.append(f"{len(keys)} of {len(every)} sampled groups are shown, evenly spread.")
     if len(kept) < len(near):
         notes.append(
             f"Pictures and numbers per token of {len(kept)} of {len(near)} groups are shown, so that the page stays "
             "small; closeups.jsonl has all."
         )
+    if longest < LONGEST:
+        notes.append(f"Texts are cut after {longest} characters; samples.jsonl has the whole.")
     return Samples(shown, heat, notes)
 
 
-def _grouped(rows: Sequence[Row]) -> dict[tuple[int, str], list[Row]]:
+def _by_group(rows: Sequence[Row]) -> dict[tuple[int, str], list[Row]]:
+    """Rows by step and prompt."""
     groups: dict[tuple[int, str], list[Row]] = {}
     for row in rows:
-        groups.setdefault((row["step"], text(row.get("prompt"))), []).append(row)
+        key = row["step"], text(row.get("prompt"))
+        groups.setdefault(key, []).append(row)
     return groups
 
 
-def _within(keys: Sequence[Any], close: Mapping[Any, Row]) -> Sequence[Any]:
-    """As many of the keys, evenly spread, as fit into `BYTES`."""
-    sizes = {key: len(json.dumps(close[key], ensure_ascii=False)) for key in keys}
+def _within(keys: Sequence[Any], close: Mapping[Any, Row], room: float) -> Sequence[Any]:
+    """As many of the keys, evenly spread, as fit into the room."""
+    sizes: dict[Any, int] = {}
+    for key in keys:
+        sizes[key] = len(json.dumps(close[key], ensure_ascii=False).encode("utf-8", "replace"))
     chosen = list(keys)
-    while chosen and sum(sizes[key] for key in chosen) > BYTES:
-        share = BYTES / sum(sizes[key] for key in chosen)
-        fewer = min(len(chosen) - 1, max(1, int(share * len(chosen))))
+    while chosen:
+        total = sum(sizes[key] for key in chosen)
+        if total <= room:
+            break
+        # By the share that would fit if all were alike, and by one at least, so that this ends.
+        fewer = min(len(chosen) - 1, int(room / total * len(chosen)))
         chosen = [chosen[place] for place in spread(len(chosen), fewer)]
     return chosen
 
 
 def _sample(
-    key: tuple[int, str], rows: Sequence[Row], close: Row, heat: list[Mapping[str, Any]]
+    key: tuple[int, str],
+    rows: Sequence[Row],
+    close: Row,
+    heat: list[Mapping[str, Any]],
+    longest: int,
 ) -> Sample:
+    """One group; its numbers per token are appended to `heat`."""
     near = listing(close.get("answers"))
-    answers = []
+    answers: list[Mapping[str, Any]] = []
     for place, row in enumerate(rows):
         numbers = token_maps(near[place]) if place < len(near) else None
         if numbers is not None:
@@ -111,20 +131,17 @@ def _sample(
         answers.append(
             {
                 "reward": number(row.get("reward")),
-                "parts": {name: number(value) for name, value in parts.items()},
-                "text": cut(text(row.get("answer", ""))),
+                "parts": {name: number(parts[name]) for name in parts},
+                "text": cut(text(row.get("answer", "")), longest),
                 "stop": text(row.get("stop", "")),
                 "heat": None if numbers is None else len(heat) - 1,
             }
         )
-    return Sample(
-        step=key[0],
-        prompt=key[1],
-        question=cut(text(rows[0].get("question", ""))),
-        truth=cut(text(rows[0].get("truth"))),
-        answers=answers,
-        strips=strips(close.get("pictures")),
-    )
+    step, prompt = key
+    question = text(rows[0].get("question", ""))
+    truth = text(rows[0].get("truth"))
+    seen = strips(close.get("pictures"))
+    return Sample(step, prompt, cut(question, longest), cut(truth, longest), answers, seen)
 
 
 def strips(pictures: object) -> list[dict[str, Any]]:
@@ -153,12 +170,13 @@ def token_maps(answer: object) -> dict[str, Any] | None:
     maps: dict[str, list[float]] = {}
     for name, values in given.items():
         numbers = [number(value) for value in listing(values)]
-        if name != "tokens" and len(numbers) == len(tokens) and None not in numbers:
-            maps[printable(name)] = [value for value in numbers if value is not None]
+        known = [value for value in numbers if value is not None]
+        if name != "tokens" and len(known) == len(numbers) == len(tokens):
+            maps[printable(name)] = known
     return {"tokens": tokens, "maps": maps} if tokens and maps else None
 
 
-def cut(whole: str) -> str:
-    """A text of at most `LONGEST` characters."""
-    more = len(whole) - LONGEST
-    return f"{whole[:LONGEST]} … ({more} more characters)" if more > 0 else whole
+def cut(whole: str, longest: int = LONGEST) -> str:
+    """A text of at most so many characters, and how many more there are."""
+    more = len(whole) - longest
+    return f"{whole[:longest]} … ({more} more characters)" if more > 0 else whole

@@ -95,14 +95,14 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
         read_run(tmp_path / "gone")
 
 
-def long_run(make_run, sample, steps=2000, groups=500, answers=8):
+def long_run(make_run, sample, words, steps=2000, groups=500, answers=8):
     """A run of many steps with long answers, large pictures and many metrics."""
     rng = random.Random(0)
     names = [f"part{n // 8}/metric{n}" for n in range(80)]
     metrics = [{"step": s, **{n: rng.random() for n in names}} for s in range(1, steps + 1)]
     uri = "data:image/jpeg;base64," + "A" * 12_000
     found = [
-        sample(n * steps // groups + 1, f"q{n}", answers, "word " * 300, 400, uri)
+        sample(n * steps // groups + 1, f"q{n}", answers, words * 200, 400, uri)
         for n in range(groups)
     ]
     return make_run(
@@ -113,7 +113,8 @@ def long_run(make_run, sample, steps=2000, groups=500, answers=8):
 
 
 def test_a_long_run_makes_a_small_page(make_run, sample):
-    folder = long_run(make_run, sample)
+    # Letters of three bytes, which take the most room.
+    folder = long_run(make_run, sample, words="图像里的小猫")
     assert sum(file.stat().st_size for file in folder.iterdir()) > LIMIT
     run = read_run(folder)
     began = time.process_time()
@@ -122,7 +123,7 @@ def test_a_long_run_makes_a_small_page(make_run, sample):
     assert time.process_time() - began < 20
     assert "q0" in page and "q499" in page
     # Less is shown than there is, and the page says so.
-    assert "of 500 groups are shown" in page
+    assert "of 500 groups are shown" in page and "Texts are cut after 1000 characters" in page
 
 
 def test_several_runs_are_compared_by_question(make_run):

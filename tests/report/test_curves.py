@@ -106,6 +106,19 @@ def test_parts_of_the_reward_share_a_chart_and_constants_are_said(make_run):
     assert groups["x"].constant == [("x/rest", "2")]
 
 
+def test_accuracy_has_its_interval_and_what_is_told_in_words_is_not_drawn(make_run):
+    metrics = [
+        {"step": n, "eval/accuracy": 0.1 * n, "eval/accuracy_error": 0.05, "alarm/entropy": n}
+        for n in range(3)
+    ]
+    folder = make_run(metrics=[{**row, "report/failures": row["step"]} for row in metrics])
+    (group,) = chart_groups([read_run(folder)], ["run"])
+    (chart,) = group.charts
+    last = chart.curves[0].points[-1]
+    assert (last.low, last.high) == pytest.approx((0.2 - 0.098, 0.2 + 0.098))
+    assert chart.svg()["curves"][0]["band"]
+
+
 def test_each_run_keeps_its_colour(make_run):
     one = make_run("one", metrics=[{"step": n, "a/x": n} for n in range(3)])
     two = make_run("two", metrics=[{"step": n, "a/x": n, "a/y": n} for n in range(3)])
