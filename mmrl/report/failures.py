@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,9 +42,9 @@ class Failures:
     alarms: list[Alarm]
     counted: list[tuple[str, float, int]]
     """Metric, its sum over the run, and the last step at which it was above 0."""
-    skipped: list[Mapping[str, str]]
+    skipped: Sequence[Mapping[str, str]]
     skipped_count: int
-    quarantine: list[Mapping[str, str]]
+    quarantine: Sequence[Mapping[str, str]]
     quarantine_count: int
     reasons: list[tuple[str, int]]
     """Reason of the quarantine -> media."""

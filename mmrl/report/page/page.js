@@ -142,7 +142,8 @@
   const opened = card => all("[data-heat]", card).forEach(offer);
   cards.forEach(card => {
     card.addEventListener("toggle", () => { if (card.open) opened(card); });
-    if (card.open) opened(card);
+    // Not before the page is there: numbers of a long run take a moment to read.
+    if (card.open) setTimeout(() => opened(card), 0);
   });
 
   // Keys, unless somebody types.
