@@ -12,10 +12,11 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from mmrl.model.drawing import draw, spoils
+from mmrl.model.drawing import Transform, drawing, spoils
 from mmrl.model.packing import Group
 from mmrl.model.patches import Patches
 from mmrl.model.policy import Policy
+from mmrl.model.processing import Encoded
 from mmrl.types import Now, Prompt, Rollout, VisualBranch
 
 PLAIN = ("raw", "ref")
@@ -105,6 +106,20 @@ def render_branch(
     if ready is not None:
         return ready
     encoded = policy.encode(prompt)
+    transform = transform_of(policy, prompt, encoded, name, branch, now, answer)
+    return policy.processing.rerender(prompt, encoded, transform, branch.stage)
+
+
+def transform_of(
+    policy: Policy,
+    prompt: Prompt,
+    encoded: Encoded,
+    name: str,
+    branch: VisualBranch,
+    now: Now,
+    answer: int,
+) -> Transform:
+    """What a branch does to the frames uint8 [F, 3, H, W] of a prompt's n-th medium, with the draws of this step."""
 
     def saliency(medium: int) -> Tensor | None:
         # Asked before the view runs: saliency costs a run of the tower, which most views do not need.
@@ -112,4 +127,4 @@ def render_branch(
             return None
         return policy.vision.saliency(encoded.visual[medium])
 
-    return draw(policy.processing, prompt, encoded, name, branch, now, answer, saliency)
+    return drawing(prompt, name, branch, now, answer, saliency)

@@ -14,6 +14,9 @@ from mmrl.model.patches import Patches
 from mmrl.model.processing import Encoded, Processing
 from mmrl.types import Now, Prompt, View, ViewContext, VisualBranch
 
+Transform = Callable[[Tensor, int], Tensor]
+"""(frames uint8 [F, 3, H, W], number of the medium) -> the same as a view shows them."""
+
 
 def draw(
     processing: Processing,
@@ -26,6 +29,19 @@ def draw(
     saliency: Callable[[int], Tensor | None] = lambda medium: None,
 ) -> tuple[Patches, ...]:
     """The media of one prompt as a branch's view shows them now; `saliency` is asked for each medium's."""
+    transform = drawing(prompt, name, branch, now, answer, saliency)
+    return processing.rerender(prompt, encoded, transform, branch.stage)
+
+
+def drawing(
+    prompt: Prompt,
+    name: str,
+    branch: VisualBranch,
+    now: Now,
+    answer: int = -1,
+    saliency: Callable[[int], Tensor | None] = lambda medium: None,
+) -> Transform:
+    """What a branch does to the frames of a prompt's n-th medium, with the draws of this step."""
 
     def transform(frames: Tensor, medium: int) -> Tensor:
         # A stream of its own for each medium: what one draws must not depend on the size of the one before.
@@ -33,7 +49,7 @@ def draw(
         context = ViewContext(prompt, medium, saliency(medium))
         return branch.view(frames, context, rng, now)
 
-    return processing.rerender(prompt, encoded, transform, branch.stage)
+    return transform
 
 
 def draws_ahead(branch: VisualBranch) -> bool:

@@ -6,7 +6,7 @@ Scores, advantages and updates of one batch. What is scored when is decided once
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain, pairwise
 
 import torch
@@ -27,6 +27,7 @@ from mmrl.model.reference_scores import scored
 from mmrl.model.scoring import ScoreOutputs
 from mmrl.model.sharding import filler
 from mmrl.objectives.base import Memory, Objective, shaped_in_turn
+from mmrl.training.closeups import TokenMaps
 from mmrl.training.optim import Optimizer
 from mmrl.training.retries import ADVICE, NonFiniteStep, OnNonFinite
 from mmrl.training.rollout_metrics import rollout_metrics, strength
@@ -70,6 +71,9 @@ class Learner:
     nonfinite: OnNonFinite = "stop"
     """What happens to an update whose loss or gradient is not finite (`retries.py`)."""
 
+    maps: TokenMaps = field(default_factory=TokenMaps)
+    """Numbers per token of the last step's first group."""
+
     def __post_init__(self) -> None:
         if not self.memories:
             self.memories = [objective.start_memory() for objective in self.objectives]
@@ -100,6 +104,7 @@ class Learner:
         with clock("score"):
             batch = self._with_stored_scores(batch, views)
             batch = self._with_advantages(batch, every, whole, now)
+        self.maps = TokenMaps.of(batch)
         step = _Step(batch, views, now)
         with clock("update"):
             left_out = 0
@@ -288,6 +293,7 @@ class Learner:
         """Some rows, and their scores with the present weights where the plan wants them."""
         piece = rows_of(step.batch, part.to(step.batch.mask.device))
         fresh = self._score(step.batch, step.views, part, self.plan.live)
+        self.maps.take(part.tolist(), fresh)
         return piece, {**piece.scores, **fresh}
 
     def _score(

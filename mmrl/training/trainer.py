@@ -18,6 +18,7 @@ from __future__ import annotations
 import copy
 import signal
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -38,8 +39,10 @@ from mmrl.rollouts.engine import Engine, HFEngine
 from mmrl.rollouts.groups import RolloutCall, group_rollout
 from mmrl.training import checkpoint
 from mmrl.training.beside import Beside, each_alone
+from mmrl.training.closeups import all_branches, keep_sample
 from mmrl.training.compatibility import check_lengths, check_saliency, check_setup
 from mmrl.training.door import Door, entered, settings_of
+from mmrl.training.dry import Parts, hand_over
 from mmrl.training.early_stop import EarlyStop, Plateau
 from mmrl.training.evaluate import heldout_prompts
 from mmrl.training.first_looks import FirstLooks
@@ -60,6 +63,7 @@ from mmrl.training.run import (
 from mmrl.training.score_plan import plan_scores
 from mmrl.training.supplied import supply_of
 from mmrl.training.tracking import (
+    LOGS,
     Tracker,
     chat_as_line,
     describe,
@@ -207,6 +211,7 @@ class Trainer:
         write a checkpoint. A second signal leaves at once.
         """
         self.looks.refuse_text(self.supply.prompts)
+        hand_over(self._parts())
         with (
             entered(self.run, self.ranks) as door,
             checkpoint.disk(door.folder),
@@ -240,10 +245,10 @@ class Trainer:
             if self.ranks.first:
                 self._show_example(progress)
             if self.heldout:
-                metrics = self._first_evaluation()
+                metrics = self._first_evaluation(tracker)
                 tracker.log(0, metrics)
                 self._stop_if_blind(metrics)
-        with self._signals.interrupts(), progress:
+        with self._signals.interrupts(), progress, tracker:
             while not self._ended() and not self._asked():
                 metrics = self._one_step(tracker)
                 progress.update(self.step_done, metrics)
@@ -251,7 +256,14 @@ class Trainer:
         if not self._ended():
             self._save()
             self._leave()
-        return self._finish(metrics, door)
+        metrics = self._finish(metrics, door)
+        tracker.refresh()
+        return metrics
+
+    def _parts(self) -> Parts:
+        first = Now(1, 1 / self.steps, self.run.seed)
+        shown = all_branches(self.branches, self.rollout)
+        return Parts(self.policy, self.supply, self.rewards, shown, self.left_out, first)
 
     def _ended(self) -> bool:
         return self.step_done >= self.steps or self.plateau.reached
@@ -273,12 +285,11 @@ class Trainer:
         )
         raise KeyboardInterrupt if told == signal.SIGINT else Stopped(told)
 
-    def _first_evaluation(self) -> dict[str, float]:
+    def _first_evaluation(self, tracker: Tracker) -> dict[str, float]:
         try:
             with self._signals.until_overdue(self._may_give_up):
-                return (
-                    self.beside.evaluated(0) | self.beside.probed(0) | self.left_out.metrics()
-                )
+                found = self._evaluated(0, tracker)
+                return found | self.beside.probed(0) | self.left_out.metrics()
         except GivenUp:
             Progress.say("Stopped before the first step; the same command starts again.")
             raise Stopped(self._signals.asked) from None
@@ -319,8 +330,8 @@ class Trainer:
         self.step_done = number
         metrics.update(self.plateau.observe(metrics))
         if due(number, self.run.sample_every):
-            first = self._last_rollouts[0].group
-            tracker.sample(number, [r for r in self._last_rollouts if r.group == first])
+            now, rollouts = Now(number, number / self.steps, self.run.seed), self._last_rollouts
+            keep_sample(tracker, self.policy, rollouts, self.learner.maps, self.branches, now)
         # Here, for whoever continues with the evaluation that is owed no longer has the answers.
         with each_alone(self.policy, self.ranks, "look"):
             seen = self.looks(self.policy, self._last_rollouts, number, self.ranks)
@@ -334,7 +345,7 @@ class Trainer:
         try:
             with self._signals.until_overdue(self._may_give_up):
                 if self.heldout and (last or due(number, self.run.eval_every)):
-                    metrics.update(self.beside.evaluated(number))
+                    metrics.update(self._evaluated(number, tracker))
                 if self.monitor.probe_every and (last or due(number, self.monitor.probe_every)):
                     metrics.update(self.beside.probed(number))
         except GivenUp:
@@ -386,6 +397,9 @@ class Trainer:
         return with_overlong_penalty(
             self.grpo, self.rewards(rollouts), self.sampling.max_tokens
         )
+
+    def _evaluated(self, step: int, tracker: Tracker) -> dict[str, float]:
+        return self.beside.evaluated(step, partial(tracker.evaluated, step))
 
     def _stop_if_blind(self, metrics: Mapping[str, float]) -> None:
         try:
@@ -448,7 +462,7 @@ class Trainer:
         newest, state = self.kept.newest(self.identity)
         door.write_settings(self.settings)
         if newest is None:
-            for name in ("metrics.jsonl", "samples.jsonl", "skipped.jsonl"):
+            for name in LOGS:
                 (door.folder / name).unlink(missing_ok=True)
             self.left_out.write(door.folder / "skipped.jsonl")
         return newest, state

@@ -28,6 +28,7 @@ from mmrl.model.ranks import Ranks
 from mmrl.model.sharding import Shard
 from mmrl.model.tags import TagMode
 from mmrl.model.thinking import ThinkingMode
+from mmrl.model.weightless import weightless
 from mmrl.recipes.shared.embedded import warm_model
 from mmrl.recipes.shared.paying import StyleName, style_of
 from mmrl.training.checkpoint import (
@@ -37,6 +38,7 @@ from mmrl.training.checkpoint import (
     restore_weights,
 )
 from mmrl.training.door import refuse_unfit_output
+from mmrl.training.dry import is_dry
 from mmrl.training.run import Run
 from mmrl.training.shards import is_sharded_checkpoint
 from mmrl.training.shards import restore_weights as restore_shards
@@ -213,6 +215,8 @@ def open_policy(
         **(UNLIMITED if clips_sized else {}),
     )
     source, checkpoint = model_source(model)
+    if is_dry():
+        return weightless(source, budget, load.tags, load.thinking)
     # A checkpoint holds the trained weights alone, so adapters and frozen parts must be those it was trained with.
     stored = {} if checkpoint is None else policy_settings(checkpoint)
     with busy(f"Loading {model}"):
