@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -36,9 +36,53 @@ from mmrl.model.row_layout import Layers
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mmrl.model.policy import Policy
     from mmrl.model.processing import Encoded
-    from mmrl.types import Batch
+    from mmrl.model.row_layout import Layout
+    from mmrl.model.vision_cache import VisionCache
+    from mmrl.model.vision_tower import VisualFeatures
+    from mmrl.types import Batch, Prompt
+
+
+class Reader(Protocol):
+    """What must be known of the policy whose prompts are opened."""
+
+    shared: bool
+    """Are prompts run once per group at all?"""
+    in_reference: bool
+    """Are the starting weights in use now?"""
+    counters: Counter[str]
+    vision: VisionCache
+
+    @property
+    def sharded(self) -> bool:
+        """Are its weights cut over several processes?"""
+        ...
+
+    @property
+    def base(self) -> Any:
+        """The transformers model."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        ...
+
+    def encode(self, prompt: Prompt) -> Encoded:
+        """The prompt as the model reads it."""
+        ...
+
+    def language(
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        layout: Layout,
+        visual: Tensor,
+        features: Sequence[VisualFeatures],
+    ) -> Tensor:
+        """The language model on one packed row: hidden states [S, D]."""
+        ...
+
 
 Key = tuple[int, tuple[str, ...], bool, bool]
 """(object of the encoded prompt, contents of its pixels, read by the reference, with gradient)."""
@@ -71,7 +115,7 @@ class OpenPrompt:
 class OpenPrompts:
     """The prompts of cut groups: opened when their first slice is scored, closed after their last."""
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Reader) -> None:
         self._policy = policy
         self._slices: Counter[int] = Counter()
         """Slices that are still to come, by object of the encoded prompt."""

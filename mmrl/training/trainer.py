@@ -45,7 +45,7 @@ from mmrl.training.door import Door, entered, settings_of
 from mmrl.training.dry import Parts, hand_over
 from mmrl.training.early_stop import EarlyStop, Plateau
 from mmrl.training.evaluate import heldout_prompts
-from mmrl.training.first_looks import FirstLooks
+from mmrl.training.first_looks import FirstLooks, show_example
 from mmrl.training.identity import described_method
 from mmrl.training.kept import Kept
 from mmrl.training.learner import Estimator, Learner
@@ -65,7 +65,6 @@ from mmrl.training.supplied import supply_of
 from mmrl.training.tracking import (
     LOGS,
     Tracker,
-    chat_as_line,
     describe,
     peak_memory,
     read_metrics,
@@ -243,7 +242,7 @@ class Trainer:
         progress = Progress(self.steps, self.step_done)
         if self.step_done == 0:
             if self.ranks.first:
-                self._show_example(progress)
+                show_example(self.supply, self.policy, self.rewards)
             if self.heldout:
                 metrics = self._first_evaluation(tracker)
                 tracker.log(0, metrics)
@@ -500,13 +499,3 @@ class Trainer:
         self.rewards.close()
         self.supply.close()
         return metrics
-
-    def _show_example(self, progress: Progress) -> None:
-        prompt = self.supply.peek()
-        text = self.policy.encode(prompt).text
-        example = (
-            f"{text}\n(answer: {prompt.answer})" if text else chat_as_line(prompt.messages)
-        )
-        progress.say(f"One prompt as the model reads it:\n{example}")
-        for note in self.policy.processing.tags.notes(example, self.rewards.needs_tags):
-            progress.say(note)

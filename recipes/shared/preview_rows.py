@@ -6,9 +6,9 @@ and the form that earns most stands for the right answer; a wrong one is the ans
 
 from __future__ import annotations
 
+import itertools
 import json
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,6 @@ from torch import Tensor
 
 from mmrl.ground.faults import BadRow
 from mmrl.model.branches import spoils
-from mmrl.model.chat import IMAGE_PAD, VIDEO_PAD
 from mmrl.model.processing import Encoded
 from mmrl.training.closeups import branch_media, shown_media
 from mmrl.training.dry import Parts
@@ -35,7 +34,6 @@ FORMS: Mapping[str, str] = {
 }
 """How answers are usually given; the first is no form at all."""
 OWN = "as the row's own target"
-_PADS = re.compile(f"(?:{re.escape(IMAGE_PAD)})+|(?:{re.escape(VIDEO_PAD)})+")
 
 
 def shown_row(parts: Parts, prompt: Prompt, others: Sequence[Prompt]) -> dict[str, Any]:
@@ -45,7 +43,7 @@ def shown_row(parts: Parts, prompt: Prompt, others: Sequence[Prompt]) -> dict[st
     return {
         "id": prompt.id,
         "source": prompt.source,
-        "text": _collapsed(parts.policy.processing.spell(encoded.ids.tolist())),
+        "text": _collapsed(parts.policy.processing.spell, encoded),
         "tokens": len(encoded.ids),
         "visual": int((encoded.types > 0).sum()),
         "media": [_medium(encoded, prompt, place) for place in range(len(prompt.media))],
@@ -63,15 +61,18 @@ def as_text(answer: object) -> str:
     return json.dumps(answer, ensure_ascii=False, default=str)
 
 
-def _collapsed(text: str) -> str:
-    """The text with runs of one placeholder as one, and their number."""
-
-    def counted(match: re.Match[str]) -> str:
-        pad = IMAGE_PAD if match[0].startswith(IMAGE_PAD) else VIDEO_PAD
-        count = len(match[0]) // len(pad)
-        return pad if count == 1 else f"{pad}×{count}"
-
-    return _PADS.sub(counted, text)
+def _collapsed(spell: Callable[[Sequence[int]], str], encoded: Encoded) -> str:
+    """The text with each run of a placeholder as one, and their number."""
+    both = zip(encoded.ids.tolist(), (encoded.types > 0).tolist(), strict=True)
+    told: list[str] = []
+    # A run is the same placeholder again and again; text is spelt as one, for a character may lie on several tokens.
+    for pad, run in itertools.groupby(both, lambda pair: pair[0] if pair[1] else None):
+        places = [token for token, _ in run]
+        if pad is None:
+            told.append(spell(places))
+        else:
+            told.append(spell([pad]) + (f"×{len(places)}" if len(places) > 1 else ""))
+    return "".join(told)
 
 
 def _medium(encoded: Encoded, prompt: Prompt, place: int) -> dict[str, Any]:
