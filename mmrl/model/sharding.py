@@ -212,6 +212,8 @@ def norm_of(parameters: Iterable[nn.Parameter], ranks: Ranks) -> float:
             # In float32 even for half precision, whose squares overflow.
             norms.append(own_part(parameter.grad).float().norm())
             shares.append(copies(parameter, ranks.world))
+    if not ranks.several:
+        return torch.stack(norms).norm().item() if norms else 0.0
     squares = torch.stack(norms).double().cpu() ** 2 if norms else torch.zeros(0)
     (total,) = ranks.total([float((squares / torch.tensor(shares)).sum())])
     return math.sqrt(total)
