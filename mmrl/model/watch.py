@@ -13,6 +13,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -34,8 +35,8 @@ class Place:
 
     step: int = 0
     phase: str = "start"
-    kept: str = "nothing is saved yet"
-    """What the run would go on from."""
+    kept: Callable[[], str] = lambda: "nothing is saved yet"
+    """Says what the run would go on from; asked when it must end."""
 
     def __str__(self) -> str:
         return f"step {self.step}, {self.phase}"
@@ -116,7 +117,7 @@ def farewell(reason: str, rank: int, place: Place) -> str:
     """What a process says that ends because of another."""
     return (
         f"Process {rank} ends at {place}: {reason} (see its own message above). "
-        f"No step can be done without it; {place.kept}, and the same command goes on from there."
+        f"No step can be done without it; {place.kept()}, and the same command goes on from there."
     )
 
 

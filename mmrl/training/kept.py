@@ -19,6 +19,8 @@ from mmrl.training.identity import refuse_other_run
 from mmrl.training.optim import Optimizer
 from mmrl.training.run import Run
 
+NOTHING = "nothing is saved yet"
+
 
 class Kept:
     """The checkpoints of a run. All ranks call the same methods in the same order."""
@@ -26,6 +28,7 @@ class Kept:
     def __init__(self, run: Run, policy: Policy, optimizer: Optimizer, ranks: Ranks) -> None:
         self.run, self.policy, self.optimizer, self.ranks = run, policy, optimizer, ranks
         self._sharded = shards.ShardedSaves(ranks)
+        ranks.place.kept = self._newest_in_words
 
     @property
     def folder(self) -> Path:
@@ -35,7 +38,7 @@ class Kept:
     def save(self, state: Mapping[str, Any], *, wait: bool = True) -> None:
         """Keep the weights and moments of now with the numbers of the run. Raises CheckpointError.
 
-        Without `wait`, shards are written while the training goes on; `look` then names the checkpoint when it is done.
+        Without `wait`, shards are written while the training goes on.
         """
         # A run that continues from here starts without features, so this one goes on without them: equal batches
         # of pictures through the tower, equal bits.
@@ -45,22 +48,16 @@ class Kept:
             chosen["updates"] = self.optimizer.steps
             self._sharded.start(self.folder, named, self.optimizer, chosen, keep)
             if wait:
-                self._says(self._sharded.settle())
+                self._sharded.settle()
             return
         moments, step = self.optimizer.state(), chosen["step"]
-        self._says(
-            self.ranks.by_first(
-                lambda: checkpoint.save(self.folder, step, named, moments, chosen, keep)
-            )
+        self.ranks.by_first(
+            lambda: checkpoint.save(self.folder, step, named, moments, chosen, keep)
         )
-
-    def look(self) -> None:
-        """See whether a checkpoint has been written meanwhile."""
-        self._says(self._sharded.look())
 
     def settle(self) -> None:
         """Wait for the one that is being written. Raises CheckpointError."""
-        self._says(self._sharded.settle())
+        self._sharded.settle()
 
     def newest(self, identity: str) -> tuple[Path | None, dict[str, Any]]:
         """The newest whole checkpoint and its numbers; damaged ones are named and set aside. For the first rank.
@@ -88,9 +85,7 @@ class Kept:
             checkpoint.refuse_nonfinite([], moments, f"The optimizer in {newest}")
             weights = checkpoint.restore_weights(newest, named)
             self.optimizer.load_whole(moments, weights)
-        self._says(newest)
 
-    def _says(self, newest: Path | None) -> None:
-        """What the run would go on from, for the message of a process that must end."""
-        if newest is not None:
-            self.ranks.place.kept = f"the last checkpoint is {newest}"
+    def _newest_in_words(self) -> str:
+        steps = checkpoint.steps_in(self.folder)
+        return f"the last checkpoint is {self.folder}/step-{steps[-1]}" if steps else NOTHING

@@ -6,7 +6,7 @@ one process, on as many as wrote it, or on others. The numbers of the run (`stat
 it, as in a checkpoint of one process (`checkpoint.py`).
 
 The weights are copied, and written while the training goes on, over a group of processes of its own; one checkpoint at
-a time. It is written beside its place and gets its name from rank 0 when every process has written its part.
+a time. It is written beside its place and gets its name from rank 0 as soon as every process has written its part.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,24 +34,14 @@ SPARE = 1.05
 """A disk must have so many times the bytes of a checkpoint free."""
 
 
-@dataclass(frozen=True)
-class _Pending:
-    """A checkpoint that is being written."""
-
-    written: Future[Any]
-    folder: Path
-    draft: Path
-    step: int
-    state: Mapping[str, Any]
-    keep: int
-
-
 class ShardedSaves:
     """Writes checkpoints of all ranks, one at a time, while the training goes on. All calls are collective."""
 
     def __init__(self, ranks: Ranks) -> None:
         self.ranks = ranks
-        self._pending: _Pending | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="mmrl-checkpoint")
+        self._pending: tuple[Path, Path, Future[Any]] | None = None
+        """Its place, its draft, and its end."""
 
     def start(
         self,
@@ -75,27 +65,22 @@ class ShardedSaves:
         written: Any = dcp.async_save(
             dict(tensors), checkpoint_id=draft / "shards", process_group=self.ranks.saving
         )
-        self._pending = _Pending(written, folder, draft, step, state, keep)
+        complete = partial(_complete, written, folder, draft, state, keep)
+        # When rank 0 is told that it is written, all have written.
+        work = complete if self.ranks.first else written.result
+        self._pending = folder, draft, self._thread.submit(work)
 
-    def look(self) -> Path | None:
-        """Give the checkpoint its name if all have written it meanwhile; where it is then."""
+    def settle(self) -> None:
+        """Wait until the checkpoint is written and has its name, if there is one. Raises CheckpointError."""
         if self._pending is None:
-            return None
-        done = all(self.ranks.gathered(self._pending.written.done()))
-        return self.settle() if done else None
-
-    def settle(self) -> Path | None:
-        """Wait until the checkpoint is written, if there is one; where it is. Raises CheckpointError."""
-        pending, self._pending = self._pending, None
-        if pending is None:
-            return None
-        with self.ranks.together("save"), checkpoint.writable(pending.folder, pending.draft):
+            return
+        (folder, draft, done), self._pending = self._pending, None
+        with self.ranks.together("save"), checkpoint.writable(folder, draft):
             try:
-                pending.written.result()
+                done.result()
             except CheckpointException as error:
                 # It names all that failed; the first is the cause.
                 raise OSError(str(next(iter(error.failures.values()))[0])) from error
-        return self.ranks.by_first(lambda: _named(pending))
 
 
 def pieces(named: Named, optimizer: Optimizer, *, fresh: bool = False) -> dict[str, Tensor]:
@@ -203,8 +188,10 @@ def _draft(folder: Path, step: int, size: int) -> Path:
     return draft
 
 
-def _named(pending: _Pending) -> Path:
-    """Complete a written checkpoint and give it its name; the oldest go."""
-    with checkpoint.writable(pending.folder, pending.draft):
-        checkpoint.complete(pending.draft, pending.state)
-    return checkpoint.take_place(pending.folder, pending.draft, pending.step, pending.keep)
+def _complete(
+    written: Future[Any], folder: Path, draft: Path, state: Mapping[str, Any], keep: int
+) -> None:
+    """When the tensors are written: the numbers beside them, the checksums, the name; the oldest go."""
+    written.result()
+    checkpoint.complete(draft, state)
+    checkpoint.take_place(folder, draft, state["step"], keep)

@@ -357,7 +357,6 @@ class Trainer:
         for message in messages:
             Progress.say(message)
         tracker.log(number, metrics)
-        self.kept.look()
         if last or due(number, self.run.save_every):
             self._save(wait=last)
         # After the save: the blind policy is what somebody will want to look at.

@@ -98,7 +98,6 @@ CASES = {
     "recomputed": Case(load={"checkpointing": True}, updates=2),
     "half": Case(load={"dtype": "bfloat16"}, objectives=(PAPO(),), updates=2),
     "half, adapters": Case(load={"dtype": "bfloat16", "lora": LOW}, objectives=(PAPO(),)),
-    "double": replace(PAPO_TWICE, load={"dtype": "float64"}),
     "groups cut": Case(tokens=70, prompts=(PICTURES[0], TEXT[0], PICTURES[1]), updates=2),
     "copies": replace(PAPO_TWICE, how="off"),
 }
@@ -287,7 +286,7 @@ def place(tmp_path_factory):
 @pytest.fixture(scope="module")
 def two(folders, rollouts, place):
     """What two processes find in every case."""
-    return values(several(2, every_case, folders, rollouts, place, limit=240))
+    return values(several(2, every_case, folders, rollouts, place, limit=360))
 
 
 def compare(name, found, alone):
@@ -302,8 +301,6 @@ def compare(name, found, alone):
         total = math.hypot(*size.values())
         # Adam turns the last bits of the first update into more of the second.
         near = 1e-4 if number else 1e-5
-        if name == "double":  # nothing but the order of sums differs
-            near = 1e-7 if number else 1e-12
         assert math.hypot(*gaps.values()) <= near * total > 0, f"{name}, update {number}"
         for n in other:
             assert gaps[n] <= near * (size[n] + 1e-4 * total), f"{name}, update {number}: {n}"
