@@ -219,7 +219,7 @@ def _train_tokenizer(
     learner.train_from_iterator(texts, trainers.BpeTrainer(show_progress=False, **settings))
     model = json.loads(learner.to_str())["model"]
     merged: Any = [tuple(merge) for merge in model["merges"]]
-    extra = {"extra_special_tokens": dict(more)} if more else {}
+    extra: dict[str, Any] = {"extra_special_tokens": dict(more)} if more else {}
     tokenizer: Any = Qwen2Tokenizer(vocab=model["vocab"], merges=merged, **extra)
     tokenizer.add_tokens(
         [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS]
