@@ -161,8 +161,8 @@ class Family:
 
     def tower_parameters(self, base: Any) -> list[nn.Parameter]:
         """All weights between pixels and the language model."""
-        parts = self.parts(base)
-        return [*parts.get("vision", ()), *parts.get("merger", ())]
+        paths = [path for path in (self.tower_path, self.merger_path) if path]
+        return [p for path in paths for p in base.get_submodule(path).parameters()]
 
     def model_class(self) -> Any:
         """The class of transformers that loads such a model."""
