@@ -21,14 +21,14 @@ from __future__ import annotations
 import inspect
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial, wraps
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import pad
 
 from mmrl.model.attention import ATTENTION_NUMBER
@@ -122,13 +122,14 @@ def _reading(
         *args: Any,
         layout: Layout | Decoding | None = None,
         number: int = 0,
+        layer: int = 0,
         **rest: Any,
     ) -> Any:
         if layout is None:
             return _form(stock, x)(x, *args, **rest)
         if isinstance(layout, Decoding):
             return step(_form(stock_step, x), layout, number, x, *args, **rest)
-        return packed(stock, layout, x, *args, **rest)
+        return packed(stock, layout, x, *args, layer=layer, **rest)
 
     read.reads_layout = True  # type: ignore[attr-defined]
     return read
@@ -150,15 +151,21 @@ def packed_conv(
     weight: Tensor,
     bias: Tensor | None = None,
     activation: str | None = None,
+    layer: int = 0,
     **rest: Any,
 ) -> Tensor:
     """The causal convolution of a packed row: x [1, C, S], weight [C, kernel] -> [1, C, S]. Differentiable."""
     row = layout.recurrent
     assert x.shape[-1] == row.length, f"row of {x.shape[-1]} tokens, layout of {row.length}"
     at = row.stretched(weight.shape[-1] - 1)
-    tokens = pad(x[0].t(), (0, 0, 0, 1))  # [S + 1, C], a zero behind the row
+    beyond = [past.layers[layer][0][0].t().to(x.dtype) for past in layout.pasts]
+    # [S + context of each past + 1, C]
+    tokens = pad(torch.cat([x[0].t(), *beyond]), (0, 0, 0, 1))
     if row.kept is not None:
         row.kept.inputs.append(tokens[at.tails].transpose(1, 2).detach().contiguous())
+    if layout.noted is not None:
+        # Joined by the state; the first time counts, as with keys.
+        row.noted.setdefault(layer, tokens[at.tails].transpose(1, 2))
     laid = tokens.index_select(0, at.places).t()[None]
     out = _form(stock, x)(laid, weight, bias, activation=activation)
     return out[0].t().index_select(0, at.back).t()[None]
@@ -172,6 +179,7 @@ def packed_delta(
     value: Tensor,
     g: Tensor,
     beta: Tensor,
+    layer: int = 0,
     **rest: Any,
 ) -> tuple[Tensor, None]:
     """The delta rule of a packed row: q, k [1, S, Hk, dk], v [1, S, Hv, dv], g, beta [1, S, Hv] -> [1, S, Hv, dv].
@@ -186,22 +194,34 @@ def packed_delta(
     )
     run = stock if unpadded else inspect.unwrap(stock)
     plan = row.plan(padded=not unpadded)
-    out, ends = over_plan(run, plan, inputs, normed, keep=row.kept is not None)
+    pasts = [past.layers[layer][1] for past in layout.pasts]
+    keep = row.kept is not None or layout.noted is not None
+    out, ends = over_plan(run, plan, inputs, normed, keep=keep, pasts=pasts)
     if row.kept is not None:
         row.kept.states.append(ends.index_select(0, plan.roots).detach())
+    if layout.noted is not None:
+        left = (row.noted[layer], ends.index_select(0, plan.roots))
+        layout.noted.setdefault(layer, left)
     return out, None
 
 
 def over_plan(
-    run: Function, plan: Plan, inputs: tuple[Tensor, ...], normed: bool, keep: bool = False
+    run: Function,
+    plan: Plan,
+    inputs: tuple[Tensor, ...],
+    normed: bool,
+    keep: bool = False,
+    pasts: Sequence[Tensor] = (),
 ) -> tuple[Tensor, Tensor]:
     """Run the delta rule call by call: the row's output [1, S, Hv, dv], and the states at the first level's ends.
 
     `inputs` are query, key, value, g, beta of the row; `normed`: shall `run` normalise queries and keys? The states
-    [n, Hv, dk, dv] are worked out only if something goes on from them, or to `keep` them.
+    [n, Hv, dk, dv] are worked out only if something goes on from them, or to `keep` them. `pasts`: states
+    [1, Hv, dk, dv] that runs of the first level go on from.
     """
     pieces: list[Tensor] = []
     ends_of: list[Tensor] = []  # per level
+    before = torch.cat([torch.zeros_like(pasts[0]), *pasts]) if pasts else None
     for depth, level in enumerate(plan.levels):
         handed_on = depth + 1 < len(plan.levels) or (keep and depth == 0)
         ends: list[Tensor] = []
@@ -209,7 +229,10 @@ def over_plan(
             q, k, v = (runs.take(x) for x in inputs[:3])
             g, beta = (runs.take_silent(x) for x in inputs[3:])
             # The gather sums the gradients of all answers into their prompt's state.
-            start = None if runs.owners is None else ends_of[-1].index_select(0, runs.owners)
+            start = None
+            if runs.owners is not None:
+                assert before is not None, "a run goes on from a state that was not kept"
+                start = before.index_select(0, runs.owners)
             settings = {"initial_state": start, "output_final_state": handed_on}
             if runs.borders is not None:
                 settings["cu_seqlens"] = runs.borders
@@ -217,7 +240,8 @@ def over_plan(
             pieces.append(out.flatten(0, 1))
             ends.append(end)
         if handed_on:
-            ends_of.append(torch.cat(ends))
+            before = torch.cat(ends)
+            ends_of.append(before)
     out = torch.cat(pieces).index_select(0, plan.back)[None]
     return out, ends_of[0] if ends_of else out.new_zeros(0)
 
@@ -280,11 +304,11 @@ def _number(language: Any) -> None:
 
 
 def _with_number(
-    number: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    number: int, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    if not isinstance(kwargs.get("layout"), Decoding):
+    if kwargs.get("layout") is None:
         return None
-    return args, {**kwargs, "number": number}
+    return args, {**kwargs, "number": number, "layer": module.layer_idx}
 
 
 def _refuse_foreign_kernels(model: Any) -> None:

@@ -16,8 +16,10 @@ checkpointing it recomputes itself like any other row.
 Order: the prompt's backward must reach the pictures' features before these go through the tower, so `VisionCache` is
 finished after the prompts (`Policy.end_part`).
 
-Left as they were, cut groups repeating their prompt once per slice: models with layers that carry a state, and weights
-that are cut over several processes, which must all make the same calls.
+Layers with linear attention leave the last inputs of their convolution and their state in the place of keys and values.
+
+Left as they were, cut groups repeating their prompt once per slice: weights that are cut over several processes, which
+must all make the same calls.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from torch import Tensor
 
 from mmrl.model.gradients import collect_in_fp32
 from mmrl.model.packing import Group, pack, split
+from mmrl.model.recurrent_row import LINEAR
 from mmrl.model.row_layout import Layers
 
 if TYPE_CHECKING:
@@ -95,7 +98,7 @@ class OpenPrompt:
     last: Tensor
     """[1, D]: hidden state of its last token, a leaf."""
     layers: Layers
-    """Keys and values [1, Hk, P, d] by layer, leaves."""
+    """Keys and values [1, Hk, P, d] by layer, or what linear attention leaves behind; leaves."""
     made: tuple[Tensor, ...]
     """The same tensors as the language model made them, with their graph: last state, then keys and values."""
 
@@ -177,7 +180,7 @@ class OpenPrompts:
         config = self._policy.base.config.get_text_config()
         kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
         alone = not self._policy.sharded
-        return self._policy.shared and alone and kinds == {"full_attention"}
+        return self._policy.shared and alone and kinds <= {"full_attention", LINEAR}
 
     def _opened(self, group: Group, grad: bool) -> OpenPrompt:
         policy = self._policy

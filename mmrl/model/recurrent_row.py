@@ -36,6 +36,8 @@ class Run:
     end: int
     parent: int | None = None
     """Number of the run that this one goes on from; it comes earlier in the list."""
+    past: int | None = None
+    """Which of the sequences that are not in the row it goes on from, without a parent in it."""
 
     @property
     def length(self) -> int:
@@ -45,7 +47,10 @@ class Run:
 
 @dataclass(frozen=True)
 class Stretched:
-    """The row with some tokens of context before each run. Place S is a zero behind the row."""
+    """The row with some tokens of context before each run.
+
+    Behind the S tokens of the row stand the last ones of each past, and a zero.
+    """
 
     places: Tensor
     """long [S']: place in the row of each token."""
@@ -62,7 +67,8 @@ class Runs:
     places: Tensor
     """long [n, L]: place in the row of each token, 0 on padding; [1, T] if they lie one after another."""
     owners: Tensor | None
-    """long [n]: which state of the level before each one starts from; None: from nothing."""
+    """long [n]: which state of the level before each one starts from, at the first level which past, counted from 1, 0
+    standing for nothing; None: all start from nothing."""
     valid: Tensor | None = None
     """bool [n, L]; None if nothing is padded."""
     cut: slice | None = None
@@ -161,22 +167,36 @@ class RecurrentRow:
     length: int
     """Tokens in the row."""
     device: torch.device
+    pasts: int = 0
+    """Sequences that are not in the row, but that runs in it go on from."""
     kept: Carried | None = None
     """If given (prefill of a rollout), each layer adds what it leaves behind per run without a parent."""
+    noted: dict[int, Tensor] = field(default_factory=dict, repr=False)
+    """By layer, the last inputs of its convolution with their graph, until its state is known (a prompt is opened)."""
     _stretched: dict[int, Stretched] = field(default_factory=dict, repr=False)
     _plans: dict[bool, Plan] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(
-        cls, lengths: Sequence[int], parents: Sequence[int], device: torch.device
+        cls,
+        lengths: Sequence[int],
+        parents: Sequence[int],
+        device: torch.device,
+        pasts: Sequence[tuple[int, int]] = (),
     ) -> RecurrentRow:
-        """Of segments one behind the other, each with the number of its parent; a negative one is no parent."""
-        ends = list(accumulate(lengths))
-        runs = [
-            Run(end - length, end, None if parent < 0 else parent)
-            for end, length, parent in zip(ends, lengths, parents, strict=True)
-        ]
-        return cls(tuple(runs), sum(lengths), device)
+        """Of segments one behind the other, each with the number of its parent; a negative one is no parent.
+
+        `pasts`: slices [start, end) of the row that go on from what is not in it.
+        """
+        runs: list[Run] = []
+        for end, length, parent in zip(accumulate(lengths), lengths, parents, strict=True):
+            start = end - length
+            if parent >= 0:
+                runs.append(Run(start, end, parent))
+                continue
+            beyond = [i for i, (first, last) in enumerate(pasts) if first <= start < last]
+            runs.append(Run(start, end, past=beyond[0] if beyond and length else None))
+        return cls(tuple(runs), sum(lengths), device, len(pasts))
 
     def keep(self) -> Carried:
         """Make this the row of a prefill: what its layers leave behind is put into the result as they run."""
@@ -198,13 +218,16 @@ class RecurrentRow:
 
 
 def _stretch(row: RecurrentRow, context: int) -> Stretched:
-    nothing = torch.full((context,), row.length)
+    zero = row.length + row.pasts * context
+    nothing = torch.full((context,), zero)
     tails: list[Tensor] = []  # per run, what one that follows on it must see
     pieces: list[Tensor] = []
     back = torch.zeros(row.length, dtype=torch.long)
     at = 0
     for run in row.runs:
         before = nothing if run.parent is None else tails[run.parent]
+        if run.past is not None:
+            before = row.length + run.past * context + torch.arange(context)
         seen = torch.cat([before, torch.arange(run.start, run.end)])
         tails.append(seen[len(seen) - context :])
         if run.length:
@@ -229,9 +252,11 @@ def _plan(row: RecurrentRow, padded: bool) -> Plan:
         calls: list[Runs] = []
         first = len(states)
         for numbers in _alike(row.runs, members) if padded else [members]:
+            runs = [row.runs[number] for number in numbers]
             parents = [_filled_parent(row.runs, number) for number in numbers]
             owners = [states[parent] for parent in parents if parent is not None]
-            runs = [row.runs[number] for number in numbers]
+            if row.pasts and not levels:
+                owners = [0 if run.past is None else run.past + 1 for run in runs]
             call, offsets = _call(runs, owners, padded, row.device)
             calls.append(call)
             for run, offset in zip(runs, offsets, strict=True):

@@ -111,12 +111,13 @@ class Past:
     span: Segment
     """Not empty."""
     layers: Layers
-    """Of the P tokens that are looked at."""
+    """Of the P tokens that are looked at; of layers with linear attention what they left behind them."""
 
     @property
     def length(self) -> int:
         """P, the tokens that are looked at."""
-        return next(iter(self.layers.values()))[0].shape[2]
+        # What the convolution of linear attention left behind has three dimensions.
+        return next(keys.shape[2] for keys, _ in self.layers.values() if keys.ndim == 4)
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,8 @@ class Layout:
     kept: list[tuple[Tensor, Tensor]] | None = None
     """If a list, keys and values [1, Hk, S, d] of each layer are appended (prefill of a rollout)."""
     noted: dict[int, tuple[Tensor, Tensor]] | None = None
-    """If a dict, keys and values [1, Hk, S, d] by layer, with their graph, are put here (a prompt is opened)."""
+    """If a dict, keys and values [1, Hk, S, d] by layer, with their graph, are put here (a prompt is opened); of layers
+    with linear attention the last inputs of the convolution [1, C, context] and the state [1, H, dk, dv]."""
     pasts: tuple[Past, ...] = ()
     """What parts of the row see beyond it."""
 
@@ -223,7 +225,8 @@ class Layout:
     @cached_property
     def recurrent(self) -> RecurrentRow:
         """The same for layers that carry a state from token to token."""
-        return RecurrentRow.of(self.lengths, self.parents, self.device)
+        spans = [past.span for past in self.pasts]
+        return RecurrentRow.of(self.lengths, self.parents, self.device, spans)
 
     @property
     def _roots(self) -> list[int]:

@@ -54,12 +54,7 @@ from mmrl.training.monitor import Alarms, BlindPolicy, Monitor, refuse_blindness
 from mmrl.training.optim import Optim, Optimizer
 from mmrl.training.retries import NonFiniteStep, Retries, said
 from mmrl.training.rollout_metrics import counted
-from mmrl.training.run import (
-    PhaseTimer,
-    Run,
-    due,
-    planned_steps,
-)
+from mmrl.training.run import PhaseTimer, Run, due, planned_steps
 from mmrl.training.score_plan import plan_scores
 from mmrl.training.supplied import supply_of
 from mmrl.training.tracking import (
