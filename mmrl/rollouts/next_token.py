@@ -58,7 +58,7 @@ def nucleus(prob: Tensor, top_p: float) -> Tensor:
     pass over the row per bit. Nothing is asked of the device meanwhile.
     """
     bits = torch.int64 if prob.dtype == torch.float64 else torch.int32
-    level = top_p * prob.double().sum(-1, keepdim=True)
+    level = top_p * prob.sum(-1, keepdim=True, dtype=torch.float64)
     # The least weight above which less than the level lies: it is in low .. high.
     low = torch.zeros(len(prob), 1, dtype=bits, device=prob.device)
     high = prob.amax(-1, keepdim=True).view(bits)

@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmrl.model.budget import GIB, Budget, Costs
 from mmrl.model.policy import Policy
-from mmrl.rollouts import sampler
+from mmrl.rollouts import next_token, sampler
 from mmrl.rollouts.advance import Pace
 from mmrl.rollouts.engine import HFEngine
 from mmrl.types import Media, Now, Prompt, Sampling
@@ -194,6 +195,45 @@ def test_recorded_steps_are_replayed_and_a_wrong_recording_is_not_used(policy, p
     pace = replace(pace, recorder=impossible)
     same(HFEngine(policy, pace=pace).generate(PROMPTS, HOT, NOW), plain)
     assert "it cannot be recorded: operation not permitted" in capsys.readouterr().err
+
+
+class Silent(TorchDispatchMode):
+    """Raises for what a CUDA graph cannot hold: numbers that come back to the host, and sizes that follow from them."""
+
+    NAMES = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "unique")
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.__name__.split(".")[0].lstrip("_")
+        assert name not in {one.lstrip("_") for one in self.NAMES}, func
+        if name in ("index", "index_put", "index_put_"):
+            kinds = [x.dtype for x in args[1] if x is not None]
+            assert torch.bool not in kinds, "a mask as an index counts its places on the host"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("top", [{}, {"top_p": 0.8, "top_k": 20, "min_p": 0.01}])
+def test_a_step_asks_nothing_of_the_device(policy, monkeypatch, top):
+    """Choosing and feeding run without a word to the host, with prompts in one block and in several."""
+    steps = []
+
+    def recorder(run):
+        def replay():
+            with Silent():
+                run()
+            steps.append(1)
+
+        return replay
+
+    monkeypatch.setattr(next_token, "SORTED", 10)
+    pace = replace(STEADY, recorder=recorder)
+    for block in (64, 8):
+        monkeypatch.setitem(sampler.LARGEST_BLOCK, "cpu", block)
+        HFEngine(policy, pace=pace).generate(PROMPTS, replace(HOT, **top), NOW)
+    assert len(steps) > 20
+    with pytest.raises(AssertionError), Silent():
+        torch.ones(2).sum().item()
+    with pytest.raises(AssertionError), Silent():
+        torch.ones(2)[torch.tensor([True, False])]
 
 
 def test_the_engine_asks_its_device_for_the_pace():
