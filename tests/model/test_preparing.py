@@ -281,6 +281,48 @@ def test_views_are_not_drawn_ahead_where_the_step_is_unknown(policy, rollout):
     assert set(supply._ahead.branches) == (set() if dropped else {"masked", "noisy"})
 
 
+def pixels_in_memory():
+    """Bytes of all pixels that this process holds."""
+    gc.collect()
+    found = [thing for thing in gc.get_objects() if type(thing) is torch.Tensor]
+    held = [thing.untyped_storage() for thing in found if thing.dtype == torch.uint8]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in held}.values())
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_pixels_in_memory_are_flat(policy, monkeypatch, workers):
+    """Step after step, in it and after it: its prompts and views, and with workers the next step's."""
+    monkeypatch.setattr(preparing, "_Worker", Here)
+    before, per_step = pixels_in_memory(), 3
+    ahead = Ahead(Drawn("lookup"), policy, 1, BRANCHES) if workers else None
+    supply = Supply(Drawn("lookup"), per_step, 0, check=policy.encode, ahead=ahead)
+    inside, after = [], []
+    for step in range(1, 13):
+        with policy.vision.step():
+            supply.now = Now(step, step / 12, 0)
+            prompts = supply.take()
+            for prompt in prompts:
+                policy.vision.sampling_features(policy.encode(prompt).visual)
+                render_branch(policy, prompt, "masked", BRANCHES["masked"], supply.now)
+            if ahead is not None:
+                settled(ahead)
+            inside.append(pixels_in_memory() - before)
+            del prompts, prompt
+        after.append(pixels_in_memory() - before)
+    policy.vision.clear()
+    picture = Drawn("lookup")[0].media[0].frames.nbytes
+    shown = policy.encode(Drawn("lookup")[0]).visual[0].pixels.nbytes
+    # Ready are frames, patches, and those of two views.
+    ready = per_step * (picture + 3 * shown) if workers else 0
+    assert after[1:] == [ready] * 11, after
+    assert (
+        max(inside[1:]) <= per_step * (picture + 3 * shown) + ready
+        and len(set(inside[2:])) == 1
+    )
+    if ahead is not None:
+        ahead.close()
+
+
 def test_a_run_is_the_same_with_workers(tiny_folder, tmp_path, monkeypatch):
     taken = []
     take = preparing._Desk.take
