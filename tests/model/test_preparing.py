@@ -293,6 +293,8 @@ def pixels_in_memory():
 def test_pixels_in_memory_are_flat(policy, monkeypatch, workers):
     """Step after step, in it and after it: its prompts and views, and with workers the next step's."""
     monkeypatch.setattr(preparing, "_Worker", Here)
+    with policy.vision.no_update():  # leaving it forgets what other tests have encoded
+        shown = policy.encode(Drawn("lookup")[0]).visual[0].pixels.nbytes
     before, per_step = pixels_in_memory(), 3
     ahead = Ahead(Drawn("lookup"), policy, 1, BRANCHES) if workers else None
     supply = Supply(Drawn("lookup"), per_step, 0, check=policy.encode, ahead=ahead)
@@ -311,7 +313,6 @@ def test_pixels_in_memory_are_flat(policy, monkeypatch, workers):
         after.append(pixels_in_memory() - before)
     policy.vision.clear()
     picture = Drawn("lookup")[0].media[0].frames.nbytes
-    shown = policy.encode(Drawn("lookup")[0]).visual[0].pixels.nbytes
     # Ready are frames, patches, and those of two views.
     ready = per_step * (picture + 3 * shown) if workers else 0
     assert after[1:] == [ready] * 11, after
