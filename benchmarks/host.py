@@ -17,6 +17,7 @@ import argparse
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -104,7 +105,7 @@ def compute(seconds: float) -> float:
 
 
 @contextmanager
-def workers_as(kind: type) -> object:
+def workers_as(kind: type) -> Iterator[None]:
     """Workers of another kind than processes."""
     processes, preparing._Worker = preparing._Worker, kind  # type: ignore[misc]
     try:

@@ -43,14 +43,14 @@ MOST, SHARE = 8, 2
 """Workers if nobody says how many: one for each `SHARE` cores, at most `MOST`."""
 
 
-def default_workers(policy: Policy, ranks: int = 1) -> int:
-    """0 where the same cores compute the steps (no CUDA) or pictures cost next to nothing (small models).
-
-    `ranks`: processes of the run on this machine, which share its cores.
-    """
+def default_workers(policy: Policy) -> int:
+    """0 where the same cores compute the steps (no CUDA) or pictures cost next to nothing (small models)."""
     if policy.device.type != "cuda" or not policy.is_large:
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    ranks = int(
+        os.environ.get("LOCAL_WORLD_SIZE", "1")
+    )  # set by torchrun: they share the cores
     return max(1, min(MOST, (cores or 1) // SHARE // ranks))
 
 

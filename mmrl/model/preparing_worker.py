@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import pickle
 import socket
 import time
@@ -61,6 +62,7 @@ class Load:
 def prepare_rows(descriptor: int) -> None:
     """The worker's life: prepare the rows that are asked for until the trainer closes the socket or is gone."""
     channel = socket.socket(fileno=descriptor)
+    logging.disable(logging.WARNING)  # what is wrong with a row is said where it is read again
     torch.set_num_threads(1)  # the other cores are the trainer's, or other workers'
     load: Load = pickle.loads(receive(channel))
     # Now, and not in the time of the first row.

@@ -222,7 +222,11 @@ class Learner:
 
     def _shown_again(self, step: _Step, parts: Sequence[Tensor]) -> list[Patches]:
         """The pictures of the next part, if it holds more answers of a group that was cut."""
-        if len(parts) < 2 or step.batch.group[parts[0][-1]] != step.batch.group[parts[1][0]]:
+        if len(parts) < 2:
+            return []
+        # Of the rollouts: the batch's own numbers lie on the device, and asking it would wait for it.
+        border = (step.batch.rollouts[int(row)] for row in (parts[0][-1], parts[1][0]))
+        if len({rollout.group for rollout in border}) > 1:
             return []
         views = [name for name, asked in self.plan.live.items() if asked.grad]
         shown: list[Patches] = []

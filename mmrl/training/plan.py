@@ -37,10 +37,6 @@ CUDA_PROCESS = int(0.6 * GIB)
 """A CUDA context with the libraries' own buffers (not measured by us)."""
 SPARE = 0.05
 """Share of a device that is left free, for what an allocator cannot use."""
-FEATURES = 512 * 2**20
-"""Bytes of features that the vision cache remembers (`VisionCache.limit`)."""
-GRAPHS = 2 * GIB
-"""Bytes that graphs of a rollout may take (`VisionCache.graph_limit`)."""
 RATED_GRAPH = 40
 """Bytes per patch, block and hidden unit by which the cache rates a graph (`vision_tower.GRAPH_BYTES`)."""
 
@@ -205,6 +201,15 @@ class _Shares:
 
     def standing(self) -> dict[str, int]:
         """What is there from the first step to the last."""
+        held = self.loaded()
+        return (
+            {**held, "features": self._features(self.work.prompts)}
+            if self.work.trained
+            else held
+        )
+
+    def loaded(self) -> dict[str, int]:
+        """The same without what pictures need."""
         sizes, each = self.sizes, self.device.count
         held = {
             "process": self.device.process,
@@ -221,7 +226,6 @@ class _Shares:
         if optim.masters and self.half:
             held["masters"] = 4 * trained // each
         held["moments"] = int(moment_bytes(optim, sizes.itemsize) * trained) // each
-        held["features"] = self._features(self.work.prompts)
         return held
 
     @property
@@ -246,11 +250,10 @@ class _Shares:
         """What the engine will find free, or was given."""
         if self.settings.memory is not None:
             return Budget.of(self.settings.memory)
-        standing = self.standing()
-        # Neither moments nor features are there when it looks; of the former it knows.
-        later = standing.pop("moments", 0) + (self._gradients() if self.work.trained else 0)
-        standing.pop("features", 0)
-        free = self.device.memory - sum(standing.values())
+        loaded = self.loaded()
+        # Moments are not there when it looks, but it knows of them.
+        later = loaded.pop("moments", 0) + (self._gradients() if self.work.trained else 0)
+        free = self.device.memory - sum(loaded.values())
         if self.device.kind == "cpu":
             free = int(free * CPU_SHARE)
         return Budget.of(free - later)
@@ -412,7 +415,7 @@ class _Shares:
         sizes = self.sizes
         prompts = math.ceil(prompts / self.device.count)
         rows = prompts * self.work.visual_tokens * (1 + sizes.deepstack)
-        held = min(rows * sizes.hidden * sizes.itemsize, FEATURES)
+        held = min(rows * sizes.hidden * sizes.itemsize, self.budget.features)
         if self.device.kind == "cpu":
             held += prompts * self._pictures()
         return held
@@ -429,10 +432,10 @@ class _Shares:
         if not sizes.block_graph:
             return {}
         step = self._patches(math.ceil(self.work.prompts / self.device.count))
-        rated = RATED_GRAPH * step * sizes.depth * sizes.tower_hidden
+        rated, limit = RATED_GRAPH * step * sizes.depth * sizes.tower_hidden, self.budget.graphs
         # Graphs of the whole rollout are kept for the update if they are rated small enough, else those of a row.
-        patches = step if rated <= GRAPHS else self._patches(prompts) * self.work.graphs
-        if rated > GRAPHS and prompts == self.work.prompts:
+        patches = step if rated <= limit else self._patches(prompts) * self.work.graphs
+        if rated > limit and prompts == self.work.prompts:
             return {}
         each = sizes.depth * sizes.block_graph
         if self.checkpointing:

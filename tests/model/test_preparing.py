@@ -8,6 +8,7 @@ import pickle
 import threading
 import time
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -279,6 +280,24 @@ def test_views_are_not_drawn_ahead_where_the_step_is_unknown(policy, rollout):
         policy.workers = 0
     dropped = isinstance(rollout, DynamicSampling)
     assert set(supply._ahead.branches) == (set() if dropped else {"masked", "noisy"})
+
+
+@pytest.mark.parametrize(
+    ("cuda", "large", "cores", "ranks", "workers"),
+    [
+        (True, True, 16, 1, 8),
+        (True, True, 64, 1, 8),
+        (True, True, 64, 8, 4),
+        (True, True, 2, 8, 1),
+        (True, False, 16, 1, 0),
+        (False, True, 16, 1, 0),
+    ],
+)
+def test_how_many_workers_a_run_gets(monkeypatch, cuda, large, cores, ranks, workers):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+    where = torch.device("cuda" if cuda else "cpu")
+    assert default_workers(SimpleNamespace(device=where, is_large=large)) == workers
 
 
 def pixels_in_memory():

@@ -10,7 +10,7 @@ from transformers import AutoModelForImageTextToText
 
 from mmrl.data.drawn.drawn import Drawn, tokenizer_texts
 from mmrl.model import tiny
-from mmrl.model.budget import Costs
+from mmrl.model.budget import Budget, Costs
 from mmrl.model.load import LoRA
 from mmrl.model.packing import Group
 from mmrl.model.policy import Policy
@@ -227,6 +227,18 @@ def test_checkpointing_saves_and_views_with_gradient_cost():
     assert peak(work).phases["update"] == saved, "large models are loaded with checkpointing"
     more = peak(replace(work, graphs=3)).phases["update"]
     assert more["graphs"] == 3 * saved["graphs"]
+
+
+@pytest.mark.parametrize("memory", [2 * GIB, 100 * GIB])
+def test_features_and_graphs_are_within_the_budget(memory):
+    """What the vision cache keeps in a run is what is planned for it."""
+    known = sizes_of(SEVEN, torch.bfloat16)
+    work = Work(prompts=512, visual_tokens=2000, prompt_tokens=2200)
+    found = plan(known, work, Settings(memory=memory), Device("cuda", 500 * GIB))
+    budget, rows = Budget.of(memory), 512 * 2000 * known.hidden * 2
+    assert found.phases["load"]["features"] == min(rows, budget.features)
+    rated = 40 * 512 * 8000 * known.depth * known.tower_hidden
+    assert ("tower's graphs" in found.phases["generate"]) == (rated <= budget.graphs)
 
 
 def test_pictures_of_a_step_and_what_lies_ready_are_in_the_hosts_memory():
