@@ -37,55 +37,11 @@ from mmrl.model.recurrent_row import LINEAR
 from mmrl.model.row_layout import Layers
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from mmrl.model.processing import Encoded
-    from mmrl.model.row_layout import Layout
     from mmrl.model.vision_cache import VisionCache
-    from mmrl.model.vision_tower import VisualFeatures
     from mmrl.types import Batch, Prompt
-
-
-class Reader(Protocol):
-    """What must be known of the policy whose prompts are opened."""
-
-    shared: bool
-    """Are prompts run once per group at all?"""
-    in_reference: bool
-    """Are the starting weights in use now?"""
-    counters: Counter[str]
-    vision: VisionCache
-
-    @property
-    def sharded(self) -> bool:
-        """Are its weights cut over several processes?"""
-        ...
-
-    @property
-    def base(self) -> Any:
-        """The transformers model."""
-        ...
-
-    @property
-    def device(self) -> torch.device:
-        """Where it computes."""
-        ...
-
-    def encode(self, prompt: Prompt) -> Encoded:
-        """The prompt as the model reads it."""
-        ...
-
-    def language(
-        self,
-        ids: Tensor,
-        positions: Tensor,
-        layout: Layout,
-        visual: Tensor,
-        features: Sequence[VisualFeatures],
-    ) -> Tensor:
-        """The language model on one packed row: hidden states [S, D]."""
-        ...
-
 
 Key = tuple[int, tuple[str, ...], bool, bool]
 """(object of the encoded prompt, contents of its pixels, read by the reference, with gradient)."""
@@ -115,10 +71,36 @@ class OpenPrompt:
             torch.autograd.backward(roots, grads)
 
 
+class Runs(Protocol):
+    """What is asked of the policy."""
+
+    counters: Counter[str]
+    vision: VisionCache
+    shared: bool
+    in_reference: bool
+    language: Callable[..., Tensor]
+    encode: Callable[[Prompt], Encoded]
+
+    @property
+    def base(self) -> Any:
+        """The transformers model whose weights are read now."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        ...
+
+    @property
+    def sharded(self) -> bool:
+        """Are its weights cut over several processes?"""
+        ...
+
+
 class OpenPrompts:
     """The prompts of cut groups: opened when their first slice is scored, closed after their last."""
 
-    def __init__(self, policy: Reader) -> None:
+    def __init__(self, policy: Runs) -> None:
         self._policy = policy
         self._slices: Counter[int] = Counter()
         """Slices that are still to come, by object of the encoded prompt."""

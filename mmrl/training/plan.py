@@ -105,7 +105,7 @@ class Work:
     reference: bool = False
     """Is there a frozen copy of the weights?"""
     tiles: int = 1
-    """Tiles of the head that are alive together: 1, 3 with an entropy, 6 with an exact divergence."""
+    """Tiles of the head that are alive together: 1, or 2 with an exact divergence."""
     pictures: int = 1
     """Versions of a picture that are held for a step: the raw one, and one per branch."""
 

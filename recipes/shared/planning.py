@@ -311,9 +311,8 @@ def _scores(arguments: Mapping[str, Any], run: Run) -> ScorePlan:
 
 def _tiles(scores: ScorePlan) -> int:
     asked = [*scores.stored.values(), *scores.live.values()]
-    if any(one.divergence for one in asked):
-        return 6
-    return 3 if any(one.entropy for one in asked) else 1
+    # One per head that is read at once; copies are made of small blocks of them only.
+    return 2 if any(one.divergence for one in asked) else 1
 
 
 def take_machine(args: list[str], take: Any) -> tuple[Device | None, Prompting]:

@@ -186,7 +186,7 @@ def test_the_split_into_passes_does_not_matter(tiny_folder):
     for n in (1, 2):
         first, second = large.step(Now(n, 0.0, 0)), small.step(Now(n, 0.0, 0))
         assert (
-            second["tokens/update"] > first["tokens/update"]
+            second["tokens/update"] == first["tokens/update"]
             and second["patches/tower"] == first["patches/tower"]
         )
         assert second["loss/total"] == pytest.approx(first["loss/total"], rel=1e-6, abs=1e-9)
