@@ -312,7 +312,9 @@ def _indices(run: Sequence[Segment]) -> list[Tensor]:
     column = torch.arange(max((_length(segment) for segment in run), default=0))
     valid = column < lengths[:, None]
     index = torch.where(valid, starts[:, None] + column, 0)
-    return [index, valid.long(), *valid.nonzero(as_tuple=True), index[valid]]
+    segment = torch.arange(len(run)).repeat_interleave(lengths)
+    columns = torch.cat([column[:0], *(column[: _length(each)] for each in run)])
+    return [index, valid.long(), segment, columns, starts[segment] + columns]
 
 
 def _ragged(layout: Layout) -> RaggedRow:

@@ -14,6 +14,7 @@ from mmrl.model.row_layout import ROOT, Layout
 from mmrl.model.scoring import ScoreOutputs, score_packed
 from mmrl.model.tree_row import Node, laid_out
 from mmrl.types import Media, Prompt, Role, Rollout
+from tests.model.test_row_layout import Waits
 
 torch.set_num_threads(1)
 
@@ -312,3 +313,23 @@ def test_answers_of_an_open_prompt_are_predicted_behind_the_row(tiny_folder):
     assert row.positions[0, :2].tolist() == [
         groups[0].encoded.next_position + i for i in (0, 1)
     ]
+
+
+# what the host waits for
+
+
+def test_a_pass_never_waits_for_the_device(folder):
+    """From the packed groups to every gradient; but Qwen3-VL's own code counts visual tokens at each DeepStack level."""
+    policy = load(folder, "float32")
+    batch = collate(rollouts_of(policy, [[5, 3, 2], [4, 4]]))
+    found = []
+    for rows in ([0, 1], range(5)):
+        groups = {"raw": groups_of(policy, batch, rows)}
+        media = [medium for group in groups["raw"] for medium in group.visual]
+        features = policy.vision.features(media, grad=True)
+        with Waits() as waits:
+            wanted = {"raw": ScoreOutputs(entropy=True, grad=True)}
+            scores = score_packed(policy, groups, wanted, (len(rows), 5))["raw"]
+            (scores.logp.sum() + scores.entropy.sum()).backward()
+        found.append(len(waits.found))
+    assert found[0] == found[1] <= 5 * len(features[0].deepstack), waits.found
