@@ -10,15 +10,14 @@ run in the same tiles of tokens as the head; CPU seconds of one thread, both sid
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from statistics import median
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from tiny_runs import result, say, versions
+from tiny_runs import cpu_seconds, interleaved, median, result, say, versions
 from torch import Tensor
 
 VOCABULARY, WIDTH, TOKENS, ROUNDS = 151_936, 1024, 512, 3
@@ -53,15 +52,11 @@ def main() -> None:
         return run
 
     runs = {"products": products, "log-probs": head(False), "with entropies": head(True)}
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(ROUNDS):
-        for name, run in runs.items():
-            start = time.process_time()
-            run()
-            times[name].append(time.process_time() - start)
-    found = {name: median(seconds) for name, seconds in times.items()}
-    for name, seconds in found.items():
-        say(f"{name}: {seconds:.2f} s, {seconds / found['products']:.3f} of the products")
+    sides = {name: partial(cpu_seconds, run) for name, run in runs.items()}
+    seconds = interleaved(sides, ROUNDS, warmup=0)
+    found = {name: median(values) for name, values in seconds.items()}
+    for name, value in found.items():
+        say(f"{name}: {value:.2f} s, {value / found['products']:.3f} of the products")
     say(f"{versions('torch')}; tiles of {step} tokens")
     worst = max(found.values()) / found["products"]
     result("head", worst, 1.3, "worst time / its four products")

@@ -319,7 +319,7 @@ def test_answers_of_an_open_prompt_are_predicted_behind_the_row(tiny_folder):
 
 
 def test_a_pass_never_waits_for_the_device(folder):
-    """From the packed groups to every gradient; but Qwen3-VL's own code counts visual tokens at each DeepStack level."""
+    """From the packed groups to every gradient; but Qwen3-VL counts visual tokens at DeepStack levels."""
     policy = load(folder, "float32")
     batch = collate(rollouts_of(policy, [[5, 3, 2], [4, 4]]))
     found = []
