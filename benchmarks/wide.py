@@ -3,8 +3,8 @@
     python benchmarks/wide.py
 
 64 answers of 33 tokens behind a prompt with 256 visual tokens: 2,300 tokens in one row, or the prompt once and four
-slices of 512. Language model, head and tower, forward and backward: CPU seconds, both sides in turn, medians. Also told:
-what the slices cost if each repeats the prompt. That both run every token once is checked, not measured.
+slices of 512. Language model, head and tower, forward and backward: CPU seconds, both sides in turn, medians. Also
+told: what the slices cost if each repeats the prompt. That both run every token once is checked, not measured.
 """
 
 from __future__ import annotations
