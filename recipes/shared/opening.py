@@ -238,10 +238,7 @@ def open_policy(
         of_shards = is_sharded_checkpoint(checkpoint)
         restore = restore_shards if of_shards else restore_weights
         restore(checkpoint, policy.named_parameters())
-    if load.workers is None:
-        policy.workers = default_workers(policy, Ranks.here().local_world)
-    else:
-        policy.workers = load.workers
+    policy.workers = default_workers(policy) if load.workers is None else load.workers
     if load.memory is not None:
         policy.memory = int(load.memory * GIB)
     if policy.has_adapter and policy.family.left_out_of_lora:
