@@ -181,7 +181,7 @@ def test_the_report_has_phases_verdict_and_seconds_only_at_a_given_rate(capsys):
     plan_run(papo.main, papo.PRESETS, ["7b", "--machine=8x80", "--tflops", "400"])
     said = capsys.readouterr().out
     assert " s a step at the given rate" in said and "It fits" in said
-    assert "Training on several devices is not there yet" in said
+    assert "what each of 8 devices holds under torchrun, with --load.shard auto" in said
 
 
 @pytest.mark.parametrize(
