@@ -41,9 +41,5 @@ def in_words(device: Device) -> str:
 
 def this_machine(where: torch.device) -> Device | None:
     """The devices of a run with the free memory of this one; None if nobody knows how much that is."""
-    free, ranks = free_bytes(where), Ranks.here()
-    if free is None:
-        return None
-    # Processes on CPUs share the memory of their machine.
-    each = free if where.type == "cuda" else free // ranks.local_world
-    return Device(where.type, each, ranks.world)
+    free = free_bytes(where)
+    return None if free is None else Device(where.type, free, Ranks.here().world)
