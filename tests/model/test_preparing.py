@@ -23,6 +23,7 @@ from mmrl.model.branches import render_branch
 from mmrl.model.policy import Policy
 from mmrl.model.preparing import Ahead, default_workers, read_ahead
 from mmrl.model.preparing_worker import Load, Prepared, prepared
+from mmrl.model.ranks import Ranks
 from mmrl.objectives.base import Objective
 from mmrl.objectives.papo import PAPO
 from mmrl.perception.masking import PatchMask, SaliencyMask
@@ -109,7 +110,7 @@ def all_of(supply, policy, steps, log, ahead=None):
     for _ in range(steps):
         with policy.vision.step():
             if ahead is not None:
-                ahead.expect(supply._coming(supply.per_step))
+                ahead.expect(supply._coming(supply.per_step, Ranks.alone()))
                 settled(ahead)
             for prompt in supply.take():
                 encoded = policy.encode(prompt)
@@ -309,7 +310,7 @@ def test_views_are_not_drawn_ahead_where_the_step_is_unknown(policy, rollout):
     run = Run(steps=3, prompts_per_step=2)
     policy.workers = 1
     try:
-        supply = supply_of(policy, spoiled(), run, [], BRANCHES, rollout)
+        supply = supply_of(policy, spoiled(), run, [], BRANCHES, rollout, Ranks.alone())
     finally:
         policy.workers = 0
     dropped = isinstance(rollout, DynamicSampling)
