@@ -223,8 +223,10 @@ def rows_of(batch: Batch, rows: Tensor) -> Batch:
 def split(batch: Batch, prompt_lengths: Mapping[int, int], budget: int) -> list[Tensor]:
     """Cut into parts of rows whose packed rows hold at most `budget` tokens, whole groups where they fit.
 
-    A group that is larger than the budget is cut, its prompt counted in each part (`open_prompts.py` runs it once for all
-    of them); a single answer that does not fit stands alone. `prompt_lengths`: group number -> tokens of its prompt.
+    A group that is larger than the budget is cut, its prompt counted in each part (`open_prompts.py` runs it once for
+    all of them); a single answer that does not fit stands alone.
+
+    `prompt_lengths`: group number -> tokens of its prompt.
     """
     members: dict[int, list[int]] = {}
     for row, number in enumerate(batch.group.tolist()):
