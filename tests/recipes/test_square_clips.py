@@ -25,8 +25,14 @@ def policy(name):
             Clips(),
             r"256 tokens: 448 frames take 114,688, .*total-tokens 14,336.*max-frames 56 ",
         ),
-        (Clips(num_frames=9, max_tokens=2048), r"256 tokens: 9 frames take 2,304, .*max-tokens 2,048"),
-        (Clips(max_frame_tokens=64), r"256 tokens, more than --clips.max-frame-tokens 64; set that"),
+        (
+            Clips(num_frames=9, max_tokens=2048),
+            r"256 tokens: 9 frames take 2,304, .*max-tokens 2,048",
+        ),
+        (
+            Clips(max_frame_tokens=64),
+            r"256 tokens, more than --clips.max-frame-tokens 64; set that",
+        ),
     ],
 )
 def test_limits_that_squares_cannot_keep_are_refused(clips, said):
