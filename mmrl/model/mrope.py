@@ -11,7 +11,8 @@ so there the step plays no part. The token after a block continues at the larges
 Departures from transformers 5.23:
 
 1. There the text after a Qwen2-VL or Qwen2.5-VL video continues at s + max(rows, columns), which lies inside the
-   video's own time positions for every clip longer than a few seconds. We continue after the largest position (as 4.57 did).
+   video's own time positions for every clip longer than a few seconds. We continue after the largest position (as
+   4.57 did).
 2. 4.57 in turn truncated seconds_per_grid to a whole number before multiplying; we floor the product (as 5.23 does).
 3. Nothing is kept on the model between calls.
 """
