@@ -79,7 +79,9 @@ def _pair(size: Any) -> tuple[float, float]:
 
 def family_space(model_type: str) -> Space:
     """The space in which a model family speaks of places."""
-    known = {name: family.space for name, family in families().items() if family.space}
+    known: dict[str, Space] = {
+        name: family.space for name, family in families().items() if family.space
+    }
     if model_type not in known:
         raise ValueError(
             f"no coordinate space is declared for model type {model_type!r}, only for {sorted(known)}; "

@@ -35,11 +35,12 @@ from mmrl.rollouts.groups import by_group
 from mmrl.rollouts.prompt_order import Supply
 from mmrl.training.compatibility import check_lengths, check_sampling
 from mmrl.training.door import entered, settings_of
+from mmrl.training.dry import Parts, hand_over
 from mmrl.training.evaluate import evaluate, heldout_prompts
 from mmrl.training.left_out import LeftOut
 from mmrl.training.optim import Optim, Optimizer
 from mmrl.training.retries import ADVICE
-from mmrl.training.run import Run, planned_steps
+from mmrl.training.run import Run, planned_steps, refuse_several_processes
 from mmrl.training.tracking import Tracker, describe
 from mmrl.training.trainer import TrainingError
 from mmrl.types import Now, Rollout, Sampling
@@ -65,12 +66,15 @@ def main(
     lora: LoRA = LoRA(),
 ) -> None:
     """Train with GRPO, every call of a step in plain sight."""
+    refuse_several_processes("this recipe, which is a step in plain code,")
     policy = open_policy(model, load, lora, run)
     check_lengths(sampling, policy.context)
     check_sampling(sampling, group_normalized)
     train, heldout = open_data(dataset, data, run.seed)
     rewards = reward.rewards(style_of(data.style))
-    engine, optimizer = HFEngine(policy), Optimizer(policy.named_parameters(), optim)
+    engine = HFEngine(policy, rows_at_once=run.rows_at_once)
+    optimizer = Optimizer(policy.named_parameters(), optim)
+    policy.expected = optimizer.bytes_to_come
     supply = Supply(
         train, run.prompts_per_step, run.seed, check=policy.encode, on_bad=run.on_bad
     )
@@ -79,6 +83,7 @@ def main(
     exam = heldout_prompts(heldout, run.eval_prompts, policy.encode, bad.add)
     records = {"optim": optim, "sampling": sampling, "grpo": grpo, "reward": reward}
     settings = describe(records) | settings_of(run, policy.description, train)
+    hand_over(Parts(policy, supply, rewards, {}, bad, Now(1, 1 / steps, run.seed)))
     with entered(run) as door:
         # The folder is this run's alone: another one's, or a finished one, is left as it is.
         if not door.begin(run, settings):
@@ -107,6 +112,7 @@ def main(
             policy.save(run.folder / "model")
         stop_if_asked()  # the weights so far are saved, and the run counts as unfinished
         door.finish(scores)
+        tracker.refresh()
     rewards.close()
     summarise(run, steps, advice="python -m recipes.papo")
 

@@ -27,6 +27,8 @@ _ORDERS = re.compile(
     "]"
 )
 
+_hushed: list[bool] = []
+
 
 def printable(text: str) -> str:
     r"""The text with every character that orders a terminal about written out, as `\u001b`."""
@@ -34,14 +36,27 @@ def printable(text: str) -> str:
     return _ORDERS.sub(_written_out, text.replace("\r\n", "\n"))
 
 
+def hush() -> None:
+    """From now on this process says only why it ends: another one speaks for the run."""
+    _hushed.append(True)
+    logging.getLogger("mmrl").setLevel(logging.ERROR)
+
+
+def hushed() -> bool:
+    """Does another process speak?"""
+    return bool(_hushed)
+
+
 def show(text: str = "") -> None:
     """One result, to stdout."""
-    _write(text, sys.stdout)
+    if not hushed():
+        _write(text, sys.stdout)
 
 
-def tell(text: str) -> None:
-    """One message, to stderr, so that the output of a command can be piped."""
-    _write(text, sys.stderr)
+def tell(text: str, *, always: bool = False) -> None:
+    """One message, to stderr, so that the output of a command can be piped; `always`: also where hushed."""
+    if always or not hushed():
+        _write(text, sys.stderr)
 
 
 def logger(name: str) -> logging.Logger:

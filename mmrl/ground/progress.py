@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
-from mmrl.ground.printable import printable, tell
+from mmrl.ground.printable import hushed, printable, tell
 
 if TYPE_CHECKING:
     import rich.progress as bars
@@ -61,7 +61,7 @@ class Progress:
         self._task: bars.TaskID | None = None
 
     def __enter__(self) -> Progress:
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not hushed():
             self._bar = _run_bar()
             self._task = self._bar.add_task("", total=self.steps, completed=self.first, rate="")
             self._bar.start()
@@ -182,7 +182,7 @@ def with_progress(
     items: Iterable[Item], total: int, what: str, seconds: float = 10.0
 ) -> Iterator[Item]:
     """The same items, counted as they pass under the name `what`; `seconds` between two lines."""
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() and not hushed():
         from rich.console import Console
         from rich.progress import track
 

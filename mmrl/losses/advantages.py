@@ -175,6 +175,10 @@ def gpg(reward: Tensor, group: Tensor, mask: Tensor, *, alone: Alone = "zero") -
     return _finished(centred * scale, total)
 
 
+WITHIN_GROUPS = (group_normalized, group_centered, rloo, opo, remax, passk)
+"""Estimators that look at nothing but the answers of one group; all others must see the whole batch."""
+
+
 def answer_reward(reward: Tensor, mask: Tensor) -> Tensor:
     """The reward of each answer: [B] as it is, token rewards [B, T] summed over the mask; -> [B]."""
     if reward.shape == mask.shape[:1]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +63,18 @@ def refuse_other_tokenizer(
             )
 
 
-def refuse_template(source: str | Path, processor: Any) -> None:
-    """Raise ValueError for a chat template that cannot be used, or that does not return from the simplest chat."""
+def simplest_chat(
+    source: str | Path, processor: Any, switches: Mapping[str, bool] | None = None
+) -> str:
+    """A question mark, as the chat template puts it and with what it begins of an answer. `switches`: its keywords.
+
+    Raises ValueError for a template that cannot be used, or that does not return from this.
+    """
     chat = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
     try:
         with TimeLimit(patience=1).hold(f"The chat template of {source}"):
             text = processor.apply_chat_template(
-                chat, add_generation_prompt=True, tokenize=False
+                chat, add_generation_prompt=True, tokenize=False, **(switches or {})
             )
     except GivenUp:
         raise
@@ -83,6 +89,7 @@ def refuse_template(source: str | Path, processor: Any) -> None:
             f"{source}: the chat template cannot be used ({reason}); copy chat_template.jinja of the base model into "
             "the folder."
         )
+    return text
 
 
 def stop_ids(

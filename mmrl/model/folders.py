@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 
 from mmrl.ground.checksums import LIST, damage, is_sealed, listed, seal
 from mmrl.ground.faults import first_line
+from mmrl.model.placement import own_part
 
 UNREADABLE = (
     OSError,
@@ -88,6 +89,7 @@ def nonfinite(tensors: Mapping[str, Any]) -> list[str]:
     for name, tensor in tensors.items():
         if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
             continue
+        tensor = own_part(tensor)  # of a sharded one each process looks at what it holds
         if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
             tensor = tensor.dequantize()  # moments in 8 bits
         # Largest and smallest say it without a copy of the tensor: a NaN becomes both.

@@ -43,13 +43,18 @@ class LoRA:
         require(self, rank=(self.rank >= 0, "0 (full fine-tuning) or positive"))
 
 
-def resolve_device(device: str) -> torch.device:
-    """ "auto" is CUDA if there is one; a device that is not there is an error."""
+def resolve_device(device: str, processes: int = 1) -> torch.device:
+    """ "auto" is CUDA if there is one; a device that is not there is an error, and one card for several `processes`."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(
             f"device is {device!r} but torch sees no CUDA device; use 'cpu' or 'auto'."
+        )
+    if processes > 1 and torch.device(device).index is not None:
+        raise ValueError(
+            f"--load.device is {device!r}, one card, but {processes} processes run on this machine and each takes its "
+            "own; use 'auto', 'cuda' or 'cpu', and choose cards with CUDA_VISIBLE_DEVICES."
         )
     return torch.device(device)
 
@@ -159,6 +164,15 @@ def adapted(model: Any, family: Family) -> str:
     told = ", ".join(f"{count} x {kind}" for kind, count in layers.items())
     rest = family.left_out_of_lora
     return f"LoRA adapts {told}" + (f"; not adapted: {rest}" if rest else "")
+
+
+def adapted_like(adapted: Any, base: Any) -> nn.Module:
+    """Another base model with adapters of the same kind; their weights are still to be loaded."""
+    from peft import PeftModel
+
+    (name,) = adapted.active_adapters
+    config = adapted.peft_config[name]
+    return PeftModel(base, config, adapter_name=name, autocast_adapter_dtype=False)
 
 
 def load_weights(source: str | Path, dtype: torch.dtype) -> Any:

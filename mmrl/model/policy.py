@@ -11,28 +11,44 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import cpu_offload
+from accelerate.hooks import remove_hook_from_module
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
+from mmrl.model.budget import Budget
 from mmrl.model.families import Family
 from mmrl.model.folders import refuse_nonfinite, written
-from mmrl.model.load import LoRA, Part, load_model, resolve_device, resolve_dtype
-from mmrl.model.logprobs import embed
+from mmrl.model.load import (
+    LoRA,
+    Part,
+    adapted_like,
+    load_model,
+    resolve_device,
+    resolve_dtype,
+)
+from mmrl.model.logprobs import embed, logits
+from mmrl.model.open_prompts import OpenPrompts
+from mmrl.model.packing import pack
+from mmrl.model.patches import Patches
 from mmrl.model.processing import Encoded, PixelBudget, Processing
+from mmrl.model.ranks import Ranks
 from mmrl.model.row_layout import Layout
+from mmrl.model.sharding import Lent, Shard, Shards, bring, filler, lend, mesh_of
 from mmrl.model.tags import TagMode
+from mmrl.model.thinking import ThinkingMode
 from mmrl.model.vision_cache import VisionCache
 from mmrl.model.vision_tower import VisionTower, VisualFeatures, insert_features
 from mmrl.types import Prompt
 
 LARGE = 500e6
-"""Parameters above which activations are recomputed unless the caller says otherwise."""
+"""Parameters above which activations are recomputed, and prompts read ahead, unless the caller says otherwise."""
 
 
 class Policy:
@@ -46,6 +62,8 @@ class Policy:
         self.shared = shared
         self.version = 0
         """Grows with each optimizer step."""
+        self.workers = 0
+        """Processes that read and encode prompts ahead of their step (`preparing.py`)."""
         self.offload_reference = False
         """Shall `freeze_reference` keep its copy of the layers on the CPU?"""
         self.description: dict[str, Any] = {"source": getattr(model, "name_or_path", "")}
@@ -54,11 +72,32 @@ class Policy:
         """Tokens and patches through each network since the trainer last looked."""
         self.in_reference = False
         """Are the reference weights in use now? Set by `reference`."""
-        self.vision = VisionCache(VisionTower(self), self._encode)
+        self.vision = VisionCache(
+            VisionTower(self),
+            self._encode,
+            budget=lambda: self.budget,
+            counters=self.counters,
+        )
         """Owner of encoded prompts and of features of pictures."""
+        self.prompts = OpenPrompts(self)
+        """Owner of prompts that are run once for several rows of answers."""
+        self.memory: int | None = None
+        """Bytes that work may take beside weights and optimizer; None: of what is free when it begins."""
+        self.expected: Callable[[], int] = lambda: 0
+        """Bytes that gradients and the optimizer are still to take."""
+        self._budget: Budget | None = None
+        self.ranks = Ranks.alone()
+        """The processes that train this policy together; set by `shard`."""
+        self.how_to_shard: Shard = "auto"
+        """What `shard` does unless told otherwise."""
         self._frozen_copy: nn.Module | None = None
+        self._shards: Shards | None = None
         self._refuse_unfit()
         self.family.prepare(self.base)
+        self._lent = {False: lend(self.base)}
+        """Embedding and head: of the policy, and of its frozen copy (True)."""
+        self._home = self.device
+        """Where the model shall compute; `shard` brings it there."""
         # Also for sampling: layers that act differently in evaluation would sample from another model than is trained.
         self.model.train()
 
@@ -76,18 +115,27 @@ class Policy:
         shared: bool = True,
         offload_reference: bool = False,
         tags: TagMode = "auto",
+        shard: Shard = "auto",
+        thinking: ThinkingMode = "auto",
     ) -> Policy:
         """Load a folder or hub name. `device` "auto" is CUDA if there is one; `dtype` "auto" is bf16 there, else fp32.
 
         `checkpointing` recomputes activations in the backward; None turns it on above 500 M parameters. `tags`: how
-        tags such as `<think>` are read that the tokenizer has as one token (`tags.py`).
+        tags such as `<think>` are read that the tokenizer has as one token (`tags.py`); `thinking`: the chat template's
+        switch (`thinking.py`). `shard`: how several processes will share the weights; they wait on the CPU for
+        `Policy.shard`, so that no device must hold them all.
         """
-        processing = Processing.load(source, budget or PixelBudget(), tags)
-        where = resolve_device(device)
-        kind = resolve_dtype(dtype, where)
+        processing = Processing.load(source, budget or PixelBudget(), tags, thinking)
+        ranks = Ranks.here()
+        home = resolve_device(device, ranks.local_world)
+        kind = resolve_dtype(dtype, home)
         adapters = lora if lora is not None and lora.rank else None
-        model = load_model(source, where, kind, freeze, adapters)
+        waits = ranks.several and shard != "off"
+        model = load_model(
+            source, torch.device("cpu") if waits else home, kind, freeze, adapters
+        )
         policy = cls(model, processing, shared=shared)
+        policy.how_to_shard, policy._home = shard, home
         policy.offload_reference = offload_reference
         policy._look_at_tags()
         policy.description = {
@@ -100,11 +148,11 @@ class Policy:
         # Only what is out of the ordinary, so that runs which it does not concern can be continued as before.
         if tags != "auto":
             policy.description["tags"] = tags
+        if thinking != "auto":
+            policy.description["thinking"] = thinking
         if policy.processing.tags.plain:
             policy.description["plain_tags"] = list(policy.processing.tags.plain)
-        if checkpointing is None:
-            checkpointing = sum(p.numel() for p in policy.base.parameters()) > LARGE
-        if checkpointing:
+        if checkpointing or (checkpointing is None and policy.is_large):
             policy.enable_checkpointing()
         return policy
 
@@ -132,14 +180,42 @@ class Policy:
         return hasattr(self.model, "disable_adapter")
 
     @property
+    def is_large(self) -> bool:
+        """Is it so large that what saves memory or time pays?"""
+        return sum(p.numel() for p in self.base.parameters()) > LARGE
+
+    @property
     def device(self) -> torch.device:
         """Where the model computes."""
-        return self.base.lm_head.weight.device
+        return self.head.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """The number format of its weights."""
-        return self.base.lm_head.weight.dtype
+        """The number format in which it computes; shards of trained weights are kept in fp32."""
+        return self.head.weight.dtype if self._shards is None else self._shards.compute
+
+    @property
+    def table(self) -> Lent:
+        """Lends the embedding's weight [V, D] of the weights in use; the one way to read it."""
+        return self._lent_now[0]
+
+    @property
+    def head(self) -> Lent:
+        """The same for the head's weight [V, D]."""
+        return self._lent_now[1]
+
+    @property
+    def _lent_now(self) -> tuple[Lent, Lent]:
+        return self._lent[self.in_reference and self._frozen_copy is not None]
+
+    @property
+    def budget(self) -> Budget:
+        """What work may hold on the device; decided when it is first asked for, and kept."""
+        if self._budget is None:
+            given, device = self.memory, self.device
+            auto = given is None
+            self._budget = Budget.auto(device, self.expected()) if auto else Budget.of(given)
+        return self._budget
 
     @property
     def context(self) -> int:
@@ -164,6 +240,16 @@ class Policy:
             base.gradient_checkpointing_enable(
                 gradient_checkpointing_kwargs={"use_reentrant": False}
             )
+
+    def end_part(self, following: Sequence[Patches] = ()) -> None:
+        """Call after the backward of one part of an update: finishes what no later part needs.
+
+        `following`: media that the next part shows as well.
+        """
+        self.prompts.end_part()
+        # Not before the prompts: their backward still adds to the gradients of the pictures' features.
+        if not self.prompts.waiting:
+            self.vision.end_part(following)
 
     def stepped(self) -> None:
         """The optimizer has changed the weights."""
@@ -203,6 +289,73 @@ class Policy:
             for layer in self.family.text_model(frozen).layers:
                 cpu_offload(layer, execution_device=self.device)
         self._frozen_copy = frozen
+        self._lent[True] = lend(frozen)
+
+    def shard(self, ranks: Ranks, how: Shard | None = None) -> None:
+        """Let several processes train this policy: its language model is cut over them (`sharding.py`).
+
+        All of them call it, after `freeze_reference` and before there is an optimizer; None does as `load` was told.
+        Raises ValueError.
+        """
+        self.ranks = ranks
+        mesh = mesh_of(ranks, how or self.how_to_shard, self._home.type)
+        if mesh is None:
+            self._bring_home()
+            return
+        if not self.shared:
+            raise ValueError(
+                "--load.shared False scores answers one by one, a different number on each device, which sharded "
+                "weights do not allow; use --load.shard off, or --load.shared True."
+            )
+        shards = Shards(mesh, self.dtype)
+        shards.add(
+            self.family.text_model(self.base), self._lent_now, frozen=False, on_cpu=False
+        )
+        if self._frozen_copy is not None:
+            self._shard_reference(shards)
+        self._shards = shards
+        self._bring_home()
+        self._call_all_units()
+
+    @property
+    def sharded(self) -> bool:
+        """Are its weights cut over several processes? Then all of them call the same units in the same order."""
+        return self._shards is not None
+
+    def whole(self) -> AbstractContextManager[None]:
+        """Inside, this process holds all weights and may sample and score alone. All processes enter it together."""
+        return nullcontext() if self._shards is None else self._shards.whole()
+
+    def forget_calls(self) -> None:
+        """After an update that broke off: sharded weights are in their place again."""
+        if self._shards is not None:
+            self._shards.forget_calls()
+
+    def _shard_reference(self, shards: Shards) -> None:
+        frozen: Any = self._frozen_copy
+        # What brings layers from the CPU one by one; the shards have their own way to do it.
+        for layer in self.family.text_model(frozen).layers:
+            remove_hook_from_module(layer, recurse=True)
+        offload = self.offload_reference
+        shards.add(
+            self.family.text_model(frozen), self._lent[True], frozen=True, on_cpu=offload
+        )
+
+    def _bring_home(self) -> None:
+        """Move what does not lie where the model computes yet."""
+        bring(self.model, self._home)
+        if self._frozen_copy is not None:
+            bring(self._frozen_copy, self._home)
+
+    @torch.no_grad()
+    def _call_all_units(self) -> None:
+        """A first forward of everything, for a unit that never ran cannot be reset."""
+        row = pack([filler()], self.device)
+        frozen = self._frozen_copy is not None
+        for reads in (nullcontext(), self.reference()) if frozen else (nullcontext(),):
+            with reads:
+                states = self.language(row.ids, row.positions, row.layout, row.visual, ())
+                self.head(_head_logits, states)
 
     def encode(self, prompt: Prompt) -> Encoded:
         """The prompt as the model reads it; made once per step. Raises `BadRow`."""
@@ -220,9 +373,9 @@ class Policy:
 
         `visual` (long [n]) are the places of the visual tokens, `features` what stands there, medium by medium.
         """
-        table = self.base.get_input_embeddings()
+        padding = self.base.get_input_embeddings().padding_idx
         # Not the table's own call: its backward would make a second vocabulary x hidden tensor.
-        rows = embed(table.weight, ids, table.padding_idx)
+        rows = self.table(embed, ids, padding)
         rows, deepstack = insert_features(rows, visual, features)
         out = self.text_model(
             inputs_embeds=rows[None],
@@ -237,24 +390,53 @@ class Policy:
         """Write a Hugging Face folder (weights or adapter, processor). `merge` folds an adapter into the weights.
 
         An adapter's folder holds the config of its base model too, so that `load` takes it. The folder is replaced in
-        one go and carries checksums. Raises ModelError for weights that are not finite, and for a full disk.
+        one go and carries checksums. Of several processes all call it and the first writes. Raises ModelError for
+        weights that are not finite, and for a full disk.
         """
-        refuse_nonfinite("The policy", dict(self.model.named_parameters()))
-        model = self.model
+        model = self._standing()
+        with self.ranks.together("save"):
+            if self.ranks.first:
+                self._write(model, Path(folder), merge)
+
+    def _write(self, model: Any, folder: Path, merge: bool) -> None:
+        refuse_nonfinite("The policy", dict(model.named_parameters()))
         # What was one token in training must be one for whoever loads the result.
         if self.processing.tags.added:
             self.base.config.mmrl_tags = self.processing.tags.to_store
-        # Merged in a copy: training may go on with the adapter as it is.
         if merge and self.has_adapter:
-            model = copy.deepcopy(self.model).merge_and_unload()  # type: ignore[operator]
-        with written(Path(folder)) as draft:
+            # Merged in a copy: training may go on with the adapter as it is.
+            model = (copy.deepcopy(model) if model is self.model else model).merge_and_unload()
+        with written(folder) as draft:
             for part in (
                 model,
                 self.processing.processor,
                 self.base.config,
                 self.base.generation_config,
             ):
-                part.save_pretrained(str(draft))  # type: ignore[operator]
+                part.save_pretrained(str(draft))
+
+    def _standing(self) -> nn.Module:
+        """The model with all of its weights: itself, or a copy on the CPU of the first process if it is sharded."""
+        if self._shards is None:
+            return self.model
+        # All processes send what they have; the first gets it.
+        whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        weights: dict[str, Any] = get_model_state_dict(self.model, options=whole)
+        if not self.ranks.first:
+            return self.model
+        config = copy.deepcopy(self.base.config)
+        config._attn_implementation = (
+            "eager"  # it computes nothing; ours have names that only we know
+        )
+        with torch.device("meta"):
+            empty = type(self.base)(config)
+            standing = adapted_like(self.model, empty) if self.has_adapter else empty
+        for name, tensor in weights.items():
+            if tensor.is_floating_point():  # shards of trained weights are wider than the model
+                weights[name] = tensor.to(self.dtype)
+        standing.load_state_dict(weights, assign=True)
+        empty.tie_weights()
+        return standing
 
     def _look_at_tags(self) -> None:
         """Tags that the tokenizer has as tokens, but the weights do not know, are spelt out from now on."""
@@ -276,10 +458,14 @@ class Policy:
             if dropout:
                 raise ValueError(f"The model has {name} {dropout}; set it to 0 for RL.")
         if self.shared:
-            self.family.refuse_layers(config, "the shared-prefix pass")
+            self.family.refuse_layers(self.base, "the shared-prefix pass")
         head = self.base.lm_head
         # The exact type: a wrapper of LoRA is a Linear's neighbour, but its weight alone is not the head.
         if type(head) is not nn.Linear or head.bias is not None:
             raise ValueError(
                 f"The head is a {type(head).__name__}; adapters on lm_head are not supported."
             )
+
+
+def _head_logits(weight: Tensor, states: Tensor) -> Tensor:
+    return logits(states, weight)

@@ -16,7 +16,8 @@ Decisions and departures:
 3. A video processor whose `cap_pixels_per_frame` is unset is read as False, the present default of transformers.
 4. Tags such as `<think>` are spelt out where the checkpoint does not use the tokens that its tokenizer has for them;
    then ids differ from the processor's (`tags.py`).
-5. A chat ends before the assistant's turn; the template then opens that turn.
+5. A chat ends before the assistant's turn; the template then opens that turn, and with some models a thought in it
+   (`thinking.py`).
 6. Expert answers with a structural token in their text are refused, as prompts are.
 """
 
@@ -47,13 +48,14 @@ from mmrl.model.checkpoint_files import (
     read_config,
     read_processor,
     refuse_other_tokenizer,
-    refuse_template,
+    simplest_chat,
     stop_ids,
 )
 from mmrl.model.families import Family, Shown, family_of
 from mmrl.model.mrope import Block
 from mmrl.model.patches import Patches, PixelBudget, PixelRules
 from mmrl.model.tags import TagMode, Tags
+from mmrl.model.thinking import ThinkingMode, behind, opened_thought, template_switch
 from mmrl.types import Media, Prompt
 
 
@@ -116,16 +118,25 @@ class Processing:
     tags: Tags
     """How tags such as `<think>` are written."""
     pad_id: int
+    switches: Mapping[str, bool] = field(default_factory=dict)
+    """Keywords that the chat template is called with."""
+    opened: str = ""
+    """What the template begins of every answer (`thinking.py`)."""
     template_limit: TimeLimit = field(default_factory=TimeLimit)
     """Chat templates are code that comes with a checkpoint."""
 
     @classmethod
     def load(
-        cls, source: str | Path, budget: PixelBudget = PixelBudget(), tags: TagMode = "auto"
+        cls,
+        source: str | Path,
+        budget: PixelBudget = PixelBudget(),
+        tags: TagMode = "auto",
+        thinking: ThinkingMode = "auto",
     ) -> Processing:
         """Read tokenizer, processor and config of a model folder or hub id.
 
-        Raises ValueError for a folder that is missing or no model, and for an unsupported family.
+        Raises ValueError for a folder that is missing or no model, for an unsupported family, and for `thinking` "on"
+        or "off" where the chat template has no such switch.
         """
         config = read_config(source)
         family = family_of(config.model_type)
@@ -135,7 +146,8 @@ class Processing:
         ends = stop_ids(source, family, config, tokenizer)
         markers = family.vision_tokens
         vision = {vocabulary[token] for token in markers if token in vocabulary}
-        refuse_template(source, processor)
+        switches = template_switch(processor, thinking)
+        chat = simplest_chat(source, processor, switches)
         pixels = family.pixel_rules(processor, config)
         for rules in pixels or ():
             rules.refuse_limits(budget)
@@ -154,6 +166,8 @@ class Processing:
                 processor, getattr(config, "mmrl_tags", None), tags, family.structure
             ),
             pad_id=ends[-1] if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+            switches=switches,
+            opened=opened_thought(chat),
         )
 
     @property
@@ -278,7 +292,7 @@ class Processing:
         try:
             with self.template_limit.hold("The chat template of this checkpoint"):
                 return self.processor.apply_chat_template(
-                    messages, add_generation_prompt=True, tokenize=False
+                    messages, add_generation_prompt=True, tokenize=False, **self.switches
                 )
         except GivenUp:  # a fault of the checkpoint, not of the row
             raise
@@ -290,14 +304,21 @@ class Processing:
             ) from error
 
     def encode_answer(self, text: str) -> Tensor:
-        """Ids long [T] of a given (expert) answer, end token included. Raises `BadRow` for structural tokens in it."""
+        """Ids long [T] of a given (expert) answer, end token included. Raises `BadRow` for structural tokens in it.
+
+        A thought that the prompt has opened already is not opened again.
+        """
         if is_broken(text):
             raise BadRow(f"The answer {text[:60]!r} holds half of a surrogate pair; mend it.")
         if found := structural_token(text, self.family.structure):
             raise BadRow(
                 f"The answer {text[:60]!r} contains the special token {found}; remove it."
             )
-        return torch.tensor([*self._ids(text), self.stop_ids[0]])
+        return torch.tensor([*self._ids(behind(self.opened, text)), self.stop_ids[0]])
+
+    def answer_text(self, ids: Tensor | Sequence[int]) -> str:
+        """The whole turn of an answer, for rewards and people: what the template began of it, and the ids' text."""
+        return self.opened + self.decode(ids)
 
     def decode(self, ids: Tensor | Sequence[int]) -> str:
         """The text of answer ids. Only end and padding tokens at the two ends are dropped; tags are kept."""

@@ -64,6 +64,14 @@ _INTERN_VIT_6B = _INTERN_VIT_300M | {
     "use_qk_norm": True,
     "norm_type": "rms_norm",
 }
+_TOWER_35_MIDDLE = {
+    "depth": 24,
+    "hidden_size": 1024,
+    "num_heads": 16,
+    "intermediate_size": 4096,
+}
+_TOWER_35_SMALL = {"depth": 12, "hidden_size": 768, "num_heads": 12, "intermediate_size": 3072}
+_TOWER_35: dict[str, Any] = {}  # the library's defaults
 _EXPERTS = {"num_experts": 128, "num_experts_per_tok": 8, "decoder_sparse_step": 1}
 
 
@@ -102,9 +110,34 @@ class Released:
     tied: bool
     """Is the head the embedding?"""
     parameters: int
-    """As the hub counts them; of InternVL3 2B, 8B and 14B only the published rounding (2.09, 7.94, 15.1 B) is known."""
+    """As the hub counts them; of Qwen3.5 less the weights that predict several tokens at once, which are not loaded; of
+    InternVL3 2B, 8B and 14B only the published rounding (2.09, 7.94, 15.1 B) is known."""
     handed: str = "out_hidden_size"
     """How the tower's config calls the width that it hands over; empty if that is not said."""
+
+
+def _hybrid(
+    hidden: int,
+    layers: int,
+    heads: int,
+    kv_heads: int,
+    states: int,
+    *,
+    intermediate: int = 0,
+) -> dict[str, Any]:
+    """Sizes of a language model with linear attention: `states` heads of values in it. Without `intermediate`: experts
+    of the library's defaults."""
+    text = {
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "vocab_size": 248_320,
+        "head_dim": 256,
+        "linear_num_value_heads": states,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e7},
+    }
+    return text | {"intermediate_size": intermediate} if intermediate else text
 
 
 def _intern(
@@ -119,6 +152,7 @@ def _intern(
 
 
 QWEN_2, QWEN_2_5, QWEN_3, QWEN_3_MOE = "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"
+QWEN_35 = "qwen3_5"
 TABLE: Mapping[str, Released] = {
     "Qwen/Qwen2-VL-2B": Released(
         QWEN_2,
@@ -190,6 +224,44 @@ TABLE: Mapping[str, Released] = {
         False,
         235_670_022_896,
     ),
+    "Qwen/Qwen3.5-0.8B": Released(
+        QWEN_35,
+        _hybrid(1024, 24, 8, 2, 16, intermediate=3584),
+        _TOWER_35_SMALL,
+        True,
+        852_985_920,
+    ),
+    "Qwen/Qwen3.5-2B": Released(
+        QWEN_35,
+        _hybrid(2048, 24, 8, 2, 16, intermediate=6144),
+        _TOWER_35_MIDDLE,
+        True,
+        2_213_241_664,
+    ),
+    "Qwen/Qwen3.5-4B": Released(
+        QWEN_35,
+        _hybrid(2560, 32, 16, 4, 32, intermediate=9216),
+        _TOWER_35_MIDDLE,
+        True,
+        4_539_265_536,
+    ),
+    "Qwen/Qwen3.5-9B": Released(
+        QWEN_35,
+        _hybrid(4096, 32, 16, 4, 32, intermediate=12288),
+        _TOWER_35,
+        False,
+        9_409_813_744,
+    ),
+    "Qwen/Qwen3.5-27B": Released(
+        QWEN_35,
+        _hybrid(5120, 64, 24, 4, 48, intermediate=17408),
+        _TOWER_35,
+        False,
+        27_356_728_560,
+    ),
+    "Qwen/Qwen3.5-35B-A3B": Released(
+        "qwen3_5_moe", _hybrid(2048, 40, 16, 2, 32), _TOWER_35, False, 35_107_181_936
+    ),
     "OpenGVLab/InternVL3-1B-hf": _intern(896, 24, 14, 2, 4864, 938_193_024),
     "OpenGVLab/InternVL3-2B-hf": _intern(1536, 28, 12, 2, 8960, 2_088_957_440),
     "OpenGVLab/InternVL3-8B-hf": _intern(3584, 28, 28, 4, 18944, 7_944_373_760),
@@ -198,7 +270,9 @@ TABLE: Mapping[str, Released] = {
     "OpenGVLab/InternVL3-78B-hf": _intern(8192, 80, 64, 8, 29568, 78_408_318_336),
 }
 """Hub name without the kind -> what the checkpoint is made of. Sources: the config.json files of these names; for the
-numbers of parameters the hub's count, for InternVL3 1B, 38B and 78B that of InternVL2.5, which is built alike."""
+numbers of parameters the hub's count, for InternVL3 1B, 38B and 78B that of InternVL2.5, which is built alike. Of
+Qwen3.5 the defaults of transformers (9B, 35B-A3B) and public model pages; only published roundings are known, which
+these agree with."""
 KINDS = ("-Instruct", "-Thinking")
 """Endings of names that change the weights and not their number."""
 
@@ -247,7 +321,7 @@ def _from_table(found: Released) -> Any:
 
     text = dict(found.text)
     half, width = text["head_dim"] // 2, text["hidden_size"]
-    text["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e6}
+    text.setdefault("rope_parameters", {"rope_type": "default", "rope_theta": 1e6})
     if share := family_of(found.family).side_share:
         # Rotary frequencies of time, height and width.
         side = int(half * share)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from torch import Tensor
 from mmrl.model.logprobs import head_divergence, head_scores
 from mmrl.model.packing import Group, PackedRow, pack
 from mmrl.model.policy import Policy
+from mmrl.model.sharding import Lent
 from mmrl.types import Divergence, Scores
 
 
@@ -36,8 +38,8 @@ class _Seen:
     states: Tensor
     """[N, D]: hidden states that predict the answer tokens."""
     row: PackedRow
-    weight: Tensor
-    """[V, D] of the head that reads them: the policy's or the reference's."""
+    head: Lent
+    """The head that reads them: the policy's or the reference's."""
 
 
 def score_packed(
@@ -71,14 +73,20 @@ def score_packed(
 
 def hidden(policy: Policy, groups: Sequence[Group], grad: bool) -> tuple[Tensor, PackedRow]:
     """Last hidden states [N, D] that predict the answer tokens of these groups, in one packed row."""
-    row = pack(groups, policy.device)
-    media = [medium for group in groups for medium in group.visual]
-    features = policy.vision.features(media, grad)
+    opened = [policy.prompts.of(group, grad) for group in groups]
+    row = pack(groups, policy.device, [prompt and prompt.layers for prompt in opened])
+    seen = [group for group, prompt in zip(groups, opened, strict=True) if prompt is None]
+    features = policy.vision.features([x for group in seen for x in group.visual], grad)
+    # What predicts the first tokens of answers whose prompt is not in the row stands behind the row's own states.
+    pieces = [prompt.last for prompt in opened if prompt is not None]
     with torch.set_grad_enabled(grad):
-        states = policy.language(row.ids, row.positions, row.layout, row.visual, features)
+        if len(row.ids):
+            states = policy.language(row.ids, row.positions, row.layout, row.visual, features)
+            pieces.insert(0, states)
         policy.counters["tokens/update" if grad else "tokens/score"] += len(row.ids)
         policy.counters["tokens/head"] += len(row.tokens)
-        return states[row.predict], row
+        found = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+        return found[row.predict], row
 
 
 def align(first: PackedRow, second: PackedRow) -> Tensor | slice:
@@ -99,14 +107,14 @@ def _seen(policy: Policy, name: str, groups: Sequence[Group], grad: bool) -> _Se
     with policy.reference() if name == "ref" else nullcontext():
         states, row = hidden(policy, groups, grad)
         # Read in here: outside, the head would be the policy's again.
-        return _Seen(states, row, policy.base.lm_head.weight)
+        return _Seen(states, row, policy.head)
 
 
 def _view_scores(seen: _Seen, asked: ScoreOutputs, shape: tuple[int, int]) -> Scores:
     row = seen.row
     with torch.set_grad_enabled(asked.grad):
-        logp, entropy = head_scores(
-            seen.states, seen.weight, row.tokens, row.temperature, asked.entropy
+        logp, entropy = seen.head(
+            _scores, seen.states, row.tokens, row.temperature, asked.entropy
         )
         return Scores(
             _on_grid(logp, row, shape),
@@ -123,14 +131,32 @@ def _compared_scores(
     with torch.set_grad_enabled(grad):
         # Per-answer views are packed one by one, so their tokens may lie in another order.
         states = raw.states[align(raw.row, row)]
-        _, _, logp, entropy, divergence = head_divergence(
-            states, raw.weight, seen.states, seen.weight, row.tokens, kind, row.temperature
+        _, _, logp, entropy, divergence = raw.head(
+            _divergences, seen.head, states, seen.states, row.tokens, kind, row.temperature
         )
         return Scores(
             _on_grid(logp, row, shape),
             _on_grid(entropy, row, shape) if asked.entropy else None,
             _on_grid(divergence, row, shape),
         )
+
+
+def _scores(weight: Tensor, states: Tensor, *rest: Any) -> tuple[Tensor, Tensor | None]:
+    return head_scores(states, weight, *rest)
+
+
+def _divergences(
+    weight: Tensor, other: Lent, states: Tensor, other_states: Tensor, *rest: Any
+) -> tuple[Tensor, ...]:
+    """`head_divergence` of two heads, which are both gathered while it runs."""
+
+    def compared(other_weight: Tensor, here: Tensor, there: Tensor) -> tuple[Tensor, ...]:
+        return head_divergence(here, weight, there, other_weight, *rest)
+
+    # One unit is not called inside itself.
+    if other.weight is weight:
+        return compared(weight, states, other_states)
+    return other(compared, states, other_states)
 
 
 def _on_grid(values: Tensor, row: PackedRow, shape: tuple[int, int]) -> Tensor:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from mmrl.model.families import Family, TowerShape, families, family_of
 from mmrl.model.load import LoRA, Part, add_lora, freeze_parts
 from mmrl.model.policy import LARGE
+from mmrl.model.recurrent_row import carried_bytes
 from mmrl.model.released import UnknownModel, config_of, max_pixels_of
 from mmrl.model.row_layout import example_layout
 
@@ -50,7 +51,9 @@ class Sizes:
     intermediate: int
     """Width of its MLP, of all experts that answer together."""
     keys_values: int
-    """Numbers of keys and values together, per token and layer."""
+    """Numbers of keys and values together, per token and layer; the mean of all layers, of which some have none."""
+    carried: int
+    """Bytes that layers of linear attention carry per sequence, all of them together, however long it is."""
     vocabulary: int
     layer_graph: int
     """Bytes that autograd keeps per token and layer; 0 if nothing upstream learns."""
@@ -118,6 +121,7 @@ def sizes(config: Any, dtype: torch.dtype, freeze: Sequence[Part], lora: LoRA) -
     model, whole = _without_weights(config, dtype, freeze, lora)
     text, tower = config.get_text_config(), family.shape(config)
     layers = family.text_model(model).layers
+    with_keys = sum(hasattr(layer, "self_attn") for layer in layers)
     embedding, head = model.get_input_embeddings().weight, model.lm_head.weight
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     tower_learns = any(p.requires_grad for p in family.tower_parameters(model))
@@ -128,13 +132,14 @@ def sizes(config: Any, dtype: torch.dtype, freeze: Sequence[Part], lora: LoRA) -
         trainable=_count(p for p in whole.parameters() if p.requires_grad),
         language=_count(layers.parameters()),
         active=_active(layers, text),
-        largest=max(_count(layers[0].parameters()), embedding.numel(), head.numel()),
+        largest=max(*(_count(x.parameters()) for x in layers), embedding.numel(), head.numel()),
         layers=len(layers),
         hidden=text.hidden_size,
         intermediate=_mlp_width(text),
-        keys_values=2 * text.num_key_value_heads * width,
+        keys_values=-(-2 * text.num_key_value_heads * width * with_keys // len(layers)),
+        carried=carried_bytes(text, dtype.itemsize),
         vocabulary=len(head),
-        layer_graph=_layer_graph(layers[0], text.hidden_size, width, dtype, fed),
+        layer_graph=_mean_graph(layers, text.hidden_size, width, dtype, fed),
         depth=tower.depth,
         tower_hidden=tower.hidden,
         tower_intermediate=tower.intermediate,
@@ -205,6 +210,21 @@ def _equal_shares(experts: Any, states: Tensor, chosen: Tensor, weights: Tensor)
 
 def _count(parameters: Any) -> int:
     return sum(p.numel() for p in parameters)
+
+
+def _mean_graph(
+    layers: Sequence[Any], hidden: int, width: int, dtype: torch.dtype, fed: bool
+) -> int:
+    """Bytes per token that a layer of the language model keeps for its backward, the mean of all layers."""
+    # Layers with the same weights keep the same; a hybrid model has two kinds.
+    alike: dict[tuple[str, ...], list[Any]] = {}
+    for layer in layers:
+        names = tuple(name for name, _ in layer.named_parameters())
+        alike.setdefault(names, []).append(layer)
+    total = sum(
+        len(same) * _layer_graph(same[0], hidden, width, dtype, fed) for same in alike.values()
+    )
+    return -(-total // len(layers))
 
 
 def _layer_graph(layer: Any, hidden: int, width: int, dtype: torch.dtype, fed: bool) -> int:

@@ -62,6 +62,16 @@ class TowerWeights(Protocol):
         """The transformers model whose weights are read now."""
         ...
 
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The number format in which it computes."""
+        ...
+
 
 class VisionTower:
     """Runs the tower and its merger with the weights that the policy reads now."""
@@ -132,8 +142,9 @@ class VisionTower:
 
     def _values(self, media: Sequence[Patches]) -> Tensor:
         """All patches in one tensor [N, patch], where and in the number format in which the model computes."""
-        head = self.weights.base.lm_head.weight
-        return torch.cat([item.values for item in media]).to(head.device, head.dtype)
+        device, dtype = self.weights.device, self.weights.dtype
+        # Medium by medium, so that only one at a time is there in fp32.
+        return torch.cat([item.values_on(device).to(dtype) for item in media])
 
 
 def insert_features(

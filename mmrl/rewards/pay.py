@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mmrl.ground.printable import logger
 from mmrl.ground.require import require
+from mmrl.model.ranks import Ranks
 from mmrl.rewards.contract import own_metrics
 from mmrl.rewards.functions import (
     RepetitionPenalty,
@@ -124,8 +125,9 @@ class Rewards:
     ) -> None:
         """Limits: seconds for one answer, for a batch call, and for an async call; bytes of memory of one worker.
 
-        `workers` is the number of processes (4, or fewer cores). `isolate=False` runs plain functions here, without
-        limits. Raises ValueError for a part that fits no calling convention.
+        `workers` is the number of processes on a machine (4, or fewer cores), divided among the ranks of a run there.
+        `isolate=False` runs plain functions here, without limits. Raises ValueError for a part that fits no calling
+        convention.
         """
         if not parts:
             raise ValueError(
@@ -142,7 +144,9 @@ class Rewards:
         for name, part in parts.items():
             self._parts[name] = parse_part(name, part, isolate)
         self._limits = {"one": time_limit, "batch": batch_time_limit, "async": async_time_limit}
-        self._pool = self._workers(workers or min(4, os.cpu_count() or 1), memory_limit)
+        # The cores of a machine are shared by all processes of the run on it.
+        here = (workers or min(4, os.cpu_count() or 1)) // Ranks.here().local_world
+        self._pool = self._workers(max(1, here), memory_limit)
         self._loop = AsyncLoop()
         # Failures, dropped parts and seconds since `metrics` was last asked.
         self._counts: Counter[str] = Counter()

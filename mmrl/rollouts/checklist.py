@@ -23,7 +23,7 @@ from mmrl.ground.require import require
 from mmrl.objectives.base import CHECKLIST, AnswerKind
 from mmrl.objectives.pearl import PEARL, gate_open, keeps
 from mmrl.rollouts.engine import Engine
-from mmrl.rollouts.groups import Pay, RolloutFunction, by_group, renumbered
+from mmrl.rollouts.groups import Pay, RolloutFunction, by_group, first_places, renumbered
 from mmrl.rollouts.prompt_order import Supply
 from mmrl.types import Now, Prompt, Rollout, Sampling
 
@@ -66,35 +66,45 @@ class ChecklistRollout(RolloutFunction):
         self, engine: Engine, pay: Pay, supply: Supply, sampling: Sampling, now: Now
     ) -> list[Rollout]:
         kept: list[_Answered] = []
+        full = 0  # prompts that all ranks kept
         for _ in range(self.rounds if self.soft_filter else 1):
-            supply.counters["rollout/rounds"] += 1
-            answered = self._answered(engine, pay, supply, sampling, now)
-            good = answered
-            if self.soft_filter:
-                good = [one for one in answered if self._keeps(one)]
+            supply.counters["rollout/rounds"] += supply.ranks.first
+            prompts = supply.take()
+            with supply.ranks.together():
+                answered = self._answered(engine, pay, prompts, supply, sampling, now)
+                good = answered
+                if self.soft_filter:
+                    good = [one for one in answered if self._keeps(one)]
             supply.counters["rollout/dropped_groups"] += len(answered) - len(good)
             kept.extend(good)
-            if len(kept) >= supply.per_step:
+            full = int(supply.ranks.total([len(kept)])[0])
+            if full >= supply.per_step:
                 break
         # Fewer than a full step is no error: the rounds are bounded so that a hard set cannot hang the run.
-        if not kept:
+        if not full:
             raise ValueError(
                 f"PEARL's soft filter kept no prompt in {self.rounds} rounds of {supply.per_step} prompts: in both "
                 "branches every prompt was all right or all wrong. Use easier or harder prompts or checklists, or set "
                 "soft_filter=False."
             )
-        supply.counters["rollout/surplus_groups"] += max(0, len(kept) - supply.per_step)
-        chosen = kept[: supply.per_step]
+        places = first_places([one.place for one in kept], supply)
+        chosen = [one for one in kept if one.place in places]
+        supply.counters["rollout/surplus_groups"] += len(kept) - len(chosen)
         groups: list[list[Rollout]] = []
         for one in chosen:
             groups += [group for group in (one.perception, one.reasoning) if group]
         return renumbered(groups)
 
     def _answered(
-        self, engine: Engine, pay: Pay, supply: Supply, sampling: Sampling, now: Now
+        self,
+        engine: Engine,
+        pay: Pay,
+        prompts: Sequence[Prompt],
+        supply: Supply,
+        sampling: Sampling,
+        now: Now,
     ) -> list[_Answered]:
-        """Both branches of the next prompts."""
-        prompts = supply.take()
+        """Both branches of the prompts that were taken last."""
         perception = self._perception(engine, prompts, supply, sampling, now)
         is_open: list[int] = []
         for i in range(len(prompts)):
@@ -115,7 +125,8 @@ class ChecklistRollout(RolloutFunction):
         answered: list[_Answered] = []
         for i in range(len(prompts)):
             if i in perception or i in reasoning:
-                both = _Answered(perception.get(i, []), reasoning.get(i, []))
+                place = supply.places[i]
+                both = _Answered(place, perception.get(i, []), reasoning.get(i, []))
                 answered.append(both)
         return answered
 
@@ -176,6 +187,8 @@ class ChecklistRollout(RolloutFunction):
 class _Answered:
     """The answers to one prompt; either branch may be empty."""
 
+    place: int
+    """Of the prompt in the order of the data."""
     perception: list[Rollout]
     reasoning: list[Rollout]
 

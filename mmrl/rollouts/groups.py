@@ -124,27 +124,39 @@ class DynamicSampling(RolloutFunction):
     def __call__(
         self, engine: Engine, pay: Pay, supply: Supply, sampling: Sampling, now: Now
     ) -> list[Rollout]:
-        kept: list[list[Rollout]] = []
-        done, idle = 0, 0  # rounds, and those since the last group that was kept
-        while len(kept) < supply.per_step and not self._ends(done, idle, supply):
+        kept: list[tuple[int, list[Rollout]]] = []
+        full, done, idle = (
+            0,
+            0,
+            0,
+        )  # groups of all ranks, rounds, those since the last group that was kept
+        while full < supply.per_step and not self._ends(done, idle, supply):
             done, idle = done + 1, idle + 1
-            supply.counters["rollout/rounds"] += 1
+            supply.counters["rollout/rounds"] += supply.ranks.first
             prompts = supply.take(self.at_once or None)
-            groups = by_group(pay(engine.generate(prompts, sampling, now)))
-            good = [group for group in groups if self.keeps(group)]
+            with supply.ranks.together():
+                groups = by_group(pay(engine.generate(prompts, sampling, now)))
+                good = [group for group in groups if self.keeps(group)]
             supply.counters["rollout/dropped_groups"] += len(groups) - len(good)
-            kept.extend(good)
-            idle = 0 if good else idle
+            # The engine numbers groups by the prompts that it was given.
+            kept += [(supply.places[group[0].group], group) for group in good]
+            before, full = full, int(supply.ranks.total([len(kept)])[0])
+            idle = 0 if full > before else idle
+            used = {id(group) for group in good}
+            supply.drop([group[0].prompt for group in groups if id(group) not in used])
+            del prompts, groups, good  # the next round needs the room
         # Fewer than a full step is no error: the rounds are bounded so that a hard set cannot hang the run.
-        if not kept:
+        if not full:
             asked = self.at_once or supply.per_step
             raise ValueError(
                 f"DynamicSampling kept no group in {done} rounds of {asked} prompts: every group was "
                 f"all right or all wrong on {self.part!r}. Use easier or harder prompts, or train without it."
             )
-        supply.counters["rollout/surplus_groups"] += max(0, len(kept) - supply.per_step)
         # Surplus groups are left out rather than kept for later: by then the weights have changed.
-        return renumbered(kept[: supply.per_step])
+        chosen = first_places([place for place, _ in kept], supply)
+        supply.counters["rollout/surplus_groups"] += len(kept) - len(chosen)
+        supply.drop([group[0].prompt for place, group in kept if place not in chosen])
+        return renumbered([group for place, group in kept if place in chosen])
 
     def _ends(self, done: int, idle: int, supply: Supply) -> bool:
         """Is sampling over although the step is not full?"""
@@ -202,7 +214,7 @@ class LabelRollout(RolloutFunction):
                     problem = str(error)
                     supply.counters["label/unusable"] += 1
                     log.warning("%r: its label is left out: %s", prompt.id, problem)
-            if out:
+            if supply.ranks.most(len(out)):
                 return out
         raise BadRow(
             f"No label of {LABEL_TRIES} steps in a row can be used; the last: {problem}"
@@ -257,8 +269,10 @@ class FirstPass(RolloutFunction):
                 "FirstPass answers every prompt once, but the data is endless; set data.limit."
             )
         values: dict[str, list[float]] = {}
+        ranks = supply.ranks
         for begin in range(0, size, self.at_once):
-            indices = range(begin, min(size, begin + self.at_once))
+            block = range(begin, min(size, begin + self.at_once))
+            indices = block[ranks.rank :: ranks.world]
             # Each block is forgotten before the next, so that a whole data set need not fit in memory.
             with self.policy.vision.no_update():
                 prompts = self._usable(supply, indices)
@@ -268,7 +282,11 @@ class FirstPass(RolloutFunction):
                     if value is not None:
                         values.setdefault(answer.prompt.id, []).append(value)
                 supply.counters["rollout/first_pass"] += len(prompts)
-        return {prompt: sum(found) / len(found) for prompt, found in values.items()}
+        everybodys: dict[str, list[float]] = {}
+        for found in ranks.gathered(values):
+            for prompt, some in found.items():
+                everybodys.setdefault(prompt, []).extend(some)
+        return {prompt: sum(found) / len(found) for prompt, found in everybodys.items()}
 
     def _usable(self, supply: Supply, indices: range) -> list[Prompt]:
         """The prompts of these rows without those that cannot be read or shown; the supply's position stays."""
@@ -298,6 +316,13 @@ def chain(rollout: RolloutCall) -> list[RolloutFunction]:
         found.append(part)
         here = part.inner
     return found
+
+
+def first_places(kept: Sequence[int], supply: Supply) -> set[int]:
+    """Which of the places that this rank kept are among the first `per_step` that all ranks kept. Collective."""
+    everybodys = sorted(place for each in supply.ranks.gathered(list(kept)) for place in each)
+    # So the groups of a step are the same for any number of ranks, though some may then have more of them.
+    return set(everybodys[: supply.per_step]) & set(kept)
 
 
 def by_group(rollouts: Sequence[Rollout]) -> list[list[Rollout]]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ import torch
 
 from mmrl.ground.faults import BadRow
 from mmrl.ground.seeds import generator
-from mmrl.types import Prompt, Prompts
+from mmrl.model.preparing import Ahead
+from mmrl.model.ranks import Ranks
+from mmrl.types import Now, Prompt, Prompts, Rollout
 
 
 class Supply:
@@ -22,6 +25,10 @@ class Supply:
     `check` may raise `BadRow` for a prompt that loads but cannot be used, for example one that is too long. With
     `on_bad="skip"` a bad row is counted, written to `log` and replaced by the next row; with "stop" it ends the run.
     An endless collection is read in its own order. What prompts count (decoded clips, skipped media) joins `counters`.
+    With `ahead`, which checks as well, rows are prepared before they are asked for; the prompts are the same.
+
+    Of several ranks each reads its share alone, and all learn which rows are bad: the prompts of a step are the same
+    for any number of ranks, rank r has r, r + world, … of them.
     """
 
     def __init__(
@@ -33,6 +40,9 @@ class Supply:
         check: Callable[[Prompt], object] | None = None,
         on_bad: str = "skip",
         log: Path | None = None,
+        ahead: Ahead | None = None,
+        forget: Callable[[Sequence[Prompt]], None] | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         if not isinstance(prompts, Prompts):
             raise ValueError(
@@ -46,51 +56,152 @@ class Supply:
         self.seed = seed
         self.position = 0
         """Rows handed out or skipped so far."""
+        self.now: Now | None = None
+        """The step that takes, for what is drawn ahead."""
         self.counters: Counter[str] = Counter()
         self._check = check
+        self._ahead = ahead
+        self._forget = forget
         self._on_bad = on_bad
         self.log = log
-        self._order: tuple[int, list[int]] = (-1, [])
+        self._orders: dict[int, list[int]] = {}
+        self.ranks = Ranks.alone() if ranks is None else ranks
+        self.places: list[int] = []
+        """Where in the order the prompts stand that `take` returned last."""
+        self._step: dict[str, list[int]] = {}
+        """Prompt id -> places, of what was handed out in this step."""
 
     def take(self, count: int | None = None, *, counted: bool = True) -> list[Prompt]:
-        """The next prompts, `per_step` of them by default. Raises `BadRow` if a whole epoch holds nothing usable."""
+        """This rank's share of the next prompts, of which all ranks together get `per_step` by default. Collective.
+
+        `places` then says where in the order they stand. Raises `BadRow` if a whole epoch holds nothing usable.
+        """
         wanted = self.per_step if count is None else count
-        found: list[Prompt] = []
-        bad: set[int] = set()  # since the last usable row
-        while len(found) < wanted:
-            index = self._index(self.position)
-            self.position += 1
-            try:
-                prompt = self.prompts[index]
-                if self._check is not None:
-                    self._check(prompt)
-            except BadRow as problem:
-                if self._on_bad == "stop":
-                    raise
-                self._report(index, problem)
-                # A set, so that an epoch which is all bad is noticed even when it begins in the middle.
-                bad.add(index)
-                if len(bad) >= (self.prompts.size or 1000):
-                    whole = ", the whole dataset" if self.prompts.size else ""
-                    raise BadRow(
-                        f"{len(bad)} rows in a row cannot be used{whole}; the last one: {problem}"
-                    ) from problem
-                continue
-            bad.clear()
-            found.append(prompt)
+        began = time.monotonic()
+        found = self._next(wanted, self.ranks)
+        self.counters["time/prompts"] += time.monotonic() - began  # type: ignore[assignment]
         if counted:
             self.counters.update(self.prompts.drain())
+            if self._ahead is not None:
+                self.counters.update(self._ahead.drain())
+        # A row that others could not use was replaced by one from further on.
+        self.places = sorted(found)
+        for place in self.places:
+            self._step.setdefault(found[place].id, []).append(place)
+        return [found[place] for place in self.places]
+
+    def new_step(self) -> None:
+        """Forget whose places are known: those of prompts that a step asked for are asked about in that step."""
+        self._step.clear()
+
+    def group_places(self, rollouts: Sequence[Rollout]) -> dict[int, int]:
+        """Group number -> place in the order of the prompt that it answers; in a step's rollouts of this rank."""
+        asked: dict[str, list[int]] = {}
+        for rollout in rollouts:
+            # A prompt made from another stands at that one's place.
+            owner = rollout.prompt.extra.get("checklist_of", rollout.prompt.id)
+            groups = asked.setdefault(owner, [])
+            if rollout.group not in groups:
+                groups.append(rollout.group)
+        places: dict[int, int] = {}
+        for owner, groups in asked.items():
+            known = self._step.get(owner, [self.position])
+            # A prompt that was handed out twice, or answered in several groups: in turn.
+            for number, group in enumerate(groups):
+                places[group] = known[number * len(known) // len(groups)]
+        return places
+
+    def _next(self, wanted: int, ranks: Ranks) -> dict[int, Prompt]:
+        """Place -> prompt of this rank's share of the next `wanted` usable ones; the position moves for all ranks."""
+        found: dict[int, Prompt] = {}
+        bad: set[int] = set()  # since the last usable row
+        if self._ahead is not None:
+            self._ahead.expect(self._coming(wanted, ranks))
+        missing = list(range(wanted))  # slots of the step
+        owners: dict[int, int] = {}  # row -> rank
+        while missing:
+            places = range(self.position, self.position + len(missing))
+            rows = [self._index(place) for place in places]
+            for slot, row in zip(missing, rows, strict=True):
+                # A row that comes twice stays with one rank, which gives the second other answers than the first.
+                owners.setdefault(row, slot % ranks.world)
+            mine = [
+                (place, row)
+                for place, row in zip(places, rows, strict=True)
+                if owners[row] == ranks.rank
+            ]
+            problems = self._read(mine, found)
+            told: dict[int, str] = {}
+            for each in ranks.gathered({place: str(why) for place, why in problems.items()}):
+                told |= each
+            self._skip(list(zip(places, rows, strict=True)), told, bad, problems)
+            missing = [
+                slot for slot, place in zip(missing, places, strict=True) if place in told
+            ]
         return found
 
+    def _read(
+        self, rows: Sequence[tuple[int, int]], found: dict[int, Prompt]
+    ) -> dict[int, BadRow]:
+        """Read and check rows, given as (place, index), into `found`; place -> what is wrong with it."""
+        problems: dict[int, BadRow] = {}
+        for place, index in rows:
+            try:
+                prompt = self._usable(index)
+            except BadRow as problem:
+                problems[place] = problem
+                if self._on_bad == "stop":
+                    break
+                continue
+            found[place] = prompt
+        return problems
+
+    def _skip(
+        self,
+        rows: Sequence[tuple[int, int]],
+        told: Mapping[int, str],
+        bad: set[int],
+        own: Mapping[int, BadRow],
+    ) -> None:
+        """Move on over rows, report those that some rank cannot use, and raise where that shall end the run."""
+        for place, index in rows:
+            self.position = place + 1
+            if place not in told:
+                bad.clear()
+                continue
+            problem = own.get(place) or BadRow(told[place])
+            if self._on_bad == "stop":
+                raise problem
+            self._report(index, problem)
+            # A set, so that an epoch which is all bad is noticed even when it begins in the middle.
+            bad.add(index)
+            if len(bad) >= (self.prompts.size or 1000):
+                whole = ", the whole dataset" if self.prompts.size else ""
+                raise BadRow(
+                    f"{len(bad)} rows in a row cannot be used{whole}; the last one: {problem}"
+                ) from problem
+
+    def drop(self, prompts: Sequence[Prompt]) -> None:
+        """Prompts that were handed out and are of no use: nothing of them is kept until the step ends."""
+        if self._forget is not None and prompts:
+            self._forget(prompts)
+
+    def close(self) -> None:
+        """End what reads ahead; the next `take` starts it again."""
+        if self._ahead is not None:
+            self._ahead.close()
+
     def peek(self) -> Prompt:
-        """The next usable prompt, without handing it out, counting or logging."""
+        """The next usable prompt, without handing it out, counting or logging; each rank by itself."""
         # Borrowed: bad rows on the way would otherwise be counted and logged twice.
-        position, log, counters = self.position, self.log, self.counters
-        self.log, self.counters = None, Counter()
+        position, log, counters, ahead = self.position, self.log, self.counters, self._ahead
+        self.log, self.counters, self._ahead = None, Counter(), None
         try:
-            return self.take(1, counted=False)[0]
+            (prompt,) = self._next(1, Ranks.alone()).values()
+            return prompt
         finally:
             self.position, self.log, self.counters = position, log, counters
+            self._ahead = ahead
 
     @property
     def epoch(self) -> float:
@@ -104,6 +215,8 @@ class Supply:
     def load(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken; bad rows that were logged later will be met again and are forgotten."""
         self.position = int(state["position"])
+        if not self.ranks.first:
+            return
         if self.log is not None and self.log.is_file():
             rows = self.log.read_text(encoding="utf-8", errors="replace").split("\n")
             kept = [row + "\n" for row in rows if _logged_at(row) < self.position]
@@ -114,14 +227,36 @@ class Supply:
         if size is None:
             return position
         epoch, offset = divmod(position, size)
-        if (
-            self._order[0] != epoch
-        ):  # one epoch's order is kept, any other is made again from the seed
+        if epoch not in self._orders:
+            # Reading ahead crosses the end of an epoch; what lies further back is made again from the seed.
+            kept = {n: order for n, order in self._orders.items() if abs(n - epoch) == 1}
             order = torch.randperm(size, generator=generator(self.seed, "epoch", epoch))
-            self._order = (epoch, order.tolist())
-        return self._order[1][offset]
+            self._orders = {**kept, epoch: order.tolist()}
+        return self._orders[epoch][offset]
+
+    def _usable(self, index: int) -> Prompt:
+        """A prompt that can be used. Raises `BadRow`."""
+        if self._ahead is not None:
+            return self._ahead.read(index)
+        prompt = self.prompts[index]
+        if self._check is not None:
+            self._check(prompt)
+        return prompt
+
+    def _coming(self, wanted: int, ranks: Ranks) -> dict[int, Now | None]:
+        """This rank's rows of this call and of one in the next step that asks for as many, should none be bad."""
+        following = None if self.now is None else self.now.following()
+        coming: dict[int, Now | None] = {}
+        for number in range(2 * wanted):
+            if number % wanted % ranks.world != ranks.rank:
+                continue
+            index = self._index(self.position + number)
+            coming.setdefault(index, self.now if number < wanted else following)
+        return coming
 
     def _report(self, index: int, problem: BadRow) -> None:
+        if not self.ranks.first:  # all ranks know of it
+            return
         self.counters["data/skipped"] += 1
         if self.log is not None:
             entry = {"position": self.position - 1, "row": index, "reason": str(problem)}

@@ -28,6 +28,7 @@ from torch import nn
 from mmrl.ground.checksums import damage, seal
 from mmrl.ground.faults import first_line
 from mmrl.model.folders import nonfinite
+from mmrl.model.placement import fill
 
 Named = list[tuple[str, nn.Parameter]]
 
@@ -49,11 +50,16 @@ def save(
     Raises CheckpointError for numbers that are not finite, and for a disk that does not take it; what was there stays.
     """
     refuse_nonfinite(named, optimizer, f"step {step}")
-    target = folder / f"step-{step}"
     draft = folder / f".writing-step-{step}-{os.getpid()}"
-    with _writable(folder, draft):
+    with writable(folder, draft):
         folder.mkdir(parents=True, exist_ok=True)
         _write(draft, named, optimizer, state)
+    return take_place(folder, draft, step, keep)
+
+
+def take_place(folder: Path, draft: Path, step: int, keep: int) -> Path:
+    """Give a written draft the name `folder/step-N`, then remove all but the newest `keep` (0 keeps all)."""
+    target = folder / f"step-{step}"
     # A folder cannot be replaced in one go: the old one steps aside, and `clean` brings it back if we die here.
     replaced = folder / f".replaced-step-{step}"
     if target.exists():
@@ -160,8 +166,11 @@ def refuse_nonfinite(named: Named, optimizer: Mapping[str, Any], what: str) -> N
         )
 
 
-def restore_weights(checkpoint: Path, named: Named) -> None:
-    """Copy the stored weights into the parameters. Raises CheckpointError for others, and for numbers not finite."""
+def restore_weights(checkpoint: Path, named: Named) -> list[torch.Tensor]:
+    """Copy the stored weights into the parameters; returns them as they were stored, in the order of the parameters.
+
+    Raises CheckpointError for others, and for numbers that are not finite.
+    """
     with _readable(checkpoint):
         stored = load_file(checkpoint / "weights.safetensors")
     names = {name for name, _ in named}
@@ -182,7 +191,8 @@ def restore_weights(checkpoint: Path, named: Named) -> None:
                 raise CheckpointError(
                     f"{checkpoint}: {name} has shape {tuple(stored[name].shape)}, the model {tuple(parameter.shape)}."
                 )
-            parameter.copy_(stored[name])
+            fill(parameter, stored[name])
+    return [stored[name] for name, _ in named]
 
 
 def _write(
@@ -198,6 +208,11 @@ def _write(
     weights = {name: parameter.detach().contiguous() for name, parameter in named}
     save_file(weights, draft / "weights.safetensors")
     torch.save(optimizer, draft / "optimizer.pt")
+    complete(draft, state)
+
+
+def complete(draft: Path, state: Mapping[str, Any]) -> None:
+    """Write the numbers of the run beside its tensors, and the checksums of all; see them on the disk."""
     text = json.dumps(state, indent=1, default=_as_json)
     (draft / "state.json").write_text(text)
     seal(draft)
@@ -223,7 +238,7 @@ def _about(error: OSError) -> str:
 
 
 @contextmanager
-def _writable(folder: Path, draft: Path) -> Iterator[None]:
+def writable(folder: Path, draft: Path) -> Iterator[None]:
     """Say what the disk did not take, and what is left; a half-written draft makes room again."""
     try:
         yield

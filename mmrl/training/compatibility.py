@@ -27,7 +27,7 @@ import torch
 
 from mmrl.ground.faults import BadRow
 from mmrl.grpo import GRPO
-from mmrl.model.branches import spoils
+from mmrl.model.drawing import spoils
 from mmrl.model.policy import Policy
 from mmrl.objectives.base import AnswerKind, Objective
 from mmrl.rollouts.engine import Engine, can_look

@@ -15,7 +15,7 @@ import json
 import shutil
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,11 @@ from mmrl.ground import outputs
 from mmrl.ground.checksums import LIST
 from mmrl.ground.outputs import Kind, Marker, OutputError, write_whole
 from mmrl.ground.progress import Progress
+from mmrl.model.ranks import Ranks
 from mmrl.training import checkpoint
 from mmrl.training.identity import changes, described_prompts
 from mmrl.training.run import FREE_TO_CHANGE, Run
-from mmrl.training.tracking import describe, environment
+from mmrl.training.tracking import LOGS, describe, environment
 from mmrl.types import Prompts
 
 CHECKPOINT = ("weights.safetensors", "optimizer.pt", "state.json", LIST)
@@ -44,16 +45,20 @@ MODEL = (
     *("added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja"),
     *("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json"),
 )
-WHOLE = ("config.json", "finished.json", "metrics.jsonl", "samples.jsonl", outputs.MARKER)
+WHOLE = (
+    *("config.json", "finished.json", "report.html", outputs.MARKER),
+    *("metrics.jsonl", "samples.jsonl", "closeups.jsonl", "eval.jsonl"),
+)
 """Files that are written beside themselves and renamed."""
 DRAFTS = tuple(f".{name}.draft" for name in WHOLE)
 FILES = (
-    *("config.json", "metrics.jsonl", "samples.jsonl", "skipped.jsonl", "finished.json"),
+    *("config.json", "finished.json", "report.html", *LOGS),
     *("quarantine.jsonl", "difficulty.jsonl", *DRAFTS),
     *(f"checkpoints/step-*/{name}" for name in CHECKPOINT),
     *(f"checkpoints/damaged-step-*/{name}" for name in CHECKPOINT),
     *("checkpoints/.writing-step-*/**", "checkpoints/.writing-old-*/**"),
     "checkpoints/.replaced-step-*/**",
+    *("checkpoints/step-*/shards/**", "checkpoints/damaged-step-*/shards/**"),
     *(f"model/{name}" for name in MODEL),
     ".writing-model-*/**",
     *("frames/*.frames", "frames/.new-*"),
@@ -75,16 +80,21 @@ class Door:
 
     folder: Path
     marker: Marker
+    ranks: Ranks
+    """Of several processes the first looks and writes, and all know what it found."""
     cleared: bool = False
 
     def start_anew(self, run: Run) -> None:
         """Delete what the old run wrote, if `run.overwrite` says so; once for each time the door is opened."""
         if run.overwrite and not self.cleared:
-            self.marker = outputs.clear(self.folder, RUN)
+            self.marker = self.ranks.by_first(lambda: outputs.clear(self.folder, RUN))
             self.cleared = True
 
     def refuse_other_settings(self, settings: Mapping[str, Any]) -> None:
         """Raise `OutputError` if the folder holds results of a run with other settings."""
+        self.ranks.by_first(lambda: self._refuse_other_settings(settings))
+
+    def _refuse_other_settings(self, settings: Mapping[str, Any]) -> None:
         if not self.results():
             return
         state = "a finished" if (self.folder / "finished.json").is_file() else "an unfinished"
@@ -108,7 +118,7 @@ class Door:
         self.refuse_other_settings(settings)
         if self.finished() is not None:
             return False
-        if self.results():
+        if self.ranks.by_first(self.results):
             raise OutputError(
                 f"{self.folder} holds an unfinished run, and this recipe keeps no checkpoints to go on from. Choose "
                 "another --run.output, or --run.overwrite to start anew."
@@ -126,7 +136,10 @@ class Door:
 
     def finished(self) -> dict[str, float] | None:
         """The last metrics of a finished run, else None."""
-        done = read_record(self.folder / "finished.json", "the end of the run is done again")
+        file = self.folder / "finished.json"
+        done = self.ranks.by_first(
+            lambda: read_record(file, "the end of the run is done again")
+        )
         if done is not None:
             Progress.say(
                 f"{self.folder} holds a finished run; nothing to do. --run.overwrite starts anew."
@@ -135,6 +148,8 @@ class Door:
 
     def write_settings(self, settings: Mapping[str, Any]) -> None:
         """Write `config.json`, if there is none that says the same."""
+        if not self.ranks.first:
+            return
         config = {"run": self.marker.id, "settings": settings}
         stored = read_record(self.folder / "config.json", "it is written anew")
         plain = json.loads(json.dumps(config))  # as it would look in the file
@@ -144,26 +159,42 @@ class Door:
 
     def finish(self, metrics: Mapping[str, float]) -> None:
         """Write `finished.json`."""
+        if not self.ranks.first:
+            return
         write_whole(self.folder / "finished.json", json.dumps(metrics, indent=1))
 
 
 @contextmanager
-def entered(run: Run) -> Iterator[Door]:
-    """The door to the run's folder, open for the time of a `with`. Raises `OutputError`."""
+def entered(run: Run, ranks: Ranks | None = None) -> Iterator[Door]:
+    """The door to the run's folder, open for the time of a `with`. Raises `OutputError`.
+
+    All of several `ranks` enter it together; the first has the lock.
+    """
+    ranks = Ranks.alone() if ranks is None else ranks
     place = (threading.get_ident(), run.folder.resolve())
     if place in _open:
         yield _open[place]
         return
+    with ExitStack() as held:
+        marker = ranks.by_first(lambda: held.enter_context(_locked(run)))
+        _open[place] = Door(run.folder, marker, ranks)
+        try:
+            yield _open[place]
+        finally:
+            del _open[place]
+
+
+@contextmanager
+def _locked(run: Run) -> Iterator[Marker]:
+    """The run's folder while nobody else writes to it. Raises `OutputError`."""
     refuse_unfit_output(run)
     with outputs.alone(run.folder):
         # A folder that lost its marker is still the run of its checkpoints.
         marker = outputs.claim(run.folder, RUN, _checkpointed(run.folder).get("run"))
         _sweep_drafts(run.folder)
-        _open[place] = door = Door(run.folder, marker)
         try:
-            yield door
+            yield marker
         finally:
-            del _open[place]
             outputs.release(run.folder)
 
 

@@ -11,9 +11,11 @@ from dataclasses import replace
 
 from mmrl.ground.faults import BadRow
 from mmrl.model.policy import Policy
+from mmrl.model.ranks import Ranks
 from mmrl.rewards.pay import Rewards
 from mmrl.rollouts.engine import Engine
 from mmrl.training.run import PhaseTimer
+from mmrl.training.whole_batch import everybodys
 from mmrl.types import Now, Prompt, Prompts, Rollout, Sampling
 
 
@@ -81,11 +83,23 @@ def evaluate(
     sampling: Sampling,
     now: Now,
     part: str = "accuracy",
+    ranks: Ranks | None = None,
+    told: Callable[[Sequence[Rollout], Sequence[float]], None] | None = None,
 ) -> dict[str, float]:
-    """One greedy answer per prompt: `accuracy` (mean of the reward part), `reward`, `length`, `truncated`."""
+    """One greedy answer per prompt: `accuracy` (mean of the reward part), `reward`, `length`, `truncated`.
+
+    All ranks give the same prompts, each answers its share, and all get the numbers of all. `told` is given the answers
+    of all and the score of each.
+    """
     # Temperature 0 and one answer each: the score does not depend on the run's sampling or seed.
     greedy = replace(sampling, group_size=1, temperature=0.0)
-    rollouts = answers_to(engine, prompts, rewards, greedy, now)
+    ranks = Ranks.here() if ranks is None else ranks
+    with ranks.together():
+        mine = prompts[ranks.rank :: ranks.world]
+        rollouts = answers_to(engine, mine, rewards, greedy, now) if mine else []
+    rollouts = everybodys(ranks, rollouts)
+    if told is not None:
+        told(rollouts, [_score(rollout, part) for rollout in rollouts])
     return summary(rollouts, part)
 
 

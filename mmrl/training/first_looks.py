@@ -22,10 +22,14 @@ import torch
 from mmrl.ground.faults import BadRow
 from mmrl.ground.progress import Progress
 from mmrl.model.policy import Policy
+from mmrl.model.ranks import Ranks
 from mmrl.objectives.base import Objective
+from mmrl.rewards.pay import Rewards
 from mmrl.rollouts.groups import RolloutCall, chain
+from mmrl.rollouts.prompt_order import Supply
 from mmrl.training.monitor import BlackPixels, Monitor, differences
 from mmrl.training.run import PhaseTimer, Run
+from mmrl.training.tracking import chat_as_line
 from mmrl.types import Now, Prompts, Rollout, VisualBranch
 
 LOOKED_AT = 16
@@ -74,14 +78,24 @@ class FirstLooks:
         )
 
     def __call__(
-        self, policy: Policy, rollouts: Sequence[Rollout], step: int
+        self,
+        policy: Policy,
+        rollouts: Sequence[Rollout],
+        step: int,
+        ranks: Ranks | None = None,
     ) -> dict[str, float]:
-        """What the look after this step found, and its seconds; empty after the first steps."""
+        """What the look after this step found, and its seconds; empty after the first steps.
+
+        Each of several ranks looks at some of its own answers, and all get the mean over the tokens of all.
+        """
         if not self.branches or step > self.monitor.probe_first:
             return {}
         clock, now = PhaseTimer(), Now(step, 0.0, self.run.seed)
+        ranks = Ranks.alone() if ranks is None else ranks
+        chosen = looked_at(rollouts, max(1, LOOKED_AT // ranks.world))
         with clock("probe"):
-            found = first_look(policy, rollouts, now, self.run.tokens_per_pass)
+            found = first_look(policy, chosen, now, self.run.tokens_per_pass)
+        found = _mean_over_tokens(ranks, found, sum(len(r.tokens) for r in chosen))
         difference = found.get("probe/difference_blank")
         if difference is None:
             return {}
@@ -112,12 +126,7 @@ def first_look(
     Of each prompt with media the first answer that the policy wrote before the real pictures, at most `LOOKED_AT`;
     empty without any. The policy, its features and its counters are left as they were.
     """
-    answers: dict[int, Rollout] = {}
-    for rollout in rollouts:
-        own = rollout.origin == "policy" and rollout.branch == "raw" and len(rollout.tokens) > 0
-        if own and rollout.prompt.media:
-            answers.setdefault(rollout.group, rollout)
-    chosen = list(answers.values())[:LOOKED_AT]
+    chosen = looked_at(rollouts)
     if not chosen:
         return {}
     branches = {"blank": VisualBranch(BlackPixels())}
@@ -127,6 +136,30 @@ def first_look(
     policy.counters.clear()
     policy.counters.update(counted)
     return {f"probe/{name}": value for name, value in found.items()}
+
+
+def looked_at(rollouts: Sequence[Rollout], most: int = LOOKED_AT) -> list[Rollout]:
+    """The answers that a first look is about."""
+    answers: dict[int, Rollout] = {}
+    for rollout in rollouts:
+        own = rollout.origin == "policy" and rollout.branch == "raw" and len(rollout.tokens) > 0
+        if own and rollout.prompt.media:
+            answers.setdefault(rollout.group, rollout)
+    return list(answers.values())[:most]
+
+
+def _mean_over_tokens(
+    ranks: Ranks, found: Mapping[str, float], tokens: int
+) -> dict[str, float]:
+    """Means of all ranks from those of each over its tokens; of ranks that looked at nothing none count."""
+    if not ranks.several:
+        return dict(found)
+    told = [(means, count) for means, count in ranks.gathered((dict(found), tokens)) if means]
+    count = sum(tokens for _, tokens in told)
+    return {
+        name: sum(means[name] * tokens for means, tokens in told) / count
+        for name in (told[0][0] if told else ())
+    }
 
 
 def _shows_anything(prompts: Prompts) -> bool:
@@ -141,3 +174,13 @@ def _shows_anything(prompts: Prompts) -> bool:
             readable = True
     # Where no row can be read, the supply says better what is wrong with them.
     return not readable
+
+
+def show_example(supply: Supply, policy: Policy, rewards: Rewards) -> None:
+    """Print the first prompt as the model reads it, and what is to be known of its tags."""
+    prompt = supply.peek()
+    text = policy.encode(prompt).text
+    example = f"{text}\n(answer: {prompt.answer})" if text else chat_as_line(prompt.messages)
+    Progress.say(f"One prompt as the model reads it:\n{example}")
+    for note in policy.processing.tags.notes(example, rewards.needs_tags):
+        Progress.say(note)

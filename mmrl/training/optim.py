@@ -14,6 +14,9 @@ from torch import nn
 from mmrl.ground.require import require
 from mmrl.ground.seeds import derive_seed
 from mmrl.model.gradients import HALF, collect_in_fp32
+from mmrl.model.placement import fill, is_sharded, own_part
+from mmrl.model.ranks import Ranks
+from mmrl.model.sharding import add_up, norm_of
 from mmrl.training.retries import OnNonFinite
 
 OVERFLOW = 1e18
@@ -87,29 +90,34 @@ class Optim:
 
 
 class Optimizer:
-    """One AdamW over the policy's trainable parameters."""
+    """One AdamW over the policy's trainable parameters, which may be shards of `ranks`' processes or copies on each.
 
-    def __init__(self, named: Sequence[tuple[str, nn.Parameter]], settings: Optim) -> None:
+    Raises ValueError if nothing is trained, and for rounding by chance of shards.
+    """
+
+    def __init__(
+        self,
+        named: Sequence[tuple[str, nn.Parameter]],
+        settings: Optim,
+        ranks: Ranks | None = None,
+    ) -> None:
         if not named:
             raise ValueError(
                 "Every parameter is frozen, so there is nothing to train; freeze fewer parts."
             )
         self.settings = settings
+        self.ranks = ranks or Ranks.alone()
         self.steps = 0
         """Optimizer steps taken."""
         self.parameters = [p for _, p in named]
-        collect_in_fp32(self.parameters)
+        if not settings.masters and any(map(is_sharded, self.parameters)):
+            raise ValueError(
+                "--optim.masters False rounds bf16 weights by chance, but the shards of a model on several devices are "
+                "fp32 and each device has its part of them only; leave --optim.masters on, or use --load.shard off."
+            )
+        collect_in_fp32(p for p in self.parameters if not is_sharded(p))
         self._masters = [_master(p) if settings.masters else p for p in self.parameters]
-        # Biases and norms have one dimension; decay would pull them to 0 for no good.
-        least = 0 if settings.decay_all else 2
-        plain = [master for master in self._masters if master.ndim < least]
-        decayed = [master for master in self._masters if master.ndim >= least]
-        groups = [
-            {"params": decayed, "weight_decay": settings.weight_decay},
-            {"params": plain, "weight_decay": 0.0},
-        ]
-        # AdamW refuses an empty group.
-        self._adam = _adamw([group for group in groups if group["params"]], settings)
+        self._adam = _adamw(_grouped(self._masters, settings), settings)
 
     @property
     def largest_norm(self) -> float:
@@ -119,9 +127,29 @@ class Optimizer:
     def gradient_norm(self) -> float:
         """Norm of all gradients; scales them to `max_grad_norm` if they are larger. NaN if any is not finite."""
         limit = self.settings.max_grad_norm or math.inf
+        if self.ranks.several:
+            return self._common_norm(limit)
         # Plain kernels in the order of the parameters; left to itself, torch chooses by device.
         norm = nn.utils.clip_grad_norm_(self.parameters, limit, foreach=False)
         return float(norm)
+
+    def collect(self) -> None:
+        """Add up over all processes what each has collected by itself, after the last backward of an update."""
+        add_up(self.parameters, self.ranks)
+
+    def norm(self) -> float:
+        """Norm of all gradients together as they are; 0 if there is none."""
+        return norm_of(self.parameters, self.ranks)
+
+    def _common_norm(self, limit: float) -> float:
+        """As `gradient_norm`, of all processes."""
+        norm = self.norm()
+        scale = min(1.0, limit / (norm + 1e-6))  # as torch's own clipping does it
+        if scale < 1.0:
+            for parameter in self.parameters:
+                if parameter.grad is not None:
+                    own_part(parameter.grad).mul_(scale)
+        return norm
 
     def step(self, planned: int) -> float:
         """Update the weights and clear the gradients; returns the learning rate. `planned` steps end the schedule."""
@@ -152,6 +180,15 @@ class Optimizer:
         for parameter in self.parameters:
             parameter.grad = None
 
+    def bytes_to_come(self) -> int:
+        """Bytes of gradients and moments that are not there yet, while nothing is being learnt."""
+        parameters = self.parameters
+        gradients = sum(max(4, p.element_size()) * p.numel() for p in parameters)
+        if self._adam.state:  # after a step, or in a run that goes on
+            return gradients
+        each = [moment_bytes(self.settings, p.element_size()) * p.numel() for p in parameters]
+        return gradients + int(sum(each))
+
     def state(self) -> dict[str, Any]:
         """Tensors and numbers for a checkpoint."""
         return {
@@ -168,6 +205,54 @@ class Optimizer:
         for (master, _), saved in zip(self._copies(), state["masters"], strict=True):
             master.data.copy_(saved)
 
+    def kept(self, place: int, *, fresh: bool = False) -> dict[str, torch.Tensor]:
+        """Of the n-th parameter: its "weight" at its most precise, and what AdamW keeps of it; to read or to fill.
+
+        `fresh`: zeros for what it keeps only after its first step.
+        """
+        master = self._masters[place]
+        state = self._adam.state[master]
+        if fresh and not state:
+            # As torch's AdamW begins it.
+            state["step"] = torch.zeros((), dtype=torch.float32, device=master.device)
+            for name in ("exp_avg", "exp_avg_sq"):
+                state[name] = torch.zeros_like(master, memory_format=torch.preserve_format)
+        return {"weight": master, **state}
+
+    def forget(self, place: int) -> None:
+        """Keep nothing of the n-th parameter but its weight, as before its first step."""
+        self._adam.state.pop(self._masters[place], None)
+
+    def restored(self, steps: int) -> None:
+        """After what is `kept` was filled: the half-precision weights are those of their masters, `steps` were done."""
+        self.steps = steps
+        for master, parameter in self._copies():
+            parameter.data.copy_(master)
+
+    def load_whole(self, state: dict[str, Any], weights: Sequence[torch.Tensor]) -> None:
+        """As `load`, of a state that one process wrote, into parameters of which this process may have a part only.
+
+        `weights`: those that were stored with it, which are whole, in the order of the parameters.
+        """
+        if not any(map(is_sharded, self.parameters)):
+            self.load(state)
+            return
+        masters = iter(state["masters"])
+        for place, weight in enumerate(weights):
+            precise = next(masters) if weight.dtype in HALF else weight
+            fill(self._masters[place], precise)
+        # One process numbers the weights that decay first, then the others.
+        least = 0 if self.settings.decay_all else 2
+        order = sorted(range(len(weights)), key=lambda place: weights[place].ndim < least)
+        for number, place in enumerate(order):
+            moments = state["adam"]["state"].get(number)
+            if moments is None:
+                continue
+            for name, value in self.kept(place, fresh=True).items():
+                if name != "weight":
+                    fill(value, moments[name])
+        self.restored(state["steps"])
+
     @contextmanager
     def _own_draws(self) -> Iterator[None]:
         """Rounding by chance depends on the step alone, so that a resumed run rounds as the whole one does."""
@@ -183,6 +268,20 @@ class Optimizer:
         """(fp32 master, half-precision parameter) of the parameters that have a copy."""
         pairs = zip(self._masters, self.parameters, strict=True)
         return [(master, parameter) for master, parameter in pairs if master is not parameter]
+
+
+def _grouped(weights: Sequence[torch.Tensor], settings: Optim) -> list[dict[str, Any]]:
+    """Groups of AdamW: with and without decay, shards apart from whole weights, which one kernel cannot step."""
+    # Biases and norms have one dimension; decay would pull them to 0 for no good.
+    least = 0 if settings.decay_all else 2
+    groups: list[dict[str, Any]] = []
+    for sharded in (False, True):
+        some = [weight for weight in weights if is_sharded(weight) == sharded]
+        decayed = [weight for weight in some if weight.ndim >= least]
+        plain = [weight for weight in some if weight.ndim < least]
+        groups.append({"params": decayed, "weight_decay": settings.weight_decay})
+        groups.append({"params": plain, "weight_decay": 0.0})
+    return [group for group in groups if group["params"]]  # AdamW refuses an empty one
 
 
 def _adamw(groups: list[dict[str, Any]], settings: Optim) -> torch.optim.Optimizer:
@@ -207,3 +306,12 @@ def _adamw(groups: list[dict[str, Any]], settings: Optim) -> torch.optim.Optimiz
 def _master(parameter: nn.Parameter) -> torch.Tensor:
     """The tensor that AdamW updates: an fp32 copy of half precision, else the parameter itself."""
     return parameter.detach().float() if parameter.dtype in HALF else parameter
+
+
+def moment_bytes(optim: Optim, itemsize: int) -> float:
+    """Bytes of both moments per trained weight."""
+    if optim.eight_bit:
+        return 2 * (1 + 4 / 256)  # a float32 scale per block of 256
+    if not optim.masters:
+        return 2.0 * itemsize  # in the format of the weights
+    return 2.0 * max(4, itemsize)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from statistics import pstdev
 
@@ -60,6 +61,15 @@ def _given_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
         "reward": reward,
         "length": sum(len(r.tokens) for r in rollouts) / count,
     }
+
+
+def counted(sources: Sequence[Counter[str]]) -> dict[str, float]:
+    """What several counters hold together; they start again."""
+    counts: Counter[str] = Counter()
+    for source in sources:
+        counts.update(source)
+        source.clear()
+    return {name: float(count) for name, count in counts.items()}
 
 
 def strength(branch: VisualBranch, now: Now) -> float | None:

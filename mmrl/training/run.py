@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from mmrl.ground.require import require
 from mmrl.training.tracking import Logger
 from mmrl.types import Prompts
@@ -117,29 +115,13 @@ def planned_steps(run: Run, prompts: Prompts) -> int:
     return max(1, rows // run.prompts_per_step)
 
 
-def refuse_several_processes() -> None:
-    """Training on several processes is not there yet; say so instead of training several copies."""
+def refuse_several_processes(what: str) -> None:
+    """For work that one process does by itself: several would do it several times. Raises ValueError."""
     world = int(os.environ.get("WORLD_SIZE", "1"))  # set by torchrun
     if world > 1:
         raise ValueError(
-            f"WORLD_SIZE is {world}, but training on several processes is not supported yet; start the recipe without "
-            "torchrun, on one device."
+            f"WORLD_SIZE is {world}, but {what} runs in one process; start it without torchrun."
         )
-
-
-def agreed(signum: int, device: torch.device | str = "cpu") -> int:
-    """The signal that any of several processes was sent, the same on all; 0 without one. All must ask together."""
-    if single_process():
-        return signum
-    told = torch.tensor([signum], device=device)
-    torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
-    return int(told)
-
-
-def single_process() -> bool:
-    """Does only this process work on the run? Of several none may leave the others waiting."""
-    group = torch.distributed
-    return not (group.is_available() and group.is_initialized()) or group.get_world_size() == 1
 
 
 def due(step: int, every: int) -> bool:

@@ -17,52 +17,54 @@ from __future__ import annotations
 
 import copy
 import signal
-from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 
+from mmrl.ground.faults import first_line
 from mmrl.ground.progress import Progress
 from mmrl.ground.stopping import GivenUp, Stopped, Waiting
 from mmrl.grpo import GRPO, with_overlong_penalty
 from mmrl.losses.advantages import group_normalized
 from mmrl.losses.surrogates import Surrogate, clipped
 from mmrl.model.policy import Policy
+from mmrl.model.ranks import Ranks, lost
+from mmrl.model.watch import end_with, farewell
 from mmrl.objectives.base import Memory, Objective, named, started
 from mmrl.rewards.pay import Rewards
 from mmrl.rollouts.engine import Engine, HFEngine
 from mmrl.rollouts.groups import RolloutCall, group_rollout
-from mmrl.rollouts.prompt_order import Supply
 from mmrl.training import checkpoint
+from mmrl.training.beside import Beside, each_alone
+from mmrl.training.closeups import all_branches, keep_sample
 from mmrl.training.compatibility import check_lengths, check_saliency, check_setup
 from mmrl.training.door import Door, entered, settings_of
+from mmrl.training.dry import Parts, hand_over
 from mmrl.training.early_stop import EarlyStop, Plateau
-from mmrl.training.evaluate import aside, evaluate, heldout_prompts
-from mmrl.training.first_looks import FirstLooks
-from mmrl.training.identity import described_method, refuse_other_run
+from mmrl.training.evaluate import heldout_prompts
+from mmrl.training.first_looks import FirstLooks, show_example
+from mmrl.training.identity import described_method
+from mmrl.training.kept import Kept
 from mmrl.training.learner import Estimator, Learner
 from mmrl.training.left_out import LeftOut
-from mmrl.training.monitor import Alarms, BlindPolicy, Monitor, blind_probe, refuse_blindness
+from mmrl.training.monitor import Alarms, BlindPolicy, Monitor, refuse_blindness
 from mmrl.training.optim import Optim, Optimizer
 from mmrl.training.retries import NonFiniteStep, Retries, said
-from mmrl.training.run import (
-    PhaseTimer,
-    Run,
-    agreed,
-    due,
-    planned_steps,
-    refuse_several_processes,
-    single_process,
-)
+from mmrl.training.rollout_metrics import counted
+from mmrl.training.run import PhaseTimer, Run, due, planned_steps
+from mmrl.training.score_plan import plan_scores
+from mmrl.training.supplied import supply_of
 from mmrl.training.tracking import (
+    LOGS,
     Tracker,
-    chat_as_line,
     describe,
     peak_memory,
     read_metrics,
 )
+from mmrl.training.whole_batch import together
 from mmrl.types import Now, Prompts, Rollout, Sampling, VisualBranch
 
 
@@ -94,9 +96,11 @@ class Trainer:
         monitor: Monitor = Monitor(),
         early: EarlyStop = EarlyStop(),
         settings: Mapping[str, Any] | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
-        refuse_several_processes()
         self.policy = policy
+        self.ranks = Ranks.connected() if ranks is None else ranks
+        """The processes that train together: those that torchrun started, unless somebody says otherwise."""
         rows = run.rows_at_once
         self.engine = HFEngine(policy, rows_at_once=rows) if engine is None else engine
         self.rewards = rewards
@@ -124,18 +128,14 @@ class Trainer:
         )
         check_saliency(self.branches, rollout, policy)
         check_lengths(sampling, policy.context)
-        self.supply = Supply(
-            prompts, run.prompts_per_step, run.seed, check=policy.encode, on_bad=run.on_bad
+        self.supply = supply_of(
+            policy, prompts, run, self.objectives, self.branches, rollout, self.ranks
         )
-        records = {"optim": optim, "sampling": sampling, "grpo": grpo, "early": early}
-        chosen = {"estimator": estimator, "surrogate": surrogate, "rollout": rollout}
-        self.settings = {
-            **settings_of(run, policy.description, prompts),
-            **described_method(rewards, self.branches, self.objectives, **records, **chosen),
-            **describe(settings or {}),
-        }
+        self.settings = self._described(prompts, early, settings or {})
         self.steps = planned_steps(run, prompts)
-        self.optimizer = Optimizer(policy.named_parameters(), optim)
+        self._bring_to_devices()
+        self.optimizer = Optimizer(policy.named_parameters(), optim, self.ranks)
+        policy.expected = self.optimizer.bytes_to_come
         self.learner = Learner(
             policy,
             self.optimizer,
@@ -151,25 +151,49 @@ class Trainer:
             self.memories,
             optim.nonfinite,
         )
-        plan = self.learner.plan
-        # A copy of the weights, made only if somebody reads the reference, and before the first update.
-        if "ref" in plan.stored or "ref" in plan.live:
-            policy.freeze_reference()
+        measuring = (policy, self.engine, rewards, sampling, run, monitor)
+        self.beside = Beside(*measuring, self.ranks, self.heldout, prompts, self.steps)
+        self.kept = Kept(run, policy, self.optimizer, self.ranks)
         self.step_done = 0
         self.retries = Retries(optim.nonfinite, run.seed)
         self.identity = ""
         """The id of the run; known once the output folder has been looked into."""
 
+    def _described(
+        self, prompts: Prompts, early: EarlyStop, settings: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """What a continued run must agree on."""
+        records = {"optim": self.optim, "sampling": self.sampling, "grpo": self.grpo}
+        chosen = {"estimator": self.estimator, "surrogate": self.surrogate}
+        method = {**records, "early": early, **chosen, "rollout": self.rollout}
+        return {
+            **settings_of(self.run, self.policy.description, prompts),
+            **described_method(self.rewards, self.branches, self.objectives, **method),
+            **describe(settings),
+        }
+
+    def _bring_to_devices(self) -> None:
+        """The reference, if somebody reads it, and the weights where they are trained, before there is an optimizer."""
+        updates = self.run.updates_per_step
+        plan = plan_scores(self.grpo, self.objectives, self.branches, updates)
+        if "ref" in plan.stored or "ref" in plan.live:
+            self.policy.freeze_reference()
+        if self.ranks.several and not self.policy.ranks.several:
+            self.policy.shard(self.ranks)
+
     def step(self, now: Now) -> dict[str, float]:
         """One rollout and its updates; returns the metrics. `now.step` counts from 1."""
-        clock = PhaseTimer()
+        clock, self.supply.now = PhaseTimer(), now
+        self.supply.new_step()
         with self.policy.vision.step():
-            with clock("generate"):
+            with clock("generate"), each_alone(self.policy, self.ranks, "rollout"):
                 rollouts = self.rollout(self.engine, self._pay, self.supply, self.sampling, now)
-            metrics = self.learner.learn(rollouts, now, clock)
+            # However long the slowest rank sampled: no collective waits for it.
+            self.ranks.wait("update")
+            places = self.supply.group_places(rollouts) if self.ranks.several else None
+            metrics = self.learner.learn(rollouts, now, clock, places)
         self.engine.sync(self.policy)  # before anything is sampled with the new weights
-        metrics.update(self._leftovers())
-        metrics.update(clock.read())
+        metrics.update(self._leftovers(clock.read()))
         self._last_rollouts = rollouts
         return metrics
 
@@ -181,12 +205,20 @@ class Trainer:
         write a checkpoint. A second signal leaves at once.
         """
         self.looks.refuse_text(self.supply.prompts)
+        hand_over(self._parts())
         with (
-            entered(self.run) as door,
+            entered(self.run, self.ranks) as door,
             checkpoint.disk(door.folder),
             Waiting(self.run.grace) as self._signals,
         ):
-            return self._fit(door)
+            try:
+                return self._fit(door)
+            except RuntimeError as error:
+                if not lost(error):
+                    raise
+                # In the words of a library, which say nothing of what to do.
+                reason = f"another process ended or hangs ({first_line(error)})"
+                end_with(farewell(reason, self.ranks.rank, self.ranks.place))
 
     def _fit(self, door: Door) -> dict[str, float]:
         folder = door.folder
@@ -197,21 +229,20 @@ class Trainer:
         done = door.finished()
         if done is not None:
             return done
-        tracker = Tracker(folder, self.run.logger, self.run.name)
+        # Rank 0 alone writes files.
+        tracker = Tracker(folder, self.run.logger, self.run.name, writes=self.ranks.first)
         self.supply.log = folder / "skipped.jsonl"
         self.identity = door.marker.id
         metrics = self._resume(tracker, door)
         progress = Progress(self.steps, self.step_done)
         if self.step_done == 0:
-            example = self._example()
-            progress.say(f"One prompt as the model reads it:\n{example}")
-            for note in self.policy.processing.tags.notes(example, self.rewards.needs_tags):
-                progress.say(note)
+            if self.ranks.first:
+                show_example(self.supply, self.policy, self.rewards)
             if self.heldout:
-                metrics = self._first_evaluation()
+                metrics = self._first_evaluation(tracker)
                 tracker.log(0, metrics)
                 self._stop_if_blind(metrics)
-        with self._signals.interrupts(), progress:
+        with self._signals.interrupts(), progress, tracker:
             while not self._ended() and not self._asked():
                 metrics = self._one_step(tracker)
                 progress.update(self.step_done, metrics)
@@ -219,40 +250,53 @@ class Trainer:
         if not self._ended():
             self._save()
             self._leave()
-        return self._finish(metrics, door)
+        metrics = self._finish(metrics, door)
+        tracker.refresh()
+        return metrics
+
+    def _parts(self) -> Parts:
+        first = Now(1, 1 / self.steps, self.run.seed)
+        shown = all_branches(self.branches, self.rollout)
+        return Parts(self.policy, self.supply, self.rewards, shown, self.left_out, first)
 
     def _ended(self) -> bool:
         return self.step_done >= self.steps or self.plateau.reached
 
     def _asked(self) -> int:
         """The signal that says to stop, the same on all processes; 0 to go on."""
-        return agreed(self._signals.asked, self.policy.device)
+        return self.ranks.most(self._signals.asked)
+
+    def _may_give_up(self) -> bool:
+        """Of several processes none may leave the others waiting."""
+        return not self.ranks.several
 
     def _leave(self) -> NoReturn:
         """End the run after its state was saved."""
         told = self._asked()
+        self.ranks.agreed_to_end = True
         Progress.say(
             f"Stopped at step {self.step_done}; the same command continues from {self.run.folder}/checkpoints."
         )
         raise KeyboardInterrupt if told == signal.SIGINT else Stopped(told)
 
-    def _first_evaluation(self) -> dict[str, float]:
+    def _first_evaluation(self, tracker: Tracker) -> dict[str, float]:
         try:
-            with self._signals.until_overdue(single_process):
-                return self._evaluate(0) | self._probe(0) | self.left_out.metrics()
+            with self._signals.until_overdue(self._may_give_up):
+                found = self._evaluated(0, tracker)
+                return found | self.beside.probed(0) | self.left_out.metrics()
         except GivenUp:
             Progress.say("Stopped before the first step; the same command starts again.")
             raise Stopped(self._signals.asked) from None
 
     def _one_step(self, tracker: Tracker) -> dict[str, float]:
         """A step with evaluation, logging and checkpoint; on failure the state before it is saved first."""
-        number = self.step_done + 1
+        number = self.ranks.place.step = self.step_done + 1
         # Taken before anything moves: a failed step is repeated with the same prompts and the same memory.
         before, version = self._state(), self.policy.version
 
         def untouched() -> bool:
             """Weights that have moved are no longer those before the step, so then it is done to its end."""
-            return single_process() and self.policy.version == version
+            return self._may_give_up() and self.policy.version == version
 
         try:
             with self._signals.until_overdue(untouched):
@@ -262,13 +306,17 @@ class Trainer:
             self._save(before)
             self._leave()
         except Exception as error:
+            if lost(error):  # nothing can be agreed on any more
+                raise
             self._forget_step()
             if isinstance(error, NonFiniteStep):
                 # With the same prompts and draws it would fail at each start, for ever.
                 before |= {"supply": self.supply.state(), "attempts": self.retries.attempts}
             kept = f"The last checkpoint in {self.run.folder}/checkpoints stays"
+            # All ranks save together: not what one of them met alone, while the others wait elsewhere.
+            common = isinstance(error, NonFiniteStep) or self.ranks.shares(error)
             # A failure between the updates of a step leaves weights that belong to no step: those are not saved.
-            if self.policy.version == version:
+            if self.policy.version == version and (common or not self.ranks.several):
                 kept = self._kept(before)
             raise TrainingError(
                 f"Step {number} failed: {said(error)}\n{kept}; mend the cause and run the same command to go on."
@@ -276,10 +324,12 @@ class Trainer:
         self.step_done = number
         metrics.update(self.plateau.observe(metrics))
         if due(number, self.run.sample_every):
-            first = self._last_rollouts[0].group
-            tracker.sample(number, [r for r in self._last_rollouts if r.group == first])
+            now, rollouts = Now(number, number / self.steps, self.run.seed), self._last_rollouts
+            keep_sample(tracker, self.policy, rollouts, self.learner.maps, self.branches, now)
         # Here, for whoever continues with the evaluation that is owed no longer has the answers.
-        metrics.update(self.looks(self.policy, self._last_rollouts, number))
+        with each_alone(self.policy, self.ranks, "look"):
+            seen = self.looks(self.policy, self._last_rollouts, number, self.ranks)
+        metrics.update(seen)
         return self._conclude(metrics, tracker)
 
     def _conclude(self, metrics: dict[str, float], tracker: Tracker) -> dict[str, float]:
@@ -287,11 +337,11 @@ class Trainer:
         number, last = self.step_done, self._ended()
         owed = dict(metrics)
         try:
-            with self._signals.until_overdue(single_process):
+            with self._signals.until_overdue(self._may_give_up):
                 if self.heldout and (last or due(number, self.run.eval_every)):
-                    metrics.update(self._evaluate(number))
+                    metrics.update(self._evaluated(number, tracker))
                 if self.monitor.probe_every and (last or due(number, self.monitor.probe_every)):
-                    metrics.update(self._probe(number))
+                    metrics.update(self.beside.probed(number))
         except GivenUp:
             # The step is done, its evaluation is not: whoever continues begins with it.
             self._save({**self._state(), "owed": owed})
@@ -303,7 +353,7 @@ class Trainer:
             Progress.say(message)
         tracker.log(number, metrics)
         if last or due(number, self.run.save_every):
-            self._save()
+            self._save(wait=last)
         # After the save: the blind policy is what somebody will want to look at.
         self._stop_if_blind(metrics)
         return metrics
@@ -332,7 +382,8 @@ class Trainer:
     def _forget_step(self) -> None:
         """Drop the gradients and counts of a step that did not come to its end."""
         self.optimizer.clear()
-        self._leftovers()
+        counted((self.policy.counters, self.supply.counters))
+        self.rewards.metrics()
 
     def _pay(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
         """Rewards plus the overlong penalty."""
@@ -340,25 +391,8 @@ class Trainer:
             self.grpo, self.rewards(rollouts), self.sampling.max_tokens
         )
 
-    def _evaluate(self, step: int) -> dict[str, float]:
-        now = Now(step, step / self.steps, self.run.seed)
-        with aside(self.policy, self.rewards, "evaluate") as seconds:
-            found = evaluate(self.engine, self.heldout, self.rewards, self.sampling, now)
-        return {**{f"eval/{k}": v for k, v in found.items()}, **seconds}
-
-    def _probe(self, step: int) -> dict[str, float]:
-        """What the policy says without its pictures."""
-        if not self.monitor.probe_every:
-            return {}
-        prompts = self.heldout[: self.monitor.probe_prompts] or heldout_prompts(
-            self.supply.prompts, self.monitor.probe_prompts, self.policy.encode
-        )
-        now, budget = Now(step, step / self.steps, self.run.seed), self.run.tokens_per_pass
-        with aside(self.policy, self.rewards, "probe") as seconds:
-            found = blind_probe(
-                self.policy, self.engine, prompts, self.rewards, self.sampling, now, budget
-            )
-        return {**found, **seconds}
+    def _evaluated(self, step: int, tracker: Tracker) -> dict[str, float]:
+        return self.beside.evaluated(step, partial(tracker.evaluated, step))
 
     def _stop_if_blind(self, metrics: Mapping[str, float]) -> None:
         try:
@@ -367,17 +401,11 @@ class Trainer:
             self._save()
             raise TrainingError(f"Stopped after step {self.step_done}: {problem}") from problem
 
-    def _leftovers(self) -> dict[str, float]:
-        """Counters of policy, supply and rewards since the last step."""
-        counts: Counter[str] = Counter()
-        for source in (self.policy.counters, self.supply.counters):
-            counts.update(source)
-            source.clear()
-        return {
-            **{k: float(v) for k, v in counts.items()},
-            **self.rewards.metrics(),
-            "memory/peak": peak_memory(),
-        }
+    def _leftovers(self, seconds: Mapping[str, float]) -> dict[str, float]:
+        """What was counted since the last step, of all ranks; seconds of the slowest."""
+        counts = counted((self.policy.counters, self.supply.counters))
+        own = {**counts, **self.rewards.metrics(), "memory/peak": peak_memory()}
+        return together(self.ranks, {**own, **seconds})
 
     def _state(self) -> dict[str, Any]:
         # Copied: after a failed step the memory of the step before it is saved.
@@ -395,6 +423,7 @@ class Trainer:
             "objectives": states,
             "plateau": self.plateau.state(),
             "threads": torch.get_num_threads(),
+            **({"processes": self.ranks.world} if self.ranks.several else {}),
         }
 
     def _load_memories(self, states: Mapping[str, Any]) -> None:
@@ -403,47 +432,36 @@ class Trainer:
                 # As it comes from a file, whoever took it.
                 memory.load(checkpoint.plain(states[name]))
 
-    def _save(self, state: Mapping[str, Any] | None = None) -> None:
-        # A run that continues from here starts without features, so this one goes on without them: equal batches
-        # of pictures through the tower, equal bits.
-        self.policy.vision.clear()
-        chosen = dict(state or self._state())
-        folder = self.run.folder / "checkpoints"
-        weights = self.policy.named_parameters()
-        checkpoint.save(
-            folder, chosen["step"], weights, self.optimizer.state(), chosen, self.run.keep
-        )
+    def _save(self, state: Mapping[str, Any] | None = None, *, wait: bool = True) -> None:
+        self.kept.save(state or self._state(), wait=wait)
 
     def _resume(self, tracker: Tracker, door: Door) -> dict[str, float]:
         """Take up the newest whole checkpoint; returns its step's metrics if they are not logged yet, else none."""
-        folder, checkpoints = door.folder, door.folder / "checkpoints"
-        checkpoint.clean(checkpoints)
-        newest, complaints = checkpoint.newest_whole(checkpoints)
-        door.write_settings(self.settings)
+        newest, state = self.ranks.by_first(lambda: self._newest(door))
         if newest is None:
-            for name in ("metrics.jsonl", "samples.jsonl", "skipped.jsonl"):
-                (folder / name).unlink(missing_ok=True)
-            self.left_out.write(folder / "skipped.jsonl")
             return {}
-        state = checkpoint.read_state(newest)
-        refuse_other_run(folder, state, self.identity)
-        if complaints:
-            Progress.say("\n".join(complaints) + f"\nThe checkpoint before is whole: {newest}.")
-            checkpoint.set_aside(checkpoints, newest)
-        self._restore(newest, state)
+        with self.ranks.together("resume"):
+            self._restore(newest, state)
         # The evaluation before the first step is made again.
         owed: dict[str, float] | None = state.get("owed")
         tracker.truncate(self.step_done or -1, again=owed is not None)
         # Alarms hold means of past steps; the log has them, so that no checkpoint need.
         self.alarms = Alarms(self.monitor.window, self.objectives)
-        self.alarms.replay(read_metrics(folder))
+        self.alarms.replay(self.ranks.by_first(lambda: read_metrics(door.folder)))
         return {} if owed is None else self._conclude(owed, tracker)
 
-    def _restore(self, folder: Path, state: Mapping[str, Any]) -> None:
-        moments = checkpoint.read_optimizer(folder)
-        checkpoint.refuse_nonfinite([], moments, f"The optimizer in {folder}")
-        checkpoint.restore_weights(folder, self.policy.named_parameters())
-        self.optimizer.load(moments)
+    def _newest(self, door: Door) -> tuple[Path | None, dict[str, Any]]:
+        """The newest whole checkpoint with its numbers; None without any, and then the files of a fresh run."""
+        newest, state = self.kept.newest(self.identity)
+        door.write_settings(self.settings)
+        if newest is None:
+            for name in LOGS:
+                (door.folder / name).unlink(missing_ok=True)
+            self.left_out.write(door.folder / "skipped.jsonl")
+        return newest, state
+
+    def _restore(self, newest: Path, state: Mapping[str, Any]) -> None:
+        self.kept.restore(newest, state)
         self.retries.attempts = state["attempts"]
         self.supply.load(state["supply"])
         self.policy.version = state["version"]
@@ -451,11 +469,13 @@ class Trainer:
         self.policy.vision.clear()
         self.plateau.load(state["plateau"])
         self._load_memories(state["objectives"])
-        # Sums over threads are added in another order.
-        if state["threads"] != torch.get_num_threads():
-            Progress.say(
-                f"The run used {state['threads']} threads, now {torch.get_num_threads()}: last bits may differ."
-            )
+        # Sums over threads or processes are added in another order.
+        now = {"threads": torch.get_num_threads(), "processes": self.ranks.world}
+        for name, count in now.items():
+            if (before := state.get(name, 1)) != count:
+                Progress.say(
+                    f"The run used {before} {name}, now {count}: last bits may differ."
+                )
         Progress.say(f"Continuing {self.run.folder} after step {self.step_done}.")
 
     def _finish(self, metrics: dict[str, float], door: Door) -> dict[str, float]:
@@ -467,12 +487,9 @@ class Trainer:
             Progress.say(
                 f"Stopped early after step {self.step_done}: mean reward and deviation within groups rest."
             )
+        self.kept.settle()
         self.policy.save(folder / "model")
         door.finish(metrics)
         self.rewards.close()
+        self.supply.close()
         return metrics
-
-    def _example(self) -> str:
-        prompt = self.supply.peek()
-        text = self.policy.encode(prompt).text
-        return f"{text}\n(answer: {prompt.answer})" if text else chat_as_line(prompt.messages)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import logging
+import os
 import re
 import sys
 import types
@@ -29,19 +29,22 @@ from typing import Any
 
 import tyro
 
-from mmrl.ground.printable import printable, show, tell
+from mmrl.ground.printable import hush, printable, show, tell
 from mmrl.ground.stopping import leaving
+from mmrl.model.quiet import quiet_libraries
+from mmrl.model.ranks import RankFailed, Ranks
 from mmrl.recipes.shared.configuration import Configuration, giving_back, read_configuration
 from mmrl.recipes.shared.machines import LAPTOP, ONE_NODE
 from mmrl.recipes.shared.opening import EMBEDDED, Data
 from mmrl.recipes.shared.own_rewards import collected
 from mmrl.recipes.shared.paying import RewardWeights, style_of
 from mmrl.recipes.shared.planning import refuse_unfit, show_plan, take_machine
+from mmrl.recipes.shared.processes import ranks_of
 from mmrl.rewards.pay import RewardStopped
 from mmrl.training.checkpoint import CheckpointError
 from mmrl.training.compatibility import check_sampling
 from mmrl.training.door import entered
-from mmrl.training.run import Run
+from mmrl.training.run import Run, refuse_several_processes
 from mmrl.training.tracking import read_metrics
 from mmrl.training.trainer import Trainer, TrainingError
 
@@ -80,41 +83,31 @@ def launch(
     """Run a recipe from the command line; user errors end it with their message instead of a traceback."""
     args = list(sys.argv[1:] if argv is None else argv)
     prog = _prog(main)
+    if os.environ.get("RANK", "0") != "0":
+        hush()  # before anything is said: of several processes the first speaks
     try:
         asked = resolved(main, presets, args)
         if PRINT in args:
             return show(asked.json())
         quiet_libraries()
+        if "run" not in asked.arguments:  # only what trains divides its work
+            refuse_several_processes(prog)
         tell(f"{prog} {asked.preset}")
-        _look_ahead(asked.arguments)
-        refuse_unfit(asked)
-        with leaving(), _at_the_door(asked.arguments.get("run")):
-            return main(**asked.arguments)
+        with ranks_of(asked.arguments) as ranks:
+            _look_ahead(asked.arguments)
+            ranks.by_first(lambda: refuse_unfit(asked))
+            with leaving(), _at_the_door(asked.arguments.get("run"), ranks):
+                return main(**asked.arguments)
     except KeyboardInterrupt:
         sys.exit(130)
+    except RankFailed:
+        sys.exit(1)  # the process that failed says why
     except USER_ERRORS as error:
         sys.exit(printable(f"{prog}: {error}"))
     except OSError as error:
         # Of a disk, mostly; what it concerns, the error knows.
         advice = "See that there is room on the disk and that the file can be read or written"
         sys.exit(printable(f"{prog}: {error}. {advice}, then run the same command again."))
-
-
-def quiet_libraries() -> None:
-    """No bars and no notes of other libraries between our lines; downloads keep theirs, and errors are errors."""
-    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
-    from transformers.utils.logging import disable_progress_bar
-
-    no_downloads = are_progress_bars_disabled()  # by the user's environment
-    disable_progress_bar()  # of weights that are read and written, and of downloads
-    if not no_downloads:
-        enable_progress_bars()
-    # torchao, where it is installed, makes torch speak of changes to come in a class that no user has heard of.
-    logging.getLogger("torch.utils._pytree").addFilter(_is_for_the_user)
-
-
-def _is_for_the_user(record: logging.LogRecord) -> bool:
-    return "register_constant" not in record.getMessage()
 
 
 def _look_ahead(arguments: Mapping[str, Any]) -> None:
@@ -127,9 +120,9 @@ def _look_ahead(arguments: Mapping[str, Any]) -> None:
             reward.parts(style_of(data.style))
 
 
-def _at_the_door(run: Run | None) -> AbstractContextManager[object]:
+def _at_the_door(run: Run | None, ranks: Ranks) -> AbstractContextManager[object]:
     """The folder of a recipe that writes one is its own from the beginning to the end; others need none."""
-    return nullcontext() if run is None else entered(run)
+    return nullcontext() if run is None else entered(run, ranks)
 
 
 def plan_run(

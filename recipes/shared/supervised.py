@@ -20,8 +20,10 @@ from mmrl.grpo import GRPO
 from mmrl.losses.surrogates import reinforce
 from mmrl.model import tiny
 from mmrl.model.policy import Policy
+from mmrl.model.ranks import Ranks
 from mmrl.rewards.pay import Rewards, in_process
 from mmrl.rollouts.groups import LabelRollout
+from mmrl.training.dry import is_dry
 from mmrl.training.optim import Optim
 from mmrl.training.run import Run
 from mmrl.training.trainer import Trainer
@@ -98,6 +100,8 @@ def supervised(
             sampling=Sampling(group_size=1),
             optim=Optim(lr=numbers.lr, weight_decay=0.0, warmup=20, schedule="cosine"),
             run=run,
+            # Made once for all who find it in the cache; of several processes the others wait for it.
+            ranks=Ranks.alone(),
         ).fit()
     stop_if_asked()
     policy.save(place)
@@ -121,6 +125,11 @@ def published(
         / "warm"
         / f"{name}-{hashlib.blake2b(key, digest_size=8).hexdigest()}"
     )
-    if not target.is_dir():
-        tell(f"Warming up the tiny model for {name} (once; kept in the cache) …")
-    return tiny.publish(target, lambda place: supervised(start, lessons, place, numbers))
+    # Who only looks at rows needs the processor, which the start has.
+    if is_dry():
+        return start
+    # Of several processes the first makes it, the others find it.
+    with Ranks.here().first_before_others():
+        if not target.is_dir():
+            tell(f"Warming up the tiny model for {name} (once; kept in the cache) …")
+        return tiny.publish(target, lambda place: supervised(start, lessons, place, numbers))

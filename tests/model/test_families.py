@@ -253,7 +253,8 @@ def test_shared_is_repeated_in_double_precision(case: Case) -> None:
     outputs = {"raw": ScoreOutputs()}
     with torch.no_grad():
         repeated = score_repeated(policy, {"raw": groups}, outputs, shape)["raw"].logp
-    torch.testing.assert_close(logp(policy, groups, shape), repeated, rtol=0, atol=1e-7)
+    atol = 1e-5 if case.family.rounds_to_fp32 else 1e-7
+    torch.testing.assert_close(logp(policy, groups, shape), repeated, rtol=0, atol=atol)
 
 
 def test_packed_is_alone(case: Case, policy: Policy) -> None:

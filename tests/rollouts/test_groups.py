@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import dataclass, replace
 
 import pytest
@@ -10,6 +12,7 @@ import torch
 from mmrl.data.drawn.drawn import Drawn
 from mmrl.ground.faults import BadRow
 from mmrl.model.policy import Policy
+from mmrl.model.ranks import Ranks
 from mmrl.rollouts.engine import HFEngine
 from mmrl.rollouts.groups import (
     DynamicSampling,
@@ -23,6 +26,7 @@ from mmrl.rollouts.groups import (
 )
 from mmrl.rollouts.prompt_order import Supply
 from mmrl.types import Now, Prompt, Prompts, Role, Rollout, Sampling
+from tests.several import several, values
 
 NOW = Now(step=1, progress=0.0, seed=0)
 
@@ -99,6 +103,50 @@ def test_dynamic_sampling_fills_the_step_with_groups_that_carry_signal(spread):
         and supply.counters["rollout/dropped_groups"] == 6
     )
     assert supply.counters["rollout/surplus_groups"] == 0
+
+
+def test_nothing_is_kept_of_what_dynamic_sampling_dropped(tiny_folder):
+    """Round after round: prompts, pixels, encodings, answers, features and graphs of dropped groups are gone."""
+    policy = Policy.load(tiny_folder, device="cpu", dtype="float64")
+    rows, rounds = Drawn("lookup"), []
+    read: list[weakref.ref] = []
+
+    @dataclass(frozen=True)
+    class Watched(Prompts):
+        def __getitem__(self, index):
+            prompt = rows[index]
+            read.append(weakref.ref(prompt))
+            return prompt
+
+    def pay(answers):
+        alive = sum(prompt() is not None for prompt in read)
+        vision = policy.vision
+        rounds.append((alive, len(vision._encoded), len(vision._entries)))
+        number = len(
+            rounds
+        )  # the first answers of each round differ, of four prompts one is kept
+        return [
+            replace(
+                r, reward=1.0, parts={"accuracy": float(r.group == 0 and i % 2 and number > 1)}
+            )
+            for i, r in enumerate(answers)
+        ]
+
+    supply = Supply(Watched(), 4, 0, check=policy.encode, forget=policy.vision.forget)
+    engine = HFEngine(policy, rows_at_once=2)
+    with policy.vision.step():
+        rollouts = DynamicSampling()(engine, pay, supply, Sampling(2, max_tokens=2), NOW)
+        gc.collect()
+        assert len(rounds) == 5 and len(read) == 20
+        # Four prompts of the round itself, and those that were kept before: none, none, one, two, three.
+        assert rounds == [(4 + kept, 4 + kept, 4 + kept) for kept in (0, 0, 1, 2, 3)]
+        alive = [prompt() for prompt in read if prompt() is not None]
+        assert (
+            {p.id for p in alive}
+            == {r.prompt.id for r in rollouts}
+            == set(policy.vision._encoded)
+        )
+        assert len(policy.vision._entries) == 4
 
 
 def test_surplus_groups_are_left_out_and_counted():
@@ -276,3 +324,63 @@ def test_a_chain_of_rollout_functions():
         and plain.brings() == ()
         and not plain.sampled_under()
     )
+
+
+def sampled_dynamically(per_step, rounds, keep):
+    """(prompts of the kept groups, counters) of this rank."""
+    ranks = Ranks.start("cpu")
+    supply = Supply(Rows(None), per_step, seed=0, ranks=ranks)
+    pay = paid_by(lambda n, g: float(n % keep == 0 and g == 0))
+    try:
+        out = DynamicSampling(rounds=rounds)(Parrot(), pay, supply, Sampling(group_size=4), NOW)
+        kept = [int(group[0].prompt.id) for group in by_group(out)]
+        return kept, dict(supply.counters), supply.position
+    except ValueError as problem:
+        return str(problem)
+    finally:
+        ranks.end()
+
+
+@pytest.mark.parametrize(
+    ("per_step", "rounds", "keep"),
+    [(4, 20, 3), (5, 2, 4), (3, 0, 7), (4, 3, 10**6)],
+    ids=["full", "ends after its rounds", "as many as it takes", "one group"],
+)
+@pytest.mark.parametrize("world", [2, 3])
+def test_dynamic_sampling_keeps_the_same_groups_on_several_ranks(world, per_step, rounds, keep):
+    kept, counted, position = sampled_dynamically(per_step, rounds, keep)
+    found = values(several(world, sampled_dynamically, per_step, rounds, keep))
+    assert sorted(prompt for mine, _, _ in found for prompt in mine) == kept
+    assert all(place == position for _, _, place in found)
+    for name, count in counted.items():
+        assert sum(theirs.get(name, 0) for _, theirs, _ in found) == count, name
+
+
+def first_rates():
+    ranks = Ranks.start("cpu")
+    supply = Supply(Rows(7), 4, seed=0, ranks=ranks)
+
+    class Vision:
+        def no_update(self):
+            import contextlib
+
+            return contextlib.nullcontext()
+
+    class Model:
+        vision = Vision()
+
+        def encode(self, prompt):
+            pass
+
+    pay = paid_by(lambda n, g: float(n % 2 == g))
+    found = {}
+    first = FirstPass(found.update, Model(), at_once=3)
+    first(Parrot(), pay, supply, Sampling(group_size=4), NOW)
+    ranks.end()
+    return found
+
+
+def test_the_first_pass_knows_the_rates_of_all_ranks():
+    alone = first_rates()
+    assert len(alone) == 7
+    assert values(several(2, first_rates)) == [alone, alone]

@@ -10,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmrl.ground.faults import BadRow
+from mmrl.model.ranks import Ranks
 from mmrl.rollouts.prompt_order import Supply
 from mmrl.types import Prompt, Prompts
+from tests.several import several, values
 
 
 @dataclass(frozen=True)
@@ -134,3 +136,65 @@ def test_the_log_forgets_what_will_be_met_again(tmp_path):
     assert [json.loads(line)["row"] for line in log.read_text().splitlines()] == [1]
     again.take()
     assert [json.loads(line)["row"] for line in log.read_text().splitlines()] == [1, 4]
+
+
+def dealt(size, bad, per_step, steps):
+    """Steps of a supply: (ids, places) of this rank, the skipped rows counted, the position."""
+    ranks = Ranks.start("cpu")
+    supply = Supply(Rows(size, bad), per_step, seed=2, ranks=ranks)
+    seen = []
+    for count in steps:
+        peeked = supply.peek().id if ranks.rank == 1 else ""
+        shown = [
+            (p.id, place) for p, place in zip(supply.take(count), supply.places, strict=True)
+        ]
+        seen.append((peeked, shown))
+    outcome = seen, dict(supply.counters), supply.position
+    ranks.end()
+    return outcome
+
+
+@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize(
+    ("size", "bad"),
+    [(7, ()), (7, (0, 2, 5)), (3, ()), (None, (1, 2, 8))],
+    ids=["good", "bad rows", "rows come twice in a step", "endless"],
+)
+def test_prompts_do_not_depend_on_the_number_of_ranks(world, size, bad):
+    steps = (4, 5, 1, 4)
+    (alone, counted, position) = dealt(size, bad, 4, steps)
+    found = values(several(world, dealt, size, bad, 4, steps))
+    for number, (_, whole) in enumerate(alone):
+        shares = [seen[number][1] for seen, _, _ in found]
+        together = sorted(
+            (pair for share in shares for pair in share), key=lambda pair: pair[1]
+        )
+        assert together == whole
+        if not bad and number == 0 and size != 3:
+            assert shares == [whole[rank::world] for rank in range(world)]
+        # A row that comes twice is one rank's, whose engine gives it other answers the second time.
+        for share in shares:
+            assert not {row for row, _ in share} & {
+                row for other in shares if other is not share for row, _ in other
+            }
+        assert found[1][0][number][0] == whole[0][0]
+    assert all(end == position for _, _, end in found)
+    assert sum(dict(count).get("data/skipped", 0) for _, count, _ in found) == counted.get(
+        "data/skipped", 0
+    )
+
+
+def all_bad():
+    ranks = Ranks.start("cpu")
+    supply = Supply(Rows(5, (0, 1, 2, 3, 4)), 3, seed=0, ranks=ranks)
+    try:
+        supply.take()
+    except BadRow as problem:
+        return str(problem)
+    finally:
+        ranks.end()
+
+
+def test_all_ranks_find_that_nothing_is_usable():
+    first, second = values(several(2, all_bad))
+    assert first == second == all_bad() and "5 rows in a row cannot be used" in first

@@ -8,8 +8,13 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
+from mmrl.model.placement import own_part
+from mmrl.model.ranks import Ranks
 from mmrl.training.optim import Optim, Optimizer
+from tests.several import several, values
 
 
 def parameters(dtype=torch.float64, seed=0):
@@ -302,3 +307,53 @@ def test_user_errors_are_explained():
             Optim(**{field: value})
     with pytest.raises(ValueError, match="max_grad_norm is -1"):
         Optim(max_grad_norm=-1)
+
+
+def stepped(how, sharded):
+    """A layer after three steps, its weights cut over the processes or not; the kind of its moments."""
+    ranks = Ranks.start("cpu")
+    torch.manual_seed(0)
+    layer = nn.Linear(128, 64)
+    if sharded:
+        fully_shard(layer, mesh=init_device_mesh("cpu", (ranks.world,)))
+    optimizer = Optimizer(list(layer.named_parameters()), Optim(lr=1e-2, **how), ranks)
+    norms = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "compile", lambda function, **_: function)
+        for number in range(3):
+            torch.manual_seed(number)
+            layer(torch.randn(4, 128)).square().sum().backward()
+            optimizer.collect()
+            norms.append(optimizer.gradient_norm())
+            optimizer.step(10)
+    moments = own_part(optimizer._adam.state[optimizer.parameters[0]]["exp_avg"])
+    weights = [p.full_tensor() if sharded else p for p in layer.parameters()]
+    return [w.detach() for w in weights], norms, type(moments).__name__
+
+
+def stepped_together(ways):
+    return {name: stepped(how, sharded=True) for name, how in ways.items()}
+
+
+def test_shards_are_stepped_and_clipped_as_whole_weights():
+    ways = {
+        "fused": {},
+        "all decayed": {"decay_all": True},
+        "8-bit moments": {"eight_bit": True},
+    }
+    found = values(several(2, stepped_together, ways))
+    for name, how in ways.items():
+        weights, norms, kind = stepped(how, sharded=False)
+        assert found[0][name][1] == found[1][name][1] == pytest.approx(norms, rel=1e-5)
+        assert found[0][name][2] == kind
+        for ours, theirs in zip(found[0][name][0], weights, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def refused():
+    with pytest.raises(ValueError, match=r"--optim.masters False .* use --load.shard off"):
+        stepped({"masters": False}, sharded=True)
+
+
+def test_rounding_by_chance_of_shards_is_refused():
+    values(several(2, refused))

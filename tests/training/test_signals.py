@@ -13,12 +13,14 @@ import torch
 from mmrl.data.drawn.drawn import Drawn
 from mmrl.ground.stopping import Stopped, Waiting, leaving, stop_if_asked
 from mmrl.model.policy import Policy
+from mmrl.model.ranks import Ranks
 from mmrl.rewards.pay import Rewards, in_process
 from mmrl.training.optim import Optim
 from mmrl.training.run import Run
 from mmrl.training.tracking import read_metrics
 from mmrl.training.trainer import Trainer
 from mmrl.types import Sampling
+from tests.several import several, values
 
 SIGNALS = {"SIGTERM": 143, "SIGHUP": 129, "SIGUSR1": 128 + signal.SIGUSR1}
 MOMENTS = ("rollout", "reward", "gradient_norm", "optimizer", "evaluation")
@@ -92,7 +94,7 @@ def hit(trained, moment, number, hang, monkeypatch):
     elif moment == "rollout":
         before(trained, "rollout")
     else:
-        before(trained, "_evaluate")
+        before(trained.beside, "evaluated")
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +176,7 @@ def test_the_first_evaluation_is_given_up(tiny_folder, tmp_path, monkeypatch, ca
         signal.raise_signal(signal.SIGHUP)
         time.sleep(30)
 
-    monkeypatch.setattr(cut, "_evaluate", evaluate)
+    monkeypatch.setattr(cut.beside, "evaluated", evaluate)
     with pytest.raises(Stopped) as ended:
         cut.fit()
     assert ended.value.code == 129
@@ -272,41 +274,22 @@ def test_a_worker_that_was_forked_dies_of_its_own_signal():
     assert ended(forked(parent)) == 0
 
 
-RANKS = """
-import os, signal, sys, time
-import torch
-import torch.distributed as group
-from mmrl.ground.stopping import Stopped, Waiting
-from mmrl.training.run import agreed, single_process
-
-rank, place = int(sys.argv[1]), sys.argv[2]
-group.init_process_group("gloo", init_method=f"file://{place}/meet", rank=rank, world_size=2)
-assert not single_process()
-with Waiting(60.0) as signals:
-    for step in range(1, 2000):
-        group.all_reduce(torch.ones(1))
-        if rank == 1 and step == 7:
-            os.kill(os.getpid(), signal.SIGUSR1)
-        time.sleep(0.002)
-        told = agreed(signals.asked)
-        if told:
-            break
-open(f"{place}/rank{rank}", "w").write(str(step))
-raise Stopped(told)
-"""
+def struck_at_step_7():
+    ranks = Ranks.start("cpu")
+    told = step = 0
+    with Waiting(60.0) as signals:
+        for step in range(1, 200):
+            if ranks.rank == 1 and step == 7:
+                os.kill(os.getpid(), signal.SIGUSR1)
+            if told := ranks.most(signals.asked):
+                break
+    ranks.end()
+    return step, told
 
 
-def test_two_processes_stop_at_the_same_step(tmp_path):
-    import subprocess
-    import sys
-
-    (tmp_path / "ranks.py").write_text(RANKS)
-    command = [sys.executable, str(tmp_path / "ranks.py")]
-    root = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    both = [subprocess.Popen([*command, str(rank), str(tmp_path)], env=root) for rank in (0, 1)]
-    assert [process.wait(timeout=120) for process in both] == [SIGNALS["SIGUSR1"]] * 2
-    steps = [int((tmp_path / f"rank{rank}").read_text()) for rank in (0, 1)]
-    assert steps[0] == steps[1] < 100
+def test_two_processes_stop_at_the_same_step():
+    first, second = values(several(2, struck_at_step_7))
+    assert first == second == (7, signal.SIGUSR1)
 
 
 def test_a_command_ends_with_the_code(commands, tmp_path, tiny_folder):

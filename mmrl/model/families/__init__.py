@@ -1,6 +1,6 @@
 """Adapters of the families of models that are known; the only place that knows them by name."""
 
-from mmrl.model.families import internvl, qwen, text
+from mmrl.model.families import internvl, qwen, qwen_hybrid, text
 from mmrl.model.families.family import (
     Family,
     Grid,
@@ -13,7 +13,12 @@ from mmrl.model.families.family import (
     unknown,
 )
 
-for _family in (*qwen.FAMILIES, *internvl.FAMILIES, *text.FAMILIES):
+for _family in (
+    *qwen.FAMILIES,
+    *qwen_hybrid.FAMILIES,
+    *internvl.FAMILIES,
+    *text.FAMILIES,
+):
     register(_family)
 
 __all__ = [

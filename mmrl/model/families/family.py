@@ -121,6 +121,8 @@ class Family:
     """Layers of the language model that LoRA adapts: a pattern for their whole names."""
     left_out_of_lora: str = ""
     """What of the language model LoRA leaves alone, in words; empty if it adapts all of its linear layers."""
+    rounds_to_fp32: bool = False
+    """Do parts of its layers compute in single precision whatever the format of the model?"""
     saliency: bool = True
     """Can the attention inside the tower be read (`visual_attention.py`)?"""
 
@@ -187,11 +189,13 @@ class Family:
         if getattr(text, "num_experts", 0) and base.dtype == torch.float64:
             text._experts_implementation = "eager"
 
-    def refuse_layers(self, config: Any, what: str) -> None:
-        """Raise ValueError if `what` would compute something else than the layers of this language model do."""
+    def refuse_layers(self, base: Any, what: str) -> None:
+        """Make the language model's layers ready for packed rows; ValueError if `what` would compute something else."""
         from mmrl.model.attention import refuse_windows
+        from mmrl.model.linear_attention import readable_kinds
 
-        refuse_windows(config.get_text_config(), what)
+        known = readable_kinds(self.text_model(base), base)
+        refuse_windows(base.config.get_text_config(), what, known)
 
     def dropouts(self, config: Any) -> Mapping[str, float]:
         """Chances of the config that something is dropped in training, all of which must be 0."""
@@ -249,10 +253,11 @@ class Family:
         self, base: Any, values: Tensor, grids: Sequence[Grid]
     ) -> tuple[Tensor, Sequence[Tensor]]:
         """Rows [n, D] of all visual tokens, and of each further level, from patches [N, patch] of media."""
-        import torch
+        from mmrl.model.tower_inputs import tower_inputs
 
-        grid = torch.tensor(grids, device=values.device)
-        found = self.tower(base)(values, grid_thw=grid, return_dict=True)
+        tower = self.tower(base)
+        inputs = tower_inputs(tower, grids, values.device)
+        found = tower(values, **inputs, return_dict=True)
         # Qwen2.5-VL has no further levels, and a Qwen3-VL config may name none.
         return found.pooler_output, getattr(found, "deepstack_features", None) or ()
 

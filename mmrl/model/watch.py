@@ -1,0 +1,129 @@
+"""A thread per process that sees whether the other processes of the run still live.
+
+Each second it writes under its rank that it lives, and looks at what the others wrote. One that says that it failed, or
+has been silent for `SILENCE` seconds (killed, stopped, its machine gone), ends this process too, with a message and at
+once: the main thread may be waiting in a collective that would never end, and nobody could save anything any more.
+
+So every process ends within a minute of the first, whatever it was doing, and the run goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from mmrl.ground.printable import tell
+
+BEAT = 1.0
+"""Seconds between two signs of life."""
+SILENCE = 25.0
+"""Seconds without one after which a process counts as gone. Below the 30 that torchrun gives the others to end."""
+LINGER = 3
+"""Beats that the process which holds the connections waits for the others to leave."""
+ENDED = 1
+"""Exit code of a process that ends because of another."""
+
+
+@dataclass
+class Place:
+    """Where the run is, for the message."""
+
+    step: int = 0
+    phase: str = "start"
+    kept: Callable[[], str] = lambda: "nothing is saved yet"
+    """Says what the run would go on from; asked when it must end."""
+
+    def __str__(self) -> str:
+        return f"step {self.step}, {self.phase}"
+
+
+class Watch:
+    """Watches the other ranks through `store`, a connection that nobody else uses."""
+
+    def __init__(self, store: Any, rank: int, world: int, place: Place) -> None:
+        self._store, self._rank, self._place = store, rank, place
+        self._others = [other for other in range(world) if other != rank]
+        self._over = threading.Event()
+        self._seen: dict[int, tuple[bytes, float]] = {}
+        # Before the first look of anybody: a silent process is one that never wrote.
+        self._beats = 0
+        self._beat()
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+        self._thread.start()
+
+    def stop(self, problem: str = "") -> None:
+        """Say that this process ends: as it should, or with a problem that ends the others as well."""
+        if self._over.is_set():
+            return
+        self._over.set()
+        self._thread.join(2 * BEAT)
+        try:
+            self._store.set(f"left/{self._rank}", problem)
+        except RuntimeError:
+            return  # nobody is there to read it
+
+    def linger(self) -> None:
+        """Wait a little for the others to read what this process said, and to leave."""
+        until = time.monotonic() + LINGER * BEAT
+        try:
+            while time.monotonic() < until:
+                if all(self._store.check([f"left/{other}"]) for other in self._others):
+                    return
+                time.sleep(BEAT / 20)
+        except RuntimeError:
+            return  # nobody is there
+
+    def _run(self) -> None:
+        while not self._over.wait(BEAT):
+            try:
+                self._beat()
+                self._look()
+            except RuntimeError:
+                if self._over.is_set():
+                    return
+                self._end("the process that connects them all (rank 0, or torchrun) is gone")
+
+    def _beat(self) -> None:
+        self._beats += 1
+        self._store.set(f"beat/{self._rank}", f"{self._beats} {self._place}")
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        for other in self._others:
+            if self._store.check([f"left/{other}"]):
+                problem = self._store.get(f"left/{other}").decode(errors="replace")
+                if problem:
+                    self._end(f"process {other} ended: {problem}")
+                continue  # it came to its end, and is not missed
+            key = f"beat/{other}"
+            word = self._store.get(key) if self._store.check([key]) else b""
+            before, since = self._seen.get(other, (None, now))
+            self._seen[other] = (word, since if word == before else now)
+            if now - self._seen[other][1] > SILENCE:
+                _, _, where = word.decode(errors="replace").partition(" ")
+                last = f"; it was at {where}" if where else ""
+                self._end(f"process {other} ended or hangs{last}")
+
+    def _end(self, reason: str) -> NoReturn:
+        end_with(farewell(reason, self._rank, self._place))
+
+
+def farewell(reason: str, rank: int, place: Place) -> str:
+    """What a process says that ends because of another."""
+    return (
+        f"Process {rank} ends at {place}: {reason} (see its own message above). "
+        f"No step can be done without it; {place.kept()}, and the same command goes on from there."
+    )
+
+
+def end_with(message: str) -> NoReturn:
+    """Say why, and leave at once: threads that wait for other processes would hold up an ordinary end."""
+    tell(message, always=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(ENDED)
