@@ -140,14 +140,14 @@ def die(how):
 
 def dies_in_step_2(model, output, phase, how):
     """A run whose rank 1 ends in the middle of step 2, in a phase."""
-    watch.BEAT, watch.SILENCE = 0.5, 12.0
+    watch.BEAT, watch.SILENCE = 0.3, 4.0
     ranks = Ranks.start("cpu")
     trainer = made(model, output, run=SMALL | {"steps": 3})
 
     def due():
         """Not before the first checkpoint is there, which is written meanwhile."""
         saved = phase == "save" or (Path(output) / "checkpoints" / "step-1").is_dir()
-        until = time.monotonic() + 20
+        until = time.monotonic() + 60
         while not saved and time.monotonic() < until:
             time.sleep(0.05)
             saved = (Path(output) / "checkpoints" / "step-1").is_dir()
