@@ -41,7 +41,7 @@ class Case:
     """One model, and one step of it."""
 
     text: Mapping[str, Any]
-    family: tiny.Family = "qwen2_5_vl"
+    family: str = "qwen2_5_vl"
     vision: Mapping[str, Any] = field(default_factory=dict)
     dtype: torch.dtype = torch.float32
     rank: int = 0

@@ -1,6 +1,6 @@
 """Shared-prefix scoring and update against our own repeated path, as a share of what the token counts allow.
 
-    python benchmarks/shared_prefix.py [--rounds 2]
+    python benchmarks/shared_prefix.py [--rounds 2] [--family qwen3_5 --small]
 
 A model of 54 M parameters (language 8 x 512, vision 4 x 256, vocabulary 49,152), one prompt with a picture, 8
 answers of 64 tokens. The repeated path (`mmrl/model/reference_scores.py`) gives each answer a row with its own copy
@@ -13,7 +13,7 @@ and the speed-up
 
 where a value above 1 is possible because attention in the packed form is cheaper than the count of tokens says. A
 second figure repeats the tower as well (one run). `value` is the worst of scoring and update at 256 and 1,024 visual
-tokens.
+tokens. `--family` takes another kind of model, `--small` one of 4 x 256 with 256 visual tokens.
 """
 
 from __future__ import annotations
@@ -168,24 +168,27 @@ def main() -> None:
     """Measure and print; the last line is JSON."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=2)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--family", default="qwen2_5_vl", help="model_type of the model")
+    parser.add_argument("--small", action="store_true", help="a smaller model, one length")
+    asked = parser.parse_args()
     torch.set_num_threads(1)
-    folder = model_folder(
-        hidden=512,
-        layers=8,
-        heads=8,
-        vision_hidden=256,
-        vision_depth=4,
-        vision_heads=4,
-        vocabulary=49_152,
-    )
+    large = {
+        "hidden": 512,
+        "layers": 8,
+        "heads": 8,
+        "vision_hidden": 256,
+        "vocabulary": 49_152,
+    }
+    folder = model_folder(family=asked.family, **({} if asked.small else large))
     policy = Policy.load(folder, device="cpu", dtype="float32")
     size = sum(p.numel() for p in policy.model.parameters()) / 1e6
-    say(f"{versions('torch', 'transformers')}; {size:.1f} M parameters")
+    say(f"{versions('torch', 'transformers')}; {asked.family}, {size:.1f} M parameters")
     updated(policy, forms(policy, group_of(policy, 64))["packed"])  # warm-up
     cells = {
-        f"{visual} {'update' if grad else 'scoring'}": compare(policy, visual, grad, rounds)
-        for visual in (256, 1024)
+        f"{visual} {'update' if grad else 'scoring'}": compare(
+            policy, visual, grad, asked.rounds
+        )
+        for visual in ((256,) if asked.small else (256, 1024))
         for grad in (False, True)
     }
     worst = min(cell["share"] for cell in cells.values())

@@ -176,8 +176,9 @@ def model_folder(
     vision_depth: int = 4,
     vision_heads: int = 4,
     vocabulary: int = 8192,
+    family: str = "qwen2_5_vl",
 ) -> Path:
-    """A tiny Qwen2.5-VL in the user's cache; by default language 4 x 256, vision 4 x 128, vocabulary 8,192."""
+    """A tiny model in the user's cache; by default language 4 x 256, vision 4 x 128, vocabulary 8,192."""
     from mmrl.data.drawn.drawn import tokenizer_texts
     from mmrl.model import tiny
 
@@ -190,7 +191,7 @@ def model_folder(
         vision_heads=vision_heads,
         vocab_size=vocabulary,
     )
-    return tiny.cached(size=size, corpus=tokenizer_texts())
+    return tiny.cached(family, size=size, corpus=tokenizer_texts())
 
 
 def visual_side(tokens: int) -> int:

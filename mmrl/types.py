@@ -204,6 +204,11 @@ class Now:
     seed: int = 0
     """The run's seed."""
 
+    def following(self) -> Now:
+        """The next step of the same run."""
+        steps = round(self.step / self.progress) if self.progress else 0
+        return Now(self.step + 1, (self.step + 1) / steps if steps else 0.0, self.seed)
+
 
 @dataclass(frozen=True)
 class ViewContext:
@@ -230,6 +235,8 @@ class View:
     """May it change the answer to a question about what happens when?"""
     reads_saliency: bool = False
     """Does it want `ViewContext.saliency`, the policy's own visual attention? That costs a pass of the tower."""
+    runs_ahead: bool = False
+    """May it run in a worker process, before its step? Then it depends on its arguments alone, and needs no GPU."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()

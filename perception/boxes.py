@@ -10,7 +10,7 @@ read at the 101 recalls 0, 0.01, ..., 1. The mean goes over thresholds and the l
 
 Coordinate spaces: "original" pixels of the picture as it came, "resized" pixels after the pixel-budget resize (what
 Qwen2.5-VL speaks), "thousand", both axes scaled to 0 ... 1000 (Qwen2-VL, Qwen3-VL, InternVL). Which family speaks which
-is declared in `FAMILY_SPACE`; everything goes through `convert`.
+is said by its adapter (`mmrl.model.families`); everything goes through `convert`.
 
 Departure from COCO: boxes of negative area (corners swapped) never match and count as false predictions; COCO's
 evaluation ignores them. No torch.
@@ -20,26 +20,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from mmrl.model.families import Space, families
+
 Floats = NDArray[np.float64]
 Convention = Literal["half_open", "inclusive"]
-Space = Literal["original", "resized", "thousand"]
-
-FAMILY_SPACE: Mapping[str, Space] = MappingProxyType(
-    {
-        "qwen2_vl": "thousand",
-        "qwen2_5_vl": "resized",
-        "qwen3_vl": "thousand",
-        "qwen3_vl_moe": "thousand",
-        "internvl": "thousand",
-    }
-)
-"""transformers' `model_type` -> the space in which the family was taught to speak of places."""
 COCO_THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10).tolist())
 """The IoU thresholds 0.50, 0.55, ..., 0.95."""
 RECALLS = np.linspace(0.0, 1.0, 101)
@@ -90,12 +79,15 @@ def _pair(size: Any) -> tuple[float, float]:
 
 def family_space(model_type: str) -> Space:
     """The space in which a model family speaks of places."""
-    if model_type not in FAMILY_SPACE:
+    known: dict[str, Space] = {
+        name: family.space for name, family in families().items() if family.space
+    }
+    if model_type not in known:
         raise ValueError(
-            f"no coordinate space is declared for model type {model_type!r}, only for {sorted(FAMILY_SPACE)}; "
+            f"no coordinate space is declared for model type {model_type!r}, only for {sorted(known)}; "
             "name the space yourself: 'original', 'resized' or 'thousand'."
         )
-    return FAMILY_SPACE[model_type]
+    return known[model_type]
 
 
 def convert(places: ArrayLike, source: Space, target: Space, canvas: Canvas | None) -> Floats:

@@ -56,6 +56,7 @@ class PatchMask(View):
 
     changes_geometry: ClassVar[bool] = False
     changes_order: ClassVar[bool] = False
+    runs_ahead: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require(
@@ -131,6 +132,7 @@ class EvidenceMask(View):
 
     changes_geometry: ClassVar[bool] = False
     changes_order: ClassVar[bool] = False
+    runs_ahead: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         known = self.side in ("inside", "outside")
@@ -154,6 +156,7 @@ class Blank(View):
 
     changes_geometry: ClassVar[bool] = False
     changes_order: ClassVar[bool] = False
+    runs_ahead: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require(self, value=a_grey_level(self.value))
@@ -177,6 +180,7 @@ class FrameMask(View):
 
     changes_geometry: ClassVar[bool] = False
     changes_order: ClassVar[bool] = False
+    runs_ahead: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require(

@@ -49,6 +49,7 @@ class GaussianNoise(View):
 
     changes_geometry: ClassVar[bool] = False
     changes_order: ClassVar[bool] = False
+    runs_ahead: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         fits = self.sigma >= 0.0 and math.isfinite(self.sigma)
@@ -77,6 +78,7 @@ class DiffusionNoise(View):
 
     changes_geometry: ClassVar[bool] = False
     changes_order: ClassVar[bool] = False
+    runs_ahead: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require(self, t=(0 <= self.t < STEPS, f"one of the timesteps 0 to {STEPS - 1}"))

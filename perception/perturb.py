@@ -43,6 +43,7 @@ class Flip(View):
 
     changes_geometry: ClassVar[bool] = True
     changes_order: ClassVar[bool] = False
+    runs_ahead: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require(self, horizontal=a_share(self.horizontal), vertical=a_share(self.vertical))
@@ -72,6 +73,7 @@ class RandomRotation(View):
 
     changes_geometry: ClassVar[bool] = True
     changes_order: ClassVar[bool] = False
+    runs_ahead: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require(self, degrees=(0.0 <= self.degrees <= 180.0, "in [0, 180]"))
@@ -101,6 +103,7 @@ class Crop(View):
 
     changes_geometry: ClassVar[bool] = True
     changes_order: ClassVar[bool] = False
+    runs_ahead: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require(self, smallest=(0.0 < self.smallest <= 1.0, "a share of the side, in (0, 1]"))
@@ -136,6 +139,7 @@ class ColourJitter(View):
 
     changes_geometry: ClassVar[bool] = False
     changes_order: ClassVar[bool] = False
+    runs_ahead: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require(
@@ -175,6 +179,7 @@ class JPEG(View):
 
     changes_geometry: ClassVar[bool] = False
     changes_order: ClassVar[bool] = False
+    runs_ahead: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require(self, quality=(1 <= self.quality <= 100, "1 to 100"))
@@ -198,6 +203,7 @@ class Blur(View):
 
     changes_geometry: ClassVar[bool] = False
     changes_order: ClassVar[bool] = False
+    runs_ahead: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         fits = 0.0 < self.sigma < float("inf")
@@ -222,6 +228,7 @@ class Grayscale(View):
 
     changes_geometry: ClassVar[bool] = False
     changes_order: ClassVar[bool] = False
+    runs_ahead: ClassVar[bool] = True
 
     def __call__(
         self, frames: Tensor, context: ViewContext, rng: torch.Generator, now: Now
@@ -304,6 +311,11 @@ class ViewChain(View):
     def reads_saliency(self) -> bool:
         """Whether any of the views asks for the policy's visual attention."""
         return any(view.reads_saliency for view in self.views)
+
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether all of the views may run before their step."""
+        return all(view.runs_ahead for view in self.views)
 
     def __call__(
         self, frames: Tensor, context: ViewContext, rng: torch.Generator, now: Now

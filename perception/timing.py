@@ -30,6 +30,7 @@ class FrameShuffle(View):
 
     changes_geometry: ClassVar[bool] = False
     changes_order: ClassVar[bool] = True
+    runs_ahead: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require(self, block=(self.block >= 1, "at least 1, a number of frames"))
@@ -49,6 +50,7 @@ class Reverse(View):
 
     changes_geometry: ClassVar[bool] = False
     changes_order: ClassVar[bool] = True
+    runs_ahead: ClassVar[bool] = True
 
     def __call__(
         self, frames: Tensor, context: ViewContext, rng: torch.Generator, now: Now
@@ -65,6 +67,7 @@ class FrameDrop(View):
 
     changes_geometry: ClassVar[bool] = False
     changes_order: ClassVar[bool] = False
+    runs_ahead: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require(self, ratio=a_share(self.ratio))
@@ -91,6 +94,7 @@ class TemporalCrop(View):
 
     changes_geometry: ClassVar[bool] = False
     changes_order: ClassVar[bool] = True
+    runs_ahead: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require(self, share=(0.0 < self.share <= 1.0, "a share of the clip, in (0, 1]"))

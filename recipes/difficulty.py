@@ -22,6 +22,7 @@ from mmrl.recipes.shared.clip_stages import (
 from mmrl.recipes.shared.launch import Preset, launch
 from mmrl.recipes.shared.machines import ONE_LARGE, ONE_LARGEST
 from mmrl.recipes.shared.opening import EMBEDDED, Data, Load
+from mmrl.rollouts.engine import check_rows
 
 NATIVE = {"time": "native", "snap": False}
 PRESETS = {
@@ -54,6 +55,7 @@ def main(
     clips: Clips = Clips(seconds=(5.0, 500.0), max_words=200, sound=False),
     asking: Asking = Asking(style="timelens", time="interleaved_times", snap=True),
     sampling: Sampling = Sampling(max_tokens=512),
+    rows_at_once: int = 256,
     seed: int = 42,
     output: Path = Path("difficulty.jsonl"),
     load: Load = Load(),
@@ -64,15 +66,17 @@ def main(
         model: The model that shall be trained: a folder, a hub name, or "embedded".
         dataset: Annotations of spans, or drawn:clips with a limit.
         sampling: Only max_tokens is used.
+        rows_at_once: Most answers that are sampled side by side; fewer take less memory and more time.
         seed: The seed of the run that will use the file: it decides which rows are held out.
         output: The file; an unfinished one is continued.
     """
     refuse_foreign_difficulties(output)
+    check_rows(rows_at_once)
     questions = ClipQuestions(dataset, video_root, data, clips, asking)
     policy = questions.open_policy(model, load)
     prompts, _ = questions.open_prompts(policy, seed, output.parent)
     settings = {**questions.settings(), "data": data, "model": model, "seed": seed}
-    measure_difficulty(policy, prompts, output, sampling, seed, settings)
+    measure_difficulty(policy, prompts, output, sampling, seed, settings, rows_at_once)
     rows = answered(output)
     ious = [row["iou"] for row in rows if "iou" in row]
     mean = sum(ious) / max(1, len(ious))

@@ -34,7 +34,7 @@ from mmrl.recipes.shared.opening import (
     open_policy,
     style_of,
 )
-from mmrl.rollouts.engine import HFEngine
+from mmrl.rollouts.engine import HFEngine, check_rows
 from mmrl.training.evaluate import answers_to, evaluate, heldout_prompts, pass_rates
 from mmrl.training.left_out import LeftOut
 from mmrl.training.tracking import chat_as_line
@@ -62,6 +62,7 @@ def main(
     samples: int = 8,
     ks: tuple[int, ...] = (1, 4, 8),
     prompts: int = 512,
+    rows_at_once: int = 256,
     seed: int = 0,
     output: Path | None = None,
     video_root: Path | None = None,
@@ -78,18 +79,20 @@ def main(
         samples: Answers per prompt for pass@k; 0 measures greedy accuracy only.
         ks: The k of pass@k.
         prompts: Most prompts to use.
+        rows_at_once: Most answers that are sampled side by side; fewer take less memory and more time.
         seed: Seeds the answers.
         output: Also write the numbers to this JSON file; an earlier report is replaced, no other file.
         clips: Frames, sizes and decoder (grounding only).
         asking: How times are told and questions put (grounding only).
     """
     refuse_report(output, REPORT)
+    check_rows(rows_at_once)
     # Nothing is trained, so no row has to be kept for it.
     data = replace(data, heldout_rows=0)
     found: dict[str, Any] = {"model": model, "dataset": dataset}
     if about_spans(dataset, clips):
         questions = ClipQuestions(dataset, video_root, data, clips, asking)
-        found["tables"] = _span_tables(questions, model, load, prompts, sampling)
+        found["tables"] = _span_tables(questions, model, load, prompts, sampling, rows_at_once)
     else:
         policy, style = open_policy(model, load), style_of(data.style)
         train, heldout = open_data(dataset, data, seed)
@@ -97,7 +100,7 @@ def main(
         asked = heldout if dataset.startswith("drawn:") else train
         left_out = LeftOut(asked)
         rows = heldout_prompts(asked, prompts, policy.encode, left_out.add)
-        engine, now = HFEngine(policy), Now(0, 0.0, seed)
+        engine, now = HFEngine(policy, rows_at_once=rows_at_once), Now(0, 0.0, seed)
         with Rewards(accuracy=(0.9, style.accuracy), format=(0.1, style.format)) as rewards:
             example = "".join(chat_as_line(row.messages) for row in rows[:1])
             for note in policy.processing.tags.notes(example, rewards.needs_tags):
@@ -120,12 +123,18 @@ def main(
 
 
 def _span_tables(
-    questions: ClipQuestions, model: str, load: Load, prompts: int, sampling: Sampling
+    questions: ClipQuestions,
+    model: str,
+    load: Load,
+    prompts: int,
+    sampling: Sampling,
+    rows_at_once: int,
 ) -> dict[str, dict[str, float]]:
     """Greedy answers to questions about spans, and their table, printed."""
     policy = questions.open_policy(model, load)
     _, heldout = questions.open_prompts(policy, seed=0)
-    engine, greedy = HFEngine(policy), replace(sampling, group_size=1, temperature=0.0)
+    engine = HFEngine(policy, rows_at_once=rows_at_once)
+    greedy = replace(sampling, group_size=1, temperature=0.0)
     answers: list[Rollout] = []
     for rows in blocks(heldout, prompts, policy.encode):
         # Leaving the block forgets the clips of these rows, and so do their answers:

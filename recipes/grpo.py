@@ -35,6 +35,7 @@ from mmrl.rollouts.groups import by_group
 from mmrl.rollouts.prompt_order import Supply
 from mmrl.training.compatibility import check_lengths, check_sampling
 from mmrl.training.door import entered, settings_of
+from mmrl.training.dry import Parts, hand_over
 from mmrl.training.evaluate import evaluate, heldout_prompts
 from mmrl.training.left_out import LeftOut
 from mmrl.training.optim import Optim, Optimizer
@@ -71,7 +72,9 @@ def main(
     check_sampling(sampling, group_normalized)
     train, heldout = open_data(dataset, data, run.seed)
     rewards = reward.rewards(style_of(data.style))
-    engine, optimizer = HFEngine(policy), Optimizer(policy.named_parameters(), optim)
+    engine = HFEngine(policy, rows_at_once=run.rows_at_once)
+    optimizer = Optimizer(policy.named_parameters(), optim)
+    policy.expected = optimizer.bytes_to_come
     supply = Supply(
         train, run.prompts_per_step, run.seed, check=policy.encode, on_bad=run.on_bad
     )
@@ -80,6 +83,7 @@ def main(
     exam = heldout_prompts(heldout, run.eval_prompts, policy.encode, bad.add)
     records = {"optim": optim, "sampling": sampling, "grpo": grpo, "reward": reward}
     settings = describe(records) | settings_of(run, policy.description, train)
+    hand_over(Parts(policy, supply, rewards, {}, bad, Now(1, 1 / steps, run.seed)))
     with entered(run) as door:
         # The folder is this run's alone: another one's, or a finished one, is left as it is.
         if not door.begin(run, settings):
@@ -108,6 +112,7 @@ def main(
             policy.save(run.folder / "model")
         stop_if_asked()  # the weights so far are saved, and the run counts as unfinished
         door.finish(scores)
+        tracker.refresh()
     rewards.close()
     summarise(run, steps, advice="python -m recipes.papo")
 

@@ -75,6 +75,12 @@ def tiny3_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny35_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Qwen3.5, which has layers of two kinds. Do not write into it."""
+    return tiny.build(tmp_path_factory.mktemp("tiny") / "qwen3_5", "qwen3_5")
+
+
+@pytest.fixture(scope="session")
 def sliding_folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny Qwen2.5-VL with a window of 8 tokens from its second layer on. Do not write into it."""
     folder = Path(copytree(tiny_folder, tmp_path_factory.mktemp("tiny") / "sliding"))

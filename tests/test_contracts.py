@@ -16,7 +16,7 @@ from mmrl.data.drawn.drawn import Drawn
 from mmrl.ground.declared import refuse_misspelt
 from mmrl.grpo import GRPO
 from mmrl.losses.advantages import group_centered
-from mmrl.model.branches import spoils
+from mmrl.model.drawing import spoils
 from mmrl.model.policy import Policy
 from mmrl.objectives.base import AnswerKind, Objective, ScoreRequest, shaped_in_turn
 from mmrl.objectives.puzzlecraft import PuzzleCraft

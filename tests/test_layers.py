@@ -18,6 +18,7 @@ UPPER = ("perception", "data", "recipes")
 # not know each other, nor do `perception` and `data`.
 LAYERS = (
     ("ground",),
+    ("report",),
     ("types", "losses"),
     ("objectives",),
     ("grpo", "model"),
@@ -69,7 +70,7 @@ ON_DEMAND = {
 PRETEXT_WITH_TORCH = {
     f"mmrl.data.pretext.{name}" for name in ("prompts", "curriculum", "evaluate", "rac")
 }
-TORCH_FREE = ("mmrl.ground", "mmrl.data.pretext", "mmrl.data.video")
+TORCH_FREE = ("mmrl.ground", "mmrl.report", "mmrl.data.pretext", "mmrl.data.video")
 
 MODULE_LINES, FUNCTION_LINES = 500, 90
 
@@ -219,9 +220,10 @@ def is_torch_free(module):
 
 
 @pytest.mark.parametrize(
-    "module", sorted(name for name in MODULES if name.startswith("mmrl.data.pretext"))
+    "module",
+    sorted(name for name in MODULES if name.startswith(("mmrl.data.pretext", "mmrl.report"))),
 )
-def test_pretext_needs_no_torch(module):
+def test_pretext_and_reports_need_no_torch(module):
     if not is_torch_free(module):
         return
     for name, line, inside in imports(module):

@@ -25,7 +25,7 @@ from mmrl.model.processing import PixelBudget, Processing
 class Shape:
     """Sizes of a released model."""
 
-    family: tiny.Family
+    family: str
     text: dict[str, Any]
     vision: dict[str, Any]
     tied: bool

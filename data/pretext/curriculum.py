@@ -12,6 +12,7 @@ A run that was killed draws the same questions as one that was not.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -23,6 +24,8 @@ from mmrl.types import Batch, Now, Shaped
 @dataclass(frozen=True)
 class FollowCurriculum(Objective):
     """Moves the curriculum by what the answers earned; the training is untouched."""
+
+    moves_prompts: ClassVar[bool] = True
 
     curriculum: Curriculum = field(repr=False)
 

@@ -1,17 +1,19 @@
 """Shared-prefix attention: a group's prompt is computed once, its answers all look at it.
 
-One packed row `[prompt 1 | answers of 1 | prompt 2 | answers of 2 | …]` goes through the stock language model. Its
-attention calls the function registered here under the name `mmrl_shared_prefix`, which reads a `Layout` passed as the
-keyword `layout` and computes three parts:
+A packed row is a forest of segments (`row_layout.py`); a group is the tree of depth one, `[prompt | its answers]`. It
+goes through the stock language model, whose attention calls the function registered here under the name
+`mmrl_shared_prefix`. That reads a `Layout`, passed as the keyword `layout`, and computes:
 
-1. prompts, causal;
-2. answers among themselves, causal (a padded batch of all answers);
-3. answers to their prompt, not causal; query heads that share a key head are folded into the query length, so keys and
-   values are never repeated, neither over the group nor over heads.
+1. all segments, each causal in itself (padded batches of those of like length);
+2. for each segment, all that hangs on it looking at it, not causal: a slice of the row looking at a slice of the row.
+   Query heads that share a key head are folded into the query length, so keys and values are never repeated, neither
+   over descendants nor over heads;
+3. the same for slices that look at a prompt outside of the row (`open_prompts.py`).
 
-Parts 2 and 3 give (out, lse) each and are merged: L = logaddexp(l2, l3), out = o2·e^(l2−L) + o3·e^(l3−L). In the
-backward each part is the ordinary flash backward called with the *merged* out and L; the sums are the exact
-gradients. Without a layout the function is the library's sdpa, so padded batches and `generate` keep working.
+Each part gives (out, lse) and is merged with what its tokens have seen so far: L = logaddexp(l1, l2),
+out = o1·e^(l1−L) + o2·e^(l2−L). In the backward each part is the ordinary flash backward called with the *merged* out
+and L; the sums are the exact gradients. Without a layout the function is the library's sdpa, so padded batches and
+`generate` keep working.
 
 Sampling uses the same function with a `Decoding` in place of the layout (`decoding.py`).
 
@@ -27,10 +29,10 @@ Source: our design; the merge is the usual one of flash-decoding, the gradient a
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import lru_cache
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -41,19 +43,32 @@ from mmrl.model.ragged import PACKAGE_FLASH, TORCH_FLASH, RaggedKernel
 from mmrl.model.row_layout import Bucket, Layout, example_layout
 
 NAME = "mmrl_shared_prefix"
+Looking = TypeVar("Looking")
+Seen = TypeVar("Seen")
+ATTENTION_NUMBER = "mmrl_number"
+"""Name under which a layer of a hybrid model says which one of its kind it is."""
 FAR = 1e30
 """Log-sum-exp of padded queries in the backward: exp(score − FAR) is exactly 0."""
 
 
-def refuse_windows(config: Any, what: str) -> None:
-    """Raise ValueError if a layer of this language model looks at less than all that comes before it.
+def refuse_windows(
+    config: Any, what: str, known: Collection[str] = ("full_attention",)
+) -> None:
+    """Raise ValueError if a layer of this language model is of a kind that is not `known`.
 
-    `what` is what would compute something else: parts, masks and kernels here know full attention only.
+    `what` is what would compute something else: masks and kernels here know full attention, and with
+    `linear_attention.readable_kinds` layers that carry a state; none looks at a window only.
     """
     kinds: list[str] = list(getattr(config, "layer_types", None) or [])
-    layers = [index for index, kind in enumerate(kinds) if kind != "full_attention"]
+    layers = [index for index, kind in enumerate(kinds) if kind not in known]
     if not layers:
         return
+    if "sliding" not in kinds[layers[0]]:
+        raise ValueError(
+            f"Layers {layers[0]} to {layers[-1]} of the language model are of the kind {kinds[layers[0]]!r}, which "
+            f"{what} does not know: answers could see their neighbours. Allowed are {', '.join(known)}; use a model "
+            "that has no others."
+        )
     raise ValueError(
         f"Layers {layers[0]} to {layers[-1]} of the language model have {kinds[layers[0]]} (window "
         f"{getattr(config, 'sliding_window', None)}), which {what} does not support. If prompt and answer together "
@@ -93,37 +108,56 @@ def shared_prefix_attention(
         )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if isinstance(layout, Decoding):
-        return decode(query, key, value, layout, int(module.layer_idx), scale), None  # type: ignore[arg-type]
+        # Keys are held for layers with attention only, in a hybrid model not for every layer.
+        number = getattr(module, ATTENTION_NUMBER, module.layer_idx)
+        return decode(query, key, value, layout, int(number), scale), None  # type: ignore[arg-type]
+    layer = int(module.layer_idx)  # type: ignore[arg-type]
     if layout.kept is not None:  # a prefill: detached, for sampling learns nothing
         layout.kept.append((key.detach(), value.detach()))
-    return packed(query, key, value, layout, scale), None
+    if layout.noted is not None:
+        # The first time counts: a layer whose activations are recomputed comes by again, in another graph.
+        layout.noted.setdefault(layer, (key, value))
+    return packed(query, key, value, layout, scale, layer), None
 
 
-def packed(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float) -> Tensor:
-    """Attention of one packed row: q [1, H, S, d], k and v [1, Hk, S, d] -> [1, S, H, d]. Differentiable."""
+def packed(
+    query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float, layer: int = 0
+) -> Tensor:
+    """Attention of one packed row: q [1, H, S, d], k and v [1, Hk, S, d] -> [1, S, H, d]. Differentiable.
+
+    `layer` chooses among the keys and values of the layout's pasts; gradients reach them too.
+    """
     assert query.shape[2] == layout.length, (
         f"row of {query.shape[2]} tokens, layout of {layout.length}"
     )
     device, dtype, width = query.device.type, query.dtype, query.shape[-1]
     heads = (query.shape[1], key.shape[1])
+    pasts = [tensor for past in layout.pasts for tensor in past.layers[layer]]
     ragged = verified_ragged_kernel(device, dtype, width, heads)
     if ragged is not None:
-        return _PackedRagged.apply(query, key, value, layout, scale, ragged)  # type: ignore[no-any-return]
+        return _PackedRagged.apply(query, key, value, layout, scale, ragged, *pasts)  # type: ignore[no-any-return]
     kernel = verified_kernel(device, dtype, width, heads)
-    return _Packed.apply(query, key, value, layout, scale, kernel)  # type: ignore[no-any-return]
+    return _Packed.apply(query, key, value, layout, scale, kernel, *pasts)  # type: ignore[no-any-return]
 
 
 class _Packed(torch.autograd.Function):
     """Causal parts, crossing parts and their merge, with an exact backward."""
 
     @staticmethod
-    def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float, kernel: Kernel
-    ) -> Tensor:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        layout: Layout,
+        scale: float,
+        kernel: Kernel,
+        *pasts: Tensor,
+    ) -> Tensor:
         run = kernel[0]
         out = q.new_zeros(q.shape)
         # Log-sum-exps decide how parts are weighed, so they are never held in half precision.
-        wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+        wide = torch.promote_types(q.dtype, torch.float32)
         lse = q.new_zeros((*q.shape[:3], 1), dtype=wide)
         extras: list[tuple[Any, ...]] = []
         for bucket in layout.causal:
@@ -133,29 +167,30 @@ class _Packed(torch.autograd.Function):
             bucket.put(lse, level[..., None])
             extras.append(extra)
         shared, heads = k.shape[1], q.shape[1]
-        for answers, prompts in layout.crossing:
-            folded = _fold(answers.take(q), shared)
-            part, level, extra = run(folded, prompts.take(k), prompts.take(v), False, scale)
-            # What the answers saw of themselves, and what they see of their prompt.
-            first, lse_first = answers.take(out).to(wide), answers.take(lse)
+        for looking, _, keys, values in _seen(layout.crossing, _taken(k, v), pasts):
+            folded = _fold(looking.take(q), shared)
+            part, level, extra = run(folded, keys, values, False, scale)
+            # What they saw so far, and what they see of this ancestor.
+            first, lse_first = looking.take(out).to(wide), looking.take(lse)
             second = _unfold(part, heads).to(wide)
             lse_second = _unfold(level[..., None].to(wide), heads)
             total = torch.logaddexp(lse_first, lse_second)
             merged = first * (lse_first - total).exp() + second * (lse_second - total).exp()
-            answers.put(out, merged.to(out.dtype))
-            answers.put(lse, total)
+            looking.put(out, merged.to(out.dtype))
+            looking.put(lse, total)
             extras.append(extra)
-        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.save_for_backward(q, k, v, out, lse, *pasts)
         ctx.rest = (layout, scale, kernel, extras)
         return out.transpose(1, 2)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        q, k, v, out, lse = ctx.saved_tensors
+        q, k, v, out, lse, *pasts = ctx.saved_tensors
         layout, scale, kernel, extras = ctx.rest
         run = kernel[1]
         grad = grad.transpose(1, 2).contiguous()
         dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        of_pasts: list[Tensor] = []
         rest = iter(extras)
         # `out` and `lse` are the merged ones in both loops: with them each part's backward is exact (see the head).
         for bucket in layout.causal:
@@ -166,24 +201,23 @@ class _Packed(torch.autograd.Function):
             for total, part in zip((dq, dk, dv), parts, strict=True):
                 bucket.put(total, part)
         shared, heads = k.shape[1], q.shape[1]
-        for answers, prompts in layout.crossing:
-            still, away = _quiet(answers, grad, lse)
-            inputs = (
-                _fold(answers.take(q), shared),
-                prompts.take(k),
-                prompts.take(v),
-                _fold(answers.take(out), shared),
-            )
+        for looking, seen, keys, values in _seen(layout.crossing, _taken(k, v), pasts):
+            still, away = _quiet(looking, grad, lse)
+            folded, outs = (_fold(looking.take(x), shared) for x in (q, out))
+            inputs = (folded, keys, values, outs)
             level = _fold(away, shared)[..., 0]
             gq, gk, gv = run(_fold(still, shared), *inputs, level, False, scale, next(rest))
-            answers.add(dq, _unfold(gq, heads))
-            prompts.add(dk, gk)
-            prompts.add(dv, gv)
-        return dq, dk, dv, None, None, None
+            looking.add(dq, _unfold(gq, heads))
+            if seen is None:
+                of_pasts += [gk, gv]
+                continue
+            seen.add(dk, gk)
+            seen.add(dv, gv)
+        return dq, dk, dv, None, None, None, *of_pasts
 
 
 class _PackedRagged(torch.autograd.Function):
-    """The same three parts for kernels without padding: all causal segments in one call, all crossings in another."""
+    """The same parts for kernels without padding: one call for all causal segments, one for each level of the tree."""
 
     @staticmethod
     def forward(
@@ -194,51 +228,83 @@ class _PackedRagged(torch.autograd.Function):
         layout: Layout,
         scale: float,
         kernel: RaggedKernel,
+        *pasts: Tensor,
     ) -> Tensor:  # type: ignore[override]
-        run, row = kernel[0], layout.ragged
-        queries, keys, values = (x[0].transpose(0, 1) for x in (q, k, v))  # [S, H, d]
-        own = (row.causal, row.causal, True, scale)
-        out, lse, own_extra = run(queries, keys, values, *own)
-        extras = [own_extra]
-        if len(row.answers):
-            wide = lse.dtype
-            to_prompt = (row.of_answers, row.of_prompts, False, scale)
-            answers = queries[row.answers]
-            second, level, extra = run(
-                answers, keys[row.prompts], values[row.prompts], *to_prompt
-            )
+        run, own = kernel[0], layout.ragged.causal
+        queries, keys, values = map(_as_rows, (q, k, v))
+        out, lse, extra = run(queries, keys, values, own, own, True, scale)
+        extras = [extra]
+        pieces = _indexed(keys, values)
+        for looking, _, *pair in _seen(layout.ragged.crossings, pieces, map(_as_rows, pasts)):
+            at, settings = looking.places, (looking.queries, looking.keys, False, scale)
+            second, level, extra = run(queries[at], *pair, *settings)
             extras.append(extra)
-            lse_first = lse[:, row.answers]
-            total = torch.logaddexp(lse_first, level.to(wide))
+            wide = lse.dtype
+            lse_first, lse_second = lse[:, at], level.to(wide)
+            total = torch.logaddexp(lse_first, lse_second)
             of_first, of_second = (
-                (x - total).exp().t()[..., None] for x in (lse_first, level.to(wide))
+                (x - total).exp().t()[..., None] for x in (lse_first, lse_second)
             )
-            merged = out[row.answers].to(wide) * of_first + second.to(wide) * of_second
-            out = out.index_copy(0, row.answers, merged.to(out.dtype))
-            lse = lse.index_copy(1, row.answers, total)
-        ctx.save_for_backward(q, k, v, out, lse)
+            merged = out[at].to(wide) * of_first + second.to(wide) * of_second
+            out[at] = merged.to(out.dtype)
+            lse[:, at] = total
+        ctx.save_for_backward(q, k, v, out, lse, *pasts)
         ctx.rest = (layout, scale, kernel, extras)
         return out[None]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        q, k, v, out, lse = ctx.saved_tensors
+        q, k, v, out, lse, *pasts = ctx.saved_tensors
         layout, scale, kernel, extras = ctx.rest
-        run, row = kernel[1], layout.ragged
-        queries, keys, values = (x[0].transpose(0, 1) for x in (q, k, v))
+        run, own = kernel[1], layout.ragged.causal
+        queries, keys, values = map(_as_rows, (q, k, v))
         grad = grad[0]
+        rest = iter(extras)
         # With the merged `out` and `lse` each part's backward is exact, and the parts add up.
-        own = (row.causal, row.causal, True, scale, extras[0])
-        dq, dk, dv = run(grad, queries, keys, values, out, lse, *own)
-        if len(row.answers):
-            at, seen = row.answers, row.prompts
-            to_prompt = (row.of_answers, row.of_prompts, False, scale, extras[1])
-            inputs = (grad[at], queries[at], keys[seen], values[seen], out[at], lse[:, at])
-            more = run(*inputs, *to_prompt)
+        settings = (own, own, True, scale, next(rest))
+        dq, dk, dv = run(grad, queries, keys, values, out, lse, *settings)
+        of_pasts: list[Tensor] = []
+        pieces = _indexed(keys, values)
+        for looking, seen, *pair in _seen(
+            layout.ragged.crossings, pieces, map(_as_rows, pasts)
+        ):
+            at, settings = looking.places, (looking.queries, looking.keys, False, scale)
+            inputs = (grad[at], queries[at], *pair, out[at], lse[:, at])
+            gq, gk, gv = run(*inputs, *settings, next(rest))
             # No place comes twice, so an indexed sum is safe.
-            for total, part, where in zip((dq, dk, dv), more, (at, seen, seen), strict=True):
-                total[where] += part
-        return (*(x.transpose(0, 1)[None] for x in (dq, dk, dv)), None, None, None)
+            dq[at] += gq
+            if seen is None:
+                of_pasts += [x.transpose(0, 1)[None] for x in (gk, gv)]
+                continue
+            dk[seen] += gk
+            dv[seen] += gv
+        back = (x.transpose(0, 1)[None] for x in (dq, dk, dv))
+        return (*back, None, None, None, *of_pasts)
+
+
+def _seen(
+    pairs: Iterable[tuple[Looking, Seen | None]],
+    within: Callable[[Seen], tuple[Tensor, Tensor]],
+    beyond: Iterable[Tensor],
+) -> Iterator[tuple[Looking, Seen | None, Tensor, Tensor]]:
+    """Each pair with the keys and values looked at: those `within` the row, or the next two from `beyond` it."""
+    pasts = iter(beyond)
+    for looking, seen in pairs:
+        keys, values = (next(pasts), next(pasts)) if seen is None else within(seen)
+        yield looking, seen, keys, values
+
+
+def _taken(k: Tensor, v: Tensor) -> Callable[[Bucket], tuple[Tensor, Tensor]]:
+    return lambda bucket: (bucket.take(k), bucket.take(v))
+
+
+def _indexed(keys: Tensor, values: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    return lambda places: (keys[places], values[places])
+
+
+def _as_rows(x: Tensor) -> Tensor:
+    """[1, H, S, d] -> [S, H, d]."""
+    return x[0].transpose(0, 1)
 
 
 def _quiet(bucket: Bucket, grad: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,11 +12,12 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from mmrl.ground.seeds import generator
+from mmrl.model.drawing import Transform, drawing, spoils
 from mmrl.model.packing import Group
+from mmrl.model.patches import Patches
 from mmrl.model.policy import Policy
-from mmrl.model.processing import Patches
-from mmrl.types import Now, Prompt, Rollout, View, ViewContext, VisualBranch
+from mmrl.model.processing import Encoded
+from mmrl.types import Now, Prompt, Rollout, VisualBranch
 
 PLAIN = ("raw", "ref")
 """Views that show the pixels as they are."""
@@ -56,6 +57,7 @@ class Views:
                     tuple(r.tokens for r in chosen),
                     tuple(positions),
                     tuple(r.temperature for r in chosen),
+                    shared,
                 )
             )
         return out
@@ -100,33 +102,29 @@ def render_branch(
     if not compared and (reason := spoils(branch.view, prompt)):
         raise ValueError(f"The branch {name!r} cannot show prompt {prompt.id!r}: {reason}")
     policy.counters[f"views/{name}"] += len(prompt.media)
+    ready = policy.vision.drawn(prompt, name, branch, now) if answer < 0 else None
+    if ready is not None:
+        return ready
     encoded = policy.encode(prompt)
-    # Asked before the view runs: saliency costs a run of the tower, which most views do not need.
-    asks = branch.view.reads_saliency
-
-    def transform(frames: Tensor, medium: int) -> Tensor:
-        # A stream of its own for each medium: what one draws must not depend on the size of the one before.
-        rng = generator(now.seed, now.step, prompt.id, name, medium, answer)
-        saliency = policy.vision.saliency(encoded.visual[medium]) if asks else None
-        context = ViewContext(prompt, medium, saliency)
-        return branch.view(frames, context, rng, now)
-
+    transform = transform_of(policy, prompt, encoded, name, branch, now, answer)
     return policy.processing.rerender(prompt, encoded, transform, branch.stage)
 
 
-def spoils(view: View, prompt: Prompt) -> str:
-    """Why a view changes the answer of this question; "" if it does not, or if row or view do not say.
+def transform_of(
+    policy: Policy,
+    prompt: Prompt,
+    encoded: Encoded,
+    name: str,
+    branch: VisualBranch,
+    now: Now,
+    answer: int,
+) -> Transform:
+    """What a branch does to the frames uint8 [F, 3, H, W] of a prompt's n-th medium, with the draws of this step."""
 
-    A row says in its column `depends_on` what its answer depends on: "geometry" (places, sides, angles) and "order"
-    (what happens when). A view says it in `changes_geometry` and `changes_order`.
-    """
-    depends_on = prompt.extra.get("depends_on") or ()
-    changes = {"geometry": view.changes_geometry, "order": view.changes_order}
-    for what, changed in changes.items():
-        if changed and what in depends_on:
-            return (
-                f"the view {type(view).__name__} changes the {what} of what is seen, and the answer depends on it "
-                "(column depends_on). Use a view that leaves it alone, such as noise or a mask, and says so "
-                f"(changes_{what} = False)."
-            )
-    return ""
+    def saliency(medium: int) -> Tensor | None:
+        # Asked before the view runs: saliency costs a run of the tower, which most views do not need.
+        if not branch.view.reads_saliency:
+            return None
+        return policy.vision.saliency(encoded.visual[medium])
+
+    return drawing(prompt, name, branch, now, answer, saliency)

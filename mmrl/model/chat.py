@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from mmrl.ground.faults import BadRow, encodable, is_broken
+from mmrl.model.families.family import TURNS, VISION_TOKENS
 from mmrl.types import Prompt
 
-IMAGE_PAD, VIDEO_PAD = "<|image_pad|>", "<|video_pad|>"
-VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", IMAGE_PAD, VIDEO_PAD)
-STRUCTURE = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *VISION_TOKENS)
+STRUCTURE = (*TURNS, *VISION_TOKENS)
+"""Structural tokens of the Qwen-VL families."""
 ROLES = ("system", "user", "assistant", "tool")
 VISUAL = ("image", "video")
 
@@ -28,18 +28,20 @@ def bad_row(prompt: Prompt, what: str) -> BadRow:
     return BadRow(encodable(f"Prompt {prompt.id!r}: {what}."))
 
 
-def structural_token(text: str) -> str | None:
-    """The first structural token that occurs in the text, if any."""
+def structural_token(text: str, structure: Sequence[str] = STRUCTURE) -> str | None:
+    """The first of the structural tokens that occurs in the text, if any."""
     # A cheap look first: texts can be long, and hardly any has one.
-    if "<|" not in text:
+    if "<" not in text:
         return None
-    return next((token for token in STRUCTURE if token in text), None)
+    return next((token for token in structure if token in text), None)
 
 
-def plain_messages(prompt: Prompt) -> list[dict[str, Any]]:
+def plain_messages(
+    prompt: Prompt, structure: Sequence[str] = STRUCTURE
+) -> list[dict[str, Any]]:
     """The messages with nothing but a role and a content: a string, or parts of type text, image or video.
 
-    Raises `BadRow`.
+    Raises `BadRow`, also for a text with one of the tokens `structure`.
     """
     if not prompt.messages:
         raise bad_row(prompt, "it has no messages; a prompt needs at least one user message")
@@ -52,9 +54,9 @@ def plain_messages(prompt: Prompt) -> list[dict[str, Any]]:
             )
         if isinstance(content, str):
             part = {"type": "text", "text": content}
-            plain: Any = _plain_part(prompt, turn, part)["text"]
+            plain: Any = _plain_part(prompt, turn, part, structure)["text"]
         elif isinstance(content, Sequence):
-            plain = [_plain_part(prompt, turn, part) for part in content]
+            plain = [_plain_part(prompt, turn, part, structure) for part in content]
         else:
             raise bad_row(
                 prompt,
@@ -130,7 +132,9 @@ def _check_times(prompt: Prompt, index: int, times: Tensor, frames: int) -> None
         )
 
 
-def _plain_part(prompt: Prompt, turn: int, part: Any) -> dict[str, str]:
+def _plain_part(
+    prompt: Prompt, turn: int, part: Any, structure: Sequence[str]
+) -> dict[str, str]:
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind in VISUAL:
         # Nothing else is kept: templates of checkpoints react to keys such as "image" or "min_pixels".
@@ -144,7 +148,7 @@ def _plain_part(prompt: Prompt, turn: int, part: Any) -> dict[str, str]:
             prompt,
             f"message {turn} holds half of a surrogate pair (half an emoji), which no tokenizer takes; mend the text",
         )
-    if found := structural_token(text):
+    if found := structural_token(text, structure):
         raise bad_row(
             prompt,
             f"message {turn} contains the special token {found} as text; remove it, or use an image or video part "

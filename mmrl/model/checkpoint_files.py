@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mmrl.ground.faults import first_line
 from mmrl.ground.time_limit import GivenUp, TimeLimit
-from mmrl.model.chat import IMAGE_PAD, VIDEO_PAD
+from mmrl.model.families import Family, families, unknown
 from mmrl.model.folders import UNREADABLE
-
-FAMILIES = ("qwen2_5_vl", "qwen3_vl")
-"""`model_type` of the models that are supported."""
 
 
 def read_config(source: str | Path) -> Any:
     """The config of a supported model; ValueError says what else was found."""
     from transformers import AutoConfig
 
-    allowed = f"give a folder with config.json or a hub id, of one of the families {', '.join(FAMILIES)}"
+    known = ", ".join(families())
+    allowed = f"give a folder with config.json or a hub id, of one of the families {known}"
     # Checked here, since the library would take a path that does not exist for a hub id and ask the network.
     local = isinstance(source, Path) or source.startswith((".", "/", "~"))
     if local and not Path(source).is_dir():
@@ -29,34 +28,33 @@ def read_config(source: str | Path) -> Any:
         raise ValueError(
             f"{source} is no model that can be read ({first_line(error)}); {allowed}."
         ) from error
-    if config.model_type not in FAMILIES:
-        raise ValueError(f"{source} is a {config.model_type!r} model; {allowed}.")
+    if config.model_type not in families():
+        raise ValueError(f"{source} cannot be used: {unknown(config.model_type)}.")
     return config
 
 
-def read_processor(source: str | Path) -> Any:
+def read_processor(source: str | Path, family: Family) -> Any:
     """The processor with its tokenizer; ValueError if there is none."""
-    from transformers import AutoProcessor
-
     try:
-        processor = AutoProcessor.from_pretrained(source)
+        processor = family.processor(source)
     except UNREADABLE as error:
         raise ValueError(
             f"{source} has a config but no usable processor ({first_line(error)}); copy the processor and tokenizer "
             "files of the base model into the folder."
         ) from error
-    if not hasattr(processor, "video_processor"):
+    if "video" in family.sees and not hasattr(processor, "video_processor"):
         raise ValueError(
             f"{source} has a tokenizer but no processor; copy the base model's processor files into it."
         )
     return processor
 
 
-def refuse_other_tokenizer(source: str | Path, config: Any, processor: Any) -> None:
+def refuse_other_tokenizer(
+    source: str | Path, family: Family, config: Any, processor: Any
+) -> None:
     """Raise ValueError for a tokenizer without words or of another model."""
     vocabulary = processor.tokenizer.get_vocab()
-    expected = {IMAGE_PAD: config.image_token_id, VIDEO_PAD: config.video_token_id}
-    for token, number in expected.items():
+    for token, number in family.placeholder_ids(config).items():
         if vocabulary.get(token) != number:
             raise ValueError(
                 f"{source}: the tokenizer gives {token} the id {vocabulary.get(token)}, the config {number} "
@@ -65,13 +63,18 @@ def refuse_other_tokenizer(source: str | Path, config: Any, processor: Any) -> N
             )
 
 
-def refuse_template(source: str | Path, processor: Any) -> None:
-    """Raise ValueError for a chat template that cannot be used, or that does not return from the simplest chat."""
+def simplest_chat(
+    source: str | Path, processor: Any, switches: Mapping[str, bool] | None = None
+) -> str:
+    """A question mark, as the chat template puts it and with what it begins of an answer. `switches`: its keywords.
+
+    Raises ValueError for a template that cannot be used, or that does not return from this.
+    """
     chat = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
     try:
         with TimeLimit(patience=1).hold(f"The chat template of {source}"):
             text = processor.apply_chat_template(
-                chat, add_generation_prompt=True, tokenize=False
+                chat, add_generation_prompt=True, tokenize=False, **(switches or {})
             )
     except GivenUp:
         raise
@@ -86,10 +89,13 @@ def refuse_template(source: str | Path, processor: Any) -> None:
             f"{source}: the chat template cannot be used ({reason}); copy chat_template.jinja of the base model into "
             "the folder."
         )
+    return text
 
 
-def stop_ids(source: str | Path, config: Any, tokenizer: Any) -> tuple[int, ...]:
-    """`<|im_end|>` first, then the end ids of generation config, config and tokenizer, without repetition."""
+def stop_ids(
+    source: str | Path, family: Family, config: Any, tokenizer: Any
+) -> tuple[int, ...]:
+    """The family's end of an answer first, then the end ids of generation config, config and tokenizer; each once."""
     from transformers import GenerationConfig
 
     try:
@@ -101,7 +107,7 @@ def stop_ids(source: str | Path, config: Any, tokenizer: Any) -> tuple[int, ...]
                 "if the end tokens of config.json are enough."
             ) from error
         named = None  # a folder without generation config: the config's own end id remains
-    found = [tokenizer.convert_tokens_to_ids("<|im_end|>")]
+    found = [tokenizer.convert_tokens_to_ids(family.end)]
     for ids in (named, config.get_text_config().eos_token_id, tokenizer.eos_token_id):
         found += ids if isinstance(ids, list | tuple) else [ids]
     # A dict keeps the order: the first id is the one that is appended to expert answers.

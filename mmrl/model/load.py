@@ -15,6 +15,8 @@ from safetensors import safe_open
 from torch import nn
 
 from mmrl.ground.require import require
+from mmrl.model.checkpoint_files import read_config
+from mmrl.model.families import Family, family_of
 from mmrl.model.folders import (
     ModelError,
     readable,
@@ -102,10 +104,8 @@ def load_model(
 
 def freeze_parts(model: Any, parts: Sequence[Part]) -> None:
     """Take parts out of training: "vision" (the tower without its merger), "merger", "language", "head"."""
-    visual = model.model.visual
-    # The merger lies inside the tower's module, so the two are told apart by name.
-    mergers = [p for name, p in visual.named_parameters() if "merger" in name]
-    blocks = [p for name, p in visual.named_parameters() if "merger" not in name]
+    family = family_of(model.config.model_type)
+    weights = family.parts(model)
     tied = model.lm_head.weight is model.get_input_embeddings().weight
     if "head" in parts and tied:
         warnings.warn(
@@ -116,15 +116,11 @@ def freeze_parts(model: Any, parts: Sequence[Part]) -> None:
             raise ValueError(
                 f"freeze has {part!r}; allowed are 'vision', 'merger', 'language', 'head'."
             )
-        if part == "vision":
-            frozen = blocks
-        elif part == "merger":
-            frozen = mergers
-        elif part == "language":
-            frozen = list(model.model.language_model.parameters())
-        else:
-            frozen = [model.lm_head.weight]
-        for weight in frozen:
+        if part not in weights:
+            raise ValueError(
+                f"freeze has {part!r}, but {family.name} has no such part; it has {', '.join(weights)}."
+            )
+        for weight in weights[part]:
             weight.requires_grad_(False)
 
 
@@ -136,11 +132,14 @@ def add_lora(model: Any, lora: LoRA) -> nn.Module:
     """
     from peft import LoraConfig, get_peft_model
 
-    targets = r".*language_model\.layers\.\d+\.(self_attn|mlp)\.(q|k|v|o|gate|up|down)_proj"
+    family = family_of(model.config.model_type)
+    targets = family.lora
     if lora.vision:
-        # By name, one by one: the layers of the two families are called differently, and the merger has none.
+        if not family.tower_layers:
+            raise ValueError(f"LoRA.vision is on, but {family.name} has no vision tower.")
+        # By name, one by one: the layers of families are called differently, and the merger gets none.
         for name, module in model.named_modules():
-            if ".visual.blocks." in name and type(module) is nn.Linear:
+            if name.startswith(family.tower_layers) and type(module) is nn.Linear:
                 targets += "|" + re.escape(name)
     config = LoraConfig(
         r=lora.rank,
@@ -155,6 +154,18 @@ def add_lora(model: Any, lora: LoRA) -> nn.Module:
         return get_peft_model(model, config, autocast_adapter_dtype=False)  # type: ignore[return-value]
 
 
+def adapted(model: Any, family: Family) -> str:
+    """What of a model its adapters change, and what of the language model they leave alone, in words."""
+    layers: dict[str, int] = {}
+    for name, module in model.named_modules():
+        if hasattr(module, "lora_A"):
+            kind = name.rpartition(".")[2]
+            layers[kind] = layers.get(kind, 0) + 1
+    told = ", ".join(f"{count} x {kind}" for kind, count in layers.items())
+    rest = family.left_out_of_lora
+    return f"LoRA adapts {told}" + (f"; not adapted: {rest}" if rest else "")
+
+
 def adapted_like(adapted: Any, base: Any) -> nn.Module:
     """Another base model with adapters of the same kind; their weights are still to be loaded."""
     from peft import PeftModel
@@ -166,11 +177,10 @@ def adapted_like(adapted: Any, base: Any) -> nn.Module:
 
 def load_weights(source: str | Path, dtype: torch.dtype) -> Any:
     """The model of a folder or hub name, all of its weights from the files. Raises ModelError."""
-    from transformers import AutoModelForImageTextToText
-
     mend = "Copy or download the weight files again, and check that they belong to the config."
     with readable(source, mend):
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+        family = family_of(read_config(source).model_type)
+        loaded: Any = family.model_class().from_pretrained(
             source, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
         )
         model, info = loaded

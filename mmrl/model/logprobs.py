@@ -7,7 +7,8 @@ per token; the backward recomputes each tile's logits. With l = h·Wᵀ/τ, p = 
     forward  KL(p‖q):   d/d l_p = p·(ℓ_p − ℓ_q − KL),  d/d l_q = q − p      (reverse: exchange p and q; symmetric: mean)
     Jensen–Shannon, m = (p + q)/2:   d/d l_p = ½·p·(ℓ_p − log m − KL(p‖m)),  likewise for q
 
-A tile is a block of tokens with the whole vocabulary, in fp32 (fp64 for fp64 inputs), at most `tile_bytes` large.
+A tile is some tokens with the whole vocabulary, in fp32 (fp64 for fp64 inputs), at most `tile_bytes` large: one product
+makes its logits, and two take its slopes. In between it is worked off in blocks that stay in a cache, in place.
 The gradient of a leaf weight is accumulated straight into `weight.grad`, so that no second vocabulary × hidden tensor
 exists; a weight that is not a plain leaf gets its gradient through autograd as usual. The gradient of a half-precision
 weight is added up in fp32 (`model.gradients`): a running sum in bf16 stops growing after a few hundred tiles.
@@ -17,6 +18,7 @@ Source: our design; formulas are closed form and tested against autograd.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,8 +28,12 @@ from torch import Tensor
 from mmrl.model.gradients import collect_in_fp32, gradient_dtype
 from mmrl.types import Divergence
 
-CPU_TILE_BYTES = 32 * 2**20
-"""Size of one tile of logits on a CPU: it stays near the caches."""
+CPU_TILE_BYTES = 128 * 2**20
+"""Size of one tile of logits on a CPU. Each reads the whole weight, so that it must hold a few hundred tokens."""
+CPU_BLOCK_BYTES = 2**20
+"""Of a tile, what is turned from logits into numbers and slopes at once, on a CPU: it stays in a core's cache."""
+GPU_BLOCKS = 16
+"""The same on a GPU: a tile in so many pieces. Few, for each costs a launch; several, for pieces have copies."""
 GPU_TILE_SHARE = 64
 """A tile on a GPU is this part of its memory. Small tiles would read the weight and write its gradient too often."""
 LOG_2 = 0.6931471805599453
@@ -151,16 +157,15 @@ class _Side:
         """Logits [n, V] of some tokens, divided by the temperature."""
         return logits(self.hidden[rows], self.weight).mul_(scale[rows, None])
 
-    def score(self, rows: slice, tile: Tensor, tokens: Tensor) -> Tensor:
+    def score(self, rows: slice, tile: Tensor, tokens: Tensor) -> None:
         """Fill in the numbers of some tokens; turns their logits into log-probs [n, V] in place."""
         self.lse[rows] = tile.logsumexp(-1)
         tile.sub_(self.lse[rows, None])
         self.logp[rows] = tile.gather(1, tokens[rows, None]).squeeze(1)
         self.entropy[rows] = -torch.linalg.vecdot(tile.exp(), tile)
-        return tile
 
     def score_in_place(self, rows: slice, tile: Tensor, tokens: Tensor) -> None:
-        """As `score` without the entropy; uses up the logits, so that one tile is all that is alive."""
+        """As `score` without the entropy; uses up the logits."""
         top = tile.amax(-1)
         chosen = tile.sub_(top[:, None]).gather(1, tokens[rows, None]).squeeze(1)
         mass = tile.exp_().sum(-1).log_()
@@ -225,15 +230,14 @@ class _Head(torch.autograd.Function):
             sides.append(_Side.empty(other, other_weight, scale))
         divergence = torch.zeros_like(scale) if kind else None
         step = tile_rows(weight.shape[0], scale.element_size(), weight.device)
-        for start in range(0, hidden.shape[0], step):
-            rows = slice(start, start + step)
-            if not entropy:
-                for side in sides:
-                    side.score_in_place(rows, side.tile(rows, scale), tokens)
-                continue
-            logps = [side.score(rows, side.tile(rows, scale), tokens) for side in sides]
-            if divergence is not None:
-                divergence[rows] = _tile_divergence(logps[0], logps[1], kind)
+        for rows in _runs(0, len(hidden), step):
+            tiles = [side.tile(rows, scale) for side in sides]
+            for block, place in _blocks(rows, tiles[0]):
+                parts = [tile[place] for tile in tiles]
+                for side, part in zip(sides, parts, strict=True):
+                    (side.score if entropy else side.score_in_place)(block, part, tokens)
+                if divergence is not None:
+                    divergence[block] = _tile_divergence(parts[0], parts[1], kind)
         ctx.save_for_backward(hidden, weight, other, other_weight, tokens, scale)
         ctx.kind, ctx.step = kind, step
         # Not through `save_for_backward`: these are neither inputs nor all of them outputs.
@@ -253,28 +257,51 @@ class _Head(torch.autograd.Function):
         )
         pulls = [_Pull.of(*pair) for pair in inputs]
         score_grads, divergence_grad = (grads[0:2], grads[2:4]), grads[4]
-        for start in range(0, hidden.shape[0], ctx.step):
-            rows = slice(start, start + ctx.step)
-            logps: list[Tensor] = []
-            for (h, w), (lse, _) in zip(inputs, ctx.numbers, strict=True):
-                tile = logits(h[rows], w).mul_(scale[rows, None])
-                logps.append(tile.sub_(lse[rows, None]))
-            # Before the scores' slopes, which use up the log-probs.
-            slopes: list[Tensor | None] = [None] * len(inputs)
-            if divergence_grad is not None:
-                slopes = _divergence_slopes(logps, ctx.kind, divergence_grad[rows])
+        # Known from what came back, not from its numbers: a side that nobody reads costs no product.
+        asked = [
+            divergence_grad is not None or any(g is not None for g in pair)
+            for pair in score_grads
+        ]
+        learns = [pull.wanted and side for pull, side in zip(pulls, asked, strict=False)]
+        for rows in _runs(0, len(hidden), ctx.step):
+            tiles = [logits(h[rows], w) for h, w in inputs]
+            for block, place in _blocks(rows, tiles[0]):
+                parts = [tile[place].mul_(scale[block, None]) for tile in tiles]
+                for part, (lse, _) in zip(parts, ctx.numbers, strict=True):
+                    part.sub_(lse[block, None])
+                # Before the scores' slopes, which use up the log-probs.
+                slopes: list[Tensor | None] = [None] * len(inputs)
+                if divergence_grad is not None:
+                    slopes = _divergence_slopes(parts, ctx.kind, divergence_grad[block])
+                for i, part in enumerate(parts):
+                    if not learns[i]:
+                        continue
+                    incoming = [_column(grad, block) for grad in score_grads[i]]
+                    own_entropy = ctx.numbers[i][1][block]
+                    slope = _score_slope(part, tokens[block], own_entropy, *incoming)
+                    slope = _added(slope, slopes[i])
+                    assert slope is not None  # something was asked of this side
+                    torch.mul(slope, scale[block, None], out=part)
             for i, (h, w) in enumerate(inputs):
-                if not pulls[i].wanted:
-                    continue
-                incoming = [_column(grad, rows) for grad in score_grads[i]]
-                own_entropy = ctx.numbers[i][1][rows]
-                slope = _score_slope(logps[i], tokens[rows], own_entropy, *incoming)
-                slope = _added(slope, slopes[i])
-                if slope is not None:
-                    pulls[i].add(rows, slope.mul_(scale[rows, None]), h, w)
+                if learns[i]:
+                    pulls[i].add(rows, tiles[i], h, w)
         found = [grad for pull in pulls for grad in pull.for_autograd(weight.dtype)]
         # One per argument of `forward`: a missing second side, and four that have no gradient.
         return (*found, *[None] * (8 - len(found)))
+
+
+def _runs(start: int, end: int, step: int) -> Iterator[slice]:
+    """[start, end) in pieces of at most `step`."""
+    for first in range(start, end, step):
+        yield slice(first, min(first + step, end))
+
+
+def _blocks(rows: slice, tile: Tensor) -> Iterator[tuple[slice, slice]]:
+    """(tokens, where they are in the tile) of pieces that are worked off one after another."""
+    row = tile.shape[1] * tile.element_size()
+    room = tile_bytes(tile.device) // GPU_BLOCKS if tile.is_cuda else CPU_BLOCK_BYTES
+    for place in _runs(0, len(tile), max(1, room // row)):
+        yield slice(rows.start + place.start, rows.start + place.stop), place
 
 
 def _zeros(weight: Tensor) -> Tensor:

@@ -8,13 +8,14 @@ nothing and is left out of the row; the first token of each answer is predicted 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from mmrl.model.row_layout import Layout, Segment
+from mmrl.model.row_layout import ROOT, Layers, Layout, Past, moved
+from mmrl.model.tree_row import Node, TreeRow, laid_out
 from mmrl.types import Batch, Role, Rollout, Scores
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ class Group:
     """Row of each answer in the batch."""
     temperatures: tuple[float, ...] = ()
     """What the logits of each answer are divided by."""
+    shared: bool = True
+    """Do all answers to the prompt see these pixels, also those that come in other parts?"""
 
     @property
     def size(self) -> int:
@@ -65,84 +68,98 @@ class PackedRow:
     """float64 [N]."""
 
 
-def pack(groups: Sequence[Group], device: torch.device) -> PackedRow:
-    """Lay the groups out in one row."""
-    ids: list[Tensor] = []
-    positions: list[Tensor] = []
-    visual: list[Tensor] = []
-    prompts: list[Segment] = []
-    segments: list[tuple[Segment, ...]] = []
-    predicted: list[_Predicted] = []
-    at = 0
-    for group in groups:
-        encoded, end = group.encoded, at + len(group.encoded.ids)
-        ids.append(encoded.ids)
-        positions.append(encoded.positions)
-        # Slots are counted within the prompt, everything in a row from its start.
-        visual.extend(slot + at for slot in encoded.slots)
-        prompt, at = (at, end), end
-        own: list[Segment] = []
-        answers = zip(group.answers, group.rows, group.temperatures, strict=True)
-        for answer, row, temperature in answers:
-            fed = max(len(answer) - 1, 0)  # the last token predicts nothing
-            # Every answer starts at the same position: they are alternatives, not a sequence.
-            after = encoded.next_position + torch.arange(fed)
-            ids.append(answer[:fed])
-            positions.append(after.expand(3, fed))
-            own.append((at, at + fed))
-            if len(answer):
-                predicted.append(_Predicted(answer, end - 1, at, row, temperature))
-            at += fed
-        if len(own) == 1:  # a single answer simply goes on where its prompt ends
-            prompt, own = (prompt[0], at), []
-        prompts.append(prompt)
-        segments.append(tuple(own))
-    each = _per_token(predicted)
-    return PackedRow(
-        ids=torch.cat(ids).to(device),
-        positions=torch.cat(positions, dim=1).to(device),
-        layout=Layout(tuple(prompts), tuple(segments), device),
-        visual=_cat_or_empty(visual).to(device),
-        **{name: values.to(device) for name, values in each.items()},
-    )
+def pack(
+    groups: Sequence[Group], device: torch.device, opened: Sequence[Layers | None] = ()
+) -> PackedRow:
+    """Lay the groups out in one row.
 
-
-@dataclass(frozen=True)
-class _Predicted:
-    """An answer whose tokens a packed row predicts."""
-
-    tokens: Tensor
-    """long [T]."""
-    last: int
-    """Place of the prompt's last token, which predicts the first one."""
-    start: int
-    """Place of the answer's first token, which predicts the second one."""
-    row: int
-    temperature: float
-
-
-def _per_token(answers: Sequence[_Predicted]) -> dict[str, Tensor]:
-    """The fields of a `PackedRow` that have one entry per answer token."""
-    sources: list[Tensor] = []
-    columns: list[Tensor] = []
-    for answer in answers:
-        length = len(answer.tokens)
-        first = torch.tensor([answer.last])
-        following = answer.start + torch.arange(length - 1)
-        sources.append(torch.cat([first, following]))
-        columns.append(torch.arange(length))
-    # The number formats are said, since there may be no answers (a prefill).
+    `opened`: per group, what its prompt left behind if that was run before (`open_prompts.py`), else None. Of such a
+    group only answers are in the row, and in `predict` the last states of these prompts, in the order of the groups,
+    are numbered on behind the row's own.
+    """
+    draft = _Draft()
+    for number, group in enumerate(groups):
+        draft.add(group, opened[number] if opened else None)
+    row = laid_out(draft.nodes)
+    answers = [answer for answer in draft.answers if len(answer.tokens)]
     lengths = torch.tensor([len(answer.tokens) for answer in answers], dtype=torch.long)
     rows = torch.tensor([answer.row for answer in answers], dtype=torch.long)
     # In double precision, for heads that compute in it: 0.7 in single precision is another temperature.
     temperatures = torch.tensor([answer.temperature for answer in answers], dtype=torch.float64)
-    return {
-        "predict": _cat_or_empty(sources),
+    indices = {
+        "ids": row.ids,
+        "positions": row.positions,
+        "visual": row.visual,
+        "predict": _cat_or_empty([answer.predicted_by(row) for answer in answers]),
         "tokens": _cat_or_empty([answer.tokens for answer in answers]),
         "rows": rows.repeat_interleave(lengths),
-        "columns": _cat_or_empty(columns),
-        "temperature": temperatures.repeat_interleave(lengths),
+        "columns": _cat_or_empty([torch.arange(len(answer.tokens)) for answer in answers]),
+        # As bits, so that they travel with the rest.
+        "temperature": temperatures.repeat_interleave(lengths).view(torch.long),
     }
+    there = dict(zip(indices, moved(list(indices.values()), device), strict=True))
+    there["temperature"] = there["temperature"].view(torch.float64)
+    layout = Layout(row.lengths, row.parents, device, pasts=draft.pasts(row))
+    return PackedRow(layout=layout, **there)
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """An answer whose tokens a packed row predicts."""
+
+    tokens: Tensor
+    """long [T]."""
+    node: int
+    """Which node of the row it is."""
+    opened: int | None
+    """Which of the prompts that are not in the row it belongs to."""
+    row: int
+    temperature: float
+
+    def predicted_by(self, row: TreeRow) -> Tensor:
+        """Places whose states predict the tokens, long [T]."""
+        # The first token is predicted by the last one before the answer, each other one by the one before it.
+        first = row.before[self.node] if self.opened is None else len(row.ids) + self.opened
+        following = row.spans[self.node][0] + torch.arange(len(self.tokens) - 1)
+        return torch.cat([torch.tensor([first]), following])
+
+
+@dataclass
+class _Draft:
+    """Groups on their way into a row."""
+
+    nodes: list[Node] = field(default_factory=list)
+    answers: list[_Answer] = field(default_factory=list)
+    beyond: list[tuple[range, Layers]] = field(default_factory=list)
+    """Nodes that look at a prompt which is not in the row."""
+
+    def add(self, group: Group, layers: Layers | None) -> None:
+        """One more group; only its answers if its prompt was run before and left `layers` behind."""
+        encoded, opened = group.encoded, None
+        after, base = ROOT, encoded.next_position
+        if layers is None:
+            after = len(self.nodes)
+            root = Node(encoded.ids, encoded.positions, base, slots=encoded.slots)
+            self.nodes.append(root)
+        else:
+            opened = len(self.beyond)
+            end = len(self.nodes) + len(group.answers)
+            self.beyond.append((range(len(self.nodes), end), layers))
+        each = zip(group.answers, group.rows, group.temperatures, strict=True)
+        for tokens, row, temperature in each:
+            self.answers.append(_Answer(tokens, len(self.nodes), opened, row, temperature))
+            fed = tokens[: max(len(tokens) - 1, 0)]  # the last token predicts nothing
+            # Every answer starts at the same position: they are alternatives, not a sequence.
+            self.nodes.append(Node.text(fed, after, base))
+
+    def pasts(self, row: TreeRow) -> tuple[Past, ...]:
+        """Which tokens of the row look beyond it."""
+        found: list[Past] = []
+        for nodes, layers in self.beyond:
+            places = [place for node in nodes for place in row.spans[node]]
+            if places and places[0] < places[-1]:  # answers of one token feed nothing
+                found.append(Past((places[0], places[-1]), layers))
+        return tuple(found)
 
 
 def _cat_or_empty(pieces: Sequence[Tensor]) -> Tensor:

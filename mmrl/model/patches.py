@@ -71,12 +71,35 @@ class PixelBudget:
             )
 
 
+@dataclass(frozen=True)
+class Normal:
+    """How bytes become numbers: (byte - mean) / std per channel, a lone frame repeated in time."""
+
+    mean: tuple[float, ...]
+    """Per channel, in units of 0 to 255."""
+    std: tuple[float, ...]
+    numbers: int
+    """Pixels of one channel that a row of `Patches.values` holds: temporal patch · patch · patch."""
+
+    @cached_property
+    def columns(self) -> tuple[Tensor, Tensor]:
+        """Mean and deviation, float32 [channels, 1] each."""
+        return torch.tensor(self.mean).view(-1, 1), torch.tensor(self.std).view(-1, 1)
+
+    def repeats(self, held: int) -> int:
+        """How often pixels are repeated of which a row holds so many per channel."""
+        return self.numbers // held
+
+
 @dataclass(frozen=True, eq=False)
 class Patches:
     """One medium as the vision tower reads it."""
 
-    values: Tensor
-    """float32 [N, channels · temporal patch · patch · patch], N = t·h·w of `grid`."""
+    pixels: Tensor
+    """uint8 [N, channels, t · patch · patch], N = t·h·w of `grid`; t is the temporal patch, or 1 where a single frame
+    is shown again and again. A quarter (an eighth) of the bytes of `values`."""
+    normal: Normal
+    """What turns `pixels` into `values`."""
     grid: tuple[int, int, int]
     """Temporal patches, rows and columns of patches."""
     kind: Literal["image", "video"]
@@ -87,10 +110,27 @@ class Patches:
     merge: int = 2
     """Patches per visual token along each side."""
 
+    def __len__(self) -> int:
+        """Number of patches, N."""
+        return len(self.pixels)
+
     @property
     def tokens(self) -> int:
         """Number of visual tokens."""
         return math.prod(self.grid) // self.merge**2
+
+    @property
+    def values(self) -> Tensor:
+        """float32 [N, channels · temporal patch · patch · patch], normalised; computed at each call."""
+        return self.values_on(self.pixels.device)
+
+    def values_on(self, device: torch.device | str) -> Tensor:
+        """`values`, computed on a device, so that bytes travel there and not numbers of four bytes each."""
+        mean, std = (part.to(device) for part in self.normal.columns)
+        # In place where it can be: `float` has made a copy already.
+        numbers = self.pixels.to(device).float().sub_(mean).div_(std)
+        repeats = self.normal.repeats(self.pixels.shape[2])
+        return numbers[:, :, None].expand(-1, -1, repeats, -1).reshape(len(numbers), -1)
 
 
 def area_resize(
@@ -165,6 +205,16 @@ def _floor_size(size: tuple[int, int], scale: float, factor: int) -> tuple[int, 
     return max(factor, height), max(factor, width)
 
 
+def normalisation(processor: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation per channel, in units of 0 to 255, of a Hugging Face image or video processor."""
+    scale = processor.rescale_factor if processor.do_rescale else 1.0
+    normal = processor.do_normalize
+    # The processors fold the rescaling into mean and deviation in float32; repeating it gives equal bits.
+    mean = torch.tensor(processor.image_mean if normal else [0.0] * 3) * (1.0 / scale)
+    std = torch.tensor(processor.image_std if normal else [1.0] * 3) * (1.0 / scale)
+    return tuple(mean.tolist()), tuple(std.tolist())
+
+
 @dataclass(frozen=True)
 class PixelRules:
     """What one checkpoint does to pixels of one kind."""
@@ -192,13 +242,7 @@ class PixelRules:
         """Take the rules from a Hugging Face image or video processor."""
         from transformers.image_utils import pil_torch_interpolation_mapping
 
-        scale = processor.rescale_factor if processor.do_rescale else 1.0
-        normal = processor.do_normalize
-        # The processors fold the rescaling into mean and deviation in float32; repeating it gives equal bits.
-        mean = processor.image_mean if normal else [0.0] * 3
-        std = processor.image_std if normal else [1.0] * 3
-        scaled_mean = torch.tensor(mean) * (1.0 / scale)
-        scaled_std = torch.tensor(std) * (1.0 / scale)
+        mean, std = normalisation(processor)
         capped = kind == "video" and bool(getattr(processor, "cap_pixels_per_frame", None))
         return cls(
             kind=kind,
@@ -209,8 +253,8 @@ class PixelRules:
             max_pixels=processor.size["longest_edge"],
             whole_clip=whole_clip,
             max_frame_tokens=processor.max_video_tokens if capped else None,
-            mean=tuple(scaled_mean.tolist()),
-            std=tuple(scaled_std.tolist()),
+            mean=mean,
+            std=std,
             interpolation=pil_torch_interpolation_mapping[processor.resample],
         )
 
@@ -227,14 +271,7 @@ class PixelRules:
         self, frames: int, height: int, width: int, budget: PixelBudget
     ) -> tuple[int, int]:
         """Height and width after the resize, before the budget per prompt. Raises ValueError for extreme shapes."""
-        if min(height, width) < 1 or frames < 1:
-            raise ValueError(
-                f"it has {frames} frames of {width} x {height} pixels; every side must be at least 1"
-            )
-        if max(height, width) > MAX_ASPECT * min(height, width):
-            raise ValueError(
-                f"it is {width} x {height} pixels; the longer side may be at most {MAX_ASPECT} times the other"
-            )
+        self.refuse_extreme(frames, height, width)
         if self.kind == "image":
             low, high = _combined_limits(
                 self.min_pixels, self.max_pixels, budget.min_pixels, budget.max_pixels
@@ -247,6 +284,42 @@ class PixelRules:
             scale = math.sqrt(budget.max_video_pixels / shown)
             return _floor_size(size, scale, self.factor)
         return size
+
+    def refuse_limits(self, budget: PixelBudget) -> None:
+        """Raise ValueError for limits that cannot be kept. All can, where pictures become any size."""
+
+    def refuse_extreme(self, frames: int, height: int, width: int) -> None:
+        """Raise ValueError for a shape that cannot be shown."""
+        if min(height, width) < 1 or frames < 1:
+            raise ValueError(
+                f"it has {frames} frames of {width} x {height} pixels; every side must be at least 1"
+            )
+        if max(height, width) > MAX_ASPECT * min(height, width):
+            raise ValueError(
+                f"it is {width} x {height} pixels; the longer side may be at most {MAX_ASPECT} times the other"
+            )
+
+    def shrunk(
+        self,
+        media: Sequence[tuple[PixelRules, tuple[int, int, int]]],
+        sizes: Sequence[tuple[int, int]],
+        budget: PixelBudget,
+    ) -> list[tuple[int, int]]:
+        """Smaller `sizes` of a prompt's media (rules; frames, height, width), within `budget.max_visual_tokens`.
+
+        Raises ValueError if nothing is small enough.
+        """
+        assert budget.max_visual_tokens is not None
+        depths = [rules.depth(frames) for rules, (frames, _, _) in media]
+        return shrink_to_tokens(sizes, depths, self.factor, budget.max_visual_tokens)
+
+    def grid(self, frames: int, size: tuple[int, int]) -> tuple[int, int, int]:
+        """Temporal patches, rows and columns of patches of so many frames at the given (height, width)."""
+        return (self.depth(frames), size[0] // self.patch, size[1] // self.patch)
+
+    def cut(self, frames: Tensor, size: tuple[int, int]) -> Patches:
+        """Patches of frames uint8 [F, 3, H, W] shown at the given (height, width)."""
+        return self.patches(self.resize(frames, size))
 
     def _video_size(
         self, frames: int, height: int, width: int, budget: PixelBudget
@@ -295,34 +368,28 @@ class PixelRules:
         )
 
     def patches(self, frames: Tensor) -> Patches:
-        """Cut resized frames uint8 [F, 3, H, W] (sides multiples of `factor`) into normalised patches."""
+        """Cut resized frames uint8 [F, 3, H, W] (sides multiples of `factor`) into patches."""
         frames = frames.contiguous()
         height, width = frames.shape[-2:]
         p, m = self.patch, self.merge
         grid = (self.depth(len(frames)), height // p, width // p)
         count = math.prod(grid)
-        # A single frame is cut and normalised once and repeated in time at the end.
+        # A single frame is kept once; it is repeated in time when its numbers are asked for.
         t = 1 if len(frames) == 1 else self.temporal_patch
         missing = -len(frames) % t
         padded = frames
         if missing:
             padded = torch.cat((frames, frames[-1:].expand(missing, -1, -1, -1)))
-        # Cutting bytes and normalising the result is three times as fast as the other way round for clips.
         depth, tall, wide = grid[0], grid[1] // m, grid[2] // m
         cut = padded.view(depth, t, 3, tall, m, p, wide, m, p)
         # (depth, tall, wide, m, m) number the rows; (3, t, p, p) are one row's pixels.
         rows = cut.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(count, 3, t * p * p)
-        mean, std = self._normal
-        normal = rows.float().sub_(mean).div_(std)
-        repeats = self.temporal_patch // t
-        values = normal[:, :, None].expand(-1, -1, repeats, -1).reshape(count, -1)
-        key = self._key(frames, grid)
-        return Patches(values, grid, self.kind, (height, width), key, m)
+        size, key = (height, width), self._key(frames, grid)
+        return Patches(rows, self._normal, grid, self.kind, size, key, m)
 
     @cached_property
-    def _normal(self) -> tuple[Tensor, Tensor]:
-        mean, std = torch.tensor(self.mean), torch.tensor(self.std)
-        return mean.view(-1, 1), std.view(-1, 1)
+    def _normal(self) -> Normal:
+        return Normal(self.mean, self.std, self.temporal_patch * self.patch**2)
 
     def _key(self, frames: Tensor, grid: tuple[int, int, int]) -> str:
         # Of the bytes before they are normalised: a quarter of the work, and they decide the rest.

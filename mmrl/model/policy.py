@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ from accelerate.hooks import remove_hook_from_module
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-from mmrl.model.attention import refuse_windows, register
+from mmrl.model.budget import Budget
+from mmrl.model.families import Family
 from mmrl.model.folders import refuse_nonfinite, written
 from mmrl.model.load import (
     LoRA,
@@ -33,19 +34,21 @@ from mmrl.model.load import (
     resolve_dtype,
 )
 from mmrl.model.logprobs import embed, logits
+from mmrl.model.open_prompts import OpenPrompts
 from mmrl.model.packing import pack
+from mmrl.model.patches import Patches
 from mmrl.model.processing import Encoded, PixelBudget, Processing
 from mmrl.model.ranks import Ranks
 from mmrl.model.row_layout import Layout
 from mmrl.model.sharding import Lent, Shard, Shards, bring, filler, lend, mesh_of
 from mmrl.model.tags import TagMode
+from mmrl.model.thinking import ThinkingMode
 from mmrl.model.vision_cache import VisionCache
 from mmrl.model.vision_tower import VisionTower, VisualFeatures, insert_features
-from mmrl.model.window_attention import register_windows
 from mmrl.types import Prompt
 
 LARGE = 500e6
-"""Parameters above which activations are recomputed unless the caller says otherwise."""
+"""Parameters above which activations are recomputed, and prompts read ahead, unless the caller says otherwise."""
 
 
 class Policy:
@@ -59,6 +62,8 @@ class Policy:
         self.shared = shared
         self.version = 0
         """Grows with each optimizer step."""
+        self.workers = 0
+        """Processes that read and encode prompts ahead of their step (`preparing.py`)."""
         self.offload_reference = False
         """Shall `freeze_reference` keep its copy of the layers on the CPU?"""
         self.description: dict[str, Any] = {"source": getattr(model, "name_or_path", "")}
@@ -67,8 +72,20 @@ class Policy:
         """Tokens and patches through each network since the trainer last looked."""
         self.in_reference = False
         """Are the reference weights in use now? Set by `reference`."""
-        self.vision = VisionCache(VisionTower(self), self._encode)
+        self.vision = VisionCache(
+            VisionTower(self),
+            self._encode,
+            budget=lambda: self.budget,
+            counters=self.counters,
+        )
         """Owner of encoded prompts and of features of pictures."""
+        self.prompts = OpenPrompts(self)
+        """Owner of prompts that are run once for several rows of answers."""
+        self.memory: int | None = None
+        """Bytes that work may take beside weights and optimizer; None: of what is free when it begins."""
+        self.expected: Callable[[], int] = lambda: 0
+        """Bytes that gradients and the optimizer are still to take."""
+        self._budget: Budget | None = None
         self.ranks = Ranks.alone()
         """The processes that train this policy together; set by `shard`."""
         self.how_to_shard: Shard = "auto"
@@ -76,13 +93,11 @@ class Policy:
         self._frozen_copy: nn.Module | None = None
         self._shards: Shards | None = None
         self._refuse_unfit()
+        self.family.prepare(self.base)
         self._lent = {False: lend(self.base)}
         """Embedding and head: of the policy, and of its frozen copy (True)."""
         self._home = self.device
         """Where the model shall compute; `shard` brings it there."""
-        text, tower = self.base.model.language_model, self.base.model.visual
-        text.config._attn_implementation = register()
-        tower.config._attn_implementation = register_windows()
         # Also for sampling: layers that act differently in evaluation would sample from another model than is trained.
         self.model.train()
 
@@ -101,14 +116,16 @@ class Policy:
         offload_reference: bool = False,
         tags: TagMode = "auto",
         shard: Shard = "auto",
+        thinking: ThinkingMode = "auto",
     ) -> Policy:
         """Load a folder or hub name. `device` "auto" is CUDA if there is one; `dtype` "auto" is bf16 there, else fp32.
 
         `checkpointing` recomputes activations in the backward; None turns it on above 500 M parameters. `tags`: how
-        tags such as `<think>` are read that the tokenizer has as one token (`tags.py`). `shard`: how several processes
-        will share the weights; they wait on the CPU for `Policy.shard`, so that no device must hold them all.
+        tags such as `<think>` are read that the tokenizer has as one token (`tags.py`); `thinking`: the chat template's
+        switch (`thinking.py`). `shard`: how several processes will share the weights; they wait on the CPU for
+        `Policy.shard`, so that no device must hold them all.
         """
-        processing = Processing.load(source, budget or PixelBudget(), tags)
+        processing = Processing.load(source, budget or PixelBudget(), tags, thinking)
         ranks = Ranks.here()
         home = resolve_device(device, ranks.local_world)
         kind = resolve_dtype(dtype, home)
@@ -131,11 +148,11 @@ class Policy:
         # Only what is out of the ordinary, so that runs which it does not concern can be continued as before.
         if tags != "auto":
             policy.description["tags"] = tags
+        if thinking != "auto":
+            policy.description["thinking"] = thinking
         if policy.processing.tags.plain:
             policy.description["plain_tags"] = list(policy.processing.tags.plain)
-        if checkpointing is None:
-            checkpointing = sum(p.numel() for p in policy.base.parameters()) > LARGE
-        if checkpointing:
+        if checkpointing or (checkpointing is None and policy.is_large):
             policy.enable_checkpointing()
         return policy
 
@@ -148,9 +165,24 @@ class Policy:
         return unwrap() if unwrap is not None else self.model
 
     @property
+    def family(self) -> Family:
+        """What is particular to models of this kind."""
+        return self.processing.family
+
+    @property
+    def text_model(self) -> Any:
+        """The language model of `base`, without its head."""
+        return self.family.text_model(self.base)
+
+    @property
     def has_adapter(self) -> bool:
         """Are there adapters, without which the model is its own reference?"""
         return hasattr(self.model, "disable_adapter")
+
+    @property
+    def is_large(self) -> bool:
+        """Is it so large that what saves memory or time pays?"""
+        return sum(p.numel() for p in self.base.parameters()) > LARGE
 
     @property
     def device(self) -> torch.device:
@@ -177,6 +209,15 @@ class Policy:
         return self._lent[self.in_reference and self._frozen_copy is not None]
 
     @property
+    def budget(self) -> Budget:
+        """What work may hold on the device; decided when it is first asked for, and kept."""
+        if self._budget is None:
+            given, device = self.memory, self.device
+            auto = given is None
+            self._budget = Budget.auto(device, self.expected()) if auto else Budget.of(given)
+        return self._budget
+
+    @property
     def context(self) -> int:
         """Tokens that the model can read, prompt and answer together."""
         return self.base.config.get_text_config().max_position_embeddings
@@ -199,6 +240,16 @@ class Policy:
             base.gradient_checkpointing_enable(
                 gradient_checkpointing_kwargs={"use_reentrant": False}
             )
+
+    def end_part(self, following: Sequence[Patches] = ()) -> None:
+        """Call after the backward of one part of an update: finishes what no later part needs.
+
+        `following`: media that the next part shows as well.
+        """
+        self.prompts.end_part()
+        # Not before the prompts: their backward still adds to the gradients of the pictures' features.
+        if not self.prompts.waiting:
+            self.vision.end_part(following)
 
     def stepped(self) -> None:
         """The optimizer has changed the weights."""
@@ -229,13 +280,13 @@ class Policy:
         if self.has_adapter or self._frozen_copy is not None:
             return
         offload = self.offload_reference
-        layers = list(self.base.model.language_model.layers) if offload else []
+        layers = list(self.text_model.layers) if offload else []
         # Given to deepcopy as copied already: the device never holds a second set of them, not for a moment.
         away = {id(p): p.detach().to("cpu", copy=True) for x in layers for p in x.parameters()}
         memo = {key: nn.Parameter(p, requires_grad=False) for key, p in away.items()}
         frozen = copy.deepcopy(self.base, memo).requires_grad_(False)
         if offload:
-            for layer in frozen.model.language_model.layers:
+            for layer in self.family.text_model(frozen).layers:
                 cpu_offload(layer, execution_device=self.device)
         self._frozen_copy = frozen
         self._lent[True] = lend(frozen)
@@ -257,7 +308,9 @@ class Policy:
                 "weights do not allow; use --load.shard off, or --load.shared True."
             )
         shards = Shards(mesh, self.dtype)
-        shards.add(self.base.model.language_model, self._lent_now, frozen=False, on_cpu=False)
+        shards.add(
+            self.family.text_model(self.base), self._lent_now, frozen=False, on_cpu=False
+        )
         if self._frozen_copy is not None:
             self._shard_reference(shards)
         self._shards = shards
@@ -281,10 +334,12 @@ class Policy:
     def _shard_reference(self, shards: Shards) -> None:
         frozen: Any = self._frozen_copy
         # What brings layers from the CPU one by one; the shards have their own way to do it.
-        for layer in frozen.model.language_model.layers:
+        for layer in self.family.text_model(frozen).layers:
             remove_hook_from_module(layer, recurse=True)
         offload = self.offload_reference
-        shards.add(frozen.model.language_model, self._lent[True], frozen=True, on_cpu=offload)
+        shards.add(
+            self.family.text_model(frozen), self._lent[True], frozen=True, on_cpu=offload
+        )
 
     def _bring_home(self) -> None:
         """Move what does not lie where the model computes yet."""
@@ -318,14 +373,13 @@ class Policy:
 
         `visual` (long [n]) are the places of the visual tokens, `features` what stands there, medium by medium.
         """
-        base = self.base
-        padding = base.get_input_embeddings().padding_idx
+        padding = self.base.get_input_embeddings().padding_idx
         # Not the table's own call: its backward would make a second vocabulary x hidden tensor.
         rows = self.table(embed, ids, padding)
         rows, deepstack = insert_features(rows, visual, features)
-        out = base.model.language_model(
+        out = self.text_model(
             inputs_embeds=rows[None],
-            position_ids=positions[:, None],
+            position_ids=self.family.position_ids(positions),
             use_cache=False,
             layout=layout,
             **deepstack,
@@ -399,11 +453,12 @@ class Policy:
 
     def _refuse_unfit(self) -> None:
         """Raise ValueError for a model that does not score as it samples, or whose head is no plain matrix."""
-        dropout = getattr(self.base.config.get_text_config(), "attention_dropout", 0.0)
-        if dropout:
-            raise ValueError(f"The model has attention_dropout {dropout}; set it to 0 for RL.")
+        config = self.base.config
+        for name, dropout in self.family.dropouts(config).items():
+            if dropout:
+                raise ValueError(f"The model has {name} {dropout}; set it to 0 for RL.")
         if self.shared:
-            refuse_windows(self.base.config.get_text_config(), "the shared-prefix pass")
+            self.family.refuse_layers(self.base, "the shared-prefix pass")
         head = self.base.lm_head
         # The exact type: a wrapper of LoRA is a Linear's neighbour, but its weight alone is not the head.
         if type(head) is not nn.Linear or head.bias is not None:

@@ -16,13 +16,15 @@ Decisions and departures:
 3. A video processor whose `cap_pixels_per_frame` is unset is read as False, the present default of transformers.
 4. Tags such as `<think>` are spelt out where the checkpoint does not use the tokens that its tokenizer has for them;
    then ids differ from the processor's (`tags.py`).
-5. A chat ends before the assistant's turn; the template then opens that turn.
+5. A chat ends before the assistant's turn; the template then opens that turn, and with some models a thought in it
+   (`thinking.py`).
 6. Expert answers with a structural token in their text are refused, as prompts are.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -36,9 +38,6 @@ from torch import Tensor
 from mmrl.ground.faults import BadRow, first_line, is_broken
 from mmrl.ground.time_limit import GivenUp, TimeLimit
 from mmrl.model.chat import (
-    IMAGE_PAD,
-    VIDEO_PAD,
-    VISION_TOKENS,
     bad_row,
     check_media,
     plain_messages,
@@ -49,15 +48,15 @@ from mmrl.model.checkpoint_files import (
     read_config,
     read_processor,
     refuse_other_tokenizer,
-    refuse_template,
+    simplest_chat,
     stop_ids,
 )
-from mmrl.model.mrope import Block, mrope_positions
-from mmrl.model.patches import Patches, PixelBudget, PixelRules, shrink_to_tokens
+from mmrl.model.families import Family, Shown, family_of
+from mmrl.model.mrope import Block
+from mmrl.model.patches import Patches, PixelBudget, PixelRules
 from mmrl.model.tags import TagMode, Tags
+from mmrl.model.thinking import ThinkingMode, behind, opened_thought, template_switch
 from mmrl.types import Media, Prompt
-
-PADS = re.compile(f"{re.escape(IMAGE_PAD)}|{re.escape(VIDEO_PAD)}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +66,7 @@ class Encoded:
     ids: Tensor
     """long [P]."""
     positions: Tensor
-    """long [3, P]: time, row, column."""
+    """long [3, P]: time, row, column; equal where the family counts on one axis."""
     next_position: int
     """Position of the first answer token, on all three axes."""
     visual: tuple[Patches, ...]
@@ -91,32 +90,12 @@ class _Plan:
     size: tuple[int, int]
     seconds: float
     """Seconds between temporal patches."""
-    stamps: tuple[float, ...] = ()
-    """Textual time stamps, one per temporal patch; none for images and Qwen2.5-VL."""
-
-    @property
-    def grids(self) -> list[tuple[int, int, int]]:
-        """Temporal patches, rows and columns of visual tokens of each unbroken run."""
-        rows, columns = (side // self.rules.factor for side in self.size)
-        depth = self.rules.depth(len(self.medium.frames))
-        if self.stamps:
-            return [(1, rows, columns)] * depth
-        return [(depth, rows, columns)]
-
-    @property
-    def placeholders(self) -> str:
-        """One placeholder per run."""
-        if not self.stamps:
-            return VIDEO_PAD if self.medium.is_video else IMAGE_PAD
-        return "".join(
-            f"<{stamp:.1f} seconds><|vision_start|>{VIDEO_PAD}<|vision_end|>"
-            for stamp in self.stamps
-        )
+    shown: Shown
+    """How it stands in the text."""
 
     def patches(self) -> Patches:
         """The frames, resized and cut."""
-        resized = self.rules.resize(self.medium.frames, self.size)
-        return self.rules.patches(resized)
+        return self.rules.cut(self.medium.frames, self.size)
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,13 +104,12 @@ class Processing:
 
     tokenizer: Any
     processor: Any
-    family: str
-    """One of `FAMILIES`."""
+    family: Family
+    config: Any
+    """Of the checkpoint."""
     budget: PixelBudget
-    images: PixelRules
-    videos: PixelRules
-    tokens_per_second: float
-    """Qwen2.5-VL: temporal positions per second of video, from the checkpoint's config."""
+    pixels: tuple[PixelRules, PixelRules] | None
+    """What is done to pictures and to clips; None for a model that reads text alone."""
     max_prompt_tokens: int
     stop_ids: tuple[int, ...]
     """Every id that ends an answer; the first is the one appended to expert answers."""
@@ -140,43 +118,75 @@ class Processing:
     tags: Tags
     """How tags such as `<think>` are written."""
     pad_id: int
+    switches: Mapping[str, bool] = field(default_factory=dict)
+    """Keywords that the chat template is called with."""
+    opened: str = ""
+    """What the template begins of every answer (`thinking.py`)."""
     template_limit: TimeLimit = field(default_factory=TimeLimit)
     """Chat templates are code that comes with a checkpoint."""
 
     @classmethod
     def load(
-        cls, source: str | Path, budget: PixelBudget = PixelBudget(), tags: TagMode = "auto"
+        cls,
+        source: str | Path,
+        budget: PixelBudget = PixelBudget(),
+        tags: TagMode = "auto",
+        thinking: ThinkingMode = "auto",
     ) -> Processing:
         """Read tokenizer, processor and config of a model folder or hub id.
 
-        Raises ValueError for a folder that is missing or no model, and for an unsupported family.
+        Raises ValueError for a folder that is missing or no model, for an unsupported family, and for `thinking` "on"
+        or "off" where the chat template has no such switch.
         """
         config = read_config(source)
-        processor = read_processor(source)
-        refuse_other_tokenizer(source, config, processor)
+        family = family_of(config.model_type)
+        processor = read_processor(source, family)
+        refuse_other_tokenizer(source, family, config, processor)
         tokenizer, vocabulary = processor.tokenizer, processor.tokenizer.get_vocab()
-        ends = stop_ids(source, config, tokenizer)
-        vision = {vocabulary[token] for token in VISION_TOKENS if token in vocabulary}
-        # The config's own placeholders, should a checkpoint call them otherwise.
-        vision |= {config.image_token_id, config.video_token_id}
-        refuse_template(source, processor)
+        ends = stop_ids(source, family, config, tokenizer)
+        markers = family.vision_tokens
+        vision = {vocabulary[token] for token in markers if token in vocabulary}
+        switches = template_switch(processor, thinking)
+        chat = simplest_chat(source, processor, switches)
+        pixels = family.pixel_rules(processor, config)
+        for rules in pixels or ():
+            rules.refuse_limits(budget)
         return cls(
             tokenizer=tokenizer,
             processor=processor,
-            family=config.model_type,
+            family=family,
+            config=config,
             budget=budget,
-            images=PixelRules.read(processor.image_processor, "image"),
-            videos=PixelRules.read(
-                processor.video_processor, "video", whole_clip=config.model_type == "qwen3_vl"
-            ),
-            tokens_per_second=getattr(config.vision_config, "tokens_per_second", 1.0),
+            pixels=pixels,
             max_prompt_tokens=budget.max_prompt_tokens
             or config.get_text_config().max_position_embeddings,
             stop_ids=ends,
             banned_ids=tuple(sorted(vision)),
-            tags=Tags.read(processor, getattr(config, "mmrl_tags", None), tags),
+            tags=Tags.read(
+                processor, getattr(config, "mmrl_tags", None), tags, family.structure
+            ),
             pad_id=ends[-1] if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+            switches=switches,
+            opened=opened_thought(chat),
         )
+
+    @property
+    def images(self) -> PixelRules:
+        """What is done to pictures."""
+        if self.pixels is None:
+            raise ValueError(
+                f"{self.family.name} reads no pictures; choose a vision-language model."
+            )
+        return self.pixels[0]
+
+    @property
+    def videos(self) -> PixelRules:
+        """What is done to clips."""
+        if self.pixels is None:
+            raise ValueError(
+                f"{self.family.name} reads no clips; choose a vision-language model."
+            )
+        return self.pixels[1]
 
     def with_tags(self, tags: Tags) -> Processing:
         """The same with other tags spelt out."""
@@ -200,7 +210,7 @@ class Processing:
                 f"{self.max_prompt_tokens} are allowed; lower PixelBudget.max_visual_tokens, raise max_prompt_tokens, "
                 "or drop the row",
             )
-        positions = mrope_positions(len(ids), list(itertools.chain(*blocks)))
+        positions = self.family.positions(len(ids), list(itertools.chain(*blocks)))
         slots = tuple(_token_places(runs) for runs in blocks)
         visual = tuple(plan.patches() for plan in plans)
         expected = [patches.tokens for patches in visual]
@@ -244,31 +254,45 @@ class Processing:
                     f"got {frames.dtype} {list(frames.shape)}; a view must keep shape and dtype."
                 )
             # Resized frames pass through unchanged: they have their size already.
-            new = rules.patches(rules.resize(seen, old.size))
+            new = rules.cut(seen, old.size)
             assert new.grid == old.grid, f"grid changed from {old.grid} to {new.grid}"
             out.append(new)
         return tuple(out)
 
     def render(self, prompt: Prompt) -> str:
         """The chat as text with one placeholder per medium, opened for the assistant. Raises `BadRow`."""
-        messages = plain_messages(prompt)
+        family = self.family
+        messages = plain_messages(prompt, family.structure)
         kinds = visual_kinds(messages)
         check_media(prompt, kinds)
+        self._refuse_unseen(prompt, kinds)
         text = self._templated(prompt, messages)
-        wanted = [IMAGE_PAD if kind == "image" else VIDEO_PAD for kind in kinds]
-        if PADS.findall(text) != wanted:
+        wanted = [family.image if kind == "image" else family.video for kind in kinds]
+        if (found := self._pads.findall(text)) != wanted:
             raise ValueError(
-                f"The chat template of this checkpoint shows {PADS.findall(text)} for the media {kinds} of prompt "
+                f"The chat template of this checkpoint shows {found} for the media {kinds} of prompt "
                 f"{prompt.id!r}; use a template that writes one placeholder per visual part, in order."
             )
         return text
+
+    def _refuse_unseen(self, prompt: Prompt, kinds: Sequence[str]) -> None:
+        """Raise `BadRow` for media that the family does not read."""
+        sees = self.family.sees
+        for kind in kinds:
+            if kind not in sees:
+                reads = " and ".join(["text", *(f"{seen}s" for seen in sees)])
+                raise bad_row(
+                    prompt,
+                    f"it shows {kinds.count(kind)} {kind}s, and {self.family.name} reads {reads} only; choose a "
+                    "vision-language model, or leave such rows out",
+                )
 
     def _templated(self, prompt: Prompt, messages: Sequence[Mapping[str, Any]]) -> str:
         """The messages as the checkpoint's template writes them. Raises `BadRow`."""
         try:
             with self.template_limit.hold("The chat template of this checkpoint"):
                 return self.processor.apply_chat_template(
-                    messages, add_generation_prompt=True, tokenize=False
+                    messages, add_generation_prompt=True, tokenize=False, **self.switches
                 )
         except GivenUp:  # a fault of the checkpoint, not of the row
             raise
@@ -280,14 +304,21 @@ class Processing:
             ) from error
 
     def encode_answer(self, text: str) -> Tensor:
-        """Ids long [T] of a given (expert) answer, end token included. Raises `BadRow` for structural tokens in it."""
+        """Ids long [T] of a given (expert) answer, end token included. Raises `BadRow` for structural tokens in it.
+
+        A thought that the prompt has opened already is not opened again.
+        """
         if is_broken(text):
             raise BadRow(f"The answer {text[:60]!r} holds half of a surrogate pair; mend it.")
-        if found := structural_token(text):
+        if found := structural_token(text, self.family.structure):
             raise BadRow(
                 f"The answer {text[:60]!r} contains the special token {found}; remove it."
             )
-        return torch.tensor([*self._ids(text), self.stop_ids[0]])
+        return torch.tensor([*self._ids(behind(self.opened, text)), self.stop_ids[0]])
+
+    def answer_text(self, ids: Tensor | Sequence[int]) -> str:
+        """The whole turn of an answer, for rewards and people: what the template began of it, and the ids' text."""
+        return self.opened + self.decode(ids)
 
     def decode(self, ids: Tensor | Sequence[int]) -> str:
         """The text of answer ids. Only end and padding tokens at the two ends are dropped; tags are kept."""
@@ -331,17 +362,18 @@ class Processing:
     def _plans(self, prompt: Prompt) -> list[_Plan]:
         """Sizes within the budget of the prompt, and times."""
         sizes = self._sizes(prompt)
-        textual = self.family == "qwen3_vl"
         return [
-            _Plan(
-                medium,
-                self._rules(medium),
-                size,
-                seconds_per_patch(medium, self.videos.temporal_patch),
-                self.stamps(medium) if textual and medium.is_video else (),
-            )
-            for medium, size in zip(prompt.media, sizes, strict=True)
+            self._plan(medium, size) for medium, size in zip(prompt.media, sizes, strict=True)
         ]
+
+    def _plan(self, medium: Media, size: tuple[int, int]) -> _Plan:
+        rules = self._rules(medium)
+        depth, rows, columns = rules.grid(len(medium.frames), size)
+        tokens = (depth, rows // rules.merge, columns // rules.merge)
+        stamps = self.stamps(medium) if self.family.stamps and medium.is_video else ()
+        seconds = seconds_per_patch(medium, self.videos.temporal_patch)
+        shown = self.family.shown(medium.is_video, tokens, stamps)
+        return _Plan(medium, rules, size, seconds, shown)
 
     def _sizes(self, prompt: Prompt) -> list[tuple[int, int]]:
         """Height and width of each medium after the resize."""
@@ -358,12 +390,31 @@ class Processing:
         assert self.images.factor == self.videos.factor, (
             "image and video processor use different patches"
         )
-        depths = [self._rules(medium).depth(len(medium.frames)) for medium in prompt.media]
-        factor, most = self.images.factor, self.budget.max_visual_tokens
         try:
-            return shrink_to_tokens(sizes, depths, factor, most)
+            return self._shrunk(prompt, sizes)
         except ValueError as error:
             raise bad_row(prompt, f"{error}; raise it or show fewer media or frames") from error
+
+    def _shrunk(self, prompt: Prompt, sizes: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Sizes that need at most `max_visual_tokens` in all, all shrunk alike; ValueError if there are none."""
+        media: list[tuple[PixelRules, tuple[int, int, int]]] = []
+        for medium in prompt.media:
+            frames, _, height, width = medium.frames.shape
+            media.append((self._rules(medium), (frames, height, width)))
+        counts = [
+            rules.grid(shape[0], size)
+            for (rules, shape), size in zip(media, sizes, strict=True)
+        ]
+        tokens = sum(math.prod(count) for count in counts) // self.images.merge**2
+        assert self.budget.max_visual_tokens is not None
+        if tokens <= self.budget.max_visual_tokens:
+            return sizes
+        return self.images.shrunk(media, sizes, self.budget)
+
+    @cached_property
+    def _pads(self) -> re.Pattern[str]:
+        """What the template writes for media."""
+        return re.compile(f"{re.escape(self.family.image)}|{re.escape(self.family.video)}")
 
     def _expand(
         self, text: str, plans: Sequence[_Plan]
@@ -374,11 +425,11 @@ class Processing:
         """
         # `re` calls the function once per placeholder, in order.
         left = iter(plans)
-        short = self._ids(PADS.sub(lambda _: next(left).placeholders, text))
-        kinds = {self.processor.image_token_id: 1, self.processor.video_token_id: 2}
-        pads = [index for index, number in enumerate(short) if number in kinds]
-        # A video with time stamps has one run per stamp, everything else one in all.
-        runs = [(i, grid) for i, plan in enumerate(plans) for grid in plan.grids]
+        short = self._ids(self._pads.sub(lambda _: next(left).shown.text, text))
+        known = set(self.family.placeholder_ids(self.config).values())
+        pads = [index for index, number in enumerate(short) if number in known]
+        # A video with time stamps has one run per stamp, most others have one in all.
+        runs = [(i, grid) for i, plan in enumerate(plans) for grid in plan.shown.runs]
         assert len(pads) == len(runs), f"{len(pads)} placeholders in {text!r}"
         ids: list[int] = []
         types: list[int] = []
@@ -389,7 +440,7 @@ class Processing:
             types += [0] * (pad - done)
             block = Block(len(ids), grid, self._step(plans[medium]))
             ids += [short[pad]] * block.tokens
-            types += [kinds[short[pad]]] * block.tokens
+            types += [2 if plans[medium].medium.is_video else 1] * block.tokens
             blocks[medium].append(block)
             done = pad + 1
         ids += short[done:]
@@ -398,7 +449,9 @@ class Processing:
 
     def _step(self, plan: _Plan) -> float:
         """Temporal positions between neighbouring patches; an image has one patch, so any number will do."""
-        return self.tokens_per_second * plan.seconds if plan.medium.is_video else 1.0
+        if not plan.medium.is_video:
+            return 1.0
+        return self.family.time_step(self.config, plan.seconds)
 
 
 def _token_places(runs: Sequence[Block]) -> Tensor:

@@ -112,8 +112,11 @@ def _answer_logits(
         places = torch.cat(encoded.slots).to(policy.device)
         rows, deepstack = insert_features(rows, places, features)
     policy.counters["tokens/update" if grad else "tokens/score"] += len(ids)
-    out = base.model.language_model(
-        inputs_embeds=rows[None], position_ids=positions[:, None], use_cache=False, **deepstack
+    out = policy.text_model(
+        inputs_embeds=rows[None],
+        position_ids=policy.family.position_ids(positions),
+        use_cache=False,
+        **deepstack,
     )
     # The state before a token predicts it: the prompt's last one the first token, the last token nothing.
     before = out.last_hidden_state[0, len(encoded.ids) - 1 : -1]

@@ -73,14 +73,20 @@ def score_packed(
 
 def hidden(policy: Policy, groups: Sequence[Group], grad: bool) -> tuple[Tensor, PackedRow]:
     """Last hidden states [N, D] that predict the answer tokens of these groups, in one packed row."""
-    row = pack(groups, policy.device)
-    media = [medium for group in groups for medium in group.visual]
-    features = policy.vision.features(media, grad)
+    opened = [policy.prompts.of(group, grad) for group in groups]
+    row = pack(groups, policy.device, [prompt and prompt.layers for prompt in opened])
+    seen = [group for group, prompt in zip(groups, opened, strict=True) if prompt is None]
+    features = policy.vision.features([x for group in seen for x in group.visual], grad)
+    # What predicts the first tokens of answers whose prompt is not in the row stands behind the row's own states.
+    pieces = [prompt.last for prompt in opened if prompt is not None]
     with torch.set_grad_enabled(grad):
-        states = policy.language(row.ids, row.positions, row.layout, row.visual, features)
+        if len(row.ids):
+            states = policy.language(row.ids, row.positions, row.layout, row.visual, features)
+            pieces.insert(0, states)
         policy.counters["tokens/update" if grad else "tokens/score"] += len(row.ids)
         policy.counters["tokens/head"] += len(row.tokens)
-        return states[row.predict], row
+        found = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+        return found[row.predict], row
 
 
 def align(first: PackedRow, second: PackedRow) -> Tensor | slice:

@@ -17,13 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmrl.model.attention import register
+from mmrl.model.families import Family, TowerShape, families, family_of
 from mmrl.model.load import LoRA, Part, add_lora, freeze_parts
 from mmrl.model.policy import LARGE
-from mmrl.model.released import MAX_PIXELS, UnknownModel, config_of, max_pixels_of
+from mmrl.model.recurrent_row import carried_bytes
+from mmrl.model.released import UnknownModel, config_of, max_pixels_of
 from mmrl.model.row_layout import example_layout
-from mmrl.model.window_attention import register_windows
 
+COUNTED = "mmrl_counted"
+"""Name under which the experts below are known to transformers."""
 ASKED = 64
 """Tokens or patches of the row by which bytes per token are counted."""
 
@@ -39,15 +41,19 @@ class Sizes:
     trainable: int
     language: int
     """Parameters of the language model's layers."""
+    active: int
+    """Those of them that one token reads: of the experts only as many as answer."""
     largest: int
     """Parameters of the largest unit: a layer, the embedding or the head."""
     layers: int
     hidden: int
     """Width of the language model."""
     intermediate: int
-    """Width of its MLP."""
+    """Width of its MLP, of all experts that answer together."""
     keys_values: int
-    """Numbers of keys and values together, per token and layer."""
+    """Numbers of keys and values together, per token and layer; the mean of all layers, of which some have none."""
+    carried: int
+    """Bytes that layers of linear attention carry per sequence, all of them together, however long it is."""
     vocabulary: int
     layer_graph: int
     """Bytes that autograd keeps per token and layer; 0 if nothing upstream learns."""
@@ -65,6 +71,10 @@ class Sizes:
     """Patches per side of one visual token."""
     deepstack: int
     """Levels of features besides the last."""
+    tile: int
+    """Pixels per side of the squares that a tower of fixed size reads, else 0."""
+    square_tokens: int
+    """Visual tokens of such a square, or of a frame of a clip."""
     max_pixels: int
     """Largest picture of the checkpoint's own processor."""
 
@@ -74,8 +84,15 @@ class Sizes:
         return self.parameters > LARGE
 
     def visual_tokens(self, pixels: int) -> int:
-        """Visual tokens of a picture of so many pixels."""
-        return max(1, pixels // self.token_side**2)
+        """Visual tokens of a picture of so many pixels; none without a tower."""
+        if not self.depth:
+            return 0
+        if not self.tile:
+            return max(1, pixels // self.token_side**2)
+        squares = max(1, pixels // self.tile**2)
+        # The square of the whole follows several tiles.
+        squares += squares > 1
+        return squares * self.square_tokens
 
 
 @lru_cache(maxsize=64)
@@ -96,40 +113,44 @@ def sizes_of(
 
 def sizes(config: Any, dtype: torch.dtype, freeze: Sequence[Part], lora: LoRA) -> Sizes:
     """Sizes of the model that a config describes, with these parts frozen and these adapters."""
-    if config.model_type not in MAX_PIXELS:
+    if config.model_type not in families():
         raise UnknownModel(
-            f"Memory is planned for models of the families {', '.join(MAX_PIXELS)}; this one is {config.model_type!r}."
+            f"Memory is planned for models of the families {', '.join(families())}; this one is {config.model_type!r}."
         )
+    family = family_of(config.model_type)
     model, whole = _without_weights(config, dtype, freeze, lora)
-    text, vision = config.get_text_config(), config.vision_config
-    layers, tower = model.model.language_model.layers, model.model.visual
+    text, tower = config.get_text_config(), family.shape(config)
+    layers = family.text_model(model).layers
+    with_keys = sum(hasattr(layer, "self_attn") for layer in layers)
     embedding, head = model.get_input_embeddings().weight, model.lm_head.weight
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    tower_learns = any(p.requires_grad for p in tower.parameters())
+    tower_learns = any(p.requires_grad for p in family.tower_parameters(model))
     fed = tower_learns or embedding.requires_grad
-    patch = vision.patch_size
-    channels = getattr(vision, "in_channels", None) or getattr(vision, "in_chans", 3)
     return Sizes(
         itemsize=dtype.itemsize,
         parameters=_count(whole.parameters()),
         trainable=_count(p for p in whole.parameters() if p.requires_grad),
         language=_count(layers.parameters()),
-        largest=max(_count(layers[0].parameters()), embedding.numel(), head.numel()),
+        active=_active(layers, text),
+        largest=max(*(_count(x.parameters()) for x in layers), embedding.numel(), head.numel()),
         layers=len(layers),
         hidden=text.hidden_size,
-        intermediate=text.intermediate_size,
-        keys_values=2 * text.num_key_value_heads * width,
+        intermediate=_mlp_width(text),
+        keys_values=-(-2 * text.num_key_value_heads * width * with_keys // len(layers)),
+        carried=carried_bytes(text, dtype.itemsize),
         vocabulary=len(head),
-        layer_graph=_layer_graph(layers[0], text.hidden_size, width, dtype, fed),
-        depth=len(tower.blocks),
-        tower_hidden=vision.hidden_size,
-        tower_intermediate=vision.intermediate_size,
-        block_graph=_block_graph(tower.blocks[0], vision, dtype),
-        patch_numbers=channels * vision.temporal_patch_size * patch**2,
-        token_side=patch * vision.spatial_merge_size,
-        merge=vision.spatial_merge_size,
-        deepstack=len(getattr(vision, "deepstack_visual_indexes", None) or ()),
-        max_pixels=MAX_PIXELS[config.model_type],
+        layer_graph=_mean_graph(layers, text.hidden_size, width, dtype, fed),
+        depth=tower.depth,
+        tower_hidden=tower.hidden,
+        tower_intermediate=tower.intermediate,
+        block_graph=_block_graph(family, model, tower, dtype),
+        patch_numbers=tower.patch_numbers,
+        token_side=tower.patch * tower.merge,
+        merge=tower.merge,
+        deepstack=tower.levels,
+        tile=tower.tile,
+        square_tokens=tower.square_tokens,
+        max_pixels=family.max_pixels,
     )
 
 
@@ -137,15 +158,19 @@ def _without_weights(
     config: Any, dtype: torch.dtype, freeze: Sequence[Part], lora: LoRA
 ) -> tuple[Any, nn.Module]:
     """The model on the meta device, alone and with its adapters."""
-    from transformers import AutoModelForImageTextToText
-
+    family = family_of(config.model_type)
     # A copy, for a model keeps its config; ours would find its attention exchanged.
     config = copy.deepcopy(config)
     with torch.device("meta"):
-        model: Any = AutoModelForImageTextToText.from_config(config, dtype=dtype)
+        model: Any = family.model_class().from_config(config, dtype=dtype)
     freeze_parts(model, freeze)
-    model.model.language_model.config._attn_implementation = register()
-    model.model.visual.config._attn_implementation = register_windows()
+    family.prepare(model)
+    text = family.text_model(model).config
+    if getattr(text, "num_experts", 0):
+        from transformers.integrations.moe import ExpertsInterface
+
+        ExpertsInterface.register(COUNTED, _equal_shares)
+        text._experts_implementation = COUNTED
     with torch.device("meta"):
         whole = add_lora(model, lora) if lora.rank else model
     # peft gives adapters the format of their base, but not on this device.
@@ -153,8 +178,53 @@ def _without_weights(
     return model, whole
 
 
+def _mlp_width(text: Any) -> int:
+    """Hidden numbers of an MLP for one token."""
+    if not getattr(text, "num_experts", 0):
+        return text.intermediate_size
+    shared = getattr(text, "shared_expert_intermediate_size", 0)
+    return text.num_experts_per_tok * text.moe_intermediate_size + shared
+
+
+def _active(layers: nn.Module, text: Any) -> int:
+    """Parameters of the layers that one token reads."""
+    experts = _count(p for name, p in layers.named_parameters() if ".experts." in name)
+    if not experts:
+        return _count(layers.parameters())
+    idle = experts - experts * text.num_experts_per_tok // text.num_experts
+    return _count(layers.parameters()) - idle
+
+
+def _equal_shares(experts: Any, states: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+    """Experts [E, 2I, D] and [E, D, I] on rows [N, D] as if the first answered all: on the meta device none is chosen.
+
+    What is kept for a backward has the sizes that the library's grouped product keeps: it works row by row.
+    """
+    count = chosen.shape[-1]
+    rows = states[chosen.reshape(-1).argsort() // count]
+    opened = experts._apply_gate(rows @ experts.gate_up_proj[0].T)
+    closed = opened @ experts.down_proj[0].T
+    weighed = closed * weights.reshape(-1)[:, None]
+    return weighed.view(len(states), count, -1).sum(1).to(states.dtype)
+
+
 def _count(parameters: Any) -> int:
     return sum(p.numel() for p in parameters)
+
+
+def _mean_graph(
+    layers: Sequence[Any], hidden: int, width: int, dtype: torch.dtype, fed: bool
+) -> int:
+    """Bytes per token that a layer of the language model keeps for its backward, the mean of all layers."""
+    # Layers with the same weights keep the same; a hybrid model has two kinds.
+    alike: dict[tuple[str, ...], list[Any]] = {}
+    for layer in layers:
+        names = tuple(name for name, _ in layer.named_parameters())
+        alike.setdefault(names, []).append(layer)
+    total = sum(
+        len(same) * _layer_graph(same[0], hidden, width, dtype, fed) for same in alike.values()
+    )
+    return -(-total // len(layers))
 
 
 def _layer_graph(layer: Any, hidden: int, width: int, dtype: torch.dtype, fed: bool) -> int:
@@ -172,16 +242,16 @@ def _layer_graph(layer: Any, hidden: int, width: int, dtype: torch.dtype, fed: b
     )
 
 
-def _block_graph(block: Any, vision: Any, dtype: torch.dtype) -> int:
-    """Bytes per patch that a block of the tower keeps for its backward."""
-    rows = torch.empty(ASKED, vision.hidden_size, dtype=dtype, device="meta")
+def _block_graph(family: Family, model: Any, tower: TowerShape, dtype: torch.dtype) -> int:
+    """Bytes per patch that a block of the tower keeps for its backward; 0 without a tower."""
+    if not tower.depth:
+        return 0
+    block = family.blocks(model)[0]
+    rows = torch.empty(ASKED, tower.hidden, dtype=dtype, device="meta")
     rows.requires_grad_(any(p.requires_grad for p in block.parameters()))
-    width = vision.hidden_size // vision.num_heads
+    width = tower.hidden // tower.heads
     angles = torch.empty(ASKED, width, dtype=dtype, device="meta")
-    edges = torch.tensor([0, ASKED])
-    return _kept(
-        block, lambda: block(rows, cu_seqlens=edges, position_embeddings=(angles, angles))
-    )
+    return _kept(block, lambda: family.run_block(block, rows, angles))
 
 
 def _kept(module: nn.Module, run: Callable[[], object]) -> int:

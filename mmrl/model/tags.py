@@ -68,15 +68,24 @@ class Tags:
             )
 
     @classmethod
-    def read(cls, processor: Any, stored: Any, mode: TagMode = "auto") -> Tags:
-        """What tokenizer and chat template say. `stored`: `mmrl_tags` of the model's config, if it has any."""
+    def read(
+        cls,
+        processor: Any,
+        stored: Any,
+        mode: TagMode = "auto",
+        structure: Collection[str] = (),
+    ) -> Tags:
+        """What tokenizer and chat template say. `stored`: `mmrl_tags` of the model's config, if it has any.
+
+        `structure`: tokens of the family that are no tags, whatever they look like (`<img>`).
+        """
         kept, chosen = _stored(stored)
         tokenizer = processor.tokenizer
-        ends = {getattr(tokenizer, name) for name in ENDS}
+        others = {*structure, *(getattr(tokenizer, name) for name in ENDS)}
         added: dict[str, int] = {}
         special: set[str] = set()
         for number, token in sorted(tokenizer.added_tokens_decoder.items()):
-            if TAG.fullmatch(token.content) and token.content not in ends:
+            if TAG.fullmatch(token.content) and token.content not in others:
                 added[token.content] = number
                 special |= {token.content} if token.special else set()
         written = _written_by_template(processor) if added else frozenset()

@@ -28,21 +28,22 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
 from mmrl.ground.checksums import damage, seal
 from mmrl.ground.faults import first_line
 from mmrl.ground.printable import tell
+from mmrl.model import families as adapters
+from mmrl.model.families import family_of
+from mmrl.model.families.tiny_parts import TinySize as TinySize
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedTokenizerBase, ProcessorMixin
-
-Family = Literal["qwen2_5_vl", "qwen3_vl"]
+    from transformers import PreTrainedTokenizerBase
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -54,7 +55,6 @@ SPECIAL_TOKENS = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
-ROPE_THETA = 10.0
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 WORDS = """
@@ -66,85 +66,10 @@ Answer with one word or number. Think step by step, then give the final answer. 
 true false empty above below between same different count the of an image video frame first second third last next
 """
 
-CHAT_TEMPLATE = (
-    "{%- for message in messages -%}"
-    "{{- '<|im_start|>' + message['role'] + '\n' -}}"
-    "{%- if message['content'] is string -%}{{- message['content'] -}}"
-    "{%- else -%}{%- for part in message['content'] -%}"
-    "{%- if part['type'] == 'image' -%}{{- '<|vision_start|><|image_pad|><|vision_end|>' -}}"
-    "{%- elif part['type'] == 'video' -%}{{- '<|vision_start|><|video_pad|><|vision_end|>' -}}"
-    "{%- elif part['type'] == 'text' -%}{{- part['text'] -}}{%- endif -%}"
-    "{%- endfor -%}{%- endif -%}"
-    "{{- '<|im_end|>\n' -}}"
-    "{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}"
-)
-
-
-@dataclass(frozen=True)
-class TinySize:
-    """Widths and depths. The defaults give about half a million parameters."""
-
-    hidden: int = 96
-    """Width of the language model."""
-    layers: int = 3
-    """Blocks of the language model."""
-    heads: int = 4
-    """Query heads of the language model."""
-    kv_heads: int = 2
-    """Key/value heads of the language model."""
-    intermediate: int | None = None
-    """Width of the language model's MLP; None means three times `hidden`."""
-    vision_hidden: int = 64
-    """Width of the vision tower."""
-    vision_depth: int = 1
-    """Blocks of the vision tower."""
-    vision_heads: int = 2
-    """Heads of the vision tower."""
-    patch: int = 8
-    """Side of one patch in pixels; one visual token covers twice that in each direction."""
-    max_image_tokens: int = 1024
-    """Largest number of visual tokens of one image before the processor shrinks it."""
-    max_frame_tokens: int = 256
-    """Largest number of visual tokens of one pair of video frames before the processor shrinks it."""
-    vocab_size: int | None = None
-    """Rows of the embedding; None means as many as the tokenizer has. Must not be smaller than that."""
-    merges: int = 300
-    """Most byte-pair merges the tokenizer may learn."""
-    initializer_range: float = 0.08
-    """Standard deviation of the drawn weights."""
-
-    def __post_init__(self) -> None:
-        head, vision_head = self.hidden / self.heads, self.vision_hidden / self.vision_heads
-        # Rotary positions turn pairs of numbers: on three axes in the language model, on two in the tower.
-        rules = {
-            f"hidden / heads is {head}": (
-                head % 2 == 0 and head >= 8,
-                "an even number of at least 8",
-            ),
-            f"heads / kv_heads is {self.heads / self.kv_heads}": (
-                self.heads % self.kv_heads == 0,
-                "a whole number",
-            ),
-            f"vision_hidden / vision_heads is {vision_head}": (
-                vision_head % 4 == 0,
-                "a multiple of 4",
-            ),
-            f"vocab_size is {self.vocab_size}": (
-                self.vocab_size is None or self.vocab_size > 0,
-                "positive or None",
-            ),
-        }
-        for found, (fine, rule) in rules.items():
-            if not fine:
-                raise ValueError(
-                    f"TinySize: {found}; it must be {rule}. Change one of the fields named."
-                )
-
 
 def build(
     folder: str | Path,
-    family: Family = "qwen2_5_vl",
+    family: str = "qwen2_5_vl",
     size: TinySize = TinySize(),
     corpus: Sequence[str] = (),
     seed: int = 0,
@@ -155,19 +80,16 @@ def build(
     Raises ValueError for an unknown family or a `vocab_size` below the tokenizer's.
     """
     import torch
-    from transformers import AutoModelForImageTextToText
 
-    if family not in ("qwen2_5_vl", "qwen3_vl"):
-        raise ValueError(
-            f"Unknown family {family!r}; a tiny model can be 'qwen2_5_vl' or 'qwen3_vl'."
-        )
+    kind = family_of(family)
     folder = Path(folder)
-    tokenizer = _train_tokenizer(corpus, size.merges)
-    config = _config(family, size, tokenizer)
+    tokenizer = _train_tokenizer(corpus, size.merges, kind.tiny_tokens())
+    config = kind.tiny_config(size, _special_ids(tokenizer), _vocabulary(size, tokenizer))
     # transformers draws weights from the global random state, which belongs to the caller.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
+        model = kind.model_class().from_config(config, dtype=torch.float32)
+        kind.tiny_weights(model)
     # As in released checkpoints: an answer ends with either, and the second one pads.
     ends = [tokenizer.convert_tokens_to_ids(token) for token in ("<|im_end|>", "<|endoftext|>")]
     model.generation_config.eos_token_id = ends
@@ -175,12 +97,12 @@ def build(
     # It learns with its tags as tokens from the start (`tags.py`).
     model.config.mmrl_tags = {"mode": "auto", "tokens": list(TAGS)}
     model.save_pretrained(folder)
-    _processor(family, size, tokenizer).save_pretrained(folder)
+    kind.tiny_processor(size, tokenizer).save_pretrained(folder)
     return folder
 
 
 def cached(
-    family: Family = "qwen2_5_vl",
+    family: str = "qwen2_5_vl",
     size: TinySize = TinySize(),
     corpus: Sequence[str] = (),
     seed: int = 0,
@@ -200,6 +122,7 @@ def cached(
         seed,
         versions,
         Path(__file__).read_bytes(),
+        *(file.read_bytes() for file in sorted(Path(adapters.__file__).parent.glob("*.py"))),
     )
     key = hashlib.blake2b(repr(parts).encode(), digest_size=12).hexdigest()
     return publish(
@@ -268,8 +191,13 @@ def _heal(folder: Path) -> bool:
     return True
 
 
-def _train_tokenizer(corpus: Sequence[str], merges: int) -> PreTrainedTokenizerBase:
-    """Qwen's tokenizer class over a byte-level BPE learned from the built-in words and `corpus`."""
+def _train_tokenizer(
+    corpus: Sequence[str], merges: int, more: Mapping[str, str]
+) -> PreTrainedTokenizerBase:
+    """Qwen's tokenizer class over a byte-level BPE learned from the built-in words and `corpus`.
+
+    `more`: further special tokens, by the name of the tokenizer's attribute.
+    """
     from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
     from transformers import Qwen2Tokenizer
 
@@ -291,7 +219,8 @@ def _train_tokenizer(corpus: Sequence[str], merges: int) -> PreTrainedTokenizerB
     learner.train_from_iterator(texts, trainers.BpeTrainer(show_progress=False, **settings))
     model = json.loads(learner.to_str())["model"]
     merged: Any = [tuple(merge) for merge in model["merges"]]
-    tokenizer: Any = Qwen2Tokenizer(vocab=model["vocab"], merges=merged)
+    extra: dict[str, Any] = {"extra_special_tokens": dict(more)} if more else {}
+    tokenizer: Any = Qwen2Tokenizer(vocab=model["vocab"], merges=merged, **extra)
     tokenizer.add_tokens(
         [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS]
     )
@@ -303,125 +232,16 @@ def _train_tokenizer(corpus: Sequence[str], merges: int) -> PreTrainedTokenizerB
     return tokenizer
 
 
-def _config(
-    family: Family, size: TinySize, tokenizer: PreTrainedTokenizerBase
-) -> PreTrainedConfig:
-    from transformers import Qwen2_5_VLConfig, Qwen3VLConfig
+def _special_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """Special token -> id."""
+    return {str(token): number for number, token in tokenizer.added_tokens_decoder.items()}  # type: ignore[attr-defined]
 
-    ids = {token: int(tokenizer.convert_tokens_to_ids(token)) for token in SPECIAL_TOKENS}  # type: ignore[arg-type]
+
+def _vocabulary(size: TinySize, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Rows of the embedding. Raises ValueError for fewer than the tokenizer needs."""
     if size.vocab_size is not None and size.vocab_size < len(tokenizer):
         raise ValueError(
             f"TinySize.vocab_size is {size.vocab_size}, but the tokenizer has {len(tokenizer)} entries; "
             "raise vocab_size, lower merges, or leave vocab_size None."
         )
-    names = {
-        "image_token_id": ids["<|image_pad|>"],
-        "video_token_id": ids["<|video_pad|>"],
-        "vision_start_token_id": ids["<|vision_start|>"],
-        "vision_end_token_id": ids["<|vision_end|>"],
-        # As in the smaller released models.
-        "tie_word_embeddings": True,
-    }
-    text, vision = (
-        _text_config(size, ids, size.vocab_size or len(tokenizer)),
-        _vision_config(size),
-    )
-    sides = size.hidden // size.heads // 2
-    if family == "qwen2_5_vl":
-        text["rope_parameters"]["mrope_section"] = _sections(sides, share=3 / 8)
-        vision |= {
-            "tokens_per_second": 2,
-            "window_size": 8 * size.patch,
-            "fullatt_block_indexes": list(range(size.vision_depth)),
-        }
-        return Qwen2_5_VLConfig(text_config=text, vision_config=vision, **names)
-    text["rope_parameters"] |= {
-        "mrope_section": _sections(sides, share=5 / 16),
-        "mrope_interleaved": True,
-    }
-    text["head_dim"] = size.hidden // size.heads
-    # After each quarter of the tower as in released models; one level goes into one language layer.
-    quarters = {size.vision_depth * part // 4 for part in (1, 2, 3)}
-    vision |= {
-        "num_position_embeddings": 64,
-        "deepstack_visual_indexes": sorted(quarters)[: size.layers],
-    }
-    return Qwen3VLConfig(text_config=text, vision_config=vision, **names)
-
-
-def _text_config(size: TinySize, ids: dict[str, int], vocab_size: int) -> dict[str, Any]:
-    return {
-        "vocab_size": vocab_size,
-        "hidden_size": size.hidden,
-        "intermediate_size": size.intermediate or 3 * size.hidden,
-        "num_hidden_layers": size.layers,
-        "num_attention_heads": size.heads,
-        "num_key_value_heads": size.kv_heads,
-        "max_position_embeddings": 32768,
-        "initializer_range": size.initializer_range,
-        "rope_parameters": {"rope_type": "default", "rope_theta": ROPE_THETA},
-        "bos_token_id": ids["<|endoftext|>"],
-        "eos_token_id": ids["<|im_end|>"],
-        "pad_token_id": ids["<|endoftext|>"],
-    }
-
-
-def _vision_config(size: TinySize) -> dict[str, Any]:
-    return {
-        "depth": size.vision_depth,
-        "hidden_size": size.vision_hidden,
-        "intermediate_size": 3 * size.vision_hidden,
-        "num_heads": size.vision_heads,
-        "patch_size": size.patch,
-        "spatial_merge_size": 2,
-        "temporal_patch_size": 2,
-        "out_hidden_size": size.hidden,
-        "initializer_range": size.initializer_range,
-    }
-
-
-def _sections(sides: int, share: float) -> list[int]:
-    """Split head_dim / 2 rotary frequencies among time, height and width; height and width get `share` each.
-
-    3/8 gives the released [16, 24, 24] of Qwen2.5-VL for 64, 5/16 the [24, 20, 20] of Qwen3-VL. With few frequencies
-    time gets two and the rest is shared, because a tiny model needs them to tell rows and columns apart.
-    """
-    side = round(sides * share) if sides >= 16 else (sides - 2) // 2
-    return [sides - 2 * side, side, side]
-
-
-def _processor(
-    family: Family, size: TinySize, tokenizer: PreTrainedTokenizerBase
-) -> ProcessorMixin:
-    from transformers import (
-        Qwen2_5_VLProcessor,
-        Qwen2VLVideoProcessor,
-        Qwen3VLProcessor,
-        Qwen3VLVideoProcessor,
-    )
-    from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
-
-    grid: dict[str, Any] = {"patch_size": size.patch, "temporal_patch_size": 2, "merge_size": 2}
-    token = (2 * size.patch) ** 2
-    image_size = {"shortest_edge": token, "longest_edge": size.max_image_tokens * token}
-    frame_size = {"shortest_edge": token, "longest_edge": size.max_frame_tokens * token}
-    if family == "qwen2_5_vl":
-        return Qwen2_5_VLProcessor(
-            image_processor=Qwen2VLImageProcessor(size=image_size, **grid),
-            tokenizer=tokenizer,
-            video_processor=Qwen2VLVideoProcessor(
-                size=frame_size, cap_pixels_per_frame=False, **grid
-            ),
-            chat_template=CHAT_TEMPLATE,
-        )
-    half: dict[str, Any] = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-    # The limits of Qwen3-VL count all frames of a clip, not one.
-    clip_size = {"shortest_edge": 2 * token, "longest_edge": 32 * size.max_frame_tokens * token}
-    return Qwen3VLProcessor(
-        image_processor=Qwen2VLImageProcessor(size=image_size, **half, **grid),
-        tokenizer=tokenizer,
-        video_processor=Qwen3VLVideoProcessor(
-            size=clip_size, cap_pixels_per_frame=False, **half, **grid
-        ),
-        chat_template=CHAT_TEMPLATE,
-    )
+    return size.vocab_size or len(tokenizer)

@@ -9,16 +9,22 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from mmrl.model.families import Family, TowerShape
 from mmrl.model.patches import Patches
 from mmrl.model.visual_attention import token_saliency
 
 GRAPH_BYTES = 40
 """A tower's graph takes about so many bytes per patch, block and hidden unit."""
+NO_SALIENCY = (
+    "The attention inside the vision tower of {name} is not read. Give the view another source of saliency, as in "
+    "SeenBy(view, DinoSaliency(folder)), or use one that needs none, such as PatchMask."
+)
 FROZEN = "frozen"
 """Version of weights that never change."""
 
@@ -47,6 +53,11 @@ class TowerWeights(Protocol):
     """Are the starting weights in use now?"""
 
     @property
+    def family(self) -> Family:
+        """The adapter of the model's family."""
+        ...
+
+    @property
     def base(self) -> Any:
         """The transformers model whose weights are read now."""
         ...
@@ -73,7 +84,8 @@ class VisionTower:
         """Does any weight of the tower or its merger change? The reference's never do."""
         if self.weights.in_reference:
             return False
-        return any(p.requires_grad for p in self._visual.parameters())
+        weights = self._family.tower_parameters(self.weights.base)
+        return any(p.requires_grad for p in weights)
 
     @property
     def version(self) -> str:
@@ -85,44 +97,54 @@ class VisionTower:
     @property
     def merge(self) -> int:
         """Patches per visual token along each side."""
-        return self._visual.config.spatial_merge_size
+        return self._shape.merge
 
     def graph_bytes(self, patches: int) -> int:
         """Memory that a graph over so many patches takes, roughly."""
-        config = self._visual.config
-        return GRAPH_BYTES * patches * config.depth * config.hidden_size
+        return GRAPH_BYTES * patches * self._shape.depth * self._shape.hidden
 
     def __call__(self, media: Sequence[Patches]) -> list[VisualFeatures]:
         """Features of each medium, all in one run of the tower."""
-        values, device = self._values(media), self.weights.device
-        grid = torch.tensor([item.grid for item in media], device=device)
+        values = self._values(media)
         self.weights.counters["patches/tower"] += len(values)
-        found = self._visual(values, grid_thw=grid, return_dict=True)
+        grids = [item.grid for item in media]
+        rows, levels = self._family.features(self.weights.base, values, grids)
         sizes = [item.tokens for item in media]
-        merged = torch.split(found.pooler_output, sizes)
-        # Qwen2.5-VL has no such levels, and a Qwen3-VL config may name none.
-        levels = getattr(found, "deepstack_features", None) or ()
+        merged = torch.split(rows, sizes)
         per_level = [torch.split(level, sizes) for level in levels]
         per_medium = zip(*per_level, strict=True) if per_level else [()] * len(media)
         return [
-            VisualFeatures(rows, tuple(deep))
-            for rows, deep in zip(merged, per_medium, strict=True)
+            VisualFeatures(own, tuple(deep))
+            for own, deep in zip(merged, per_medium, strict=True)
         ]
 
     def saliency(self, medium: Patches) -> Tensor:
         """Attention that each visual token receives in the tower, float32 [F', h, w] on the CPU."""
+        if not self._family.saliency:
+            raise ValueError(self.no_saliency)
         values = self._values([medium])
         self.weights.counters["patches/saliency"] += len(values)
-        return token_saliency(self._visual, values, medium.grid).cpu()
+        tower = self._family.tower(self.weights.base)
+        return token_saliency(tower, values, medium.grid).cpu()
 
     @property
-    def _visual(self) -> Any:
-        return self.weights.base.model.visual
+    def no_saliency(self) -> str:
+        """What to say where the family's saliency is not read."""
+        return NO_SALIENCY.format(name=self._family.name)
+
+    @property
+    def _family(self) -> Family:
+        return self.weights.family
+
+    @cached_property
+    def _shape(self) -> TowerShape:
+        return self._family.shape(self.weights.base.config)
 
     def _values(self, media: Sequence[Patches]) -> Tensor:
         """All patches in one tensor [N, patch], where and in the number format in which the model computes."""
-        values = torch.cat([item.values for item in media])
-        return values.to(self.weights.device, self.weights.dtype)
+        device, dtype = self.weights.device, self.weights.dtype
+        # Medium by medium, so that only one at a time is there in fp32.
+        return torch.cat([item.values_on(device).to(dtype) for item in media])
 
 
 def insert_features(

@@ -13,12 +13,15 @@ The tower runs once more, without gradient; weights are summed up in slices of q
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from mmrl.model.tower_inputs import tower_inputs
 
 SLICE = 512
 """Queries whose attention is in memory at once."""
@@ -30,26 +33,26 @@ def token_saliency(visual: Any, values: Tensor, grid: tuple[int, int, int]) -> T
 
     `values` [N, patch] are its patches in the tower's order, `grid` its temporal patches, rows and columns of patches.
     """
-    seen: dict[int, tuple[Tensor, Tensor, tuple[Tensor, Tensor]]] = {}
+    seen: dict[int, tuple[Tensor, tuple[Tensor, Tensor]]] = {}
     # Hooks on what goes in: the fast kernels of the library return no weights.
     chosen = whole_frame_blocks(visual)
     handles = []
     for i in chosen:
         hook = partial(_keep_inputs, seen, i)
         handles.append(visual.blocks[i].attn.register_forward_pre_hook(hook, with_kwargs=True))
-    shape = torch.tensor([grid], dtype=torch.long, device=values.device)
     try:
-        visual(values, grid_thw=shape, return_dict=True)
+        visual(values, **tower_inputs(visual, [grid], values.device), return_dict=True)
     finally:
         for handle in handles:
             handle.remove()
-    per_block = [received(visual.blocks[i].attn, *seen[i]) for i in chosen]
+    frames, rows, columns = grid
+    bounds = [number * rows * columns for number in range(frames + 1)]
+    per_block = [received(visual.blocks[i].attn, bounds, *seen[i]) for i in chosen]
     scores = torch.stack(per_block).mean(0)
     merge = int(visual.config.spatial_merge_size)
     # The patches of one visual token are neighbours in the tower's order, see `patches.py`.
     tokens = scores.view(-1, merge * merge).mean(1)
-    frames, rows, columns = grid
-    ordered = tokens[_natural_order(visual, shape)]
+    ordered = tokens[_natural_order(visual, torch.tensor([grid]))]
     return ordered.view(frames, rows // merge, columns // merge)
 
 
@@ -62,7 +65,7 @@ def whole_frame_blocks(visual: Any) -> list[int]:
 
 
 def received(
-    attention: Any, states: Tensor, bounds: Tensor, rotary: tuple[Tensor, Tensor]
+    attention: Any, bounds: Sequence[int], states: Tensor, rotary: tuple[Tensor, Tensor]
 ) -> Tensor:
     """Attention that each patch receives from the others of its frame, mean over heads: float32 [N].
 
@@ -73,7 +76,7 @@ def received(
     queries, keys, _ = packed.unbind(1)  # [N, H, d]
     queries, keys = _turned(queries, rotary), _turned(keys, rotary)
     out = states.new_zeros(len(states), dtype=torch.float32)
-    for start, end in pairwise(bounds.tolist()):
+    for start, end in pairwise(bounds):
         there = keys[start:end].permute(1, 2, 0)  # [H, d, n]
         for first in range(start, end, SLICE):
             last = min(first + SLICE, end)
@@ -102,7 +105,7 @@ def _keep_inputs(
 ) -> None:
     """Remember what an attention layer is given."""
     states = args[0] if args else kwargs["hidden_states"]
-    seen[index] = (states, kwargs["cu_seqlens"], kwargs["position_embeddings"])
+    seen[index] = (states, kwargs["position_embeddings"])
 
 
 def _half_turn(x: Tensor) -> Tensor:
@@ -122,4 +125,4 @@ def _natural_order(visual: Any, grid: Tensor) -> Tensor | slice:
         window_size=visual.window_size,
         patch_size=visual.patch_size,
     )
-    return torch.argsort(index)
+    return torch.argsort(index).to(next(visual.parameters()).device)

@@ -8,6 +8,8 @@ that takes windows of any length (CUDA, half precision), or one call per distinc
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,6 +29,30 @@ def register_windows() -> str:
     return NAME
 
 
+@dataclass(frozen=True)
+class Windows:
+    """Where the windows of each length lie among the patches."""
+
+    places: tuple[Tensor, ...]
+    """Per length, long [windows, length]."""
+    back: Tensor
+    """long [N]: where each patch stands once the windows are sorted by length."""
+
+    @classmethod
+    def of(cls, edges: Sequence[int], device: torch.device) -> Windows:
+        """Window i holds the patches [edges[i], edges[i + 1])."""
+        of_length: dict[int, list[int]] = {}
+        for start, end in itertools.pairwise(edges):
+            if end > start:  # padding of a picture's edge leaves empty windows
+                of_length.setdefault(end - start, []).append(start)
+        places = [
+            torch.tensor(begins)[:, None] + torch.arange(length)
+            for length, begins in of_length.items()
+        ]
+        back = torch.cat([where.flatten() for where in places]).argsort()
+        return cls(tuple(where.to(device) for where in places), back.to(device))
+
+
 def window_attention(
     module: torch.nn.Module,
     query: Tensor,
@@ -37,11 +63,14 @@ def window_attention(
     cu_seq_lens_q: Tensor,
     max_length_q: int,
     scaling: float | None = None,
+    windows: Mapping[int, Windows] | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention with the signature of `transformers`: q, k, v [1, H, N, d] -> [1, N, H, d].
 
     Window i holds the patches [cu_seq_lens_q[i], cu_seq_lens_q[i + 1]); long [n + 1]. Nothing is masked within one.
+    `windows`: the same by its number n + 1, made once for all blocks (`tower_inputs.py`), so that no block waits for
+    the device to tell where its windows begin.
     """
     from mmrl.model.attention import verified_ragged_kernel
 
@@ -51,34 +80,26 @@ def window_attention(
         query.device.type, query.dtype, query.shape[-1], (heads, heads)
     )
     if kernel is None:
-        return _by_length(query, key, value, cu_seq_lens_q, scale), None
-    windows = Segments(cu_seq_lens_q.to(torch.int32), max_length_q)
-    return _Windows.apply(query, key, value, windows, scale, kernel), None
+        known = (windows or {}).get(len(cu_seq_lens_q))
+        where = known or Windows.of(cu_seq_lens_q.tolist(), query.device)
+        return _by_length(query, key, value, where, scale), None
+    segments = Segments(cu_seq_lens_q.to(torch.int32), max_length_q)
+    return _Windows.apply(query, key, value, segments, scale, kernel), None
 
 
 def _by_length(
-    query: Tensor, key: Tensor, value: Tensor, starts: Tensor, scale: float
+    query: Tensor, key: Tensor, value: Tensor, windows: Windows, scale: float
 ) -> Tensor:
     """One call per distinct length of a window."""
-    of_length: dict[int, list[int]] = {}
-    edges = starts.tolist()
-    for start, end in itertools.pairwise(edges):
-        if end > start:  # padding of a picture's edge leaves empty windows
-            of_length.setdefault(end - start, []).append(start)
-    if len(edges) == 2:  # one window is all: nothing to sort
+    if len(windows.places) == 1 and len(windows.places[0]) == 1:  # one window is all
         return _attend(query, key, value, scale).transpose(1, 2)
-    places: list[Tensor] = []
     outputs: list[Tensor] = []
-    for length, begins in of_length.items():
-        where = torch.tensor(begins)[:, None] + torch.arange(length)
-        where = where.to(query.device)
+    for where in windows.places:
         # [1, H, N, d] -> [n, H, length, d]
         q, k, v = (x[0][:, where].transpose(0, 1) for x in (query, key, value))
         out = _attend(q, k, v, scale)
-        places.append(where.flatten())
         outputs.append(out.transpose(1, 2).flatten(0, 1))
-    back = torch.cat(places).argsort()
-    return torch.cat(outputs)[back][None]
+    return torch.cat(outputs)[windows.back][None]
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:

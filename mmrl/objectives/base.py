@@ -116,6 +116,8 @@ class Objective:
     """Term -> rule by which it is reduced, whatever `GRPO.reduction` says."""
     single_rollout: ClassVar[bool] = False
     """Does it train one answer per prompt? Then nothing may compare the answers of a group."""
+    moves_prompts: ClassVar[bool] = False
+    """Does it change which prompts come next (a curriculum)? Then none is read before its step."""
     spans_batch: ClassVar[bool] = True
     """Does `shape` look beyond the answers of one group, or log a number of the step? Then it is given the answers of
     all processes, those of others without their pictures."""

@@ -1,9 +1,12 @@
 """The in-process rollout engine: prompts are prefilled once per group, answers share their keys and values.
 
-One packed row prefills all prompts of a chunk; their keys and values are kept once per prompt, and each answer attends
-to them and to a buffer of its own (`decoding.Decoding`). Answers that end are removed at once. Each answer has its own
-stream of random numbers, keyed by (run seed, step, prompt id, view, answer), so the same prompt, weights, seed and
-batch shape give the same answer; across batch shapes log-probs agree to rounding.
+How many answers advance together follows from the policy's budget and `rows_at_once` (`seating.fill`). Prompts are read
+in packed rows that the budget allows; their keys and values are kept once per prompt, until the last of its answers has
+ended (`decoding.PromptBlocks`). An answer that ends gives its row to one that waits; when nobody waits, the rows become
+fewer. Training, evaluation and probes all come this way.
+
+Each answer has its own stream of random numbers, keyed by (run seed, step, prompt id, view, answer), so the same
+prompt, weights, seed and batch shape give the same answer; across batch shapes log-probs agree to rounding.
 
 Vision placeholder ids are never drawn: one of them inside an answer would shift the pictures of every later pass. Nor
 are ids beyond the tokenizer's, which a vocabulary padded to a round number has: they have no text.
@@ -14,19 +17,15 @@ from __future__ import annotations
 import inspect
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Protocol, TypeGuard
 
 import torch
 from torch import Tensor
 
-from mmrl.model.attention import refuse_windows
-from mmrl.model.decoding import Decoding
-from mmrl.model.logprobs import logits
-from mmrl.model.packing import Group, pack
 from mmrl.model.policy import Policy
-from mmrl.model.processing import Encoded, Patches
-from mmrl.rollouts.next_token import drawn, truncated, uniforms
+from mmrl.model.processing import Patches
+from mmrl.rollouts.advance import Pace
+from mmrl.rollouts.sampler import Answer, Asked, Sampler
 from mmrl.types import Now, Prompt, Role, Rollout, Sampling
 
 
@@ -70,49 +69,30 @@ def can_look(engine: Engine) -> TypeGuard[LookingEngine]:
     return "visual" in parameters and "branch" in parameters
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """A prompt as the engine reads it."""
-
-    group: int
-    """Its place among all prompts."""
-    prompt: Prompt
-    encoded: Encoded
-    pixels: tuple[Patches, ...]
-    """What it shows."""
-    forced: list[int]
-    """Tokens that every answer begins with."""
-    first: int
-    """Number of its first answer, which keys the draws."""
-
-
-@dataclass
-class _Answer:
-    """One answer in progress."""
-
-    prompt: int
-    """Place of its prompt in the chunk."""
-    forced: list[int]
-    tokens: list[int] = field(default_factory=list)
-    logp: list[float] = field(default_factory=list)
-    stop: str = ""
+def check_rows(rows_at_once: int) -> None:
+    """Raise ValueError for a number of answers with which nothing would ever be sampled."""
+    if rows_at_once < 1:
+        raise ValueError(
+            f"rows_at_once is {rows_at_once}; at least one answer must advance at a time."
+        )
 
 
 class HFEngine:
     """Samples with the training weights themselves; `sync` has nothing to do.
 
-    `rows_at_once` bounds how many answers advance together.
+    `rows_at_once` bounds how many answers advance together; the policy's budget may allow fewer. `pace`: shapes of
+    steps and how often the host looks at them; None: as the device likes it.
     """
 
-    def __init__(self, policy: Policy, *, rows_at_once: int = 256) -> None:
-        if rows_at_once < 1:
-            raise ValueError(
-                f"rows_at_once is {rows_at_once}; at least one answer must advance at a time."
-            )
+    def __init__(
+        self, policy: Policy, *, rows_at_once: int = 256, pace: Pace | None = None
+    ) -> None:
+        check_rows(rows_at_once)
         # Also where scores are computed row by row: answers are sampled from a shared prompt all the same.
-        refuse_windows(policy.base.config.get_text_config(), "sampling")
+        policy.family.refuse_layers(policy.base, "sampling")
         self.policy = policy
         self.rows_at_once = rows_at_once
+        self.pace = pace
 
     def sync(self, policy: Policy) -> None:
         """The engine reads the policy's weights directly."""
@@ -134,7 +114,7 @@ class HFEngine:
         `visual`: pixels of each prompt under `branch`; `prefixes`: long [n] per prompt, forced as the start of every
         answer with role HINT; `temperature_at`: temperature of answer position t (its mean is recorded).
         """
-        asked: list[_Asked] = []
+        asked: list[Asked] = []
         copies: Counter[str] = Counter()
         for i, prompt in enumerate(prompts):
             encoded = self.policy.encode(prompt)
@@ -143,30 +123,14 @@ class HFEngine:
             # A prompt that is there twice gets other answers the second time: their numbers go on.
             first = copies[prompt.id]
             copies[prompt.id] += sampling.group_size
-            asked.append(_Asked(i, prompt, encoded, pixels, forced, first))
-        per_chunk = max(1, self.rows_at_once // sampling.group_size)
-        rollouts: list[Rollout] = []
-        for start in range(0, len(asked), per_chunk):
-            chunk = asked[start : start + per_chunk]
-            rollouts += self._chunk(chunk, sampling, now, branch, temperature_at)
-        return rollouts
-
-    def _chunk(
-        self,
-        asked: Sequence[_Asked],
-        sampling: Sampling,
-        now: Now,
-        branch: str,
-        temperature_at: Callable[[int], float] | None,
-    ) -> list[Rollout]:
-        """The answers to prompts that advance together."""
-        answers: list[_Answer] = []
-        seeds: list[tuple[int | str, ...]] = []
-        for position, one in enumerate(asked):
-            for number in range(one.first, one.first + sampling.group_size):
-                answers.append(_Answer(position, one.forced))
-                seeds.append((now.seed, now.step, one.prompt.id, branch, number, "answer"))
-        _sample(self.policy, asked, answers, seeds, sampling, temperature_at)
+            asked.append(Asked(i, prompt, encoded, pixels, forced, first))
+        if not asked:
+            return []
+        pace = self.pace or Pace.of(self.policy.device)
+        seeds = (now.seed, now.step, branch)
+        answers = Sampler(
+            self.policy, asked, sampling, seeds, temperature_at, self.rows_at_once, pace
+        ).run()
         return [
             _finished(
                 self.policy, asked[answer.prompt], answer, sampling, branch, temperature_at
@@ -177,8 +141,8 @@ class HFEngine:
 
 def _finished(
     policy: Policy,
-    asked: _Asked,
-    answer: _Answer,
+    asked: Asked,
+    answer: Answer,
     sampling: Sampling,
     branch: str,
     temperature_at: Callable[[int], float] | None,
@@ -197,187 +161,9 @@ def _finished(
         prompt_ids=asked.encoded.ids,
         tokens=tokens,
         roles=roles,
-        text=policy.processing.decode(tokens),
+        text=policy.processing.answer_text(tokens),
         stop=answer.stop or "length",
         logp=torch.tensor(answer.logp, dtype=torch.promote_types(policy.dtype, torch.float32)),
         temperature=temperature,
         branch=branch,
     )
-
-
-@torch.no_grad()
-def _sample(
-    policy: Policy,
-    asked: Sequence[_Asked],
-    answers: list[_Answer],
-    seeds: Sequence[tuple[int | str, ...]],
-    sampling: Sampling,
-    temperature_at: Callable[[int], float] | None,
-) -> None:
-    """Fill in the answers of one chunk of prompts."""
-    store, states = _prefill(policy, asked, answers, sampling)
-    weight = policy.base.lm_head.weight
-    banned = _banned(policy, len(weight))
-    # All uniform numbers are drawn ahead, one row per answer: what others do cannot shift an answer's stream.
-    noise = uniforms(seeds, sampling.max_tokens).to(policy.device)
-    first = torch.tensor([one.encoded.next_position for one in asked], device=policy.device)
-    alive = list(range(len(answers)))
-    states = states[store.group]  # one row per answer from here on
-    for t in range(sampling.max_tokens):
-        temperature = sampling.temperature if temperature_at is None else temperature_at(t)
-        raw = logits(states, weight)
-        # Over the whole vocabulary, before truncation: the same numbers as in training.
-        logp = (raw / temperature if temperature > 0 else raw).log_softmax(-1)
-        rows = torch.tensor(alive, device=policy.device)
-        tokens = _choose(logp, temperature, sampling, banned, noise[rows, t])
-        # Forced tokens are put in after the draw, so that a prefix does not shift the stream of draws.
-        for position, number in enumerate(alive):
-            if t < len(answers[number].forced):
-                tokens[position] = answers[number].forced[t]
-        chosen = logp.gather(1, tokens[:, None]).squeeze(1)
-        stay = _record(policy, answers, alive, tokens.tolist(), chosen.tolist(), sampling)
-        if not stay or t + 1 == sampling.max_tokens:
-            return
-        if len(stay) < len(
-            alive
-        ):  # finished answers leave: their rows would be computed for nothing
-            keep = torch.tensor(stay, device=policy.device)
-            store.keep(keep)
-            tokens = tokens[keep]
-            alive = [alive[i] for i in stay]
-        _room(store, t + 1, sampling.max_tokens)
-        owner = torch.tensor([answers[i].prompt for i in alive], device=policy.device)
-        states = _step(policy, store, tokens, first[owner] + t)
-
-
-def _banned(policy: Policy, vocabulary: int) -> Tensor:
-    """Ids that are never drawn, long [n]: vision markers, and rows of the head that stand for no token."""
-    padding = range(len(policy.processing.tokenizer), vocabulary)
-    banned = sorted({*policy.processing.banned_ids, *padding})
-    return torch.tensor(banned, device=policy.device)
-
-
-def _prefill(
-    policy: Policy, asked: Sequence[_Asked], answers: Sequence[_Answer], sampling: Sampling
-) -> tuple[Decoding, Tensor]:
-    """Run all prompts once: their keys and values, and the last hidden state of each [P, D]."""
-    device = policy.device
-    groups = [Group(one.encoded, one.pixels) for one in asked]  # without answers: prompts alone
-    stream = pack(groups, device)
-    kept: list[tuple[Tensor, Tensor]] = []
-    # The layers put their keys and values here while they run; the layout is frozen for everybody else.
-    object.__setattr__(stream.layout, "kept", kept)
-    media = [item for one in asked for item in one.pixels]
-    # An update with the same weights will read the same pictures: then the tower's graph is kept for it.
-    features = policy.vision.sampling_features(media)
-    states = policy.language(
-        stream.ids, stream.positions, stream.layout, stream.visual, features
-    )
-    policy.counters["tokens/prefill"] += len(stream.ids)
-    mask, where = _padded_places(stream.layout.prompts, device)
-    group = torch.tensor([answer.prompt for answer in answers], device=device)
-    capacity = min(sampling.max_tokens, 64)  # grows with the answers
-    # One packed row [1, Hk, L, d] becomes one padded row per prompt [P, Hk, Lp, d].
-    keys = [key[0][:, where].transpose(0, 1).contiguous() for key, _ in kept]
-    values = [value[0][:, where].transpose(0, 1).contiguous() for _, value in kept]
-    store = Decoding(
-        keys,
-        values,
-        mask,
-        [_empty(key, len(answers), capacity) for key in keys],
-        [_empty(value, len(answers), capacity) for value in values],
-        group,
-    )
-    last = [end - 1 for _, end in stream.layout.prompts]
-    return store, states[torch.tensor(last, device=device)]
-
-
-def _padded_places(
-    segments: Sequence[tuple[int, int]], device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Where each prompt's tokens stand in the packed row, padded right: which are real [P, Lp], and where [P, Lp]."""
-    longest = max(end - start for start, end in segments)
-    mask = torch.zeros(len(segments), longest, dtype=torch.bool, device=device)
-    where = torch.zeros(len(segments), longest, dtype=torch.long, device=device)
-    for i, (start, end) in enumerate(segments):
-        mask[i, : end - start] = True
-        where[i, : end - start] = torch.arange(start, end, device=device)
-    return mask, where
-
-
-def _empty(like: Tensor, answers: int, capacity: int) -> Tensor:
-    """Room for the keys or values of answers, [B, Hk, capacity, d]."""
-    return like.new_zeros(answers, like.shape[1], capacity, like.shape[3])
-
-
-def _choose(
-    logp: Tensor, temperature: float, sampling: Sampling, banned: Tensor, uniform: Tensor
-) -> Tensor:
-    if temperature == 0:
-        return logp.index_fill(1, banned, float("-inf")).argmax(-1)
-    return drawn(truncated(logp, sampling, banned), uniform)
-
-
-def _record(
-    policy: Policy,
-    answers: list[_Answer],
-    alive: Sequence[int],
-    tokens: Sequence[int],
-    logp: Sequence[float],
-    sampling: Sampling,
-) -> list[int]:
-    """Append one token to each living answer; positions (in `alive`) of those that go on."""
-    stop_ids = policy.processing.stop_ids
-    stay: list[int] = []
-    for position, number in enumerate(alive):
-        answer = answers[number]
-        answer.tokens.append(tokens[position])
-        answer.logp.append(logp[position])
-        # Nothing inside a forced prefix ends an answer, neither a token nor a string.
-        if len(answer.tokens) > len(answer.forced):
-            if tokens[position] in stop_ids:
-                answer.stop = "eos"
-            elif sampling.stop:
-                answer.stop = _stop_string(policy, answer, sampling.stop)
-        if not answer.stop:
-            stay.append(position)
-    return stay
-
-
-def _stop_string(policy: Policy, answer: _Answer, stops: Sequence[str]) -> str:
-    """The first of the strings that the answer's last tokens complete; empty if there is none.
-
-    A string may begin inside the forced prefix, but must reach beyond it: what was forced was not the policy's choice.
-    """
-    spell = policy.processing.spell
-    # A stop string may begin some tokens back, and a token may hold part of a character: 8 more are looked at.
-    start = max(len(answer.tokens) - max(map(len, stops)) - 8, 0)
-    tail = spell(answer.tokens[start:])
-    # A character that the prefix leaves half written shows as U+FFFD there, and is completed by the policy.
-    forced = len(spell(answer.tokens[start : len(answer.forced)]).rstrip("\ufffd"))
-    for text in stops:
-        earliest = max(forced - len(text) + 1, 0)
-        if text in tail[earliest:]:
-            return text
-    return ""
-
-
-def _room(store: Decoding, needed: int, most: int) -> None:
-    have = store.answer_keys[0].shape[2]
-    if needed > have:  # doubled, so that copies stay few
-        store.grow(min(most, max(needed, 2 * have)))
-
-
-def _step(policy: Policy, store: Decoding, tokens: Tensor, positions: Tensor) -> Tensor:
-    """Feed one token per living answer [N]; the next hidden states [N, D]."""
-    base = policy.base
-    rows = base.get_input_embeddings()(tokens)[:, None]
-    out = base.model.language_model(
-        inputs_embeds=rows,
-        position_ids=positions.expand(3, -1)[..., None],
-        use_cache=False,
-        layout=store,
-    )
-    store.filled += 1
-    policy.counters["tokens/decode"] += len(tokens)
-    return out.last_hidden_state[:, 0]

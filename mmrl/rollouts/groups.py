@@ -142,6 +142,9 @@ class DynamicSampling(RolloutFunction):
             kept += [(supply.places[group[0].group], group) for group in good]
             before, full = full, int(supply.ranks.total([len(kept)])[0])
             idle = 0 if full > before else idle
+            used = {id(group) for group in good}
+            supply.drop([group[0].prompt for group in groups if id(group) not in used])
+            del prompts, groups, good  # the next round needs the room
         # Fewer than a full step is no error: the rounds are bounded so that a hard set cannot hang the run.
         if not full:
             asked = self.at_once or supply.per_step
@@ -152,6 +155,7 @@ class DynamicSampling(RolloutFunction):
         # Surplus groups are left out rather than kept for later: by then the weights have changed.
         chosen = first_places([place for place, _ in kept], supply)
         supply.counters["rollout/surplus_groups"] += len(kept) - len(chosen)
+        supply.drop([group[0].prompt for place, group in kept if place not in chosen])
         return renumbered([group for place, group in kept if place in chosen])
 
     def _ends(self, done: int, idle: int, supply: Supply) -> bool:

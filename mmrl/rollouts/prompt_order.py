@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,8 +14,9 @@ import torch
 
 from mmrl.ground.faults import BadRow
 from mmrl.ground.seeds import generator
+from mmrl.model.preparing import Ahead
 from mmrl.model.ranks import Ranks
-from mmrl.types import Prompt, Prompts, Rollout
+from mmrl.types import Now, Prompt, Prompts, Rollout
 
 
 class Supply:
@@ -23,6 +25,7 @@ class Supply:
     `check` may raise `BadRow` for a prompt that loads but cannot be used, for example one that is too long. With
     `on_bad="skip"` a bad row is counted, written to `log` and replaced by the next row; with "stop" it ends the run.
     An endless collection is read in its own order. What prompts count (decoded clips, skipped media) joins `counters`.
+    With `ahead`, which checks as well, rows are prepared before they are asked for; the prompts are the same.
 
     Of several ranks each reads its share alone, and all learn which rows are bad: the prompts of a step are the same
     for any number of ranks, rank r has r, r + world, … of them.
@@ -37,6 +40,8 @@ class Supply:
         check: Callable[[Prompt], object] | None = None,
         on_bad: str = "skip",
         log: Path | None = None,
+        ahead: Ahead | None = None,
+        forget: Callable[[Sequence[Prompt]], None] | None = None,
         ranks: Ranks | None = None,
     ) -> None:
         if not isinstance(prompts, Prompts):
@@ -51,16 +56,20 @@ class Supply:
         self.seed = seed
         self.position = 0
         """Rows handed out or skipped so far."""
+        self.now: Now | None = None
+        """The step that takes, for what is drawn ahead."""
         self.counters: Counter[str] = Counter()
         self._check = check
+        self._ahead = ahead
+        self._forget = forget
         self._on_bad = on_bad
         self.log = log
+        self._orders: dict[int, list[int]] = {}
         self.ranks = Ranks.alone() if ranks is None else ranks
         self.places: list[int] = []
         """Where in the order the prompts stand that `take` returned last."""
         self._step: dict[str, list[int]] = {}
         """Prompt id -> places, of what was handed out in this step."""
-        self._order: tuple[int, list[int]] = (-1, [])
 
     def take(self, count: int | None = None, *, counted: bool = True) -> list[Prompt]:
         """This rank's share of the next prompts, of which all ranks together get `per_step` by default. Collective.
@@ -68,9 +77,13 @@ class Supply:
         `places` then says where in the order they stand. Raises `BadRow` if a whole epoch holds nothing usable.
         """
         wanted = self.per_step if count is None else count
+        began = time.monotonic()
         found = self._next(wanted, self.ranks)
+        self.counters["time/prompts"] += time.monotonic() - began  # type: ignore[assignment]
         if counted:
             self.counters.update(self.prompts.drain())
+            if self._ahead is not None:
+                self.counters.update(self._ahead.drain())
         # A row that others could not use was replaced by one from further on.
         self.places = sorted(found)
         for place in self.places:
@@ -102,6 +115,8 @@ class Supply:
         """Place -> prompt of this rank's share of the next `wanted` usable ones; the position moves for all ranks."""
         found: dict[int, Prompt] = {}
         bad: set[int] = set()  # since the last usable row
+        if self._ahead is not None:
+            self._ahead.expect(self._coming(wanted, ranks))
         missing = list(range(wanted))  # slots of the step
         owners: dict[int, int] = {}  # row -> rank
         while missing:
@@ -132,9 +147,7 @@ class Supply:
         problems: dict[int, BadRow] = {}
         for place, index in rows:
             try:
-                prompt = self.prompts[index]
-                if self._check is not None:
-                    self._check(prompt)
+                prompt = self._usable(index)
             except BadRow as problem:
                 problems[place] = problem
                 if self._on_bad == "stop":
@@ -168,16 +181,27 @@ class Supply:
                     f"{len(bad)} rows in a row cannot be used{whole}; the last one: {problem}"
                 ) from problem
 
+    def drop(self, prompts: Sequence[Prompt]) -> None:
+        """Prompts that were handed out and are of no use: nothing of them is kept until the step ends."""
+        if self._forget is not None and prompts:
+            self._forget(prompts)
+
+    def close(self) -> None:
+        """End what reads ahead; the next `take` starts it again."""
+        if self._ahead is not None:
+            self._ahead.close()
+
     def peek(self) -> Prompt:
         """The next usable prompt, without handing it out, counting or logging; each rank by itself."""
         # Borrowed: bad rows on the way would otherwise be counted and logged twice.
-        position, log, counters = self.position, self.log, self.counters
-        self.log, self.counters = None, Counter()
+        position, log, counters, ahead = self.position, self.log, self.counters, self._ahead
+        self.log, self.counters, self._ahead = None, Counter(), None
         try:
             (prompt,) = self._next(1, Ranks.alone()).values()
             return prompt
         finally:
             self.position, self.log, self.counters = position, log, counters
+            self._ahead = ahead
 
     @property
     def epoch(self) -> float:
@@ -203,12 +227,32 @@ class Supply:
         if size is None:
             return position
         epoch, offset = divmod(position, size)
-        if (
-            self._order[0] != epoch
-        ):  # one epoch's order is kept, any other is made again from the seed
+        if epoch not in self._orders:
+            # Reading ahead crosses the end of an epoch; what lies further back is made again from the seed.
+            kept = {n: order for n, order in self._orders.items() if abs(n - epoch) == 1}
             order = torch.randperm(size, generator=generator(self.seed, "epoch", epoch))
-            self._order = (epoch, order.tolist())
-        return self._order[1][offset]
+            self._orders = {**kept, epoch: order.tolist()}
+        return self._orders[epoch][offset]
+
+    def _usable(self, index: int) -> Prompt:
+        """A prompt that can be used. Raises `BadRow`."""
+        if self._ahead is not None:
+            return self._ahead.read(index)
+        prompt = self.prompts[index]
+        if self._check is not None:
+            self._check(prompt)
+        return prompt
+
+    def _coming(self, wanted: int, ranks: Ranks) -> dict[int, Now | None]:
+        """This rank's rows of this call and of one in the next step that asks for as many, should none be bad."""
+        following = None if self.now is None else self.now.following()
+        coming: dict[int, Now | None] = {}
+        for number in range(2 * wanted):
+            if number % wanted % ranks.world != ranks.rank:
+                continue
+            index = self._index(self.position + number)
+            coming.setdefault(index, self.now if number < wanted else following)
+        return coming
 
     def _report(self, index: int, problem: BadRow) -> None:
         if not self.ranks.first:  # all ranks know of it

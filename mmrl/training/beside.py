@@ -6,7 +6,7 @@ prompts exchange their pictures, is made by the first.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -17,7 +17,10 @@ from mmrl.rollouts.engine import Engine
 from mmrl.training.evaluate import aside, evaluate, heldout_prompts
 from mmrl.training.monitor import Monitor, blind_probe
 from mmrl.training.run import Run
-from mmrl.types import Now, Prompt, Prompts, Sampling
+from mmrl.types import Now, Prompt, Prompts, Rollout, Sampling
+
+Told = Callable[[Sequence[Rollout], Sequence[float]], None]
+"""Is given answers, and the score of each."""
 
 
 @contextmanager
@@ -44,8 +47,8 @@ class Beside:
     steps: int
     """Of the whole run."""
 
-    def evaluated(self, step: int) -> dict[str, float]:
-        """`eval/…` of the present weights, and the seconds."""
+    def evaluated(self, step: int, told: Told | None = None) -> dict[str, float]:
+        """`eval/…` of the present weights, and the seconds; `told` is given every answer with its score."""
         with (
             aside(self.policy, self.rewards, "evaluate") as seconds,
             each_alone(self.policy, self.ranks, "evaluate"),
@@ -57,6 +60,7 @@ class Beside:
                 self.sampling,
                 self._now(step),
                 ranks=self.ranks,
+                told=told,
             )
         return {**{f"eval/{k}": v for k, v in found.items()}, **seconds}
 

@@ -27,7 +27,8 @@ import torch
 
 from mmrl.ground.faults import BadRow
 from mmrl.grpo import GRPO
-from mmrl.model.branches import spoils
+from mmrl.model.drawing import spoils
+from mmrl.model.policy import Policy
 from mmrl.objectives.base import AnswerKind, Objective
 from mmrl.rollouts.engine import Engine, can_look
 from mmrl.rollouts.groups import (
@@ -103,6 +104,16 @@ def check_sampling(
             f"sampling.temperature is 0, so all answers of a group are the same, and the estimator {called(estimator)} "
             "compares them: nothing would be learned. Set --sampling.temperature above 0, for example 1."
         )
+
+
+def check_saliency(
+    branches: Mapping[str, VisualBranch], rollout: RolloutCall, policy: Policy
+) -> None:
+    """Raise ValueError for a view that reads the tower's attention where it cannot be read."""
+    sampled = [part.sampled_under() for part in chain(rollout)]
+    for name, branch in joined(branches, *sampled).items():
+        if branch.view.reads_saliency and not policy.family.saliency:
+            raise ValueError(f"Branch {name!r}: {policy.vision.tower.no_saliency}")
 
 
 def joined(*several: Mapping[str, VisualBranch]) -> dict[str, VisualBranch]:

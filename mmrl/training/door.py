@@ -28,7 +28,7 @@ from mmrl.model.ranks import Ranks
 from mmrl.training import checkpoint
 from mmrl.training.identity import changes, described_prompts
 from mmrl.training.run import FREE_TO_CHANGE, Run
-from mmrl.training.tracking import describe, environment
+from mmrl.training.tracking import LOGS, describe, environment
 from mmrl.types import Prompts
 
 CHECKPOINT = ("weights.safetensors", "optimizer.pt", "state.json", LIST)
@@ -45,11 +45,14 @@ MODEL = (
     *("added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja"),
     *("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json"),
 )
-WHOLE = ("config.json", "finished.json", "metrics.jsonl", "samples.jsonl", outputs.MARKER)
+WHOLE = (
+    *("config.json", "finished.json", "report.html", outputs.MARKER),
+    *("metrics.jsonl", "samples.jsonl", "closeups.jsonl", "eval.jsonl"),
+)
 """Files that are written beside themselves and renamed."""
 DRAFTS = tuple(f".{name}.draft" for name in WHOLE)
 FILES = (
-    *("config.json", "metrics.jsonl", "samples.jsonl", "skipped.jsonl", "finished.json"),
+    *("config.json", "finished.json", "report.html", *LOGS),
     *("quarantine.jsonl", "difficulty.jsonl", *DRAFTS),
     *(f"checkpoints/step-*/{name}" for name in CHECKPOINT),
     *(f"checkpoints/damaged-step-*/{name}" for name in CHECKPOINT),

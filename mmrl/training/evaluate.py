@@ -84,10 +84,12 @@ def evaluate(
     now: Now,
     part: str = "accuracy",
     ranks: Ranks | None = None,
+    told: Callable[[Sequence[Rollout], Sequence[float]], None] | None = None,
 ) -> dict[str, float]:
     """One greedy answer per prompt: `accuracy` (mean of the reward part), `reward`, `length`, `truncated`.
 
-    All ranks give the same prompts, each answers its share, and all get the numbers of all.
+    All ranks give the same prompts, each answers its share, and all get the numbers of all. `told` is given the answers
+    of all and the score of each.
     """
     # Temperature 0 and one answer each: the score does not depend on the run's sampling or seed.
     greedy = replace(sampling, group_size=1, temperature=0.0)
@@ -95,7 +97,10 @@ def evaluate(
     with ranks.together():
         mine = prompts[ranks.rank :: ranks.world]
         rollouts = answers_to(engine, mine, rewards, greedy, now) if mine else []
-    return summary(everybodys(ranks, rollouts), part)
+    rollouts = everybodys(ranks, rollouts)
+    if told is not None:
+        told(rollouts, [_score(rollout, part) for rollout in rollouts])
+    return summary(rollouts, part)
 
 
 def summary(rollouts: Sequence[Rollout], part: str = "accuracy") -> dict[str, float]:

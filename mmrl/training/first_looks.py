@@ -24,9 +24,12 @@ from mmrl.ground.progress import Progress
 from mmrl.model.policy import Policy
 from mmrl.model.ranks import Ranks
 from mmrl.objectives.base import Objective
+from mmrl.rewards.pay import Rewards
 from mmrl.rollouts.groups import RolloutCall, chain
+from mmrl.rollouts.prompt_order import Supply
 from mmrl.training.monitor import BlackPixels, Monitor, differences
 from mmrl.training.run import PhaseTimer, Run
+from mmrl.training.tracking import chat_as_line
 from mmrl.types import Now, Prompts, Rollout, VisualBranch
 
 LOOKED_AT = 16
@@ -171,3 +174,13 @@ def _shows_anything(prompts: Prompts) -> bool:
             readable = True
     # Where no row can be read, the supply says better what is wrong with them.
     return not readable
+
+
+def show_example(supply: Supply, policy: Policy, rewards: Rewards) -> None:
+    """Print the first prompt as the model reads it, and what is to be known of its tags."""
+    prompt = supply.peek()
+    text = policy.encode(prompt).text
+    example = f"{text}\n(answer: {prompt.answer})" if text else chat_as_line(prompt.messages)
+    Progress.say(f"One prompt as the model reads it:\n{example}")
+    for note in policy.processing.tags.notes(example, rewards.needs_tags):
+        Progress.say(note)

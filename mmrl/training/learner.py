@@ -6,7 +6,7 @@ Scores, advantages and updates of one batch. What is scored when is decided once
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain, pairwise
 
 import torch
@@ -19,13 +19,15 @@ from mmrl.losses.group_filters import without_truncated
 from mmrl.losses.reduce import Totals
 from mmrl.losses.surrogates import Surrogate
 from mmrl.model.branches import Views
-from mmrl.model.packing import Group, collate, rows_of, split
+from mmrl.model.packing import Group, collate, rows_of
+from mmrl.model.patches import Patches
 from mmrl.model.policy import Policy
 from mmrl.model.ranks import Ranks
 from mmrl.model.reference_scores import scored
 from mmrl.model.scoring import ScoreOutputs
 from mmrl.model.sharding import filler
 from mmrl.objectives.base import Memory, Objective, shaped_in_turn
+from mmrl.training.closeups import TokenMaps
 from mmrl.training.optim import Optimizer
 from mmrl.training.retries import ADVICE, NonFiniteStep, OnNonFinite
 from mmrl.training.rollout_metrics import rollout_metrics, strength
@@ -69,6 +71,9 @@ class Learner:
     nonfinite: OnNonFinite = "stop"
     """What happens to an update whose loss or gradient is not finite (`retries.py`)."""
 
+    maps: TokenMaps = field(default_factory=TokenMaps)
+    """Numbers per token of the last step's first group."""
+
     def __post_init__(self) -> None:
         if not self.memories:
             self.memories = [objective.start_memory() for objective in self.objectives]
@@ -99,6 +104,7 @@ class Learner:
         with clock("score"):
             batch = self._with_stored_scores(batch, views)
             batch = self._with_advantages(batch, every, whole, now)
+        self.maps = TokenMaps.of(batch)
         step = _Step(batch, views, now)
         with clock("update"):
             left_out = 0
@@ -122,6 +128,7 @@ class Learner:
     def _forget_update(self) -> None:
         """Drop the gradients of an update that broke off, those that wait on pictures included."""
         self.optimizer.clear()
+        self.policy.prompts.clear()
         self.policy.vision.clear()
         self.policy.forget_calls()
 
@@ -146,6 +153,7 @@ class Learner:
                     continue
                 for name, scores in self._score(batch, views, rows, stored).items():
                     found[name].append(scores)
+                self.policy.prompts.end_part()
         if not parts:
             return batch
         merged = {name: gathered(parts, pieces) for name, pieces in found.items()}
@@ -186,7 +194,8 @@ class Learner:
             norms = self._term_norms(step, rows, totals)
         sums: dict[str, Tensor] = {}
         problem = ""
-        for part in self._as_many_everywhere(self._parts(step.batch, rows)):
+        parts = self._parts(step.batch, rows)
+        for number, part in enumerate(self._as_many_everywhere(parts)):
             if part is None:
                 _nothing(self._score_filler(self.plan.live)).backward()
                 continue
@@ -197,7 +206,7 @@ class Learner:
             # Not raised here: other processes would wait for this one in their backward.
             problem = problem or _infinite_loss(value, metrics)
             self._through_all(value, live).backward()
-            self.policy.vision.end_part()
+            self.policy.end_part(self._shown_again(step, parts[number : number + 2]))
             accumulate(sums, metrics)
         # Before the norm: what collected on the pictures' features is part of the gradient.
         self.policy.vision.backward()
@@ -210,6 +219,21 @@ class Learner:
             lr = self.optimizer.step(self.planned_updates)
             self.policy.stepped()
         return {**summed, **norms, "optim/grad_norm": norm, "optim/lr": lr}
+
+    def _shown_again(self, step: _Step, parts: Sequence[Tensor]) -> list[Patches]:
+        """The pictures of the next part, if it holds more answers of a group that was cut."""
+        if len(parts) < 2:
+            return []
+        # Of the rollouts: the batch's own numbers lie on the device, and asking it would wait for it.
+        border = (step.batch.rollouts[int(row)] for row in (parts[0][-1], parts[1][0]))
+        if len({rollout.group for rollout in border}) > 1:
+            return []
+        views = [name for name, asked in self.plan.live.items() if asked.grad]
+        shown: list[Patches] = []
+        for name in views:
+            for row in parts[1].tolist():
+                shown.extend(step.views.pixels(name, row))
+        return shown
 
     def _agreed(self, problem: str, sums: Mapping[str, Tensor]) -> dict[str, float]:
         """The metrics of all processes together. Raises NonFiniteStep on all if one has a problem."""
@@ -240,8 +264,10 @@ class Learner:
                     term.requires_grad
                 ):  # a term may be constant here: no advantage, a plain branch
                     term.backward()
+                self.policy.prompts.end_part()
                 # At once, whoever shares the graph: the gradients of two terms must not mix in its leaves.
-                self.policy.vision.backward()
+                if not self.policy.prompts.waiting:
+                    self.policy.vision.backward()
             # A process without answers knows no terms.
             names = max(self.policy.ranks.gathered(names), key=len)
             self.optimizer.collect()
@@ -271,6 +297,7 @@ class Learner:
         """Some rows, and their scores with the present weights where the plan wants them."""
         piece = rows_of(step.batch, part.to(step.batch.mask.device))
         fresh = self._score(step.batch, step.views, part, self.plan.live)
+        self.maps.take(part.tolist(), fresh)
         return piece, {**piece.scores, **fresh}
 
     def _score(
@@ -294,9 +321,8 @@ class Learner:
             group=batch.group.cpu()[index],
             scores={},
         )
-        prompts = {r.group: len(r.prompt_ids) for r in some.rollouts}
-        parts = split(some, prompts, self.tokens_per_pass)
-        # `split` counts from the first of these rows; the batch counts differently.
+        parts = self.policy.prompts.parts(some, self.tokens_per_pass)
+        # `parts` counts from the first of these rows; the batch counts differently.
         return [index[part] for part in parts]
 
 

@@ -35,7 +35,7 @@ from torch import Tensor
 
 from mmrl.ground.require import require
 from mmrl.model.branches import Views
-from mmrl.model.packing import collate, split
+from mmrl.model.packing import collate
 from mmrl.model.policy import Policy
 from mmrl.model.reference_scores import scored
 from mmrl.model.scoring import ScoreOutputs
@@ -286,9 +286,8 @@ def differences(
     """Mean over tokens of |log p(real) - log p(branch)| for each branch."""
     batch = collate(answers)
     views = Views(policy, batch.rollouts, branches, now)
-    lengths = {r.group: len(r.prompt_ids) for r in answers}
     sums = dict.fromkeys(branches, 0.0)
-    for part in split(batch, lengths, budget):
+    for part in policy.prompts.parts(batch, budget):
         rows = part.tolist()
         names = ("raw", *branches)
         groups = {name: views.groups(name, rows) for name in names}
@@ -302,5 +301,6 @@ def differences(
         for name in branches:
             gap = real - scores[name].logp
             sums[name] += gap.abs().sum().item()
+        policy.prompts.end_part()
     count = max(1, sum(len(r.tokens) for r in answers))
     return {f"difference_{name}": value / count for name, value in sums.items()}

@@ -180,6 +180,15 @@ class Optimizer:
         for parameter in self.parameters:
             parameter.grad = None
 
+    def bytes_to_come(self) -> int:
+        """Bytes of gradients and moments that are not there yet, while nothing is being learnt."""
+        parameters = self.parameters
+        gradients = sum(max(4, p.element_size()) * p.numel() for p in parameters)
+        if self._adam.state:  # after a step, or in a run that goes on
+            return gradients
+        each = [moment_bytes(self.settings, p.element_size()) * p.numel() for p in parameters]
+        return gradients + int(sum(each))
+
     def state(self) -> dict[str, Any]:
         """Tensors and numbers for a checkpoint."""
         return {
@@ -297,3 +306,12 @@ def _adamw(groups: list[dict[str, Any]], settings: Optim) -> torch.optim.Optimiz
 def _master(parameter: nn.Parameter) -> torch.Tensor:
     """The tensor that AdamW updates: an fp32 copy of half precision, else the parameter itself."""
     return parameter.detach().float() if parameter.dtype in HALF else parameter
+
+
+def moment_bytes(optim: Optim, itemsize: int) -> float:
+    """Bytes of both moments per trained weight."""
+    if optim.eight_bit:
+        return 2 * (1 + 4 / 256)  # a float32 scale per block of 256
+    if not optim.masters:
+        return 2.0 * itemsize  # in the format of the weights
+    return 2.0 * max(4, itemsize)

@@ -3,8 +3,9 @@
 `plan` adds up what the code of each phase holds at its peak:
 
     load      weights, frozen reference, fp32 masters, moments: there from the first step to the last
-    generate  keys and values of the prompts of a chunk (packed and padded), buffers of the answers, prefill, logits
-    evaluate  the same with one answer per prompt, so with more prompts in a chunk
+    generate  keys and values of prompts and answers, one packed row of prompts, logits: as many answers at once as the
+              engine would choose with what is left free (`rollouts.seating`)
+    evaluate  the same with one answer per prompt
     score     one packed row without gradient, one tile of the head
     update    gradients, what autograd keeps of a packed row per view with gradient, the tower's graphs, tiles
     optimize  gradients, and what the optimizer needs besides its states
@@ -22,21 +23,20 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from mmrl.model.budget import CPU_SHARE, GIB, Budget, Costs
+from mmrl.model.decoding import LARGEST_BLOCK
 from mmrl.model.logprobs import CPU_TILE_BYTES, GPU_TILE_SHARE
+from mmrl.model.preparing import HELD
 from mmrl.model.sizes import Sizes
-from mmrl.training.optim import Optim
+from mmrl.rollouts.seating import Fill, Lengths, fill, pieces
+from mmrl.training.optim import Optim, moment_bytes
 
-GIB = 2**30
 CPU_PROCESS = int(0.8 * GIB)
 """Resident memory of a process that has imported torch and transformers (measured, CUDA build of torch)."""
 CUDA_PROCESS = int(0.6 * GIB)
 """A CUDA context with the libraries' own buffers (not measured by us)."""
 SPARE = 0.05
 """Share of a device that is left free, for what an allocator cannot use."""
-FEATURES = 512 * 2**20
-"""Bytes of features that the vision cache remembers (`VisionCache.limit`)."""
-GRAPHS = 2 * GIB
-"""Bytes that graphs of a rollout may take (`VisionCache.graph_limit`)."""
 RATED_GRAPH = 40
 """Bytes per patch, block and hidden unit by which the cache rates a graph (`vision_tower.GRAPH_BYTES`)."""
 
@@ -105,7 +105,7 @@ class Work:
     reference: bool = False
     """Is there a frozen copy of the weights?"""
     tiles: int = 1
-    """Tiles of the head that are alive together: 1, 3 with an entropy, 6 with an exact divergence."""
+    """Tiles of the head that are alive together: 1, or 2 with an exact divergence."""
     pictures: int = 1
     """Versions of a picture that are held for a step: the raw one, and one per branch."""
 
@@ -118,6 +118,10 @@ class Settings:
     """Recompute activations; None turns it on for large models, as a load does."""
     offload_reference: bool = False
     """Keep the reference's layers in the CPU's memory."""
+    memory: int | None = None
+    """Bytes that work may take beside weights and optimizer; None divides what is free."""
+    workers: int = 0
+    """Processes that read prompts ahead of each device's steps."""
     optim: Optim = field(default_factory=Optim)
 
 
@@ -164,18 +168,17 @@ def plan(sizes: Sizes, work: Work, settings: Settings, device: Device) -> Plan:
     standing = share.standing()
     phases: dict[str, Mapping[str, int]] = {"load": standing}
     if work.sampled:
-        prompts = max(1, work.rows_at_once // work.group)
-        prompts = min(prompts, math.ceil(work.prompts / device.count))
+        prompts = math.ceil(work.prompts / device.count)
         phases["generate"] = standing | share.sampling(prompts, work.group, keeps_graph=True)
     if work.evaluated:
-        prompts = min(work.rows_at_once, math.ceil(work.evaluated / device.count))
+        prompts = math.ceil(work.evaluated / device.count)
         phases["evaluate"] = standing | share.sampling(prompts, 1, keeps_graph=False)
     if work.trained:
         if work.scored:
             phases["score"] = standing | share.scoring()
         phases["update"] = standing | share.update()
         phases["optimize"] = standing | share.optimize()
-    return Plan(device, phases, share.host(), _seconds(sizes, work, settings, device))
+    return Plan(device, phases, share.host(), _seconds(share))
 
 
 @dataclass(frozen=True)
@@ -198,6 +201,15 @@ class _Shares:
 
     def standing(self) -> dict[str, int]:
         """What is there from the first step to the last."""
+        held = self.loaded()
+        return (
+            {**held, "features": self._features(self.work.prompts)}
+            if self.work.trained
+            else held
+        )
+
+    def loaded(self) -> dict[str, int]:
+        """The same without what pictures need."""
         sizes, each = self.sizes, self.device.count
         held = {
             "process": self.device.process,
@@ -213,28 +225,74 @@ class _Shares:
         optim, trained = self.settings.optim, sizes.trainable
         if optim.masters and self.half:
             held["masters"] = 4 * trained // each
-        held["moments"] = int(_moment_bytes(optim, sizes.itemsize) * trained) // each
-        held["features"] = self._features(self.work.prompts)
+        held["moments"] = int(moment_bytes(optim, sizes.itemsize) * trained) // each
         return held
 
+    @property
+    def costs(self) -> Costs:
+        """What the engine reckons with."""
+        sizes = self.sizes
+        return Costs.of(
+            itemsize=sizes.itemsize,
+            layers=sizes.layers,
+            keys_values=sizes.keys_values,
+            hidden=sizes.hidden,
+            widest=sizes.intermediate,
+            vocabulary=sizes.vocabulary,
+            tower_hidden=sizes.tower_hidden,
+            tower_intermediate=sizes.tower_intermediate,
+            patch_numbers=sizes.patch_numbers,
+            carried=sizes.carried,
+        )
+
+    @property
+    def budget(self) -> Budget:
+        """What the engine will find free, or was given."""
+        if self.settings.memory is not None:
+            return Budget.of(self.settings.memory)
+        loaded = self.loaded()
+        # Moments are not there when it looks, but it knows of them.
+        later = loaded.pop("moments", 0) + (self._gradients() if self.work.trained else 0)
+        free = self.device.memory - sum(loaded.values())
+        if self.device.kind == "cpu":
+            free = int(free * CPU_SHARE)
+        return Budget.of(free - later)
+
+    def filled(self, prompts: int, group: int) -> tuple[Fill, list[int]]:
+        """How so many prompts are sampled, and how many of them are read in each packed row."""
+        work = self.work
+        lengths = [Lengths(work.prompt_tokens, self._patches(1))] * prompts
+        block = LARGEST_BLOCK[self.device.kind]
+        at_once = (work.answer_tokens, work.rows_at_once, block)
+        found = fill(lengths, group, *at_once, self.costs, self.budget)
+        there = range(min(prompts, math.ceil(found.rows / group)))
+        return found, [len(one) for one in pieces(there, lengths, self.costs, self.budget)]
+
     def sampling(self, prompts: int, group: int, *, keeps_graph: bool) -> dict[str, int]:
-        """A chunk of prompts and their answers."""
-        sizes, work = self.sizes, self.work
-        per_token = sizes.layers * sizes.keys_values * sizes.itemsize
-        tokens = prompts * work.prompt_tokens
-        answers = prompts * group
+        """Prompts and as many of their answers as advance together."""
+        sizes, work, costs = self.sizes, self.work, self.costs
+        found, read = self.filled(prompts, group)
+        tokens = read[0] * work.prompt_tokens
         prefill = self._forward(tokens) + tokens * sizes.hidden * sizes.itemsize
-        # Packed as the layers leave them and padded as decoding wants them, both at the end of a prefill.
-        keys = {"keys and values": tokens * per_token}
-        first = {"prefill": max(prefill, self._tower_forward(prompts)), **keys}
-        padded = {"keys and values": 2 * tokens * per_token}
-        # A quarter more while buffers grow: the old half of the keys beside the new one.
-        room = answers * work.answer_tokens * per_token * 5 // 4
-        # Logits, log-probs, weights, and the sorted ones with their order.
-        logits = answers * sizes.vocabulary * 4 * 6
-        decoding = {**keys, "answers": room, "logits": logits}
+        room = found.room * found.block * costs.token
+        answers = found.rows * work.answer_tokens * costs.token
+        reading = {
+            "keys and values": room + tokens * costs.token,
+            "prefill": max(prefill, self._tower_forward(read[0])),
+        }
+        # Who waits is read while others advance.
+        if found.rows < prompts * group or len(read) > 1:
+            reading["answers"] = answers
+        decoding = {
+            "keys and values": room,
+            # While buffers grow, a layer is there twice.
+            "answers": answers + answers // sizes.layers,
+            "logits": found.rows * costs.row,
+        }
+        if costs.carried:
+            reading["states"] = decoding["states"] = (found.most + found.rows) * costs.carried
         graphs = self._tower_graphs(work.prompts) if keeps_graph else {}
-        return {**max((first, padded, decoding), key=lambda part: sum(part.values())), **graphs}
+        return {**max((reading, decoding), key=lambda part: sum(part.values())), **graphs}
 
     def scoring(self) -> dict[str, int]:
         """One packed row without gradient."""
@@ -251,6 +309,12 @@ class _Shares:
             # The input of each layer, and one layer computed again.
             per_view = sizes.layers * row * sizes.hidden * sizes.itemsize
             again = kept
+        # Of linear attention a copy of the prompt's state for each answer, in all layers or in the one computed again.
+        states = self._runs(row) * sizes.carried
+        if self.checkpointing:
+            again += states // sizes.layers
+        else:
+            per_view += states
         # Embedded tokens, last states, the norm before the head, and their gradients.
         ends = 8 * row * sizes.hidden * sizes.itemsize
         graphs = work.graphs * (per_view + ends)
@@ -280,8 +344,12 @@ class _Shares:
         held = {
             "process": CPU_PROCESS,
             "weights while loading": sizes.parameters * sizes.itemsize,
-            "pictures of a step": work.prompts * self._pixels() * work.pictures,
+            "pictures of a step": work.prompts * self._pictures(),
         }
+        if workers := self.settings.workers * self.device.count:
+            # The next step's lie ready, up to a limit.
+            ready = min(work.prompts * self._pictures(), HELD * self.device.count)
+            held |= {"pictures ahead": ready, "workers": workers * CPU_PROCESS}
         if work.reference and self.settings.offload_reference:
             held["reference"] = sizes.language * sizes.itemsize
         return held
@@ -307,6 +375,11 @@ class _Shares:
         # An answer that does not fit with its prompt stands alone.
         return min(groups * group, max(work.tokens_per_pass, alone))
 
+    def _runs(self, row: int) -> int:
+        """Prompts and answers of a packed row."""
+        group = self.work.prompt_tokens + self.work.group * self.work.answer_tokens
+        return math.ceil(row * (1 + self.work.group) / group)
+
     def _media(self, row: int) -> int:
         """Prompts of a packed row that bring their pictures: at least one."""
         group = self.work.prompt_tokens + self.work.group * self.work.answer_tokens
@@ -331,16 +404,20 @@ class _Shares:
         return prompts * self.work.visual_tokens * self.sizes.merge**2
 
     def _pixels(self) -> int:
-        """Bytes of one prompt's patches as they come from the processor, float32."""
-        return self._patches(1) * self.sizes.patch_numbers * 4
+        """Bytes of one prompt's patches as they are kept: uint8, as for clips (half of it for pictures)."""
+        return self._patches(1) * self.sizes.patch_numbers
+
+    def _pictures(self) -> int:
+        """Bytes of one prompt's pictures: decoded (taken to be as large as they are shown), and each way of seeing."""
+        return self._pixels() * (1 + self.work.pictures)
 
     def _features(self, prompts: int) -> int:
         sizes = self.sizes
         prompts = math.ceil(prompts / self.device.count)
         rows = prompts * self.work.visual_tokens * (1 + sizes.deepstack)
-        held = min(rows * sizes.hidden * sizes.itemsize, FEATURES)
+        held = min(rows * sizes.hidden * sizes.itemsize, self.budget.features)
         if self.device.kind == "cpu":
-            held += prompts * self._pixels() * self.work.pictures
+            held += prompts * self._pictures()
         return held
 
     def _tower_forward(self, prompts: int) -> int:
@@ -355,10 +432,10 @@ class _Shares:
         if not sizes.block_graph:
             return {}
         step = self._patches(math.ceil(self.work.prompts / self.device.count))
-        rated = RATED_GRAPH * step * sizes.depth * sizes.tower_hidden
+        rated, limit = RATED_GRAPH * step * sizes.depth * sizes.tower_hidden, self.budget.graphs
         # Graphs of the whole rollout are kept for the update if they are rated small enough, else those of a row.
-        patches = step if rated <= GRAPHS else self._patches(prompts) * self.work.graphs
-        if rated > GRAPHS and prompts == self.work.prompts:
+        patches = step if rated <= limit else self._patches(prompts) * self.work.graphs
+        if rated > limit and prompts == self.work.prompts:
             return {}
         each = sizes.depth * sizes.block_graph
         if self.checkpointing:
@@ -366,17 +443,9 @@ class _Shares:
         return {"tower's graphs": patches * each}
 
 
-def _moment_bytes(optim: Optim, itemsize: int) -> float:
-    """Bytes of both moments per trained weight."""
-    if optim.eight_bit:
-        return 2 * (1 + 4 / 256)  # a float32 scale per block of 256
-    if not optim.masters:
-        return 2.0 * itemsize  # in the format of the weights
-    return 2.0 * max(4, itemsize)
-
-
-def _seconds(sizes: Sizes, work: Work, settings: Settings, device: Device) -> dict[str, float]:
+def _seconds(share: _Shares) -> dict[str, float]:
     """Seconds per step at the measured rates of the device; nothing without them."""
+    sizes, work, device = share.sizes, share.work, share.device
     found: dict[str, float] = {}
     answers = work.prompts * work.group * work.answer_tokens
     tokens = work.prompts * work.prompt_tokens + answers
@@ -384,20 +453,19 @@ def _seconds(sizes: Sizes, work: Work, settings: Settings, device: Device) -> di
     if device.flops:
         rate = device.flops * device.count
         if work.sampled:
-            prompts = 2 * sizes.language * work.prompts * work.prompt_tokens
+            prompts = 2 * sizes.active * work.prompts * work.prompt_tokens
             found["prefill"] = prompts / rate
-        once = 2 * (sizes.language * tokens + head * answers)
+        once = 2 * (sizes.active * tokens + head * answers)
         if work.trained and work.scored:
             found["score"] = work.scored * once / rate
         if work.trained:
             # A backward costs two forwards, one where the weights themselves do not learn; checkpointing one more.
             backward = 2 if sizes.trainable > sizes.parameters // 2 else 1
-            again = (
-                sizes.checkpoints if settings.checkpointing is None else settings.checkpointing
-            )
-            found["update"] = work.graphs * once * (1 + backward + int(again)) / rate
+            passes = 1 + backward + int(share.checkpointing)
+            found["update"] = work.graphs * once * passes / rate
     if device.bandwidth and work.sampled:
-        chunks = math.ceil(work.prompts * work.group / work.rows_at_once / device.count)
+        prompts = math.ceil(work.prompts / device.count)
+        rounds = prompts * work.group / share.filled(prompts, work.group)[0].rows
         read = sizes.parameters * sizes.itemsize
-        found["decode"] = chunks * work.answer_tokens * read / device.bandwidth
+        found["decode"] = max(1.0, rounds) * work.answer_tokens * read / device.bandwidth
     return found

@@ -1,8 +1,9 @@
 """What a run leaves behind: metrics, samples, configuration, progress.
 
 `metrics.jsonl` holds one object per step with two-level names. Only `time/*` and `memory/*` may differ between a run
-and the same run killed and continued. `samples.jsonl` holds answers, `config.json` every setting, `skipped.jsonl` bad
-rows.
+and the same run killed and continued. `samples.jsonl` holds answers, `closeups.jsonl` their pictures and numbers per
+token, `eval.jsonl` the answer to each held-out question, `config.json` every setting, `skipped.jsonl` bad rows;
+`report.html` shows all of it.
 TensorBoard and Weights & Biases are fed with the same numbers if they are asked for.
 """
 
@@ -27,9 +28,14 @@ from mmrl.ground.faults import BadRow
 from mmrl.ground.outputs import write_whole
 from mmrl.ground.progress import Progress
 from mmrl.ground.version import __version__
+from mmrl.report.refresh import Refresh
 from mmrl.types import Prompts, Rollout
 
 Logger = Literal["none", "tensorboard", "wandb"]
+LOGS = ("metrics.jsonl", "samples.jsonl", "closeups.jsonl", "eval.jsonl", "skipped.jsonl")
+"""Files of a run to which lines are appended."""
+KEPT = 400
+"""Characters that are kept of a held-out question and of its answer."""
 Sink = Callable[[int, Mapping[str, float | None]], None]
 """Takes a step and its metrics; None is a number that is not finite."""
 
@@ -43,6 +49,7 @@ class Tracker:
         self.folder = folder
         self.writes = writes
         self._sinks = _sinks(folder, logger, name) if writes else []
+        self._report = Refresh(folder)
 
     @property
     def metrics_file(self) -> Path:
@@ -54,11 +61,13 @@ class Tracker:
             return
         # JSON has neither NaN nor infinity.
         clean: dict[str, float | None] = {}
+        metrics = {**metrics, **self._report.failures()}
         for name, value in sorted(metrics.items()):
             clean[name] = float(value) if math.isfinite(value) else None
         append_rows(self.metrics_file, [{"step": step, **clean}])
         for sink in self._sinks:
             sink(step, clean)
+        self._report.if_due()
 
     def sample(self, step: int, rollouts: Sequence[Rollout]) -> None:
         """Append answers with their rewards."""
@@ -79,11 +88,47 @@ class Tracker:
             }
             append_rows(self.folder / "samples.jsonl", [row])
 
+    def close_up(self, step: int, make: Callable[[], Mapping[str, Any]]) -> None:
+        """Append what the report shows of a sampled group; a failure is told once and counted, and stops nothing."""
+        with self._report.forgiven("A close-up of samples"):
+            append_rows(self.folder / "closeups.jsonl", [{"step": step, **make()}])
+
+    def evaluated(
+        self, step: int, rollouts: Sequence[Rollout], scores: Sequence[float]
+    ) -> None:
+        """Append the answer to each held-out question with its score."""
+        if not self.writes:
+            return
+        rows: list[dict[str, Any]] = []
+        for rollout, score in zip(rollouts, scores, strict=True):
+            row = {"step": step, "prompt": rollout.prompt.id, "score": score}
+            said = {"question": chat_as_line(rollout.prompt.messages), "answer": rollout.text}
+            short = {name: text[:KEPT] for name, text in said.items()}
+            rows.append({**row, "reward": rollout.reward, **short})
+        append_rows(self.folder / "eval.jsonl", rows)
+
+    def refresh(self) -> None:
+        """Write the report anew, now."""
+        if self.writes:
+            self._report.write()
+
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.refresh()
+
     def truncate(self, step: int, *, again: bool = False) -> None:
         """Forget what was written after this step, and its own metrics too if they will be logged `again`."""
-        for name, latest in (("metrics.jsonl", step - again), ("samples.jsonl", step)):
-            if not self.writes:
-                return
+        if not self.writes:
+            return
+        made_again = step - again
+        for name, latest in (
+            ("metrics.jsonl", made_again),
+            ("eval.jsonl", made_again),
+            ("samples.jsonl", step),
+            ("closeups.jsonl", step),
+        ):
             file = self.folder / name
             if not file.is_file():
                 continue

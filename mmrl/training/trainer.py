@@ -18,6 +18,7 @@ from __future__ import annotations
 import copy
 import signal
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -36,14 +37,15 @@ from mmrl.objectives.base import Memory, Objective, named, started
 from mmrl.rewards.pay import Rewards
 from mmrl.rollouts.engine import Engine, HFEngine
 from mmrl.rollouts.groups import RolloutCall, group_rollout
-from mmrl.rollouts.prompt_order import Supply
 from mmrl.training import checkpoint
 from mmrl.training.beside import Beside, each_alone
-from mmrl.training.compatibility import check_lengths, check_setup
+from mmrl.training.closeups import all_branches, keep_sample
+from mmrl.training.compatibility import check_lengths, check_saliency, check_setup
 from mmrl.training.door import Door, entered, settings_of
+from mmrl.training.dry import Parts, hand_over
 from mmrl.training.early_stop import EarlyStop, Plateau
 from mmrl.training.evaluate import heldout_prompts
-from mmrl.training.first_looks import FirstLooks
+from mmrl.training.first_looks import FirstLooks, show_example
 from mmrl.training.identity import described_method
 from mmrl.training.kept import Kept
 from mmrl.training.learner import Estimator, Learner
@@ -52,16 +54,12 @@ from mmrl.training.monitor import Alarms, BlindPolicy, Monitor, refuse_blindness
 from mmrl.training.optim import Optim, Optimizer
 from mmrl.training.retries import NonFiniteStep, Retries, said
 from mmrl.training.rollout_metrics import counted
-from mmrl.training.run import (
-    PhaseTimer,
-    Run,
-    due,
-    planned_steps,
-)
+from mmrl.training.run import PhaseTimer, Run, due, planned_steps
 from mmrl.training.score_plan import plan_scores
+from mmrl.training.supplied import supply_of
 from mmrl.training.tracking import (
+    LOGS,
     Tracker,
-    chat_as_line,
     describe,
     peak_memory,
     read_metrics,
@@ -128,19 +126,16 @@ class Trainer:
         check_setup(
             self.objectives, self.branches, rollout, estimator, grpo, self.engine, prompts
         )
+        check_saliency(self.branches, rollout, policy)
         check_lengths(sampling, policy.context)
-        self.supply = Supply(
-            prompts,
-            run.prompts_per_step,
-            run.seed,
-            check=policy.encode,
-            on_bad=run.on_bad,
-            ranks=self.ranks,
+        self.supply = supply_of(
+            policy, prompts, run, self.objectives, self.branches, rollout, self.ranks
         )
         self.settings = self._described(prompts, early, settings or {})
         self.steps = planned_steps(run, prompts)
         self._bring_to_devices()
         self.optimizer = Optimizer(policy.named_parameters(), optim, self.ranks)
+        policy.expected = self.optimizer.bytes_to_come
         self.learner = Learner(
             policy,
             self.optimizer,
@@ -188,7 +183,7 @@ class Trainer:
 
     def step(self, now: Now) -> dict[str, float]:
         """One rollout and its updates; returns the metrics. `now.step` counts from 1."""
-        clock = PhaseTimer()
+        clock, self.supply.now = PhaseTimer(), now
         self.supply.new_step()
         with self.policy.vision.step():
             with clock("generate"), each_alone(self.policy, self.ranks, "rollout"):
@@ -210,6 +205,7 @@ class Trainer:
         write a checkpoint. A second signal leaves at once.
         """
         self.looks.refuse_text(self.supply.prompts)
+        hand_over(self._parts())
         with (
             entered(self.run, self.ranks) as door,
             checkpoint.disk(door.folder),
@@ -241,12 +237,12 @@ class Trainer:
         progress = Progress(self.steps, self.step_done)
         if self.step_done == 0:
             if self.ranks.first:
-                self._show_example(progress)
+                show_example(self.supply, self.policy, self.rewards)
             if self.heldout:
-                metrics = self._first_evaluation()
+                metrics = self._first_evaluation(tracker)
                 tracker.log(0, metrics)
                 self._stop_if_blind(metrics)
-        with self._signals.interrupts(), progress:
+        with self._signals.interrupts(), progress, tracker:
             while not self._ended() and not self._asked():
                 metrics = self._one_step(tracker)
                 progress.update(self.step_done, metrics)
@@ -254,7 +250,14 @@ class Trainer:
         if not self._ended():
             self._save()
             self._leave()
-        return self._finish(metrics, door)
+        metrics = self._finish(metrics, door)
+        tracker.refresh()
+        return metrics
+
+    def _parts(self) -> Parts:
+        first = Now(1, 1 / self.steps, self.run.seed)
+        shown = all_branches(self.branches, self.rollout)
+        return Parts(self.policy, self.supply, self.rewards, shown, self.left_out, first)
 
     def _ended(self) -> bool:
         return self.step_done >= self.steps or self.plateau.reached
@@ -276,12 +279,11 @@ class Trainer:
         )
         raise KeyboardInterrupt if told == signal.SIGINT else Stopped(told)
 
-    def _first_evaluation(self) -> dict[str, float]:
+    def _first_evaluation(self, tracker: Tracker) -> dict[str, float]:
         try:
             with self._signals.until_overdue(self._may_give_up):
-                return (
-                    self.beside.evaluated(0) | self.beside.probed(0) | self.left_out.metrics()
-                )
+                found = self._evaluated(0, tracker)
+                return found | self.beside.probed(0) | self.left_out.metrics()
         except GivenUp:
             Progress.say("Stopped before the first step; the same command starts again.")
             raise Stopped(self._signals.asked) from None
@@ -322,8 +324,8 @@ class Trainer:
         self.step_done = number
         metrics.update(self.plateau.observe(metrics))
         if due(number, self.run.sample_every):
-            first = self._last_rollouts[0].group
-            tracker.sample(number, [r for r in self._last_rollouts if r.group == first])
+            now, rollouts = Now(number, number / self.steps, self.run.seed), self._last_rollouts
+            keep_sample(tracker, self.policy, rollouts, self.learner.maps, self.branches, now)
         # Here, for whoever continues with the evaluation that is owed no longer has the answers.
         with each_alone(self.policy, self.ranks, "look"):
             seen = self.looks(self.policy, self._last_rollouts, number, self.ranks)
@@ -337,7 +339,7 @@ class Trainer:
         try:
             with self._signals.until_overdue(self._may_give_up):
                 if self.heldout and (last or due(number, self.run.eval_every)):
-                    metrics.update(self.beside.evaluated(number))
+                    metrics.update(self._evaluated(number, tracker))
                 if self.monitor.probe_every and (last or due(number, self.monitor.probe_every)):
                     metrics.update(self.beside.probed(number))
         except GivenUp:
@@ -388,6 +390,9 @@ class Trainer:
         return with_overlong_penalty(
             self.grpo, self.rewards(rollouts), self.sampling.max_tokens
         )
+
+    def _evaluated(self, step: int, tracker: Tracker) -> dict[str, float]:
+        return self.beside.evaluated(step, partial(tracker.evaluated, step))
 
     def _stop_if_blind(self, metrics: Mapping[str, float]) -> None:
         try:
@@ -450,7 +455,7 @@ class Trainer:
         newest, state = self.kept.newest(self.identity)
         door.write_settings(self.settings)
         if newest is None:
-            for name in ("metrics.jsonl", "samples.jsonl", "skipped.jsonl"):
+            for name in LOGS:
                 (door.folder / name).unlink(missing_ok=True)
             self.left_out.write(door.folder / "skipped.jsonl")
         return newest, state
@@ -486,14 +491,5 @@ class Trainer:
         self.policy.save(folder / "model")
         door.finish(metrics)
         self.rewards.close()
+        self.supply.close()
         return metrics
-
-    def _show_example(self, progress: Progress) -> None:
-        prompt = self.supply.peek()
-        text = self.policy.encode(prompt).text
-        example = (
-            f"{text}\n(answer: {prompt.answer})" if text else chat_as_line(prompt.messages)
-        )
-        progress.say(f"One prompt as the model reads it:\n{example}")
-        for note in self.policy.processing.tags.notes(example, self.rewards.needs_tags):
-            progress.say(note)

@@ -127,6 +127,7 @@ class ClipQuestions:
             train, held = open_data(self.dataset, data, seed)
             return TimeEncoded(train, asking.time), TimeEncoded(held, asking.time)
         rows = self._rows(self.dataset, data)
+        refuse_token_limits(self.clips, policy)
         # Pixels per side of a visual token: limits are given in tokens.
         factor = policy.processing.videos.factor
         make = PromptMaker(self.clips, asking, factor, folder, seed)
@@ -267,3 +268,26 @@ def clip_sampling(clips: Clips, asking: Asking, factor: int) -> ClipSampling:
         # Times written before each pair of frames take places of the clip's budget too.
         stamp_tokens=10 if asking.time.startswith("interleaved") else 0,
     )
+
+
+def refuse_token_limits(clips: Clips, policy: Policy) -> None:
+    """Raise ValueError for limits that a family which shows every frame in equal squares cannot keep."""
+    family = policy.family
+    each = family.shape(policy.base.config).square_tokens
+    if not each:
+        return
+    frames, why = (
+        clips.num_frames or clips.max_frames,
+        f"{family.name} shows every frame in {each} tokens",
+    )
+    if clips.max_frame_tokens is not None and clips.max_frame_tokens < each:
+        raise ValueError(
+            f"{why}, more than --clips.max-frame-tokens {clips.max_frame_tokens}; set that to None."
+        )
+    name = "total-tokens" if clips.max_tokens is None else "max-tokens"
+    most = clips.total_tokens if clips.max_tokens is None else clips.max_tokens
+    if most is not None and frames * each > most:
+        raise ValueError(
+            f"{why}: {frames} frames take {frames * each:,}, more than --clips.{name} {most:,}. Set "
+            f"--clips.max-frames {most // each} or raise the limit."
+        )

@@ -153,7 +153,7 @@ def selected(
             "the pass that selects rows (do it first with python -m recipes.difficulty, then --selection.file FILE)"
         )
         told = {"policy": policy.description, "prompts": describe_prompts(prompts)}
-        measure_difficulty(policy, prompts, file, sampling, run.seed, told)
+        measure_difficulty(policy, prompts, file, sampling, run.seed, told, run.rows_at_once)
     found = [row for row in answered(file) if "iou" in row]
     ious = [row["iou"] for row in found]
     chosen = _chosen(found, ious, selection)
@@ -201,6 +201,7 @@ def measure_difficulty(
     sampling: Sampling,
     seed: int = 0,
     settings: Mapping[str, Any] | None = None,
+    rows_at_once: int = 256,
 ) -> None:
     """Answer every prompt greedily, one line each: index, id, iou, pred, answer, duration; or index and bad.
 
@@ -219,8 +220,8 @@ def measure_difficulty(
         _begin(file, settings)
         done = {row["index"] for row in answered(file)}
         left = [index for index in range(prompts.size) if index not in done]
-        engine, greedy = HFEngine(policy), replace(sampling, group_size=1, temperature=0.0)
-        now = Now(0, 0.0, seed)
+        engine = HFEngine(policy, rows_at_once=rows_at_once)
+        greedy, now = replace(sampling, group_size=1, temperature=0.0), Now(0, 0.0, seed)
         for begin in range(0, len(left), AT_ONCE):
             with policy.vision.no_update():  # leaving it forgets the clips of this block
                 rows, usable = _usable(policy, prompts, left[begin : begin + AT_ONCE])

@@ -15,7 +15,6 @@ import inspect
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 from mmrl.data.drawn import drawn, scenes
 from mmrl.data.grounding.time_encodings import EncodingName, TimeEncoded
@@ -29,7 +28,7 @@ from mmrl.types import Prompts
 class WarmUp:
     """Supervised warm-up of the embedded model."""
 
-    family: Literal["qwen2_5_vl", "qwen3_vl"] = "qwen2_5_vl"
+    family: str = "qwen2_5_vl"
     task: drawn.Task = "lookup"
     cells: int = 2
     """Rows and columns of a picture."""

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import logging
 import os
 import re
 import sys
@@ -32,6 +31,7 @@ import tyro
 
 from mmrl.ground.printable import hush, hushed, printable, show, tell
 from mmrl.ground.stopping import leaving
+from mmrl.model.quiet import quiet_libraries
 from mmrl.model.ranks import RankFailed, Ranks, is_of_another
 from mmrl.recipes.shared.configuration import Configuration, giving_back, read_configuration
 from mmrl.recipes.shared.machines import LAPTOP, ONE_NODE
@@ -58,7 +58,7 @@ USER_ERRORS = (
 )
 """End a recipe with their message; anything else is our fault and shows its traceback."""
 HELP = {
-    "model": 'Folder or hub name of a Qwen2.5-VL or Qwen3-VL model, or "embedded".',
+    "model": 'Folder or hub name of a model whose family is known (docs/models.md), or "embedded".',
     "dataset": "JSONL, JSON, parquet or CSV file, folder, hub name, or drawn:lookup.",
     "video_root": "Where relative paths of videos start; the data file's folder by default.",
     "dynamic": "Dynamic sampling: drop groups that are all right or all wrong (DAPO).",
@@ -115,23 +115,6 @@ def launch(
         # Of a disk, mostly; what it concerns, the error knows.
         advice = "See that there is room on the disk and that the file can be read or written"
         sys.exit(printable(f"{prog}: {error}. {advice}, then run the same command again."))
-
-
-def quiet_libraries() -> None:
-    """No bars and no notes of other libraries between our lines; downloads keep theirs, and errors are errors."""
-    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
-    from transformers.utils.logging import disable_progress_bar
-
-    no_downloads = are_progress_bars_disabled()  # by the user's environment
-    disable_progress_bar()  # of weights that are read and written, and of downloads
-    if not no_downloads:
-        enable_progress_bars()
-    # torchao, where it is installed, makes torch speak of changes to come in a class that no user has heard of.
-    logging.getLogger("torch.utils._pytree").addFilter(_is_for_the_user)
-
-
-def _is_for_the_user(record: logging.LogRecord) -> bool:
-    return "register_constant" not in record.getMessage()
 
 
 def _look_ahead(arguments: Mapping[str, Any]) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import torch
 
+from mmrl.model.budget import free_bytes
 from mmrl.training.plan import GIB, Device
 
 ONE_NODE = "8x80"
@@ -39,25 +39,5 @@ def in_words(device: Device) -> str:
 
 def this_machine(where: torch.device) -> Device | None:
     """The device of a run with its free memory; None if nobody knows how much that is."""
-    if where.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(where)
-        return Device("cuda", free)
-    free = _free_memory()
-    return Device("cpu", free) if where.type == "cpu" and free is not None else None
-
-
-def _free_memory() -> int | None:
-    """Bytes that a process may still take, of the machine and of its container; None where it cannot be read."""
-    found: list[int] = []
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            name, _, value = line.partition(":")
-            if name == "MemAvailable":
-                found.append(int(value.split()[0]) * 1024)
-        most = Path("/sys/fs/cgroup/memory.max")
-        if most.is_file() and most.read_text().strip() != "max":
-            used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-            found.append(max(0, int(most.read_text()) - used))
-    except (OSError, ValueError):
-        pass
-    return min(found, default=None)
+    free = free_bytes(where)
+    return None if free is None else Device(where.type, free)

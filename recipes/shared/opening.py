@@ -18,12 +18,17 @@ from mmrl.data.rows.templates import Template
 from mmrl.ground.checksums import damage, is_sealed
 from mmrl.ground.printable import tell
 from mmrl.ground.progress import busy
-from mmrl.model.load import LoRA
+from mmrl.ground.require import require
+from mmrl.model.budget import GIB
+from mmrl.model.load import LoRA, adapted
 from mmrl.model.patches import PixelBudget
 from mmrl.model.policy import Policy
+from mmrl.model.preparing import default_workers
 from mmrl.model.ranks import Ranks
 from mmrl.model.sharding import Shard
 from mmrl.model.tags import TagMode
+from mmrl.model.thinking import ThinkingMode
+from mmrl.model.weightless import weightless
 from mmrl.recipes.shared.embedded import warm_model
 from mmrl.recipes.shared.paying import StyleName, style_of
 from mmrl.training.checkpoint import (
@@ -33,6 +38,7 @@ from mmrl.training.checkpoint import (
     restore_weights,
 )
 from mmrl.training.door import refuse_unfit_output
+from mmrl.training.dry import is_dry
 from mmrl.training.run import Run
 from mmrl.training.shards import is_sharded_checkpoint
 from mmrl.training.shards import restore_weights as restore_shards
@@ -40,6 +46,8 @@ from mmrl.types import Prompts
 
 EMBEDDED = "embedded"
 """Name of the tiny warmed-up model, and of the preset that uses it."""
+MOST_WORKERS = 256
+"""Processes beside a trainer; beyond it nobody means it."""
 PROMPT_FILES = (".jinja", ".jinja2", ".j2", ".txt", ".md")
 """How the name of a prompt's file ends."""
 DRAWN = "drawn:lookup?cells=2&size_px=32"
@@ -73,11 +81,29 @@ class Load:
     where several machines have several devices each, else full). The vision tower is always a copy."""
     check_memory: bool = True
     """Refuse a run that cannot fit into memory before anything is loaded; off: try it all the same."""
+    memory: float | None = None
+    """GiB that rollouts and updates may take on the device beside weights and optimizer; None divides what is free
+    (of a CPU's memory half)."""
+    workers: int | None = None
+    """Processes that read prompts and prepare their pictures ahead of the step; 0: none. None: one for each two cores,
+    at most 8, where a large model computes on CUDA, else none (the same cores would do both)."""
     shared: bool = True
     """Compute prompts once per group; False repeats them for every answer (slow, for comparison)."""
     tags: TagMode = "auto"
     """How tags such as <think> are written that the tokenizer has as one token: text, token, or auto: as a token only
     where the checkpoint uses it (Qwen3-VL-Instruct does not know <think>)."""
+    thinking: ThinkingMode = "auto"
+    """Shall answers begin with a thought? on or off, for chat templates with such a switch (Qwen3.5); auto: as the
+    template does by itself."""
+
+    def __post_init__(self) -> None:
+        has_memory = self.memory is None or self.memory > 0
+        has_workers = self.workers is None or 0 <= self.workers <= MOST_WORKERS
+        require(
+            self,
+            memory=(has_memory, "positive GiB, or None to use what is free"),
+            workers=(has_workers, f"0 (none) to {MOST_WORKERS}, or None to choose"),
+        )
 
 
 @dataclass(frozen=True)
@@ -189,6 +215,8 @@ def open_policy(
         **(UNLIMITED if clips_sized else {}),
     )
     source, checkpoint = model_source(model)
+    if is_dry():
+        return weightless(source, budget, load.tags, load.thinking)
     # A checkpoint holds the trained weights alone, so adapters and frozen parts must be those it was trained with.
     stored = {} if checkpoint is None else policy_settings(checkpoint)
     with busy(f"Loading {model}"):
@@ -203,12 +231,18 @@ def open_policy(
             shared=load.shared,
             offload_reference=load.offload_reference,
             tags=stored.get("tags", load.tags),
+            thinking=stored.get("thinking", load.thinking),
             shard=load.shard,
         )
     if checkpoint is not None:
         of_shards = is_sharded_checkpoint(checkpoint)
         restore = restore_shards if of_shards else restore_weights
         restore(checkpoint, policy.named_parameters())
+    policy.workers = default_workers(policy) if load.workers is None else load.workers
+    if load.memory is not None:
+        policy.memory = int(load.memory * GIB)
+    if policy.has_adapter and policy.family.left_out_of_lora:
+        tell(adapted(policy.model, policy.family))
     return policy
 
 

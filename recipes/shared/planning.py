@@ -22,6 +22,7 @@ from mmrl.ground.printable import show, tell
 from mmrl.grpo import GRPO
 from mmrl.model import tiny
 from mmrl.model.load import LoRA, resolve_device, resolve_dtype
+from mmrl.model.preparing import MOST
 from mmrl.model.released import UnknownModel
 from mmrl.model.sizes import Sizes, sizes_of
 from mmrl.objectives.base import Objective
@@ -58,10 +59,19 @@ def planned(
     sizes = _sizes(asked.arguments, device)
     work = _work(asked, sizes, prompting)
     load: Load = asked.arguments["load"]
-    settings = Settings(load.checkpointing, load.offload_reference)
+    memory = None if load.memory is None else int(load.memory * GIB)
+    workers = _workers(load, sizes, device)
+    settings = Settings(load.checkpointing, load.offload_reference, memory, workers)
     if "optim" in asked.arguments:
         settings = replace(settings, optim=asked.arguments["optim"])
     return plan(sizes, work, settings, device), sizes, work
+
+
+def _workers(load: Load, sizes: Sizes, device: Device) -> int:
+    """Processes that read ahead; where nobody says how many, the most that a machine with enough cores gets."""
+    if load.workers is not None:
+        return load.workers
+    return MOST if device.kind == "cuda" and sizes.checkpoints else 0
 
 
 def refuse_unfit(asked: Configuration) -> None:
@@ -239,7 +249,9 @@ def _work(asked: Configuration, sizes: Sizes, prompting: Prompting) -> Work:
     if not isinstance(run, Run):
         # Recipes that only ask: all their prompts are one evaluation.
         prompts = int(arguments.get("prompts") or 256)
-        return replace(lengths, prompts=prompts, trained=False, evaluated=0)
+        rows = int(arguments.get("rows_at_once") or Work.rows_at_once)
+        alone = {"trained": False, "evaluated": 0}
+        return replace(lengths, prompts=prompts, rows_at_once=rows, **alone)
     heldout = arguments["data"].heldout_rows if "data" in arguments else run.eval_prompts
     scores = _scores(arguments, run)
     graphs = [name for name, asked_of in scores.live.items() if asked_of.grad]
@@ -266,10 +278,13 @@ def _visual_tokens(arguments: Mapping[str, Any], sizes: Sizes, prompting: Prompt
     dataset = str(arguments["dataset"])
     clips = arguments.get("clips")
     if clips is not None and dataset.startswith("drawn:clips"):
-        frames = re.search(r"frames=(\d+)", dataset)
-        return DRAWN_PAIR * math.ceil(int(frames[1]) / 2 if frames else 6)
+        said = re.search(r"frames=(\d+)", dataset)
+        return DRAWN_PAIR * math.ceil(int(said[1]) / 2 if said else 6)
     if clips is not None and not dataset.startswith("drawn:"):
-        pairs = math.ceil((clips.num_frames or clips.max_frames) / 2)
+        frames = clips.num_frames or clips.max_frames
+        if sizes.tile:  # each frame is one square, whatever its size
+            return frames * sizes.square_tokens
+        pairs = math.ceil(frames / 2)
         whole = clips.max_tokens or clips.total_tokens
         # The limits of a frame and of the whole clip; without either, that of a picture.
         each = clips.max_frame_tokens or sizes.visual_tokens(sizes.max_pixels)
@@ -296,9 +311,8 @@ def _scores(arguments: Mapping[str, Any], run: Run) -> ScorePlan:
 
 def _tiles(scores: ScorePlan) -> int:
     asked = [*scores.stored.values(), *scores.live.values()]
-    if any(one.divergence for one in asked):
-        return 6
-    return 3 if any(one.entropy for one in asked) else 1
+    # One per head that is read at once; copies are made of small blocks of them only.
+    return 2 if any(one.divergence for one in asked) else 1
 
 
 def take_machine(args: list[str], take: Any) -> tuple[Device | None, Prompting]:

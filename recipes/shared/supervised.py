@@ -23,6 +23,7 @@ from mmrl.model.policy import Policy
 from mmrl.model.ranks import Ranks
 from mmrl.rewards.pay import Rewards, in_process
 from mmrl.rollouts.groups import LabelRollout
+from mmrl.training.dry import is_dry
 from mmrl.training.optim import Optim
 from mmrl.training.run import Run
 from mmrl.training.trainer import Trainer
@@ -124,6 +125,9 @@ def published(
         / "warm"
         / f"{name}-{hashlib.blake2b(key, digest_size=8).hexdigest()}"
     )
+    # Who only looks at rows needs the processor, which the start has.
+    if is_dry():
+        return start
     # Of several processes the first makes it, the others find it.
     with Ranks.here().first_before_others():
         if not target.is_dir():

@@ -15,7 +15,7 @@ from mmrl.model.attention import (
     verified_kernel,
     verified_ragged_kernel,
 )
-from mmrl.model.decoding import Decoding, decode
+from mmrl.model.decoding import Decoding, PromptBlocks, Widths, decode
 from mmrl.model.kernels import PLAIN
 from mmrl.model.ragged import LOOP, TORCH_FLASH
 from mmrl.model.row_layout import example_layout
@@ -122,35 +122,58 @@ def test_answers_do_not_see_each_other_or_other_groups():
     assert not torch.allclose(base[:, ~same], other[:, ~same])
 
 
+@pytest.mark.parametrize("fixed", [False, True])
+@pytest.mark.parametrize("block", [6, 4, 1])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_decode_step_equals_packed(dtype):
-    prompts, answers, width = (6, 3), (2, 3), 8
-    steps = 4
-    layout = example_layout(prompts, [[steps] * n for n in answers])
+def test_decode_step_equals_packed(dtype, block, fixed):
+    """Prompts in blocks of any size, rows that leave, are taken over, or begin later than others."""
+    prompts, width = (6, 3), 8
+    layout = example_layout(prompts, [[4, 4], [4, 4, 4]])
     q, k, v = (x.detach() for x in draws(layout, width=width, dtype=dtype))
     full = packed(q, k, v, layout, 0.4)
-    longest = max(prompts)
-    keys = torch.zeros(2, 2, longest, width, dtype=dtype)
-    values = torch.zeros_like(keys)
-    mask = torch.zeros(2, longest, dtype=torch.bool)
-    for g, (a, b) in enumerate(layout.prompts):
-        keys[g, :, : b - a], values[g, :, : b - a], mask[g, : b - a] = (
-            k[0, :, a:b],
-            v[0, :, a:b],
-            True,
-        )
-    segments = [s for group in layout.answers for s in group]
-    group = torch.tensor([0] * answers[0] + [1] * answers[1])
-    room = torch.zeros(len(segments), 2, steps, width, dtype=dtype)
-    store = Decoding([keys], [values], mask, [room], [room.clone()], group)
-    alive = list(range(len(segments)))
-    for t in range(steps):
-        at = torch.tensor([segments[r][0] + t for r in alive])
-        pick = lambda x: x[0][:, at].transpose(0, 1)[:, :, None]  # noqa: B023, E731
-        out = decode(pick(q), pick(k), pick(v), store, 0, 0.4)
-        store.filled += 1
+    blocks = PromptBlocks(block, room=11)
+    blocks.add((0, 1), layout.prompts, [(k, v)])
+    widths = Widths(prompts=2, group=4, parts=-(-6 // block)) if fixed else None
+    store = Decoding(blocks, widths)
+    starts = [start for group in layout.answers for start, _ in group]
+    prompt_of, begins = [0, 0, 1, 1, 1], {}
+    # Step -> (rows that go on, None for new ones; room; the answer in each row).
+    changes = {
+        0: ([None, None, None], 2, [0, 2, 3]),
+        1: ([0, 1, 2, None], 2, [0, 2, 3, 1]),
+        2: ([0, 1, 2, 3], 4, [4, 2, 3, 1]),  # answer 4 takes the row of answer 0
+        4: ([0, 3], 4, [4, 1]),
+    }
+    for t in range(5):
+        if t in changes:
+            rows, room, sitting = changes[t]
+            store.arrange(rows, room)
+            if t == 4 and not fixed:
+                blocks.shrink()
+            store.seat([prompt_of[answer] for answer in sitting])
+            begins |= {answer: t for answer in sitting if answer not in begins}
+        count = torch.tensor([t - begins[answer] for answer in sitting])
+        at = torch.tensor([starts[answer] for answer in sitting]) + count
+        one = [x[0][:, at].transpose(0, 1)[:, :, None] for x in (q, k, v)]
+        store.written = count
+        alike = len(set(count.tolist())) == 1
+        store.begin(int(count.max()), int(count[0]) if alike else None)
+        out = decode(*one, store, 0, 0.4)
         torch.testing.assert_close(out[:, 0], full[0, at], rtol=1e-5, atol=1e-5)
-        if t == 1:  # drop one answer of the first group and all but one of the second
-            rows = torch.tensor([1, 3])
-            alive = [alive[r] for r in rows.tolist()]
-            store.keep(rows)
+
+
+def test_blocks_of_prompts_that_left_are_taken_by_others():
+    layout = example_layout((6, 3, 4), ((), (), ()))
+    _, k, v = (x.detach() for x in draws(layout, width=8))
+    blocks = PromptBlocks(4, room=3)
+    blocks.add((0, 1), layout.prompts[:2], [(k, v)])
+    assert blocks.free == 0 and blocks.blocks == {0: [0, 1], 1: [2]}
+    blocks.drop(0)
+    kept = [(k, v)]
+    blocks.add((2,), layout.prompts[2:], kept)
+    assert blocks.blocks == {1: [2], 2: [0]} and blocks.free == 1 and not kept
+    torch.testing.assert_close(blocks.keys[0][0], k[0][:, 9:13])
+    blocks.shrink()
+    assert blocks.blocks == {1: [1], 2: [0]} and blocks.room == 2 and blocks.single
+    torch.testing.assert_close(blocks.values[0][1, :, :3], v[0][:, 6:9])
+    assert blocks.unseen()[:, 0, 0].tolist() == [[False] * 4, [False] * 3 + [True]]

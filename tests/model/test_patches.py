@@ -177,6 +177,22 @@ def test_odd_clip_repeats_its_last_frame_and_single_frame_is_doubled() -> None:
     assert whole.size(1, 32, 32, NO_BUDGET) == whole.size(2, 32, 32, NO_BUDGET)
 
 
+@pytest.mark.parametrize("kind", ["image", "video"])
+def test_patches_are_kept_as_bytes_and_become_the_processors_numbers(kind: str) -> None:
+    """A patch costs its bytes once; normalising them where the tower is gives the numbers of before, bit by bit."""
+    processor = image_processor() if kind == "image" else video_processor("qwen2_5_vl")
+    own, count = PixelRules.read(processor, kind), 1 if kind == "image" else 4
+    frames = noise(count, 32, 48)
+    patches = own.patches(frames)
+    assert patches.pixels.dtype == torch.uint8 and patches.pixels.numel() == frames.numel()
+    numbers = (frames.float() - torch.tensor(own.mean).view(3, 1, 1)) / torch.tensor(
+        own.std
+    ).view(3, 1, 1)
+    found = patches.values_on("cpu").view(len(patches), 3, -1)
+    for channel in range(3):
+        assert torch.equal(found[:, channel].unique(), numbers[:, channel].unique())
+
+
 def test_patch_rows_stand_in_merge_blocks() -> None:
     """Row n of the patches shows the pixels of patch n in 2 x 2 order: token 1 is the second 16 x 16 square."""
     frames = torch.zeros(1, 3, 32, 48, dtype=torch.uint8)

@@ -95,7 +95,7 @@ def noisy(groups):
     """The same groups seen with inverted pixels."""
     from dataclasses import replace
 
-    change = lambda item: replace(item, values=-item.values, key="inverted" + item.key)  # noqa: E731
+    change = lambda item: replace(item, pixels=255 - item.pixels, key="inverted" + item.key)  # noqa: E731
     return [replace(g, visual=tuple(change(x) for x in g.visual)) for g in groups]
 
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from mmrl.ground.checksums import LIST
 from mmrl.model import tiny
+from mmrl.model.families import tiny_parts
 
 FAMILIES = ("qwen2_5_vl", "qwen3_vl")
 
@@ -148,7 +149,7 @@ def test_seed_decides_the_weights_and_leaves_the_global_state(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_benchmark_size_runs(family: tiny.Family, tmp_path: Path) -> None:
+def test_benchmark_size_runs(family: str, tmp_path: Path) -> None:
     from transformers import AutoModelForImageTextToText
 
     size = tiny.TinySize(
@@ -184,9 +185,11 @@ def test_weights_are_drawn_with_the_named_spread(folder: Path) -> None:
 @settings(max_examples=50, deadline=None)
 def test_rotary_sections_cover_half_the_head(half: int) -> None:
     for share in (3 / 8, 5 / 16):
-        sections = tiny._sections(half, share)
+        sections = tiny_parts.sections(half, share)
         assert sum(sections) == half and min(sections) >= 1
-    assert tiny._sections(64, 3 / 8) == [16, 24, 24] and tiny._sections(64, 5 / 16) == [
+    assert tiny_parts.sections(64, 3 / 8) == [16, 24, 24] and tiny_parts.sections(
+        64, 5 / 16
+    ) == [
         24,
         20,
         20,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 import pytest
 import torch
 
 from mmrl.data.drawn.drawn import Drawn
+from mmrl.grpo import GRPO
 from mmrl.model.branches import Views
+from mmrl.model.budget import Budget
 from mmrl.model.policy import Policy
 from mmrl.model.scoring import ScoreOutputs, score_packed
 from mmrl.model.vision_cache import VisionCache
@@ -29,6 +32,16 @@ class Item:
 
     key: str
     values: torch.Tensor
+
+    def __len__(self):
+        return len(self.values)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Stands for an encoded prompt."""
+
+    visual: tuple
 
 
 class Tower:
@@ -142,19 +155,19 @@ def test_a_tower_that_does_not_train_gets_no_graph():
         assert cache.rows_in_graphs() == 0 and tower.seen == [["k1"]]
 
 
-def test_the_least_recently_used_leave_first_and_graphs_never():
+HELD = 6 * 8 * 2
+"""Bytes of the features of two rows."""
+
+
+def test_a_call_outside_a_step_makes_room_and_graphs_never_leave():
     tower = Tower()
-    cache = cache_of(tower, limit=2 * 6 * 8 + 2 * 12 * 8)  # A and B fit, C does not
-    cache.features([A])
-    cache.features([B])
-    cache.features([A])
-    out = cache.features([C])
-    assert out[0].merged.shape == (2, 3)
+    cache = cache_of(tower, limit=3 * HELD)  # A and B fit, C does not
+    for shown in (A, B, C):
+        cache.features([shown])
     tower.seen.clear()
-    cache.features([A, C])
-    assert tower.seen == []
+    assert cache.features([C, A])[0].merged.shape == (2, 3) and tower.seen == []
     cache.features([B])
-    assert tower.seen == [["k2"]]
+    assert tower.seen == [["k2"]], "of the calls before, the latest made room for C"
 
     tower = Tower()
     tiny = cache_of(tower, limit=1)
@@ -162,6 +175,120 @@ def test_the_least_recently_used_leave_first_and_graphs_never():
     loss_of(tiny.features([A], grad=True)).backward()
     tiny.backward()
     assert tower.seen == [["k1", "k2"]] and tower.weight.grad is not None
+
+
+# When not all fits.
+
+MANY = [item(n) for n in range(8)]
+
+
+@pytest.mark.parametrize("kept", [0, 1, 4, 7, 8])
+@pytest.mark.parametrize("at_once", [1, 3, 8])
+def test_passes_of_a_step_read_only_what_does_not_fit(kept, at_once):
+    """Each pass runs the tower over N - K of N pictures, and says so; keeping the newest would read all N."""
+    tower = Tower()
+    tower.trains = False
+    cache = cache_of(tower, limit=kept * HELD)
+    # A second step finds the same weights, but all of its pictures are new.
+    for shown in (MANY, [item(100 + n) for n in range(8)]):
+        before = Counter(cache.counters)
+        tower.seen.clear()
+        with cache.step():
+            for _ in range(3):
+                for at in range(0, 8, at_once):
+                    cache.features(shown[at : at + at_once])
+        assert sum(map(len, tower.seen)) == 8 + 2 * (8 - kept)
+        assert cache.counters["vision/recomputed"] - before["vision/recomputed"] == 2 * (
+            8 - kept
+        )
+
+
+def test_limits_come_from_the_budget_unless_they_are_set(tiny_folder):
+    budget = Budget(0, 0, 0, features=2 * HELD, graphs=4, activations=0)
+    tower = Tower()
+    cache = VisionCache(tower, lambda prompt: prompt, budget=lambda: budget)
+    with cache.step():
+        cache.sampling_features(MANY[:2])
+        assert cache.rows_in_graphs() == 4
+        cache.sampling_features(MANY[2:3])
+        assert cache.rows_in_graphs() == 0 and len(cache._entries) == 2
+        cache.limit = 3 * HELD
+        cache.features(MANY[:3])
+        assert len(cache._entries) == 3
+    policy = Policy.load(tiny_folder, device="cpu", dtype="float64")
+    policy.memory = 2**30
+    vision, budget = policy.vision, Budget.of(2**30)
+    assert (vision._most("features"), vision._most("graphs")) == (
+        budget.features,
+        budget.graphs,
+    )
+
+
+def test_pictures_of_a_step_come_before_those_of_its_noisy_rollouts():
+    tower = Tower()
+    tower.trains = False
+    cache = cache_of(tower, limit=4 * HELD)
+    with cache.step():
+        with cache.no_update():
+            cache.sampling_features(MANY[4:])
+        for _ in range(2):
+            for shown in MANY[:4]:
+                cache.features([shown])
+    assert sum(map(len, tower.seen)) == 8 and not cache.counters["vision/recomputed"]
+
+
+def test_features_of_frozen_weights_are_found_again_in_the_next_epoch():
+    """Steps of two pictures go through eight, again and again, with room for four."""
+    tower = Tower()
+    tower.trains, tower.version = False, "frozen"
+    cache = cache_of(tower, limit=4 * HELD)
+    runs = []
+    for _ in range(4):
+        tower.seen.clear()
+        for at in range(0, 8, 2):
+            with cache.step():
+                for _ in range(2):
+                    cache.features(MANY[at : at + 2])
+        runs.append(sum(map(len, tower.seen)))
+    # Two of the places are needed by the step itself.
+    assert runs[0] == 8 and all(run <= 8 - 2 for run in runs[1:])
+
+
+def test_a_group_that_is_cut_runs_the_tower_once():
+    """Parts of an update that follow each other and show the same picture share its graph."""
+    plain, tower = Tower(), Tower()
+    parts = [[A], [A], [B, C], [B], [A]]
+    cache = cache_of(tower)
+    for number, shown in enumerate(parts):
+        loss_of(plain(shown), number + 1.0).backward()
+        loss_of(cache.features(shown, grad=True), number + 1.0).backward()
+        cache.end_part((*parts, [])[number + 1])
+    assert tower.seen == [["k1"], ["k2", "k3"], ["k1"]] and cache.rows_in_graphs() == 0
+    torch.testing.assert_close(tower.weight.grad, plain.weight.grad, rtol=1e-12, atol=1e-12)
+    assert cache.counters["vision/recomputed"] == 0, "outside a step each call is for itself"
+
+
+def test_what_is_forgotten_goes_at_once():
+    tower = Tower()
+    encoded = {"one": [A, B], "two": [B, C]}
+    cache = VisionCache(tower, lambda prompt: Shown(tuple(encoded[prompt.id])))
+    one, two = (Prompt(name, (), (), "") for name in encoded)
+    with cache.step():
+        cache.sampling_features(cache.encoded(one).visual)
+        cache.sampling_features(cache.encoded(two).visual)
+        cache.forget([Prompt("two", (), (), "")])
+        assert set(cache._encoded) == {"one", "two"}, "another prompt of the same name"
+        cache.forget([two])
+        assert set(cache._encoded) == {"one"}
+        assert {key for _, key in cache._entries} == {"k1", "k2"}, "B is shown by both"
+        loss_of(cache.features([A, B], grad=True)).backward()
+        cache.forget([one])
+        assert not cache._entries
+    tower.trains, tower.version = False, "frozen"
+    with cache.step():
+        cache.features(cache.encoded(one).visual)
+        cache.forget([one])
+        assert len(cache._entries) == 2, "another epoch may ask for them"
 
 
 # The life of a step.
@@ -307,7 +434,15 @@ class Same(Prompts):
 
 
 def trainer(
-    folder, prompts=Drawn("lookup"), freeze=(), papo=False, steps=4, rows_at_once=256, **run
+    folder,
+    prompts=Drawn("lookup"),
+    freeze=(),
+    papo=False,
+    steps=4,
+    rows_at_once=256,
+    per_step=3,
+    grpo=GRPO(),
+    **run,
 ):
     policy = Policy.load(folder, device="cpu", dtype="float64", freeze=freeze)
     return Trainer(
@@ -319,7 +454,8 @@ def trainer(
         objectives=[PAPO()] if papo else [],
         sampling=Sampling(3, max_tokens=4),
         optim=Optim(lr=1e-3),
-        run=Run(steps=steps, prompts_per_step=3, **run),
+        grpo=grpo,
+        run=Run(steps=steps, prompts_per_step=per_step, **run),
     )
 
 
@@ -365,9 +501,17 @@ def test_a_branch_costs_one_more_run_and_small_parts_cost_none(tiny_folder):
     assert steps_of(whole, 1)[0]["patches/tower"] == 2 * patches(whole, 0, 3)
     found = steps_of(cut, 1)[0]
     assert found["patches/tower"] == 2 * patches(cut, 0, 3)
-    assert found["tokens/update"] == 2 * found["tokens/prefill"] + 27, (
-        "each group is cut into two parts"
+    assert found["tokens/update"] == found["tokens/prefill"] + 27, (
+        "each group is cut into two parts, and its prompt is run once for both"
     )
+
+
+def test_cut_groups_run_the_tower_once_in_an_update_without_kept_graphs(tiny_folder):
+    box = trainer(tiny_folder, tokens_per_pass=35)
+    box.policy.vision.graph_limit = 0
+    found = steps_of(box, 1)[0]
+    assert found["tokens/update"] > found["tokens/prefill"] * 1.9, "each group is cut"
+    assert found["patches/tower"] == 2 * patches(box, 0, 3), "rollout and update"
 
 
 def test_the_same_picture_in_several_prompts_is_seen_once(tiny_folder):
@@ -386,6 +530,35 @@ def test_retained_graphs_give_the_same_weights(folder, papo):
     for name, value in weights(dropped).items():
         torch.testing.assert_close(weights(kept)[name], value, rtol=1e-8, atol=1e-10)
         assert "visual" not in name or not torch.equal(value, start[name]), name
+
+
+@pytest.mark.parametrize("freeze", [(), ("vision", "merger")], ids=["full", "frozen"])
+def test_half_of_the_features_cost_half_of_the_passes(tiny_folder, freeze):
+    """Rollout, reference and update of six pictures with room for three, one prompt per part."""
+    grpo, count = GRPO(kl=0.1), 6
+    box = trainer(
+        tiny_folder,
+        freeze=freeze,
+        rows_at_once=3,
+        tokens_per_pass=40,
+        per_step=count,
+        grpo=grpo,
+    )
+    one = patches(box, 0, 1)
+    vision = box.policy.vision
+    vision.graph_limit = 0
+    shown = box.policy.encode(box.supply.prompts[0]).visual
+    row = sum(x.numel() * x.element_size() for x in vision.features(shown)[0].tensors())
+    vision.limit = 3 * row
+    vision.clear()
+    box.policy.counters.clear()
+    found = steps_of(box, 1)[0]
+    if freeze:  # one set of features serves all three passes
+        passes = count + 3 + 3
+    else:  # rollout, frozen reference, update; none of them has the features of another
+        passes = 3 * count
+    assert found["patches/tower"] == passes * one
+    assert found.get("vision/recomputed", 0) == (6 if freeze else count)
 
 
 def test_the_limit_counts_all_graphs_of_a_step(tiny_folder):

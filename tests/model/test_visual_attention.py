@@ -90,7 +90,7 @@ def test_tokens_stand_where_the_tower_puts_them(policy):
     inside = torch.stack([w.sum(0) - w.diagonal() for w in weights]).mean(0).view(-1, 4).mean(1)
     scores = token_saliency(visual, patches.values, patches.grid).flatten()
     assert torch.allclose(scores, inside[place], atol=1e-5)
-    assert policy.processing.family == "qwen3_vl" or not torch.equal(
+    assert policy.processing.family.model_type == "qwen3_vl" or not torch.equal(
         place, torch.arange(len(place))
     )
 

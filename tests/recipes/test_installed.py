@@ -128,7 +128,10 @@ def test_the_wheel_holds_one_package_with_types_and_recipes(wheel):
     for folder in ("perception", "data", "recipes"):
         for file in (ROOT / folder).rglob("*.py"):
             assert f"mmrl/{file.relative_to(ROOT).as_posix()}" in names
-    for file in (ROOT / "mmrl").rglob("*.py"):
+    for file in [
+        *(ROOT / "mmrl").rglob("*.py"),
+        *(ROOT / "mmrl" / "report" / "page").iterdir(),
+    ]:
         assert file.relative_to(ROOT).as_posix() in names
 
 

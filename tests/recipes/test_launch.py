@@ -10,13 +10,13 @@ import huggingface_hub
 import pytest
 from transformers.utils import logging as library
 
+from mmrl.model.quiet import quiet_libraries
 from mmrl.recipes.__main__ import recipes
 from mmrl.recipes.shared.launch import (
     HELP,
     Preset,
     choose_preset,
     explained,
-    quiet_libraries,
     with_defaults,
 )
 from mmrl.recipes.shared.miniature import SHARED, miniature

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from mmrl.model.packing import Group, collate
 from mmrl.model.policy import Policy
 from mmrl.model.scoring import ScoreOutputs, score_packed
-from mmrl.rollouts.engine import HFEngine, _Answer, _stop_string
-from mmrl.rollouts.next_token import drawn, truncated
+from mmrl.rollouts import next_token
+from mmrl.rollouts.engine import HFEngine
+from mmrl.rollouts.next_token import drawn, nucleus, nucleus_by_sorting, truncated
+from mmrl.rollouts.sampler import Answer, stop_string
 from mmrl.types import Media, Now, Prompt, Role, Sampling
 
 NOW = Now(step=3, progress=0.1, seed=7)
@@ -162,7 +164,7 @@ def test_forced_prefix_is_a_hint_and_scored(policy):
         torch.testing.assert_close(r.logp, logp[i, : len(r.tokens)], rtol=0, atol=1e-5)
 
 
-def test_stop_string(policy):
+def teststop_string(policy):
     free = HFEngine(policy).generate(PROMPTS[:1], Sampling(1, 1.0, max_tokens=30), NOW)[0]
     word = policy.processing.decode(free.tokens[4:5])
     stopped = HFEngine(policy).generate(
@@ -208,10 +210,10 @@ def test_a_stop_string_that_begins_in_the_prefix_and_ends_beyond_it_counts(polic
 def test_a_prefix_that_ends_inside_a_character(policy):
     whole = policy.processing.encode_answer("é")[:-1]
     assert len(whole) == 2
-    answer = _Answer(0, [int(whole[0])], tokens=whole.tolist())
-    assert _stop_string(policy, answer, ("é",)) == "é"
-    answer = _Answer(0, whole.tolist(), tokens=[*whole.tolist(), *whole.tolist()[:1]])
-    assert _stop_string(policy, answer, ("é",)) == ""
+    answer = Answer(0, [int(whole[0])], tokens=whole.tolist())
+    assert stop_string(policy, answer, ("é",)) == "é"
+    answer = Answer(0, whole.tolist(), tokens=[*whole.tolist(), *whole.tolist()[:1]])
+    assert stop_string(policy, answer, ("é",)) == ""
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -268,6 +270,40 @@ def test_only_allowed_ids_are_drawn(seed, top_p, top_k, min_p, uniform):
             assert allowed[token] >= allowed.topk(min(top_k, 9)).values[-1]
         better = allowed[allowed > allowed[token]].sum()
         assert better < top_p * allowed.sum() + 1e-5
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 10_000),
+    st.floats(0.01, 1.0, exclude_max=True),
+    st.sampled_from([0.0, 0.5, 4.0, 30.0]),
+    st.sampled_from([torch.float32, torch.float64]),
+    st.booleans(),
+)
+def test_the_search_for_a_nucleus_finds_the_set_that_sorting_finds(
+    seed, top_p, spread, dtype, coarse
+):
+    """Flat and sharp distributions, with and without many equal weights, zeros, and sums below 1."""
+    rng = torch.Generator().manual_seed(seed)
+    prob = (spread * torch.randn(4, 300, generator=rng, dtype=dtype)).softmax(-1)
+    if coarse:  # powers of two: sums are exact, and most weights are equal
+        prob = torch.randint(-1, 4, (4, 300), generator=rng).to(dtype)
+        prob = torch.where(prob < 0, 0.0, 2.0 ** -(prob + 9)).to(dtype)
+        top_p = round(top_p * 64) / 64
+    mine, right = nucleus(prob, top_p), nucleus_by_sorting(prob.double(), top_p)
+    if coarse:
+        assert torch.equal(mine, right)
+    # Where rounding of a sum decides about the last one, that one may differ.
+    assert (mine != right).sum(-1).max() <= 1
+    assert mine.any(-1).all() and (prob[mine].min() > 0 or coarse)
+
+
+def test_large_vocabularies_take_the_search(monkeypatch):
+    logp = torch.randn(3, 50, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
+    sampling, banned = Sampling(top_p=0.7, top_k=20), torch.tensor([1])
+    sorting = truncated(logp, sampling, banned)
+    monkeypatch.setattr(next_token, "SORTED", 10)
+    assert torch.equal(truncated(logp, sampling, banned), sorting)
 
 
 def test_draws_follow_the_distribution():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import dataclass, replace
 
 import pytest
@@ -101,6 +103,50 @@ def test_dynamic_sampling_fills_the_step_with_groups_that_carry_signal(spread):
         and supply.counters["rollout/dropped_groups"] == 6
     )
     assert supply.counters["rollout/surplus_groups"] == 0
+
+
+def test_nothing_is_kept_of_what_dynamic_sampling_dropped(tiny_folder):
+    """Round after round: prompts, pixels, encodings, answers, features and graphs of dropped groups are gone."""
+    policy = Policy.load(tiny_folder, device="cpu", dtype="float64")
+    rows, rounds = Drawn("lookup"), []
+    read: list[weakref.ref] = []
+
+    @dataclass(frozen=True)
+    class Watched(Prompts):
+        def __getitem__(self, index):
+            prompt = rows[index]
+            read.append(weakref.ref(prompt))
+            return prompt
+
+    def pay(answers):
+        alive = sum(prompt() is not None for prompt in read)
+        vision = policy.vision
+        rounds.append((alive, len(vision._encoded), len(vision._entries)))
+        number = len(
+            rounds
+        )  # the first answers of each round differ, of four prompts one is kept
+        return [
+            replace(
+                r, reward=1.0, parts={"accuracy": float(r.group == 0 and i % 2 and number > 1)}
+            )
+            for i, r in enumerate(answers)
+        ]
+
+    supply = Supply(Watched(), 4, 0, check=policy.encode, forget=policy.vision.forget)
+    engine = HFEngine(policy, rows_at_once=2)
+    with policy.vision.step():
+        rollouts = DynamicSampling()(engine, pay, supply, Sampling(2, max_tokens=2), NOW)
+        gc.collect()
+        assert len(rounds) == 5 and len(read) == 20
+        # Four prompts of the round itself, and those that were kept before: none, none, one, two, three.
+        assert rounds == [(4 + kept, 4 + kept, 4 + kept) for kept in (0, 0, 1, 2, 3)]
+        alive = [prompt() for prompt in read if prompt() is not None]
+        assert (
+            {p.id for p in alive}
+            == {r.prompt.id for r in rollouts}
+            == set(policy.vision._encoded)
+        )
+        assert len(policy.vision._entries) == 4
 
 
 def test_surplus_groups_are_left_out_and_counted():

@@ -10,14 +10,16 @@ from transformers import AutoModelForImageTextToText
 
 from mmrl.data.drawn.drawn import Drawn, tokenizer_texts
 from mmrl.model import tiny
+from mmrl.model.budget import Budget, Costs
 from mmrl.model.load import LoRA
 from mmrl.model.packing import Group
 from mmrl.model.policy import Policy
+from mmrl.model.preparing import HELD
 from mmrl.model.released import TABLE, UnknownModel, config_of
 from mmrl.model.scoring import hidden
 from mmrl.model.sizes import sizes, sizes_of
 from mmrl.training.optim import Optim, Optimizer
-from mmrl.training.plan import GIB, Device, Settings, Work, plan
+from mmrl.training.plan import GIB, Device, Settings, Work, _Shares, plan
 
 SEVEN = "Qwen/Qwen2.5-VL-7B-Instruct"
 GPU = Device("cuda", 80 * GIB)
@@ -35,15 +37,15 @@ def load(folder, **settings):
 @pytest.mark.parametrize("name", sorted(TABLE))
 def test_released_models_have_the_published_number_of_parameters(name):
     for kind in ("", "-Instruct", "-Thinking"):
-        assert config_of(f"Qwen/{name}{kind}").model_type == TABLE[name].family
-    assert sizes_of(f"Qwen/{name}", torch.bfloat16).parameters == TABLE[name].parameters
+        assert config_of(f"{name}{kind}").model_type == TABLE[name].family
+    assert sizes_of(name, torch.bfloat16).parameters == TABLE[name].parameters
 
 
 def test_a_model_that_is_not_there_is_said():
     with pytest.raises(UnknownModel, match=r"neither in a folder nor in the cache of the hub"):
         config_of("someone/else-9B")
     with pytest.raises(
-        UnknownModel, match=r"families qwen2_5_vl, qwen3_vl; this one is 'llava'"
+        UnknownModel, match=r"families qwen2_vl, qwen2_5_vl.*; this one is 'llava'"
     ):
         sizes(type("Config", (), {"model_type": "llava"})(), torch.float32, (), LoRA())
 
@@ -152,7 +154,7 @@ def peak(work, settings=Settings(), device=GPU, lora=LoRA()):
 
 def test_a_full_fine_tune_of_7b_is_the_sum_of_its_parts():
     found = peak(Work(reference=True)).phases["optimize"]
-    count = TABLE["Qwen2.5-VL-7B"].parameters
+    count = TABLE["Qwen/Qwen2.5-VL-7B"].parameters
     assert found["weights"] == found["reference"] == 2 * count
     assert found["masters"] == found["gradients"] == 4 * count and found["moments"] == 8 * count
 
@@ -166,10 +168,6 @@ def test_a_full_fine_tune_of_7b_is_the_sum_of_its_parts():
         ("update", {"work": {"tokens_per_pass": 4096}}),
         ("update", {"lora": LoRA(rank=8)}),
         ("update", {"device": Device("cuda", 80 * GIB, 8)}),
-        ("generate", {"work": {"rows_at_once": 16}}),
-        ("generate", {"work": {"answer_tokens": 128}}),
-        ("evaluate", {"work": {"rows_at_once": 16}}),
-        ("evaluate", {"work": {"prompt_tokens": 600}}),
     ],
 )
 def test_each_switch_saves_where_it_should(phase, change):
@@ -180,6 +178,47 @@ def test_each_switch_saves_where_it_should(phase, change):
     assert peak(changed, **change).bytes(phase) < 0.97 * peak(work).bytes(phase)
 
 
+@pytest.mark.parametrize(
+    ("phase", "change"),
+    [
+        ("generate", {"rows_at_once": 16}),
+        ("generate", {"answer_tokens": 128}),
+        ("evaluate", {"rows_at_once": 16}),
+        ("evaluate", {"prompt_tokens": 600}),
+    ],
+)
+def test_where_there_is_room_a_rollout_takes_what_it_is_asked_for(phase, change):
+    work = Work(prompts=128, prompt_tokens=1792, visual_tokens=1280, reference=True)
+    large = Device("cuda", 800 * GIB)
+    whole, smaller = (peak(w, device=large) for w in (work, replace(work, **change)))
+    assert smaller.bytes(phase) < 0.97 * whole.bytes(phase)
+
+
+@pytest.mark.parametrize("gib", [24, 32, 48, 80, 141])
+@pytest.mark.parametrize("evaluated", [256, 4096])
+def test_a_rollout_takes_no_more_than_is_left(gib, evaluated):
+    """Whatever is asked for, sampling fits where the rest does: fewer answers advance at once, and seconds grow."""
+    work = Work(128, 8, 8192, 7000, 2048, evaluated=evaluated)
+    device = Device("cuda", gib * GIB, bandwidth=3e12)
+    found = peak(work, device=device, lora=LoRA(rank=16))
+    for phase in ("generate", "evaluate"):
+        assert found.bytes(phase) <= device.usable, phase
+    roomy = peak(work, device=replace(device, memory=2000 * GIB), lora=LoRA(rank=16))
+    assert found.seconds["decode"] > roomy.seconds["decode"]
+    given = peak(work, Settings(memory=2 * GIB), device, LoRA(rank=16))
+    assert given.bytes("generate") < found.bytes("generate")
+
+
+def test_the_plan_reckons_as_the_engine_does(folder):
+    policy = load(folder)
+    known, work = sizes_of(folder, torch.float32), Work(prompts=4, evaluated=0)
+    share = _Shares(known, work, Settings(), Device("cpu", 8 * GIB))
+    assert share.costs == Costs.of_model(policy.base)
+    optimizer = Optimizer(policy.named_parameters(), Optim())
+    later = share._gradients() + share.standing()["moments"]
+    assert later == optimizer.bytes_to_come()
+
+
 def test_checkpointing_saves_and_views_with_gradient_cost():
     work = Work(prompts=128)
     plain = peak(work, Settings(checkpointing=False)).phases["update"]
@@ -188,6 +227,32 @@ def test_checkpointing_saves_and_views_with_gradient_cost():
     assert peak(work).phases["update"] == saved, "large models are loaded with checkpointing"
     more = peak(replace(work, graphs=3)).phases["update"]
     assert more["graphs"] == 3 * saved["graphs"]
+
+
+@pytest.mark.parametrize("memory", [2 * GIB, 100 * GIB])
+def test_features_and_graphs_are_within_the_budget(memory):
+    """What the vision cache keeps in a run is what is planned for it."""
+    known = sizes_of(SEVEN, torch.bfloat16)
+    work = Work(prompts=512, visual_tokens=2000, prompt_tokens=2200)
+    found = plan(known, work, Settings(memory=memory), Device("cuda", 500 * GIB))
+    budget, rows = Budget.of(memory), 512 * 2000 * known.hidden * 2
+    assert found.phases["load"]["features"] == min(rows, budget.features)
+    rated = 40 * 512 * 8000 * known.depth * known.tower_hidden
+    assert ("tower's graphs" in found.phases["generate"]) == (rated <= budget.graphs)
+
+
+def test_pictures_of_a_step_and_what_lies_ready_are_in_the_hosts_memory():
+    """Bytes of uint8, once decoded and once per way of seeing; the next step's beside them, up to a limit."""
+    known = sizes_of(SEVEN, torch.bfloat16)
+    work = Work(prompts=16, visual_tokens=1000, prompt_tokens=1200, pictures=2)
+    alone = plan(known, work, Settings(), GPU).host
+    one = 4000 * 3 * 2 * 14**2
+    assert alone["pictures of a step"] == 16 * 3 * one and "workers" not in alone
+    helped = plan(known, work, Settings(workers=4), GPU).host
+    assert helped["pictures ahead"] == alone["pictures of a step"]
+    assert helped["workers"] == 4 * plan(known, work, Settings(workers=1), GPU).host["workers"]
+    many = replace(work, prompts=4096)
+    assert plan(known, many, Settings(workers=4), GPU).host["pictures ahead"] == HELD
 
 
 def test_seconds_are_told_only_at_a_rate():

@@ -1,14 +1,11 @@
 """An HTML sheet to look at: per sample its pictures, prompt, truth, evidence and what was drawn.
 
-One self-contained file, no scripts, no network: pictures are embedded, clips become film strips of at most
-`STRIP` frames, each with its time; evidence boxes are outlined in a second copy that opens on click. Text is escaped by
-jinja2, so a strange file name or caption cannot break the page.
+One self-contained file (`mmrl.report.page`): pictures are embedded, clips become film strips of at most `STRIP` frames,
+each with its time; evidence boxes are outlined in a second copy that opens on click.
 """
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,65 +17,26 @@ from PIL import Image, ImageDraw
 from mmrl.data.pretext.catalogue import find
 from mmrl.data.pretext.contract import Array, Evidence, Sample, Visual
 from mmrl.data.pretext.craft.lettering import font
-from mmrl.ground.outputs import write_whole
+from mmrl.report.page import is_page, render, write_page
+from mmrl.report.pictures import data_uri
 
 STRIP = 48
 """Most frames of a clip that are shown: all, for tasks as they ship, so that counts can be checked by eye."""
 GAP, TEXT = 4, 14
 """Pixels between the frames of a strip, and the height of their times."""
 
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta name="generator" content="mmrl preview"><title>{{ title }}</title><style>
-body { font: 15px/1.45 system-ui, sans-serif; margin: 1.5em; background: #f6f6f4; color: #222; }
-article { background: #fff; border: 1px solid #ddd; border-radius: 6px; padding: 1em; margin: 0 0 1.2em; }
-h2 { margin: 0 0 .5em; font-size: 1.05em; }
-figure { display: inline-block; margin: 0 .6em .6em 0; vertical-align: top; }
-figcaption { font-size: .85em; color: #555; }
-img { max-width: 100%; border: 1px solid #ccc; }
-pre { white-space: pre-wrap; background: #f2f2ef; padding: .6em; border-radius: 4px; margin: .3em 0; }
-.truth { font-weight: 600; color: #0a6b2d; }
-</style></head><body>
-<h1>{{ title }}</h1><p>{{ cards|length }} samples.</p>
-{% for card in cards %}<article id="{{ card.id }}">
-<h2>{{ card.number }}. {{ card.task }} v{{ card.version }}</h2>
-{% for picture in card.pictures %}<figure><img src="{{ picture.uri }}" alt="{{ picture.caption }}"
- width="{{ picture.width }}" height="{{ picture.height }}"><figcaption>{{ picture.caption }}</figcaption></figure>
-{% endfor %}<pre>{{ card.prompt }}</pre>
-<p class="truth">Truth: {{ card.truth }}</p>
-{% if card.evidence %}<details><summary>Evidence</summary>{% for picture in card.evidence %}
-<img src="{{ picture.uri }}" alt="{{ picture.caption }}">{% endfor %}</details>{% endif %}
-<details><summary>Details</summary><pre>{{ card.details }}</pre></details>
-</article>
-{% endfor %}</body></html>
-"""
-
 
 def write_preview(samples: Iterable[Sample], path: Path, title: str = "Pretext samples") -> int:
     """Write the sheet; returns the number of samples on it."""
-    from jinja2 import Environment
-
     cards = [_card(number, sample) for number, sample in enumerate(samples, 1)]
-    page = Environment(autoescape=True).from_string(PAGE).render(title=title, cards=cards)
-    write_whole(path, page)
+    page = render("samples.html", kind="preview", title=title, heading=title, cards=cards)
+    write_page(path, page)
     return len(cards)
 
 
 def is_preview(page: str) -> bool:
     """Is this a sheet that `write_preview` wrote?"""
-    return '<meta name="generator" content="mmrl preview">' in page[:500]
-
-
-def data_uri(pixels: Array) -> str:
-    """A PNG (small) or JPEG (large) data URI of uint8 [H, W, 3]."""
-    # Small pictures are tiles whose borders matter; JPEG would smear them.
-    small = pixels.shape[0] * pixels.shape[1] <= 128 * 128
-    kind = "png" if small else "jpeg"
-    buffer = io.BytesIO()
-    image = Image.fromarray(np.ascontiguousarray(pixels))
-    image.save(buffer, kind.upper(), quality=88)
-    encoded = base64.b64encode(buffer.getvalue()).decode()
-    return f"data:image/{kind};base64,{encoded}"
+    return is_page(page, "preview")
 
 
 def _card(number: int, sample: Sample) -> dict[str, Any]:
