@@ -276,6 +276,14 @@ def lost(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "gloo" in str(error)
 
 
+def is_of_another(error: BaseException) -> bool:
+    """Is another process the cause of this error?"""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, RankFailed):
+        cause = cause.__cause__
+    return cause is not None
+
+
 def _numbers() -> tuple[int, int, int, int]:
     """rank, world, local rank, local world as torchrun tells them. Raises ValueError."""
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")

@@ -49,7 +49,10 @@ class Watch:
         self._store, self._rank, self._place = store, rank, place
         self._others = [other for other in range(world) if other != rank]
         self._over = threading.Event()
-        self._seen: dict[int, tuple[bytes, float]] = {}
+        self._words: dict[int, bytes] = {}
+        self._silent: dict[int, float] = {}
+        """Seconds since each of the others last wrote something new."""
+        self._looked = time.monotonic()
         # Before the first look of anybody: a silent process is one that never wrote.
         self._beats = 0
         self._beat()
@@ -93,7 +96,9 @@ class Watch:
         self._store.set(f"beat/{self._rank}", f"{self._beats} {self._place}")
 
     def _look(self) -> None:
+        # While this process did not run itself, it could not hear the others: only a part of that time counts.
         now = time.monotonic()
+        passed, self._looked = min(now - self._looked, 2 * BEAT), now
         for other in self._others:
             if self._store.check([f"left/{other}"]):
                 problem = self._store.get(f"left/{other}").decode(errors="replace")
@@ -102,9 +107,10 @@ class Watch:
                 continue  # it came to its end, and is not missed
             key = f"beat/{other}"
             word = self._store.get(key) if self._store.check([key]) else b""
-            before, since = self._seen.get(other, (None, now))
-            self._seen[other] = (word, since if word == before else now)
-            if now - self._seen[other][1] > SILENCE:
+            same = self._words.get(other) == word
+            self._words[other] = word
+            self._silent[other] = self._silent.get(other, 0.0) + passed if same else 0.0
+            if self._silent[other] > SILENCE:
                 _, _, where = word.decode(errors="replace").partition(" ")
                 last = f"; it was at {where}" if where else ""
                 self._end(f"process {other} ended or hangs{last}")

@@ -16,6 +16,7 @@ from typing import Literal
 
 from mmrl.ground.progress import Progress
 from mmrl.ground.seeds import derive_seed
+from mmrl.model.ranks import RankFailed
 from mmrl.rewards.pay import RewardStopped
 
 OnNonFinite = Literal["retry", "skip", "stop"]
@@ -83,6 +84,6 @@ def said(error: Exception) -> str:
     """The message of an error; its kind too, unless it was raised to be read by a person."""
     return (
         str(error)
-        if isinstance(error, (ValueError, RewardStopped, FloatingPointError))
+        if isinstance(error, (ValueError, RewardStopped, FloatingPointError, RankFailed))
         else repr(error)
     )

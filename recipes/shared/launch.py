@@ -29,10 +29,10 @@ from typing import Any
 
 import tyro
 
-from mmrl.ground.printable import hush, printable, show, tell
+from mmrl.ground.printable import hush, hushed, printable, show, tell
 from mmrl.ground.stopping import leaving
 from mmrl.model.quiet import quiet_libraries
-from mmrl.model.ranks import RankFailed, Ranks
+from mmrl.model.ranks import RankFailed, Ranks, is_of_another
 from mmrl.recipes.shared.configuration import Configuration, giving_back, read_configuration
 from mmrl.recipes.shared.machines import LAPTOP, ONE_NODE
 from mmrl.recipes.shared.opening import EMBEDDED, Data
@@ -48,7 +48,14 @@ from mmrl.training.run import Run, refuse_several_processes
 from mmrl.training.tracking import read_metrics
 from mmrl.training.trainer import Trainer, TrainingError
 
-USER_ERRORS = (ValueError, CheckpointError, RewardStopped, TrainingError, FileNotFoundError)
+USER_ERRORS = (
+    ValueError,
+    CheckpointError,
+    RewardStopped,
+    TrainingError,
+    RankFailed,
+    FileNotFoundError,
+)
 """End a recipe with their message; anything else is our fault and shows its traceback."""
 HELP = {
     "model": 'Folder or hub name of a model whose family is known (docs/models.md), or "embedded".',
@@ -100,9 +107,9 @@ def launch(
                 return main(**asked.arguments)
     except KeyboardInterrupt:
         sys.exit(130)
-    except RankFailed:
-        sys.exit(1)  # the process that failed says why
     except USER_ERRORS as error:
+        if hushed() and is_of_another(error):
+            sys.exit(1)  # the process that failed says why, and the first one what is left
         sys.exit(printable(f"{prog}: {error}"))
     except OSError as error:
         # Of a disk, mostly; what it concerns, the error knows.

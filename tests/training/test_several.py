@@ -22,6 +22,8 @@ from mmrl.model.ranks import Ranks
 from mmrl.objectives.papo import PAPO
 from mmrl.objectives.vppo import VPPO
 from mmrl.perception.masking import PatchMask
+from mmrl.recipes import evaluate, papo
+from mmrl.recipes.shared.launch import launch
 from mmrl.recipes.shared.processes import ranks_of
 from mmrl.rewards.parts import in_process
 from mmrl.training import shards
@@ -138,14 +140,14 @@ def die(how):
 
 def dies_in_step_2(model, output, phase, how):
     """A run whose rank 1 ends in the middle of step 2, in a phase."""
-    watch.BEAT, watch.SILENCE = 0.2, 6.0
+    watch.BEAT, watch.SILENCE = 0.3, 4.0
     ranks = Ranks.start("cpu")
     trainer = made(model, output, run=SMALL | {"steps": 3})
 
     def due():
         """Not before the first checkpoint is there, which is written meanwhile."""
         saved = phase == "save" or (Path(output) / "checkpoints" / "step-1").is_dir()
-        until = time.monotonic() + 20
+        until = time.monotonic() + 60
         while not saved and time.monotonic() < until:
             time.sleep(0.05)
             saved = (Path(output) / "checkpoints" / "step-1").is_dir()
@@ -267,3 +269,35 @@ def test_a_checkpoint_of_one_process_is_read_by_several(alone, tiny_folder, tmp_
                 target.unlink()
     (one,) = values(several(1, saved_alone, tiny_folder, tmp_path / "one"))
     assert values(several(2, saved_alone, tiny_folder, tmp_path / "two")) == [one, one]
+
+
+def launched(*argv):
+    launch(papo.main, papo.PRESETS, argv)
+
+
+def test_a_recipe_is_one_run_and_one_voice(tiny_folder, tmp_path):
+    argv = ["embedded", "--model", str(tiny_folder), "--run.output", str(tmp_path / "run")]
+    argv += ["--run.steps", "1", "--run.prompts-per-step", "3", "--run.eval-prompts", "2"]
+    argv += [
+        "--run.updates-per-step",
+        "1",
+        "--sampling.max-tokens",
+        "4",
+        "--load.device",
+        "cpu",
+    ]
+    first, second = several(2, launched, *argv)
+    assert first.code == second.code == 0, first.said + second.said
+    assert "1 steps done" in first.said and not second.said.strip()
+    first, second = several(2, launched, *argv)
+    assert first.code == second.code == 0 and "holds a finished run" in first.said
+    # Rank 0 finds that these are other settings; the other one ends without a word.
+    first, second = several(2, launched, *argv, "--run.seed", "9")
+    assert first.code == second.code == 1 and not second.said.strip()
+    assert "a finished run with other settings" in first.said
+
+
+def test_what_one_process_does_is_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit, match=r"evaluate runs in one process; .*without torchrun"):
+        launch(evaluate.main, evaluate.PRESETS, ["embedded"])
