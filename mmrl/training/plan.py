@@ -15,7 +15,7 @@ It is an upper bound in lengths (all prompts as long as allowed, all answers of 
 
 Several devices are planned as `--load.shard` uses them (`model/sharding.py`): the language model's weights (in fp32, as
 masters), gradients, states and reference divided, the tower a copy on each; one unit gathered at a time, and the whole
-language model while answers are sampled; prompts dealt out. Machines are taken to have eight devices each.
+language model while answers are sampled; prompts dealt out (`plan_shards.py`).
 """
 
 from __future__ import annotations
@@ -28,13 +28,12 @@ from mmrl.model.budget import CPU_SHARE, GIB, Budget, Costs
 from mmrl.model.decoding import LARGEST_BLOCK
 from mmrl.model.logprobs import CPU_TILE_BYTES, GPU_TILE_SHARE
 from mmrl.model.preparing import HELD
-from mmrl.model.sharding import Shard, cut_bytes, fits_a_machine
+from mmrl.model.sharding import Shard
 from mmrl.model.sizes import Sizes
 from mmrl.rollouts.seating import Fill, Lengths, fill, pieces
 from mmrl.training.optim import Optim, moment_bytes
+from mmrl.training.plan_shards import Division
 
-PER_MACHINE = 8
-"""Devices of a machine, where there are more."""
 CPU_PROCESS = int(0.8 * GIB)
 """Resident memory of a process that has imported torch and transformers (measured, CUDA build of torch)."""
 CUDA_PROCESS = int(0.6 * GIB)
@@ -177,14 +176,14 @@ def plan(sizes: Sizes, work: Work, settings: Settings, device: Device) -> Plan:
         prompts = math.ceil(work.prompts / device.count)
         phases["generate"] = {
             **standing,
-            **share.whole(),
+            **share.division.whole(),
             **share.sampling(prompts, work.group, keeps_graph=True),
         }
     if work.evaluated:
         prompts = math.ceil(work.evaluated / device.count)
         phases["evaluate"] = {
             **standing,
-            **share.whole(),
+            **share.division.whole(),
             **share.sampling(prompts, 1, keeps_graph=False),
         }
     if work.trained:
@@ -213,6 +212,17 @@ class _Shares:
     def half(self) -> bool:
         return self.sizes.itemsize < 4
 
+    @property
+    def division(self) -> Division:
+        device, memory = self.device, None
+        if device.kind == "cuda":
+            memory = device.memory
+        return Division(self.sizes, device.count, memory, self.settings.shard)
+
+    @property
+    def _is_offloaded(self) -> bool:
+        return self.settings.offload_reference and self.device.kind != "cpu"
+
     def standing(self) -> dict[str, int]:
         """What is there from the first step to the last."""
         held = self.loaded()
@@ -224,58 +234,18 @@ class _Shares:
 
     def loaded(self) -> dict[str, int]:
         """The same without what pictures need."""
-        sizes, each = self.sizes, self.divided
-        held = {"process": self.device.process, "weights": self._weights()}
-        if each > 1:
-            # The unit that computes and the one that is fetched meanwhile.
-            held["gathered"] = 2 * sizes.largest * sizes.itemsize
+        sizes, division = self.sizes, self.division
+        weights = division.weights(self.work.trained)
+        held = {"process": self.device.process, "weights": weights, **division.gathered()}
         if self.work.reference:
             held["reference"] = self._reference()
         if not self.work.trained:
             return held
-        optim, trained = self.settings.optim, self._stepped
+        optim = self.settings.optim
         if optim.masters and self.half:
-            # The shards of several devices are masters themselves.
-            held["masters"] = 4 * (trained if each == 1 else sizes.tower_trainable)
-        held["moments"] = int(moment_bytes(optim, sizes.itemsize) * trained)
+            held["masters"] = 4 * division.mastered
+        held["moments"] = int(moment_bytes(optim, sizes.itemsize) * division.stepped)
         return held
-
-    def whole(self) -> dict[str, int]:
-        """What is gathered for sampling."""
-        sizes = self.sizes
-        if self.divided == 1:
-            return {}
-        return {"gathered": (sizes.parameters - sizes.tower) * sizes.itemsize}
-
-    @property
-    def divided(self) -> int:
-        """Over how many devices the language model is cut."""
-        sizes, count, how = self.sizes, self.device.count, self.settings.shard
-        if how == "off":
-            return 1
-        learning = sizes.trainable - sizes.tower_trainable
-        held = cut_bytes(learning, sizes.parameters - sizes.tower - learning, sizes.itemsize)
-        memory = self.device.memory if self.device.kind == "cuda" else None
-        machines, left_over = divmod(count, PER_MACHINE)
-        several = machines > 1 and not left_over
-        roomy = how == "hybrid" or (how == "auto" and fits_a_machine(held, PER_MACHINE, memory))
-        return PER_MACHINE if several and roomy else count
-
-    @property
-    def _stepped(self) -> int:
-        """Weights that the optimizer of one device steps."""
-        divided = self.sizes.trainable - self.sizes.tower_trainable
-        return self.sizes.tower_trainable + divided // self.divided
-
-    def _weights(self) -> int:
-        """The model's weights; shards of trained ones are as wide as the optimizer wants them."""
-        sizes, each = self.sizes, self.divided
-        if each == 1:
-            return sizes.parameters * sizes.itemsize
-        learning = sizes.trainable - sizes.tower_trainable if self.work.trained else 0
-        resting = sizes.parameters - sizes.tower - learning
-        shards = learning * max(4, sizes.itemsize) + resting * sizes.itemsize
-        return sizes.tower * sizes.itemsize + shards // each
 
     @property
     def costs(self) -> Costs:
@@ -300,7 +270,7 @@ class _Shares:
         if self.settings.memory is not None:
             return Budget.of(self.settings.memory)
         # Sampling begins when the weights are whole.
-        loaded = self.loaded() | self.whole()
+        loaded = self.loaded() | self.division.whole()
         # Moments are not there when it looks, but it knows of them.
         later = loaded.pop("moments", 0) + (self._gradients() if self.work.trained else 0)
         free = self.device.memory - sum(loaded.values())
@@ -407,21 +377,16 @@ class _Shares:
     def _reference(self) -> int:
         sizes = self.sizes
         whole = sizes.parameters * sizes.itemsize
-        if self.divided > 1:
-            tower = sizes.tower * sizes.itemsize
-            offload = self.settings.offload_reference and self.device.kind != "cpu"
-            return tower + (0 if offload else (whole - tower) // self.divided)
-        if not self.settings.offload_reference or self.device.kind == "cpu":
+        if self.division.parts > 1:
+            return self.division.reference(away=self._is_offloaded)
+        if not self._is_offloaded:
             return whole
         # Layers come one by one.
         one = sizes.language // sizes.layers
         return whole - (sizes.language - one) * sizes.itemsize
 
     def _gradients(self) -> int:
-        each = max(4, self.sizes.itemsize)
-        # Of several devices, the unit whose gradient is still to be divided, and the same once more on its way.
-        undivided = 2 * min(self.sizes.largest, self.sizes.trainable)
-        return each * (self._stepped + (undivided if self.divided > 1 else 0))
+        return max(4, self.sizes.itemsize) * self.division.gradients
 
     def _row(self) -> int:
         """Tokens of the longest packed row."""
