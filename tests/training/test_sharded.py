@@ -287,7 +287,7 @@ def place(tmp_path_factory):
 @pytest.fixture(scope="module")
 def two(folders, rollouts, place):
     """What two processes find in every case."""
-    return values(several(2, every_case, folders, rollouts, place, limit=360))
+    return values(several(2, every_case, folders, rollouts, place, limit=900))
 
 
 def compare(name, found, alone):
