@@ -59,6 +59,7 @@ class Supply:
         self.now: Now | None = None
         """The step that takes, for what is drawn ahead."""
         self.counters: Counter[str] = Counter()
+        self._waited = 0.0
         self._check = check
         self._ahead = ahead
         self._forget = forget
@@ -79,7 +80,7 @@ class Supply:
         wanted = self.per_step if count is None else count
         began = time.monotonic()
         found = self._next(wanted, self.ranks)
-        self.counters["time/prompts"] += time.monotonic() - began  # type: ignore[assignment]
+        self._waited += time.monotonic() - began
         if counted:
             self.counters.update(self.prompts.drain())
             if self._ahead is not None:
@@ -89,6 +90,11 @@ class Supply:
         for place in self.places:
             self._step.setdefault(found[place].id, []).append(place)
         return [found[place] for place in self.places]
+
+    def waited(self) -> float:
+        """Seconds in `take` since the last call."""
+        seconds, self._waited = self._waited, 0.0
+        return seconds
 
     def new_step(self) -> None:
         """Forget whose places are known: those of prompts that a step asked for are asked about in that step."""

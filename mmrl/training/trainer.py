@@ -193,7 +193,8 @@ class Trainer:
             places = self.supply.group_places(rollouts) if self.ranks.several else None
             metrics = self.learner.learn(rollouts, now, clock, places)
         self.engine.sync(self.policy)  # before anything is sampled with the new weights
-        metrics.update(self._leftovers(clock.read()))
+        seconds = {**clock.read(), "time/prompts": self.supply.waited()}
+        metrics.update(self._leftovers(seconds))
         self._last_rollouts = rollouts
         return metrics
 
