@@ -531,3 +531,12 @@ def test_the_router_learns_and_is_not_adapted(tmp_path: Path) -> None:
         assert any(
             name.endswith(part) and grad.abs().max() > 0 for name, grad in grads.items()
         ), part
+
+
+def test_the_table_of_models_names_every_family() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+    rows = [line.split("|") for line in text.splitlines() if line.startswith("| ")]
+    # Seven columns between eight bars.
+    named = {row[2].strip(): row[1].strip() for row in rows if len(row) == 9}
+    for model_type, family in families().items():
+        assert named[f"`{model_type}`"].startswith(family.name)
