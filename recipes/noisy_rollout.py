@@ -14,7 +14,7 @@ from mmrl.losses.advantages import group_normalized
 from mmrl.losses.schedules import Sigmoid
 from mmrl.perception.noise import DiffusionNoise
 from mmrl.recipes.shared.launch import Preset, fit, launch
-from mmrl.recipes.shared.machines import TWO_NODES
+from mmrl.recipes.shared.machines import TWO_LARGE_NODES
 from mmrl.recipes.shared.miniature import EMBEDDED, miniature
 from mmrl.recipes.shared.opening import Data, Load, open_data, open_policy
 from mmrl.recipes.shared.paying import OURS, RewardWeights, style_of
@@ -27,7 +27,7 @@ K12 = {
     "run": {"steps": 120},
 }
 BIG = {
-    "machine": TWO_NODES,
+    "machine": TWO_LARGE_NODES,
     "model": "Qwen/Qwen2.5-VL-32B-Instruct",
     "sampling": {"group_size": 8},
 }

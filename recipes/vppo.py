@@ -12,7 +12,7 @@ from mmrl.losses.advantages import group_normalized
 from mmrl.objectives.vppo import VPPO
 from mmrl.perception.masking import PatchMask
 from mmrl.recipes.shared.launch import Preset, fit, launch
-from mmrl.recipes.shared.machines import TWO_NODES
+from mmrl.recipes.shared.machines import TWO_LARGE_NODES
 from mmrl.recipes.shared.miniature import EMBEDDED, miniature
 from mmrl.recipes.shared.opening import Data, Load, open_data, open_policy
 from mmrl.recipes.shared.paying import RewardWeights, style_of
@@ -24,7 +24,7 @@ PRESETS = {
         vppo={"eta": 0.002}, mask={"size": 16}, dynamic=False, reward={"grader": "ours"}
     ),
     "7b": Preset("Qwen2.5-VL-7B", 7.0),
-    "32b": Preset("Qwen2.5-VL-32B", 32.0, machine=TWO_NODES, model=HUGE),
+    "32b": Preset("Qwen2.5-VL-32B", 32.0, machine=TWO_LARGE_NODES, model=HUGE),
     "qwen3-8b": Preset(
         "VPPO-8B: Qwen3-VL-8B, eta 0.12, 130 steps, answers of 8,192 tokens",
         8.0,

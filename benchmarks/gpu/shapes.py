@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from mmrl.data.drawn.drawn import Drawn, tokenizer_texts
 from mmrl.model import tiny
+from mmrl.model.families import family_of
 from mmrl.model.load import LoRA, add_lora, freeze_parts
 from mmrl.model.policy import Policy
 from mmrl.model.processing import PixelBudget, Processing
@@ -198,7 +199,7 @@ def _config(shape: Shape, tiny_config: Any) -> Any:
 
 def _sections(family: str, sides: int) -> list[int]:
     """Rotary frequencies of time, height and width: [16, 24, 24] and [24, 20, 20] of 64 in released models."""
-    side = sides * 3 // 8 if family == "qwen2_5_vl" else sides * 5 // 16
+    side = int(sides * family_of(family).side_share)
     return [sides - 2 * side, side, side]
 
 

@@ -40,7 +40,7 @@ from torch import Tensor
 from mmrl.model.decoding import Decoding, decode
 from mmrl.model.kernels import CPU_FLASH, CUDA_FLASH, PLAIN, Kernel
 from mmrl.model.ragged import PACKAGE_FLASH, TORCH_FLASH, RaggedKernel
-from mmrl.model.row_layout import Bucket, Layout, example_layout
+from mmrl.model.row_layout import ROOT, Bucket, Layout
 
 NAME = "mmrl_shared_prefix"
 Looking = TypeVar("Looking")
@@ -376,8 +376,9 @@ def _disagreement(
     width: int,
     heads: tuple[int, int],
 ) -> str | None:
-    """Compare forward and backward with the plain form on two ragged groups; None if they agree."""
-    layout = example_layout((19, 7), ((5, 9), (3,)), torch.device(device))
+    """Compare forward and backward with the plain form on two ragged trees; None if they agree."""
+    parents = (ROOT, 0, 0, 2, 2, ROOT, 5)
+    layout = Layout((19, 5, 9, 4, 2, 7, 3), parents, torch.device(device))
     rng = torch.Generator().manual_seed(0)
     queries, keys = ((1, n, layout.length, width) for n in heads)
     # Drawn on the CPU, so that every device is asked the same.

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from mmrl.ground.require import require
+from mmrl.model.ranks import Ranks
 from mmrl.model.recurrent_row import LINEAR, carried_bytes
 
 GIB = 2**30
@@ -91,7 +92,9 @@ def free_bytes(device: torch.device) -> int | None:
         # What torch has taken and does not use is free for us.
         own = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return free + own
-    return _free_memory() if device.type == "cpu" else None
+    free = _free_memory() if device.type == "cpu" else None
+    # Processes on CPUs share the memory of their machine.
+    return None if free is None else free // Ranks.here().local_world
 
 
 def _free_memory() -> int | None:

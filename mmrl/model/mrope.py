@@ -4,14 +4,15 @@ Text tokens carry the same number on all three axes and count upwards. A block o
 
     time = s + floor(k * step),   row = s + i,   column = s + j        (temporal patch k, merged row i, merged column j)
 
-with step = tokens_per_second * seconds_per_grid for a Qwen2.5-VL video. An image has one temporal patch, and a Qwen3-VL
-video is a row of one-patch blocks with textual time stamps between them, so there the step plays no part. The token
-after a block continues at the largest position of the block + 1.
+with step = tokens_per_second * seconds_per_grid for a Qwen2.5-VL video and 1 for one of Qwen2-VL, which counts. An
+image has one temporal patch, and a Qwen3-VL video is a row of one-patch blocks with textual time stamps between them,
+so there the step plays no part. The token after a block continues at the largest position of the block + 1.
 
 Departures from transformers 5.23:
 
-1. There the text after a Qwen2.5-VL video continues at s + max(rows, columns), which lies inside the video's own time
-   positions for every clip longer than a few seconds. We continue after the largest position (as 4.57 did).
+1. There the text after a Qwen2-VL or Qwen2.5-VL video continues at s + max(rows, columns), which lies inside the
+   video's own time positions for every clip longer than a few seconds. We continue after the largest position (as
+   4.57 did).
 2. 4.57 in turn truncated seconds_per_grid to a whole number before multiplying; we floor the product (as 5.23 does).
 3. Nothing is kept on the model between calls.
 """

@@ -1,7 +1,8 @@
 """From rollouts to tensors: collate answers, cut a batch into parts by tokens, pack groups into one row.
 
 A `Group` is the unit of computing: one prompt, the pixels it is seen with, and some of its answers. A `PackedRow` is
-one row of groups, `[prompt 1 | answers of 1 | prompt 2 | …]`, without padding. The last token of an answer predicts
+one row of groups, `[prompt 1 | answers of 1 | prompt 2 | …]`, without padding; of a group whose prompt was run before
+(`open_prompts.py`) only the answers. The last token of an answer predicts
 nothing and is left out of the row; the first token of each answer is predicted by the last token of the prompt.
 """
 
@@ -222,8 +223,10 @@ def rows_of(batch: Batch, rows: Tensor) -> Batch:
 def split(batch: Batch, prompt_lengths: Mapping[int, int], budget: int) -> list[Tensor]:
     """Cut into parts of rows whose packed rows hold at most `budget` tokens, whole groups where they fit.
 
-    A group that is larger than the budget is cut and its prompt repeated once per part; a single answer that does not
-    fit stands alone. `prompt_lengths`: group number -> tokens of its prompt.
+    A group that is larger than the budget is cut, its prompt counted in each part (`open_prompts.py` runs it once for
+    all of them); a single answer that does not fit stands alone.
+
+    `prompt_lengths`: group number -> tokens of its prompt.
     """
     members: dict[int, list[int]] = {}
     for row, number in enumerate(batch.group.tolist()):

@@ -40,7 +40,16 @@ from mmrl.model.patches import Patches
 from mmrl.model.processing import Encoded, PixelBudget, Processing
 from mmrl.model.ranks import Ranks
 from mmrl.model.row_layout import Layout
-from mmrl.model.sharding import Lent, Shard, Shards, bring, filler, lend, mesh_of
+from mmrl.model.sharding import (
+    Lent,
+    Shard,
+    Shards,
+    bring,
+    cut_bytes,
+    filler,
+    lend,
+    mesh_of,
+)
 from mmrl.model.tags import TagMode
 from mmrl.model.thinking import ThinkingMode
 from mmrl.model.vision_cache import VisionCache
@@ -298,7 +307,7 @@ class Policy:
         Raises ValueError.
         """
         self.ranks = ranks
-        mesh = mesh_of(ranks, how or self.how_to_shard, self._home.type)
+        mesh = mesh_of(ranks, how or self.how_to_shard, self._home.type, self._cut_bytes())
         if mesh is None:
             self._bring_home()
             return
@@ -330,6 +339,13 @@ class Policy:
         """After an update that broke off: sharded weights are in their place again."""
         if self._shards is not None:
             self._shards.forget_calls()
+
+    def _cut_bytes(self) -> int:
+        """Bytes of all that shards hold together."""
+        weights = {*self.text_model.parameters(), self.head.weight}
+        learning = sum(p.numel() for p in weights if p.requires_grad)
+        resting = sum(p.numel() for p in weights if not p.requires_grad)
+        return cut_bytes(learning, resting, self.dtype.itemsize)
 
     def _shard_reference(self, shards: Shards) -> None:
         frozen: Any = self._frozen_copy

@@ -247,9 +247,9 @@ class _Desk:
                 return
             try:
                 reply, failures = worker.prepare(job.row, job.now), 0
-            except _Lost as problem:
+            except Exception as problem:  # whatever it is: somebody may wait for this row
                 failures += 1
-                reply = str(problem)
+                reply = f"{type(problem).__name__}: {problem}"
             self._deliver(job, reply)
         if not self.closed:
             log.warning(
@@ -327,6 +327,11 @@ class _Worker:
             raise _Lost(f"no reply after {seconds:g} s; the worker was killed") from None
         except (OSError, EOFError):
             raise _Lost(f"the worker ended ({self._kill(0.2)})") from None
+        except (
+            Exception
+        ) as error:  # what came back cannot be read: a class that is only there, torn bytes
+            self._kill()
+            raise _Lost(f"its reply cannot be read: {type(error).__name__}: {error}") from error
 
     def _kill(self, wait: float = 0.0) -> str:
         """How it ended by itself within `wait` seconds, in words."""

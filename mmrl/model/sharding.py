@@ -41,6 +41,10 @@ from mmrl.model.ranks import Ranks
 
 Result = TypeVar("Result")
 Shard = Literal["auto", "full", "hybrid", "off"]
+STATES = 16
+"""Bytes of a trained weight, its gradient and its two moments, all in fp32."""
+ROOM = 0.25
+"""Share of a machine's devices that a copy of its own may take."""
 BUCKET = 2**26
 """Numbers that are added up over the devices in one call."""
 
@@ -145,11 +149,12 @@ class Shards:
             root.set_reshard_after_forward(not is_whole)
 
 
-def mesh_of(ranks: Ranks, how: Shard, device: str) -> DeviceMesh | None:
+def mesh_of(ranks: Ranks, how: Shard, device: str, held: int = 0) -> DeviceMesh | None:
     """The devices over which weights are cut; None to keep a copy of all on each. Raises ValueError.
 
     "full" cuts over all devices, "hybrid" over those of one machine, with a copy on every machine; "auto" is hybrid
-    where several machines have several devices each, else full.
+    where several machines have several devices each with room for it (`fits_a_machine`), else full. `held`: bytes of
+    all that is cut.
     """
     if how not in get_args(Shard):
         raise ValueError(
@@ -165,10 +170,24 @@ def mesh_of(ranks: Ranks, how: Shard, device: str) -> DeviceMesh | None:
             f"are {ranks.world} processes, {ranks.local_world} of them on this machine. Start the same number, at "
             "least 2, on each of several machines, or use 'full'."
         )
+    if how == "auto" and even:
+        memory = torch.cuda.mem_get_info()[1] if device == "cuda" else None
+        # One decision for all, who may not be alike.
+        even = ranks.broadcast(fits_a_machine(held, ranks.local_world, memory))
     if how == "full" or not even:
         return init_device_mesh(device, (ranks.world,), mesh_dim_names=("shard",))
     shape = (machines, ranks.local_world)
     return init_device_mesh(device, shape, mesh_dim_names=("copy", "shard"))
+
+
+def fits_a_machine(held: int, devices: int, memory: int | None) -> bool:
+    """Is there room for all that is cut on one machine's devices, of so many bytes each (None: who knows)?"""
+    return memory is None or held <= ROOM * memory * devices
+
+
+def cut_bytes(learning: int, resting: int, itemsize: int) -> int:
+    """Bytes of weights, gradients and moments that are cut; numbers of weights that learn and that do not."""
+    return learning * STATES + resting * itemsize
 
 
 @torch.no_grad()

@@ -39,6 +39,10 @@ class Sizes:
     parameters: int
     """All of them, adapters included; a tied head counts once."""
     trainable: int
+    tower: int
+    """Parameters of the vision tower with its merger, adapters included."""
+    tower_trainable: int
+    """Those of them that learn."""
     language: int
     """Parameters of the language model's layers."""
     active: int
@@ -130,6 +134,8 @@ def sizes(config: Any, dtype: torch.dtype, freeze: Sequence[Part], lora: LoRA) -
         itemsize=dtype.itemsize,
         parameters=_count(whole.parameters()),
         trainable=_count(p for p in whole.parameters() if p.requires_grad),
+        tower=_count(family.tower_parameters(model)),
+        tower_trainable=_count(p for p in family.tower_parameters(model) if p.requires_grad),
         language=_count(layers.parameters()),
         active=_active(layers, text),
         largest=max(*(_count(x.parameters()) for x in layers), embedding.numel(), head.numel()),

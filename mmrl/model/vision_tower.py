@@ -162,7 +162,19 @@ def insert_features(
     if not depth:
         return rows, {}
     # Qwen3-VL adds these levels after the first layers, at the same places.
-    mask = torch.zeros(1, len(rows), dtype=torch.bool, device=rows.device)
-    mask[0, places] = True
     levels = [torch.cat([item.deepstack[i] for item in features]) for i in range(depth)]
-    return rows, {"visual_pos_masks": mask, "deepstack_visual_embeds": levels}
+    nothing = torch.zeros_like(rows)
+    whole = [nothing.index_copy(0, places, level.to(rows.dtype))[None] for level in levels]
+    return rows, {"visual_pos_masks": Everywhere(), "deepstack_visual_embeds": whole}
+
+
+class Everywhere:
+    """In the place of the mask by which Qwen3-VL finds visual tokens: the levels are added everywhere.
+
+    They are zero where no visual token stands. A mask would be counted on the device, and the host would wait for it in
+    each of those layers.
+    """
+
+    def to(self, device: torch.device) -> slice:
+        """What the library takes for the mask on its device, to index rows with."""
+        return slice(None)

@@ -111,7 +111,7 @@ def keep_sample(
     branches: Mapping[str, VisualBranch],
     now: Now,
 ) -> None:
-    """Write down the answers to a step's first prompt, and their close-up."""
+    """Write down the answers to a step's first prompt, and their close-up; of several processes one does it."""
     if not (tracker.writes and rollouts):
         return
     first = rollouts[0].group
@@ -138,7 +138,7 @@ def close_up(
     if prompt.media:
         for name, branch in branches.items():
             # Attention of a model that lies on several processes is asked by all or by none.
-            if branch.view.reads_saliency and _several():
+            if branch.view.reads_saliency and policy.ranks.several:
                 continue
             pictures[name] = shown_media(branch_media(policy, prompt, name, branch, now))
     return {"prompt": prompt.id, "pictures": pictures, "answers": answers}
@@ -194,12 +194,6 @@ def shown_media(
         size = longest_frame if medium.is_video else longest
         shown.append(strip(frames, times, size, FRAMES))
     return shown
-
-
-def _several() -> bool:
-    """Do several processes work on the run?"""
-    group = torch.distributed
-    return group.is_available() and group.is_initialized() and group.get_world_size() > 1
 
 
 def _rounded(numbers: Tensor) -> list[float]:

@@ -182,7 +182,7 @@ class Optimizer:
 
     def bytes_to_come(self) -> int:
         """Bytes of gradients and moments that are not there yet, while nothing is being learnt."""
-        parameters = self.parameters
+        parameters = [own_part(p) for p in self.parameters]
         gradients = sum(max(4, p.element_size()) * p.numel() for p in parameters)
         if self._adam.state:  # after a step, or in a run that goes on
             return gradients

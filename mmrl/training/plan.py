@@ -13,8 +13,9 @@
 It is an upper bound in lengths (all prompts as long as allowed, all answers of full length) and an estimate in bytes;
 `benchmarks/plan.py` compares it with measured peaks.
 
-Several devices are planned as sharding would use them (weights, gradients, states and reference divided, one unit
-gathered at a time, prompts dealt out), which says what to buy; training on several is not there yet.
+Several devices are planned as `--load.shard` uses them (`model/sharding.py`): the language model's weights (in fp32, as
+masters), gradients, states and reference divided, the tower a copy on each; one unit gathered at a time, and the whole
+language model while answers are sampled; prompts dealt out. Machines are taken to have eight devices each.
 """
 
 from __future__ import annotations
@@ -27,10 +28,13 @@ from mmrl.model.budget import CPU_SHARE, GIB, Budget, Costs
 from mmrl.model.decoding import LARGEST_BLOCK
 from mmrl.model.logprobs import CPU_TILE_BYTES, GPU_TILE_SHARE
 from mmrl.model.preparing import HELD
+from mmrl.model.sharding import Shard, cut_bytes, fits_a_machine
 from mmrl.model.sizes import Sizes
 from mmrl.rollouts.seating import Fill, Lengths, fill, pieces
 from mmrl.training.optim import Optim, moment_bytes
 
+PER_MACHINE = 8
+"""Devices of a machine, where there are more."""
 CPU_PROCESS = int(0.8 * GIB)
 """Resident memory of a process that has imported torch and transformers (measured, CUDA build of torch)."""
 CUDA_PROCESS = int(0.6 * GIB)
@@ -122,6 +126,8 @@ class Settings:
     """Bytes that work may take beside weights and optimizer; None divides what is free."""
     workers: int = 0
     """Processes that read prompts ahead of each device's steps."""
+    shard: Shard = "auto"
+    """How several devices share the weights."""
     optim: Optim = field(default_factory=Optim)
 
 
@@ -169,10 +175,18 @@ def plan(sizes: Sizes, work: Work, settings: Settings, device: Device) -> Plan:
     phases: dict[str, Mapping[str, int]] = {"load": standing}
     if work.sampled:
         prompts = math.ceil(work.prompts / device.count)
-        phases["generate"] = standing | share.sampling(prompts, work.group, keeps_graph=True)
+        phases["generate"] = {
+            **standing,
+            **share.whole(),
+            **share.sampling(prompts, work.group, keeps_graph=True),
+        }
     if work.evaluated:
         prompts = math.ceil(work.evaluated / device.count)
-        phases["evaluate"] = standing | share.sampling(prompts, 1, keeps_graph=False)
+        phases["evaluate"] = {
+            **standing,
+            **share.whole(),
+            **share.sampling(prompts, 1, keeps_graph=False),
+        }
     if work.trained:
         if work.scored:
             phases["score"] = standing | share.scoring()
@@ -210,23 +224,58 @@ class _Shares:
 
     def loaded(self) -> dict[str, int]:
         """The same without what pictures need."""
-        sizes, each = self.sizes, self.device.count
-        held = {
-            "process": self.device.process,
-            "weights": sizes.parameters * sizes.itemsize // each,
-        }
+        sizes, each = self.sizes, self.divided
+        held = {"process": self.device.process, "weights": self._weights()}
         if each > 1:
             # The unit that computes and the one that is fetched meanwhile.
             held["gathered"] = 2 * sizes.largest * sizes.itemsize
         if self.work.reference:
-            held["reference"] = self._reference() // each
+            held["reference"] = self._reference()
         if not self.work.trained:
             return held
-        optim, trained = self.settings.optim, sizes.trainable
+        optim, trained = self.settings.optim, self._stepped
         if optim.masters and self.half:
-            held["masters"] = 4 * trained // each
-        held["moments"] = int(moment_bytes(optim, sizes.itemsize) * trained) // each
+            # The shards of several devices are masters themselves.
+            held["masters"] = 4 * (trained if each == 1 else sizes.tower_trainable)
+        held["moments"] = int(moment_bytes(optim, sizes.itemsize) * trained)
         return held
+
+    def whole(self) -> dict[str, int]:
+        """What is gathered for sampling."""
+        sizes = self.sizes
+        if self.divided == 1:
+            return {}
+        return {"gathered": (sizes.parameters - sizes.tower) * sizes.itemsize}
+
+    @property
+    def divided(self) -> int:
+        """Over how many devices the language model is cut."""
+        sizes, count, how = self.sizes, self.device.count, self.settings.shard
+        if how == "off":
+            return 1
+        learning = sizes.trainable - sizes.tower_trainable
+        held = cut_bytes(learning, sizes.parameters - sizes.tower - learning, sizes.itemsize)
+        memory = self.device.memory if self.device.kind == "cuda" else None
+        machines, left_over = divmod(count, PER_MACHINE)
+        several = machines > 1 and not left_over
+        roomy = how == "hybrid" or (how == "auto" and fits_a_machine(held, PER_MACHINE, memory))
+        return PER_MACHINE if several and roomy else count
+
+    @property
+    def _stepped(self) -> int:
+        """Weights that the optimizer of one device steps."""
+        divided = self.sizes.trainable - self.sizes.tower_trainable
+        return self.sizes.tower_trainable + divided // self.divided
+
+    def _weights(self) -> int:
+        """The model's weights; shards of trained ones are as wide as the optimizer wants them."""
+        sizes, each = self.sizes, self.divided
+        if each == 1:
+            return sizes.parameters * sizes.itemsize
+        learning = sizes.trainable - sizes.tower_trainable if self.work.trained else 0
+        resting = sizes.parameters - sizes.tower - learning
+        shards = learning * max(4, sizes.itemsize) + resting * sizes.itemsize
+        return sizes.tower * sizes.itemsize + shards // each
 
     @property
     def costs(self) -> Costs:
@@ -250,7 +299,8 @@ class _Shares:
         """What the engine will find free, or was given."""
         if self.settings.memory is not None:
             return Budget.of(self.settings.memory)
-        loaded = self.loaded()
+        # Sampling begins when the weights are whole.
+        loaded = self.loaded() | self.whole()
         # Moments are not there when it looks, but it knows of them.
         later = loaded.pop("moments", 0) + (self._gradients() if self.work.trained else 0)
         free = self.device.memory - sum(loaded.values())
@@ -357,6 +407,10 @@ class _Shares:
     def _reference(self) -> int:
         sizes = self.sizes
         whole = sizes.parameters * sizes.itemsize
+        if self.divided > 1:
+            tower = sizes.tower * sizes.itemsize
+            offload = self.settings.offload_reference and self.device.kind != "cpu"
+            return tower + (0 if offload else (whole - tower) // self.divided)
         if not self.settings.offload_reference or self.device.kind == "cpu":
             return whole
         # Layers come one by one.
@@ -364,7 +418,10 @@ class _Shares:
         return whole - (sizes.language - one) * sizes.itemsize
 
     def _gradients(self) -> int:
-        return max(4, self.sizes.itemsize) * self.sizes.trainable // self.device.count
+        each = max(4, self.sizes.itemsize)
+        # Of several devices, the unit whose gradient is still to be divided, and the same once more on its way.
+        undivided = 2 * min(self.sizes.largest, self.sizes.trainable)
+        return each * (self._stepped + (undivided if self.divided > 1 else 0))
 
     def _row(self) -> int:
         """Tokens of the longest packed row."""

@@ -90,6 +90,8 @@ class Tracker:
 
     def close_up(self, step: int, make: Callable[[], Mapping[str, Any]]) -> None:
         """Append what the report shows of a sampled group; a failure is told once and counted, and stops nothing."""
+        if not self.writes:
+            return
         with self._report.forgiven("A close-up of samples"):
             append_rows(self.folder / "closeups.jsonl", [{"step": step, **make()}])
 

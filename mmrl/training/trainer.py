@@ -325,7 +325,8 @@ class Trainer:
         metrics.update(self.plateau.observe(metrics))
         if due(number, self.run.sample_every):
             now, rollouts = Now(number, number / self.steps, self.run.seed), self._last_rollouts
-            keep_sample(tracker, self.policy, rollouts, self.learner.maps, self.branches, now)
+            shown = all_branches(self.branches, self.rollout)
+            keep_sample(tracker, self.policy, rollouts, self.learner.maps, shown, now)
         # Here, for whoever continues with the evaluation that is owed no longer has the answers.
         with each_alone(self.policy, self.ranks, "look"):
             seen = self.looks(self.policy, self._last_rollouts, number, self.ranks)

@@ -7,11 +7,13 @@ import re
 import torch
 
 from mmrl.model.budget import free_bytes
+from mmrl.model.ranks import Ranks
 from mmrl.training.plan import GIB, Device
 
 ONE_NODE = "8x80"
 """Eight GPUs of 80 GiB: what the papers trained models up to 8 B on."""
-TWO_NODES = "16x80"
+TWO_LARGE_NODES = "16x141"
+"""Sixteen GPUs of 141 GiB: the whole of a 32 B model lies on each while it samples."""
 LAPTOP = "cpu:8"
 ONE_LARGE, ONE_LARGEST = "141", "192"
 PATTERN = re.compile(r"(?:(?P<count>\d+)x|(?P<cpu>cpu:))?(?P<gib>\d+(?:\.\d+)?)")
@@ -38,6 +40,6 @@ def in_words(device: Device) -> str:
 
 
 def this_machine(where: torch.device) -> Device | None:
-    """The device of a run with its free memory; None if nobody knows how much that is."""
+    """The devices of a run with the free memory of this one; None if nobody knows how much that is."""
     free = free_bytes(where)
-    return None if free is None else Device(where.type, free)
+    return None if free is None else Device(where.type, free, Ranks.here().world)

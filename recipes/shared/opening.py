@@ -78,7 +78,7 @@ class Load:
     shard: Shard = "auto"
     """Under torchrun, how weights, gradients and moments are spread: full (cut over all devices), hybrid (over those
     of a machine, with a copy on each machine: less traffic between them), off (a copy on every device), auto (hybrid
-    where several machines have several devices each, else full). The vision tower is always a copy."""
+    where it takes at most a quarter of each machine, else full). The vision tower is always a copy."""
     check_memory: bool = True
     """Refuse a run that cannot fit into memory before anything is loaded; off: try it all the same."""
     memory: float | None = None

@@ -61,7 +61,7 @@ def planned(
     load: Load = asked.arguments["load"]
     memory = None if load.memory is None else int(load.memory * GIB)
     workers = _workers(load, sizes, device)
-    settings = Settings(load.checkpointing, load.offload_reference, memory, workers)
+    settings = Settings(load.checkpointing, load.offload_reference, memory, workers, load.shard)
     if "optim" in asked.arguments:
         settings = replace(settings, optim=asked.arguments["optim"])
     return plan(sizes, work, settings, device), sizes, work
@@ -91,6 +91,8 @@ def refuse_unfit(asked: Configuration) -> None:
     if found.fits:
         return
     where = "free memory of this computer" if device.kind == "cpu" else "free memory of the GPU"
+    if device.count > 1:
+        where = f"{where} for each of {device.count} processes"
     said = (
         f"This run needs about {_gib(found.needed)} at its peak ({found.peak}), and the {where} is "
         f"{_gib(device.memory)}."
@@ -119,7 +121,8 @@ def remedies(
     """Flags that make a run fit, none of which could be left out, and whether they do."""
     chosen: list[_Switch] = []
     best = planned(asked, device, prompting)[0]
-    for switch in _switches(asked):
+    possible = list(_switches(asked, device.count))
+    for switch in possible:
         if best.fits:
             break
         # A stronger value of the same switch takes its place.
@@ -128,7 +131,7 @@ def remedies(
         if trial.needed < best.needed:
             chosen, best = [*others, switch], trial
     if best.fits:
-        chosen = _fewest(asked, chosen, lambda some: _fits(asked, some, device, prompting))
+        chosen = _fewest(possible, chosen, lambda some: _fits(asked, some, device, prompting))
     return [switch.flag for switch in chosen], best.fits
 
 
@@ -139,7 +142,9 @@ def _fits(
 
 
 def _fewest(
-    asked: Configuration, chosen: list[_Switch], fits: Callable[[Sequence[_Switch]], bool]
+    possible: Sequence[_Switch],
+    chosen: list[_Switch],
+    fits: Callable[[Sequence[_Switch]], bool],
 ) -> list[_Switch]:
     """Without those that later ones have made needless, the dearest first, and as mild as will do."""
     for switch in reversed(chosen):
@@ -147,7 +152,7 @@ def _fewest(
         if fits(others):
             chosen = others
     for number, switch in enumerate(chosen):
-        milder = [one for one in _switches(asked) if one.place == switch.place]
+        milder = [one for one in possible if one.place == switch.place]
         for one in milder:
             trial = [*chosen[:number], one, *chosen[number + 1 :]]
             if fits(trial):
@@ -179,8 +184,8 @@ class _Switch:
         return f"--{self.record}.{name} {self.value}"
 
 
-def _switches(asked: Configuration) -> Iterator[_Switch]:
-    """Those that apply, from what changes no number to what changes the method."""
+def _switches(asked: Configuration, devices: int) -> Iterator[_Switch]:
+    """Those that apply to so many devices, from what changes no number to what changes the method."""
     arguments = asked.arguments
     load: Load = arguments["load"]
     if not load.checkpointing:
@@ -198,7 +203,7 @@ def _switches(asked: Configuration) -> Iterator[_Switch]:
         yield _Switch("load", "offload_reference", True)
         if not optim.eight_bit:
             yield _Switch("optim", "eight_bit", True)
-        if optim.masters:
+        if optim.masters and devices == 1:  # refused for shards
             yield _Switch("optim", "masters", False)
     for pixels in (501_760, 250_880):
         smaller = load.max_pixels is None or pixels < load.max_pixels
@@ -374,8 +379,8 @@ def report(asked: Configuration, device: Device | None, prompting: Prompting) ->
     lines += ["", _verdict(asked, found, prompting)]
     if device.count > 1:
         lines.append(
-            "Training on several devices is not there yet; this is what each will hold when weights, gradients and "
-            "states are divided among them."
+            f"This is what each of {device.count} devices holds under torchrun, with --load.shard "
+            f"{asked.arguments['load'].shard}. What they send to each other takes time that is not planned."
         )
     return "\n".join(lines)
 

@@ -5,6 +5,7 @@ An adapter that is added to `mmrl.model.families` with a tiny config is tested h
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -225,6 +226,25 @@ def test_shared_is_repeated(case: Case, checkpointing: bool) -> None:
     policy = case.policy(checkpointing=checkpointing)
     grads = assert_shared_is_repeated(policy, case.prompts())
     assert len(grads) == len(policy.parameters())
+
+
+def test_positions_are_the_librarys_up_to_the_end_of_a_clip(case: Case, policy: Policy) -> None:
+    """Behind a clip without stamps they differ on purpose (`mrope.py`)."""
+    if case.family.axes == 1:
+        for prompt in case.prompts():
+            encoded = policy.encode(prompt)
+            assert torch.equal(encoded.positions, torch.arange(len(encoded.ids)).expand(3, -1))
+        return
+    for prompt in (ask(["image", "image"], 1), ask(["video"], 2)):
+        encoded = policy.encode(prompt)
+        inputs = library_inputs(case, policy.processing, prompt)
+        taken = inspect.signature(policy.base.model.get_rope_index).parameters
+        known = {name: value for name, value in inputs.items() if name in taken}
+        if "second_per_grid_ts" in inputs:
+            known["second_per_grid_ts"] = inputs["second_per_grid_ts"]
+        expected, _ = policy.base.model.get_rope_index(**known)
+        end = int(encoded.slots[-1][-1]) + 1
+        assert torch.equal(encoded.positions[:, :end], expected[:, 0, :end])
 
 
 def test_shared_is_repeated_in_double_precision(case: Case) -> None:

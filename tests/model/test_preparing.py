@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import pickle
+import socket
 import threading
 import time
 from dataclasses import dataclass, replace
@@ -15,12 +16,14 @@ import torch
 
 from mmrl.data.drawn.drawn import Drawn
 from mmrl.ground.faults import BadRow
+from mmrl.ground.process import HEADER
 from mmrl.losses.schedules import Linear
 from mmrl.model import preparing
 from mmrl.model.branches import render_branch
 from mmrl.model.policy import Policy
 from mmrl.model.preparing import Ahead, default_workers, read_ahead
 from mmrl.model.preparing_worker import Load, Prepared, prepared
+from mmrl.model.ranks import Ranks
 from mmrl.objectives.base import Objective
 from mmrl.objectives.papo import PAPO
 from mmrl.perception.masking import PatchMask, SaliencyMask
@@ -107,7 +110,7 @@ def all_of(supply, policy, steps, log, ahead=None):
     for _ in range(steps):
         with policy.vision.step():
             if ahead is not None:
-                ahead.expect(supply._coming(supply.per_step))
+                ahead.expect(supply._coming(supply.per_step, Ranks.alone()))
                 settled(ahead)
             for prompt in supply.take():
                 encoded = policy.encode(prompt)
@@ -173,6 +176,38 @@ def test_rows_that_no_worker_has_begun_are_read_here(policy, monkeypatch):
         assert ahead.read(77).id == Drawn("lookup")[77].id
     ahead.close()
     assert ahead.drain() == {}
+
+
+def test_no_failure_of_a_worker_leaves_somebody_waiting(policy, monkeypatch, caplog):
+    class Odd(Here):
+        def prepare(self, row, now):
+            raise KeyError("odd")
+
+    monkeypatch.setattr(preparing, "_Worker", Odd)
+    ahead = Ahead(spoiled(), policy, 1)
+    rows = range(preparing.PATIENCE + 2)
+    with policy.vision.step():
+        ahead.expect(dict.fromkeys(rows))
+        found = [ahead.read(row).id for row in rows]
+    assert found == [Drawn("lookup")[row].id for row in rows]
+    failures = ahead.drain().get("data/worker_failures", 0)
+    told = [record.getMessage() for record in caplog.records]
+    assert sum("KeyError: 'odd'" in text for text in told) == failures <= preparing.PATIENCE
+    ahead.close()
+
+
+def test_a_reply_that_cannot_be_read_costs_the_worker(monkeypatch):
+    """Bytes that are no pickle, as a class that only the worker knows would give."""
+    ours, theirs = socket.socketpair()
+    worker = preparing._Worker(b"", 5.0)
+    ended = []
+    worker._child = SimpleNamespace(channel=ours, alive=True, end=ended.append)
+    parts = (HEADER.pack(1), HEADER.pack(4), b"torn")
+    theirs.sendall(b"".join(parts))
+    with pytest.raises(preparing._Lost, match="cannot be read"):
+        worker.prepare(0, None)
+    assert ended and worker._child is None
+    ours.close(), theirs.close()
 
 
 def test_the_desk_keeps_to_its_rows_and_bytes(policy, monkeypatch):
@@ -275,7 +310,7 @@ def test_views_are_not_drawn_ahead_where_the_step_is_unknown(policy, rollout):
     run = Run(steps=3, prompts_per_step=2)
     policy.workers = 1
     try:
-        supply = supply_of(policy, spoiled(), run, [], BRANCHES, rollout)
+        supply = supply_of(policy, spoiled(), run, [], BRANCHES, rollout, Ranks.alone())
     finally:
         policy.workers = 0
     dropped = isinstance(rollout, DynamicSampling)

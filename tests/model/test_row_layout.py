@@ -118,6 +118,24 @@ def test_a_slice_may_look_at_prompts_outside_of_its_row(which, monkeypatch):
         assert_same(found, theirs, (q, k, v))
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_forest_on_the_gpu(dtype):
+    """By the kernels that are chosen there, against double precision on the CPU."""
+    lengths, parents = (300, 40, 7, 90, 1, 513, 20), (ROOT, 0, 1, 1, 0, ROOT, 5)
+    layout = Layout(lengths, parents, torch.device("cuda"))
+    inputs = [x.detach().to(dtype) for x in draws(layout.length)]
+    there = [x.cuda().requires_grad_() for x in inputs]
+    here = [x.double().requires_grad_() for x in inputs]
+    ours, right = packed(*there, layout, 0.3), dense(*here, dense_mask(layout), 0.3)
+    ours.float().sum().backward()
+    right.sum().backward()
+    found, expected = [ours, *(x.grad for x in there)], [right, *(x.grad for x in here)]
+    limit = 0.02 if dtype == torch.bfloat16 else 1e-4
+    for mine, theirs in zip(found, expected, strict=True):
+        assert (mine.cpu().double() - theirs).norm() <= limit * theirs.norm()
+
+
 @pytest.mark.parametrize(
     "parents", [(ROOT, 0, 0, 1), (0,), (ROOT, ROOT, 0), (ROOT, 2, 0), (ROOT, 0, 3, 2)]
 )

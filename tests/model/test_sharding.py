@@ -71,6 +71,7 @@ def shard_repeated(folder):
     with pytest.raises(ValueError, match=r"--load.shared False .* use --load.shard off"):
         policy.shard(ranks)
     policy.shard(ranks, "off")
+    ranks.end()
 
 
 def test_one_card_for_several_processes_is_refused(monkeypatch):
@@ -101,9 +102,9 @@ def summed():
     if ranks.rank:
         weights[1].grad = torch.full((4,), 0.5)
     add_up([*weights, half], ranks)
-    return [None if w.grad is None else w.grad.tolist() for w in (*weights, half)], norm_of(
-        [*weights, half], ranks
-    )
+    norm = norm_of([*weights, half], ranks)
+    ranks.end()
+    return [None if w.grad is None else w.grad.tolist() for w in (*weights, half)], norm
 
 
 def test_gradients_of_copies_are_summed_and_what_nobody_has_stays_away():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,11 +14,12 @@ from transformers import Qwen2_5_VLConfig, Qwen3VLConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
     Qwen2_5_VisionTransformerPretrainedModel,
 )
-from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextModel, Qwen3VLVisionModel
 
 from mmrl.model import window_attention as windows
 from mmrl.model.ragged import LOOP, Segments
 from mmrl.model.tower_inputs import tower_inputs
+from mmrl.model.vision_tower import VisualFeatures, insert_features
 
 
 def tower(family):
@@ -166,6 +169,27 @@ def test_towers_ask_the_device_nothing(family, grid):
         with NoQuestions():
             found = model(values, **inputs, return_dict=True)
     assert torch.equal(found.pooler_output, expected.pooler_output)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_further_levels_are_added_without_a_mask(dtype):
+    """What the library adds under a mask, rows and gradients, and nothing is asked of the device."""
+    rng = torch.Generator().manual_seed(0)
+    rows, level = (torch.randn(n, 8, generator=rng).to(dtype).requires_grad_() for n in (9, 4))
+    places = torch.tensor([1, 2, 5, 6])
+    seen = VisualFeatures(torch.zeros(4, 8, dtype=dtype), (level,))
+    found, levels = insert_features(rows, places, [seen])
+    (whole,) = levels["deepstack_visual_embeds"]
+    add = partial(Qwen3VLTextModel._deepstack_process, None)
+    mask = torch.zeros(1, 9, dtype=torch.bool).index_fill(1, places, True)
+    expected = add(found[None], mask, level)
+    with NoQuestions():
+        mine = add(found[None], levels["visual_pos_masks"], whole)
+    assert torch.equal(mine, expected)
+    weights = torch.randn(1, 9, 8, generator=rng).to(dtype)
+    theirs = torch.autograd.grad((expected * weights).sum(), (rows, level), retain_graph=True)
+    ours = torch.autograd.grad((mine * weights).sum(), (rows, level))
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
 def test_the_guard_sees_what_it_should():

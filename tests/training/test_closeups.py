@@ -6,9 +6,21 @@ import json
 import pytest
 import torch
 
+from mmrl.perception.masking import PatchMask
 from mmrl.report.pictures import is_picture
-from mmrl.training.closeups import ANSWERS, FRAMES, MEDIA, TokenMaps, shown_media, spelt_out
-from mmrl.types import Batch, Media, Rollout, Scores
+from mmrl.rollouts.noisy import NoisyRollout
+from mmrl.training.closeups import (
+    ANSWERS,
+    FRAMES,
+    MEDIA,
+    TokenMaps,
+    all_branches,
+    keep_sample,
+    shown_media,
+    spelt_out,
+)
+from mmrl.training.tracking import Tracker
+from mmrl.types import Batch, Media, Rollout, Scores, VisualBranch
 
 
 def batch(groups, length=3):
@@ -45,6 +57,26 @@ def test_maps_hold_the_first_group_and_the_first_scores():
     assert found["dependence/masked"] == [-5.0, -6.0]
     assert set(found) == {"advantage", "entropy", "logp", "dependence/masked"}
     assert "dependence/masked" not in maps.answer(0, 3)
+
+
+def test_who_does_not_write_keeps_nothing(tmp_path):
+    """As all processes but one; and a process without answers has nothing to keep."""
+    silent = Tracker(tmp_path, writes=False)
+    answers = batch([1, 1]).rollouts
+    keep_sample(silent, None, answers, TokenMaps(), {}, None)
+    silent.close_up(1, lambda: {"prompt": "p"})
+    silent.evaluated(1, answers, [0.0, 0.0])
+    silent.refresh()
+    keep_sample(Tracker(tmp_path), None, [], TokenMaps(), {}, None)
+    assert not list(tmp_path.iterdir())
+    nobody = dataclasses.replace(batch([1]), rollouts=[])
+    assert TokenMaps.of(nobody) == TokenMaps()
+
+
+def test_the_branch_of_a_rollout_function_is_shown_like_a_scored_one():
+    noisy, masked = VisualBranch(PatchMask(0.3)), VisualBranch(PatchMask(0.6))
+    found = all_branches({"masked": masked}, NoisyRollout(None, noisy, share=0.5))
+    assert found == {"masked": masked, "noisy": noisy}
 
 
 def test_maps_are_bounded_and_own_their_memory():

@@ -343,6 +343,26 @@ def test_the_split_into_passes_does_not_matter(tiny_folder, rollouts, whole, kin
         assert metrics[name] == pytest.approx(whole[kind][0][name], rel=1e-7, abs=1e-12), name
 
 
+def test_slices_of_wide_groups_read_each_prompt_once(tiny_folder, rollouts):
+    """Whatever is scored of it: raw, masked with gradient, the reference; and for the norm of each loss term."""
+    found = {}
+    for tokens in (100_000, 1):
+        box = learner(tiny_folder, tokens=tokens, **KINDS["papo with gradient"])
+        box.norms_every = 1
+        metrics, _ = learned(box, rollouts)
+        norms = {k: v for k, v in metrics.items() if k.startswith("grad_norm/")}
+        counters = box.policy.counters
+        counts = {k: counters[k] for k in ("tokens/update", "tokens/score", "tokens/head")}
+        found[tokens] = norms, counts
+        assert not box.policy.prompts.waiting
+    # In one row a text is laid out once per view; sliced it is opened once, for no view changes it.
+    words = {r.group: len(r.prompt_ids) for r in rollouts if not r.prompt.media}
+    passes = 1 + len(found[1][0])
+    found[1][1]["tokens/update"] += passes * sum(words.values())
+    assert found[1][1] == found[100_000][1]
+    assert found[1][0] == pytest.approx(found[100_000][0], rel=1e-6) and len(found[1][0]) > 1
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_order_of_rows_and_groups_does_not_matter(tiny_folder, rollouts, whole, kind):
     order = torch.randperm(16, generator=torch.Generator().manual_seed(1)).tolist()

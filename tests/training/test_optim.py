@@ -332,7 +332,9 @@ def stepped(how, sharded):
 
 
 def stepped_together(ways):
-    return {name: stepped(how, sharded=True) for name, how in ways.items()}
+    found = {name: stepped(how, sharded=True) for name, how in ways.items()}
+    Ranks.here().end()
+    return found
 
 
 def test_shards_are_stepped_and_clipped_as_whole_weights():
@@ -353,6 +355,7 @@ def test_shards_are_stepped_and_clipped_as_whole_weights():
 def refused():
     with pytest.raises(ValueError, match=r"--optim.masters False .* use --load.shard off"):
         stepped({"masters": False}, sharded=True)
+    Ranks.here().end()
 
 
 def test_rounding_by_chance_of_shards_is_refused():

@@ -13,13 +13,16 @@ from mmrl.model import tiny
 from mmrl.model.budget import Budget, Costs
 from mmrl.model.load import LoRA
 from mmrl.model.packing import Group
+from mmrl.model.placement import own_part
 from mmrl.model.policy import Policy
 from mmrl.model.preparing import HELD
+from mmrl.model.ranks import Ranks
 from mmrl.model.released import TABLE, UnknownModel, config_of
 from mmrl.model.scoring import hidden
 from mmrl.model.sizes import sizes, sizes_of
 from mmrl.training.optim import Optim, Optimizer
 from mmrl.training.plan import GIB, Device, Settings, Work, _Shares, plan
+from tests.several import several, values
 
 SEVEN = "Qwen/Qwen2.5-VL-7B-Instruct"
 GPU = Device("cuda", 80 * GIB)
@@ -97,6 +100,71 @@ def test_bytes_of_the_optimizer_are_those_of_its_states(folder, dtype, optim):
     else:
         each = 1 + 4 / 256 if optim.eight_bit else weight.itemsize
         assert found["moments"] == 2 * each * weight.numel()
+
+
+SHARED = {
+    "fp32": ("float32", LoRA(), "full"),
+    "bf16": ("bfloat16", LoRA(), "full"),
+    "adapters": ("bfloat16", LoRA(rank=4, vision=True), "full"),
+    "copies": ("bfloat16", LoRA(), "off"),
+}
+
+
+def held_by_each(folder):
+    """Bytes of what each of several processes holds after a step of the optimizer, counted in the tensors."""
+    ranks = Ranks.start("cpu")
+    found = {}
+    for name, (dtype, lora, how) in SHARED.items():
+        policy = load(folder, dtype=dtype, lora=lora)
+        policy.freeze_reference()
+        policy.shard(ranks, how)
+        optimizer = Optimizer(policy.named_parameters(), Optim(), ranks)
+        for parameter in optimizer.parameters:
+            parameter.grad = torch.zeros_like(parameter, dtype=torch.float32)
+        optimizer.step(1)
+        states = [own_part(x) for one in optimizer._adam.state.values() for x in one.values()]
+        frozen = [] if policy._frozen_copy is None else policy._frozen_copy.parameters()
+        parts = {
+            "weights": policy.model.parameters(),
+            "reference": frozen,
+            "masters": [master for master, _ in optimizer._copies()],
+            "moments": [x for x in states if x.ndim],
+        }
+        found[name] = {n: sum(own_part(x).nbytes for x in each) for n, each in parts.items()}
+    ranks.end()
+    return found
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_what_each_of_two_processes_holds_is_what_is_planned(folder, name, each_of_two):
+    dtype, lora, how = SHARED[name]
+    known = sizes_of(folder, getattr(torch, dtype), (), lora)
+    work = Work(reference=not lora.rank, evaluated=0)
+    planned = plan(known, work, Settings(shard=how), Device("cpu", GIB, 2)).phases["load"]
+    # A weight whose rows cannot be divided evenly leaves one process with a row more.
+    for counts in each_of_two:
+        for part, size in counts[name].items():
+            assert planned.get(part, 0) == pytest.approx(size, rel=0.01), part
+
+
+@pytest.fixture(scope="module")
+def each_of_two(folder):
+    return values(several(2, held_by_each, folder))
+
+
+def test_a_copy_on_each_machine_is_planned_where_it_is_small():
+    def weights(how, name, count):
+        sizes = sizes_of(f"Qwen/{name}", torch.bfloat16)
+        found = plan(sizes, Work(), Settings(shard=how), replace(GPU, count=count))
+        return found.phases["load"]["weights"]
+
+    small, large = "Qwen2.5-VL-7B", "Qwen2.5-VL-32B"
+    assert (
+        weights("auto", small, 16) == weights("hybrid", small, 16) == weights("full", small, 8)
+    )
+    assert weights("auto", large, 16) == weights("full", large, 16) < weights("full", large, 8)
+    # As many as do not fill machines evenly are one mesh.
+    assert weights("auto", small, 12) == weights("full", small, 12)
 
 
 @pytest.mark.parametrize("lora", [LoRA(), LoRA(rank=4)])

@@ -262,6 +262,7 @@ def every_case(folders, rollouts, place):
     found["sampled"] = sampled_then_learned(folders, ranks)
     found["not finite"] = not_finite_then_finite(folders, rollouts["papo"], ranks)
     saved(folders, rollouts, ranks, place)
+    ranks.end()
     return found
 
 
@@ -329,6 +330,7 @@ def of_four(folders, rollouts):
     found = {}
     for how in ("full", "hybrid"):
         found[how] = learned(replace(case, how=how), folders, rollouts, ranks)
+    ranks.end()
     return found
 
 
