@@ -30,7 +30,8 @@ from mmrl.training import shards
 from mmrl.training.tracking import read_metrics
 from tests.several import several, values
 
-BEGAN = ("time/", "memory/")
+MAY_DIFFER = ("time/", "memory/", "rollout/pieces", "rollout/refills")
+"""What is measured, and into how many pieces each process cuts its own sampling."""
 
 
 @in_process
@@ -92,7 +93,7 @@ def fitted_small(model, output):
 def logged(output):
     """The metrics without what may differ."""
     return [
-        {name: v for name, v in row.items() if not name.startswith(BEGAN)}
+        {name: v for name, v in row.items() if not name.startswith(MAY_DIFFER)}
         for row in read_metrics(Path(output))
     ]
 
