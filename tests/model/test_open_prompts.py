@@ -71,7 +71,7 @@ def groups_of(policy, batch, rows, noisy=False):
         encoded = policy.encode(chosen[0].prompt)
         seen = encoded.visual
         if noisy:
-            seen = tuple(replace(x, values=-x.values, key="noisy" + x.key) for x in seen)
+            seen = tuple(replace(x, pixels=255 - x.pixels, key="noisy" + x.key) for x in seen)
         answers = tuple(r.tokens for r in chosen)
         found.append(Group(encoded, seen, answers, tuple(places), (0.9,) * len(chosen)))
     return found
@@ -175,12 +175,12 @@ def test_a_view_of_one_answer_alone_opens_nothing(tiny_folder):
     assert policy.prompts.of(group, grad=True) is None
 
 
-def test_layers_that_carry_a_state_repeat_their_prompt(tiny_folder):
-    """What such a layer hands on is not among the keys and values."""
+def test_layers_of_an_unknown_kind_repeat_their_prompt(tiny_folder):
+    """What such a layer hands on may not be among the keys and values."""
     policy = load(tiny_folder, "float32")
     batch = collate(rollouts_of(policy, [[5, 3]]))
     text = policy.base.config.get_text_config()
-    text.layer_types = ["linear_attention", *text.layer_types[1:]]
+    text.layer_types = ["some_other_attention", *text.layer_types[1:]]
     parts = policy.prompts.parts(batch, 1)
     lengths = {0: len(batch.rollouts[0].prompt_ids)}
     assert [x.tolist() for x in parts] == [x.tolist() for x in split(batch, lengths, 1)]
