@@ -531,3 +531,16 @@ def test_the_router_learns_and_is_not_adapted(tmp_path: Path) -> None:
         assert any(
             name.endswith(part) and grad.abs().max() > 0 for name, grad in grads.items()
         ), part
+
+
+def test_the_library_makes_no_mask_for_rows_with_a_layout(policy, case, monkeypatch):
+    """It would be a square of the packed row, and ask the device whether there is one sequence or several."""
+    from transformers import masking_utils
+
+    def refused(*_: Any, **__: Any) -> None:
+        raise AssertionError("a packed row or a step of sampling was searched for sequences")
+
+    monkeypatch.setattr(masking_utils, "find_packed_sequence_indices", refused)
+    prompts = case.prompts()[:2]
+    rollouts = HFEngine(policy).generate(prompts, Sampling(2, 1.0, max_tokens=3), NOW)
+    assert len(rollouts) == 2 * len(prompts)
