@@ -398,6 +398,7 @@ class Policy:
             position_ids=self.family.position_ids(positions),
             use_cache=False,
             layout=layout,
+            **self.family.without_mask(rows),
             **deepstack,
         )
         return out.last_hidden_state[0]

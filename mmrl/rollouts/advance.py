@@ -204,6 +204,7 @@ class Advance:
             position_ids=policy.family.position_ids(positions.expand(3, -1)[..., None]),
             use_cache=False,
             layout=store,
+            **policy.family.without_mask(rows),
         )
         self.states.copy_(out.last_hidden_state[:, 0])
 

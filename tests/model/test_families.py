@@ -540,3 +540,16 @@ def test_the_table_of_models_names_every_family() -> None:
     named = {row[2].strip(): row[1].strip() for row in rows if len(row) == 9}
     for model_type, family in families().items():
         assert named[f"`{model_type}`"].startswith(family.name)
+
+
+def test_the_library_makes_no_mask_for_rows_with_a_layout(policy, case, monkeypatch):
+    """It would be a square of the packed row, and ask the device whether there is one sequence or several."""
+    from transformers import masking_utils
+
+    def refused(*_: Any, **__: Any) -> None:
+        raise AssertionError("a packed row or a step of sampling was searched for sequences")
+
+    monkeypatch.setattr(masking_utils, "find_packed_sequence_indices", refused)
+    prompts = case.prompts()[:2]
+    rollouts = HFEngine(policy).generate(prompts, Sampling(2, 1.0, max_tokens=3), NOW)
+    assert len(rollouts) == 2 * len(prompts)

@@ -232,6 +232,14 @@ class Family:
         rows = positions[:, None] if positions.ndim == 2 else positions
         return rows if self.axes == 3 else rows[0]
 
+    def without_mask(self, rows: Tensor) -> dict[str, Any]:
+        """Keywords for the language model by which no mask is made for embedded rows that come with a layout.
+
+        Positions of one axis would be searched for several sequences, which waits for the device and makes a square of
+        the row's length; a mask of four dimensions is passed on as it is, and nobody reads it.
+        """
+        return {} if self.axes == 3 else {"attention_mask": rows.new_zeros(1, 1, 1, 1)}
+
     # Pixels.
 
     def processor(self, source: Any) -> Any:
