@@ -93,7 +93,7 @@ def test_the_problem_of_one_is_a_problem_of_all(how):
 
 
 def left_behind(what, busy):
-    watch.BEAT, watch.SILENCE = 0.2, 1.5
+    watch.BEAT, watch.SILENCE = 0.2, 3.0
     ranks = Ranks.start("cpu")
     ranks.place.step, ranks.place.kept = 5, lambda: "the last checkpoint is step-4"
     ranks.wait("update")

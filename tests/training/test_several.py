@@ -141,7 +141,7 @@ def die(how):
 
 def dies_in_step_2(model, output, phase, how):
     """A run whose rank 1 ends in the middle of step 2, in a phase."""
-    watch.BEAT, watch.SILENCE = 0.3, 4.0
+    watch.BEAT, watch.SILENCE = 0.3, 15.0
     ranks = Ranks.start("cpu")
     trainer = made(model, output, run=SMALL | {"steps": 3})
 
