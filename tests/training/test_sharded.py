@@ -75,6 +75,7 @@ CASES = {
     "papo with gradient, two updates": PAPO_TWICE,
     "untied": replace(PAPO_TWICE, folder="untied"),
     "Qwen3": replace(PAPO_TWICE, folder="3"),
+    "Qwen3.5": replace(PAPO_TWICE, folder="3.5", updates=1),
     "exact kl": Case(
         folder="3",
         grpo=GRPO(kl=0.1, kl_kind="exact"),
@@ -126,8 +127,8 @@ def whole(tensor):
 
 
 @pytest.fixture(scope="module")
-def folders(tiny_folder, tiny3_folder, tmp_path_factory):
-    """The two families, and one whose head is a weight of its own."""
+def folders(tiny_folder, tiny3_folder, tiny35_folder, tmp_path_factory):
+    """Three families, of which the last has layers with a state, and one whose head is a weight of its own."""
     untied = tmp_path_factory.mktemp("untied") / "model"
     copytree(tiny_folder, untied)
     model = load_weights(tiny_folder, torch.float32)
@@ -135,7 +136,7 @@ def folders(tiny_folder, tiny3_folder, tmp_path_factory):
     model.config.tie_word_embeddings = model.config.text_config.tie_word_embeddings = False
     model.save_pretrained(untied)
     assert not json.loads((untied / "config.json").read_text())["tie_word_embeddings"]
-    return {"2.5": tiny_folder, "3": tiny3_folder, "untied": untied}
+    return {"2.5": tiny_folder, "3": tiny3_folder, "3.5": tiny35_folder, "untied": untied}
 
 
 def loaded(case, folders, **more):
