@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mmrl.model.budget import GIB, Budget, Costs
@@ -13,6 +13,8 @@ from mmrl.rollouts.seating import Lengths, Queue, fill, pieces
 
 COSTS = Costs(token=1000, prefill=3000, patch=500, row=40_000)
 WIDE = Budget.of(1000 * GIB)
+# A busy machine is no finding.
+CASES = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 LENGTHS = st.lists(st.integers(1, 400), min_size=1, max_size=40)
 
 
@@ -20,6 +22,7 @@ def asked(tokens):
     return [Lengths(n, 4 * (n // 2)) for n in tokens]
 
 
+@CASES
 @given(LENGTHS, st.integers(1, 9), st.integers(1, 50), st.integers(1, 64), st.integers(18, 30))
 def test_keys_values_and_logits_stay_within_the_budget(tokens, group, most, rows, power):
     budget = replace(WIDE, keys_values=2**power, logits=2**power // 4)
@@ -33,6 +36,7 @@ def test_keys_values_and_logits_stay_within_the_budget(tokens, group, most, rows
     assert found.room == sum(sizes[: found.most]) and found.parts == sizes[0]
 
 
+@CASES
 @given(LENGTHS, st.integers(1, 9))
 def test_without_need_nothing_is_divided(tokens, group):
     found = fill(asked(tokens), group, 10, 10_000, 64, COSTS, WIDE)
@@ -42,6 +46,7 @@ def test_without_need_nothing_is_divided(tokens, group):
     ]
 
 
+@CASES
 @given(LENGTHS, st.integers(10_000, 3_000_000))
 def test_no_piece_is_larger_than_the_budget_unless_one_prompt_is(tokens, most):
     prompts, budget = asked(tokens), replace(WIDE, prefill=most)
@@ -54,6 +59,7 @@ def test_no_piece_is_larger_than_the_budget_unless_one_prompt_is(tokens, most):
         assert size <= most or len(piece) == 1
 
 
+@CASES
 @given(LENGTHS, st.integers(1, 9), st.integers(1, 20), st.randoms())
 def test_everyone_gets_a_seat_once_and_a_prompt_is_read_once(tokens, group, rows, chance):
     """Whoever ends first: no seat is given twice, no prompt is read without room, and nobody waits for ever."""
