@@ -353,9 +353,9 @@ def test_pixels_in_memory_are_flat(policy, monkeypatch, workers):
     ahead = Ahead(Drawn("lookup"), policy, 1, BRANCHES) if workers else None
     supply = Supply(Drawn("lookup"), per_step, 0, check=policy.encode, ahead=ahead)
     inside, after = [], []
-    for step in range(1, 13):
+    for step in range(1, 6):
         with policy.vision.step():
-            supply.now = Now(step, step / 12, 0)
+            supply.now = Now(step, step / 5, 0)
             prompts = supply.take()
             for prompt in prompts:
                 policy.vision.sampling_features(policy.encode(prompt).visual)
@@ -369,7 +369,7 @@ def test_pixels_in_memory_are_flat(policy, monkeypatch, workers):
     picture = Drawn("lookup")[0].media[0].frames.nbytes
     # Ready are frames, patches, and those of two views.
     ready = per_step * (picture + 3 * shown) if workers else 0
-    assert after[1:] == [ready] * 11, after
+    assert after[1:] == [ready] * 4, after
     assert (
         max(inside[1:]) <= per_step * (picture + 3 * shown) + ready
         and len(set(inside[2:])) == 1
