@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmrl.report.curves import (
@@ -24,6 +24,7 @@ from mmrl.report.run_files import read_run
 numbers = st.floats(-1e6, 1e6, allow_nan=False)
 
 
+@settings(deadline=None)
 @given(st.lists(numbers, min_size=1, max_size=2000))
 def test_thinning_keeps_ends_extremes_and_mean(values):
     pairs = list(enumerate(values))
@@ -45,6 +46,7 @@ def test_smoothing_is_unbiased_from_the_start():
     assert smoothed([1.0, 5.0], span=1) == [1.0, 5.0]
 
 
+@settings(deadline=None)
 @given(numbers, numbers)
 def test_ticks_are_round_and_inside(one, two):
     low, high = sorted((one, two))
@@ -56,6 +58,7 @@ def test_ticks_are_round_and_inside(one, two):
     assert all(low - slack <= mark <= high + slack for mark in marks)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 10**6), numbers), min_size=1, max_size=40))
 def test_everything_is_drawn_within_the_frame(pairs):
     points = [

@@ -172,7 +172,7 @@ def test_a_signal_in_the_last_step_lets_the_run_finish(tiny_folder, tmp_path, mo
 def test_the_first_evaluation_is_given_up(tiny_folder, tmp_path, monkeypatch, capsys):
     cut = trainer(tiny_folder, tmp_path / "run", grace=0.1)
 
-    def evaluate(step):
+    def evaluate(step, told):
         signal.raise_signal(signal.SIGHUP)
         time.sleep(30)
 
