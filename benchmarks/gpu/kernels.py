@@ -28,7 +28,7 @@ from mmrl.model.attention import _Packed, packed, verified_ragged_kernel
 from mmrl.model.kernels import PLAIN
 from mmrl.model.logprobs import head_scores
 from mmrl.model.row_layout import Layout, example_layout
-from mmrl.model.window_attention import _by_length, window_attention
+from mmrl.model.window_attention import Windows, _by_length, window_attention
 
 HEADS = {"3B": (16, 2, 128), "7B": (28, 4, 128), "Qwen3-4B": (32, 8, 128)}
 TOWERS = {"Qwen2.5-VL": (16, 80), "Qwen3-VL": (16, 64)}
@@ -97,6 +97,7 @@ def windows(
     inputs = tuple(torch.randn(shape, generator=rng).to(device, dtype) for _ in range(3))
     grad = torch.randn((1, count * length, heads, width), generator=rng).to(device)
     module = torch.nn.Identity()
+    places = Windows.of(starts.tolist(), device)
 
     def ours(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return window_attention(
@@ -104,7 +105,7 @@ def windows(
         )[0]
 
     def exact(q, k, v):
-        return _by_length(q, k, v, starts, width**-0.5)
+        return _by_length(q, k, v, places, width**-0.5)
 
     wide = tuple(x.float() for x in inputs)
     right, mine = with_gradients(exact, wide, grad), with_gradients(ours, inputs, grad)

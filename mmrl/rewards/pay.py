@@ -30,7 +30,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mmrl.ground.printable import logger
 from mmrl.ground.require import require
-from mmrl.model.ranks import Ranks
 from mmrl.rewards.contract import own_metrics
 from mmrl.rewards.functions import (
     RepetitionPenalty,
@@ -145,7 +144,8 @@ class Rewards:
             self._parts[name] = parse_part(name, part, isolate)
         self._limits = {"one": time_limit, "batch": batch_time_limit, "async": async_time_limit}
         # The cores of a machine are shared by all processes of the run on it.
-        here = (workers or min(4, os.cpu_count() or 1)) // Ranks.here().local_world
+        sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by torchrun
+        here = (workers or min(4, os.cpu_count() or 1)) // sharing
         self._pool = self._workers(max(1, here), memory_limit)
         self._loop = AsyncLoop()
         # Failures, dropped parts and seconds since `metrics` was last asked.
