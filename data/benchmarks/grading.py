@@ -14,12 +14,12 @@ The answer is what stands in <answer>, in the last box, or behind the thinking. 
 from __future__ import annotations
 
 import re
+import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mmrl.data.benchmarks.measures import relative_accuracy
-from mmrl.data.benchmarks.record import LETTERS
 from mmrl.rewards.answers import (
     final_answer,
     last_number,
@@ -37,6 +37,8 @@ from mmrl.rewards.answers import (
 if TYPE_CHECKING:
     from mmrl.types import Rollout
 
+# The names of options; not from `record`, which loads what reads pictures.
+LETTERS = string.ascii_uppercase
 MOST_WAYS = 10
 """Letters that an option may have where the row does not list them."""
 

@@ -3,6 +3,8 @@
 import base64
 import io
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -365,3 +367,8 @@ def test_pairs_and_groups():
     found = adapted(BENCHMARKS["hallusionbench"], ROWS["hallusionbench"][0])
     assert found["group_question"] == "VD/illusion/0/0"
     assert found["group_figure"] == "VD/illusion/0/1"
+
+
+def test_grading_loads_no_torch():
+    code = "import sys, mmrl.data.benchmarks.grading; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
