@@ -3,8 +3,10 @@
 import base64
 import io
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -372,3 +374,9 @@ def test_pairs_and_groups():
 def test_grading_loads_no_torch():
     code = "import sys, mmrl.data.benchmarks.grading; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_documentation_has_every_benchmark():
+    page = Path(__file__).parents[3] / "docs" / "evaluation.md"
+    listed = re.findall(r"^\| `([\w-]+)` \|", page.read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(listed) == set(BENCHMARKS)
