@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -369,6 +371,20 @@ def test_pairs_and_groups():
     found = adapted(BENCHMARKS["hallusionbench"], ROWS["hallusionbench"][0])
     assert found["group_question"] == "VD/illusion/0/0"
     assert found["group_figure"] == "VD/illusion/0/1"
+
+
+def test_pictures_embedded_as_bytes_are_read_when_asked_for(tmp_path):
+    """As the hub stores them: the first look at all rows must not read the pictures."""
+    row = ROWS["mathvision"][0]
+    image = {"bytes": base64.b64decode(P), "path": None}
+    table = pa.Table.from_pylist(
+        [{**row, "decoded_image": image, "options": options} for options in ([], ["7", "8"])]
+    )
+    pq.write_table(table, tmp_path / "rows.parquet")
+    prompts = load_prompts(f"benchmark:mathvision={tmp_path / 'rows.parquet'}")
+    assert [prompt.extra["form"] for prompt in (prompts[0], prompts[1])] == ["math", "choice"]
+    assert [prompt.answer for prompt in (prompts[0], prompts[1])] == ["7", "A"]
+    assert all(len(prompts[n].media) == 1 for n in range(2))
 
 
 def test_grading_loads_no_torch():
