@@ -19,9 +19,7 @@ Published benchmarks have names (docs/evaluation.md). With --output the answers 
 evaluation goes on where it was.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -123,15 +121,17 @@ def main(
         asked = heldout if dataset.startswith("drawn:") else train
         left_out = LeftOut(asked)
         rows = heldout_prompts(asked, prompts, policy.encode, left_out.add)
-        style, greedy = graded_as_published(style, dataset), []
+        style = graded_as_published(style, dataset)
+        greedy: list[Rollout] = []
         engine, now = HFEngine(policy, rows_at_once=rows_at_once), Now(0, 0.0, seed)
-        engine = keeping(engine, output, model, load)
         with Rewards(accuracy=(0.9, style.accuracy), format=(0.1, style.format)) as rewards:
             example = "".join(chat_as_line(row.messages) for row in rows[:1])
             for note in policy.processing.tags.notes(example, rewards.needs_tags):
                 tell(note)
-            told = partial(_remember, greedy)
-            rates = evaluate(engine, rows, rewards, sampling, now, told=told)
+            engine = keeping(engine, output, model, load)
+            rates = evaluate(
+                engine, rows, rewards, sampling, now, told=lambda all_, _: greedy.extend(all_)
+            )
             rates |= published_numbers(greedy)
             if samples:
                 several = replace(sampling, group_size=samples)
@@ -150,11 +150,6 @@ def main(
     if output is not None:
         write_report(output, REPORT, found)
         tell(f"written to {output}")
-
-
-def _remember(kept: list[Rollout], answers: Sequence[Rollout], _: Sequence[float]) -> None:
-    """Keep the greedy answers of an evaluation."""
-    kept.extend(answers)
 
 
 def _span_tables(
