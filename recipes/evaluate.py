@@ -11,6 +11,12 @@ Rows about spans of clips are recognised by their format: R1@0.3, 0.5, 0.7 and m
 95 % bootstrap intervals over videos. Ask as the model was trained: `--asking.time interleaved_times` for TimeLens-7B.
 
 pass@k is the unbiased estimate from `samples` answers at the sampling temperature; accuracy is greedy.
+
+    python -m recipes.evaluate real --dataset benchmark:mathvista --output mathvista.json
+    python -m recipes.evaluate papo-avg8 --model my/folder --dataset benchmark:mathverse-vision-only
+
+Published benchmarks have names (docs/evaluation.md). With --output the answers are kept beside the report: a stopped
+evaluation goes on where it was.
 """
 
 from dataclasses import replace
@@ -25,6 +31,12 @@ from mmrl.recipes.shared.clip_data import ClipQuestions, Clips, about_spans
 from mmrl.recipes.shared.clip_report import blocks, grounding_report
 from mmrl.recipes.shared.launch import Preset, launch
 from mmrl.recipes.shared.machines import ONE_LARGE
+from mmrl.recipes.shared.measuring import (
+    graded_as_published,
+    keeping,
+    published_numbers,
+    sampled_numbers,
+)
 from mmrl.recipes.shared.opening import (
     DRAWN,
     EMBEDDED,
@@ -35,6 +47,7 @@ from mmrl.recipes.shared.opening import (
     style_of,
 )
 from mmrl.rollouts.engine import HFEngine, check_rows
+from mmrl.rollouts.kept_answers import KeptAnswers
 from mmrl.training.evaluate import answers_to, evaluate, heldout_prompts, pass_rates
 from mmrl.training.left_out import LeftOut
 from mmrl.training.tracking import chat_as_line
@@ -51,6 +64,14 @@ PRESETS = {
         load={"min_pixels": None, "max_pixels": None},
     ),
     "real": Preset("a real model on your own rows", 7.0, machine=ONE_LARGE),
+    "papo-avg8": Preset(
+        "PAPO's protocol: the mean of 8 answers at temperature 1 (mean@8)",
+        7.0,
+        machine=ONE_LARGE,
+        samples=8,
+        ks=(1, 8),
+        sampling={"temperature": 1.0},
+    ),
 }
 
 
@@ -100,17 +121,26 @@ def main(
         asked = heldout if dataset.startswith("drawn:") else train
         left_out = LeftOut(asked)
         rows = heldout_prompts(asked, prompts, policy.encode, left_out.add)
+        style = graded_as_published(style, dataset)
+        greedy: list[Rollout] = []
         engine, now = HFEngine(policy, rows_at_once=rows_at_once), Now(0, 0.0, seed)
         with Rewards(accuracy=(0.9, style.accuracy), format=(0.1, style.format)) as rewards:
             example = "".join(chat_as_line(row.messages) for row in rows[:1])
             for note in policy.processing.tags.notes(example, rewards.needs_tags):
                 tell(note)
-            rates = evaluate(engine, rows, rewards, sampling, now)
+            engine = keeping(engine, output, model, load)
+            rates = evaluate(
+                engine, rows, rewards, sampling, now, told=lambda all_, _: greedy.extend(all_)
+            )
+            rates |= published_numbers(greedy)
             if samples:
                 several = replace(sampling, group_size=samples)
                 answers = answers_to(engine, rows, rewards, several, now)
                 rates |= pass_rates(answers, [k for k in ks if k <= samples])
+                rates |= sampled_numbers(answers, ks)
         show(f"{model} on {len(rows)} prompts of {dataset}")
+        if isinstance(engine, KeptAnswers) and engine.reused:
+            show(f"  answers to {engine.reused} questions are those of {engine.file}")
         for name, value in rates.items():
             show(f"  {name:<16} {value:.4f}")
         bad = left_out.reasons()

@@ -26,6 +26,11 @@ def with_options(question: str, options: Any, template: Template) -> str:
     return "\n".join([question, HEAD, *_lettered(choices)])
 
 
+def choices_in(options: Any) -> list[str]:
+    """The choices of a column, each without its letter."""
+    return [_bare(choice) for choice in _texts(options)]
+
+
 def _texts(options: Any) -> list[str]:
     """Choices as texts: of a list, of letters with their texts, of either as JSON, or of lines; none for a number."""
     if isinstance(options, str):

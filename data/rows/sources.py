@@ -1,8 +1,9 @@
-"""Prompts from anywhere: `load_prompts(dataset)` for files, folders, saved and hub data sets, and drawn tasks.
+"""Prompts from anywhere: `load_prompts(dataset)` for files, folders, saved and hub data sets, benchmarks, drawn tasks.
 
     load_prompts("train.jsonl", columns={"question": "ask", "images": ["left", "right"]})
     load_prompts("PAPOGalaxy/PAPO_ViRL39K_train", template=THINK_THEN_BOX)
     load_prompts("drawn:lookup", split="heldout", limit=512)
+    load_prompts("benchmark:mathvista")
 
 Loading checks what is cheap and decodes nothing (`data/rows/row_prompts.py`). Decided elsewhere: columns by
 convention or by name (`data/rows/columns.py`), chat and placeholders (`data/rows/templates.py`), pictures
@@ -18,6 +19,8 @@ from typing import Any, cast
 
 import numpy as np
 
+from mmrl.data.benchmarks.record import BenchmarkTable
+from mmrl.data.benchmarks.registry import find, is_benchmark, place_of
 from mmrl.data.drawn.drawn import Drawn, Task
 from mmrl.data.drawn.scenes import Split
 from mmrl.data.rows.columns import ColumnMap
@@ -56,9 +59,12 @@ def load_prompts(
     """
     if dataset.startswith(DRAWN):
         return _drawn(dataset, split, limit, seed)
-    table = open_table(dataset, split, subset)
+    place = dataset, split, subset
+    table = open_table(*(place_of(*place) if is_benchmark(dataset) else place))
     downloaded = isinstance(table, ArrowTable) and table.base(0) is None
     trusted = hub_caches() if downloaded else ()
+    if is_benchmark(dataset):
+        table = BenchmarkTable(table, find(dataset))
     return RowPrompts(
         table,
         template,
