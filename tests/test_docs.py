@@ -5,11 +5,15 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import inspect
 import json
 import re
 import shlex
+import sys
+from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -170,3 +174,50 @@ def test_every_recipe_has_a_page_with_its_published_numbers(made):
     assert (
         "arXiv 2507.06448" in made["papers/papo.md"] and "`7b-no-ref`" in made["papers/papo.md"]
     )
+
+
+@pytest.mark.parametrize(
+    "page", sorted((ROOT / "docs" / "guide").glob("*.md")), ids=lambda p: p.stem
+)
+def test_python_of_the_guide_runs(page, monkeypatch):
+    monkeypatch.setitem(sys.modules, "guide", ModuleType("guide"))  # dataclasses look it up
+    for block in re.findall(r"^```python\n(.*?)^```", page.read_text("utf-8"), re.M | re.S):
+        exec(compile(block, page.name, "exec"), {"__name__": "guide"})
+
+
+@cache
+def flags():
+    """Every flag of every recipe, and those of the commands around them."""
+    found = {
+        "--help",
+        "--help-all",
+        "--config",
+        "--print-config",
+        "--reward",
+        *OF_THE_PAGE_ITSELF,
+    }
+    for name in recipes():
+        main = importlib.import_module(f"mmrl.recipes.{name}").main
+        for argument, parameter in inspect.signature(main).parameters.items():
+            record = parameter.default
+            inner = [f.name for f in fields(record)] if is_dataclass(record) else [""]
+            found |= {f"--{argument}.{n}".rstrip(".").replace("_", "-") for n in inner}
+    return found
+
+
+@pytest.mark.parametrize(
+    "page", sorted((ROOT / "docs" / "guide").glob("*.md")), ids=lambda p: p.stem
+)
+def test_flags_that_a_guide_names_are_there(page):
+    quoted = re.findall(r"`([^`\n]+)`", page.read_text("utf-8"))
+    named = {f for q in quoted for f in re.findall(r"(?<!\S)--[a-z][\w.-]*\w", q)}
+    assert named and named - flags() == set()
+
+
+def test_every_page_is_in_the_site():
+    nav = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    named = set(re.findall(r": ([\w/]+\.md)$", nav, re.M))
+    here = {
+        str(p.relative_to(ROOT / "docs")) for p in PAGES if "docs" in p.parts[len(ROOT.parts) :]
+    }
+    assert here - named == set() and {n for n in named - here if "reference/" not in n} == set()
