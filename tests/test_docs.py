@@ -220,4 +220,4 @@ def test_every_page_is_in_the_site():
     here = {
         str(p.relative_to(ROOT / "docs")) for p in PAGES if "docs" in p.parts[len(ROOT.parts) :]
     }
-    assert here - named == set() and {n for n in named - here if "reference/" not in n} == set()
+    assert here - named == set()  # an entry without a page is reported by mkdocs
