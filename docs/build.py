@@ -112,12 +112,9 @@ def field_notes(kind: type) -> dict[str, str]:
         body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
         assert isinstance(body, ast.ClassDef)
         for field, below in zip(body.body, body.body[1:], strict=False):
-            noted = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
-            if (
-                noted
-                and isinstance(field, ast.AnnAssign)
-                and isinstance(field.target, ast.Name)
-            ):
+            if not isinstance(field, ast.AnnAssign) or not isinstance(field.target, ast.Name):
+                continue
+            if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
                 found[field.target.id] = inspect.cleandoc(str(below.value.value))
     return found
 
