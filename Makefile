@@ -1,4 +1,4 @@
-.PHONY: check types test
+.PHONY: check types test docs
 
 # Under a minute: what a change breaks most often.
 check:
@@ -11,3 +11,8 @@ types:
 
 test:
 	python -m pytest
+
+# The site, in site/; needs the extra `docs`, and no network. Pages from the code come first.
+docs:
+	python docs/build.py
+	mkdocs build --quiet

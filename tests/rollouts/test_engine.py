@@ -79,6 +79,21 @@ def test_sampler_logp_equals_training(policy, temperature):
     assert all(not set(r.tokens.tolist()) & set(policy.processing.banned_ids) for r in rollouts)
 
 
+@pytest.mark.parametrize("cut", [{"top_p": 0.7}, {"top_k": 5}, {"min_p": 0.2}])
+def test_truncated_draws_keep_the_log_probs_that_training_computes(policy, cut):
+    sampling = Sampling(4, 0.8, max_tokens=9, **cut)
+    rollouts = HFEngine(policy).generate(PROMPTS, sampling, NOW)
+    logp = packed_logp(policy, rollouts)
+    ratios = [
+        (logp[i, : len(r.tokens)] - r.logp).exp()
+        for i, r in enumerate(rollouts)
+        if len(r.tokens)
+    ]
+    torch.testing.assert_close(
+        torch.cat(ratios), torch.ones(sum(map(len, ratios))), rtol=0, atol=1e-4
+    )
+
+
 def test_greedy_equals_the_librarys_generate(tiny_folder):
     policy = Policy.load(tiny_folder, device="cpu", dtype="float32")
     (rollout,) = HFEngine(policy).generate([PROMPTS[0]], Sampling(1, 0.0, max_tokens=8), NOW)
