@@ -40,6 +40,7 @@ from mmrl.recipes.shared.own_rewards import collected
 from mmrl.recipes.shared.paying import RewardWeights, style_of
 from mmrl.recipes.shared.planning import refuse_unfit, show_plan, take_machine
 from mmrl.recipes.shared.processes import ranks_of
+from mmrl.recipes.shared.short_help import short_help
 from mmrl.rewards.pay import RewardStopped
 from mmrl.training.checkpoint import CheckpointError
 from mmrl.training.compatibility import check_sampling
@@ -65,6 +66,7 @@ HELP = {
 }
 """Plain arguments that mean the same in every recipe."""
 PRINT = "--print-config"
+HELP_ALL = "--help-all"
 CONFIG_HELP = f"""Also: {PRINT} prints all of this as JSON and ends.
 And: --config FILE starts from such a file in place of a preset."""
 ADVICE = "the same command with --help, or with your own --model MODEL --dataset FILE"
@@ -148,7 +150,11 @@ def resolved(
     main: Callable[..., Any], presets: Mapping[str, Preset], argv: Sequence[str]
 ) -> Configuration:
     """What a command line asks for, with every argument; `--help` is printed and ends. Raises ValueError."""
-    args = collected([arg for arg in argv if arg != PRINT])
+    given = [arg for arg in argv if arg != PRINT]
+    short = bool({"-h", "--help"} & set(given))
+    # The command line's own --help is the long one.
+    wanted = [] if short else ["--help"] * (HELP_ALL in given)
+    args = collected([arg for arg in given if arg not in ("-h", "--help", HELP_ALL)])
     prog, recipe = _prog(main), _module(main).rpartition(".")[2]
     name = args.pop(0) if args and not args[0].startswith("-") else None
     file = take_flag(args, "config")
@@ -170,10 +176,15 @@ def resolved(
         call,
         prog=f"{prog} [preset]",
         description=description,
-        args=args,
+        args=[*args, *wanted],
         config=(tyro.conf.SuppressFixed,),  # functions are not for the command line
     )
-    return Configuration(recipe, name, arguments)
+    asked = Configuration(recipe, name, arguments)
+    if short:
+        show(f"usage: {prog} [preset] [--flag value ...]\n")
+        show(short_help(asked, intent, _preset_lines(presets), call))
+        sys.exit(0)
+    return asked
 
 
 def fit(trainer: Trainer, *, watch: Sequence[str] = (), advice: str = ADVICE) -> None:
