@@ -31,6 +31,8 @@ from mmrl.training.run import FREE_TO_CHANGE, Run
 from mmrl.training.tracking import LOGS, describe, environment
 from mmrl.types import Prompts
 
+ERRORS = "errors.log"
+"""Tracebacks of what ended a run."""
 CHECKPOINT = ("weights.safetensors", "optimizer.pt", "state.json", LIST)
 MODEL = (
     *(
@@ -52,7 +54,7 @@ WHOLE = (
 """Files that are written beside themselves and renamed."""
 DRAFTS = tuple(f".{name}.draft" for name in WHOLE)
 FILES = (
-    *("config.json", "finished.json", "report.html", *LOGS),
+    *("config.json", "finished.json", "report.html", ERRORS, *LOGS),
     *("quarantine.jsonl", "difficulty.jsonl", *DRAFTS),
     *(f"checkpoints/step-*/{name}" for name in CHECKPOINT),
     *(f"checkpoints/damaged-step-*/{name}" for name in CHECKPOINT),
@@ -83,6 +85,8 @@ class Door:
     ranks: Ranks
     """Of several processes the first looks and writes, and all know what it found."""
     cleared: bool = False
+    recipe: Mapping[str, Any] | None = None
+    """Recipe, preset and arguments of the command line, if there is one; `config.json` keeps them."""
 
     def start_anew(self, run: Run) -> None:
         """Delete what the old run wrote, if `run.overwrite` says so; once for each time the door is opened."""
@@ -150,7 +154,9 @@ class Door:
         """Write `config.json`, if there is none that says the same."""
         if not self.ranks.first:
             return
-        config = {"run": self.marker.id, "settings": settings}
+        config: dict[str, Any] = {"run": self.marker.id, "settings": settings}
+        if self.recipe is not None:
+            config["recipe"] = self.recipe
         stored = read_record(self.folder / "config.json", "it is written anew")
         plain = json.loads(json.dumps(config))  # as it would look in the file
         if stored is None or stored | plain != stored:

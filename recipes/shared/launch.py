@@ -17,25 +17,30 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import json
 import os
 import re
 import sys
+import time
+import traceback
 import types
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import tyro
 
-from mmrl.ground.printable import hush, hushed, printable, show, tell
+from mmrl.ground.faults import first_line
+from mmrl.ground.outputs import MARKER
+from mmrl.ground.printable import hush, hushed, printable, reader_may_leave, show, tell
 from mmrl.ground.stopping import leaving
 from mmrl.model.quiet import quiet_libraries
 from mmrl.model.ranks import RankFailed, Ranks, is_of_another
 from mmrl.recipes.shared.configuration import Configuration, giving_back, read_configuration
 from mmrl.recipes.shared.machines import LAPTOP, ONE_NODE
-from mmrl.recipes.shared.opening import EMBEDDED, Data
+from mmrl.recipes.shared.opening import EMBEDDED, Data, refuse_missing_model
 from mmrl.recipes.shared.own_rewards import collected
 from mmrl.recipes.shared.paying import RewardWeights, style_of
 from mmrl.recipes.shared.planning import refuse_unfit, show_plan, take_machine
@@ -44,9 +49,9 @@ from mmrl.recipes.shared.short_help import short_help
 from mmrl.rewards.pay import RewardStopped
 from mmrl.training.checkpoint import CheckpointError
 from mmrl.training.compatibility import check_sampling
-from mmrl.training.door import entered
+from mmrl.training.door import ERRORS, entered
 from mmrl.training.run import Run, refuse_several_processes
-from mmrl.training.tracking import read_metrics
+from mmrl.training.tracking import read_metrics, refuse_missing_logger
 from mmrl.training.trainer import Trainer, TrainingError
 
 USER_ERRORS = (
@@ -57,7 +62,9 @@ USER_ERRORS = (
     RankFailed,
     FileNotFoundError,
 )
-"""End a recipe with their message; anything else is our fault and shows its traceback."""
+"""End a recipe with their message; anything else is our fault, and its traceback is kept."""
+IN_THE_WORK = (CheckpointError, RewardStopped, TrainingError, RankFailed)
+"""Of those, what happens after the start; the cause may be anything."""
 HELP = {
     "model": 'Folder or hub name of a model whose family is known (docs/models.md), or "embedded".',
     "dataset": "JSONL, JSON, parquet or CSV file, folder, hub name, or drawn:lookup.",
@@ -89,39 +96,78 @@ class Preset:
 def launch(
     main: Callable[..., Any], presets: Mapping[str, Preset], argv: Sequence[str] | None = None
 ) -> Any:
-    """Run a recipe from the command line; user errors end it with their message instead of a traceback."""
-    args = list(sys.argv[1:] if argv is None else argv)
-    prog = _prog(main)
+    """Run a recipe from the command line; an error ends it with one paragraph, its traceback is in the run's folder."""
+    with reader_may_leave():
+        return _launched(main, presets, list(sys.argv[1:] if argv is None else argv))
+
+
+def _launched(
+    main: Callable[..., Any], presets: Mapping[str, Preset], args: Sequence[str]
+) -> Any:
+    prog, run = _prog(main), None
     if os.environ.get("RANK", "0") != "0":
         hush()  # before anything is said: of several processes the first speaks
     try:
         asked = resolved(main, presets, args)
         if PRINT in args:
             return show(asked.json())
+        run = asked.arguments.get("run")
         quiet_libraries()
         if "run" not in asked.arguments:  # only what trains divides its work
             refuse_several_processes(prog)
         tell(f"{prog} {asked.preset}")
         with ranks_of(asked.arguments) as ranks:
-            _look_ahead(asked.arguments)
+            look_ahead(asked.arguments)
             ranks.by_first(lambda: refuse_unfit(asked))
-            with leaving(), _at_the_door(asked.arguments.get("run"), ranks):
+            with leaving(), _at_the_door(asked, ranks):
                 return main(**asked.arguments)
     except KeyboardInterrupt:
         sys.exit(130)
     except USER_ERRORS as error:
         if hushed() and is_of_another(error):
             sys.exit(1)  # the process that failed says why, and the first one what is left
-        sys.exit(printable(f"{prog}: {error}"))
+        # What a user mistyped needs none; what happened in the middle of the work may.
+        kept = keep_traceback(run) if isinstance(error, IN_THE_WORK) else ""
+        sys.exit(printable(f"{prog}: {error}{kept}"))
+    except BrokenPipeError:
+        raise
     except OSError as error:
         # Of a disk, mostly; what it concerns, the error knows.
         advice = "See that there is room on the disk and that the file can be read or written"
-        sys.exit(printable(f"{prog}: {error}. {advice}, then run the same command again."))
+        kept = keep_traceback(run)
+        sys.exit(
+            printable(f"{prog}: {error}. {advice}, then run the same command again.{kept}")
+        )
+    except Exception as error:
+        kept = keep_traceback(run)
+        if not kept:
+            raise
+        what = f"{type(error).__name__}: {first_line(error)}"
+        sys.exit(printable(f"{prog} stopped at something nobody foresaw: {what}{kept}"))
 
 
-def _look_ahead(arguments: Mapping[str, Any]) -> None:
+def keep_traceback(run: Run | None) -> str:
+    """Append the traceback of the error in hand to the log of the run's folder; a sentence that says where.
+
+    Empty without a folder of ours: nothing is written into one that is somebody else's, or not there.
+    """
+    if run is None or not (run.folder / MARKER).is_file():
+        return ""
+    file = run.folder / ERRORS
+    try:
+        with file.open("a", encoding="utf-8", errors="backslashreplace") as log:
+            log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}\n{traceback.format_exc()}\n")
+    except OSError:  # the disk may be what is wrong
+        return ""
+    return f"\nThe traceback is in {file}."
+
+
+def look_ahead(arguments: Mapping[str, Any]) -> None:
     """Raise ValueError for what cannot be found or read among the user's own files, before anything is loaded."""
-    data, reward = arguments.get("data"), arguments.get("reward")
+    data, reward, run = (arguments.get(name) for name in ("data", "reward", "run"))
+    if isinstance(run, Run):
+        refuse_missing_logger(run.logger)
+    refuse_missing_model(str(arguments.get("model", "")))
     if isinstance(data, Data):
         data.template()
         data.refuse_drawn(str(arguments.get("dataset", "")))
@@ -129,9 +175,16 @@ def _look_ahead(arguments: Mapping[str, Any]) -> None:
             reward.parts(style_of(data.style))
 
 
-def _at_the_door(run: Run | None, ranks: Ranks) -> AbstractContextManager[object]:
+@contextmanager
+def _at_the_door(asked: Configuration, ranks: Ranks) -> Iterator[None]:
     """The folder of a recipe that writes one is its own from the beginning to the end; others need none."""
-    return nullcontext() if run is None else entered(run, ranks)
+    run = asked.arguments.get("run")
+    if run is None:
+        yield
+        return
+    with entered(run, ranks) as door:
+        door.recipe = json.loads(asked.json())
+        yield
 
 
 def plan_run(

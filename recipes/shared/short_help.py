@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
+import itertools
 import re
 import shutil
 import textwrap
@@ -59,7 +60,7 @@ def field_help(record: type) -> Mapping[str, str]:
             continue
         (body,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
         statements = getattr(body, "body", [])
-        for field, text in zip(statements, statements[1:], strict=False):
+        for field, text in itertools.pairwise(statements):
             if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
                 found[field.target.id] = _text_of(text)
     return found
@@ -73,14 +74,12 @@ def _text_of(statement: ast.stmt) -> str:
 
 
 def _sentence(text: str) -> str:
-    return re.split(r"(?<=[.;:])\s", " ".join(text.split()), maxsplit=1)[0]
+    return re.split(r"(?<=\.)\s", " ".join(text.split()), maxsplit=1)[0]
 
 
 def _own_words(main: Any) -> dict[str, str]:
     """Plain argument -> its line in the "Args:" of a docstring."""
-    lines = re.findall(
-        r"^ {4}(\w+): (.*)$", inspect.cleandoc(main.__doc__ or ""), re.MULTILINE
-    )
+    lines = re.findall(r"^ {4}(\w+): (.*)$", inspect.cleandoc(main.__doc__ or ""), re.MULTILINE)
     return {name: _sentence(text) for name, text in lines}
 
 
