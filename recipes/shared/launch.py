@@ -33,7 +33,6 @@ from typing import Any
 import tyro
 
 from mmrl.ground.faults import first_line
-from mmrl.ground.outputs import MARKER
 from mmrl.ground.printable import hush, hushed, printable, reader_may_leave, show, tell
 from mmrl.ground.stopping import leaving
 from mmrl.model.quiet import quiet_libraries
@@ -104,14 +103,14 @@ def launch(
 def _launched(
     main: Callable[..., Any], presets: Mapping[str, Preset], args: Sequence[str]
 ) -> Any:
-    prog, run = _prog(main), None
+    prog = _prog(main)
+    kept: list[str] = []
     if os.environ.get("RANK", "0") != "0":
         hush()  # before anything is said: of several processes the first speaks
     try:
         asked = resolved(main, presets, args)
         if PRINT in args:
             return show(asked.json())
-        run = asked.arguments.get("run")
         quiet_libraries()
         if "run" not in asked.arguments:  # only what trains divides its work
             refuse_several_processes(prog)
@@ -119,41 +118,31 @@ def _launched(
         with ranks_of(asked.arguments) as ranks:
             look_ahead(asked.arguments)
             ranks.by_first(lambda: refuse_unfit(asked))
-            with leaving(), _at_the_door(asked, ranks):
+            with leaving(), _at_the_door(asked, ranks, kept):
                 return main(**asked.arguments)
     except KeyboardInterrupt:
         sys.exit(130)
     except USER_ERRORS as error:
         if hushed() and is_of_another(error):
             sys.exit(1)  # the process that failed says why, and the first one what is left
-        # What a user mistyped needs none; what happened in the middle of the work may.
-        kept = keep_traceback(run) if isinstance(error, IN_THE_WORK) else ""
-        sys.exit(printable(f"{prog}: {error}{kept}"))
+        sys.exit(printable(f"{prog}: {error}{''.join(kept)}"))
     except BrokenPipeError:
         raise
     except OSError as error:
         # Of a disk, mostly; what it concerns, the error knows.
         advice = "See that there is room on the disk and that the file can be read or written"
-        kept = keep_traceback(run)
-        sys.exit(
-            printable(f"{prog}: {error}. {advice}, then run the same command again.{kept}")
-        )
+        again = f"{advice}, then run the same command again."
+        sys.exit(printable(f"{prog}: {error}. {again}{''.join(kept)}"))
     except Exception as error:
-        kept = keep_traceback(run)
-        if not kept:
+        if not any(kept):
             raise
         what = f"{type(error).__name__}: {first_line(error)}"
-        sys.exit(printable(f"{prog} stopped at something nobody foresaw: {what}{kept}"))
+        sys.exit(printable(f"{prog} stopped at something nobody foresaw: {what}{kept[0]}"))
 
 
-def keep_traceback(run: Run | None) -> str:
-    """Append the traceback of the error in hand to the log of the run's folder; a sentence that says where.
-
-    Empty without a folder of ours: nothing is written into one that is somebody else's, or not there.
-    """
-    if run is None or not (run.folder / MARKER).is_file():
-        return ""
-    file = run.folder / ERRORS
+def keep_traceback(folder: Path) -> str:
+    """Append the traceback of the error in hand to the log of a run's folder; a sentence that says where."""
+    file = folder / ERRORS
     try:
         with file.open("a", encoding="utf-8", errors="backslashreplace") as log:
             log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}\n{traceback.format_exc()}\n")
@@ -176,15 +165,25 @@ def look_ahead(arguments: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def _at_the_door(asked: Configuration, ranks: Ranks) -> Iterator[None]:
-    """The folder of a recipe that writes one is its own from the beginning to the end; others need none."""
+def _at_the_door(asked: Configuration, ranks: Ranks, kept: list[str]) -> Iterator[None]:
+    """The folder of a recipe that writes one is its own from the beginning to the end; others need none.
+
+    Where the traceback of what ended the run lies is added to `kept`.
+    """
     run = asked.arguments.get("run")
     if run is None:
         yield
         return
     with entered(run, ranks) as door:
         door.recipe = json.loads(asked.json())
-        yield
+        try:
+            yield
+        except Exception as error:
+            # What a user mistyped needs none; what happened in the middle of the work may.
+            if isinstance(error, IN_THE_WORK) or not isinstance(error, USER_ERRORS):
+                # Here, while the folder is ours: it goes with the door if nothing lies in it.
+                kept.append(keep_traceback(run.folder))
+            raise
 
 
 def plan_run(
@@ -243,6 +242,7 @@ def resolved(
 def fit(trainer: Trainer, *, watch: Sequence[str] = (), advice: str = ADVICE) -> None:
     """Train to the end, then print what happened to the watched metrics and where things lie."""
     check_sampling(trainer.sampling, trainer.estimator, trainer.rollout)
+    trainer.watch = watch
     trainer.fit()
     # An early stop ends before the planned steps; a run that was finished before does none at all.
     summarise(trainer.run, trainer.step_done or trainer.steps, watch=watch, advice=advice)
