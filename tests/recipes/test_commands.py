@@ -24,6 +24,7 @@ from mmrl.training import tracking, trainer
 from mmrl.training.door import ERRORS
 from mmrl.training.run import Run
 from mmrl.training.tracking import read_metrics
+from tests.test_metrics_page import on_the_page
 
 REWARD = "def letters(rollout):\n    return len(set(rollout.text)) / 50\n"
 
@@ -77,6 +78,11 @@ def test_a_run_is_measured_as_it_measured_itself(run, tmp_path):
     assert found["prompts"] == 3, "its held-out rows, not those it trained on"
     assert found["reward"] == pytest.approx(last["eval/reward"]) and found["reward"] > 0
     assert found["length"] == pytest.approx(last["eval/length"]) and found["length"] <= 5
+
+
+def test_every_metric_of_a_run_is_on_the_page(run):
+    names = {name for row in read_metrics(run) for name in row} - {"step"}
+    assert len(names) > 30 and not [name for name in names if not on_the_page(name)]
 
 
 def test_other_rows_are_asked_all_and_in_the_runs_style(run, rows, tmp_path):
