@@ -88,6 +88,8 @@ def main(
         # The folder is this run's alone: another one's, or a finished one, is left as it is.
         if not door.begin(run, settings):
             return
+        scores: dict[str, float] = {}
+        logged: dict[str, float] = {}
         tracker = Tracker(run.folder, run.logger, run.name)
         supply.log = run.folder / "skipped.jsonl"
         bad.write(supply.log)
@@ -98,7 +100,8 @@ def main(
                 now = Now(step, min(step + 1, steps) / steps, run.seed)
                 if step in (0, steps):
                     scores = evaluate(engine, exam, rewards, sampling, now)
-                    tracker.log(step, {f"eval/{name}": v for name, v in scores.items()})
+                    logged = {f"eval/{name}": v for name, v in scores.items()}
+                    tracker.log(step, logged)
                 if step == steps or signals.asked:
                     break
                 found = train_step(
@@ -109,7 +112,7 @@ def main(
                     text = f"step {step + 1}/{steps}  reward {found['reward/total']:.3f}"
                     tell(text)
         with torch.no_grad():
-            policy.save(run.folder / "model")
+            policy.save(run.folder / "model", card=door.card(run, settings, logged))
         stop_if_asked()  # the weights so far are saved, and the run counts as unfinished
         door.finish(scores)
         tracker.refresh()

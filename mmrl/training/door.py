@@ -27,6 +27,7 @@ from mmrl.ground.progress import Progress
 from mmrl.model.ranks import Ranks
 from mmrl.training import checkpoint
 from mmrl.training.identity import changes, described_prompts
+from mmrl.training.model_card import model_card
 from mmrl.training.run import FREE_TO_CHANGE, Run
 from mmrl.training.tracking import LOGS, describe, environment
 from mmrl.types import Prompts
@@ -162,6 +163,10 @@ class Door:
         if stored is None or stored | plain != stored:
             config["environment"] = environment()
             write_whole(self.folder / "config.json", json.dumps(config, indent=1))
+
+    def card(self, run: Run, settings: Mapping[str, Any], metrics: Mapping[str, float]) -> str:
+        """The README.md of the run's model."""
+        return model_card(run.name, settings, metrics, self.recipe)
 
     def finish(self, metrics: Mapping[str, float]) -> None:
         """Write `finished.json`."""

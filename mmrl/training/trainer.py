@@ -491,7 +491,7 @@ class Trainer:
                 f"Stopped early after step {self.step_done}: mean reward and deviation within groups rest."
             )
         self.kept.settle()
-        self.policy.save(folder / "model")
+        self.policy.save(folder / "model", card=door.card(self.run, self.settings, metrics))
         door.finish(metrics)
         self.rewards.close()
         self.supply.close()

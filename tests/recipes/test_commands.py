@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors import safe_open
 from transformers import AutoModelForImageTextToText
 
+from mmrl.ground.checksums import damage
 from mmrl.ground.progress import Progress
 from mmrl.recipes import grpo, papo
 from mmrl.recipes.__main__ import COMMANDS, HELPS, main, recipes
@@ -116,6 +117,15 @@ def test_an_adapter_loads_with_peft_and_merged_without(run, tiny_folder, tmp_pat
     assert names and not [name for name in names if "lora" in name]
     with pytest.raises(SystemExit, match="nothing is overwritten"):
         main(["export", str(run), "--output", str(whole)])
+
+
+def test_the_model_says_how_it_was_made(run, tiny_folder):
+    card = (run / "model" / "README.md").read_text()
+    last = read_metrics(run)[-1]
+    for said in ("`papo`", "LoRA", str(tiny_folder), f"{last['reward/total']:.4f}", "torch"):
+        assert said in card
+    assert card.startswith("---\nlibrary_name: peft") and "Licence\n\nNot stated" in card
+    assert not damage(run / "model")
 
 
 def test_check_reads_rows_and_writes_nothing(given, tmp_path, capsys, monkeypatch):
