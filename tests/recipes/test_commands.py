@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,12 +19,14 @@ from transformers import AutoModelForImageTextToText
 
 from mmrl.ground.checksums import damage
 from mmrl.ground.progress import Progress
+from mmrl.grpo import GRPO
 from mmrl.recipes import grpo, papo
 from mmrl.recipes.__main__ import COMMANDS, HELPS, main, recipes
 from mmrl.recipes.shared.launch import Preset, launch
 from mmrl.recipes.shared.short_help import COMMON, field_help
 from mmrl.training import tracking, trainer
 from mmrl.training.door import ERRORS
+from mmrl.training.optim import Optim
 from mmrl.training.run import Run
 from mmrl.training.tracking import read_metrics
 from tests.test_metrics_page import on_the_page
@@ -157,6 +161,31 @@ def test_what_is_missing_is_told_before_anything_is_opened(
     with pytest.raises(SystemExit, match=said):
         main([*command, "embedded", *given, *flags])
     assert not (tmp_path / "runs").exists()
+
+
+UNREAD = [(group, name) for group, names in grpo.UNREAD.items() for name in names]
+OTHER = {
+    "kl_kind": "exact",
+    "kl_in": "reward",
+    "mismatch": "mask",
+    "mismatch_level": "sequence",
+}
+
+
+@pytest.mark.parametrize(("group", "name"), UNREAD)
+def test_the_written_out_step_refuses_what_it_does_not_read(group, name):
+    plain = {"run": Run(), "grpo": GRPO(), "optim": Optim()}
+    grpo.refuse_unread(**plain)
+    value = getattr(plain[group], name)
+    other = OTHER.get(name, "stop" if isinstance(value, str) else not value)
+    if type(value) in (int, float):
+        other = value + 1
+    record = replace(plain[group], **{name: other})
+    flag = f"--{group}.{name.replace('_', '-')} is "
+    with pytest.raises(ValueError, match=flag):
+        grpo.refuse_unread(**{**plain, group: record})
+    main = inspect.getsource(grpo.main) + inspect.getsource(grpo.train_step)
+    assert f"{group}.{name}" not in main, "what it reads it need not refuse"
 
 
 def test_what_nobody_foresaw_is_a_paragraph_and_its_traceback_is_kept(tmp_path):
