@@ -1,7 +1,6 @@
-"""The console script: `mmrl NAME [PRESET] [flags]` runs a recipe, `mmrl plan NAME …` says what that would need.
+"""The console script: `mmrl NAME [PRESET] [flags]` runs a recipe (also `mmrl train NAME …`); `mmrl` lists its commands.
 
-`mmrl preview NAME …` shows its rows before anything is trained, `mmrl report RUN …` what a run has done, and
-`mmrl list` names all recipes.
+plan, check and preview take the command line of a recipe and train nothing; eval, report and export take a run.
 """
 
 from __future__ import annotations
@@ -9,24 +8,31 @@ from __future__ import annotations
 import ast
 import difflib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
-from mmrl.ground.printable import printable, show, tell
+from mmrl.ground.printable import printable, reader_may_leave, show, tell
 
-HELP = """usage: mmrl RECIPE [PRESET] [--flag value ...]
-       mmrl plan RECIPE [PRESET] [--machine 8x80] [--flag value ...]
-       mmrl preview RECIPE [PRESET] [--rows 8] [--output preview.html] [--flag value ...]
-       mmrl report RUN [RUN ...] [--output FILE]
-       mmrl list
+HELP = """usage: mmrl COMMAND ... | mmrl RECIPE [PRESET] [--flag value ...]
 
   mmrl papo                                               a tiny model on drawn pictures, minutes on any CPU
   mmrl papo 7b                                            a published variant
   mmrl papo --model my/folder --dataset my.jsonl          your own model and rows
 
-`mmrl RECIPE --help` explains every number of a recipe."""
+before a run
+  list                  all recipes                       doctor          what this computer has and lacks
+  plan RECIPE ...       what a run needs, and if it fits  check RECIPE    data, model and settings, no training
+  preview RECIPE ...    a page of rows as a run sees them
+a run
+  train RECIPE ...      the same as mmrl RECIPE ...       pretext         tasks from pictures without answers
+after it
+  eval RUN              accuracy and pass@k, on the run's own held-out rows or others
+  report RUN ...        a page about a run, or several compared
+  export RUN            its model as a folder of its own, an adapter merged with --merge
+
+`mmrl COMMAND --help` and `mmrl RECIPE --help` say more; `mmrl RECIPE --help-all` explains every flag."""
 PLAN_HELP = """usage: mmrl plan RECIPE [PRESET] [--machine M] [--flag value ...]
 
 What a run will need in each phase, whether it fits, and which switches make it fit. Nothing is loaded or downloaded.
@@ -50,6 +56,25 @@ trained, and of the model only the processor is loaded.
   --output FILE     the page (preview.html); an earlier preview is replaced, no other file
 
 All other flags are the recipe's: `mmrl RECIPE --help`."""
+CHECK_HELP = """usage: mmrl check RECIPE [PRESET] [--rows N] [--flag value ...]
+
+Would a run with these flags start? Settings, output folder, memory, model files and rows are looked at, line by line;
+nothing is trained, and of the model only the processor is loaded. Exit code 0 if it would, 1 with the reason if not.
+
+  --rows N          rows to read and encode, in the order of training (64)
+
+All other flags are the recipe's: `mmrl RECIPE --help`."""
+EVAL_HELP = """usage: mmrl eval RUN [--flag value ...]
+
+Accuracy (greedy) and pass@k. RUN is a run's folder, finished or stopped: it brings its held-out rows, style, rewards,
+lengths and limits, and flags go before them. A model folder or a hub name needs --dataset and --data.style.
+
+  --dataset FILE    other rows, asked in the run's style
+  --samples N       answers per question for pass@k (8); 0 measures accuracy only
+  --prompts N       most questions to ask
+  --output FILE     also write the numbers to this JSON file
+
+`mmrl evaluate --help-all` explains every flag."""
 REPORT_HELP = """usage: mmrl report RUN [RUN ...] [--output FILE]
 
 One page about a run, or several compared question by question: curves, evaluations with intervals, branches, samples
@@ -57,51 +82,102 @@ with pictures and numbers per token, alarms, failures, settings. RUN is a run's 
 
   --output FILE     the page; report.html in the run's folder by default, needed for several runs"""
 
-HELPS = {"plan": PLAN_HELP, "preview": PREVIEW_HELP}
+HELPS = {"plan": PLAN_HELP, "preview": PREVIEW_HELP, "check": CHECK_HELP}
 """Commands that take a recipe, with their help."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Read the command line; an unknown recipe ends with the nearest name and status 2."""
-    args = list(sys.argv[1:] if argv is None else argv)
+    with reader_may_leave():
+        _do(list(sys.argv[1:] if argv is None else argv))
+
+
+def _do(args: list[str]) -> None:
     if not args or args[0] in ("-h", "--help"):
         show(HELP)
         return
-    if args[0] == "list":
-        show(listing())
+    by_itself = COMMANDS.get(args[0])
+    if by_itself is not None:
+        by_itself(args[1:])
         return
-    if args[0] == "report":
-        report(args[1:])
+    command = args.pop(0) if args[0] in HELPS else "train"
+    if args[:1] == ["train"]:
+        args.pop(0)
+    if not args or args[0] in ("-h", "--help"):
+        show(HELPS.get(command, HELP))
         return
-    command = args.pop(0) if args[0] in HELPS else "run"
-    if command in HELPS and (not args or args[0] in ("-h", "--help")):
-        show(HELPS[command])
-        return
-    name, known = args[0].replace("-", "_"), recipes()
-    if name not in known:
-        close = difflib.get_close_matches(name, known, 1)
-        hint = f" Perhaps you meant {close[0]!r}." if close else ""
-        tell(f"mmrl: there is no recipe {args[0]!r}.{hint} `mmrl list` names all.")
-        sys.exit(2)
-    # Only the chosen recipe is imported: each brings torch and its method along.
-    module = import_module(f"mmrl.recipes.{name}")
-    if command == "plan":
+    module = _recipe(args[0])
+    if command == "train":
+        _train(module, args[1:])
+    elif command == "plan":
         from mmrl.recipes.shared.launch import plan_run
 
         plan_run(module.main, module.PRESETS, args[1:])
-        return
-    if command == "preview":
+    elif command == "check":
+        from mmrl.recipes.shared.checking import check
+
+        member = _member(module, args[1:])
+        check(member.main, member.PRESETS, args[1:])
+    else:
         from mmrl.recipes.shared.previewing import preview
 
         member = _member(module, args[1:])
         preview(member.main, member.PRESETS, args[1:])
-        return
+
+
+def _recipe(asked: str) -> ModuleType:
+    """The module of a recipe; an unknown name ends with the nearest one and status 2."""
+    name, known = asked.replace("-", "_"), recipes()
+    if name not in known:
+        close = difflib.get_close_matches(name, [*known, *COMMANDS, *HELPS], 1)
+        hint = f" Perhaps you meant {close[0]!r}." if close else ""
+        tell(f"mmrl: there is no recipe {asked!r}.{hint} `mmrl list` names all.")
+        sys.exit(2)
+    # Only the chosen recipe is imported: each brings torch and its method along.
+    return import_module(f"mmrl.recipes.{name}")
+
+
+def _train(module: ModuleType, args: Sequence[str]) -> None:
     if hasattr(module, "start"):  # a recipe that stands for a family chooses the member itself
-        module.start(args[1:])
+        module.start(args)
         return
     from mmrl.recipes.shared.launch import launch
 
-    launch(module.main, module.PRESETS, args[1:])
+    launch(module.main, module.PRESETS, args)
+
+
+def evaluate(args: Sequence[str]) -> None:
+    """`mmrl eval RUN …`."""
+    if not args or {"-h", "--help"} & set(args):
+        show(EVAL_HELP)
+        return
+    if args[0].startswith("-"):
+        sys.exit(printable(f"mmrl eval: name the run first, before {args[0]}.\n\n{EVAL_HELP}"))
+    from mmrl.recipes.evaluate import start
+
+    start(["--model", args[0], *args[1:]])
+
+
+def export(args: Sequence[str]) -> None:
+    """`mmrl export RUN …`."""
+    from mmrl.recipes.shared.exporting import export as write
+
+    write(args)
+
+
+def doctor(args: Sequence[str]) -> None:
+    """`mmrl doctor`: print what this computer has; status 1 if no run would start."""
+    if args:
+        show(
+            "usage: mmrl doctor\n\nWhat this computer has, what is missing, and what that costs."
+        )
+        sys.exit(0 if args[0] in ("-h", "--help") else 2)
+    from mmrl.recipes.shared import doctor as looking
+
+    text, code = looking.report()
+    show(text)
+    if code:
+        sys.exit(code)
 
 
 def report(args: Sequence[str]) -> None:
@@ -151,6 +227,15 @@ def listing() -> str:
     width = max(len(name) for name in known)
     return "\n".join(f"{name:<{width}}  {line}" for name, line in known.items())
 
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "list": lambda _: show(listing()),
+    "doctor": doctor,
+    "eval": evaluate,
+    "report": report,
+    "export": export,
+}
+"""Commands that take no recipe; what follows the word is theirs."""
 
 if __name__ == "__main__":
     main()

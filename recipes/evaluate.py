@@ -1,7 +1,7 @@
 """Accuracy and pass@k of a finished run, a checkpointed run or any model folder; tables for temporal grounding.
 
     python -m recipes.evaluate                                        the run that `recipes.papo` left behind
-    python -m recipes.evaluate --model runs/papo                      any run
+    python -m recipes.evaluate --model runs/papo                      any run, on its own held-out rows, as it asks
     python -m recipes.evaluate --model my/folder --dataset test.jsonl --data.style box --samples 8 --ks 1 4 8
 
     python -m recipes.evaluate --model runs/timelens --dataset drawn:clips?frames=12
@@ -9,6 +9,9 @@
 
 Rows about spans of clips are recognised by their format: R1@0.3, 0.5, 0.7 and mIoU are printed for each data set, with
 95 % bootstrap intervals over videos. Ask as the model was trained: `--asking.time interleaved_times` for TimeLens-7B.
+
+A run (also `mmrl eval RUN`) brings its data, style, rewards, lengths and limits; flags go before, and with another
+`--dataset` only what does not belong to the old rows stays.
 
 pass@k is the unbiased estimate from `samples` answers at the sampling temperature; accuracy is greedy.
 
@@ -19,17 +22,19 @@ Published benchmarks have names (docs/evaluation.md). With --output the answers 
 evaluation goes on where it was.
 """
 
+import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mmrl import Rewards, Sampling
+from mmrl import Sampling
 from mmrl.ground.outputs import refuse_report, write_report
-from mmrl.ground.printable import show, tell
+from mmrl.ground.printable import printable, show, tell
 from mmrl.recipes.shared.clip_asking import Asking, span_style_of
 from mmrl.recipes.shared.clip_data import ClipQuestions, Clips, about_spans
 from mmrl.recipes.shared.clip_report import blocks, grounding_report
-from mmrl.recipes.shared.launch import Preset, launch
+from mmrl.recipes.shared.launch import Preset, flag, launch
 from mmrl.recipes.shared.machines import ONE_LARGE
 from mmrl.recipes.shared.measuring import (
     graded_as_published,
@@ -46,6 +51,8 @@ from mmrl.recipes.shared.opening import (
     open_policy,
     style_of,
 )
+from mmrl.recipes.shared.paying import RewardWeights
+from mmrl.recipes.shared.run_settings import OF_RUN, values_of_run
 from mmrl.rollouts.engine import HFEngine, check_rows
 from mmrl.rollouts.kept_answers import KeptAnswers
 from mmrl.training.evaluate import answers_to, evaluate, heldout_prompts, pass_rates
@@ -79,12 +86,14 @@ def main(
     model: str = "Qwen/Qwen2.5-VL-7B-Instruct",
     dataset: str = "PAPOGalaxy/PAPO_MMK12_test",
     data: Data = Data(),
+    reward: RewardWeights = RewardWeights(accuracy=0.9, format=0.1),
     sampling: Sampling = Sampling(group_size=8, temperature=1.0, max_tokens=2048),
     samples: int = 8,
     ks: tuple[int, ...] = (1, 4, 8),
     prompts: int = 512,
     rows_at_once: int = 256,
     seed: int = 0,
+    heldout_of: int | None = None,
     output: Path | None = None,
     video_root: Path | None = None,
     clips: Clips = Clips(cache_gb=0.0),
@@ -95,36 +104,42 @@ def main(
 
     Args:
         model: A run's folder, a model folder, a hub name, or "embedded".
-        dataset: What to answer; all its rows count as held out, except those of drawn tasks.
+        dataset: What to answer; all its rows count as held out, except those of drawn tasks and of a run.
         sampling: How answers are sampled for pass@k.
         samples: Answers per prompt for pass@k; 0 measures greedy accuracy only.
         ks: The k of pass@k.
         prompts: Most prompts to use.
         rows_at_once: Most answers that are sampled side by side; fewer take less memory and more time.
         seed: Seeds the answers.
+        heldout_of: Ask only rows that a run with this seed sets aside (--data.heldout, --data.heldout-rows).
         output: Also write the numbers to this JSON file; an earlier report is replaced, no other file.
         clips: Frames, sizes and decoder (grounding only).
         asking: How times are told and questions put (grounding only).
     """
     refuse_report(output, REPORT)
     check_rows(rows_at_once)
-    # Nothing is trained, so no row has to be kept for it.
-    data = replace(data, heldout_rows=0)
+    if heldout_of is None:
+        # Nothing is trained, so no row has to be kept for it.
+        data = replace(data, heldout_rows=0)
     found: dict[str, Any] = {"model": model, "dataset": dataset}
     if about_spans(dataset, clips):
         questions = ClipQuestions(dataset, video_root, data, clips, asking)
-        found["tables"] = _span_tables(questions, model, load, prompts, sampling, rows_at_once)
+        found["tables"] = _span_tables(
+            questions, model, load, prompts, sampling, rows_at_once, heldout_of or 0
+        )
     else:
         policy, style = open_policy(model, load), style_of(data.style)
-        train, heldout = open_data(dataset, data, seed)
+        split = seed if heldout_of is None else heldout_of
+        train, heldout = open_data(dataset, data, split)
         # Drawn pictures have a side of their own that training never shows; of other data all rows count.
-        asked = heldout if dataset.startswith("drawn:") else train
+        apart = heldout_of is not None or dataset.startswith("drawn:")
+        asked = heldout if apart else train
         left_out = LeftOut(asked)
         rows = heldout_prompts(asked, prompts, policy.encode, left_out.add)
         style = graded_as_published(style, dataset)
         greedy: list[Rollout] = []
         engine, now = HFEngine(policy, rows_at_once=rows_at_once), Now(0, 0.0, seed)
-        with Rewards(accuracy=(0.9, style.accuracy), format=(0.1, style.format)) as rewards:
+        with reward.rewards(style) as rewards:
             example = "".join(chat_as_line(row.messages) for row in rows[:1])
             for note in policy.processing.tags.notes(example, rewards.needs_tags):
                 tell(note)
@@ -159,10 +174,11 @@ def _span_tables(
     prompts: int,
     sampling: Sampling,
     rows_at_once: int,
+    split: int,
 ) -> dict[str, dict[str, float]]:
     """Greedy answers to questions about spans, and their table, printed."""
     policy = questions.open_policy(model, load)
-    _, heldout = questions.open_prompts(policy, seed=0)
+    _, heldout = questions.open_prompts(policy, seed=split)
     engine = HFEngine(policy, rows_at_once=rows_at_once)
     greedy = replace(sampling, group_size=1, temperature=0.0)
     answers: list[Rollout] = []
@@ -179,5 +195,21 @@ def _span_tables(
     return tables
 
 
+def start(args: Sequence[str]) -> None:
+    """The command line; the run that --model names stands for a preset, unless there is one."""
+    presets, given = dict(PRESETS), list(args)
+    model = flag(given, "model")
+    named = bool(given) and not given[0].startswith("-")
+    if model is not None and not named and flag(given, "config") is None:
+        try:
+            values = values_of_run(Path(model), main, flag(given, "dataset"))
+        except ValueError as error:
+            sys.exit(printable(f"mmrl evaluate: {error}"))
+        if values is not None:
+            presets[OF_RUN] = Preset("as the run trained", machine=ONE_LARGE, **values)
+            given.insert(0, OF_RUN)
+    launch(main, presets, given)
+
+
 if __name__ == "__main__":
-    launch(main, PRESETS)
+    start(sys.argv[1:])

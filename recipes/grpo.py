@@ -4,7 +4,8 @@
     python -m recipes.grpo 7b --dataset my.jsonl               Qwen2.5-VL-7B on your own rows
 
 Departures from the paper: no reference KL, clip-higher, token-mean reduction (all are flags). A run written out like
-this has no checkpoints: stopped by a signal it saves its weights, but cannot be continued.
+this has no checkpoints: stopped by a signal it saves its weights, but cannot be continued. Flags of what it leaves out
+are refused.
 `recipes.papo --papo.gamma 0 --papo.eta-orig 0 --papo.eta-masked 0` is GRPO with everything.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -51,6 +53,18 @@ PRESETS = {
     "7b": Preset("Qwen2.5-VL-7B", 7.0),
     "3b": Preset("Qwen2.5-VL-3B", 3.0, model="Qwen/Qwen2.5-VL-3B-Instruct"),
 }
+UNREAD: dict[str, tuple[str, ...]] = {
+    "run": (
+        *("updates_per_step", "tokens_per_pass", "eval_every", "save_every", "keep"),
+        "sample_every",
+    ),
+    "grpo": (
+        *("kl", "kl_kind", "kl_in", "kl_importance", "mismatch", "mismatch_level"),
+        *("mismatch_cap", "overlong_buffer", "overlong_factor", "drop_truncated"),
+    ),
+    "optim": ("nonfinite",),
+}
+"""Argument -> its fields that the step below has no line for."""
 
 
 def main(
@@ -67,6 +81,7 @@ def main(
 ) -> None:
     """Train with GRPO, every call of a step in plain sight."""
     refuse_several_processes("this recipe, which is a step in plain code,")
+    refuse_unread(run=run, grpo=grpo, optim=optim)
     policy = open_policy(model, load, lora, run)
     check_lengths(sampling, policy.context)
     check_sampling(sampling, group_normalized)
@@ -88,6 +103,8 @@ def main(
         # The folder is this run's alone: another one's, or a finished one, is left as it is.
         if not door.begin(run, settings):
             return
+        scores: dict[str, float] = {}
+        logged: dict[str, float] = {}
         tracker = Tracker(run.folder, run.logger, run.name)
         supply.log = run.folder / "skipped.jsonl"
         bad.write(supply.log)
@@ -98,7 +115,8 @@ def main(
                 now = Now(step, min(step + 1, steps) / steps, run.seed)
                 if step in (0, steps):
                     scores = evaluate(engine, exam, rewards, sampling, now)
-                    tracker.log(step, {f"eval/{name}": v for name, v in scores.items()})
+                    logged = {f"eval/{name}": v for name, v in scores.items()}
+                    tracker.log(step, logged)
                 if step == steps or signals.asked:
                     break
                 found = train_step(
@@ -109,12 +127,27 @@ def main(
                     text = f"step {step + 1}/{steps}  reward {found['reward/total']:.3f}"
                     tell(text)
         with torch.no_grad():
-            policy.save(run.folder / "model")
+            policy.save(run.folder / "model", card=door.card(run, settings, logged))
         stop_if_asked()  # the weights so far are saved, and the run counts as unfinished
         door.finish(scores)
         tracker.refresh()
     rewards.close()
     summarise(run, steps, advice="python -m recipes.papo")
+
+
+def refuse_unread(**records: Any) -> None:
+    """Raise ValueError for a flag that this recipe would accept and ignore."""
+    for group, record in records.items():
+        plain = type(record)()
+        for name in UNREAD[group]:
+            value = getattr(record, name)
+            if value != getattr(plain, name):
+                flag = f"--{group}.{name.replace('_', '-')}"
+                raise ValueError(
+                    f"{flag} is {value!r}, but this recipe is one step written out and nothing reads it. Leave "
+                    "it out, or train GRPO with everything: mmrl papo --papo.gamma 0 --papo.eta-orig 0 "
+                    "--papo.eta-masked 0, with the same flags."
+                )
 
 
 def train_step(

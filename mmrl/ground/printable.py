@@ -13,8 +13,12 @@ emoji. Nothing here changes what is stored: files hold the text as it came.
 from __future__ import annotations
 
 import logging
+import os
 import re
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TextIO
 
 _ORDERS = re.compile(
@@ -57,6 +61,20 @@ def tell(text: str, *, always: bool = False) -> None:
     """One message, to stderr, so that the output of a command can be piped; `always`: also where hushed."""
     if always or not hushed():
         _write(text, sys.stderr)
+
+
+@contextmanager
+def reader_may_leave() -> Iterator[None]:
+    """End quietly where the reader of a pipe has gone (`| head`), with the status a shell gives for it (141)."""
+    try:
+        try:
+            yield
+        finally:
+            # What is still held back would fail at the interpreter's end, where nobody can catch it.
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + getattr(signal, "SIGPIPE", 13))
 
 
 def logger(name: str) -> logging.Logger:

@@ -403,8 +403,10 @@ class Policy:
         )
         return out.last_hidden_state[0]
 
-    def save(self, folder: Path, *, merge: bool = False) -> None:
+    def save(self, folder: Path, *, merge: bool = False, card: str = "") -> None:
         """Write a Hugging Face folder (weights or adapter, processor). `merge` folds an adapter into the weights.
+
+        `card` is the text of its README.md, Markdown.
 
         An adapter's folder holds the config of its base model too, so that `load` takes it. The folder is replaced in
         one go and carries checksums. Of several processes all call it and the first writes. Raises ModelError for
@@ -413,9 +415,9 @@ class Policy:
         model = self._standing()
         with self.ranks.together("save"):
             if self.ranks.first:
-                self._write(model, Path(folder), merge)
+                self._write(model, Path(folder), merge, card)
 
-    def _write(self, model: Any, folder: Path, merge: bool) -> None:
+    def _write(self, model: Any, folder: Path, merge: bool, card: str) -> None:
         refuse_nonfinite("The policy", dict(model.named_parameters()))
         # What was one token in training must be one for whoever loads the result.
         if self.processing.tags.added:
@@ -431,6 +433,9 @@ class Policy:
                 self.base.generation_config,
             ):
                 part.save_pretrained(str(draft))
+            if card:
+                # In the place of a library's empty form, and under the checksums.
+                (draft / "README.md").write_text(card, encoding="utf-8")
 
     def _standing(self) -> nn.Module:
         """The model with all of its weights: itself, or a copy on the CPU of the first process if it is sharded."""

@@ -27,10 +27,13 @@ from mmrl.ground.progress import Progress
 from mmrl.model.ranks import Ranks
 from mmrl.training import checkpoint
 from mmrl.training.identity import changes, described_prompts
+from mmrl.training.model_card import model_card
 from mmrl.training.run import FREE_TO_CHANGE, Run
 from mmrl.training.tracking import LOGS, describe, environment
 from mmrl.types import Prompts
 
+ERRORS = "errors.log"
+"""Tracebacks of what ended a run."""
 CHECKPOINT = ("weights.safetensors", "optimizer.pt", "state.json", LIST)
 MODEL = (
     *(
@@ -52,7 +55,7 @@ WHOLE = (
 """Files that are written beside themselves and renamed."""
 DRAFTS = tuple(f".{name}.draft" for name in WHOLE)
 FILES = (
-    *("config.json", "finished.json", "report.html", *LOGS),
+    *("config.json", "finished.json", "report.html", ERRORS, *LOGS),
     *("quarantine.jsonl", "difficulty.jsonl", *DRAFTS),
     *(f"checkpoints/step-*/{name}" for name in CHECKPOINT),
     *(f"checkpoints/damaged-step-*/{name}" for name in CHECKPOINT),
@@ -83,6 +86,8 @@ class Door:
     ranks: Ranks
     """Of several processes the first looks and writes, and all know what it found."""
     cleared: bool = False
+    recipe: Mapping[str, Any] | None = None
+    """Recipe, preset and arguments of the command line, if there is one; `config.json` keeps them."""
 
     def start_anew(self, run: Run) -> None:
         """Delete what the old run wrote, if `run.overwrite` says so; once for each time the door is opened."""
@@ -150,12 +155,18 @@ class Door:
         """Write `config.json`, if there is none that says the same."""
         if not self.ranks.first:
             return
-        config = {"run": self.marker.id, "settings": settings}
+        config: dict[str, Any] = {"run": self.marker.id, "settings": settings}
+        if self.recipe is not None:
+            config["recipe"] = self.recipe
         stored = read_record(self.folder / "config.json", "it is written anew")
         plain = json.loads(json.dumps(config))  # as it would look in the file
         if stored is None or stored | plain != stored:
             config["environment"] = environment()
             write_whole(self.folder / "config.json", json.dumps(config, indent=1))
+
+    def card(self, run: Run, settings: Mapping[str, Any], metrics: Mapping[str, float]) -> str:
+        """The README.md of the run's model."""
+        return model_card(run.name, settings, metrics, self.recipe)
 
     def finish(self, metrics: Mapping[str, float]) -> None:
         """Write `finished.json`."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -29,6 +29,7 @@ from mmrl.rollouts.groups import RolloutCall, chain
 from mmrl.rollouts.prompt_order import Supply
 from mmrl.training.monitor import BlackPixels, Monitor, differences
 from mmrl.training.run import PhaseTimer, Run
+from mmrl.training.stuck import Stuck
 from mmrl.training.tracking import chat_as_line
 from mmrl.types import Now, Prompts, Rollout, VisualBranch
 
@@ -46,6 +47,8 @@ class FirstLooks:
     run: Run
     branches: Sequence[str]
     """Names of the visual branches that something reads; without any nothing is looked at."""
+    stuck: Stuck = field(default_factory=Stuck, compare=False)
+    """Also asked after each step."""
 
     @staticmethod
     def of(
@@ -88,6 +91,7 @@ class FirstLooks:
 
         Each of several ranks looks at some of its own answers, and all get the mean over the tokens of all.
         """
+        self.stuck.observe(rollouts)
         if not self.branches or step > self.monitor.probe_first:
             return {}
         clock, now = PhaseTimer(), Now(step, 0.0, self.run.seed)

@@ -9,6 +9,7 @@ TensorBoard and Weights & Biases are fed with the same numbers if they are asked
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import os
@@ -291,6 +292,15 @@ def append_rows(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 def _ends_a_line(handle: BinaryIO) -> bool:
     handle.seek(-1, os.SEEK_END)
     return handle.read(1) == b"\n"
+
+
+def refuse_missing_logger(logger: Logger) -> None:
+    """Raise ValueError for a logger whose package is not installed; nothing is imported for it."""
+    if logger != "none" and importlib.util.find_spec(logger) is None:
+        raise ValueError(
+            f"--run.logger is {logger}, but that package is not installed: pip install 'mmrl[{logger}]', or leave "
+            "--run.logger out; metrics.jsonl and report.html are written in any case."
+        )
 
 
 def _sinks(folder: Path, logger: Logger, name: str) -> list[Sink]:

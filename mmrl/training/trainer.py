@@ -155,6 +155,7 @@ class Trainer:
         self.beside = Beside(*measuring, self.ranks, self.heldout, prompts, self.steps)
         self.kept = Kept(run, policy, self.optimizer, self.ranks)
         self.step_done = 0
+        self.watch: Sequence[str] = ()  # metrics that the line of progress shows first
         self.retries = Retries(optim.nonfinite, run.seed)
         self.identity = ""
         """The id of the run; known once the output folder has been looked into."""
@@ -235,7 +236,7 @@ class Trainer:
         self.supply.log = folder / "skipped.jsonl"
         self.identity = door.marker.id
         metrics = self._resume(tracker, door)
-        progress = Progress(self.steps, self.step_done)
+        progress = Progress(self.steps, self.step_done, watch=self.watch)
         if self.step_done == 0:
             if self.ranks.first:
                 show_example(self.supply, self.policy, self.rewards)
@@ -490,7 +491,7 @@ class Trainer:
                 f"Stopped early after step {self.step_done}: mean reward and deviation within groups rest."
             )
         self.kept.settle()
-        self.policy.save(folder / "model")
+        self.policy.save(folder / "model", card=door.card(self.run, self.settings, metrics))
         door.finish(metrics)
         self.rewards.close()
         self.supply.close()

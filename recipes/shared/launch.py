@@ -17,35 +17,40 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import json
 import os
 import re
 import sys
+import time
+import traceback
 import types
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import tyro
 
-from mmrl.ground.printable import hush, hushed, printable, show, tell
+from mmrl.ground.faults import first_line
+from mmrl.ground.printable import hush, hushed, printable, reader_may_leave, show, tell
 from mmrl.ground.stopping import leaving
 from mmrl.model.quiet import quiet_libraries
 from mmrl.model.ranks import RankFailed, Ranks, is_of_another
 from mmrl.recipes.shared.configuration import Configuration, giving_back, read_configuration
 from mmrl.recipes.shared.machines import LAPTOP, ONE_NODE
-from mmrl.recipes.shared.opening import EMBEDDED, Data
+from mmrl.recipes.shared.opening import EMBEDDED, Data, refuse_missing_model
 from mmrl.recipes.shared.own_rewards import collected
 from mmrl.recipes.shared.paying import RewardWeights, style_of
 from mmrl.recipes.shared.planning import refuse_unfit, show_plan, take_machine
 from mmrl.recipes.shared.processes import ranks_of
+from mmrl.recipes.shared.short_help import short_help
 from mmrl.rewards.pay import RewardStopped
 from mmrl.training.checkpoint import CheckpointError
 from mmrl.training.compatibility import check_sampling
-from mmrl.training.door import entered
+from mmrl.training.door import ERRORS, entered
 from mmrl.training.run import Run, refuse_several_processes
-from mmrl.training.tracking import read_metrics
+from mmrl.training.tracking import read_metrics, refuse_missing_logger
 from mmrl.training.trainer import Trainer, TrainingError
 
 USER_ERRORS = (
@@ -56,7 +61,9 @@ USER_ERRORS = (
     RankFailed,
     FileNotFoundError,
 )
-"""End a recipe with their message; anything else is our fault and shows its traceback."""
+"""End a recipe with their message; anything else is our fault, and its traceback is kept."""
+IN_THE_WORK = (CheckpointError, RewardStopped, TrainingError, RankFailed)
+"""Of those, what happens after the start; the cause may be anything."""
 HELP = {
     "model": 'Folder or hub name of a model whose family is known (docs/models.md), or "embedded".',
     "dataset": "JSONL, JSON, parquet or CSV file, folder, hub name, or drawn:lookup.",
@@ -65,6 +72,7 @@ HELP = {
 }
 """Plain arguments that mean the same in every recipe."""
 PRINT = "--print-config"
+HELP_ALL = "--help-all"
 CONFIG_HELP = f"""Also: {PRINT} prints all of this as JSON and ends.
 And: --config FILE starts from such a file in place of a preset."""
 ADVICE = "the same command with --help, or with your own --model MODEL --dataset FILE"
@@ -87,9 +95,16 @@ class Preset:
 def launch(
     main: Callable[..., Any], presets: Mapping[str, Preset], argv: Sequence[str] | None = None
 ) -> Any:
-    """Run a recipe from the command line; user errors end it with their message instead of a traceback."""
-    args = list(sys.argv[1:] if argv is None else argv)
+    """Run a recipe from the command line; an error ends it with one paragraph, its traceback is in the run's folder."""
+    with reader_may_leave():
+        return _launched(main, presets, list(sys.argv[1:] if argv is None else argv))
+
+
+def _launched(
+    main: Callable[..., Any], presets: Mapping[str, Preset], args: Sequence[str]
+) -> Any:
     prog = _prog(main)
+    kept: list[str] = []
     if os.environ.get("RANK", "0") != "0":
         hush()  # before anything is said: of several processes the first speaks
     try:
@@ -101,25 +116,47 @@ def launch(
             refuse_several_processes(prog)
         tell(f"{prog} {asked.preset}")
         with ranks_of(asked.arguments) as ranks:
-            _look_ahead(asked.arguments)
+            look_ahead(asked.arguments)
             ranks.by_first(lambda: refuse_unfit(asked))
-            with leaving(), _at_the_door(asked.arguments.get("run"), ranks):
+            with leaving(), _at_the_door(asked, ranks, kept):
                 return main(**asked.arguments)
     except KeyboardInterrupt:
         sys.exit(130)
     except USER_ERRORS as error:
         if hushed() and is_of_another(error):
             sys.exit(1)  # the process that failed says why, and the first one what is left
-        sys.exit(printable(f"{prog}: {error}"))
+        sys.exit(printable(f"{prog}: {error}{''.join(kept)}"))
+    except BrokenPipeError:
+        raise
     except OSError as error:
         # Of a disk, mostly; what it concerns, the error knows.
         advice = "See that there is room on the disk and that the file can be read or written"
-        sys.exit(printable(f"{prog}: {error}. {advice}, then run the same command again."))
+        again = f"{advice}, then run the same command again."
+        sys.exit(printable(f"{prog}: {error}. {again}{''.join(kept)}"))
+    except Exception as error:
+        if not any(kept):
+            raise
+        what = f"{type(error).__name__}: {first_line(error)}"
+        sys.exit(printable(f"{prog} stopped at something nobody foresaw: {what}{kept[0]}"))
 
 
-def _look_ahead(arguments: Mapping[str, Any]) -> None:
+def keep_traceback(folder: Path) -> str:
+    """Append the traceback of the error in hand to the log of a run's folder; a sentence that says where."""
+    file = folder / ERRORS
+    try:
+        with file.open("a", encoding="utf-8", errors="backslashreplace") as log:
+            log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}\n{traceback.format_exc()}\n")
+    except OSError:  # the disk may be what is wrong
+        return ""
+    return f"\nThe traceback is in {file}."
+
+
+def look_ahead(arguments: Mapping[str, Any]) -> None:
     """Raise ValueError for what cannot be found or read among the user's own files, before anything is loaded."""
-    data, reward = arguments.get("data"), arguments.get("reward")
+    data, reward, run = (arguments.get(name) for name in ("data", "reward", "run"))
+    if isinstance(run, Run):
+        refuse_missing_logger(run.logger)
+    refuse_missing_model(str(arguments.get("model", "")))
     if isinstance(data, Data):
         data.template()
         data.refuse_drawn(str(arguments.get("dataset", "")))
@@ -127,9 +164,26 @@ def _look_ahead(arguments: Mapping[str, Any]) -> None:
             reward.parts(style_of(data.style))
 
 
-def _at_the_door(run: Run | None, ranks: Ranks) -> AbstractContextManager[object]:
-    """The folder of a recipe that writes one is its own from the beginning to the end; others need none."""
-    return nullcontext() if run is None else entered(run, ranks)
+@contextmanager
+def _at_the_door(asked: Configuration, ranks: Ranks, kept: list[str]) -> Iterator[None]:
+    """The folder of a recipe that writes one is its own from the beginning to the end; others need none.
+
+    Where the traceback of what ended the run lies is added to `kept`.
+    """
+    run = asked.arguments.get("run")
+    if run is None:
+        yield
+        return
+    with entered(run, ranks) as door:
+        door.recipe = json.loads(asked.json())
+        try:
+            yield
+        except Exception as error:
+            # What a user mistyped needs none; what happened in the middle of the work may.
+            if isinstance(error, IN_THE_WORK) or not isinstance(error, USER_ERRORS):
+                # Here, while the folder is ours: it goes with the door if nothing lies in it.
+                kept.append(keep_traceback(run.folder))
+            raise
 
 
 def plan_run(
@@ -148,7 +202,11 @@ def resolved(
     main: Callable[..., Any], presets: Mapping[str, Preset], argv: Sequence[str]
 ) -> Configuration:
     """What a command line asks for, with every argument; `--help` is printed and ends. Raises ValueError."""
-    args = collected([arg for arg in argv if arg != PRINT])
+    given = [arg for arg in argv if arg != PRINT]
+    short = bool({"-h", "--help"} & set(given))
+    # The command line's own --help is the long one.
+    wanted = [] if short else ["--help"] * (HELP_ALL in given)
+    args = collected([arg for arg in given if arg not in ("-h", "--help", HELP_ALL)])
     prog, recipe = _prog(main), _module(main).rpartition(".")[2]
     name = args.pop(0) if args and not args[0].startswith("-") else None
     file = take_flag(args, "config")
@@ -170,15 +228,21 @@ def resolved(
         call,
         prog=f"{prog} [preset]",
         description=description,
-        args=args,
+        args=[*args, *wanted],
         config=(tyro.conf.SuppressFixed,),  # functions are not for the command line
     )
-    return Configuration(recipe, name, arguments)
+    asked = Configuration(recipe, name, arguments)
+    if short:
+        show(f"usage: {prog} [preset] [--flag value ...]\n")
+        show(short_help(asked, intent, _preset_lines(presets), call))
+        sys.exit(0)
+    return asked
 
 
 def fit(trainer: Trainer, *, watch: Sequence[str] = (), advice: str = ADVICE) -> None:
     """Train to the end, then print what happened to the watched metrics and where things lie."""
     check_sampling(trainer.sampling, trainer.estimator, trainer.rollout)
+    trainer.watch = watch
     trainer.fit()
     # An early stop ends before the planned steps; a run that was finished before does none at all.
     summarise(trainer.run, trainer.step_done or trainer.steps, watch=watch, advice=advice)

@@ -264,12 +264,17 @@ def model_source(model: str) -> tuple[str | Path, Path | None]:
         return policy_settings(newest)["source"], newest
     if final.is_dir():  # what is wrong with it, if anything, will show when it is loaded
         return final, None
-    # A hub name has this shape too ("a/b"), so only what can be nothing but a path is refused here.
-    if model.startswith(("runs/", "./", "/", "~")) and not folder.is_dir():
+    refuse_missing_model(model)
+    return model, None
+
+
+def refuse_missing_model(model: str) -> None:
+    """Raise ValueError for a path where no folder is. What could be a hub name ("a/b") passes."""
+    folder = Path(model)
+    if model.startswith(("runs/", "./", "../", "/", "~")) and not folder.is_dir():
         raise ValueError(
             f"There is no model or run in {model}; train one first, for example with python -m recipes.papo."
         )
-    return model, None
 
 
 def _newest(folder: Path, final: Path) -> tuple[Path | None, list[str]]:

@@ -59,14 +59,14 @@ def write_preview(
     """Write the page of a resolved command line; returns the number of rows on it. Raises ValueError."""
     began = time.monotonic()
     with temporary_folder("preview") as scratch:
-        arguments, notes = _without_stages(asked, scratch / "run")
+        arguments, notes = without_stages(asked, scratch / "run")
         parts = built(main, arguments, asked.recipe)
         parts.supply.log = scratch / "skipped.jsonl"
-        prompts = _taken(parts, rows)
+        prompts = taken(parts, rows)
         shown = [shown_row(parts, prompt, prompts) for prompt in prompts]
         parts.rewards.close()
-        skipped = [*parts.left_out.reasons(), *_reasons(scratch / "skipped.jsonl")]
-        skipped += _reasons(scratch / "run" / "quarantine.jsonl")
+        skipped = [*parts.left_out.reasons(), *reasons(scratch / "skipped.jsonl")]
+        skipped += reasons(scratch / "run" / "quarantine.jsonl")
     page = render(
         "preview.html",
         kind="preview",
@@ -99,7 +99,7 @@ def built(main: Callable[..., Any], arguments: Mapping[str, Any], recipe: str) -
     raise AssertionError(f"the recipe {recipe!r} ended without a run")
 
 
-def _without_stages(asked: Configuration, folder: Path) -> tuple[dict[str, Any], list[str]]:
+def without_stages(asked: Configuration, folder: Path) -> tuple[dict[str, Any], list[str]]:
     """The arguments with a scratch output and without stages that need a model, and what that leaves out."""
     arguments, notes = dict(asked.arguments), []
     for name, (field, off, note) in NEEDS_MODEL.items():
@@ -124,7 +124,7 @@ def _rows(given: str | None) -> int:
     return int(given)
 
 
-def _taken(parts: Parts, rows: int) -> list[Prompt]:
+def taken(parts: Parts, rows: int) -> list[Prompt]:
     """The first prompts of the training, different ones: a small data set is not shown twice."""
     size = parts.supply.prompts.size
     wanted = rows if size is None else min(rows, size)
@@ -135,7 +135,7 @@ def _taken(parts: Parts, rows: int) -> list[Prompt]:
     return list(found.values())
 
 
-def _reasons(file: Path) -> list[str]:
+def reasons(file: Path) -> list[str]:
     """What a log of skipped rows or of media in quarantine says."""
     found = []
     for row in objects(file)[0]:

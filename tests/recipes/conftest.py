@@ -136,9 +136,9 @@ class Rules:
         assert recipe.__doc__ and name in recipe.__doc__ and "arXiv" in recipe.__doc__
 
     def settings_are_explained(self, recipe, capsys):
-        """--help works, every flag of it has its text, and every record is headed by what it is."""
+        """--help-all works, every flag of it has its text, and every record is headed by what it is."""
         with pytest.raises(SystemExit) as ended:
-            launch(recipe.main, recipe.PRESETS, ["--help"])
+            launch(recipe.main, recipe.PRESETS, ["--help-all"])
         text = capsys.readouterr().out
         assert ended.value.code == 0 and "Presets" in text
         explained = flags_in(text)

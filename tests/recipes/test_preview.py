@@ -118,7 +118,7 @@ def test_no_weights_are_loaded_and_no_model_is_warmed_up(tmp_path, monkeypatch):
 def test_stages_that_need_a_model_are_left_out_and_named():
     module = RECIPES["timelens"]
     asked = resolved(module.main, module.PRESETS, ("timelens-8b",))
-    arguments, notes = previewing._without_stages(asked, Path("out"))
+    arguments, notes = previewing.without_stages(asked, Path("out"))
     assert arguments["tuning"].rows == 0 and arguments["select"].target == 0
     assert len(notes) == 2 and "--tuning.rows 30000" in notes[1]
 
