@@ -16,6 +16,7 @@ from mmrl.ground.outputs import refuse_overwriting, refuse_place
 from mmrl.ground.printable import printable, show
 from mmrl.ground.progress import busy
 from mmrl.ground.scratch import temporary_folder
+from mmrl.model.quiet import quiet_libraries
 from mmrl.recipes.shared.configuration import Configuration
 from mmrl.recipes.shared.launch import USER_ERRORS, Preset, look_ahead, resolved, take_flag
 from mmrl.recipes.shared.opening import EMBEDDED
@@ -36,6 +37,7 @@ def check(main: Callable[..., Any], presets: Mapping[str, Preset], argv: Sequenc
     try:
         rows = _rows(take_flag(args, "rows"))
         asked = resolved(main, presets, args)
+        quiet_libraries()
         for line in checked(main, asked, rows):
             show(line)
     except (*USER_ERRORS, BadRow, OSError) as error:

@@ -65,8 +65,17 @@ def exported(run: Path, output: Path, *, merge: bool) -> Path:
         raise ValueError(
             f"{run} has no adapter to merge: all weights were trained. Leave --merge out; the model is whole as it is."
         )
-    policy.save(output, merge=merge)
+    policy.save(output, merge=merge, card=_card(run, merge))
     return output
+
+
+def _card(run: Path, merge: bool) -> str:
+    """The card of the run's model, for what is exported; empty for a run that was stopped and has none yet."""
+    file = run / "model" / "README.md"
+    card = file.read_text(encoding="utf-8") if file.is_file() else ""
+    return (
+        card.replace("library_name: peft", "library_name: transformers", 1) if merge else card
+    )
 
 
 def _stored_type(run: Path) -> str:

@@ -18,6 +18,7 @@ from mmrl.ground.faults import BadRow
 from mmrl.ground.outputs import refuse_file
 from mmrl.ground.printable import printable, show, tell
 from mmrl.ground.scratch import temporary_folder
+from mmrl.model.quiet import quiet_libraries
 from mmrl.recipes.shared.configuration import Configuration
 from mmrl.recipes.shared.launch import USER_ERRORS, Preset, resolved, take_flag
 from mmrl.recipes.shared.preview_rows import as_text, shown_row
@@ -47,6 +48,7 @@ def preview(
         rows, output = _rows(take_flag(args, "rows")), Path(take_flag(args, "output") or OUTPUT)
         refuse_file(output, lambda page: is_page(page, "preview"), "preview of mmrl")
         asked = resolved(main, presets, args)
+        quiet_libraries()
         count = write_preview(main, asked, rows, output, " ".join(argv))
     except (*USER_ERRORS, BadRow, OSError) as error:
         sys.exit(printable(f"mmrl preview: {error}"))

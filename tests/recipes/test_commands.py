@@ -115,6 +115,9 @@ def test_an_adapter_loads_with_peft_and_merged_without(run, tiny_folder, tmp_pat
     PeftModel.from_pretrained(base, str(run / "model"))
     whole = tmp_path / "whole"
     main(["export", str(run), "--merge", "--output", str(whole)])
+    card = (run / "model" / "README.md").read_text(encoding="utf-8")
+    told = card.replace("library_name: peft", "library_name: transformers")
+    assert (whole / "README.md").read_text(encoding="utf-8") == told != card
     AutoModelForImageTextToText.from_pretrained(whole)
     with safe_open(whole / "model.safetensors", "pt") as weights:
         names = list(weights.keys())
