@@ -171,13 +171,13 @@ def doctor(args: Sequence[str]) -> None:
         show(
             "usage: mmrl doctor\n\nWhat this computer has, what is missing, and what that costs."
         )
-        sys.exit(0 if args[0] in ("-h", "--help") else 2)
+        raise SystemExit(0 if args[0] in ("-h", "--help") else 2)
     from mmrl.recipes.shared import doctor as looking
 
     text, code = looking.report()
     show(text)
     if code:
-        sys.exit(code)
+        raise SystemExit(code)
 
 
 def report(args: Sequence[str]) -> None:

@@ -21,7 +21,7 @@ def test_a_healthy_computer_has_nothing_wrong():
 
 
 def test_every_extra_has_its_cost():
-    assert set(doctor.OPTIONAL) == set(PROJECT["optional-dependencies"]) - {"dev"}
+    assert set(doctor.OPTIONAL) == set(PROJECT["optional-dependencies"]) - {"dev", "docs"}
 
 
 @pytest.mark.parametrize("name", doctor.OPTIONAL)

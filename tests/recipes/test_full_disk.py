@@ -38,7 +38,9 @@ def test_a_full_disk_costs_nothing_but_time(commands, tiny_folder, tmp_path, wha
     done = run(LIMITS[what])
     said = done.stderr + done.stdout
     assert done.returncode == 1 and "Traceback" not in said, said[-2000:]
-    last = done.stderr.strip().splitlines()[-1]
+    # Behind the message stands where its traceback is kept.
+    last, kept = done.stderr.strip().splitlines()[-2:]
+    assert kept.startswith("The traceback is in") and "errors.log" in kept
     assert "Free space there" in last and "the same command then goes on from" in last
     told = "cannot go on: File too large" if what == "metrics" else "could not be written"
     assert told in last and str(output) in last
