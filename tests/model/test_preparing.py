@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -70,6 +71,12 @@ def spoiled(**rows):
 @pytest.fixture(scope="module")
 def policy(tiny_folder):
     return Policy.load(tiny_folder, device="cpu", dtype="float64")
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch):
+    """Workers import this file by its name, also where `pytest` itself has not put the checkout on the path."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2]))
 
 
 def settled(ahead, seconds=400):
