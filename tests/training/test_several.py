@@ -195,8 +195,11 @@ def test_one_dies_and_the_others_end_with_a_message(phase, how, tiny_folder, tmp
     )
     assert first.code == 1, first.said + second.said
     assert "Process 0 ends at step 2" in first.said
-    kept = "nothing is saved yet" if phase == "save" else f"the last checkpoint is {output}"
-    assert kept in first.said
+    # The checkpoint during which a process dies may have been the other's to finish.
+    kept = ["the last checkpoint is " + str(output)] + ["nothing is saved yet"] * (
+        phase == "save"
+    )
+    assert any(each in first.said for each in kept), first.said
     assert "the same command goes on from there" in first.said
     if how == "exception":
         assert "no room for this picture" in first.said
