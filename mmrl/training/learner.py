@@ -326,20 +326,6 @@ class Learner:
         return [index[part] for part in parts]
 
 
-def started(
-    objectives: Sequence[Objective], memories: Sequence[Memory | None] | None
-) -> list[Memory | None]:
-    """One memory per objective: those given, or fresh ones. Raises ValueError for another number of them."""
-    if memories is None:
-        return [objective.start_memory() for objective in objectives]
-    if len(memories) != len(objectives):
-        raise ValueError(
-            f"Trainer got {len(memories)} memories for {len(objectives)} objectives; give one for each, in their order "
-            "(None for an objective without), or leave memories out."
-        )
-    return list(memories)
-
-
 def _nothing(live: Mapping[str, Scores]) -> Tensor:
     """0, with a gradient of 0 to all of these scores."""
     tensors = [x for s in live.values() for x in (s.logp, s.entropy, s.divergence)]
