@@ -362,6 +362,7 @@ def summarise(run: Run, steps: int, *, watch: Sequence[str] = (), advice: str = 
         f"  samples      {run.folder}/samples.jsonl",
         f"  checkpoints  {run.folder}/checkpoints",
         f"  model        {run.folder}/model",
+        f"  report       {run.folder}/report.html",
     ]
     if advice:
         lines.append(f"Next: {advice}")

@@ -12,6 +12,7 @@ from mmrl.data.drawn.drawn import Drawn
 from mmrl.grpo import GRPO
 from mmrl.model.branches import Views
 from mmrl.model.budget import Budget
+from mmrl.model.open_prompts import OpenPrompts
 from mmrl.model.policy import Policy
 from mmrl.model.scoring import ScoreOutputs, score_packed
 from mmrl.model.vision_cache import VisionCache
@@ -506,9 +507,12 @@ def test_a_branch_costs_one_more_run_and_small_parts_cost_none(tiny_folder):
     )
 
 
+@pytest.mark.parametrize("once", [True, False], ids=["prompt once", "prompt per slice"])
 def test_cut_groups_run_the_tower_once_in_an_update_without_kept_graphs(
-    tiny_folder, monkeypatch
+    tiny_folder, monkeypatch, once
 ):
+    if not once:  # as where the weights are cut over several processes
+        monkeypatch.setattr(OpenPrompts, "_is_exact", False)
     box = trainer(tiny_folder, tokens_per_pass=35)
     box.policy.vision.graph_limit = 0
     parts, end_part = [], box.policy.end_part

@@ -158,6 +158,18 @@ def test_surplus_groups_are_left_out_and_counted():
     )
 
 
+def test_dropped_and_surplus_groups_are_forgotten_at_once():
+    forgotten = []
+    supply = Supply(
+        Rows(), 3, seed=0, forget=lambda prompts: forgotten.append([p.id for p in prompts])
+    )
+    pay = paid_by(lambda n, g: 0.0 if n == 0 else float(g % 2))
+    rollouts = DynamicSampling()(Parrot(), pay, supply, Sampling(4), NOW)
+    assert [r.prompt.id for r in rollouts[::4]] == ["1", "2", "3"]
+    # The first round drops prompt 0, the second has two more than the step needs.
+    assert forgotten == [["0"], ["4", "5"]]
+
+
 def test_the_total_lets_all_wrong_but_well_formed_groups_pass_and_accuracy_does_not():
     wrong = lambda n, g: 0.0  # noqa: E731
     rollouts, *_ = run(DynamicSampling("total", low=0.01, high=1.5), wrong)

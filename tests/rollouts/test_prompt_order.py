@@ -198,3 +198,35 @@ def all_bad():
 def test_all_ranks_find_that_nothing_is_usable():
     first, second = values(several(2, all_bad))
     assert first == second == all_bad() and "5 rows in a row cannot be used" in first
+
+
+class Expecting:
+    """Stands for the workers that read ahead: reads here, and notes what it was told to expect."""
+
+    def __init__(self, rows):
+        self.rows, self.expected = rows, []
+
+    def expect(self, rows):
+        self.expected.append([*rows])
+
+    def read(self, row):
+        return self.rows[row]
+
+    def drain(self):
+        return {}
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_each_rank_reads_its_own_rows_ahead_and_no_others(world):
+    rows = Rows(None)
+    for rank in range(world):
+        ranks = Ranks(rank, world)
+        ranks.gathered = lambda value: [value]  # nothing is wrong with the others' rows
+        ahead = Expecting(rows)
+        supply = Supply(rows, 6, seed=0, ahead=ahead, ranks=ranks)
+        for step in range(2):
+            taken = ids(supply.take())
+            begin = 6 * step
+            assert taken == [*range(begin + rank, begin + 6, world)]
+            # This step's and the next one's.
+            assert ahead.expected[step] == [*range(begin + rank, begin + 12, world)]
