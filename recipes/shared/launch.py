@@ -357,13 +357,10 @@ def summarise(run: Run, steps: int, *, watch: Sequence[str] = (), advice: str = 
             lines.append(
                 f"  {name:<28} {start:.3f}  ->  {end:.3f}   (means of the first and last {few} steps)"
             )
-    lines += [
-        f"  metrics      {run.folder}/metrics.jsonl",
-        f"  samples      {run.folder}/samples.jsonl",
-        f"  checkpoints  {run.folder}/checkpoints",
-        f"  model        {run.folder}/model",
-        f"  report       {run.folder}/report.html",
-    ]
+    # A short run keeps no samples, for example: only what is there is named.
+    for name in ("metrics.jsonl", "samples.jsonl", "checkpoints", "model", "report.html"):
+        if (run.folder / name).exists():
+            lines.append(f"  {name.partition('.')[0]:<12} {run.folder}/{name}")
     if advice:
         lines.append(f"Next: {advice}")
     show("\n".join(lines))
