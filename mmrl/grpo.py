@@ -7,7 +7,7 @@ with H the entropy of the policy over the vocabulary (a token mean whatever the 
 if off), k the chosen estimator, and every reduction over GLOBAL counts (`reduce.py`): add up the losses of an update's
 micro-batches and the gradients of all ranks, never average them. The surrogate is reduced by its own rule if it is
 marked with one, everything else by `GRPO.reduction`; an objective may fix rules of its own terms in a class attribute
-`reductions` (term name -> rule).
+`reductions` (term name -> rule). An objective that owns the surrogate brings the policy's loss itself, as terms.
 
 Old log-probs are `batch.scores["raw"]`, or the current ones without gradient when none were stored (one update per
 rollout). Log-probs that nobody may read (padding, observations, untrained answers) are zeroed before anything else, so
@@ -36,7 +36,14 @@ from mmrl.losses import importance, kl
 from mmrl.losses.advantages import token_reward
 from mmrl.losses.group_filters import overlong_penalty
 from mmrl.losses.reduce import Reduction, Totals, keep, reduced, token_mean
-from mmrl.losses.surrogates import Surrogate, bounded_ratio, own_reduction, ratio_metrics
+from mmrl.losses.surrogates import (
+    Clip,
+    Surrogate,
+    bounded_ratio,
+    clip_range,
+    own_reduction,
+    ratio_metrics,
+)
 from mmrl.objectives.base import LiveScores, Objective, TokenMaps
 from mmrl.types import Batch, Now, Role, Rollout, Scores, Shaped
 
@@ -139,25 +146,14 @@ def losses(
     old = raw.logp.detach()
     if "raw" in batch.scores:
         old = batch.scores["raw"].logp
-    metrics = _policy_metrics(grpo, live, old, batch, totals)
+    clip = clip_range(surrogate, old, batch.advantage, mask, grpo.clip_low, grpo.clip_high)
+    metrics = _policy_metrics(grpo, live, old, batch, totals, clip)
 
-    policy = surrogate(
-        raw.logp,
-        old,
-        batch.advantage,
-        mask,
-        clip_low=grpo.clip_low,
-        clip_high=grpo.clip_high,
-        dual_clip=grpo.dual_clip,
-    )
-    if grpo.mismatch != "off":
-        weight = mismatch_weight(grpo, old, batch)
-        policy = policy * weight
-        metrics["policy/mismatch_weight"] = token_mean(weight, mask, totals)
-        metrics["policy/mismatch_weight_max"] = _largest(weight, mask)
-    # A surrogate of whole answers (GSPO, GMPO) is only itself under its own reduction.
-    rule = own_reduction(surrogate) or grpo.reduction
-    parts = {"policy": _reduced(grpo, policy, mask, totals, rule)}
+    parts: dict[str, Tensor] = {}
+    # Whoever owns the surrogate brings the policy's loss as terms.
+    if not any("surrogate" in objective.owns() for objective in objectives):
+        parts["policy"], of_mismatch = _policy_loss(grpo, surrogate, raw, old, batch, totals)
+        metrics |= of_mismatch
 
     if grpo.kl > 0 and grpo.kl_in == "loss":
         divergence = kl_map(grpo, raw.logp, _reference(live, batch))
@@ -174,7 +170,41 @@ def losses(
         seen = replace(batch, kept=shaped.kept)
         _add_terms(parts, objective, live, seen, grpo, totals, now)
         metrics |= _objective_metrics(objective, shaped, live, seen, totals, now)
+    if not parts:
+        owners = [type(one).__name__ for one in objectives if "surrogate" in one.owns()]
+        raise ValueError(
+            f"{owners[0]} owns the surrogate, but its terms are empty; return the policy's loss as a term."
+        )
     return parts, metrics
+
+
+def _policy_loss(
+    grpo: GRPO,
+    surrogate: Surrogate,
+    raw: Scores,
+    old: Tensor,
+    batch: Batch,
+    totals: Totals,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The surrogate as a number, and what is logged of the engine-mismatch weights."""
+    mask, metrics = batch.mask, dict[str, Tensor]()
+    policy = surrogate(
+        raw.logp,
+        old,
+        batch.advantage,
+        mask,
+        clip_low=grpo.clip_low,
+        clip_high=grpo.clip_high,
+        dual_clip=grpo.dual_clip,
+    )
+    if grpo.mismatch != "off":
+        weight = mismatch_weight(grpo, old, batch)
+        policy = policy * weight
+        metrics["policy/mismatch_weight"] = token_mean(weight, mask, totals)
+        metrics["policy/mismatch_weight_max"] = _largest(weight, mask)
+    # A surrogate of whole answers (GSPO, GMPO) is only itself under its own reduction.
+    rule = own_reduction(surrogate) or grpo.reduction
+    return _reduced(grpo, policy, mask, totals, rule), metrics
 
 
 def _add_terms(
@@ -323,18 +353,24 @@ def _readable(batch: Batch, live: LiveScores) -> tuple[Batch, dict[str, Scores]]
 
 
 def _policy_metrics(
-    grpo: GRPO, live: LiveScores, old: Tensor, batch: Batch, totals: Totals
+    grpo: GRPO,
+    live: LiveScores,
+    old: Tensor,
+    batch: Batch,
+    totals: Totals,
+    clip: tuple[Clip, Clip],
 ) -> dict[str, Tensor]:
     """Token means: what the ratio does, surprise -logp, entropy, distance to the sampler, k3 to each branch."""
     raw, mask = live["raw"], batch.mask
     logp = raw.logp.detach()
+    low, high = clip
     maps = ratio_metrics(
         logp,
         old,
         batch.advantage,
         mask,
-        clip_low=grpo.clip_low,
-        clip_high=grpo.clip_high,
+        clip_low=low,
+        clip_high=high,
         dual_clip=grpo.dual_clip,
     )
     maps["surprise"] = -logp  # an entropy that costs nothing

@@ -114,6 +114,9 @@ class Rollout:
     reward: float | None = None
     parts: Mapping[str, float | None] = field(default_factory=dict)
     """Reward part name -> value; None means not available (never 0)."""
+    correct: bool | None = None
+    """Is the answer right, by the part that the rewards declare for it (`Rewards(correct=...)`), never by their sum;
+    None if they declare none, or if that part is not available."""
 
 
 @dataclass(frozen=True)
@@ -188,6 +191,8 @@ class Batch:
     """What each objective's `shape` returned, in their order; empty before they ran."""
     kept: Mapping[str, Tensor] = field(default_factory=dict)
     """Token maps [B, T] that the objective which is asked now kept in its `shape`; no other objective sees them."""
+    correct: Tensor | None = None
+    """bool [B]: `Rollout.correct`; None unless it is known of every answer."""
 
     def __len__(self) -> int:
         return len(self.rollouts)

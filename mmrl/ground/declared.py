@@ -7,10 +7,29 @@ fall back to, without a word; therefore names that come close to a declared one 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import Field, field
 from difflib import get_close_matches
+from typing import Any, TypeVar
 
 CLOSE = 0.85
 """Similarity in [0, 1] (`difflib`) from which a name counts as a misspelling."""
+
+
+Value = TypeVar("Value")
+
+
+def added(default: Value) -> Value:
+    """The default of a field that a settings record gained after runs were written with it.
+
+    It is left out of the description of a run as long as it has its default, so that older runs can be continued.
+    """
+    # Typed as what it stands for, like `dataclasses.field` itself.
+    return field(default=default, metadata={"added": True})
+
+
+def is_silent(one: Field[Any], value: object) -> bool:
+    """Is this a later field that says nothing new?"""
+    return bool(one.metadata.get("added")) and value == one.default
 
 
 def refuse_misspelt(cls: type, base: type) -> None:

@@ -39,6 +39,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from mmrl.ground.traits import having
 from mmrl.losses.reduce import keep
 
 Alone = Literal["zero", "reward"]
@@ -50,6 +51,7 @@ class Estimator(Protocol):
     def __call__(self, reward: Tensor, group: Tensor, mask: Tensor, /) -> Tensor: ...
 
 
+@having("centres groups", "z-scores groups")
 def group_normalized(
     reward: Tensor, group: Tensor, mask: Tensor, *, eps: float = 1e-6, alone: Alone = "zero"
 ) -> Tensor:
@@ -59,6 +61,7 @@ def group_normalized(
     return _finished(centred / (std + eps), total)
 
 
+@having("centres groups")
 def group_centered(
     reward: Tensor, group: Tensor, mask: Tensor, *, alone: Alone = "zero"
 ) -> Tensor:
@@ -68,6 +71,7 @@ def group_centered(
     return _finished(centred, total)
 
 
+@having("centres groups", "z-scores the batch")
 def batch_normalized(
     reward: Tensor, group: Tensor, mask: Tensor, *, eps: float = 1e-4, alone: Alone = "zero"
 ) -> Tensor:
@@ -80,6 +84,7 @@ def batch_normalized(
     return _finished(centred / (std + eps), total)
 
 
+@having("centres groups")
 def rloo(reward: Tensor, group: Tensor, mask: Tensor, *, alone: Alone = "zero") -> Tensor:
     """R - mean of the other answers of the group (leave one out); -> [B]."""
     total = answer_reward(reward, mask)  # [B]
@@ -90,6 +95,7 @@ def rloo(reward: Tensor, group: Tensor, mask: Tensor, *, alone: Alone = "zero") 
     return _finished(centred * stretch, total)
 
 
+@having("z-scores the batch")
 def reinforce_plus_plus(
     reward: Tensor, group: Tensor, mask: Tensor, *, gamma: float = 1.0, eps: float = 1e-8
 ) -> Tensor:
@@ -103,6 +109,7 @@ def reinforce_plus_plus(
     return _whiten(returns, mask, eps).to(_advantage_type(reward))
 
 
+@having("centres groups", "z-scores the batch")
 def reinforce_plus_plus_baseline(
     reward: Tensor, group: Tensor, mask: Tensor, *, eps: float = 1e-8, alone: Alone = "zero"
 ) -> Tensor:
@@ -114,6 +121,7 @@ def reinforce_plus_plus_baseline(
     return _whiten(per_answer.expand(mask.shape), mask, eps).to(_advantage_type(reward))
 
 
+@having("centres groups")
 def opo(reward: Tensor, group: Tensor, mask: Tensor, *, alone: Alone = "zero") -> Tensor:
     """R minus the length-weighted mean reward of the group (optimal baseline); -> [B]."""
     total = answer_reward(reward, mask)  # [B]
@@ -146,6 +154,7 @@ def remax(
     return keep(advantage, mask).to(_advantage_type(reward))
 
 
+@having("centres groups", "z-scores groups")
 def passk(
     reward: Tensor, group: Tensor, mask: Tensor, *, eps: float = 1e-6, alone: Alone = "zero"
 ) -> Tensor:
@@ -165,6 +174,7 @@ def passk(
     return _finished(_alone_replaced(lead / (std + eps), value, size, alone), total)
 
 
+@having("centres groups")
 def gpg(reward: Tensor, group: Tensor, mask: Tensor, *, alone: Alone = "zero") -> Tensor:
     """R - μ, scaled up by the share of answers that carry a signal; -> [B]."""
     total = answer_reward(reward, mask)  # [B]

@@ -15,7 +15,7 @@ All tensors [B, T]: current log-probs (with gradient), log-probs at sampling tim
 
 How a map becomes a number is the caller's choice (`reduce.py`), unless the method fixes it: such functions are marked
 by `@reduces("sequence")`, read through `own_reduction`. An answer-level value is repeated on every token, so that the
-mean over the tokens of the answer gives it back.
+mean over the tokens of the answer gives it back. `Bounded(clipped, bounds)` has a clip range for each token.
 
 Departures
 1. The log-ratio is clamped to ±20 before the exponential (verl, EasyR1); TRL does not. Sequence ratios: exponent ≤ 20
@@ -32,15 +32,21 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
+from mmrl.ground.traits import having, traits_of
 from mmrl.losses.reduce import Reduction, keep
 
 LOG_RATIO_MAX = 20.0
 """Largest log-ratio that is exponentiated."""
+Clip = float | Tensor
+"""How far the ratio may go: one number, or one for each token, [B, T]."""
+Bounds = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(old log-probs [B, T], advantage [B, T]) -> smallest and largest ratio of each token, [B, T] each."""
 
 
 class Surrogate(Protocol):
@@ -54,8 +60,8 @@ class Surrogate(Protocol):
         mask: Tensor,
         /,
         *,
-        clip_low: float,
-        clip_high: float,
+        clip_low: Clip,
+        clip_high: Clip,
         dual_clip: float | None,
     ) -> Tensor: ...
 
@@ -75,10 +81,70 @@ def reduces(rule: Reduction) -> Callable[[Marked], Marked]:
 
 def own_reduction(surrogate: Callable[..., Any]) -> Reduction | None:
     """The rule a surrogate was marked with, also through functools.partial; None: the run's choice."""
+    return getattr(innermost(surrogate), "reduction", None)
+
+
+def innermost(surrogate: Callable[..., Any]) -> Callable[..., Any]:
+    """The function below partials and bounds."""
     # A partial has no attributes of its function; the mark is at the bottom.
+    while isinstance(surrogate, functools.partial | Bounded):
+        surrogate = surrogate.inner if isinstance(surrogate, Bounded) else surrogate.func
+    return surrogate
+
+
+@dataclass(frozen=True)
+class Bounded:
+    """A surrogate with a clip range for each token, in the place of the run's `clip_low` and `clip_high`."""
+
+    inner: Surrogate
+    """Whose range it is, for example `clipped`."""
+    bounds: Bounds
+    """From old log-probs and advantage to the range."""
+
+    def traits(self) -> tuple[str, ...]:
+        """Its own, and those of the surrogate inside."""
+        return ("bounds each ratio", *traits_of(self.inner))
+
+    def __call__(
+        self,
+        logp: Tensor,
+        old: Tensor,
+        advantage: Tensor,
+        mask: Tensor,
+        /,
+        *,
+        clip_low: Clip = 0.0,
+        clip_high: Clip = 0.0,
+        dual_clip: float | None = None,
+    ) -> Tensor:
+        low, high = clip_range(self, old, advantage, mask, clip_low, clip_high)
+        return self.inner(
+            logp, old, advantage, mask, clip_low=low, clip_high=high, dual_clip=dual_clip
+        )
+
+
+def clip_range(
+    surrogate: Callable[..., Any],
+    old: Tensor,
+    advantage: Tensor,
+    mask: Tensor,
+    clip_low: Clip,
+    clip_high: Clip,
+) -> tuple[Clip, Clip]:
+    """How far below and above 1 the ratio may go: as bounded for each token, detached [B, T], else as given."""
     while isinstance(surrogate, functools.partial):
         surrogate = surrogate.func
-    return getattr(surrogate, "reduction", None)
+    if not isinstance(surrogate, Bounded):
+        return clip_low, clip_high
+    with torch.no_grad():
+        low, high = surrogate.bounds(*_trained(mask, old, advantage))
+    for name, bound in (("low", low), ("high", high)):
+        if bound.shape != mask.shape:
+            raise ValueError(
+                f"{getattr(surrogate.bounds, '__qualname__', type(surrogate.bounds).__name__)} gave a {name} bound of "
+                f"shape {tuple(bound.shape)}; give one ratio per token, [B, T] = {tuple(mask.shape)}."
+            )
+    return 1.0 - low, high - 1.0
 
 
 def clipped(
@@ -87,8 +153,8 @@ def clipped(
     advantage: Tensor,
     mask: Tensor,
     *,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
+    clip_low: Clip = 0.2,
+    clip_high: Clip = 0.2,
     dual_clip: float | None = 3.0,
     delta: float | None = None,
 ) -> Tensor:
@@ -99,14 +165,15 @@ def clipped(
 
 
 @reduces("sequence")
+@having("ratio of whole answers")
 def gspo(
     logp: Tensor,
     old: Tensor,
     advantage: Tensor,
     mask: Tensor,
     *,
-    clip_low: float = 3e-4,
-    clip_high: float = 4e-4,
+    clip_low: Clip = 3e-4,
+    clip_high: Clip = 4e-4,
     dual_clip: float | None = None,
 ) -> Tensor:
     """Clipped surrogate on the length-normalised sequence ratio, gradient through the mean; -> [B, T]."""
@@ -117,14 +184,15 @@ def gspo(
 
 
 @reduces("sequence")
+@having("ratio of whole answers")
 def gspo_token(
     logp: Tensor,
     old: Tensor,
     advantage: Tensor,
     mask: Tensor,
     *,
-    clip_low: float = 3e-4,
-    clip_high: float = 4e-4,
+    clip_low: Clip = 3e-4,
+    clip_high: Clip = 4e-4,
     dual_clip: float | None = None,
 ) -> Tensor:
     """GSPO whose gradient runs through each token's own log-prob: allows token-wise advantages; -> [B, T]."""
@@ -141,8 +209,8 @@ def cispo(
     advantage: Tensor,
     mask: Tensor,
     *,
-    clip_low: float = 1.0,
-    clip_high: float = 4.0,
+    clip_low: Clip = 1.0,
+    clip_high: Clip = 4.0,
     dual_clip: float | None = None,
 ) -> Tensor:
     """Policy gradient weighted by the clipped, detached ratio; -> [B, T]."""
@@ -150,26 +218,27 @@ def cispo(
     logp, old, advantage = _trained(mask, logp, old, advantage)
     ratio = bounded_ratio(logp - old)
     # Detached: the ratio only weighs, so that a clipped token still learns through logp.
-    weight = ratio.clamp(1.0 - clip_low, 1.0 + clip_high).detach()
+    weight = _between(ratio, 1.0 - clip_low, 1.0 + clip_high).detach()
     return -weight * advantage * logp
 
 
 @reduces("sequence")
+@having("ratio of whole answers")
 def gmpo(
     logp: Tensor,
     old: Tensor,
     advantage: Tensor,
     mask: Tensor,
     *,
-    clip_low: float = 0.4,
-    clip_high: float = 0.4,
+    clip_low: Clip = 0.4,
+    clip_high: Clip = 0.4,
     dual_clip: float | None = None,
 ) -> Tensor:
     """Geometric mean of the clipped token ratios times the mean advantage of the answer; -> [B, T]."""
     del dual_clip
     logp, old, advantage = _trained(mask, logp, old, advantage)
     log_ratio = logp - old
-    inside = log_ratio.clamp(-clip_low, clip_high)
+    inside = _between(log_ratio, -clip_low, clip_high)
     # Pessimistic, as PPO: clip from above where A > 0, from below where A < 0.
     from_above = torch.minimum(log_ratio, inside)
     from_below = torch.maximum(log_ratio, inside)
@@ -181,14 +250,15 @@ def gmpo(
 
 
 @reduces("sequence")
+@having("has no clip")
 def sapo(
     logp: Tensor,
     old: Tensor,
     advantage: Tensor,
     mask: Tensor,
     *,
-    clip_low: float = 0.0,
-    clip_high: float = 0.0,
+    clip_low: Clip = 0.0,
+    clip_high: Clip = 0.0,
     dual_clip: float | None = None,
     tau_positive: float = 1.0,
     tau_negative: float = 1.05,
@@ -203,14 +273,15 @@ def sapo(
     return -advantage * gate * 4.0 / tau
 
 
+@having("has no clip")
 def reinforce(
     logp: Tensor,
     old: Tensor,
     advantage: Tensor,
     mask: Tensor,
     *,
-    clip_low: float = 0.0,
-    clip_high: float = 0.0,
+    clip_low: Clip = 0.0,
+    clip_high: Clip = 0.0,
     dual_clip: float | None = None,
 ) -> Tensor:
     """-A·logp, no ratio and no clip; -> [B, T]."""
@@ -235,8 +306,8 @@ def ratio_metrics(
     advantage: Tensor,
     mask: Tensor,
     *,
-    clip_low: float,
-    clip_high: float,
+    clip_low: Clip,
+    clip_high: Clip,
     dual_clip: float | None,
 ) -> dict[str, Tensor]:
     """How far the policy has moved, without gradient; token maps [B, T], 0 on padding.
@@ -263,6 +334,12 @@ def ratio_metrics(
         return {name: keep(x, mask) for name, x in maps.items()}
 
 
+def _between(x: Tensor, low: Clip, high: Clip) -> Tensor:
+    """x, no less than low and no more than high; both numbers or both [B, T]."""
+    bounds: Any = (low, high)  # torch types its two kinds apart
+    return x.clamp(*bounds)
+
+
 def _trained(mask: Tensor, *maps: Tensor) -> tuple[Tensor, ...]:
     """Token maps [B, T] with 0 on padding, before anything is computed: 0 · NaN would be NaN on the way back."""
     return tuple(keep(x, mask) for x in maps)
@@ -271,14 +348,14 @@ def _trained(mask: Tensor, *maps: Tensor) -> tuple[Tensor, ...]:
 def _clipped(
     ratio: Tensor,
     advantage: Tensor,
-    clip_low: float,
-    clip_high: float,
+    clip_low: Clip,
+    clip_high: Clip,
     dual_clip: float | None,
     delta: float | None = None,
 ) -> Tensor:
     """The pessimistic of the plain and the clipped loss, bounded for negative advantages; [B, T]."""
     free = ratio if delta is None else ratio.clamp(max=delta)
-    inside = ratio.clamp(1.0 - clip_low, 1.0 + clip_high)
+    inside = _between(ratio, 1.0 - clip_low, 1.0 + clip_high)
     # The maximum of two losses is pessimistic: a ratio beyond the range earns no further gain, hence no gradient.
     loss = torch.maximum(-advantage * free, -advantage * inside)
     if dual_clip is None:

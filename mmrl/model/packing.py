@@ -169,8 +169,11 @@ def _cat_or_empty(pieces: Sequence[Tensor]) -> Tensor:
     return torch.cat(list(pieces)) if pieces else empty
 
 
-def collate(rollouts: Sequence[Rollout]) -> Batch:
-    """Pad answers to tensors; advantages are zero and there are no scores yet. Every rollout must be paid."""
+def collate(rollouts: Sequence[Rollout], trained: Sequence[Role] = (Role.POLICY,)) -> Batch:
+    """Pad answers to tensors; advantages are zero and there are no scores yet. Every rollout must be paid.
+
+    `trained`: roles whose tokens are in the mask.
+    """
     unpaid = [r.prompt.id for r in rollouts if r.reward is None]
     assert not unpaid, f"rollouts without a reward, prompts {unpaid[:3]}"
     longest = max((len(r.tokens) for r in rollouts), default=0)
@@ -192,15 +195,18 @@ def collate(rollouts: Sequence[Rollout]) -> Batch:
             sampler[i, :length] = rollout.logp
     # All or none: in a row without them, the zeros would pass for log-probs.
     sampled = bool(rollouts) and all(r.logp is not None for r in rollouts)
+    judged = [r.correct for r in rollouts if r.correct is not None]
     return Batch(
         rollouts=list(rollouts),
         group=torch.tensor([r.group for r in rollouts], dtype=torch.long),
         tokens=tokens,
-        mask=valid & (roles == int(Role.POLICY)),
+        mask=valid & torch.isin(roles, torch.tensor([int(role) for role in trained])),
         reward=torch.tensor([float(r.reward or 0.0) for r in rollouts]),
         advantage=torch.zeros(shape),
         roles=roles,
         scores={"sampler": Scores(sampler)} if sampled else {},
+        # All or none here too: what is not known is neither right nor wrong.
+        correct=torch.tensor(judged) if judged and len(judged) == len(rollouts) else None,
     )
 
 
@@ -217,6 +223,7 @@ def rows_of(batch: Batch, rows: Tensor) -> Batch:
         roles=batch.roles[rows],
         scores={name: scores[rows] for name, scores in batch.scores.items()},
         shaped=[shaped[rows] for shaped in batch.shaped],
+        correct=None if batch.correct is None else batch.correct[rows],
     )
 
 

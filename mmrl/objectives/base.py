@@ -9,8 +9,9 @@ from typing import Any, ClassVar, Literal, Protocol
 from torch import Tensor
 
 from mmrl.ground.declared import refuse_misspelt
+from mmrl.ground.traits import Slot
 from mmrl.losses.reduce import Reduction
-from mmrl.types import Batch, Divergence, Now, Scores, Shaped
+from mmrl.types import Batch, Divergence, Now, Role, Scores, Shaped
 
 LiveScores = Mapping[str, Scores]
 """Branch -> its scores in an update: "raw" and branches with gradient by the present weights, the others as stored."""
@@ -94,7 +95,10 @@ def noisy_answers(branch: str) -> AnswerKind:
 
 
 class Memory(Protocol):
-    """What an objective remembers from step to step. The trainer owns it, saves it and passes it to `shape`."""
+    """What an objective or a rollout function remembers from step to step. The trainer owns it and saves it.
+
+    An objective is given it by `shape`, a rollout function asks for it: `supply.memory(self)`.
+    """
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must keep; JSON-serialisable or tensors."""
@@ -123,10 +127,29 @@ class Objective:
     all processes, those of others without their pictures."""
     remedies: ClassVar[Mapping[str, str]] = {}
     """Alarm of `monitor.py` ("divergence", "entropy", "length") -> what the paper does about it."""
+    needs_correct: ClassVar[bool] = False
+    """Does it read `Batch.correct`? Then the rewards must declare which part says whether an answer is right."""
+    needs_whole_groups: ClassVar[bool] = False
+    """Do its terms compare the answers of a group? Then no pass holds a part of one."""
+    remembers_prompts: ClassVar[bool] = False
+    """Is its memory keyed by `Prompt.id`? Then ids must be unique, and rows must come back."""
+    trains_roles: ClassVar[tuple[Role, ...]] = (Role.POLICY,)
+    """Whose tokens it trains: those of all objectives together are in `Batch.mask`."""
+    off: ClassVar[Mapping[str, Any] | None] = {}
+    """Fields and values with which it is GRPO bit for bit; None if it has no such setting, because it owns a slot."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         refuse_misspelt(cls, Objective)
+
+    def owns(self) -> tuple[Slot, ...]:
+        """What it alone decides. "estimator": its `shape` replaces the advantage, so it stands before all that shape.
+        "surrogate": its terms are the policy's loss, and the core computes none."""
+        return ()
+
+    def traits(self) -> tuple[str, ...]:
+        """What it says about itself for the table of combinations that mean nothing (`ground.traits.TRAITS`)."""
+        return ()
 
     def answer_kinds(self) -> tuple[AnswerKind, ...]:
         """Which answers the rollout function must bring besides the policy's plain ones."""
@@ -182,6 +205,12 @@ def shaped_in_turn(
         shaped.append(found)
         advantage = found.advantage  # the next objective shapes what this one made
     return replace(batch, advantage=advantage, shaped=shaped)
+
+
+def old_logp(live: LiveScores, batch: Batch) -> Tensor:
+    """Log-probs at sampling time [B, T], without gradient: as stored, or the policy's own if there is one update."""
+    stored = batch.scores.get("raw")
+    return live["raw"].logp.detach() if stored is None else stored.logp
 
 
 def started(

@@ -31,13 +31,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from mmrl.ground.require import require
+from mmrl.ground.traits import Slot
 from mmrl.losses.advantages import group_centered, group_normalized
 from mmrl.losses.reduce import keep
 from mmrl.losses.surrogates import answer_mean
@@ -70,6 +71,7 @@ class CalibRL(Objective):
     remedies: ClassVar[Mapping[str, str]] = {
         "entropy": "raise CalibRL.alpha to 0.5 (0.3 makes the entropy unstable, at 0.8 it decays) or lower the weight",
     }
+    off: ClassVar[Mapping[str, Any]] = {"weight": 0.0}
 
     def __post_init__(self) -> None:
         require(
@@ -77,6 +79,10 @@ class CalibRL(Objective):
             weight=(self.weight >= 0, "0 (off) or positive"),
             alpha=(0 <= self.alpha <= 1, "in [0, 1]"),
         )
+
+    def owns(self) -> tuple[Slot, ...]:
+        """The advantage of groups that have such an answer."""
+        return ("estimator",) if self.weight > 0 else ()
 
     def answer_kinds(self) -> tuple[AnswerKind, ...]:
         """Expert answers."""

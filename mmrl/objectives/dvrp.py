@@ -28,7 +28,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -69,6 +69,12 @@ class DVRP(Objective):
         "divergence": "lower DVRP.lambda_nec, or set lambda_orig to 0.03 or 0.05: the paper penalises the entropy of "
         "the auxiliary views only, which guards against hacking only if those branches carry gradient",
         "entropy": "set DVRP.lambda_orig to 0.03 or 0.05",
+    }
+    off: ClassVar[Mapping[str, Any]] = {
+        "lambda_nec": 0.0,
+        "lambda_rob": 0.0,
+        "lambda_ent": 0.0,
+        "lambda_orig": 0.0,
     }
 
     def __post_init__(self) -> None:

@@ -34,6 +34,7 @@ import torch
 from torch import Tensor
 
 from mmrl.ground.require import require
+from mmrl.ground.traits import Slot
 from mmrl.losses import kl
 from mmrl.losses.reduce import Totals, keep, token_mean
 from mmrl.losses.surrogates import answer_mean
@@ -66,6 +67,8 @@ class MSSR(Objective):
 
     single_rollout: ClassVar[bool] = True
     """Meaningless with an estimator or a filter that compares the answers of a group."""
+    remembers_prompts: ClassVar[bool] = True
+    off: ClassVar[Mapping[str, Any]] = {"lambda_entropy": 0.0, "baseline": False}
     remedies: ClassVar[Mapping[str, str]] = {
         "entropy": "lower MSSR.lambda_entropy, and keep the cap at gamma 2 (the printed 0.4 lets the bonus flip signs)",
     }
@@ -80,6 +83,10 @@ class MSSR(Objective):
             target=(self.target > 0, "positive"),
             window=(self.window >= 1, "at least 1"),
         )
+
+    def owns(self) -> tuple[Slot, ...]:
+        """The advantage, unless it only adds its bonus."""
+        return ("estimator",) if self.baseline else ()
 
     def score_requests(self) -> tuple[ScoreRequest, ...]:
         """Stored scores of policy and reference for the memory, of the policy for the entropy."""

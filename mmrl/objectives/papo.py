@@ -35,7 +35,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -87,6 +87,7 @@ class PAPO(Objective):
         "entropy": "raise PAPO.eta_orig and eta_masked to 0.05 (0.01 is too weak), or set grpo.kl to 0.01",
         "length": "lower PAPO.gamma; answers that grow unrelated text after the box are the last stage of KL hacking",
     }
+    off: ClassVar[Mapping[str, Any]] = {"gamma": 0.0, "eta_orig": 0.0, "eta_masked": 0.0}
 
     def __post_init__(self) -> None:
         share, cut = self.token_top_p, self.k3_clip

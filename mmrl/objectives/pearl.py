@@ -29,8 +29,9 @@ Departures (the official training code is not published)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -56,6 +57,8 @@ class PEARL(Objective):
     """The gate is open where the mean perception reward exceeds this; None: always."""
     part: str = "perception"
     """Reward part that holds R_p; answers without it count their whole reward."""
+
+    off: ClassVar[Mapping[str, Any]] = {"lambda_p": 0.0, "cap": None, "threshold": None}
 
     def __post_init__(self) -> None:
         cap, gate = self.cap, self.threshold

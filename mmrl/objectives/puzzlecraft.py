@@ -23,8 +23,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -54,6 +55,8 @@ class PuzzleCraft(Objective):
     """1 is the paper; 0 leaves GRPO as it is."""
     solution: Callable[[Rollout], Hashable] = answer_text
     """What counts as an answer's solution; INVALID where it cannot be read."""
+
+    off: ClassVar[Mapping[str, Any]] = {"influence": 0.0}
 
     def __post_init__(self) -> None:
         only = "0 (dispersion only switches off groups of one mind) or positive"

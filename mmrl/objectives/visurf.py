@@ -43,6 +43,7 @@ import torch
 from torch import Tensor
 
 from mmrl.ground.require import require
+from mmrl.ground.traits import Slot
 from mmrl.losses.advantages import group_normalized
 from mmrl.losses.reduce import keep
 from mmrl.objectives.base import LABEL, AnswerKind, LiveScores, Objective, TokenMaps
@@ -63,9 +64,14 @@ class ViSurf(Objective):
         "thought teach the model to skip thinking",
         "entropy": "keep ViSurf.smooth on: without it the label dominates",
     }
+    off: ClassVar[Mapping[str, Any]] = {"weight": 0.0}
 
     def __post_init__(self) -> None:
         require(self, weight=(self.weight >= 0, "0 (off) or positive"))
+
+    def owns(self) -> tuple[Slot, ...]:
+        """The advantage of groups that have such an answer."""
+        return ("estimator",) if self.weight > 0 else ()
 
     def answer_kinds(self) -> tuple[AnswerKind, ...]:
         """Labels in the group."""

@@ -29,7 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -79,6 +79,7 @@ class VOGUE(Objective):
     remedies: ClassVar[Mapping[str, str]] = {
         "entropy": "lower VOGUE.alpha_visual and alpha_entropy, or end the noisy branch earlier (probability.until)",
     }
+    off: ClassVar[Mapping[str, Any]] = {"alpha_visual": 0.0, "alpha_entropy": 0.0}
 
     def __post_init__(self) -> None:
         turn = self.flip

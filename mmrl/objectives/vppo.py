@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -56,6 +56,7 @@ class VPPO(Objective):
     remedies: ClassVar[Mapping[str, str]] = {
         "entropy": "raise VPPO.eta (0.06 in the paper, for baseline and method)"
     }
+    off: ClassVar[Mapping[str, Any]] = {"top_share": 1.0, "beta_min": 1.0, "eta": 0.0}
 
     def __post_init__(self) -> None:
         top = self.beta_max

@@ -39,6 +39,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 Convention = Literal["rollout", "batch", "trl"]
 OPTIONAL = ("media", "prompt_ids", "logp")
 """Attributes that an isolated reward sees only if it asks for them."""
+RIGHT_ABOVE = 0.5
+"""An answer is right where the declared part exceeds this, unless another number is given."""
 _ANY_KEYWORD = inspect.Parameter.VAR_KEYWORD
 _TRL_ONLY = ("trainer_state", "log_extra", "log_metric", "environments")
 Reason = Literal[
@@ -209,6 +211,27 @@ def parse_part(name: str, given: object, isolate: bool = True) -> Part:
         in_process=bool(marker(function, "in_process", False)) or not isolate,
         needs=tuple(marker(function, "needs", ())),
     )
+
+
+def correct_by(
+    given: str | tuple[str, float] | None, parts: Mapping[str, Part]
+) -> tuple[str, float] | None:
+    """The part that says whether an answer is right, and what it must exceed. Raises ValueError for no such part."""
+    if given is None:
+        return None
+    part, above = (
+        given if isinstance(given, tuple) and len(given) == 2 else (given, RIGHT_ABOVE)
+    )
+    if not isinstance(part, str) or part not in parts:
+        raise ValueError(
+            f"Rewards got correct={given!r}: it declares which part says whether an answer is right, and names one of "
+            f"{sorted(parts)}, or one with the number that it must exceed: ({min(parts)!r}, {RIGHT_ABOVE})."
+        )
+    if not isinstance(above, int | float) or not math.isfinite(above):
+        raise ValueError(
+            f"Rewards got correct={given!r}; the number that {part!r} must exceed must be finite."
+        )
+    return part, float(above)
 
 
 def seen(rollouts: Sequence[Rollout], asks: Sequence[str] = ()) -> list[Seen]:

@@ -48,6 +48,7 @@ from mmrl.rewards.parts import (
     Part,
     Seen,
     batch,
+    correct_by,
     in_process,
     needs,
     parse_part,
@@ -120,13 +121,15 @@ class Rewards:
         on_unavailable: Literal["stop", "drop"] = "stop",
         workers: int | None = None,
         isolate: bool = True,
+        correct: str | tuple[str, float] | None = None,
         **parts: RewardFunction | tuple[float, RewardFunction],
     ) -> None:
         """Limits: seconds for one answer, for a batch call, and for an async call; bytes of memory of one worker.
 
         `workers` is the number of processes on a machine (4, or fewer cores), divided among the ranks of a run there.
-        `isolate=False` runs plain functions here, without limits. Raises ValueError for a part that fits no calling
-        convention.
+        `isolate=False` runs plain functions here, without limits. `correct` declares which part says whether an answer
+        is right: where its value exceeds 0.5, or the number of ("accuracy", 0.8). Raises ValueError for a part that
+        fits no calling convention.
         """
         if not parts:
             raise ValueError(
@@ -142,6 +145,8 @@ class Rewards:
         self._parts: dict[str, Part] = {}
         for name, part in parts.items():
             self._parts[name] = parse_part(name, part, isolate)
+        self.correct = correct_by(correct, self._parts)
+        """(part, number that its value must exceed) of a right answer; None if nothing is declared."""
         self._limits = {"one": time_limit, "batch": batch_time_limit, "async": async_time_limit}
         # The cores of a machine are shared by all processes of the run on it.
         sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by torchrun
@@ -375,8 +380,22 @@ class Rewards:
             if not known:
                 self._counts["reward_failures/answers_without_reward"] += 1
                 continue
-            paid.append(dataclasses.replace(rollout, reward=self._total(known), parts=parts))
+            paid.append(
+                dataclasses.replace(
+                    rollout,
+                    reward=self._total(known),
+                    parts=parts,
+                    correct=self._is_correct(known),
+                )
+            )
         return paid
+
+    def _is_correct(self, values: Mapping[str, float]) -> bool | None:
+        """Is an answer right, by the declared part; None without one, or where it is not available."""
+        if self.correct is None or self.correct[0] not in values:
+            return None
+        part, above = self.correct
+        return values[part] > above
 
     def _total(self, values: Mapping[str, float]) -> float:
         # fsum rounds once, so that the order of the parts does not decide the last bit.

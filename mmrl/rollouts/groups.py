@@ -21,9 +21,10 @@ from mmrl.ground.declared import refuse_misspelt
 from mmrl.ground.faults import BadRow
 from mmrl.ground.printable import logger
 from mmrl.ground.require import require
+from mmrl.ground.traits import Slot
 from mmrl.losses.group_filters import keeps_by_mean, keeps_by_spread
 from mmrl.model.policy import Policy
-from mmrl.objectives.base import LABEL, AnswerKind
+from mmrl.objectives.base import LABEL, AnswerKind, Memory
 from mmrl.rollouts.engine import Engine
 from mmrl.rollouts.prompt_order import Supply
 from mmrl.types import Now, Prompt, Role, Rollout, Sampling, VisualBranch
@@ -48,6 +49,10 @@ class RolloutFunction:
     """The rollout function that it adds to; None if it makes the groups itself."""
     drops_even_groups: bool = False
     """Does it drop groups whose answers all earn the same?"""
+    needs_correct: bool = False
+    """Does it read `Rollout.correct`? Then the rewards must declare which part says whether an answer is right."""
+    remembers_prompts: bool = False
+    """Is its memory keyed by `Prompt.id`? Then ids must be unique, and rows must come back."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -65,6 +70,21 @@ class RolloutFunction:
     def sampled_under(self) -> Mapping[str, VisualBranch]:
         """The views that trained answers are sampled under, by the name which `Rollout.branch` has."""
         return {}
+
+    def owns(self) -> tuple[Slot, ...]:
+        """What it alone decides: "temperature", "counts" or "tree"."""
+        return ()
+
+    def traits(self) -> tuple[str, ...]:
+        """What it says about itself for the table of combinations that mean nothing (`ground.traits.TRAITS`)."""
+        return ()
+
+    def start_memory(self) -> Memory | None:
+        """A fresh memory for one run, which it asks for by `supply.memory(self)`; None if nothing outlives a step.
+
+        With several processes each has one: what all must remember is told by `supply.ranks.gathered`.
+        """
+        return None
 
     def missing(self, prompt: Prompt) -> str:
         """The column that this row lacks for the answers to be brought; "" if none."""
@@ -113,6 +133,12 @@ class DynamicSampling(RolloutFunction):
     """Prompts of a round (PAPO: 128); 0 takes those of a step."""
 
     drops_even_groups: ClassVar[bool] = True
+
+    def traits(self) -> tuple[str, ...]:
+        """Which groups are left out: by spread both kinds, by mean those that a bound reaches."""
+        wrong, right = self.spread or self.low >= 0, self.spread or self.high <= 1
+        both = {"drops all-wrong groups": wrong, "drops all-right groups": right}
+        return tuple(trait for trait, drops in both.items() if drops)
 
     def __post_init__(self) -> None:
         require(

@@ -8,15 +8,24 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
+from mmrl.ground.contents import digest
 from mmrl.ground.faults import BadRow
 from mmrl.ground.seeds import generator
 from mmrl.model.preparing import Ahead
 from mmrl.model.ranks import Ranks
 from mmrl.types import Now, Prompt, Prompts, Rollout
+
+
+class Remembers(Protocol):
+    """A rollout function with a memory."""
+
+    def start_memory(self) -> Any:
+        """A fresh one."""
+        ...
 
 
 class Supply:
@@ -26,6 +35,8 @@ class Supply:
     `on_bad="skip"` a bad row is counted, written to `log` and replaced by the next row; with "stop" it ends the run.
     An endless collection is read in its own order. What prompts count (decoded clips, skipped media) joins `counters`.
     With `ahead`, which checks as well, rows are prepared before they are asked for; the prompts are the same.
+
+    Parts in `named_for` remember prompts by their id: then two different rows of one id are an error.
 
     Of several ranks each reads its share alone, and all learn which rows are bad: the prompts of a step are the same
     for any number of ranks, rank r has r, r + world, … of them.
@@ -43,6 +54,7 @@ class Supply:
         ahead: Ahead | None = None,
         forget: Callable[[Sequence[Prompt]], None] | None = None,
         ranks: Ranks | None = None,
+        named_for: Sequence[str] = (),
     ) -> None:
         if not isinstance(prompts, Prompts):
             raise ValueError(
@@ -71,6 +83,11 @@ class Supply:
         """Where in the order the prompts stand that `take` returned last."""
         self._step: dict[str, list[int]] = {}
         """Prompt id -> places, of what was handed out in this step."""
+        self._named_for = named_for
+        self._names: dict[str, tuple[int, bytes]] = {}
+        """Prompt id -> row and what it holds, as far as they were read; kept only for who remembers them."""
+        self._memories: dict[int, tuple[Remembers, Any]] = {}
+        """Rollout functions and their memories, by object."""
 
     def take(self, count: int | None = None, *, counted: bool = True) -> list[Prompt]:
         """This rank's share of the next prompts, of which all ranks together get `per_step` by default. Collective.
@@ -90,6 +107,18 @@ class Supply:
         for place in self.places:
             self._step.setdefault(found[place].id, []).append(place)
         return [found[place] for place in self.places]
+
+    def memory(self, part: Remembers) -> Any:
+        """What a rollout function remembers of this run, which it started itself (`start_memory`)."""
+        # By object: two parts with equal settings remember different things. The part is held, so that its id stays.
+        found = self._memories.get(id(part))
+        if found is None:
+            found = self._memories[id(part)] = (part, part.start_memory())
+        return found[1]
+
+    def visit(self, place: int) -> int:
+        """How often the row at this place of the order has come by then, itself included; 1 in endless data."""
+        return 1 + (place // self.prompts.size if self.prompts.size else 0)
 
     def waited(self) -> float:
         """Seconds in `take` since the last call."""
@@ -159,8 +188,21 @@ class Supply:
                 if self._on_bad == "stop":
                     break
                 continue
+            if self._named_for:
+                self._refuse_namesake(index, prompt)
             found[place] = prompt
         return problems
+
+    def _refuse_namesake(self, index: int, prompt: Prompt) -> None:
+        """Raise ValueError if another row had this id: what is remembered of one would be told of the other."""
+        shapes = [tuple(medium.frames.shape) for medium in prompt.media]
+        held = digest((prompt.messages, prompt.answer, prompt.extra, shapes))
+        first, known = self._names.setdefault(prompt.id, (index, held))
+        if known != held:
+            raise ValueError(
+                f"{' and '.join(self._named_for)} remember prompts by their id, but the rows {first} and {index} are "
+                f"different and both have the id {prompt.id!r}. Give each row an id of its own."
+            )
 
     def _skip(
         self,

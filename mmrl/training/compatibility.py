@@ -10,6 +10,9 @@
     one branch name with two settings, or two exact divergences
     a view that changes the answer of a question
     a correction for the sampler's probabilities on answers that nobody sampled
+    a part that reads whether answers are right, with rewards that do not say
+    a memory of prompts over endless data
+    two parts whose traits exclude each other (`clashes.py`)
 
 What objectives ask for and what rollout functions bring, they say themselves (`Objective.answer_kinds`,
 `RolloutFunction`); an estimator is asked by giving it single answers. Rows are checked by the first few.
@@ -20,25 +23,22 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import torch
 
 from mmrl.ground.faults import BadRow
 from mmrl.grpo import GRPO
+from mmrl.losses.surrogates import clipped
 from mmrl.model.drawing import spoils
 from mmrl.model.policy import Policy
 from mmrl.objectives.base import AnswerKind, Objective
+from mmrl.rewards.pay import Rewards
 from mmrl.rollouts.engine import Engine, can_look
-from mmrl.rollouts.groups import (
-    PlainRollout,
-    RolloutCall,
-    RolloutFunction,
-    chain,
-    group_rollout,
-)
-from mmrl.types import Prompt, Prompts, Sampling, View, VisualBranch
+from mmrl.rollouts.groups import RolloutCall, RolloutFunction, chain, group_rollout
+from mmrl.training.clashes import called, refuse_clashes
+from mmrl.types import Prompt, Prompts, Role, Sampling, View, VisualBranch
 
 ROWS = 8
 """How many rows are looked at."""
@@ -52,9 +52,16 @@ def check_setup(
     grpo: GRPO,
     engine: Engine,
     prompts: Prompts,
+    surrogate: Callable[..., torch.Tensor] = clipped,
+    rewards: Rewards | None = None,
 ) -> None:
-    """Raise ValueError for the first meaningless combination."""
+    """Raise ValueError for the first meaningless combination; without `rewards` these are not looked at."""
     parts = chain(rollout)
+    _check_traits(objectives, parts, estimator, surrogate, rewards)
+    _check_owned_loss(objectives, grpo)
+    if rewards is not None:
+        _check_judged(objectives, parts, rewards)
+    _check_names(objectives, parts, prompts)
     # In an order in which the first message names the cause and not a consequence of it.
     _check_single_rollouts(objectives, parts, estimator)
     # Before the check for missing answers: what is missing may be missing because two parts exclude each other.
@@ -136,13 +143,65 @@ def compares_answers(estimator: Callable[..., torch.Tensor]) -> bool:
     return not bool(found.any())
 
 
-def called(part: object) -> str:
-    """How a part is named in a message."""
-    if isinstance(part, partial):
-        return called(part.func)
-    if isinstance(part, PlainRollout):
-        return called(part.function)
-    return getattr(part, "__name__", type(part).__name__)
+def needs_correct(objectives: Sequence[Objective], rollout: RolloutCall) -> bool:
+    """Does some part read whether an answer is right?"""
+    return any(one.needs_correct for one in [*objectives, *chain(rollout)])
+
+
+def remembering(objectives: Sequence[Objective], rollout: RolloutCall) -> list[str]:
+    """Names of the parts whose memory is keyed by the ids of prompts."""
+    return [called(one) for one in [*objectives, *chain(rollout)] if one.remembers_prompts]
+
+
+def _check_traits(
+    objectives: Sequence[Objective],
+    parts: Sequence[RolloutFunction],
+    estimator: Callable[..., torch.Tensor],
+    surrogate: Callable[..., torch.Tensor],
+    rewards: Rewards | None,
+) -> None:
+    """No two parts that exclude each other."""
+    functions: list[Callable[..., Any]] = []
+    # What an objective replaces needs no check of its own.
+    if not any("estimator" in objective.owns() for objective in objectives):
+        functions.append(estimator)
+    if rewards is not None:
+        functions += rewards.functions.values()
+    refuse_clashes(objectives, parts, functions, surrogate)
+
+
+def _check_owned_loss(objectives: Sequence[Objective], grpo: GRPO) -> None:
+    for objective in objectives:
+        if "surrogate" in objective.owns() and grpo.mismatch != "off":
+            raise ValueError(
+                f"GRPO.mismatch is {grpo.mismatch!r}, but it weighs the surrogate, and {called(objective)} has a loss "
+                "of its own. Set mismatch='off'."
+            )
+
+
+def _check_judged(
+    objectives: Sequence[Objective], parts: Sequence[RolloutFunction], rewards: Rewards
+) -> None:
+    """Whoever asks whether an answer is right is told by the rewards."""
+    for one in [*objectives, *parts]:
+        if one.needs_correct and rewards.correct is None:
+            raise ValueError(
+                f"{called(one)} reads whether an answer is right, but Rewards with the parts {sorted(rewards.weights)} "
+                "declare none that says so. Give Rewards(correct='accuracy'), or ('accuracy', 0.5) with the number "
+                "that it must exceed; for a recipe --reward.correct and --reward.correct-above."
+            )
+
+
+def _check_names(
+    objectives: Sequence[Objective], parts: Sequence[RolloutFunction], prompts: Prompts
+) -> None:
+    """Whoever remembers prompts meets them again."""
+    for one in [*objectives, *parts]:
+        if one.remembers_prompts and prompts.size is None:
+            raise ValueError(
+                f"{called(one)} remembers how each prompt fared, but {called(prompts)} is endless: no prompt comes "
+                "twice. Give it a size (--data.limit for drawn rows)."
+            )
 
 
 def _check_single_rollouts(
@@ -229,6 +288,7 @@ def _check_given_answers(
     parts: Sequence[RolloutFunction],
     grpo: GRPO,
 ) -> None:
+    _check_trained_roles(objectives, branches)
     for part, kind in _brought(parts):
         if kind.sampled:
             continue
@@ -245,6 +305,21 @@ def _check_given_answers(
                     f"{called(objective)} has a visual term in the loss (branch {name!r}), and {called(part)} "
                     f"trains {kind}s: the term would change how text that the policy did not write depends on the "
                     "picture. Train them in separate runs, or give expert answers that are only scored (WithExpert)."
+                )
+
+
+def _check_trained_roles(
+    objectives: Sequence[Objective], branches: Mapping[str, VisualBranch]
+) -> None:
+    """No visual term on tokens of others, which one objective trains for all."""
+    for trainer in objectives:
+        foreign = [role.name.lower() for role in trainer.trains_roles if role != Role.POLICY]
+        for objective in objectives if foreign else ():
+            if name := _branch_in_the_loss(objective, branches):
+                raise ValueError(
+                    f"{called(objective)} has a visual term in the loss (branch {name!r}), and {called(trainer)} "
+                    f"trains {' and '.join(foreign)} tokens: the term would change how text that the policy did not "
+                    "write depends on the picture. Train them in separate runs."
                 )
 
 

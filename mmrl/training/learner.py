@@ -34,7 +34,7 @@ from mmrl.training.rollout_metrics import rollout_metrics, strength
 from mmrl.training.run import PhaseTimer
 from mmrl.training.score_plan import plan_scores
 from mmrl.training.whole_batch import WholeBatch, spans_batch
-from mmrl.types import Batch, Now, Rollout, Scores, VisualBranch
+from mmrl.types import Batch, Now, Role, Rollout, Scores, VisualBranch
 
 Estimator = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(reward [B] or [B, T], group [B], mask [B, T]) -> advantage [B] or [B, T]."""
@@ -133,7 +133,8 @@ class Learner:
         self.policy.forget_calls()
 
     def _collated(self, rollouts: Sequence[Rollout]) -> Batch:
-        batch = collate(rollouts)
+        roles = {role for objective in self.objectives for role in objective.trains_roles}
+        batch = collate(rollouts, sorted(roles | {Role.POLICY}))
         if self.grpo.drop_truncated:
             cut = torch.tensor([r.stop == "length" for r in rollouts])
             batch = replace(batch, mask=without_truncated(batch.mask, cut))
@@ -321,7 +322,11 @@ class Learner:
             group=batch.group.cpu()[index],
             scores={},
         )
-        parts = self.policy.prompts.parts(some, self.tokens_per_pass)
+        budget = self.tokens_per_pass
+        if any(objective.needs_whole_groups for objective in self.objectives):
+            # Its terms compare the answers of a group: then a pass holds the largest one, whatever it takes.
+            budget = max(budget, largest_group(some.rollouts))
+        parts = self.policy.prompts.parts(some, budget)
         # `parts` counts from the first of these rows; the batch counts differently.
         return [index[part] for part in parts]
 
@@ -413,6 +418,16 @@ def _in_row_order(parts: Sequence[Tensor], pieces: Sequence[Tensor | None]) -> T
     return out
 
 
+def largest_group(rollouts: Sequence[Rollout]) -> int:
+    """Tokens of the largest group in a packed row; 0 without answers."""
+    sizes: dict[int, int] = {}
+    for rollout in rollouts:
+        size = sizes.setdefault(rollout.group, len(rollout.prompt_ids))
+        # The last token of an answer predicts nothing.
+        sizes[rollout.group] = size + max(len(rollout.tokens) - 1, 0)
+    return max(sizes.values(), default=0)
+
+
 def _totals(mask: Tensor, ranks: Ranks) -> Totals:
     """Trained tokens and answers of the masks [B, T] of all processes."""
     tokens, answers = ranks.total([int(mask.sum()), int(mask.any(1).sum())])
@@ -427,4 +442,5 @@ def to(batch: Batch, device: torch.device) -> Batch:
     scores: dict[str, Scores] = {}
     for name, found in batch.scores.items():
         scores[name] = Scores(found.logp.to(device))
-    return replace(batch, scores=scores, **moved)
+    correct = None if batch.correct is None else batch.correct.to(device)
+    return replace(batch, scores=scores, correct=correct, **moved)

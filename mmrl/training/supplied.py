@@ -10,6 +10,7 @@ from mmrl.model.ranks import Ranks
 from mmrl.objectives.base import Objective
 from mmrl.rollouts.groups import RolloutCall, chain
 from mmrl.rollouts.prompt_order import Supply
+from mmrl.training.compatibility import remembering
 from mmrl.training.run import Run
 from mmrl.types import Prompts, VisualBranch
 
@@ -36,4 +37,5 @@ def supply_of(
         ahead=read_ahead(prompts, policy, objectives, shown),
         forget=policy.vision.forget,
         ranks=ranks,
+        named_for=remembering(objectives, rollout),
     )

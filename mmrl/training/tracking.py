@@ -25,6 +25,7 @@ from typing import Any, BinaryIO, Literal
 
 import torch
 
+from mmrl.ground.declared import is_silent
 from mmrl.ground.faults import BadRow
 from mmrl.ground.outputs import write_whole
 from mmrl.ground.progress import Progress
@@ -150,7 +151,8 @@ def describe(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         described = {"class": type(value).__name__}
         for field in fields(value):
-            described[field.name] = describe(getattr(value, field.name))
+            if not is_silent(field, getattr(value, field.name)):
+                described[field.name] = describe(getattr(value, field.name))
         return described
     if isinstance(value, partial):
         described = {"function": describe(value.func)}

@@ -15,7 +15,6 @@ earlier; otherwise raw is scored once beforehand. The loss does not depend on th
 
 from __future__ import annotations
 
-import copy
 import signal
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -27,20 +26,25 @@ import torch
 from mmrl.ground.faults import first_line
 from mmrl.ground.progress import Progress
 from mmrl.ground.stopping import GivenUp, Stopped, Waiting
-from mmrl.grpo import GRPO, with_overlong_penalty
+from mmrl.grpo import GRPO
 from mmrl.losses.advantages import group_normalized
 from mmrl.losses.surrogates import Surrogate, clipped
 from mmrl.model.policy import Policy
 from mmrl.model.ranks import Ranks, lost
 from mmrl.model.watch import end_with, farewell
-from mmrl.objectives.base import Memory, Objective, named, started
+from mmrl.objectives.base import Memory, Objective, started
 from mmrl.rewards.pay import Rewards
 from mmrl.rollouts.engine import Engine, HFEngine
 from mmrl.rollouts.groups import RolloutCall, group_rollout
 from mmrl.training import checkpoint
 from mmrl.training.beside import Beside, each_alone
 from mmrl.training.closeups import all_branches, keep_sample
-from mmrl.training.compatibility import check_lengths, check_saliency, check_setup
+from mmrl.training.compatibility import (
+    check_lengths,
+    check_saliency,
+    check_setup,
+    needs_correct,
+)
 from mmrl.training.door import Door, entered, settings_of
 from mmrl.training.dry import Parts, hand_over
 from mmrl.training.early_stop import EarlyStop, Plateau
@@ -50,8 +54,10 @@ from mmrl.training.identity import described_method
 from mmrl.training.kept import Kept
 from mmrl.training.learner import Estimator, Learner
 from mmrl.training.left_out import LeftOut
+from mmrl.training.memories import Memories
 from mmrl.training.monitor import Alarms, BlindPolicy, Monitor, refuse_blindness
 from mmrl.training.optim import Optim, Optimizer
+from mmrl.training.paying import Payer
 from mmrl.training.retries import NonFiniteStep, Retries, said
 from mmrl.training.rollout_metrics import counted
 from mmrl.training.run import PhaseTimer, Run, due, planned_steps
@@ -65,7 +71,7 @@ from mmrl.training.tracking import (
     read_metrics,
 )
 from mmrl.training.whole_batch import together
-from mmrl.types import Now, Prompts, Rollout, Sampling, VisualBranch
+from mmrl.types import Now, Prompts, Sampling, VisualBranch
 
 
 class TrainingError(RuntimeError):
@@ -123,14 +129,17 @@ class Trainer:
         self.plateau = Plateau(early)
         self.looks = FirstLooks.of(monitor, run, self.objectives, self.branches, rollout)
         # Before anything is loaded or written: what cannot mean anything should not cost a minute.
-        check_setup(
-            self.objectives, self.branches, rollout, estimator, grpo, self.engine, prompts
-        )
+        setup = (self.objectives, self.branches, rollout, estimator, grpo, self.engine, prompts)
+        check_setup(*setup, surrogate, rewards)
         check_saliency(self.branches, rollout, policy)
         check_lengths(sampling, policy.context)
         self.supply = supply_of(
             policy, prompts, run, self.objectives, self.branches, rollout, self.ranks
         )
+        self.remembered = Memories.of(self.objectives, self.memories, rollout, self.supply)
+        judged = needs_correct(self.objectives, rollout)
+        counters = self.supply.counters
+        self._pay = Payer(rewards, grpo, sampling.max_tokens, judged, counters)
         self.settings = self._described(prompts, early, settings or {})
         self.steps = planned_steps(run, prompts)
         self._bring_to_devices()
@@ -370,7 +379,7 @@ class Trainer:
 
         def undo() -> None:
             self.optimizer.clear()
-            self._load_memories(before["objectives"])
+            self.remembered.load(before)
 
         return self.retries.run(step, undo, lambda: self.policy.version == version)
 
@@ -387,12 +396,6 @@ class Trainer:
         self.optimizer.clear()
         counted((self.policy.counters, self.supply.counters))
         self.rewards.metrics()
-
-    def _pay(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
-        """Rewards plus the overlong penalty."""
-        return with_overlong_penalty(
-            self.grpo, self.rewards(rollouts), self.sampling.max_tokens
-        )
 
     def _evaluated(self, step: int, tracker: Tracker) -> dict[str, float]:
         return self.beside.evaluated(step, partial(tracker.evaluated, step))
@@ -411,11 +414,6 @@ class Trainer:
         return together(self.ranks, {**own, **seconds})
 
     def _state(self) -> dict[str, Any]:
-        # Copied: after a failed step the memory of the step before it is saved.
-        states = {
-            name: {} if memory is None else copy.deepcopy(memory.state())
-            for name, memory in named(self.objectives, self.memories)
-        }
         return {
             "run": self.identity,
             "settings": self.settings,
@@ -423,17 +421,11 @@ class Trainer:
             "attempts": self.retries.attempts,
             "version": self.policy.version,
             "supply": self.supply.state(),
-            "objectives": states,
+            **self.remembered.state(),
             "plateau": self.plateau.state(),
             "threads": torch.get_num_threads(),
             **({"processes": self.ranks.world} if self.ranks.several else {}),
         }
-
-    def _load_memories(self, states: Mapping[str, Any]) -> None:
-        for name, memory in named(self.objectives, self.memories):
-            if memory is not None:
-                # As it comes from a file, whoever took it.
-                memory.load(checkpoint.plain(states[name]))
 
     def _save(self, state: Mapping[str, Any] | None = None, *, wait: bool = True) -> None:
         self.kept.save(state or self._state(), wait=wait)
@@ -471,7 +463,7 @@ class Trainer:
         self.step_done = state["step"]
         self.policy.vision.clear()
         self.plateau.load(state["plateau"])
-        self._load_memories(state["objectives"])
+        self.remembered.load(state)
         # Sums over threads or processes are added in another order.
         now = {"threads": torch.get_num_threads(), "processes": self.ranks.world}
         for name, count in now.items():

@@ -17,12 +17,13 @@ styles of papers ask for exactly what the paper's instruction asks for, in our w
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
 from mmrl.data.rows.templates import PLAIN, THINK_THEN_ANSWER, THINK_THEN_BOX, Template
+from mmrl.ground.declared import added
 from mmrl.ground.require import require
 from mmrl.perception.rewards import GroundingReward, grounding_format
 from mmrl.recipes.shared.own_rewards import own_parts, read
@@ -32,6 +33,7 @@ from mmrl.rewards.easyr1 import math_accuracy
 from mmrl.rewards.functions import in_box, in_tag
 from mmrl.rewards.graders import Graded, GraderName
 from mmrl.rewards.paper_formats import boxed_lines_format, open_answer_format
+from mmrl.rewards.parts import RIGHT_ABOVE
 from mmrl.rewards.pay import Rewards
 
 StyleName = Literal[
@@ -101,6 +103,10 @@ class RewardWeights:
     own: tuple[str, ...] = ()
     """Rewards of your own in place of accuracy and format: --reward my.py:func=0.5, as often as there are rewards; or
     accuracy, format, choice, number, math, iou, … (all names: any wrong one lists them)."""
+    correct: str = added("")
+    """Part that says whether an answer is right, for methods that ask; empty: accuracy, if there is one."""
+    correct_above: float = added(RIGHT_ABOVE)
+    """An answer is right where that part exceeds this."""
 
     def __post_init__(self) -> None:
         for text in self.own:
@@ -109,6 +115,7 @@ class RewardWeights:
             self,
             accuracy=(self.accuracy >= 0, "0 (logged only) or positive"),
             format=(self.format >= 0, "0 (logged only) or positive"),
+            correct_above=(-1 <= self.correct_above <= 100, "in [-1, 100]"),
         )
 
     def rewards(self, style: Style, **others: Any) -> Rewards:
@@ -119,7 +126,16 @@ class RewardWeights:
                 f"--reward has a part called {double[0]!r}, and so has the recipe itself; give the function another "
                 "name."
             )
-        return Rewards(**parts, **others)
+        return Rewards(**parts, **others, correct=self.correct_by({**parts, **others}))
+
+    def correct_by(self, parts: Mapping[str, Any]) -> tuple[str, float] | None:
+        """What says whether an answer is right; None if nothing does. Raises ValueError for an unknown part."""
+        if self.correct and self.correct not in parts:
+            raise ValueError(
+                f"--reward.correct is {self.correct!r}, but the parts of the reward are {sorted(parts)}; name one."
+            )
+        part = self.correct or ("accuracy" if "accuracy" in parts else "")
+        return (part, self.correct_above) if part else None
 
     def parts(self, style: Style) -> dict[str, tuple[float, Callable[..., Any]]]:
         """Name -> (weight, function): accuracy and format of the style, or what `own` names. Raises ValueError."""
