@@ -1,9 +1,10 @@
 """The tiled head: log-prob, entropy and exact divergences without a tokens × vocabulary tensor.
 
 Hidden states [N, D] and the head's weight [V, D] go in, numbers per token come out. The forward keeps one log-sum-exp
-per token; the backward recomputes each tile's logits. With l = h·Wᵀ/τ, p = softmax(l), ℓ = log p:
+per token; the backward recomputes each tile's logits. With l = h·Wᵀ/τ, p = softmax(l), ℓ = log p, u weights that sum
+to 1 (a mean over the vocabulary):
 
-    d ℓ[y] / d l = onehot(y) − p            d H / d l = −p·(ℓ + H)
+    d ℓ[y] / d l = onehot(y) − p            d H / d l = −p·(ℓ + H)            d (u·ℓ) / d l = u − p
     forward  KL(p‖q):   d/d l_p = p·(ℓ_p − ℓ_q − KL),  d/d l_q = q − p      (reverse: exchange p and q; symmetric: mean)
     Jensen–Shannon, m = (p + q)/2:   d/d l_p = ½·p·(ℓ_p − log m − KL(p‖m)),  likewise for q
 
@@ -25,7 +26,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmrl.model.divergences import divergence_slopes, tile_divergence
 from mmrl.model.gradients import collect_in_fp32, gradient_dtype
+from mmrl.model.spread import NOTHING, HeadNumbers, Spread, SpreadRead
 from mmrl.types import Divergence
 
 CPU_TILE_BYTES = 128 * 2**20
@@ -36,7 +39,6 @@ GPU_BLOCKS = 16
 """The same on a GPU: a tile in so many pieces. Few, for each costs a launch; several, for pieces have copies."""
 GPU_TILE_SHARE = 64
 """A tile on a GPU is this part of its memory. Small tiles would read the weight and write its gradient too often."""
-LOG_2 = 0.6931471805599453
 CHUNK = 8192
 """Rows of the vocabulary that are widened to fp32 at once."""
 
@@ -53,8 +55,33 @@ def head_scores(
     `temperature` divides the logits, a number or [N]. Gradients reach hidden and weight.
     """
     scale = _inverse(temperature, hidden)
-    logp, found, *_ = _Head.apply(hidden, weight, None, None, tokens, scale, None, entropy)
+    logp, found, *_ = _Head.apply(
+        hidden, weight, None, None, tokens, scale, None, entropy, NOTHING
+    )
     return logp, found if entropy else None
+
+
+def head_spread(
+    hidden: Tensor,
+    weight: Tensor,
+    tokens: Tensor,
+    temperature: Tensor | float,
+    entropy: bool,
+    spread: Spread,
+) -> HeadNumbers:
+    """As `head_scores`, with what is asked about the spread of each token's distribution.
+
+    Gradients come from log-prob, entropy and mean. Raises ValueError for more of the most likely tokens than there are.
+    """
+    if spread.top > len(weight):
+        raise ValueError(
+            f"The {spread.top} most likely tokens are asked for, but the vocabulary has {len(weight)}; ask for fewer."
+        )
+    scale = _inverse(temperature, hidden)
+    logp, found, *_, mean, top, ids = _Head.apply(
+        hidden, weight, None, None, tokens, scale, None, entropy, spread
+    )
+    return HeadNumbers(logp, found if entropy else None, mean, top, ids)
 
 
 def head_divergence(
@@ -75,7 +102,8 @@ def head_divergence(
             f"divergence is {kind!r}; it must be 'forward', 'reverse', 'symmetric' or 'js'."
         )
     scale = _inverse(temperature, hidden)
-    return _Head.apply(hidden, weight, other, other_weight, tokens, scale, kind, True)  # type: ignore[no-any-return]
+    found = _Head.apply(hidden, weight, other, other_weight, tokens, scale, kind, True, NOTHING)
+    return found[:5]  # type: ignore[no-any-return]
 
 
 def logits(hidden: Tensor, weight: Tensor) -> Tensor:
@@ -224,30 +252,34 @@ class _Head(torch.autograd.Function):
         scale: Tensor,
         kind: Divergence | None,
         entropy: bool,
+        asked: Spread,
     ) -> tuple[Tensor | None, ...]:
         sides = [_Side.empty(hidden, weight, scale)]
         if other is not None and other_weight is not None:
             sides.append(_Side.empty(other, other_weight, scale))
         divergence = torch.zeros_like(scale) if kind else None
+        spread = SpreadRead.empty(asked, scale)
         step = tile_rows(weight.shape[0], scale.element_size(), weight.device)
         for rows in _runs(0, len(hidden), step):
             tiles = [side.tile(rows, scale) for side in sides]
             for block, place in _blocks(rows, tiles[0]):
                 parts = [tile[place] for tile in tiles]
+                spread.read(block, parts[0])
                 for side, part in zip(sides, parts, strict=True):
                     (side.score if entropy else side.score_in_place)(block, part, tokens)
                 if divergence is not None:
-                    divergence[block] = _tile_divergence(parts[0], parts[1], kind)
+                    divergence[block] = tile_divergence(parts[0], parts[1], kind)
         ctx.save_for_backward(hidden, weight, other, other_weight, tokens, scale)
-        ctx.kind, ctx.step = kind, step
+        spread.normalise(sides[0].lse)
+        ctx.kind, ctx.step, ctx.weights = kind, step, spread.weights
+        if spread.top is not None:
+            ctx.mark_non_differentiable(spread.top, spread.ids)
         # Not through `save_for_backward`: these are neither inputs nor all of them outputs.
         ctx.numbers = [(side.lse, side.entropy) for side in sides]
         # A score that the loss does not use arrives as None and costs nothing, instead of as zeros.
         ctx.set_materialize_grads(False)
-        first, second = sides[0], sides[1] if len(sides) == 2 else None
-        if second is None:
-            return first.logp, first.entropy, None, None, divergence
-        return first.logp, first.entropy, second.logp, second.entropy, divergence
+        told = [(side.logp, side.entropy) for side in sides] + [(None, None)]
+        return (*told[0], *told[1], divergence, spread.mean, spread.top, spread.ids)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
@@ -256,11 +288,13 @@ class _Head(torch.autograd.Function):
             [(hidden, weight)] if other is None else [(hidden, weight), (other, other_weight)]
         )
         pulls = [_Pull.of(*pair) for pair in inputs]
-        score_grads, divergence_grad = (grads[0:2], grads[2:4]), grads[4]
+        # Of the log-prob, the entropy and the mean; the second side has no mean.
+        score_grads = ((*grads[0:2], grads[5]), (*grads[2:4], None))
+        divergence_grad = grads[4]
         # Known from what came back, not from its numbers: a side that nobody reads costs no product.
         asked = [
-            divergence_grad is not None or any(g is not None for g in pair)
-            for pair in score_grads
+            divergence_grad is not None or any(g is not None for g in three)
+            for three in score_grads
         ]
         learns = [pull.wanted and side for pull, side in zip(pulls, asked, strict=False)]
         for rows in _runs(0, len(hidden), ctx.step):
@@ -272,13 +306,15 @@ class _Head(torch.autograd.Function):
                 # Before the scores' slopes, which use up the log-probs.
                 slopes: list[Tensor | None] = [None] * len(inputs)
                 if divergence_grad is not None:
-                    slopes = _divergence_slopes(parts, ctx.kind, divergence_grad[block])
+                    slopes = divergence_slopes(parts, ctx.kind, divergence_grad[block])
                 for i, part in enumerate(parts):
                     if not learns[i]:
                         continue
                     incoming = [_column(grad, block) for grad in score_grads[i]]
                     own_entropy = ctx.numbers[i][1][block]
-                    slope = _score_slope(part, tokens[block], own_entropy, *incoming)
+                    slope = _score_slope(
+                        part, tokens[block], own_entropy, ctx.weights, *incoming
+                    )
                     slope = _added(slope, slopes[i])
                     assert slope is not None  # something was asked of this side
                     torch.mul(slope, scale[block, None], out=part)
@@ -286,8 +322,8 @@ class _Head(torch.autograd.Function):
                 if learns[i]:
                     pulls[i].add(rows, tiles[i], h, w)
         found = [grad for pull in pulls for grad in pull.for_autograd(weight.dtype)]
-        # One per argument of `forward`: a missing second side, and four that have no gradient.
-        return (*found, *[None] * (8 - len(found)))
+        # One per argument of `forward`: a missing second side, and five that have no gradient.
+        return (*found, *[None] * (9 - len(found)))
 
 
 def _runs(start: int, end: int, step: int) -> Iterator[slice]:
@@ -320,20 +356,30 @@ def _added(slope: Tensor | None, extra: Tensor | None) -> Tensor | None:
 
 
 def _score_slope(
-    logp: Tensor, tokens: Tensor, entropy: Tensor, g_logp: Tensor | None, g_ent: Tensor | None
+    logp: Tensor,
+    tokens: Tensor,
+    entropy: Tensor,
+    weights: Tensor | None,
+    g_logp: Tensor | None,
+    g_ent: Tensor | None,
+    g_mean: Tensor | None,
 ) -> Tensor | None:
-    """d(log-prob, entropy)/d logits [n, V], weighted by the incoming gradients [n, 1]. Uses up `logp`."""
-    if g_logp is None and g_ent is None:
+    """d(log-prob, entropy, mean)/d logits [n, V], weighted by the incoming gradients [n, 1]. Uses up `logp`."""
+    # Both are logits less the log-sum-exp, whose slope is p.
+    g_lse = g_logp if g_mean is None else g_mean if g_logp is None else g_logp + g_mean
+    if g_lse is None and g_ent is None:
         return None
     # In place where log-probs are not read again: a tile is as large as memory allows.
     slope = logp.exp_() if g_ent is None else logp.exp()
     if g_ent is not None:
         factor = (logp + entropy[:, None]).mul_(-g_ent)
-        if g_logp is not None:
-            factor.sub_(g_logp)
+        if g_lse is not None:
+            factor.sub_(g_lse)
         slope.mul_(factor)
     else:
-        slope.mul_(-g_logp)  # type: ignore[operator]
+        slope.mul_(-g_lse)  # type: ignore[operator]
+    if g_mean is not None and weights is not None:
+        slope.addcmul_(g_mean, weights[None])
     if g_logp is not None:
         slope.scatter_add_(1, tokens[:, None], g_logp.to(slope.dtype))
     return slope
@@ -367,56 +413,6 @@ def _pull(
             out_w[part].addmm_(slope[:, part].t(), states)
     if out_h is not None and wide is not None:
         out_h.add_(wide.to(out_h.dtype))
-
-
-def _kl(a: Tensor, b: Tensor) -> Tensor:
-    """KL(a‖b) [n] from log-probs [n, V]."""
-    return torch.linalg.vecdot(a.exp(), a - b)
-
-
-def _mean_logp(a: Tensor, b: Tensor) -> Tensor:
-    """log((e^a + e^b)/2)."""
-    return torch.logaddexp(a, b).sub_(LOG_2)
-
-
-def _tile_divergence(a: Tensor, b: Tensor, kind: Divergence | None) -> Tensor:
-    """Divergence [n] of one tile from the log-probs [n, V] of both sides."""
-    if kind == "forward":
-        return _kl(a, b)
-    if kind == "reverse":
-        return _kl(b, a)
-    if kind == "symmetric":
-        return 0.5 * (_kl(a, b) + _kl(b, a))
-    middle = _mean_logp(a, b)
-    return 0.5 * (_kl(a, middle) + _kl(b, middle))
-
-
-def _divergence_slopes(
-    logps: list[Tensor], kind: Divergence, grad: Tensor
-) -> list[Tensor | None]:
-    """d divergence / d logits of both sides [n, V], weighted by the incoming gradient [n]. Formulas: see the head."""
-    a, b = logps
-    p, q = a.exp(), b.exp()
-    g = grad[:, None].to(a.dtype)
-    if kind == "js":
-        middle = _mean_logp(a, b)
-        return [_js_slope(p, a, middle, g), _js_slope(q, b, middle, g)]
-    if kind == "forward":
-        return [_own_slope(p, a, b) * g, (q - p) * g]
-    if kind == "reverse":
-        return [(p - q) * g, _own_slope(q, b, a) * g]
-    ahead, back = _own_slope(p, a, b), _own_slope(q, b, a)
-    return [0.5 * g * (ahead + p - q), 0.5 * g * (back + q - p)]
-
-
-def _own_slope(p: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """d KL(a‖b) / d logits of a, with p = exp(a)."""
-    return p * (a - b - _kl(a, b)[:, None])
-
-
-def _js_slope(p: Tensor, a: Tensor, middle: Tensor, g: Tensor) -> Tensor:
-    """One side's part of the Jensen–Shannon slope. `middle` needs no slope of its own: it is the best middle."""
-    return 0.5 * g * p * (a - middle - _kl(a, middle)[:, None])
 
 
 class _Embed(torch.autograd.Function):

@@ -7,7 +7,8 @@ import torch
 from torch.nn.functional import log_softmax
 
 import mmrl.model.logprobs as head
-from mmrl.model.logprobs import embed, head_divergence, head_scores
+from mmrl.model.logprobs import embed, head_divergence, head_scores, head_spread
+from mmrl.model.spread import Spread
 
 torch.set_num_threads(1)
 
@@ -209,3 +210,62 @@ def test_embedding_gradient(padding):
         (rows * torch.arange(12.0, dtype=torch.float64).view(4, 3)).sum().backward()
         grads.append(w.grad)
     assert torch.equal(*grads)
+
+
+def real_ids(vocabulary, dtype=torch.float64):
+    """Weights of a mean that leaves out a gap and the padded end."""
+    weights = torch.ones(vocabulary, dtype=dtype)
+    weights[3], weights[-4:] = 0, 0
+    return weights / weights.sum()
+
+
+@pytest.mark.parametrize("leaf", [True, False])
+@pytest.mark.parametrize("read", ["mean", "logp mean", "entropy mean", "logp entropy mean"])
+def test_the_mean_over_the_vocabulary_equals_full_logits(tiles, leaf, read):
+    hidden, _, weight, tokens, temperature = draws()
+    results = []
+    for tiled in (True, False):
+        h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+        used = w if leaf else w * 1.0
+        if tiled:
+            spread = Spread(real_ids(29), 3)
+            found = head_spread(h, used, tokens, temperature, True, spread)
+            logp, ent, mean = found.logp, found.entropy, found.mean
+        else:
+            every, logp, ent = full(h, used, tokens, temperature)
+            mean = every @ real_ids(29)
+        numbers = {"logp": logp, "entropy": ent, "mean": mean}
+        ramp = torch.linspace(-1, 3, 13, dtype=logp.dtype)
+        sum((ramp * numbers[name]).sum() for name in read.split()).backward()
+        results.append((mean.detach(), h.grad, w.grad))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("top", [1, 4, 29])
+def test_the_most_likely_tokens_are_those_of_full_logits_and_pass_no_gradient(tiles, top):
+    hidden, _, weight, tokens, temperature = draws()
+    h = hidden.clone().requires_grad_()
+    found = head_spread(h, weight, tokens, temperature, False, Spread(top=top))
+    expected = full(hidden, weight, tokens, temperature)[0].topk(top)
+    torch.testing.assert_close(found.top_logp, expected.values, rtol=1e-10, atol=1e-12)
+    assert torch.equal(found.top_ids, expected.indices)
+    assert found.logp.requires_grad and not found.top_logp.requires_grad
+    assert found.mean is None and found.entropy is None
+
+
+def test_what_else_is_asked_changes_no_bit_of_scores_and_gradients(tiles):
+    hidden, _, weight, tokens, temperature = draws(dtype=torch.float32)
+    results = []
+    for spread in (Spread(), Spread(real_ids(29), 2)):
+        h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+        found = head_spread(h, w, tokens, temperature, True, spread)
+        (found.logp.sum() + 0.1 * found.entropy.sum()).backward()
+        results.append((found.logp.detach(), found.entropy.detach(), h.grad, w.grad))
+    assert all(map(torch.equal, *results))
+
+
+def test_more_likely_tokens_than_there_are_is_refused():
+    hidden, _, weight, tokens, _ = draws()
+    with pytest.raises(ValueError, match="30 most likely.*has 29"):
+        head_spread(hidden, weight, tokens, 1.0, False, Spread(top=30))
