@@ -341,11 +341,7 @@ def _readable(batch: Batch, live: LiveScores) -> tuple[Batch, dict[str, Scores]]
     read = batch.mask.bool() | written
 
     def cleaned(several: Mapping[str, Scores]) -> dict[str, Scores]:
-        # Zeroed by selection, not by multiplication: 0 · NaN is NaN, in the value and in its gradient.
-        return {
-            name: scores.each(lambda numbers: keep(numbers, read))
-            for name, scores in several.items()
-        }
+        return {name: scores.at(read) for name, scores in several.items()}
 
     advantage = keep(batch.advantage, batch.mask)
     stored = cleaned(batch.scores)

@@ -129,6 +129,24 @@ class Scores:
     """float [B, T]: exact entropy over the vocabulary."""
     divergence: Tensor | None = None
     """float [B, T]: exact divergence between raw and this branch."""
+    vocabulary_mean: Tensor | None = None
+    """float [B, T]: mean log-prob over all tokens that the tokenizer has."""
+    top_logp: Tensor | None = None
+    """float [B, T, k]: log-probs of the k most likely tokens, falling; without gradient."""
+    top_ids: Tensor | None = None
+    """long [B, T, k]: which tokens these are."""
+    slot: Tensor | None = None
+    """float [B, n]: log-probs of the n ids that were asked for in the place behind the answer, at temperature 1."""
+    suffix: Tensor | None = None
+    """float [B, S]: log-probs of given tokens behind each answer, at temperature 1; without gradient."""
+    suffix_mask: Tensor | None = None
+    """bool [B, S]: where they are; padded right."""
+    words: Tensor | None = None
+    """float [B, n]: log-probs of the words of the prompt's messages, at temperature 1; without gradient."""
+    words_mask: Tensor | None = None
+    """bool [B, n]: where they are; padded right."""
+    states: Tensor | None = None
+    """float [B, T, D]: last hidden state of each token after it was read, in the model's format; without gradient."""
 
     def __getitem__(self, rows: Tensor) -> Scores:
         """The scores of some rows."""
@@ -141,9 +159,27 @@ class Scores:
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Scores:
         """The same change to each of the tensors that are there."""
-        entropy = None if self.entropy is None else change(self.entropy)
-        divergence = None if self.divergence is None else change(self.divergence)
-        return Scores(change(self.logp), entropy, divergence)
+        return Scores(**{name: change(x) for name, x in self.present().items()})
+
+    def at(self, tokens: Tensor) -> Scores:
+        """The same with 0 where `tokens` bool [B, T] is off, whatever stood there; what is of whole rows stays."""
+        kept = dict(self.present())
+        for name in kept.keys() & PER_TOKEN:
+            numbers = kept[name]
+            on = tokens.view(*tokens.shape, *[1] * (numbers.ndim - 2))
+            # By selection, not by multiplication: 0 · NaN is NaN, in the value and in its gradient.
+            kept[name] = torch.where(on, numbers, 0)
+        return Scores(**kept)
+
+    def present(self) -> dict[str, Tensor]:
+        """Name -> tensor of all that is there."""
+        return {name: x for name, x in vars(self).items() if x is not None}
+
+
+PER_TOKEN = frozenset(
+    {"logp", "entropy", "divergence", "vocabulary_mean", "top_logp", "top_ids", "states"}
+)
+"""Fields of `Scores` with a number, or several, for each answer token."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ Pixels are rendered and processed once per prompt (or answer) and step, however 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
 
@@ -19,6 +19,8 @@ from mmrl.model.policy import Policy
 from mmrl.model.processing import Encoded
 from mmrl.types import Now, Prompt, Rollout, VisualBranch
 
+SuffixOf = Callable[[Rollout], Tensor]
+"""Which tokens, long [S], are scored behind an answer."""
 PLAIN = ("raw", "ref")
 """Views that show the pixels as they are."""
 
@@ -38,9 +40,20 @@ class Views:
         self.branches = branches
         self.now = now
         self._rendered: dict[tuple[str, str, int], tuple[Patches, ...]] = {}
+        self._worded: dict[int, Tensor] = {}
 
-    def groups(self, name: str, rows: Sequence[int]) -> list[Group]:
-        """These rows under branch `name`, with their positions in `rows` as row numbers."""
+    def groups(
+        self,
+        name: str,
+        rows: Sequence[int],
+        suffix: SuffixOf | None = None,
+        *,
+        words: bool = False,
+    ) -> list[Group]:
+        """These rows under branch `name`, with their positions in `rows` as row numbers.
+
+        `suffix`: what is scored behind each answer; `words`: shall the prompt's own words be scored?
+        """
         shared = name in PLAIN or self.branches[name].share_in_group
         members: dict[int, list[int]] = {}
         for position, row in enumerate(rows):
@@ -50,17 +63,27 @@ class Views:
         out = []
         for positions in members.values():
             chosen = [self.rollouts[rows[p]] for p in positions]
+            encoded = self.policy.encode(chosen[0].prompt)
             out.append(
                 Group(
-                    self.policy.encode(chosen[0].prompt),
+                    encoded,
                     self.pixels(name, rows[positions[0]]),
                     tuple(r.tokens for r in chosen),
                     tuple(positions),
                     tuple(r.temperature for r in chosen),
                     shared,
+                    () if suffix is None else tuple(suffix(r) for r in chosen),
+                    self._words(chosen[0]) if words else None,
                 )
             )
         return out
+
+    def _words(self, rollout: Rollout) -> Tensor:
+        if rollout.group not in self._worded:
+            encoded = self.policy.encode(rollout.prompt)
+            found = self.policy.processing.words(rollout.prompt, encoded)
+            self._worded[rollout.group] = found
+        return self._worded[rollout.group]
 
     def pixels(self, name: str, row: int) -> tuple[Patches, ...]:
         """What an answer's prompt shows under a branch."""

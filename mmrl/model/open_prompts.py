@@ -57,6 +57,8 @@ class OpenPrompt:
     """Keys and values [1, Hk, P, d] by layer, or what linear attention leaves behind; leaves."""
     made: tuple[Tensor, ...]
     """The same tensors as the language model made them, with their graph: last state, then keys and values."""
+    states: Tensor
+    """[P, D]: hidden states of all its tokens, without a graph; the memory is that of `made`."""
 
     def close(self) -> None:
         """Send the collected gradients back through the prompt and free its graph."""
@@ -182,7 +184,7 @@ class OpenPrompts:
         layers = dict(
             zip(sorted(noted), zip(given[::2], given[1::2], strict=True), strict=True)
         )
-        return OpenPrompt(last, layers, made)
+        return OpenPrompt(last, layers, made, states.detach())
 
 
 def _cut(batch: Batch, parts: Sequence[Tensor]) -> dict[int, int]:

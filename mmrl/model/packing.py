@@ -15,6 +15,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from mmrl.model.further import (
+    NOTHING_FURTHER,
+    Asked,
+    Further,
+    Said,
+    Wishes,
+    further,
+    prompt_starts,
+)
 from mmrl.model.row_layout import ROOT, Layers, Layout, Past, moved
 from mmrl.model.tree_row import Node, TreeRow, laid_out
 from mmrl.types import Batch, Role, Rollout, Scores
@@ -38,10 +47,14 @@ class Group:
     """What the logits of each answer are divided by."""
     shared: bool = True
     """Do all answers to the prompt see these pixels, also those that come in other parts?"""
+    suffixes: tuple[Tensor, ...] = ()
+    """long [S_i] each: what is scored behind each answer, where `Wishes.suffix` asks for it."""
+    words: Tensor | None = None
+    """long [n]: which of the prompt's ids are words of its messages (`Processing.words`), where `Wishes.words` asks."""
 
     @property
     def size(self) -> int:
-        """Tokens in a packed row."""
+        """Tokens in a packed row, without what `Wishes` add."""
         fed = sum(max(len(answer) - 1, 0) for answer in self.answers)
         return len(self.encoded.ids) + fed
 
@@ -67,18 +80,23 @@ class PackedRow:
     """long [N]: position in the answer."""
     temperature: Tensor
     """float64 [N]."""
+    further: Further = NOTHING_FURTHER
+    """What it predicts besides."""
 
 
 def pack(
-    groups: Sequence[Group], device: torch.device, opened: Sequence[Layers | None] = ()
+    groups: Sequence[Group],
+    device: torch.device,
+    opened: Sequence[Layers | None] = (),
+    wishes: Wishes = Wishes(),
 ) -> PackedRow:
     """Lay the groups out in one row.
 
     `opened`: per group, what its prompt left behind if that was run before (`open_prompts.py`), else None. Of such a
     group only answers are in the row, and in `predict` the last states of these prompts, in the order of the groups,
-    are numbered on behind the row's own.
+    are numbered on behind the row's own; behind these, if `wishes` ask for words, all states of each such prompt.
     """
-    draft = _Draft()
+    draft = _Draft(wishes)
     for number, group in enumerate(groups):
         draft.add(group, opened[number] if opened else None)
     row = laid_out(draft.nodes)
@@ -101,7 +119,10 @@ def pack(
     there = dict(zip(indices, moved(list(indices.values()), device), strict=True))
     there["temperature"] = there["temperature"].view(torch.float64)
     layout = Layout(row.lengths, row.parents, device, pasts=draft.pasts(row))
-    return PackedRow(layout=layout, **there)
+    if wishes == Wishes():
+        return PackedRow(layout=layout, **there)
+    wished = further(wishes, draft.said(row), draft.asked(row, groups), device)
+    return PackedRow(layout=layout, further=wished, **there)
 
 
 @dataclass(frozen=True)
@@ -116,28 +137,37 @@ class _Answer:
     """Which of the prompts that are not in the row it belongs to."""
     row: int
     temperature: float
+    suffix: Tensor
+    """long [S]."""
+
+    def first(self, row: TreeRow) -> int:
+        """Place of the state that predicts the first token: that of the last one before the answer."""
+        return row.before[self.node] if self.opened is None else len(row.ids) + self.opened
 
     def predicted_by(self, row: TreeRow) -> Tensor:
         """Places whose states predict the tokens, long [T]."""
-        # The first token is predicted by the last one before the answer, each other one by the one before it.
-        first = row.before[self.node] if self.opened is None else len(row.ids) + self.opened
+        # Behind the first, each is predicted by the one before it.
         following = row.spans[self.node][0] + torch.arange(len(self.tokens) - 1)
-        return torch.cat([torch.tensor([first]), following])
+        return torch.cat([torch.tensor([self.first(row)]), following])
 
 
 @dataclass
 class _Draft:
     """Groups on their way into a row."""
 
+    wishes: Wishes
     nodes: list[Node] = field(default_factory=list)
     answers: list[_Answer] = field(default_factory=list)
     beyond: list[tuple[range, Layers]] = field(default_factory=list)
     """Nodes that look at a prompt which is not in the row."""
+    roots: list[int | None] = field(default_factory=list)
+    """Node of each group's prompt; None if it is not in the row."""
 
     def add(self, group: Group, layers: Layers | None) -> None:
         """One more group; only its answers if its prompt was run before and left `layers` behind."""
         encoded, opened = group.encoded, None
         after, base = ROOT, encoded.next_position
+        self.roots.append(len(self.nodes) if layers is None else None)
         if layers is None:
             after = len(self.nodes)
             root = Node(encoded.ids, encoded.positions, base, slots=encoded.slots)
@@ -146,12 +176,39 @@ class _Draft:
             opened = len(self.beyond)
             end = len(self.nodes) + len(group.answers)
             self.beyond.append((range(len(self.nodes), end), layers))
-        each = zip(group.answers, group.rows, group.temperatures, strict=True)
-        for tokens, row, temperature in each:
-            self.answers.append(_Answer(tokens, len(self.nodes), opened, row, temperature))
+        nothing = torch.zeros(0, dtype=torch.long)
+        suffixes = group.suffixes or (nothing,) * len(group.answers)
+        each = zip(group.answers, group.rows, group.temperatures, suffixes, strict=True)
+        for tokens, row, temperature, suffix in each:
+            node = len(self.nodes)
+            self.answers.append(_Answer(tokens, node, opened, row, temperature, suffix))
             fed = tokens[: max(len(tokens) - 1, 0)]  # the last token predicts nothing
+            if self.wishes.feed_last:
+                behind = suffix[: max(len(suffix) - 1, 0)] if self.wishes.suffix else nothing
+                fed = torch.cat([tokens, behind])
             # Every answer starts at the same position: they are alternatives, not a sequence.
             self.nodes.append(Node.text(fed, after, base))
+
+    def said(self, row: TreeRow) -> list[Said]:
+        """Every answer, also those without a token, and where it is."""
+        return [
+            Said(one.tokens, one.suffix, one.row, one.first(row), row.spans[one.node][0])
+            for one in self.answers
+        ]
+
+    def asked(self, row: TreeRow, groups: Sequence[Group]) -> list[Asked]:
+        """Every prompt, and where it is; nothing if nobody asks for its words."""
+        if not self.wishes.words:
+            return []
+        lengths = [len(group.encoded.ids) for group in groups]
+        starts = prompt_starts(row, self.roots, lengths)
+        found: list[Asked] = []
+        for group, start in zip(groups, starts, strict=True):
+            assert group.words is not None, (
+                "words are asked for, but a group does not name them"
+            )
+            found.append(Asked(group.words, group.encoded.ids, start, group.rows))
+        return found
 
     def pasts(self, row: TreeRow) -> tuple[Past, ...]:
         """Which tokens of the row look beyond it."""

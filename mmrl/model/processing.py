@@ -56,6 +56,7 @@ from mmrl.model.mrope import Block
 from mmrl.model.patches import Patches, PixelBudget, PixelRules
 from mmrl.model.tags import TagMode, Tags
 from mmrl.model.thinking import ThinkingMode, behind, opened_thought, template_switch
+from mmrl.model.words import marked, message_spans, starts_within, written_out
 from mmrl.types import Media, Prompt
 
 
@@ -351,6 +352,32 @@ class Processing:
             f"last stamp {stamps[-1]}, clip ends {times[-1]}"
         )
         return stamps
+
+    @cached_property
+    def real_ids(self) -> Tensor:
+        """bool [n]: which ids the tokenizer has; a model's vocabulary may be padded beyond them, or have gaps."""
+        known = torch.tensor(sorted(self.tokenizer.get_vocab().values()))
+        return torch.zeros(int(known.max()) + 1, dtype=torch.bool).index_fill(0, known, True)
+
+    def words(self, prompt: Prompt, encoded: Encoded) -> Tensor:
+        """Which ids of the encoded prompt are words of its messages, long [n]: no template, no picture, no time stamp.
+
+        Raises ValueError if the chat template rewrites the messages, so that they cannot be told from it.
+        """
+        swapped, texts = marked(plain_messages(prompt, self.family.structure))
+        spans = message_spans(encoded.text, self._templated(prompt, swapped), texts)
+        found = self._pads.finditer(encoded.text)
+        plans = self._plans(prompt)
+        shown = [(pad.span(), plan.shown.text) for pad, plan in zip(found, plans, strict=True)]
+        text, spans = written_out(encoded.text, shown, spans)
+        read = self.encoder.encode(text)
+        known = set(self.family.placeholder_ids(self.config).values())
+        within = starts_within(read.offsets, spans)
+        # Each placeholder stands for several ids in the prompt, all else for one.
+        is_word = [
+            word for number, word in zip(read.ids, within, strict=True) if number not in known
+        ]
+        return (encoded.types == 0).nonzero()[:, 0][torch.tensor(is_word)]
 
     def _ids(self, text: str) -> list[int]:
         # The backend itself: the same ids without the wrapper's padding and truncation around them.

@@ -8,6 +8,7 @@ times more. It uses full logits, so it is for small vocabularies or short answer
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 
@@ -15,9 +16,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax, pad
 
+from mmrl.model.further import Wishes
 from mmrl.model.packing import Group
 from mmrl.model.policy import Policy
-from mmrl.model.scoring import ScoreOutputs, score_packed
+from mmrl.model.scoring import (
+    ScoreOutputs,
+    refuse_visual_slots,
+    score_packed,
+    vocabulary_weights,
+)
 from mmrl.model.vision_tower import insert_features
 from mmrl.types import Scores
 
@@ -43,6 +50,8 @@ def score_repeated(
     tower_once: bool = True,
 ) -> dict[str, Scores]:
     """As `score_packed`. `tower_once=False` also sends each answer's copy of the pictures through the tower."""
+    for asked in outputs.values():
+        refuse_visual_slots(policy, asked.slot)
     full: dict[str, Tensor] = {}
     out: dict[str, Scores] = {}
     # "raw" goes first, since others are compared with it.
@@ -52,13 +61,90 @@ def score_repeated(
         with reference, torch.set_grad_enabled(asked.grad):
             logp_all, chosen = _logp_rows(policy, views[name], asked.grad, shape, tower_once)
             entropy = -(logp_all.exp() * logp_all).sum(-1) if asked.entropy else None
+            further = _spread(policy, logp_all, asked)
+            # Costs each row a second forward, which nobody pays who does not ask.
+            if asked.wishes != Wishes():
+                further |= _further(policy, views[name], asked, shape, tower_once)
         full[name] = logp_all
         divergence = None
         if asked.divergence is not None:
             with torch.set_grad_enabled(asked.grad or outputs["raw"].grad):
                 divergence = _full_divergence(full["raw"], logp_all, asked.divergence)
-        out[name] = Scores(chosen, entropy, divergence)
+        out[name] = Scores(chosen, entropy, divergence, **further)
     return out
+
+
+def _spread(policy: Policy, logp_all: Tensor, asked: ScoreOutputs) -> dict[str, Tensor]:
+    """The fields of `Scores` that come from log-probs of the whole vocabulary [B, T, V]."""
+    found: dict[str, Tensor] = {}
+    if asked.vocabulary_mean:
+        found["vocabulary_mean"] = logp_all @ vocabulary_weights(policy).to(logp_all)
+    if asked.top:
+        top = logp_all.detach().topk(asked.top)
+        # Of padding, which has log-probs of 0 throughout, any token would be the most likely one.
+        there = (logp_all != 0).any(-1, keepdim=True)
+        found |= {"top_logp": top.values, "top_ids": top.indices * there}
+    return found
+
+
+def _further(
+    policy: Policy,
+    groups: Sequence[Group],
+    asked: ScoreOutputs,
+    shape: tuple[int, int],
+    tower_once: bool,
+) -> dict[str, Tensor]:
+    """The fields of `Scores` about what is behind the answers and in the prompt; a row of its own for each answer."""
+    rows: dict[str, dict[int, Tensor]] = defaultdict(dict)
+    nothing = torch.zeros(0, dtype=torch.long)
+    for group in groups:
+        suffixes = group.suffixes or (nothing,) * len(group.answers)
+        for answer, row, suffix in zip(group.answers, group.rows, suffixes, strict=True):
+            answer, suffix = answer.to(policy.device), suffix.to(policy.device)
+            fed = torch.cat([answer, suffix]) if asked.suffix else answer
+            states = _row_states(policy, group, fed, asked.grad, tower_once)
+            start = len(group.encoded.ids)
+            end = start + len(answer)
+            if asked.slot:
+                logp = _row_logp(policy, states[end - 1 : end])[0]
+                rows["slot"][row] = logp[list(asked.slot)]
+            with torch.no_grad():
+                if asked.suffix:
+                    before = states[end - 1 : end + len(suffix) - 1]
+                    rows["suffix"][row] = _row_logp(policy, before, suffix)
+                if asked.words:
+                    assert group.words is not None
+                    words = group.words[group.words > 0]
+                    ids = group.encoded.ids[words].to(policy.device)
+                    rows["words"][row] = _row_logp(policy, states[words - 1], ids)
+                if asked.states:
+                    rows["states"][row] = states[start:end].detach()
+    found: dict[str, Tensor] = {}
+    for name, of_rows in rows.items():
+        width = shape[1] if name == "states" else None
+        found[name], mask = _padded(of_rows, shape[0], width)
+        if name in ("suffix", "words"):
+            found[f"{name}_mask"] = mask
+    return found
+
+
+def _row_logp(policy: Policy, states: Tensor, tokens: Tensor | None = None) -> Tensor:
+    """Log-probs [n, V] at temperature 1, or those of the tokens [n]."""
+    logits = policy.base.lm_head(states)
+    logp = log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), -1)
+    return logp if tokens is None else logp.gather(1, tokens[:, None]).squeeze(1)
+
+
+def _padded(rows: dict[int, Tensor], count: int, width: int | None) -> tuple[Tensor, Tensor]:
+    """Rows [n, ...] stacked to [count, width, ...] with zeros, and which are no padding [count, width]."""
+    some = next(iter(rows.values()))
+    width = max(map(len, rows.values())) if width is None else width
+    empty = some.new_zeros(0, *some.shape[1:])
+    each = [rows.get(row, empty) for row in range(count)]
+    ends = [(0, 0) * (some.ndim - 1) + (0, width - len(one)) for one in each]
+    lengths = torch.tensor([len(one) for one in each], device=some.device)
+    mask = torch.arange(width, device=some.device) < lengths[:, None]
+    return torch.stack([pad(one, end) for one, end in zip(each, ends, strict=True)]), mask
 
 
 def _logp_rows(
@@ -98,6 +184,15 @@ def _answer_logits(
     policy: Policy, group: Group, answer: Tensor, grad: bool, tower_once: bool
 ) -> Tensor:
     """[T, V] of one answer from the model's own forward with an ordinary causal mask."""
+    states = _row_states(policy, group, answer, grad, tower_once)
+    # The state before a token predicts it: the prompt's last one the first token, the last token nothing.
+    return policy.base.lm_head(states[len(group.encoded.ids) - 1 : -1])
+
+
+def _row_states(
+    policy: Policy, group: Group, answer: Tensor, grad: bool, tower_once: bool
+) -> Tensor:
+    """Last hidden states [P + T, D] of a prompt and what follows it."""
     base, encoded = policy.base, group.encoded
     ids = torch.cat([encoded.ids.to(policy.device), answer])
     after = (encoded.next_position + torch.arange(len(answer))).expand(3, -1)
@@ -118,9 +213,7 @@ def _answer_logits(
         use_cache=False,
         **deepstack,
     )
-    # The state before a token predicts it: the prompt's last one the first token, the last token nothing.
-    before = out.last_hidden_state[0, len(encoded.ids) - 1 : -1]
-    return base.lm_head(before)
+    return out.last_hidden_state[0]
 
 
 def _full_divergence(a: Tensor, b: Tensor, kind: str) -> Tensor:

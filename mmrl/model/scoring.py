@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mmrl.model.logprobs import head_divergence, head_scores
+from mmrl.model.further import Aim, Wishes
+from mmrl.model.logprobs import head_divergence, head_scores, head_spread
 from mmrl.model.packing import Group, PackedRow, pack
 from mmrl.model.policy import Policy
 from mmrl.model.sharding import Lent
+from mmrl.model.spread import HeadNumbers, Spread
 from mmrl.types import Divergence, Scores
 
 
@@ -29,6 +31,23 @@ class ScoreOutputs:
     divergence: Divergence | None = None
     """Exact divergence between the view "raw" and this one."""
     grad: bool = False
+    vocabulary_mean: bool = False
+    """Mean log-prob over all tokens that the tokenizer has."""
+    top: int = 0
+    """So many of the most likely tokens."""
+    slot: tuple[int, ...] = ()
+    """Ids whose log-probs are wanted in the place behind each answer; none that stands for a picture."""
+    suffix: bool = False
+    """Log-probs of `Group.suffixes` behind each answer."""
+    words: bool = False
+    """Log-probs of the prompt's words, `Group.words`."""
+    states: bool = False
+    """Hidden states of answer tokens; of all answers B × T × D numbers."""
+
+    @property
+    def wishes(self) -> Wishes:
+        """What a row must predict besides its answers."""
+        return Wishes(bool(self.slot), self.suffix, self.words, self.states)
 
 
 @dataclass(frozen=True)
@@ -40,6 +59,8 @@ class _Seen:
     row: PackedRow
     head: Lent
     """The head that reads them: the policy's or the reference's."""
+    further: Mapping[str, Tensor]
+    """[n, D]: states that predict each of the row's further aims."""
 
 
 def score_packed(
@@ -53,40 +74,69 @@ def score_packed(
     The view "ref" is scored with the reference weights. `shape` is (B, T) of the batch that the groups' rows refer to;
     entries without a token are 0.
     """
+    for asked in outputs.values():
+        refuse_visual_slots(policy, asked.slot)
     out: dict[str, Scores] = {}
     raw: _Seen | None = None
     against_raw = any(asked.divergence for asked in outputs.values())
     # "raw" goes first, since others are compared with it; the order of the rest is the caller's.
     for name in sorted(outputs, key=lambda name: name != "raw"):
         asked = outputs[name]
-        seen = _seen(policy, name, views[name], asked.grad)
+        seen = _seen(policy, name, views[name], asked)
         if name == "raw" and against_raw:
             raw = seen  # kept alive only where it is needed: it is as large as the row
         if asked.divergence is None:
-            out[name] = _view_scores(seen, asked, shape)
-            continue
-        assert raw is not None, "an exact divergence needs the raw view"
-        grad = asked.grad or outputs["raw"].grad
-        out[name] = _compared_scores(raw, seen, asked, grad, shape)
+            plain = _view_scores(policy, seen, asked, shape)
+        else:
+            assert raw is not None, "an exact divergence needs the raw view"
+            grad = asked.grad or outputs["raw"].grad
+            plain = _compared_scores(policy, raw, seen, asked, grad, shape)
+        out[name] = replace(plain, **_further_scores(seen, asked, shape))
     return out
 
 
 def hidden(policy: Policy, groups: Sequence[Group], grad: bool) -> tuple[Tensor, PackedRow]:
     """Last hidden states [N, D] that predict the answer tokens of these groups, in one packed row."""
+    found, row = _read(policy, groups, grad, Wishes())
+    return found[row.predict], row
+
+
+def _read(
+    policy: Policy, groups: Sequence[Group], grad: bool, wishes: Wishes
+) -> tuple[Tensor, PackedRow]:
+    """All last hidden states of one packed row, and what lies behind it (`packing.pack`)."""
     opened = [policy.prompts.of(group, grad) for group in groups]
-    row = pack(groups, policy.device, [prompt and prompt.layers for prompt in opened])
+    layers = [prompt and prompt.layers for prompt in opened]
+    row = pack(groups, policy.device, layers, wishes)
     seen = [group for group, prompt in zip(groups, opened, strict=True) if prompt is None]
     features = policy.vision.features([x for group in seen for x in group.visual], grad)
     # What predicts the first tokens of answers whose prompt is not in the row stands behind the row's own states.
     pieces = [prompt.last for prompt in opened if prompt is not None]
+    if wishes.words:
+        pieces += [prompt.states for prompt in opened if prompt is not None]
     with torch.set_grad_enabled(grad):
         if len(row.ids):
             states = policy.language(row.ids, row.positions, row.layout, row.visual, features)
             pieces.insert(0, states)
         policy.counters["tokens/update" if grad else "tokens/score"] += len(row.ids)
-        policy.counters["tokens/head"] += len(row.tokens)
-        found = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-        return found[row.predict], row
+        policy.counters["tokens/head"] += len(row.tokens) + row.further.size
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces), row
+
+
+def refuse_visual_slots(policy: Policy, ids: Sequence[int]) -> None:
+    """Raise ValueError for ids that no place behind an answer may be asked for: they claim pictures, or are none."""
+    spell, size = policy.processing.spell, len(policy.processing.real_ids)
+    for number in ids:
+        if number in policy.processing.banned_ids:
+            raise ValueError(
+                f"The token {spell([number])!r} (id {number}) is asked for behind each answer, but it stands for "
+                f"pictures in {policy.family.name}; choose a special token that this model does not use."
+            )
+        if not 0 <= number < size:
+            raise ValueError(
+                f"The id {number} is asked for behind each answer, but ids go from 0 to {size - 1}; choose one of a "
+                "special token that this model does not use."
+            )
 
 
 def align(first: PackedRow, second: PackedRow) -> Tensor | slice:
@@ -103,27 +153,44 @@ def align(first: PackedRow, second: PackedRow) -> Tensor | slice:
     return found
 
 
-def _seen(policy: Policy, name: str, groups: Sequence[Group], grad: bool) -> _Seen:
+def _seen(policy: Policy, name: str, groups: Sequence[Group], asked: ScoreOutputs) -> _Seen:
     with policy.reference() if name == "ref" else nullcontext():
-        states, row = hidden(policy, groups, grad)
+        found, row = _read(policy, groups, asked.grad, asked.wishes)
+        further: dict[str, Tensor] = {}
+        for kind, aim in row.further.aims.items():
+            # Only a slot is differentiated.
+            source = found if kind == "slot" else found.detach()
+            with torch.set_grad_enabled(asked.grad):
+                further[kind] = source[aim.places]
+        with torch.set_grad_enabled(asked.grad):
+            states = found[row.predict]
         # Read in here: outside, the head would be the policy's again.
-        return _Seen(states, row, policy.head)
+        return _Seen(states, row, policy.head, further)
 
 
-def _view_scores(seen: _Seen, asked: ScoreOutputs, shape: tuple[int, int]) -> Scores:
+def _view_scores(
+    policy: Policy, seen: _Seen, asked: ScoreOutputs, shape: tuple[int, int]
+) -> Scores:
     row = seen.row
     with torch.set_grad_enabled(asked.grad):
-        logp, entropy = seen.head(
-            _scores, seen.states, row.tokens, row.temperature, asked.entropy
+        found = seen.head(
+            _numbers,
+            seen.states,
+            row.tokens,
+            row.temperature,
+            asked.entropy,
+            _spread(policy, asked),
         )
-        return Scores(
-            _on_grid(logp, row, shape),
-            None if entropy is None else _on_grid(entropy, row, shape),
-        )
+        return _scores_on_grid(found, row, shape)
 
 
 def _compared_scores(
-    raw: _Seen, seen: _Seen, asked: ScoreOutputs, grad: bool, shape: tuple[int, int]
+    policy: Policy,
+    raw: _Seen,
+    seen: _Seen,
+    asked: ScoreOutputs,
+    grad: bool,
+    shape: tuple[int, int],
 ) -> Scores:
     """Scores of a view with its divergence from the raw one, whose gradient reaches both sides."""
     row, kind = seen.row, asked.divergence
@@ -134,11 +201,83 @@ def _compared_scores(
         _, _, logp, entropy, divergence = raw.head(
             _divergences, seen.head, states, seen.states, row.tokens, kind, row.temperature
         )
-        return Scores(
+        scores = Scores(
             _on_grid(logp, row, shape),
             _on_grid(entropy, row, shape) if asked.entropy else None,
             _on_grid(divergence, row, shape),
         )
+    if not asked.vocabulary_mean and not asked.top:
+        return scores
+    # The pair of heads does not know the spread; it costs a pass of this one.
+    alone = _view_scores(policy, seen, asked, shape)
+    return replace(
+        scores,
+        vocabulary_mean=alone.vocabulary_mean,
+        top_logp=alone.top_logp,
+        top_ids=alone.top_ids,
+    )
+
+
+def _further_scores(
+    seen: _Seen, asked: ScoreOutputs, shape: tuple[int, int]
+) -> dict[str, Tensor]:
+    """The fields of `Scores` that come from a row's further aims."""
+    found: dict[str, Tensor] = {}
+    aims = seen.row.further.aims
+    if "slot" in aims:
+        found["slot"] = _slot_scores(seen, aims["slot"], asked, shape[0])
+    if "suffix" in aims:
+        logp, mask = _ragged_scores(seen, "suffix", shape[0])
+        found |= {"suffix": logp, "suffix_mask": mask}
+    members = seen.row.further.members
+    if members is not None:
+        count = int(members.groups.max()) + 1 if len(members.groups) else 0
+        each, mask = _ragged_scores(seen, "words", count)  # of the groups
+        for name, values in (("words", each), ("words_mask", mask)):
+            empty = values.new_zeros(shape[0], values.shape[1])
+            found[name] = empty.index_copy(0, members.rows, values[members.groups])
+    if "states" in aims:
+        found["states"] = _on_grid(seen.further["states"], aims["states"], shape)
+    return found
+
+
+def _slot_scores(seen: _Seen, aim: Aim, asked: ScoreOutputs, rows: int) -> Tensor:
+    """Log-probs [B, n] of the asked ids in the place behind each answer."""
+    width = len(asked.slot)
+    with torch.set_grad_enabled(asked.grad):
+        states = seen.further["slot"].repeat_interleave(width, 0)
+        ids = torch.tensor(asked.slot, device=states.device).repeat(len(aim.rows))
+        logp, _ = seen.head(_scores, states, ids, 1.0, False)
+        empty = logp.new_zeros(rows, width)
+        return empty.index_copy(0, aim.rows, logp.view(-1, width))
+
+
+@torch.no_grad()
+def _ragged_scores(seen: _Seen, kind: str, rows: int) -> tuple[Tensor, Tensor]:
+    """Log-probs [rows, n] of an aim's tokens, padded right, and where they are."""
+    aim = seen.row.further.aims[kind]
+    logp, _ = seen.head(_scores, seen.further[kind], aim.tokens, 1.0, False)
+    width = int(aim.columns.max()) + 1 if len(aim.columns) else 0
+    on = torch.ones_like(aim.rows, dtype=torch.bool)
+    return _on_grid(logp, aim, (rows, width)), _on_grid(on, aim, (rows, width))
+
+
+def _spread(policy: Policy, asked: ScoreOutputs) -> Spread:
+    if not asked.vocabulary_mean:
+        return Spread(top=asked.top)
+    return Spread(vocabulary_weights(policy), asked.top)
+
+
+def vocabulary_weights(policy: Policy) -> Tensor:
+    """float64 [V]: weights of a mean over the ids that the tokenizer has; 0 for what pads the vocabulary."""
+    size = policy.head.weight.shape[0]
+    real = policy.processing.real_ids[:size].float()
+    weights = torch.nn.functional.pad(real, (0, size - len(real)))
+    return (weights.double() / weights.sum()).to(policy.device)
+
+
+def _numbers(weight: Tensor, states: Tensor, *rest: Any) -> HeadNumbers:
+    return head_spread(states, weight, *rest)
 
 
 def _scores(weight: Tensor, states: Tensor, *rest: Any) -> tuple[Tensor, Tensor | None]:
@@ -159,8 +298,21 @@ def _divergences(
     return other(compared, states, other_states)
 
 
-def _on_grid(values: Tensor, row: PackedRow, shape: tuple[int, int]) -> Tensor:
-    """One number per answer token [N] -> [B, T]."""
-    flat = values.new_zeros(shape[0] * shape[1])
+def _scores_on_grid(found: HeadNumbers, row: PackedRow, shape: tuple[int, int]) -> Scores:
+    def placed(values: Tensor | None) -> Tensor | None:
+        return None if values is None else _on_grid(values, row, shape)
+
+    return Scores(
+        _on_grid(found.logp, row, shape),
+        placed(found.entropy),
+        vocabulary_mean=placed(found.mean),
+        top_logp=placed(found.top_logp),
+        top_ids=placed(found.top_ids),
+    )
+
+
+def _on_grid(values: Tensor, row: PackedRow | Aim, shape: tuple[int, int]) -> Tensor:
+    """Numbers of answer tokens [N, ...] -> [B, T, ...]."""
+    flat = values.new_zeros(shape[0] * shape[1], *values.shape[1:])
     places = row.rows * shape[1] + row.columns
-    return flat.index_copy(0, places, values).view(shape)
+    return flat.index_copy(0, places, values).view(*shape, *values.shape[1:])

@@ -243,7 +243,9 @@ def filler() -> Group:
     ids = torch.zeros(2, dtype=torch.long)
     positions = torch.arange(2).expand(3, 2)
     encoded = Encoded(ids, positions, 2, (), (), torch.zeros_like(ids), "")
-    return Group(encoded, (), (torch.zeros(1, dtype=torch.long),), (0,), (1.0,))
+    one = torch.zeros(1, dtype=torch.long)
+    # A suffix and a word, for what a row may be asked besides.
+    return Group(encoded, (), (one,), (0,), (1.0,), suffixes=(one,), words=one + 1)
 
 
 def _widened(module: nn.Module, besides: Iterable[Tensor] = ()) -> nn.Module:

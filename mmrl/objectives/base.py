@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, Protocol
 
 from torch import Tensor
 
 from mmrl.ground.declared import refuse_misspelt
+from mmrl.ground.require import require
 from mmrl.ground.traits import Slot
 from mmrl.losses.reduce import Reduction
-from mmrl.types import Batch, Divergence, Now, Role, Scores, Shaped
+from mmrl.types import Batch, Divergence, Now, Role, Rollout, Scores, Shaped
 
 LiveScores = Mapping[str, Scores]
 """Branch -> its scores in an update: "raw" and branches with gradient by the present weights, the others as stored."""
@@ -32,6 +33,24 @@ class ScoreRequest:
     divergence: Divergence | None = None
     """Read `Scores.divergence`: exact divergence of raw against this branch over the vocabulary.
     forward = KL(raw‖branch), reverse = KL(branch‖raw), symmetric = their mean, js = Jensen–Shannon."""
+    vocabulary_mean: bool = False
+    """Read `Scores.vocabulary_mean`. Where raw scores are stored for the ratio, theirs is stored too."""
+    top: int = 0
+    """Read `Scores.top_logp` and `top_ids` of so many tokens (or more, if somebody else asks for them)."""
+    slot: tuple[int, ...] = ()
+    """Read `Scores.slot`: log-probs of these ids in the place behind each answer; special tokens that the model does
+    not use, never one that stands for pictures. All who ask for slots of a branch ask for the same ids."""
+    suffix: Callable[[Rollout], Tensor] | None = None
+    """Read `Scores.suffix`: log-probs of these tokens, long [S], behind the answer. Their number is not counted in
+    `Run.tokens_per_pass`."""
+    words: bool = False
+    """Read `Scores.words`: log-probs of the words of the prompt, without template and pictures."""
+    states: bool = False
+    """Read `Scores.states`: B × T × D numbers in the model's format; 64 answers of 2,048 tokens and 3,584 channels in
+    bf16 are 0.94 GB."""
+
+    def __post_init__(self) -> None:
+        require(self, top=(self.top >= 0, "0 (none) or positive"))
 
 
 @dataclass(frozen=True)

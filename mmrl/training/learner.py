@@ -24,7 +24,7 @@ from mmrl.model.patches import Patches
 from mmrl.model.policy import Policy
 from mmrl.model.ranks import Ranks
 from mmrl.model.reference_scores import scored
-from mmrl.model.scoring import ScoreOutputs
+from mmrl.model.scoring import ScoreOutputs, refuse_visual_slots
 from mmrl.model.sharding import filler
 from mmrl.objectives.base import Memory, Objective, shaped_in_turn
 from mmrl.training.closeups import TokenMaps
@@ -33,7 +33,7 @@ from mmrl.training.retries import ADVICE, NonFiniteStep, OnNonFinite
 from mmrl.training.rollout_metrics import rollout_metrics, strength
 from mmrl.training.run import PhaseTimer
 from mmrl.training.score_plan import plan_scores
-from mmrl.training.whole_batch import WholeBatch, spans_batch
+from mmrl.training.whole_batch import WholeBatch, as_wide, spans_batch
 from mmrl.types import Batch, Now, Role, Rollout, Scores, VisualBranch
 
 Estimator = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -80,6 +80,8 @@ class Learner:
         self.plan = plan_scores(
             self.grpo, self.objectives, self.branches, self.updates_per_step
         )
+        for asked in (*self.plan.stored.values(), *self.plan.live.values()):
+            refuse_visual_slots(self.policy, asked.slot)
 
     def learn(
         self,
@@ -308,7 +310,8 @@ class Learner:
         seen: dict[str, list[Group]] = {}
         for name in outputs:
             self.policy.counters[f"scored/{name}"] += len(chosen)
-            seen[name] = views.groups(name, chosen)
+            suffix = self.plan.suffixes.get(name) if outputs[name].suffix else None
+            seen[name] = views.groups(name, chosen, suffix, words=outputs[name].words)
         # As wide as the whole batch, so that parts fit together again.
         shape = (len(chosen), batch.tokens.shape[1])
         return scored(self.policy, seen, outputs, shape)
@@ -333,10 +336,8 @@ class Learner:
 
 def _nothing(live: Mapping[str, Scores]) -> Tensor:
     """0, with a gradient of 0 to all of these scores."""
-    tensors = [x for s in live.values() for x in (s.logp, s.entropy, s.divergence)]
-    return torch.stack(
-        [0.0 * x.sum() for x in tensors if x is not None and x.requires_grad]
-    ).sum()
+    tensors = [x for scores in live.values() for x in scores.present().values()]
+    return torch.stack([0.0 * x.sum() for x in tensors if x.requires_grad]).sum()
 
 
 def _infinite_loss(value: Tensor, metrics: Mapping[str, Tensor]) -> str:
@@ -399,20 +400,16 @@ def accumulate(sums: dict[str, Tensor], metrics: Mapping[str, Tensor]) -> None:
 
 def gathered(parts: Sequence[Tensor], pieces: Sequence[Scores]) -> Scores:
     """Scores of parts of a batch, put back in the batch's row order; `parts` are long [n] and cover all rows."""
-    logp = _in_row_order(parts, [piece.logp for piece in pieces])
-    assert logp is not None
-    entropy = _in_row_order(parts, [piece.entropy for piece in pieces])
-    divergence = _in_row_order(parts, [piece.divergence for piece in pieces])
-    return Scores(logp, entropy, divergence)
+    names = pieces[0].present()
+    return Scores(
+        **{name: _in_row_order(parts, [p.present()[name] for p in pieces]) for name in names}
+    )
 
 
-def _in_row_order(parts: Sequence[Tensor], pieces: Sequence[Tensor | None]) -> Tensor | None:
-    """One tensor [B, T] from the pieces of some rows each; None if they are."""
-    found = [piece for piece in pieces if piece is not None]
-    if not found:
-        return None
-    rows = torch.cat(list(parts)).to(found[0].device)
-    together = torch.cat(found)
+def _in_row_order(parts: Sequence[Tensor], pieces: Sequence[Tensor]) -> Tensor:
+    """One tensor [B, ...] from the pieces of some rows each, those that are narrower than others padded with zeros."""
+    rows = torch.cat(list(parts)).to(pieces[0].device)
+    together = torch.cat(as_wide(pieces))
     out = torch.zeros_like(together)
     out[rows] = together
     return out

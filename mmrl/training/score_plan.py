@@ -7,11 +7,12 @@ everything else once beforehand without gradient, and nothing that nobody reads 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from mmrl.grpo import GRPO
+from mmrl.model.branches import SuffixOf
 from mmrl.model.scoring import ScoreOutputs
-from mmrl.objectives.base import Objective
+from mmrl.objectives.base import Objective, ScoreRequest
 from mmrl.types import Divergence, VisualBranch
 
 
@@ -23,6 +24,8 @@ class ScorePlan:
     """Once per rollout, without gradient."""
     live: Mapping[str, ScoreOutputs]
     """In every update."""
+    suffixes: Mapping[str, SuffixOf] = field(default_factory=dict)
+    """View -> what is scored behind its answers."""
 
 
 def plan_scores(
@@ -34,6 +37,7 @@ def plan_scores(
     """Decide the freshness of every view from what the objectives read. Raises ValueError for an unknown branch."""
     stored: dict[str, ScoreOutputs] = {}
     live: dict[str, ScoreOutputs] = {"raw": ScoreOutputs(entropy=grpo.entropy > 0, grad=True)}
+    suffixes: dict[str, SuffixOf] = {}
     before: set[str] = set()  # views that somebody reads before the update
     in_reward = grpo.kl > 0 and grpo.kl_in == "reward"
     if grpo.kl > 0:
@@ -51,7 +55,9 @@ def plan_scores(
             _refuse_unknown(objective, name, branches)
             branch = branches.get(name)
             grad = name == "raw" or (branch is not None and branch.grad)
-            asked = ScoreOutputs(request.entropy, request.divergence, grad)
+            asked = outputs_of(request, grad)
+            if request.suffix is not None:
+                _refuse_two(objective, name, suffixes.setdefault(name, request.suffix), request)
             if request.stage == "shape":
                 asked = replace(asked, grad=False)
                 stored[name] = merged_outputs(name, stored.get(name), asked)
@@ -66,8 +72,35 @@ def plan_scores(
         if name in live and name not in before:
             del stored[name]
     if early or any(asked.divergence for asked in stored.values()):
-        stored["raw"] = merged_outputs("raw", stored.get("raw"), ScoreOutputs())
-    return ScorePlan(stored, live)
+        # What the ratio's partner was before the update, its mean over the vocabulary was then too.
+        kept = ScoreOutputs(vocabulary_mean=live["raw"].vocabulary_mean)
+        stored["raw"] = merged_outputs("raw", stored.get("raw"), kept)
+    return ScorePlan(stored, live, suffixes)
+
+
+def outputs_of(request: ScoreRequest, grad: bool) -> ScoreOutputs:
+    """What an objective's request asks of a view."""
+    return ScoreOutputs(
+        entropy=request.entropy,
+        divergence=request.divergence,
+        grad=grad,
+        vocabulary_mean=request.vocabulary_mean,
+        top=request.top,
+        slot=request.slot,
+        suffix=request.suffix is not None,
+        words=request.words,
+        states=request.states,
+    )
+
+
+def _refuse_two(
+    objective: Objective, name: str, first: SuffixOf, request: ScoreRequest
+) -> None:
+    if request.suffix != first:
+        raise ValueError(
+            f"{type(objective).__name__} asks for another suffix behind the answers of the view {name!r} than an "
+            "objective before it; only one can be scored: give both the same function, or leave one of them out."
+        )
 
 
 def _refuse_unknown(
@@ -81,7 +114,7 @@ def _refuse_unknown(
 
 
 def merged_outputs(name: str, first: ScoreOutputs | None, second: ScoreOutputs) -> ScoreOutputs:
-    """Both requests in one; two different divergences of one branch are refused."""
+    """Both requests in one; two different divergences or slots of one branch are refused."""
     if first is None:
         return second
     kinds: set[Divergence] = {k for k in (first.divergence, second.divergence) if k}
@@ -90,8 +123,20 @@ def merged_outputs(name: str, first: ScoreOutputs | None, second: ScoreOutputs) 
             f"Branch {name!r} is asked for two exact divergences, {sorted(kinds)}; let the objectives read two "
             "branches with different names, or the same divergence."
         )
+    slots = {ids for ids in (first.slot, second.slot) if ids}
+    if len(slots) > 1:
+        raise ValueError(
+            f"Branch {name!r} is asked for the ids {sorted(slots)} behind each answer; let the objectives ask for the "
+            "same ids."
+        )
     return ScoreOutputs(
         entropy=first.entropy or second.entropy,
         divergence=next(iter(kinds), None),
         grad=first.grad or second.grad,
+        vocabulary_mean=first.vocabulary_mean or second.vocabulary_mean,
+        top=max(first.top, second.top),
+        slot=next(iter(slots), ()),
+        suffix=first.suffix or second.suffix,
+        words=first.words or second.words,
+        states=first.states or second.states,
     )

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from mmrl.losses.advantages import WITHIN_GROUPS
 from mmrl.model.packing import rows_of
@@ -110,13 +111,17 @@ class WholeBatch:
         packed = {name: _numbers(scores) for name, scores in own.scores.items()}
         told = self.ranks.gathered((self.mine.tolist(), packed))
         found: dict[str, dict[str, Tensor]] = {}
-        for places, scores in told:
-            for name, numbers in scores.items():
-                for kind, theirs in numbers.items():
-                    of_all = found.setdefault(name, {})
-                    if kind not in of_all:
-                        of_all[kind] = theirs.new_zeros((len(whole), theirs.shape[1]))
-                    of_all[kind][places] = theirs
+        # Of words and suffixes each rank is as wide as its own.
+        for name, kinds in _kinds(told).items():
+            for kind in kinds:
+                theirs = [
+                    (places, s[name][kind]) for places, s in told if kind in s.get(name, {})
+                ]
+                wide = as_wide([numbers for _, numbers in theirs])
+                of_all = wide[0].new_zeros(len(whole), *wide[0].shape[1:])
+                for (places, _), numbers in zip(theirs, wide, strict=True):
+                    of_all[places] = numbers
+                found.setdefault(name, {})[kind] = of_all
         device = whole.mask.device
         return {
             name: Scores(**{kind: x.to(device) for kind, x in numbers.items()})
@@ -185,9 +190,25 @@ def _is_plain(value: object) -> bool:
 
 def _numbers(scores: Scores) -> dict[str, Tensor]:
     """The tensors that are there, on the CPU."""
-    kinds = {
-        "logp": scores.logp,
-        "entropy": scores.entropy,
-        "divergence": scores.divergence,
-    }
-    return {name: x.detach().cpu() for name, x in kinds.items() if x is not None}
+    return {name: x.detach().cpu() for name, x in scores.present().items()}
+
+
+def _kinds(
+    told: Sequence[tuple[list[int], Mapping[str, Mapping[str, Tensor]]]],
+) -> dict[str, list[str]]:
+    """View -> which numbers of it any rank has."""
+    found: dict[str, dict[str, None]] = {}
+    for _, scores in told:
+        for name, numbers in scores.items():
+            found.setdefault(name, {}).update(dict.fromkeys(numbers))
+    return {name: list(kinds) for name, kinds in found.items()}
+
+
+def as_wide(pieces: Sequence[Tensor]) -> list[Tensor]:
+    """Tensors [n, W, ...] padded behind with zeros to the widest W; those of one width as they are."""
+    widest = max(piece.shape[1] for piece in pieces)
+    out: list[Tensor] = []
+    for piece in pieces:
+        missing = (0, 0) * (piece.ndim - 2) + (0, widest - piece.shape[1])
+        out.append(pad(piece, missing) if missing[-1] else piece)
+    return out

@@ -267,5 +267,5 @@ def test_what_else_is_asked_changes_no_bit_of_scores_and_gradients(tiles):
 
 def test_more_likely_tokens_than_there_are_is_refused():
     hidden, _, weight, tokens, _ = draws()
-    with pytest.raises(ValueError, match="30 most likely.*has 29"):
+    with pytest.raises(ValueError, match=r"30 most likely.*has 29"):
         head_spread(hidden, weight, tokens, 1.0, False, Spread(top=30))
