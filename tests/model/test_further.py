@@ -7,9 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from mmrl.model.branches import Views
 from mmrl.model.packing import collate
 from mmrl.model.reference_scores import score_repeated
 from mmrl.model.scoring import ScoreOutputs, score_packed
+from mmrl.types import Now
 from tests.model.test_open_prompts import rollouts_of
 from tests.model.test_policy import groups_of, load, noisy, prompt
 
@@ -133,9 +135,6 @@ def test_slices_of_a_wide_group_say_it_and_run_the_prompt_once(policy):
         parts = policy.prompts.parts(batch, budget)
         pieces = {}
         for part in parts:
-            from mmrl.model.branches import Views
-            from mmrl.types import Now
-
             views = Views(policy, batch.rollouts, {}, Now(0, 0.0))
             groups = views.groups("raw", part.tolist(), lambda _: suffix, words=True)
             shape = (len(part), batch.tokens.shape[1])
