@@ -4,24 +4,28 @@ z is a special token that the model does not use, ℓ_z = log π(z | prompt, ans
 
     self-reward r_s   beta·(ℓ_z - c)
     loss              +alpha · mean over answers of w·1(not cut off)·(r_s - R)²,      R 1 for a right answer, else 0
-    advantage         A ← (1 - tau)·A + tau·A_s once `warmup` steps are over, with r_s in [0, 1] (0 if cut off) and
-                      A_s = (r_s - mean) / σ of the group; A_s = A where that σ is at most `flat`
+    advantage         A ← (1 - tau)·A + tau·A_s, with r_s in [0, 1] (0 if cut off) and A_s = (r_s - mean) / σ of the
+                      group; A_s = A where that σ is at most `flat`
+
+The loss begins after `loss_warmup` steps of plain training, the advantage `mix_warmup` steps later.
 
 w gives right and wrong answers of the batch the same weight: n / (2·members), over the n answers that were not cut off.
 After training r_s > ½ is the model's own verdict, for the price of one place behind the answer: no token is fed there,
 so that neither positions nor pictures move. Log-probs of that place are at temperature 1.
 
-c ("usual"): "measured" takes the mean ℓ_z of the first step's answers, "model" each answer's own ℓ_z under the reference
-weights, "constant" a number. The constants of the paper (-23 for Qwen2.5, -25 for OctoThinker) belong to its token, which
-marks pictures in vision-language models and is refused there.
+c ("usual"): "measured" takes the mean ℓ_z of the first step's answers, "model" each answer's own ℓ_z under the
+reference weights, "constant" a number. The constants of the paper (-23 for Qwen2.5, -25 for OctoThinker) belong to its
+token, which marks pictures in vision-language models and is refused there.
 
 Departures
-1. The released code multiplies ℓ_z by the temperature in the loss but not in the advantage; both agree at temperature 1,
-   which is the one here.
+1. The released code multiplies ℓ_z by the temperature in the loss but not in the advantage; both agree at temperature
+   1, which is the one here.
 2. "measured" is ours: the paper's constants are such a mean, taken once before training.
 3. w counts the whole batch, also in several processes; the released code does so too.
-4. A group whose answers are all cut off, or one of a single answer, keeps its advantage.
-5. R is whether the answer is right as the rewards declare it, not the sum of the rewards.
+4. The released code takes an answer that was cut off for 0 in the statistics of its group and for the log-prob of its
+   first token when it compares it with these; here it is 0 in both.
+5. A group whose answers are all cut off, or one of a single answer, keeps its advantage.
+6. R is whether the answer is right as the rewards declare it, not the sum of the rewards.
 
 Source: the released code (RUCBM/LaSeR @ 48996f78).
 """
@@ -69,8 +73,10 @@ class LaSeR(Objective):
     """Scale of the self-reward per nat."""
     tau: float = 0.1
     """Share of the self-reward in the advantage; 0 turns it off."""
-    warmup: int = 200
-    """Steps before the self-reward shares in the advantage."""
+    loss_warmup: int = 200
+    """Steps before the regression begins."""
+    mix_warmup: int = 200
+    """Steps after these before the self-reward shares in the advantage."""
     balanced: bool = True
     """Right and wrong answers of a batch weigh the same in sum."""
     flat: float = 0.1
@@ -92,7 +98,8 @@ class LaSeR(Objective):
             alpha=(self.alpha >= 0, "0 (off) or positive"),
             beta=(self.beta > 0, "positive"),
             tau=(0 <= self.tau <= 1, "in [0, 1]"),
-            warmup=(self.warmup >= 0, "0 or positive"),
+            loss_warmup=(self.loss_warmup >= 0, "0 or positive"),
+            mix_warmup=(self.mix_warmup >= 0, "0 or positive"),
             flat=(self.flat >= 0, "0 or positive"),
             constant=(self.constant <= 0, "a log-prob, so 0 or negative"),
             slot=(self.slot >= 0, "the id of a token"),
@@ -142,10 +149,10 @@ class LaSeR(Objective):
             weight = whole.to(found)
         spread = torch.ones_like(advantage)
         kept = {"label": label, "weight": weight, "usual": usual.expand_as(found)}
-        if self.tau > 0 and now.step > self.warmup:
-            advantage = mixed(
-                advantage, found, whole, batch.group, batch.mask, self.tau, self.flat
-            )
+        if self.tau > 0 and now.step > self.loss_warmup + self.mix_warmup:
+            own, nothing = self_rewards(found, whole), torch.full_like(found, torch.nan)
+            theirs = self_advantage(own, own, batch.group, nothing, self.flat)
+            advantage = mixed(advantage, theirs, self.tau) * batch.mask
         return Shaped(
             advantage,
             logged={"self_reward": found[:, None] * spread, **verdicts(found, label, whole)},
@@ -154,7 +161,7 @@ class LaSeR(Objective):
 
     def terms(self, live: LiveScores, batch: Batch, now: Now) -> TokenMaps:
         """The weighted squared error of each answer, on each of its tokens."""
-        if self.alpha == 0:
+        if self.alpha == 0 or now.step <= self.loss_warmup:
             return {}
         label, weight, usual = (batch.kept[n][:, 0] for n in ("label", "weight", "usual"))
         found = self.beta * (slot_of(live["raw"]) - usual)
@@ -201,35 +208,28 @@ def balanced(label: Tensor, whole: Tensor) -> Tensor:
     return torch.where(whole, whole.sum() / (2.0 * own), 0.0).to(label)
 
 
+def self_rewards(found: Tensor, whole: Tensor) -> Tensor:
+    """r_s as it is compared: within [0, 1], 0 for an answer that was cut off; [B]."""
+    return torch.where(whole, found.clamp(0.0, 1.0), 0.0)
+
+
 def self_advantage(
-    found: Tensor, whole: Tensor, group: Tensor, otherwise: Tensor, flat: float
+    own: Tensor, counted: Tensor, group: Tensor, otherwise: Tensor, flat: float
 ) -> Tensor:
-    """A_s of each answer: its self-reward, z-scored in the group, or `otherwise` where a group is flat; all [B]."""
-    inside = torch.where(whole, found.clamp(0.0, 1.0), 0.0).double()
+    """A_s of each answer: its `own` self-reward against those `counted` in its group; `otherwise` in flat ones; [B]."""
     out = otherwise.double().clone()
     for number in group.unique():
         rows = group == number
-        ours = inside[rows]
+        ours = counted[rows].double()
         if len(ours) > 1 and ours.std() > flat:
-            out[rows] = (ours - ours.mean()) / ours.std()
+            out[rows] = (own[rows].double() - ours.mean()) / ours.std()
     return out.to(otherwise)
 
 
-def mixed(
-    advantage: Tensor,
-    found: Tensor,
-    whole: Tensor,
-    group: Tensor,
-    mask: Tensor,
-    tau: float,
-    flat: float,
-) -> Tensor:
-    """(1 - tau)·A + tau·A_s on trained tokens; advantage, mask [B, T], the others [B]."""
-    # Without a self-reward of its own a group keeps its advantage exactly: then A_s is A, token by token.
-    nothing = torch.full_like(found, torch.nan)
-    own = self_advantage(found, whole, group, nothing, flat)[:, None]
-    blended = (1 - tau) * advantage + tau * own
-    return torch.where(own.isnan(), advantage, blended) * mask
+def mixed(advantage: Tensor, own: Tensor, tau: float) -> Tensor:
+    """(1 - tau)·A + tau·A_s; A [B, T], A_s [B], NaN where a group is flat: there A stays as it is, to the bit."""
+    per_token = own[:, None]
+    return torch.where(per_token.isnan(), advantage, (1 - tau) * advantage + tau * per_token)
 
 
 def verdicts(found: Tensor, label: Tensor, whole: Tensor) -> dict[str, float]:

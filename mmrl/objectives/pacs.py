@@ -104,17 +104,15 @@ class PACS(Objective):
 
 
 def labels(reward: Tensor) -> Tensor:
-    """R of each answer, [B]; an unknown reward (NaN) is ½, which pulls nowhere at the old policy.
-
-    Raises ValueError for rewards outside [0, 1].
-    """
+    """R of each answer, [B]; an unknown reward (NaN) is ½. Raises ValueError for rewards outside [0, 1]."""
+    # At the old policy a label of ½ pulls nowhere.
     known = torch.where(reward.isnan(), 0.5, reward)
     if bool(((known < 0) | (known > 1)).any()):
         worst = known[(known - 0.5).abs().argmax()].item()
         raise ValueError(
-            f"PACS takes rewards as labels, so that they must be in [0, 1]; got {worst:g}. Give the parts of the reward "
-            "weights that add up to 1 (accuracy alone: --reward.accuracy 1 --reward.format 0), and leave penalties "
-            "(--grpo.overlong-buffer) out."
+            f"PACS takes rewards as labels, so that they must be in [0, 1]; got {worst:g}. Give the parts of the "
+            "reward weights that add up to 1 (accuracy alone: --reward.accuracy 1 --reward.format 0), and leave "
+            "penalties (--grpo.overlong-buffer) out."
         )
     return known
 

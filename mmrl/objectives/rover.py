@@ -1,7 +1,7 @@
 """ROVER, random policy valuation (arXiv 2509.24981): the log-ratio learns the values of the uniformly random policy.
 
-In a tree of tokens with a reward at its leaves, the action of largest value under the *random* policy is a best one, and
-acting on these values keeps what else is right. Per token, with r̃ = R - μ of the group, divided by its σ if `scaled`:
+In a tree of tokens with a reward at its leaves, the action of largest value under the *random* policy is a best one,
+and acting on these values keeps what else is right. Per token, with r̃ = R - μ of the group, over its σ if `scaled`:
 
     Q_t       rho·(ℓ_t - ℓ_old,t)
     M(s)      mean over the vocabulary of log π(v | s)
@@ -18,7 +18,8 @@ Departures
 3. A token that is not trained (tool output, a hint) ends the sum like the end of the answer.
 4. The token mean counts the whole update, not a device's share of it.
 
-Source: the released code (tinnerhrhe/ROVER @ b0fa5878): `scaled` as in its maths scripts; its countdown script has it off.
+Source: the released code (tinnerhrhe/ROVER @ b0fa5878): `scaled` as in its maths scripts; its countdown script has it
+off.
 """
 
 from __future__ import annotations
