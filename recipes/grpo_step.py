@@ -132,7 +132,11 @@ def main(
         door.finish(scores)
         tracker.refresh()
     rewards.close()
-    summarise(run, steps, advice="python -m recipes.grpo, the same with checkpoints, monitors and all flags")
+    summarise(
+        run,
+        steps,
+        advice="python -m recipes.grpo, the same with checkpoints, monitors and all flags",
+    )
 
 
 def refuse_unread(**records: Any) -> None:
