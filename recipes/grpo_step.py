@@ -82,10 +82,10 @@ def main(
     """Train with GRPO, every call of a step in plain sight."""
     refuse_several_processes("this recipe, which is a step in plain code,")
     refuse_unread(run=run, grpo=grpo, optim=optim)
-    policy = open_policy(model, load, lora, run)
-    check_lengths(sampling, policy.context)
     check_sampling(sampling, group_normalized)
     train, heldout = open_data(dataset, data, run.seed)
+    policy = open_policy(model, load, lora, run)
+    check_lengths(sampling, policy.context)
     rewards = reward.rewards(style_of(data.style))
     engine = HFEngine(policy, rows_at_once=run.rows_at_once)
     optimizer = Optimizer(policy.named_parameters(), optim)

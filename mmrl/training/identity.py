@@ -146,11 +146,14 @@ def changed_arguments(old: Any, new: Any) -> list[str]:
 
 
 def short_name(configuration: Mapping[str, Any]) -> str:
-    """Six characters that change with whatever makes another run of a command line; longer runs keep theirs."""
+    """Six characters that change with whatever makes another run of a command line; longer runs keep theirs.
+
+    `configuration`: its recipe, and the arguments that somebody chose.
+    """
     lasting = {
         name: value
         for name, value in flat(configuration["arguments"]).items()
-        if not _free(name) or name in NAMED
+        if value != {} and (not _free(name) or name in NAMED)
     }
     text = json.dumps([configuration["recipe"], lasting], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=3).hexdigest()

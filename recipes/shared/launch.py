@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import json
 import os
 import re
 import sys
@@ -37,7 +36,13 @@ from mmrl.ground.printable import hush, hushed, printable, reader_may_leave, sho
 from mmrl.ground.stopping import leaving
 from mmrl.model.quiet import quiet_libraries
 from mmrl.model.ranks import RankFailed, Ranks, is_of_another
-from mmrl.recipes.shared.configuration import Configuration, giving_back, read_configuration
+from mmrl.recipes.shared.configuration import (
+    Configuration,
+    Stored,
+    arguments_of,
+    giving_back,
+    read_file,
+)
 from mmrl.recipes.shared.machines import LAPTOP, ONE_NODE
 from mmrl.recipes.shared.opening import EMBEDDED, Data, refuse_missing_model
 from mmrl.recipes.shared.own_rewards import collected
@@ -49,7 +54,9 @@ from mmrl.rewards.pay import RewardStopped
 from mmrl.training.checkpoint import CheckpointError
 from mmrl.training.compatibility import check_sampling
 from mmrl.training.door import ERRORS, entered
-from mmrl.training.run import Run, refuse_several_processes
+from mmrl.training.going_on import refuse_missing_origin
+from mmrl.training.identity import short_name
+from mmrl.training.run import RUNS, Run, refuse_several_processes
 from mmrl.training.tracking import read_metrics, refuse_missing_logger
 from mmrl.training.trainer import Trainer, TrainingError
 
@@ -72,8 +79,9 @@ HELP = {
 }
 """Plain arguments that mean the same in every recipe."""
 PRINT = "--print-config"
+FROM = "--run.from"
 HELP_ALL = "--help-all"
-CONFIG_HELP = f"""Also: {PRINT} prints all of this as JSON and ends.
+CONFIG_HELP = f"""Also: {PRINT} prints all of this as YAML and ends.
 And: --config FILE starts from such a file in place of a preset."""
 ADVICE = "the same command with --help, or with your own --model MODEL --dataset FILE"
 
@@ -110,8 +118,9 @@ def _launched(
     try:
         asked = resolved(main, presets, args)
         if PRINT in args:
-            return show(asked.json())
+            return show(asked.yaml())
         quiet_libraries()
+        asked = placed(asked)
         if "run" not in asked.arguments:  # only what trains divides its work
             refuse_several_processes(prog)
         tell(f"{prog} {asked.preset}")
@@ -156,6 +165,7 @@ def look_ahead(arguments: Mapping[str, Any]) -> None:
     data, reward, run = (arguments.get(name) for name in ("data", "reward", "run"))
     if isinstance(run, Run):
         refuse_missing_logger(run.logger)
+        refuse_missing_origin(run)
     refuse_missing_model(str(arguments.get("model", "")))
     if isinstance(data, Data):
         data.template()
@@ -175,7 +185,7 @@ def _at_the_door(asked: Configuration, ranks: Ranks, kept: list[str]) -> Iterato
         yield
         return
     with entered(run, ranks) as door:
-        door.recipe = json.loads(asked.json())
+        door.recipe = asked.plain()
         try:
             yield
         except Exception as error:
@@ -207,20 +217,18 @@ def resolved(
     # The command line's own --help is the long one.
     wanted = [] if short else ["--help"] * (HELP_ALL in given)
     args = collected([arg for arg in given if arg not in ("-h", "--help", HELP_ALL)])
+    args = [_by_its_field(arg) for arg in args]
     prog, recipe = _prog(main), _module(main).rpartition(".")[2]
     name = args.pop(0) if args and not args[0].startswith("-") else None
     file = take_flag(args, "config")
-    if file is None:
-        name = choose_preset(presets, name, flag(args, "model"), flag(args, "dataset"))
-        values = presets[name].values
-    elif name is None:
-        stored = read_configuration(file, main, recipe)
-        name, values = stored.preset, stored.arguments
-    else:
+    stored = None if file is None else read_file(file)
+    if stored is not None and name is not None:
         raise ValueError(
             f"Both the preset {name!r} and --config {file} are given; leave one out, flags override either."
         )
-    call = giving_back(explained(with_defaults(main, values)))
+    name, preset_main = _with_preset(main, presets, name, args, stored)
+    values = {} if stored is None else arguments_of(stored, preset_main, recipe)
+    call = giving_back(explained(with_defaults(preset_main, values)))
     intent = inspect.cleandoc(main.__doc__ or "").split("\n\n")[0]
     listed = f"Presets (first word; here {name!r}):\n{_preset_lines(presets)}"
     description = f"{intent}\n\n{listed}\n\n{CONFIG_HELP}"
@@ -237,6 +245,45 @@ def resolved(
         show(short_help(asked, intent, _preset_lines(presets), call))
         sys.exit(0)
     return asked
+
+
+def placed(asked: Configuration) -> Configuration:
+    """The same with the folder of its run: by default one for each set of settings, whatever the length."""
+    run = asked.arguments.get("run")
+    if not isinstance(run, Run) or run.output is not None:
+        return asked
+    folder = Path(RUNS) / f"{run.name}-{short_name(asked.chosen())}"
+    arguments = {**asked.arguments, "run": replace(run, output=folder)}
+    return replace(asked, arguments=arguments)
+
+
+def _with_preset(
+    main: Callable[..., Any],
+    presets: Mapping[str, Preset],
+    name: str | None,
+    args: Sequence[str],
+    stored: Stored | None,
+) -> tuple[str, Callable[..., Any]]:
+    """The preset that flags and file ask for, and `main` with its numbers as defaults. Raises ValueError."""
+    asked = {place: flag(args, place) for place in ("model", "dataset")}
+    if stored is not None:
+        name = stored.preset
+        for place, value in asked.items():
+            # A file may be all that names the model.
+            asked[place] = value or _text(stored.given.get(place))
+    name = choose_preset(presets, name, asked["model"], asked["dataset"])
+    return name, with_defaults(main, presets[name].values)
+
+
+def _text(value: Any) -> str | None:
+    """The value if it is one; what else stands in a file is told where it is read."""
+    return value if isinstance(value, str) else None
+
+
+def _by_its_field(arg: str) -> str:
+    """`--run.from` under the name of its field: Python keeps the word `from` to itself."""
+    given, equals, value = arg.partition("=")
+    return f"--run.from-run{equals}{value}" if given == FROM else arg
 
 
 def fit(trainer: Trainer, *, watch: Sequence[str] = (), advice: str = ADVICE) -> None:

@@ -16,6 +16,7 @@ from mmrl.data.rows.sources import DRAWN as DRAWN_TASKS
 from mmrl.data.rows.sources import load_prompts, split_prompts
 from mmrl.data.rows.templates import Template
 from mmrl.ground.checksums import damage, is_sealed
+from mmrl.ground.outputs import listed
 from mmrl.ground.printable import tell
 from mmrl.ground.progress import busy
 from mmrl.ground.require import require
@@ -273,8 +274,18 @@ def refuse_missing_model(model: str) -> None:
     folder = Path(model)
     if model.startswith(("runs/", "./", "../", "/", "~")) and not folder.is_dir():
         raise ValueError(
-            f"There is no model or run in {model}; train one first, for example with python -m recipes.papo."
+            f"There is no model or run in {model}; {_runs_like(folder)}train one first, for example with "
+            "python -m recipes.papo."
         )
+
+
+def _runs_like(folder: Path) -> str:
+    """Runs of that name, whose folders also bear a sign of their settings."""
+    try:
+        found = sorted(map(str, folder.expanduser().parent.glob(f"{folder.name}-??????")))
+    except (OSError, ValueError):
+        found = []
+    return f"there are {listed(found)}; or " if found else ""
 
 
 def _newest(folder: Path, final: Path) -> tuple[Path | None, list[str]]:

@@ -52,7 +52,10 @@ def state(trained):
 def logged(folder):
     """Metrics but for seconds, memory and evaluations."""
     aside = ("time/", "memory/", "eval/")
-    return [{k: v for k, v in row.items() if not k.startswith(aside)} for row in read_metrics(folder)]
+    return [
+        {k: v for k, v in row.items() if not k.startswith(aside)}
+        for row in read_metrics(folder)
+    ]
 
 
 def lr(folder):
@@ -92,7 +95,9 @@ def test_more_steps_make_the_run_that_would_have_been_planned(
     assert same(state(longer), planned[0]) and logged(output) == planned[1]
     config = json.loads((output / "config.json").read_text())
     assert config["settings"]["run"]["steps"] == 4 and config["run"] == marker_of(output).id
-    assert trainer(tiny_folder, output, 4).fit() == json.loads((output / "finished.json").read_text())
+    assert trainer(tiny_folder, output, 4).fit() == json.loads(
+        (output / "finished.json").read_text()
+    )
 
 
 def test_a_schedule_that_ended_says_where_it_goes_on(tiny_folder, short, tmp_path, capsys):
@@ -101,7 +106,9 @@ def test_a_schedule_that_ended_says_where_it_goes_on(tiny_folder, short, tmp_pat
     trainer(tiny_folder, output, 4, optim=COSINE).fit()
     said = " ".join(capsys.readouterr().err.split())
     rates = lr(output)
-    assert rates == pytest.approx([1e-3 * COSINE.factor(*at) for at in ((0, 2), (1, 2), (2, 4), (3, 4))])
+    assert rates == pytest.approx(
+        [1e-3 * COSINE.factor(*at) for at in ((0, 2), (1, 2), (2, 4), (3, 4))]
+    )
     assert f"was {rates[1]:.3g} and goes on at {rates[2]:.3g}" in said
     assert "not the run that would have been planned" in said
 
