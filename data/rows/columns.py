@@ -129,8 +129,8 @@ def missing_field(field: str, existing: Iterable[str], where: str) -> ValueError
     drop = ""
     if field == "answer":
         drop = (
-            f" If there is none: --data.columns {field}= (in Python columns={{'{field}': None}}), for a reward that needs "
-            f"none; or {WITHOUT_ANSWERS}."
+            f" If there is none: --data.columns {field}= (in Python columns={{'{field}': None}}), for a reward that "
+            f"needs none; or {WITHOUT_ANSWERS}."
         )
     return ValueError(
         f"{where} has no column for the {field}: it has {names}, and looked for are {list(CONVENTIONS[field])}.{hint} "

@@ -34,6 +34,7 @@ import tyro
 from mmrl.ground.faults import first_line
 from mmrl.ground.printable import hush, hushed, printable, reader_may_leave, show, tell
 from mmrl.ground.stopping import leaving
+from mmrl.model.load import resolve_device, resolve_dtype
 from mmrl.model.quiet import quiet_libraries
 from mmrl.model.ranks import RankFailed, Ranks, is_of_another
 from mmrl.recipes.shared.configuration import (
@@ -44,12 +45,13 @@ from mmrl.recipes.shared.configuration import (
     read_file,
 )
 from mmrl.recipes.shared.machines import LAPTOP, ONE_NODE
-from mmrl.recipes.shared.opening import EMBEDDED, Data, refuse_missing_model
+from mmrl.recipes.shared.opening import EMBEDDED, Data, Load, refuse_missing_model
 from mmrl.recipes.shared.own_rewards import collected
 from mmrl.recipes.shared.paying import RewardWeights, style_of
 from mmrl.recipes.shared.planning import refuse_unfit, show_plan, take_machine
 from mmrl.recipes.shared.processes import ranks_of
 from mmrl.recipes.shared.short_help import short_help
+from mmrl.recipes.shared.unread import refuse_unread
 from mmrl.rewards.pay import RewardStopped
 from mmrl.training.checkpoint import CheckpointError
 from mmrl.training.compatibility import check_sampling
@@ -167,6 +169,12 @@ def look_ahead(arguments: Mapping[str, Any]) -> None:
         refuse_missing_logger(run.logger)
         refuse_missing_origin(run)
     refuse_missing_model(str(arguments.get("model", "")))
+    load, judge = arguments.get("load"), arguments.get("judge")
+    if isinstance(load, Load):
+        resolve_dtype(load.dtype, resolve_device(load.device))
+    key = getattr(judge, "key_file", None)
+    if key is not None and not Path(key).expanduser().is_file():
+        raise ValueError(f"--judge.key-file names {key}, which is no file.")
     if isinstance(data, Data):
         data.template()
         data.refuse_drawn(str(arguments.get("dataset", "")))
@@ -239,7 +247,9 @@ def resolved(
         args=[*args, *wanted],
         config=(tyro.conf.SuppressFixed,),  # functions are not for the command line
     )
-    asked = Configuration(recipe, name, arguments)
+    usual = preset_arguments(call)
+    refuse_unread(recipe, usual, arguments)
+    asked = Configuration(recipe, name, for_own_rows(usual, arguments))
     if short:
         show(f"usage: {prog} [preset] [--flag value ...]\n")
         show(short_help(asked, intent, _preset_lines(presets), call))
@@ -273,6 +283,21 @@ def _with_preset(
             asked[place] = value or _text(stored.given.get(place))
     name = choose_preset(presets, name, asked["model"], asked["dataset"])
     return name, with_defaults(main, presets[name].values)
+
+
+def preset_arguments(call: Callable[..., Any]) -> dict[str, Any]:
+    """What a recipe would be called with if no flag were given."""
+    return {name: p.default for name, p in inspect.signature(call).parameters.items()}
+
+
+def for_own_rows(usual: Mapping[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments; split and subset of the recipe's data set are not asked of another one that a flag names."""
+    data, theirs = arguments.get("data"), usual.get("data")
+    if not isinstance(data, Data) or arguments["dataset"] == usual["dataset"]:
+        return dict(arguments)
+    given = {name: getattr(data, name) for name in ("split", "subset")}
+    kept = {name: v if v != getattr(theirs, name) else None for name, v in given.items()}
+    return {**arguments, "data": replace(data, **kept)}
 
 
 def _text(value: Any) -> str | None:

@@ -361,10 +361,10 @@ def refuse_media_alone(prompts: RowPrompts, dataset: str, data: Data) -> None:
     """Raise ValueError for pictures or clips that come with no question, unless the user's own prompt asks one."""
     if prompts.asks_nothing and not (data.prompt or data.suffix):
         raise ValueError(
-            f"{dataset} holds {len(prompts)} pictures or clips and asks nothing about them, and this recipe learns from "
-            f"questions with answers. Without these, use {WITHOUT_ANSWERS}: mmrl pretext --dataset {dataset}. With your "
-            "own, put them beside the files (metadata.jsonl with file_name, question, answer), or ask the same of all "
-            "with --data.prompt and pay for it with --reward."
+            f"{dataset} holds {len(prompts)} pictures or clips and asks nothing about them, and this recipe learns "
+            f"from questions with answers. Without these, use {WITHOUT_ANSWERS}: mmrl pretext --dataset {dataset}. "
+            "With your own, put them beside the files (metadata.jsonl with file_name, question, answer), or ask the "
+            "same of all with --data.prompt and pay for it with --reward."
         )
 
 
