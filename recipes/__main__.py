@@ -26,7 +26,8 @@ before a run
   plan RECIPE ...       what a run needs, and if it fits  check RECIPE    data, model and settings, no training
   preview RECIPE ...    a page of rows as a run sees them
 a run
-  train RECIPE ...      the same as mmrl RECIPE ...       pretext         tasks from pictures without answers
+  train RECIPE ...      the same as mmrl RECIPE ...       pretext         trains on media without answers; its rows:
+                                                          pretext export, preview, audit, stats, list
 after it
   eval RUN              accuracy and pass@k, on the run's own held-out rows or others
   report RUN ...        a page about a run, or several compared
@@ -82,6 +83,8 @@ with pictures and numbers per token, alarms, failures, settings. RUN is a run's 
 
   --output FILE     the page; report.html in the run's folder by default, needed for several runs"""
 
+PRETEXT_ROWS = ("export", "preview", "audit", "bench", "stats", "eval", "list")
+"""Second words with which `mmrl pretext` is about rows; any other trains on them."""
 HELPS = {"plan": PLAN_HELP, "preview": PREVIEW_HELP, "check": CHECK_HELP}
 """Commands that take a recipe, with their help."""
 
@@ -95,6 +98,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _do(args: list[str]) -> None:
     if not args or args[0] in ("-h", "--help"):
         show(HELP)
+        return
+    if args[0] == "pretext" and args[1:2] and args[1] in PRETEXT_ROWS:
+        pretext_rows(args[1:])
         return
     by_itself = COMMANDS.get(args[0])
     if by_itself is not None:
@@ -163,6 +169,16 @@ def export(args: Sequence[str]) -> None:
     from mmrl.recipes.shared.exporting import export as write
 
     write(args)
+
+
+def pretext_rows(args: Sequence[str]) -> None:
+    """`mmrl pretext export …` and its like: rows of pretext tasks, made and looked at without any training."""
+    # A command of its own beside the recipe of the same name: `mmrl pretext [PRESET]` trains on such rows.
+    from mmrl.data.pretext.__main__ import main as make
+
+    status = make(list(args), prog="mmrl pretext")
+    if status:
+        raise SystemExit(status)
 
 
 def doctor(args: Sequence[str]) -> None:

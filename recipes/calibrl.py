@@ -48,8 +48,8 @@ def main(
         expert: Column that holds the expert's answer.
         expert_share: Probability that a prompt keeps its expert answer.
     """
-    policy = open_policy(model, load, lora, run)
     prompts, heldout = open_data(dataset, data, run.seed)
+    policy = open_policy(model, load, lora, run)
     encode = policy.processing.encode_answer
     with_expert = WithExpert(encode, column=expert, probability=expert_share)
     trainer = Trainer(

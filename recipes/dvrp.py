@@ -62,8 +62,8 @@ def main(
         noise: The view with nuisance; its strength fades over the run.
         grad: Let gradient flow through both views.
     """
-    policy = open_policy(model, load, lora, run)
     prompts, heldout = open_data(dataset, data, run.seed)
+    policy = open_policy(model, load, lora, run)
     # Both on the pixels that the model reads: a later resize would take half of the noise away again.
     masked = VisualBranch(mask, grad=grad, stage="resized")
     noisy = VisualBranch(noise, grad=grad, stage="resized")

@@ -1,10 +1,10 @@
 """Accuracy and pass@k of a finished run, a checkpointed run or any model folder; tables for temporal grounding.
 
-    python -m recipes.evaluate                                        the run that `recipes.papo` left behind
-    python -m recipes.evaluate --model runs/papo                      any run, on its own held-out rows, as it asks
+    python -m recipes.evaluate                                        the run that was started last, runs/latest
+    python -m recipes.evaluate --model runs/mine                      any run, on its own held-out rows, as it asks
     python -m recipes.evaluate --model my/folder --dataset test.jsonl --data.style box --samples 8 --ks 1 4 8
 
-    python -m recipes.evaluate --model runs/timelens --dataset drawn:clips?frames=12
+    python -m recipes.evaluate --model runs/latest --dataset drawn:clips?frames=12
     python -m recipes.evaluate --model my/folder --dataset charades-timelens.json --video-root videos/
 
 Rows about spans of clips are recognised by their format: R1@0.3, 0.5, 0.7 and mIoU are printed for each data set, with
@@ -57,14 +57,19 @@ from mmrl.rollouts.engine import HFEngine, check_rows
 from mmrl.rollouts.kept_answers import KeptAnswers
 from mmrl.training.evaluate import answers_to, evaluate, heldout_prompts, pass_rates
 from mmrl.training.left_out import LeftOut
+from mmrl.training.run import LATEST, RUNS
 from mmrl.training.tracking import chat_as_line
 from mmrl.types import Now, Rollout
 
 REPORT = "evaluation"
+LAST = f"{RUNS}/{LATEST}"
+"""The run that was started last."""
+NAMING = ("--model", "--dataset", "--config", "-h", "--help", "--help-all", "--print-config")
+"""Flags with which it is not meant."""
 PRESETS = {
     EMBEDDED: Preset(
-        "the embedded PAPO run on held-out drawn pictures",
-        model="runs/papo",
+        "the run that was started last on held-out drawn pictures",
+        model=LAST,
         dataset=DRAWN,
         data={"style": "tag"},
         sampling={"max_tokens": 12},
@@ -128,9 +133,9 @@ def main(
             questions, model, load, prompts, sampling, rows_at_once, heldout_of or 0
         )
     else:
-        policy, style = open_policy(model, load), style_of(data.style)
         split = seed if heldout_of is None else heldout_of
         train, heldout = open_data(dataset, data, split)
+        policy, style = open_policy(model, load), style_of(data.style)
         # Drawn pictures have a side of their own that training never shows; of other data all rows count.
         apart = heldout_of is not None or dataset.startswith("drawn:")
         asked = heldout if apart else train
@@ -200,6 +205,10 @@ def start(args: Sequence[str]) -> None:
     presets, given = dict(PRESETS), list(args)
     model = flag(given, "model")
     named = bool(given) and not given[0].startswith("-")
+    bare = not any(arg.split("=")[0] in NAMING for arg in given)
+    if bare and not named:
+        model = LAST
+        given += ["--model", LAST]
     if model is not None and not named and flag(given, "config") is None:
         try:
             values = values_of_run(Path(model), main, flag(given, "dataset"))

@@ -81,7 +81,6 @@ def main(
         tau_positive: Steepness of SAPO's gate where the advantage is positive.
         tau_negative: The same where it is negative or 0.
     """
-    policy = open_policy(warmed_up_for(model, puzzles.mix), load, lora, run)
     chains = open_pretext(dataset, puzzles, run)
     style, paid = style_of(data.style), {}
     prompts = chains.train
@@ -94,6 +93,7 @@ def main(
         ordinary, _ = open_data(rows, data, run.seed)
         prompts = RowsBeside(chains.train, ordinary, rows_share, run.seed)
         paid["rows"] = (reward.accuracy, RowAccuracy(reward.accuracy_of(style)))
+    policy = open_policy(warmed_up_for(model, puzzles.mix), load, lora, run)
     trainer = Trainer(
         policy,
         prompts=prompts,

@@ -64,8 +64,8 @@ def main(
     """Train a vision-language model on worked solutions, then on answers."""
     # Old output goes now: the first stage writes into the folder before the second looks at it.
     run = stage_run(run)
-    policy = open_policy(solution_model(model), load, lora, run)
     prompts, heldout = open_data(dataset, data, run.seed)
+    policy = open_policy(solution_model(model), load, lora, run)
     total = planned_steps(run, prompts)
     # At least one step is left for the second stage, however short the run.
     first_steps = min(round(solutions.share * total), total - 1)

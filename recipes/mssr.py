@@ -61,8 +61,8 @@ def main(
     Args:
         first_pass: Answer every prompt once to set its baseline; off: every baseline starts at one half.
     """
-    policy = open_policy(model, load, lora, run)
     prompts, heldout = open_data(dataset, data, run.seed)
+    policy = open_policy(model, load, lora, run)
     memory = mssr.start_memory()
     trainer = Trainer(
         policy,

@@ -84,8 +84,8 @@ def main(
         noise: First timestep of the diffusion noise and how it fades over the run.
         sampling: How answers are sampled; group_size counts clean and noisy ones.
     """
-    policy = open_policy(model, load, lora, run)
     prompts, heldout = open_data(dataset, data, run.seed)
+    policy = open_policy(model, load, lora, run)
     # Noise lies on the pixels that the model reads: on the file's it would shrink with them.
     noisy = VisualBranch(noise, stage="resized")
     trainer = Trainer(

@@ -59,9 +59,9 @@ def main(
         dataset: "drawn": instances are drawn and need no media.
         stages: Easy questions first, then the harder ones, in equal parts of the run, where the mix has stages.
     """
-    policy = open_policy(warmed_up_for(model, puzzles.mix), load, lora, run)
     # Held-out questions are of all levels at any time, so that evaluations can be compared over the run.
     data = open_stages(dataset, puzzles, run, stages)
+    policy = open_policy(warmed_up_for(model, puzzles.mix), load, lora, run)
     trainer = Trainer(
         policy,
         prompts=data.train,

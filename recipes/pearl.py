@@ -57,8 +57,8 @@ def main(
         checklist_tokens: Longest answer to a checklist in tokens.
         sampling: How answers are sampled, in both branches.
     """
-    policy = open_policy(model, load, lora, run)
     prompts, heldout = open_data(dataset, data, run.seed)
+    policy = open_policy(model, load, lora, run)
     # The embedded model has only learned to name cells, so its checklist is all cells of the picture.
     drawn = dataset.startswith("drawn:")
     checklist = ChecklistRollout(

@@ -57,8 +57,8 @@ def main(
         penalty: Weight of the penalty for repeated 20-grams.
         unavailable: What an outage of the judge does: stop the run, or drop the part for the whole group.
     """
-    policy = open_policy(model, load, lora, run)
     prompts, heldout = open_data(dataset, data, run.seed)
+    policy = open_policy(model, load, lora, run)
     # Under another name when a rule stands in, so that no curve of it passes for the paper's.
     if not visual:
         reads: dict[str, Any] = {}

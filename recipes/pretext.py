@@ -63,10 +63,10 @@ def main(
     Args:
         dataset: Folder of images or videos, hub name, parquet file, webdataset shards, or "drawn".
     """
-    policy = open_policy(warmed_up_for(model, puzzles.mix), load, lora, run)
     # Two controllers: the data only reads the first level, the curriculum moves its own.
     data = open_pretext(dataset, puzzles, run, levels.controller())
     curriculum = Curriculum(data.stream, levels.controller(), mixture.bandit())
+    policy = open_policy(warmed_up_for(model, puzzles.mix), load, lora, run)
     trainer = Trainer(
         policy,
         prompts=data.train,

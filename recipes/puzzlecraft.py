@@ -58,10 +58,10 @@ def main(
         dataset: Folder of images, hub name, parquet file, webdataset shards, or "drawn".
         judge: Who judges whether the reasoning supports the answer; without an address a rule stands in.
     """
-    policy = open_policy(warmed_up_for(model, puzzles.mix), load, lora, run)
     data = open_pretext(dataset, puzzles, run)
     # Logged with weight 0: paid, a judge of reasoning would be what the policy learns to please.
     consistency = JudgeRAC(judge.judge()) if judge.url else RuleRAC()
+    policy = open_policy(warmed_up_for(model, puzzles.mix), load, lora, run)
     trainer = Trainer(
         policy,
         prompts=data.train,

@@ -44,8 +44,8 @@ def main(
     lora: LoRA = LoRA(),
 ) -> None:
     """Fine-tune a vision-language model on given answers."""
-    policy = open_policy(model, load, lora, run)
     prompts, heldout = open_data(dataset, data, run.seed)
+    policy = open_policy(model, load, lora, run)
     trainer = Trainer(
         policy,
         prompts=prompts,

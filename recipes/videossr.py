@@ -47,8 +47,8 @@ def main(
     Args:
         dataset: Folder of videos, hub name, parquet file, webdataset shards, or "drawn".
     """
-    policy = open_policy(warmed_up_for(model, puzzles.mix), load, lora, run)
     data = open_pretext(dataset, puzzles, run)
+    policy = open_policy(warmed_up_for(model, puzzles.mix), load, lora, run)
     trainer = Trainer(
         policy,
         prompts=data.train,

@@ -56,8 +56,8 @@ def main(
         dataset: Folder of images or videos, hub name, parquet file, webdataset shards, or "drawn".
         form_weight: Pay for the asked-for form, besides 1 for the right order.
     """
-    policy = open_policy(warmed_up_for(model, puzzles.mix), load, lora, run)
     data = open_pretext(dataset, puzzles, run)
+    policy = open_policy(warmed_up_for(model, puzzles.mix), load, lora, run)
     trainer = Trainer(
         policy,
         prompts=data.train,

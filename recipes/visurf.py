@@ -67,8 +67,8 @@ def main(
         thinking: Weight of the form of thinking and answer, in the style `objects`.
         repetition: Weight of the penalty for repeated words, in the style `objects`.
     """
-    policy = open_policy(model, load, lora, run)
     prompts, heldout = open_data(dataset, data, run.seed)
+    policy = open_policy(model, load, lora, run)
     boxes = data.style == "objects"
     also = {
         "thinking": (thinking, answer_format),

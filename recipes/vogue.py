@@ -60,8 +60,8 @@ def main(
         noise: Gaussian noise of the noisy view.
         released_view: Flip, rotate and jitter the picture before the noise, as the released code does.
     """
-    policy = open_policy(model, load, lora, run)
     prompts, heldout = open_data(dataset, data, run.seed)
+    policy = open_policy(model, load, lora, run)
     turned = ViewChain((Flip(0.5, 0.5), RandomRotation(10.0), ColourJitter(0.15, 0.15), noise))
     # Noise lies on the pixels that the model reads: on the file's it would shrink with them.
     noisy = VisualBranch(turned if released_view else noise, stage="resized")

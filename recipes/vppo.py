@@ -61,8 +61,8 @@ def main(
         mask: The masked view that measures how much a token depends on the picture.
         shared_mask: One mask per prompt instead of one per answer (cheaper; the paper draws one per answer).
     """
-    policy = open_policy(model, load, lora, run)
     prompts, heldout = open_data(dataset, data, run.seed)
+    policy = open_policy(model, load, lora, run)
     # Patches of the picture that the model reads, after the resize to the pixel limits.
     masked = VisualBranch(mask, share_in_group=shared_mask, stage="resized")
     trainer = Trainer(

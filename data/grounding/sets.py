@@ -294,6 +294,8 @@ class GroundingPrompts(Prompts):
         answer: Any = row.spans if row.answer is None else row.answer
         # What was decoded is believed before what the annotation says.
         duration = clip.duration if clip.duration is not None else row.duration
+        if row.duration is None and row.start is None and row.end is None:
+            refuse_spans_outside(row.spans, duration)
         extra = {**row.extra, "query": row.query, "duration": duration, "video": row.video}
         if row.spans:
             extra["spans"], extra["depends_on"] = row.spans, ("order",)
@@ -305,6 +307,14 @@ class GroundingPrompts(Prompts):
             extra["target"] = self.target(answer)
         turn = {"role": "user", "content": parts}
         return Prompt(row.id, (turn,), encoded.media, answer, row.source, extra)
+
+
+def refuse_spans_outside(spans: Spans, duration: float | None) -> None:
+    """Raise Fault if no span begins within a clip of `duration` seconds; None: nobody knows, and all are fine."""
+    if spans and duration is not None and all(start >= duration for start, _ in spans):
+        found = f"spans {shown(spans)} of a clip of {duration:g} s"
+        fix = "A span must start before it ends, and lie within the clip."
+        raise Fault("unusable span", found, fix)
 
 
 def timelens_usable(

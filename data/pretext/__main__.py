@@ -66,9 +66,9 @@ Takes the held-out side of the media unless --split says otherwise.""",
 }
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run a command; errors of the user end with one line and status 2."""
-    args = _parser().parse_args(arguments)
+def main(arguments: list[str] | None = None, prog: str = "python -m data.pretext") -> int:
+    """Run a command; errors of the user end with one line and status 2. `prog`: how the user called it."""
+    args = _parser(prog).parse_args(arguments)
     try:
         with leaving():
             return args.run(args)
@@ -242,9 +242,9 @@ def run_list(args: argparse.Namespace) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m data.pretext",
+        prog=prog,
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

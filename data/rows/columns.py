@@ -31,6 +31,10 @@ CONVENTIONS: Mapping[str, tuple[str, ...]] = {
     "id": ("id", "qid", "question_id", "uid", "pid"),
 }
 AUTO = "auto"
+WITHOUT_ANSWERS = (
+    "mmrl pretext, which makes questions out of pictures and clips that have no answers"
+)
+"""Where a message sends whoever has none."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,10 @@ def missing_field(field: str, existing: Iterable[str], where: str) -> ValueError
     hint = f" Did you mean {guesses[0]!r}?" if guesses else ""
     drop = ""
     if field == "answer":
-        drop = f" If there is none: --data.columns {field}= (in Python columns={{'{field}': None}})."
+        drop = (
+            f" If there is none: --data.columns {field}= (in Python columns={{'{field}': None}}), for a reward that "
+            f"needs none; or {WITHOUT_ANSWERS}."
+        )
     return ValueError(
         f"{where} has no column for the {field}: it has {names}, and looked for are {list(CONVENTIONS[field])}.{hint} "
         f"Name it with {mapping_flag(field, 'THE_COLUMN')}.{drop}"

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmrl.data.rows import census
-from mmrl.data.rows.columns import ColumnMap, cell_at, missing_field, root
+from mmrl.data.rows.columns import WITHOUT_ANSWERS, ColumnMap, cell_at, missing_field, root
 from mmrl.data.rows.containers import (
     chat_in_text,
     clips_in,
@@ -55,6 +55,8 @@ from mmrl.types import Media, Prompt, Prompts
 OnBad = Literal["skip", "stop"]
 KEPT_FAULTS = 10_000
 """How many faults of skipped rows are kept in full."""
+NO_ANSWER = "answer without text"
+"""Reason for a row that says nothing which a reward could compare with."""
 UNFORESEEN = "unforeseen"
 """Reason for a row that raises what it should not."""
 
@@ -197,7 +199,7 @@ class RowPrompts(Prompts):
         if names and not may_ask and self._template.asks:
             raise missing_field("question", names, self.source)
         # Whoever names no question (`bare`) or says that there is no answer is taken at their word.
-        bare = not has_chat and not has_question
+        bare = self.asks_nothing = not has_chat and not has_question
         answered = has_chat or self._fields["answer"] or columns.answer == ""
         if names and not answered and not bare:
             raise missing_field("answer", names, self.source)
@@ -267,8 +269,10 @@ class RowPrompts(Prompts):
                 seen.add(str(name))
             usable.append(number)
         if not usable:
+            hint = f" Rows without answers are for {WITHOUT_ANSWERS}."
             raise ValueError(
                 f"{self.source} has no usable row ({self.summary()}). The first: {self.faults[0]}"
+                f"{hint if set(self.skipped) == {NO_ANSWER} else ''}"
             )
         return usable
 
@@ -388,7 +392,7 @@ class RowPrompts(Prompts):
         if empty and self._asks_answer:
             column = columns[0] if columns else "the chat"
             found = f"{column!r} holds {shown(answer)}"
-            raise Fault("answer without text", found, "Give an answer or drop the row.")
+            raise Fault(NO_ANSWER, found, "Give an answer or drop the row.")
         return None if empty else bare_answer(answer)
 
     def _id(self, row: Row, number: int) -> str:

@@ -49,7 +49,7 @@ def resolve_device(device: str, processes: int = 1) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(
-            f"device is {device!r} but torch sees no CUDA device; use 'cpu' or 'auto'."
+            f"--load.device is {device!r}, but torch sees no CUDA device; use cpu or auto (in Python device=)."
         )
     if processes > 1 and torch.device(device).index is not None:
         raise ValueError(
@@ -67,7 +67,7 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
         return torch.bfloat16 if half else torch.float32
     if dtype not in table:
         raise ValueError(
-            f"dtype is {dtype!r}; it must be 'auto', 'float32', 'bfloat16' or 'float64'."
+            f"--load.dtype is {dtype!r}; it must be 'auto', 'float32', 'bfloat16' or 'float64' (in Python dtype=)."
         )
     return table[dtype]
 

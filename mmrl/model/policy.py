@@ -153,6 +153,8 @@ class Policy:
             "freeze": list(freeze),
             "lora": None if adapters is None else vars(adapters),
             "shared": shared,
+            "device": home.type,
+            "pixels": vars(budget or PixelBudget()),
         }
         # Only what is out of the ordinary, so that runs which it does not concern can be continued as before.
         if tags != "auto":

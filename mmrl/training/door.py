@@ -12,10 +12,11 @@ A command line enters for as long as it runs, and `fit` inside it then finds the
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,14 @@ from mmrl.ground.outputs import Kind, Marker, OutputError, write_whole
 from mmrl.ground.progress import Progress
 from mmrl.model.ranks import Ranks
 from mmrl.training import checkpoint
-from mmrl.training.identity import changes, described_prompts
+from mmrl.training.identity import (
+    changed_arguments,
+    changes,
+    described_prompts,
+    without_length,
+)
 from mmrl.training.model_card import model_card
-from mmrl.training.run import FREE_TO_CHANGE, Run
+from mmrl.training.run import FREE_TO_CHANGE, LATEST, RUNS, Run, described_steps
 from mmrl.training.tracking import LOGS, describe, environment
 from mmrl.types import Prompts
 
@@ -88,6 +94,10 @@ class Door:
     cleared: bool = False
     recipe: Mapping[str, Any] | None = None
     """Recipe, preset and arguments of the command line, if there is one; `config.json` keeps them."""
+    extended: tuple[int, int] | None = None
+    """Steps that the run in the folder had, and those that it shall have now, if these are more."""
+    branched: Mapping[str, Any] | None = None
+    """Which run this one began as (--run.from), and at which step."""
 
     def start_anew(self, run: Run) -> None:
         """Delete what the old run wrote, if `run.overwrite` says so; once for each time the door is opened."""
@@ -96,12 +106,12 @@ class Door:
             self.cleared = True
 
     def refuse_other_settings(self, settings: Mapping[str, Any]) -> None:
-        """Raise `OutputError` if the folder holds results of a run with other settings."""
-        self.ranks.by_first(lambda: self._refuse_other_settings(settings))
+        """Raise `OutputError` if the folder holds results of a run with other settings; more steps extend it."""
+        self.extended = self.ranks.by_first(lambda: self._refuse_other_settings(settings))
 
-    def _refuse_other_settings(self, settings: Mapping[str, Any]) -> None:
+    def _refuse_other_settings(self, settings: Mapping[str, Any]) -> tuple[int, int] | None:
         if not self.results():
-            return
+            return None
         state = "a finished" if (self.folder / "finished.json").is_file() else "an unfinished"
         stored = stored_settings(self.folder)
         if stored is None:
@@ -109,13 +119,37 @@ class Door:
                 f"{self.folder} holds {state} run whose settings are lost (no readable config.json or checkpoint), so "
                 "nobody can say whether it is this one. Choose another --run.output, or --run.overwrite to start anew."
             )
-        changed = "\n  ".join(changes(stored, settings))
-        if changed:
+        lines = self._changes(stored, settings)
+        was, now = described_steps(stored), described_steps(settings)
+        longer = was is not None and now is not None and now > was
+        # A stage of another run is as long as that run says: what was built on it would not fit any more.
+        if was != now and not (longer and not self._is_stage()):
+            lines.append(
+                f"run.steps: was {was}, now {now} (a run can be extended, not cut short)"
+            )
+        if lines:
+            changed = "\n  ".join(lines)
             raise OutputError(
                 f"{self.folder} holds {state} run with other settings:\n  {changed}\n"
                 "Use the old settings, data and code to continue it, or --run.overwrite to start anew, or another "
-                f"--run.output; there, --model {self.folder} begins with its weights."
+                f"--run.output; there, --model {self.folder} begins with its weights, --run.from {self.folder} with "
+                "all of its state."
             )
+        return (was, now) if longer else None
+
+    def _changes(self, stored: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
+        """What differs from the run in the folder, but for its length."""
+        # What the run is made of says it best; the command line also has what is not seen there.
+        lines = changes(without_length(stored), without_length(settings))
+        if lines or self.recipe is None:
+            return lines
+        config = read_record(self.folder / "config.json", "its command line is not compared")
+        return changed_arguments((config or {}).get("recipe"), self.recipe)
+
+    def _is_stage(self) -> bool:
+        """Does the folder lie in that of a run that is under way here?"""
+        parents = self.folder.resolve().parents
+        return any(place in parents for _, place in _open)
 
     def begin(self, run: Run, settings: Mapping[str, Any]) -> bool:
         """For a run that keeps no checkpoints: take the folder, or raise `OutputError`. False if it is finished."""
@@ -131,6 +165,14 @@ class Door:
         self.write_settings(settings)
         return True
 
+    def refuse_lost_end(self) -> None:
+        """For a run without checkpoints: raise `OutputError` if it is finished, since nothing can go on from there."""
+        if (self.folder / "finished.json").is_file():
+            raise OutputError(
+                f"{self.folder} holds a finished run whose checkpoints are gone, so it cannot be extended. With "
+                f"another --run.output, --model {self.folder} begins with its weights."
+            )
+
     def results(self) -> bool:
         """Is there anything that another run would spoil?"""
         metrics = self.folder / "metrics.jsonl"
@@ -142,22 +184,30 @@ class Door:
     def finished(self) -> dict[str, float] | None:
         """The last metrics of a finished run, else None."""
         file = self.folder / "finished.json"
+        if self.extended:
+            return None
         done = self.ranks.by_first(
             lambda: read_record(file, "the end of the run is done again")
         )
         if done is not None:
             Progress.say(
-                f"{self.folder} holds a finished run; nothing to do. --run.overwrite starts anew."
+                f"{self.folder} holds a finished run; nothing to do. More --run.steps extend it, --run.overwrite "
+                "starts anew."
             )
         return done
 
     def write_settings(self, settings: Mapping[str, Any]) -> None:
-        """Write `config.json`, if there is none that says the same."""
+        """Write `config.json`, if there is none that says the same: the run begins, or goes on."""
         if not self.ranks.first:
             return
+        # Longer than it was, it is no finished run any more, however soon it may be stopped.
+        (self.folder / "finished.json").unlink(missing_ok=True)
+        point_to_latest(self.folder)
         config: dict[str, Any] = {"run": self.marker.id, "settings": settings}
         if self.recipe is not None:
             config["recipe"] = self.recipe
+        if self.branched is not None:
+            config["branched"] = self.branched
         stored = read_record(self.folder / "config.json", "it is written anew")
         plain = json.loads(json.dumps(config))  # as it would look in the file
         if stored is None or stored | plain != stored:
@@ -229,9 +279,24 @@ def settings_of(run: Run, policy: Any, prompts: Prompts) -> dict[str, Any]:
     """What every continued run must agree on, as plain JSON: the run's length and seed, the policy, the data."""
     fixed = {k: v for k, v in describe(run).items() if k not in FREE_TO_CHANGE}
     # Only where it is out of the ordinary: runs from before this setting can be continued.
-    if run.rows_at_once == Run().rows_at_once:
-        del fixed["rows_at_once"]
+    for name in ("rows_at_once", "from_run"):
+        if getattr(run, name) == getattr(Run(), name):
+            del fixed[name]
     return {"run": fixed, "policy": policy, "prompts": described_prompts(prompts)}
+
+
+def point_to_latest(folder: Path) -> None:
+    """Let `runs/latest` lead to a run of the folder runs/; where links cannot be made, there is none."""
+    place = folder.resolve()
+    if place.parent != Path(RUNS).resolve():
+        return
+    link, draft = place.parent / LATEST, place.parent / f".{LATEST}-{os.getpid()}"
+    if link.exists() and not link.is_symlink():  # somebody's own
+        return
+    with suppress(OSError):
+        draft.unlink(missing_ok=True)
+        draft.symlink_to(place.name, target_is_directory=True)
+        os.replace(draft, link)
 
 
 def stored_settings(folder: Path) -> dict[str, Any] | None:

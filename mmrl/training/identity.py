@@ -7,6 +7,7 @@ that is gone or torn is written again, and two runs never share a folder. Among 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from mmrl.ground.outputs import OutputError
 from mmrl.ground.progress import Progress
 from mmrl.ground.source_digest import code_digest
 from mmrl.rewards.pay import Rewards
+from mmrl.training.run import FREE_TO_CHANGE
 from mmrl.training.tracking import describe, describe_prompts, differences
 from mmrl.types import Prompts
 
@@ -25,8 +27,29 @@ MEANINGS = {
     "prompts.media": "pictures or clips changed",
     "prompts.order": "rows moved or changed",
     "code.": "the code of this function, or what it reads, changed",
+    "policy.device": "other kinds of devices compute other numbers; --load.device names one",
+    "policy.pixels": "pictures would be read at another size; --load.min-pixels and the like",
 }
 """Beginning of a setting's name -> what a difference means, where the values say nothing to a person."""
+LATER = {"policy": ("device", "pixels")}
+"""Settings that earlier versions did not write down: unknown in their runs, and then not compared."""
+LENGTH = ("steps", "epochs")
+"""Fields of `Run` that say how long it is; together with the size of the data they are one number."""
+FREE_ARGUMENTS = (
+    *(f"run.{name}" for name in (*FREE_TO_CHANGE, *LENGTH)),
+    # The settings of a run hold what these lead to: the model and what is trained of it, the rows, functions.
+    *("model", "dataset", "video_root", "data.image_root", "data.allow_outside", "data.on_bad"),
+    *("reward.own", "load.device", "load.dtype"),
+    # Where and how fast, not what.
+    *("load.workers", "load.memory", "load.check_memory", "load.checkpointing"),
+    *("load.offload_reference", "load.shard", "monitor.", "optim.nonfinite"),
+    *("clips.cache", "clips.cache_gb", "clips.timeout"),
+    *("judge.url", "judge.key_file", "judge.cache", "judge.concurrency"),
+)
+"""Arguments of a command line that may differ when a run goes on; what ends with a dot is a whole record."""
+
+NAMED = ("model", "dataset", "video_root", "data.image_root", "reward.own")
+"""Of these, those by which runs are told apart before anything is read."""
 
 
 def described_prompts(prompts: Prompts) -> dict[str, Any]:
@@ -94,8 +117,73 @@ def refuse_other_run(folder: Path, state: Mapping[str, Any], identity: str) -> N
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Lines "name: was X, now Y" for settings that differ, with what that means where the values do not say it."""
     # As they would look in a file.
-    lines = differences(old, json.loads(json.dumps(new)))
+    lines = differences(old, json.loads(json.dumps(_known_to(old, new))))
     return [_explained(line) for line in lines]
+
+
+def without_length(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings but for how long the run is."""
+    return {**settings, "run": without(settings.get("run", {}), *LENGTH)}
+
+
+def changed_arguments(old: Any, new: Any) -> list[str]:
+    """Lines for the arguments of two command lines that differ, but for what is free to change.
+
+    `old`, `new`: recipe, preset and arguments, as `config.json` keeps them. An argument that one of them does not have
+    came or went with a version of mmrl, and says nothing.
+    """
+    if not isinstance(old, Mapping) or not isinstance(new, Mapping):
+        return []
+    if old.get("recipe") != new.get("recipe"):
+        return [f"recipe: was {old.get('recipe')!r}, now {new.get('recipe')!r}"]
+    before, after = (flat(record.get("arguments", {})) for record in (old, new))
+    shared = [name for name in after if name in before and not _free(name)]
+    changed = [name for name in shared if before[name] != after[name]]
+    return [
+        f"--{name.replace('_', '-')}: was {before[name]!r}, now {after[name]!r}"
+        for name in changed
+    ]
+
+
+def short_name(configuration: Mapping[str, Any]) -> str:
+    """Six characters that change with whatever makes another run of a command line; longer runs keep theirs.
+
+    `configuration`: its recipe, and the arguments that somebody chose.
+    """
+    lasting = {
+        name: value
+        for name, value in flat(configuration["arguments"]).items()
+        if value != {} and (not _free(name) or name in NAMED)
+    }
+    text = json.dumps([configuration["recipe"], lasting], sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=3).hexdigest()
+
+
+def flat(value: Mapping[str, Any], at: str = "") -> dict[str, Any]:
+    """Nested settings as one mapping, with dots in the names."""
+    found: dict[str, Any] = {}
+    for name, part in value.items():
+        place = f"{at}{name}"
+        found |= (
+            flat(part, f"{place}.") if isinstance(part, Mapping) and part else {place: part}
+        )
+    return found
+
+
+def _free(name: str) -> bool:
+    return any(
+        name.startswith(one) if one.endswith(".") else name == one for one in FREE_ARGUMENTS
+    )
+
+
+def _known_to(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """New settings but for those that nobody wrote down in the old ones."""
+    known = dict(new)
+    for part, names in LATER.items():
+        if isinstance(known.get(part), Mapping) and isinstance(old.get(part), Mapping):
+            unknown = [name for name in names if name not in old[part]]
+            known[part] = without(known[part], *unknown)
+    return known
 
 
 def _explained(line: str) -> str:

@@ -88,6 +88,22 @@ class Optim:
             return 0.5 * (1.0 + math.cos(math.pi * done))
         return 1.0
 
+    def when_extended(self, done: int, before: int, now: int) -> str:
+        """What a run of `before` optimizer steps does with its learning rate if it has `now`, in a sentence.
+
+        `done`: optimizer steps that were taken as a run of `before` steps takes them.
+        """
+        was, new = self.factor(max(0, done - 1), before), self.factor(done, now)
+        follows = any(self.factor(k, before) != self.factor(k, now) for k in range(before))
+        if not follows:
+            return "Its learning rate does not depend on the length of the run."
+        kind = f"{self.schedule} schedule" if self.schedule != "constant" else "warm-up"
+        return (
+            f"Its {kind} is from here on that of {now} optimizer steps: the learning rate was {self.lr * was:.3g} and "
+            f"goes on at {self.lr * new:.3g}. The {done} steps before had the schedule of {before}, so it is not the "
+            "run that would have been planned so."
+        )
+
 
 class Optimizer:
     """One AdamW over the policy's trainable parameters, which may be shards of `ranks`' processes or copies on each.

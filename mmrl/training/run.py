@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mmrl.ground.require import require
 from mmrl.training.tracking import Logger
 from mmrl.types import Prompts
+
+RUNS, LATEST = "runs", "latest"
+"""Where runs go by default, and the link in it that leads to the one that was started last."""
 
 
 @dataclass(frozen=True)
@@ -22,13 +26,17 @@ class Run:
     name: str = "run"
     """Names the default output folder."""
     output: Path | None = None
-    """Folder for metrics, checkpoints and the model; runs/NAME by default. An unfinished run in it is continued."""
+    """Folder for metrics, checkpoints and the model; by default runs/NAME-SETTINGS, where the same command finds its
+    run again (from Python runs/NAME). An unfinished run in it is continued, a finished one extended by more steps."""
+    from_run: Path | None = None
+    """--run.from RUN: begin where the newest checkpoint of that run stands, with its weights, moments and step, in a
+    folder of one's own; `steps` counts from its beginning."""
     overwrite: bool = False
     """Delete what an old run of mmrl wrote into the output folder, and start anew; other files in it stay."""
     seed: int = 0
     """Seeds data order, answers and views."""
     steps: int | None = None
-    """Training steps (rollouts); None counts `epochs`."""
+    """Training steps (rollouts); None counts `epochs`. More than a run in the folder has extend it."""
     epochs: float = 1.0
     """Passes over the data, if `steps` is None."""
     prompts_per_step: int = 16
@@ -85,7 +93,7 @@ class Run:
     def folder(self) -> Path:
         """Where the run writes."""
         if self.output is None:
-            return Path("runs") / self.name
+            return Path(RUNS) / self.name
         return Path(self.output).expanduser()  # from Python it may be given as text
 
 
@@ -110,9 +118,23 @@ def planned_steps(run: Run, prompts: Prompts) -> int:
         return run.steps
     if prompts.size is None:
         raise ValueError("The data is endless, so the run needs a length: set --run.steps.")
+    return _steps_of_epochs(run.epochs, prompts.size, run.prompts_per_step)
+
+
+def described_steps(settings: Mapping[str, Any]) -> int | None:
+    """Steps of a run by its settings as they stand in a file; None where they do not say."""
+    run, size = settings.get("run", {}), settings.get("prompts", {}).get("size")
+    if run.get("steps") is not None:
+        return run["steps"]
+    if size is None or "epochs" not in run or "prompts_per_step" not in run:
+        return None
+    return _steps_of_epochs(run["epochs"], size, run["prompts_per_step"])
+
+
+def _steps_of_epochs(epochs: float, size: int, per_step: int) -> int:
     # Rounded down: a last step with fewer prompts would weigh its few answers as much as a full one.
-    rows = int(prompts.size * run.epochs)
-    return max(1, rows // run.prompts_per_step)
+    rows = int(size * epochs)
+    return max(1, rows // per_step)
 
 
 def refuse_several_processes(what: str) -> None:

@@ -50,6 +50,7 @@ from mmrl.training.dry import Parts, hand_over
 from mmrl.training.early_stop import EarlyStop, Plateau
 from mmrl.training.evaluate import heldout_prompts
 from mmrl.training.first_looks import FirstLooks, show_example
+from mmrl.training.going_on import begin_logs, origin, say_extension, say_other_sums
 from mmrl.training.identity import described_method
 from mmrl.training.kept import Kept
 from mmrl.training.learner import Estimator, Learner
@@ -63,13 +64,7 @@ from mmrl.training.rollout_metrics import counted
 from mmrl.training.run import PhaseTimer, Run, due, planned_steps
 from mmrl.training.score_plan import plan_scores
 from mmrl.training.supplied import supply_of
-from mmrl.training.tracking import (
-    LOGS,
-    Tracker,
-    describe,
-    peak_memory,
-    read_metrics,
-)
+from mmrl.training.tracking import Tracker, describe, peak_memory, read_metrics
 from mmrl.training.whole_batch import together
 from mmrl.types import Now, Prompts, Sampling, VisualBranch
 
@@ -168,6 +163,8 @@ class Trainer:
         self.retries = Retries(optim.nonfinite, run.seed)
         self.identity = ""
         """The id of the run; known once the output folder has been looked into."""
+        self.branched: Mapping[str, Any] | None = None
+        """Which run this one began as, if it is a branch."""
 
     def _described(
         self, prompts: Prompts, early: EarlyStop, settings: Mapping[str, Any]
@@ -425,6 +422,7 @@ class Trainer:
             "plateau": self.plateau.state(),
             "threads": torch.get_num_threads(),
             **({"processes": self.ranks.world} if self.ranks.several else {}),
+            **({"branched": self.branched} if self.branched else {}),
         }
 
     def _save(self, state: Mapping[str, Any] | None = None, *, wait: bool = True) -> None:
@@ -437,6 +435,10 @@ class Trainer:
             return {}
         with self.ranks.together("resume"):
             self._restore(newest, state)
+        if newest.parent != self.kept.folder:
+            self._save()  # a branch needs the run it began as no more
+        if door.extended:
+            say_extension(self.run, self.optim, self.settings, self.step_done, door.extended)
         # The evaluation before the first step is made again.
         owed: dict[str, float] | None = state.get("owed")
         tracker.truncate(self.step_done or -1, again=owed is not None)
@@ -446,31 +448,32 @@ class Trainer:
         return {} if owed is None else self._conclude(owed, tracker)
 
     def _newest(self, door: Door) -> tuple[Path | None, dict[str, Any]]:
-        """The newest whole checkpoint with its numbers; None without any, and then the files of a fresh run."""
-        newest, state = self.kept.newest(self.identity)
+        """The checkpoint to go on from with its numbers; None without any, and then the files of a fresh run."""
+        found = self.kept.newest(self.identity)
+        goes_on = found[0] is not None
+        if not goes_on:
+            door.refuse_lost_end()
+            found = origin(self.run, self.settings, self.steps)
+        door.branched = found[1].get("branched")
         door.write_settings(self.settings)
-        if newest is None:
-            for name in LOGS:
-                (door.folder / name).unlink(missing_ok=True)
+        if not goes_on:
+            begin_logs(door.folder, found[0])
             self.left_out.write(door.folder / "skipped.jsonl")
-        return newest, state
+        return found
 
     def _restore(self, newest: Path, state: Mapping[str, Any]) -> None:
         self.kept.restore(newest, state)
         self.retries.attempts = state["attempts"]
-        self.supply.load(state["supply"])
+        if state["supply"]:  # a branch on other data begins with their first
+            self.supply.load(state["supply"])
         self.policy.version = state["version"]
         self.step_done = state["step"]
         self.policy.vision.clear()
-        self.plateau.load(state["plateau"])
+        if state["plateau"]:
+            self.plateau.load(state["plateau"])
+        self.branched = state.get("branched")
         self.remembered.load(state)
-        # Sums over threads or processes are added in another order.
-        now = {"threads": torch.get_num_threads(), "processes": self.ranks.world}
-        for name, count in now.items():
-            if (before := state.get(name, 1)) != count:
-                Progress.say(
-                    f"The run used {before} {name}, now {count}: last bits may differ."
-                )
+        say_other_sums(state, torch.get_num_threads(), self.ranks.world)
         Progress.say(f"Continuing {self.run.folder} after step {self.step_done}.")
 
     def _finish(self, metrics: dict[str, float], door: Door) -> dict[str, float]:

@@ -18,7 +18,14 @@ from mmrl.ground.progress import busy
 from mmrl.ground.scratch import temporary_folder
 from mmrl.model.quiet import quiet_libraries
 from mmrl.recipes.shared.configuration import Configuration
-from mmrl.recipes.shared.launch import USER_ERRORS, Preset, look_ahead, resolved, take_flag
+from mmrl.recipes.shared.launch import (
+    USER_ERRORS,
+    Preset,
+    look_ahead,
+    placed,
+    resolved,
+    take_flag,
+)
 from mmrl.recipes.shared.opening import EMBEDDED
 from mmrl.recipes.shared.planning import refuse_unfit
 from mmrl.recipes.shared.previewing import built, reasons, taken, without_stages
@@ -36,7 +43,7 @@ def check(main: Callable[..., Any], presets: Mapping[str, Preset], argv: Sequenc
     args = list(argv)
     try:
         rows = _rows(take_flag(args, "rows"))
-        asked = resolved(main, presets, args)
+        asked = placed(resolved(main, presets, args))
         quiet_libraries()
         for line in checked(main, asked, rows):
             show(line)

@@ -9,7 +9,9 @@ run's folder) if they cannot be read; what happens to their rows is the user's c
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,12 +22,15 @@ from mmrl.data.grounding.sets import (
     GroundingPrompts,
     GroundingRow,
     GroundingRows,
+    refuse_spans_outside,
     timelens_usable,
 )
 from mmrl.data.grounding.time_encodings import EncodingName, TimeEncoded, encoding_of
 from mmrl.data.video.frame_cache import FrameCache
 from mmrl.data.video.video import ClipReader, ClipSampling
+from mmrl.ground.faults import BadMedia, Fault
 from mmrl.ground.printable import tell
+from mmrl.ground.progress import busy
 from mmrl.ground.quarantine import Guarded, Quarantine
 from mmrl.ground.require import require
 from mmrl.model.load import LoRA
@@ -40,6 +45,8 @@ Format = Literal[
     "auto", "timelens_100k", "timelens_bench", "activitynet_captions", "charades_sta", "qvhighlights", "didemo",
     "tvgbench", "time_r1", "video_r1", "plain",
 ]  # fmt: skip
+LOOKED_INTO = 500
+"""Clips whose length is read before the start, where annotations do not tell it: milliseconds each."""
 DRAWN_CLIPS = "drawn:clips?frames=12"
 """What the embedded model is trained on: clips of six seconds, "When is the red circle shown?"."""
 
@@ -111,6 +118,10 @@ class ClipQuestions:
         self, model: str, load: Load, lora: LoRA | None = None, run: Run | None = None
     ) -> Policy:
         """The policy; `embedded` is the tiny model that was warmed up on drawn clips, told their times in this way."""
+        if not self.drawn:
+            _ = (
+                self.rows
+            )  # what is wrong with them is told before weights are loaded or warmed up
         if model == EMBEDDED:
             model = str(warm_model(clip_warm_up(self.asking.time)))
         return open_policy(model, load, lora, run, clips_sized=not self.drawn)
@@ -126,7 +137,7 @@ class ClipQuestions:
         if self.drawn:
             train, held = open_data(self.dataset, data, seed)
             return TimeEncoded(train, asking.time), TimeEncoded(held, asking.time)
-        rows = self._rows(self.dataset, data)
+        rows = self.rows
         refuse_token_limits(self.clips, policy)
         # Pixels per side of a visual token: limits are given in tokens.
         factor = policy.processing.videos.factor
@@ -139,6 +150,11 @@ class ClipQuestions:
         count = min(data.heldout_rows, max(1, len(rows) // 10))
         train_rows, held_rows = split_by_clip(rows, count, seed)
         return make(train_rows), make(held_rows, train=False)
+
+    @cached_property
+    def rows(self) -> GroundingRows:
+        """The usable rows of the annotation file. Raises ValueError without any."""
+        return self._rows(self.dataset, self.data)
 
     def settings(self) -> dict[str, Any]:
         """What a resumed run must agree on; where frames are kept is free to change."""
@@ -173,7 +189,7 @@ def read_annotations(
             '{"video": "a.mp4", "query": "a dog jumps", "span": [2.0, 4.5]}.'
         )
     read = formats.read_rows if clips.format == "auto" else formats.READERS[clips.format]
-    rows = read(dataset, video_root, allow_outside=data.allow_outside)
+    rows = within_clips(read(dataset, video_root, allow_outside=data.allow_outside), clips)
     if rows.faults:
         tell(rows.report())
     usable = rows.keep(
@@ -184,6 +200,38 @@ def read_annotations(
     if not len(usable):
         raise ValueError(f"{dataset} has no usable row.\n{rows.report()}")
     return usable
+
+
+def within_clips(rows: GroundingRows, clips: Clips) -> GroundingRows:
+    """Rows whose spans lie in their clips, where the annotation does not say how long these are.
+
+    The first `LOOKED_INTO` clips are asked; rows of further ones are judged when they are decoded.
+    """
+    unknown = [row for row in rows if row.spans and not row.image and _of_unknown_length(row)]
+    videos = list(dict.fromkeys(row.video for row in unknown))[:LOOKED_INTO]
+    if not videos:
+        return rows
+    lengths: dict[str, float] = {}
+    reader = ClipReader(timeout=clips.timeout)
+    with busy("Reading the lengths of clips"):
+        for video in videos:
+            with suppress(BadMedia):  # a broken file is told, and counted, when it is decoded
+                lengths[video] = reader.probe(video).duration
+    kept: list[GroundingRow] = []
+    faults = list(rows.faults)
+    for row in rows:
+        length = lengths.get(row.video) if _of_unknown_length(row) else None
+        try:
+            refuse_spans_outside(row.spans, length)
+        except Fault as fault:
+            faults.append(fault.at(row.extra.get("where", row.id)))
+            continue
+        kept.append(row)
+    return GroundingRows(kept, faults)
+
+
+def _of_unknown_length(row: GroundingRow) -> bool:
+    return row.duration is None and row.start is None and row.end is None
 
 
 def split_by_clip(

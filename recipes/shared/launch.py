@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import json
 import os
 import re
 import sys
@@ -35,21 +34,31 @@ import tyro
 from mmrl.ground.faults import first_line
 from mmrl.ground.printable import hush, hushed, printable, reader_may_leave, show, tell
 from mmrl.ground.stopping import leaving
+from mmrl.model.load import resolve_device, resolve_dtype
 from mmrl.model.quiet import quiet_libraries
 from mmrl.model.ranks import RankFailed, Ranks, is_of_another
-from mmrl.recipes.shared.configuration import Configuration, giving_back, read_configuration
+from mmrl.recipes.shared.configuration import (
+    Configuration,
+    Stored,
+    arguments_of,
+    giving_back,
+    read_file,
+)
 from mmrl.recipes.shared.machines import LAPTOP, ONE_NODE
-from mmrl.recipes.shared.opening import EMBEDDED, Data, refuse_missing_model
+from mmrl.recipes.shared.opening import EMBEDDED, Data, Load, refuse_missing_model
 from mmrl.recipes.shared.own_rewards import collected
 from mmrl.recipes.shared.paying import RewardWeights, style_of
 from mmrl.recipes.shared.planning import refuse_unfit, show_plan, take_machine
 from mmrl.recipes.shared.processes import ranks_of
 from mmrl.recipes.shared.short_help import short_help
+from mmrl.recipes.shared.unread import refuse_unread
 from mmrl.rewards.pay import RewardStopped
 from mmrl.training.checkpoint import CheckpointError
 from mmrl.training.compatibility import check_sampling
 from mmrl.training.door import ERRORS, entered
-from mmrl.training.run import Run, refuse_several_processes
+from mmrl.training.going_on import refuse_missing_origin
+from mmrl.training.identity import short_name
+from mmrl.training.run import RUNS, Run, refuse_several_processes
 from mmrl.training.tracking import read_metrics, refuse_missing_logger
 from mmrl.training.trainer import Trainer, TrainingError
 
@@ -72,8 +81,9 @@ HELP = {
 }
 """Plain arguments that mean the same in every recipe."""
 PRINT = "--print-config"
+FROM = "--run.from"
 HELP_ALL = "--help-all"
-CONFIG_HELP = f"""Also: {PRINT} prints all of this as JSON and ends.
+CONFIG_HELP = f"""Also: {PRINT} prints all of this as YAML and ends.
 And: --config FILE starts from such a file in place of a preset."""
 ADVICE = "the same command with --help, or with your own --model MODEL --dataset FILE"
 
@@ -110,8 +120,9 @@ def _launched(
     try:
         asked = resolved(main, presets, args)
         if PRINT in args:
-            return show(asked.json())
+            return show(asked.yaml())
         quiet_libraries()
+        asked = placed(asked)
         if "run" not in asked.arguments:  # only what trains divides its work
             refuse_several_processes(prog)
         tell(f"{prog} {asked.preset}")
@@ -156,7 +167,14 @@ def look_ahead(arguments: Mapping[str, Any]) -> None:
     data, reward, run = (arguments.get(name) for name in ("data", "reward", "run"))
     if isinstance(run, Run):
         refuse_missing_logger(run.logger)
+        refuse_missing_origin(run)
     refuse_missing_model(str(arguments.get("model", "")))
+    load, judge = arguments.get("load"), arguments.get("judge")
+    if isinstance(load, Load):
+        resolve_dtype(load.dtype, resolve_device(load.device))
+    key = getattr(judge, "key_file", None)
+    if key is not None and not Path(key).expanduser().is_file():
+        raise ValueError(f"--judge.key-file names {key}, which is no file.")
     if isinstance(data, Data):
         data.template()
         data.refuse_drawn(str(arguments.get("dataset", "")))
@@ -175,7 +193,7 @@ def _at_the_door(asked: Configuration, ranks: Ranks, kept: list[str]) -> Iterato
         yield
         return
     with entered(run, ranks) as door:
-        door.recipe = json.loads(asked.json())
+        door.recipe = asked.plain()
         try:
             yield
         except Exception as error:
@@ -207,20 +225,18 @@ def resolved(
     # The command line's own --help is the long one.
     wanted = [] if short else ["--help"] * (HELP_ALL in given)
     args = collected([arg for arg in given if arg not in ("-h", "--help", HELP_ALL)])
+    args = [_by_its_field(arg) for arg in args]
     prog, recipe = _prog(main), _module(main).rpartition(".")[2]
     name = args.pop(0) if args and not args[0].startswith("-") else None
     file = take_flag(args, "config")
-    if file is None:
-        name = choose_preset(presets, name, flag(args, "model"), flag(args, "dataset"))
-        values = presets[name].values
-    elif name is None:
-        stored = read_configuration(file, main, recipe)
-        name, values = stored.preset, stored.arguments
-    else:
+    stored = None if file is None else read_file(file)
+    if stored is not None and name is not None:
         raise ValueError(
             f"Both the preset {name!r} and --config {file} are given; leave one out, flags override either."
         )
-    call = giving_back(explained(with_defaults(main, values)))
+    name, preset_main = _with_preset(main, presets, name, args, stored)
+    values = {} if stored is None else arguments_of(stored, preset_main, recipe)
+    call = giving_back(explained(with_defaults(preset_main, values)))
     intent = inspect.cleandoc(main.__doc__ or "").split("\n\n")[0]
     listed = f"Presets (first word; here {name!r}):\n{_preset_lines(presets)}"
     description = f"{intent}\n\n{listed}\n\n{CONFIG_HELP}"
@@ -231,12 +247,68 @@ def resolved(
         args=[*args, *wanted],
         config=(tyro.conf.SuppressFixed,),  # functions are not for the command line
     )
-    asked = Configuration(recipe, name, arguments)
+    usual = preset_arguments(call)
+    refuse_unread(recipe, usual, arguments)
+    asked = Configuration(recipe, name, for_own_rows(usual, arguments))
     if short:
         show(f"usage: {prog} [preset] [--flag value ...]\n")
         show(short_help(asked, intent, _preset_lines(presets), call))
         sys.exit(0)
     return asked
+
+
+def placed(asked: Configuration) -> Configuration:
+    """The same with the folder of its run: by default one for each set of settings, whatever the length."""
+    run = asked.arguments.get("run")
+    if not isinstance(run, Run) or run.output is not None:
+        return asked
+    folder = Path(RUNS) / f"{run.name}-{short_name(asked.chosen())}"
+    arguments = {**asked.arguments, "run": replace(run, output=folder)}
+    return replace(asked, arguments=arguments)
+
+
+def _with_preset(
+    main: Callable[..., Any],
+    presets: Mapping[str, Preset],
+    name: str | None,
+    args: Sequence[str],
+    stored: Stored | None,
+) -> tuple[str, Callable[..., Any]]:
+    """The preset that flags and file ask for, and `main` with its numbers as defaults. Raises ValueError."""
+    asked = {place: flag(args, place) for place in ("model", "dataset")}
+    if stored is not None:
+        name = stored.preset
+        for place, value in asked.items():
+            # A file may be all that names the model.
+            asked[place] = value or _text(stored.given.get(place))
+    name = choose_preset(presets, name, asked["model"], asked["dataset"])
+    return name, with_defaults(main, presets[name].values)
+
+
+def preset_arguments(call: Callable[..., Any]) -> dict[str, Any]:
+    """What a recipe would be called with if no flag were given."""
+    return {name: p.default for name, p in inspect.signature(call).parameters.items()}
+
+
+def for_own_rows(usual: Mapping[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments; split and subset of the recipe's data set are not asked of another one that a flag names."""
+    data, theirs = arguments.get("data"), usual.get("data")
+    if not isinstance(data, Data) or arguments["dataset"] == usual["dataset"]:
+        return dict(arguments)
+    given = {name: getattr(data, name) for name in ("split", "subset")}
+    kept = {name: v if v != getattr(theirs, name) else None for name, v in given.items()}
+    return {**arguments, "data": replace(data, **kept)}
+
+
+def _text(value: Any) -> str | None:
+    """The value if it is one; what else stands in a file is told where it is read."""
+    return value if isinstance(value, str) else None
+
+
+def _by_its_field(arg: str) -> str:
+    """`--run.from` under the name of its field: Python keeps the word `from` to itself."""
+    given, equals, value = arg.partition("=")
+    return f"--run.from-run{equals}{value}" if given == FROM else arg
 
 
 def fit(trainer: Trainer, *, watch: Sequence[str] = (), advice: str = ADVICE) -> None:

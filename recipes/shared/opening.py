@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmrl.data.drawn.drawn import Drawn
+from mmrl.data.rows.columns import WITHOUT_ANSWERS
+from mmrl.data.rows.row_prompts import RowPrompts
 from mmrl.data.rows.sources import DRAWN as DRAWN_TASKS
 from mmrl.data.rows.sources import load_prompts, split_prompts
 from mmrl.data.rows.templates import Template
 from mmrl.ground.checksums import damage, is_sealed
+from mmrl.ground.outputs import listed
 from mmrl.ground.printable import tell
 from mmrl.ground.progress import busy
 from mmrl.ground.require import require
@@ -273,8 +276,35 @@ def refuse_missing_model(model: str) -> None:
     folder = Path(model)
     if model.startswith(("runs/", "./", "../", "/", "~")) and not folder.is_dir():
         raise ValueError(
-            f"There is no model or run in {model}; train one first, for example with python -m recipes.papo."
+            f"There is no model or run in {model}; {_runs_like(folder)}train one first, for example with "
+            "python -m recipes.papo."
         )
+    if folder.is_dir():
+        _refuse_no_model(folder)
+
+
+def _refuse_no_model(folder: Path) -> None:
+    """Raise ValueError for a folder that is neither a model with its weights nor a run."""
+    if any((folder / part).is_dir() for part in ("model", "checkpoints")):
+        return
+    names = ("config.json", "adapter_config.json")
+    lacks = "config.json" if not any((folder / name).is_file() for name in names) else ""
+    if not lacks and not any(any(folder.glob(kind)) for kind in ("*.safetensors", "*.bin")):
+        lacks = "weights (*.safetensors)"
+    if lacks:
+        raise ValueError(
+            f"--model {folder} is a folder without {lacks}, so neither a model nor a run; copy all files of the model "
+            "into it, or give another --model."
+        )
+
+
+def _runs_like(folder: Path) -> str:
+    """Runs of that name, whose folders also bear a sign of their settings."""
+    try:
+        found = sorted(map(str, folder.expanduser().parent.glob(f"{folder.name}-??????")))
+    except (OSError, ValueError):
+        found = []
+    return f"there are {listed(found)}; or " if found else ""
 
 
 def _newest(folder: Path, final: Path) -> tuple[Path | None, list[str]]:
@@ -309,6 +339,8 @@ def open_data(dataset: str, data: Data, seed: int) -> tuple[Prompts, Prompts]:
             dataset, split=data.split, subset=data.subset, limit=data.limit, **reading
         )
     drawn = isinstance(prompts, Drawn)
+    if not drawn:
+        refuse_media_alone(prompts, dataset, data)
     if data.heldout_rows == 0 and not drawn:
         return prompts, prompts
     if data.heldout:
@@ -323,6 +355,17 @@ def open_data(dataset: str, data: Data, seed: int) -> tuple[Prompts, Prompts]:
         )
     rows = min(data.heldout_rows, max(1, len(prompts) // 10))
     return split_prompts(prompts, rows, seed)
+
+
+def refuse_media_alone(prompts: RowPrompts, dataset: str, data: Data) -> None:
+    """Raise ValueError for pictures or clips that come with no question, unless the user's own prompt asks one."""
+    if prompts.asks_nothing and not (data.prompt or data.suffix):
+        raise ValueError(
+            f"{dataset} holds {len(prompts)} pictures or clips and asks nothing about them, and this recipe learns "
+            f"from questions with answers. Without these, use {WITHOUT_ANSWERS}: mmrl pretext --dataset {dataset}. "
+            "With your own, put them beside the files (metadata.jsonl with file_name, question, answer), or ask the "
+            "same of all with --data.prompt and pay for it with --reward."
+        )
 
 
 def _column_map(columns: Sequence[str]) -> dict[str, Any] | None:

@@ -80,7 +80,7 @@ def write_preview(
         skipped=skipped[:SKIPPED],
         skipped_count=len(skipped),
         weights=parts.rewards.weights,
-        settings=asked.json(),
+        settings=asked.yaml(),
     )
     write_page(output, page)
     tell(f"Nothing was trained; made in {time.monotonic() - began:.0f} s.")

@@ -25,7 +25,7 @@ COMMON = (
     *("run.logger", "load.device", "load.max_pixels"),
 )
 """What most runs set, in this order; a recipe without one of them leaves it out."""
-SPELLED = {"reward.own": "--reward"}
+SPELLED = {"reward.own": "--reward", "run.from_run": "--run.from"}
 """Flags that are not called by their field."""
 NARROW, WIDE = 60, 110
 """Least and most columns of a line."""
@@ -46,7 +46,7 @@ def short_help(asked: Configuration, intent: str, presets: str, main: Any) -> st
         f"Presets (first word; here {asked.preset!r}):\n{presets}",
         "Flags that most runs set, with their values here:\n" + _joined([*common, *plain]),
         "More flags, each explained by --help-all:\n" + _joined(groups),
-        "--print-config prints all settings as JSON and ends; --config FILE starts from such a file.",
+        "--print-config prints all settings as YAML and ends; --config FILE starts from such a file.",
     ]
     return "\n\n".join(parts)
 
@@ -106,7 +106,7 @@ def _group(name: str, record: Any) -> str:
     if not is_dataclass(record):
         return ""
     names = [
-        f"--{name}.{field.name}".replace("_", "-")
+        SPELLED.get(f"{name}.{field.name}", f"--{name}.{field.name}".replace("_", "-"))
         for field in fields(record)
         if field.init and not callable(getattr(record, field.name))
     ]

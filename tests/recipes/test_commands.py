@@ -20,7 +20,7 @@ from transformers import AutoModelForImageTextToText
 from mmrl.ground.checksums import damage
 from mmrl.ground.progress import Progress
 from mmrl.grpo import GRPO
-from mmrl.recipes import grpo, papo
+from mmrl.recipes import grpo, grpo_step, papo
 from mmrl.recipes.__main__ import COMMANDS, HELPS, main, recipes
 from mmrl.recipes.shared.launch import Preset, launch
 from mmrl.recipes.shared.short_help import COMMON, field_help
@@ -166,7 +166,7 @@ def test_what_is_missing_is_told_before_anything_is_opened(
     assert not (tmp_path / "runs").exists()
 
 
-UNREAD = [(group, name) for group, names in grpo.UNREAD.items() for name in names]
+UNREAD = [(group, name) for group, names in grpo_step.UNREAD.items() for name in names]
 OTHER = {
     "kl_kind": "exact",
     "kl_in": "reward",
@@ -178,7 +178,7 @@ OTHER = {
 @pytest.mark.parametrize(("group", "name"), UNREAD)
 def test_the_written_out_step_refuses_what_it_does_not_read(group, name):
     plain = {"run": Run(), "grpo": GRPO(), "optim": Optim()}
-    grpo.refuse_unread(**plain)
+    grpo_step.refuse_unread(**plain)
     value = getattr(plain[group], name)
     other = OTHER.get(name, "stop" if isinstance(value, str) else not value)
     if type(value) in (int, float):
@@ -186,8 +186,8 @@ def test_the_written_out_step_refuses_what_it_does_not_read(group, name):
     record = replace(plain[group], **{name: other})
     flag = f"--{group}.{name.replace('_', '-')} is "
     with pytest.raises(ValueError, match=flag):
-        grpo.refuse_unread(**{**plain, group: record})
-    main = inspect.getsource(grpo.main) + inspect.getsource(grpo.train_step)
+        grpo_step.refuse_unread(**{**plain, group: record})
+    main = inspect.getsource(grpo_step.main) + inspect.getsource(grpo_step.train_step)
     assert f"{group}.{name}" not in main, "what it reads it need not refuse"
 
 

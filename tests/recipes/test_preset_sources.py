@@ -126,9 +126,9 @@ def test_a_constant_that_is_changed_in_a_recipe_is_seen(recipe, preset, change, 
     [("papo", "7b"), ("noisy_rollout", "32b-k12"), ("video_r1", "video-r1"), ("dvrp", "d-7b")],
 )
 def test_what_is_printed_can_be_given_back(recipe, preset, tmp_path):
-    module, file = RECIPES[recipe], tmp_path / "config.json"
+    module, file = RECIPES[recipe], tmp_path / "config.yaml"
     first = resolved(module.main, module.PRESETS, [preset, "--run.seed", "7", "--print-config"])
-    file.write_text(first.json(), encoding="utf-8")
+    file.write_text(first.yaml(), encoding="utf-8")
     again = resolved(module.main, module.PRESETS, ["--config", str(file)])
     assert again == first and again.arguments["run"].seed == 7
     changed = resolved(module.main, module.PRESETS, [f"--config={file}", "--run.seed", "8"])
@@ -138,7 +138,7 @@ def test_what_is_printed_can_be_given_back(recipe, preset, tmp_path):
 def test_a_configuration_that_does_not_fit_is_refused(tmp_path):
     papo, vppo = RECIPES["papo"], RECIPES["vppo"]
     file = tmp_path / "config.json"
-    file.write_text(resolved(papo.main, papo.PRESETS, ["7b"]).json(), encoding="utf-8")
+    file.write_text(json.dumps(resolved(papo.main, papo.PRESETS, ["7b"]).plain()))
     cases = [
         (["--config", str(file)], r"belongs to recipe 'papo', this is 'vppo'"),
         (["7b", "--config", str(file)], r"Both the preset '7b' and --config"),

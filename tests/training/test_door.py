@@ -137,12 +137,12 @@ def test_the_written_out_recipe_leaves_another_run_alone(
     monkeypatch.chdir(tmp_path)
     small = ["--model", str(tiny_folder), "--run.steps", "2", "--run.prompts-per-step", "2"]
     small += ["--run.eval-prompts", "2", "--sampling.max-tokens", "4", "--run.output"]
-    grpo = RECIPES["grpo"]
+    grpo = RECIPES["grpo_step"]
     trainer(tiny_folder, tmp_path / "other").fit()
     cut_off(tiny_folder, tmp_path / "cut")
     for place, state in (("other", "a finished"), ("cut", "an unfinished")):
         before = contents(tmp_path / place)
-        said = started("grpo", *small, place)
+        said = started("grpo_step", *small, place)
         assert f"{place} holds {state} run with other settings:\n" in said
         assert "optim.weight_decay: was" in said and contents(tmp_path / place) == before
 
@@ -156,7 +156,7 @@ def test_the_written_out_recipe_leaves_another_run_alone(
     assert contents(mine) == before
 
     (mine / "finished.json").unlink()
-    said = started("grpo", *small, "mine")
+    said = started("grpo_step", *small, "mine")
     assert "keeps no checkpoints to go on from" in said and "--run.overwrite" in said
     launch(grpo.main, grpo.PRESETS, ["embedded", *small, "mine", "--run.overwrite"])
     assert steps(mine) == [0, 1, 2, 2] and (mine / "finished.json").is_file()

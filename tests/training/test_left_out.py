@@ -9,7 +9,7 @@ import pytest
 from mmrl.data.rows.sources import load_prompts, split_prompts
 from mmrl.ground.faults import BadRow
 from mmrl.model.policy import Policy
-from mmrl.recipes import grpo
+from mmrl.recipes import grpo_step
 from mmrl.recipes.shared.launch import launch
 from mmrl.rewards.pay import Rewards, in_process
 from mmrl.training.left_out import LeftOut
@@ -102,7 +102,7 @@ def test_the_written_out_recipe_lists_them_too(tiny_folder, tmp_path):
     write(tmp_path / "rows.jsonl", *GOOD, *BAD)
     given = ["7b", "--model", str(tiny_folder), "--dataset", str(tmp_path / "rows.jsonl")]
     given += ["--sampling.max-tokens", "3", "--run.output", str(tmp_path / "run"), *FLAGS]
-    launch(grpo.main, grpo.PRESETS, [*given, "--load.max-prompt-tokens", "500"])
+    launch(grpo_step.main, grpo_step.PRESETS, [*given, "--load.max-prompt-tokens", "500"])
     assert len(lines(tmp_path / "run")) == 3
 
 

@@ -1,0 +1,153 @@
+"""Flags that mean nothing beside others: they are refused, for nothing that was asked for is ignored.
+
+A recipe takes what it needs; some of it is read only under a condition (`--groups.rounds` with `--dynamic`). `RULES`
+says which; what every recipe reads of its records is held by a test over all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+from mmrl.recipes.shared.clip_data import about_spans
+
+Arguments = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Unread:
+    """Flags that nothing reads while `when` holds."""
+
+    flags: tuple[str, ...]
+    """Names with dots; what ends with a dot is a whole record."""
+    when: Callable[[str, Arguments], bool]
+    """Recipe and arguments -> does nothing read them?"""
+    remedy: str
+    but: tuple[str, ...] = ()
+    """Of a whole record, what is read all the same."""
+
+
+def _trains_on_clips(recipe: str, arguments: Arguments) -> bool:
+    return "asking" in arguments and recipe != "evaluate"
+
+
+def _drawn_clips(recipe: str, arguments: Arguments) -> bool:
+    return _trains_on_clips(recipe, arguments) and str(arguments["dataset"]).startswith(
+        "drawn:"
+    )
+
+
+def _evaluates_spans(recipe: str, arguments: Arguments) -> bool:
+    return recipe == "evaluate" and about_spans(str(arguments["dataset"]), arguments["clips"])
+
+
+def _evaluates_rows(recipe: str, arguments: Arguments) -> bool:
+    return recipe == "evaluate" and not _evaluates_spans(recipe, arguments)
+
+
+def _no_rows(recipe: str, arguments: Arguments) -> bool:
+    return recipe == "hopchain" and not arguments["rows"]
+
+
+def _own_rewards(recipe: str, arguments: Arguments) -> bool:
+    reward = arguments.get("reward")
+    return bool(getattr(reward, "own", ())) and recipe not in ("mr_rlvr", "hopchain")
+
+
+RULES = (
+    Unread(
+        ("groups.",),
+        lambda _, a: a.get("dynamic") is False,
+        "it belongs to dynamic sampling; add --dynamic, or leave it out",
+    ),
+    Unread(
+        ("judge.",),
+        lambda _, a: "judge" in a and not a["judge"].url,
+        "without --judge.url a rule stands in for the judge; give the address, or leave it out",
+        but=("judge.url",),
+    ),
+    Unread(
+        ("data.",),
+        _trains_on_clips,
+        "questions about clips are read and asked by --clips and --asking; leave it out",
+        but=("data.limit", "data.heldout", "data.heldout_rows", "data.allow_outside"),
+    ),
+    Unread(
+        ("clips.", "video_root"),
+        _drawn_clips,
+        "drawn clips have no files; name a data set of your own with --dataset, or leave it out",
+    ),
+    Unread(
+        ("clips.", "asking.", "video_root"),
+        _evaluates_rows,
+        "it is for annotations of spans, which --dataset is not; leave it out",
+        but=("clips.format",),
+    ),
+    Unread(
+        ("reward.", "samples", "ks", "data.style", "data.prompt", "data.suffix", "data.system"),
+        _evaluates_spans,
+        "annotations of spans are asked by --asking, once, and measured by their overlap; leave it out",
+    ),
+    Unread(
+        ("sampling.",),
+        lambda recipe, _: recipe == "difficulty",
+        "difficulty is measured by one greedy answer; leave it out",
+        but=("sampling.max_tokens",),
+    ),
+    Unread(
+        ("data.", "reward.", "rows_share"),
+        _no_rows,
+        "it is for rows beside the chains; name them with --rows, or leave it out",
+    ),
+    Unread(
+        ("reward.accuracy", "reward.format", "reward.grader"),
+        _own_rewards,
+        "--reward stands in place of accuracy and format; write --reward accuracy=0.9 --reward format=0.1 beside it",
+    ),
+    Unread(
+        ("tuning.",),
+        lambda _, a: "tuning" in a and not a["tuning"].rows,
+        "nothing is tuned before; set --tuning.rows, or leave it out",
+        but=("tuning.rows",),
+    ),
+    Unread(
+        ("select.",),
+        lambda _, a: "select" in a and not a["select"].target,
+        "no rows are selected; set --select.target, or leave it out",
+        but=("select.target",),
+    ),
+)
+"""All conditions under which a flag would be ignored."""
+
+
+def refuse_unread(recipe: str, before: Arguments, after: Arguments) -> None:
+    """Raise ValueError for the first flag that was given and would be ignored.
+
+    `before`: the arguments without flags, as preset and file have them; `after`: with them.
+    """
+    for name in changed(before, after):
+        for rule in RULES:
+            if _covers(rule, name) and rule.when(recipe, after):
+                flag = f"--{name.replace('_', '-')}"
+                raise ValueError(f"{flag} would be ignored: {rule.remedy}.")
+
+
+def changed(before: Arguments, after: Arguments) -> Iterator[str]:
+    """Names of the settings that differ, with dots."""
+    for name, value in after.items():
+        old = before.get(name)
+        if is_dataclass(value) and not isinstance(value, type) and type(old) is type(value):
+            for field in fields(value):
+                if field.init and getattr(old, field.name) != getattr(value, field.name):
+                    yield f"{name}.{field.name}"
+        elif value != old:
+            yield name
+
+
+def _covers(rule: Unread, name: str) -> bool:
+    if name in rule.but:
+        return False
+    return any(
+        name.startswith(flag) if flag.endswith(".") else name == flag for flag in rule.flags
+    )
