@@ -49,8 +49,9 @@ from mmrl.rewards.pay import RewardStopped
 from mmrl.training.checkpoint import CheckpointError
 from mmrl.training.compatibility import check_sampling
 from mmrl.training.door import ERRORS, entered
+from mmrl.training.loggers import refuse_missing_logger
 from mmrl.training.run import Run, refuse_several_processes
-from mmrl.training.tracking import read_metrics, refuse_missing_logger
+from mmrl.training.tracking import read_metrics
 from mmrl.training.trainer import Trainer, TrainingError
 
 USER_ERRORS = (
