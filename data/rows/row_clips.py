@@ -1,4 +1,9 @@
-"""Clips of a row: a video file, decoded by `mmrl.data.video.video`, or single frames with times."""
+"""Clips of a row: a video file, decoded by `mmrl.data.video.video`, or single frames with times.
+
+`clip`, where it is asked for, holds keyword arguments of `read_clip`. Of them single frames obey `num_frames`, `fps`
+and `max_frames`: the frames nearest to an even grid of times. Without any of the three all of them are shown, since
+whoever wrote them down has chosen already.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from mmrl.data.rows.containers import is_pixels, picture_in
@@ -47,16 +53,36 @@ class FrameList:
             if not is_pixels(frame):
                 check_image(frame, base)
 
-    def decode(self, base: Root | Path | None) -> Media:
-        """All frames as one clip; the last frame lasts as long as the one before. Raises `Fault`."""
-        frames = [read_image(picture_in(frame), base) for frame in self.frames]
+    def decode(self, base: Root | Path | None, clip: Mapping[str, Any] = {}) -> Media:
+        """The chosen frames as one clip; its last frame lasts as long as the one before. Raises `Fault`."""
+        chosen = _chosen_frames(self.times, clip)
+        frames = [read_image(picture_in(self.frames[number]), base) for number in chosen]
         if len({frame.shape for frame in frames}) > 1:
             sizes = sorted({tuple(frame.shape[2:]) for frame in frames})
             found = f"frames of different sizes {sizes}"
             raise Fault("bad clip", found, "All frames of a clip must have one size.")
-        times = torch.tensor(self.times, dtype=torch.float64)  # [F]
-        step = float(times[-1] - times[-2]) if len(times) > 1 else 0.0
-        return Media(torch.cat(frames), times, float(times[-1]) + step)
+        # The clip lasts as long as it did, however few of its frames are shown.
+        step = self.times[-1] - self.times[-2] if len(self.times) > 1 else 0.0
+        times = torch.tensor(self.times, dtype=torch.float64)[chosen]  # [F]
+        return Media(torch.cat(frames), times, self.times[-1] + step)
+
+
+def _chosen_frames(times: Sequence[float], clip: Mapping[str, Any]) -> list[int]:
+    """Numbers of the frames that are shown, rising."""
+    fps, count, most = (clip.get(name) for name in ("fps", "num_frames", "max_frames"))
+    wanted = len(times)
+    if count is not None:
+        wanted = count
+    elif fps is not None and wanted > 1:
+        # The last frame has no length of its own: with n frames there are n - 1 steps between them.
+        wanted = round((times[-1] - times[0]) * fps) + 1
+    wanted = max(1, min(wanted, len(times), most or len(times)))
+    if wanted == len(times):
+        return list(range(wanted))
+    # Imported here: rows without clips need nothing of the video room.
+    from mmrl.data.video.frame_choice import nearest_frames
+
+    return nearest_frames(np.array(times), wanted).tolist()
 
 
 def _are_rising(seconds: Sequence[Any]) -> bool:

@@ -128,7 +128,11 @@ class RowPrompts(Prompts):
         messages, visuals, label = self._chat(row)
         extra = {name: row[name] for name in self._extra if row.get(name) is not None}
         text = digest((messages, self._answer(row, label), extra, label))
-        return text, digest(list(visuals.used), self._base(number).folder, files=True)
+        shown: list[Any] = list(visuals.used)
+        # Other frames of the same file are other media.
+        if self._clip and any(kind == "video" for kind, _ in visuals.used):
+            shown.append(self._clip)
+        return text, digest(shown, self._base(number).folder, files=True)
 
     def __iter__(self) -> Iterator[Prompt]:
         """All prompts in order; rows that turn out bad are left out, or stop it, by `on_bad`."""
@@ -414,7 +418,7 @@ class RowPrompts(Prompts):
         if kind == "image":
             return Media(read_image(picture_in(cell), base))
         if isinstance(cell, FrameList):
-            return cell.decode(base)
+            return cell.decode(base, self._clip)
         return read_video(video_path(cell, base), self._clip)
 
     def _count(self, number: int, fault: Fault) -> None:

@@ -35,7 +35,7 @@ from mmrl.training.identity import (
 )
 from mmrl.training.model_card import model_card
 from mmrl.training.run import FREE_TO_CHANGE, LATEST, RUNS, Run, described_steps
-from mmrl.training.tracking import LOGS, describe, environment
+from mmrl.training.tracking import LOGS, Tracker, describe, environment
 from mmrl.types import Prompts
 
 ERRORS = "errors.log"
@@ -213,6 +213,19 @@ class Door:
         if stored is None or stored | plain != stored:
             config["environment"] = environment()
             write_whole(self.folder / "config.json", json.dumps(config, indent=1))
+
+    def tracker(self, run: Run, settings: Mapping[str, Any]) -> Tracker:
+        """Who writes the run's numbers, and sends them on in the run's own name; of several processes the first."""
+        asked = {} if self.recipe is None else {"recipe": self.recipe}
+        return Tracker(
+            self.folder,
+            run.logger,
+            run.name,
+            writes=self.ranks.first,
+            identity=self.marker.id,
+            project=run.project,
+            settings={**asked, **settings},
+        )
 
     def card(self, run: Run, settings: Mapping[str, Any], metrics: Mapping[str, float]) -> str:
         """The README.md of the run's model."""

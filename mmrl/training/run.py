@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mmrl.ground.require import require
-from mmrl.training.tracking import Logger
+from mmrl.training.loggers import PROJECT, Logger
 from mmrl.types import Prompts
 
 RUNS, LATEST = "runs", "latest"
@@ -62,7 +62,9 @@ class Run:
     on_bad: str = "skip"
     """A row that cannot be used is skipped and counted ("skip") or ends the run ("stop")."""
     logger: Logger = "none"
-    """Also log to TensorBoard or Weights & Biases."""
+    """Also log to TensorBoard, Weights & Biases, Trackio or MLflow; a continued run goes on in the same curves."""
+    project: str = PROJECT
+    """Project (MLflow: experiment) that the logger files the run under."""
 
     def __post_init__(self) -> None:
         has_length = self.steps is None or self.steps >= 1
@@ -108,6 +110,7 @@ FREE_TO_CHANGE = (
     "sample_every",
     "grace",
     "logger",
+    "project",
 )
 """Fields of `Run` that a continued run may set differently: they do not touch the weights."""
 

@@ -4,12 +4,11 @@
 and the same run killed and continued. `samples.jsonl` holds answers, `closeups.jsonl` their pictures and numbers per
 token, `eval.jsonl` the answer to each held-out question, `config.json` every setting, `skipped.jsonl` bad rows;
 `report.html` shows all of it.
-TensorBoard and Weights & Biases are fed with the same numbers if they are asked for.
+TensorBoard, Weights & Biases, Trackio and MLflow get the same numbers if they are asked for (`loggers`).
 """
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import os
@@ -21,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO
 
 import torch
 
@@ -31,26 +30,40 @@ from mmrl.ground.outputs import write_whole
 from mmrl.ground.progress import Progress
 from mmrl.ground.version import __version__
 from mmrl.report.refresh import Refresh
+from mmrl.training.loggers import (
+    PROJECT,
+    Answered,
+    Logger,
+    Origin,
+    Outside,
+    side_by_side,
+)
 from mmrl.types import Prompts, Rollout
 
-Logger = Literal["none", "tensorboard", "wandb"]
 LOGS = ("metrics.jsonl", "samples.jsonl", "closeups.jsonl", "eval.jsonl", "skipped.jsonl")
 """Files of a run to which lines are appended."""
 KEPT = 400
 """Characters that are kept of a held-out question and of its answer."""
-Sink = Callable[[int, Mapping[str, float | None]], None]
-"""Takes a step and its metrics; None is a number that is not finite."""
 
 
 class Tracker:
     """Writes the files of one run; of several processes one `writes`, the others leave them alone."""
 
     def __init__(
-        self, folder: Path, logger: Logger = "none", name: str = "", *, writes: bool = True
+        self,
+        folder: Path,
+        logger: Logger = "none",
+        name: str = "",
+        *,
+        writes: bool = True,
+        identity: str = "",
+        project: str = PROJECT,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         self.folder = folder
         self.writes = writes
-        self._sinks = _sinks(folder, logger, name) if writes else []
+        origin = Origin(folder, name, identity, project, settings or {})
+        self._outside = Outside(logger if writes else "none", origin)
         self._report = Refresh(folder)
 
     @property
@@ -63,17 +76,19 @@ class Tracker:
             return
         # JSON has neither NaN nor infinity.
         clean: dict[str, float | None] = {}
-        metrics = {**metrics, **self._report.failures()}
+        metrics = {**metrics, **self._report.failures(), **self._outside.failures()}
         for name, value in sorted(metrics.items()):
             clean[name] = float(value) if math.isfinite(value) else None
         append_rows(self.metrics_file, [{"step": step, **clean}])
-        for sink in self._sinks:
-            sink(step, clean)
+        self._outside.log(step, clean)
         self._report.if_due()
 
     def sample(self, step: int, rollouts: Sequence[Rollout]) -> None:
         """Append answers with their rewards."""
-        for rollout in rollouts if self.writes else ():
+        if not self.writes:
+            return
+        self._outside.samples(step, lambda: [_answered(rollout) for rollout in rollouts])
+        for rollout in rollouts:
             truth = rollout.prompt.answer
             # References may be anything, also tensors and records of the user's.
             if not isinstance(truth, (str, int, float, list)):
@@ -119,8 +134,11 @@ class Tracker:
     def __enter__(self) -> Tracker:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.refresh()
+        # A run that somebody stopped has not failed: it goes on later.
+        stopped = kind is None or not issubclass(kind, Exception)
+        self._outside.close(failed=not stopped)
 
     def truncate(self, step: int, *, again: bool = False) -> None:
         """Forget what was written after this step, and its own metrics too if they will be logged `again`."""
@@ -230,6 +248,21 @@ def chat_as_line(messages: Sequence[Mapping[str, Any]]) -> str:
     return " ".join(_message_text(message["content"]) for message in messages)
 
 
+def _answered(rollout: Rollout) -> Answered:
+    """An answer as a row of a table, with the pictures it is about."""
+    prompt = rollout.prompt
+    texts = {
+        "question": chat_as_line(prompt.messages),
+        "answer": rollout.text,
+        "truth": str(prompt.answer),
+        "stop": rollout.stop,
+    }
+    # Frames are [F, 3, H, W].
+    clips = [medium.frames.permute(0, 2, 3, 1).cpu().numpy() for medium in prompt.media]
+    reward = None if rollout.reward is None else float(rollout.reward)
+    return Answered(prompt.id, side_by_side(clips), texts, reward)
+
+
 def _message_text(content: str | Sequence[Mapping[str, Any]]) -> str:
     """The text of one message, which is a string or a list of parts."""
     if isinstance(content, str):
@@ -294,63 +327,3 @@ def append_rows(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 def _ends_a_line(handle: BinaryIO) -> bool:
     handle.seek(-1, os.SEEK_END)
     return handle.read(1) == b"\n"
-
-
-def refuse_missing_logger(logger: Logger) -> None:
-    """Raise ValueError for a logger whose package is not installed; nothing is imported for it."""
-    if logger != "none" and importlib.util.find_spec(logger) is None:
-        raise ValueError(
-            f"--run.logger is {logger}, but that package is not installed: pip install 'mmrl[{logger}]', or leave "
-            "--run.logger out; metrics.jsonl and report.html are written in any case."
-        )
-
-
-def _sinks(folder: Path, logger: Logger, name: str) -> list[Sink]:
-    """Where metrics go besides the file. Raises ValueError for a logger that is unknown or not installed."""
-    if logger == "none":
-        return []
-    if logger == "tensorboard":
-        return [_tensorboard(folder)]
-    if logger == "wandb":
-        return [_wandb(folder, name)]
-    raise ValueError(f"run.logger is {logger!r}; it must be 'none', 'tensorboard' or 'wandb'.")
-
-
-def _tensorboard(folder: Path) -> Sink:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise ValueError(
-            "run.logger is 'tensorboard' but it is not installed: pip install -e '.[tensorboard]'."
-        ) from error
-    writer = SummaryWriter(str(folder / "tensorboard"))
-
-    def write(step: int, metrics: Mapping[str, float | None]) -> None:
-        for name, value in metrics.items():
-            if value is not None:
-                writer.add_scalar(name, value, step)
-        writer.flush()
-
-    return write
-
-
-def _wandb(folder: Path, name: str) -> Sink:
-    try:
-        import wandb  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise ValueError(
-            "run.logger is 'wandb' but it is not installed: pip install -e '.[wandb]'."
-        ) from error
-    # The folder's name as id: a continued run goes on in the same curves.
-    session = wandb.init(
-        project="mmrl",
-        name=name,
-        dir=str(folder),
-        resume="allow",
-        id=folder.name,
-    )
-
-    def write(step: int, metrics: Mapping[str, float | None]) -> None:
-        session.log(dict(metrics), step=step)
-
-    return write

@@ -237,8 +237,7 @@ class Trainer:
         done = door.finished()
         if done is not None:
             return done
-        # Rank 0 alone writes files.
-        tracker = Tracker(folder, self.run.logger, self.run.name, writes=self.ranks.first)
+        tracker = door.tracker(self.run, self.settings)
         self.supply.log = folder / "skipped.jsonl"
         self.identity = door.marker.id
         metrics = self._resume(tracker, door)

@@ -37,7 +37,14 @@ from mmrl.model.load import LoRA
 from mmrl.model.policy import Policy
 from mmrl.recipes.shared.clip_asking import Asking, span_style_of
 from mmrl.recipes.shared.embedded import WarmUp, warm_model
-from mmrl.recipes.shared.opening import EMBEDDED, Data, Load, open_data, open_policy
+from mmrl.recipes.shared.opening import (
+    EMBEDDED,
+    Data,
+    Load,
+    open_data,
+    open_policy,
+    refuse_clip_flags,
+)
 from mmrl.training.run import Run
 from mmrl.types import Prompts
 
@@ -124,6 +131,8 @@ class ClipQuestions:
             )  # what is wrong with them is told before weights are loaded or warmed up
         if model == EMBEDDED:
             model = str(warm_model(clip_warm_up(self.asking.time)))
+        if not self.drawn:
+            refuse_clip_flags(self.data, load)
         return open_policy(model, load, lora, run, clips_sized=not self.drawn)
 
     def open_prompts(

@@ -29,6 +29,8 @@ OPTIONAL = {
     "torchao": "Optim.eight_bit and Optim.masters=False (stochastic rounding) cannot be chosen",
     "tensorboard": "--run.logger tensorboard cannot be chosen",
     "wandb": "--run.logger wandb cannot be chosen",
+    "trackio": "--run.logger trackio cannot be chosen",
+    "mlflow": "--run.logger mlflow cannot be chosen",
     "decord": "clips are read by PyAV alone (the default, and the one that is checked most)",
     "torchcodec": "clips are read by PyAV alone (the default, and the one that is checked most)",
 }

@@ -58,8 +58,9 @@ from mmrl.training.compatibility import check_sampling
 from mmrl.training.door import ERRORS, entered
 from mmrl.training.going_on import refuse_missing_origin
 from mmrl.training.identity import short_name
+from mmrl.training.loggers import refuse_missing_logger
 from mmrl.training.run import RUNS, Run, refuse_several_processes
-from mmrl.training.tracking import read_metrics, refuse_missing_logger
+from mmrl.training.tracking import read_metrics
 from mmrl.training.trainer import Trainer, TrainingError
 
 USER_ERRORS = (

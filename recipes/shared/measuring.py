@@ -11,7 +11,7 @@ from mmrl.data.benchmarks.grading import BenchmarkAccuracy
 from mmrl.data.benchmarks.registry import is_benchmark
 from mmrl.ground.contents import digest, file_digest
 from mmrl.model.ranks import Ranks
-from mmrl.recipes.shared.opening import Load, model_source
+from mmrl.recipes.shared.opening import UNLIMITED, Load, model_source
 from mmrl.recipes.shared.paying import Style
 from mmrl.rewards.answers import final_answer, same_wording
 from mmrl.rollouts.engine import Engine
@@ -36,6 +36,9 @@ def keeping(engine: Engine, output: Path | None, model: str, load: Load) -> Engi
     file = output.with_name(f"{output.stem}.answers{mine}.jsonl")
     # What decides how a prompt looks to the model, and with how many digits it computes.
     shown = (load.dtype, load.min_pixels, load.max_pixels, load.tags, load.thinking)
+    clips = tuple(getattr(load, name) for name in UNLIMITED)
+    # Only where something was said, so that answers kept before these limits could be set are still found.
+    shown += () if clips == (None,) * len(clips) else clips
     return KeptAnswers(engine, file, digest((model_content(model), shown)).hex())
 
 

@@ -53,6 +53,12 @@ MOST_WORKERS = 256
 """Processes beside a trainer; beyond it nobody means it."""
 PROMPT_FILES = (".jinja", ".jinja2", ".j2", ".txt", ".md")
 """How the name of a prompt's file ends."""
+UNLIMITED = {"min_frame_pixels": 1, "max_frame_pixels": 1 << 40, "max_video_pixels": 1 << 50}
+"""Limits of clips that change nothing."""
+OF_CLIPS = ("fps", "frames", "max_frames")
+"""Fields of `Data` about the clips of rows."""
+OF_MEDIA = ("image_root", *OF_CLIPS)
+"""Fields of `Data` about the media of rows."""
 DRAWN = "drawn:lookup?cells=2&size_px=32"
 """What the embedded model is trained on: pictures of four cells, "What is at row 1 column 2?"."""
 
@@ -73,6 +79,12 @@ class Load:
     """Smallest area of an image; None keeps the checkpoint's."""
     max_pixels: int | None = None
     """Largest area of an image; None keeps the checkpoint's."""
+    min_frame_pixels: int | None = None
+    """Smallest area of a frame of a clip; None keeps the checkpoint's."""
+    max_frame_pixels: int | None = None
+    """Largest area of a frame of a clip; None keeps the checkpoint's."""
+    max_video_pixels: int | None = None
+    """Largest area of all frames of a clip together; None keeps the checkpoint's."""
     max_prompt_tokens: int | None = None
     """Longer prompts are skipped and counted; None is the model's context."""
     offload_reference: bool = False
@@ -101,9 +113,15 @@ class Load:
 
     def __post_init__(self) -> None:
         has_memory = self.memory is None or self.memory > 0
+        areas = ("min_pixels", "max_pixels", *UNLIMITED)
+        fine = {
+            name: (getattr(self, name) is None or getattr(self, name) >= 1, "positive, or None")
+            for name in areas
+        }
         has_workers = self.workers is None or 0 <= self.workers <= MOST_WORKERS
         require(
             self,
+            **fine,
             memory=(has_memory, "positive GiB, or None to use what is free"),
             workers=(has_workers, f"0 (none) to {MOST_WORKERS}, or None to choose"),
         )
@@ -137,6 +155,12 @@ class Data:
     """System turn, in place of the style's."""
     columns: tuple[str, ...] = ()
     """Column names, as question=problem answer=solution images=left images=right; images= says that there are none."""
+    fps: float | None = None
+    """Frames per second of a row's clip; None: 2 of a video file, and all of frames that are listed one by one."""
+    frames: int | None = None
+    """So many frames of a row's clip, however long it is (of a video file an even number), in place of fps."""
+    max_frames: int | None = None
+    """Most frames of a row's clip at fps; None: 768 of a video file."""
     image_root: Path | None = None
     """Where relative paths of images and videos start; the data file's folder by default."""
     allow_outside: bool = False
@@ -144,11 +168,31 @@ class Data:
     on_bad: Literal["skip", "stop"] = "skip"
     """Skip and count rows that cannot be used, or stop at the first."""
 
+    def __post_init__(self) -> None:
+        alone = self.frames is None or (self.fps is None and self.max_frames is None)
+        most = self.max_frames
+        require(
+            self,
+            fps=(self.fps is None or self.fps > 0, "positive, or None"),
+            frames=(self.frames is None or self.frames >= 1, "at least 1, or None with fps"),
+            max_frames=(most is None or most >= 2, "at least 2 (one pair), or None"),
+        )
+        if not alone:
+            raise ValueError(
+                f"--data.frames {self.frames} shows so many frames of every clip, so --data.fps and --data.max-frames "
+                "have nothing to decide; leave them out, or leave --data.frames out."
+            )
+
+    def clip(self) -> dict[str, Any]:
+        """What was said about frames, as keyword arguments of `read_clip`."""
+        said = {"fps": self.fps, "num_frames": self.frames, "max_frames": self.max_frames}
+        return {name: value for name, value in said.items() if value is not None}
+
     def refuse_drawn(self, dataset: str) -> None:
         """Raise ValueError for what a drawn task would not look at."""
         if not dataset.startswith(DRAWN_TASKS):
             return
-        for name in ("prompt", "suffix", "system", "subset", "columns", "image_root"):
+        for name in (*("prompt", "suffix", "system", "subset", "columns"), *OF_MEDIA):
             if getattr(self, name):
                 flag = f"--data.{name.replace('_', '-')}"
                 raise ValueError(
@@ -191,8 +235,16 @@ class Data:
         return path.read_text(encoding="utf-8").removesuffix("\n")
 
 
-UNLIMITED = {"min_frame_pixels": 1, "max_frame_pixels": 1 << 40, "max_video_pixels": 1 << 50}
-"""Limits of clips that change nothing."""
+def refuse_clip_flags(data: Data, load: Load) -> None:
+    """Raise ValueError for frames and sizes that a recipe with --clips of its own would not look at."""
+    given = [f"data.{name}" for name in OF_CLIPS if getattr(data, name) is not None]
+    given += [f"load.{name}" for name in UNLIMITED if getattr(load, name) is not None]
+    if given:
+        flag = f"--{given[0].replace('_', '-')}"
+        raise ValueError(
+            f"{flag} is for rows with clips of recipes that train on any rows; here frames and their sizes are those "
+            f"of --clips (fps, num-frames, max-frames, max-frame-tokens, total-tokens). Leave {flag} out."
+        )
 
 
 def open_policy(
@@ -215,7 +267,7 @@ def open_policy(
         min_pixels=load.min_pixels,
         max_pixels=load.max_pixels,
         max_prompt_tokens=load.max_prompt_tokens,
-        **(UNLIMITED if clips_sized else {}),
+        **(UNLIMITED if clips_sized else {name: getattr(load, name) for name in UNLIMITED}),
     )
     source, checkpoint = model_source(model)
     if is_dry():
@@ -331,6 +383,7 @@ def open_data(dataset: str, data: Data, seed: int) -> tuple[Prompts, Prompts]:
         "image_root": data.image_root,
         "allow_outside": data.allow_outside,
         "on_bad": data.on_bad,
+        "clip": data.clip(),
         "seed": seed,
     }
     data.refuse_drawn(dataset)

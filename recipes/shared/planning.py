@@ -29,7 +29,7 @@ from mmrl.objectives.base import Objective
 from mmrl.perception.masking import PatchMask
 from mmrl.recipes.shared.configuration import Configuration
 from mmrl.recipes.shared.machines import in_words, machine, this_machine
-from mmrl.recipes.shared.opening import EMBEDDED, Load, model_source, policy_settings
+from mmrl.recipes.shared.opening import EMBEDDED, Data, Load, model_source, policy_settings
 from mmrl.training.plan import GIB, Device, Plan, Settings, Work, plan
 from mmrl.training.run import Run
 from mmrl.training.score_plan import ScorePlan, plan_scores
@@ -294,11 +294,29 @@ def _visual_tokens(arguments: Mapping[str, Any], sizes: Sizes, prompting: Prompt
         # The limits of a frame and of the whole clip; without either, that of a picture.
         each = clips.max_frame_tokens or sizes.visual_tokens(sizes.max_pixels)
         return min(pairs * each, whole or pairs * each)
+    data = arguments.get("data")
+    if clips is None and isinstance(data, Data) and (data.frames or data.max_frames):
+        # Whoever chooses frames has rows with clips, at least one each.
+        return _clip_tokens(data.frames or data.max_frames or 0, arguments["load"], sizes)
     most = arguments["load"].max_pixels or sizes.max_pixels
     side = re.search(r"size_px=(\d+)", dataset)
     if side:
         most = min(most, int(side[1]) ** 2)
     return prompting.images * sizes.visual_tokens(most)
+
+
+def _clip_tokens(frames: int, load: Load, sizes: Sizes) -> int:
+    """Visual tokens of a row's clip with so many frames; without limits each pair is as large as a picture."""
+    if sizes.tile:
+        return frames * sizes.square_tokens
+    each = sizes.visual_tokens(load.max_frame_pixels or sizes.max_pixels)
+    whole = math.ceil(frames / 2) * each
+    # The limit counts the pixels of all frames, a token those of two.
+    return (
+        min(whole, sizes.visual_tokens(load.max_video_pixels // 2))
+        if load.max_video_pixels
+        else whole
+    )
 
 
 def _scores(arguments: Mapping[str, Any], run: Run) -> ScorePlan:

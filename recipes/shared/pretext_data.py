@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from mmrl.data.pretext.catalogue import find
 from mmrl.data.pretext.difficulty import DefaultKnobs, FixedLevel, LevelController
 from mmrl.data.pretext.mixture import LearningProgress
 from mmrl.data.pretext.presets import NP_SIZES, Ingredient, TaskMix, preset
@@ -117,9 +118,40 @@ class Puzzles:
     """Longest side of shown pictures and frames in pixels; None keeps the size the task gives."""
     drawn_side: int = 384
     """Height of drawn pictures in pixels; drawn clips are half as high."""
+    frames: int | None = None
+    """Shown frames of a clip, in every task of the mix that has their number; None: the preset's."""
+    fps: float | None = None
+    """Frames per second, in every task of the mix that has a rate; None: the preset's."""
 
     def __post_init__(self) -> None:
-        require(self, heldout_share=(0 < self.heldout_share < 1, "between 0 and 1"))
+        require(
+            self,
+            heldout_share=(0 < self.heldout_share < 1, "between 0 and 1"),
+            frames=(self.frames is None or self.frames >= 1, "at least 1, or None"),
+            fps=(self.fps is None or self.fps > 0, "positive, or None"),
+        )
+
+    def task_mix(self) -> TaskMix:
+        """The mix by its name, with frames and rate of one's own. Raises ValueError where no task has such a thing."""
+        mix = MINIATURES.get(self.mix) or preset(self.mix)
+        for name in ("frames", "fps"):
+            if getattr(self, name) is not None:
+                mix = self._with_own(mix, name)
+        return mix
+
+    def _with_own(self, mix: TaskMix, name: Literal["frames", "fps"]) -> TaskMix:
+        """The mix with one knob of its tasks set to the field of this name."""
+        value = getattr(self, name)
+        parts: list[Ingredient] = []
+        for part in mix.ingredients:
+            has_it = name in find(part.task).knobs
+            parts.append(replace(part, knobs={**part.knobs, name: value}) if has_it else part)
+        if not any(name in part.knobs for part in parts):
+            raise ValueError(
+                f"--puzzles.{name} is {value}, but no task of the mix {mix.name} has {name}. Leave it out, or "
+                "take another --puzzles.mix. Sizes of frames are --load.max-frame-pixels and --puzzles.shown."
+            )
+        return replace(mix, ingredients=tuple(parts))
 
 
 @dataclass(frozen=True)
@@ -247,7 +279,7 @@ def open_pretext(
 
     Raises ValueError for unknown mixes and unfit media.
     """
-    mix = MINIATURES.get(puzzles.mix) or preset(puzzles.mix)
+    mix = puzzles.task_mix()
     wanted = {"tags": puzzles.tags, "thinking": puzzles.thinking, "variant": puzzles.wording}
     changes = {name: value for name, value in wanted.items() if value not in ("preset", None)}
     surface = replace(mix.surface, **changes)
