@@ -2,6 +2,7 @@
 
     settings.md         every record that a command line can set, field by field: flag, default, meaning
     papers/NAME.md      each recipe: what it does, its method, its presets, and the source of every published number
+    api/MODULE.md       each public module: classes, functions and constants with their docstrings (api.py)
 
 Texts are docstrings; numbers with sources come from tests/recipes/preset_sources.json, which tests hold to the code.
 """
@@ -20,6 +21,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parent))  # api.py lies here, whoever loads this file
+
+import api
+
+import mmrl
 from mmrl.recipes.__main__ import recipes
 
 ROOT = Path(__file__).parents[1]
@@ -37,6 +43,7 @@ def build(output: Path) -> list[Path]:
     for name, recipe in loaded.items():
         pages[f"papers/{name}.md"] = paper_page(name, recipe, sources.get(name, {}))
     pages["papers/index.md"] = index_page(loaded)
+    pages |= api.api_pages(mmrl._HOMES)
     written = []
     for path, text in pages.items():
         (output / path).parent.mkdir(parents=True, exist_ok=True)
@@ -54,6 +61,7 @@ def records(recipe: ModuleType) -> Iterator[tuple[str, Any]]:
 
 def settings_page(loaded: Mapping[str, ModuleType]) -> str:
     """Each kind of record once, with the names under which recipes have it."""
+    link = api.linked("api/")
     kinds: dict[type, dict[str, list[str]]] = {}
     for name, recipe in loaded.items():
         for flag, record in records(recipe):
@@ -66,7 +74,7 @@ def settings_page(loaded: Mapping[str, ModuleType]) -> str:
     for kind in sorted(kinds, key=lambda kind: kind.__name__):
         parts += [
             f"## {kind.__name__}",
-            doc(kind),
+            f"{link(kind.__name__)} of `{kind.__module__}`. {doc(kind)}",
             _used(kinds[kind], len(loaded)),
             _table(kind),
         ]
@@ -134,7 +142,8 @@ def paper_page(name: str, recipe: ModuleType, sources: Mapping[str, Any]) -> str
         type(r).__module__ for _, r in records(recipe) if "objectives" in type(r).__module__
     }
     for module in sorted(methods):
-        parts += ["## Method", _fenced(doc(importlib.import_module(module)))]
+        text = _fenced(doc(importlib.import_module(module)))
+        parts += ["## Method", f"[{module}](../api/{module}.md) is all of it:", text]
     published = _published(sources)
     if published:
         rows = [

@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import inspect
 import json
+import posixpath
 import re
 import shlex
 import sys
@@ -17,6 +18,7 @@ from types import ModuleType
 
 import pytest
 
+import mmrl
 from mmrl.recipes.__main__ import recipes
 from mmrl.recipes.shared.launch import resolved
 
@@ -177,6 +179,61 @@ def test_every_recipe_has_a_page_with_its_published_numbers(made):
     assert (
         "arXiv 2507.06448" in made["papers/papo.md"] and "`7b-no-ref`" in made["papers/papo.md"]
     )
+
+
+def public(folder):
+    """(module, name) of the classes and functions of a room, by their definitions."""
+    for file in sorted((ROOT / folder).rglob("*.py")):
+        words = file.relative_to(ROOT).with_suffix("").parts
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            defines = isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+            if defines and not node.name.startswith("_") and file.stem != "__init__":
+                yield ".".join(words if words[0] == "mmrl" else ("mmrl", *words)), node.name
+
+
+@pytest.mark.parametrize(
+    "folder",
+    [*(f"mmrl/{r}" for r in ("objectives", "losses", "rollouts", "rewards")), "perception"],
+)
+def test_every_public_name_of_a_room_is_in_the_reference(made, folder):
+    names = list(public(folder))
+    assert len(names) > 10
+    for module, name in names:
+        assert f'<a id="{name}"></a>' in made[f"api/{module}.md"], f"{module}.{name}"
+
+
+def test_the_facade_and_the_records_are_in_the_reference(made):
+    for name, home in mmrl._HOMES.items():
+        assert f'<a id="{name}"></a>' in made[f"api/{home}.md"], name
+        assert f"[`{name}`]({home}.md#{name})" in made["api/index.md"]
+    assert "| `temperature` |" in made["api/mmrl.types.md"]
+
+
+def test_links_between_the_written_pages_lead_somewhere(made):
+    found = 0
+    for page, text in made.items():
+        for target in re.findall(
+            r"\]\(([^)\s]+\.md[^)\s]*)\)", re.sub(r"```.*?```", "", text, flags=re.S)
+        ):
+            path, _, anchor = target.partition("#")
+            there = posixpath.normpath(posixpath.join(posixpath.dirname(page), path))
+            assert there in made, f"{page} leads to {target}"
+            assert not anchor or f'<a id="{anchor}"></a>' in made[there], f"{page}: {target}"
+            found += 1
+    assert found > 200
+
+
+def test_the_texts_of_the_reference_are_shown_as_they_are_meant(made):
+    page = made["api/mmrl.losses.kl.md"]
+    # A formula keeps its form, a numbered list is one, names are links, and nothing is taken for HTML.
+    assert "```text\nk1  = -u              unbiased" in page
+    assert "\n\n1. verl, EasyR1 and PAPO clamp" in page
+    quoted = "here [`Rewards`](mmrl.rewards.pay.md#Rewards) drops it for the whole group"
+    assert quoted in made["api/mmrl.rewards.parts.md"]
+    for name, text in made.items():
+        if name.startswith("api/"):
+            plain = re.sub(r"```.*?```|`[^`]*`|<a id=\"\w+\"></a>", "", text, flags=re.S)
+            assert not re.search(r"<[a-z/]", plain), name
 
 
 @pytest.mark.parametrize(

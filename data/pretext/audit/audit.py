@@ -227,7 +227,7 @@ def gap_curve(
 
 
 def _named(ingredient: Ingredient) -> str:
-    short = {"rows", "columns", "kind", "decoys", "clips", "motion"}
+    short = {"rows", "columns", "kind", "decoys", "clips", "motion", "size", "hops"}
     knobs = "x".join(str(value) for name, value in ingredient.knobs.items() if name in short)
     return f"{ingredient.task}:{knobs}" if knobs else ingredient.task
 
