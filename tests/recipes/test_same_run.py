@@ -158,9 +158,7 @@ def test_config_holds_everything(place):
     config = json.loads((folder_of(place) / "config.json").read_text())
     assert {"run", "settings", "recipe", "environment"} <= config.keys()
     settings = config["settings"]
-    assert (
-        settings["policy"]["device"] == "cpu" and "max_pixels" in settings["policy"]["pixels"]
-    )
+    assert settings["policy"]["device"] == "cpu" and "pixels" in settings["policy"]
     assert {"texts", "media", "order", "read"} <= settings["prompts"].keys()
     assert settings["code"]["rewards"].keys() == {"letters"}
     arguments = config["recipe"]["arguments"]
