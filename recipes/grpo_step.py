@@ -56,7 +56,7 @@ PRESETS = {
 UNREAD: dict[str, tuple[str, ...]] = {
     "run": (
         *("updates_per_step", "tokens_per_pass", "eval_every", "save_every", "keep"),
-        "sample_every",
+        *("sample_every", "from_run"),
     ),
     "grpo": (
         *("kl", "kl_kind", "kl_in", "kl_importance", "mismatch", "mismatch_level"),

@@ -33,6 +33,7 @@ from mmrl.recipes.shared.solution_data import (
     open_solutions,
     solution_model,
 )
+from mmrl.training.going_on import refuse_branching
 from mmrl.training.run import planned_steps
 
 PRESETS = {
@@ -64,6 +65,9 @@ def main(
     """Train a vision-language model on worked solutions, then on answers."""
     # Old output goes now: the first stage writes into the folder before the second looks at it.
     run = stage_run(run)
+    refuse_branching(
+        run, "the second stage begins with the model of the first, in the run's own folder"
+    )
     prompts, heldout = open_data(dataset, data, run.seed)
     policy = open_policy(solution_model(model), load, lora, run)
     total = planned_steps(run, prompts)

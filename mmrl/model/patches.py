@@ -63,6 +63,10 @@ class PixelBudget:
         self._refuse_crossing("min_pixels", "max_pixels")
         self._refuse_crossing("min_frame_pixels", "max_frame_pixels")
 
+    def chosen(self) -> dict[str, int]:
+        """The limits that are not left to the checkpoint."""
+        return {name: number for name, number in vars(self).items() if number is not None}
+
     def _refuse_crossing(self, low: str, high: str) -> None:
         least, most = getattr(self, low), getattr(self, high)
         if least is not None and most is not None and least > most:

@@ -154,7 +154,7 @@ class Policy:
             "lora": None if adapters is None else vars(adapters),
             "shared": shared,
             "device": home.type,
-            "pixels": vars(budget or PixelBudget()),
+            "pixels": {} if budget is None else budget.chosen(),
         }
         # Only what is out of the ordinary, so that runs which it does not concern can be continued as before.
         if tags != "auto":

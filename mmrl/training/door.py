@@ -191,8 +191,8 @@ class Door:
         )
         if done is not None:
             Progress.say(
-                f"{self.folder} holds a finished run; nothing to do. More --run.steps extend it, --run.overwrite "
-                "starts anew."
+                f"{self.folder} holds a finished run; nothing to do. --run.overwrite starts anew, more --run.steps "
+                "extend it."
             )
         return done
 

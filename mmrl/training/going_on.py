@@ -76,7 +76,8 @@ def origin(run: Run, settings: Mapping[str, Any], steps: int) -> Found:
     """
     if run.from_run is None:
         return None, {}
-    folder = run.from_run
+    # Resolved now: runs/latest will lead to this run as soon as it has begun.
+    folder = run.from_run.expanduser().resolve()
     newest, state = _newest_of(folder)
     if state["step"] >= steps:
         raise OutputError(
@@ -93,7 +94,7 @@ def origin(run: Run, settings: Mapping[str, Any], steps: int) -> Found:
         )
     marker = marker_of(folder)
     note = {
-        "folder": str(folder.resolve()),
+        "folder": str(folder),
         "run": state.get("run") or (marker.id if marker else ""),
         "step": state["step"],
     }
@@ -117,6 +118,7 @@ def begin_logs(folder: Path, branch_of: Path | None) -> None:
 
 def _newest_of(folder: Path) -> tuple[Path, dict[str, Any]]:
     """Newest whole checkpoint of a run, which is only read. Raises `OutputError` without any."""
+    folder = folder.expanduser()
     newest, complaints = checkpoint.newest_whole(folder / "checkpoints")
     if newest is None:
         found = "holds no checkpoint" if folder.is_dir() else "is no folder"

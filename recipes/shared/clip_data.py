@@ -9,7 +9,7 @@ run's folder) if they cannot be read; what happens to their rows is the user's c
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -126,13 +126,11 @@ class ClipQuestions:
     ) -> Policy:
         """The policy; `embedded` is the tiny model that was warmed up on drawn clips, told their times in this way."""
         if not self.drawn:
-            _ = (
-                self.rows
-            )  # what is wrong with them is told before weights are loaded or warmed up
+            refuse_clip_flags(self.data, load)
+            # What is wrong with rows is told before weights are loaded or warmed up.
+            _ = self.rows
         if model == EMBEDDED:
             model = str(warm_model(clip_warm_up(self.asking.time)))
-        if not self.drawn:
-            refuse_clip_flags(self.data, load)
         return open_policy(model, load, lora, run, clips_sized=not self.drawn)
 
     def open_prompts(
@@ -221,8 +219,10 @@ def within_clips(rows: GroundingRows, clips: Clips) -> GroundingRows:
     if not videos:
         return rows
     lengths: dict[str, float] = {}
-    reader = ClipReader(timeout=clips.timeout)
-    with busy("Reading the lengths of clips"):
+    with (
+        busy("Reading the lengths of clips"),
+        closing(ClipReader(timeout=clips.timeout)) as reader,
+    ):
         for video in videos:
             with suppress(BadMedia):  # a broken file is told, and counted, when it is decoded
                 lengths[video] = reader.probe(video).duration

@@ -37,13 +37,14 @@ from mmrl.recipes.shared.supervised import label_rollout, likelihood
 from mmrl.rewards.pay import Rewards
 from mmrl.rollouts.engine import HFEngine
 from mmrl.training.door import entered
+from mmrl.training.going_on import refuse_branching
+from mmrl.training.identity import changes
 from mmrl.training.optim import Optim
 from mmrl.training.run import Run, refuse_several_processes
 from mmrl.training.tracking import (
     append_rows,
     describe,
     describe_prompts,
-    differences,
     read_rows,
 )
 from mmrl.training.trainer import Trainer
@@ -111,6 +112,7 @@ def stage_run(run: Run) -> Run:
 
 def tuned(policy: Policy, prompts: Prompts, style: SpanStyle, tuning: Tuning, run: Run) -> Path:
     """Train on the true answers with the same trainer; the folder of the model."""
+    refuse_branching(run, "its model is tuned first, in the run's own folder (--tuning.rows)")
     rows = min(tuning.rows, prompts.size or tuning.rows)
     steps = max(1, int(rows * tuning.epochs) // tuning.rows_per_step)
     place = run.folder / "sft"
@@ -247,14 +249,14 @@ def answered(file: Path) -> list[dict[str, Any]]:
 
 def _begin(file: Path, settings: Mapping[str, Any] | None) -> None:
     """Write the settings of the pass into an empty file; refuse those of another pass."""
-    now = json.loads(json.dumps({"difficulty": describe(settings or {})}))
+    now = describe(settings or {})
     if not file.stat().st_size:
-        append_rows(file, [now])
+        append_rows(file, [{"difficulty": now}])
         return
     with file.open(encoding="utf-8", errors="replace") as lines:
         first = _object(lines.readline())
-    if "difficulty" in first and (changed := differences(first, now)):
-        told = "\n  ".join(changed)
+    if "difficulty" in first and (changed := changes(first["difficulty"], now)):
+        told = "\n  ".join(f"difficulty.{line}" for line in changed)
         raise OutputError(
             f"{file} holds the answers of a pass with other settings:\n  {told}\n"
             "Use the old settings to continue it, another --output, or delete it to start anew."

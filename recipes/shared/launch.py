@@ -123,15 +123,15 @@ def _launched(
         if PRINT in args:
             return show(asked.yaml())
         quiet_libraries()
-        asked = placed(asked)
-        if "run" not in asked.arguments:  # only what trains divides its work
+        arguments = placed(asked).arguments
+        if "run" not in arguments:  # only what trains divides its work
             refuse_several_processes(prog)
         tell(f"{prog} {asked.preset}")
-        with ranks_of(asked.arguments) as ranks:
-            look_ahead(asked.arguments)
+        with ranks_of(arguments) as ranks:
+            look_ahead(arguments)
             ranks.by_first(lambda: refuse_unfit(asked))
-            with leaving(), _at_the_door(asked, ranks, kept):
-                return main(**asked.arguments)
+            with leaving(), _at_the_door(arguments.get("run"), asked, ranks, kept):
+                return main(**arguments)
     except KeyboardInterrupt:
         sys.exit(130)
     except USER_ERRORS as error:
@@ -184,12 +184,13 @@ def look_ahead(arguments: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def _at_the_door(asked: Configuration, ranks: Ranks, kept: list[str]) -> Iterator[None]:
+def _at_the_door(
+    run: Run | None, asked: Configuration, ranks: Ranks, kept: list[str]
+) -> Iterator[None]:
     """The folder of a recipe that writes one is its own from the beginning to the end; others need none.
 
     Where the traceback of what ended the run lies is added to `kept`.
     """
-    run = asked.arguments.get("run")
     if run is None:
         yield
         return

@@ -21,7 +21,7 @@ from mmrl.ground.checksums import damage
 from mmrl.ground.progress import Progress
 from mmrl.grpo import GRPO
 from mmrl.recipes import grpo, grpo_step, papo
-from mmrl.recipes.__main__ import COMMANDS, HELPS, main, recipes
+from mmrl.recipes.__main__ import COMMANDS, HELPS, PRETEXT_ROWS, main, recipes
 from mmrl.recipes.shared.launch import Preset, launch
 from mmrl.recipes.shared.short_help import COMMON, field_help
 from mmrl.training import tracking, trainer
@@ -216,6 +216,26 @@ def test_the_reader_of_a_pipe_may_leave():
     )
     os.close(writing)
     assert done.returncode == 141 and not done.stderr
+
+
+def test_pretext_is_a_recipe_and_a_command_about_its_rows(tmp_path, capsys, monkeypatch):
+    main(["pretext", "list"])
+    assert "mmrl-mix-v1: " in capsys.readouterr().out
+    monkeypatch.chdir(tmp_path)
+    made = ["--preset", "rotation", "--count", "2", "--output"]
+    main(["pretext", "preview", *made, "sheet.html"])
+    main(["pretext", "export", *made, "rows"])
+    assert (tmp_path / "sheet.html").is_file() and list((tmp_path / "rows").rglob("*.parquet"))
+    with pytest.raises(SystemExit) as ended:
+        main(["pretext", "export", "--preset", "none", "--output", "x"])
+    assert ended.value.code == 2
+    with pytest.raises(SystemExit) as ended:
+        main(["pretext", "export", "--help"])
+    assert "usage: mmrl pretext export" in capsys.readouterr().out and ended.value.code == 0
+    with pytest.raises(SystemExit):
+        main(["pretext", "--help"])
+    assert "usage: mmrl pretext [preset]" in capsys.readouterr().out
+    assert set(PRETEXT_ROWS).isdisjoint(importlib.import_module("mmrl.recipes.pretext").PRESETS)
 
 
 def test_the_help_names_every_command(capsys):

@@ -316,3 +316,32 @@ def test_a_command_ends_with_the_code(commands, tmp_path, tiny_folder):
     state = sorted((tmp_path / "out" / "checkpoints").glob("step-*/state.json"))
     marker = json.loads((tmp_path / "out" / ".mmrl.json").read_text())
     assert json.loads(state[-1].read_text())["run"] == marker["id"]
+
+
+@pytest.mark.parametrize("presses", [1, 2])
+def test_ctrl_c_once_finishes_the_step_and_saves_twice_leaves(
+    tiny_folder, tmp_path, monkeypatch, capsys, presses, whole
+):
+    output, sampled = tmp_path / "run", []
+    cut = trainer(tiny_folder, output)
+    real = cut.rollout
+
+    def rollout(*args):
+        if cut.step_done == 2:
+            for _ in range(presses):
+                signal.raise_signal(signal.SIGINT)
+            sampled.append(cut.step_done)
+        return real(*args)
+
+    monkeypatch.setattr(cut, "rollout", rollout)
+    with pytest.raises(KeyboardInterrupt):
+        cut.fit()
+    assert "press Ctrl-C again to stop at once" in capsys.readouterr().err
+    # The second one does not even let the rollout begin; this run had no checkpoint yet.
+    assert sampled == ([2] if presses == 1 else [])
+    left = [path.name for path in output.glob("checkpoints/step-*")]
+    assert left == (["step-3"] if presses == 1 else [])
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    again = trainer(tiny_folder, output)
+    again.fit()
+    assert all(torch.equal(a, b) for a, b in zip(weights(again), whole[0], strict=True))

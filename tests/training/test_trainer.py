@@ -333,6 +333,8 @@ def test_samples_settings_and_checkpoints(finished, tiny_folder):
         "freeze": [],
         "lora": None,
         "shared": True,
+        "device": "cpu",
+        "pixels": {},
     }
     assert settings["prompts"]["task"] == "lookup" and settings["rewards"] == {"accuracy": 1.0}
     assert settings["note"] == "mine" and settings["estimator"] == "group_normalized"
