@@ -21,8 +21,8 @@ from mmrl.model.packing import Group
 from mmrl.model.policy import Policy
 from mmrl.model.scoring import (
     ScoreOutputs,
-    refuse_visual_slots,
     score_packed,
+    slot_ids,
     vocabulary_weights,
 )
 from mmrl.model.vision_tower import insert_features
@@ -50,8 +50,6 @@ def score_repeated(
     tower_once: bool = True,
 ) -> dict[str, Scores]:
     """As `score_packed`. `tower_once=False` also sends each answer's copy of the pictures through the tower."""
-    for asked in outputs.values():
-        refuse_visual_slots(policy, asked.slot)
     full: dict[str, Tensor] = {}
     out: dict[str, Scores] = {}
     # "raw" goes first, since others are compared with it.
@@ -107,7 +105,7 @@ def _further(
             end = start + len(answer)
             if asked.slot:
                 logp = _row_logp(policy, states[end - 1 : end])[0]
-                rows["slot"][row] = logp[list(asked.slot)]
+                rows["slot"][row] = logp[list(slot_ids(policy, asked.slot))]
             with torch.no_grad():
                 if asked.suffix:
                     before = states[end - 1 : end + len(suffix) - 1]
