@@ -5,9 +5,9 @@ Open-Reasoner-Zero-7B:                        python -m recipes.laser orz-7b
 Qwen2.5-7B:                                   python -m recipes.laser 7b
 your own model, pictures and clips included:  python -m recipes.laser 7b --model MODEL --dataset ROWS
 
-The released code asks for <|vision_start|>, which stands for pictures in every Qwen model; here it is <|fim_pad|>, whose
-usual value is measured in the first step in place of the paper's constant. The third published variant, OctoThinker-3B,
-is a Llama, which is no family that is read here.
+The released code asks for <|vision_start|>, which stands for pictures in every Qwen model; here it is <|fim_pad|>,
+whose usual value is measured in the first step in place of the paper's constant. The third published variant,
+OctoThinker-3B, is a Llama, which is no family that is read here.
 """
 
 from mmrl import GRPO, LoRA, Monitor, Optim, Run, Sampling, Trainer
