@@ -1,13 +1,13 @@
 """LaSeR (arXiv 2510.14943): one place behind the answer learns whether it is right, and has a say in the advantage.
 
 on a laptop CPU, minutes:                     python -m recipes.laser
-Open-Reasoner-Zero-7B:                        python -m recipes.laser orz-7b
-Qwen2.5-7B:                                   python -m recipes.laser 7b
+Qwen2.5-VL-7B, mathematics:                   python -m recipes.laser 7b
 your own model, pictures and clips included:  python -m recipes.laser 7b --model MODEL --dataset ROWS
 
 The released code asks for <|vision_start|>, which stands for pictures in every Qwen model; here it is <|fim_pad|>,
-whose usual value is measured in the first step in place of the paper's constant. The third published variant,
-OctoThinker-3B, is a Llama, which is no family that is read here.
+whose usual value is measured in the first step in place of the paper's constant. The paper trains models of language
+alone (Qwen2.5-7B, Open-Reasoner-Zero-7B and OctoThinker-3B, with the same numbers but for that constant); here it is
+the vision-language model of that size.
 """
 
 from mmrl import GRPO, LoRA, Monitor, Optim, Run, Sampling, Trainer
@@ -23,15 +23,12 @@ PRESETS = {
     EMBEDDED: miniature(
         reward=OURS, laser={"token": "<think>", "loss_warmup": 10, "mix_warmup": 10}
     ),
-    "7b": Preset("Qwen2.5-7B on mathematics", 7.0),
-    "orz-7b": Preset(
-        "Open-Reasoner-Zero-7B on mathematics", model="Open-Reasoner-Zero/Open-Reasoner-Zero-7B"
-    ),
+    "7b": Preset("Qwen2.5-VL-7B on mathematics", 7.0),
 }
 
 
 def main(
-    model: str = "Qwen/Qwen2.5-7B",
+    model: str = "Qwen/Qwen2.5-VL-7B-Instruct",
     dataset: str = "zwhe99/DeepMath-103K",
     data: Data = Data(),
     laser: LaSeR = LaSeR(alpha=0.1, beta=0.1, tau=0.1, loss_warmup=200, mix_warmup=200),

@@ -1,13 +1,14 @@
 """PACS (arXiv 2509.02522): rewards are labels, and one cross-entropy is actor and critic.
 
 on a laptop CPU, minutes:                     python -m recipes.pacs
-Qwen2.5-7B, mathematics:                      python -m recipes.pacs 7b
+Qwen2.5-VL-7B, mathematics:                   python -m recipes.pacs 7b
 the same with beta 2:                         python -m recipes.pacs beta2-7b
-Qwen2.5-3B:                                   python -m recipes.pacs 3b
+Qwen2.5-VL-3B:                                python -m recipes.pacs 3b
 your own model, pictures and clips included:  python -m recipes.pacs 7b --model MODEL --dataset ROWS
 
 Rewards must be in [0, 1]; between the two they are soft labels (an IoU). Clip, surrogate and estimator of GRPO have no
-part in it; terms of other objectives are added. A pass holds whole groups, so that a group must fit into memory.
+part in it; terms of other objectives are added. A pass holds whole groups, so that a group must fit into memory. The
+paper trains models of language alone; here they are the vision-language models of their sizes.
 """
 
 from mmrl import GRPO, LoRA, Monitor, Optim, Run, Sampling, Trainer
@@ -20,14 +21,14 @@ from mmrl.recipes.shared.paying import OURS, RewardWeights, style_of
 
 PRESETS = {
     EMBEDDED: miniature(reward=OURS),
-    "7b": Preset("Qwen2.5-7B on mathematics", 7.0),
-    "beta2-7b": Preset("Qwen2.5-7B, beta 2", 7.0, pacs={"beta": 2.0}),
-    "3b": Preset("Qwen2.5-3B on mathematics", 3.0, model="Qwen/Qwen2.5-3B"),
+    "7b": Preset("Qwen2.5-VL-7B on mathematics", 7.0),
+    "beta2-7b": Preset("the same with beta 2", pacs={"beta": 2.0}),
+    "3b": Preset("Qwen2.5-VL-3B on mathematics", 3.0, model="Qwen/Qwen2.5-VL-3B-Instruct"),
 }
 
 
 def main(
-    model: str = "Qwen/Qwen2.5-7B",
+    model: str = "Qwen/Qwen2.5-VL-7B-Instruct",
     dataset: str = "agentica-org/DeepScaleR-Preview-Dataset",
     data: Data = Data(),
     pacs: PACS = PACS(beta=1.0, score="ratio", baseline="rloo", weights="question"),

@@ -1,10 +1,11 @@
 """ProGRPO (arXiv 2602.05281): answers that are said too surely earn less, measured against the prompt's own likelihood.
 
 on a laptop CPU, minutes:                     python -m recipes.progrpo
-Qwen2.5-7B, mathematics:                      python -m recipes.progrpo 7b
+Qwen2.5-VL-7B, mathematics:                   python -m recipes.progrpo 7b
 your own model, pictures and clips included:  python -m recipes.progrpo 7b --model MODEL --dataset ROWS
 
-Do not follow it with an objective that subtracts a group's mean: the prompt's part goes away with it.
+Do not follow it with an objective that subtracts a group's mean: the prompt's part goes away with it. The paper trains
+a model of language alone; here it is the vision-language model of its size.
 """
 
 from mmrl import GRPO, LoRA, Monitor, Optim, Run, Sampling, Trainer
@@ -17,12 +18,12 @@ from mmrl.recipes.shared.paying import OURS, RewardWeights, style_of
 
 PRESETS = {
     EMBEDDED: miniature(reward=OURS),
-    "7b": Preset("Qwen2.5-7B on mathematics", 7.0),
+    "7b": Preset("Qwen2.5-VL-7B on mathematics", 7.0),
 }
 
 
 def main(
-    model: str = "Qwen/Qwen2.5-7B",
+    model: str = "Qwen/Qwen2.5-VL-7B-Instruct",
     dataset: str = "agentica-org/DeepScaleR-Preview-Dataset",
     data: Data = Data(),
     progrpo: ProGRPO = ProGRPO(alpha=0.5, share=0.2),

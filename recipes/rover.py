@@ -1,12 +1,13 @@
 """ROVER (arXiv 2509.24981): the log-ratio learns the values of the uniformly random policy, and keeps diversity.
 
 on a laptop CPU, minutes:                     python -m recipes.rover
-Qwen3-8B, mathematics:                        python -m recipes.rover 8b
-Qwen2.5-3B, deviations left in (countdown):   python -m recipes.rover countdown-3b --dataset ROWS
+Qwen3-VL-8B, mathematics:                     python -m recipes.rover 8b
+Qwen2.5-VL-3B, rewards only centred:          python -m recipes.rover countdown-3b --dataset ROWS
 your own model, pictures and clips included:  python -m recipes.rover 8b --model MODEL --dataset ROWS
 
 Its loss is a regression, so that clip, surrogate and estimator of GRPO have no part in it; KL and entropy bonus are
-added as usual, and so are terms of other objectives.
+added as usual, and so are terms of other objectives. The paper trains models of language alone; here they are the
+vision-language models of their sizes. Rows of its countdown games must be given.
 """
 
 from mmrl import GRPO, LoRA, Monitor, Optim, Run, Sampling, Trainer
@@ -19,11 +20,11 @@ from mmrl.recipes.shared.paying import OURS, RewardWeights, style_of
 
 PRESETS = {
     EMBEDDED: miniature(reward=OURS),
-    "8b": Preset("Qwen3-8B on mathematics, released script", 8.0),
+    "8b": Preset("Qwen3-VL-8B on mathematics", 8.0),
     "countdown-3b": Preset(
-        "Qwen2.5-3B on countdown games: 5 answers of 1,024 tokens, rewards not scaled",
+        "Qwen2.5-VL-3B on countdown games: 5 answers of 1,024 tokens, rewards only centred",
         3.0,
-        model="Qwen/Qwen2.5-3B",
+        model="Qwen/Qwen2.5-VL-3B-Instruct",
         rover={"scaled": False},
         sampling={"group_size": 5, "temperature": 1.0, "max_tokens": 1024},
     ),
@@ -31,7 +32,7 @@ PRESETS = {
 
 
 def main(
-    model: str = "Qwen/Qwen3-8B-Base",
+    model: str = "Qwen/Qwen3-VL-8B-Instruct",
     dataset: str = "agentica-org/DeepScaleR-Preview-Dataset",
     data: Data = Data(),
     rover: ROVER = ROVER(rho=1.0, gamma=1.0, scaled=True),
