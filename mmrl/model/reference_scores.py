@@ -97,14 +97,16 @@ def _further(
     nothing = torch.zeros(0, dtype=torch.long)
     for group in groups:
         suffixes = group.suffixes or (nothing,) * len(group.answers)
-        for answer, row, suffix in zip(group.answers, group.rows, suffixes, strict=True):
+        ends = group.ends or tuple(map(len, group.answers))
+        each = zip(group.answers, group.rows, suffixes, ends, strict=True)
+        for answer, row, suffix, slot in each:
             answer, suffix = answer.to(policy.device), suffix.to(policy.device)
             fed = torch.cat([answer, suffix]) if asked.suffix else answer
             states = _row_states(policy, group, fed, asked.grad, tower_once)
             start = len(group.encoded.ids)
             end = start + len(answer)
             if asked.slot:
-                logp = _row_logp(policy, states[end - 1 : end])[0]
+                logp = _row_logp(policy, states[start + slot - 1][None])[0]
                 rows["slot"][row] = logp[list(slot_ids(policy, asked.slot))]
             with torch.no_grad():
                 if asked.suffix:

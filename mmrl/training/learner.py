@@ -311,7 +311,9 @@ class Learner:
         for name in outputs:
             self.policy.counters[f"scored/{name}"] += len(chosen)
             suffix = self.plan.suffixes.get(name) if outputs[name].suffix else None
-            seen[name] = views.groups(name, chosen, suffix, words=outputs[name].words)
+            seen[name] = views.groups(
+                name, chosen, suffix, words=outputs[name].words, ends=bool(outputs[name].slot)
+            )
         # As wide as the whole batch, so that parts fit together again.
         shape = (len(chosen), batch.tokens.shape[1])
         return scored(self.policy, seen, outputs, shape)

@@ -49,7 +49,10 @@ def asked_of(policy, groups, questions):
             suffixes.append(torch.arange(70, 70 + length % 4))
             length += 1
         words = policy.processing.words(question, group.encoded)
-        found.append(replace(group, suffixes=tuple(suffixes), words=words))
+        # Every second answer ends with something that the policy did not write.
+        ends = tuple(len(answer) - row % 2 for row, answer in enumerate(group.answers))
+        ends = tuple(max(end, 0) for end in ends)
+        found.append(replace(group, suffixes=tuple(suffixes), ends=ends, words=words))
     return found
 
 
