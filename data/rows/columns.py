@@ -19,7 +19,7 @@ CONVENTIONS: Mapping[str, tuple[str, ...]] = {
     "question": ("problem", "question", "prompt", "query", "instruction"),
     "messages": ("messages", "conversations"),
     "answer": (
-        *("answer", "solution", "ground_truth", "label", "answers"),
+        *("answer", "solution", "ground_truth", "label", "answers", "final_answer"),
         "reward_model.ground_truth",
     ),
     "images": ("images", "image", "image_path", "image_paths", "img"),

@@ -17,7 +17,7 @@ from mmrl.model.packing import Group
 from mmrl.model.patches import Patches
 from mmrl.model.policy import Policy
 from mmrl.model.processing import Encoded
-from mmrl.types import Now, Prompt, Rollout, VisualBranch
+from mmrl.types import Now, Prompt, Role, Rollout, VisualBranch
 
 SuffixOf = Callable[[Rollout], Tensor]
 """Which tokens, long [S], are scored behind an answer."""
@@ -49,10 +49,12 @@ class Views:
         suffix: SuffixOf | None = None,
         *,
         words: bool = False,
+        ends: bool = False,
     ) -> list[Group]:
         """These rows under branch `name`, with their positions in `rows` as row numbers.
 
-        `suffix`: what is scored behind each answer; `words`: shall the prompt's own words be scored?
+        `suffix`: what is scored behind each answer; `words`: shall the prompt's own words be scored? `ends`: shall the
+        place behind what the policy wrote?
         """
         shared = name in PLAIN or self.branches[name].share_in_group
         members: dict[int, list[int]] = {}
@@ -73,6 +75,7 @@ class Views:
                     tuple(r.temperature for r in chosen),
                     shared,
                     () if suffix is None else tuple(suffix(r) for r in chosen),
+                    tuple(written(r) for r in chosen) if ends else (),
                     self._words(chosen[0]) if words else None,
                 )
             )
@@ -105,6 +108,12 @@ class Views:
         group = self.rollouts[row].group
         groups = [rollout.group for rollout in self.rollouts]
         return groups.index(group)
+
+
+def written(rollout: Rollout) -> int:
+    """Tokens of an answer up to the last one that is no observation."""
+    own = (rollout.roles != int(Role.OBSERVATION)).nonzero()
+    return int(own[-1]) + 1 if len(own) else 0
 
 
 def render_branch(

@@ -1,6 +1,7 @@
 """What a packed row predicts besides the tokens of its answers: behind each answer, in the prompt, at the tokens.
 
-    slot     any ids in the place behind an answer: the state of its last token predicts them, none is fed
+    slot     any ids in the place behind an answer: the state of its last token predicts them, none is fed; of an
+             answer that ends with what the policy did not write, behind the last token that it wrote
     suffix   given tokens behind an answer, fed like it: [answer | suffix] without the suffix's last token
     words    the words of the prompt, once for all answers of a group
     states   the hidden state of each answer token after it was read
@@ -90,11 +91,12 @@ class Said:
     """Place of the state that predicts its first token."""
     start: int
     """Place of its first token."""
+    end: int
+    """Tokens before its slot."""
 
-    @property
-    def last(self) -> int:
-        """Place of the state behind the whole answer."""
-        return self.start + len(self.tokens) - 1 if len(self.tokens) else self.first
+    def behind(self, count: int) -> int:
+        """Place of the state behind so many of its tokens."""
+        return self.start + count - 1 if count else self.first
 
 
 @dataclass(frozen=True)
@@ -177,7 +179,11 @@ def prompt_starts(
 def _slots(said: Sequence[Said]) -> _Lists:
     lists = _Lists()
     for answer in said:
-        lists.add(torch.tensor([answer.last]), torch.zeros(1, dtype=torch.long), answer.row)
+        lists.add(
+            torch.tensor([answer.behind(answer.end)]),
+            torch.zeros(1, dtype=torch.long),
+            answer.row,
+        )
     return lists
 
 
@@ -185,7 +191,9 @@ def _suffixes(said: Sequence[Said]) -> _Lists:
     lists = _Lists()
     for answer in said:
         fed = answer.start + len(answer.tokens) + torch.arange(max(len(answer.suffix) - 1, 0))
-        places = torch.cat([torch.tensor([answer.last]), fed])[: len(answer.suffix)]
+        places = torch.cat([torch.tensor([answer.behind(len(answer.tokens))]), fed])[
+            : len(answer.suffix)
+        ]
         lists.add(places, answer.suffix, answer.row)
     return lists
 

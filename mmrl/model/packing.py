@@ -49,6 +49,8 @@ class Group:
     """Do all answers to the prompt see these pixels, also those that come in other parts?"""
     suffixes: tuple[Tensor, ...] = ()
     """long [S_i] each: what is scored behind each answer, where `Wishes.suffix` asks for it."""
+    ends: tuple[int, ...] = ()
+    """Tokens of each answer before the place that `Wishes.slot` asks for; empty: all of them."""
     words: Tensor | None = None
     """long [n]: which of the prompt's ids are words of its messages (`Processing.words`), where `Wishes.words` asks."""
 
@@ -139,6 +141,8 @@ class _Answer:
     temperature: float
     suffix: Tensor
     """long [S]."""
+    end: int
+    """Tokens before its slot."""
 
     def first(self, row: TreeRow) -> int:
         """Place of the state that predicts the first token: that of the last one before the answer."""
@@ -178,10 +182,11 @@ class _Draft:
             self.beyond.append((range(len(self.nodes), end), layers))
         nothing = torch.zeros(0, dtype=torch.long)
         suffixes = group.suffixes or (nothing,) * len(group.answers)
-        each = zip(group.answers, group.rows, group.temperatures, suffixes, strict=True)
-        for tokens, row, temperature, suffix in each:
+        ends = group.ends or tuple(map(len, group.answers))
+        each = zip(group.answers, group.rows, group.temperatures, suffixes, ends, strict=True)
+        for tokens, row, temperature, suffix, end in each:
             node = len(self.nodes)
-            self.answers.append(_Answer(tokens, node, opened, row, temperature, suffix))
+            self.answers.append(_Answer(tokens, node, opened, row, temperature, suffix, end))
             fed = tokens[: max(len(tokens) - 1, 0)]  # the last token predicts nothing
             if self.wishes.feed_last:
                 behind = suffix[: max(len(suffix) - 1, 0)] if self.wishes.suffix else nothing
@@ -192,7 +197,9 @@ class _Draft:
     def said(self, row: TreeRow) -> list[Said]:
         """Every answer, also those without a token, and where it is."""
         return [
-            Said(one.tokens, one.suffix, one.row, one.first(row), row.spans[one.node][0])
+            Said(
+                one.tokens, one.suffix, one.row, one.first(row), row.spans[one.node][0], one.end
+            )
             for one in self.answers
         ]
 

@@ -21,8 +21,8 @@ from mmrl.model.packing import Group
 from mmrl.model.policy import Policy
 from mmrl.model.scoring import (
     ScoreOutputs,
-    refuse_visual_slots,
     score_packed,
+    slot_ids,
     vocabulary_weights,
 )
 from mmrl.model.vision_tower import insert_features
@@ -50,8 +50,6 @@ def score_repeated(
     tower_once: bool = True,
 ) -> dict[str, Scores]:
     """As `score_packed`. `tower_once=False` also sends each answer's copy of the pictures through the tower."""
-    for asked in outputs.values():
-        refuse_visual_slots(policy, asked.slot)
     full: dict[str, Tensor] = {}
     out: dict[str, Scores] = {}
     # "raw" goes first, since others are compared with it.
@@ -99,15 +97,17 @@ def _further(
     nothing = torch.zeros(0, dtype=torch.long)
     for group in groups:
         suffixes = group.suffixes or (nothing,) * len(group.answers)
-        for answer, row, suffix in zip(group.answers, group.rows, suffixes, strict=True):
+        ends = group.ends or tuple(map(len, group.answers))
+        each = zip(group.answers, group.rows, suffixes, ends, strict=True)
+        for answer, row, suffix, slot in each:
             answer, suffix = answer.to(policy.device), suffix.to(policy.device)
             fed = torch.cat([answer, suffix]) if asked.suffix else answer
             states = _row_states(policy, group, fed, asked.grad, tower_once)
             start = len(group.encoded.ids)
             end = start + len(answer)
             if asked.slot:
-                logp = _row_logp(policy, states[end - 1 : end])[0]
-                rows["slot"][row] = logp[list(asked.slot)]
+                logp = _row_logp(policy, states[start + slot - 1][None])[0]
+                rows["slot"][row] = logp[list(slot_ids(policy, asked.slot))]
             with torch.no_grad():
                 if asked.suffix:
                     before = states[end - 1 : end + len(suffix) - 1]

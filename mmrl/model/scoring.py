@@ -35,8 +35,8 @@ class ScoreOutputs:
     """Mean log-prob over all tokens that the tokenizer has."""
     top: int = 0
     """So many of the most likely tokens."""
-    slot: tuple[int, ...] = ()
-    """Ids whose log-probs are wanted in the place behind each answer; none that stands for a picture."""
+    slot: tuple[int | str, ...] = ()
+    """Tokens, by id or text, whose log-probs are wanted in the place behind each answer (`slot_ids`)."""
     suffix: bool = False
     """Log-probs of `Group.suffixes` behind each answer."""
     words: bool = False
@@ -74,8 +74,6 @@ def score_packed(
     The view "ref" is scored with the reference weights. `shape` is (B, T) of the batch that the groups' rows refer to;
     entries without a token are 0.
     """
-    for asked in outputs.values():
-        refuse_visual_slots(policy, asked.slot)
     out: dict[str, Scores] = {}
     raw: _Seen | None = None
     against_raw = any(asked.divergence for asked in outputs.values())
@@ -91,7 +89,7 @@ def score_packed(
             assert raw is not None, "an exact divergence needs the raw view"
             grad = asked.grad or outputs["raw"].grad
             plain = _compared_scores(policy, raw, seen, asked, grad, shape)
-        out[name] = replace(plain, **_further_scores(seen, asked, shape))
+        out[name] = replace(plain, **_further_scores(policy, seen, asked, shape))
     return out
 
 
@@ -123,20 +121,35 @@ def _read(
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces), row
 
 
-def refuse_visual_slots(policy: Policy, ids: Sequence[int]) -> None:
-    """Raise ValueError for ids that no place behind an answer may be asked for: they claim pictures, or are none."""
-    spell, size = policy.processing.spell, len(policy.processing.real_ids)
-    for number in ids:
-        if number in policy.processing.banned_ids:
+def slot_ids(policy: Policy, wanted: Sequence[int | str]) -> tuple[int, ...]:
+    """Ids of tokens that may be asked for in the place behind an answer, given as ids or by their text.
+
+    Raises ValueError for one that claims pictures, ends an answer, or is none.
+    """
+    return tuple(_slot_id(policy, one) for one in wanted)
+
+
+def _slot_id(policy: Policy, wanted: int | str) -> int:
+    processing = policy.processing
+    what = f"The token {wanted!r} is asked for behind each answer, but"
+    remedy = "choose a special token that this model does not use"
+    number = wanted
+    if isinstance(wanted, str):
+        number = processing.tokenizer.convert_tokens_to_ids(wanted)
+        # Some tokenizers give the id of the unknown token.
+        if number is None or processing.spell([number]) != wanted:
+            added = sorted(processing.tokenizer.added_tokens_encoder)
             raise ValueError(
-                f"The token {spell([number])!r} (id {number}) is asked for behind each answer, but it stands for "
-                f"pictures in {policy.family.name}; choose a special token that this model does not use."
+                f"{what} this tokenizer has none; {remedy}, of {', '.join(added)}."
             )
-        if not 0 <= number < size:
-            raise ValueError(
-                f"The id {number} is asked for behind each answer, but ids go from 0 to {size - 1}; choose one of a "
-                "special token that this model does not use."
-            )
+    size = len(processing.real_ids)
+    if not 0 <= number < size:
+        raise ValueError(f"{what} ids go from 0 to {size - 1}; {remedy}.")
+    if number in processing.banned_ids:
+        raise ValueError(f"{what} it stands for pictures in {policy.family.name}; {remedy}.")
+    if number in processing.stop_ids:
+        raise ValueError(f"{what} it ends answers of {policy.family.name}; {remedy}.")
+    return int(number)
 
 
 def align(first: PackedRow, second: PackedRow) -> Tensor | slice:
@@ -219,13 +232,13 @@ def _compared_scores(
 
 
 def _further_scores(
-    seen: _Seen, asked: ScoreOutputs, shape: tuple[int, int]
+    policy: Policy, seen: _Seen, asked: ScoreOutputs, shape: tuple[int, int]
 ) -> dict[str, Tensor]:
     """The fields of `Scores` that come from a row's further aims."""
     found: dict[str, Tensor] = {}
     aims = seen.row.further.aims
     if "slot" in aims:
-        found["slot"] = _slot_scores(seen, aims["slot"], asked, shape[0])
+        found["slot"] = _slot_scores(policy, seen, asked, shape[0])
     if "suffix" in aims:
         logp, mask = _ragged_scores(seen, "suffix", shape[0])
         found |= {"suffix": logp, "suffix_mask": mask}
@@ -241,12 +254,14 @@ def _further_scores(
     return found
 
 
-def _slot_scores(seen: _Seen, aim: Aim, asked: ScoreOutputs, rows: int) -> Tensor:
+def _slot_scores(policy: Policy, seen: _Seen, asked: ScoreOutputs, rows: int) -> Tensor:
     """Log-probs [B, n] of the asked ids in the place behind each answer."""
-    width = len(asked.slot)
+    aim = seen.row.further.aims["slot"]
+    numbers = slot_ids(policy, asked.slot)
+    width = len(numbers)
     with torch.set_grad_enabled(asked.grad):
         states = seen.further["slot"].repeat_interleave(width, 0)
-        ids = torch.tensor(asked.slot, device=states.device).repeat(len(aim.rows))
+        ids = torch.tensor(numbers, device=states.device).repeat(len(aim.rows))
         logp, _ = seen.head(_scores, states, ids, 1.0, False)
         empty = logp.new_zeros(rows, width)
         return empty.index_copy(0, aim.rows, logp.view(-1, width))

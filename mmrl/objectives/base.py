@@ -37,9 +37,10 @@ class ScoreRequest:
     """Read `Scores.vocabulary_mean`. Where raw scores are stored for the ratio, theirs is stored too."""
     top: int = 0
     """Read `Scores.top_logp` and `top_ids` of so many tokens (or more, if somebody else asks for them)."""
-    slot: tuple[int, ...] = ()
-    """Read `Scores.slot`: log-probs of these ids in the place behind each answer; special tokens that the model does
-    not use, never one that stands for pictures. All who ask for slots of a branch ask for the same ids."""
+    slot: tuple[int | str, ...] = ()
+    """Read `Scores.slot`: log-probs of these tokens, by id or text, in the place behind each answer; special tokens
+    that the model does not use, never one that stands for pictures. All who ask for slots of a branch ask for the
+    same."""
     suffix: Callable[[Rollout], Tensor] | None = None
     """Read `Scores.suffix`: log-probs of these tokens, long [S], behind the answer. Their number is not counted in
     `Run.tokens_per_pass`."""

@@ -85,8 +85,8 @@ class LaSeR(Objective):
     """Where c comes from: the first step's answers, the reference weights, or `constant`."""
     constant: float = -23.0
     """c if `usual` is "constant", in nats."""
-    slot: int = 151662
-    """Id of z. The default is <|fim_pad|> of Qwen; the recipe looks it up by name."""
+    token: str = "<|fim_pad|>"
+    """z, a special token that the model does not use; none that stands for pictures."""
 
     reductions: ClassVar[Mapping[str, Reduction]] = {"self_reward": "sequence"}
     needs_correct: ClassVar[bool] = True
@@ -102,7 +102,7 @@ class LaSeR(Objective):
             mix_warmup=(self.mix_warmup >= 0, "0 or positive"),
             flat=(self.flat >= 0, "0 or positive"),
             constant=(self.constant <= 0, "a log-prob, so 0 or negative"),
-            slot=(self.slot >= 0, "the id of a token"),
+            token=(bool(self.token), "the text of a special token"),
         )
 
     @property
@@ -123,7 +123,7 @@ class LaSeR(Objective):
         """The place behind each answer, before and in the update."""
         if not self.is_on:
             return ()
-        ids = (self.slot,)
+        ids = (self.token,)
         wanted = [ScoreRequest("raw", "shape", slot=ids)]
         if self.alpha > 0:
             wanted.append(ScoreRequest("raw", slot=ids))

@@ -24,7 +24,7 @@ from mmrl.model.patches import Patches
 from mmrl.model.policy import Policy
 from mmrl.model.ranks import Ranks
 from mmrl.model.reference_scores import scored
-from mmrl.model.scoring import ScoreOutputs, refuse_visual_slots
+from mmrl.model.scoring import ScoreOutputs, slot_ids
 from mmrl.model.sharding import filler
 from mmrl.objectives.base import Memory, Objective, shaped_in_turn
 from mmrl.training.closeups import TokenMaps
@@ -81,7 +81,7 @@ class Learner:
             self.grpo, self.objectives, self.branches, self.updates_per_step
         )
         for asked in (*self.plan.stored.values(), *self.plan.live.values()):
-            refuse_visual_slots(self.policy, asked.slot)
+            slot_ids(self.policy, asked.slot)  # refuses what cannot be asked for
 
     def learn(
         self,
@@ -311,7 +311,9 @@ class Learner:
         for name in outputs:
             self.policy.counters[f"scored/{name}"] += len(chosen)
             suffix = self.plan.suffixes.get(name) if outputs[name].suffix else None
-            seen[name] = views.groups(name, chosen, suffix, words=outputs[name].words)
+            seen[name] = views.groups(
+                name, chosen, suffix, words=outputs[name].words, ends=bool(outputs[name].slot)
+            )
         # As wide as the whole batch, so that parts fit together again.
         shape = (len(chosen), batch.tokens.shape[1])
         return scored(self.policy, seen, outputs, shape)

@@ -126,8 +126,8 @@ def merged_outputs(name: str, first: ScoreOutputs | None, second: ScoreOutputs) 
     slots = {ids for ids in (first.slot, second.slot) if ids}
     if len(slots) > 1:
         raise ValueError(
-            f"Branch {name!r} is asked for the ids {sorted(slots)} behind each answer; let the objectives ask for the "
-            "same ids."
+            f"Branch {name!r} is asked for the tokens {first.slot} and {second.slot} behind each answer; let the "
+            "objectives ask for the same."
         )
     return ScoreOutputs(
         entropy=first.entropy or second.entropy,

@@ -49,7 +49,10 @@ def asked_of(policy, groups, questions):
             suffixes.append(torch.arange(70, 70 + length % 4))
             length += 1
         words = policy.processing.words(question, group.encoded)
-        found.append(replace(group, suffixes=tuple(suffixes), words=words))
+        # Every second answer ends with something that the policy did not write.
+        ends = tuple(len(answer) - row % 2 for row, answer in enumerate(group.answers))
+        ends = tuple(max(end, 0) for end in ends)
+        found.append(replace(group, suffixes=tuple(suffixes), ends=ends, words=words))
     return found
 
 
@@ -209,15 +212,35 @@ def test_ids_that_pad_the_vocabulary_are_no_part_of_the_mean(tiny_folder):
         torch.testing.assert_close(gap[0, : len(lse)], lse)
 
 
+WRONG = {
+    "<|image_pad|>": "stands for pictures",
+    "<|vision_start|>": "stands for pictures",
+    "<|im_end|>": "ends answers",
+    "<|fim_pad|>": "this tokenizer has none; .*<think>",
+    -1: "ids go from 0",
+    10**6: "ids go from 0",
+}
+
+
 @pytest.mark.parametrize("run", [score_packed, score_repeated])
-@pytest.mark.parametrize("kind", ["image_pad", "vision_start", "beyond", "negative"])
-def test_a_slot_never_holds_a_token_that_stands_for_pictures(policy, kind, run):
+@pytest.mark.parametrize("token", WRONG)
+def test_a_slot_never_holds_a_token_that_stands_for_something(policy, token, run):
     groups, shape = some(policy, ((3,),))
-    vocabulary = policy.processing.tokenizer.get_vocab()
-    number = {"beyond": len(policy.processing.real_ids), "negative": -1}.get(kind)
-    number = vocabulary[f"<|{kind}|>"] if number is None else number
-    with pytest.raises(ValueError, match=rf"{number}\) .*pictures|id {number} .*ids go from 0"):
-        run(policy, {"raw": groups}, {"raw": ScoreOutputs(slot=(5, number))}, shape)
+    with pytest.raises(
+        ValueError,
+        match=f"The token {token!r} is asked for.*{WRONG[token]}".replace("|", "[|]"),
+    ):
+        run(policy, {"raw": groups}, {"raw": ScoreOutputs(slot=(5, token))}, shape)
+
+
+def test_a_slot_goes_by_the_text_of_its_token_too(policy):
+    groups, shape = some(policy, ((3,),))
+    number = policy.processing.tokenizer.get_vocab()["<think>"]
+    by_text, by_id = (
+        score_packed(policy, {"raw": groups}, {"raw": ScoreOutputs(slot=(token,))}, shape)
+        for token in ("<think>", number)
+    )
+    assert torch.equal(by_text["raw"].slot, by_id["raw"].slot)
 
 
 TEXTS = (

@@ -226,7 +226,7 @@ def test_each_half_asks_for_what_it_reads():
         {"loss_warmup": -1},
         {"mix_warmup": -1},
         {"constant": 3.0},
-        {"slot": -1},
+        {"token": ""},
     ],
 )
 def test_numbers_without_a_meaning_are_refused(wrong):

@@ -27,6 +27,7 @@ from mmrl.model.packing import rows_of
 from mmrl.model.policy import Policy
 from mmrl.objectives.base import CHECKLIST, EXPERT, LABEL, Objective
 from mmrl.objectives.dvrp import DVRP
+from mmrl.objectives.laser import LaSeR
 from mmrl.objectives.papo import PAPO
 from mmrl.objectives.pearl import MARKER
 from mmrl.objectives.vogue import VOGUE
@@ -98,7 +99,10 @@ class Case:
 
 
 # Only what cannot be made without arguments, or does nothing by default.
-MADE: dict[str, Callable[[], Objective]] = {}
+MADE: dict[str, Callable[[], Objective]] = {
+    # The tiny tokenizer has no token of that name, and its laws are of the third step.
+    "laser": lambda: LaSeR(token="<think>", loss_warmup=0, mix_warmup=0),
+}
 GIVEN = {LABEL.name: given("label", Role.EXPERT), EXPERT.name: given("expert", Role.EXPERT),
          CHECKLIST.name: asked}  # fmt: skip
 """Kind of answers -> what adds them."""

@@ -108,7 +108,7 @@ def test_requests_of_one_view_are_merged():
 @pytest.mark.parametrize(
     ("second", "words"),
     [
-        (ScoreRequest("raw", slot=(8,)), r"ids \[\(5, 77\), \(8,\)\]"),
+        (ScoreRequest("raw", slot=(8,)), r"tokens \(5, 77\) and \(8,\)"),
         (ScoreRequest("raw", suffix=lambda _: SUFFIX), "Reads asks for another suffix"),
     ],
 )
