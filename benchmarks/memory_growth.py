@@ -52,7 +52,7 @@ def watched(steps: int, prompts: int, output: str) -> list[float]:
     Trainer.step = seen  # type: ignore[method-assign]
     flags = f"--run.steps {steps} --run.prompts-per-step {prompts} --run.output {output}"
     flags += " --run.eval-every 50 --run.eval-prompts 8 --run.save-every 50"
-    flags += " --dynamic --groups.at-once 4 --groups.rounds 3 --grpo.kl 0.01"
+    flags += " --dynamic --groups.at-once 4 --groups.rounds 20 --grpo.kl 0.01"
     launch(papo.main, papo.PRESETS, ["embedded", *flags.split()])
     return found
 

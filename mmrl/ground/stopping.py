@@ -79,6 +79,12 @@ class Waiting:
         """The signal that was sent; 0 without one."""
         return int(_Desk.asked or 0)
 
+    @property
+    def late(self) -> bool:
+        """Is the time after a signal over? Never after Ctrl-C."""
+        told = _Desk.asked not in (None, signal.SIGINT)
+        return told and time.monotonic() - _Desk.since >= self.grace
+
     @contextmanager
     def until_overdue(self, allowed: Callable[[], bool]) -> Iterator[None]:
         """Work that may be given up when the time is up, whenever `allowed` says so. Raises `GivenUp`."""

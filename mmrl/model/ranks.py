@@ -13,6 +13,8 @@ bad row, a reward that failed) ends the work on all of them, wherever the others
     with ranks.together("rewards"):
         ...                              # may fail on some ranks, may exchange messages
     # here, all ranks came through; else each has raised: those that failed their own error, the others RankFailed
+
+Work that is given up after a signal (`mmrl.ground.stopping`) is given up by all: whoever hears of it raises AllGiveUp.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ import torch.distributed as dist
 
 from mmrl.ground.faults import first_line
 from mmrl.ground.printable import hush
+from mmrl.ground.stopping import GivenUp, shielded
 from mmrl.model.watch import Place, Watch
 
 Value = TypeVar("Value")
@@ -45,11 +48,17 @@ class RankFailed(RuntimeError):
     """Another process met a problem and says which; its own message has the details."""
 
 
+class AllGiveUp(GivenUp):
+    """The time after a signal is over, and all processes know that the work is given up."""
+
+
 @dataclass(frozen=True)
 class _Problem:
     """A message that says why its sender cannot go on."""
 
     text: str
+    gives_up: bool = False
+    """Nothing is wrong: its time after a signal is over."""
 
 
 class Ranks:
@@ -124,16 +133,20 @@ class Ranks:
         return self.rank == 0
 
     def gathered(self, value: Value) -> list[Value]:
-        """Every rank's value, in the order of ranks; any object that can be pickled. Raises RankFailed."""
+        """Every rank's value, in the order of ranks; any object that can be pickled. Raises RankFailed, AllGiveUp."""
         if not self.several:
             return [value]
-        self.wait()
         found: list[Any] = [None] * self.world
-        dist.all_gather_object(found, value, group=self.talk)
-        problems = {r: said for r, said in enumerate(found) if isinstance(said, _Problem)}
+        with (
+            shielded()
+        ):  # the others would wait for the rest of a message that is given up half way
+            self.wait()
+            dist.all_gather_object(found, value, group=self.talk)
         # Whoever sent one knows it and raises its own error.
-        if problems and not isinstance(value, _Problem):
-            raise RankFailed(_of_others(problems, self.world))
+        if not isinstance(value, _Problem) and any(
+            isinstance(said, _Problem) for said in found
+        ):
+            raise _outcome(found)
         return found
 
     def total(self, numbers: Sequence[float]) -> list[float]:
@@ -154,20 +167,27 @@ class Ranks:
         if problem is None:
             self.gathered(None)
             return
-        mine = _Problem(problem)
-        found = self.gathered(mine)
-        said = {r: each for r, each in enumerate(found) if isinstance(each, _Problem)}
-        raise RankFailed(_of_others(said, self.world))
+        raise _outcome(self.gathered(_Problem(problem)))
+
+    def give_up_if(self, late: bool) -> None:
+        """Raise AllGiveUp on all if it is `late` for one. Collective."""
+        if any(self.gathered(late)):
+            raise AllGiveUp
 
     @contextmanager
     def together(self, phase: str = "") -> Iterator[None]:
         """Work that fails on all ranks if it fails on one; each raises its own error, or else RankFailed."""
         if phase:
-            self.place.phase = phase
+            self.place.enter(phase)
         try:
             yield
-        except RankFailed:  # all know already
+        except (RankFailed, AllGiveUp):  # all know already
             raise
+        except GivenUp:
+            if not self.several:
+                raise
+            # Somebody may have a real problem at the same time, which then counts.
+            raise _outcome(self.gathered(_Problem("", gives_up=True))) from None
         except Exception as error:
             if self.several and not lost(error) and not self.shares(error):
                 self._told = error
@@ -205,9 +225,12 @@ class Ranks:
     def wait(self, phase: str = "") -> None:
         """Wait until all ranks are here, however long the slowest takes: by looking, not by a collective."""
         if phase:
-            self.place.phase = phase
-        if not self.several:
-            return
+            self.place.enter(phase)
+        if self.several:
+            with self.place.waiting(), shielded():
+                self._wait()
+
+    def _wait(self) -> None:
         self._waits += 1
         here, opened = f"here/{self._waits}", f"open/{self._waits}"
         if self._store.add(here, 1) == self.world:
@@ -313,9 +336,14 @@ def _client(ranks: Ranks, master: bool = True) -> dist.TCPStore:
     )
 
 
-def _of_others(problems: dict[int, _Problem], world: int) -> str:
-    lines = [f"process {rank} of {world}: {said.text}" for rank, said in problems.items()]
-    return "\n".join(lines)
+def _outcome(found: Sequence[Any]) -> RankFailed | AllGiveUp:
+    """What all raise after messages with problems."""
+    lines = [
+        f"process {rank} of {len(found)}: {said.text}"
+        for rank, said in enumerate(found)
+        if isinstance(said, _Problem) and not said.gives_up
+    ]
+    return RankFailed("\n".join(lines)) if lines else AllGiveUp()
 
 
 def _sum(column: Sequence[float]) -> float:

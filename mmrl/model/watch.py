@@ -5,6 +5,11 @@ has been silent for `SILENCE` seconds (killed, stopped, its machine gone), ends 
 once: the main thread may be waiting in a collective that would never end, and nobody could save anything any more.
 
 So every process ends within a minute of the first, whatever it was doing, and the run goes on from its last checkpoint.
+
+A process whose thread writes while its work hangs (a kernel, a file system, a reward) ends itself and by its word all:
+each looks at its own work, and when that has been at one phase for longer than `Place.limit`, it says so, where it
+stands in the code, and ends. Time in which it waits for the others is not its own and does not count, so it is the
+one that hangs that is named.
 """
 
 from __future__ import annotations
@@ -13,8 +18,10 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from mmrl.ground.printable import tell
@@ -27,6 +34,8 @@ LINGER = 3
 """Beats that the process which holds the connections waits for the others to leave."""
 ENDED = 1
 """Exit code of a process that ends because of another."""
+FRAMES = 4
+"""Calls that are shown of work that hangs, the innermost."""
 
 
 @dataclass
@@ -37,6 +46,33 @@ class Place:
     phase: str = "start"
     kept: Callable[[], str] = lambda: "nothing is saved yet"
     """Says what the run would go on from; asked when it must end."""
+    limit: float = 0.0
+    """Seconds that one phase may take; 0: any time."""
+    alone: bool = False
+    """Does this process work by itself now, so that it may break off without leaving others in a collective?"""
+    since: float = field(default_factory=time.monotonic)
+    """When the phase began, later by what was spent waiting for others."""
+    waits: bool = False
+    """Does it wait for the others now?"""
+
+    def enter(self, phase: str) -> None:
+        """The next phase begins."""
+        self.phase, self.since = phase, time.monotonic()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Time that belongs to the others."""
+        began, self.waits = time.monotonic(), True
+        try:
+            yield
+        finally:
+            self.since += time.monotonic() - began
+            self.waits = False
+
+    def too_long(self) -> float:
+        """Seconds of own work in this phase if they are more than the limit, else 0."""
+        spent = time.monotonic() - self.since
+        return spent if 0 < self.limit < spent and not self.waits else 0.0
 
     def __str__(self) -> str:
         return f"step {self.step}, {self.phase}"
@@ -86,6 +122,7 @@ class Watch:
             try:
                 self._beat()
                 self._look()
+                self._look_at_own_work()
             except RuntimeError:
                 if self._over.is_set():
                     return
@@ -115,6 +152,20 @@ class Watch:
                 last = f"; it was at {where}" if where else ""
                 self._end(f"process {other} ended or hangs{last}")
 
+    def _look_at_own_work(self) -> None:
+        spent = self._place.too_long()
+        if not spent:
+            return
+        why = (
+            f"it has been there for {spent:.0f} s, and --run.phase-limit allows {self._place.limit:g}; "
+            "raise it if the work may take so long (0: no limit)"
+        )
+        self._store.set(f"left/{self._rank}", f"it hangs at {self._place}: {why}")
+        tell(f"Process {self._rank} hangs at {self._place}:\n{_stack()}", always=True)
+        if not self._rank:
+            self.linger()  # the store may live here, and the others have not read it yet
+        self._end(why)
+
     def _end(self, reason: str) -> NoReturn:
         end_with(farewell(reason, self._rank, self._place))
 
@@ -125,6 +176,12 @@ def farewell(reason: str, rank: int, place: Place) -> str:
         f"Process {rank} ends at {place}: {reason} (see its own message above). "
         f"No step can be done without it; {place.kept()}, and the same command goes on from there."
     )
+
+
+def _stack() -> str:
+    """Where the main thread is, its innermost calls."""
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    return "".join(traceback.format_stack(frame)[-FRAMES:])
 
 
 def end_with(message: str) -> NoReturn:

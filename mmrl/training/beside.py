@@ -27,7 +27,11 @@ Told = Callable[[Sequence[Rollout], Sequence[float]], None]
 def each_alone(policy: Policy, ranks: Ranks, phase: str) -> Iterator[None]:
     """Work that every rank does by itself with all weights, and that fails on all if it fails on one."""
     with ranks.together(phase), policy.whole():
-        yield
+        ranks.place.alone = True
+        try:
+            yield
+        finally:
+            ranks.place.alone = False
 
 
 @dataclass

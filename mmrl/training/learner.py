@@ -5,7 +5,7 @@ Scores, advantages and updates of one batch. What is scored when is decided once
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, pairwise
 
@@ -73,6 +73,8 @@ class Learner:
 
     maps: TokenMaps = field(default_factory=TokenMaps)
     """Numbers per token of the last step's first group."""
+    between_parts: Callable[[], None] = lambda: None
+    """Called before each part of a pass, on all processes; may end the step on all (`giving_up.py`)."""
 
     def __post_init__(self) -> None:
         if not self.memories:
@@ -278,10 +280,12 @@ class Learner:
             self.optimizer.clear()
         return norms
 
-    def _as_many_everywhere(self, parts: Sequence[Tensor]) -> list[Tensor | None]:
+    def _as_many_everywhere(self, parts: Sequence[Tensor]) -> Iterator[Tensor | None]:
         """The parts of this process and then None, up to the number that the busiest process has."""
         most = self.policy.ranks.most(len(parts))
-        return [*parts, *[None] * (most - len(parts))]
+        for part in [*parts, *[None] * (most - len(parts))]:
+            self.between_parts()
+            yield part
 
     def _score_filler(self, outputs: Mapping[str, ScoreOutputs]) -> dict[str, Scores]:
         """Scores [1, 1] of nothing, by the same calls as any part's; not counted."""

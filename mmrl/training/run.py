@@ -59,6 +59,9 @@ class Run:
     """Write the answers of one prompt each so many steps; 0 never."""
     grace: float = 20.0
     """Seconds that a step has left after SIGTERM, SIGHUP or SIGUSR1; then the state before it is saved."""
+    phase_limit: float = 7200.0
+    """Of several processes: seconds that one may work at one phase of a step (its rollouts, an update, an evaluation, a
+    save); one that takes longer hangs, says so, and all end. Waiting for others does not count. 0: no limit."""
     on_bad: str = "skip"
     """A row that cannot be used is skipped and counted ("skip") or ends the run ("stop")."""
     logger: Logger = "none"
@@ -87,6 +90,10 @@ class Run:
             save_every=(self.save_every >= 0, "0 (only at the end) or positive"),
             keep=(self.keep >= 0, "0 (all) or positive"),
             grace=(0 <= self.grace < float("inf"), "0 or positive seconds"),
+            phase_limit=(
+                0 <= self.phase_limit < float("inf"),
+                "0 (no limit) or positive seconds",
+            ),
             sample_every=(self.sample_every >= 0, "0 (never) or positive"),
             on_bad=(self.on_bad in ("skip", "stop"), "'skip' or 'stop'"),
         )
@@ -109,6 +116,7 @@ FREE_TO_CHANGE = (
     "keep",
     "sample_every",
     "grace",
+    "phase_limit",
     "logger",
     "project",
 )

@@ -50,6 +50,7 @@ from mmrl.training.dry import Parts, hand_over
 from mmrl.training.early_stop import EarlyStop, Plateau
 from mmrl.training.evaluate import heldout_prompts
 from mmrl.training.first_looks import FirstLooks, show_example
+from mmrl.training.giving_up import GivingUp
 from mmrl.training.going_on import begin_logs, origin, say_extension, say_other_sums
 from mmrl.training.identity import described_method
 from mmrl.training.kept import Kept
@@ -155,6 +156,8 @@ class Trainer:
             self.memories,
             optim.nonfinite,
         )
+        self.giving_up = GivingUp(policy, self.ranks)
+        self.learner.between_parts = self.giving_up.between_parts
         measuring = (policy, self.engine, rewards, sampling, run, monitor)
         self.beside = Beside(*measuring, self.ranks, self.heldout, prompts, self.steps)
         self.kept = Kept(run, policy, self.optimizer, self.ranks)
@@ -219,6 +222,8 @@ class Trainer:
             checkpoint.disk(door.folder),
             Waiting(self.run.grace) as self._signals,
         ):
+            self.giving_up.signals = self._signals
+            self.ranks.place.limit = self.run.phase_limit
             try:
                 return self._fit(door)
             except RuntimeError as error:
@@ -227,6 +232,8 @@ class Trainer:
                 # In the words of a library, which say nothing of what to do.
                 reason = f"another process ended or hangs ({first_line(error)})"
                 end_with(farewell(reason, self.ranks.rank, self.ranks.place))
+            finally:
+                self.giving_up.signals, self.ranks.place.limit = None, 0.0
 
     def _fit(self, door: Door) -> dict[str, float]:
         folder = door.folder
@@ -273,10 +280,6 @@ class Trainer:
         """The signal that says to stop, the same on all processes; 0 to go on."""
         return self.ranks.most(self._signals.asked)
 
-    def _may_give_up(self) -> bool:
-        """Of several processes none may leave the others waiting."""
-        return not self.ranks.several
-
     def _leave(self) -> NoReturn:
         """End the run after its state was saved."""
         told = self._asked()
@@ -288,25 +291,23 @@ class Trainer:
 
     def _first_evaluation(self, tracker: Tracker) -> dict[str, float]:
         try:
-            with self._signals.until_overdue(self._may_give_up):
+            with self._signals.until_overdue(self.giving_up.beside):
                 found = self._evaluated(0, tracker)
                 return found | self.beside.probed(0) | self.left_out.metrics()
         except GivenUp:
             Progress.say("Stopped before the first step; the same command starts again.")
-            raise Stopped(self._signals.asked) from None
+            told = self._asked()
+            self.ranks.agreed_to_end = True
+            raise Stopped(told) from None
 
     def _one_step(self, tracker: Tracker) -> dict[str, float]:
         """A step with evaluation, logging and checkpoint; on failure the state before it is saved first."""
         number = self.ranks.place.step = self.step_done + 1
         # Taken before anything moves: a failed step is repeated with the same prompts and the same memory.
         before, version = self._state(), self.policy.version
-
-        def untouched() -> bool:
-            """Weights that have moved are no longer those before the step, so then it is done to its end."""
-            return self._may_give_up() and self.policy.version == version
-
+        self.giving_up.step_begins()
         try:
-            with self._signals.until_overdue(untouched):
+            with self._signals.until_overdue(self.giving_up.in_step):
                 metrics = self._attempt(number, before)
         except GivenUp:
             self._forget_step()
@@ -345,7 +346,7 @@ class Trainer:
         number, last = self.step_done, self._ended()
         owed = dict(metrics)
         try:
-            with self._signals.until_overdue(self._may_give_up):
+            with self._signals.until_overdue(self.giving_up.beside):
                 if self.heldout and (last or due(number, self.run.eval_every)):
                     metrics.update(self._evaluated(number, tracker))
                 if self.monitor.probe_every and (last or due(number, self.monitor.probe_every)):

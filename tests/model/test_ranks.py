@@ -7,6 +7,7 @@ import time
 import pytest
 
 from mmrl.ground.printable import show, tell
+from mmrl.ground.stopping import GivenUp
 from mmrl.model import watch
 from mmrl.model.ranks import RankFailed, Ranks
 from tests.several import several, values
@@ -124,6 +125,71 @@ def test_nobody_waits_for_the_dead(what, busy):
     assert (
         "the last checkpoint is step-4, and the same command goes on from there" in first.said
     )
+
+
+def hanging(where):
+    """Rank 1 hangs at its work, while its thread still writes; the other waits, or works less long than it may."""
+    watch.BEAT = 0.2
+    ranks = Ranks.start("cpu")
+    ranks.place.step, ranks.place.limit = 5, 2.0
+    ranks.wait("rollout")
+    if ranks.rank == 1:
+        time.sleep(0.5)
+        ranks.wait()  # after which the phase goes on: the time before counts as well
+        the_work_that_hangs(40)
+    time.sleep(0.7)
+    ranks.wait()
+    if where == "further":
+        ranks.place.enter("update")
+        time.sleep(0.5)
+    ranks.gathered(1)
+
+
+def the_work_that_hangs(seconds):
+    time.sleep(seconds)
+
+
+@pytest.mark.parametrize("where", ["the same phase", "further"])
+def test_work_that_hangs_is_named_by_its_process(where):
+    first, second = several(2, hanging, where, limit=30.0)
+    assert first.code == second.code == 1 and first.seconds < 25, first.said + second.said
+    assert "Process 1 hangs at step 5, rollout" in second.said
+    assert "the_work_that_hangs" in second.said and "--run.phase-limit allows 2" in second.said
+    assert "process 1 ended: it hangs at step 5, rollout: it has been there for" in first.said
+    assert "Process 0 hangs" not in first.said
+
+
+def given_up(how):
+    """Rank 1 breaks its work off; what each raises, and that they understand each other afterwards."""
+    ranks = Ranks.start("cpu")
+    found = ""
+    try:
+        with ranks.together("rollout"), ranks.together():
+            if ranks.rank == 1:
+                raise GivenUp
+            if how == "with a problem":
+                raise ValueError("row 7 is bad")
+            if how == "waiting":
+                ranks.gathered(0)
+    except (GivenUp, RankFailed, ValueError) as error:
+        found = type(error).__name__
+    assert ranks.gathered(ranks.rank) == [0, 1]
+    try:
+        ranks.give_up_if(ranks.rank == 0)
+    except GivenUp:
+        found += " late"
+    ranks.end()
+    return found
+
+
+@pytest.mark.parametrize("how", ["at its end", "waiting", "with a problem"])
+def test_what_one_gives_up_all_give_up(how):
+    found = values(several(2, given_up, how))
+    problem = how == "with a problem"
+    assert found == [
+        f"{'ValueError' if problem else 'AllGiveUp'} late",
+        f"{'RankFailed' if problem else 'AllGiveUp'} late",
+    ]
 
 
 def test_a_broken_environment_is_told(monkeypatch):

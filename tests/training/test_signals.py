@@ -292,6 +292,56 @@ def test_two_processes_stop_at_the_same_step():
     assert first == second == (7, signal.SIGUSR1)
 
 
+def struck(folder, output, moment):
+    """Two processes get a signal in step 3 and cannot end it in time; rank 0 is elsewhere than rank 1."""
+    ranks = Ranks.start("cpu")
+    cut = trainer(folder, output, grace=0.3)
+    owner, name = {
+        "rollout": (cut, "rollout"),
+        "evaluation": (cut.beside.engine, "generate"),
+        "update": (cut.learner, "_live"),
+    }[moment]
+    real, sent = getattr(owner, name), []
+
+    def called(*given, **named):
+        if cut.step_done == (3 if moment == "evaluation" else 2) and not sent:
+            sent.append(time.monotonic())
+            signal.raise_signal(signal.SIGTERM)
+            # One sleeps where it may be interrupted; the other is through and waits for it.
+            until = sent[0] + (0 if ranks.rank == 0 else 1.0 if moment == "update" else 30)
+            while time.monotonic() < until:
+                time.sleep(0.005)
+        return real(*given, **named)
+
+    setattr(owner, name, called)
+    # One prompt in a part, so that the update has a second one.
+    cut.learner.tokens_per_pass = 1
+    try:
+        with pytest.raises(Stopped) as ended:
+            cut.fit()
+    finally:
+        ranks.end()
+    return ended.value.code, cut.step_done, time.monotonic() - sent[0] < 20
+
+
+@pytest.mark.parametrize("moment", ["rollout", "update", "evaluation"])
+def test_two_processes_give_a_step_up_in_time(tiny_folder, tmp_path, moment, whole):
+    output = tmp_path / "run"
+    outcomes = several(2, struck, tiny_folder, output, moment, limit=120.0)
+    done = 3 if moment == "evaluation" else 2
+    assert values(outcomes) == [(143, done, True)] * 2
+    assert [p.name for p in (output / "checkpoints").iterdir()] == [f"step-{done}"]
+    assert f"Stopped at step {done}; the same command continues" in outcomes[0].said
+    # One process goes on; the order of sums is another, the numbers are not.
+    trainer(tiny_folder, output).fit()
+    for ours, theirs in zip(timeless(output), whole[1], strict=True):
+        for key in ("reward/total", "loss/total", "eval/accuracy"):
+            assert ours.get(key) == pytest.approx(theirs.get(key), abs=1e-4), (
+                ours["step"],
+                key,
+            )
+
+
 def test_a_command_ends_with_the_code(commands, tmp_path, tiny_folder):
     """The signal comes from outside, while a real recipe trains."""
     script = tmp_path / "strike.py"
