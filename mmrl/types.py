@@ -192,6 +192,8 @@ class Shaped:
     """Numbers of the step, or token maps [B, T] that are averaged over trained tokens, for the log."""
     kept: Mapping[str, Tensor] = field(default_factory=dict)
     """Token maps [B, T] that the same objective's `terms` and `metrics` read of the rows at hand, as `Batch.kept`."""
+    trained: Tensor | None = None
+    """bool [B]: answers that stay in the batch; the others leave the mask and all counts. None: all stay."""
 
     def __getitem__(self, rows: Tensor) -> Shaped:
         """What belongs to some rows."""
@@ -201,7 +203,8 @@ class Shaped:
             for name, value in self.logged.items()
         }
         kept = {name: value[rows] for name, value in self.kept.items()}
-        return Shaped(self.advantage[rows], logged, kept)
+        trained = None if self.trained is None else self.trained[rows]
+        return Shaped(self.advantage[rows], logged, kept, trained)
 
 
 @dataclass(frozen=True)

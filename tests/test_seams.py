@@ -13,12 +13,18 @@ from mmrl.data.drawn.drawn import Drawn
 from mmrl.ground.declared import added
 from mmrl.ground.traits import TRAITS, having, traits_of
 from mmrl.grpo import GRPO, losses
-from mmrl.losses.advantages import group_centered, group_normalized
+from mmrl.losses.advantages import group_centered, group_normalized, remax
+from mmrl.losses.ngrpo import NGRPO
 from mmrl.losses.reduce import Totals
 from mmrl.losses.surrogates import Bounded, clip_range, clipped, gspo, own_reduction, reinforce
 from mmrl.model.packing import collate, rows_of
 from mmrl.model.policy import Policy
+from mmrl.objectives.ace import ACE
 from mmrl.objectives.base import Objective, ScoreRequest, old_logp
+from mmrl.objectives.dcpo import DCPO
+from mmrl.objectives.nsr import NSR
+from mmrl.objectives.vogue import VOGUE
+from mmrl.perception.noise import GaussianNoise
 from mmrl.recipes.shared.paying import RewardWeights, style_of
 from mmrl.rewards.pay import Rewards, in_process
 from mmrl.rollouts.groups import DynamicSampling, RolloutFunction, group_rollout
@@ -28,9 +34,20 @@ from mmrl.training.compatibility import check_setup
 from mmrl.training.run import Run
 from mmrl.training.tracking import describe, read_metrics
 from mmrl.training.trainer import Trainer
-from mmrl.types import Batch, Now, Prompt, Prompts, Role, Rollout, Sampling, Scores
+from mmrl.types import (
+    Batch,
+    Now,
+    Prompt,
+    Prompts,
+    Role,
+    Rollout,
+    Sampling,
+    Scores,
+    VisualBranch,
+)
 
 NOW = Now(1, 0.1, 0)
+NOISY = {"noisy": VisualBranch(GaussianNoise())}
 
 
 def rollout(number=0, group=0, reward=1.0, **rest):
@@ -236,11 +253,12 @@ def test_two_rows_of_one_id_are_refused_where_somebody_remembers_prompts():
 
 @dataclass(frozen=True)
 class Keeper(Objective):
-    remembers_prompts: ClassVar[bool] = True
+    def remembers_prompts(self):
+        return True
 
 
-def test_a_memory_of_prompts_is_refused_over_endless_data():
-    with pytest.raises(ValueError, match=r"Keeper remembers.*Drawn is endless.*--data\.limit"):
+def test_a_memory_of_prompts_is_warned_of_endless_data():
+    with pytest.warns(UserWarning, match=r"Keeper remembers.*Drawn is endless.*--data\.limit"):
         check(Keeper(), prompts=Drawn("lookup"))
     check(Keeper(), prompts=Drawn("lookup", size=5))
 
@@ -417,16 +435,16 @@ def test_every_row_of_the_table_names_both_parts_and_the_reason(clash):
     said = rf"First and Second.*{clash.one}.*{clash.other}"
     if clash.verdict == "error":
         with pytest.raises(ValueError, match=said) as problem:
-            refuse_clashes([first, second], [], [], clipped)
+            refuse_clashes([first, second], [], estimator=remax)
         assert clash.reason in str(problem.value)
     else:
         with pytest.warns(UserWarning, match=said):
-            refuse_clashes([first, second], [], [], clipped)
+            refuse_clashes([first, second], [], estimator=remax)
     if clash.behind:
         refuse_clashes(
             [second, first], [], [], clipped
         )  # in the other order both mean something
-    refuse_clashes([first], [], [], clipped)
+    refuse_clashes([first], [], estimator=remax)
     for trait in (clash.one, clash.other):
         assert trait in TRAITS or trait.startswith("owns the ")
 
@@ -448,6 +466,83 @@ def test_every_row_of_the_table_names_both_parts_and_the_reason(clash):
 def test_functions_and_rollout_functions_take_part(objectives, rest, message):
     with pytest.raises(ValueError, match=message):
         check(*objectives, **rest)
+
+
+REAL = {
+    "two estimators": (
+        dict(objectives=[DCPO()], estimator=NGRPO()),
+        "DCPO and NGRPO .*replaces",
+    ),
+    "two owners": (dict(objectives=[DCPO(), NSR()]), "DCPO and NSR .*replaces the advantage"),
+    "an owner behind": (
+        dict(objectives=[ACE(), NSR()]),
+        "ACE and NSR .*list the second one first",
+    ),
+    "a centred NGRPO": (
+        dict(objectives=[told("Late", "centres groups")], estimator=NGRPO()),
+        "NGRPO and Late .*takes the group's mean away",
+    ),
+    "NGRPO and a filter": (
+        dict(estimator=NGRPO(), rollout=DynamicSampling()),
+        "DynamicSampling.*low=-1",
+    ),
+    "NSR and a filter": (
+        dict(objectives=[NSR(0.0)], rollout=DynamicSampling(spread=True)),
+        "NSR and DynamicSampling.*low=-1",
+    ),
+    "PSR and a filter": (
+        dict(objectives=[NSR(1.0, 0.0)], rollout=DynamicSampling(low=-1)),
+        "NSR and DynamicSampling.*high=2",
+    ),
+    "PACS and a transform": (
+        dict(objectives=[OwnLoss(), ACE()]),
+        "OwnLoss and ACE .*change nothing",
+    ),
+    "PACS and bounds": (
+        dict(objectives=[OwnLoss()], surrogate=Bounded(clipped, DCPO().bounds)),
+        "OwnLoss and Bounded",
+    ),
+    "bounds of tokens for answers": (
+        dict(surrogate=Bounded(gspo, DCPO().bounds)),
+        "ratio of whole answers, but the bounds",
+    ),
+    "KL in the reward": (
+        dict(objectives=[NSR()], grpo=GRPO(kl=0.1, kl_in="reward")),
+        "kl_in is 'reward', but NSR makes the advantage",
+    ),
+    "NSR and rewards that do not say": (
+        dict(objectives=[NSR()], rewards=Rewards(half=half)),
+        "NSR reads whether an answer is right.*half",
+    ),
+    "virtual answers among injected ones": (
+        dict(objectives=[told("Teachers", "injects answers")], estimator=NGRPO()),
+        "Teachers and NGRPO",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_methods_that_exclude_each_other_are_refused_with_both_names(name):
+    setup, message = REAL[name]
+    objectives = setup.get("objectives", ())
+    with pytest.raises(ValueError, match=message):
+        check(
+            *objectives, **{key: value for key, value in setup.items() if key != "objectives"}
+        )
+
+
+def test_a_memory_of_visits_beside_a_filter_is_warned_of():
+    with pytest.warns(
+        UserWarning, match="DCPO and DynamicSampling.*dropped before it sees them"
+    ):
+        check(DCPO(), rollout=DynamicSampling())
+
+
+def test_methods_that_fit_together_are_let_through():
+    check(NSR(), ACE(), VOGUE(alpha_visual=0.0), branches=NOISY)
+    check(VOGUE(alpha_visual=0.0), estimator=NGRPO(), branches=NOISY)
+    check(DCPO(), ACE(), surrogate=Bounded(clipped, DCPO().bounds))
+    check(estimator=NGRPO(), rollout=DynamicSampling(low=-1))
 
 
 def test_what_fits_together_is_let_through():

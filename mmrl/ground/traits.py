@@ -32,6 +32,7 @@ TRAITS = {
     "ratio of whole answers": "has one ratio for a whole answer",
     "has no clip": "does not read the clip range",
     "is a chosen surrogate": "was given in the place of the default one",
+    "is a chosen estimator": "is a method of its own, and no function of the library",
     # Which groups matter.
     "learns from all-wrong groups": "its signal lies in groups without a right answer",
     "learns from all-right groups": "its signal lies in groups without a wrong answer",

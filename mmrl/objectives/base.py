@@ -150,8 +150,6 @@ class Objective:
     """Does it read `Batch.correct`? Then the rewards must declare which part says whether an answer is right."""
     needs_whole_groups: ClassVar[bool] = False
     """Do its terms compare the answers of a group? Then no pass holds a part of one."""
-    remembers_prompts: ClassVar[bool] = False
-    """Is its memory keyed by `Prompt.id`? Then ids must be unique, and rows must come back."""
     trains_roles: ClassVar[tuple[Role, ...]] = (Role.POLICY,)
     """Whose tokens it trains: those of all objectives together are in `Batch.mask`."""
     off: ClassVar[Mapping[str, Any] | None] = {}
@@ -160,6 +158,10 @@ class Objective:
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         refuse_misspelt(cls, Objective)
+
+    def remembers_prompts(self) -> bool:
+        """Is its memory keyed by `Prompt.id`? Then no two rows may share one."""
+        return False
 
     def owns(self) -> tuple[Slot, ...]:
         """What it alone decides. "estimator": its `shape` replaces the advantage, so it stands before all that shape.
@@ -223,7 +225,19 @@ def shaped_in_turn(
             )
         shaped.append(found)
         advantage = found.advantage  # the next objective shapes what this one made
+        if found.trained is not None:
+            batch = replace(batch, mask=batch.mask & found.trained.unsqueeze(-1))
     return replace(batch, advantage=advantage, shaped=shaped)
+
+
+def judged(objective: Objective, batch: Batch) -> Tensor:
+    """Which answers are right, bool [B]. Raises ValueError if that is not known of all."""
+    if batch.correct is None:
+        raise ValueError(
+            f"{type(objective).__name__} reads whether answers are right, but the batch does not say it of all; pay "
+            "them with Rewards(correct=...), and leave out what was not judged (the trainer does)."
+        )
+    return batch.correct
 
 
 def old_logp(live: LiveScores, batch: Batch) -> Tensor:

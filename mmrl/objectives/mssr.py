@@ -67,7 +67,6 @@ class MSSR(Objective):
 
     single_rollout: ClassVar[bool] = True
     """Meaningless with an estimator or a filter that compares the answers of a group."""
-    remembers_prompts: ClassVar[bool] = True
     off: ClassVar[Mapping[str, Any]] = {"lambda_entropy": 0.0, "baseline": False}
     remedies: ClassVar[Mapping[str, str]] = {
         "entropy": "lower MSSR.lambda_entropy, and keep the cap at gamma 2 (the printed 0.4 lets the bonus flip signs)",
@@ -83,6 +82,10 @@ class MSSR(Objective):
             target=(self.target > 0, "positive"),
             window=(self.window >= 1, "at least 1"),
         )
+
+    def remembers_prompts(self) -> bool:
+        """The success of each, unless it only adds its bonus."""
+        return self.baseline
 
     def owns(self) -> tuple[Slot, ...]:
         """The advantage, unless it only adds its bonus."""

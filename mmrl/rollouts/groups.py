@@ -51,8 +51,6 @@ class RolloutFunction:
     """Does it drop groups whose answers all earn the same?"""
     needs_correct: bool = False
     """Does it read `Rollout.correct`? Then the rewards must declare which part says whether an answer is right."""
-    remembers_prompts: bool = False
-    """Is its memory keyed by `Prompt.id`? Then ids must be unique, and rows must come back."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -70,6 +68,10 @@ class RolloutFunction:
     def sampled_under(self) -> Mapping[str, VisualBranch]:
         """The views that trained answers are sampled under, by the name which `Rollout.branch` has."""
         return {}
+
+    def remembers_prompts(self) -> bool:
+        """Is its memory keyed by `Prompt.id`? Then no two rows may share one."""
+        return False
 
     def owns(self) -> tuple[Slot, ...]:
         """What it alone decides: "temperature", "counts" or "tree"."""

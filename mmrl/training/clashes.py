@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any, Literal, get_args
 
 from mmrl.ground.traits import Slot, owns, traits_of
+from mmrl.losses.advantages import group_normalized
 from mmrl.losses.surrogates import Bounded, clipped, innermost
 from mmrl.objectives.base import Objective
 from mmrl.rollouts.groups import PlainRollout, RolloutFunction
@@ -43,6 +44,7 @@ assert set(OWNERS) == set(get_args(Slot))
 
 CLASHES = (
     *(Clash(owns(slot), owns(slot), reason) for slot, reason in OWNERS.items()),
+    Clash("owns the estimator", "is a chosen estimator", OWNERS["estimator"]),
     Clash(
         "shapes the advantage",
         "owns the estimator",
@@ -157,18 +159,18 @@ CLASHES = (
 def refuse_clashes(
     objectives: Sequence[Objective],
     parts: Sequence[RolloutFunction],
-    functions: Sequence[Callable[..., Any]],
-    surrogate: Callable[..., Any],
+    rewards: Sequence[Callable[..., Any]] = (),
+    surrogate: Callable[..., Any] = clipped,
+    estimator: Callable[..., Any] = group_normalized,
 ) -> None:
-    """Raise ValueError for the first two parts that exclude each other; warn of those that are merely pointless.
-
-    `functions`: estimator and rewards; an estimator only where no objective owns it.
-    """
+    """Raise ValueError for the first two parts that exclude each other; warn of those that are merely pointless."""
+    owned = any("estimator" in objective.owns() for objective in objectives)
     told: list[tuple[object, frozenset[str]]] = [
         *((one, _of_objective(one)) for one in objectives),
         *((part, _of_rollout(part)) for part in parts),
-        *((function, traits_of(function)) for function in functions),
+        *((reward, traits_of(reward)) for reward in rewards),
         (surrogate, _of_surrogate(surrogate)),
+        (estimator, _of_estimator(estimator, owned)),
     ]
     places = {id(objective): place for place, objective in enumerate(objectives)}
     for clash in CLASHES:
@@ -199,8 +201,8 @@ def called(part: object) -> str:
 
 def _behind(places: dict[int, int], first: object, second: object) -> bool:
     """Does the second objective come later than the first, and so undo what that one did?"""
-    none = len(places)
-    return places.get(id(first), none) < places.get(id(second), -1)
+    # What is no objective comes before them all.
+    return places.get(id(first), -1) < places.get(id(second), -1)
 
 
 def _say(clash: Clash, first: object, second: object) -> None:
@@ -232,6 +234,17 @@ def _of_objective(objective: Objective) -> frozenset[str]:
 def _of_rollout(part: RolloutFunction) -> frozenset[str]:
     noisy = any(kind.branch for kind in part.brings())
     return traits_of(part) | ({"samples noisy views"} if noisy else set())
+
+
+def _of_estimator(estimator: Callable[..., Any], owned: bool) -> frozenset[str]:
+    """What it says; where an objective owns the advantage, only whether somebody wanted another one."""
+    if not owned:
+        return traits_of(estimator)
+    while isinstance(estimator, partial):
+        estimator = estimator.func
+    # Those of the library stand in for "no matter which".
+    is_method = getattr(estimator, "__module__", "") != group_normalized.__module__
+    return frozenset({"is a chosen estimator"} if is_method else set())
 
 
 def _of_surrogate(surrogate: Callable[..., Any]) -> frozenset[str]:

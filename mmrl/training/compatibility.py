@@ -11,7 +11,7 @@
     a view that changes the answer of a question
     a correction for the sampler's probabilities on answers that nobody sampled
     a part that reads whether answers are right, with rewards that do not say
-    a memory of prompts over endless data
+    a memory of prompts over endless data (a warning)
     two parts whose traits exclude each other (`clashes.py`)
 
 What objectives ask for and what rollout functions bring, they say themselves (`Objective.answer_kinds`,
@@ -24,7 +24,6 @@ import contextlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from typing import Any
 
 import torch
 
@@ -58,7 +57,7 @@ def check_setup(
     """Raise ValueError for the first meaningless combination; without `rewards` these are not looked at."""
     parts = chain(rollout)
     _check_traits(objectives, parts, estimator, surrogate, rewards)
-    _check_owned_loss(objectives, grpo)
+    _check_owned_slots(objectives, grpo)
     if rewards is not None:
         _check_judged(objectives, parts, rewards)
     _check_names(objectives, parts, prompts)
@@ -139,7 +138,8 @@ def compares_answers(estimator: Callable[..., torch.Tensor]) -> bool:
     """Does the estimator say nothing about an answer that is alone in its group?"""
     # Asked by example rather than by a list of names: an estimator of somebody else answers as well.
     group, mask = torch.arange(4), torch.ones(4, 3, dtype=torch.bool)
-    found = estimator(torch.tensor([0.0, 1.0, 0.0, 1.0]), group, mask)
+    # Below 0, for an estimator may refuse rewards above the largest one that it was told of.
+    found = estimator(torch.tensor([-2.0, -1.0, -2.0, -1.0]), group, mask)
     return not bool(found.any())
 
 
@@ -150,7 +150,7 @@ def needs_correct(objectives: Sequence[Objective], rollout: RolloutCall) -> bool
 
 def remembering(objectives: Sequence[Objective], rollout: RolloutCall) -> list[str]:
     """Names of the parts whose memory is keyed by the ids of prompts."""
-    return [called(one) for one in [*objectives, *chain(rollout)] if one.remembers_prompts]
+    return [called(one) for one in [*objectives, *chain(rollout)] if one.remembers_prompts()]
 
 
 def _check_traits(
@@ -161,21 +161,22 @@ def _check_traits(
     rewards: Rewards | None,
 ) -> None:
     """No two parts that exclude each other."""
-    functions: list[Callable[..., Any]] = []
-    # What an objective replaces needs no check of its own.
-    if not any("estimator" in objective.owns() for objective in objectives):
-        functions.append(estimator)
-    if rewards is not None:
-        functions += rewards.functions.values()
-    refuse_clashes(objectives, parts, functions, surrogate)
+    functions = [] if rewards is None else [*rewards.functions.values()]
+    refuse_clashes(objectives, parts, functions, surrogate, estimator)
 
 
-def _check_owned_loss(objectives: Sequence[Objective], grpo: GRPO) -> None:
+def _check_owned_slots(objectives: Sequence[Objective], grpo: GRPO) -> None:
+    """Nothing of the core is left without its place by who owns the estimator or the surrogate."""
     for objective in objectives:
         if "surrogate" in objective.owns() and grpo.mismatch != "off":
             raise ValueError(
                 f"GRPO.mismatch is {grpo.mismatch!r}, but it weighs the surrogate, and {called(objective)} has a loss "
                 "of its own. Set mismatch='off'."
+            )
+        if "estimator" in objective.owns() and grpo.kl > 0 and grpo.kl_in == "reward":
+            raise ValueError(
+                f"GRPO.kl_in is 'reward', but {called(objective)} makes the advantage from the answers' own rewards "
+                "and would never see that penalty. Set kl_in='loss'."
             )
 
 
@@ -195,12 +196,13 @@ def _check_judged(
 def _check_names(
     objectives: Sequence[Objective], parts: Sequence[RolloutFunction], prompts: Prompts
 ) -> None:
-    """Whoever remembers prompts meets them again."""
+    """Warn whoever remembers prompts of data in which none comes again."""
     for one in [*objectives, *parts]:
-        if one.remembers_prompts and prompts.size is None:
-            raise ValueError(
+        if one.remembers_prompts() and prompts.size is None:
+            warnings.warn(
                 f"{called(one)} remembers how each prompt fared, but {called(prompts)} is endless: no prompt comes "
-                "twice. Give it a size (--data.limit for drawn rows)."
+                "twice, so that nothing is ever remembered of one. Give it a size (--data.limit for drawn rows).",
+                stacklevel=4,
             )
 
 
