@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from statistics import pstdev
@@ -17,23 +18,26 @@ def rollout_metrics(rollouts: Sequence[Rollout], batch: Batch) -> dict[str, floa
     others = _metrics_of_others(rollouts)
     own = [row for row, rollout in enumerate(rollouts) if rollout.origin == "policy"]
     reward = batch.reward[own] if own else batch.reward
+    # A reward that is not available is in no mean.
+    reward = reward[~reward.isnan()]
     rollouts = [rollouts[row] for row in own] or rollouts
     parts: dict[str, list[float]] = {}
     groups: dict[int, list[float]] = {}
     for rollout in rollouts:
-        rewards = groups.setdefault(rollout.group, [])
-        rewards.append(float(rollout.reward or 0.0))
+        earned = float(rollout.reward or 0.0)
+        if not math.isnan(earned):
+            groups.setdefault(rollout.group, []).append(earned)
         for name, value in rollout.parts.items():
             if value is not None:  # a reward may abstain; its mean is over those that were paid
                 parts.setdefault(f"reward/{name}", []).append(float(value))
-    count = len(rollouts)
+    count, judged = len(rollouts), max(len(groups), 1)
     even = sum(max(rewards) == min(rewards) for rewards in groups.values())
     deviations = [pstdev(rewards) for rewards in groups.values()]
     return {
-        "reward/total": reward.mean().item(),
-        "reward/std": reward.std(unbiased=False).item(),
-        "reward/group_std": sum(deviations) / len(groups),
-        "reward/even_groups": even / len(groups),
+        "reward/total": reward.mean().item() if len(reward) else 0.0,
+        "reward/std": reward.std(unbiased=False).item() if len(reward) else 0.0,
+        "reward/group_std": sum(deviations) / judged,
+        "reward/even_groups": even / judged,
         "answer/length": sum(len(r.tokens) for r in rollouts) / count,
         "answer/truncated": sum(r.stop == "length" for r in rollouts) / count,
         "answer/count": float(count),

@@ -1,43 +1,54 @@
 """Laws that every objective obeys, on gradients of real parameters: a tiny Qwen2.5-VL, sixteen fixed answers, fp64.
 
-On, it changes the gradient of the parameters; off, the gradient is GRPO's bit for bit; views that change nothing give
-exactly GRPO; and neither the split into passes, nor the order of rows, nor padding matters.
+All objectives of the package are found by walking it, so that a new one obeys them without an entry here; only one that
+cannot be made without arguments, or whose defaults do nothing, stands in `MADE`. On, it changes the gradient of the
+parameters; off (`Objective.off`), the gradient is GRPO's bit for bit; views that change nothing give exactly GRPO;
+neither the split into passes, nor the order of rows, nor padding matters; degenerate groups give finite gradients; who
+says that groups stand alone treats them so; and a memory that was saved goes on as if it had not been.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import pkgutil
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
+from importlib import import_module
 
 import pytest
 import torch
 
+import mmrl.objectives as objectives_package
 from mmrl.data.drawn.drawn import Drawn
 from mmrl.grpo import GRPO
 from mmrl.losses.advantages import group_normalized
-from mmrl.losses.surrogates import clipped
+from mmrl.losses.surrogates import Bounded, clipped
+from mmrl.model.packing import rows_of
 from mmrl.model.policy import Policy
-from mmrl.objectives.base import Objective
-from mmrl.objectives.calibrl import CalibRL
+from mmrl.objectives.base import CHECKLIST, EXPERT, LABEL, Objective
 from mmrl.objectives.dvrp import DVRP
-from mmrl.objectives.mssr import MSSR
 from mmrl.objectives.papo import PAPO
-from mmrl.objectives.pearl import MARKER, PEARL
-from mmrl.objectives.visurf import ViSurf
+from mmrl.objectives.pearl import MARKER
 from mmrl.objectives.vogue import VOGUE
 from mmrl.objectives.vppo import VPPO
 from mmrl.perception.masking import PatchMask
 from mmrl.perception.noise import GaussianNoise
 from mmrl.rollouts.engine import HFEngine
+from mmrl.training.checkpoint import plain as as_saved
 from mmrl.training.learner import Learner
 from mmrl.training.optim import Optim, Optimizer
 from mmrl.training.run import PhaseTimer
-from mmrl.types import Now, Role, Rollout, Sampling, VisualBranch
+from mmrl.types import Now, Role, Rollout, Sampling, Shaped, VisualBranch
 
 NOW = Now(step=3, progress=0.25, seed=5)
 Answers = Sequence[Rollout]
 VIEWS = {"masked": VisualBranch(PatchMask(0.5, 8)), "noisy": VisualBranch(GaussianNoise(0.5))}
 SAME = {name: VisualBranch(PatchMask(0.0)) for name in VIEWS}
+
+
+def first_of_each(answers: Answers) -> list[Rollout]:
+    """One answer to each prompt."""
+    return list(answers[::4])
 
 
 def given(origin: str, role: Role) -> Callable[[Answers], list[Rollout]]:
@@ -79,32 +90,55 @@ def asked(answers: Answers) -> list[Rollout]:
 class Case:
     """An objective switched on and off, and what it trains on."""
 
-    on: Callable[[], Objective]
-    off: Callable[[], Objective]
-    blind: Callable[[], Objective] | None = None
-    """The part of it that only the views feed: exactly zero when they change nothing."""
-    answers: Callable[[Answers], list[Rollout]] = list
-    grpo: GRPO = field(default_factory=GRPO)
+    on: Objective
+    off: Objective | None
+    """None for one that owns a slot and has no way to be GRPO."""
+    answers: Callable[[Answers], list[Rollout]]
+    grpo: GRPO
 
 
-CASES = {
-    "papo": Case(PAPO, lambda: PAPO(0.0, 0.0, 0.0), lambda: PAPO(0.02, 0.0, 0.0)),
-    "dvrp": Case(DVRP, lambda: DVRP(0.0, 0.0, 0.0, 0.0), lambda: DVRP(0.01, 0.01, 0.0, 0.0)),
-    "vogue": Case(
-        VOGUE,
-        lambda: VOGUE(alpha_visual=0.0, alpha_entropy=0.0),
-        lambda: VOGUE(alpha_visual=1.0, alpha_entropy=0.0),
-    ),
-    "vppo": Case(
-        VPPO,
-        lambda: VPPO(top_share=1.0, beta_min=1.0, eta=0.0),
-        lambda: VPPO(top_share=1.0, beta_min=0.9, eta=0.0),
-    ),
-    "mssr": Case(MSSR, lambda: MSSR(lambda_entropy=0.0, baseline=False), grpo=GRPO(kl=0.05)),
-    "calibrl": Case(CalibRL, lambda: CalibRL(weight=0.0), answers=given("expert", Role.EXPERT)),
-    "visurf": Case(ViSurf, lambda: ViSurf(weight=0.0), answers=given("label", Role.EXPERT)),
-    "pearl": Case(PEARL, lambda: PEARL(lambda_p=0.0, cap=None, threshold=None), answers=asked),
-}
+# Only what cannot be made without arguments, or does nothing by default.
+MADE: dict[str, Callable[[], Objective]] = {}
+GIVEN = {LABEL.name: given("label", Role.EXPERT), EXPERT.name: given("expert", Role.EXPERT),
+         CHECKLIST.name: asked}  # fmt: skip
+"""Kind of answers -> what adds them."""
+
+
+def found() -> Iterator[tuple[str, type[Objective]]]:
+    """Every objective of the package, by the name of its module."""
+    for module in pkgutil.iter_modules(objectives_package.__path__):
+        for kind in vars(import_module(f"mmrl.objectives.{module.name}")).values():
+            own = isinstance(kind, type) and issubclass(kind, Objective)
+            if (
+                own
+                and kind.__module__ == f"mmrl.objectives.{module.name}"
+                and kind is not Objective
+            ):
+                yield module.name, kind
+
+
+def case_of(name: str, kind: type[Objective]) -> Case:
+    on = MADE.get(name, kind)()
+    off = None
+    if kind.off is not None:
+        assert kind.off, (
+            f"{kind.__name__}.off names no field that switches it off; None if there is none"
+        )
+        off = replace(on, **kind.off)
+    kinds = [kind.name for kind in on.answer_kinds()]
+    answers = GIVEN[kinds[0]] if kinds else list
+    if on.single_rollout:  # its memory takes several answers to a prompt one after the other
+        answers = first_of_each
+    # A KL with a weight, so that whatever reads the reference finds another policy there.
+    reads = any(request.branch == "ref" for request in on.score_requests())
+    return Case(on, off, answers, GRPO(kl=0.05) if reads else GRPO())
+
+
+CASES = {name: case_of(name, kind) for name, kind in found()}
+BLIND = {"papo": PAPO(0.02, 0.0, 0.0), "dvrp": DVRP(0.01, 0.01, 0.0, 0.0),
+         "vogue": VOGUE(alpha_visual=1.0, alpha_entropy=0.0),
+         "vppo": VPPO(top_share=1.0, beta_min=0.9, eta=0.0)}  # fmt: skip
+"""The part of it that only the views feed: exactly zero when they change nothing."""
 
 
 class Recorded(Optimizer):
@@ -128,11 +162,26 @@ def gradients(folder, answers, objectives=(), branches=VIEWS, grpo=GRPO(), token
         with torch.no_grad():
             for i, p in enumerate(policy.parameters()):
                 p.mul_(1 + 0.01 * (i % 3))
-    optimizer = Recorded(policy.named_parameters(), Optim(lr=1e-3, max_grad_norm=0))
+    optimizer = Recorded(policy.named_parameters(), Optim(lr=0.0, max_grad_norm=0))
     branches, objectives = dict(branches), list(objectives)
-    box = Learner(
-        policy, optimizer, group_normalized, clipped, grpo, branches, objectives, 1, tokens, 10
+    surrogate = next(
+        (Bounded(clipped, o.bounds) for o in objectives if hasattr(o, "bounds")), clipped
     )
+    box = Learner(
+        policy,
+        optimizer,
+        group_normalized,
+        surrogate,
+        grpo,
+        branches,
+        objectives,
+        1,
+        tokens,
+        10,
+    )
+    if any(memory is not None for memory in box.memories):
+        # At its first step a memory may hold nothing that matters. The weights stay where they are.
+        box.learn([replace(one, reward=one.reward**2) for one in answers], NOW, PhaseTimer())
     box.learn(list(answers), NOW, PhaseTimer())
     return optimizer.gradients
 
@@ -164,53 +213,64 @@ def answers(tiny_folder):
     for i, r in enumerate(engine.generate(prompts, Sampling(4, 1.3, max_tokens=9), NOW)):
         keep = 2 + (5 * i) % 8
         r = replace(r, tokens=r.tokens[:keep], roles=r.roles[:keep], logp=r.logp[:keep])
-        out.append(
-            replace(
-                r,
-                stop="eos",
-                reward=[0.0, 1.0, 0.5, 0.25][(i + i // 4) % 4],
-                parts={"accuracy": 1.0},
-            )
-        )
+        reward = [0.0, 1.0, 0.5, 0.25][(i + i // 4) % 4]
+        paid = {"reward": reward, "parts": {"accuracy": 1.0}, "correct": reward > 0.4}
+        out.append(replace(r, stop="eos", **paid))
     return out
 
 
 @pytest.fixture(scope="module")
 def whole(tiny_folder, answers):
-    """Gradients of each objective, computed in one packed pass."""
-    return {
-        n: gradients(tiny_folder, c.answers(answers), [c.on()], grpo=c.grpo)
-        for n, c in CASES.items()
-    }
+    """Gradients of an objective in one packed pass, each computed once."""
+
+    @cache
+    def computed(name):
+        case = CASES[name]
+        return gradients(tiny_folder, case.answers(answers), [case.on], grpo=case.grpo)
+
+    return computed
+
+
+@pytest.fixture(scope="module")
+def plain(tiny_folder, answers):
+    """GRPO's gradients on some answers, each computed once."""
+    known = {}
+
+    def computed(extended=list, grpo=GRPO()):
+        key = (extended, grpo)
+        if key not in known:
+            known[key] = gradients(tiny_folder, extended(answers), grpo=grpo)
+        return known[key]
+
+    return computed
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_on_it_changes_the_gradient_of_the_parameters(tiny_folder, answers, whole, name):
+def test_on_it_changes_the_gradient_of_the_parameters(whole, plain, name):
     case = CASES[name]
-    plain = gradients(tiny_folder, case.answers(answers), grpo=case.grpo)
-    assert gap(whole[name], plain) > 1e-4
+    assert gap(whole(name), plain(case.answers, case.grpo)) > 1e-4
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_off_it_is_grpo_bit_for_bit(tiny_folder, answers, name):
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.off is not None])
+def test_off_it_is_grpo_bit_for_bit(tiny_folder, answers, plain, name):
     case = CASES[name]
-    plain = gradients(tiny_folder, answers, grpo=case.grpo)
-    off = gradients(tiny_folder, answers, [case.off()], grpo=case.grpo)
-    assert plain.keys() == off.keys() and all(torch.equal(off[n], g) for n, g in plain.items())
+    base = plain(grpo=case.grpo)
+    off = gradients(tiny_folder, answers, [case.off], grpo=case.grpo)
+    assert base.keys() == off.keys() and all(torch.equal(off[n], g) for n, g in base.items())
+    assert case.off.owns() == ()
 
 
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.blind])
-def test_views_that_change_nothing_give_exactly_grpo(tiny_folder, answers, name):
-    blind = CASES[name].blind
-    assert blind is not None
-    plain, same = (
-        gradients(tiny_folder, answers),
-        gradients(tiny_folder, answers, [blind()], SAME),
-    )
-    assert gap(same, plain) < 1e-12
-    assert gap(gradients(tiny_folder, answers, [blind()]), plain) > 1e-6, (
-        "the views would matter"
-    )
+def test_who_cannot_be_switched_off_owns_a_slot():
+    for name, case in CASES.items():
+        assert case.off is not None or case.on.owns(), name
+
+
+@pytest.mark.parametrize("name", BLIND)
+def test_views_that_change_nothing_give_exactly_grpo(tiny_folder, answers, plain, name):
+    same = gradients(tiny_folder, answers, [BLIND[name]], SAME)
+    assert gap(same, plain()) < 1e-12
+    seen = gradients(tiny_folder, answers, [BLIND[name]])
+    assert gap(seen, plain()) > 1e-6, "the views would matter"
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -221,5 +281,69 @@ def test_split_order_and_padding_do_not_matter(tiny_folder, answers, whole, name
     shuffled = [rows[i] for i in order]
     wide = [watching(rows[0]), *rows[1:]]
     for changed, tokens in ((rows, 70), (shuffled, 150), (wide, 100_000)):
-        found = gradients(tiny_folder, changed, [case.on()], grpo=case.grpo, tokens=tokens)
-        assert gap(found, whole[name]) < 1e-6
+        found = gradients(tiny_folder, changed, [case.on], grpo=case.grpo, tokens=tokens)
+        assert gap(found, whole(name)) < 1e-6
+
+
+def degenerate(answers: Answers) -> list[Rollout]:
+    """A group of one, one of equal rewards, one with an empty and a cut answer, and one with an unknown reward."""
+    out = [answers[0], *(replace(one, reward=0.5, correct=True) for one in answers[4:8])]
+    empty = replace(answers[8], tokens=answers[8].tokens[:0], roles=answers[8].roles[:0],
+                    logp=answers[8].logp[:0])  # fmt: skip
+    cut = [replace(one, stop="length") for one in answers[9:11]]
+    unknown = replace(answers[12], reward=float("nan"), correct=False)
+    return [*out, empty, *cut, unknown, *answers[13:]]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_degenerate_groups_give_finite_gradients(tiny_folder, answers, name):
+    case = CASES[name]
+    grpo = replace(case.grpo, drop_truncated=True)
+    found = gradients(tiny_folder, degenerate(answers), [case.on], grpo=grpo)
+    assert found and all(g.isfinite().all() for g in found.values())
+
+
+@dataclass(frozen=True)
+class Witness(Objective):
+    """Keeps the batch as the objectives behind it will see it."""
+
+    seen: list = field(default_factory=list, compare=False)
+
+    def shape(self, advantage, batch, now):
+        self.seen.append(batch)
+        return Shaped(advantage)
+
+
+def batch_for(folder, case: Case, answers: Answers):
+    """The scored batch that an objective is given."""
+    witness = Witness()
+    gradients(folder, case.answers(answers), [witness, case.on], grpo=case.grpo)
+    return witness.seen[0]
+
+
+def shaped(objective: Objective, batch, memory=None) -> Shaped:
+    given = () if memory is None else (memory,)
+    return objective.shape(batch.advantage, batch, NOW, *given)
+
+
+SHAPING = [name for name, case in CASES.items() if type(case.on).shape is not Objective.shape]
+
+
+@pytest.mark.parametrize("name", SHAPING)
+def test_a_memory_goes_on_from_its_state_and_groups_that_stand_alone_do(
+    tiny_folder, answers, name
+):
+    case = CASES[name]
+    batch, memory = batch_for(tiny_folder, case, answers), case.on.start_memory()
+    first = shaped(case.on, batch, memory)
+    if memory is not None:
+        again = case.on.start_memory()
+        again.load(as_saved(memory.state()))
+        here, there = shaped(case.on, batch, memory), shaped(case.on, batch, again)
+        assert torch.equal(here.advantage, there.advantage)
+        assert as_saved(memory.state()) == as_saved(again.state())
+    elif not case.on.spans_batch:
+        for number in batch.group.unique():
+            rows = (batch.group == number).nonzero().squeeze(-1)
+            alone = shaped(case.on, rows_of(batch, rows)).advantage
+            torch.testing.assert_close(alone, first.advantage[rows], rtol=1e-9, atol=1e-12)
