@@ -62,7 +62,8 @@ class NGRPO:
         """All-wrong groups teach, by a mean that must stay negative."""
         if not self.virtual:
             return ("centres groups", "z-scores groups")
-        return ("learns from all-wrong groups", "undone by centring", "z-scores groups")
+        # No "z-scores groups": a map of all rewards moves them against the virtual one.
+        return ("learns from all-wrong groups", "undone by centring")
 
     def __call__(self, reward: Tensor, group: Tensor, mask: Tensor, /) -> Tensor:
         """(reward [B] or [B, T], group [B], mask [B, T]) -> advantage [B]; rewards that are not available get 0."""
