@@ -26,6 +26,10 @@ NAMES = (
     "visurf",
     "calibrl",
     "mssr",
+    "nsr",
+    "ngrpo",
+    "dcpo",
+    "ace",
 )
 METRICS = {
     "vogue": (
@@ -54,6 +58,10 @@ METRICS = {
     "visurf": ("label/reward", "label/count", "visurf/teaching_tokens"),
     "calibrl": ("expert/reward", "calibrl/lead", "calibrl/logp_expert", "loss/guided"),
     "mssr": ("mssr/value", "mssr/forgetting", "mssr/bonus", "policy/kl_ref"),
+    "nsr": ("nsr/kept",),
+    "ngrpo": ("reward/even_groups",),
+    "dcpo": ("dcpo/visits", "dcpo/teaching"),
+    "ace": ("ace/confidence", "ace/factor"),
 }
 
 
