@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import ClassVar
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from mmrl.data.drawn.drawn import Drawn
+from mmrl.data.rows.sources import load_prompts
 from mmrl.ground.declared import added
 from mmrl.ground.traits import TRAITS, having, traits_of
 from mmrl.grpo import GRPO, losses
@@ -567,3 +569,62 @@ def test_an_unknown_trait_or_slot_is_refused_with_the_one_that_was_meant():
         "centres groups",
         "z-scores groups",
     }
+
+
+# ---- ids of rows
+
+
+def drawn_rows(tmp_path):
+    return Drawn("lookup", size=6)
+
+
+def files_of(tmp_path, suffix):
+    """Rows with and without ids, repeated ones, and one that is called what a repeated one would be."""
+    ids = ["a", "a#2", "a", "a#2", None, "", "a", 7, "7"]
+    rows = [{"id": name, "question": "same?", "answer": "yes"} for name in ids]
+    path = tmp_path / f"rows.{suffix}"
+    if suffix == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif suffix == "csv":
+        lines = [f"{row['id'] or ''},{row['question']},yes" for row in rows]
+        path.write_text("\n".join(["id,question,answer", *lines]) + "\n")
+    else:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        named = [None if row["id"] is None else str(row["id"]) for row in rows]
+        columns = {
+            "id": named,
+            "question": ["same?"] * len(rows),
+            "answer": ["yes"] * len(rows),
+        }
+        pq.write_table(pa.table(columns), path)
+    return load_prompts(str(path))
+
+
+def folder_rows(tmp_path):
+    (tmp_path / "parts").mkdir(exist_ok=True)
+    for part in ("one", "two"):  # the same ids in two files
+        rows = [{"id": n, "question": "same?", "answer": part} for n in range(3)]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / "parts" / f"{part}.jsonl").write_text(text)
+    return load_prompts(str(tmp_path / "parts"))
+
+
+SOURCES = {
+    "drawn": drawn_rows,
+    "folder": folder_rows,
+    **{kind: partial(files_of, suffix=kind) for kind in ("jsonl", "csv", "parquet")},
+}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_ids_of_rows_are_unique_and_the_same_at_every_visit(name, tmp_path):
+    rows = SOURCES[name](tmp_path)
+    ids = [rows[index].id for index in range(rows.size)]
+    assert len(set(ids)) == len(ids) >= 6, ids
+    again = SOURCES[name](tmp_path)
+    assert [again[index].id for index in reversed(range(rows.size))] == ids[::-1]
+    supply = Supply(rows, 4, 0, named_for=["DCPO"])
+    met = [prompt.id for _ in range(6) for prompt in supply.take()]
+    assert set(met) == set(ids)

@@ -90,7 +90,7 @@ class RowPrompts(Prompts):
         self._root = None if image_root is None else Path(image_root).expanduser()
         self._outside = {"allow_outside": allow_outside, "trusted": tuple(trusted)}
         self._bad: set[int] = set()
-        self._repeated: set[int] = set()
+        self._renamed: dict[int, str] = {}
         self._settle_columns(asked)
         self._without_media = 0
         self._media: Counter[str] = Counter()
@@ -268,9 +268,10 @@ class RowPrompts(Prompts):
                 continue
             name = _cell(row, self._fields["id"])
             if name is not None:
-                if str(name) in seen:
-                    self._repeated.add(number)
-                seen.add(str(name))
+                own = str(name)
+                while own in seen:  # another row may already be called so
+                    own = self._renamed[number] = f"{own}#{number}"
+                seen.add(own)
             usable.append(number)
         if not usable:
             hint = f" Rows without answers are for {WITHOUT_ANSWERS}."
@@ -402,7 +403,7 @@ class RowPrompts(Prompts):
     def _id(self, row: Row, number: int) -> str:
         name = _cell(row, self._fields["id"])
         if name is not None and str(name).strip():
-            return f"{name}#{number}" if number in self._repeated else str(name)
+            return self._renamed.get(number, str(name))
         text = repr(_cell(row, self._fields["question"] or self._fields["messages"]))
         # Half a surrogate pair, as broken scrapes have it, must give an id and not an error.
         content = f"{self.source}\x1f{number}\x1f{text}".encode("utf-8", "surrogatepass")
