@@ -21,6 +21,10 @@ NAMES = (
     "dvrp",
     "noisy_rollout",
     "vppo",
+    "rover",
+    "pacs",
+    "laser",
+    "progrpo",
     "perception_r1",
     "pearl",
     "visurf",
@@ -48,6 +52,10 @@ METRICS = {
     ),
     "noisy_rollout": ("rollout/noisy_answers",),
     "vppo": ("vppo/dependency", "vppo/trained", "loss/entropy"),
+    "rover": ("loss/rover", "rover/value", "rover/ahead"),
+    "pacs": ("loss/pacs", "pacs/agrees", "pacs/logit"),
+    "laser": ("laser/verified", "laser/self_reward"),
+    "progrpo": ("progrpo/shift", "progrpo/prompt", "progrpo/answer"),
     "perception_r1": ("reward/visual_rule", "reward/repetition"),
     "pearl": (
         "reward/perception",
@@ -145,7 +153,8 @@ def test_a_judge_that_is_down_stops_the_run_with_a_checkpoint(command_line, tmp_
 def test_every_preset_fits_its_recipe(name, rules):
     recipe = importlib.import_module(f"mmrl.recipes.{name}")
     rules.presets_fit(recipe)
-    assert choose_preset(recipe.PRESETS, None, "my/Qwen2.5-VL-7B", None) == "7b"
+    nearest = "8b" if name == "rover" else "7b"
+    assert choose_preset(recipe.PRESETS, None, "my/Qwen2.5-VL-7B", None) == nearest
 
 
 def test_the_table_names_every_recipe():
