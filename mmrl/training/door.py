@@ -121,7 +121,7 @@ class Door:
             )
         lines = self._changes(stored, settings)
         was, now = described_steps(stored), described_steps(settings)
-        longer = was is not None and now is not None and now > was
+        longer = (was, now) if was is not None and now is not None and now > was else None
         # A stage of another run is as long as that run says: what was built on it would not fit any more.
         if was != now and not (longer and not self._is_stage()):
             lines.append(
@@ -135,7 +135,7 @@ class Door:
                 f"--run.output; there, --model {self.folder} begins with its weights, --run.from {self.folder} with "
                 "all of its state."
             )
-        return (was, now) if longer else None
+        return longer
 
     def _changes(self, stored: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
         """What differs from the run in the folder, but for its length."""

@@ -24,6 +24,7 @@ from mmrl.training.identity import changes
 from mmrl.training.optim import Optim
 from mmrl.training.run import Run
 from mmrl.training.tracking import LOGS
+from mmrl.types import Prompts
 
 ANNEALED = (Linear.__name__, Cosine.__name__, Sigmoid.__name__)
 """Settings of these classes follow the share of the run that is done."""
@@ -34,15 +35,23 @@ Found = tuple[Path | None, dict[str, Any]]
 
 
 def say_extension(
-    run: Run, optim: Optim, settings: Mapping[str, Any], done: int, steps: tuple[int, int]
+    run: Run,
+    optim: Optim,
+    settings: Mapping[str, Any],
+    prompts: Prompts,
+    done: int,
+    steps: tuple[int, int],
 ) -> None:
-    """Say what becomes of the schedules of a run of `steps[0]` steps that now has `steps[1]`; `done`: by now."""
+    """Say what becomes of the schedules of a run of `steps[0]` steps that now has `steps[1]`; `done`: by now.
+
+    `prompts` that come in an order which depends on the length name it as `follows_length`.
+    """
     (before, now), updates = steps, run.updates_per_step
     told = [
         f"The run is extended from {before} to {now} steps.",
         optim.when_extended(done * updates, before * updates, now * updates),
     ]
-    names = list(_annealed(settings))
+    names = [*_annealed(settings), *filter(None, [getattr(prompts, "follows_length", "")])]
     if names:
         told.append(f"What is annealed follows the new length, too: {', '.join(names)}.")
     Progress.say(" ".join(told))

@@ -438,7 +438,8 @@ class Trainer:
         if newest.parent != self.kept.folder:
             self._save()  # a branch needs the run it began as no more
         if door.extended:
-            say_extension(self.run, self.optim, self.settings, self.step_done, door.extended)
+            parts = self.run, self.optim, self.settings, self.supply.prompts
+            say_extension(*parts, self.step_done, door.extended)
         # The evaluation before the first step is made again.
         owed: dict[str, float] | None = state.get("owed")
         tracker.truncate(self.step_done or -1, again=owed is not None)

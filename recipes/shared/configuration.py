@@ -204,7 +204,7 @@ def _rebuilt_scalar(hint: Any, value: Any, where: str) -> Any:
             raise _unfit(where, value, "a number") from None
     if hint in (str, Path) and not isinstance(value, str):
         raise _unfit(where, value, "a text; put it in quotes")
-    return Path(value) if hint is Path else value
+    return Path(str(value)) if hint is Path else value
 
 
 def _unfit(where: str, value: Any, wanted: str) -> ValueError:

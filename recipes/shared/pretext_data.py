@@ -240,6 +240,9 @@ class Stages(Prompts):
     The stage follows from the index, so that a run that was stopped goes on where it was.
     """
 
+    follows_length = "the stages of the questions"
+    """What a run that is extended says to have moved."""
+
     def __init__(self, stages: Sequence[Prompts], each: int) -> None:
         self.stages, self.each, self.size = stages, each, None
 

@@ -16,6 +16,7 @@ from mmrl.model.policy import Policy
 from mmrl.objectives.papo import PAPO
 from mmrl.perception.masking import PatchMask
 from mmrl.rewards.pay import Rewards, in_process
+from mmrl.training.going_on import say_extension
 from mmrl.training.optim import Optim
 from mmrl.training.run import Run
 from mmrl.training.tracking import read_metrics
@@ -226,3 +227,12 @@ def test_what_cannot_be_branched_is_refused(tiny_folder, tiny3_folder, short, tm
         trainer(tiny3_folder, output, 4, from_run=source).fit()
     with pytest.raises(OutputError, match="which is no folder"):
         trainer(tiny_folder, output, 4, from_run=tmp_path / "none").fit()
+
+
+def test_questions_that_follow_the_length_are_named(capsys):
+    class Staged(Drawn):
+        follows_length = "the stages of the questions"
+
+    for prompts, named in ((Staged("lookup"), True), (Drawn("lookup"), False)):
+        say_extension(Run(), CONSTANT, {}, prompts, 2, (2, 4))
+        assert ("the stages of the questions" in capsys.readouterr().err) is named
