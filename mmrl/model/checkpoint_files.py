@@ -8,6 +8,7 @@ from typing import Any
 
 from mmrl.ground.faults import first_line
 from mmrl.ground.time_limit import GivenUp, TimeLimit
+from mmrl.model.adapter_folder import config_place
 from mmrl.model.families import Family, families, unknown
 from mmrl.model.folders import UNREADABLE
 
@@ -23,7 +24,7 @@ def read_config(source: str | Path) -> Any:
     if local and not Path(source).is_dir():
         raise ValueError(f"The model folder {source} does not exist; {allowed}.")
     try:
-        config = AutoConfig.from_pretrained(source)
+        config = AutoConfig.from_pretrained(config_place(source))
     except UNREADABLE as error:
         raise ValueError(
             f"{source} is no model that can be read ({first_line(error)}); {allowed}."

@@ -6,6 +6,7 @@ import json
 import re
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -15,6 +16,13 @@ from safetensors import safe_open
 from torch import nn
 
 from mmrl.ground.require import require
+from mmrl.model.adapter_folder import (
+    base_alone,
+    base_of,
+    carries_base,
+    config_place,
+    is_adapter,
+)
 from mmrl.model.checkpoint_files import read_config
 from mmrl.model.families import Family, family_of
 from mmrl.model.folders import (
@@ -85,7 +93,7 @@ def load_model(
     files that are gone, cut, changed, of another model, or not finite.
     """
     refuse_damaged(source)
-    adapted = (Path(source) / "adapter_config.json").is_file()
+    adapted = is_adapter(source)
     if adapted and lora is not None:
         raise ValueError(
             f"{source} is an adapter already, so LoRA.rank {lora.rank} would add a second one; "
@@ -180,9 +188,10 @@ def load_weights(source: str | Path, dtype: torch.dtype) -> Any:
     mend = "Copy or download the weight files again, and check that they belong to the config."
     with readable(source, mend):
         family = family_of(read_config(source).model_type)
-        loaded: Any = family.model_class().from_pretrained(
-            source, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
-        )
+        with base_alone(Path(source)) if carries_base(source) else nullcontext(source) as place:
+            loaded: Any = family.model_class().from_pretrained(
+                place, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+            )
         model, info = loaded
     # Both would have been drawn at random.
     refuse_missing(source, info)
@@ -195,9 +204,10 @@ def load_adapter(folder: Path, dtype: torch.dtype) -> nn.Module:
     from peft.utils import get_peft_model_state_dict
 
     with readable(folder / "adapter_config.json", "Save or copy the adapter again."):
-        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        base = str(config["base_model_name_or_path"])
-    model = load_weights(base, dtype)
+        base = base_of(folder)
+    carried = carries_base(folder)
+    model = load_weights(folder if carried else base, dtype)
+    model.name_or_path = base
     refuse_other_family(folder, model.config.model_type, base)
     mend = f"It must be an adapter of {base}, with all its files; save or copy it again."
     with readable(folder, mend):
@@ -209,6 +219,7 @@ def load_adapter(folder: Path, dtype: torch.dtype) -> nn.Module:
             model, str(folder), is_trainable=True, autocast_adapter_dtype=False
         )
     expected = set(get_peft_model_state_dict(adapted))
+    adapted.mmrl_carried = carried  # to be carried on when it is saved again
     if strange := sorted(stored ^ expected):
         lacks = len(expected - stored)
         raise ModelError(
@@ -230,13 +241,14 @@ def adapter_names(folder: Path) -> set[str]:
 
 def refuse_other_family(folder: Path, family: str, base: str) -> None:
     """Raise ModelError if a folder's own config is of another family than the base model."""
-    file = folder / "config.json"
+    own = config_place(folder)
+    file = Path(own) if own != folder else folder / "config.json"
     if not file.is_file():
         return  # an adapter that others saved
     with readable(file, "Save or copy the adapter again."):
-        own = json.loads(file.read_text(encoding="utf-8")).get("model_type")
-    if own != family:
+        told = json.loads(file.read_text(encoding="utf-8")).get("model_type")
+    if told != family:
         raise ModelError(
-            f"The adapter in {folder} was trained on a {own} model, but {base} is a {family} model; name the right one "
-            "as base_model_name_or_path in its adapter_config.json."
+            f"The adapter in {folder} was trained on a {told} model, but {base} is a {family} model; name the right "
+            "one as base_model_name_or_path in its adapter_config.json."
         )

@@ -22,6 +22,7 @@ from accelerate.hooks import remove_hook_from_module
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
+from mmrl.model.adapter_folder import complete
 from mmrl.model.budget import Budget
 from mmrl.model.families import Family
 from mmrl.model.folders import refuse_nonfinite, written
@@ -408,11 +409,10 @@ class Policy:
     def save(self, folder: Path, *, merge: bool = False, card: str = "") -> None:
         """Write a Hugging Face folder (weights or adapter, processor). `merge` folds an adapter into the weights.
 
-        `card` is the text of its README.md, Markdown.
+        `card` is the text of its README.md, Markdown. What lies in an adapter's folder: `mmrl.model.adapter_folder`.
 
-        An adapter's folder holds the config of its base model too, so that `load` takes it. The folder is replaced in
-        one go and carries checksums. Of several processes all call it and the first writes. Raises ModelError for
-        weights that are not finite, and for a full disk.
+        The folder is replaced in one go and carries checksums. Of several processes all call it and the first writes.
+        Raises ModelError for weights that are not finite, and for a full disk.
         """
         model = self._standing()
         with self.ranks.together("save"):
@@ -435,6 +435,8 @@ class Policy:
                 self.base.generation_config,
             ):
                 part.save_pretrained(str(draft))
+            if self.has_adapter and not merge:
+                complete(model, draft)
             if card:
                 # In the place of a library's empty form, and under the checksums.
                 (draft / "README.md").write_text(card, encoding="utf-8")

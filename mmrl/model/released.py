@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmrl.model.adapter_folder import config_place
 from mmrl.model.families import family_of
 
 _TOWER_2 = {
@@ -286,8 +287,9 @@ def config_of(source: str | Path) -> Any:
     from transformers import AutoConfig
 
     folder, name = Path(source), str(source)
-    if (folder / "config.json").is_file():
-        return AutoConfig.from_pretrained(folder)
+    place = config_place(folder)
+    if place != folder or (folder / "config.json").is_file():
+        return AutoConfig.from_pretrained(place)
     for kind in KINDS:
         name = name.removesuffix(kind)
     if name in TABLE:

@@ -49,7 +49,7 @@ MODEL = (
         LIST,
     ),
     *("model.safetensors", "model-?????-of-?????.safetensors", "model.safetensors.index.json"),
-    *("adapter_config.json", "adapter_model.safetensors"),
+    *("adapter_config.json", "adapter_model.safetensors", "base_config.json"),
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
     *("added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja"),
     *("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json"),
@@ -177,7 +177,7 @@ class Door:
         """Is there anything that another run would spoil?"""
         metrics = self.folder / "metrics.jsonl"
         logged = metrics.is_file() and metrics.stat().st_size > 0
-        ends = ("finished.json", "model/config.json")
+        ends = ("finished.json", "model/config.json", "model/base_config.json")
         done = [(self.folder / name).exists() for name in ends]
         return logged or any(done) or bool(checkpoint.steps_in(self.folder / "checkpoints"))
 

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from mmrl.model.tiny import cache_folder
 from mmrl.training.tracking import environment
 
 RESULTS = ("eval/accuracy", "eval/accuracy_error", "eval/reward", "eval/length", "reward/total")
@@ -34,6 +36,7 @@ def model_card(
         f"# {name}",
         f"A vision-language model trained with reinforcement learning by mmrl, from {made}.",
         f"Base model: `{base or 'unknown'}`{', with a LoRA adapter' if adapter else ''}.",
+        *([_loading(base)] if adapter else []),
         "## Results of the last step",
         "\n".join(["| metric | value |", "|---|---|", *rows]) if rows else "None.",
         "## Data, with fingerprints",
@@ -46,6 +49,23 @@ def model_card(
         "Not stated. It follows from the licences of the base model and of the data: fill it in before publishing.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _loading(base: str) -> str:
+    """How the folder of an adapter is loaded, and what to do where its base is not."""
+    if Path(base).is_relative_to(cache_folder()):
+        where = "Its base model is in this folder too, so it can be copied anywhere."
+    elif base.startswith(("/", ".", "~")) or Path(base).is_dir():
+        where = (
+            "The base model is a folder of the computer it was trained on: elsewhere, write the path or hub name of "
+            "the same model into `base_model_name_or_path` of `adapter_config.json`."
+        )
+    else:
+        where = "The base model is downloaded under that name."
+    return (
+        f"`AutoModelForImageTextToText.from_pretrained(FOLDER)` loads both (with peft installed). {where} "
+        "`mmrl export RUN --merge` writes one model without an adapter."
+    )
 
 
 def _head(base: str, adapter: bool) -> str:

@@ -140,7 +140,7 @@ def test_weights_that_are_not_finite_are_not_delivered(tiny_folder, tmp_path, va
 
 @pytest.mark.parametrize("how", SPOILT)
 @pytest.mark.parametrize(
-    "file", ["adapter_model.safetensors", "adapter_config.json", "config.json"]
+    "file", ["adapter_model.safetensors", "adapter_config.json", "base_config.json"]
 )
 def test_a_damaged_adapter_is_named(adapter, file, how):
     SPOILT[how](adapter / file)
