@@ -74,6 +74,7 @@ lengths and limits, and flags go before them. A model folder or a hub name needs
   --samples N       answers per question for pass@k (8); 0 measures accuracy only
   --prompts N       most questions to ask
   --output FILE     also write the numbers to this JSON file
+  --with lmms-eval  tasks of that program instead: `mmrl eval --with lmms-eval --help`
 
 `mmrl evaluate --help-all` explains every flag."""
 REPORT_HELP = """usage: mmrl report RUN [RUN ...] [--output FILE]
@@ -154,6 +155,14 @@ def _train(module: ModuleType, args: Sequence[str]) -> None:
 
 def evaluate(args: Sequence[str]) -> None:
     """`mmrl eval RUN …`."""
+    words = list(args)
+    if any(word.split("=")[0] == "--with" for word in words):
+        from mmrl.recipes.shared.launch import take_flag
+        from mmrl.recipes.shared.lmms_eval import evaluate_with
+
+        other = take_flag(words, "with")
+        evaluate_with(other or "", words)
+        return
     if not args or {"-h", "--help"} & set(args):
         show(EVAL_HELP)
         return

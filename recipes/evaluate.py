@@ -34,7 +34,7 @@ from mmrl.ground.printable import printable, show, tell
 from mmrl.recipes.shared.clip_asking import Asking, span_style_of
 from mmrl.recipes.shared.clip_data import ClipQuestions, Clips, about_spans
 from mmrl.recipes.shared.clip_report import blocks, grounding_report
-from mmrl.recipes.shared.launch import Preset, flag, launch
+from mmrl.recipes.shared.launch import Preset, flag, launch, take_flag
 from mmrl.recipes.shared.machines import ONE_LARGE
 from mmrl.recipes.shared.measuring import (
     graded_as_published,
@@ -203,6 +203,13 @@ def _span_tables(
 def start(args: Sequence[str]) -> None:
     """The command line; the run that --model names stands for a preset, unless there is one."""
     presets, given = dict(PRESETS), list(args)
+    if (other := take_flag(given, "with")) is not None:
+        # Only here: an evaluation of ours needs nothing of it.
+        from mmrl.recipes.shared.lmms_eval import evaluate_with
+
+        run = take_flag(given, "model")
+        evaluate_with(other, given if run is None else [run, *given])
+        return
     model = flag(given, "model")
     named = bool(given) and not given[0].startswith("-")
     bare = not any(arg.split("=")[0] in NAMING for arg in given)
