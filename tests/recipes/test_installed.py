@@ -133,6 +133,8 @@ def test_the_wheel_holds_one_package_with_types_and_recipes(wheel):
         *(ROOT / "mmrl" / "report" / "page").iterdir(),
     ]:
         assert file.relative_to(ROOT).as_posix() in names
+    for file in (ROOT / "data").rglob("*.yaml"):
+        assert f"mmrl/{file.relative_to(ROOT).as_posix()}" in names
 
 
 def test_the_wheel_runs_by_itself(wheel, users_folder, tmp_path):
