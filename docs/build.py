@@ -3,6 +3,7 @@
     settings.md         every record that a command line can set, field by field: flag, default, meaning
     papers/NAME.md      each recipe: what it does, its method, its presets, and the source of every published number
     api/MODULE.md       each public module: classes, functions and constants with their docstrings (api.py)
+    notebooks/NAME.md   each notebook to read, without its outputs
 
 Texts are docstrings; numbers with sources come from tests/recipes/preset_sources.json, which tests hold to the code.
 """
@@ -13,6 +14,7 @@ import ast
 import importlib
 import inspect
 import json
+import re
 import sys
 import textwrap
 from collections.abc import Iterator, Mapping
@@ -44,6 +46,8 @@ def build(output: Path) -> list[Path]:
         pages[f"papers/{name}.md"] = paper_page(name, recipe, sources.get(name, {}))
     pages["papers/index.md"] = index_page(loaded)
     pages |= api.api_pages(mmrl._HOMES)
+    for book in sorted((ROOT / "docs" / "notebooks").glob("*.ipynb")):
+        pages[f"notebooks/{book.stem}.md"] = notebook_page(book)
     written = []
     for path, text in pages.items():
         (output / path).parent.mkdir(parents=True, exist_ok=True)
@@ -173,6 +177,21 @@ def index_page(loaded: Mapping[str, ModuleType]) -> str:
         for name, recipe in loaded.items()
     ]
     return "# Papers and recipes\n\n" + "\n".join(lines) + "\n"
+
+
+def notebook_page(book: Path) -> str:
+    """A notebook as a page: its texts as they are, its code in blocks."""
+    parts = []
+    for piece in json.loads(book.read_text(encoding="utf-8"))["cells"]:
+        text = "".join(piece["source"])
+        if piece["cell_type"] == "code":
+            parts.append(f"```python\n{text}\n```")
+            continue
+        # The page lies one folder deeper than the notebook, and beside the pages of the others.
+        deeper = re.sub(r"\]\((?=\.\./)", "](../", text)
+        parts.append(re.sub(r"\]\((\w+)\.ipynb\)", r"](\1.md)", deeper))
+    source = f"To run it: [docs/notebooks/{book.name}](../../notebooks/{book.name})."
+    return "\n\n".join([*parts, source]) + "\n"
 
 
 def doc(thing: Any) -> str:
