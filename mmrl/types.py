@@ -105,7 +105,8 @@ class Rollout:
     """"eos", "length" or the stop string."""
     logp: Tensor | None = None
     """float [T_i]: the sampler's log-probs on the support that training uses, or None."""
-    temperature: float = 1.0
+    temperature: float | Tensor = 1.0
+    """What its logits are divided by, in sampling and training: a number, or float64 [T_i], one per token."""
     branch: str = "raw"
     """The view it was sampled under."""
     media: tuple[Media, ...] = ()

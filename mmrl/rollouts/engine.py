@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import ClassVar, Protocol, TypeGuard
 
 from mmrl.model.policy import Policy
@@ -117,7 +116,7 @@ class HFEngine(Asking):
         return [result for number in range(len(requests)) for result in found[number]]
 
     def _sampled(self, requests: Sequence[Request], began: float) -> list[list[Result]]:
-        """The results of each of some requests that differ in the prompt, pixels and forced starts alone."""
+        """The results of each of some requests that differ in the prompt, pixels, counts and forced starts."""
         asked = [
             Asked(
                 i, r.prompt, r.encoded, r.pixels, [r.start(n) for n in range(r.count)], r.first
@@ -128,7 +127,7 @@ class HFEngine(Asking):
         sampler = Sampler(
             self.policy,
             asked,
-            replace(one.sampling, group_size=one.count),
+            one.sampling,
             (*one.seed, one.branch),
             one.temperature_at,
             self.rows_at_once,
@@ -155,7 +154,6 @@ def _alike(requests: Sequence[Request]) -> list[list[tuple[int, Request]]]:
     for number, request in enumerate(requests):
         key = (
             request.sampling,
-            request.count,
             request.seed,
             request.branch,
             request.temperature_at,

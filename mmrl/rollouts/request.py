@@ -27,11 +27,13 @@ from mmrl.model.policy import Policy
 from mmrl.model.processing import Encoded, Patches
 from mmrl.types import Now, Prompt, Role, Rollout, Sampling
 
-Ability = Literal["other pixels", "forced prefixes", "temperature per position"]
-"""What not every engine can do: answer to other pixels than the prompt's, go on from a given start, and change the
-temperature within an answer."""
+Ability = Literal[
+    "other pixels", "forced prefixes", "temperature per position", "counts per prompt"
+]
+"""What not every engine can do: answer to other pixels than the prompt's, go on from a given start, change the
+temperature within an answer, and give each prompt its own number of answers, numbered on from earlier ones."""
 ABILITIES: frozenset[Ability] = frozenset(
-    ("other pixels", "forced prefixes", "temperature per position")
+    ("other pixels", "forced prefixes", "temperature per position", "counts per prompt")
 )
 """All of them."""
 Meaning = Literal["whole", "allowed", "none"]
@@ -90,9 +92,8 @@ class Request:
             return (
                 self.sampling.temperature or 1.0
             )  # greedy answers are scored at temperature 1
-        return torch.tensor(
-            [self.temperature_at(t) for t in range(length)], dtype=torch.float64
-        )
+        heat = [self.temperature_at(t) or 1.0 for t in range(length)]
+        return torch.tensor(heat, dtype=torch.float64)
 
     def needs(self) -> list[Ability]:
         """What the engine must be able to do."""
@@ -177,8 +178,7 @@ def answered(engine: Asking, requests: Sequence[Request]) -> list[Rollout]:
     if not requests:
         return []
     for request in requests:
-        if beyond := [need for need in request.needs() if need not in engine.abilities]:
-            raise ValueError(lacks(engine, beyond[0], f"prompt {request.prompt.id!r}"))
+        refuse_beyond(engine, request.needs(), f"prompt {request.prompt.id!r}")
     owners = [request for request in requests for _ in range(request.count)]
     results = engine.answer(requests)
     assert len(results) == len(owners), "one result per answer"
@@ -252,7 +252,7 @@ def rollout_of(policy: Policy, request: Request, answer: int, result: Result) ->
         text=policy.processing.answer_text(tokens),
         stop=result.stop,
         logp=logp,
-        temperature=_recorded(request.temperatures(len(tokens))),
+        temperature=request.temperatures(len(tokens)),
         branch=request.branch,
         version=result.version,
     )
@@ -268,12 +268,17 @@ def abilities_of(engine: Any) -> frozenset[Ability]:
     """What an engine can do beyond plain answers: as it declares, or as the arguments of its `generate` say."""
     declared = getattr(engine, "abilities", None)
     if declared is not None:
-        return frozenset(declared)
+        # Whoever answers requests gets one number of answers with each.
+        always: tuple[Ability, ...] = (
+            ("counts per prompt",) if isinstance(engine, Asking) else ()
+        )
+        return frozenset((*declared, *always))
     takes = inspect.signature(engine.generate).parameters
     names: dict[Ability, tuple[str, ...]] = {
         "other pixels": ("visual", "branch"),
         "forced prefixes": ("prefixes",),
         "temperature per position": ("temperature_at",),
+        "counts per prompt": ("counts", "first"),
     }
     return frozenset(kind for kind, given in names.items() if all(n in takes for n in given))
 
@@ -288,9 +293,15 @@ def lacks(engine: Any, need: Ability, who: str) -> str:
     """The message for something that an engine cannot do."""
     able = ", ".join(sorted(abilities_of(engine))) or "plain answers"
     return (
-        f"{who} needs {need!r}, which {type(engine).__name__} cannot do (it can: {able}); use HFEngine, the engine in "
-        "this process."
+        f"{who} needs {need!r}, which {type(innermost(engine)).__name__} cannot do (it can: {able}); use HFEngine, the "
+        "engine in this process."
     )
+
+
+def innermost(engine: Any) -> Any:
+    """The engine that speaks in the end, behind those that stand for others."""
+    inside = getattr(engine, "stands_for", None)
+    return engine if inside is None else innermost(inside)
 
 
 def _starts(prefix: Prefix, count: int) -> tuple[tuple[int, ...], ...]:
@@ -302,10 +313,3 @@ def _starts(prefix: Prefix, count: int) -> tuple[tuple[int, ...], ...]:
             f"{len(prefix)} prefixes for {count} answers; give one per answer, or one tensor for all."
         )
     return tuple(tuple(one.tolist()) for one in prefix)
-
-
-def _recorded(temperature: float | Tensor) -> float:
-    """The temperature as a rollout carries it: the mean where it changes."""
-    if isinstance(temperature, Tensor):
-        return temperature.mean().item() if len(temperature) else 1.0
-    return temperature

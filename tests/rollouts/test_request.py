@@ -123,7 +123,7 @@ def test_abilities_are_declared_or_read_off_the_call(policy):
             return []
 
     assert abilities_of(HFEngine(policy)) == ABILITIES and can_look(HFEngine(policy))
-    assert abilities_of(Plain(policy)) == frozenset() and not can_look(Plain(policy))
+    assert abilities_of(Plain(policy)) == {"counts per prompt"} and not can_look(Plain(policy))
     assert abilities_of(Old()) == {"other pixels"}
 
 
