@@ -112,6 +112,8 @@ class Rollout:
     media: tuple[Media, ...] = ()
     """Media that appear inside the answer (tool results)."""
     origin: Literal["policy", "label", "expert"] = "policy"
+    teacher: str = ""
+    """Who wrote an expert's answer, if the row says so."""
     version: int | None = None
     """`Policy.version` of the weights that it was sampled from; None where no engine said so."""
     reward: float | None = None

@@ -175,18 +175,38 @@ def _given(
     sampling: Sampling,
 ) -> Rollout | None:
     """A given answer to the prompt of a group; None without one, or with one that holds special tokens."""
-    first = group[0]
-    text = text_of(first.prompt)
-    if text is None:
-        return None
+    text = text_of(group[0].prompt)
+    return (
+        None if text is None else given_answer(group[0], text, encode, origin, role, sampling)
+    )
+
+
+def given_answer(
+    beside: Rollout,
+    text: str,
+    encode: Encode,
+    origin: Literal["label", "expert"],
+    role: Role,
+    sampling: Sampling,
+) -> Rollout | None:
+    """A given text as a further answer of the group of `beside`; None if it holds special tokens.
+
+    Raises ValueError where the group was sampled at a temperature per token: then `EADRollout` must stand outside.
+    """
     try:
         tokens = encode(text)
     except BadRow:  # special tokens inside would be read as structure
         return None
+    if isinstance(beside.temperature, Tensor):
+        raise ValueError(
+            f"A {origin}'s answer joins a group whose tokens have temperatures of their own. Let the rollout function "
+            "that anneals them be the outermost one, so that it sets those of given answers as well: "
+            "EADRollout(inner=...)."
+        )
     return Rollout(
-        prompt=first.prompt,
-        group=first.group,
-        prompt_ids=first.prompt_ids,
+        prompt=beside.prompt,
+        group=beside.group,
+        prompt_ids=beside.prompt_ids,
         tokens=tokens,
         roles=torch.full((len(tokens),), int(role), dtype=torch.uint8),
         text=text,

@@ -98,11 +98,14 @@ class Answering:
     stands_for: Engine
     answer: Callable[..., list[Rollout]]
     """As `Asking.generate`; given only those keyword arguments that were passed."""
+    looks: bool = False
+    """May it be asked to show other pixels? Else `answer` decides which are shown."""
 
     @property
     def abilities(self) -> frozenset[Ability]:
-        """Those of the engine, but for the pixels: which are shown is said by `answer`."""
-        return abilities_of(self.stands_for) - {"other pixels"}
+        """Those of the engine, but perhaps for the pixels."""
+        hidden: frozenset[Ability] = frozenset(() if self.looks else ("other pixels",))
+        return abilities_of(self.stands_for) - hidden
 
     def generate(
         self,
@@ -110,6 +113,8 @@ class Answering:
         sampling: Sampling,
         now: Now,
         *,
+        visual: Sequence[tuple[Patches, ...]] | None = None,
+        branch: str | None = None,
         counts: Sequence[int] | None = None,
         first: Sequence[int] | None = None,
         prefixes: Sequence[Prefix] | None = None,
@@ -117,7 +122,12 @@ class Answering:
     ) -> list[Rollout]:
         """What `answer` says."""
         more = given(
-            counts=counts, first=first, prefixes=prefixes, temperature_at=temperature_at
+            visual=visual,
+            branch=branch,
+            counts=counts,
+            first=first,
+            prefixes=prefixes,
+            temperature_at=temperature_at,
         )
         return self.answer(prompts, sampling, now, **more)
 
@@ -176,7 +186,7 @@ class StagedRollout(RolloutFunction):
                     f"{type(self).__name__} says itself how often and in which way prompts are answered, but was asked "
                     f"for {sorted(more)} as well; make it the innermost rollout function."
                 )
-            stages = Stages(engine, pay, sampling, now, supply.counters)
+            stages = Stages(numbered(engine), pay, sampling, now, supply.counters)
             found = self.groups(stages, prompts)
             return [
                 replace(rollout, group=number)
@@ -185,6 +195,14 @@ class StagedRollout(RolloutFunction):
             ]
 
         return self.inner(Answering(engine, answer), paid_once(pay), supply, sampling, now)
+
+
+def numbered(engine: Engine) -> Engine:
+    """The engine, in which numbers of answers go on: as it is if they do already."""
+    inside: Any = engine
+    while inside is not None and not isinstance(inside, OneStep):
+        inside = getattr(inside, "stands_for", None)
+    return OneStep(engine) if inside is None else engine
 
 
 def paid_once(pay: Pay) -> Pay:
