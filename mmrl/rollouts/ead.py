@@ -12,7 +12,7 @@ sampled from, and needs no importance weight.
 
 Departures from the official code (github.com/yangalan123/EAD-RLVR, commit 1d7e156e)
 1. Its sampler divides the position by 20 d_s, its recomputation of old log-probs by d_s, and is off by default, so that
-   old log-probs are those of another temperature. Here one schedule serves both; κ = 20 is the sampler's, κ = 1 the other.
+   old log-probs are those of another temperature. Here one schedule serves both; κ = 20 is the sampler's.
 2. Floors below 0.1 are refused: sampled tokens would all have log-prob 0, and others none.
 3. Answers that nobody sampled (labels, experts) are scored at the same temperatures as their group.
 4. A prefix that is forced counts as the beginning of the answer.

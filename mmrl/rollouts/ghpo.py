@@ -9,8 +9,8 @@ with the question that it was asked. Groups with a right answer stay as they are
 Departures from the official code (github.com/hkgc-1/GHPO, commit af0a7dd8)
 1. "Right" is what the rewards declare, never the total: a format reward does not hide that a group failed.
 2. Where no group failed nothing is sampled again; the official code then repeats the first group.
-3. The sentence that introduces the hint is ours; the official key hint_ratio, which its ladder does not use, is left out.
-4. Rows without a solution, and hints with which the question would be too long, leave the group as it is and are counted.
+3. The sentence that introduces the hint is ours; the official key hint_ratio, which its ladder ignores, is left out.
+4. Rows without a solution, and hints with which the question would be too long, leave the group as it is and count.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ included; they become `Rollout.logp`. What the *policy* thinks of an expert's to
 
 Teachers join after the inner rollout function has chosen its groups, so no filter sees them, and are paid by the run's
 rewards: that a teacher is right is checked, not assumed. Which groups get which answers says `chosen`; here each group
-gets up to `most`, drawn anew in each step. Answers with special tokens, or with log-probs that cannot be theirs, are left
-out and counted (`teachers/unusable`); groups that get none are counted as `teachers/missing`.
+gets up to `most`, drawn anew in each step. Answers with special tokens, or with log-probs that cannot be theirs, are
+left out and counted (`teachers/unusable`); groups that get none are counted as `teachers/missing`.
 """
 
 from __future__ import annotations
