@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from mmrl.ground.require import require
+from mmrl.ground.traits import Slot
 from mmrl.rollouts.engine import Engine
 from mmrl.rollouts.groups import Pay, by_group, renumbered
 from mmrl.rollouts.prompt_order import Supply
@@ -83,7 +84,7 @@ class DARSRollout(StagedRollout):
 
     needs_correct: ClassVar[bool] = True
 
-    def owns(self) -> tuple[str, ...]:
+    def owns(self) -> tuple[Slot, ...]:
         """How many answers a prompt gets."""
         return ("counts",)
 

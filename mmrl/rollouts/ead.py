@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from mmrl.ground.require import require
+from mmrl.ground.traits import Slot
 from mmrl.rollouts.engine import Engine
 from mmrl.rollouts.groups import Pay, RolloutCall, RolloutFunction, group_rollout
 from mmrl.rollouts.prompt_order import Supply
@@ -111,7 +112,7 @@ class EADRollout(RolloutFunction):
 
     needs: ClassVar[Collection[Ability]] = ("temperature per position",)
 
-    def owns(self) -> tuple[str, ...]:
+    def owns(self) -> tuple[Slot, ...]:
         """How hot each token is sampled."""
         return ("temperature",)
 

@@ -30,7 +30,14 @@ from mmrl.ground.seeds import uniform_draw
 from mmrl.objectives.base import EXPERT, LABEL, AnswerKind
 from mmrl.objectives.visurf import aligned, pay_without_thinking
 from mmrl.rollouts.engine import Engine
-from mmrl.rollouts.groups import Pay, RolloutCall, RolloutFunction, by_group, group_rollout
+from mmrl.rollouts.groups import (
+    Pay,
+    RolloutCall,
+    RolloutFunction,
+    by_group,
+    chain,
+    group_rollout,
+)
 from mmrl.rollouts.prompt_order import Supply
 from mmrl.types import Now, Prompt, Role, Rollout, Sampling
 
@@ -67,6 +74,7 @@ class WithLabel(RolloutFunction):
                 f"WithLabel.thinking names {unknown}, but the weights are those of {sorted(self.weights)}; "
                 "pass weights=rewards.weights and name parts of it."
             )
+        refuse_annealing_inside(self)
 
     def brings(self) -> tuple[AnswerKind, ...]:
         """Labels in the groups."""
@@ -127,6 +135,7 @@ class WithExpert(RolloutFunction):
 
     def __post_init__(self) -> None:
         require(self, probability=(0 <= self.probability <= 1, "in [0, 1]"))
+        refuse_annealing_inside(self)
 
     def brings(self) -> tuple[AnswerKind, ...]:
         """Experts' answers."""
@@ -166,6 +175,17 @@ class WithExpert(RolloutFunction):
         return "" if self.text(prompt) is not None else self.column
 
 
+def refuse_annealing_inside(outer: RolloutFunction) -> None:
+    """Raise ValueError if a part inside says how hot each token is: answers that are added outside would not be."""
+    for part in chain(outer)[1:]:
+        if "temperature" in part.owns():
+            name = type(part).__name__
+            raise ValueError(
+                f"{type(outer).__name__} adds answers to groups that {name} samples at temperatures of its own, and "
+                f"would have them scored at another one. Let {name} be the outermost: {name}(inner=...)."
+            )
+
+
 def _given(
     group: Sequence[Rollout],
     text_of: Callable[[Prompt], str | None],
@@ -189,20 +209,11 @@ def given_answer(
     role: Role,
     sampling: Sampling,
 ) -> Rollout | None:
-    """A given text as a further answer of the group of `beside`; None if it holds special tokens.
-
-    Raises ValueError where the group was sampled at a temperature per token: then `EADRollout` must stand outside.
-    """
+    """A given text as a further answer of the group of `beside`; None if it holds special tokens."""
     try:
         tokens = encode(text)
     except BadRow:  # special tokens inside would be read as structure
         return None
-    if isinstance(beside.temperature, Tensor):
-        raise ValueError(
-            f"A {origin}'s answer joins a group whose tokens have temperatures of their own. Let the rollout function "
-            "that anneals them be the outermost one, so that it sets those of given answers as well: "
-            "EADRollout(inner=...)."
-        )
     return Rollout(
         prompt=beside.prompt,
         group=beside.group,
@@ -211,7 +222,7 @@ def given_answer(
         roles=torch.full((len(tokens),), int(role), dtype=torch.uint8),
         text=text,
         stop="eos",
-        # Scored at the temperature of its group, so that the log-probs can be compared.
+        # Scored at the temperature of its group, so that the log-probs can be compared; one per token sets `EADRollout`.
         temperature=sampling.temperature or 1.0,
         origin=origin,
     )

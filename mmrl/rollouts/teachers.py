@@ -29,7 +29,7 @@ from mmrl.ground.require import require
 from mmrl.ground.seeds import generator
 from mmrl.objectives.base import TEACHERS, AnswerKind
 from mmrl.rollouts.engine import Engine
-from mmrl.rollouts.experts import Encode, given_answer
+from mmrl.rollouts.experts import Encode, given_answer, refuse_annealing_inside
 from mmrl.rollouts.groups import Pay, RolloutCall, RolloutFunction, by_group, group_rollout
 from mmrl.rollouts.prompt_order import Supply
 from mmrl.types import Now, Prompt, Role, Rollout, Sampling
@@ -93,6 +93,7 @@ class WithTeachers(RolloutFunction):
 
     def __post_init__(self) -> None:
         require(self, most=(self.most >= 0, "0 (all) or positive"))
+        refuse_annealing_inside(self)
 
     def brings(self) -> tuple[AnswerKind, ...]:
         """Teachers' answers."""

@@ -9,6 +9,9 @@ import torch
 
 from mmrl.ground.faults import BadRow
 from mmrl.model.packing import collate
+from mmrl.rollouts.dars import DARSRollout
+from mmrl.rollouts.ead import EADRollout
+from mmrl.rollouts.experts import WithExpert, WithLabel
 from mmrl.rollouts.prompt_order import Supply
 from mmrl.rollouts.teachers import Told, WithTeachers, told
 from mmrl.types import Now, Prompt, Prompts, Role, Rollout, Sampling
@@ -34,12 +37,10 @@ class Rows(Prompts):
 
 
 class Parrot:
-    heat = 1.0
-
     def generate(self, prompts, sampling, now):
         tokens, roles = torch.tensor([1, 2]), torch.zeros(2, dtype=torch.uint8)
         one = [
-            Rollout(p, i, torch.arange(3), tokens, roles, "own", "eos", temperature=self.heat)
+            Rollout(p, i, torch.arange(3), tokens, roles, "own", "eos")
             for i, p in enumerate(prompts)
         ]
         return [r for r in one for _ in range(sampling.group_size)]
@@ -87,7 +88,7 @@ def test_all_teachers_join_with_their_names_and_log_probs():
     # Scored and paid, but in no mask.
     batch = collate(rollouts)
     given = torch.tensor([r.origin == "expert" for r in rollouts])
-    assert not batch.mask[given].any() and batch.mask[~given].all(1).all()
+    assert not batch.mask[given].any() and batch.mask[~given][:, :2].all()
     assert (batch.roles[given] == int(Role.EXPERT)).any(1).all()
 
 
@@ -114,8 +115,9 @@ def test_what_a_column_may_hold():
     assert [rule.missing(Rows()[n]) for n in range(4)] == ["", "", "", "solutions"]
 
 
-def test_given_answers_beside_annealed_ones_are_refused():
-    engine = Parrot()
-    engine.heat = torch.ones(2, dtype=torch.float64)
-    with pytest.raises(ValueError, match=r"be the outermost one.*EADRollout\(inner="):
-        run(WithTeachers(encode), engine)
+@pytest.mark.parametrize("outer", [WithTeachers, WithExpert, WithLabel])
+def test_given_answers_outside_of_annealing_are_refused(outer):
+    name = outer.__name__
+    with pytest.raises(ValueError, match=rf"{name} adds answers .* EADRollout.*outermost"):
+        outer(encode, inner=DARSRollout(EADRollout()))
+    assert EADRollout(inner=outer(encode)).owns() == ("temperature",)
