@@ -222,7 +222,7 @@ def given_answer(
         roles=torch.full((len(tokens),), int(role), dtype=torch.uint8),
         text=text,
         stop="eos",
-        # Scored at the temperature of its group, so that the log-probs can be compared; one per token sets `EADRollout`.
+        # Scored at the temperature of its group, so that the log-probs can be compared.
         temperature=sampling.temperature or 1.0,
         origin=origin,
     )

@@ -285,7 +285,8 @@ def abilities_of(engine: Any) -> frozenset[Ability]:
 
 def refuse_beyond(engine: Any, needs: Collection[Ability], who: str) -> None:
     """Raise ValueError for the first need that the engine cannot meet; `who` needs it."""
-    for need in sorted(set(needs) - abilities_of(engine)):
+    # Not even asked where nothing is needed: anything may speak then.
+    for need in sorted(set(needs) - abilities_of(engine)) if needs else ():
         raise ValueError(lacks(engine, need, who))
 
 
