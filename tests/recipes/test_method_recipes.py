@@ -26,6 +26,10 @@ NAMES = (
     "visurf",
     "calibrl",
     "mssr",
+    "dars",
+    "ead",
+    "ghpo",
+    "brorl",
 )
 METRICS = {
     "vogue": (
@@ -53,6 +57,10 @@ METRICS = {
     ),
     "visurf": ("label/reward", "label/count", "visurf/teaching_tokens"),
     "calibrl": ("expert/reward", "calibrl/lead", "calibrl/logp_expert", "loss/guided"),
+    "dars": ("dars/further_answers", "dars/hard_prompts", "dars/dropped_groups"),
+    "ead": ("policy/mismatch",),
+    "ghpo": ("ghpo/failed_groups", "ghpo/hinted_groups", "ghpo/unsolved_groups"),
+    "brorl": ("reward/group_std",),
     "mssr": ("mssr/value", "mssr/forgetting", "mssr/bonus", "policy/kl_ref"),
 }
 
