@@ -195,9 +195,7 @@ class Trainer:
         self.supply.new_step()
         with self.policy.vision.step():
             with clock("generate"), each_alone(self.policy, self.ranks, "rollout"):
-                engine = OneStep(
-                    self.engine
-                )  # a prompt that is asked again gets further answers
+                engine = OneStep(self.engine)  # who is asked again gives further answers
                 rollouts = self.rollout(engine, self._pay, self.supply, self.sampling, now)
             # However long the slowest rank sampled: no collective waits for it.
             self.ranks.wait("update")
