@@ -89,9 +89,10 @@ class DARSRollout(StagedRollout):
         return ("counts",)
 
     def traits(self) -> tuple[str, ...]:
-        """Hard prompts get more; groups without signal are left out."""
+        """Hard prompts get more, by shares of independent answers; groups without signal are left out."""
+        always = ("samples hard prompts again", "assumes independent rows")
         dropped = ("drops all-wrong groups", "drops all-right groups")
-        return ("samples hard prompts again", *(dropped if self.dars.drop_even else ()))
+        return (*always, *(dropped if self.dars.drop_even else ()))
 
     def groups(self, stages: Stages, prompts: Sequence[Prompt]) -> list[list[Rollout]]:
         """Both stages of each prompt."""

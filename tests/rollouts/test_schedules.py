@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from mmrl.ground.faults import BadRow
 from mmrl.model.packing import collate
 from mmrl.model.policy import Policy
+from mmrl.model.ranks import Ranks
 from mmrl.rollouts.dars import DARS, DARSRollout, further_answers
 from mmrl.rollouts.ead import EAD, EADRollout, annealed
 from mmrl.rollouts.engine import HFEngine
@@ -26,6 +27,7 @@ from mmrl.rollouts.groups import DynamicSampling, group_rollout
 from mmrl.rollouts.prompt_order import Supply
 from mmrl.rollouts.stages import OneStep
 from mmrl.types import Now, Prompt, Prompts, Rollout, Sampling
+from tests.several import several, values
 
 GOLDEN = Path(os.environ.get("MMRL_GOLDEN", Path(__file__).parents[1] / "golden")) / "rlvr"
 NOW, FOUR = Now(1, 0.1, seed=3), Sampling(4, 1.0, max_tokens=6)
@@ -174,7 +176,11 @@ class Counting:
         self, prompts, sampling, now, *, counts=None, first=None, prefixes=None, **more
     ):
         counts = counts or [sampling.group_size] * len(prompts)
-        first = first or [0] * len(prompts)
+        # As the engine: of a prompt that is there twice in one call, numbers go on.
+        copies, base, first = Counter(), first or [0] * len(prompts), []
+        for prompt, count, start in zip(prompts, counts, base, strict=True):
+            first.append(start + copies[prompt.id])
+            copies[prompt.id] += count
         self.calls.append(
             [(p.id, n, f) for p, n, f in zip(prompts, counts, first, strict=True)]
         )
@@ -402,3 +408,32 @@ def test_stages_and_annealing_compose(policy):
     assert len(found) == len(keys)
     assert collate(found).mask.any(1).all()
     assert math.isfinite(sum(float(r.logp.sum()) for r in found))
+
+
+# ---------------------------------------------------------------------------------------------------- several processes
+
+
+def staged():
+    """Rows that come again within a step, in two stages, under a filter: who was kept, with which draws."""
+    ranks = Ranks.start("cpu")
+    supply = Supply(Rows("1", "2", "0", "3", "9"), 4, seed=0, ranks=ranks)
+    rule = DARSRollout(DynamicSampling(spread=True, rounds=3), DARS(most=9, drop_even=False))
+    answers = []
+    for step in (1, 2):
+        supply.new_step()
+        found = rule(
+            OneStep(Counting()), paying(first_few), supply, FOUR, replace(NOW, step=step)
+        )
+        answers += [(step, r.prompt.id, r.text) for r in found]
+    ranks.end()
+    return answers, supply.counters["dars/further_answers"]
+
+
+def test_several_ranks_sample_the_same_stages():
+    alone, further = staged()
+    told = values(several(2, staged))
+    assert sorted(one for mine, _ in told for one in mine) == sorted(alone)
+    assert sum(count for _, count in told) == further > 0
+    # A row that comes again within the step gives further answers, on whichever rank it lies.
+    assert len(alone) == len(set(alone)), "a draw came twice"
+    assert max(Counter((step, name) for step, name, _ in alone).values()) > 9
