@@ -75,11 +75,15 @@ class EAD:
     def __post_init__(self) -> None:
         require(
             self,
+            # First: the other's bound is this one.
+            tau_min=(
+                0.1 <= self.tau_min <= HOTTEST,
+                f"0.1 or more (colder log-probs are 0 or nothing), at most {HOTTEST:g}",
+            ),
             tau_max=(
                 self.tau_min <= self.tau_max <= HOTTEST,
                 f"at least tau_min, at most {HOTTEST:g}",
             ),
-            tau_min=(self.tau_min >= 0.1, "0.1 or more: colder log-probs are 0 or nothing"),
             d0=(0 < self.d0 <= SLOWEST, f"positive, at most {SLOWEST:g} tokens"),
             kappa=(0 < self.kappa <= 1e6, "positive, at most 1e6"),
             warmup=(self.warmup >= 0, "0 or positive"),

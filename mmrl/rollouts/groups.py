@@ -17,7 +17,7 @@ from typing import ClassVar
 
 import torch
 
-from mmrl.ground.declared import refuse_misspelt
+from mmrl.ground.declared import added, refuse_misspelt
 from mmrl.ground.faults import BadRow
 from mmrl.ground.printable import logger
 from mmrl.ground.require import require
@@ -135,9 +135,9 @@ class DynamicSampling(RolloutFunction):
     """Most rounds of sampling per step; afterwards the step goes on with what there is. 0: as many as it takes."""
     at_once: int = 0
     """Prompts of a round (PAPO: 128); 0 takes those of a step. With `adaptive` the most of a round; 0: no bound."""
-    adaptive: bool = False
+    adaptive: bool = added(False)
     """Ask for as many prompts as the share of groups that were kept so far says it takes (CodeV-R1)."""
-    least_share: float = 0.1
+    least_share: float = added(0.1)
     """Smallest share that `adaptive` reckons with: a round asks for at most so many times what is missing."""
 
     drops_even_groups: ClassVar[bool] = True

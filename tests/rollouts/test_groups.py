@@ -26,6 +26,7 @@ from mmrl.rollouts.groups import (
 )
 from mmrl.rollouts.oversampling import KeptShares
 from mmrl.rollouts.prompt_order import Supply
+from mmrl.training.tracking import describe
 from mmrl.types import Now, Prompt, Prompts, Role, Rollout, Sampling
 from tests.several import several, values
 
@@ -461,5 +462,8 @@ def test_shares_only_fall_and_outlive_a_checkpoint():
 
 def test_without_it_rounds_are_what_they_were_and_nothing_is_remembered():
     assert DynamicSampling().start_memory() is None
+    # Runs from before these settings go on.
+    assert not {"adaptive", "least_share"} & describe(DynamicSampling()).keys()
+    assert describe(DynamicSampling(adaptive=True))["adaptive"] is True
     with pytest.raises(ValueError, match="least_share is 0"):
         DynamicSampling(least_share=0)
