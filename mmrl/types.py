@@ -105,12 +105,17 @@ class Rollout:
     """"eos", "length" or the stop string."""
     logp: Tensor | None = None
     """float [T_i]: the sampler's log-probs on the support that training uses, or None."""
-    temperature: float = 1.0
+    temperature: float | Tensor = 1.0
+    """What its logits are divided by, in sampling and training: a number, or float64 [T_i], one per token."""
     branch: str = "raw"
     """The view it was sampled under."""
     media: tuple[Media, ...] = ()
     """Media that appear inside the answer (tool results)."""
     origin: Literal["policy", "label", "expert"] = "policy"
+    teacher: str = ""
+    """Who wrote an expert's answer, if the row says so."""
+    version: int | None = None
+    """`Policy.version` of the weights that it was sampled from; None where no engine said so."""
     reward: float | None = None
     parts: Mapping[str, float | None] = field(default_factory=dict)
     """Reward part name -> value; None means not available (never 0)."""

@@ -43,8 +43,8 @@ class Group:
     """long [T_i] each."""
     rows: tuple[int, ...] = ()
     """Row of each answer in the batch."""
-    temperatures: tuple[float, ...] = ()
-    """What the logits of each answer are divided by."""
+    temperatures: tuple[float | Tensor, ...] = ()
+    """What the logits of each answer are divided by: a number, or float64 [T_i], one per token."""
     shared: bool = True
     """Do all answers to the prompt see these pixels, also those that come in other parts?"""
     suffixes: tuple[Tensor, ...] = ()
@@ -105,8 +105,7 @@ def pack(
     answers = [answer for answer in draft.answers if len(answer.tokens)]
     lengths = torch.tensor([len(answer.tokens) for answer in answers], dtype=torch.long)
     rows = torch.tensor([answer.row for answer in answers], dtype=torch.long)
-    # In double precision, for heads that compute in it: 0.7 in single precision is another temperature.
-    temperatures = torch.tensor([answer.temperature for answer in answers], dtype=torch.float64)
+    temperatures = [temperature_of(answer.tokens, answer.temperature) for answer in answers]
     indices = {
         "ids": row.ids,
         "positions": row.positions,
@@ -116,7 +115,7 @@ def pack(
         "rows": rows.repeat_interleave(lengths),
         "columns": _cat_or_empty([torch.arange(len(answer.tokens)) for answer in answers]),
         # As bits, so that they travel with the rest.
-        "temperature": temperatures.repeat_interleave(lengths).view(torch.long),
+        "temperature": _cat_or_empty(temperatures, torch.float64).view(torch.long),
     }
     there = dict(zip(indices, moved(list(indices.values()), device), strict=True))
     there["temperature"] = there["temperature"].view(torch.float64)
@@ -138,7 +137,7 @@ class _Answer:
     opened: int | None
     """Which of the prompts that are not in the row it belongs to."""
     row: int
-    temperature: float
+    temperature: float | Tensor
     suffix: Tensor
     """long [S]."""
     end: int
@@ -227,9 +226,20 @@ class _Draft:
         return tuple(found)
 
 
-def _cat_or_empty(pieces: Sequence[Tensor]) -> Tensor:
-    """long [n]; empty if there is nothing to join, which `torch.cat` refuses."""
-    empty = torch.zeros(0, dtype=torch.long)
+def temperature_of(tokens: Tensor, temperature: float | Tensor) -> Tensor:
+    """The temperature of each of the tokens [T], float64 [T], from one number or one per token."""
+    # In double precision, for heads that compute in it: 0.7 in single precision is another temperature.
+    value = torch.as_tensor(temperature, dtype=torch.float64, device="cpu")
+    if value.ndim and value.shape != tokens.shape:
+        raise ValueError(
+            f"An answer of {len(tokens)} tokens has {len(value)} temperatures; give one number, or one per token."
+        )
+    return value.expand(len(tokens))
+
+
+def _cat_or_empty(pieces: Sequence[Tensor], dtype: torch.dtype = torch.long) -> Tensor:
+    """[n]; empty if there is nothing to join, which `torch.cat` refuses."""
+    empty = torch.zeros(0, dtype=dtype)
     return torch.cat(list(pieces)) if pieces else empty
 
 

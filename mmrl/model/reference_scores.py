@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import log_softmax, pad
 
 from mmrl.model.further import Wishes
-from mmrl.model.packing import Group
+from mmrl.model.packing import Group, temperature_of
 from mmrl.model.policy import Policy
 from mmrl.model.scoring import (
     ScoreOutputs,
@@ -164,10 +164,11 @@ def _logp_rows(
             if len(answer) == 0:
                 continue
             tokens = answer.to(policy.device)
-            logits = _answer_logits(policy, group, tokens, grad, tower_once) / temperature
+            logits = _answer_logits(policy, group, tokens, grad, tower_once)
             # Half precision is widened before the softmax, as the tiled head does.
             wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-            logp = log_softmax(wide, -1)
+            heat = temperature_of(answer, temperature).to(wide)
+            logp = log_softmax(wide / heat[:, None], -1)
             missing = width - len(answer)
             own = logp.gather(1, tokens[:, None]).squeeze(1)
             whole[row] = pad(logp, (0, 0, 0, missing))

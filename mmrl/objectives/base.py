@@ -92,6 +92,13 @@ EXPERT = AnswerKind(
     remedy="it needs an expert answer next to each group; use rollout=WithExpert(policy.processing.encode_answer)",
 )
 """An expert's answer next to each group, only scored."""
+TEACHERS = AnswerKind(
+    "teachers",
+    sampled=False,
+    trained=False,
+    remedy="it needs answers of teachers in the groups; use rollout=WithTeachers(policy.processing.encode_answer)",
+)
+"""Answers of several teachers next to each group; trained only if an objective trains the role EXPERT."""
 CHECKLIST = AnswerKind(
     "checklist",
     filtered=True,

@@ -340,7 +340,7 @@ def _seen_rollout(rollout: Rollout, prompt: Seen, asks: Sequence[str]) -> Seen:
         roles=rollout.roles.tolist(),
         text=rollout.text,
         stop=rollout.stop,
-        temperature=rollout.temperature,
+        temperature=_plain(rollout.temperature),
         branch=rollout.branch,
         origin=rollout.origin,
         reward=rollout.reward,
@@ -354,6 +354,11 @@ def _seen_rollout(rollout: Rollout, prompt: Seen, asks: Sequence[str]) -> Seen:
         # Some engines return none: then the attribute is there and None.
         record.logp = None if rollout.logp is None else rollout.logp.tolist()
     return record
+
+
+def _plain(temperature: Any) -> Any:
+    """A number, or a list of one per token."""
+    return temperature.tolist() if hasattr(temperature, "tolist") else temperature
 
 
 def _seen_media(medium: Media) -> Seen:

@@ -30,7 +30,14 @@ from mmrl.ground.seeds import uniform_draw
 from mmrl.objectives.base import EXPERT, LABEL, AnswerKind
 from mmrl.objectives.visurf import aligned, pay_without_thinking
 from mmrl.rollouts.engine import Engine
-from mmrl.rollouts.groups import Pay, RolloutCall, RolloutFunction, by_group, group_rollout
+from mmrl.rollouts.groups import (
+    Pay,
+    RolloutCall,
+    RolloutFunction,
+    by_group,
+    chain,
+    group_rollout,
+)
 from mmrl.rollouts.prompt_order import Supply
 from mmrl.types import Now, Prompt, Role, Rollout, Sampling
 
@@ -67,6 +74,7 @@ class WithLabel(RolloutFunction):
                 f"WithLabel.thinking names {unknown}, but the weights are those of {sorted(self.weights)}; "
                 "pass weights=rewards.weights and name parts of it."
             )
+        refuse_annealing_inside(self)
 
     def brings(self) -> tuple[AnswerKind, ...]:
         """Labels in the groups."""
@@ -127,6 +135,7 @@ class WithExpert(RolloutFunction):
 
     def __post_init__(self) -> None:
         require(self, probability=(0 <= self.probability <= 1, "in [0, 1]"))
+        refuse_annealing_inside(self)
 
     def brings(self) -> tuple[AnswerKind, ...]:
         """Experts' answers."""
@@ -166,6 +175,17 @@ class WithExpert(RolloutFunction):
         return "" if self.text(prompt) is not None else self.column
 
 
+def refuse_annealing_inside(outer: RolloutFunction) -> None:
+    """Raise ValueError if a part inside says how hot each token is: answers that are added outside would not be."""
+    for part in chain(outer)[1:]:
+        if "temperature" in part.owns():
+            name = type(part).__name__
+            raise ValueError(
+                f"{type(outer).__name__} adds answers to groups that {name} samples at temperatures of its own, and "
+                f"would have them scored at another one. Let {name} be the outermost: {name}(inner=...)."
+            )
+
+
 def _given(
     group: Sequence[Rollout],
     text_of: Callable[[Prompt], str | None],
@@ -175,18 +195,29 @@ def _given(
     sampling: Sampling,
 ) -> Rollout | None:
     """A given answer to the prompt of a group; None without one, or with one that holds special tokens."""
-    first = group[0]
-    text = text_of(first.prompt)
-    if text is None:
-        return None
+    text = text_of(group[0].prompt)
+    return (
+        None if text is None else given_answer(group[0], text, encode, origin, role, sampling)
+    )
+
+
+def given_answer(
+    beside: Rollout,
+    text: str,
+    encode: Encode,
+    origin: Literal["label", "expert"],
+    role: Role,
+    sampling: Sampling,
+) -> Rollout | None:
+    """A given text as a further answer of the group of `beside`; None if it holds special tokens."""
     try:
         tokens = encode(text)
     except BadRow:  # special tokens inside would be read as structure
         return None
     return Rollout(
-        prompt=first.prompt,
-        group=first.group,
-        prompt_ids=first.prompt_ids,
+        prompt=beside.prompt,
+        group=beside.group,
+        prompt_ids=beside.prompt_ids,
         tokens=tokens,
         roles=torch.full((len(tokens),), int(role), dtype=torch.uint8),
         text=text,

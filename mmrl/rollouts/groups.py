@@ -11,13 +11,13 @@ experts in `experts.py`, checklists in `checklist.py`, contrasts in `contrast.py
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 
-from mmrl.ground.declared import refuse_misspelt
+from mmrl.ground.declared import added, refuse_misspelt
 from mmrl.ground.faults import BadRow
 from mmrl.ground.printable import logger
 from mmrl.ground.require import require
@@ -26,7 +26,9 @@ from mmrl.losses.group_filters import keeps_by_mean, keeps_by_spread
 from mmrl.model.policy import Policy
 from mmrl.objectives.base import LABEL, AnswerKind, Memory
 from mmrl.rollouts.engine import Engine
+from mmrl.rollouts.oversampling import KeptShares
 from mmrl.rollouts.prompt_order import Supply
+from mmrl.rollouts.request import Ability
 from mmrl.types import Now, Prompt, Role, Rollout, Sampling, VisualBranch
 
 log = logger(__name__)
@@ -49,6 +51,8 @@ class RolloutFunction:
     """The rollout function that it adds to; None if it makes the groups itself."""
     drops_even_groups: bool = False
     """Does it drop groups whose answers all earn the same?"""
+    needs: Collection[Ability] = ()
+    """What the engine must be able to do, beyond the views of `sampled_under`."""
     needs_correct: bool = False
     """Does it read `Rollout.correct`? Then the rewards must declare which part says whether an answer is right."""
 
@@ -132,7 +136,11 @@ class DynamicSampling(RolloutFunction):
     rounds: int = 20
     """Most rounds of sampling per step; afterwards the step goes on with what there is. 0: as many as it takes."""
     at_once: int = 0
-    """Prompts of a round (PAPO: 128); 0 takes those of a step."""
+    """Prompts of a round (PAPO: 128); 0 takes those of a step. With `adaptive` the most of a round; 0: no bound."""
+    adaptive: bool = added(False)
+    """Ask for as many prompts as the share of groups that were kept so far says it takes (CodeV-R1)."""
+    least_share: float = added(0.1)
+    """Smallest share that `adaptive` reckons with: a round asks for at most so many times what is missing."""
 
     drops_even_groups: ClassVar[bool] = True
 
@@ -147,21 +155,25 @@ class DynamicSampling(RolloutFunction):
             self,
             rounds=(self.rounds >= 0, "at least 1, or 0 for as many as it takes"),
             at_once=(self.at_once >= 0, "at least 1, or 0 for the prompts of a step"),
+            least_share=(0 < self.least_share <= 1, "in (0, 1]"),
         )
+
+    def start_memory(self) -> KeptShares | None:
+        """The shares of groups that were kept, if rounds depend on them."""
+        return KeptShares() if self.adaptive else None
 
     def __call__(
         self, engine: Engine, pay: Pay, supply: Supply, sampling: Sampling, now: Now
     ) -> list[Rollout]:
         kept: list[tuple[int, list[Rollout]]] = []
-        full, done, idle = (
-            0,
-            0,
-            0,
-        )  # groups of all ranks, rounds, those since the last group that was kept
+        shares: KeptShares | None = supply.memory(self)
+        # Groups and prompts of all ranks; rounds, and those since the last group that was kept.
+        full, asked, done, idle = 0, 0, 0, 0
         while full < supply.per_step and not self._ends(done, idle, supply):
             done, idle = done + 1, idle + 1
             supply.counters["rollout/rounds"] += supply.ranks.first
-            prompts = supply.take(self.at_once or None)
+            size = self._round(supply.per_step - full, supply, shares)
+            prompts = supply.take(size)
             with supply.ranks.together():
                 groups = by_group(pay(engine.generate(prompts, sampling, now)))
                 good = [group for group in groups if self.keeps(group)]
@@ -170,21 +182,32 @@ class DynamicSampling(RolloutFunction):
             kept += [(supply.places[group[0].group], group) for group in good]
             before, full = full, int(supply.ranks.total([len(kept)])[0])
             idle = 0 if full > before else idle
+            asked += size
+            if shares is not None:
+                shares.after_round(full - before, size)
             used = {id(group) for group in good}
             supply.drop([group[0].prompt for group in groups if id(group) not in used])
             del prompts, groups, good  # the next round needs the room
         # Fewer than a full step is no error: the rounds are bounded so that a hard set cannot hang the run.
         if not full:
-            asked = self.at_once or supply.per_step
             raise ValueError(
-                f"DynamicSampling kept no group in {done} rounds of {asked} prompts: every group was "
+                f"DynamicSampling kept no group in {done} rounds of {asked // done} prompts: every group was "
                 f"all right or all wrong on {self.part!r}. Use easier or harder prompts, or train without it."
             )
+        if shares is not None:
+            shares.after_step(full, asked)
         # Surplus groups are left out rather than kept for later: by then the weights have changed.
         chosen = first_places([place for place, _ in kept], supply)
         supply.counters["rollout/surplus_groups"] += len(kept) - len(chosen)
         supply.drop([group[0].prompt for place, group in kept if place not in chosen])
         return renumbered([group for place, group in kept if place in chosen])
+
+    def _round(self, missing: int, supply: Supply, shares: KeptShares | None) -> int:
+        """Prompts of the next round, of all ranks."""
+        if shares is None:
+            return self.at_once or supply.per_step
+        wanted = shares.asks(missing, self.least_share)
+        return min(wanted, self.at_once) if self.at_once else wanted
 
     def _ends(self, done: int, idle: int, supply: Supply) -> bool:
         """Is sampling over although the step is not full?"""

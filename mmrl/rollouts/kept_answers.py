@@ -131,7 +131,7 @@ def _line(key: str, answers: Sequence[Rollout]) -> dict[str, Any]:
                 "stop": answer.stop,
                 "tokens": answer.tokens.tolist(),
                 "roles": answer.roles.tolist(),
-                "temperature": answer.temperature,
+                "temperature": _written(answer.temperature),
             }
             for answer in answers
         ],
@@ -149,7 +149,16 @@ def _rollouts(prompt: Prompt, group: int, line: Mapping[str, Any]) -> list[Rollo
             torch.tensor(answer["roles"], dtype=torch.uint8),
             answer["text"],
             answer["stop"],
-            temperature=answer["temperature"],
+            temperature=_read_back(answer["temperature"]),
         )
         for answer in line["answers"]
     ]
+
+
+def _written(temperature: float | torch.Tensor) -> float | list[float]:
+    return temperature.tolist() if isinstance(temperature, torch.Tensor) else temperature
+
+
+def _read_back(kept: float | list[float]) -> float | torch.Tensor:
+    """A number as it is, a list as one per token."""
+    return torch.tensor(kept, dtype=torch.float64) if isinstance(kept, list) else kept

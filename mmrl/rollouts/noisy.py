@@ -17,8 +17,9 @@ Departures
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from mmrl.ground.require import require
 from mmrl.ground.seeds import uniform_draw
@@ -30,6 +31,8 @@ from mmrl.objectives.base import AnswerKind, noisy_answers, noisy_prompts
 from mmrl.rollouts.engine import Engine, can_look
 from mmrl.rollouts.groups import Pay, RolloutCall, RolloutFunction, group_rollout
 from mmrl.rollouts.prompt_order import Supply
+from mmrl.rollouts.request import lacks
+from mmrl.rollouts.stages import Answering, asked_of
 from mmrl.types import Now, Prompt, Rollout, Sampling, VisualBranch
 
 __all__ = ["NoisyPrompts", "NoisyRollout", "generate_under", "rendered"]
@@ -63,7 +66,14 @@ class NoisyRollout(RolloutFunction):
     def __call__(
         self, engine: Engine, pay: Pay, supply: Supply, sampling: Sampling, now: Now
     ) -> list[Rollout]:
-        def mixed(prompts: Sequence[Prompt], sampling: Sampling, now: Now) -> list[Rollout]:
+        def mixed(
+            prompts: Sequence[Prompt], sampling: Sampling, now: Now, **more: Any
+        ) -> list[Rollout]:
+            if unknown := sorted(set(more) - {"temperature_at"}):
+                raise ValueError(
+                    f"NoisyRollout divides each group in fixed shares, but a rollout function inside it asks for "
+                    f"{unknown}; let only one of them say how many answers a prompt gets."
+                )
             noisy = int(sampling.group_size * self.share + 1e-9)  # 0.3 · 10 is 2.999…
             if not 0 < noisy < sampling.group_size:
                 raise ValueError(
@@ -72,14 +82,16 @@ class NoisyRollout(RolloutFunction):
                 )
             rest = replace(sampling, group_size=sampling.group_size - noisy)
             few = replace(sampling, group_size=noisy)
-            clean = engine.generate(prompts, rest, now)
+            clean = asked_of(engine, prompts, rest, now, **more)
             # Draws are keyed by the branch, too, so that noisy answer 0 is not clean answer 0 again.
             seen = rendered(self.policy, prompts, self.branch, self.view, now)
-            other = generate_under(self.policy, engine, prompts, few, now, seen, self.branch)
+            other = generate_under(
+                self.policy, engine, prompts, few, now, seen, self.branch, **more
+            )
             supply.counters["rollout/noisy_answers"] += len(other)
             return _by_group_number([*clean, *other])  # of a group, the clean ones first
 
-        return self.inner(_Seeing(engine, mixed), pay, supply, sampling, now)
+        return self.inner(Answering(engine, mixed), pay, supply, sampling, now)
 
 
 @dataclass(frozen=True)
@@ -109,7 +121,9 @@ class NoisyPrompts(RolloutFunction):
     ) -> list[Rollout]:
         chance = self.probability(now.progress)
 
-        def drawn(prompts: Sequence[Prompt], sampling: Sampling, now: Now) -> list[Rollout]:
+        def drawn(
+            prompts: Sequence[Prompt], sampling: Sampling, now: Now, **more: Any
+        ) -> list[Rollout]:
             noisy: list[int] = []
             clean: list[int] = []
             for i, prompt in enumerate(prompts):
@@ -121,34 +135,28 @@ class NoisyPrompts(RolloutFunction):
             if noisy:
                 chosen = [prompts[i] for i in noisy]
                 seen = rendered(self.policy, chosen, self.branch, self.view, now)
+                some = _of_prompts(noisy, more)
                 other = generate_under(
-                    self.policy, engine, chosen, sampling, now, seen, self.branch
+                    self.policy, engine, chosen, sampling, now, seen, self.branch, **some
                 )
             if clean:
-                plain = engine.generate([prompts[i] for i in clean], sampling, now)
+                chosen = [prompts[i] for i in clean]
+                plain = asked_of(engine, chosen, sampling, now, **_of_prompts(clean, more))
             supply.counters["rollout/noisy_answers"] += len(other)
             # The engine numbers groups by the prompts that it was given; here they get the step's numbers.
             seen_noisily = [replace(r, group=noisy[r.group]) for r in other]
             seen_clearly = [replace(r, group=clean[r.group]) for r in plain]
             return _by_group_number([*seen_noisily, *seen_clearly])
 
-        return self.inner(_Seeing(engine, drawn), pay, supply, sampling, now)
+        return self.inner(Answering(engine, drawn), pay, supply, sampling, now)
 
 
-@dataclass(frozen=True)
-class _Seeing:
-    """The engine, with another way of answering."""
-
-    engine: Engine
-    answer: Callable[[Sequence[Prompt], Sampling, Now], list[Rollout]]
-
-    def generate(
-        self, prompts: Sequence[Prompt], sampling: Sampling, now: Now
-    ) -> list[Rollout]:
-        return self.answer(prompts, sampling, now)
-
-    def sync(self, policy: Policy) -> None:
-        self.engine.sync(policy)
+def _of_prompts(chosen: Sequence[int], more: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `StagedEngine.generate` for some of the prompts; all but one say something of each prompt."""
+    return {
+        name: value if name == "temperature_at" else [value[i] for i in chosen]
+        for name, value in more.items()
+    }
 
 
 def _by_group_number(rollouts: Sequence[Rollout]) -> list[Rollout]:
@@ -180,13 +188,16 @@ def generate_under(
     now: Now,
     seen: Sequence[tuple[Patches, ...]],
     branch: str,
+    **more: Any,
 ) -> list[Rollout]:
-    """Answers under other pixels. The tower's graph of noisy pictures is of no use to the update and is not kept."""
+    """Answers under other pixels; `more` as for `StagedEngine.generate`.
+
+    The tower's graph of noisy pictures is of no use to the update and is not kept.
+    """
     if not can_look(engine):
         raise ValueError(
-            f"{type(engine).__name__} cannot sample answers to other pixels than the prompt's, which the rollout under "
-            f"the view {branch!r} needs; use HFEngine."
+            lacks(engine, "other pixels", f"The rollout under the view {branch!r}")
         )
     # The update reads clean pictures: a graph of noisy ones would be kept for nobody.
     with policy.vision.no_update():
-        return engine.generate(prompts, sampling, now, visual=seen, branch=branch)
+        return asked_of(engine, prompts, sampling, now, visual=seen, branch=branch, **more)

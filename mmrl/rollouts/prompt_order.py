@@ -81,6 +81,8 @@ class Supply:
         self.ranks = Ranks.alone() if ranks is None else ranks
         self.places: list[int] = []
         """Where in the order the prompts stand that `take` returned last."""
+        self._owners: dict[int, int] = {}
+        """Row -> the rank that got it in this step."""
         self._step: dict[str, list[int]] = {}
         """Prompt id -> places, of what was handed out in this step."""
         self._named_for = named_for
@@ -128,6 +130,7 @@ class Supply:
     def new_step(self) -> None:
         """Forget whose places are known: those of prompts that a step asked for are asked about in that step."""
         self._step.clear()
+        self._owners.clear()
 
     def group_places(self, rollouts: Sequence[Rollout]) -> dict[int, int]:
         """Group number -> place in the order of the prompt that it answers; in a step's rollouts of this rank."""
@@ -153,12 +156,13 @@ class Supply:
         if self._ahead is not None:
             self._ahead.expect(self._coming(wanted, ranks))
         missing = list(range(wanted))  # slots of the step
-        owners: dict[int, int] = {}  # row -> rank
+        # A look ahead (`peek`) gives nothing to anybody.
+        owners = self._owners if ranks is self.ranks else {}
         while missing:
             places = range(self.position, self.position + len(missing))
             rows = [self._index(place) for place in places]
             for slot, row in zip(missing, rows, strict=True):
-                # A row that comes twice stays with one rank, which gives the second other answers than the first.
+                # A row that comes again in a step stays with one rank, which gives it other answers then.
                 owners.setdefault(row, slot % ranks.world)
             mine = [
                 (place, row)

@@ -33,10 +33,14 @@ class Asked:
     encoded: Encoded
     pixels: tuple[Patches, ...]
     """What it shows."""
-    forced: list[int]
-    """Tokens that every answer begins with."""
+    forced: Sequence[Sequence[int]]
+    """Tokens that each of its answers begins with; so many answers it gets."""
     first: int
     """Number of its first answer, which keys the draws."""
+
+    @property
+    def count(self) -> int:
+        return len(self.forced)
 
 
 @dataclass
@@ -44,11 +48,13 @@ class Answer:
     """One answer, begun or not."""
 
     prompt: int
-    """Place of its prompt among all prompts."""
-    forced: list[int]
+    """Place of its prompt among those that are asked."""
+    forced: Sequence[int]
     tokens: list[int] = field(default_factory=list)
     logp: list[float] = field(default_factory=list)
     stop: str = ""
+    number: int = 0
+    """Its place among the answers of the prompt."""
 
 
 class Sampler:
@@ -63,17 +69,22 @@ class Sampler:
         temperature_at: Callable[[int], float] | None,
         rows_at_once: int,
         pace: Pace,
+        banned: Sequence[int],
     ) -> None:
         self.policy, self.asked, self.sampling, self.pace = policy, asked, sampling, pace
-        group = sampling.group_size
-        self.answers = [Answer(one.group, one.forced) for one in asked for _ in range(group)]
+        self.answers = [
+            Answer(place, forced, number=number)
+            for place, one in enumerate(asked)
+            for number, forced in enumerate(one.forced)
+        ]
+        counts = [one.count for one in asked]
         self._seeds = seeds
         self._lengths = [_lengths(one) for one in asked]
         self._costs = Costs.of_model(policy.base)
         device = policy.device
         plan = fill(
             self._lengths,
-            group,
+            len(self.answers) / len(asked),
             sampling.max_tokens,
             rows_at_once,
             LARGEST_BLOCK.get(device.type, 64),
@@ -82,19 +93,21 @@ class Sampler:
         )
         self.plan = plan
         blocks = [blocks_of(one.tokens, plan.block) for one in self._lengths]
-        self.queue = Queue(self._order(), group, plan, blocks)
+        self.queue = Queue(self._order(), counts, plan, blocks)
         places, most = pace.rows(plan.rows), sampling.max_tokens
         kind = torch.promote_types(policy.dtype, torch.float32)
-        forced = min(most, max(len(one.forced) for one in asked))
+        forced = min(most, max(len(answer.forced) for answer in self.answers))
         table = Table(places, most, forced, device, kind)
-        widths = Widths(plan.most, min(group, places), plan.parts) if pace.buckets else None
+        widths = (
+            Widths(plan.most, min(max(counts), places), plan.parts) if pace.buckets else None
+        )
         self.blocks = PromptBlocks(plan.block, plan.room)
         heat = [
             sampling.temperature if temperature_at is None else temperature_at(t)
             for t in range(most)
         ]
         self.store = Decoding(self.blocks, widths)
-        self.rows = Advance(policy, self.store, table, sampling, heat, pace)
+        self.rows = Advance(policy, self.store, table, sampling, heat, pace, banned)
         self.seated: dict[int, Seat] = {}
         """Place -> the answer that sits there."""
         self._began: dict[int, int] = {}
@@ -234,10 +247,10 @@ class Sampler:
 
     def _beginning(self, seat: Seat) -> Beginning:
         one = self.asked[seat.prompt]
-        number = one.first + seat.answer % self.sampling.group_size
+        answer = self.answers[seat.answer]
         seed, step, branch = self._seeds
-        key = (seed, step, one.prompt.id, branch, number, "answer")
-        return Beginning(key, one.forced, one.encoded.next_position)
+        key = (seed, step, one.prompt.id, branch, one.first + answer.number, "answer")
+        return Beginning(key, answer.forced, one.encoded.next_position)
 
     def _start(self, places: Sequence[int]) -> None:
         """New answers begin at the end of their prompts."""

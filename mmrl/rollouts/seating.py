@@ -10,6 +10,7 @@ import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from mmrl.model.budget import Budget, Costs
 from mmrl.model.decoding import blocks_of
@@ -47,13 +48,13 @@ class Fill:
 
 
 def fill(
-    prompts: Sequence[Lengths], group: int, tokens: int, rows: int, block: int,
+    prompts: Sequence[Lengths], group: float, tokens: int, rows: int, block: int,
     costs: Costs, budget: Budget,
 ) -> Fill:  # fmt: skip
     """The largest number of rows up to `rows` whose keys, values and logits stay within the budget; at least one.
 
-    `group` answers of at most `tokens` tokens per prompt; `block`: most tokens of a block. If there is no room even for
-    one row, it is tried all the same: nothing smaller exists.
+    `group` answers of at most `tokens` tokens per prompt, on average; `block`: most tokens of a block. If there is no
+    room even for one row, it is tried all the same: nothing smaller exists.
     """
     longest = max(one.tokens for one in prompts)
     block = min(block, longest)
@@ -66,7 +67,7 @@ def fill(
         carried = (prompts_there + count) * costs.carried
         return keys + carried <= budget.keys_values and count * costs.row <= budget.logits
 
-    least, most = 1, max(1, min(rows, group * len(prompts)))
+    least, most = 1, max(1, min(rows, round(group * len(prompts))))
     while least < most:  # the largest that fits lies in least .. most
         middle = (least + most + 1) // 2
         least, most = (middle, most) if fits(middle) else (least, middle - 1)
@@ -74,7 +75,7 @@ def fill(
     return Fill(least, block, sum(sizes[:prompts_there]), prompts_there, sizes[0])
 
 
-def _together(rows: int, group: int, prompts: int) -> int:
+def _together(rows: int, group: float, prompts: int) -> int:
     """Prompts that may be there at a time: twice as many as whole groups fill the rows, for some end late."""
     return min(prompts, rows, 2 * math.ceil(rows / group))
 
@@ -107,20 +108,23 @@ class Seat:
 
 
 class Queue:
-    """Answers that wait for a row. `prompts` in the order in which they are read, `group` answers each."""
+    """Answers that wait for a row. `order`: prompts as they are read; `counts`: answers of each prompt."""
 
     def __init__(
-        self, order: Sequence[int], group: int, plan: Fill, blocks: Sequence[int]
+        self, order: Sequence[int], counts: Sequence[int], plan: Fill, blocks: Sequence[int]
     ) -> None:
+        first = [0, *accumulate(counts)]  # place of each prompt's first answer among all
         self._waiting = deque(
-            Seat(prompt * group + number, prompt) for prompt in order for number in range(group)
+            Seat(answer, prompt)
+            for prompt in order
+            for answer in range(first[prompt], first[prompt + 1])
         )
-        self._left = dict.fromkeys(order, group)
+        self._left = {prompt: counts[prompt] for prompt in order}
         self._there: set[int] = set()
         self._plan = plan
         self._blocks = blocks
         # One seat at a time would mean a row of one prompt at a time, while all others wait for it.
-        self._enough = min(plan.rows, max(group, plan.rows // 4))
+        self._enough = min(plan.rows, max(*counts, plan.rows // 4))
 
     def __len__(self) -> int:
         return len(self._waiting)

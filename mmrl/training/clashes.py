@@ -141,6 +141,14 @@ CLASHES = (
             "hints all-wrong groups",
         )
     ),
+    *(
+        Clash(
+            trait,
+            "samples noisy views",
+            "answers to other pixels would count in whether a prompt is hard for the policy",
+        )
+        for trait in ("samples hard prompts again", "hints all-wrong groups")
+    ),
     # How answers were sampled.
     Clash(
         "anneals the temperature",

@@ -38,7 +38,7 @@ from mmrl.training.loggers import (
     Outside,
     side_by_side,
 )
-from mmrl.types import Prompts, Rollout
+from mmrl.types import Prompts, Role, Rollout
 
 LOGS = ("metrics.jsonl", "samples.jsonl", "closeups.jsonl", "eval.jsonl", "skipped.jsonl")
 """Files of a run to which lines are appended."""
@@ -102,6 +102,7 @@ class Tracker:
                 "reward": rollout.reward,
                 "parts": dict(rollout.parts),
                 "stop": rollout.stop,
+                **beyond_plain(rollout),
             }
             append_rows(self.folder / "samples.jsonl", [row])
 
@@ -327,3 +328,18 @@ def append_rows(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 def _ends_a_line(handle: BinaryIO) -> bool:
     handle.seek(-1, os.SEEK_END)
     return handle.read(1) == b"\n"
+
+
+def beyond_plain(rollout: Rollout) -> dict[str, Any]:
+    """What a log says of an answer only if it is no plain one: who wrote it, how much was given, how it was cooled."""
+    found: dict[str, Any] = {}
+    if rollout.origin != "policy":
+        found["origin"] = rollout.origin
+    if rollout.teacher:
+        found["teacher"] = rollout.teacher
+    if given := int((rollout.roles == int(Role.HINT)).sum()):
+        found["hint_tokens"] = given
+    # Of its first and its last token: there may be thousands.
+    if isinstance(rollout.temperature, torch.Tensor) and len(rollout.temperature):
+        found["temperature"] = rollout.temperature[[0, -1]].tolist()
+    return found

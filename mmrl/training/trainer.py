@@ -36,6 +36,7 @@ from mmrl.objectives.base import Memory, Objective, started
 from mmrl.rewards.pay import Rewards
 from mmrl.rollouts.engine import Engine, HFEngine
 from mmrl.rollouts.groups import RolloutCall, group_rollout
+from mmrl.rollouts.stages import OneStep
 from mmrl.training import checkpoint
 from mmrl.training.beside import Beside, each_alone
 from mmrl.training.closeups import all_branches, keep_sample
@@ -197,7 +198,8 @@ class Trainer:
         self.supply.new_step()
         with self.policy.vision.step():
             with clock("generate"), each_alone(self.policy, self.ranks, "rollout"):
-                rollouts = self.rollout(self.engine, self._pay, self.supply, self.sampling, now)
+                engine = OneStep(self.engine)  # who is asked again gives further answers
+                rollouts = self.rollout(engine, self._pay, self.supply, self.sampling, now)
             # However long the slowest rank sampled: no collective waits for it.
             self.ranks.wait("update")
             places = self.supply.group_places(rollouts) if self.ranks.several else None

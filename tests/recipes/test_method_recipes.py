@@ -34,6 +34,10 @@ NAMES = (
     "ngrpo",
     "dcpo",
     "ace",
+    "dars",
+    "ead",
+    "ghpo",
+    "brorl",
 )
 METRICS = {
     "vogue": (
@@ -65,6 +69,10 @@ METRICS = {
     ),
     "visurf": ("label/reward", "label/count", "visurf/teaching_tokens"),
     "calibrl": ("expert/reward", "calibrl/lead", "calibrl/logp_expert", "loss/guided"),
+    "dars": ("dars/further_answers", "dars/hard_prompts", "dars/dropped_groups"),
+    "ead": ("policy/mismatch",),
+    "ghpo": ("ghpo/failed_groups", "ghpo/hinted_groups", "ghpo/unsolved_groups"),
+    "brorl": ("reward/group_std",),
     "mssr": ("mssr/value", "mssr/forgetting", "mssr/bonus", "policy/kl_ref"),
     "nsr": ("nsr/kept",),
     "ngrpo": ("reward/even_groups",),

@@ -24,7 +24,9 @@ from mmrl.rollouts.groups import (
     group_rollout,
     renumbered,
 )
+from mmrl.rollouts.oversampling import KeptShares
 from mmrl.rollouts.prompt_order import Supply
+from mmrl.training.tracking import describe
 from mmrl.types import Now, Prompt, Prompts, Role, Rollout, Sampling
 from tests.several import several, values
 
@@ -396,3 +398,72 @@ def test_the_first_pass_knows_the_rates_of_all_ranks():
     alone = first_rates()
     assert len(alone) == 7
     assert values(several(2, first_rates)) == [alone, alone]
+
+
+# ---- over-sampling by past losses
+
+
+def dealt(keep, per_step, steps=6, rows=None, **settings):
+    """Sizes of the rounds of each step, and what was asked; `keep` says of which prompts the answers differ."""
+    engine, rule = Parrot(), DynamicSampling(spread=True, rounds=9, adaptive=True, **settings)
+    supply = Supply(rows or Rows(), per_step, seed=0)
+
+    def pay(rollouts):
+        return [
+            replace(r, reward=0.0, parts={"accuracy": float(n % 2 and keep(int(r.text)))})
+            for n, r in enumerate(rollouts)
+        ]
+
+    sizes, groups = [], []
+    for step in range(1, steps + 1):
+        begun = len(engine.asked)
+        found = rule(engine, pay, supply, Sampling(2), replace(NOW, step=step))
+        sizes.append([len(round_) for round_ in engine.asked[begun:]])
+        groups.append(len({r.group for r in found}))
+    return sizes, groups, engine.asked, supply
+
+
+@pytest.mark.parametrize("every", [1, 2, 4, 5])
+def test_rounds_become_as_large_as_the_share_that_is_kept_wants(every):
+    """A steady share: the first step finds it out, later ones ask for N / share at once; no prompt comes twice."""
+    sizes, groups, asked, _ = dealt(lambda n: n % every == 0, 8)
+    assert groups == [8] * 6 and sizes[0][0] == 8
+    assert all(len(step) <= 2 for step in sizes[2:])
+    assert abs(sizes[-1][0] - 8 * every) <= every
+    seen = [n for round_ in asked for n in round_]
+    assert len(seen) == len(set(seen))
+    if every == 1:
+        assert sizes == [[8]] * 6, "nothing is dropped, so nothing more is asked for"
+
+
+def test_a_round_that_keeps_nothing_asks_for_no_more_than_the_floor_allows():
+    sizes, _, _, _ = dealt(lambda n: n >= 4, 4, steps=1)
+    assert sizes[0][:2] == [4, 40]
+    sizes, _, _, _ = dealt(lambda n: n >= 4, 4, steps=1, least_share=0.5)
+    assert sizes[0][:2] == [4, 8]
+    sizes, _, _, _ = dealt(lambda n: n >= 4, 4, steps=1, at_once=6)
+    assert sizes[0][:2] == [4, 6]
+
+
+def test_shares_only_fall_and_outlive_a_checkpoint():
+    shares = KeptShares()
+    assert (shares.asks(8, 0.1), KeptShares(0.3).asks(3, 0.1)) == (8, 10)
+    shares.after_round(2, 8)
+    assert (shares.asks(6, 0.1), shares.asks(6, 0.5)) == (24, 12)
+    shares.after_round(20, 24)
+    assert shares.of_rounds == 0.25, "a good round does not raise it"
+    shares.after_step(22, 32)
+    again = KeptShares()
+    again.load(shares.state())
+    assert again == shares == KeptShares(22 / 32)
+    again.after_step(32, 32)
+    assert again.of_steps == 22 / 32
+
+
+def test_without_it_rounds_are_what_they_were_and_nothing_is_remembered():
+    assert DynamicSampling().start_memory() is None
+    # Runs from before these settings go on.
+    assert not {"adaptive", "least_share"} & describe(DynamicSampling()).keys()
+    assert describe(DynamicSampling(adaptive=True))["adaptive"] is True
+    with pytest.raises(ValueError, match="least_share is 0"):
+        DynamicSampling(least_share=0)

@@ -60,12 +60,16 @@ def test_no_piece_is_larger_than_the_budget_unless_one_prompt_is(tokens, most):
 
 
 @CASES
-@given(LENGTHS, st.integers(1, 9), st.integers(1, 20), st.randoms())
-def test_everyone_gets_a_seat_once_and_a_prompt_is_read_once(tokens, group, rows, chance):
+@given(LENGTHS, st.integers(1, 9), st.integers(1, 20), st.booleans(), st.randoms())
+def test_everyone_gets_a_seat_once_and_a_prompt_is_read_once(
+    tokens, group, rows, ragged, chance
+):
     """Whoever ends first: no seat is given twice, no prompt is read without room, and nobody waits for ever."""
-    plan = fill(asked(tokens), group, 5, rows, 16, COSTS, WIDE)
+    counts = [chance.randint(1, group) if ragged else group for _ in tokens]
+    plan = fill(asked(tokens), sum(counts) / len(counts), 5, rows, 16, COSTS, WIDE)
+    assert plan.rows <= min(rows, sum(counts))
     blocks = [blocks_of(n, plan.block) for n in tokens]
-    queue = Queue(range(len(tokens)), group, plan, blocks)
+    queue = Queue(range(len(tokens)), counts, plan, blocks)
     sitting, served, read, free = [], [], [], plan.room
     while queue or sitting:
         taken, new = queue.take(plan.rows - len(sitting), free, idle=not sitting)
@@ -80,5 +84,5 @@ def test_everyone_gets_a_seat_once_and_a_prompt_is_read_once(tokens, group, rows
             served.append(seat.answer)
             if queue.ended(seat.prompt):
                 free += blocks[seat.prompt]
-    assert sorted(served) == list(range(len(tokens) * group))
+    assert sorted(served) == list(range(sum(counts)))
     assert read == list(range(len(tokens))) and free == plan.room

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from mmrl.training.tracking import (
     peak_memory,
     read_metrics,
 )
-from mmrl.types import Prompt, Prompts, Rollout, VisualBranch
+from mmrl.types import Prompt, Prompts, Role, Rollout, VisualBranch
 
 
 def answer(text="red", truth="red", prompt="p0"):
@@ -91,6 +91,16 @@ def test_samples_hold_question_answer_and_pay(tmp_path):
         "stop": "eos",
     }
     assert second["truth"] == "{'box': [1, 2]}"
+    # What is no plain answer says so.
+    roles = torch.tensor([int(Role.HINT), int(Role.POLICY)], dtype=torch.uint8)
+    heat = torch.tensor([1.5, 0.5], dtype=torch.float64)
+    odd = replace(
+        answer(), origin="expert", teacher="big", roles=roles, temperature=heat, tokens=roles
+    )
+    tracker.sample(5, [odd])
+    third = json.loads((tmp_path / "samples.jsonl").read_text().splitlines()[-1])
+    assert (third["origin"], third["teacher"], third["hint_tokens"]) == ("expert", "big", 1)
+    assert third["temperature"] == [1.5, 0.5]
     assert chat_as_line([{"role": "user", "content": "plain"}]) == "plain"
 
 
