@@ -111,6 +111,8 @@ class Rollout:
     media: tuple[Media, ...] = ()
     """Media that appear inside the answer (tool results)."""
     origin: Literal["policy", "label", "expert"] = "policy"
+    version: int | None = None
+    """`Policy.version` of the weights that it was sampled from; None where no engine said so."""
     reward: float | None = None
     parts: Mapping[str, float | None] = field(default_factory=dict)
     """Reward part name -> value; None means not available (never 0)."""

@@ -115,12 +115,13 @@ class Advance:
         sampling: Sampling,
         temperatures: Sequence[float],
         pace: Pace,
+        banned: Sequence[int],
     ) -> None:
         self.policy, self.store, self.table, self.sampling = policy, store, table, sampling
         device, wide = policy.device, table.logp.dtype
         self.temperatures = torch.tensor(temperatures, dtype=wide, device=device)
         self._cold = [temperature == 0 for temperature in temperatures]
-        self.banned = _banned(policy)
+        self.banned = torch.tensor(list(banned), dtype=torch.long, device=device)
         self.stop_ids = torch.tensor(sorted(policy.processing.stop_ids), device=device)
         self.rows: list[int] = []
         """The place of each row."""
@@ -253,10 +254,3 @@ class Advance:
 
 def _likeliest(logp: Tensor, banned: Tensor) -> Tensor:
     return logp.index_fill(1, banned, float("-inf")).argmax(-1)
-
-
-def _banned(policy: Policy) -> Tensor:
-    """Ids that are never drawn, long [n]: vision markers, and rows of the head that stand for no token."""
-    padding = range(len(policy.processing.tokenizer), len(policy.base.lm_head.weight))
-    banned = sorted({*policy.processing.banned_ids, *padding})
-    return torch.tensor(banned, device=policy.device)

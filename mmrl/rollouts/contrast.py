@@ -11,8 +11,9 @@ without a clip have none. As its answers are only compared, the view may change 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from mmrl.ground.require import require
 from mmrl.model.policy import Policy
@@ -20,6 +21,7 @@ from mmrl.rollouts.engine import Engine
 from mmrl.rollouts.groups import Pay, RolloutCall, RolloutFunction, by_group, group_rollout
 from mmrl.rollouts.noisy import generate_under, rendered
 from mmrl.rollouts.prompt_order import Supply
+from mmrl.rollouts.request import Ability
 from mmrl.types import Now, Prompt, Rollout, Sampling, VisualBranch
 
 Bonus = Callable[[Sequence[float], Sequence[float], Sequence[int]], Sequence[float]]
@@ -42,6 +44,8 @@ class ContrastRollout(RolloutFunction):
     """Reward part that is compared."""
     inner: RolloutCall = group_rollout
     """Makes the groups that are trained."""
+
+    needs: ClassVar[Collection[Ability]] = ("other pixels",)
 
     def __post_init__(self) -> None:
         require(self, share=(0 < self.share <= 1, "in (0, 1]"))

@@ -14,19 +14,24 @@ are ids beyond the tokenizer's, which a vocabulary padded to a round number has:
 
 from __future__ import annotations
 
-import inspect
-from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import Protocol, TypeGuard
-
-import torch
-from torch import Tensor
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import ClassVar, Protocol, TypeGuard
 
 from mmrl.model.policy import Policy
 from mmrl.model.processing import Patches
 from mmrl.rollouts.advance import Pace
-from mmrl.rollouts.sampler import Answer, Asked, Sampler
-from mmrl.types import Now, Prompt, Role, Rollout, Sampling
+from mmrl.rollouts.request import (
+    ABILITIES,
+    Ability,
+    Asking,
+    Request,
+    Result,
+    abilities_of,
+)
+from mmrl.rollouts.sampler import Asked, Sampler
+from mmrl.types import Now, Prompt, Rollout, Sampling
 
 
 class Engine(Protocol):
@@ -64,9 +69,8 @@ class LookingEngine(Engine, Protocol):
 
 
 def can_look(engine: Engine) -> TypeGuard[LookingEngine]:
-    """Can this engine sample answers to other pixels than the prompt's? Its `generate` takes `visual` and `branch`."""
-    parameters = inspect.signature(engine.generate).parameters
-    return "visual" in parameters and "branch" in parameters
+    """Can this engine sample answers to other pixels than the prompt's?"""
+    return "other pixels" in abilities_of(engine)
 
 
 def check_rows(rows_at_once: int) -> None:
@@ -77,12 +81,14 @@ def check_rows(rows_at_once: int) -> None:
         )
 
 
-class HFEngine:
+class HFEngine(Asking):
     """Samples with the training weights themselves; `sync` has nothing to do.
 
     `rows_at_once` bounds how many answers advance together; the policy's budget may allow fewer. `pace`: shapes of
     steps and how often the host looks at them; None: as the device likes it.
     """
+
+    abilities: ClassVar[frozenset[Ability]] = ABILITIES
 
     def __init__(
         self, policy: Policy, *, rows_at_once: int = 256, pace: Pace | None = None
@@ -98,72 +104,62 @@ class HFEngine:
         """The engine reads the policy's weights directly."""
         assert policy is self.policy, "this engine belongs to another policy"
 
-    def generate(
-        self,
-        prompts: Sequence[Prompt],
-        sampling: Sampling,
-        now: Now,
-        *,
-        visual: Sequence[tuple[Patches, ...]] | None = None,
-        branch: str = "raw",
-        prefixes: Sequence[Tensor] | None = None,
-        temperature_at: Callable[[int], float] | None = None,
-    ) -> list[Rollout]:
-        """P·G rollouts, those of a prompt adjacent and with its index as `group`.
+    def answer(self, requests: Sequence[Request]) -> list[Result]:
+        """As `Asking.answer`. Requests that are alike in all but the prompt advance together."""
+        began = time.monotonic()
+        found: dict[int, list[Result]] = {}
+        for alike in _alike(requests):
+            numbers = [number for number, _ in alike]
+            for number, results in zip(
+                numbers, self._sampled([r for _, r in alike], began), strict=True
+            ):
+                found[number] = results
+        return [result for number in range(len(requests)) for result in found[number]]
 
-        `visual`: pixels of each prompt under `branch`; `prefixes`: long [n] per prompt, forced as the start of every
-        answer with role HINT; `temperature_at`: temperature of answer position t (its mean is recorded).
-        """
-        asked: list[Asked] = []
-        copies: Counter[str] = Counter()
-        for i, prompt in enumerate(prompts):
-            encoded = self.policy.encode(prompt)
-            pixels = encoded.visual if visual is None else visual[i]
-            forced = [] if prefixes is None else prefixes[i].tolist()
-            # A prompt that is there twice gets other answers the second time: their numbers go on.
-            first = copies[prompt.id]
-            copies[prompt.id] += sampling.group_size
-            asked.append(Asked(i, prompt, encoded, pixels, forced, first))
-        if not asked:
-            return []
-        pace = self.pace or Pace.of(self.policy.device)
-        seeds = (now.seed, now.step, branch)
-        answers = Sampler(
-            self.policy, asked, sampling, seeds, temperature_at, self.rows_at_once, pace
-        ).run()
-        return [
-            _finished(
-                self.policy, asked[answer.prompt], answer, sampling, branch, temperature_at
+    def _sampled(self, requests: Sequence[Request], began: float) -> list[list[Result]]:
+        """The results of each of some requests that differ in the prompt, pixels and forced starts alone."""
+        asked = [
+            Asked(
+                i, r.prompt, r.encoded, r.pixels, [r.start(n) for n in range(r.count)], r.first
             )
-            for answer in answers
+            for i, r in enumerate(requests)
         ]
+        one = requests[0]
+        sampler = Sampler(
+            self.policy,
+            asked,
+            replace(one.sampling, group_size=one.count),
+            (*one.seed, one.branch),
+            one.temperature_at,
+            self.rows_at_once,
+            self.pace or Pace.of(self.policy.device),
+            one.banned,
+        )
+        out: list[list[Result]] = [[] for _ in requests]
+        for answer in sampler.run():
+            out[answer.prompt].append(
+                Result(
+                    tokens=answer.tokens,
+                    logp=answer.logp,
+                    stop=answer.stop or "length",
+                    version=self.policy.version,
+                    seconds=time.monotonic() - began,
+                )
+            )
+        return out
 
 
-def _finished(
-    policy: Policy,
-    asked: Asked,
-    answer: Answer,
-    sampling: Sampling,
-    branch: str,
-    temperature_at: Callable[[int], float] | None,
-) -> Rollout:
-    tokens = torch.tensor(answer.tokens, dtype=torch.long)
-    roles = torch.full((len(tokens),), int(Role.POLICY), dtype=torch.uint8)
-    # What was forced is conditioned on and never trained.
-    roles[: len(answer.forced)] = int(Role.HINT)
-    temperature = sampling.temperature or 1.0  # greedy answers are scored at temperature 1
-    if temperature_at is not None and len(tokens):
-        used = [temperature_at(t) for t in range(len(tokens))]
-        temperature = sum(used) / len(used)
-    return Rollout(
-        prompt=asked.prompt,
-        group=asked.group,
-        prompt_ids=asked.encoded.ids,
-        tokens=tokens,
-        roles=roles,
-        text=policy.processing.answer_text(tokens),
-        stop=answer.stop or "length",
-        logp=torch.tensor(answer.logp, dtype=torch.promote_types(policy.dtype, torch.float32)),
-        temperature=temperature,
-        branch=branch,
-    )
+def _alike(requests: Sequence[Request]) -> list[list[tuple[int, Request]]]:
+    """Requests with their places, those together that one call of the sampler can answer."""
+    found: dict[object, list[tuple[int, Request]]] = {}
+    for number, request in enumerate(requests):
+        key = (
+            request.sampling,
+            request.count,
+            request.seed,
+            request.branch,
+            request.temperature_at,
+            request.banned,
+        )
+        found.setdefault(key, []).append((number, request))
+    return list(found.values())

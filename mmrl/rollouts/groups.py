@@ -11,7 +11,7 @@ experts in `experts.py`, checklists in `checklist.py`, contrasts in `contrast.py
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -27,6 +27,7 @@ from mmrl.model.policy import Policy
 from mmrl.objectives.base import LABEL, AnswerKind, Memory
 from mmrl.rollouts.engine import Engine
 from mmrl.rollouts.prompt_order import Supply
+from mmrl.rollouts.request import Ability
 from mmrl.types import Now, Prompt, Role, Rollout, Sampling, VisualBranch
 
 log = logger(__name__)
@@ -49,6 +50,8 @@ class RolloutFunction:
     """The rollout function that it adds to; None if it makes the groups itself."""
     drops_even_groups: bool = False
     """Does it drop groups whose answers all earn the same?"""
+    needs: Collection[Ability] = ()
+    """What the engine must be able to do, beyond the views of `sampled_under`."""
     needs_correct: bool = False
     """Does it read `Rollout.correct`? Then the rewards must declare which part says whether an answer is right."""
     remembers_prompts: bool = False

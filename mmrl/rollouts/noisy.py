@@ -30,6 +30,7 @@ from mmrl.objectives.base import AnswerKind, noisy_answers, noisy_prompts
 from mmrl.rollouts.engine import Engine, can_look
 from mmrl.rollouts.groups import Pay, RolloutCall, RolloutFunction, group_rollout
 from mmrl.rollouts.prompt_order import Supply
+from mmrl.rollouts.request import lacks
 from mmrl.types import Now, Prompt, Rollout, Sampling, VisualBranch
 
 __all__ = ["NoisyPrompts", "NoisyRollout", "generate_under", "rendered"]
@@ -184,8 +185,7 @@ def generate_under(
     """Answers under other pixels. The tower's graph of noisy pictures is of no use to the update and is not kept."""
     if not can_look(engine):
         raise ValueError(
-            f"{type(engine).__name__} cannot sample answers to other pixels than the prompt's, which the rollout under "
-            f"the view {branch!r} needs; use HFEngine."
+            lacks(engine, "other pixels", f"The rollout under the view {branch!r}")
         )
     # The update reads clean pictures: a graph of noisy ones would be kept for nobody.
     with policy.vision.no_update():

@@ -33,8 +33,8 @@ class Asked:
     encoded: Encoded
     pixels: tuple[Patches, ...]
     """What it shows."""
-    forced: list[int]
-    """Tokens that every answer begins with."""
+    forced: Sequence[Sequence[int]]
+    """Tokens that each of its answers begins with."""
     first: int
     """Number of its first answer, which keys the draws."""
 
@@ -45,7 +45,7 @@ class Answer:
 
     prompt: int
     """Place of its prompt among all prompts."""
-    forced: list[int]
+    forced: Sequence[int]
     tokens: list[int] = field(default_factory=list)
     logp: list[float] = field(default_factory=list)
     stop: str = ""
@@ -63,10 +63,11 @@ class Sampler:
         temperature_at: Callable[[int], float] | None,
         rows_at_once: int,
         pace: Pace,
+        banned: Sequence[int],
     ) -> None:
         self.policy, self.asked, self.sampling, self.pace = policy, asked, sampling, pace
         group = sampling.group_size
-        self.answers = [Answer(one.group, one.forced) for one in asked for _ in range(group)]
+        self.answers = [Answer(one.group, forced) for one in asked for forced in one.forced]
         self._seeds = seeds
         self._lengths = [_lengths(one) for one in asked]
         self._costs = Costs.of_model(policy.base)
@@ -85,7 +86,7 @@ class Sampler:
         self.queue = Queue(self._order(), group, plan, blocks)
         places, most = pace.rows(plan.rows), sampling.max_tokens
         kind = torch.promote_types(policy.dtype, torch.float32)
-        forced = min(most, max(len(one.forced) for one in asked))
+        forced = min(most, max(len(answer.forced) for answer in self.answers))
         table = Table(places, most, forced, device, kind)
         widths = Widths(plan.most, min(group, places), plan.parts) if pace.buckets else None
         self.blocks = PromptBlocks(plan.block, plan.room)
@@ -94,7 +95,7 @@ class Sampler:
             for t in range(most)
         ]
         self.store = Decoding(self.blocks, widths)
-        self.rows = Advance(policy, self.store, table, sampling, heat, pace)
+        self.rows = Advance(policy, self.store, table, sampling, heat, pace, banned)
         self.seated: dict[int, Seat] = {}
         """Place -> the answer that sits there."""
         self._began: dict[int, int] = {}
@@ -237,7 +238,7 @@ class Sampler:
         number = one.first + seat.answer % self.sampling.group_size
         seed, step, branch = self._seeds
         key = (seed, step, one.prompt.id, branch, number, "answer")
-        return Beginning(key, one.forced, one.encoded.next_position)
+        return Beginning(key, self.answers[seat.answer].forced, one.encoded.next_position)
 
     def _start(self, places: Sequence[int]) -> None:
         """New answers begin at the end of their prompts."""

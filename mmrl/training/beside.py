@@ -14,6 +14,7 @@ from mmrl.model.policy import Policy
 from mmrl.model.ranks import Ranks
 from mmrl.rewards.pay import Rewards
 from mmrl.rollouts.engine import Engine
+from mmrl.rollouts.request import refuse_beyond
 from mmrl.training.evaluate import aside, evaluate, heldout_prompts
 from mmrl.training.monitor import Monitor, blind_probe
 from mmrl.training.run import Run
@@ -32,7 +33,7 @@ def each_alone(policy: Policy, ranks: Ranks, phase: str) -> Iterator[None]:
 
 @dataclass
 class Beside:
-    """The measurements of one run."""
+    """The measurements of one run. Raises ValueError for a probe with an engine that cannot show other pixels."""
 
     policy: Policy
     engine: Engine
@@ -46,6 +47,12 @@ class Beside:
     """Of the training, for a probe without held-out ones."""
     steps: int
     """Of the whole run."""
+
+    def __post_init__(self) -> None:
+        if self.monitor.probe_every:
+            refuse_beyond(
+                self.engine, ["other pixels"], "The blind probe (--monitor.probe-every)"
+            )
 
     def evaluated(self, step: int, told: Told | None = None) -> dict[str, float]:
         """`eval/…` of the present weights, and the seconds; `told` is given every answer with its score."""

@@ -10,6 +10,7 @@
     one branch name with two settings, or two exact divergences
     a view that changes the answer of a question
     a correction for the sampler's probabilities on answers that nobody sampled
+    what the engine cannot do
     a part that reads whether answers are right, with rewards that do not say
     a memory of prompts over endless data
     two parts whose traits exclude each other (`clashes.py`)
@@ -35,8 +36,9 @@ from mmrl.model.drawing import spoils
 from mmrl.model.policy import Policy
 from mmrl.objectives.base import AnswerKind, Objective
 from mmrl.rewards.pay import Rewards
-from mmrl.rollouts.engine import Engine, can_look
+from mmrl.rollouts.engine import Engine
 from mmrl.rollouts.groups import RolloutCall, RolloutFunction, chain, group_rollout
+from mmrl.rollouts.request import Ability, refuse_beyond
 from mmrl.training.clashes import called, refuse_clashes
 from mmrl.types import Prompt, Prompts, Role, Sampling, View, VisualBranch
 
@@ -70,11 +72,9 @@ def check_setup(
     _check_answers(objectives, parts)
     _check_given_answers(objectives, branches, parts, grpo)
     _check_branches(objectives, branches, parts)
-    if any(part.sampled_under() for part in parts) and not can_look(engine):
-        raise ValueError(
-            f"{called(rollout)} samples answers under a view, but {called(engine)} cannot show other pixels than the "
-            "prompt's; use HFEngine."
-        )
+    for part in parts:
+        views: list[Ability] = ["other pixels"] if part.sampled_under() else []
+        refuse_beyond(engine, [*views, *part.needs], called(part))
     _check_rows(branches, parts, _first_rows(prompts))
 
 

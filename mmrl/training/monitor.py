@@ -43,6 +43,7 @@ from mmrl.objectives.base import Objective
 from mmrl.rewards.pay import Rewards
 from mmrl.rollouts.engine import Engine, can_look
 from mmrl.rollouts.noisy import rendered
+from mmrl.rollouts.request import lacks
 from mmrl.training.evaluate import summary
 from mmrl.types import Media, Now, Prompt, Rollout, Sampling, View, ViewContext, VisualBranch
 
@@ -138,9 +139,7 @@ def blind_probe(
     if len(prompts) < 2:
         return {}
     if not can_look(engine):
-        raise ValueError(
-            f"{type(engine).__name__} cannot show other pixels, as the blind probe must; use HFEngine."
-        )
+        raise ValueError(lacks(engine, "other pixels", "The blind probe"))
     # A ring: everybody gets the next prompt's pictures, nobody its own.
     partners: dict[str, tuple[Media, ...]] = {}
     for prompt, following in zip(prompts, [*prompts[1:], prompts[0]], strict=True):

@@ -153,6 +153,6 @@ def test_an_engine_without_views_is_explained(policy):
             return []
 
     with pytest.raises(
-        ValueError, match=r"Speaker cannot sample answers to other pixels.*'noisy'"
+        ValueError, match=r"view 'noisy' needs 'other pixels', which Speaker cannot do"
     ):
         NoisyRollout(policy, NOISE)(Speaker(), paid, Supply(DATA, 2, seed=0), SAMPLING, NOW)

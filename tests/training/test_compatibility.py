@@ -31,9 +31,16 @@ from mmrl.perception.perturb import Flip, ViewChain
 from mmrl.perception.timing import FrameShuffle
 from mmrl.rewards.pay import Rewards, tagged_accuracy
 from mmrl.rollouts.checklist import ChecklistRollout
+from mmrl.rollouts.contrast import ContrastRollout
 from mmrl.rollouts.engine import HFEngine, can_look
 from mmrl.rollouts.experts import WithExpert, WithLabel
-from mmrl.rollouts.groups import DynamicSampling, FirstPass, LabelRollout, group_rollout
+from mmrl.rollouts.groups import (
+    DynamicSampling,
+    FirstPass,
+    LabelRollout,
+    RolloutFunction,
+    group_rollout,
+)
 from mmrl.rollouts.noisy import NoisyPrompts, NoisyRollout
 from mmrl.training.compatibility import check_setup, compares_answers, joined
 from mmrl.training.trainer import Trainer
@@ -87,6 +94,19 @@ def check(
 
 def noisy_rollout(view=NOISY["noisy"], **rest):
     return NoisyRollout(POLICY, view, **rest)
+
+
+def contrast():
+    return ContrastRollout(POLICY, NOISY["noisy"], bonus=lambda ours, theirs, lengths: ours)
+
+
+class Annealed(RolloutFunction):
+    """Asks for another temperature at each place of an answer."""
+
+    needs = ("temperature per position",)
+
+    def __call__(self, engine, pay, supply, sampling, now):
+        return []
 
 
 REFUSED = {
@@ -192,7 +212,15 @@ REFUSED = {
     ),
     "an engine without views": (
         dict(rollout=noisy_rollout(), engine=Speaker()),
-        r"NoisyRollout samples answers under a view, but Speaker cannot show.*HFEngine",
+        r"NoisyRollout needs 'other pixels', which Speaker cannot do.*HFEngine",
+    ),
+    "an engine without a contrast's views": (
+        dict(rollout=contrast(), engine=Speaker()),
+        r"ContrastRollout needs 'other pixels', which Speaker cannot do.*HFEngine",
+    ),
+    "an engine with one temperature per answer": (
+        dict(rollout=Annealed(), engine=Looker()),
+        r"Annealed needs 'temperature per position', which Looker cannot do \(it can: other pixels\)",
     ),
 }
 
