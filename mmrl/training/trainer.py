@@ -34,6 +34,7 @@ from mmrl.model.ranks import Ranks, lost
 from mmrl.model.watch import end_with, farewell
 from mmrl.objectives.base import Memory, Objective, started
 from mmrl.rewards.pay import Rewards
+from mmrl.rollouts.correction import corrected
 from mmrl.rollouts.engine import Engine, HFEngine
 from mmrl.rollouts.groups import RolloutCall, group_rollout
 from mmrl.training import checkpoint
@@ -108,7 +109,7 @@ class Trainer:
         self.rollout = rollout
         self.estimator = estimator
         self.surrogate = surrogate
-        self.grpo = grpo
+        self.grpo = grpo = corrected(grpo, self.engine, rollout, sampling)
         self.sampling = sampling
         self.optim = optim
         self.run = run
