@@ -61,7 +61,7 @@ class RemoteVLLM:
         parts = urlsplit(url)
         if parts.scheme != "http" or not parts.hostname:
             raise ValueError(
-                f"--engine.url is {url!r}; it must be http://HOST:PORT, as `python -m mmrl.rollouts.vllm_serve` says."
+                f"--load.engine is {url!r}; it must be http://HOST:PORT, as `python -m mmrl.rollouts.vllm_serve` says."
             )
         self.url, self.patience, self.slow = url.rstrip("/"), patience, slow
         self._host, self._port = parts.hostname, parts.port or 80

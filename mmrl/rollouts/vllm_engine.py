@@ -97,7 +97,7 @@ class VLLMEngine(Asking):
             f"vLLM gives its {self.mode} log-probs, and at temperature {sampling.temperature:g} with top-p "
             f"{sampling.top_p:g}, top-k {sampling.top_k}, min-p {sampling.min_p:g} these cannot be compared with "
             "training's. Sample at --sampling.temperature 1 (raw) or without truncation (processed), or give up the "
-            "correction with --engine.correct off."
+            "correction with --load.engine-correct False."
         )
 
     def answer(self, requests: Sequence[Request]) -> list[Result]:
@@ -164,7 +164,7 @@ class VLLMEngine(Asking):
         if self.stale == "refuse":
             raise OldWeights(
                 f"vLLM answered prompt {request.prompt.id!r} from the weights {old[0]!r}; trained are {version!r}. "
-                "Does another run use the same engine? Give each run its own, or allow it with --engine.stale count."
+                "Does another run use the same engine? Give each run its own, or allow it with --load.engine-stale count."
             )
         self.policy.counters["rollout/stale"] += len(old)
 
@@ -178,7 +178,7 @@ def refuse_unfit(policy: Policy) -> None:
     kind = policy.base.config.model_type
     if kind not in FAMILIES:
         raise ValueError(
-            f"The model type {kind!r} was not tested with vLLM ({', '.join(FAMILIES)} were); use --engine.kind here."
+            f"The model type {kind!r} was not tested with vLLM ({', '.join(FAMILIES)} were); use --load.engine here."
         )
 
 

@@ -1,7 +1,7 @@
 """A server around one vLLM, for trainers in other environments or on other devices.
 
     python -m mmrl.rollouts.vllm_serve MODEL --port 8100          (in the environment that has vLLM)
-    python -m mmrl.recipes.papo 7b --engine.url http://127.0.0.1:8100
+    python -m mmrl.recipes.papo 7b --load.engine http://127.0.0.1:8100
 
 It does what `vllm_local.LocalVLLM` does, one call at a time, and takes weights and adapters over the same connection:
 messages are safetensors with JSON (`vllm_wire.py`), nothing in them is code. There is no password: it listens on this

@@ -34,8 +34,9 @@ from mmrl.model.ranks import Ranks, lost
 from mmrl.model.watch import end_with, farewell
 from mmrl.objectives.base import Memory, Objective, started
 from mmrl.rewards.pay import Rewards
+from mmrl.rollouts.choosing import opened
 from mmrl.rollouts.correction import corrected
-from mmrl.rollouts.engine import Engine, HFEngine
+from mmrl.rollouts.engine import Engine
 from mmrl.rollouts.groups import RolloutCall, group_rollout
 from mmrl.training import checkpoint
 from mmrl.training.beside import Beside, each_alone
@@ -104,7 +105,7 @@ class Trainer:
         self.ranks = Ranks.connected() if ranks is None else ranks
         """The processes that train together: those that torchrun started, unless somebody says otherwise."""
         rows = run.rows_at_once
-        self.engine = HFEngine(policy, rows_at_once=rows) if engine is None else engine
+        self.engine = opened(policy, rows, sampling) if engine is None else engine
         self.rewards = rewards
         self.rollout = rollout
         self.estimator = estimator

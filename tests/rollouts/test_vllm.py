@@ -259,7 +259,7 @@ def test_another_protocol_or_address_is_refused(policy):
         with pytest.raises(ValueError, match="speaks protocol 99, this mmrl 1"):
             RemoteVLLM(url)
     with pytest.raises(
-        ValueError, match=r"--engine.url is 'localhost:80'; it must be http://HOST:PORT"
+        ValueError, match=r"--load.engine is 'localhost:80'; it must be http://HOST:PORT"
     ):
         RemoteVLLM("localhost:80")
 
@@ -454,7 +454,7 @@ def test_what_log_probs_mean_depends_on_mode_and_sampling(policy, mode, sampling
     assert (rollout.logp is None) == (what == "none")
     if what == "none":
         with pytest.raises(
-            ValueError, match=f"vLLM gives its {mode} log-probs.*--engine.correct off"
+            ValueError, match=f"vLLM gives its {mode} log-probs.*--load.engine-correct False"
         ):
             corrected(GRPO(), engine, group_rollout, sampling)
     else:
@@ -496,7 +496,7 @@ def test_other_families_and_other_versions_are_refused(tiny35_folder):
     with pytest.raises(UnfitVLLM, match=r"vLLM 0.99.0 is installed.*MMRL_VLLM_VERSION=0.99.0"):
         require_version("0.99.0", "")
     require_version("0.99.0", "0.99.0")
-    with pytest.raises(UnfitVLLM, match=r"not installed here.*--engine.url"):
+    with pytest.raises(UnfitVLLM, match=r"not installed here.*--load.engine http"):
         require_version("", "")
 
 
