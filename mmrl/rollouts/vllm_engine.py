@@ -164,7 +164,7 @@ class VLLMEngine(Asking):
         if self.stale == "refuse":
             raise OldWeights(
                 f"vLLM answered prompt {request.prompt.id!r} from the weights {old[0]!r}; trained are {version!r}. "
-                "Does another run use the same engine? Give each run its own, or allow it with --load.engine-stale count."
+                "Does another run use the same engine? Give each its own, or allow it with --load.engine-stale count."
             )
         self.policy.counters["rollout/stale"] += len(old)
 

@@ -63,8 +63,8 @@ def require_version(found: str, allowed: str | None = None) -> None:
     if not found:
         raise UnfitVLLM(
             f"vLLM is not installed here. Install version {known} (pip install vllm=={TESTED[-1]}), or start "
-            "`python -m mmrl.rollouts.vllm_serve` where it is and give --load.engine http://HOST:PORT; --load.engine here "
-            "needs none."
+            "`python -m mmrl.rollouts.vllm_serve` where it is and give --load.engine http://HOST:PORT; --load.engine "
+            "here needs none."
         )
     raise UnfitVLLM(
         f"vLLM {found} is installed; this adapter was read and tested with {known} only. Install one of these, or set "

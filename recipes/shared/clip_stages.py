@@ -220,8 +220,8 @@ def measure_difficulty(
         _begin(file, settings)
         done = {row["index"] for row in answered(file)}
         left = [index for index in range(prompts.size) if index not in done]
-        engine = opened(policy, rows_at_once, greedy)
         greedy, now = replace(sampling, group_size=1, temperature=0.0), Now(0, 0.0, seed)
+        engine = opened(policy, rows_at_once, greedy)
         for begin in range(0, len(left), AT_ONCE):
             with policy.vision.no_update():  # leaving it forgets the clips of this block
                 rows, usable = _usable(policy, prompts, left[begin : begin + AT_ONCE])
