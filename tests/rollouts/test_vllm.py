@@ -317,7 +317,7 @@ def test_new_weights_follow_each_update_and_pictures_are_forgotten_if_the_tower_
 def test_half_a_set_of_weights_is_refused_and_a_whole_one_mends_it(policy):
     made_up = MadeUp(policy)
     with loopback(made_up) as (url, _):
-        remote = RemoteVLLM(url, patience=0.2)
+        remote = RemoteVLLM(url)
         weights = list(all_weights(policy))
         remote._once(
             "/weights/begin", packed({"version": "7", "names": [n for n, _ in weights]})
