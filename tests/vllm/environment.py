@@ -4,7 +4,7 @@
 
 The CPU build asks for a torch with a label (`+cpu`) for which there is no torchvision; it runs with the plain pair of
 the same version. So the pair comes first, then the build without its dependencies, then those dependencies but for
-torch. Its own command line asks for the metadata of a package called `vllm`, which is written here as well.
+torch. pip then tells of conflicts (setuptools, torch); what mmrl calls works.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ def made(folder: Path) -> None:
     rest = [need for need in _needs(folder, BUILD) if not need.startswith("torch")]
     ours = [need for need in _needs_of_mmrl() if not need.startswith(("torch", "transformers"))]
     _install(folder, *rest, *ours, TRANSFORMERS, "pytest", "hypothesis", "pytest-xdist")
-    _name_the_package(folder)
     _run(
         folder,
         "-c",
@@ -68,17 +67,6 @@ def _needs_of_mmrl() -> list[str]:
     import tomllib
 
     return tomllib.loads((HERE / "pyproject.toml").read_text())["project"]["dependencies"]
-
-
-def _name_the_package(folder: Path) -> None:
-    """`vllm serve` looks for a package of that name; without the label +cpu it takes the machine for a GPU's."""
-    packages = Path(
-        _run(folder, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
-    )
-    info = packages / f"vllm-{VERSION}+cpu.dist-info"
-    info.mkdir(exist_ok=True)
-    text = f"Metadata-Version: 2.1\nName: vllm\nVersion: {VERSION}+cpu\n"
-    (info / "METADATA").write_text(text)
 
 
 if __name__ == "__main__":
