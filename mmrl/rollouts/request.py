@@ -177,8 +177,7 @@ def answered(engine: Asking, requests: Sequence[Request]) -> list[Rollout]:
     if not requests:
         return []
     for request in requests:
-        if beyond := [need for need in request.needs() if need not in engine.abilities]:
-            raise ValueError(lacks(engine, beyond[0], f"prompt {request.prompt.id!r}"))
+        refuse_beyond(engine, request.needs(), f"prompt {request.prompt.id!r}")
     owners = [request for request in requests for _ in range(request.count)]
     results = engine.answer(requests)
     assert len(results) == len(owners), "one result per answer"
@@ -280,7 +279,10 @@ def abilities_of(engine: Any) -> frozenset[Ability]:
 
 def refuse_beyond(engine: Any, needs: Collection[Ability], who: str) -> None:
     """Raise ValueError for the first need that the engine cannot meet; `who` needs it."""
-    for need in sorted(set(needs) - abilities_of(engine)):
+    able = abilities_of(engine)
+    for need in needs:
+        if need in able:
+            continue
         raise ValueError(lacks(engine, need, who))
 
 

@@ -27,7 +27,7 @@ from mmrl.model.handing import adapts_tower, all_weights, write_adapter
 from mmrl.model.policy import Policy
 from mmrl.rollouts.request import Ability, Asking, Request, Result
 from mmrl.rollouts.vllm_prompts import FAMILIES, meaning, questions_of, results_of
-from mmrl.rollouts.vllm_wire import About, Question, Reply
+from mmrl.rollouts.vllm_wire import About, LogprobsMode, Question, Reply
 from mmrl.types import Sampling
 
 log = logger(__name__)
@@ -78,7 +78,7 @@ class VLLMEngine(Asking):
         """Did this engine ever hold weights of this run?"""
         about = vllm.about()
         _refuse_adapter(policy, about)
-        self.mode = about.mode
+        self.mode: LogprobsMode = about.mode
 
     @property
     def version(self) -> str:

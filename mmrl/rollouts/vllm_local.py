@@ -9,6 +9,8 @@ the encoder, which holds features of pictures, where the tower or its merger may
 while the policy trains, and wakes before it answers; other devices have no such levels.
 """
 
+# vLLM lives in environments of its own.
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 import os

@@ -199,7 +199,7 @@ def server_of(desk: Desk, host: str, port: int) -> ThreadingHTTPServer:
 def main(argv: Sequence[str] | None = None) -> None:
     """Serve a model until the process is ended."""
     parser = argparse.ArgumentParser(
-        prog="python -m mmrl.rollouts.vllm_serve", description=__doc__.split("\n")[0]
+        prog="python -m mmrl.rollouts.vllm_serve", description="A server around one vLLM."
     )
     parser.add_argument("model", help="a model's folder or hub name, the one that is trained")
     parser.add_argument(

@@ -7,6 +7,8 @@ Departure, on CPU only: a head that is tied to the embedding keeps a packed copy
 which a reload leaves alone; it is packed anew at the end of each update.
 """
 
+# vLLM lives in environments of its own.
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 import secrets

@@ -18,7 +18,8 @@ from mmrl.model.handing import all_weights
 from mmrl.model.load import LoRA
 from mmrl.model.patches import PixelBudget
 from mmrl.model.policy import Policy
-from mmrl.rollouts import vllm_client
+from mmrl.rollouts import choosing, vllm_client
+from mmrl.rollouts.choosing import EngineChoice, opened
 from mmrl.rollouts.correction import corrected
 from mmrl.rollouts.engine import HFEngine
 from mmrl.rollouts.experts import WithLabel
@@ -508,3 +509,29 @@ def test_messages_are_data_and_nothing_else():
     for body in (b"", b"garbage" * 10, packed({})[:-1], b"\xff" * 64):
         with pytest.raises(ValueError, match="no message of mmrl"):
             unpacked(body)
+
+
+def test_the_policy_carries_the_choice_to_the_trainer(policy, monkeypatch):
+    assert isinstance(opened(policy, 4, SAMPLING), HFEngine)
+    made_up = MadeUp(policy)
+    with loopback(made_up) as (url, _):
+        for correct in (True, False):
+            monkeypatch.setattr(policy, "engine", EngineChoice(url, correct=correct))
+            engine = opened(policy, 4, SAMPLING)
+            assert len(engine.generate(PROMPTS, SAMPLING, NOW)) == 9
+            found = corrected(GRPO(), engine, group_rollout, SAMPLING).mismatch
+            assert found == ("truncate" if correct else "off")
+        monkeypatch.setattr(policy, "engine", EngineChoice(f"{url},{url}"))
+        with pytest.raises(ValueError, match="names 2 servers for 1 processes"):
+            opened(policy, 4, SAMPLING)
+    for wrong in ("VLLM", "localhost:8000", "https://x"):
+        with pytest.raises(ValueError, match=r"which is .*here, vllm, or http://HOST:PORT"):
+            EngineChoice(wrong)
+
+
+def test_vllm_in_this_process_is_for_one_process(policy, monkeypatch):
+    monkeypatch.setattr(policy, "engine", EngineChoice("vllm"))
+    several = type("Several", (), {"several": True})
+    monkeypatch.setattr(choosing.Ranks, "here", lambda: several)
+    with pytest.raises(ValueError, match="start one server per process"):
+        opened(policy, 4, SAMPLING)

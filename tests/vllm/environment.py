@@ -30,11 +30,8 @@ def made(folder: Path) -> None:
     rest = [need for need in _needs(folder, BUILD) if not need.startswith("torch")]
     ours = [need for need in _needs_of_mmrl() if not need.startswith(("torch", "transformers"))]
     _install(folder, *rest, *ours, TRANSFORMERS, "pytest", "hypothesis", "pytest-xdist")
-    _run(
-        folder,
-        "-c",
-        "import torch, torchvision, vllm; print(torch.__version__, vllm.__version__)",
-    )
+    there = "import torch, torchvision, vllm; print(torch.__version__, vllm.__version__)"
+    print(_run(folder, "-c", there).strip())
 
 
 def _install(folder: Path, *what: str) -> None:
