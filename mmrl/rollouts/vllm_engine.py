@@ -74,6 +74,7 @@ class VLLMEngine(Asking):
         refuse_unfit(policy)
         self.policy, self.vllm, self.stale = policy, vllm, stale
         self._run = secrets.token_hex(4)
+        self._adapter: tempfile.TemporaryDirectory[str] | None = None
         self._brought = False
         """Did this engine ever hold weights of this run?"""
         about = vllm.about()
@@ -130,9 +131,11 @@ class VLLMEngine(Asking):
             return version
         began = time.monotonic()
         if self.policy.has_adapter:
-            with tempfile.TemporaryDirectory() as folder:
-                write_adapter(self.policy, Path(folder))
-                self.vllm.adapt(Path(folder), version)
+            folder = tempfile.TemporaryDirectory(prefix="mmrl-adapter-")
+            write_adapter(self.policy, Path(folder.name))
+            self.vllm.adapt(Path(folder.name), version)
+            # Until the next one has come: vLLM reads it when it is first asked, and may read it again.
+            self._adapter = folder
         else:
             # The first time also features of frozen weights may be another run's.
             encoder = not self._brought or self.policy.vision.tower.trains
