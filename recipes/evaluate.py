@@ -53,7 +53,8 @@ from mmrl.recipes.shared.opening import (
 )
 from mmrl.recipes.shared.paying import RewardWeights
 from mmrl.recipes.shared.run_settings import OF_RUN, values_of_run
-from mmrl.rollouts.engine import HFEngine, check_rows
+from mmrl.rollouts.choosing import opened
+from mmrl.rollouts.engine import check_rows
 from mmrl.rollouts.kept_answers import KeptAnswers
 from mmrl.training.evaluate import answers_to, evaluate, heldout_prompts, pass_rates
 from mmrl.training.left_out import LeftOut
@@ -143,7 +144,7 @@ def main(
         rows = heldout_prompts(asked, prompts, policy.encode, left_out.add)
         style = graded_as_published(style, dataset)
         greedy: list[Rollout] = []
-        engine, now = HFEngine(policy, rows_at_once=rows_at_once), Now(0, 0.0, seed)
+        engine, now = opened(policy, rows_at_once, sampling), Now(0, 0.0, seed)
         with reward.rewards(style) as rewards:
             example = "".join(chat_as_line(row.messages) for row in rows[:1])
             for note in policy.processing.tags.notes(example, rewards.needs_tags):
@@ -184,7 +185,7 @@ def _span_tables(
     """Greedy answers to questions about spans, and their table, printed."""
     policy = questions.open_policy(model, load)
     _, heldout = questions.open_prompts(policy, seed=split)
-    engine = HFEngine(policy, rows_at_once=rows_at_once)
+    engine = opened(policy, rows_at_once, sampling)
     greedy = replace(sampling, group_size=1, temperature=0.0)
     answers: list[Rollout] = []
     for rows in blocks(heldout, prompts, policy.encode):

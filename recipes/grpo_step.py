@@ -63,6 +63,7 @@ UNREAD: dict[str, tuple[str, ...]] = {
         *("mismatch_cap", "overlong_buffer", "overlong_factor", "drop_truncated"),
     ),
     "optim": ("nonfinite",),
+    "load": ("engine", "engine_stale", "engine_correct", "engine_invariant"),
 }
 """Argument -> its fields that the step below has no line for."""
 
@@ -81,7 +82,7 @@ def main(
 ) -> None:
     """Train with GRPO, every call of a step in plain sight."""
     refuse_several_processes("this recipe, which is a step in plain code,")
-    refuse_unread(run=run, grpo=grpo, optim=optim)
+    refuse_unread(run=run, grpo=grpo, optim=optim, load=load)
     check_sampling(sampling, group_normalized)
     train, heldout = open_data(dataset, data, run.seed)
     policy = open_policy(model, load, lora, run)

@@ -124,6 +124,17 @@ class Patches:
         return math.prod(self.grid) // self.merge**2
 
     @property
+    def frames(self) -> Tensor:
+        """uint8 [F, channels, H, W], the pixels put together again; an odd number ends with a repeated frame."""
+        depth, rows, columns = self.grid
+        p, m = self.size[0] // rows, self.merge
+        t = self.pixels.shape[2] // p**2
+        # (depth, tall, wide, m, m) number the rows; (channels, t, p, p) are one row's pixels.
+        cut = self.pixels.view(depth, rows // m, columns // m, m, m, -1, t, p, p)
+        frames = cut.permute(0, 6, 5, 1, 3, 7, 2, 4, 8)
+        return frames.reshape(depth * t, self.pixels.shape[1], *self.size)
+
+    @property
     def values(self) -> Tensor:
         """float32 [N, channels · temporal patch · patch · patch], normalised; computed at each call."""
         return self.values_on(self.pixels.device)

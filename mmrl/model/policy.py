@@ -72,6 +72,8 @@ class Policy:
         self.shared = shared
         self.version = 0
         """Grows with each optimizer step."""
+        self.engine: Any = None
+        """How answers shall be sampled, if not by the policy itself (`rollouts.choosing.EngineChoice`)."""
         self.workers = 0
         """Processes that read and encode prompts ahead of their step (`preparing.py`)."""
         self.offload_reference = False

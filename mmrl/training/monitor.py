@@ -18,6 +18,7 @@ Alarms compare the mean over the last `window` steps with the mean over the firs
     divergence    k3 to a visual branch above 1 nat and 8 times the start      (PAPO: KL hacking)
     entropy       surprise -log p more than 3 times the start, and 0.5 nats above it
     length        answers shorter than 0.4 times the start, if they had at least 8 tokens
+    mismatch      log-probs of the engine and of training more than 0.1 nats apart on average; from the first step on
 
 An alarm is logged as `alarm/<name>` (1 while it lasts) and said once, with the remedy of the objectives' papers.
 Sources: the symptoms are PAPO's (Figs. 11 to 13), the probe is DVRP's blind test; the thresholds are ours.
@@ -47,6 +48,12 @@ from mmrl.rollouts.request import lacks
 from mmrl.training.evaluate import summary
 from mmrl.types import Media, Now, Prompt, Rollout, Sampling, View, ViewContext, VisualBranch
 
+MOST_MISMATCH = 0.1
+"""Mean |log p(engine) - log p(training)| of a token, nats; engines in half precision have about a tenth of it."""
+MISMATCH_REMEDY = (
+    "compare the engine's precision, checkpoint and --logprobs mode with the run's; the importance weights "
+    "(--grpo.mismatch) hide only small differences"
+)
 ANY_REMEDY = "lower the learning rate or the objectives' coefficients, or add a reference KL"
 """What helps against any alarm, where no objective knows better."""
 
@@ -204,16 +211,15 @@ class Alarms:
         """Take in a step's metrics; alarms to log, and messages for those that are new."""
         if not self.window:
             return {}, []
+        raised, messages = self._mismatch(metrics)
         self.rows.append(_watched(metrics))
         if len(self.rows) > 2 * self.window:
             # The oldest after the start: the first window stays for ever.
             del self.rows[self.window]
         if len(self.rows) < 2 * self.window:
-            return {}, []
+            return raised, messages
         first = _means(self.rows[: self.window])
         last = _means(self.rows[self.window :])
-        raised: dict[str, float] = {}
-        messages: list[str] = []
         # Metrics that only one of the windows has (a branch that was switched on later) cannot be compared.
         for name in first.keys() & last.keys():
             kind = alarm(name, first[name], last[name])
@@ -224,6 +230,22 @@ class Alarms:
                 self.said.add(kind)
                 messages.append(self._message(kind, name, first[name], last[name]))
         return raised, messages
+
+    def _mismatch(self, metrics: Mapping[str, float]) -> tuple[dict[str, float], list[str]]:
+        """An engine that is far from training is wrong at once: no start can be compared with."""
+        found = metrics.get("policy/mismatch")
+        # Answers under a noisy view are drawn from other log-probs than are trained, and shall be.
+        noisy = metrics.get("rollout/noisy_answers")
+        if found is None or noisy or found <= MOST_MISMATCH:
+            return {}, []
+        if "mismatch" in self.said:
+            return {"alarm/mismatch": 1.0}, []
+        self.said.add("mismatch")
+        message = (
+            f"Warning: mismatch alarm. The engine's log-prob of a token differs from training's by {found:.3f} nats on "
+            f"average (limit {MOST_MISMATCH:g}). What helps: {MISMATCH_REMEDY}."
+        )
+        return {"alarm/mismatch": 1.0}, [message]
 
     def _message(self, kind: str, name: str, before: float, after: float) -> str:
         """The warning, with what the papers of this run's objectives advise."""

@@ -34,7 +34,9 @@ from mmrl.model.ranks import Ranks, lost
 from mmrl.model.watch import end_with, farewell
 from mmrl.objectives.base import Memory, Objective, started
 from mmrl.rewards.pay import Rewards
-from mmrl.rollouts.engine import Engine, HFEngine
+from mmrl.rollouts.choosing import opened
+from mmrl.rollouts.correction import corrected
+from mmrl.rollouts.engine import Engine
 from mmrl.rollouts.groups import RolloutCall, group_rollout
 from mmrl.rollouts.stages import OneStep
 from mmrl.training import checkpoint
@@ -105,12 +107,12 @@ class Trainer:
         self.ranks = Ranks.connected() if ranks is None else ranks
         """The processes that train together: those that torchrun started, unless somebody says otherwise."""
         rows = run.rows_at_once
-        self.engine = HFEngine(policy, rows_at_once=rows) if engine is None else engine
+        self.engine = opened(policy, rows, sampling) if engine is None else engine
         self.rewards = rewards
         self.rollout = rollout
         self.estimator = estimator
         self.surrogate = surrogate
-        self.grpo = grpo
+        self.grpo = grpo = corrected(grpo, self.engine, rollout, sampling)
         self.sampling = sampling
         self.optim = optim
         self.run = run

@@ -35,7 +35,7 @@ from mmrl.model.policy import Policy
 from mmrl.recipes.shared.clip_asking import SpanStyle
 from mmrl.recipes.shared.supervised import label_rollout, likelihood
 from mmrl.rewards.pay import Rewards
-from mmrl.rollouts.engine import HFEngine
+from mmrl.rollouts.choosing import opened
 from mmrl.training.door import entered
 from mmrl.training.going_on import refuse_branching
 from mmrl.training.identity import changes
@@ -222,8 +222,8 @@ def measure_difficulty(
         _begin(file, settings)
         done = {row["index"] for row in answered(file)}
         left = [index for index in range(prompts.size) if index not in done]
-        engine = HFEngine(policy, rows_at_once=rows_at_once)
         greedy, now = replace(sampling, group_size=1, temperature=0.0), Now(0, 0.0, seed)
+        engine = opened(policy, rows_at_once, greedy)
         for begin in range(0, len(left), AT_ONCE):
             with policy.vision.no_update():  # leaving it forgets the clips of this block
                 rows, usable = _usable(policy, prompts, left[begin : begin + AT_ONCE])

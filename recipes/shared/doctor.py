@@ -25,7 +25,7 @@ from mmrl.training.plan import GIB
 
 OPTIONAL = {
     "flash-attn": "the tower and packed rows use torch's own flash kernel instead, checked at start",
-    "vllm": "answers are sampled by the engine in this process, which is slower on a GPU",
+    "vllm": "--load.engine vllm cannot be chosen; a server elsewhere can (docs/engines.md)",
     "torchao": "Optim.eight_bit and Optim.masters=False (stochastic rounding) cannot be chosen",
     "tensorboard": "--run.logger tensorboard cannot be chosen",
     "wandb": "--run.logger wandb cannot be chosen",
@@ -124,10 +124,23 @@ def _devices() -> Iterator[Finding]:
 def _optional() -> Iterator[Finding]:
     for name, cost in OPTIONAL.items():
         have = _version(name)
-        if have is not None:
+        if name == "vllm" and have is not None:
+            yield _fits(have)
+        elif have is not None:
             yield Finding("ok", name, have)
         else:
             yield Finding("missing", name, f"{cost}. pip install 'mmrl[{name}]'")
+
+
+def _fits(have: str) -> Finding:
+    """vLLM is of use in the versions that were tested."""
+    from mmrl.rollouts.vllm_local import UnfitVLLM, require_version
+
+    try:
+        require_version(have.partition("+")[0])
+    except UnfitVLLM as error:
+        return Finding("note", "vllm", str(error))
+    return Finding("ok", "vllm", have)
 
 
 def _places() -> Iterator[Finding]:

@@ -39,6 +39,8 @@ def keeping(engine: Engine, output: Path | None, model: str, load: Load) -> Engi
     clips = tuple(getattr(load, name) for name in UNLIMITED)
     # Only where something was said, so that answers kept before these limits could be set are still found.
     shown += () if clips == (None,) * len(clips) else clips
+    if load.engine != "here":  # another engine may draw other answers
+        shown = (*shown, "vllm")
     return KeptAnswers(engine, file, digest((model_content(model), shown)).hex())
 
 

@@ -34,6 +34,7 @@ from mmrl.model.thinking import ThinkingMode
 from mmrl.model.weightless import weightless
 from mmrl.recipes.shared.embedded import warm_model
 from mmrl.recipes.shared.paying import StyleName, style_of
+from mmrl.rollouts.choosing import EngineChoice, Stale
 from mmrl.training.checkpoint import (
     CheckpointError,
     newest_whole,
@@ -107,6 +108,18 @@ class Load:
     tags: TagMode = "auto"
     """How tags such as <think> are written that the tokenizer has as one token: text, token, or auto: as a token only
     where the checkpoint uses it (Qwen3-VL-Instruct does not know <think>)."""
+    engine: str = "here"
+    """Who samples answers: here (the engine in this process), vllm (in this process, too), or http://HOST:PORT of a
+    server that `python -m mmrl.rollouts.vllm_serve` started; one per process, with commas (docs/engines.md)."""
+    engine_memory: float = 0.5
+    """Share of the device's memory that vLLM in this process takes while it answers."""
+    engine_stale: Stale = "refuse"
+    """Answers of weights that are not the present ones: stop the run, or count them and let the weights of
+    --grpo.mismatch correct them."""
+    engine_correct: bool = True
+    """Truncated importance weights for vLLM's answers, unless --grpo.mismatch says something else."""
+    engine_invariant: bool = False
+    """vLLM's kernels whose results do not depend on the batch, where it has them: slower."""
     thinking: ThinkingMode = "auto"
     """Shall answers begin with a thought? on or off, for chat templates with such a switch (Qwen3.5); auto: as the
     template does by itself."""
@@ -119,9 +132,12 @@ class Load:
             for name in areas
         }
         has_workers = self.workers is None or 0 <= self.workers <= MOST_WORKERS
+        fits = self.engine in ("here", "vllm") or self.engine.startswith("http://")
         require(
             self,
             **fine,
+            engine=(fits, "here, vllm, or http://HOST:PORT"),
+            engine_memory=(0 < self.engine_memory < 1, "strictly between 0 and 1"),
             memory=(has_memory, "positive GiB, or None to use what is free"),
             workers=(has_workers, f"0 (none) to {MOST_WORKERS}, or None to choose"),
         )
@@ -293,6 +309,13 @@ def open_policy(
         of_shards = is_sharded_checkpoint(checkpoint)
         restore = restore_shards if of_shards else restore_weights
         restore(checkpoint, policy.named_parameters())
+    policy.engine = EngineChoice(
+        load.engine,
+        load.engine_memory,
+        load.engine_stale,
+        load.engine_correct,
+        load.engine_invariant,
+    )
     policy.workers = default_workers(policy) if load.workers is None else load.workers
     if load.memory is not None:
         policy.memory = int(load.memory * GIB)

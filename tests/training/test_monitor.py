@@ -373,3 +373,15 @@ def test_alarms_forget_nothing_but_the_middle_and_may_be_off():
 def test_wrong_settings_are_explained(wrong):
     with pytest.raises(ValueError, match=f"Monitor.{next(iter(wrong))} is"):
         Monitor(**wrong)
+
+
+def test_an_engine_that_is_far_from_training_raises_the_alarm_at_once():
+    watch = Alarms(10)
+    assert watch.observe({"policy/mismatch": 0.02}) == ({}, [])
+    raised, (message,) = watch.observe({"policy/mismatch": 0.5})
+    assert raised == {"alarm/mismatch": 1.0}
+    assert "mismatch alarm" in message and "0.500 nats" in message and "--logprobs" in message
+    # Said once, and never of answers that were drawn under a noisy view, as they shall be.
+    assert watch.observe({"policy/mismatch": 0.5}) == ({"alarm/mismatch": 1.0}, [])
+    noisy = {"policy/mismatch": 0.5, "rollout/noisy_answers": 4.0}
+    assert Alarms(10).observe(noisy) == ({}, [])

@@ -1,0 +1,206 @@
+"""vLLM as a rollout engine, whether it runs in this process or behind a URL.
+
+    answer    bring the weights over if the engine has others; ask; compare ids; log-probs as training reads them
+    sync      let the device go until the next answers are asked for; the weights follow with these
+
+Weights carry a name: a random part, made once per engine object, and `Policy.version`. The engine answers only from the
+weights that it is asked for, and says with each answer which ones it read, so answers of old weights, or of another
+run's, are refused (`stale="refuse"`) or counted and left to the importance weights (`"count"`).
+
+With adapters only these travel; without, all weights do. The base of an adapter is what the engine loads from the
+model folder.
+"""
+
+from __future__ import annotations
+
+import secrets
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import ClassVar, Literal, Protocol
+
+from torch import Tensor
+
+from mmrl.ground.printable import logger
+from mmrl.model.handing import adapts_tower, all_weights, write_adapter
+from mmrl.model.policy import Policy
+from mmrl.rollouts.request import Ability, Asking, Request, Result
+from mmrl.rollouts.vllm_prompts import FAMILIES, meaning, questions_of, results_of
+from mmrl.rollouts.vllm_wire import About, LogprobsMode, Question, Reply
+from mmrl.types import Sampling
+
+log = logger(__name__)
+
+Stale = Literal["refuse", "count"]
+
+
+class VLLM(Protocol):
+    """A vLLM: in this process (`vllm_local.LocalVLLM`) or a server's (`vllm_client.RemoteVLLM`)."""
+
+    def about(self) -> About:
+        """What it is, and which weights it holds."""
+        ...
+
+    def answer(self, questions: Sequence[Question], version: str) -> list[Reply]:
+        """Replies in the order of the questions, from the weights of this version."""
+        ...
+
+    def load(self, weights: Iterable[tuple[str, Tensor]], version: str, encoder: bool) -> None:
+        """Take over all weights; `encoder`: those of the tower or its merger may differ."""
+        ...
+
+    def adapt(self, folder: Path, version: str) -> None:
+        """Take over an adapter instead."""
+        ...
+
+    def sleep(self) -> None:
+        """Give the device's memory to the trainer."""
+        ...
+
+
+class OldWeights(RuntimeError):
+    """Answers were drawn from other weights than those that are trained."""
+
+
+class VLLMEngine(Asking):
+    """Answers of a vLLM. Raises ValueError for a policy that it cannot serve."""
+
+    abilities: ClassVar[tuple[Ability, ...]] = ("other pixels", "forced prefixes")
+    mismatch: ClassVar[Literal["truncate"]] = "truncate"
+    """How its log-probs are corrected unless somebody says otherwise (`grpo.mismatch`)."""
+
+    def __init__(self, policy: Policy, vllm: VLLM, *, stale: Stale = "refuse") -> None:
+        refuse_unfit(policy)
+        self.policy, self.vllm, self.stale = policy, vllm, stale
+        self._run = secrets.token_hex(4)
+        self._adapter: tempfile.TemporaryDirectory[str] | None = None
+        self._brought = False
+        """Did this engine ever hold weights of this run?"""
+        about = vllm.about()
+        _refuse_adapter(policy, about)
+        self.mode: LogprobsMode = about.mode
+
+    @property
+    def version(self) -> str:
+        """The name of the weights that are trained now."""
+        return f"{self._run}.{self.policy.version}"
+
+    def sync(self, policy: Policy) -> None:
+        """The weights follow when answers are asked for; until then the engine may give its memory away."""
+        assert policy is self.policy, "this engine belongs to another policy"
+
+    def refuse_sampling(self, sampling: Sampling) -> None:
+        """Raise ValueError for sampling of which the engine knows no log-probs that training could compare."""
+        if meaning(sampling, self.mode) != "none":
+            return
+        raise ValueError(
+            f"vLLM gives its {self.mode} log-probs, and at temperature {sampling.temperature:g} with top-p "
+            f"{sampling.top_p:g}, top-k {sampling.top_k}, min-p {sampling.min_p:g} these cannot be compared with "
+            "training's. Sample at --sampling.temperature 1 (raw) or without truncation (processed), or give up the "
+            "correction with --load.engine-correct False."
+        )
+
+    def answer(self, requests: Sequence[Request]) -> list[Result]:
+        """As `Asking.answer`."""
+        began = time.monotonic()
+        version = self.bring()
+        asked: list[tuple[int, range, Question]] = []
+        for number, request in enumerate(requests):
+            for answers, question in questions_of(self.policy, request):
+                asked.append((number, answers, question))
+        replies = self._asked([question for _, _, question in asked], version)
+        self.vllm.sleep()
+        told: list[list[tuple[range, Reply]]] = [[] for _ in requests]
+        for (number, answers, _), reply in zip(asked, replies, strict=True):
+            self._current(reply, version, requests[number])
+            told[number].append((answers, reply))
+        seconds = time.monotonic() - began
+        found: list[Result] = []
+        for request, its in zip(requests, told, strict=True):
+            found += results_of(
+                self.policy, request, its, self.mode, self.policy.version, seconds
+            )
+        self.policy.counters["tokens/decode"] += sum(len(result.tokens) for result in found)
+        return found
+
+    def bring(self) -> str:
+        """Bring the policy's weights over unless the engine has them; their name."""
+        version = self.version
+        if self.vllm.about().version == version:
+            return version
+        began = time.monotonic()
+        if self.policy.has_adapter:
+            folder = tempfile.TemporaryDirectory(prefix="mmrl-adapter-")
+            write_adapter(self.policy, Path(folder.name))
+            self.vllm.adapt(Path(folder.name), version)
+            # Until the next one has come: vLLM reads it when it is first asked, and may read it again.
+            self._adapter = folder
+        else:
+            # The first time also features of frozen weights may be another run's.
+            encoder = not self._brought or self.policy.vision.tower.trains
+            self.vllm.load(all_weights(self.policy), version, encoder)
+        self._brought = True
+        self.policy.counters["rollout/weights_sent"] += 1
+        log.debug("weights %s after %.1f s", version, time.monotonic() - began)
+        return version
+
+    def _asked(self, questions: Sequence[Question], version: str) -> list[Reply]:
+        """Replies from these weights, which are brought again where an engine has lost them."""
+        if not questions:
+            return []
+        try:
+            replies = self.vllm.answer(questions, version)
+        except LostWeights:
+            self.policy.counters["rollout/weights_lost"] += 1
+            self.bring()
+            replies = self.vllm.answer(questions, version)
+        if len(replies) != len(questions):
+            raise OSError(f"vLLM gave {len(replies)} replies to {len(questions)} questions.")
+        return replies
+
+    def _current(self, reply: Reply, version: str, request: Request) -> None:
+        """Refuse or count answers that were drawn from other weights."""
+        old = [said.version for said in reply.answers if said.version != version]
+        if not old:
+            return
+        if self.stale == "refuse":
+            raise OldWeights(
+                f"vLLM answered prompt {request.prompt.id!r} from the weights {old[0]!r}; trained are {version!r}. "
+                "Does another run use the same engine? Give each its own, or allow it with --load.engine-stale count."
+            )
+        self.policy.counters["rollout/stale"] += len(old)
+
+
+class LostWeights(RuntimeError):
+    """The engine holds other weights than those that it is asked for: it was started again, or another run came."""
+
+
+def refuse_unfit(policy: Policy) -> None:
+    """Raise ValueError for a model whose prompts were not compared with vLLM's."""
+    kind = policy.base.config.model_type
+    if kind not in FAMILIES:
+        raise ValueError(
+            f"The model type {kind!r} was not tested with vLLM ({', '.join(FAMILIES)} were); use --load.engine here."
+        )
+
+
+def _refuse_adapter(policy: Policy, about: About) -> None:
+    """Raise ValueError for an adapter that the engine would not take as a whole."""
+    if not policy.has_adapter:
+        return
+    lora = policy.description.get("lora") or {}
+    rank = int(lora.get("rank", 0)) or max(
+        p.shape[0] for n, p in policy.named_parameters() if "lora_A" in n
+    )
+    if about.rank < rank:
+        raise ValueError(
+            f"The policy trains adapters of rank {rank}, but this vLLM takes "
+            f"{f'ranks up to {about.rank}' if about.rank else 'none'}; start it with --rank {rank}."
+        )
+    if adapts_tower(policy) and not about.tower:
+        # It would load the adapter without its tower part, and say nothing.
+        raise ValueError(
+            "The policy trains adapters on its vision tower, which this vLLM would leave out silently; start it with "
+            "--tower, or train without --lora.vision."
+        )

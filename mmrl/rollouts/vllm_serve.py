@@ -1,0 +1,250 @@
+"""A server around one vLLM, for trainers in other environments or on other devices.
+
+    python -m mmrl.rollouts.vllm_serve MODEL --port 8100          (in the environment that has vLLM)
+    python -m mmrl.recipes.papo 7b --load.engine http://127.0.0.1:8100
+
+It does what `vllm_local.LocalVLLM` does, one call at a time, and takes weights and adapters over the same connection:
+messages are safetensors with JSON (`vllm_wire.py`), nothing in them is code. There is no password: it listens on this
+machine alone unless --host says otherwise, and then belongs into a private network.
+
+POST  /about            what it is, and the version of its weights
+      /answer           questions, for a version of the weights: 409 if it has others
+      /weights/begin    names that will come; /weights/part some of them; /weights/finish all have come, else 400
+      /adapter          an adapter's config and tensors
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, Protocol
+
+import safetensors.torch
+from torch import Tensor
+
+from mmrl.ground.printable import logger, tell
+from mmrl.model.handing import ADAPTER_FILES
+from mmrl.rollouts.vllm_wire import (
+    About,
+    Question,
+    Reply,
+    packed,
+    questions_from,
+    replies_to,
+    unpacked,
+)
+
+log = logger(__name__)
+
+LARGEST = 1 << 34
+"""Bytes of a request that are read at most."""
+
+
+class Served(Protocol):
+    """What is behind the server: `vllm_local.LocalVLLM`."""
+
+    def about(self) -> About: ...
+    def answer(self, questions: Sequence[Question], version: str) -> list[Reply]: ...
+    def begin(self) -> None: ...
+    def take(self, weights: Iterable[tuple[str, Tensor]]) -> None: ...
+    def finish(self, version: str, encoder: bool) -> None: ...
+    def abandon(self) -> None: ...
+    def adapt(self, folder: Path, version: str) -> None: ...
+
+
+class Refused(Exception):
+    """What the server will not do: a status and the reason."""
+
+    def __init__(self, status: int, why: str) -> None:
+        super().__init__(why)
+        self.status = status
+
+
+class Desk:
+    """Answers messages with the vLLM behind it, one at a time."""
+
+    def __init__(self, served: Served) -> None:
+        self.served = served
+        self._lock = threading.Lock()
+        self._missing: set[str] = set()
+        self._coming = ""
+        """Version of the weights that are on their way."""
+        self._folders: list[tempfile.TemporaryDirectory[str]] = []
+
+    def __call__(
+        self, path: str, message: Mapping[str, Any], tensors: Mapping[str, Tensor]
+    ) -> dict[str, Any]:
+        """What is said to a message. Raises Refused."""
+        calls = {
+            "/about": self._about,
+            "/answer": self._answer,
+            "/weights/begin": self._begin,
+            "/weights/part": self._part,
+            "/weights/finish": self._finish,
+            "/adapter": self._adapter,
+        }
+        if path not in calls:
+            raise Refused(404, f"there is no {path}; there are {', '.join(calls)}")
+        with self._lock:
+            try:
+                return calls[path](message, tensors)
+            except KeyError as error:
+                raise Refused(400, f"the message lacks {error}") from error
+
+    def _about(self, message: Mapping[str, Any], _: Mapping[str, Tensor]) -> dict[str, Any]:
+        return {"about": vars(self.served.about())}
+
+    def _answer(
+        self, message: Mapping[str, Any], frames: Mapping[str, Tensor]
+    ) -> dict[str, Any]:
+        held, wanted = self.served.about().version, message["version"]
+        if held != wanted:
+            raise Refused(409, f"asked for weights {wanted!r}, here are {held or 'none'!r}")
+        questions = questions_from(message, frames)
+        return replies_to(self.served.answer(questions, wanted))
+
+    def _begin(self, message: Mapping[str, Any], _: Mapping[str, Tensor]) -> dict[str, Any]:
+        if self._coming:
+            self.served.abandon()
+            self._coming = ""
+        self.served.begin()
+        self._coming, self._missing = message["version"], set(message["names"])
+        return {}
+
+    def _part(
+        self, message: Mapping[str, Any], weights: Mapping[str, Tensor]
+    ) -> dict[str, Any]:
+        self._expect(message["version"])
+        if unknown := sorted(set(weights) - self._missing):
+            raise Refused(400, f"weights that are not expected (any more): {unknown[:3]}")
+        try:
+            self.served.take(weights.items())
+        except BaseException:
+            self.served.abandon()
+            self._coming = ""
+            raise
+        self._missing -= set(weights)
+        return {}
+
+    def _finish(self, message: Mapping[str, Any], _: Mapping[str, Tensor]) -> dict[str, Any]:
+        version = message["version"]
+        self._expect(version)
+        if self._missing:
+            # A layer of which a part is missing would be made of uninitialised memory.
+            raise Refused(
+                400,
+                f"{len(self._missing)} weights have not come, {sorted(self._missing)[:3]} among them",
+            )
+        self.served.finish(version, bool(message["encoder"]))
+        self._coming = ""
+        return {}
+
+    def _adapter(
+        self, message: Mapping[str, Any], tensors: Mapping[str, Tensor]
+    ) -> dict[str, Any]:
+        place = tempfile.TemporaryDirectory(prefix="mmrl-adapter-")
+        config, weights = (Path(place.name) / name for name in ADAPTER_FILES)
+        config.write_text(message["config"], encoding="utf-8")
+        safetensors.torch.save_file(dict(tensors), str(weights))
+        self.served.adapt(Path(place.name), message["version"])
+        # The engine may read it again until another one has come.
+        self._folders = [*self._folders[-1:], place]
+        return {}
+
+    def _expect(self, version: str) -> None:
+        if not self._coming:
+            raise Refused(503, "no set of weights is on its way; begin anew")
+        if version != self._coming:
+            raise Refused(409, f"weights {self._coming!r} are on their way, not {version!r}")
+
+
+def server_of(desk: Desk, host: str, port: int) -> ThreadingHTTPServer:
+    """A server that listens already; `serve_forever` answers."""
+
+    class Handler(BaseHTTPRequestHandler):
+        """One message per request."""
+
+        def do_POST(self) -> None:
+            length = int(self.headers.get("Content-Length", 0))
+            if length > LARGEST:
+                self._say(413, f"{length} bytes, at most {LARGEST}".encode())
+                return
+            body = self.rfile.read(length)
+            try:
+                self._say(200, packed(desk(self.path, *unpacked(body))))
+            except Refused as error:
+                self._say(error.status, str(error).encode())
+            except ValueError as error:
+                self._say(400, str(error).encode())
+            except Exception as error:  # told to the trainer, which tries again or stops
+                log.exception("%s failed", self.path)
+                self._say(500, f"{type(error).__name__}: {error}".encode())
+
+        def _say(self, status: int, body: bytes) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            """Nothing per request."""
+
+    return ThreadingHTTPServer((host, port), Handler)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Serve a model until the process is ended."""
+    parser = argparse.ArgumentParser(
+        prog="python -m mmrl.rollouts.vllm_serve", description="A server around one vLLM."
+    )
+    parser.add_argument("model", help="a model's folder or hub name, the one that is trained")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="where it listens (this machine alone)"
+    )
+    parser.add_argument("--port", type=int, default=8100, help="0: any that is free")
+    parser.add_argument(
+        "--logprobs", choices=("raw", "processed"), default="raw", help="raw: for temperature 1"
+    )
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument(
+        "--length", type=int, default=None, help="most tokens of prompt and answer together"
+    )
+    parser.add_argument(
+        "--media", type=int, default=16, help="most pictures, and most clips, of a prompt"
+    )
+    parser.add_argument(
+        "--memory", type=float, default=0.9, help="share of the device's memory"
+    )
+    parser.add_argument("--rank", type=int, default=0, help="largest rank of adapters; 0: none")
+    parser.add_argument(
+        "--tower", action="store_true", help="adapters may adapt the vision tower"
+    )
+    parser.add_argument(
+        "--invariant", action="store_true", help="kernels that do not depend on the batch"
+    )
+    given = parser.parse_args(argv)
+    from mmrl.rollouts.vllm_local import LocalVLLM
+
+    served = LocalVLLM(
+        given.model,
+        mode=given.logprobs,
+        dtype=given.dtype,
+        length=given.length,
+        media=given.media,
+        memory=given.memory,
+        rank=given.rank,
+        tower=given.tower,
+        invariant=given.invariant,
+    )
+    with server_of(Desk(served), given.host, given.port) as server:
+        host, port = server.server_address[:2]
+        tell(f"vLLM serves {given.model} at http://{host}:{port}")
+        server.serve_forever()
+
+
+if __name__ == "__main__":
+    main()
