@@ -1,4 +1,4 @@
-"""What a process that is one of several holds of a model before its weights are cut: pages of the file, shared by all."""
+"""What one of several processes holds of a model before its weights are cut: pages of the file, shared by all."""
 
 from __future__ import annotations
 
