@@ -17,6 +17,7 @@ from mmrl.data.drawn.drawn import Drawn
 from mmrl.grpo import GRPO
 from mmrl.losses.advantages import group_normalized
 from mmrl.losses.surrogates import clipped
+from mmrl.model import tiny
 from mmrl.model.folders import ModelError
 from mmrl.model.load import LoRA, load_weights
 from mmrl.model.placement import is_sharded
@@ -76,6 +77,8 @@ CASES = {
     "untied": replace(PAPO_TWICE, folder="untied"),
     "Qwen3": replace(PAPO_TWICE, folder="3"),
     "Qwen3.5": replace(PAPO_TWICE, folder="3.5", updates=1),
+    "InternVL": replace(PAPO_TWICE, folder="internvl", updates=1),
+    "text alone": Case(folder="text", prompts=tuple(TEXT), updates=2),
     "exact kl": Case(
         folder="3",
         grpo=GRPO(kl=0.1, kl_kind="exact"),
@@ -128,15 +131,19 @@ def whole(tensor):
 
 @pytest.fixture(scope="module")
 def folders(tiny_folder, tiny3_folder, tiny35_folder, tmp_path_factory):
-    """Three families, of which the last has layers with a state, and one whose head is a weight of its own."""
-    untied = tmp_path_factory.mktemp("untied") / "model"
+    """Five families, of which one has layers with a state, and one model whose head is a weight of its own."""
+    others = tmp_path_factory.mktemp("others")
+    internvl = tiny.build(others / "internvl", "internvl")
+    text = tiny.build(others / "text", "qwen3")
+    untied = others / "untied"
     copytree(tiny_folder, untied)
     model = load_weights(tiny_folder, torch.float32)
     model.lm_head.weight = torch.nn.Parameter(1.1 * model.lm_head.weight.detach())
     model.config.tie_word_embeddings = model.config.text_config.tie_word_embeddings = False
     model.save_pretrained(untied)
     assert not json.loads((untied / "config.json").read_text())["tie_word_embeddings"]
-    return {"2.5": tiny_folder, "3": tiny3_folder, "3.5": tiny35_folder, "untied": untied}
+    made = {"2.5": tiny_folder, "3": tiny3_folder, "3.5": tiny35_folder}
+    return {**made, "internvl": internvl, "text": text, "untied": untied}
 
 
 def loaded(case, folders, **more):
