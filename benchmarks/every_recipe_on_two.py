@@ -17,14 +17,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from tests.on_two import differences, trained
-from tiny_runs import result, say, versions
+from tiny_runs import ROOT, result, say, versions
 
 from mmrl.recipes.shared.embedded import warm_model
+from tests.on_two import differences, trained
 
 FLAGS: dict[str, dict[str, object]] = {
     "mssr": {"sampling.group-size": None},  # one answer each is the method
