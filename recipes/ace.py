@@ -51,8 +51,8 @@ def main(
     Args:
         dynamic: Leave out groups that are all right or all wrong and sample further prompts.
     """
-    policy = open_policy(model, load, lora, run)
     prompts, heldout = open_data(dataset, data, run.seed)
+    policy = open_policy(model, load, lora, run)
     trainer = Trainer(
         policy,
         prompts=prompts,

@@ -45,8 +45,8 @@ def main(
     Args:
         solution: Column that holds the worked solution.
     """
-    policy = open_policy(model, load, lora, run)
     prompts, heldout = open_data(dataset, data, run.seed)
+    policy = open_policy(model, load, lora, run)
     if solution == OBSERVED:  # drawn rows say what stands in the cells, not how to solve them
         prompts = Observed(prompts)
     trainer = Trainer(

@@ -42,8 +42,8 @@ def main(
     lora: LoRA = LoRA(),
 ) -> None:
     """Train a model that also says whether it is right."""
-    policy = open_policy(model, load, lora, run)
     prompts, heldout = open_data(dataset, data, run.seed)
+    policy = open_policy(model, load, lora, run)
     trainer = Trainer(
         policy,
         prompts=prompts,

@@ -44,8 +44,8 @@ def main(
     Args:
         dynamic: Leave out groups that are all right and sample further prompts.
     """
-    policy = open_policy(model, load, lora, run)
     prompts, heldout = open_data(dataset, data, run.seed)
+    policy = open_policy(model, load, lora, run)
     trainer = Trainer(
         policy,
         prompts=prompts,

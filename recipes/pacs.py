@@ -42,8 +42,8 @@ def main(
     lora: LoRA = LoRA(),
 ) -> None:
     """Train a model as the classifier of its own answers."""
-    policy = open_policy(model, load, lora, run)
     prompts, heldout = open_data(dataset, data, run.seed)
+    policy = open_policy(model, load, lora, run)
     trainer = Trainer(
         policy,
         prompts=prompts,

@@ -37,8 +37,8 @@ def main(
     lora: LoRA = LoRA(),
 ) -> None:
     """Train a model with advantages that fall with confidence."""
-    policy = open_policy(model, load, lora, run)
     prompts, heldout = open_data(dataset, data, run.seed)
+    policy = open_policy(model, load, lora, run)
     trainer = Trainer(
         policy,
         prompts=prompts,

@@ -46,8 +46,8 @@ def main(
     lora: LoRA = LoRA(),
 ) -> None:
     """Train a model by the values of the uniformly random policy."""
-    policy = open_policy(model, load, lora, run)
     prompts, heldout = open_data(dataset, data, run.seed)
+    policy = open_policy(model, load, lora, run)
     trainer = Trainer(
         policy,
         prompts=prompts,

@@ -169,7 +169,8 @@ def look_ahead(arguments: Mapping[str, Any]) -> None:
     if isinstance(run, Run):
         refuse_missing_logger(run.logger)
         refuse_missing_origin(run)
-    refuse_missing_model(str(arguments.get("model", "")))
+    if "model" in arguments:
+        refuse_missing_model(str(arguments["model"]))
     load, judge = arguments.get("load"), arguments.get("judge")
     if isinstance(load, Load):
         resolve_dtype(load.dtype, resolve_device(load.device))

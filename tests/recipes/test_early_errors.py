@@ -16,7 +16,6 @@ from PIL import Image
 from mmrl.recipes.__main__ import recipes
 from mmrl.recipes.shared import clip_data, embedded, opening, pretext_warmup, solution_data
 from mmrl.recipes.shared.launch import launch
-from mmrl.training import tracking
 
 RECIPES = {name: importlib.import_module(f"mmrl.recipes.{name}") for name in recipes()}
 MAINS = {name: recipe.main.__annotations__ for name, recipe in RECIPES.items()}
@@ -99,7 +98,7 @@ def test_whatever_the_recipe(name, case, things, tmp_path, monkeypatch):
     find = importlib.util.find_spec
     # Of this package alone: libraries keep for good what they do not find.
     absent = lambda name, *rest: None if name == "wandb" else find(name, *rest)  # noqa: E731
-    monkeypatch.setattr(tracking.importlib.util, "find_spec", absent)
+    monkeypatch.setattr(importlib.util, "find_spec", absent)
     given = [flag.format(things) for flag in flags]
     found = refused(name, given, tmp_path, monkeypatch)
     assert re.search(said, found), found
