@@ -96,6 +96,11 @@ class DARSRollout(StagedRollout):
 
     def groups(self, stages: Stages, prompts: Sequence[Prompt]) -> list[list[Rollout]]:
         """Both stages of each prompt."""
+        if self.dars.most < stages.sampling.group_size:
+            raise ValueError(
+                f"DARS.most is {self.dars.most}, but the first stage alone has {stages.sampling.group_size} answers to "
+                "a prompt (sampling.group_size); raise --dars.most, or lower --sampling.group-size."
+            )
         first = stages(prompts)
         further = [self._further(group, stages.sampling.group_size) for group in first]
         stages.counters["dars/further_answers"] += sum(further)

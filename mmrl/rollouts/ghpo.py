@@ -34,11 +34,14 @@ def hint_of(solution: str, share: float) -> str:
 
 def hinted(prompt: Prompt, hint: str, sentence: str) -> Prompt:
     """The prompt with a hint behind its last user message; `sentence` has one place {} for it."""
-    last = max(n for n, message in enumerate(prompt.messages) if message["role"] == "user")
-    text = sentence.replace("{}", hint)
-    messages = list(prompt.messages)
-    messages[last] = _with_text(messages[last], text)
-    return replace(prompt, messages=messages, extra={**prompt.extra, "hint": hint})
+    text, extra = sentence.replace("{}", hint), {**prompt.extra, "hint": hint}
+    messages: Any = prompt.messages
+    if isinstance(messages, str):  # a text to be continued, no chat
+        return replace(prompt, messages=messages + text, extra=extra)
+    asking = [n for n, message in enumerate(messages) if message["role"] == "user"]
+    last = asking[-1] if asking else len(messages) - 1
+    longer = [*messages[:last], _with_text(messages[last], text), *messages[last + 1 :]]
+    return replace(prompt, messages=longer, extra=extra)
 
 
 def _with_text(message: Mapping[str, Any], text: str) -> dict[str, Any]:

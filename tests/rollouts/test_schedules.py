@@ -253,6 +253,8 @@ def test_dars_with_nothing_to_add_is_plain_and_a_step_without_signal_stays_whole
         (r.group, r.text, r.reward) for r in plain
     ]
     assert len(calls) == 1, "no second stage is sampled for nothing"
+    with pytest.raises(ValueError, match=r"DARS\.most is 3, but .* 4 answers.*--dars\.most"):
+        sampled(DARSRollout(dars=DARS(most=3)), rows, first_few)
     even, counters, _ = sampled(DARSRollout(dars=DARS(most=4)), Rows("0", "9"), first_few)
     assert sizes(even) == {"0": 4, "9": 4} and counters["dars/dropped_groups"] == 2
     unknown, _, calls = sampled(DARSRollout(), rows, lambda r: None)
@@ -338,6 +340,9 @@ def test_the_hint_goes_behind_the_users_last_words():
     ]
     assert found.id == "p" and found.extra == {"a": 1, "hint": "x = {}"}
     assert prompt.messages == chat and prompt.extra == {"a": 1}
+    assert hinted(Prompt("t", "one"), "x", " {}").messages == "one x"
+    system = [{"role": "system", "content": [{"type": "text", "text": "one"}]}]
+    assert hinted(Prompt("s", system), "x", "{}").messages[0]["content"][1]["text"] == "x"
 
 
 # --------------------------------------------------------------------------------------------------- with a real model
