@@ -1,7 +1,7 @@
 """vLLM in this process: one engine on this process's device. Imported only when somebody asks for it.
 
-Versions whose interfaces were read and run are in `TESTED`; any other is refused by name, for what changes between
-versions changes silently (which caches an update empties, what a log-prob is of).
+Versions whose interfaces were read, and which `tests/vllm` is for, are in `TESTED`; any other is refused by name, for
+what changes between versions changes silently (which caches an update empties, what a log-prob is of).
 
 New weights go through vLLM's own weight-transfer interface, with a transport of ours that hands tensors over in memory
 (`vllm_transfer.py`). An update resets no cache by itself: here the prefix cache is emptied after each one, and that of
