@@ -62,9 +62,10 @@ class FrameList:
             found = f"frames of different sizes {sizes}"
             raise Fault("bad clip", found, "All frames of a clip must have one size.")
         # The clip lasts as long as it did, however few of its frames are shown.
-        step = self.times[-1] - self.times[-2] if len(self.times) > 1 else 0.0
+        *earlier, last = self.times
+        step = last - earlier[-1] if earlier else 0.0
         times = torch.tensor(self.times, dtype=torch.float64)[chosen]  # [F]
-        return Media(torch.cat(frames), times, self.times[-1] + step)
+        return Media(torch.cat(frames), times, last + step)
 
 
 def _chosen_frames(times: Sequence[float], clip: Mapping[str, Any]) -> list[int]:

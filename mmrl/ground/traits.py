@@ -87,8 +87,9 @@ def owns(slot: str) -> str:
 
 
 def _said(part: object, name: str) -> tuple[str, ...]:
-    found = getattr(part, name, ())
-    return tuple(found() if callable(found) else found)
+    found: Any = getattr(part, name, ())
+    said: Any = found() if callable(found) else found
+    return tuple(said)
 
 
 def _refuse_unknown(name: str, traits: tuple[str, ...]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -117,7 +117,9 @@ def pack(
         # As bits, so that they travel with the rest.
         "temperature": _cat_or_empty(temperatures, torch.float64).view(torch.long),
     }
-    there = dict(zip(indices, moved(list(indices.values()), device), strict=True))
+    there: dict[str, Any] = dict(
+        zip(indices, moved(list(indices.values()), device), strict=True)
+    )
     there["temperature"] = there["temperature"].view(torch.float64)
     layout = Layout(row.lengths, row.parents, device, pasts=draft.pasts(row))
     if wishes == Wishes():

@@ -142,6 +142,7 @@ def _slot_id(policy: Policy, wanted: int | str) -> int:
             raise ValueError(
                 f"{what} this tokenizer has none; {remedy}, of {', '.join(added)}."
             )
+    assert isinstance(number, int)
     size = len(processing.real_ids)
     if not 0 <= number < size:
         raise ValueError(f"{what} ids go from 0 to {size - 1}; {remedy}.")

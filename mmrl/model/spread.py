@@ -63,7 +63,7 @@ class SpreadRead:
 
     def read(self, rows: slice, tile: Tensor) -> None:
         """Of some tokens, from their logits [n, V]."""
-        if self.mean is not None:
+        if self.mean is not None and self.weights is not None:
             self.mean[rows] = tile @ self.weights
         if self.top is not None and self.ids is not None:
             self.top[rows], self.ids[rows] = tile.topk(self.top.shape[1])

@@ -308,8 +308,10 @@ def test_the_search_for_a_nucleus_finds_the_set_that_sorting_finds(
     mine, right = nucleus(prob, top_p), nucleus_by_sorting(prob.double(), top_p)
     if coarse:
         assert torch.equal(mine, right)
-    # Where rounding of a sum decides about the last one, that one may differ.
-    assert (mine != right).sum(-1).max() <= 1
+    # Where rounding of a sum decides about the last one, that one may differ, or several that are lost in the rounding.
+    differ = mine != right
+    lost = (prob.double() * differ).sum(-1) <= 1e-14
+    assert ((differ.sum(-1) <= 1) | lost).all()
     assert mine.any(-1).all() and (prob[mine].min() > 0 or coarse)
 
 
