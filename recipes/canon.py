@@ -2,7 +2,7 @@
 
 on a laptop CPU, minutes:                          python -m recipes.canon
 sorted by length, the 7B model:                    python -m recipes.canon 7b --dataset ROWS
-by entropy, weights by accuracy or as cosines:     python -m recipes.canon entropy-7b --dataset ROWS   (accuracy-7b, cosine-7b)
+by entropy; weights by accuracy, as cosines:       python -m recipes.canon entropy-7b (accuracy-7b, cosine-7b)
 by dependence on the picture, KL(raw‖masked):      python -m recipes.canon visual-7b --dataset ROWS
 by any part of the reward, paid or not:            python -m recipes.canon part-7b --dataset ROWS --canon.part NAME
 

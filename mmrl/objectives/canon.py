@@ -199,7 +199,7 @@ def _of_ranked(own: Tensor, inter: float, alpha: float, favoured: Half, alone: A
 def restarted(
     step: int, *, total: int = 150, top: float = 0.6, low: float = 0.0, warmup: int = 30, cycles: int = 3
 ) -> float:  # fmt: skip
-    """Weight of the own half: a line up to `top`, then `cycles` half cosines to `low`, which is kept from `total` on."""
+    """Weight of the own half: a line up to `top`, then `cycles` half cosines to `low`, which stays from `total` on."""
     if step < warmup:
         return top * (step + 1) / warmup
     if step >= total:

@@ -53,7 +53,9 @@ from mmrl.objectives.base import (
 )
 from mmrl.types import Batch, Now, Shaped
 
-FORMULAS = re.compile(r"\$\$(.+?)\$\$|\$(.+?)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]|([^\s=]+ ?= ?[^\s=]+)", re.DOTALL)  # fmt: skip
+FORMULAS = re.compile(
+    r"\$\$(.+?)\$\$|\$(.+?)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]|([^\s=]+ ?= ?[^\s=]+)", re.DOTALL
+)
 """Formulas between dollars or brackets, and equations without any."""
 BOXES = re.compile(r"[\[(]\s*-?\d+(?:\.\d+)?(?:\s*,\s*-?\d+(?:\.\d+)?){3}\s*[\])]")
 """Four numbers in brackets."""
