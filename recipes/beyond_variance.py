@@ -57,9 +57,10 @@ def main(
     prompts, heldout = open_data(dataset, data, run.seed)
     rewards = reward.rewards(style_of(data.style))
     engine = opened(policy, run.rows_at_once, sampling)
+    chosen = paired(prompts, pairs, engine, rewards, sampling, run.seed, policy.encode)
     trainer = Trainer(
         policy,
-        prompts=paired(prompts, pairs, engine, rewards, sampling, run.seed),
+        prompts=chosen,
         heldout=heldout,
         rewards=rewards,
         engine=engine,

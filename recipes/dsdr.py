@@ -17,7 +17,7 @@ from mmrl.recipes.shared.opening import Data, Load, open_data, open_policy
 from mmrl.recipes.shared.paying import OURS, RewardWeights, style_of
 
 PRESETS = {
-    EMBEDDED: miniature(dsdr={"centred": True}, reward=OURS),
+    EMBEDDED: miniature(dsdr={"stretch": 10.0}, reward=OURS),
     "7b": Preset("DSDR on GRPO, formulas", 7.0),
     "dapo-7b": Preset("DSDR with DAPO's clip", grpo={"clip_high": 0.28, "dual_clip": 10.0}),
     "boxes-7b": Preset("boxes in the place of formulas, ours", dsdr={"pieces": "boxes"}),

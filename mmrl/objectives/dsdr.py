@@ -20,8 +20,8 @@ advantage is GRPO's; an answer without trained tokens is in no C; a NaN reward g
 
 Departures
 1. Reconstructed: structure from a review, symbols and all four weights ours; no code could be read.
-2. e is the mean of the policy's own last hidden states over the answer, centred by the mean over the batch's answers if
-   `centred`: no second model. Hidden states all point in about one direction, so cosines of uncentred ones are near 1.
+2. e is the mean of the policy's own last hidden states over the answer: no second model. Such states all point in about
+   one direction, so that cosines are near 1: `stretch` multiplies the distance, which is then cut at 1.
 3. Cosines below 0 count as 0, so that d stays in [0, 1].
 4. Boxes as pieces are ours. An answer without pieces has no part of its own: d is then half the distance.
 
@@ -75,14 +75,15 @@ class DSDR(Objective):
     """Of the softmax that shares the entropy among right answers (τ)."""
     pieces: Literal["formulas", "boxes", "none"] = "formulas"
     """What else makes answers differ: formulas, boxes, or nothing, which leaves the embedding alone."""
-    centred: bool = False
-    """Take the batch's mean embedding away first."""
+    stretch: float = 1.0
+    """Factor on the distance 1 - cos of two embeddings, which is then cut at 1."""
     clamp: float = 0.2
     """The importance ratio is kept within 1 ± this in the entropy term."""
     eps: float = 1e-6
     """Added to the deviation of a group."""
 
     needs_correct: ClassVar[bool] = True
+    spans_batch: ClassVar[bool] = False
     # The weight of a group counts the whole group, and so does its mean over groups.
     reductions: ClassVar[Mapping[str, Reduction]] = {"local_entropy": "sequence"}
     off: ClassVar[Mapping[str, Any] | None] = {"weight": 0.0, "local": 0.0}
@@ -94,6 +95,7 @@ class DSDR(Objective):
             largest=(0 < self.largest <= 1, "in (0, 1]"),
             local=(self.local >= 0, "0 (off) or positive"),
             temperature=(self.temperature > 0, "positive"),
+            stretch=(self.stretch > 0, "positive"),
             clamp=(0 <= self.clamp < 1, "in [0, 1)"),
             eps=(self.eps > 0, "positive"),
         )
@@ -120,8 +122,12 @@ class DSDR(Objective):
         counts = judged(self, batch) & batch.mask.any(-1) & ~batch.reward.isnan()
         texts = [rollout.text for rollout in batch.rollouts]
         own = pieces_of(texts, self.pieces)
-        diverse = diversity(self.embedding(batch), own, counts, batch.group)
-        share = shares(diverse, counts, batch.group, self.temperature)
+        diverse = diversity(
+            self.embedding(batch), own, counts, batch.group, stretch=self.stretch
+        )
+        # Answers without trained tokens are in no mean over answers.
+        trained = torch.where(batch.mask.any(-1), batch.group, -1)
+        share = shares(diverse, counts, trained, self.temperature)
         kept = {"share": share.to(advantage).unsqueeze(-1).expand(batch.mask.shape)}
         logged = {"diversity": diverse.to(advantage).unsqueeze(-1).expand(batch.mask.shape)}
         if self.weight == 0:
@@ -150,18 +156,13 @@ class DSDR(Objective):
         assert states is not None, "asked for, so scored"
         on = batch.mask.unsqueeze(-1)
         total = torch.where(on, states, 0.0).double().sum(1)  # [B, D]
-        lengths = batch.mask.sum(-1, keepdim=True)
-        mean = total / lengths.clamp(min=1)
-        if not self.centred:
-            return mean
-        answered = lengths > 0
-        middle = mean.sum(0) / answered.sum().clamp(min=1)
-        return torch.where(answered, mean - middle, 0.0)
+        return total / batch.mask.sum(-1, keepdim=True).clamp(min=1)
 
 
 def diversity(
-    embedding: Tensor, pieces: Sequence[frozenset[str]] | None, counts: Tensor, group: Tensor
-) -> Tensor:
+    embedding: Tensor, pieces: Sequence[frozenset[str]] | None, counts: Tensor, group: Tensor, *,
+    stretch: float = 1.0,
+) -> Tensor:  # fmt: skip
     """How unlike the other right answers each is; [B, D], B sets or None, bool [B], [B] -> float64 [B] in [0, 1].
 
     0 for answers that do not count, and for one that counts alone. Without pieces the embedding alone decides.
@@ -172,9 +173,10 @@ def diversity(
         rows = ((group == label) & counts).nonzero().squeeze(-1)
         if len(rows) < 2:
             continue
-        alike = (unit[rows] @ unit[rows].T).clamp(0.0, 1.0)
-        alike.fill_diagonal_(0.0)
-        apart = 1.0 - alike.sum(-1) / (len(rows) - 1)
+        cosine = (unit[rows] @ unit[rows].T).clamp(0.0, 1.0)
+        distance = (stretch * (1.0 - cosine)).clamp(max=1.0)
+        distance.fill_diagonal_(0.0)
+        apart = distance.sum(-1) / (len(rows) - 1)
         if pieces is not None:
             own = alone_shares([pieces[row] for row in rows.tolist()])
             apart = 0.5 * (apart + torch.tensor(own, dtype=torch.float64, device=group.device))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from mmrl.ground.printable import tell
@@ -15,6 +15,7 @@ from mmrl.training.evaluate import answers_to, heldout_prompts
 from mmrl.training.whole_batch import everybodys
 from mmrl.types import Now, Prompt, Prompts, Sampling
 
+Check = Callable[[Prompt], object]
 AT_ONCE = 64
 """Questions whose pictures are in memory together."""
 
@@ -60,10 +61,14 @@ class PairedPrompts(Prompts):
 
 
 def paired(
-    prompts: Prompts, pairs: Pairs, engine: Engine, rewards: Rewards, sampling: Sampling, seed: int
+    prompts: Prompts, pairs: Pairs, engine: Engine, rewards: Rewards, sampling: Sampling, seed: int,
+    check: Check | None = None,
 ) -> PairedPrompts:  # fmt: skip
-    """The pairs that the policy finds hard and easy now. Collective. Raises ValueError if there are too few."""
-    places, right, answers = _measured(prompts, pairs, engine, rewards, sampling, seed)
+    """The pairs that the policy finds hard and easy now. Collective. Raises ValueError if there are too few.
+
+    Rows that cannot be read, or for which `check` raises `BadRow`, are passed over.
+    """
+    places, right, answers = _measured(prompts, pairs, engine, rewards, sampling, seed, check)
     hard, easy = hard_and_easy(right, answers, pairs.band)
     tell(
         f"Of {len(places)} questions {len(hard)} are hard and {len(easy)} easy: 1 to {pairs.band} of {pairs.answers} "
@@ -79,7 +84,8 @@ def paired(
 
 
 def _measured(
-    prompts: Prompts, pairs: Pairs, engine: Engine, rewards: Rewards, sampling: Sampling, seed: int
+    prompts: Prompts, pairs: Pairs, engine: Engine, rewards: Rewards, sampling: Sampling, seed: int,
+    check: Check | None,
 ) -> tuple[list[int], list[int], list[int]]:  # fmt: skip
     """Rows that could be read, how many answers to each were right, and how many were judged."""
     ranks, several = Ranks.here(), replace(sampling, group_size=pairs.answers)
@@ -88,8 +94,8 @@ def _measured(
     right: list[int] = []
     judged: list[int] = []
     for first in range(0, most, AT_ONCE):
-        block = _Block(prompts, range(first, min(first + AT_ONCE, most)))
-        rows = heldout_prompts(block, AT_ONCE)
+        block, bad = _Block(prompts, range(first, min(first + AT_ONCE, most))), set[int]()
+        rows = heldout_prompts(block, AT_ONCE, check, lambda index, _: bad.add(index))
         with ranks.together():
             mine = rows[ranks.rank :: ranks.world]
             # Each block has draws of its own.
@@ -99,7 +105,8 @@ def _measured(
         for answer in everybodys(ranks, paid):
             if answer.correct is not None:
                 by_row.setdefault(answer.prompt.id, []).append(answer.correct)
-        for row, place in zip(rows, block.read, strict=True):
+        usable = [block.rows[index] for index in range(block.size) if index not in bad]
+        for row, place in zip(rows, usable, strict=True):
             told = by_row.get(row.id, [])
             places.append(place)
             right.append(sum(told))
@@ -108,13 +115,11 @@ def _measured(
 
 
 class _Block(Prompts):
-    """A stretch of a collection, which remembers which of its rows could be read."""
+    """A stretch of a collection."""
 
     def __init__(self, prompts: Prompts, rows: range) -> None:
-        self.prompts, self.rows, self.size = prompts, rows, len(rows)
-        self.read: list[int] = []
+        self.prompts, self.rows = prompts, rows
+        self.size: int = len(rows)
 
     def __getitem__(self, index: int) -> Prompt:
-        found = self.prompts[self.rows[index]]  # raises BadRow
-        self.read.append(self.rows[index])
-        return found
+        return self.prompts[self.rows[index]]
