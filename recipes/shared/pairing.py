@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from mmrl.ground.faults import BadRow
 from mmrl.ground.printable import tell
 from mmrl.ground.require import require
 from mmrl.model.ranks import Ranks
 from mmrl.objectives.beyond_variance import PAIR, SIDE, hard_and_easy
 from mmrl.rewards.pay import Rewards
 from mmrl.rollouts.engine import Engine
-from mmrl.training.evaluate import answers_to, heldout_prompts
+from mmrl.training.evaluate import answers_to
 from mmrl.training.whole_batch import everybodys
 from mmrl.types import Now, Prompt, Prompts, Sampling
 
@@ -88,38 +89,47 @@ def _measured(
     check: Check | None,
 ) -> tuple[list[int], list[int], list[int]]:  # fmt: skip
     """Rows that could be read, how many answers to each were right, and how many were judged."""
-    ranks, several = Ranks.here(), replace(sampling, group_size=pairs.answers)
+    several = replace(sampling, group_size=pairs.answers)
     most = pairs.candidates if prompts.size is None else min(pairs.candidates, prompts.size)
     places: list[int] = []
     right: list[int] = []
     judged: list[int] = []
     for first in range(0, most, AT_ONCE):
-        block, bad = _Block(prompts, range(first, min(first + AT_ONCE, most))), set[int]()
-        rows = heldout_prompts(block, AT_ONCE, check, lambda index, _: bad.add(index))
-        with ranks.together():
-            mine = rows[ranks.rank :: ranks.world]
-            # Each block has draws of its own.
-            now = Now(first, 0.0, seed)
-            paid = answers_to(engine, mine, rewards, several, now) if mine else []
-        by_row: dict[str, list[bool]] = {}
-        for answer in everybodys(ranks, paid):
-            if answer.correct is not None:
-                by_row.setdefault(answer.prompt.id, []).append(answer.correct)
-        usable = [block.rows[index] for index in range(block.size) if index not in bad]
-        for row, place in zip(rows, usable, strict=True):
-            told = by_row.get(row.id, [])
-            places.append(place)
-            right.append(sum(told))
-            judged.append(len(told))
+        usable, rows = _block(prompts, range(first, min(first + AT_ONCE, most)), check)
+        # Each block has draws of its own.
+        told = _told(rows, engine, rewards, several, Now(first, 0.0, seed))
+        places += usable
+        right += [sum(told[row.id]) for row in rows]
+        judged += [len(told[row.id]) for row in rows]
     return places, right, judged
 
 
-class _Block(Prompts):
-    """A stretch of a collection."""
+def _block(
+    prompts: Prompts, stretch: range, check: Check | None
+) -> tuple[list[int], list[Prompt]]:
+    """Indices and prompts of a stretch of a collection, without those that cannot be used."""
+    found: dict[int, Prompt] = {}
+    for index in stretch:
+        try:
+            prompt = prompts[index]
+            if check is not None:
+                check(prompt)
+        except BadRow:  # the collection counts what it could not read
+            continue
+        found[index] = prompt
+    return list(found), list(found.values())
 
-    def __init__(self, prompts: Prompts, rows: range) -> None:
-        self.prompts, self.rows = prompts, rows
-        self.size: int = len(rows)
 
-    def __getitem__(self, index: int) -> Prompt:
-        return self.prompts[self.rows[index]]
+def _told(
+    rows: Sequence[Prompt], engine: Engine, rewards: Rewards, sampling: Sampling, now: Now
+) -> Mapping[str, list[bool]]:
+    """Prompt id -> which of its answers are right. Each rank answers its share, all get all. Collective."""
+    ranks = Ranks.here()
+    with ranks.together():
+        mine = rows[ranks.rank :: ranks.world]
+        paid = answers_to(engine, mine, rewards, sampling, now) if mine else []
+    found: dict[str, list[bool]] = {row.id: [] for row in rows}
+    for answer in everybodys(ranks, paid):
+        if answer.correct is not None:
+            found[answer.prompt.id].append(answer.correct)
+    return found

@@ -1,4 +1,4 @@
-"""Beyond Variance: what a z-score takes away, statistics of pairs, weights of rare answers, and which questions pair."""
+"""Beyond Variance: what a z-score takes away, statistics of pairs, weights of rare answers, choice of questions."""
 
 from __future__ import annotations
 
