@@ -128,13 +128,13 @@ def hard_and_easy(
     """Places of hard questions, the hardest first, and of easy ones, the easiest first, from counts per question.
 
     `band` says how many of a question's answers may be of the rare kind, at least 1. Ties keep their order; a
-    question that is rare in both ways (few answers) is hard.
+    question that is rare in both ways (few answers, a wide band) is in both lists.
     """
     places = range(len(right))
-    hard = [i for i in places if 1 <= right[i] <= band and right[i] < answers[i]]
     wrong = [count - good for good, count in zip(right, answers, strict=True)]
-    taken = set(hard)
-    easy = [i for i in places if 1 <= wrong[i] <= band and right[i] >= 1 and i not in taken]
+    mixed = [i for i in places if right[i] >= 1 and wrong[i] >= 1]
+    hard = [i for i in mixed if right[i] <= band]
+    easy = [i for i in mixed if wrong[i] <= band]
     hard.sort(key=lambda i: right[i] / answers[i])
     easy.sort(key=lambda i: wrong[i] / answers[i])
     return hard, easy

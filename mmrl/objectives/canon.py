@@ -123,9 +123,9 @@ class CANON(Objective):
             batch.reward, number, batch.group, inter=inter, alpha=self.alpha,
             favoured=self.favoured, alone=self.alone,
         )  # fmt: skip
-        spread = own.to(advantage).unsqueeze(-1).expand(batch.mask.shape)
-        known = number.nan_to_num(0.0).to(advantage).unsqueeze(-1).expand(batch.mask.shape)
-        return Shaped(keep(spread, batch.mask), {"number": known, "inter": inter})
+        spread = _spread(own, advantage)
+        logged = {"number": _spread(number.nan_to_num(0.0), advantage), "inter": inter}
+        return Shaped(keep(spread, batch.mask), logged)
 
     def number(self, batch: Batch) -> Tensor:
         """What sorts each answer, float64 [B]; NaN where it is not available."""
@@ -141,7 +141,8 @@ class CANON(Objective):
                 f"CANON.by is {self.by!r}, but branch {name!r} was scored without {kind}; the trainer scores it if "
                 "the objective is in its list."
             )
-        return answer_mean(keep(per_token.double(), batch.mask), batch.mask).squeeze(-1)
+        known = keep(per_token.double(), batch.mask)
+        return answer_mean(known, batch.mask).squeeze(-1)
 
     def weight(self, reward: Tensor, now: Now) -> float:
         """Weight of the comparison with the other half, now; rewards of the whole batch, [B]."""
@@ -162,6 +163,11 @@ class CANON(Objective):
             )
         value = parts[self.part]
         return math.nan if value is None else float(value)
+
+
+def _spread(own: Tensor, like: Tensor) -> Tensor:
+    """One number per answer [B] as a token map [B, T] of the type of another."""
+    return own.to(like).unsqueeze(-1).expand(like.shape)
 
 
 def conditional(
@@ -188,10 +194,11 @@ def _of_ranked(own: Tensor, inter: float, alpha: float, favoured: Half, alone: A
     middle = len(own) // 2
     low, high = own[:middle], own[middle:]
     of_low, of_high = (1.0, alpha) if favoured == "low" else (alpha, 1.0)
-    # An answer and the mean of the other half are each at their own half's worth.
-    across = torch.cat(
-        [of_low * low - of_high * high.mean(), of_high * high - of_low * low.mean()]
-    )
+    # In this bracket both halves are worth what alpha leaves of them.
+    worth_low, worth_high = of_low * low, of_high * high
+    low_ahead = worth_low - worth_high.mean()
+    high_ahead = worth_high - worth_low.mean()
+    across = torch.cat([low_ahead, high_ahead])
     within = torch.cat([low - low.mean(), high - high.mean()])
     return inter * across + (1.0 - inter) * within
 
@@ -206,4 +213,5 @@ def restarted(
         return low
     length = (total - warmup) / cycles
     share = ((step - warmup) % length) / length
-    return low + (top - low) * 0.5 * (1.0 + math.cos(math.pi * share))
+    height = 1.0 + math.cos(math.pi * share)  # 2 where a cycle starts, 0 where it ends
+    return low + (top - low) * 0.5 * height

@@ -128,15 +128,14 @@ class DSDR(Objective):
         # Answers without trained tokens are in no mean over answers.
         trained = torch.where(batch.mask.any(-1), batch.group, -1)
         share = shares(diverse, counts, trained, self.temperature)
-        kept = {"share": share.to(advantage).unsqueeze(-1).expand(batch.mask.shape)}
-        logged = {"diversity": diverse.to(advantage).unsqueeze(-1).expand(batch.mask.shape)}
+        kept = {"share": _spread(share, advantage)}
+        logged = {"diversity": _spread(diverse, advantage)}
         if self.weight == 0:
             return Shaped(advantage, logged, kept)
         bonus = (self.weight * diverse.clamp(max=self.largest)).to(batch.reward)
-        logged["bonus"] = bonus.unsqueeze(-1).expand(batch.mask.shape)
+        logged["bonus"] = _spread(bonus, advantage)
         scored = group_normalized(batch.reward + bonus, batch.group, batch.mask, eps=self.eps)
-        spread = scored.to(advantage).unsqueeze(-1).expand(batch.mask.shape)
-        return Shaped(keep(spread, batch.mask), logged, kept)
+        return Shaped(keep(_spread(scored, advantage), batch.mask), logged, kept)
 
     def terms(self, live: LiveScores, batch: Batch, now: Now) -> TokenMaps:
         """The entropy of right answers, by their shares."""
@@ -148,7 +147,8 @@ class DSDR(Objective):
         gap = keep(raw.logp.detach() - old_logp(live, batch), batch.mask)
         ratio = gap.exp().clamp(1.0 - self.clamp, 1.0 + self.clamp)
         entropy = keep(raw.entropy, batch.mask)
-        return {"local_entropy": -self.local * batch.kept["share"] * ratio * entropy}
+        weighted = batch.kept["share"] * ratio * entropy
+        return {"local_entropy": -self.local * weighted}
 
     def embedding(self, batch: Batch) -> Tensor:
         """Mean last hidden state of each answer's tokens, [B, D]."""
@@ -157,6 +157,11 @@ class DSDR(Objective):
         on = batch.mask.unsqueeze(-1)
         total = torch.where(on, states, 0.0).double().sum(1)  # [B, D]
         return total / batch.mask.sum(-1, keepdim=True).clamp(min=1)
+
+
+def _spread(own: Tensor, like: Tensor) -> Tensor:
+    """One number per answer [B] as a token map [B, T] of the type of another."""
+    return own.to(like).unsqueeze(-1).expand(like.shape)
 
 
 def diversity(
@@ -179,7 +184,8 @@ def diversity(
         apart = distance.sum(-1) / (len(rows) - 1)
         if pieces is not None:
             own = alone_shares([pieces[row] for row in rows.tolist()])
-            apart = 0.5 * (apart + torch.tensor(own, dtype=torch.float64, device=group.device))
+            alone = torch.tensor(own, dtype=torch.float64, device=group.device)
+            apart = 0.5 * (apart + alone)
         # Equal embeddings have a cosine of 1 only up to rounding.
         out[rows] = torch.where(apart < 1e-9, 0.0, apart)
     return out

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from mmrl.ground.faults import BadRow
 from mmrl.ground.printable import tell
+from mmrl.ground.progress import busy
 from mmrl.ground.require import require
 from mmrl.model.ranks import Ranks
 from mmrl.objectives.beyond_variance import PAIR, SIDE, hard_and_easy
@@ -69,18 +70,24 @@ def paired(
 
     Rows that cannot be read, or for which `check` raises `BadRow`, are passed over.
     """
-    places, right, answers = _measured(prompts, pairs, engine, rewards, sampling, seed, check)
+    with busy("Measuring questions"):
+        places, right, answers = _measured(
+            prompts, pairs, engine, rewards, sampling, seed, check
+        )
     hard, easy = hard_and_easy(right, answers, pairs.band)
     tell(
         f"Of {len(places)} questions {len(hard)} are hard and {len(easy)} easy: 1 to {pairs.band} of {pairs.answers} "
         "answers are of the rare kind."
     )
-    if min(len(hard), len(easy)) < pairs.count:
+    first = hard[: pairs.count]
+    # With a wide band a question may be both; it is hard then.
+    second = [place for place in easy if place not in first][: pairs.count]
+    if min(len(first), len(second)) < pairs.count:
         raise ValueError(
             f"--pairs.count is {pairs.count}, but of {len(places)} questions {len(hard)} are hard and {len(easy)} "
             "easy; measure more (--pairs.candidates), with more answers (--pairs.answers) or a wider --pairs.band."
         )
-    chosen = zip(hard[: pairs.count], easy[: pairs.count], strict=True)
+    chosen = zip(first, second, strict=True)
     return PairedPrompts(prompts, [(places[one], places[other]) for one, other in chosen])
 
 

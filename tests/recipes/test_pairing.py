@@ -96,3 +96,10 @@ def test_many_candidates_are_measured_in_blocks_with_draws_of_their_own():
     assert engine.asked == [(AT_ONCE - 1, 8, 0), (6, 8, AT_ONCE)]
     with pytest.raises(ValueError, match=r"Pairs\.band"):
         Pairs(answers=2, band=2)
+
+
+def test_with_a_wide_band_no_question_is_both():
+    found = chosen(band=7, count=2)
+    assert found.pairs == ((2, 5), (6, 4))
+    with pytest.raises(ValueError, match=r"wider --pairs\.band"):
+        chosen(band=7, count=3)
