@@ -34,6 +34,9 @@ NAMES = (
     "ngrpo",
     "dcpo",
     "ace",
+    "canon",
+    "dsdr",
+    "beyond_variance",
     "dars",
     "ead",
     "ghpo",
@@ -78,6 +81,9 @@ METRICS = {
     "ngrpo": ("reward/even_groups",),
     "dcpo": ("dcpo/visits", "dcpo/teaching"),
     "ace": ("ace/confidence", "ace/factor"),
+    "canon": ("canon/number", "canon/inter"),
+    "dsdr": ("dsdr/diversity", "dsdr/bonus", "loss/local_entropy"),
+    "beyond_variance": ("beyondvariance/right_on_hard", "beyondvariance/right_on_easy"),
 }
 
 
