@@ -1,4 +1,4 @@
-"""BroRL: hundreds of answers to each prompt, in place of more steps.
+"""BroRL (arXiv 2510.01180): hundreds of answers to each prompt, in place of more steps.
 
 on a laptop CPU, minutes:       python -m recipes.brorl
 512 answers a prompt:           python -m recipes.brorl 7b --dataset my.jsonl

@@ -1,4 +1,4 @@
-"""DARS (github.com/yangzhch6/DARS): hard prompts are answered again, until they weigh as much as medium ones.
+"""DARS (arXiv 2508.13755): hard prompts are answered again, until they weigh as much as medium ones.
 
 on a laptop CPU, minutes:               python -m recipes.dars
 8 to 32 answers, equal treatment:       python -m recipes.dars 7b --dataset my.jsonl

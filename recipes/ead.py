@@ -1,4 +1,4 @@
-"""EAD (github.com/yangalan123/EAD-RLVR): answers begin hot and end cold, in sampling and in every log-prob.
+"""EAD (arXiv 2510.05251): answers begin hot and end cold, in sampling and in every log-prob.
 
 on a laptop CPU, minutes:           python -m recipes.ead
 16 answers a prompt:                python -m recipes.ead 7b --dataset my.jsonl

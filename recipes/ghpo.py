@@ -1,4 +1,4 @@
-"""GHPO (github.com/hkgc-1/GHPO): groups that fail are asked again with the beginning of a right solution.
+"""GHPO (arXiv 2507.10628): groups that fail are asked again with the beginning of a right solution.
 
 on a laptop CPU, minutes:       python -m recipes.ghpo
 8 answers, hints of 25 to 75 %: python -m recipes.ghpo 7b --dataset my.jsonl

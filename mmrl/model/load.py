@@ -60,14 +60,15 @@ def resolve_device(device: str, processes: int = 1) -> torch.device:
             f"--load.device is {device!r}, but torch sees no CUDA device; use cpu or auto (in Python device=)."
         )
     index = torch.device(device).index
-    if device.startswith("cuda") and index is not None and index >= torch.cuda.device_count():
-        raise ValueError(
-            f"--load.device is {device!r}, but there are {torch.cuda.device_count()} CUDA devices, counted from cuda:0."
-        )
     if processes > 1 and index is not None:
         raise ValueError(
             f"--load.device is {device!r}, one card, but {processes} processes run on this machine and each takes its "
             "own; use 'auto', 'cuda' or 'cpu', and choose cards with CUDA_VISIBLE_DEVICES."
+        )
+    count = torch.cuda.device_count()
+    if device.startswith("cuda") and index is not None and index >= count:
+        raise ValueError(
+            f"--load.device is {device!r}, but there are {count} CUDA devices, counted from cuda:0."
         )
     return torch.device(device)
 

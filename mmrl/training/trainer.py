@@ -106,8 +106,7 @@ class Trainer:
         self.policy = policy
         self.ranks = Ranks.connected() if ranks is None else ranks
         """The processes that train together: those that torchrun started, unless somebody says otherwise."""
-        rows = run.rows_at_once
-        self.engine = opened(policy, rows, sampling) if engine is None else engine
+        self.engine = opened(policy, run.rows_at_once, sampling) if engine is None else engine
         self.rewards = rewards
         self.rollout = rollout
         self.estimator = estimator

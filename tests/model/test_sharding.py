@@ -76,6 +76,7 @@ def shard_repeated(folder):
 
 def test_one_card_for_several_processes_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(ValueError, match=r"'cuda:1', one card, but 8 processes"):
         resolve_device("cuda:1", processes=8)
     assert resolve_device("cuda:1").index == 1 and resolve_device("cuda", 8).type == "cuda"

@@ -23,8 +23,9 @@ from mmrl.grpo import GRPO
 from mmrl.recipes import grpo, grpo_step, papo
 from mmrl.recipes.__main__ import COMMANDS, HELPS, PRETEXT_ROWS, main, recipes
 from mmrl.recipes.shared.launch import Preset, launch
+from mmrl.recipes.shared.opening import Load
 from mmrl.recipes.shared.short_help import COMMON, field_help
-from mmrl.training import tracking, trainer
+from mmrl.training import trainer
 from mmrl.training.door import ERRORS
 from mmrl.training.optim import Optim
 from mmrl.training.run import Run
@@ -158,7 +159,7 @@ def test_what_is_missing_is_told_before_anything_is_opened(
     command, flags, said, given, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(tracking.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for module in (grpo, papo):
         monkeypatch.setattr(module, "open_data", None)
     with pytest.raises(SystemExit, match=said):
@@ -177,7 +178,7 @@ OTHER = {
 
 @pytest.mark.parametrize(("group", "name"), UNREAD)
 def test_the_written_out_step_refuses_what_it_does_not_read(group, name):
-    plain = {"run": Run(), "grpo": GRPO(), "optim": Optim()}
+    plain = {"run": Run(), "grpo": GRPO(), "optim": Optim(), "load": Load()}
     grpo_step.refuse_unread(**plain)
     value = getattr(plain[group], name)
     other = OTHER.get(name, "stop" if isinstance(value, str) else not value)

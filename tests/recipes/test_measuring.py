@@ -52,6 +52,7 @@ def test_published_numbers_by_hand():
 
 
 def test_a_model_is_known_by_its_content(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
     (tmp_path / "a.bin").write_bytes(b"1")
     first = measuring.model_content(str(tmp_path))
     assert measuring.model_content(str(tmp_path)) == first

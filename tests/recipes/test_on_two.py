@@ -1,4 +1,4 @@
-"""Recipes whose answers come in different ways, on two processes: the same run as on one."""
+"""Two recipes whose answers come in different ways, on two processes: the same run as on one."""
 
 from __future__ import annotations
 
@@ -9,14 +9,9 @@ from tests.on_two import differences, trained
 
 CHOSEN = {
     "vogue": {},
-    "pearl": {"sampling.group-size": 3},
-    "mssr": {"sampling.group-size": None},
     "visurf": {},
-    "calibrl": {},
-    "puzzlecraft": {},
-    "timelens": {"run.prompts-per-step": 3},
 }
-"""Other flags than those of all."""
+"""Other flags than those of all. `benchmarks/every_recipe_on_two.py` runs all recipes so, which takes long."""
 
 
 @pytest.fixture(scope="module", autouse=True)
