@@ -1,4 +1,4 @@
-"""Beyond Variance: two questions are enough, a hard one that can be solved and an easy one that can fail.
+"""Beyond Variance (arXiv 2602.03452): pairs of a hard question that can be solved and an easy one that can fail.
 
 on a laptop CPU, minutes:                                 python -m recipes.beyond_variance
 one pair, GRPO on it, the 7B model:                       python -m recipes.beyond_variance 7b --dataset ROWS
@@ -54,8 +54,8 @@ def main(
         raise ValueError(
             f"--run.prompts-per-step is {run.prompts_per_step}; it must be even, so that a step holds whole pairs."
         )
-    policy = open_policy(model, load, lora, run)
     prompts, heldout = open_data(dataset, data, run.seed)
+    policy = open_policy(model, load, lora, run)
     rewards = reward.rewards(style_of(data.style))
     engine = opened(policy, run.rows_at_once, sampling)
     chosen = paired(prompts, pairs, engine, rewards, sampling, run.seed, policy.encode)

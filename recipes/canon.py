@@ -1,4 +1,4 @@
-"""CANON: the two halves of a group, sorted by a number of each answer, are compared with each other.
+"""CANON (arXiv 2509.23962): the two halves of a group, sorted by a number of each answer, are compared.
 
 on a laptop CPU, minutes:                          python -m recipes.canon
 sorted by length, the 7B model:                    python -m recipes.canon 7b --dataset ROWS
@@ -52,8 +52,8 @@ def main(
     Args:
         mask: The masked view that measures how much an answer depends on the picture (by "visual").
     """
-    policy = open_policy(model, load, lora, run)
     prompts, heldout = open_data(dataset, data, run.seed)
+    policy = open_policy(model, load, lora, run)
     trainer = Trainer(
         policy,
         prompts=prompts,

@@ -1,4 +1,4 @@
-"""DSDR: right answers that differ from each other earn more, and keep more entropy.
+"""DSDR (arXiv 2602.19895): right answers that differ from each other earn more, and keep more entropy.
 
 on a laptop CPU, minutes:                    python -m recipes.dsdr
 answers and their formulas, the 7B model:    python -m recipes.dsdr 7b --dataset ROWS
@@ -39,8 +39,8 @@ def main(
     lora: LoRA = LoRA(),
 ) -> None:
     """Train a vision-language model whose right answers stay diverse."""
-    policy = open_policy(model, load, lora, run)
     prompts, heldout = open_data(dataset, data, run.seed)
+    policy = open_policy(model, load, lora, run)
     trainer = Trainer(
         policy,
         prompts=prompts,

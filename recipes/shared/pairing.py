@@ -13,6 +13,7 @@ from mmrl.model.ranks import Ranks
 from mmrl.objectives.beyond_variance import PAIR, SIDE, hard_and_easy
 from mmrl.rewards.pay import Rewards
 from mmrl.rollouts.engine import Engine
+from mmrl.training.dry import is_dry
 from mmrl.training.evaluate import answers_to
 from mmrl.training.whole_batch import everybodys
 from mmrl.types import Now, Prompt, Prompts, Sampling
@@ -68,8 +69,11 @@ def paired(
 ) -> PairedPrompts:  # fmt: skip
     """The pairs that the policy finds hard and easy now. Collective. Raises ValueError if there are too few.
 
-    Rows that cannot be read, or for which `check` raises `BadRow`, are passed over.
+    Rows that cannot be read, or for which `check` raises `BadRow`, are passed over. Where a run is only built (a
+    preview, a check), there are no weights to measure with: the first questions stand for the pairs.
     """
+    if is_dry():
+        return PairedPrompts(prompts, [(2 * n, 2 * n + 1) for n in range(pairs.count)])
     with busy("Measuring questions"):
         places, right, answers = _measured(
             prompts, pairs, engine, rewards, sampling, seed, check

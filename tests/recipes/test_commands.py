@@ -169,6 +169,7 @@ def test_what_is_missing_is_told_before_anything_is_opened(
 
 UNREAD = [(group, name) for group, names in grpo_step.UNREAD.items() for name in names]
 OTHER = {
+    "engine": "vllm",
     "kl_kind": "exact",
     "kl_in": "reward",
     "mismatch": "mask",

@@ -1,4 +1,4 @@
-"""Two recipes whose answers come in different ways, on two processes: the same run as on one."""
+"""A recipe whose answers come under two views, on two processes: the same run as on one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from tests.on_two import differences, trained
 
 CHOSEN = {
     "vogue": {},
-    "visurf": {},
 }
 """Other flags than those of all. `benchmarks/every_recipe_on_two.py` runs all recipes so, which takes long."""
 
