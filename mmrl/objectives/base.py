@@ -216,6 +216,11 @@ class Objective:
         return {}
 
 
+def on_tokens(own: Tensor, like: Tensor) -> Tensor:
+    """One number per answer [B] as a token map [B, T] of the type of another, also on padding."""
+    return own.to(like).unsqueeze(-1).expand(like.shape)
+
+
 def shaped_in_turn(
     objectives: Sequence[Objective], memories: Sequence[Any], batch: Batch, now: Now
 ) -> Batch:

@@ -39,7 +39,7 @@ from mmrl.ground.require import require
 from mmrl.ground.traits import Slot
 from mmrl.losses.advantages import group_normalized
 from mmrl.losses.reduce import keep
-from mmrl.objectives.base import Objective, judged
+from mmrl.objectives.base import Objective, judged, on_tokens
 from mmrl.types import Batch, Now, Shaped
 
 PAIR, SIDE = "pair", "side"
@@ -96,7 +96,7 @@ class BeyondVariance(Objective):
         own = group_normalized(paid, whose, batch.mask, eps=self.eps)
         own = torch.where(right & hard, own * self.right_on_hard, own)
         own = torch.where(~right & easy, own * self.wrong_on_easy, own)
-        spread = own.to(advantage).unsqueeze(-1).expand(batch.mask.shape)
+        spread = on_tokens(own, advantage)
         logged = {
             f"right_on_{name}": float(right[rows].double().mean())
             for name, rows in (("hard", hard), ("easy", easy))

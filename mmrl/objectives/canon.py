@@ -51,7 +51,7 @@ from mmrl.ground.require import require
 from mmrl.ground.traits import Slot
 from mmrl.losses.reduce import keep
 from mmrl.losses.surrogates import answer_mean
-from mmrl.objectives.base import Objective, ScoreRequest
+from mmrl.objectives.base import Objective, ScoreRequest, on_tokens
 from mmrl.types import Batch, Now, Shaped
 
 Half = Literal["low", "high"]
@@ -123,8 +123,8 @@ class CANON(Objective):
             batch.reward, number, batch.group, inter=inter, alpha=self.alpha,
             favoured=self.favoured, alone=self.alone,
         )  # fmt: skip
-        spread = _spread(own, advantage)
-        logged = {"number": _spread(number.nan_to_num(0.0), advantage), "inter": inter}
+        spread = on_tokens(own, advantage)
+        logged = {"number": on_tokens(number.nan_to_num(0.0), advantage), "inter": inter}
         return Shaped(keep(spread, batch.mask), logged)
 
     def number(self, batch: Batch) -> Tensor:
@@ -163,11 +163,6 @@ class CANON(Objective):
             )
         value = parts[self.part]
         return math.nan if value is None else float(value)
-
-
-def _spread(own: Tensor, like: Tensor) -> Tensor:
-    """One number per answer [B] as a token map [B, T] of the type of another."""
-    return own.to(like).unsqueeze(-1).expand(like.shape)
 
 
 def conditional(

@@ -50,6 +50,7 @@ from mmrl.objectives.base import (
     TokenMaps,
     judged,
     old_logp,
+    on_tokens,
 )
 from mmrl.types import Batch, Now, Shaped
 
@@ -128,14 +129,14 @@ class DSDR(Objective):
         # Answers without trained tokens are in no mean over answers.
         trained = torch.where(batch.mask.any(-1), batch.group, -1)
         share = shares(diverse, counts, trained, self.temperature)
-        kept = {"share": _spread(share, advantage)}
-        logged = {"diversity": _spread(diverse, advantage)}
+        kept = {"share": on_tokens(share, advantage)}
+        logged = {"diversity": on_tokens(diverse, advantage)}
         if self.weight == 0:
             return Shaped(advantage, logged, kept)
         bonus = (self.weight * diverse.clamp(max=self.largest)).to(batch.reward)
-        logged["bonus"] = _spread(bonus, advantage)
+        logged["bonus"] = on_tokens(bonus, advantage)
         scored = group_normalized(batch.reward + bonus, batch.group, batch.mask, eps=self.eps)
-        return Shaped(keep(_spread(scored, advantage), batch.mask), logged, kept)
+        return Shaped(keep(on_tokens(scored, advantage), batch.mask), logged, kept)
 
     def terms(self, live: LiveScores, batch: Batch, now: Now) -> TokenMaps:
         """The entropy of right answers, by their shares."""
@@ -157,11 +158,6 @@ class DSDR(Objective):
         on = batch.mask.unsqueeze(-1)
         total = torch.where(on, states, 0.0).double().sum(1)  # [B, D]
         return total / batch.mask.sum(-1, keepdim=True).clamp(min=1)
-
-
-def _spread(own: Tensor, like: Tensor) -> Tensor:
-    """One number per answer [B] as a token map [B, T] of the type of another."""
-    return own.to(like).unsqueeze(-1).expand(like.shape)
 
 
 def diversity(

@@ -32,7 +32,7 @@ from torch import Tensor
 from mmrl.ground.require import require
 from mmrl.ground.traits import Slot
 from mmrl.losses.reduce import keep
-from mmrl.objectives.base import Objective, judged
+from mmrl.objectives.base import Objective, judged, on_tokens
 from mmrl.types import Batch, Now, Shaped
 
 
@@ -77,9 +77,8 @@ class NSR(Objective):
         """The weight of each answer on its tokens. Logs the share of answers that stay."""
         right = judged(self, batch)
         own, stays = weights(right, self.positive, self.negative)
-        spread = own.to(advantage.dtype).unsqueeze(-1).expand(batch.mask.shape)
-        kept = stays.to(advantage.dtype).unsqueeze(-1).expand(batch.mask.shape)
-        return Shaped(keep(spread, batch.mask), {"kept": kept}, trained=stays)
+        spread = keep(on_tokens(own, advantage), batch.mask)
+        return Shaped(spread, {"kept": on_tokens(stays, advantage)}, trained=stays)
 
 
 def weights(right: Tensor, positive: float, negative: float) -> tuple[Tensor, Tensor]:

@@ -137,7 +137,8 @@ def test_the_entropy_term_is_weighted_by_the_share_and_the_clamped_ratio():
     each = -0.5 * 2.0 * 1.5  # three answers, two of them right and alike in diversity
     expected = each * tensor([[math.exp(0.1), 1.2], [0.8, 0.0], [0.0, 0.0]])
     torch.testing.assert_close(term.detach(), expected)
-    (to_entropy,) = torch.autograd.grad(term.sum(), entropy)
+    to_entropy, to_ratio = torch.autograd.grad(term.sum(), (entropy, logp), allow_unused=True)
+    assert to_ratio is None  # the ratio only weighs
     assert to_entropy.isfinite().all() and (to_entropy[~mask] == 0).all()
     assert DSDR(local=0.0).terms({}, batch, NOW) == {}
 
