@@ -73,7 +73,7 @@ def paired(
     preview, a check), there are no weights to measure with: the first questions stand for the pairs.
     """
     if is_dry():
-        return PairedPrompts(prompts, [(2 * n, 2 * n + 1) for n in range(pairs.count)])
+        return PairedPrompts(prompts, _in_order(prompts, pairs))
     with busy("Measuring questions"):
         places, right, answers = _measured(
             prompts, pairs, engine, rewards, sampling, seed, check
@@ -93,6 +93,14 @@ def paired(
         )
     chosen = zip(first, second, strict=True)
     return PairedPrompts(prompts, [(places[one], places[other]) for one, other in chosen])
+
+
+def _in_order(prompts: Prompts, pairs: Pairs) -> list[tuple[int, int]]:
+    """The first questions as pairs, as many as were asked for and as there are rows for."""
+    count = pairs.count if prompts.size is None else min(pairs.count, prompts.size // 2)
+    if not count:
+        raise ValueError(f"There are {prompts.size} training rows; a pair is two questions.")
+    return [(2 * number, 2 * number + 1) for number in range(count)]
 
 
 def _measured(

@@ -9,6 +9,7 @@ import torch
 
 from mmrl.ground.faults import BadRow
 from mmrl.recipes.shared.pairing import AT_ONCE, PairedPrompts, Pairs, paired
+from mmrl.training.dry import dry
 from mmrl.types import Prompt, Prompts, Rollout, Sampling
 
 RIGHT = [0, 8, 2, 1, 6, 7, 4, 8]
@@ -103,3 +104,10 @@ def test_with_a_wide_band_no_question_is_both():
     assert found.pairs == ((2, 5), (6, 4))
     with pytest.raises(ValueError, match=r"wider --pairs\.band"):
         chosen(band=7, count=3)
+
+
+def test_a_preview_pairs_no_more_rows_than_there_are():
+    with dry():
+        assert chosen(size=3, count=8).pairs == ((0, 1),)
+        with pytest.raises(ValueError, match="1 training rows; a pair is two"):
+            chosen(size=1)
