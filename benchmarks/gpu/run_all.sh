@@ -2,7 +2,7 @@
 # All checks that need a GPU, in order of worth, each within its own time; what is done is kept if the rest is cut off.
 #
 #   bash benchmarks/gpu/run_all.sh OUT           about ten minutes on one H100
-#   bash benchmarks/gpu/run_all.sh OUT --small   the same parts on a CPU at tiny sizes, in about two minutes
+#   bash benchmarks/gpu/run_all.sh OUT --small   each kind of part on a CPU at tiny sizes, in about a minute
 #
 # Nothing is installed from a network. A bare machine needs, beside torch >= 2.11 with its torchvision, these as wheels
 # in a folder named by WHEELS: transformers >= 5.18, tyro, av, math-verify, qwen-vl-utils, cloudpickle, and what they
@@ -42,13 +42,13 @@ cat "$out/machine.txt"
 part kernels 90 python benchmarks/gpu/kernels.py $small
 [ -n "$small" ] || part tests 120 python -m pytest -q -n 0 -m gpu tests
 part step_3b_1000 120 python benchmarks/gpu/gpu_step.py --shape Qwen2.5-VL-3B --repeated $small
-part step_7b_1000 120 python benchmarks/gpu/gpu_step.py --shape Qwen2.5-VL-7B --repeated $small
+[ -n "$small" ] || part step_7b_1000 120 python benchmarks/gpu/gpu_step.py --shape Qwen2.5-VL-7B --repeated
 part step_3b_full 120 python benchmarks/gpu/gpu_step.py --shape Qwen2.5-VL-3B --full $small
 part decode_7b 90 python benchmarks/gpu/decode.py --shape Qwen2.5-VL-7B $small
 part step_q3_1000 120 python benchmarks/gpu/gpu_step.py --shape Qwen3-VL-4B $small
-part step_3b_2000 120 python benchmarks/gpu/gpu_step.py --shape Qwen2.5-VL-3B --visual 2000 $small
+[ -n "$small" ] || part step_3b_2000 120 python benchmarks/gpu/gpu_step.py --shape Qwen2.5-VL-3B --visual 2000
 if [ -n "$small" ]; then
-    part learning 180 python benchmarks/gpu/learning.py --steps 2 --other cpu
+    part learning 180 python benchmarks/gpu/learning.py --steps 2 --prompts 2 --other cpu
 else
     part learning 120 python benchmarks/gpu/learning.py
 fi

@@ -33,7 +33,7 @@ SMALL = (
 
 
 class WarmModels:
-    """Embedded models after a quarter of their warm-up, in the tests' cache in the place of the whole.
+    """Embedded models after a twelfth of their warm-up, in the tests' cache in the place of the whole.
 
     What a recipe does with its embedded model is the same; how much the model has learned is for the benchmarks.
     """
@@ -66,8 +66,9 @@ class WarmModels:
             return warm()
 
 
-def shortened(*, steps, **settings):
-    return Run(steps=steps // 4, **settings)
+def shortened(*, steps, prompts_per_step, **settings):
+    """A quarter of the steps with a third of the labels each."""
+    return Run(steps=steps // 4, prompts_per_step=prompts_per_step // 3, **settings)
 
 
 class CommandLine:
