@@ -7,6 +7,7 @@ process's own.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -40,6 +41,17 @@ def pytest_configure(config: pytest.Config) -> None:
     ):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, handler)
+    os.fsync = _written  # no test cuts the power, and a disk takes its time
+
+
+def _written(file: object) -> None:
+    """Stands for `os.fsync`."""
+
+
+def pytest_collection_finish() -> None:
+    """Whoever collects garbage need not look at modules and tests again, which are a million objects."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -60,6 +72,14 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return max(1, min(cores or 1, memory // MEMORY_OF_A_PROCESS))
+
+
+@pytest.fixture
+def only_new_objects() -> Iterator[None]:
+    """`gc.get_objects` and `gc.collect` see what the test makes and nothing older, which takes seconds to look at."""
+    gc.collect()
+    gc.freeze()
+    yield  # frozen it may stay: it lives as long as the process
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from shutil import copytree
 
@@ -243,6 +244,20 @@ def finished(tiny_folder, tmp_path_factory):
     return trainer, output, trainer.fit()
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tiny_folder, tmp_path_factory):
+    """A small run to its end, with the settings that are given; each once: weights, and metrics but for times."""
+
+    @cache
+    def done(steps=4, save_every=2):
+        output = tmp_path_factory.mktemp("undisturbed") / "run"
+        trainer = box(tiny_folder, output, steps=steps, run={"save_every": save_every})
+        trainer.fit()
+        return weights(trainer), timeless(read_metrics(output))
+
+    return done
+
+
 def full(folder, output, **rest):
     settings = {"eval_every": 2, "keep": 2} | rest.pop("run", {})
     arguments = {
@@ -458,9 +473,13 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_run_that_was_cut_off_continues_bit_for_bit(tiny_folder, tmp_path, variant):
-    whole = full(tiny_folder, tmp_path / "whole", **VARIANTS[variant]())
-    final = whole.fit()
+def test_a_run_that_was_cut_off_continues_bit_for_bit(finished, tiny_folder, tmp_path, variant):
+    if VARIANTS[variant]():
+        output = tmp_path / "whole"
+        whole = full(tiny_folder, output, **VARIANTS[variant]())
+        final = whole.fit()
+    else:
+        whole, output, final = finished
     calls = {"frozen tower, dynamic": 40}.get(
         variant, 2 + 6 + 6 + 2 + 6 + 4
     )  # an evaluation pays two answers
@@ -473,12 +492,10 @@ def test_a_run_that_was_cut_off_continues_bit_for_bit(tiny_folder, tmp_path, var
     again = full(tiny_folder, tmp_path / "cut", **VARIANTS[variant]())
     last = again.fit()
     assert same(weights(whole), weights(again))
-    assert timeless(read_metrics(tmp_path / "whole")) == timeless(
-        read_metrics(tmp_path / "cut")
-    )
+    assert timeless(read_metrics(output)) == timeless(read_metrics(tmp_path / "cut"))
     assert timeless([final]) == timeless([last])
     for log in ("samples.jsonl", "closeups.jsonl", "eval.jsonl"):
-        ours, theirs = ((tmp_path / name / log).read_text() for name in ("whole", "cut"))
+        ours, theirs = ((place / log).read_text() for place in (output, tmp_path / "cut"))
         assert ours == theirs, log
 
 
@@ -580,9 +597,7 @@ def test_other_settings_are_refused_with_the_difference(tiny_folder, tmp_path):
     ]
 
 
-def test_torn_files_of_a_kill_are_mended(tiny_folder, tmp_path):
-    whole = box(tiny_folder, tmp_path / "whole")
-    whole.fit()
+def test_torn_files_of_a_kill_are_mended(undisturbed, tiny_folder, tmp_path):
     cut = tmp_path / "cut"
     unfinished(tiny_folder, cut)
     for name in ("metrics.jsonl", "samples.jsonl"):
@@ -593,22 +608,22 @@ def test_torn_files_of_a_kill_are_mended(tiny_folder, tmp_path):
     (draft / "weights.safetensors").write_text("half")
     again = box(tiny_folder, cut)
     again.fit()
-    assert same(weights(whole), weights(again)) and not draft.exists()
-    assert timeless(read_metrics(tmp_path / "whole")) == timeless(read_metrics(cut))
+    whole, metrics = undisturbed()
+    assert same(whole, weights(again)) and not draft.exists()
+    assert metrics == timeless(read_metrics(cut))
 
 
-def test_a_run_cut_off_before_its_first_checkpoint_starts_anew(tiny_folder, tmp_path):
-    whole = box(tiny_folder, tmp_path / "whole")
-    whole.fit()
+def test_a_run_cut_off_before_its_first_checkpoint_starts_anew(
+    undisturbed, tiny_folder, tmp_path
+):
     with pytest.raises(Unplugged):
         box(tiny_folder, tmp_path / "cut", reward=unplugged_at(8)).fit()
     assert [row["step"] for row in read_metrics(tmp_path / "cut")] == [1]
     again = box(tiny_folder, tmp_path / "cut")
     again.fit()
-    assert same(weights(whole), weights(again))
-    assert timeless(read_metrics(tmp_path / "whole")) == timeless(
-        read_metrics(tmp_path / "cut")
-    )
+    whole, metrics = undisturbed()
+    assert same(whole, weights(again))
+    assert metrics == timeless(read_metrics(tmp_path / "cut"))
 
 
 def test_a_run_cut_off_after_its_last_step_only_writes_the_model(
@@ -683,10 +698,8 @@ FAILURES = {
 
 
 @pytest.mark.parametrize("failure", FAILURES)
-def test_a_failed_step_keeps_the_state_before_it(tiny_folder, tmp_path, failure):
+def test_a_failed_step_keeps_the_state_before_it(undisturbed, tiny_folder, tmp_path, failure):
     fails, message, kind = FAILURES[failure]
-    whole = box(tiny_folder, tmp_path / "whole", steps=5, run={"save_every": 0})
-    whole.fit()
     failing = box(
         tiny_folder, tmp_path / "cut", steps=5, run={"save_every": 0}, reward=fails(20)
     )
@@ -699,10 +712,9 @@ def test_a_failed_step_keeps_the_state_before_it(tiny_folder, tmp_path, failure)
     assert all(p.grad is None for p in failing.policy.parameters())
     again = box(tiny_folder, tmp_path / "cut", steps=5, run={"save_every": 0})
     again.fit()
-    assert same(weights(whole), weights(again))
-    assert timeless(read_metrics(tmp_path / "whole")) == timeless(
-        read_metrics(tmp_path / "cut")
-    )
+    whole, metrics = undisturbed(steps=5, save_every=0)
+    assert same(whole, weights(again))
+    assert metrics == timeless(read_metrics(tmp_path / "cut"))
 
 
 def test_a_first_step_that_fails_evaluates_only_once(tiny_folder, tmp_path):
@@ -893,12 +905,12 @@ def test_a_run_shows_one_prompt_and_plain_lines_without_a_terminal(
     assert "steps/s" in lines[-1] and "0 s left" in lines[-1] and "eval/accuracy" in lines[-1]
 
 
-def test_a_trainer_works_in_a_thread_and_goes_on_after_a_failure(tiny_folder, tmp_path):
+def test_a_trainer_works_in_a_thread_and_goes_on_after_a_failure(
+    undisturbed, tiny_folder, tmp_path
+):
     """As a notebook does: no signals outside the main thread, and `fit` can be called again."""
     import threading
 
-    whole = box(tiny_folder, tmp_path / "whole")
-    whole.fit()
     trainer = box(tiny_folder, tmp_path / "run", reward=stopped_at(15))
     caught = []
 
@@ -913,7 +925,6 @@ def test_a_trainer_works_in_a_thread_and_goes_on_after_a_failure(tiny_folder, tm
     thread.join()
     assert caught and "Step 3 failed" in caught[0]
     trainer.fit()
-    assert same(weights(whole), weights(trainer))
-    assert timeless(read_metrics(tmp_path / "whole")) == timeless(
-        read_metrics(tmp_path / "run")
-    )
+    whole, metrics = undisturbed()
+    assert same(whole, weights(trainer))
+    assert metrics == timeless(read_metrics(tmp_path / "run"))
