@@ -158,14 +158,29 @@ class Recorded(Optimizer):
         return super().step(planned)
 
 
-def gradients(folder, answers, objectives=(), branches=VIEWS, grpo=GRPO(), tokens=100_000):
-    """Gradient of every parameter after one update."""
+@cache
+def loaded(folder):
+    """A policy with a frozen reference, and its weights as they were read."""
     policy = Policy.load(folder, device="cpu", dtype="float64")
     policy.freeze_reference()
-    if grpo.kl:  # a reference that is not the policy
-        with torch.no_grad():
-            for i, p in enumerate(policy.parameters()):
-                p.mul_(1 + 0.01 * (i % 3))
+    return policy, [p.detach().clone() for p in policy.parameters()]
+
+
+def unlearned(folder, moved: bool) -> Policy:
+    """As if it had just been read, for reading is what costs; `moved`: its reference is another policy."""
+    policy, weights = loaded(folder)
+    policy.vision.clear()
+    policy.version = 0
+    with torch.no_grad():
+        for i, (p, weight) in enumerate(zip(policy.parameters(), weights, strict=True)):
+            p.copy_(weight * (1 + 0.01 * (i % 3)) if moved else weight)
+            p.grad = None
+    return policy
+
+
+def gradients(folder, answers, objectives=(), branches=VIEWS, grpo=GRPO(), tokens=100_000):
+    """Gradient of every parameter after one update."""
+    policy = unlearned(folder, moved=bool(grpo.kl))
     optimizer = Recorded(policy.named_parameters(), Optim(lr=0.0, max_grad_norm=0))
     branches, objectives = dict(branches), list(objectives)
     surrogate = next(
