@@ -94,11 +94,11 @@ def test_the_problem_of_one_is_a_problem_of_all(how):
 
 
 def left_behind(what, busy):
-    watch.BEAT, watch.SILENCE = 0.2, 3.0
+    watch.BEAT, watch.SILENCE = 0.1, 2.0
     ranks = Ranks.start("cpu")
     ranks.place.step, ranks.place.kept = 5, lambda: "the last checkpoint is step-4"
     ranks.wait("update")
-    time.sleep(0.5)  # until the next sign of life has said so
+    time.sleep(0.3)  # until the next sign of life has said so
     if ranks.rank == 1:
         if what == "exception":
             ranks.end("ValueError: no room")

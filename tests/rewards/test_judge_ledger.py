@@ -10,14 +10,23 @@ import pytest
 from mmrl.rewards.judge_ledger import Ledger, Spent
 
 
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    place = tmp_path / "judge.sqlite"
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A closed file of fifty answers."""
+    place = tmp_path_factory.mktemp("ledger") / "judge.sqlite"
     ledger = Ledger(place)
     for number in range(50):
         ledger.store(f"key{number}", f"answer number {number} " + "x" * 100)
     ledger.spend(10, 20, 0.5)
     ledger.close()
+    assert list(place.parent.iterdir()) == [place], "it is one file"
+    return place.read_bytes()
+
+
+@pytest.fixture
+def file(written: bytes, tmp_path: Path) -> Path:
+    place = tmp_path / "judge.sqlite"
+    place.write_bytes(written)
     return place
 
 

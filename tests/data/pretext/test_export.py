@@ -168,18 +168,11 @@ def test_a_stuck_export_leaves_no_folder(tmp_path) -> None:
 
 def test_a_killed_export_leaves_no_folder_and_is_made_again_the_same(tmp_path) -> None:
     output = tmp_path / "out"
-    command = [
-        sys.executable,
-        "-m",
-        "data.pretext",
-        "export",
-        "--preset",
-        "relative-position",
-        "--output",
-        str(output),
-    ]
+    command = ["export", "--preset", "relative-position", "--output"]
     victim = subprocess.Popen(
-        [*command, "--count", "100000"], cwd=ROOT, stderr=subprocess.DEVNULL
+        [sys.executable, "-m", "data.pretext", *command, str(output), "--count", "100000"],
+        cwd=ROOT,
+        stderr=subprocess.DEVNULL,
     )
     try:
         deadline = time.monotonic() + 60
@@ -192,9 +185,8 @@ def test_a_killed_export_leaves_no_folder_and_is_made_again_the_same(tmp_path) -
         victim.kill()
         victim.wait()
     assert list(tmp_path.glob(DRAFTS)) and not output.exists()
-    calm = [*command[:-1], str(tmp_path / "calm"), "--count", "60"]
-    for made in ([*command, "--count", "60"], calm):
-        subprocess.run(made, cwd=ROOT, check=True, capture_output=True)
+    for folder in (output, tmp_path / "calm"):
+        assert main([*command, str(folder), "--count", "60"]) == 0
     assert not list(tmp_path.glob(DRAFTS)), "the next start swept it"
     files = [sorted((folder / "data").iterdir()) for folder in (output, tmp_path / "calm")]
     assert [file.name for file in files[0]] == [file.name for file in files[1]]

@@ -159,6 +159,7 @@ def messy(tmp_path):
     return tmp_path
 
 
+@pytest.mark.usefixtures("only_new_objects")
 def test_bad_media_are_skipped_counted_and_listed(messy) -> None:
     quarantine = Quarantine(messy / "out" / "bad.jsonl")
     stream = SampleStream(FolderSource(messy, quarantine), QUICK, quarantine=quarantine)
