@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from shutil import copytree, rmtree
 
 import pytest
 import torch
@@ -91,25 +93,21 @@ def test_a_step_is_tried_again_with_other_prompts_and_draws(tiny_folder, tmp_pat
 
 def test_a_run_with_retries_is_the_same_when_it_is_cut_off(tiny_folder, tmp_path):
     """The n-th attempt at a step is the same in every start."""
-    poison = {(2, 1): float("nan"), (3, 1): float("nan")}
-    POISON.update(poison)
-    trainer(tiny_folder, tmp_path / "whole").fit()
+    POISON.update({(2, 1): float("nan"), (3, 1): float("nan")})
+    whole = tmp_path / "whole"
+    trainer(tiny_folder, whole, steps=4, keep=0).fit()
     for step in (1, 2):
-        SEEN.clear()
-        cut = tmp_path / f"cut-{step}"
-        trainer(tiny_folder, cut, steps=4, keep=0).fit()
-        import shutil
-
+        cut = Path(copytree(whole, tmp_path / f"cut-{step}"))
         for gone in range(step + 1, 5):
-            shutil.rmtree(cut / "checkpoints" / f"step-{gone}")
+            rmtree(cut / "checkpoints" / f"step-{gone}")
         (cut / "finished.json").unlink()
+        rmtree(cut / "model")
         SEEN.clear()
         trainer(tiny_folder, cut, steps=4, keep=0).fit()
-        ours, theirs = (
-            place / "model" / "model.safetensors" for place in (tmp_path / "whole", cut)
-        )
+        assert {each[0] for each in SEEN} == set(range(step + 1, 5)), "it went on from there"
+        ours, theirs = (place / "model" / "model.safetensors" for place in (whole, cut))
         assert ours.read_bytes() == theirs.read_bytes()
-        assert timeless(read_metrics(tmp_path / "whole")) == timeless(read_metrics(cut))
+        assert timeless(read_metrics(whole)) == timeless(read_metrics(cut))
 
 
 def test_a_step_that_stays_so_ends_the_run_and_is_not_repeated_at_each_start(
