@@ -37,6 +37,10 @@ def policy(request, tiny_folder, tiny3_folder):
     return often_ending(Policy.load(folder, device="cpu", dtype="float64"))
 
 
+ONE_FAMILY = pytest.mark.parametrize("policy", ["qwen2_5_vl"], indirect=True)
+"""For what never sees the model: texts, temperatures, recorders, messages."""
+
+
 def often_ending(policy):
     """Every tenth token ends an answer, so that lengths differ."""
     processing = policy.processing
@@ -110,6 +114,7 @@ def test_a_budget_cuts_rows_and_prefills(policy, plain, monkeypatch):
     same(HFEngine(policy).generate(PROMPTS, HOT, NOW), plain)
 
 
+@ONE_FAMILY
 @pytest.mark.parametrize("pace", [SLOW, STEADY])
 @pytest.mark.parametrize("rows", [2, 256])
 def test_stop_strings_cut_exactly_however_seldom_one_looks(policy, plain, rows, pace):
@@ -142,10 +147,12 @@ def test_prefixes_and_temperatures_belong_to_the_answer_not_to_the_row(policy, p
         assert r.tokens.tolist() == hint[:2].tolist() and r.stop == "length"
 
 
+@ONE_FAMILY
 def test_nothing_to_do(policy):
     assert HFEngine(policy).generate([], HOT, NOW) == []
 
 
+@ONE_FAMILY
 def test_one_token_answers(policy):
     for pace in PACES:
         found = HFEngine(policy, rows_at_once=3, pace=pace).generate(
@@ -154,6 +161,7 @@ def test_one_token_answers(policy):
         assert [len(r.tokens) for r in found] == [1] * 8
 
 
+@ONE_FAMILY
 def test_a_long_call_says_how_far_it_is(policy, monkeypatch, capsys):
     monkeypatch.setattr(sampler._Voice, "__init__", hurried(sampler._Voice.__init__))
     HFEngine(policy, rows_at_once=3).generate(PROMPTS, HOT, NOW)
@@ -164,6 +172,7 @@ def hurried(init):
     return lambda self, answers: init(self, answers, seconds=0.0)
 
 
+@ONE_FAMILY
 def test_recorded_steps_are_replayed_and_a_wrong_recording_is_not_used(policy, plain, capsys):
     calls = {"recorded": 0, "replayed": 0}
 
