@@ -9,6 +9,7 @@ import shutil
 import signal
 import time
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -142,7 +143,7 @@ def die(how):
 
 def dies_in_step_2(model, output, phase, how):
     """A run whose rank 1 ends in the middle of step 2, in a phase; or in the save of step 1, whenever it is written."""
-    watch.BEAT, watch.SILENCE = 0.3, 15.0
+    watch.BEAT, watch.SILENCE = 0.2, 6.0
     ranks = Ranks.start("cpu")
     trainer = made(model, output, run=SMALL | {"steps": 3})
 
@@ -185,6 +186,18 @@ def saved_in(output):
     return newest_whole(folder) if [*folder.glob("step-*")] else (None, [])
 
 
+@pytest.fixture(scope="module")
+def dead(tiny_folder, tmp_path_factory):
+    """Folder of a run of two processes of which one died in a phase, and how both ended; each run once."""
+
+    @cache
+    def ended(phase, how):
+        output = tmp_path_factory.mktemp("dead") / "run"
+        return output, several(2, dies_in_step_2, tiny_folder, output, phase, how, limit=90.0)
+
+    return ended
+
+
 DEATHS = [
     ("rollout", "killed"),
     ("reward", "stopped"),
@@ -194,9 +207,8 @@ DEATHS = [
 
 
 @pytest.mark.parametrize(("phase", "how"), DEATHS)
-def test_one_dies_and_the_others_end_with_a_message(phase, how, tiny_folder, tmp_path):
-    output = tmp_path / "run"
-    first, second = several(2, dies_in_step_2, tiny_folder, output, phase, how, limit=90.0)
+def test_one_dies_and_the_others_end_with_a_message(phase, how, dead):
+    output, (first, second) = dead(phase, how)
     assert second.code == {"killed": -9, "stopped": None, "exception": 1}[how], (
         first.said + second.said
     )
@@ -216,12 +228,12 @@ def test_one_dies_and_the_others_end_with_a_message(phase, how, tiny_folder, tmp
 
 
 @pytest.fixture(scope="module")
-def torn(tiny_folder, tmp_path_factory):
+def torn(dead, tiny_folder, tmp_path_factory):
     """A run of two processes that ended in its second step, and one that was left alone: digests at its end."""
-    place = tmp_path_factory.mktemp("torn")
-    several(2, dies_in_step_2, tiny_folder, place / "run", "update", "killed", limit=90.0)
-    whole = values(several(2, fitted_small, tiny_folder, place / "whole", limit=200.0))
-    return place / "run", place / "whole", whole[0]
+    cut, _ = dead("rollout", "killed")
+    whole = tmp_path_factory.mktemp("torn") / "whole"
+    digests = values(several(2, fitted_small, tiny_folder, whole, limit=200.0))
+    return cut, whole, digests[0]
 
 
 def resumed(model, output, ended, **run):
