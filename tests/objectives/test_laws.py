@@ -299,7 +299,7 @@ def test_split_order_and_padding_do_not_matter(tiny_folder, answers, whole, name
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(1)).tolist()
     shuffled = [rows[i] for i in order]
     wide = [watching(rows[0]), *rows[1:]]
-    for changed, tokens in ((rows, 70), (shuffled, 150), (wide, 100_000)):
+    for changed, tokens in ((shuffled, 70), (wide, 100_000)):
         found = gradients(tiny_folder, changed, [case.on], grpo=case.grpo, tokens=tokens)
         assert gap(found, whole(name)) < 1e-6
 
