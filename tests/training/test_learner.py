@@ -337,7 +337,10 @@ def whole(tiny_folder, rollouts):
     ],
 )
 def test_the_split_into_passes_does_not_matter(tiny_folder, rollouts, whole, kind, tokens):
-    metrics, gradients = learned(learner(tiny_folder, tokens=tokens, **KINDS[kind]), rollouts)
+    """Nor does the order of rows and groups."""
+    order = torch.randperm(16, generator=torch.Generator().manual_seed(1)).tolist()
+    shuffled = [rollouts[i] for i in order]
+    metrics, gradients = learned(learner(tiny_folder, tokens=tokens, **KINDS[kind]), shuffled)
     close(gradients[0], whole[kind][1][0])
     for name in ("loss/total", "policy/surprise", "policy/ratio_max", "optim/grad_norm"):
         assert metrics[name] == pytest.approx(whole[kind][0][name], rel=1e-7, abs=1e-12), name
@@ -361,16 +364,6 @@ def test_slices_of_wide_groups_read_each_prompt_once(tiny_folder, rollouts):
     found[1][1]["tokens/update"] += passes * sum(words.values())
     assert found[1][1] == found[100_000][1]
     assert found[1][0] == pytest.approx(found[100_000][0], rel=1e-6) and len(found[1][0]) > 1
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_order_of_rows_and_groups_does_not_matter(tiny_folder, rollouts, whole, kind):
-    order = torch.randperm(16, generator=torch.Generator().manual_seed(1)).tolist()
-    shuffled = [rollouts[i] for i in order]
-    close(
-        learned(learner(tiny_folder, tokens=150, **KINDS[kind]), shuffled)[1][0],
-        whole[kind][1][0],
-    )
 
 
 @pytest.mark.parametrize(
