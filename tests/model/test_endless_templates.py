@@ -10,7 +10,7 @@ from mmrl.data.rows.sources import load_prompts
 from mmrl.data.rows.templates import Template, _compiled
 from mmrl.ground.faults import BadRow
 from mmrl.ground.time_limit import GivenUp, TimeLimit
-from mmrl.model import processing as processing_module
+from mmrl.model import checkpoint_files
 from mmrl.model.processing import Processing
 from mmrl.rollouts.prompt_order import Supply
 from mmrl.types import Prompt
@@ -34,7 +34,7 @@ def asking(text: str) -> Prompt:
 
 
 def test_a_checkpoint_whose_template_never_returns_is_refused(folder, monkeypatch) -> None:
-    monkeypatch.setattr(processing_module, "TimeLimit", partial(TimeLimit, 0.3))
+    monkeypatch.setattr(checkpoint_files, "TimeLimit", partial(TimeLimit, 0.3))
     changed(folder, LOOP)
     with pytest.raises(ValueError, match=r"The chat template of .*model did not return within"):
         Processing.load(folder)

@@ -340,34 +340,37 @@ def test_a_chain_of_rollout_functions():
     )
 
 
-def sampled_dynamically(per_step, rounds, keep):
-    """(prompts of the kept groups, counters) of this rank."""
-    ranks = Ranks.start("cpu")
-    supply = Supply(Rows(None), per_step, seed=0, ranks=ranks)
-    pay = paid_by(lambda n, g: float(n % keep == 0 and g == 0))
-    try:
+DRAWS = {
+    "full": (4, 20, 3),
+    "ends after its rounds": (5, 2, 4),
+    "as many as it takes": (3, 0, 7),
+    "one group": (4, 3, 10**6),
+}
+"""Prompts per step, rounds, and one prompt of how many is kept."""
+
+
+def sampled_dynamically():
+    """Of each draw: (prompts of the kept groups, counters, position) of this rank. One start, which is what costs."""
+    ranks, found = Ranks.start("cpu"), {}
+    for name, (per_step, rounds, keep) in DRAWS.items():
+        supply = Supply(Rows(None), per_step, seed=0, ranks=ranks)
+        pay = paid_by(lambda n, g, keep=keep: float(n % keep == 0 and g == 0))
         out = DynamicSampling(rounds=rounds)(Parrot(), pay, supply, Sampling(group_size=4), NOW)
         kept = [int(group[0].prompt.id) for group in by_group(out)]
-        return kept, dict(supply.counters), supply.position
-    except ValueError as problem:
-        return str(problem)
-    finally:
-        ranks.end()
+        found[name] = kept, dict(supply.counters), supply.position
+    ranks.end()
+    return found
 
 
-@pytest.mark.parametrize(
-    ("per_step", "rounds", "keep"),
-    [(4, 20, 3), (5, 2, 4), (3, 0, 7), (4, 3, 10**6)],
-    ids=["full", "ends after its rounds", "as many as it takes", "one group"],
-)
 @pytest.mark.parametrize("world", [2, 3])
-def test_dynamic_sampling_keeps_the_same_groups_on_several_ranks(world, per_step, rounds, keep):
-    kept, counted, position = sampled_dynamically(per_step, rounds, keep)
-    found = values(several(world, sampled_dynamically, per_step, rounds, keep))
-    assert sorted(prompt for mine, _, _ in found for prompt in mine) == kept
-    assert all(place == position for _, _, place in found)
-    for name, count in counted.items():
-        assert sum(theirs.get(name, 0) for _, theirs, _ in found) == count, name
+def test_dynamic_sampling_keeps_the_same_groups_on_several_ranks(world):
+    found = values(several(world, sampled_dynamically))
+    for draw, (kept, counted, position) in sampled_dynamically().items():
+        of_each = [rank[draw] for rank in found]
+        assert sorted(prompt for mine, _, _ in of_each for prompt in mine) == kept, draw
+        assert all(place == position for _, _, place in of_each), draw
+        for name, count in counted.items():
+            assert sum(theirs.get(name, 0) for _, theirs, _ in of_each) == count, (draw, name)
 
 
 def first_rates():
