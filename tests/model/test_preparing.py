@@ -16,7 +16,6 @@ import pytest
 import torch
 
 from mmrl.data.drawn.drawn import Drawn
-from mmrl.ground.faults import BadRow
 from mmrl.ground.process import HEADER
 from mmrl.losses.schedules import Linear
 from mmrl.model import preparing
@@ -37,31 +36,8 @@ from mmrl.training.optim import Optim
 from mmrl.training.run import Run
 from mmrl.training.supplied import supply_of
 from mmrl.training.trainer import Trainer
-from mmrl.types import Now, Prompts, Sampling, View, VisualBranch
-
-
-@dataclass(frozen=True)
-class Spoiled(Prompts):
-    """Drawn questions; some rows are bad, some end the worker that reads them, some never come back there."""
-
-    size: int | None = None
-    bad: tuple[int, ...] = ()
-    fatal: tuple[int, ...] = ()
-    endless: tuple[int, ...] = ()
-    trainer: int = 0
-
-    def __getitem__(self, index):
-        if os.getpid() != self.trainer:
-            if index in self.fatal:
-                os._exit(3)
-            if index in self.endless:
-                time.sleep(1000)
-        if index in self.bad:
-            raise BadRow(f"row {index} is broken")
-        return Drawn("lookup")[index]
-
-    def drain(self):
-        return {"data/drains": 1}
+from mmrl.types import Now, Sampling, View, VisualBranch
+from tests.model.spoiled import Spoiled
 
 
 def spoiled(**rows):
@@ -75,7 +51,7 @@ def policy(tiny_folder):
 
 @pytest.fixture(autouse=True)
 def importable(monkeypatch):
-    """Workers import this file by its name, also where `pytest` itself has not put the checkout on the path."""
+    """Workers import `Spoiled` by its name, also where `pytest` itself has not put the checkout on the path."""
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2]))
 
 
