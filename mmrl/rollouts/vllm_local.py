@@ -36,6 +36,11 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
 }
+ON_CPU = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
+    # Read when vLLM is imported. Else a C++ compiler makes its small helpers at the first answers, for minutes.
+    "TORCHDYNAMO_DISABLE": "1",
+}
 PLACES = ("weights", "kv_cache")
 """What sleeps and wakes, in vLLM's words."""
 ALLOW = "MMRL_VLLM_VERSION"
@@ -100,13 +105,16 @@ class LocalVLLM:
             os.environ.setdefault(name, value)
         if invariant:
             os.environ["VLLM_BATCH_INVARIANT"] = "1"
+        self.on_cuda = torch.cuda.is_available()
+        if not self.on_cuda:
+            for name, value in ON_CPU.items():
+                os.environ.setdefault(name, value)
         from mmrl.rollouts.vllm_transfer import BACKEND, registered
 
         registered()
         import vllm
         from vllm.config import WeightTransferConfig
 
-        self.on_cuda = torch.cuda.is_available()
         given: dict[str, Any] = {
             "model": model,
             "dtype": dtype,
@@ -126,7 +134,6 @@ class LocalVLLM:
             given |= {"gpu_memory_utilization": memory, "enable_sleep_mode": True}
         else:
             given |= {"enforce_eager": True, "block_size": 32}
-            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
         state = torch.random.get_rng_state()
         self.llm: Any = vllm.LLM(**(given | (extra or {})))
         torch.random.set_rng_state(state)  # it seeds the whole process
