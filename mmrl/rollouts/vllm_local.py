@@ -86,6 +86,8 @@ class LocalVLLM:
     adapters that it takes, 0 for none; `tower`: may they adapt the vision tower. Raises UnfitVLLM.
     """
 
+    alone = False
+
     def __init__(
         self,
         model: str,
