@@ -25,7 +25,7 @@ from tiny_runs import Channel, Worker, cpu_seconds, median, model_folder, result
 ROUNDS, PROMPTS, GROUP, ANSWER, VISUAL = 3, 8, 8, 64, 256
 SIZES: dict[str, dict[str, int]] = {
     # Heads of 32 and 64 numbers: vLLM's CPU build reads no others below 128.
-    "tiny": {"hidden": 128, "layers": 2, "vocabulary": 512},
+    "tiny": {"hidden": 128, "layers": 2, "vocabulary": 1024},
     "54 M": {
         "hidden": 512,
         "layers": 8,

@@ -83,7 +83,8 @@ class LocalVLLM:
     """vLLM's `LLM`, with what a trainer needs of it.
 
     `memory`: share of the device that it may take; `length`: most tokens of a prompt and its answer; `rank`: of the
-    adapters that it takes, 0 for none; `tower`: may they adapt the vision tower. Raises UnfitVLLM.
+    adapters that it takes, 0 for none; `tower`: may they adapt the vision tower; `several`: this process is one of
+    several that are connected (torchrun), each of which makes its own. Raises UnfitVLLM.
     """
 
     alone = False
@@ -100,6 +101,7 @@ class LocalVLLM:
         rank: int = 0,
         tower: bool = False,
         invariant: bool = False,
+        several: bool = False,
         extra: dict[str, Any] | None = None,
     ) -> None:
         require_version(installed_version())
@@ -136,6 +138,9 @@ class LocalVLLM:
             given |= {"gpu_memory_utilization": memory, "enable_sleep_mode": True}
         else:
             given |= {"enforce_eager": True, "block_size": 32}
+        if several:
+            # In the process groups that are there, as a group of one; all ranks make theirs at the same time.
+            given |= {"distributed_executor_backend": "external_launcher"}
         state = torch.random.get_rng_state()
         self.llm: Any = vllm.LLM(**(given | (extra or {})))
         torch.random.set_rng_state(state)  # it seeds the whole process

@@ -15,7 +15,7 @@ from mmrl.model.handing import all_weights
 from mmrl.model.load import LoRA
 from mmrl.model.patches import PixelBudget
 from mmrl.model.policy import Policy
-from mmrl.rollouts import choosing, vllm_client
+from mmrl.rollouts import choosing, vllm_client, vllm_local
 from mmrl.rollouts.choosing import EngineChoice, opened
 from mmrl.rollouts.correction import corrected
 from mmrl.rollouts.engine import HFEngine
@@ -406,9 +406,16 @@ def test_the_policy_carries_the_choice_to_the_trainer(policy, monkeypatch):
             EngineChoice(wrong)
 
 
-def test_vllm_in_this_process_is_for_one_process(policy, monkeypatch):
+@pytest.mark.parametrize("several", [False, True])
+def test_under_torchrun_each_process_has_a_vllm_of_its_own(policy, monkeypatch, several):
+    made = []
+
+    def local(model, **given):
+        made.append(given["several"])
+        return MadeUp(policy)
+
+    monkeypatch.setattr(vllm_local, "LocalVLLM", local)
     monkeypatch.setattr(policy, "engine", EngineChoice("vllm"))
-    several = type("Several", (), {"several": True})
-    monkeypatch.setattr(choosing.Ranks, "here", lambda: several)
-    with pytest.raises(ValueError, match="start one server per process"):
-        opened(policy, 4, SAMPLING)
+    monkeypatch.setattr(choosing.Ranks, "here", lambda: type("Some", (), {"several": several}))
+    assert len(opened(policy, 4, SAMPLING).generate(PROMPTS, SAMPLING, NOW)) == 9
+    assert made == [several]
