@@ -52,4 +52,6 @@ if [ -n "$small" ]; then
 else
     part learning 120 python benchmarks/gpu/learning.py
 fi
+# Says so and measures nothing where vLLM is not installed.
+part vllm_3b 240 python benchmarks/gpu/vllm_engine.py --shape Qwen2.5-VL-3B $small
 exit $failed
