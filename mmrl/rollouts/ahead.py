@@ -26,6 +26,7 @@ from typing import Any
 
 from mmrl.ground.contents import digest
 from mmrl.ground.printable import logger
+from mmrl.ground.stopping import is_late
 from mmrl.model.ranks import Ranks
 from mmrl.objectives.base import Objective
 from mmrl.rollouts.engine import Engine
@@ -46,63 +47,103 @@ from mmrl.types import Now, Rollout, Sampling
 log = logger(__name__)
 FIELDS = ("tokens", "logp", "stop", "meaning", "version", "seconds")
 """Of a result, what a checkpoint keeps: vLLM's results have no others."""
+LOOK = 0.1
+"""Seconds between two looks at whether answers have come."""
+
+
+class _Asked:
+    """The answers to one step's requests: on their way, there, or lost."""
+
+    def __init__(self, answers: Mapping[str, list[Result]] | None = None) -> None:
+        self._answers = answers
+        """By request; None while they are on their way."""
+        self._engine: Any = None
+        self._flight: Any = None
+
+    @staticmethod
+    def of(engine: Any, requests: Sequence[Request]) -> _Asked:
+        """Ask and do not wait."""
+        asked = _Asked()
+        asked._engine, asked._flight = engine, engine.begin(requests)
+        return asked
+
+    def answers(self) -> Mapping[str, list[Result]]:
+        """By request; waits for them. Empty if they are lost, which is counted and said."""
+        if self._answers is not None:
+            return self._answers
+        requests: Sequence[Request] = self._flight.asked.requests
+        try:
+            results = iter(self._engine.landed(self._flight))
+            self._answers = {
+                key_of(r): [next(results) for _ in range(r.count)] for r in requests
+            }
+        # Whatever it was: asked again in the step itself, it is raised there if it lasts.
+        except Exception as problem:
+            count = sum(request.count for request in requests)
+            self._engine.policy.counters["rollout/ahead_lost"] += count
+            log.warning("Answers that were asked ahead are asked for anew: %s", problem)
+            self._answers = {}
+        self._flight = None
+        return self._answers
+
+    def as_json(self) -> dict[str, list[list[Any]]]:
+        """For a checkpoint, which waits for them, but not after the time that a signal leaves."""
+        while self._flight is not None and not self._flight.done(LOOK):
+            if is_late():
+                log.warning(
+                    "Answers that were asked ahead have not come in time for the checkpoint; the run that goes on from "
+                    "it asks for them anew, by newer weights."
+                )
+                return {}
+        return {key: [_kept(one) for one in found] for key, found in self.answers().items()}
+
+    def __deepcopy__(self, memo: Any) -> _Asked:
+        # Answers do not change, and a thread cannot be copied.
+        return self
 
 
 class UnderWay:
-    """The answers that were asked ahead, on their way or there. The memory of `AskedAhead`."""
+    """What was asked ahead for the next step. The memory of `AskedAhead`."""
 
     def __init__(self) -> None:
         self.ranks = Ranks.alone()
-        self._engine: Any = None
-        self._flight: Any = None
-        self._answers: dict[str, list[Result]] = {}
-        """By request."""
+        self._asked = _Asked({})
+        self._taken: set[str] = set()
 
     def begin(self, engine: Any, requests: Sequence[Request]) -> None:
         """Ask for answers and do not wait for them."""
-        self._engine, self._flight = engine, engine.begin(requests)
+        self._asked, self._taken = _Asked.of(engine, requests), set()
 
     def take(self, request: Request) -> list[Result] | None:
-        """The answers to a request, if it was asked ahead; waits for them."""
-        self._land()
-        return self._answers.pop(key_of(request), None)
+        """The answers to a request, if it was asked ahead and nobody took them yet; waits for them."""
+        key = key_of(request)
+        if key in self._taken:
+            return None
+        self._taken.add(key)
+        return self._asked.answers().get(key)
 
     def drop(self) -> int:
         """Forget what nobody took; how many answers."""
-        self._land()
-        left, self._answers = self._answers, {}
-        return sum(map(len, left.values()))
+        answers, taken = self._asked.answers(), self._taken
+        self._asked, self._taken = _Asked({}), set()
+        return sum(len(found) for key, found in answers.items() if key not in taken)
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint must keep: all ranks' answers, which are waited for. Collective."""
-        self._land()
-        own = {key: [_kept(one) for one in found] for key, found in self._answers.items()}
+        """What a checkpoint must keep: all ranks' answers. Of one rank they are waited for when it is written."""
+        if not self.ranks.several:
+            return {"answers": self._asked}
         whole: dict[str, Any] = {}
-        for each in self.ranks.gathered(own):
+        for each in self.ranks.gathered(self._asked.as_json()):
             whole |= each
         return {"answers": whole}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Take back what `state` returned; those of other ranks are dropped when the step is over."""
-        self._flight = None
-        self._answers = {
-            key: [Result(**dict(zip(FIELDS, one, strict=True))) for one in found]
-            for key, found in state["answers"].items()
+        found = {
+            key: [Result(**dict(zip(FIELDS, one, strict=True))) for one in rows]
+            for key, rows in state["answers"].items()
         }
-
-    def _land(self) -> None:
-        if self._flight is None:
-            return
-        engine, flight, self._flight = self._engine, self._flight, None
-        requests: Sequence[Request] = flight.asked.requests
-        try:
-            results = iter(engine.landed(flight))
-        # Whatever it was: asked again in the step itself, it is raised there if it lasts.
-        except Exception as problem:
-            engine.policy.counters["rollout/ahead_lost"] += sum(r.count for r in requests)
-            log.warning("Answers that were asked ahead are asked for anew: %s", problem)
-            return
-        self._answers = {key_of(r): [next(results) for _ in range(r.count)] for r in requests}
+        self._asked, self._taken = _Asked(found), set()
 
 
 def key_of(request: Request) -> str:
@@ -159,8 +200,13 @@ class _Ahead(Asking):
         fresh = iter(self.stands_for.answer(missing) if missing else ())
         results: list[Result] = []
         for request, found in zip(requests, known, strict=True):
-            self.policy.counters["rollout/ahead"] += 0 if found is None else len(found)
-            results += [next(fresh) for _ in range(request.count)] if found is None else found
+            if found is None:
+                results += [next(fresh) for _ in range(request.count)]
+                continue
+            self.policy.counters["rollout/ahead"] += len(found)
+            # Here and not when they came, so that a run that was stopped counts the same.
+            self.policy.counters["tokens/decode"] += sum(len(one.tokens) for one in found)
+            results += found
         return results
 
     def sync(self, policy: Any) -> None:

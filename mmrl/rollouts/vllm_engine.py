@@ -97,6 +97,11 @@ class Flight:
         """Until they are there, or cannot come."""
         self._thread.join()
 
+    def done(self, seconds: float) -> bool:
+        """Wait so long at most: are they there, or cannot come?"""
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
     def replies(self) -> list[Reply]:
         """Wait for them. Raises what went wrong."""
         self.wait()
@@ -165,7 +170,9 @@ class VLLMEngine(Asking):
         questions = [question for *_, question in asked.questions]
         replies = self._replies(questions, asked.version)
         self.vllm.sleep()
-        return self._results(asked, replies)
+        found = self._results(asked, replies)
+        self.policy.counters["tokens/decode"] += sum(len(result.tokens) for result in found)
+        return found
 
     def begin(self, requests: Sequence[Request]) -> Flight:
         """Ask the present weights and do not wait; they may change as soon as this returns."""
@@ -200,7 +207,6 @@ class VLLMEngine(Asking):
         found: list[Result] = []
         for request, its in zip(asked.requests, told, strict=True):
             found += results_of(self.policy, request, its, self.mode, asked.trained, seconds)
-        self.policy.counters["tokens/decode"] += sum(len(result.tokens) for result in found)
         return found
 
     def bring(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ from mmrl.data.drawn.drawn import Drawn
 from mmrl.grpo import GRPO
 from mmrl.model.policy import Policy
 from mmrl.rewards.pay import Rewards, in_process
+from mmrl.rollouts import ahead
 from mmrl.rollouts.ahead import AskedAhead, UnderWay, key_of
 from mmrl.rollouts.ead import EADRollout
 from mmrl.rollouts.engine import HFEngine
@@ -117,8 +119,8 @@ def test_answers_are_drawn_during_the_update_by_the_weights_before_it(
     assert run.grpo.mismatch == "truncate"
 
 
-class OnceBroken(Exception):
-    pass
+def timeless(row):
+    return {k: v for k, v in row.items() if not k.startswith(("time/", "memory/"))}
 
 
 def test_a_run_that_was_stopped_goes_on_with_the_answers_that_were_under_way(
@@ -146,6 +148,8 @@ def test_a_run_that_was_stopped_goes_on_with_the_answers_that_were_under_way(
     again.fit()
     # Of the steps that were left only the last one is asked for: step 3's answers were kept.
     assert made_up.asked_of == [2]
+    seen = [[timeless(row) for row in read_metrics(o)] for o in (tmp_path, whole[2])]
+    assert seen[0] == seen[1]
     for found, right in zip(weights(again), weights(whole[0]), strict=True):
         assert torch.equal(found, right)
 
@@ -211,6 +215,25 @@ def test_only_what_was_asked_exactly_so_is_taken(tiny_folder):
         assert found == copy and found != second
         assert under_way.take(one) is None, "an answer is learned from once"
     assert under_way.drop() == 0
+
+
+def test_a_checkpoint_waits_for_answers_but_not_longer_than_a_signal_leaves(
+    tiny_folder, monkeypatch
+):
+    policy = Policy.load(tiny_folder, device="cpu", dtype="float32")
+    asked = asked_of(policy, [Drawn("lookup", size=4)[0]], SAMPLING, Now(1, 0.5, 3))
+    made_up = Slow(policy)
+    made_up.asked_at = [0]
+    engine, under_way = VLLMEngine(policy, made_up), UnderWay()
+    under_way.begin(engine, asked)
+    monkeypatch.setattr(ahead, "is_late", lambda: True)
+    assert plain(under_way.state()) == {"answers": {}}
+    monkeypatch.undo()
+    made_up.ended = True  # now they may come
+    before = copy.deepcopy(under_way.state())
+    assert under_way.take(asked[0]) is not None and under_way.drop() == 0
+    # What was taken meanwhile is in the state from before all the same.
+    assert len(plain(before)["answers"][key_of(asked[0])]) == 2
 
 
 def test_another_round_is_asked_of_the_present_weights(tiny_folder, tmp_path):
