@@ -23,7 +23,6 @@ def test_all_parts_run_and_report(tmp_path):
         "gpu_decode",
         "gpu_step",
         "gpu_learning",
-        "gpu_vllm",
     ]
     right = {row["name"]: row for row in rows}
     # Speed means nothing here; what is compared with the plain form and between two runs does.

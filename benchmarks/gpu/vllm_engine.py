@@ -5,13 +5,12 @@
 `value` is the larger mean difference of vLLM's log-probs to training's, nats per token, of two rounds: with the weights
 that it was started with, and, after it slept, with others; the goal is 0.1, at which a run would raise an alarm. Beside
 it: GiB that sleeping gives back, seconds to bring the weights, tokens per second of vLLM and of the engine in this
-process. Without vLLM the line says that it is not installed, and nothing is measured.
+process.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
@@ -27,7 +26,6 @@ from tiny_runs import result, say
 from mmrl.model.packing import Group
 from mmrl.model.scoring import ScoreOutputs, score_packed
 from mmrl.rollouts.engine import HFEngine
-from mmrl.rollouts.vllm_local import installed_version
 from mmrl.types import Now, Prompt, Sampling
 
 
@@ -88,9 +86,6 @@ def main() -> None:
     parser.add_argument("--memory", type=float, default=0.4)
     parser.add_argument("--small", action="store_true", help="sizes for a CPU")
     cell = parser.parse_args()
-    if not installed_version():
-        print(json.dumps({"name": "gpu_vllm", "value": None, "why": "vLLM is not installed"}))
-        return
     if cell.small:
         cell.visual, cell.prompts, cell.answer = 16, 2, 8
     from mmrl.rollouts.vllm_engine import VLLMEngine
