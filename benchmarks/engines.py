@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tiny_runs import Channel, Worker, cpu_seconds, median, model_folder, result, say, versions
 
 ROUNDS, PROMPTS, GROUP, ANSWER, VISUAL = 3, 8, 8, 64, 256
-SIZES: dict[str, dict[str, int]] = {
+SIZES: dict[str, dict[str, Any]] = {
     # Heads of 32 and 64 numbers: vLLM's CPU build reads no others below 128.
     "tiny": {"hidden": 128, "layers": 2, "vocabulary": 1024},
     "54 M": {
@@ -93,7 +93,7 @@ def by_generate(folder: str, cell: argparse.Namespace) -> Callable[[int], int]:
     from PIL import Image
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+    model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
     processor = AutoProcessor.from_pretrained(folder)
     policy, asked = loaded(folder), prompts(cell.prompts, cell.visual)
     texts = [

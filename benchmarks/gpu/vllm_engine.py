@@ -123,7 +123,7 @@ def main() -> None:
     bringing = time.perf_counter() - began
     second = mismatch(engine, asked, sampling, 4)
     say(f"mismatch {first:.2g} and {second:.2g} nats, {freed:.1f} GiB given back")
-    more = {"freed": freed, "bring": bringing, "vllm": theirs, "here": ours}
+    more: dict[str, Any] = {"freed": freed, "bring": bringing, "vllm": theirs, "here": ours}
     more |= {"first": first, "after_update": second}
     result("gpu_vllm", max(first, second), 0.1, "nats", shape=cell.shape, **more)
 
