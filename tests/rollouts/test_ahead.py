@@ -44,7 +44,7 @@ class Slow(MadeUp):
         self.asked_at = getattr(self, "asked_at", [])
         self.asked_at.append(self.policy.version)
         if self.ahead and len(self.asked_at) > 1:
-            asked, end = self._number(), time.monotonic() + 60
+            asked, end = self._number(), time.monotonic() + 600
             while self.policy.version == asked and not self.ended:
                 assert time.monotonic() < end, "nobody updated while this was asked"
                 time.sleep(0.002)
