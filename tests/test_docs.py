@@ -20,6 +20,7 @@ import pytest
 
 import mmrl
 from mmrl.recipes.__main__ import PRETEXT_ROWS, recipes
+from mmrl.recipes.shared.exporting import EXPORT_HELP
 from mmrl.recipes.shared.launch import resolved
 
 ROOT = Path(__file__).parents[1]
@@ -270,6 +271,7 @@ def flags():
         "--print-config",
         "--reward",
         *OF_THE_PAGE_ITSELF,
+        *re.findall(r"--[a-z-]+", EXPORT_HELP),
     }
     for name in recipes():
         main = importlib.import_module(f"mmrl.recipes.{name}").main

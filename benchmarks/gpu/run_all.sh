@@ -52,4 +52,10 @@ if [ -n "$small" ]; then
 else
     part learning 120 python benchmarks/gpu/learning.py
 fi
+# vLLM wants its own torch, so most environments have none.
+if ! python -c 'import importlib.util as u; raise SystemExit(u.find_spec("vllm") is None)'; then
+    echo "== vllm_3b: left out, vLLM is not installed"
+else
+    part vllm_3b 240 python benchmarks/gpu/vllm_engine.py --shape Qwen2.5-VL-3B $small
+fi
 exit $failed

@@ -140,6 +140,11 @@ class Waiting:
         raise GivenUp
 
 
+def is_late() -> bool:
+    """Is the time over that a signal leaves to the work of now?"""
+    return _Desk.waiting is not None and _Desk.waiting.late
+
+
 def stop_if_asked() -> None:
     """Raise `Stopped` if a signal was noted by work that came to its end all the same."""
     if _Desk.asked is not None:

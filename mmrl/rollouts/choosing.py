@@ -69,11 +69,6 @@ def _local(policy: Policy, choice: EngineChoice, sampling: Sampling):  # type: i
     from mmrl.rollouts.vllm_local import LocalVLLM
     from mmrl.rollouts.vllm_prompts import best_mode
 
-    if Ranks.here().several:
-        raise ValueError(
-            "--load.engine vllm is for one process. Under torchrun start one server per process (python -m "
-            "mmrl.rollouts.vllm_serve) and name them all: --load.engine http://HOST:8100,http://HOST:8101"
-        )
     lora = policy.description.get("lora") or {}
     longest = policy.processing.max_prompt_tokens + sampling.max_tokens
     with busy("Starting vLLM"):
@@ -86,6 +81,7 @@ def _local(policy: Policy, choice: EngineChoice, sampling: Sampling):  # type: i
             rank=int(lora.get("rank", 0)),
             tower=adapts_tower(policy),
             invariant=choice.invariant,
+            several=Ranks.here().several,
         )
 
 

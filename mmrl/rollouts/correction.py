@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from mmrl.grpo import GRPO
+from mmrl.rollouts.ahead import AskedAhead
 from mmrl.rollouts.groups import RolloutCall, chain
 from mmrl.types import Sampling
 
@@ -27,6 +28,12 @@ def corrected(grpo: GRPO, engine: Any, rollout: RolloutCall, sampling: Sampling)
     how = getattr(engine, "mismatch", "off")
     if grpo.mismatch == "off" and how != "off" and not given and not noisy:
         grpo = replace(grpo, mismatch=how)
+    if grpo.mismatch == "off" and any(isinstance(part, AskedAhead) for part in parts):
+        raise ValueError(
+            "--run.staleness is 1, but answers of older weights are not corrected here (--grpo.mismatch is off, and "
+            "answers that nobody sampled, of labels or experts, cannot be). Set --grpo.mismatch truncate with "
+            "--load.engine-correct True, or leave --run.staleness 0."
+        )
     if grpo.mismatch != "off" and hasattr(engine, "refuse_sampling"):
         engine.refuse_sampling(sampling)
     return grpo

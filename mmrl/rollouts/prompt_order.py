@@ -88,6 +88,8 @@ class Supply:
         self._named_for = named_for
         self._names: dict[str, tuple[int, bytes]] = {}
         """Prompt id -> row and what it holds, as far as they were read; kept only for who remembers them."""
+        self._looked: dict[int, Prompt] = {}
+        """Row -> prompt, of those that `coming` read."""
         self._memories: dict[int, tuple[Remembers, Any]] = {}
         """Rollout functions and their memories, by object."""
 
@@ -255,6 +257,23 @@ class Supply:
             self.position, self.log, self.counters = position, log, counters
             self._ahead = ahead
 
+    def coming(self) -> list[Prompt]:
+        """This rank's share of the next step's prompts, without handing them out: `take` gives the same. Collective.
+
+        Empty if they cannot be had, which `take` then says.
+        """
+        before = self.position, self.log, self.counters, self.now, self._owners
+        self.log, self.counters, self._owners = None, Counter(), {}
+        self.now = None if self.now is None else self.now.following()
+        try:
+            found = self._next(self.per_step, self.ranks)
+            self._looked = {self._index(place): found[place] for place in found}
+            return [found[place] for place in sorted(found)]
+        except BadRow:
+            return []
+        finally:
+            self.position, self.log, self.counters, self.now, self._owners = before
+
     @property
     def epoch(self) -> float:
         """Passes over the data so far; 0 for an endless collection."""
@@ -288,6 +307,8 @@ class Supply:
 
     def _usable(self, index: int) -> Prompt:
         """A prompt that can be used. Raises `BadRow`."""
+        if index in self._looked:
+            return self._looked.pop(index)
         if self._ahead is not None:
             return self._ahead.read(index)
         prompt = self.prompts[index]
@@ -303,6 +324,8 @@ class Supply:
             if number % wanted % ranks.world != ranks.rank:
                 continue
             index = self._index(self.position + number)
+            if index in self._looked:
+                continue
             coming.setdefault(index, self.now if number < wanted else following)
         return coming
 

@@ -57,6 +57,8 @@ class RemoteVLLM:
     Raises ServerGone, and ValueError for a server of another protocol.
     """
 
+    alone = True
+
     def __init__(self, url: str, *, patience: float = 120.0, slow: float = 3600.0) -> None:
         parts = urlsplit(url)
         if parts.scheme != "http" or not parts.hostname:

@@ -1,6 +1,7 @@
 """vLLM as a rollout engine, whether it runs in this process or behind a URL.
 
     answer    bring the weights over if the engine has others; ask; compare ids; log-probs as training reads them
+    begin     the same, but while a server answers this process goes on; `landed` waits for the answers
     sync      let the device go until the next answers are asked for; the weights follow with these
 
 Weights carry a name: a random part, made once per engine object, and `Policy.version`. The engine answers only from the
@@ -15,8 +16,10 @@ from __future__ import annotations
 
 import secrets
 import tempfile
+import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, Protocol
 
@@ -58,6 +61,60 @@ class VLLM(Protocol):
         """Give the device's memory to the trainer."""
         ...
 
+    @property
+    def alone(self) -> bool:
+        """Does it answer while this process computes something else?"""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """What vLLM is asked."""
+
+    requests: Sequence[Request]
+    questions: Sequence[tuple[int, range, Question]]
+    """Number of the request, its answers that the question is for, and the question."""
+    version: str
+    """Name of the weights that shall answer."""
+    trained: int
+    """`Policy.version` of these."""
+    began: float
+
+
+class Flight:
+    """Answers under way: a thread waits for them and touches nothing else."""
+
+    def __init__(self, asked: _Asked, ask: Callable[[], list[Reply]]) -> None:
+        self.asked = asked
+        self._replies: list[Reply] = []
+        self._problem: Exception | None = None
+        self._thread = threading.Thread(
+            target=self._run, args=(ask,), name="mmrl-answers-ahead", daemon=True
+        )
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Until they are there, or cannot come."""
+        self._thread.join()
+
+    def done(self, seconds: float) -> bool:
+        """Wait so long at most: are they there, or cannot come?"""
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    def replies(self) -> list[Reply]:
+        """Wait for them. Raises what went wrong."""
+        self.wait()
+        if self._problem is not None:
+            raise self._problem
+        return self._replies
+
+    def _run(self, ask: Callable[[], list[Reply]]) -> None:
+        try:
+            self._replies = ask()
+        except Exception as problem:  # raised where somebody asks for the answers
+            self._problem = problem
+
 
 class OldWeights(RuntimeError):
     """Answers were drawn from other weights than those that are trained."""
@@ -77,6 +134,7 @@ class VLLMEngine(Asking):
         self._adapter: tempfile.TemporaryDirectory[str] | None = None
         self._brought = False
         """Did this engine ever hold weights of this run?"""
+        self._flying: Flight | None = None
         about = vllm.about()
         _refuse_adapter(policy, about)
         self.mode: LogprobsMode = about.mode
@@ -101,32 +159,63 @@ class VLLMEngine(Asking):
             "correction with --load.engine-correct False."
         )
 
+    @property
+    def answers_alone(self) -> bool:
+        """Can it answer while the policy learns (`begin`)?"""
+        return self.vllm.alone
+
     def answer(self, requests: Sequence[Request]) -> list[Result]:
         """As `Asking.answer`."""
+        asked = self._ask(requests)
+        questions = [question for *_, question in asked.questions]
+        replies = self._replies(questions, asked.version)
+        self.vllm.sleep()
+        found = self._results(asked, replies)
+        self.policy.counters["tokens/decode"] += sum(len(result.tokens) for result in found)
+        return found
+
+    def begin(self, requests: Sequence[Request]) -> Flight:
+        """Ask the present weights and do not wait; they may change as soon as this returns."""
+        asked = self._ask(requests)
+        questions = [question for *_, question in asked.questions]
+        # By itself: weights that the server has lost cannot be brought again, for by then they have changed.
+        self._flying = Flight(asked, lambda: self.vllm.answer(questions, asked.version))
+        return self._flying
+
+    def landed(self, flight: Flight) -> list[Result]:
+        """The results of what was begun, as `answer` gives them. Raises what it raises, and LostWeights."""
+        replies = flight.replies()
+        _refuse_missing(replies, flight.asked.questions)
+        return self._results(flight.asked, replies)
+
+    def _ask(self, requests: Sequence[Request]) -> _Asked:
+        """Bring the weights and put the questions."""
         began = time.monotonic()
         version = self.bring()
-        asked: list[tuple[int, range, Question]] = []
+        questions: list[tuple[int, range, Question]] = []
         for number, request in enumerate(requests):
             for answers, question in questions_of(self.policy, request):
-                asked.append((number, answers, question))
-        replies = self._asked([question for _, _, question in asked], version)
-        self.vllm.sleep()
-        told: list[list[tuple[range, Reply]]] = [[] for _ in requests]
-        for (number, answers, _), reply in zip(asked, replies, strict=True):
-            self._current(reply, version, requests[number])
+                questions.append((number, answers, question))
+        return _Asked(requests, questions, version, self.policy.version, began)
+
+    def _results(self, asked: _Asked, replies: Sequence[Reply]) -> list[Result]:
+        told: list[list[tuple[range, Reply]]] = [[] for _ in asked.requests]
+        for (number, answers, _), reply in zip(asked.questions, replies, strict=True):
+            self._current(reply, asked.version, asked.requests[number])
             told[number].append((answers, reply))
-        seconds = time.monotonic() - began
+        seconds = time.monotonic() - asked.began
         found: list[Result] = []
-        for request, its in zip(requests, told, strict=True):
-            found += results_of(
-                self.policy, request, its, self.mode, self.policy.version, seconds
-            )
-        self.policy.counters["tokens/decode"] += sum(len(result.tokens) for result in found)
+        for request, its in zip(asked.requests, told, strict=True):
+            found += results_of(self.policy, request, its, self.mode, asked.trained, seconds)
         return found
 
     def bring(self) -> str:
         """Bring the policy's weights over unless the engine has them; their name."""
         version = self.version
+        if self._flying is not None:
+            # It is answered by the weights that are there; others would take them away.
+            self._flying.wait()
+            self._flying = None
         if self.vllm.about().version == version:
             return version
         began = time.monotonic()
@@ -145,7 +234,7 @@ class VLLMEngine(Asking):
         log.debug("weights %s after %.1f s", version, time.monotonic() - began)
         return version
 
-    def _asked(self, questions: Sequence[Question], version: str) -> list[Reply]:
+    def _replies(self, questions: Sequence[Question], version: str) -> list[Reply]:
         """Replies from these weights, which are brought again where an engine has lost them."""
         if not questions:
             return []
@@ -155,8 +244,7 @@ class VLLMEngine(Asking):
             self.policy.counters["rollout/weights_lost"] += 1
             self.bring()
             replies = self.vllm.answer(questions, version)
-        if len(replies) != len(questions):
-            raise OSError(f"vLLM gave {len(replies)} replies to {len(questions)} questions.")
+        _refuse_missing(replies, questions)
         return replies
 
     def _current(self, reply: Reply, version: str, request: Request) -> None:
@@ -174,6 +262,11 @@ class VLLMEngine(Asking):
 
 class LostWeights(RuntimeError):
     """The engine holds other weights than those that it is asked for: it was started again, or another run came."""
+
+
+def _refuse_missing(replies: Sequence[Reply], questions: Sequence[object]) -> None:
+    if len(replies) != len(questions):
+        raise OSError(f"vLLM gave {len(replies)} replies to {len(questions)} questions.")
 
 
 def refuse_unfit(policy: Policy) -> None:

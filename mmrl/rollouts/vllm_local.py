@@ -36,6 +36,11 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
 }
+ON_CPU = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
+    # Read when vLLM is imported. Else a C++ compiler makes its small helpers at the first answers, for minutes.
+    "TORCHDYNAMO_DISABLE": "1",
+}
 PLACES = ("weights", "kv_cache")
 """What sleeps and wakes, in vLLM's words."""
 ALLOW = "MMRL_VLLM_VERSION"
@@ -78,8 +83,11 @@ class LocalVLLM:
     """vLLM's `LLM`, with what a trainer needs of it.
 
     `memory`: share of the device that it may take; `length`: most tokens of a prompt and its answer; `rank`: of the
-    adapters that it takes, 0 for none; `tower`: may they adapt the vision tower. Raises UnfitVLLM.
+    adapters that it takes, 0 for none; `tower`: may they adapt the vision tower; `several`: this process is one of
+    several that are connected (torchrun), each of which makes its own. Raises UnfitVLLM.
     """
+
+    alone = False
 
     def __init__(
         self,
@@ -93,6 +101,7 @@ class LocalVLLM:
         rank: int = 0,
         tower: bool = False,
         invariant: bool = False,
+        several: bool = False,
         extra: dict[str, Any] | None = None,
     ) -> None:
         require_version(installed_version())
@@ -100,13 +109,16 @@ class LocalVLLM:
             os.environ.setdefault(name, value)
         if invariant:
             os.environ["VLLM_BATCH_INVARIANT"] = "1"
+        self.on_cuda = torch.cuda.is_available()
+        if not self.on_cuda:
+            for name, value in ON_CPU.items():
+                os.environ.setdefault(name, value)
         from mmrl.rollouts.vllm_transfer import BACKEND, registered
 
         registered()
         import vllm
         from vllm.config import WeightTransferConfig
 
-        self.on_cuda = torch.cuda.is_available()
         given: dict[str, Any] = {
             "model": model,
             "dtype": dtype,
@@ -126,7 +138,9 @@ class LocalVLLM:
             given |= {"gpu_memory_utilization": memory, "enable_sleep_mode": True}
         else:
             given |= {"enforce_eager": True, "block_size": 32}
-            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+        if several:
+            # In the process groups that are there, as a group of one; all ranks make theirs at the same time.
+            given |= {"distributed_executor_backend": "external_launcher"}
         state = torch.random.get_rng_state()
         self.llm: Any = vllm.LLM(**(given | (extra or {})))
         torch.random.set_rng_state(state)  # it seeds the whole process

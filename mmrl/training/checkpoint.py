@@ -280,9 +280,11 @@ def plain(state: Any) -> Any:
 
 
 def _as_json(value: Any) -> Any:
-    """States of objectives may hold tensors."""
+    """States of parts may hold tensors, and what says itself how it is kept."""
     if isinstance(value, torch.Tensor):
         return value.tolist()
+    if hasattr(value, "as_json"):
+        return value.as_json()
     raise TypeError(
         f"{type(value).__name__} cannot be kept in a checkpoint; return numbers, lists, dicts or tensors."
     )

@@ -6,6 +6,7 @@ The licence is left to whoever publishes the model: it follows from the base mod
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,8 @@ def _head(base: str, adapter: bool) -> str:
     """What hubs read."""
     kind = "peft" if adapter else "transformers"
     lines = [f"library_name: {kind}", "pipeline_tag: image-text-to-text", "tags: [mmrl]"]
-    if base:
+    # The hub refuses a card whose base is none of its models.
+    if re.fullmatch(r"\w[\w.-]*/[\w.-]+", base) and not Path(base).is_dir():
         # A JSON text is one of YAML too, whatever stands in it.
         lines.append(f"base_model: {json.dumps(base)}")
     return "\n".join(["---", *lines, "---"])

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmrl.ground.declared import added
 from mmrl.ground.require import require
 from mmrl.training.loggers import PROJECT, Logger
 from mmrl.types import Prompts
@@ -43,6 +44,9 @@ class Run:
     """Prompts per rollout (P)."""
     updates_per_step: int = 1
     """Optimizer steps per rollout; each takes a share of the groups."""
+    staleness: int = added(0)
+    """Steps by which answers may be older than the weights. 1: a server (--load.engine http://…) draws the next step's
+    answers while this one updates; they are corrected by importance weights."""
     tokens_per_pass: int = 16384
     """Most tokens of one packed row; larger batches are split, which does not change the result."""
     rows_at_once: int = 256
@@ -83,6 +87,7 @@ class Run:
             epochs=(self.epochs > 0, "positive"),
             prompts_per_step=(self.prompts_per_step >= 1, "at least 1"),
             updates_per_step=(updates_fit, "1 to prompts_per_step"),
+            staleness=(self.staleness in (0, 1), "0 or 1"),
             tokens_per_pass=(1 <= self.tokens_per_pass <= 10**8, "1 to 100,000,000"),
             rows_at_once=(self.rows_at_once >= 1, "at least 1"),
             eval_every=(self.eval_every >= 0, "0 (only at the start and the end) or positive"),

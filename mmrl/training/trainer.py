@@ -34,6 +34,7 @@ from mmrl.model.ranks import Ranks, lost
 from mmrl.model.watch import end_with, farewell
 from mmrl.objectives.base import Memory, Objective, started
 from mmrl.rewards.pay import Rewards
+from mmrl.rollouts.ahead import asked_ahead
 from mmrl.rollouts.choosing import opened
 from mmrl.rollouts.correction import corrected
 from mmrl.rollouts.engine import Engine
@@ -108,7 +109,7 @@ class Trainer:
         """The processes that train together: those that torchrun started, unless somebody says otherwise."""
         self.engine = opened(policy, run.rows_at_once, sampling) if engine is None else engine
         self.rewards = rewards
-        self.rollout = rollout
+        self.rollout = rollout = asked_ahead(rollout, self.engine, run.staleness, objectives)
         self.estimator = estimator
         self.surrogate = surrogate
         self.grpo = grpo = corrected(grpo, self.engine, rollout, sampling)

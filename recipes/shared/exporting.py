@@ -7,47 +7,85 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from mmrl.ground.outputs import refuse_place
 from mmrl.ground.printable import printable, show
 from mmrl.model.quiet import quiet_libraries
 from mmrl.recipes.shared.launch import USER_ERRORS
 from mmrl.recipes.shared.opening import Load, open_policy
+from mmrl.recipes.shared.pushing import FLAG, opened
 from mmrl.training.door import stored_settings
 
-EXPORT_HELP = """usage: mmrl export RUN [--output FOLDER] [--merge]
+EXPORT_HELP = """usage: mmrl export RUN [--output FOLDER] [--merge] [--push-to-hub OWNER/NAME [--public]]
 
 The model of a run, finished or stopped, as a folder that transformers and vLLM load.
 
-  --output FOLDER   where it is written, a folder that is not there yet (RUN/exported)
-  --merge           fold a LoRA adapter into the weights; without it the adapter stays an adapter"""
+  --output FOLDER          where it is written, a folder that is not there yet (RUN/exported)
+  --merge                  fold a LoRA adapter into the weights; without it the adapter stays an adapter
+  --push-to-hub OWNER/NAME also send it to that repository of the Hugging Face hub, which must not be there or be
+                           empty; needs `hf auth login` or HF_TOKEN. Its card names paths of this computer.
+  --public                 everybody may see that repository; without it it is private"""
 
 
 def export(args: Sequence[str]) -> None:
     """Write the folder and say where it is; user errors end it with their message."""
-    left, merge, output, run = list(args), False, None, None
     if not args or {"-h", "--help"} & set(args):
         show(EXPORT_HELP)
         return
-    while left:
-        given = left.pop(0)
-        name, equals, value = given.partition("=")
-        if given == "--merge":
-            merge = True
-        elif name == "--output" and (equals or left):
-            output = Path(value if equals else left.pop(0))
-        elif given.startswith("-") or run is not None:
-            sys.exit(printable(f"mmrl export: {given!r} is not understood.\n\n{EXPORT_HELP}"))
-        else:
-            run = Path(given)
-    if run is None:
-        sys.exit(printable(f"mmrl export: name the run's folder.\n\n{EXPORT_HELP}"))
+    given = _read(args)
     try:
         quiet_libraries()
-        show(str(exported(run, output or run / "exported", merge=merge)))
+        # Before the export, which may take minutes: what the hub will not take should not cost them.
+        target = opened(given.push, given.public) if given.push is not None else None
+        folder = exported(given.run, given.output or given.run / "exported", merge=given.merge)
+        show(str(folder))
+        if target is not None:
+            show(target.send(folder))
     except (*USER_ERRORS, OSError) as error:
         sys.exit(printable(f"mmrl export: {error}"))
+
+
+@dataclass
+class _Given:
+    """The command line."""
+
+    run: Path = Path()
+    output: Path | None = None
+    push: str | None = None
+    merge: bool = False
+    public: bool = False
+
+
+def _read(args: Sequence[str]) -> _Given:
+    """The command line; what is wrong with it ends the command."""
+    left, given, named = list(args), _Given(), False
+    while left:
+        word = left.pop(0)
+        name, equals, value = word.partition("=")
+        if word in ("--merge", "--public"):
+            setattr(given, word.removeprefix("--"), True)
+        elif name in ("--output", FLAG) and (equals or left):
+            value = value if equals else left.pop(0)
+            if name == FLAG:
+                given.push = value
+            else:
+                given.output = Path(value)
+        elif word.startswith("-") or named:
+            _refuse(f"{word!r} is not understood.")
+        else:
+            given.run, named = Path(word), True
+    if not named:
+        _refuse("name the run's folder.")
+    if given.public and given.push is None:
+        _refuse(f"--public goes with {FLAG} OWNER/NAME.")
+    return given
+
+
+def _refuse(why: str) -> NoReturn:
+    sys.exit(printable(f"mmrl export: {why}\n\n{EXPORT_HELP}"))
 
 
 def exported(run: Path, output: Path, *, merge: bool) -> Path:
