@@ -181,6 +181,14 @@ def about_spans(dataset: str, clips: Clips) -> bool:
     )
 
 
+def about_clips(dataset: str, clips: Clips, asking: Asking) -> bool:
+    """Is this a data set of other questions, which are asked about clips and paid as Video-R1 does?"""
+    if asking.style != "video-r1" or dataset.startswith("drawn:"):
+        return False
+    named = clips.format == "video_r1"
+    return named or (clips.format == "auto" and formats.is_video_r1(dataset))
+
+
 def clip_warm_up(telling: EncodingName) -> WarmUp:
     """What the embedded model has learned before it is trained on clips."""
     return WarmUp(task="clips", steps=400, telling=telling)
