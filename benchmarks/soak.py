@@ -286,9 +286,10 @@ def judged(
 
 
 def reported_rows(output: Path) -> set[str]:
-    """Rows in skipped.jsonl, by what is said of each."""
+    """Rows in skipped.jsonl, by what is said of each: a row stands there again in each pass that meets it."""
     file = output / "skipped.jsonl"
-    return set(file.read_text("utf-8").splitlines()) if file.is_file() else set()
+    lines = file.read_text("utf-8").splitlines() if file.is_file() else []
+    return {json.loads(line)["reason"] for line in lines}
 
 
 def digest(output: Path) -> str:
