@@ -52,6 +52,8 @@ Format = Literal[
     "auto", "timelens_100k", "timelens_bench", "activitynet_captions", "charades_sta", "qvhighlights", "didemo",
     "tvgbench", "time_r1", "video_r1", "plain",
 ]  # fmt: skip
+WANTED = "--clips.seconds, --clips.max-words and --clips.sound"
+"""Flags that say which rows are used."""
 LOOKED_INTO = 500
 """Clips whose length is read before the start, where annotations do not tell it: milliseconds each."""
 DRAWN_CLIPS = "drawn:clips?frames=12"
@@ -205,15 +207,17 @@ def read_annotations(
         )
     read = formats.read_rows if clips.format == "auto" else formats.READERS[clips.format]
     rows = within_clips(read(dataset, video_root, allow_outside=data.allow_outside), clips)
-    if rows.faults:
-        tell(rows.report())
     usable = rows.keep(
         lambda row: timelens_usable(row, *clips.seconds, clips.max_words, clips.sound)
     )
+    fewer = len(rows) - len(usable)
+    count, *faults = usable.report().splitlines()
+    unwanted = f", {fewer:,} more are not wanted by {WANTED}" if fewer else ""
+    tell("\n".join([f"{Path(dataset).name}: {count}{unwanted}", *faults]))
     if data.limit is not None:
         usable = usable.pick(range(min(data.limit, len(usable))))
     if not len(usable):
-        raise ValueError(f"{dataset} has no usable row.\n{rows.report()}")
+        raise ValueError(f"{dataset} has no usable row{unwanted}.\n{rows.report()}")
     return usable
 
 

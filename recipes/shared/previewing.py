@@ -152,7 +152,7 @@ def _facts(asked: Configuration, parts: Parts, command: str) -> list[tuple[str, 
     size = "endless" if prompts.size is None else f"{prompts.size} rows"
     facts = {
         "command": f"mmrl preview {asked.recipe} {command}",
-        "processor": f"{policy.description['source']} ({policy.processing.family})",
+        "processor": f"{policy.description['source']} ({policy.processing.family.name})",
         "data": f"{asked.arguments.get('dataset', '')}, {size}",
         "branches": ", ".join(parts.branches) or "none",
         "reward": " + ".join(f"{w:g} {name}" for name, w in parts.rewards.weights.items()),

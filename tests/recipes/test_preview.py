@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -68,6 +69,9 @@ def test_rows_are_shown_as_the_model_reads_them(photographs, tmp_path, monkeypat
     page = (tmp_path / "preview.html").read_text()
     assert is_page(page, "preview")
     refuse_danger(page)
+    # Names and numbers for readers, and no object as Python writes it.
+    assert "(Qwen2.5-VL)" in str(found["facts"])
+    assert not re.search(r"\b[A-Z]\w+\(\w+=", str(found["facts"]))
     rows = {row["truth"]: row for row in found["rows"]}
     assert len(rows) >= 2
     for truth, row in rows.items():
