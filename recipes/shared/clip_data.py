@@ -99,10 +99,15 @@ class Clips:
 
     def __post_init__(self) -> None:
         first, last = self.seconds
+        least, most = self.min_tokens, self.max_frame_tokens
         require(
             self,
             fps=(self.fps is None or self.fps > 0, "positive, or None with num_frames"),
             seconds=(0 <= first <= last, "two rising numbers"),
+            max_frame_tokens=(
+                least is None or most is None or least <= most,
+                f"at least min_tokens, which is {least}; lower --clips.min-tokens, or set it to None",
+            ),
             timeout=(self.timeout > 0, "positive"),
             cache_gb=(self.cache_gb >= 0, "0 (off) or positive"),
         )

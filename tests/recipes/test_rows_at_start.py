@@ -85,3 +85,10 @@ def test_rows_about_spans_are_counted_too_and_those_that_flags_leave_out(folder,
         ValueError, match=r"no usable row, 3 more are not wanted by --clips\.seconds"
     ):
         read_annotations(name, None, Data(), Clips(seconds=(0, 1)))
+
+
+def test_frames_that_no_limit_allows_are_refused_before_any_row_is_read():
+    """Else every row would be called bad, one after the other, once the model is loaded."""
+    with pytest.raises(ValueError, match=r"max_frame_tokens.*--clips\.min-tokens"):
+        Clips(max_frame_tokens=8)
+    assert Clips(max_frame_tokens=8, min_tokens=None).max_frame_tokens == 8
