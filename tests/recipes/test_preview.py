@@ -4,6 +4,7 @@ import importlib
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -119,9 +120,7 @@ def test_no_weights_are_loaded_and_no_model_is_warmed_up(tmp_path, monkeypatch):
     monkeypatch.setattr(supervised, "supervised", refuse)
     module = RECIPES["timelens"]
     arguments = dict(resolved(module.main, module.PRESETS, ()).arguments)
-    arguments["run"] = previewing.replace(
-        arguments["run"], output=tmp_path / "run", eval_prompts=2
-    )
+    arguments["run"] = replace(arguments["run"], output=tmp_path / "run", eval_prompts=2)
     parts = built(module.main, arguments, "timelens")
     assert {p.device.type for p in parts.policy.model.parameters()} == {"meta"}
 
