@@ -1,6 +1,6 @@
 """Runs that are built and not run: for previews and checks, and before a load that a run would only refuse.
 
-Only the whole run knows whether its settings fit: what compares answers, what brings others, how long a context the model has.
+Only the whole run knows whether its settings fit: what compares answers, what brings others, how much the model reads.
 """
 
 from __future__ import annotations
