@@ -133,7 +133,7 @@ def command(rows: Path, rewards: Path, output: Path, args: argparse.Namespace) -
         "run.prompts-per-step": args.prompts,
         "run.save-every": max(2, min(50, args.steps // 4)),
         "run.eval-prompts": 16,
-        "sampling.group-size": 4,
+        "sampling.group-size": args.group,
         "reward": f"{rewards}:watches=0",
     }
     named = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
@@ -170,7 +170,8 @@ def lived(words: Sequence[str], output: Path, log: Path, kill_at: float | None) 
 
     The fraction of `kill_at` is the share of a step's usual time to wait after that line: a kill may come anywhere.
     """
-    life, pid, seen = Lifetime(), started(words, log), lines_of(output)
+    seen = lines_of(output)
+    life, pid, meter = Lifetime(), started(words, log), Meter(output)
     began = last = time.monotonic()
     first = seen
     while True:
@@ -178,7 +179,7 @@ def lived(words: Sequence[str], output: Path, log: Path, kill_at: float | None) 
         if ended:
             life.code = os.waitstatus_to_exitcode(status)
             return life
-        count = lines_of(output)
+        count = meter.lines()
         if count > seen:
             seen, last = count, time.monotonic()
             life.memory.append(resident(pid))
@@ -186,7 +187,24 @@ def lived(words: Sequence[str], output: Path, log: Path, kill_at: float | None) 
             time.sleep(kill_at % 1 * (last - began) / max(1, seen - first))
             os.kill(pid, signal.SIGKILL)
             kill_at = None
-        time.sleep(0.005)
+        time.sleep(0.01)
+
+
+@dataclass
+class Meter:
+    """Lines of the metrics of a run, asked for often: the file is read only when its size is another."""
+
+    output: Path
+    size: int = -1
+    count: int = 0
+
+    def lines(self) -> int:
+        """One for the evaluation at the start and one per step."""
+        file = self.output / "metrics.jsonl"
+        size = file.stat().st_size if file.is_file() else 0
+        if size != self.size:
+            self.size, self.count = size, lines_of(self.output)
+        return self.count
 
 
 def lines_of(output: Path) -> int:
@@ -268,9 +286,10 @@ def judged(
 
 
 def reported_rows(output: Path) -> set[str]:
-    """Rows in skipped.jsonl, by what is said of each."""
+    """Rows in skipped.jsonl, by what is said of each: a row stands there again in each pass that meets it."""
     file = output / "skipped.jsonl"
-    return set(file.read_text("utf-8").splitlines()) if file.is_file() else set()
+    lines = file.read_text("utf-8").splitlines() if file.is_file() else []
+    return {json.loads(line)["reason"] for line in lines}
 
 
 def digest(output: Path) -> str:
@@ -287,7 +306,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--bad", type=float, default=0.05, help="share of damaged pictures")
     parser.add_argument("--faults", type=float, default=0.01, help="share of failing rewards")
     parser.add_argument("--kinds", nargs="+", default=KINDS, choices=KINDS)
-    parser.add_argument("--prompts", type=int, default=4, help="prompts per step")
+    parser.add_argument("--prompts", type=int, default=2, help="prompts per step")
+    parser.add_argument("--group", type=int, default=2, help="answers per prompt")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help="keep the files of both runs here")
     args = parser.parse_args(argv)

@@ -28,11 +28,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mmrl import Sampling
+from mmrl import Rewards, Sampling
 from mmrl.ground.outputs import refuse_report, write_report
 from mmrl.ground.printable import printable, show, tell
 from mmrl.recipes.shared.clip_asking import Asking, span_style_of
-from mmrl.recipes.shared.clip_data import ClipQuestions, Clips, about_spans
+from mmrl.recipes.shared.clip_data import ClipQuestions, Clips, about_clips, about_spans
 from mmrl.recipes.shared.clip_report import blocks, grounding_report
 from mmrl.recipes.shared.launch import Preset, flag, launch, take_flag
 from mmrl.recipes.shared.machines import ONE_LARGE
@@ -119,8 +119,8 @@ def main(
         seed: Seeds the answers.
         heldout_of: Ask only rows that a run with this seed sets aside (--data.heldout, --data.heldout-rows).
         output: Also write the numbers to this JSON file; an earlier report is replaced, no other file.
-        clips: Frames, sizes and decoder (grounding only).
-        asking: How times are told and questions put (grounding only).
+        clips: Frames, sizes and decoder (annotations of spans, and Video-R1's rows with --asking.style video-r1).
+        asking: How times are told and questions put (the same).
     """
     refuse_report(output, REPORT)
     check_rows(rows_at_once)
@@ -128,24 +128,29 @@ def main(
         # Nothing is trained, so no row has to be kept for it.
         data = replace(data, heldout_rows=0)
     found: dict[str, Any] = {"model": model, "dataset": dataset}
+    questions = ClipQuestions(dataset, video_root, data, clips, asking)
     if about_spans(dataset, clips):
-        questions = ClipQuestions(dataset, video_root, data, clips, asking)
         found["tables"] = _span_tables(
             questions, model, load, prompts, sampling, rows_at_once, heldout_of or 0
         )
     else:
         split = seed if heldout_of is None else heldout_of
-        train, heldout = open_data(dataset, data, split)
-        policy, style = open_policy(model, load), style_of(data.style)
+        if about_clips(dataset, clips, asking):
+            policy = questions.open_policy(model, load)
+            train, heldout = questions.open_prompts(policy, split)
+            paid = Rewards(**span_style_of(asking).parts, correct="accuracy")  # type: ignore[arg-type]
+        else:
+            train, heldout = open_data(dataset, data, split)
+            policy = open_policy(model, load)
+            paid = reward.rewards(graded_as_published(style_of(data.style), dataset))
         # Drawn pictures have a side of their own that training never shows; of other data all rows count.
         apart = heldout_of is not None or dataset.startswith("drawn:")
         asked = heldout if apart else train
         left_out = LeftOut(asked)
         rows = heldout_prompts(asked, prompts, policy.encode, left_out.add)
-        style = graded_as_published(style, dataset)
         greedy: list[Rollout] = []
         engine, now = opened(policy, rows_at_once, sampling), Now(0, 0.0, seed)
-        with reward.rewards(style) as rewards:
+        with paid as rewards:
             example = "".join(chat_as_line(row.messages) for row in rows[:1])
             for note in policy.processing.tags.notes(example, rewards.needs_tags):
                 tell(note)

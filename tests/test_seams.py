@@ -24,6 +24,7 @@ from mmrl.model.policy import Policy
 from mmrl.objectives.ace import ACE
 from mmrl.objectives.base import Objective, ScoreRequest, old_logp
 from mmrl.objectives.dcpo import DCPO
+from mmrl.objectives.dsdr import DSDR
 from mmrl.objectives.nsr import NSR
 from mmrl.objectives.vogue import VOGUE
 from mmrl.perception.noise import GaussianNoise
@@ -538,6 +539,13 @@ def test_a_memory_of_visits_beside_a_filter_is_warned_of():
         UserWarning, match="DCPO and DynamicSampling.*dropped before it sees them"
     ):
         check(DCPO(), rollout=DynamicSampling())
+
+
+def test_who_learns_from_what_is_all_right_keeps_such_groups():
+    with pytest.raises(ValueError, match=r"DSDR and DynamicSampling.*high=2, spread=False"):
+        check(DSDR(), rollout=DynamicSampling())
+    check(DSDR(), rollout=DynamicSampling(high=2))
+    check(DSDR(weight=0.0, local=0.0), rollout=DynamicSampling())
 
 
 def test_methods_that_fit_together_are_let_through():

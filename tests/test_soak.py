@@ -56,6 +56,9 @@ def test_a_soak_sees_what_breaks(done, soak, monkeypatch, tmp_path):
     assert not soak.judged(folder, args, {**lives, "peace": [swollen]})["holds"]["flat_memory"]
     longer = argparse.Namespace(**{**vars(args), "steps": 9})
     assert not soak.judged(folder, longer, lives)["holds"]["finished"]
+    # A row that is met again in a second pass over the rows is one row.
+    (tmp_path / "skipped.jsonl").write_text('{"position": 3, "reason": "a"}\n' * 2)
+    assert soak.reported_rows(tmp_path) == {"a"}
     other = {"peace": "a", "disturbed": "b"}
     monkeypatch.setattr(soak, "digest", lambda output: other[output.name])
     monkeypatch.setattr(soak, "reported_rows", lambda output: {output.name})

@@ -71,6 +71,18 @@ def is_grounding(file: Source) -> bool:
     return reader is not None and reader is not video_r1
 
 
+def is_video_r1(file: Source) -> bool:
+    """Does the file hold Video-R1's questions about pictures and clips?"""
+    path = Path(file)
+    if not path.is_file() or path.suffix.lower() not in (".json", ".jsonl"):
+        return False
+    try:
+        first = _first_entry(path)
+    except (ValueError, OSError):
+        return False
+    return first is not None and _reader_of(first) is video_r1
+
+
 def _reader_of(first: Mapping[str, Any]) -> Reader | None:
     """The reader whose keys a first entry has."""
     signs: dict[Reader, set[str]] = {

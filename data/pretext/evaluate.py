@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
-from math import sqrt
 from typing import Any
 
 import numpy as np
 
 from mmrl.data.pretext.prompts import score, to_prompt
 from mmrl.data.pretext.stream.stream import SampleStream
+from mmrl.ground.intervals import wilson
 from mmrl.ground.progress import with_progress
 from mmrl.ground.seeds import philox
 from mmrl.rollouts.engine import Engine
@@ -140,7 +140,7 @@ def summarised(task: str, rollouts: Sequence[Rollout]) -> TaskResult:
         task=task,
         samples=count,
         accuracy=right / count,
-        accuracy_interval=wilson(right, count),
+        accuracy_interval=wilson(right / count, count),
         reward=float(rewards.mean()),
         chance=float(chance.mean()),
         chance_reward=float(floors.mean()),
@@ -148,12 +148,3 @@ def summarised(task: str, rollouts: Sequence[Rollout]) -> TaskResult:
         above_chance_interval=(float(low), float(high)),
         unreadable=unread / count,
     )
-
-
-def wilson(right: int, count: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson score interval of a share."""
-    share, spread = right / count, z * z / count
-    centre = (share + spread / 2) / (1 + spread)
-    variance = share * (1 - share) / count + spread / (4 * count)
-    half = z * sqrt(variance) / (1 + spread)
-    return max(0.0, centre - half), min(1.0, centre + half)

@@ -171,12 +171,16 @@ class RowPrompts(Prompts):
         if not self.skipped:
             return line
         reasons = [f"{count} {reason}" for reason, count in sorted(self.skipped.items())]
-        return f"{line}; bad rows: {', '.join(reasons)}"
+        # A picture that is there and cannot be decoded is met in its turn.
+        so_far = " before any picture is decoded" if self._media or not self._decided else ""
+        return f"{line}; bad rows{so_far}: {', '.join(reasons)}"
 
     def _shows(self) -> str:
-        """What the rows show, in brackets; empty where media are embedded and not looked at before their turn."""
-        if not self._decided or not self._rows:
+        """What the rows show, in brackets, as far as it is known."""
+        if not self._rows:
             return ""
+        if not self._decided:
+            return " (their media are looked at in their turn)"
         counted = [
             (self._media["image"], "picture", "pictures"),
             (self._media["video"], "clip", "clips"),

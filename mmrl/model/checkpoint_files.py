@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mmrl.ground.faults import first_line
+from mmrl.ground.progress import busy
 from mmrl.ground.time_limit import GivenUp, TimeLimit
 from mmrl.model.adapter_folder import config_place
 from mmrl.model.families import Family, families, unknown
@@ -23,8 +24,12 @@ def read_config(source: str | Path) -> Any:
     local = isinstance(source, Path) or source.startswith((".", "/", "~"))
     if local and not Path(source).is_dir():
         raise ValueError(f"The model folder {source} does not exist; {allowed}.")
+    if not Path(source).is_dir():
+        allowed += "; without a network, a folder, or the tiny model of the preset embedded"
     try:
-        config = AutoConfig.from_pretrained(config_place(source))
+        # Of a hub that does not answer, the library tries for half a minute.
+        with busy(f"Looking for {source}"):
+            config = AutoConfig.from_pretrained(config_place(source))
     except UNREADABLE as error:
         raise ValueError(
             f"{source} is no model that can be read ({first_line(error)}); {allowed}."

@@ -100,7 +100,7 @@ class Said:
 
 
 @dataclass(frozen=True)
-class Asked:
+class Worded:
     """A prompt with its words."""
 
     words: Tensor
@@ -137,7 +137,7 @@ class _Lists:
 
 
 def further(
-    wishes: Wishes, said: Sequence[Said], asked: Sequence[Asked], device: torch.device
+    wishes: Wishes, said: Sequence[Said], asked: Sequence[Worded], device: torch.device
 ) -> Further:
     """The aims that the wishes name, on the device."""
     lists: dict[str, _Lists] = {}
@@ -206,7 +206,7 @@ def _states(said: Sequence[Said]) -> _Lists:
     return lists
 
 
-def _words(asked: Sequence[Asked]) -> _Lists:
+def _words(asked: Sequence[Worded]) -> _Lists:
     lists = _Lists()
     for number, prompt in enumerate(asked):
         words = prompt.words[prompt.words > 0]  # nothing predicts the first token of all

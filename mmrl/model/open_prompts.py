@@ -25,6 +25,7 @@ must all make the same calls.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -116,14 +117,16 @@ class OpenPrompts:
         """Is a prompt open whose backward is still to come?"""
         return any(grad for *_, grad in self._open)
 
-    def parts(self, batch: Batch, budget: int) -> list[Tensor]:
+    def parts(self, batch: Batch, budget: int, behind: Sequence[int] = ()) -> list[Tensor]:
         """Rows of each part, as `packing.split` cuts them; prompts of cut groups will be opened.
+
+        `behind`: tokens of each row's suffix; none if empty.
 
         Score the parts in this order and call `Policy.end_part` after each.
         """
         self.clear()
         lengths = {r.group: len(r.prompt_ids) for r in batch.rollouts}
-        parts = split(batch, lengths, budget)
+        parts = split(batch, lengths, budget, behind)
         if self._is_exact:
             prompts = {r.group: r.prompt for r in batch.rollouts}
             for number, slices in _cut(batch, parts).items():

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from mmrl.model.further import (
     NOTHING_FURTHER,
-    Asked,
     Further,
     Said,
     Wishes,
+    Worded,
     further,
     prompt_starts,
 )
@@ -204,18 +204,18 @@ class _Draft:
             for one in self.answers
         ]
 
-    def asked(self, row: TreeRow, groups: Sequence[Group]) -> list[Asked]:
+    def asked(self, row: TreeRow, groups: Sequence[Group]) -> list[Worded]:
         """Every prompt, and where it is; nothing if nobody asks for its words."""
         if not self.wishes.words:
             return []
         lengths = [len(group.encoded.ids) for group in groups]
         starts = prompt_starts(row, self.roots, lengths)
-        found: list[Asked] = []
+        found: list[Worded] = []
         for group, start in zip(groups, starts, strict=True):
             assert group.words is not None, (
                 "words are asked for, but a group does not name them"
             )
-            found.append(Asked(group.words, group.encoded.ids, start, group.rows))
+            found.append(Worded(group.words, group.encoded.ids, start, group.rows))
         return found
 
     def pasts(self, row: TreeRow) -> tuple[Past, ...]:
@@ -303,18 +303,29 @@ def rows_of(batch: Batch, rows: Tensor) -> Batch:
     )
 
 
-def split(batch: Batch, prompt_lengths: Mapping[int, int], budget: int) -> list[Tensor]:
+def fed_tokens(rollout: Rollout, behind: int = 0) -> int:
+    """Tokens that an answer takes in a packed row, with so many of a suffix; the last token predicts nothing."""
+    return max(len(rollout.tokens) + behind - 1, 0)
+
+
+def split(
+    batch: Batch,
+    prompt_lengths: Mapping[int, int],
+    budget: int,
+    behind: Sequence[int] = (),
+) -> list[Tensor]:
     """Cut into parts of rows whose packed rows hold at most `budget` tokens, whole groups where they fit.
 
     A group that is larger than the budget is cut, its prompt counted in each part (`open_prompts.py` runs it once for
     all of them); a single answer that does not fit stands alone.
 
-    `prompt_lengths`: group number -> tokens of its prompt.
+    `prompt_lengths`: group number -> tokens of its prompt. `behind`: tokens of each row's suffix; none if empty.
     """
     members: dict[int, list[int]] = {}
     for row, number in enumerate(batch.group.tolist()):
         members.setdefault(number, []).append(row)
-    fed = [max(len(r.tokens) - 1, 0) for r in batch.rollouts]
+    more = behind or [0] * len(batch.rollouts)
+    fed = [fed_tokens(r, n) for r, n in zip(batch.rollouts, more, strict=True)]
     parts: list[list[int]] = []
     current: list[int] = []
     used = 0

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import logging
+import warnings
+
+FOREIGN = r"(transformers|huggingface_hub|peft|torch|torchao|torchvision|datasets|accelerate)\b"
+"""Modules whose warnings of changes to come are for those who write them into programs."""
 
 
 def quiet_libraries() -> None:
@@ -16,7 +20,15 @@ def quiet_libraries() -> None:
         enable_progress_bars()
     # torchao, where it is installed, makes torch speak of changes to come in a class that no user has heard of.
     logging.getLogger("torch.utils._pytree").addFilter(_is_for_the_user)
+    # Each try of a hub that is not there; what came of them is an error of ours, which names the model.
+    logging.getLogger("huggingface_hub.utils._http").addFilter(_is_for_the_user)
+    for kind in (FutureWarning, DeprecationWarning):
+        # At the end, so that `python -W` decides first.
+        warnings.filterwarnings("ignore", category=kind, module=FOREIGN, append=True)
 
 
 def _is_for_the_user(record: logging.LogRecord) -> bool:
-    return "register_constant" not in record.getMessage()
+    said = record.getMessage()
+    return not any(
+        words in said for words in ("register_constant", "thrown while", "Retrying in")
+    )

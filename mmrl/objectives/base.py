@@ -42,8 +42,8 @@ class ScoreRequest:
     that the model does not use, never one that stands for pictures. All who ask for slots of a branch ask for the
     same."""
     suffix: Callable[[Rollout], Tensor] | None = None
-    """Read `Scores.suffix`: log-probs of these tokens, long [S], behind the answer. Their number is not counted in
-    `Run.tokens_per_pass`."""
+    """Read `Scores.suffix`: log-probs of these tokens, long [S], behind the answer. They count in
+    `Run.tokens_per_pass`; the function is asked several times per answer."""
     words: bool = False
     """Read `Scores.words`: log-probs of the words of the prompt, without template and pictures."""
     states: bool = False

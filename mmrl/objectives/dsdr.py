@@ -106,8 +106,10 @@ class DSDR(Objective):
         return ("estimator",) if self.weight > 0 else ()
 
     def traits(self) -> tuple[str, ...]:
-        """Answers of a group are compared with each other."""
-        return ("assumes independent rows",) if self.weight > 0 or self.local > 0 else ()
+        """Answers of a group are compared with each other, and a group that is all right teaches by that alone."""
+        if self.weight == 0 and self.local == 0:
+            return ()
+        return ("assumes independent rows", "learns from all-right groups")
 
     def score_requests(self) -> tuple[ScoreRequest, ...]:
         """Hidden states before the update; the entropy inside it, if it has a weight."""

@@ -206,7 +206,12 @@ def settings_table(runs: Sequence[RunFiles]) -> list[dict[str, Any]]:
 
 
 def flattened(value: object, path: str = "") -> list[tuple[str, str]]:
-    """Settings inside settings as (full name, value) pairs."""
+    """Settings inside settings as (full name, value) pairs; records of a list stand under their classes."""
+    if isinstance(value, list) and value and all(isinstance(part, dict) for part in value):
+        names = [str(part.get("class", number)) for number, part in enumerate(value)]
+        if len(set(names)) < len(names):  # two of one class are told apart by their places
+            names = [str(number) for number in range(len(value))]
+        value = dict(zip(names, value, strict=True))
     if isinstance(value, dict) and value:
         inside = [
             flattened(part, f"{path}.{name}" if path else str(name))

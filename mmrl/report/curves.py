@@ -35,6 +35,8 @@ class Point:
     mean: float
     low: float
     high: float
+    whole: bool = False
+    """Is the band an interval, which a chart shows from end to end?"""
 
 
 @dataclass(frozen=True)
@@ -109,10 +111,11 @@ class Frame:
 
     @classmethod
     def around(cls, curves: Sequence[Curve]) -> Frame:
-        """The frame that holds all means; bands may be cut off, so that one outlier does not flatten the rest."""
+        """The frame that holds means and intervals; other bands may be cut off, lest one outlier flatten the rest."""
         points = [point for curve in curves for point in curve.points]
         steps = [point.step for point in points]
         values = [point.mean for point in points]
+        values += [end for point in points if point.whole for end in (point.low, point.high)]
         low, high = min(values), max(values)
         room = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
         first, last = min(steps), max(steps)
@@ -306,7 +309,7 @@ def _points(run: RunFiles, name: str) -> list[Point]:
     points: list[Point] = []
     for step, share in pairs:
         width = widths[step]
-        points.append(Point(step, share, share - width, share + width))
+        points.append(Point(step, share, share - width, share + width, whole=True))
     return points
 
 

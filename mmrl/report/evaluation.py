@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mmrl.ground.intervals import NORMAL_95, wilson
 from mmrl.report.run_files import Row, RunFiles, number, text
 
 Scored = Mapping[str, Row]
@@ -23,7 +24,6 @@ RIGHT = 0.5
 """A score above this is right."""
 DRAWS = 1000
 """Resamples of a bootstrap."""
-NORMAL_95 = 1.959964
 LOGGED = ("accuracy", "accuracy_error", "reward", "length", "truncated")
 """What an evaluation logs, below `eval/`."""
 SHOWN = 40
@@ -92,18 +92,6 @@ def interval(share: float, count: int, error: float | None = None) -> tuple[floa
         return wilson(share, count)
     width = NORMAL_95 * (error or 0.0)
     return share - width, share + width
-
-
-def wilson(share: float, count: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share of `count` trials."""
-    z2 = NORMAL_95**2
-    middle = (share + z2 / (2 * count)) / (1 + z2 / count)
-    spread = share * (1 - share) / count + z2 / (4 * count**2)
-    half = NORMAL_95 * math.sqrt(spread) / (1 + z2 / count)
-    # Rounding must not move an end past the share itself: at 0 and 1 they are the same.
-    low = min(share, middle - half)
-    high = max(share, middle + half)
-    return max(0.0, low), min(1.0, high)
 
 
 def scores_at(run: RunFiles, step: int | None = None) -> dict[str, Row]:

@@ -168,10 +168,13 @@ def _annealed(value: Any, at: str = "") -> Iterator[str]:
     """Names of the settings that follow the progress of the run."""
     if isinstance(value, Mapping):
         if value.get("class") in ANNEALED:
-            yield at
+            if value.get("start") != value.get("end"):  # else it is one value for the whole run
+                yield at
             return
         for name, part in value.items():
             yield from _annealed(part, f"{at}.{name}" if at else str(name))
     elif isinstance(value, list):
-        for place, part in enumerate(value):
-            yield from _annealed(part, f"{at}[{place}]")
+        for part in value:
+            # Readers know an objective by its class and not by its place.
+            name = part.get("class") if isinstance(part, Mapping) else None
+            yield from _annealed(part, str(name or at))

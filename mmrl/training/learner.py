@@ -19,7 +19,7 @@ from mmrl.losses.group_filters import without_truncated
 from mmrl.losses.reduce import Totals
 from mmrl.losses.surrogates import Surrogate
 from mmrl.model.branches import Views
-from mmrl.model.packing import Group, collate, rows_of
+from mmrl.model.packing import Group, collate, fed_tokens, rows_of
 from mmrl.model.patches import Patches
 from mmrl.model.policy import Policy
 from mmrl.model.ranks import Ranks
@@ -331,11 +331,11 @@ class Learner:
             group=batch.group.cpu()[index],
             scores={},
         )
-        budget = self.tokens_per_pass
+        budget, behind = self.tokens_per_pass, self.plan.behind(some.rollouts)
         if any(objective.needs_whole_groups for objective in self.objectives):
             # Its terms compare the answers of a group: then a pass holds the largest one, whatever it takes.
-            budget = max(budget, largest_group(some.rollouts))
-        parts = self.policy.prompts.parts(some, budget)
+            budget = max(budget, largest_group(some.rollouts, behind))
+        parts = self.policy.prompts.parts(some, budget, behind)
         # `parts` counts from the first of these rows; the batch counts differently.
         return [index[part] for part in parts]
 
@@ -421,13 +421,12 @@ def _in_row_order(parts: Sequence[Tensor], pieces: Sequence[Tensor]) -> Tensor:
     return out
 
 
-def largest_group(rollouts: Sequence[Rollout]) -> int:
-    """Tokens of the largest group in a packed row; 0 without answers."""
+def largest_group(rollouts: Sequence[Rollout], behind: Sequence[int]) -> int:
+    """Tokens of the largest group in a packed row, `behind` of them behind each answer; 0 without answers."""
     sizes: dict[int, int] = {}
-    for rollout in rollouts:
+    for rollout, more in zip(rollouts, behind, strict=True):
         size = sizes.setdefault(rollout.group, len(rollout.prompt_ids))
-        # The last token of an answer predicts nothing.
-        sizes[rollout.group] = size + max(len(rollout.tokens) - 1, 0)
+        sizes[rollout.group] = size + fed_tokens(rollout, more)
     return max(sizes.values(), default=0)
 
 

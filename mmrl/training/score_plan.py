@@ -13,7 +13,7 @@ from mmrl.grpo import GRPO
 from mmrl.model.branches import SuffixOf
 from mmrl.model.scoring import ScoreOutputs
 from mmrl.objectives.base import Objective, ScoreRequest
-from mmrl.types import Divergence, VisualBranch
+from mmrl.types import Divergence, Rollout, VisualBranch
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,11 @@ class ScorePlan:
     """In every update."""
     suffixes: Mapping[str, SuffixOf] = field(default_factory=dict)
     """View -> what is scored behind its answers."""
+
+    def behind(self, rollouts: Sequence[Rollout]) -> list[int]:
+        """Tokens of the longest suffix that some view scores behind each answer."""
+        of_each = self.suffixes.values()
+        return [max((len(suffix(r)) for suffix in of_each), default=0) for r in rollouts]
 
 
 def plan_scores(

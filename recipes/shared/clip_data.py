@@ -52,6 +52,8 @@ Format = Literal[
     "auto", "timelens_100k", "timelens_bench", "activitynet_captions", "charades_sta", "qvhighlights", "didemo",
     "tvgbench", "time_r1", "video_r1", "plain",
 ]  # fmt: skip
+WANTED = "--clips.seconds, --clips.max-words and --clips.sound"
+"""Flags that say which rows are used."""
 LOOKED_INTO = 500
 """Clips whose length is read before the start, where annotations do not tell it: milliseconds each."""
 DRAWN_CLIPS = "drawn:clips?frames=12"
@@ -97,10 +99,15 @@ class Clips:
 
     def __post_init__(self) -> None:
         first, last = self.seconds
+        least, most = self.min_tokens, self.max_frame_tokens
         require(
             self,
             fps=(self.fps is None or self.fps > 0, "positive, or None with num_frames"),
             seconds=(0 <= first <= last, "two rising numbers"),
+            max_frame_tokens=(
+                least is None or most is None or least <= most,
+                f"at least min_tokens, which is {least}; lower --clips.min-tokens, or set it to None",
+            ),
             timeout=(self.timeout > 0, "positive"),
             cache_gb=(self.cache_gb >= 0, "0 (off) or positive"),
         )
@@ -181,6 +188,14 @@ def about_spans(dataset: str, clips: Clips) -> bool:
     )
 
 
+def about_clips(dataset: str, clips: Clips, asking: Asking) -> bool:
+    """Is this a data set of other questions, which are asked about clips and paid as Video-R1 does?"""
+    if asking.style != "video-r1" or dataset.startswith("drawn:"):
+        return False
+    named = clips.format == "video_r1"
+    return named or (clips.format == "auto" and formats.is_video_r1(dataset))
+
+
 def clip_warm_up(telling: EncodingName) -> WarmUp:
     """What the embedded model has learned before it is trained on clips."""
     return WarmUp(task="clips", steps=400, telling=telling)
@@ -197,15 +212,17 @@ def read_annotations(
         )
     read = formats.read_rows if clips.format == "auto" else formats.READERS[clips.format]
     rows = within_clips(read(dataset, video_root, allow_outside=data.allow_outside), clips)
-    if rows.faults:
-        tell(rows.report())
     usable = rows.keep(
         lambda row: timelens_usable(row, *clips.seconds, clips.max_words, clips.sound)
     )
+    fewer = len(rows) - len(usable)
+    count, *faults = usable.report().splitlines()
+    unwanted = f", {fewer:,} more are not wanted by {WANTED}" if fewer else ""
+    tell("\n".join([f"{Path(dataset).name}: {count}{unwanted}", *faults]))
     if data.limit is not None:
         usable = usable.pick(range(min(data.limit, len(usable))))
     if not len(usable):
-        raise ValueError(f"{dataset} has no usable row.\n{rows.report()}")
+        raise ValueError(f"{dataset} has no usable row{unwanted}.\n{rows.report()}")
     return usable
 
 

@@ -17,7 +17,7 @@ import json
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ class Configuration:
     preset: str
     arguments: Mapping[str, Any]
     """Arguments of the recipe's `main` by name: records, numbers and texts."""
+    given: tuple[str, ...] = field(default=(), compare=False)
+    """Names of the settings that flags changed, with dots."""
 
     def plain(self) -> dict[str, Any]:
         """The configuration as JSON would keep it."""
@@ -150,13 +152,13 @@ def _chosen(value: Any) -> Any:
     if not is_dataclass(value) or isinstance(value, type):
         return as_json(value)
     found: dict[str, Any] = {}
-    for field in fields(value):
-        part = getattr(value, field.name)
-        usual = field.default
-        if field.default_factory is not MISSING:
-            usual = field.default_factory()
-        if field.init and part != usual and not inspect.isroutine(part):
-            found[field.name] = _chosen(part)
+    for one in fields(value):
+        part = getattr(value, one.name)
+        usual = one.default
+        if one.default_factory is not MISSING:
+            usual = one.default_factory()
+        if one.init and part != usual and not inspect.isroutine(part):
+            found[one.name] = _chosen(part)
     return found
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from mmrl.ground.outputs import refuse_place
-from mmrl.ground.printable import printable, show
+from mmrl.ground.printable import printable, show, tell
 from mmrl.model.quiet import quiet_libraries
 from mmrl.recipes.shared.launch import USER_ERRORS
 from mmrl.recipes.shared.opening import Load, open_policy
@@ -24,7 +24,7 @@ EXPORT_HELP = """usage: mmrl export RUN [--output FOLDER] [--merge] [--push-to-h
 The model of a run, finished or stopped, as a folder that transformers and vLLM load.
 
   --output FOLDER          where it is written, a folder that is not there yet (RUN/exported)
-  --merge                  fold a LoRA adapter into the weights; without it the adapter stays an adapter
+  --merge                  fold a LoRA adapter, if there is one, into the weights; without it the adapter stays one
   --push-to-hub OWNER/NAME also send it to that repository of the Hugging Face hub, which must not be there or be
                            empty; needs `hf auth login` or HF_TOKEN. Its card names paths of this computer.
   --public                 everybody may see that repository; without it it is private"""
@@ -100,9 +100,10 @@ def exported(run: Path, output: Path, *, merge: bool) -> Path:
     # The CPU's memory is the larger one, and nothing is computed but the sum of a merge.
     policy = open_policy(str(run), Load(device="cpu", dtype=_stored_type(run)))
     if merge and not policy.has_adapter:
-        raise ValueError(
-            f"{run} has no adapter to merge: all weights were trained. Leave --merge out; the model is whole as it is."
+        tell(
+            f"{run} has no adapter to merge: all weights were trained, and are written as they are."
         )
+        merge = False
     policy.save(output, merge=merge, card=_card(run, merge))
     return output
 

@@ -50,8 +50,9 @@ from mmrl.recipes.shared.own_rewards import collected
 from mmrl.recipes.shared.paying import RewardWeights, style_of
 from mmrl.recipes.shared.planning import refuse_unfit, show_plan, take_machine
 from mmrl.recipes.shared.processes import ranks_of
+from mmrl.recipes.shared.rehearsal import is_doubtful, rehearse
 from mmrl.recipes.shared.short_help import short_help
-from mmrl.recipes.shared.unread import refuse_unread
+from mmrl.recipes.shared.unread import changed, refuse_unread
 from mmrl.rewards.pay import RewardStopped
 from mmrl.training.checkpoint import CheckpointError
 from mmrl.training.compatibility import check_sampling
@@ -130,6 +131,8 @@ def _launched(
         with ranks_of(arguments) as ranks:
             look_ahead(arguments)
             ranks.by_first(lambda: refuse_unfit(asked))
+            if is_doubtful(asked) and not ranks.several:
+                rehearse(main, asked)
             with leaving(), _at_the_door(arguments.get("run"), asked, ranks, kept):
                 return main(**arguments)
     except KeyboardInterrupt:
@@ -252,7 +255,8 @@ def resolved(
     )
     usual = preset_arguments(call)
     refuse_unread(recipe, usual, arguments)
-    asked = Configuration(recipe, name, for_own_rows(usual, arguments))
+    given_names = tuple(changed(usual, arguments))
+    asked = Configuration(recipe, name, for_own_rows(usual, arguments), given_names)
     if short:
         show(f"usage: {prog} [preset] [--flag value ...]\n")
         show(short_help(asked, intent, _preset_lines(presets), call))

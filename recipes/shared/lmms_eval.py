@@ -72,7 +72,7 @@ LINKED = ".mmrl"
 
 
 @dataclass(frozen=True)
-class Asked:
+class Commanded:
     """What the command line asks for."""
 
     model: str
@@ -90,7 +90,7 @@ class Asked:
     """Flags of lmms-eval itself."""
 
     @classmethod
-    def of(cls, args: Sequence[str]) -> Asked:
+    def of(cls, args: Sequence[str]) -> Commanded:
         """From the words behind `mmrl eval`. Raises ValueError."""
         given, more = list(args), ()
         if "--" in given:
@@ -136,12 +136,12 @@ def evaluate_with(name: str, args: Sequence[str]) -> None:
         return
     quiet_libraries()
     try:
-        _evaluate(Asked.of(args))
+        _evaluate(Commanded.of(args))
     except (*USER_ERRORS, OSError) as error:
         sys.exit(printable(f"mmrl eval --with {NAME}: {error}"))
 
 
-def _evaluate(asked: Asked) -> None:
+def _evaluate(asked: Commanded) -> None:
     """Prepare rows, model and folder, run the other program, and show what it found."""
     ours = [task for task in asked.tasks if task in OURS]
     if len(ours) > 1:
@@ -186,7 +186,7 @@ def refuse_missing(python: str) -> None:
         )
 
 
-def write_rows(task: str, asked: Asked) -> None:
+def write_rows(task: str, asked: Commanded) -> None:
     """The rows of one of our tasks, in the output folder. Raises ValueError for data that the task cannot ask."""
     if task == "mmrl_pretext":
         folder = Path(asked.dataset) if asked.dataset else None
@@ -230,7 +230,7 @@ def _span_row(row: GroundingRow) -> dict[str, Any]:
     }
 
 
-def model_folder(asked: Asked) -> str:
+def model_folder(asked: Commanded) -> str:
     """What lmms-eval loads: a folder or hub name; an adapter, and a run that was stopped, are exported first."""
     source, checkpoint = model_source(asked.model)
     if checkpoint is None and not is_adapter(source):
@@ -250,7 +250,7 @@ def _adapts(run: str) -> bool:
     return bool(policy.get("lora"))
 
 
-def command_of(asked: Asked, model: str) -> list[str]:
+def command_of(asked: Commanded, model: str) -> list[str]:
     """The command line of lmms-eval. Raises ValueError for a kind of model that it has no name for."""
     kind = asked.kind or MODELS.get(read_config(model).model_type, "")
     if not kind:
@@ -272,7 +272,7 @@ def command_of(asked: Asked, model: str) -> list[str]:
     return [*words, *asked.more]
 
 
-def environment_of(asked: Asked) -> dict[str, str]:
+def environment_of(asked: Commanded) -> dict[str, str]:
     """The environment of the other program, in which `mmrl` can be imported and nothing else of ours."""
     place = asked.output / LINKED
     place.mkdir(exist_ok=True)

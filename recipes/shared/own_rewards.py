@@ -62,7 +62,7 @@ OF_STYLE = ("accuracy", "format")
 
 
 @dataclass(frozen=True)
-class Asked:
+class NamedReward:
     """One `--reward`, read but not loaded."""
 
     place: str
@@ -75,16 +75,16 @@ class Asked:
         return f"{self.place}:{self.name}" if self.place else self.name
 
 
-def read(text: str) -> Asked:
+def read(text: str) -> NamedReward:
     """`PLACE:NAME[=WEIGHT]` or `NAME[=WEIGHT]`. Raises ValueError for what is neither."""
     given, equals, number = text.rpartition("=")
     given, weight = (given, _weight(text, number)) if equals else (text, 1.0)
     # The last colon: a drive of Windows has one, too.
     place, colon, name = given.rpartition(":")
     if colon and place and name.isidentifier():
-        return Asked(place, name, weight)
+        return NamedReward(place, name, weight)
     if not colon and (given in BUILT_IN or given in OF_STYLE):
-        return Asked("", given, weight)
+        return NamedReward("", given, weight)
     known = sorted({*BUILT_IN, *OF_STYLE})
     close = difflib.get_close_matches(given, known, 1)
     hint = f" Perhaps you meant {close[0]!r}." if close else ""
@@ -144,7 +144,7 @@ def _weight(text: str, number: str) -> float:
     return weight
 
 
-def _part_name(one: Asked, asked: Sequence[Asked]) -> str:
+def _part_name(one: NamedReward, asked: Sequence[NamedReward]) -> str:
     """The function's name, with its file's in front where another has the same."""
     plain = one.name.replace("-", "_")
     same = {str(other) for other in asked if other.name.replace("-", "_") == plain}
@@ -153,7 +153,7 @@ def _part_name(one: Asked, asked: Sequence[Asked]) -> str:
     return f"{Path(one.place).stem.rpartition('.')[2]}_{plain}"
 
 
-def _loaded(one: Asked) -> Function:
+def _loaded(one: NamedReward) -> Function:
     """The function, or what a class gives that needs no arguments."""
     module = _file(one) if one.place.endswith(".py") else _installed(one)
     function = getattr(module, one.name, None)
@@ -175,7 +175,7 @@ def _loaded(one: Asked) -> Function:
         ) from error
 
 
-def _file(one: Asked) -> ModuleType:
+def _file(one: NamedReward) -> ModuleType:
     """The module of a file, run once; a file is found again by its path, so that its functions keep their names."""
     path = Path(one.place).expanduser().resolve()
     if not path.is_file():
@@ -203,14 +203,14 @@ def _file(one: Asked) -> ModuleType:
     return module
 
 
-def _installed(one: Asked) -> ModuleType:
+def _installed(one: NamedReward) -> ModuleType:
     try:
         return importlib.import_module(one.place)
     except ImportError as error:
         raise _cannot(one, error) from error
 
 
-def _cannot(one: Asked, error: BaseException) -> BaseException:
+def _cannot(one: NamedReward, error: BaseException) -> BaseException:
     """What the user sees: the line of the file that failed, not our own frames."""
     if isinstance(error, KeyboardInterrupt):
         return error

@@ -6,11 +6,9 @@ its output. Stages that need a model (a supervised stage, a difficulty filter) a
 
 from __future__ import annotations
 
-import inspect
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +20,10 @@ from mmrl.model.quiet import quiet_libraries
 from mmrl.recipes.shared.configuration import Configuration
 from mmrl.recipes.shared.launch import USER_ERRORS, Preset, resolved, take_flag
 from mmrl.recipes.shared.preview_rows import as_text, shown_row
+from mmrl.recipes.shared.rehearsal import built, without_stages
 from mmrl.report.page import is_page, render, write_page
 from mmrl.report.run_files import objects
-from mmrl.training.dry import Built, Parts, dry
+from mmrl.training.dry import Parts
 from mmrl.types import Prompt
 
 ROWS, MOST = 8, 200
@@ -32,11 +31,6 @@ ROWS, MOST = 8, 200
 OUTPUT = Path("preview.html")
 SKIPPED = 200
 """Skipped rows that are listed."""
-NEEDS_MODEL: Mapping[str, tuple[str, Any, str]] = {
-    "select": ("target", 0, "the difficulty filter is left out, so rows stand before it"),
-    "tuning": ("rows", 0, "the supervised stage before it is left out"),
-}
-"""Argument of a recipe -> its field that switches a stage off, the value that does, and what the page says then."""
 
 
 def preview(
@@ -87,37 +81,6 @@ def write_preview(
     return len(shown)
 
 
-def built(main: Callable[..., Any], arguments: Mapping[str, Any], recipe: str) -> Parts:
-    """The parts of the run that a recipe would start. Raises ValueError for a recipe that starts none."""
-    if "run" not in inspect.signature(main).parameters:
-        raise ValueError(
-            f"The recipe {recipe!r} trains nothing, so there is nothing to preview; `mmrl list` names the others."
-        )
-    with dry():
-        try:
-            main(**arguments)
-        except Built as ready:
-            return ready.parts
-    raise AssertionError(f"the recipe {recipe!r} ended without a run")
-
-
-def without_stages(asked: Configuration, folder: Path) -> tuple[dict[str, Any], list[str]]:
-    """The arguments with a scratch output and without stages that need a model, and what that leaves out."""
-    arguments, notes = dict(asked.arguments), []
-    for name, (field, off, note) in NEEDS_MODEL.items():
-        record = arguments.get(name)
-        if is_dataclass(record) and getattr(record, field) != off:
-            arguments[name] = replace(record, **{field: off})  # type: ignore[type-var]
-            notes.append(f"--{name}.{field} {getattr(record, field)}: {note}.")
-    run = arguments.get("run")
-    if run is not None:
-        # Two held-out rows are enough to see that there are some.
-        arguments["run"] = replace(
-            run, output=folder, overwrite=False, eval_prompts=2, logger="none"
-        )
-    return arguments, notes
-
-
 def _rows(given: str | None) -> int:
     if given is None:
         return ROWS
@@ -152,7 +115,7 @@ def _facts(asked: Configuration, parts: Parts, command: str) -> list[tuple[str, 
     size = "endless" if prompts.size is None else f"{prompts.size} rows"
     facts = {
         "command": f"mmrl preview {asked.recipe} {command}",
-        "processor": f"{policy.description['source']} ({policy.processing.family})",
+        "processor": f"{policy.description['source']} ({policy.processing.family.name})",
         "data": f"{asked.arguments.get('dataset', '')}, {size}",
         "branches": ", ".join(parts.branches) or "none",
         "reward": " + ".join(f"{w:g} {name}" for name, w in parts.rewards.weights.items()),

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
-from mmrl.recipes.shared.clip_data import about_spans
+from mmrl.recipes.shared.clip_data import about_clips, about_spans
 
 Arguments = Mapping[str, Any]
 
@@ -42,8 +42,16 @@ def _evaluates_spans(recipe: str, arguments: Arguments) -> bool:
     return recipe == "evaluate" and about_spans(str(arguments["dataset"]), arguments["clips"])
 
 
+def _evaluates_clips(recipe: str, arguments: Arguments) -> bool:
+    """Spans, or what is asked about clips as Video-R1 does it."""
+    if recipe != "evaluate":
+        return False
+    named = str(arguments["dataset"]), arguments["clips"]
+    return about_spans(*named) or about_clips(*named, arguments["asking"])
+
+
 def _evaluates_rows(recipe: str, arguments: Arguments) -> bool:
-    return recipe == "evaluate" and not _evaluates_spans(recipe, arguments)
+    return recipe == "evaluate" and not _evaluates_clips(recipe, arguments)
 
 
 def _no_rows(recipe: str, arguments: Arguments) -> bool:
@@ -81,13 +89,25 @@ RULES = (
     Unread(
         ("clips.", "asking.", "video_root"),
         _evaluates_rows,
-        "it is for annotations of spans, which --dataset is not; leave it out",
-        but=("clips.format",),
+        "it is for annotations of spans and for Video-R1's questions with --asking.style video-r1, and --dataset is "
+        "neither; frames of other rows are --data.fps, --data.frames and --data.max-frames, the folder of their media "
+        "is --data.image-root",
     ),
     Unread(
-        ("reward.", "samples", "ks", "data.style", "data.prompt", "data.suffix", "data.system"),
+        ("samples", "ks"),
         _evaluates_spans,
-        "annotations of spans are asked by --asking, once, and measured by their overlap; leave it out",
+        "annotations of spans are asked once and measured by their overlap; leave it out",
+    ),
+    Unread(
+        ("reward.", "data."),
+        _evaluates_clips,
+        "questions about clips are read by --clips, asked and graded by --asking; leave it out",
+        but=("data.limit", "data.heldout", "data.heldout_rows", "data.allow_outside"),
+    ),
+    Unread(
+        ("data.heldout", "data.heldout_rows"),
+        lambda recipe, a: recipe == "evaluate" and a["heldout_of"] is None,
+        "all rows of --dataset are asked; --heldout-of SEED asks those that a run with this seed sets aside",
     ),
     Unread(
         ("sampling.",),

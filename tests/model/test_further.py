@@ -126,6 +126,18 @@ def test_a_compared_view_says_it_beside_its_divergence(policy):
         torch.testing.assert_close(found[name], right, rtol=0, atol=1e-9, msg=name)
 
 
+def test_a_suffix_counts_in_the_budget_of_a_pass(policy):
+    batch = collate(rollouts_of(policy, [[5, 5, 5, 5]]))
+    prompt = len(batch.rollouts[0].prompt_ids)
+
+    def cut(budget, behind=()):
+        return [len(part) for part in policy.prompts.parts(batch, prompt + budget, behind)]
+
+    assert cut(16) == [4] and cut(16, [2] * 4) == [2, 2], "four tokens of each answer are fed"
+    assert cut(24, [2] * 4) == [4] and cut(23, [0, 2, 2, 4]) == [3, 1]
+    policy.prompts.clear()
+
+
 def test_slices_of_a_wide_group_say_it_and_run_the_prompt_once(policy):
     batch = collate(rollouts_of(policy, [[5, 1, 0, 7]]))
     question = batch.rollouts[0].prompt

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from peft import PeftModel
@@ -22,6 +23,7 @@ from mmrl.ground.progress import Progress
 from mmrl.grpo import GRPO
 from mmrl.recipes import grpo, grpo_step, papo
 from mmrl.recipes.__main__ import COMMANDS, HELPS, PRETEXT_ROWS, main, recipes
+from mmrl.recipes.shared import exporting
 from mmrl.recipes.shared.launch import Preset, launch
 from mmrl.recipes.shared.opening import Load
 from mmrl.recipes.shared.short_help import COMMON, field_help
@@ -125,6 +127,15 @@ def test_an_adapter_loads_with_peft_and_merged_without(run, tiny_folder, tmp_pat
     assert names and not [name for name in names if "lora" in name]
     with pytest.raises(SystemExit, match="nothing is overwritten"):
         main(["export", str(run), "--output", str(whole)])
+
+
+def test_a_model_without_adapter_is_exported_as_it_is(tmp_path, monkeypatch, capsys):
+    """The same command for every run: there is nothing to merge where all weights were trained."""
+    asked = {}
+    whole = SimpleNamespace(has_adapter=False, save=lambda folder, **how: asked.update(how))
+    monkeypatch.setattr(exporting, "open_policy", lambda *_: whole)
+    main(["export", str(tmp_path), "--merge", "--output", str(tmp_path / "whole")])
+    assert asked["merge"] is False and "written as they are" in capsys.readouterr().err
 
 
 def test_the_model_says_how_it_was_made(run, tiny_folder):

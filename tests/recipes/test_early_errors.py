@@ -14,8 +14,16 @@ import pytest
 from PIL import Image
 
 from mmrl.recipes.__main__ import recipes
-from mmrl.recipes.shared import clip_data, embedded, opening, pretext_warmup, solution_data
-from mmrl.recipes.shared.launch import launch
+from mmrl.recipes.shared import (
+    clip_data,
+    embedded,
+    opening,
+    pretext_warmup,
+    solution_data,
+    supervised,
+)
+from mmrl.recipes.shared.launch import launch, resolved
+from mmrl.recipes.shared.rehearsal import is_doubtful, rehearse
 
 RECIPES = {name: importlib.import_module(f"mmrl.recipes.{name}") for name in recipes()}
 MAINS = {name: recipe.main.__annotations__ for name, recipe in RECIPES.items()}
@@ -166,3 +174,41 @@ def test_a_folder_asked_by_its_own_prompt_is_rows(things):
     data = opening.Data(prompt="Which letter? {question}", heldout_rows=0)
     prompts, _ = opening.open_data(str(things / "classes"), data, 0)
     assert {prompts[0].answer, prompts[7].answer} == {"a", "b"}
+
+
+SAMPLING = {
+    "alone": (["--sampling.group-size", "1"], "Set --sampling.group-size to 2 or more"),
+    "greedy": (["--sampling.temperature", "0"], "Set --sampling.temperature above 0"),
+    "long": (["--sampling.max-tokens", "99999"], "this model reads at most"),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "case"),
+    [*(("papo", case) for case in SAMPLING), ("timelens", "alone"), ("puzzlecraft", "greedy")],
+)
+def test_groups_that_teach_nothing(name, case, tmp_path, monkeypatch):
+    flags, said = SAMPLING[case]
+
+    def never(*_, **__):
+        raise AssertionError("too late")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(opening.Policy, "load", never)
+    monkeypatch.setattr(supervised, "supervised", never)  # who warms models up
+    recipe = RECIPES[name]
+    with pytest.raises(SystemExit) as ended:
+        launch(recipe.main, recipe.PRESETS, ["embedded", *flags])
+    assert said in str(ended.value.code)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_groups_that_others_complete_may_be_small(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    mssr = RECIPES["mssr"]
+    given = ["embedded", "--sampling.group-size", "1", "--sampling.max-tokens", "9"]
+    asked = resolved(mssr.main, mssr.PRESETS, given)
+    # One answer per prompt is what this method has by itself, so no flag changed it.
+    assert asked.given == ("sampling.max_tokens",) and not is_doubtful(asked)
+    rehearse(mssr.main, asked)
+    assert not list(tmp_path.iterdir())

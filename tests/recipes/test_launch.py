@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import warnings
 from dataclasses import dataclass
 
 import huggingface_hub
@@ -118,4 +119,18 @@ def test_no_bar_of_a_library_stands_between_our_lines(downloads, caplog):
     torch_log = logging.getLogger("torch.utils._pytree")
     torch_log.warning("Calling register_constant() on Enum subclasses is deprecated")
     torch_log.warning("something else")
+    logging.getLogger("huggingface_hub.utils._http").warning("Retrying in 8s [Retry 4/5].")
     assert [record.message for record in caplog.records] == ["something else"]
+
+
+def test_what_libraries_will_change_is_not_told_to_users():
+    def said(module):
+        with warnings.catch_warnings(record=True) as told:
+            warnings.resetwarnings()
+            quiet_libraries()
+            for kind in (FutureWarning, DeprecationWarning, UserWarning):
+                warnings.warn_explicit("old name", kind, f"{module}.py", 1, module)
+        return [warning.category for warning in told]
+
+    assert said("transformers.modeling_utils") == [UserWarning]
+    assert said("my_rewards") == [FutureWarning, DeprecationWarning, UserWarning]

@@ -2,7 +2,9 @@
 
 import importlib
 import json
+import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +70,9 @@ def test_rows_are_shown_as_the_model_reads_them(photographs, tmp_path, monkeypat
     page = (tmp_path / "preview.html").read_text()
     assert is_page(page, "preview")
     refuse_danger(page)
+    # Names and numbers for readers, and no object as Python writes it.
+    assert "(Qwen2.5-VL)" in str(found["facts"])
+    assert not re.search(r"\b[A-Z]\w+\(\w+=", str(found["facts"]))
     rows = {row["truth"]: row for row in found["rows"]}
     assert len(rows) >= 2
     for truth, row in rows.items():
@@ -115,9 +120,7 @@ def test_no_weights_are_loaded_and_no_model_is_warmed_up(tmp_path, monkeypatch):
     monkeypatch.setattr(supervised, "supervised", refuse)
     module = RECIPES["timelens"]
     arguments = dict(resolved(module.main, module.PRESETS, ()).arguments)
-    arguments["run"] = previewing.replace(
-        arguments["run"], output=tmp_path / "run", eval_prompts=2
-    )
+    arguments["run"] = replace(arguments["run"], output=tmp_path / "run", eval_prompts=2)
     parts = built(module.main, arguments, "timelens")
     assert {p.device.type for p in parts.policy.model.parameters()} == {"meta"}
 

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from mmrl.recipes.papo import PRESETS, main
+from mmrl.recipes.shared.clip_data import Clips, read_annotations
 from mmrl.recipes.shared.launch import launch
 from mmrl.recipes.shared.opening import Data, open_data
 
@@ -64,3 +65,30 @@ def test_several_columns_and_none(folder, capsys):
         open_data(name, Data(columns=("question=a", "question=b")), 0)
     with pytest.raises(ValueError, match=r"--data\.columns has 'question'; write pairs"):
         open_data(name, Data(columns=("question",)), 0)
+
+
+def test_rows_about_spans_are_counted_too_and_those_that_flags_leave_out(folder, capsys):
+    (folder / "a.mp4").write_bytes(b"decoded in its turn")
+    lengths = (10, 10, 700)
+    spans = [
+        {"video": "a.mp4", "query": "a dog jumps", "span": [1, 2], "duration": seconds}
+        for seconds in lengths
+    ]
+    name = written(folder, [*spans, {**spans[0], "span": [1, 20]}])
+    read_annotations(name, None, Data(), Clips(seconds=(0, 100)))
+    first, *faults = capsys.readouterr().err.splitlines()
+    assert first.startswith(
+        "rows.jsonl: 2 questions about 1 clips, 1 more are not wanted by --clips.seconds"
+    )
+    assert "left out: 1 ×" in faults[0]
+    with pytest.raises(
+        ValueError, match=r"no usable row, 3 more are not wanted by --clips\.seconds"
+    ):
+        read_annotations(name, None, Data(), Clips(seconds=(0, 1)))
+
+
+def test_frames_that_no_limit_allows_are_refused_before_any_row_is_read():
+    """Else every row would be called bad, one after the other, once the model is loaded."""
+    with pytest.raises(ValueError, match=r"max_frame_tokens.*--clips\.min-tokens"):
+        Clips(max_frame_tokens=8)
+    assert Clips(max_frame_tokens=8, min_tokens=None).max_frame_tokens == 8

@@ -11,9 +11,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mmrl import Sampling
+from mmrl.recipes import evaluate
+from mmrl.recipes.shared.clip_asking import Asking
+from mmrl.recipes.shared.clip_data import Clips
 from mmrl.recipes.shared.clip_stages import answered
 from mmrl.recipes.shared.launch import choose_preset
+from mmrl.recipes.shared.opening import Load
 from mmrl.recipes.timelens import OTHERS, PRESETS
+from mmrl.training.evaluate import heldout_prompts
 
 SMALL = (
     "--run.steps",
@@ -195,6 +201,35 @@ def test_evaluate_prints_the_table_of_a_data_set(command_line, clips, tiny_folde
     assert "1 of 8 questions could not be shown" in done.stderr
     table = json.loads((tmp_path / "out.json").read_text())["tables"]["spans"]
     assert table["n"] == 7 and table["mIoU_low"] <= table["mIoU"] <= table["mIoU_high"]
+
+
+def test_evaluate_asks_video_r1_rows_as_they_are_trained(
+    clips, tiny_folder, monkeypatch, tmp_path
+):
+    """Other questions about clips: frames of --clips, the style's words and its grader, not those of --data."""
+    asked = []
+
+    def kept(*given):
+        asked.extend(found := heldout_prompts(*given))
+        return found
+
+    monkeypatch.setattr(evaluate, "heldout_prompts", kept)
+    output = tmp_path / "out.json"
+    evaluate.main(
+        model=str(tiny_folder),
+        dataset=str(clips / "questions.json"),
+        clips=Clips(fps=None, num_frames=2, min_tokens=None, max_frame_tokens=4),
+        asking=Asking(style="video-r1"),
+        sampling=Sampling(max_tokens=2),
+        samples=0,
+        prompts=3,
+        output=output,
+        load=Load(min_pixels=None, max_pixels=None),
+    )
+    assert [len(prompt.media[0].frames) for prompt in asked] == [2] * 3
+    assert all("Think first, inside <think>" in str(prompt.messages) for prompt in asked)
+    found = json.loads(output.read_text())
+    assert found["prompts"] == 3 and "accuracy" in found and "tables" not in found
 
 
 def test_the_difficulty_pass_goes_on_where_it_stopped(

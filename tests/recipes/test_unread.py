@@ -120,6 +120,19 @@ def test_every_flag_of_the_rows_is_read(name, rows, tiny_folder, tmp_path, monke
     assert {field.name for field in fields(Data)} <= read
 
 
+SPANS, VIDEO_R1 = "spans.jsonl", "video_r1.json"
+
+
+@pytest.fixture
+def annotations(tmp_path, monkeypatch):
+    """A working folder with rows about spans, and with Video-R1's."""
+    span = {"video": "a.mp4", "query": "a dog jumps", "span": [2.0, 4.5]}
+    (tmp_path / SPANS).write_text(json.dumps(span))
+    row = {"problem": "Which?", "problem_type": "free-form", "path": "a.mp4"}
+    (tmp_path / VIDEO_R1).write_text(json.dumps([row | {"data_type": "video"}]))
+    monkeypatch.chdir(tmp_path)
+
+
 EXAMPLES = [
     ("papo", ["--groups.rounds", "3"], ["--dynamic"]),
     ("dvrp", ["--groups.low", "0.1"], ["--dynamic"]),
@@ -139,11 +152,22 @@ EXAMPLES = [
     ("hopchain", ["--rows-share", "0.2"], ["--rows", "rows.jsonl"]),
     ("papo", ["--reward", "math", "--reward.format", "0.5"], None),
     ("evaluate", ["--asking.time", "prefix_times"], ["--dataset", "drawn:clips?frames=12"]),
+    ("evaluate", ["--clips.fps", "1"], ["--dataset", SPANS]),
+    ("evaluate", ["--video-root", "x"], ["--dataset", VIDEO_R1, "--asking.style", "video-r1"]),
+    (
+        "evaluate",
+        ["--clips.format", "video_r1"],
+        ["--dataset", VIDEO_R1, "--asking.style", "video-r1"],
+    ),
+    ("evaluate", ["--data.columns", "question=q", "--dataset", SPANS], None),
+    ("evaluate", ["--reward.format", "0.5", "--dataset", SPANS], None),
+    ("evaluate", ["--data.heldout-rows", "3"], ["--heldout-of", "1"]),
     ("evaluate", ["--samples", "3", "--dataset", "drawn:clips?frames=12"], None),
 ]
 
 
 @pytest.mark.parametrize(("name", "flags", "lifted"), EXAMPLES)
+@pytest.mark.usefixtures("annotations")
 def test_what_would_be_ignored_is_refused_with_its_remedy(name, flags, lifted):
     recipe = RECIPES[name]
     with pytest.raises(SystemExit) as ended:
@@ -154,6 +178,7 @@ def test_what_would_be_ignored_is_refused_with_its_remedy(name, flags, lifted):
         resolved(recipe.main, recipe.PRESETS, ["embedded", *flags, *lifted])
 
 
+@pytest.mark.usefixtures("annotations")
 def test_every_rule_has_an_example():
     shown = set()
     for name, flags, _ in EXAMPLES:

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from mmrl.report.build import labelled, report_page, write_report
+from mmrl.report.build import flattened, labelled, report_page, write_report
 from mmrl.report.refresh import Refresh
 from mmrl.report.run_files import read_run
 
@@ -221,3 +221,16 @@ def test_metrics_of_a_file_are_plain_json(make_run):
     )
     assert run.curve("a") == [(1, 2.0), (2, 3.0)]
     json.dumps([dict(row) for row in run.metrics])
+
+
+def test_settings_of_listed_records_stand_one_by_one():
+    papo, sft = {"class": "PAPO", "gamma": 0.02, "anneal": {"end": 1}}, {"class": "SFT"}
+    assert flattened({"objectives": [papo, sft], "freeze": ["vision"], "none": []}) == [
+        ("objectives.PAPO.class", "PAPO"),
+        ("objectives.PAPO.gamma", "0.02"),
+        ("objectives.PAPO.anneal.end", "1"),
+        ("objectives.SFT.class", "SFT"),
+        ("freeze", '["vision"]'),
+        ("none", "[]"),
+    ]
+    assert dict(flattened({"two": [sft, sft]})).keys() == {"two.0.class", "two.1.class"}

@@ -120,6 +120,8 @@ def test_accuracy_has_its_interval_and_what_is_told_in_words_is_not_drawn(make_r
     last = chart.curves[0].points[-1]
     assert (last.low, last.high) == pytest.approx((0.2 - 0.098, 0.2 + 0.098))
     assert chart.svg()["curves"][0]["band"]
+    frame = Frame.around(chart.curves)
+    assert frame.low < -0.098 and frame.high > 0.2 + 0.098, "an interval is never cut"
 
 
 def test_each_run_keeps_its_colour(make_run):

@@ -3,6 +3,7 @@
 import pytest
 from scipy import stats
 
+from mmrl.ground.intervals import wilson
 from mmrl.report.evaluation import (
     bootstrap,
     change,
@@ -10,7 +11,6 @@ from mmrl.report.evaluation import (
     flips,
     mcnemar,
     scores_at,
-    wilson,
 )
 from mmrl.report.run_files import read_run
 

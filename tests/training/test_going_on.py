@@ -16,7 +16,7 @@ from mmrl.model.policy import Policy
 from mmrl.objectives.papo import PAPO
 from mmrl.perception.masking import PatchMask
 from mmrl.rewards.pay import Rewards, in_process
-from mmrl.training.going_on import say_extension
+from mmrl.training.going_on import _annealed, say_extension
 from mmrl.training.optim import Optim
 from mmrl.training.run import Run
 from mmrl.training.tracking import read_metrics
@@ -136,9 +136,17 @@ def test_annealing_is_named(tiny_folder, tmp_path, capsys):
     trainer(tiny_folder, tmp_path / "run", 1, papo=parts).fit()
     capsys.readouterr()
     trainer(tiny_folder, tmp_path / "run", 2, papo=parts).fit()
-    assert "annealed follows the new length, too: objectives[0].anneal" in " ".join(
+    assert "annealed follows the new length, too: PAPO.anneal" in " ".join(
         capsys.readouterr().err.split()
     )
+
+
+def test_what_is_the_same_at_both_ends_is_not_annealed():
+    ends = {"class": "Linear", "start": 1.0, "end": 1.0}
+    settings = {"objectives": [{"class": "PAPO", "anneal": ends}], "mask": {"ratio": ends}}
+    assert list(_annealed(settings)) == []
+    settings["mask"]["ratio"] = {**ends, "end": 0.0}
+    assert list(_annealed(settings)) == ["mask.ratio"]
 
 
 def test_a_stopped_extension_is_unfinished_and_goes_on(tiny_folder, short, planned, tmp_path):

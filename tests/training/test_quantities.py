@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -103,6 +104,11 @@ def test_requests_of_one_view_are_merged():
         grad=True, top=5, slot=SLOTS, suffix=True, words=True, states=True
     )
     assert plan.suffixes == {"raw": behind}
+    assert plan.behind([SimpleNamespace(reward=reward) for reward in (0, 0.5, 0.25)]) == [
+        0,
+        2,
+        1,
+    ]
 
 
 @pytest.mark.parametrize(

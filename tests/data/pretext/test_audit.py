@@ -1,5 +1,7 @@
 """The audit finds planted leaks, shows the known one, and passes what ships."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -9,7 +11,7 @@ from mmrl.data.pretext.audit.shortcut_audit import MajorityAuditor, MetaAuditor,
 from mmrl.data.pretext.catalogue import find
 from mmrl.data.pretext.contract import Visual
 from mmrl.data.pretext.craft.procedural import clip, scene
-from mmrl.data.pretext.presets import Ingredient, TaskMix
+from mmrl.data.pretext.presets import PRESETS, Ingredient, TaskMix
 from mmrl.data.pretext.stream.sources import DrawnSource
 from mmrl.data.pretext.stream.stream import SampleStream
 
@@ -232,3 +234,9 @@ def test_the_page_holds_every_task() -> None:
     assert {part.task for entry in everything() for part in entry.ingredients} == {
         task.name for task in TASKS
     }
+
+
+def test_the_published_audit_has_every_preset():
+    page = (Path(__file__).parents[3] / "docs" / "pretext_audit.md").read_text("utf-8")
+    sections = [line.removeprefix("## ") for line in page.splitlines()]
+    assert [mix.name for mix in PRESETS if mix.name not in sections] == []

@@ -8,7 +8,7 @@ import torch
 from mmrl.data.pretext.catalogue import find
 from mmrl.data.pretext.craft.procedural import scene
 from mmrl.data.pretext.difficulty import LevelController
-from mmrl.data.pretext.evaluate import evaluate_engine, wilson
+from mmrl.data.pretext.evaluate import evaluate_engine
 from mmrl.data.pretext.marking.consistency import RuleJudge, split_reply
 from mmrl.data.pretext.mixture import LearningProgress
 from mmrl.data.pretext.presets import Ingredient, TaskMix
@@ -186,12 +186,6 @@ def test_evaluation_reports_accuracy_chance_and_intervals() -> None:
     assert "relative-position" in half.table() and json.dumps(half.json())
     nothing = evaluate_engine(Scripted(0.0), "none", stream, 10)
     assert nothing.overall < 0.0
-
-
-def test_wilson_intervals() -> None:
-    assert wilson(0, 10)[0] == 0.0 and 0.2 < wilson(0, 10)[1] < 0.35
-    low, high = wilson(50, 100)
-    assert low == pytest.approx(0.4038, abs=1e-3) and high == pytest.approx(0.5962, abs=1e-3)
 
 
 def test_the_rule_judge_compares_the_last_named_answer() -> None:

@@ -736,7 +736,8 @@ def test_the_summary_says_what_rows_show_and_what_was_left_out(tmp_path):
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     prompts = load_prompts(str(tmp_path / "rows.jsonl"))
     assert prompts.summary() == (
-        f"{prompts.source}: 4 prompts (2 pictures, 1 clip, 2 asked as text alone); bad rows: 1 missing media"
+        f"{prompts.source}: 4 prompts (2 pictures, 1 clip, 2 asked as text alone); "
+        "bad rows before any picture is decoded: 1 missing media"
     )
     (tmp_path / "rows.jsonl").write_text(json.dumps(rows[2]))
     assert (
