@@ -40,8 +40,8 @@ from torch import Tensor
 from mmrl.ground.require import require
 from mmrl.ground.traits import Slot
 from mmrl.losses.reduce import keep
+from mmrl.losses.teaching import with_lessons
 from mmrl.objectives.base import TEACHERS, AnswerKind, LiveScores, Objective, TokenMaps
-from mmrl.objectives.teaching import of_teachers, taught, teacher_metrics
 from mmrl.types import Batch, Now, Role, Shaped
 
 Shaping = Literal["saturating", "plain", "root"]
@@ -87,18 +87,26 @@ class AMPO(Objective):
 
     def shape(self, advantage: Tensor, batch: Batch, now: Now) -> Shaped:
         """Everybody against the own answers of the group; teachers' tokens are left to the term."""
-        return taught(advantage, batch, self.weight, self.scaled)
+        theirs = batch.roles == Role.EXPERT
+        paid = batch.reward, batch.group, batch.mask
+        own, lesson = with_lessons(advantage, *paid, theirs, scaled=self.scaled)
+        trained = ~theirs.any(1) if self.weight == 0 else None
+        return Shaped(own, kept={"lesson": self.weight * lesson}, trained=trained)
 
     def terms(self, live: LiveScores, batch: Batch, now: Now) -> TokenMaps:
         """The loss of teachers' tokens."""
         if self.weight == 0:
             return {}
-        logp = of_teachers(live["raw"].logp, batch)
+        # Before anything is computed: what stands elsewhere may be no number.
+        logp = keep(live["raw"].logp, batch.mask & (batch.roles == Role.EXPERT))
         return {"teachers": -batch.kept["lesson"] * shaped_probability(logp, self)}
 
     def metrics(self, live: LiveScores, batch: Batch, now: Now) -> TokenMaps:
         """Share of tokens that are teachers', and their probability (0 on own tokens)."""
-        return teacher_metrics(live["raw"].logp, batch)
+        theirs = batch.mask & (batch.roles == Role.EXPERT)
+        logp = live["raw"].logp
+        maps = {"teachers": torch.ones_like(logp), "probability": logp.exp()}
+        return {name: keep(x, theirs) for name, x in maps.items()}
 
 
 def shaped_probability(logp: Tensor, ampo: AMPO) -> Tensor:

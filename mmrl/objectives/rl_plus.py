@@ -31,10 +31,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from mmrl.ground.require import require
 from mmrl.ground.traits import Slot
+from mmrl.losses.reduce import keep
+from mmrl.losses.teaching import with_lessons
 from mmrl.objectives.base import (
     TEACHERS,
     AnswerKind,
@@ -43,7 +46,6 @@ from mmrl.objectives.base import (
     TokenMaps,
     old_logp,
 )
-from mmrl.objectives.teaching import of_teachers, taught, teacher_metrics
 from mmrl.types import Batch, Now, Role, Shaped
 
 Proposal = Literal["mixture", "certain"]
@@ -83,23 +85,32 @@ class RLPLUS(Objective):
 
     def shape(self, advantage: Tensor, batch: Batch, now: Now) -> Shaped:
         """Everybody against the own answers of the group; experts' tokens are left to the term."""
-        return taught(advantage, batch, self.weight, self.scaled)
+        theirs = batch.roles == Role.EXPERT
+        paid = batch.reward, batch.group, batch.mask
+        own, lesson = with_lessons(advantage, *paid, theirs, scaled=self.scaled)
+        trained = ~theirs.any(1) if self.weight == 0 else None
+        return Shaped(own, kept={"lesson": self.weight * lesson}, trained=trained)
 
     def terms(self, live: LiveScores, batch: Batch, now: Now) -> TokenMaps:
         """The loss of experts' tokens."""
         if self.weight == 0:
             return {}
-        logp = of_teachers(live["raw"].logp, batch)
-        old = of_teachers(old_logp(live, batch), batch)
-        lesson = batch.kept["lesson"] * exploring(logp, self.gamma)
-        return {"teachers": -lesson * expert_ratio(logp, old, self.proposal)}
+        theirs = batch.mask & (batch.roles == Role.EXPERT)
+        logp, ratio = self._seen(live, batch, theirs)
+        return {"teachers": -batch.kept["lesson"] * exploring(logp, self.gamma) * ratio}
 
     def metrics(self, live: LiveScores, batch: Batch, now: Now) -> TokenMaps:
         """Share of tokens that are experts', their probability and their ratio (0 on own tokens)."""
-        logp = of_teachers(live["raw"].logp, batch)
-        old = of_teachers(old_logp(live, batch), batch)
-        found = teacher_metrics(live["raw"].logp, batch)
-        return {**found, "ratio": found["teachers"] * expert_ratio(logp, old, self.proposal)}
+        theirs = batch.mask & (batch.roles == Role.EXPERT)
+        logp, ratio = self._seen(live, batch, theirs)
+        maps = {"teachers": torch.ones_like(logp), "probability": logp.exp(), "ratio": ratio}
+        return {name: keep(x, theirs) for name, x in maps.items()}
+
+    def _seen(self, live: LiveScores, batch: Batch, theirs: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-prob and ratio of experts' tokens, with gradient; those of probability 1 elsewhere; [B, T] each."""
+        # Before anything is computed: what stands elsewhere may be no number.
+        logp, old = keep(live["raw"].logp, theirs), keep(old_logp(live, batch), theirs)
+        return logp, expert_ratio(logp, old, self.proposal)
 
 
 def expert_ratio(logp: Tensor, old: Tensor, proposal: Proposal) -> Tensor:

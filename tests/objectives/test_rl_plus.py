@@ -15,12 +15,12 @@ from mmrl.grpo import GRPO, loss
 from mmrl.losses.advantages import group_centered, group_normalized
 from mmrl.losses.reduce import Totals
 from mmrl.losses.surrogates import clipped
+from mmrl.losses.teaching import compared_with_own, divided
 from mmrl.model.packing import collate
 from mmrl.objectives.ampo import AMPO
 from mmrl.objectives.base import shaped_in_turn
 from mmrl.objectives.nsr import NSR
 from mmrl.objectives.rl_plus import RLPLUS, expert_ratio, exploring
-from mmrl.objectives.teaching import compared_with_own, divided
 from mmrl.rewards.pay import Rewards
 from mmrl.rollouts.groups import group_rollout
 from mmrl.rollouts.teachers import WithTeachers
@@ -52,7 +52,7 @@ def released(objective, grpo, given, by_length):
     old = {"raw": Scores(torch.tensor(given["old_log_prob"]))}
     batch = batch_of(torch.zeros(len(mask)), torch.arange(len(mask)), mask, old)
     batch = with_experts(batch, torch.tensor(given["expert_token_mask"]))
-    rest, lesson = divided(torch.tensor(given["advantages"]), batch.roles, 1.0)
+    rest, lesson = divided(torch.tensor(given["advantages"]), batch.roles == Role.EXPERT)
     batch = replace(batch, advantage=rest, shaped=[Shaped(rest, kept={"lesson": lesson})])
     logp = torch.tensor(given["log_prob"]).requires_grad_()
     if by_length:
