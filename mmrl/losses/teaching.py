@@ -25,7 +25,7 @@ def with_lessons(
 ) -> tuple[Tensor, Tensor]:
     """(advantage of own tokens, lesson of teachers'), each [B, T] and 0 on the other's tokens.
 
-    advantage [B, T] of an estimator, reward [B], group long [B], mask bool [B, T], theirs bool [B, T]: teachers' tokens.
+    advantage [B, T] of an estimator; reward, group long [B]; mask, theirs (teachers' tokens) bool [B, T].
     """
     foreign = theirs.any(1)
     own = compared_with_own(reward, group, foreign, scaled).to(advantage).unsqueeze(-1)
