@@ -40,6 +40,7 @@ TRAITS = {
     "drops all-right groups": "leaves out groups whose answers are all right",
     "hints all-wrong groups": "samples them again with a part of the solution",
     "samples hard prompts again": "adds answers where few are right",
+    "teaches all-wrong groups": "puts answers of others into groups without a right answer",
     "injects answers": "trains answers that the policy did not write",
     # How answers are sampled.
     "anneals the temperature": "samples later tokens at another temperature",

@@ -11,9 +11,10 @@ included; they become `Rollout.logp`. What the *policy* thinks of an expert's to
 `ScoreRequest("raw", stage="shape")` stores it before the update.
 
 Teachers join after the inner rollout function has chosen its groups, so no filter sees them, and are paid by the run's
-rewards: that a teacher is right is checked, not assumed. Which groups get which answers says `chosen`; here each group
-gets up to `most`, drawn anew in each step. Answers with special tokens, or with log-probs that cannot be theirs, are
-left out and counted (`teachers/unusable`); groups that get none are counted as `teachers/missing`.
+rewards: that a teacher is right is checked, not assumed. `Teachers` leaves open which groups get which answers; with
+`WithTeachers` each group gets up to `most`, drawn anew in each step. Answers with special tokens, or with log-probs
+that cannot be theirs, are left out and counted (`teachers/unusable`); so are groups that ask (`teachers/asked`) and
+those of them that get none (`teachers/missing`).
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from mmrl.rollouts.groups import Pay, RolloutCall, RolloutFunction, by_group, gr
 from mmrl.rollouts.prompt_order import Supply
 from mmrl.types import Now, Prompt, Role, Rollout, Sampling
 
-__all__ = ["Told", "WithTeachers", "told"]
+__all__ = ["Teachers", "Told", "WithTeachers", "told"]
 
 
 @dataclass(frozen=True)
@@ -78,21 +79,16 @@ def _numbers(logp: Any) -> tuple[float, ...] | None:
 
 
 @dataclass(frozen=True)
-class WithTeachers(RolloutFunction):
-    """Answers of teachers as members of each group."""
+class Teachers(RolloutFunction):
+    """Answers of teachers as members of groups; which, subclasses say."""
 
     encode: Encode
     column: str = "solutions"
     """Column of the row that holds the teachers' answers."""
-    most: int = 1
-    """Most of them in a group; 0 takes all."""
-    right_above: float | None = None
-    """Leave out answers whose reward does not exceed this; None keeps all."""
     inner: RolloutCall = group_rollout
     """Makes the groups."""
 
     def __post_init__(self) -> None:
-        require(self, most=(self.most >= 0, "0 (all) or positive"))
         refuse_annealing_inside(self)
 
     def brings(self) -> tuple[AnswerKind, ...]:
@@ -107,39 +103,35 @@ class WithTeachers(RolloutFunction):
         """The column that this row lacks, or ""."""
         return "" if told(prompt.extra.get(self.column)) else self.column
 
-    def chosen(
-        self, group: Sequence[Rollout], answers: Sequence[Rollout], now: Now
-    ) -> list[Rollout]:
-        """Which of the paid answers of its teachers join a group of the policy's own."""
-        if self.right_above is not None:
-            answers = [one for one in answers if (one.reward or 0.0) > self.right_above]
-        if not self.most or len(answers) <= self.most:
-            return list(answers)
-        rng = generator(now.seed, now.step, group[0].prompt.id, "teachers")
-        order = torch.randperm(len(answers), generator=rng)[: self.most]
-        return [answers[n] for n in sorted(order.tolist())]
+    def wants(self, group: Sequence[Rollout]) -> bool:
+        """Are teachers asked about this group? Else their answers are not paid."""
+        return True
 
     def joined(
         self, group: Sequence[Rollout], answers: Sequence[Rollout], now: Now
     ) -> list[Rollout]:
-        """A group with those answers that are chosen for it."""
-        return [*group, *self.chosen(group, answers, now)]
+        """A group that wants teachers, with those of their paid answers that are chosen for it."""
+        raise NotImplementedError(f"{type(self).__name__} has no joined.")
 
     def __call__(
         self, engine: Engine, pay: Pay, supply: Supply, sampling: Sampling, now: Now
     ) -> list[Rollout]:
         groups = by_group(self.inner(engine, pay, supply, sampling, now))
-        written = [self._written(group[0], supply, sampling) for group in groups]
+        wanting = [group for group in groups if self.wants(group)]
+        written = [self._written(group[0], supply, sampling) for group in wanting]
         answers = [answer for each in written for answer in each]
-        paid: dict[int, list[Rollout]] = {}
+        paid: dict[int, list[Rollout]] = {group[0].group: [] for group in wanting}
         for answer in pay(answers) if answers else ():
-            paid.setdefault(answer.group, []).append(answer)
+            paid[answer.group].append(answer)
         out: list[Rollout] = []
         for group in groups:
-            whole = self.joined(group, paid.get(group[0].group, []), now)
+            theirs = paid.get(group[0].group)
+            whole = group if theirs is None else self.joined(group, theirs, now)
             given = sum(one.origin == "expert" for one in whole)
+            asked = theirs is not None
+            supply.counters["teachers/asked"] += asked
             supply.counters["teachers/answers"] += given
-            supply.counters["teachers/missing"] += not given
+            supply.counters["teachers/missing"] += asked and not given
             out += whole
         return out
 
@@ -156,3 +148,29 @@ class WithTeachers(RolloutFunction):
             logp = None if one.logp is None else torch.tensor(one.logp)
             answers.append(replace(answer, teacher=one.name, logp=logp))
         return answers
+
+
+@dataclass(frozen=True)
+class WithTeachers(Teachers):
+    """Answers of teachers as members of each group."""
+
+    most: int = 1
+    """Most of them in a group; 0 takes all."""
+    right_above: float | None = None
+    """Leave out answers whose reward does not exceed this; None keeps all."""
+
+    def __post_init__(self) -> None:
+        require(self, most=(self.most >= 0, "0 (all) or positive"))
+        super().__post_init__()
+
+    def joined(
+        self, group: Sequence[Rollout], answers: Sequence[Rollout], now: Now
+    ) -> list[Rollout]:
+        """The group, and up to `most` of the answers."""
+        if self.right_above is not None:
+            answers = [one for one in answers if (one.reward or 0.0) > self.right_above]
+        if self.most and len(answers) > self.most:
+            rng = generator(now.seed, now.step, group[0].prompt.id, "teachers")
+            order = torch.randperm(len(answers), generator=rng)[: self.most]
+            answers = [answers[n] for n in sorted(order.tolist())]
+        return [*group, *answers]

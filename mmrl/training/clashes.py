@@ -128,6 +128,12 @@ CLASHES = (
         "each other",
     ),
     Clash(
+        "teaches all-wrong groups",
+        "drops all-wrong groups",
+        "the second drops the groups in which the first puts answers of others; keep them (DynamicSampling: low=-1, "
+        "spread=False)",
+    ),
+    Clash(
         "injects answers", "injects answers", "the same answers would be weighed in two ways"
     ),
     *(

@@ -126,6 +126,11 @@ RULES = (
         "--reward stands in place of accuracy and format; write --reward accuracy=0.9 --reward format=0.1 beside it",
     ),
     Unread(
+        ("ampo.floor",),
+        lambda _, a: "ampo" in a and a["ampo"].shaping != "saturating",
+        "it belongs to the shaping π / (π + floor); set --ampo.shaping saturating, or leave it out",
+    ),
+    Unread(
         ("tuning.",),
         lambda _, a: "tuning" in a and not a["tuning"].rows,
         "nothing is tuned before; set --tuning.rows, or leave it out",

@@ -25,7 +25,7 @@ from mmrl.losses.advantages import group_normalized
 from mmrl.losses.surrogates import Bounded, clipped
 from mmrl.model.packing import rows_of
 from mmrl.model.policy import Policy
-from mmrl.objectives.base import CHECKLIST, EXPERT, LABEL, Objective
+from mmrl.objectives.base import CHECKLIST, EXPERT, LABEL, TEACHERS, Objective
 from mmrl.objectives.dvrp import DVRP
 from mmrl.objectives.laser import LaSeR
 from mmrl.objectives.papo import PAPO
@@ -104,6 +104,7 @@ MADE: dict[str, Callable[[], Objective]] = {
     "laser": lambda: LaSeR(token="<think>", loss_warmup=0, mix_warmup=0),
 }
 GIVEN = {LABEL.name: given("label", Role.EXPERT), EXPERT.name: given("expert", Role.EXPERT),
+         TEACHERS.name: given("expert", Role.EXPERT),
          CHECKLIST.name: asked}  # fmt: skip
 """Kind of answers -> what adds them."""
 

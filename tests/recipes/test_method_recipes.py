@@ -41,6 +41,8 @@ NAMES = (
     "ead",
     "ghpo",
     "brorl",
+    "rl_plus",
+    "ampo",
 )
 METRICS = {
     "vogue": (
@@ -76,6 +78,8 @@ METRICS = {
     "ead": ("policy/mismatch",),
     "ghpo": ("ghpo/failed_groups", "ghpo/hinted_groups", "ghpo/unsolved_groups"),
     "brorl": ("reward/group_std",),
+    "rl_plus": ("expert/reward", "rlplus/ratio", "teachers/answers", "loss/teachers"),
+    "ampo": ("teachers/asked", "ampo/teachers", "ampo/probability", "loss/teachers"),
     "mssr": ("mssr/value", "mssr/forgetting", "mssr/bonus", "policy/kl_ref"),
     "nsr": ("nsr/kept",),
     "ngrpo": ("reward/even_groups",),
