@@ -109,6 +109,11 @@ CLASHES = (
         "use a plain estimator",
     ),
     Clash(
+        "corrects verdicts",
+        "knows the largest reward",
+        "corrected pay lies elsewhere than the verdicts, whose largest one the second was told",
+    ),
+    Clash(
         "corrects verdicts", "corrects verdicts", "the same verdict would be corrected twice"
     ),
     Clash(
