@@ -226,12 +226,13 @@ def named_places(block: str) -> list[Place]:
 
 def evidence_of(prompt: Prompt) -> list[Place]:
     """The places of a row's evidence; none if it has no such column. Raises ValueError for what cannot be read."""
-    stated = prompt.extra.get("evidence")
-    if isinstance(stated, str):
-        stated = strict_json(stated)
-    if stated is None:
+    given = prompt.extra.get("evidence")
+    if given is None:
         return []
-    several = isinstance(stated, Sequence)
+    # Text that is no JSON stays what it is, and is refused as a region.
+    decoded = strict_json(given) if isinstance(given, str) else None
+    stated = given if decoded is None else decoded
+    several = isinstance(stated, Sequence) and not isinstance(stated, str)
     return [place for region in (stated if several else [stated]) for place in _of_region(region, prompt)]  # fmt: skip
 
 
