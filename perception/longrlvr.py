@@ -61,6 +61,7 @@ __all__ = [
     "evidence_score",
     "f_beta",
     "named_places",
+    "written",
 ]
 
 MOST = 64
@@ -224,6 +225,11 @@ def named_places(block: str) -> list[Place]:
     return [place for line in lines for place in _of_line(line)]
 
 
+def written(places: Sequence[Place]) -> str:
+    """The places as a block may name them, one a line."""
+    return "\n".join(_written(place) for place in places)
+
+
 def evidence_of(prompt: Prompt) -> list[Place]:
     """The places of a row's evidence; none if it has no such column. Raises ValueError for what cannot be read."""
     given = prompt.extra.get("evidence")
@@ -234,6 +240,20 @@ def evidence_of(prompt: Prompt) -> list[Place]:
     stated = given if decoded is None else decoded
     several = isinstance(stated, Sequence) and not isinstance(stated, str)
     return [place for region in (stated if several else [stated]) for place in _of_region(region, prompt)]  # fmt: skip
+
+
+def _written(place: Place) -> str:
+    kind, number = place.of
+    if kind == "chunk":
+        return f"<CHUNK_{number}>"
+    said = [f"picture {number + 1}"] if number or not (place.box or place.time) else []
+    if place.box:
+        said.append(f"[{', '.join(f'{edge:.9g}' for edge in place.box)}]")
+    if place.time:
+        start, end = place.time
+        frames = f"frames {start + 1:g}-{end:g}"
+        said.append(frames if place.unit == "frames" else f"{start:.9g} to {end:.9g} s")
+    return " ".join(said)
 
 
 def _of_line(line: str) -> Iterator[Place]:

@@ -27,6 +27,7 @@ from mmrl.perception.longrlvr import (
     evidence_score,
     f_beta,
     named_places,
+    written,
 )
 from mmrl.recipes.shared.evidence_data import EvidenceLessons, EvidenceWarmUp, evidence_rewards
 from mmrl.recipes.shared.paying import RewardWeights, style_of
@@ -125,7 +126,9 @@ def test_a_wrong_answer_earns_less_than_any_right_one_and_all_chunks_less_than_t
 
 
 BOX = st.tuples(st.integers(0, 11), st.integers(0, 11), st.integers(1, 6), st.integers(1, 6))
-REGION = st.tuples(st.integers(0, 1), st.lists(BOX, min_size=1, max_size=3), st.integers(0, 8), st.integers(1, 4))  # fmt: skip
+REGION = st.tuples(
+    st.integers(0, 1), st.lists(BOX, min_size=1, max_size=3), st.integers(0, 8), st.integers(1, 4)
+)
 
 
 def places(regions):
@@ -157,6 +160,23 @@ def test_measures_of_boxes_in_frames_are_those_of_a_raster(named, evidence):
     shared = (mine & truth).sum()
     expected = f_beta(shared / sum(sizes), shared / truth.sum())
     assert evidence_score(named, evidence) == pytest.approx(expected)
+
+
+@given(st.lists(REGION, max_size=4))
+@settings(max_examples=40, deadline=None)
+def test_what_is_written_is_read_as_it_was(regions):
+    several = [
+        *places(regions),
+        Place(("chunk", 7)),
+        Place(("visual", 2)),
+        Place(("visual", 0)),
+    ]
+    several += [
+        Place(("visual", 1), None, (0.5, 2.25), "seconds"),
+        Place(("visual", 0), (0, 1, 2.5, 3)),
+    ]
+    assert named_places(written(several)) == several
+    assert written([]) == ""
 
 
 @given(st.permutations(["[0, 0, 4, 4]", "[2, 2, 6, 6]", "[9, 9, 12, 12]", "[9, 9, 12, 12]"]))
