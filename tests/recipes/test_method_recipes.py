@@ -41,6 +41,9 @@ NAMES = (
     "ead",
     "ghpo",
     "brorl",
+    "noisy_verifier",
+    "longrlvr",
+    "self_boundary",
 )
 METRICS = {
     "vogue": (
@@ -76,6 +79,9 @@ METRICS = {
     "ead": ("policy/mismatch",),
     "ghpo": ("ghpo/failed_groups", "ghpo/hinted_groups", "ghpo/unsolved_groups"),
     "brorl": ("reward/group_std",),
+    "noisy_verifier": ("reward/verdict", "reward/corrected", "reward/false_negative"),
+    "longrlvr": ("reward/evidence", "reward/context"),
+    "self_boundary": ("self_boundary/solved",),
     "mssr": ("mssr/value", "mssr/forgetting", "mssr/bonus", "policy/kl_ref"),
     "nsr": ("nsr/kept",),
     "ngrpo": ("reward/even_groups",),
