@@ -95,12 +95,13 @@ class LongRLVR:
     """Coordinate space in which the model speaks of boxes; the column's is original."""
 
     def __post_init__(self) -> None:
+        is_word = re.fullmatch(r"\w+", self.tag) is not None
         require(
             self,
             weight=(self.weight >= 0, "0 (off) or positive"),
             beta=(self.beta > 0, "positive"),
             eta=(0 <= self.eta <= 1, "in [0, 1]"),
-            tag=(re.fullmatch(r"\w+", self.tag) and self.tag != "answer", "one word, not answer"),
+            tag=(is_word and self.tag != "answer", "one word, not answer"),
             predicted=(self.predicted in ("original", "resized", "thousand"), "original, resized or thousand"),
         )  # fmt: skip
 
@@ -117,7 +118,7 @@ class Place:
 
     of: tuple[str, int]
     """("chunk", id) or ("visual", index from 0)."""
-    box: tuple[float, float, float, float] | None = None
+    box: tuple[float, ...] | None = None
     """(x0, y0, x1, y1); None: everywhere."""
     time: tuple[float, float] | None = None
     """Both ends, end exclusive; None: always."""
@@ -285,34 +286,53 @@ def _of_region(region: Any, prompt: Prompt) -> Iterator[Place]:
     if isinstance(region, int) and not isinstance(region, bool):
         yield Place(("chunk", region))
         return
+    entry = _entry(region, prompt)
+    of = ("visual", int(entry.get("visual") or 0))
+    for box in _true_boxes(entry, prompt) or [None]:
+        for unit, time in _true_times(entry, prompt) or [("", None)]:
+            yield Place(of, box, time, unit)
+
+
+def _entry(region: Any, prompt: Prompt) -> Mapping[str, Any]:
+    """A region as a mapping of what can be named."""
+    entry: Any = region
     if is_dataclass(region) and not isinstance(region, type):
-        region = {one.name: getattr(region, one.name) for one in fields(region)}
-    readable = isinstance(region, Mapping) and set(region) <= set(KEYS)
-    if not readable or region.get("mask") is not None:
+        entry = {one.name: getattr(region, one.name) for one in fields(region)}
+    readable = isinstance(entry, Mapping) and set(entry) <= set(KEYS)
+    if not readable or entry.get("mask") is not None:
         raise ValueError(
-            f"prompt {prompt.id!r}: the evidence {region!r} cannot be named in words; a region is the number of a "
-            "chunk, or a mapping with some of the keys visual, boxes, frames and span."
+            f"prompt {prompt.id!r}: the evidence {region!r} cannot be named in words; a region is the number of "
+            "a chunk, or a mapping with some of the keys visual, boxes, frames and span."
         )
-    frames, span = region.get("frames"), region.get("span")
-    has_frames = frames is not None and len(frames) > 0
-    if has_frames and span is not None:
-        raise ValueError(
-            f"prompt {prompt.id!r}: the evidence {region!r} has frames and a span, and an answer says one of both; "
-            "leave one out."
-        )
-    times = [("frames", float(n), float(n) + 1) for n in sorted(set(frames))] if has_frames else []  # fmt: skip
-    if span is not None:
-        times = [("seconds", *_span(span, prompt))]
-    boxes = region.get("boxes")
-    corners = [tuple(float(x) for x in box) for box in boxes] if boxes is not None else []
-    for box in corners or [None]:
-        if box is not None and not _is_solid(box):
+    return entry
+
+
+def _true_boxes(entry: Mapping[str, Any], prompt: Prompt) -> list[tuple[float, ...]]:
+    boxes = entry.get("boxes")
+    # Asked for by name: boxes may be an array, whose truth is not defined.
+    corners = [tuple(float(edge) for edge in box) for box in boxes] if boxes is not None else []
+    for box in corners:
+        if not _is_solid(box):
             raise ValueError(
                 f"prompt {prompt.id!r}: the evidence box {list(box)} is not [x0, y0, x1, y1] with x0 < x1 and y0 < y1."
             )
-        for unit, start, end in times or [("", 0.0, 0.0)]:
-            of = ("visual", int(region.get("visual") or 0))
-            yield Place(of, box, (start, end) if unit else None, unit)
+    return corners
+
+
+def _true_times(
+    entry: Mapping[str, Any], prompt: Prompt
+) -> list[tuple[str, tuple[float, float]]]:
+    """(unit, both ends) of each stretch."""
+    given, span = entry.get("frames"), entry.get("span")
+    frames = sorted({int(n) for n in given}) if given is not None else []
+    if frames and span is not None:
+        raise ValueError(
+            f"prompt {prompt.id!r}: the evidence {dict(entry)!r} has frames and a span, and an answer says one of "
+            "both; leave one out."
+        )
+    if span is not None:
+        return [("seconds", _span(span, prompt))]
+    return [("frames", (float(n), float(n) + 1)) for n in frames]
 
 
 def _span(span: Any, prompt: Prompt) -> tuple[float, float]:

@@ -43,7 +43,7 @@ class EvidenceWarmUp:
 
     steps: int = 60
     batch: int = 32
-    lr: float = 1e-3
+    lr: float = 3e-3
     elsewhere: float = 0.5
     """Share of lessons that name the box of any cell."""
     seed: int = 2000
