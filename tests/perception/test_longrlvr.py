@@ -127,7 +127,10 @@ def test_a_wrong_answer_earns_less_than_any_right_one_and_all_chunks_less_than_t
 
 BOX = st.tuples(st.integers(0, 11), st.integers(0, 11), st.integers(1, 6), st.integers(1, 6))
 REGION = st.tuples(
-    st.integers(0, 1), st.lists(BOX, min_size=1, max_size=3), st.integers(0, 8), st.integers(1, 4)
+    st.integers(0, 1),
+    st.lists(BOX, min_size=1, max_size=3),
+    st.integers(0, 8),
+    st.integers(1, 4),
 )
 
 
