@@ -11,6 +11,7 @@ order. `mask` [B, T] marks trained tokens. R_i reward, μ and σ (unbiased) of t
     group_normalized              (R - μ) / (σ + eps)                              GRPO, arXiv 2402.03300
     group_centered                R - μ                                            Dr. GRPO, 2503.20783
     batch_normalized              (R - μ) / (σ of the batch + eps)                 TRL scale_rewards="batch"
+    uncentred                     R                                                REINFORCE, Williams 1992
     rloo                          R - mean of the others = n / (n - 1) · (R - μ)   2402.14740
     reinforce_plus_plus           reward-to-go, whitened over all tokens           2501.03262
     reinforce_plus_plus_baseline  R - μ on every token, whitened over all tokens   2501.03262
@@ -20,8 +21,9 @@ order. `mask` [B, T] marks trained tokens. R_i reward, μ and σ (unbiased) of t
     gpg                           (answers / answers with R ≠ μ) · (R - μ)        2504.02546
 
 Degenerate input, all finite: a group whose rewards are all equal gets exactly 0 (also where rounding makes R - μ tiny);
-a group of one gets 0, or its reward with `alone="reward"`; a NaN reward (not available) is left out of every statistic
-and gets 0; an answer without trained tokens weighs nothing in token statistics. Statistics run in float64.
+a group of one gets 0, or its reward with `alone="reward"`; `uncentred` gives both their rewards. A NaN reward (not
+available) is left out of every statistic and gets 0; an answer without trained tokens weighs nothing in token
+statistics. Statistics run in float64.
 
 Departures
 1. verl pays a group of one its whole reward (μ = 0, σ = 1), EasyR1 and PAPO raise: `alone` chooses, "zero" by default.
@@ -82,6 +84,13 @@ def batch_normalized(
     std = known.std() if len(known) > 1 else known.new_zeros(())
     centred, _, _ = _group_moments(total, group, alone)
     return _finished(centred / (std + eps), total)
+
+
+def uncentred(reward: Tensor, group: Tensor, mask: Tensor) -> Tensor:
+    """R itself, compared with nothing: a group of one and one of equal rewards get their rewards; -> [B]."""
+    del group
+    total = answer_reward(reward, mask)  # [B]
+    return _finished(_known_or(0.0, total), total)
 
 
 @having("centres groups")
@@ -185,7 +194,7 @@ def gpg(reward: Tensor, group: Tensor, mask: Tensor, *, alone: Alone = "zero") -
     return _finished(centred * scale, total)
 
 
-WITHIN_GROUPS = (group_normalized, group_centered, rloo, opo, remax, passk)
+WITHIN_GROUPS = (group_normalized, group_centered, uncentred, rloo, opo, remax, passk)
 """Estimators that look at nothing but the answers of one group; all others must see the whole batch."""
 
 

@@ -63,7 +63,11 @@ class NGRPO:
         if not self.virtual:
             return ("centres groups", "z-scores groups")
         # No "z-scores groups": a map of all rewards moves them against the virtual one.
-        return ("learns from all-wrong groups", "undone by centring")
+        return (
+            "learns from all-wrong groups",
+            "undone by centring",
+            "knows the largest reward",
+        )
 
     def __call__(self, reward: Tensor, group: Tensor, mask: Tensor, /) -> Tensor:
         """(reward [B] or [B, T], group [B], mask [B, T]) -> advantage [B]; rewards that are not available get 0."""

@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 from mmrl.model.policy import Policy
 from mmrl.model.processing import Patches
 from mmrl.rollouts.engine import Engine
-from mmrl.rollouts.groups import Pay, RolloutCall, RolloutFunction, group_rollout
+from mmrl.rollouts.groups import Pay, RolloutCall, RolloutFunction, chain, group_rollout
 from mmrl.rollouts.prompt_order import Supply
 from mmrl.rollouts.request import Ability, Prefix, Temperature, abilities_of, refuse_beyond
 from mmrl.types import Now, Prompt, Rollout, Sampling
@@ -168,6 +168,14 @@ class StagedRollout(RolloutFunction):
     """Asks for answers, for example `DynamicSampling()`; it gets groups whose stages are over."""
 
     needs: ClassVar[Collection[Ability]] = ("counts per prompt",)
+
+    def __post_init__(self) -> None:
+        for part in chain(self.inner):
+            if isinstance(part, StagedRollout):
+                raise ValueError(
+                    f"{type(self).__name__} and {type(part).__name__} cannot be used together: each answers prompts in "
+                    "stages of its own and decides how often the next one asks. Keep one of them."
+                )
 
     def groups(self, stages: Stages, prompts: Sequence[Prompt]) -> list[list[Rollout]]:
         """The paid group of each prompt, empty ones where nothing could be paid."""

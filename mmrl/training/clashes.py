@@ -93,6 +93,30 @@ CLASHES = (
         verdict="warn",
     ),
     Clash(
+        "maps each group alike",
+        "z-scores groups",
+        "dividing by the deviation of each group takes exactly that away; use group_centered",
+    ),
+    Clash(
+        "shifts each group",
+        "centres groups",
+        "the mean of each group takes the shift away; use an estimator without a baseline",
+    ),
+    Clash(
+        "corrects verdicts",
+        "owns the estimator",
+        "the second makes the advantage from the verdicts themselves, or from statistics that undo the correction; "
+        "use a plain estimator",
+    ),
+    Clash(
+        "corrects verdicts",
+        "knows the largest reward",
+        "corrected pay lies elsewhere than the verdicts, whose largest one the second was told",
+    ),
+    Clash(
+        "corrects verdicts", "corrects verdicts", "the same verdict would be corrected twice"
+    ),
+    Clash(
         "undone by centring",
         "centres groups",
         "the second takes the group's mean away again, which is what the first puts there",

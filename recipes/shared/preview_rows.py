@@ -18,6 +18,7 @@ from torch import Tensor
 from mmrl.ground.faults import BadRow
 from mmrl.model.branches import spoils
 from mmrl.model.processing import Encoded
+from mmrl.perception.longrlvr import evidence_of, written
 from mmrl.training.closeups import branch_media, shown_media
 from mmrl.training.dry import Parts
 from mmrl.types import Media, Prompt, Role, Rollout
@@ -33,6 +34,8 @@ FORMS: Mapping[str, str] = {
     "thoughts, then boxed in <answer>": "<think>\nI looked closely.\n</think>\n<answer>\n\\boxed{{{}}}\n</answer>",
 }
 """How answers are usually given; the first is no form at all."""
+NAMED = "<think>I looked closely.</think><{tag}>{evidence}</{tag}><answer>{answer}</answer>"
+"""The same for rows with evidence."""
 OWN = "as the row's own target"
 
 
@@ -165,7 +168,21 @@ def _forms(prompt: Prompt) -> dict[str, str]:
     if prompt.answer is not None:
         answer = as_text(prompt.answer)
         found |= {name: form.format(answer) for name, form in FORMS.items()}
+        found |= _with_evidence(prompt, answer)
     return found
+
+
+def _with_evidence(prompt: Prompt, answer: str) -> dict[str, str]:
+    """The true answer behind the row's evidence; none for rows without any that can be put into words."""
+    try:
+        evidence = written(evidence_of(prompt))
+    except ValueError:  # of a mask, say, which only views read
+        return {}
+    return {
+        f"<{tag}>, then in <answer>": NAMED.format(tag=tag, evidence=evidence, answer=answer)
+        for tag in ("evidence", "useful_chunks")
+        if evidence
+    }
 
 
 def _wrong(prompt: Prompt, form: str, others: Sequence[Prompt]) -> str:

@@ -43,6 +43,9 @@ NAMES = (
     "brorl",
     "rl_plus",
     "ampo",
+    "noisy_verifier",
+    "longrlvr",
+    "self_boundary",
 )
 METRICS = {
     "vogue": (
@@ -80,6 +83,9 @@ METRICS = {
     "brorl": ("reward/group_std",),
     "rl_plus": ("expert/reward", "rlplus/ratio", "teachers/answers", "loss/teachers"),
     "ampo": ("teachers/asked", "ampo/teachers", "ampo/probability", "loss/teachers"),
+    "noisy_verifier": ("reward/verdict", "reward/corrected", "reward/false_negative"),
+    "longrlvr": ("reward/evidence", "reward/context"),
+    "self_boundary": ("self_boundary/solved",),
     "mssr": ("mssr/value", "mssr/forgetting", "mssr/bonus", "policy/kl_ref"),
     "nsr": ("nsr/kept",),
     "ngrpo": ("reward/even_groups",),

@@ -94,7 +94,7 @@ def test_rows_are_shown_as_the_model_reads_them(photographs, tmp_path, monkeypat
 # These build their run from the same calls as papo, which stands for them.
 LIKE_PAPO = (
     *("ace", "brorl", "canon", "dars", "dcpo", "dsdr", "dvrp", "ead", "laser", "mssr", "ngrpo", "nsr"),
-    *("pacs", "progrpo", "rover", "vppo"),
+    *("noisy_verifier", "pacs", "progrpo", "rover", "self_boundary", "vppo"),
 )  # fmt: skip
 
 
