@@ -1,4 +1,4 @@
-"""What a method of the effects benchmark is: a recipe with options, and the differences that its paper leads to expect."""
+"""What a method of the effects benchmark is: a recipe with options, and the differences that its paper leads to."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from importlib import import_module
 from typing import Any
 
 from effect_claims import ACCURACY, Claim, Method
-from effect_rlvr import EXPLAINED, OPTIONS, QUESTIONS, RLVR, STEPS
+from effect_rlvr import EXPLAINED, OPTIONS, PAID, QUESTIONS, RLVR, STEPS
 
 from mmrl.recipes import papo
 from mmrl.recipes.shared.configuration import as_json
@@ -132,6 +132,8 @@ class Suite:
     questions: int
     options: tuple[str, ...] = ()
     """Of every run."""
+    paid: tuple[str, ...] = ()
+    """Of runs on a task that does not say how it pays."""
     flags: str = ""
     """That name it on the command line."""
     explained: str = "Tasks and numbers are explained in `benchmarks/effect_tasks.py`."
@@ -148,7 +150,7 @@ SUITES: Mapping[str, Suite] = {
     "visual": Suite("effects", "All methods against GRPO", METHODS, 100, 384),
     "rlvr": Suite(
         *("rlvr_effects", "RLVR systems against GRPO", RLVR, STEPS, QUESTIONS, OPTIONS),
-        *(" --suite rlvr", EXPLAINED),
+        *(PAID, " --suite rlvr", EXPLAINED),
     ),
 }
 EVERY: Mapping[str, Method] = {**METHODS, **RLVR}
@@ -172,6 +174,10 @@ def reference_run(method: Trained) -> Trained:
     # Equal references are trained once, so what has no effect is written alike: a drawn task without a split is its
     # training side, a run of so many steps counts no epochs, and without decay it does not matter what decays.
     base["data"] = replace(base["data"], split=None)
+    if base["reward"].own:  # stand in the place of accuracy and format
+        usual = _plain()["reward"]
+        paid = {"accuracy": usual.accuracy, "format": usual.format}
+        base["reward"] = replace(base["reward"], **paid)
     if base["run"].steps is not None:
         base["run"] = replace(base["run"], epochs=plain_run.epochs)
     if base["optim"].weight_decay == 0:

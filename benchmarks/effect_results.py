@@ -36,7 +36,7 @@ class Plan:
     def pairs(self, task: str) -> dict[str, tuple[Trained, Trained]]:
         """Method -> its run on this task and its reference."""
         known = {name: self.suite.methods[name] for name in self.methods}
-        options = (*self.options, *TASKS[task].options)
+        options = (*self.options, *(TASKS[task].options or self.suite.paid))
         asked = [
             n for n, m in known.items() if m.exists and any(c.task == task for c in m.claims)
         ]

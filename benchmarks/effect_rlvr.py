@@ -27,9 +27,11 @@ OPTIONS = (
         "0",
     ),
     *("--monitor.probe-first", "0", "--reward.grader", "ours"),
-    *("--reward.accuracy", "0.9", "--reward.format", "0.1"),
+    *("--sampling.temperature", "1.0"),
 )
-"""Of all runs; what else is alike stands with the tasks."""
+"""Of all runs."""
+PAID = ("--reward.accuracy", "0.9", "--reward.format", "0.1")
+"""Of runs on a task that does not say how it pays."""
 
 EXPLAINED = (
     "Behind the rewards stand the answers per step that the method and its reference really asked for. Methods are "

@@ -39,8 +39,8 @@ import tyro
 from documents import write_section
 from effect_answers import AnswerExam, of_training
 from effect_methods import SUITES, Trained
-from effect_results import START, Plan, each_once, keep, stored
 from effect_readme import write_column
+from effect_results import START, Plan, each_once, keep, stored
 from effect_tables import checked, compared, report
 from effect_tasks import TASKS, Exam, Marks, mean_of
 
