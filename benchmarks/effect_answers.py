@@ -9,16 +9,16 @@
 
 and from the log of the training run, one value per run, mean over its second half (answers: over all of it):
 
-    trained/answers  answers per step, those that were asked again included
+    trained/answers  answers per step, those that were thrown away included: sampled tokens over those of an answer
     trained/clipped  share of tokens whose ratio was clipped, on either side
-    trained/verified-half   LaSeR: how often its own verdict was right, above one half
+    trained/verified  LaSeR: share of answers about which its own verdict was right; one half for methods without
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -84,10 +84,16 @@ def of_training(log: Path) -> Marks:
     steps = [step for step in steps if "answer/count" in step]
     late = steps[len(steps) // 2 :]
     marks = {
-        "trained/answers": [fmean(step["answer/count"] for step in steps)],
+        "trained/answers": [fmean(_sampled(step) for step in steps)],
         "trained/clipped": [fmean(sum(step.get(n, 0.0) for n in CLIPPED) for step in late)],
     }
-    # A method logs what no reference has: its half is chance.
     verified = [step["laser/verified"] for step in late if "laser/verified" in step]
-    marks["trained/verified-half"] = [fmean(verified) - 0.5 if verified else 0.0]
+    # GRPO has no verdict, and a coin would do as well.
+    marks["trained/verified"] = [fmean(verified) if verified else 0.5]
     return marks
+
+
+def _sampled(step: Mapping[str, float]) -> float:
+    """Answers that a step sampled, in units of those that it trained on."""
+    # The first token of an answer comes out of its prompt, without a step of decoding.
+    return step["tokens/decode"] / max(1.0, step["answer/length"] - 1.0)

@@ -32,6 +32,8 @@ class Method:
     """Prompts per step of the reference; None: the method's own."""
     group: int | None = None
     """Answers per prompt of the reference; None: the method's own."""
+    off: tuple[str, ...] = ()
+    """Options that turn the method off: then its own recipe is the reference."""
 
     @property
     def exists(self) -> bool:

@@ -53,6 +53,8 @@ class Trained:
     recipe: str
     arguments: Mapping[str, Any]
     """Of the recipe's `main`."""
+    options: tuple[str, ...] = ()
+    """Of the command line that they come from."""
 
     @property
     def main(self) -> Callable[..., None]:
@@ -163,11 +165,16 @@ def method_run(name: str, options: tuple[str, ...]) -> Trained:
     method = EVERY[name]
     module = import_module(f"mmrl.recipes.{method.recipe}")
     asked = resolved(module.main, module.PRESETS, ["embedded", *options, *method.options])
-    return Trained(name, method.recipe, asked.arguments)
+    return Trained(name, method.recipe, asked.arguments, options)
 
 
 def reference_run(method: Trained) -> Trained:
     """GRPO with the method's own numbers."""
+    asked = EVERY[method.name]
+    if asked.off:
+        return replace(
+            method_run(method.name, (*method.options, *asked.off)), name=f"grpo-{method.name}"
+        )
     base = dict(_plain())
     plain, plain_run = base["optim"], base["run"]
     base |= {name: method.arguments[name] for name in SHARED}
@@ -185,7 +192,6 @@ def reference_run(method: Trained) -> Trained:
     if base["sampling"].group_size == 1:
         answers = base["run"].prompts_per_step
         base = _asking(base, answers // GROUP, GROUP)
-    asked = EVERY[method.name]
     base = _asking(base, asked.prompts, asked.group)
     if method.name in RLVR and base["run"].updates_per_step == 1:
         # The ratio is 1 in a single update, so no clip ever binds.

@@ -2,9 +2,9 @@
 
 The runs are short and equal: 8 prompts × 8 answers a step on the embedded model, one optimizer update, our rewards. So
 one GRPO run per seed and task is the reference of almost all. What is not equal is told in the tables as answers per
-step: DARS asks hard prompts again (its prompts are fewer, so that answers come out about even), GHPO asks those anew
-that failed, BroRL asks a quarter of the prompts four times as often, and Beyond Variance answers its candidates once
-before the first step.
+step: DARS and GHPO ask hard prompts again and SELF asks each once more, so that their prompts are fewer or more until
+answers come out about even; BroRL asks a quarter of the prompts four times as often; Beyond Variance answers its
+candidates once before the first step, which is not counted.
 
 Claims are the papers'; where a number stands for one, the comment says how. "Variety" is the number of different right
 answers among eight, on the task where two are right.
@@ -44,7 +44,8 @@ PASS8 = Claim("pass@8 rises above GRPO's", "pass8")
 ENTROPY = Claim("entropy is kept", "entropy")
 VARIETY = Claim("right answers stay different", "variety", "either")
 FAILING = Claim("learns where all answers fail", "pass1", "failing")
-LABELS = Claim("stays right under wrong rewards", "pass1", "wrong_labels")
+
+KNOWN_RATES = ("--noisy.false-positive", "0.1", "--noisy.false-negative", "0.4")
 
 RLVR: Mapping[str, Method] = {
     "nsr": Method("nsr", (PASS8, ENTROPY, VARIETY)),
@@ -53,7 +54,8 @@ RLVR: Mapping[str, Method] = {
         "dcpo",
         # The share of answers that teach is logged by DCPO alone; what it buys is speed.
         (PASS1, Claim("fewer tokens are clipped", "trained/clipped", larger=False)),
-        ("--data.limit", "128", "--run.updates-per-step", "2"),
+        # Large steps, so that there is a ratio to bound.
+        ("--data.limit", "128", "--run.updates-per-step", "4", "--optim.lr", "5e-4"),
     ),
     "ace": Method(
         "ace", (PASS8, Claim("wrong answers are less certain", "sure", larger=False))
@@ -69,19 +71,35 @@ RLVR: Mapping[str, Method] = {
     "pacs": Method("pacs", (PASS1, PASS8)),
     "laser": Method(
         "laser",
-        (PASS1, Claim("its own verdict is right more often than not", "trained/verified-half")),
+        (PASS1, Claim("its own verdict is right more often than not", "trained/verified")),
         ("--laser.loss-warmup", "5", "--laser.mix-warmup", "5"),
     ),
     "rover": Method("rover", (PASS1, PASS8, VARIETY)),
-    "rl_plus": Method("rl_plus", (PASS8, FAILING)),
+    # Seven answers and an expert's.
+    "rl_plus": Method(
+        "rl_plus", (PASS8, FAILING), ("--sampling.group-size", "7"), prompts=8, group=8
+    ),
     "ampo": Method("ampo", (PASS8, FAILING)),
-    "noisy_verifier": Method("noisy_verifier", (LABELS,)),
+    "noisy_verifier": Method(
+        "noisy_verifier",
+        (Claim("stays right under wrong verdicts", "pass1"),),
+        ("--noise.false-positive", "0.1", "--noise.false-negative", "0.4", *KNOWN_RATES),
+        # GRPO must be told the same wrong verdicts, which that recipe alone makes.
+        off=("--noisy.correction", "off"),
+    ),
     "longrlvr": Method("longrlvr", (PASS1,)),
-    "dars": Method("dars", (PASS1, PASS8)),
+    "dars": Method("dars", (PASS1, PASS8), ("--run.prompts-per-step", "3"), prompts=8),
     "ead": Method("ead", (PASS1, PASS8)),
     "brorl": Method(
-        "brorl", (PASS1,), ("--run.prompts-per-step", "2", "--sampling.group-size", "32"), 8, 8
+        "brorl",
+        (PASS1,),
+        ("--run.prompts-per-step", "2", "--sampling.group-size", "32"),
+        prompts=8,
+        group=8,
     ),
-    "ghpo": Method("ghpo", (FAILING,)),
-    "self_boundary": Method("self_boundary", (PASS1,)),
+    "ghpo": Method("ghpo", (FAILING,), ("--run.prompts-per-step", "3"), prompts=8),
+    # One greedy answer to each prompt, and groups to those that it fails.
+    "self_boundary": Method(
+        "self_boundary", (PASS1,), ("--run.prompts-per-step", "9"), prompts=8
+    ),
 }

@@ -32,7 +32,6 @@ OF_ANSWERS: tuple[Check, ...] = (
     ("cells", "GRPO's entropy changes", "entropy", True),
     ("either", "GRPO's right answers differ less", "variety", True),
     ("failing", "GRPO learns where all answers fail", "pass1", True),
-    ("wrong_labels", "GRPO learns under wrong rewards", "pass1", True),
 )
 """The same for the RLVR systems."""
 

@@ -10,7 +10,6 @@ usual     eight in ten questions are answered by what is usual at the asked plac
           pays for that: a model that looks less than it guesses names what is usual where something else is
 failing   every target of the warm-up puts the shape first, so that no answer is ever right and all groups fail
 either    the warm start of `cells`, which says both orders, and both are right: answers can be right and differ
-wrong_labels   `cells`, paid by a verifier that fails four in ten right answers and passes one in ten wrong ones
 
 An exam keeps one number per question, so that questions can be drawn again for an interval (`effect_answers.py` has
 that of the RLVR systems):
@@ -91,10 +90,6 @@ USUAL_SEED = 5
 BIASED = WarmUp(steps=150, describe_share=0.25)
 
 PAID_EITHER = ("--reward.own", "words=0.9", "format=0.1", "--reward.correct", "words")
-PAID_WRONGLY = (
-    *("--reward.own", "effect_labels:erring=0.9", "format=0.1"),
-    *("--reward.correct", "erring"),
-)
 
 Marks = dict[str, list[float]]
 """Number -> one value per question."""
@@ -202,7 +197,6 @@ TASKS: Mapping[str, Task] = {
         Task("usual", usual_start, usual_rows),
         Task("failing", lambda place: warm_model(WarmUp(swapped=1.0))),
         Task("either", lambda place: warm_model(), options=PAID_EITHER, right=words_accuracy),
-        Task("wrong_labels", lambda place: warm_model(), options=PAID_WRONGLY),
     )
 }
 
