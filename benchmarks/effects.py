@@ -44,6 +44,9 @@ from effect_results import START, Plan, each_once, keep, stored
 from effect_tables import checked, compared, report
 from effect_tasks import TASKS, Exam, Marks, mean_of
 
+from mmrl.rewards.functions import answer_format, tagged_accuracy, words_accuracy
+from mmrl.rewards.parts import in_process
+
 FOLDER = Path("runs/effects")
 SuiteName = Literal["visual", "rlvr"]
 
@@ -77,6 +80,10 @@ def main(
     torch.set_num_threads(1)
     numbers = (steps or asked.steps, questions or asked.questions)
     plan = Plan(methods or tuple(asked.methods), seeds, *numbers, output, asked)
+    for paid in (tagged_accuracy, words_accuracy, answer_format):
+        in_process(
+            paid
+        )  # they are ours and end; a worker for them takes longer to start than a step
     failed = worked(plan) if train else []
     rows = compared(plan)
     text = report(rows, checked(plan), plan)
