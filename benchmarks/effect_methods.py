@@ -151,7 +151,7 @@ class Suite:
 SUITES: Mapping[str, Suite] = {
     "visual": Suite("effects", "All methods against GRPO", METHODS, 100, 384),
     "rlvr": Suite(
-        *("rlvr_effects", "RLVR systems against GRPO", RLVR, STEPS, QUESTIONS, OPTIONS),
+        *("rlvr effects", "RLVR systems against GRPO", RLVR, STEPS, QUESTIONS, OPTIONS),
         *(PAID, " --suite rlvr", EXPLAINED),
     ),
 }

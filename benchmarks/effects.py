@@ -80,10 +80,9 @@ def main(
     torch.set_num_threads(1)
     numbers = (steps or asked.steps, questions or asked.questions)
     plan = Plan(methods or tuple(asked.methods), seeds, *numbers, output, asked)
+    # These are ours and end by themselves; a worker takes longer to start for them than several steps.
     for paid in (tagged_accuracy, words_accuracy, answer_format):
-        in_process(
-            paid
-        )  # they are ours and end; a worker for them takes longer to start than a step
+        in_process(paid)
     failed = worked(plan) if train else []
     rows = compared(plan)
     text = report(rows, checked(plan), plan)
