@@ -97,9 +97,9 @@ RLVR: Mapping[str, Method] = {
         prompts=8,
         group=8,
     ),
-    "ghpo": Method("ghpo", (FAILING,), ("--run.prompts-per-step", "3"), prompts=8),
+    "ghpo": Method("ghpo", (FAILING,), ("--run.prompts-per-step", "2"), prompts=8),
     # One greedy answer to each prompt, and groups to those that it fails.
     "self_boundary": Method(
-        "self_boundary", (PASS1,), ("--run.prompts-per-step", "9"), prompts=8
+        "self_boundary", (PASS1, PASS8), ("--run.prompts-per-step", "11"), prompts=8
     ),
 }
