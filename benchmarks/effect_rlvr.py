@@ -4,7 +4,7 @@ The runs are short and equal: 8 prompts × 8 answers a step on the embedded mode
 one GRPO run per seed and task is the reference of almost all. What is not equal is told in the tables as answers per
 step: DARS and GHPO ask hard prompts again and SELF asks each once more, so that their prompts are fewer or more until
 answers come out about even; BroRL asks a quarter of the prompts four times as often; Beyond Variance answers its
-candidates once before the first step, which is not counted.
+candidates once before the first step, which is counted; RL-PLUS samples seven answers beside an expert's.
 
 Claims are the papers'; where a number stands for one, the comment says how. "Variety" is the number of different right
 answers among eight, on the task where two are right.
