@@ -16,7 +16,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import import_module
-from typing import Any, Literal
+from typing import Any
+
+from effect_claims import ACCURACY, Claim, Method
+from effect_rlvr import EXPLAINED, OPTIONS, PAID, QUESTIONS, RLVR, STEPS
 
 from mmrl.recipes import papo
 from mmrl.recipes.shared.configuration import as_json
@@ -36,29 +39,9 @@ SHARED = (
 )
 """Arguments that every recipe here has in common with PAPO's."""
 OFF = ("--papo.gamma", "0", "--papo.eta-orig", "0", "--papo.eta-masked", "0")
+CLIPS = ("clip_low", "clip_high", "dual_clip")
 GROUP = 8
 """Answers per prompt of the reference of a method that samples one."""
-
-
-@dataclass(frozen=True)
-class Claim:
-    """One expectation: a number is larger (or smaller) than for the reference."""
-
-    text: str
-    number: str
-    """A measured number, or "a-b" for the difference of two."""
-    task: str = "cells"
-    """A name in `effect_tasks.TASKS`: where the claim can show."""
-    against: Literal["grpo", "start"] = "grpo"
-    larger: bool = True
-
-
-@dataclass(frozen=True)
-class Method:
-    """A recipe, and what its paper leads to expect."""
-
-    recipe: str
-    claims: tuple[Claim, ...]
 
 
 @dataclass(frozen=True)
@@ -70,6 +53,8 @@ class Trained:
     recipe: str
     arguments: Mapping[str, Any]
     """Of the recipe's `main`."""
+    options: tuple[str, ...] = ()
+    """Of the command line that they come from."""
 
     @property
     def main(self) -> Callable[..., None]:
@@ -92,11 +77,13 @@ class Trained:
         """Prompts × answers per step, and what is paid."""
         prompts = self.arguments["run"].prompts_per_step
         reward = self.arguments["reward"]
+        paid = f"{reward.accuracy:g} / {reward.format:g}"
+        if reward.own:
+            paid = ", ".join(part.rpartition(":")[2] for part in reward.own)
         asked = f"{prompts} × {self.arguments['sampling'].group_size}"
-        return f"{asked}, {reward.accuracy:g} / {reward.format:g}"
+        return f"{asked}, {paid}"
 
 
-ACCURACY = Claim("accuracy rises above GRPO's", "accuracy")
 METHODS: Mapping[str, Method] = {
     "papo": Method("papo", (Claim("KL(raw‖masked) rises", "kl_masked"), ACCURACY)),
     "vogue": Method(
@@ -135,37 +122,92 @@ METHODS: Mapping[str, Method] = {
 }
 
 
-CLAIMS = tuple((name, claim) for name, method in METHODS.items() for claim in method.claims)
-"""All of them: what a table is corrected for, also where it has only some of their rows."""
+@dataclass(frozen=True)
+class Suite:
+    """Methods that are run alike, and corrected together."""
+
+    section: str
+    """Of the document."""
+    title: str
+    methods: Mapping[str, Method]
+    steps: int
+    questions: int
+    options: tuple[str, ...] = ()
+    """Of every run."""
+    paid: tuple[str, ...] = ()
+    """Of runs on a task that does not say how it pays."""
+    flags: str = ""
+    """That name it on the command line."""
+    explained: str = "Tasks and numbers are explained in `benchmarks/effect_tasks.py`."
+
+    @property
+    def claims(self) -> tuple[tuple[str, Claim], ...]:
+        """All of them: what a table is corrected for, also where it has only some of their rows."""
+        return tuple(
+            (n, claim) for n, method in self.methods.items() for claim in method.claims
+        )
+
+
+SUITES: Mapping[str, Suite] = {
+    "visual": Suite("effects", "All methods against GRPO", METHODS, 100, 384),
+    "rlvr": Suite(
+        *("rlvr effects", "RLVR systems against GRPO", RLVR, STEPS, QUESTIONS, OPTIONS),
+        *(PAID, " --suite rlvr", EXPLAINED),
+    ),
+}
+EVERY: Mapping[str, Method] = {**METHODS, **RLVR}
+CLAIMS = SUITES["visual"].claims
 
 
 @cache  # reading a command line takes a tenth of a second, and tables ask again for every row
 def method_run(name: str, options: tuple[str, ...]) -> Trained:
     """The embedded preset of a method's recipe with options of the command line."""
-    recipe = METHODS[name].recipe
-    module = import_module(f"mmrl.recipes.{recipe}")
-    asked = resolved(module.main, module.PRESETS, ["embedded", *options])
-    return Trained(name, recipe, asked.arguments)
+    method = EVERY[name]
+    module = import_module(f"mmrl.recipes.{method.recipe}")
+    asked = resolved(module.main, module.PRESETS, ["embedded", *options, *method.options])
+    return Trained(name, method.recipe, asked.arguments, options)
 
 
 def reference_run(method: Trained) -> Trained:
     """GRPO with the method's own numbers."""
+    asked = EVERY[method.name]
+    if asked.off:
+        return replace(
+            method_run(method.name, (*method.options, *asked.off)), name=f"grpo-{method.name}"
+        )
     base = dict(_plain())
     plain, plain_run = base["optim"], base["run"]
     base |= {name: method.arguments[name] for name in SHARED}
     # Equal references are trained once, so what has no effect is written alike: a drawn task without a split is its
     # training side, a run of so many steps counts no epochs, and without decay it does not matter what decays.
     base["data"] = replace(base["data"], split=None)
+    if base["reward"].own:  # stand in the place of accuracy and format
+        usual = _plain()["reward"]
+        paid = {"accuracy": usual.accuracy, "format": usual.format}
+        base["reward"] = replace(base["reward"], **paid)
     if base["run"].steps is not None:
         base["run"] = replace(base["run"], epochs=plain_run.epochs)
     if base["optim"].weight_decay == 0:
         base["optim"] = replace(base["optim"], decay_all=plain.decay_all)
     if base["sampling"].group_size == 1:
         answers = base["run"].prompts_per_step
-        base["sampling"] = replace(base["sampling"], group_size=GROUP)
-        base["run"] = replace(base["run"], prompts_per_step=answers // GROUP)
+        base = _asking(base, answers // GROUP, GROUP)
+    base = _asking(base, asked.prompts, asked.group)
+    if method.name in RLVR and base["run"].updates_per_step == 1:
+        # The ratio is 1 in a single update, so no clip ever binds.
+        base["grpo"] = replace(base["grpo"], **{n: getattr(_plain()["grpo"], n) for n in CLIPS})
     trained = Trained("grpo", "papo", base)
     return replace(trained, name=f"grpo-{trained.key}")
+
+
+def _asking(base: dict[str, Any], prompts: int | None, group: int | None) -> dict[str, Any]:
+    """The same with so many prompts per step and answers per prompt; None leaves them."""
+    run, sampling = base["run"], base["sampling"]
+    if prompts is not None:
+        run = replace(run, prompts_per_step=prompts)
+    if group is not None:
+        sampling = replace(sampling, group_size=group)
+    return {**base, "run": run, "sampling": sampling}
 
 
 @cache

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from effect_methods import METHODS, Trained, method_run, reference_run
-from effect_tasks import Marks
+from effect_methods import SUITES, Suite, Trained, method_run, reference_run
+from effect_tasks import TASKS, Marks
 
 START = "start"
 """Name of the result file of a task's warm start."""
@@ -24,17 +24,23 @@ class Plan:
     steps: int
     questions: int
     place: Path
+    suite: Suite = SUITES["visual"]
 
     @property
     def options(self) -> tuple[str, ...]:
         """Of every run."""
         steps = ("--run.steps", str(self.steps))
-        return (*steps, "--run.eval-prompts", "0", "--run.save-every", "0")
+        common = ("--run.eval-prompts", "0", "--run.save-every", "0")
+        return (*steps, *common, *self.suite.options)
 
     def pairs(self, task: str) -> dict[str, tuple[Trained, Trained]]:
         """Method -> its run on this task and its reference."""
-        asked = [n for n in self.methods if any(c.task == task for c in METHODS[n].claims)]
-        runs = {name: method_run(name, self.options) for name in asked}
+        known = {name: self.suite.methods[name] for name in self.methods}
+        options = (*self.options, *(TASKS[task].options or self.suite.paid))
+        asked = [
+            n for n, m in known.items() if m.exists and any(c.task == task for c in m.claims)
+        ]
+        runs = {name: method_run(name, options) for name in asked}
         return {name: (run, reference_run(run)) for name, run in runs.items()}
 
     def file(self, task: str, name: str, seed: int | None = None) -> Path:

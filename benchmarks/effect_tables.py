@@ -7,12 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from effect_methods import CLAIMS, METHODS, Claim, Trained
+from effect_claims import Claim
+from effect_methods import Trained
 from effect_results import START, Plan, each_once, stored
 from effect_statistics import LEVEL, Estimate, estimate, holm, verdict
 from effect_tasks import IDEAL, TASKS, contrast, mean_of
 
-CHECKS = (
+LEAST_SEEDS = 5
+"""With fewer nothing is decided."""
+Check = tuple[str, str, str, bool]
+"""Task, text, number, whether the difference is that from the start or the number itself."""
+CHECKS: tuple[Check, ...] = (
     ("cells", "GRPO learns", "accuracy", True),
     ("cells", "GRPO gains on black pictures, too", "blank", True),
     ("noise", "noise takes accuracy away from GRPO's model", "accuracy-noisy", False),
@@ -21,7 +26,14 @@ CHECKS = (
     ("usual", "on black pictures it names what is usual", "blind", False),
     ("failing", "GRPO learns where all answers fail", "accuracy", True),
 )
-"""Task, text, number, whether the difference is that from the start or the number itself."""
+OF_ANSWERS: tuple[Check, ...] = (
+    ("cells", "GRPO learns", "pass1", True),
+    ("cells", "GRPO's pass@8 changes", "pass8", True),
+    ("cells", "GRPO's entropy changes", "entropy", True),
+    ("either", "GRPO's right answers differ less", "variety", True),
+    ("failing", "GRPO learns where all answers fail", "pass1", True),
+)
+"""The same for the RLVR systems."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +51,14 @@ class Row:
     """Probability after the correction."""
     room: float
     """How far the reference is from the ideal; NaN where there is none."""
+    answers: tuple[float, float] | None = None
+    """Answers per step of the method and of its reference, where they were counted."""
 
     @property
     def verdict(self) -> str:
-        """See `effect_statistics.verdict`."""
+        """See `effect_statistics.verdict`; none with too few seeds."""
+        if self.found.seeds < LEAST_SEEDS:
+            return f"open, {self.found.seeds} of {LEAST_SEEDS} seeds"
         return verdict(self.found, self.corrected, self.claim.larger)
 
 
@@ -51,10 +67,10 @@ def compared(plan: Plan) -> list[Row]:
     rows = []
     for task in TASKS:
         for name, (run, reference) in plan.pairs(task).items():
-            claims = [claim for claim in METHODS[name].claims if claim.task == task]
+            claims = [c for c in plan.suite.methods[name].claims if c.task == task]
             rows += [row for claim in claims if (row := judged(plan, run, reference, claim))]
     # A claim that is not measured yet counts as one that showed nothing: half a table is not corrected by half.
-    missing = [1.0] * (len(CLAIMS) - len(rows))
+    missing = [1.0] * (len(plan.suite.claims) - len(rows))
     corrected = holm([*(row.found.p for row in rows), *missing])
     named = [replace(row, corrected=p) for row, p in zip(rows, corrected, strict=False)]
     order = list(plan.methods)
@@ -65,12 +81,15 @@ def judged(plan: Plan, run: Trained, reference: Trained, claim: Claim) -> Row | 
     """One claim over the seeds that are there; not corrected yet."""
     start = stored(plan.file(claim.task, START), plan.settings(None))
     values, others = [], []
+    asked: list[tuple[float, float]] = []
     for seed in plan.seeds:
         mine = stored(plan.file(claim.task, run.name, seed), plan.settings(run))
         theirs = stored(plan.file(claim.task, reference.name, seed), plan.settings(reference))
         if claim.against == START:
             theirs = start
         if mine is not None and theirs is not None:
+            if "trained/answers" in mine and "trained/answers" in theirs:
+                asked.append((mine["trained/answers"][0], theirs["trained/answers"][0]))
             values.append(contrast(mine, claim.number))
             others.append(contrast(theirs, claim.number))
     if not values or start is None:
@@ -82,13 +101,14 @@ def judged(plan: Plan, run: Trained, reference: Trained, claim: Claim) -> Row | 
         ideal = mean_of(start, "entropy")  # all that can be kept
     room = abs(ideal - mean)
     numbers = reference.summary()
-    return Row(run.name, claim, numbers, float(ours.mean()), mean, found, 1.0, room)
+    answers = tuple(np.mean(asked, axis=0).tolist()) if asked else None
+    return Row(run.name, claim, numbers, float(ours.mean()), mean, found, 1.0, room, answers)
 
 
 def checked(plan: Plan) -> list[tuple[str, str, float, Estimate]]:
     """Whether each task lets its claim show: (task, text, mean, difference from the start or from 0)."""
     rows = []
-    for task, text, number, against_start in CHECKS:
+    for task, text, number, against_start in OF_ANSWERS if plan.suite.options else CHECKS:
         pairs = plan.pairs(task)
         start = stored(plan.file(task, START), plan.settings(None))
         if not pairs or start is None:
@@ -108,12 +128,12 @@ def report(
 ) -> str:
     """The section of the document."""
     lines = [
-        "## All methods against GRPO (`python benchmarks/effects.py`)",
+        f"## {plan.suite.title} (`python benchmarks/effects.py{plan.suite.flags}`)",
         "",
         f"Embedded presets, {plan.steps} steps, up to {len(plan.seeds)} seeds, {plan.questions} held-out questions. "
         "The reference is GRPO with the same prompts × answers and rewards for accuracy / format. Differences are "
-        "paired by seed and question, with the 95 % interval over both; p is corrected for all claims (Holm). Tasks "
-        "and numbers are explained in `benchmarks/effect_tasks.py`.",
+        "paired by seed and question, with the 95 % interval over both; p is corrected for all claims (Holm). "
+        f"{plan.suite.explained}",
         "",
         "| method | claim | task | number | reference runs | value | reference | difference | seeds | p | verdict |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -122,6 +142,11 @@ def report(
         claim = row.claim
         against = f"{row.reference:.3f} ({claim.against})"
         cells = (row.method, claim.text, claim.task, claim.number, row.numbers)
+        if row.answers:
+            cells = (
+                *cells[:-1],
+                f"{row.numbers}; {row.answers[0]:.0f} against {row.answers[1]:.0f}",
+            )
         numbers = (f"{row.value:.3f}", against, gap(row.found), str(row.found.seeds))
         lines.append(_line(*cells, *numbers, f"{row.corrected:.2g}", row.verdict))
     lines += ["", outcome(rows, plan)]
@@ -131,7 +156,7 @@ def report(
         "| --- | --- | --- | --- | --- |",
     ]
     for row in rows:
-        needs = (row.found.needed(), row.found.needed(LEVEL / len(CLAIMS)))
+        needs = (row.found.needed(), row.found.needed(LEVEL / len(plan.suite.claims)))
         told = ["one seed" if math.isnan(value) else f"{value:.3f}" for value in needs]
         room = "no bound" if math.isnan(row.room) else f"{row.room:.3f}"
         lines.append(_line(row.method, row.claim.text, *told, room))
@@ -150,11 +175,11 @@ def outcome(rows: Sequence[Row], plan: Plan) -> str:
         found = [f"{row.method}: {row.claim.text}" for row in rows if row.verdict == verdict]
         return "; ".join(found) or "none"
 
-    missing = len(CLAIMS) - len(rows)
+    missing = len(plan.suite.claims) - len(rows)
     short = [row for row in rows if row.found.seeds < len(plan.seeds)]
     tight = [row for row in rows if row.room < row.found.needed()]
     told = [
-        f"Of {len(CLAIMS)} claims, shown: {named('shown')}.",
+        f"Of {len(plan.suite.claims)} claims, shown: {named('shown')}.",
         f"Only before the correction: {named('only before correction')}.",
         f"Shown to be opposite: {named('opposite')}.",
     ]

@@ -1,4 +1,4 @@
-"""What the effects benchmark asks: four tasks, each with its warm start and an exam in which a claim can show.
+"""What the effects benchmark asks: tasks, each with its warm start and an exam in which a claim can show.
 
 cells     the embedded presets as they are: pictures of four cells, a warm start that looks in the right cell in four of
           ten pictures and puts the shape before the colour
@@ -9,8 +9,10 @@ usual     eight in ten questions are answered by what is usual at the asked plac
           real data; the exam is drawn evenly. The short warm-up knows what is usual better than it sees, and training
           pays for that: a model that looks less than it guesses names what is usual where something else is
 failing   every target of the warm-up puts the shape first, so that no answer is ever right and all groups fail
+either    the warm start of `cells`, which says both orders, and both are right: answers can be right and differ
 
-An exam keeps one number per question, so that questions can be drawn again for an interval:
+An exam keeps one number per question, so that questions can be drawn again for an interval (`effect_answers.py` has
+that of the RLVR systems):
 
     accuracy, noisy, blank    greedy accuracy with the pictures, under noise, on black pictures
     facts                     colour and shape of the asked cell are both named, in either order (greedy)
@@ -52,6 +54,7 @@ from mmrl.perception.noise import DiffusionNoise
 from mmrl.recipes.shared.embedded import WarmUp, warm_model
 from mmrl.recipes.shared.opening import DRAWN, Data, open_data
 from mmrl.recipes.shared.supervised import published
+from mmrl.rewards.functions import words_accuracy
 from mmrl.rewards.pay import tagged_accuracy
 from mmrl.rollouts.engine import HFEngine
 from mmrl.rollouts.groups import by_group
@@ -74,6 +77,8 @@ IDEAL: Mapping[str, float] = {
     "facts": 1.0,
     "seeing": 1.0,
     "pass8": 1.0,
+    "pass1": 1.0,
+    "sure": 0.0,
     "lean": 0.0,
     "blind": 0.0,
 }
@@ -83,6 +88,8 @@ USUAL_SHARE = 0.8
 USUAL_ROWS = 2000
 USUAL_SEED = 5
 BIASED = WarmUp(steps=150, describe_share=0.25)
+
+PAID_EITHER = ("--reward.own", "words=0.9", "format=0.1", "--reward.correct", "words")
 
 Marks = dict[str, list[float]]
 """Number -> one value per question."""
@@ -97,6 +104,10 @@ class Task:
     """Folder for files of data -> the warm start."""
     dataset: Callable[[Path], str] = lambda place: DRAWN
     """Folder for files of data -> what a recipe's --dataset names."""
+    options: tuple[str, ...] = ()
+    """Of every run on this task."""
+    right: Callable[[Rollout], float] = tagged_accuracy
+    """Whether an answer is right, for the exam."""
 
 
 def usual(prompt: Prompt) -> str:
@@ -185,6 +196,7 @@ TASKS: Mapping[str, Task] = {
         Task("noise", lambda place: warm_model(WarmUp(steps=300, describe_share=0.25))),
         Task("usual", usual_start, usual_rows),
         Task("failing", lambda place: warm_model(WarmUp(swapped=1.0))),
+        Task("either", lambda place: warm_model(), options=PAID_EITHER, right=words_accuracy),
     )
 }
 
@@ -202,12 +214,12 @@ class Exam:
         """Draw the questions and answer them with the warm start."""
         _, heldout = open_data(DRAWN, Data(style="tag"), seed=EXAM_SEED)
         prompts = tuple(heldout_prompts(heldout, count))
-        groups = by_group(_engine(start).generate(prompts, FREE, NOW))
+        groups = by_group(engine_of(start).generate(prompts, FREE, NOW))
         return Exam(prompts, tuple(group[0] for group in groups))
 
     def marked(self, model: Path) -> Marks:
         """All numbers of one model, question by question."""
-        engine = _engine(model)
+        engine = engine_of(model)
         greedy = engine.generate(self.prompts, GREEDY, NOW)
         marks = of_greedy(greedy)
         for view in ("noisy", "blank"):
@@ -218,7 +230,7 @@ class Exam:
                 marks["blind"] = [named(answer, usual(answer.prompt)) for answer in answers]
         groups = by_group(engine.generate(self.prompts, FREE, NOW))
         marks["pass8"] = [float(any(map(tagged_accuracy, group))) for group in groups]
-        marks["entropy"] = [_surprise(group) for group in groups]
+        marks["entropy"] = [surprise(group) for group in groups]
         asked = [question for prompt in self.prompts if (question := cells_prompt(prompt))]
         described = engine.generate(asked, replace(GREEDY, max_tokens=32), NOW)
         marks["seeing"] = [cells_seen(answer) for answer in described]
@@ -269,10 +281,10 @@ def mean_of(marks: Marks, number: str) -> float:
     return float(contrast(marks, number).mean())
 
 
-def _surprise(group: Sequence[Rollout]) -> float:
+def surprise(group: Sequence[Rollout]) -> float:
     values = [float(v) for answer in group if answer.logp is not None for v in answer.logp]
     return -fmean(values) if values else math.nan
 
 
-def _engine(model: Path) -> Any:
+def engine_of(model: Path) -> Any:
     return HFEngine(Policy.load(model, device="cpu", dtype="float32"))

@@ -14,10 +14,11 @@ from mmrl.objectives.dsdr import DSDR
 from mmrl.recipes.shared.launch import Preset, fit, launch
 from mmrl.recipes.shared.miniature import EMBEDDED, miniature
 from mmrl.recipes.shared.opening import Data, Load, open_data, open_policy
-from mmrl.recipes.shared.paying import OURS, RewardWeights, style_of
+from mmrl.recipes.shared.paying import EITHER_ORDER, RewardWeights, style_of
 
 PRESETS = {
-    EMBEDDED: miniature(dsdr={"stretch": 10.0}, reward=OURS),
+    # Where one answer alone is right, right answers never differ; these have no formulas.
+    EMBEDDED: miniature(dsdr={"stretch": 50.0, "pieces": "none"}, reward=EITHER_ORDER),
     "7b": Preset("DSDR on GRPO, formulas", 7.0),
     "dapo-7b": Preset("DSDR with DAPO's clip", grpo={"clip_high": 0.28, "dual_clip": 10.0}),
     "boxes-7b": Preset("boxes in the place of formulas, ours", dsdr={"pieces": "boxes"}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ FOLDER = Path(__file__).parents[1] / "benchmarks"
 MODULES = (
     *("effects", "effect_methods", "effect_tasks", "effect_statistics"),
     *("effect_results", "effect_tables", "documents", "pretext_effects"),
+    *("effect_rlvr", "effect_answers", "effect_readme"),
 )
 
 
@@ -159,6 +161,46 @@ def test_another_setting_is_another_reference(parts):
     assert same.key == run.key and same.arguments["model"] == "elsewhere"
 
 
+@pytest.fixture
+def rlvr(parts, tmp_path):
+    suite = parts["effect_methods"].SUITES["rlvr"]
+    names = tuple(suite.methods)
+    return parts["effect_results"].Plan(names, (0, 1, 2, 3, 4), 3, 40, tmp_path, suite)
+
+
+def test_rlvr_systems_answer_as_often_as_their_references(parts, rlvr):
+    references = {}
+    for task in parts["effect_tasks"].TASKS:
+        for name, (run, reference) in rlvr.pairs(task).items():
+            mine, theirs = run.arguments, reference.arguments
+            references.setdefault((task, reference.name), []).append(name)
+            steps = [
+                one["run"].prompts_per_step * one["sampling"].group_size
+                for one in (mine, theirs)
+            ]
+            assert steps[1] == 64 and (
+                name in ("dars", "ghpo", "self_boundary", "rl_plus") or steps[0] == 64
+            )
+            assert theirs["sampling"].temperature == 1.0, name
+            assert mine["reward"].own == theirs["reward"].own, name
+            paid = [(one["reward"].accuracy, one["reward"].format) for one in (mine, theirs)]
+            assert mine["reward"].own or paid == [(0.9, 0.1)] * 2, name
+    # Two updates have a ratio to clip, and CANON sums over a constant length; all others share one reference per task.
+    alone = [names for (task, _), names in references.items() if task == "cells"]
+    assert sorted(names for names in alone if len(names) == 1) == [["canon"], ["dcpo"]]
+    assert len(references) == 2 + len({task for task, _ in references})
+
+
+def test_recipes_that_are_not_there_yet_are_left_out_and_counted(parts, rlvr):
+    methods = parts["effect_methods"]
+    absent = methods.Method("of_tomorrow", rlvr.suite.methods["ghpo"].claims)
+    both = {"ghpo": rlvr.suite.methods["ghpo"], "of_tomorrow": absent}
+    plan = replace(rlvr, methods=tuple(both), suite=replace(rlvr.suite, methods=both))
+    assert not absent.exists and list(plan.pairs("failing")) == ["ghpo"]
+    assert len(plan.suite.claims) == 2
+    assert "2 are not measured yet" in parts["effect_tables"].outcome([], plan)
+
+
 def test_every_claim_can_be_measured(parts):
     for name, method in parts["effect_methods"].METHODS.items():
         assert (FOLDER.parent / "recipes" / f"{method.recipe}.py").is_file() and method.claims
@@ -202,10 +244,100 @@ def test_what_is_usual_is_asked_in_eight_of_ten_rows(parts, tmp_path):
     assert torch.equal(read.media[0].frames, kept[0].media[0].frames)
 
 
-def filled(parts, plan, value_of):
+def answered(prompt, thing, logp=0.0):
+    """A sampled answer of one token."""
+    return replace(said(prompt, thing), logp=torch.tensor([logp]))
+
+
+def test_sampled_answers_are_told_apart(parts):
+    answers = parts["effect_answers"]
+    prompt = Drawn("lookup", "heldout", cells=2, size_px=32)[0]
+    words = str(prompt.answer).split()
+    assert len(words) == 2
+    group = [answered(prompt, thing, np.log(0.25)) for thing in ("red", " ".join(words))]
+    group += [answered(prompt, " ".join(reversed(words)))] * 2
+    strict = [0.0, 1.0, 0.0, 0.0]
+    right = parts["effect_tasks"].TASKS["either"].right
+    either = [right(answer) for answer in group]
+    assert [parts["effect_tasks"].TASKS["cells"].right(answer) for answer in group] == strict
+    assert either == [0.0, 1.0, 1.0, 1.0]
+    assert answers.variety(group, either) == 2.0 and answers.variety(group, strict) == 1.0
+    # A quarter, nothing for the right one, and two whole ones.
+    assert answers.sure(group, strict) == pytest.approx(2.25 / 4)
+    assert answers.sure(group, either) == pytest.approx(0.25 / 4)
+
+
+def test_the_log_of_a_run_tells_answers_clips_and_verdicts(parts, tmp_path):
+    log = tmp_path / "metrics.jsonl"
+    steps = [{"step": 0, "eval/accuracy": 0.1}]
+    for answers, clipped in ((64, 0.5), (70, 0.2), (64, 0.1), (70, 0.1)):
+        step = {
+            "answer/count": 64,
+            "tokens/decode": 5.0 * answers,
+            "answer/length": 6.0,
+            "policy/clip_low": clipped,
+            "policy/clip_high": 0.1,
+        }
+        steps.append({**step, "laser/verified": 0.75})
+    log.write_text("\n".join(json.dumps(step) for step in steps))
+    told = parts["effect_answers"].of_training(log)
+    assert told["trained/answers"] == [67.0] and told["trained/clipped"] == pytest.approx([0.2])
+    assert told["trained/verified"] == [0.75]
+    log.write_text(
+        "\n".join(
+            json.dumps({"answer/count": 8, "tokens/decode": 6, "answer/length": 3})
+            for _ in range(2)
+        )
+    )
+    plain = parts["effect_answers"].of_training(log)
+    # GRPO has no verdict, which is as good as chance.
+    assert plain == {
+        "trained/answers": [3.0],
+        "trained/clipped": [0.0],
+        "trained/verified": [0.5],
+    }
+
+
+def test_rlvr_claims_are_decided_with_five_seeds_and_told_in_the_readme(parts, rlvr, tmp_path):
+    rng = np.random.default_rng(2)
+    ours = {claim.number: 0.2 if claim.larger else -0.2 for _, claim in rlvr.suite.claims}
+    numbers = (*ours, "pass1", "entropy", "variety", "trained/answers")
+
+    def value_of(task, name, seed, number):
+        better = ours.get(number, 0.0) if not name.startswith(("grpo", "start")) else 0.0
+        if number.startswith("trained/"):
+            return [64.0 if number.endswith("answers") else 0.4 + better + rng.normal(0, 0.01)]
+        return (0.4 + better + rng.normal(0, 0.01) + rng.normal(0, 0.05, 40)).tolist()
+
+    filled(parts, rlvr, value_of, numbers)
+    tables = parts["effect_tables"]
+    rows = tables.compared(rlvr)
+    there = [c for n, c in rlvr.suite.claims if rlvr.suite.methods[n].exists]
+    assert len(rows) == len(there) and {row.verdict for row in rows} == {"shown"}
+    text = tables.report(rows, tables.checked(rlvr), rlvr)
+    assert "0.9 / 0.1; 64 against 64" in text and "--suite rlvr" in text
+    few = tables.compared(replace(rlvr, seeds=(0, 1)))
+    assert {row.verdict for row in few} == {"open, 2 of 5 seeds"}
+    readme = tmp_path / "README.md"
+    readme.write_text((FOLDER.parent / "recipes" / "README.md").read_text())
+    parts["effect_readme"].write_column(readme, rows)
+    before, after = (
+        (f).read_text().splitlines() for f in (FOLDER.parent / "recipes" / "README.md", readme)
+    )
+    changed = [new for old, new in zip(before, after, strict=True) if old != new]
+    assert len(changed) == len({row.method for row in rows})
+    assert all(": shown" in line and line.endswith(" |") for line in changed)
+    assert all(line.count(" | ") == 5 for line in changed)
+    with pytest.raises(SystemExit, match="there must be one"):
+        readme.write_text("nothing")
+        parts["effect_readme"].write_column(readme, rows)
+
+
+def filled(parts, plan, value_of, numbers=None):
     """Results of all runs: number -> values of the questions, from task, name, seed and number."""
-    results, numbers = parts["effect_results"], (*parts["effect_tasks"].IDEAL, "entropy")
-    numbers = (*numbers, "blank", "kl_masked", "kl_noisy")
+    results = parts["effect_results"]
+    usual = (*parts["effect_tasks"].IDEAL, "entropy", "blank", "kl_masked", "kl_noisy")
+    numbers = numbers or usual
     for task in parts["effect_tasks"].TASKS:
         pairs = plan.pairs(task)
         runs = [(None, results.START, None)]

@@ -49,6 +49,14 @@ def tagged_accuracy(rollout: Rollout) -> float:
     return matches(in_tag(rollout.text), references(rollout.prompt.answer), same_math)
 
 
+@needs_tags("<answer>", "</answer>")
+def words_accuracy(rollout: Rollout) -> float:
+    """1 if the last `<answer>…</answer>` has the words of the reference, each as often, in any order; else 0."""
+    said = sorted((in_tag(rollout.text) or "").lower().split())
+    expected = references(rollout.prompt.answer)
+    return float(any(said == sorted(one.lower().split()) for one in expected))
+
+
 def choice_accuracy(rollout: Rollout) -> float:
     """1 if the final answer names the option of the reference, A to E or a later letter, and no other, else 0."""
     answer = final_answer(rollout.text)

@@ -42,6 +42,7 @@ FLAG = "--reward"
 BUILT_IN: Mapping[str, Function] = {
     "math": pay.boxed_accuracy,
     "tagged": pay.tagged_accuracy,
+    "words": pay.words_accuracy,
     "number": pay.number_accuracy,
     "choice": pay.choice_accuracy,
     "exact": pay.exact_accuracy,

@@ -160,3 +160,5 @@ class RewardWeights:
 
 OURS = {"accuracy": 0.9, "format": 0.1, "grader": "ours"}
 """How the tiny model of the embedded presets is paid, unless the method says otherwise."""
+EITHER_ORDER = {"own": ("words",), "correct": "words", "grader": "ours"}
+"""The same where right answers shall be able to differ: "red circle" and "circle red" are both right."""

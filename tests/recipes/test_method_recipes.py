@@ -95,6 +95,8 @@ METRICS = {
     "dsdr": ("dsdr/diversity", "dsdr/bonus", "loss/local_entropy"),
     "beyond_variance": ("beyondvariance/right_on_hard", "beyondvariance/right_on_easy"),
 }
+# What a method is about, where the wrong task would leave it at 0 throughout.
+MOVING = {"dsdr": ("dsdr/diversity", "dsdr/bonus")}
 
 
 @pytest.fixture(scope="session")
@@ -111,6 +113,8 @@ def test_a_recipe_trains_with_no_arguments(name, start, command_line, tmp_path):
     rows = command_line.metrics(tmp_path / "out")
     assert [row["step"] for row in rows] == [0, 1, 2] and "eval/accuracy" in rows[-1]
     assert not set(METRICS[name]) - rows[-1].keys(), sorted(rows[-1])
+    for metric in MOVING.get(name, ()):
+        assert any(row[metric] > 0 for row in rows[1:]), f"nothing to see of {metric}"
     assert all(row["optim/grad_norm"] >= 0 for row in rows[1:]) and rows[1]["optim/lr"] > 0
     end = load_file(tmp_path / "out" / "model" / "model.safetensors")
     moved = [key for key in end if not torch.equal(end[key], start[key])]

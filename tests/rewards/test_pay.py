@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from mmrl.ground.answers import boxed
+from mmrl.rewards.functions import words_accuracy
 from mmrl.rewards.graders import Graded
 from mmrl.rewards.pay import (
     RepetitionPenalty,
@@ -101,6 +102,11 @@ GOOD = r"<think>2 + 2</think> so \boxed{4}"
         (tagged_accuracy, "<answer>\n4\n</answer>", "4", 1.0),
         (tagged_accuracy, r"<answer>so \boxed{4}</answer>", ["5", "4"], 1.0),
         (tagged_accuracy, r"\boxed{4}", "4", 0.0),
+        (words_accuracy, "<answer> Circle  red </answer>", "red circle", 1.0),
+        (words_accuracy, "<answer>red circle red</answer>", "red circle", 0.0),
+        (words_accuracy, "<answer>b a a</answer>", ["a b", "a b a"], 1.0),
+        (words_accuracy, "red circle", "red circle", 0.0),
+        (words_accuracy, "<answer></answer>", "red circle", 0.0),
         (choice_accuracy, "<answer>(B)</answer>", "B", 1.0),
         (choice_accuracy, "<answer>A or B</answer>", "B", 0.0),
         (number_accuracy, "I see 12 of 20: 12.", "12", 1.0),
