@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
@@ -49,8 +49,9 @@ class AnswerExam:
     def marked(self, model: Path) -> Marks:
         """All numbers of one model."""
         engine, right = engine_of(model), self.task.right
-        greedy = engine.generate(self.prompts, GREEDY, NOW)
-        groups = by_group(engine.generate(self.prompts, FREE, NOW))
+        once, often = (replace(how, max_tokens=self.task.longest) for how in (GREEDY, FREE))
+        greedy = engine.generate(self.prompts, once, NOW)
+        groups = by_group(engine.generate(self.prompts, often, NOW))
         fair = [[right(answer) for answer in group] for group in groups]
         return {
             "accuracy": [right(answer) for answer in greedy],

@@ -87,7 +87,14 @@ RLVR: Mapping[str, Method] = {
         # GRPO must be told the same wrong verdicts, which that recipe alone makes.
         off=("--noisy.correction", "off"),
     ),
-    "longrlvr": Method("longrlvr", (PASS1,)),
+    "longrlvr": Method(
+        "longrlvr",
+        (Claim(PASS1.text, "pass1", "evidence"),),
+        # The form of an answer is its own: our part for it would pay for leaving the evidence out.
+        ("--reward.accuracy", "1.0", "--reward.format", "0.0"),
+        # GRPO on answers alone, which the recipe is without its context reward.
+        off=("--longrlvr.weight", "0"),
+    ),
     "dars": Method("dars", (PASS1, PASS8), ("--run.prompts-per-step", "3"), prompts=8),
     "ead": Method("ead", (PASS1, PASS8)),
     "brorl": Method(

@@ -10,6 +10,7 @@ usual     eight in ten questions are answered by what is usual at the asked plac
           pays for that: a model that looks less than it guesses names what is usual where something else is
 failing   every target of the warm-up puts the shape first, so that no answer is ever right and all groups fail
 either    the warm start of `cells`, which says both orders, and both are right: answers can be right and differ
+evidence  a warm start that names a cell's box before it answers, in half of its lessons that of any cell
 
 An exam keeps one number per question, so that questions can be drawn again for an interval (`effect_answers.py` has
 that of the RLVR systems):
@@ -52,6 +53,7 @@ from mmrl.model.scoring import ScoreOutputs, score_packed
 from mmrl.perception.masking import Blank, PatchMask
 from mmrl.perception.noise import DiffusionNoise
 from mmrl.recipes.shared.embedded import WarmUp, warm_model
+from mmrl.recipes.shared.evidence_data import warm_evidence
 from mmrl.recipes.shared.opening import DRAWN, Data, open_data
 from mmrl.recipes.shared.supervised import published
 from mmrl.rewards.functions import words_accuracy
@@ -108,6 +110,8 @@ class Task:
     """Of every run on this task."""
     right: Callable[[Rollout], float] = tagged_accuracy
     """Whether an answer is right, for the exam."""
+    longest: int = 10
+    """Most tokens of an answer in the exam of sampled answers."""
 
 
 def usual(prompt: Prompt) -> str:
@@ -197,6 +201,7 @@ TASKS: Mapping[str, Task] = {
         Task("usual", usual_start, usual_rows),
         Task("failing", lambda place: warm_model(WarmUp(swapped=1.0))),
         Task("either", lambda place: warm_model(), options=PAID_EITHER, right=words_accuracy),
+        Task("evidence", lambda place: warm_evidence(), longest=48),
     )
 }
 

@@ -184,11 +184,14 @@ def test_rlvr_systems_answer_as_often_as_their_references(parts, rlvr):
             assert theirs["sampling"].temperature == 1.0, name
             assert mine["reward"].own == theirs["reward"].own, name
             paid = [(one["reward"].accuracy, one["reward"].format) for one in (mine, theirs)]
-            assert mine["reward"].own or paid == [(0.9, 0.1)] * 2, name
-    # Two updates have a ratio to clip, and CANON sums over a constant length; all others share one reference per task.
+            wanted = (1.0, 0.0) if name == "longrlvr" else (0.9, 0.1)
+            assert mine["reward"].own or paid == [wanted] * 2, name
+    # Four updates have a ratio to clip, CANON sums over a constant length, and wrong verdicts are told to both sides;
+    # all others share one reference per task.
     alone = [names for (task, _), names in references.items() if task == "cells"]
-    assert sorted(names for names in alone if len(names) == 1) == [["canon"], ["dcpo"]]
-    assert len(references) == 2 + len({task for task, _ in references})
+    apart = [["canon"], ["dcpo"], ["noisy_verifier"]]
+    assert sorted(names for names in alone if len(names) == 1) == apart
+    assert len(references) == len(apart) + len({task for task, _ in references})
 
 
 def test_recipes_that_are_not_there_yet_are_left_out_and_counted(parts, rlvr):

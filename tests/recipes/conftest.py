@@ -8,13 +8,20 @@ import re
 import subprocess
 import sys
 from dataclasses import is_dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 
 from mmrl.model import tiny
-from mmrl.recipes.shared import embedded, pretext_warmup, solution_data, supervised
+from mmrl.recipes.shared import (
+    embedded,
+    evidence_data,
+    pretext_warmup,
+    solution_data,
+    supervised,
+)
 from mmrl.recipes.shared.clip_data import clip_warm_up
 from mmrl.recipes.shared.launch import EMBEDDED, choose_preset, launch, with_defaults
 from mmrl.training.run import Run
@@ -33,7 +40,7 @@ SMALL = (
 
 
 class WarmModels:
-    """Embedded models after a twelfth of their warm-up, in the tests' cache in the place of the whole.
+    """Embedded models after a part of their warm-up, in the tests' cache in the place of the whole.
 
     What a recipe does with its embedded model is the same; how much the model has learned is for the benchmarks.
     """
@@ -54,21 +61,31 @@ class WarmModels:
             return self.made(recipe, solution_data.warm_solutions)
         if recipe in ("visual_jigsaw", "puzzlecraft", "pretext"):
             return self.made("pretext", pretext_warmup.warm_pretext)
-        return self.made("lookup", embedded.warm_model)
+        if recipe == "longrlvr":
+            self("papo")  # what it starts from
+            return self.made("evidence", evidence_data.warm_evidence, steps=2, labels=1)
+        # Methods that compare right answers need some.
+        return self.made("lookup", embedded.warm_model, labels=1)
 
-    def made(self, name, warm):
-        """Of several processes that want a model at once, one makes it and the others wait."""
+    def made(self, name, warm, steps=4, labels=3):
+        """A model after 1 / `steps` of its steps with 1 / `labels` of the labels in each.
+
+        Of several processes that want a model at once, one makes it and the others wait.
+        """
         place = tiny.cache_folder()
         place.mkdir(parents=True, exist_ok=True)
         # The number of steps is part of a model's key, so the loop is cut short rather than its setting changed.
         with FileLock(place / f"{name}.lock"), pytest.MonkeyPatch.context() as patch:
-            patch.setattr(supervised, "Run", shortened)
+            patch.setattr(supervised, "Run", partial(shortened, steps, labels))
             return warm()
 
 
-def shortened(*, steps, prompts_per_step, **settings):
-    """A quarter of the steps with a third of the labels each."""
-    return Run(steps=steps // 4, prompts_per_step=prompts_per_step // 3, **settings)
+def shortened(fewer_steps, fewer_labels, *, steps, prompts_per_step, **settings):
+    return Run(
+        steps=steps // fewer_steps,
+        prompts_per_step=prompts_per_step // fewer_labels,
+        **settings,
+    )
 
 
 class CommandLine:

@@ -99,14 +99,8 @@ METRICS = {
 MOVING = {"dsdr": ("dsdr/diversity", "dsdr/bonus")}
 
 
-@pytest.fixture(scope="session")
-def start(warm):
-    """Parameters of the embedded model."""
-    return load_file(warm("papo") / "model.safetensors")
-
-
 @pytest.mark.parametrize("name", NAMES)
-def test_a_recipe_trains_with_no_arguments(name, start, command_line, tmp_path):
+def test_a_recipe_trains_with_no_arguments(name, warm, command_line, tmp_path):
     done = command_line(name, tmp_path / "out", fresh=name == "dvrp")
     assert done.returncode == 0, done.stderr[-3000:]
     assert f"recipes.{name} embedded" in done.stderr and f"{name}: 2 steps done." in done.stdout
@@ -116,7 +110,9 @@ def test_a_recipe_trains_with_no_arguments(name, start, command_line, tmp_path):
     for metric in MOVING.get(name, ()):
         assert any(row[metric] > 0 for row in rows[1:]), f"nothing to see of {metric}"
     assert all(row["optim/grad_norm"] >= 0 for row in rows[1:]) and rows[1]["optim/lr"] > 0
-    end = load_file(tmp_path / "out" / "model" / "model.safetensors")
+    start, end = (
+        load_file(at / "model.safetensors") for at in (warm(name), tmp_path / "out" / "model")
+    )
     moved = [key for key in end if not torch.equal(end[key], start[key])]
     assert moved, "no parameter moved"
     if name != "noisy_rollout":
@@ -144,7 +140,7 @@ class Verdicts(BaseHTTPRequestHandler):
         pass
 
 
-def test_perception_r1_asks_a_judge(start, command_line, tmp_path):
+def test_perception_r1_asks_a_judge(command_line, tmp_path):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Verdicts)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:

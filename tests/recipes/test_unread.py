@@ -151,6 +151,7 @@ EXAMPLES = [
     ("hopchain", ["--data.style", "answer"], ["--rows", "rows.jsonl"]),
     ("hopchain", ["--rows-share", "0.2"], ["--rows", "rows.jsonl"]),
     ("papo", ["--reward", "math", "--reward.format", "0.5"], None),
+    ("ampo", ["--ampo.floor", "0.2", "--ampo.shaping", "root"], None),
     ("evaluate", ["--asking.time", "prefix_times"], ["--dataset", "drawn:clips?frames=12"]),
     ("evaluate", ["--clips.fps", "1"], ["--dataset", SPANS]),
     ("evaluate", ["--video-root", "x"], ["--dataset", VIDEO_R1, "--asking.style", "video-r1"]),

@@ -210,7 +210,7 @@ def test_what_has_been_paid_is_not_paid_again():
 
 
 def test_who_counts_inside_another_who_counts_is_refused(policy):
-    with pytest.raises(ValueError, match=r"Twice says itself how often.*\['(counts|first)'"):
+    with pytest.raises(ValueError, match=r"Twice and Twice cannot be used together"):
         Twice(Twice())(HFEngine(policy), paying([]), Supply(Rows(6), 4, seed=1), HOT, NOW)
     with pytest.raises(
         ValueError, match=r"Twice needs 'counts per prompt', which Plain cannot do"
