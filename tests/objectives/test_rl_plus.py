@@ -15,7 +15,7 @@ from mmrl.grpo import GRPO, loss
 from mmrl.losses.advantages import group_centered, group_normalized
 from mmrl.losses.reduce import Totals
 from mmrl.losses.surrogates import clipped
-from mmrl.losses.teaching import compared_with_own, divided
+from mmrl.losses.teaching import compared_with_own, divided, with_lessons
 from mmrl.model.packing import collate
 from mmrl.objectives.ampo import AMPO
 from mmrl.objectives.base import shaped_in_turn
@@ -233,3 +233,14 @@ def test_what_excludes_it_is_refused_with_both_names():
 def test_numbers_without_a_meaning_are_refused(wrong):
     with pytest.raises(ValueError, match=rf"RLPLUS\.{next(iter(wrong))} is"):
         RLPLUS(**wrong)
+
+
+def test_groups_without_a_teacher_keep_what_the_estimator_said_to_the_bit():
+    said = torch.tensor([[0.3, 0.3], [0.7, 0.7], [0.1, 0.1], [-0.9, -0.9]])
+    reward, group = torch.tensor([0.0, 1.0, 1.0, 0.0]), torch.tensor([0, 0, 1, 1])
+    theirs = torch.zeros(4, 2, dtype=torch.bool)
+    theirs[1] = True
+    own, lesson = with_lessons(said, reward, group, torch.ones_like(theirs), theirs)
+    assert torch.equal(own[2:], said[2:]) and not lesson[2:].any()
+    # Of the one own answer the mean is 0, so that both stand at their rewards.
+    assert not own[:2].any() and lesson[:2].tolist() == [[0.0, 0.0], [1.0, 1.0]]

@@ -467,3 +467,12 @@ def test_backward_and_forward_take_tensors_as_well():
     rates = {"false_positive": 0.1, "false_negative": 0.2}
     for formula in (partial(backward, **rates), partial(forward, false_negative=0.2)):
         assert formula(found).tolist() == [formula(0.0), formula(1.0)]
+
+
+def test_an_estimate_keeps_its_share_of_what_it_was():
+    rates = Rates(NoisyVerifier(false_negative=0.2, appeals=0.5, decay=0.9))
+    # Of five rejected answers all were asked about and found right, beside five accepted ones: one half.
+    rates.observe({"": (5, 5, 5, 5)})
+    assert rates.of("")[1] == pytest.approx(0.9 * 0.2 + 0.1 * 0.5)
+    rates.observe({"": (5, 5, 0, 0)})
+    assert rates.of("")[1] == pytest.approx(0.23), "nobody was asked"
