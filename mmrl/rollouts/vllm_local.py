@@ -79,6 +79,15 @@ def require_version(found: str, allowed: str | None = None) -> None:
     )
 
 
+def require_heads(size: int, known: Sequence[int]) -> None:
+    """Raise UnfitVLLM for heads of a size that vLLM has no kernel for, which it tells only at its first answers."""
+    if size not in known:
+        raise UnfitVLLM(
+            f"The model's attention heads are {size} wide, and vLLM's kernels here know "
+            f"{', '.join(map(str, known))} only; use --load.engine here."
+        )
+
+
 class LocalVLLM:
     """vLLM's `LLM`, with what a trainer needs of it.
 
@@ -144,6 +153,11 @@ class LocalVLLM:
         state = torch.random.get_rng_state()
         self.llm: Any = vllm.LLM(**(given | (extra or {})))
         torch.random.set_rng_state(state)  # it seeds the whole process
+        if not self.on_cuda:
+            from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+            heads = self.llm.llm_engine.model_config.get_head_size()
+            require_heads(heads, CPUAttentionBackend.get_supported_head_sizes())
         self.llm.init_weight_transfer_engine({"init_info": {}})
         self._about = About(
             vllm=installed_version(),

@@ -24,7 +24,7 @@ from mmrl.rollouts.groups import group_rollout
 from mmrl.rollouts.request import asked_of
 from mmrl.rollouts.vllm_client import RemoteVLLM, ServerGone
 from mmrl.rollouts.vllm_engine import OldWeights, VLLMEngine
-from mmrl.rollouts.vllm_local import TESTED, UnfitVLLM, require_version
+from mmrl.rollouts.vllm_local import TESTED, UnfitVLLM, require_heads, require_version
 from mmrl.rollouts.vllm_prompts import EngineDisagrees, clip_times, meaning, questions_of
 from mmrl.rollouts.vllm_wire import About, packed, unpacked
 from mmrl.types import Media, Now, Prompt, Role, Sampling
@@ -376,6 +376,14 @@ def test_other_families_and_other_versions_are_refused(tiny35_folder):
     require_version("0.99.0", "0.99.0")
     with pytest.raises(UnfitVLLM, match=r"not installed here.*--load.engine http"):
         require_version("", "")
+
+
+def test_heads_without_a_kernel_are_refused_before_the_first_answer():
+    require_heads(32, [32, 64])
+    with pytest.raises(
+        UnfitVLLM, match=r"heads are 24 wide.*know 32, 64 only.*--load\.engine here"
+    ):
+        require_heads(24, [32, 64])
 
 
 def test_messages_are_data_and_nothing_else():
