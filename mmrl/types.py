@@ -116,6 +116,9 @@ class Rollout:
     """Who wrote an expert's answer, if the row says so."""
     version: int | None = None
     """`Policy.version` of the weights that it was sampled from; None where no engine said so."""
+    path: tuple[tuple[int, int], ...] = ()
+    """(node, tokens) from the prompt to its end, T_i tokens in all: answers of a group whose paths begin with the same
+    nodes have these tokens in common, and they are computed once. Empty: it shares nothing beyond the prompt."""
     reward: float | None = None
     parts: Mapping[str, float | None] = field(default_factory=dict)
     """Reward part name -> value; None means not available (never 0)."""

@@ -1,0 +1,80 @@
+"""Answers that fork: what a rollout that grows a tree asks of an engine, and what it gets.
+
+    with forest(engine, prompts, sampling, now) as trees:
+        first  = trees.grow([Start(prompt=0), Start(prompt=0)])
+        again  = trees.grow([Start(prompt=0, piece=first[0].number, cut=12)])    another end behind twelve tokens
+        answers = trees.rollouts([first[0].number, first[1].number, again[0].number])
+
+A piece is a run of tokens that goes on where its `Start` says: from the prompt, or from any token of an earlier piece.
+Nothing before that place is computed again. A leaf is a piece, and its answer is all that lies on the way to it; where
+answers of a group have pieces in common, `Rollout.path` says so, and scoring and update compute these once as well.
+
+Draws are keyed by the way to a piece and its number among those that start at the same place, so a fork neither
+disturbs its siblings nor depends on what else is grown in the same call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from mmrl.types import Role, Rollout
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a piece begins, and how far it may go."""
+
+    prompt: int
+    """Place of its prompt among those of the forest."""
+    piece: int | None = None
+    """Number of the piece that it goes on from; None: the prompt itself."""
+    cut: int | None = None
+    """So many tokens of that piece are kept; None: all of them."""
+    given: tuple[int, ...] = ()
+    """Ids that it begins with, which the policy does not choose."""
+    role: Role = Role.HINT
+    """Whose words these are."""
+    max_tokens: int | None = None
+    """Most tokens of the piece, given ones included; None: what `Sampling.max_tokens` leaves for the answer. 0: nothing
+    is drawn, the given ones alone are read."""
+    stop: tuple[str, ...] = ()
+    """Strings that end the piece, besides those of the sampling."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A run of tokens that was grown."""
+
+    number: int
+    """Its number in the forest."""
+    start: Start
+    tokens: tuple[int, ...]
+    """Given ones first; the end token included when one was drawn."""
+    logp: Tensor
+    """float [n]: at the sampling temperature over the whole vocabulary; of given tokens too."""
+    stop: str
+    """"eos", "length" (the answer has no room left), "piece" (`Start.max_tokens`), or the stop string."""
+    entropy: Tensor | None = None
+    """float [n]: entropy of the distribution that each token was drawn from, if asked for."""
+    top_logp: Tensor | None = None
+    """float [n, k]: log-probs of the k most likely tokens in each place, falling, if asked for."""
+    top_ids: Tensor | None = None
+    """long [n, k]."""
+
+
+class Forest(Protocol):
+    """Trees of answers, one per prompt, while they grow."""
+
+    def grow(
+        self, starts: Sequence[Start], *, entropy: bool = False, top: int = 0
+    ) -> list[Piece]:
+        """One new piece per start, in their order. `entropy`, `top`: what to say of each place besides."""
+        ...
+
+    def rollouts(self, leaves: Sequence[int]) -> list[Rollout]:
+        """The answers that end with these pieces, unpaid, with `group` the place of their prompt and their `path`."""
+        ...
