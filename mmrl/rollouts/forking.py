@@ -1,4 +1,4 @@
-"""Answers that fork: what a rollout that grows a tree asks of an engine, and what it gets.
+"""Answers that fork: what a rollout that grows a tree asks of an engine, and what it gets (`planting.forest`).
 
     with forest(engine, prompts, sampling, now) as trees:
         first  = trees.grow([Start(prompt=0), Start(prompt=0)])
@@ -77,4 +77,8 @@ class Forest(Protocol):
 
     def rollouts(self, leaves: Sequence[int]) -> list[Rollout]:
         """The answers that end with these pieces, unpaid, with `group` the place of their prompt and their `path`."""
+        ...
+
+    def close(self) -> None:
+        """Forget what is held for further pieces; answers can still be had."""
         ...
