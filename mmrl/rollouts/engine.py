@@ -18,6 +18,7 @@ import time
 from collections.abc import Collection, Sequence
 from typing import Protocol, TypeGuard
 
+from mmrl.model.budget import Costs
 from mmrl.model.policy import Policy
 from mmrl.model.processing import Patches
 from mmrl.rollouts.advance import Pace
@@ -121,6 +122,23 @@ class HFEngine(Asking):
     def plant(self, requests: Sequence[Request]) -> GrowingForest:
         """As `Asking.plant`. Everything that was grown is held until the forest is closed."""
         return GrowingForest(self.policy, requests, self.rows_at_once)
+
+    def trees_together(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[int]:
+        """How many of the prompts go into a forest each, in their order, so that its keys stay within the budget.
+
+        Reckoned as if answers shared nothing; a tree that is too large by itself is tried all the same.
+        """
+        room = self.policy.budget.keys_values // Costs.of_model(self.policy.base).token
+        counts, used = [0], 0
+        for prompt in prompts:
+            prompt_tokens = len(self.policy.encode(prompt).ids)
+            most = prompt_tokens + sampling.group_size * sampling.max_tokens
+            if counts[-1] and used + most > room:
+                counts.append(0)
+                used = 0
+            counts[-1] += 1
+            used += most
+        return counts
 
     def _sampled(self, requests: Sequence[Request], began: float) -> list[list[Result]]:
         """The results of each of some requests that differ in the prompt, pixels, counts and forced starts."""

@@ -25,7 +25,6 @@ from torch import Tensor
 
 from mmrl.model.policy import Policy
 from mmrl.model.processing import Encoded, Patches
-from mmrl.rollouts.forking import Forest
 from mmrl.types import Now, Prompt, Role, Rollout, Sampling
 
 Ability = Literal[
@@ -38,7 +37,7 @@ Ability = Literal[
 ]
 """What not every engine can do: answer to other pixels than the prompt's, go on from a given start, change the
 temperature within an answer, give each prompt its own number of answers, numbered on from earlier ones, let answers
-fork at any token (`planting.forest`), and say with their tokens how sure it was of each (entropy, likeliest ones)."""
+fork at any token (`forking.forest`), and say with their tokens how sure it was of each (entropy, likeliest ones)."""
 ABILITIES: frozenset[Ability] = frozenset(get_args(Ability))
 """All of them."""
 Meaning = Literal["whole", "allowed", "none"]
@@ -140,8 +139,8 @@ class Asking:
         """`count` results for each request, in the order of the requests."""
         raise NotImplementedError(f"{type(self).__name__} has no answer.")
 
-    def plant(self, requests: Sequence[Request]) -> Forest:
-        """A forest without answers on the prompts of these requests; for engines that declare "forks"."""
+    def plant(self, requests: Sequence[Request]) -> Any:
+        """A `forking.Forest` without answers on the prompts of these requests; for engines that declare "forks"."""
         raise NotImplementedError(f"{type(self).__name__} has no plant.")
 
     def sync(self, policy: Policy) -> None:

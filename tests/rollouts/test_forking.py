@@ -10,9 +10,8 @@ import torch
 from mmrl.model.policy import Policy
 from mmrl.rollouts.engine import HFEngine
 from mmrl.rollouts.forest_book import shared
-from mmrl.rollouts.forking import Start
+from mmrl.rollouts.forking import Start, forest
 from mmrl.rollouts.growing_forest import GrowingForest
-from mmrl.rollouts.planting import forest
 from mmrl.rollouts.stages import OneStep
 from mmrl.types import Role, Sampling
 from tests.rollouts.test_engine import NOW, PROMPTS, packed_logp
