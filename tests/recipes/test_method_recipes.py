@@ -46,6 +46,7 @@ NAMES = (
     "noisy_verifier",
     "longrlvr",
     "self_boundary",
+    "arpo",
 )
 METRICS = {
     "vogue": (
@@ -86,6 +87,7 @@ METRICS = {
     "noisy_verifier": ("reward/verdict", "reward/corrected", "reward/false_negative"),
     "longrlvr": ("reward/evidence", "reward/context"),
     "self_boundary": ("self_boundary/solved",),
+    "arpo": ("arpo/branches", "tree/leaves", "tree/tokens", "tree/answer_tokens"),
     "mssr": ("mssr/value", "mssr/forgetting", "mssr/bonus", "policy/kl_ref"),
     "nsr": ("nsr/kept",),
     "ngrpo": ("reward/even_groups",),
@@ -96,7 +98,7 @@ METRICS = {
     "beyond_variance": ("beyondvariance/right_on_hard", "beyondvariance/right_on_easy"),
 }
 # What a method is about, where the wrong task would leave it at 0 throughout.
-MOVING = {"dsdr": ("dsdr/diversity", "dsdr/bonus")}
+MOVING = {"arpo": ("arpo/branches",), "dsdr": ("dsdr/diversity", "dsdr/bonus")}
 
 
 @pytest.mark.parametrize("name", NAMES)
