@@ -89,14 +89,16 @@ class Said:
     row: int
     first: int
     """Place of the state that predicts its first token."""
-    start: int
-    """Place of its first token."""
+    own: Tensor
+    """long [T]: places of its tokens."""
+    after: int
+    """Place of the first token of its suffix that is fed."""
     end: int
     """Tokens before its slot."""
 
     def behind(self, count: int) -> int:
         """Place of the state behind so many of its tokens."""
-        return self.start + count - 1 if count else self.first
+        return int(self.own[count - 1]) if count else self.first
 
 
 @dataclass(frozen=True)
@@ -190,7 +192,7 @@ def _slots(said: Sequence[Said]) -> _Lists:
 def _suffixes(said: Sequence[Said]) -> _Lists:
     lists = _Lists()
     for answer in said:
-        fed = answer.start + len(answer.tokens) + torch.arange(max(len(answer.suffix) - 1, 0))
+        fed = answer.after + torch.arange(max(len(answer.suffix) - 1, 0))
         places = torch.cat([torch.tensor([answer.behind(len(answer.tokens))]), fed])[
             : len(answer.suffix)
         ]
@@ -201,8 +203,7 @@ def _suffixes(said: Sequence[Said]) -> _Lists:
 def _states(said: Sequence[Said]) -> _Lists:
     lists = _Lists()
     for answer in said:
-        own = answer.start + torch.arange(len(answer.tokens))
-        lists.add(own, answer.tokens, answer.row)
+        lists.add(answer.own, answer.tokens, answer.row)
     return lists
 
 

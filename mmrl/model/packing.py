@@ -2,19 +2,22 @@
 
 A `Group` is the unit of computing: one prompt, the pixels it is seen with, and some of its answers. A `PackedRow` is
 one row of groups, `[prompt 1 | answers of 1 | prompt 2 | …]`, without padding; of a group whose prompt was run before
-(`open_prompts.py`) only the answers. The last token of an answer predicts
-nothing and is left out of the row; the first token of each answer is predicted by the last token of the prompt.
+(`open_prompts.py`) only the answers. What answers have in common by their paths is in the row once (`answer_trees.py`).
+The last token of an answer predicts nothing and is left out of the row, unless others go on from it; the first token of
+each answer is predicted by the last token of the prompt.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from mmrl.model.answer_trees import Path, answer_tree, check_path, unique_tokens
 from mmrl.model.further import (
     NOTHING_FURTHER,
     Further,
@@ -53,17 +56,20 @@ class Group:
     """Tokens of each answer before the place that `Wishes.slot` asks for; empty: all of them."""
     words: Tensor | None = None
     """long [n]: which of the prompt's ids are words of its messages (`Processing.words`), where `Wishes.words` asks."""
+    paths: tuple[Path, ...] = ()
+    """What each answer has in common with others, `Rollout.path`; empty: nothing beyond the prompt."""
 
     @property
     def size(self) -> int:
         """Tokens in a packed row, without what `Wishes` add."""
-        fed = sum(max(len(answer) - 1, 0) for answer in self.answers)
+        paths = self.paths or ((),) * len(self.answers)
+        fed = unique_tokens(paths, [len(answer) for answer in self.answers])
         return len(self.encoded.ids) + fed
 
 
 @dataclass(frozen=True)
 class PackedRow:
-    """One packed row of S tokens that predicts N answer tokens."""
+    """One packed row of S tokens that predicts N answer tokens, which stand in M places of the batch."""
 
     ids: Tensor
     """long [S]."""
@@ -77,11 +83,13 @@ class PackedRow:
     tokens: Tensor
     """long [N]."""
     rows: Tensor
-    """long [N]: row of the batch."""
+    """long [M]: row of the batch."""
     columns: Tensor
-    """long [N]: position in the answer."""
+    """long [M]: position in the answer."""
     temperature: Tensor
     """float64 [N]."""
+    where: Tensor | None = None
+    """long [M]: which of the N tokens stands in each place; None if each stands in one, in this order."""
     further: Further = NOTHING_FURTHER
     """What it predicts besides."""
 
@@ -102,21 +110,24 @@ def pack(
     for number, group in enumerate(groups):
         draft.add(group, opened[number] if opened else None)
     row = laid_out(draft.nodes)
-    answers = [answer for answer in draft.answers if len(answer.tokens)]
-    lengths = torch.tensor([len(answer.tokens) for answer in answers], dtype=torch.long)
-    rows = torch.tensor([answer.row for answer in answers], dtype=torch.long)
-    temperatures = [temperature_of(answer.tokens, answer.temperature) for answer in answers]
+    runs = [run for run in draft.runs if len(run.tokens)]
+    lengths = torch.tensor([answer.length for answer in draft.answers], dtype=torch.long)
+    rows = torch.tensor([answer.row for answer in draft.answers], dtype=torch.long)
     indices = {
         "ids": row.ids,
         "positions": row.positions,
         "visual": row.visual,
-        "predict": _cat_or_empty([answer.predicted_by(row) for answer in answers]),
-        "tokens": _cat_or_empty([answer.tokens for answer in answers]),
+        "predict": _cat_or_empty([run.predicted_by(row) for run in runs]),
+        "tokens": _cat_or_empty([run.tokens for run in runs]),
         "rows": rows.repeat_interleave(lengths),
-        "columns": _cat_or_empty([torch.arange(len(answer.tokens)) for answer in answers]),
+        "columns": _cat_or_empty([torch.arange(answer.length) for answer in draft.answers]),
         # As bits, so that they travel with the rest.
-        "temperature": _cat_or_empty(temperatures, torch.float64).view(torch.long),
+        "temperature": _cat_or_empty([run.temperature for run in runs], torch.float64).view(
+            torch.long
+        ),
     }
+    if draft.shares:
+        indices["where"] = draft.where()
     there: dict[str, Any] = dict(
         zip(indices, moved(list(indices.values()), device), strict=True)
     )
@@ -129,31 +140,50 @@ def pack(
 
 
 @dataclass(frozen=True)
-class _Answer:
-    """An answer whose tokens a packed row predicts."""
+class _Run:
+    """A piece of answers, whose tokens a packed row predicts."""
 
     tokens: Tensor
     """long [T]."""
+    temperature: Tensor
+    """float64 [T]."""
     node: int
     """Which node of the row it is."""
     opened: int | None
     """Which of the prompts that are not in the row it belongs to."""
+
+    def first(self, row: TreeRow) -> int:
+        """Place of the state that predicts the first token: that of the last one before the piece."""
+        before = row.before[self.node]
+        # Nothing in the row comes before it: then its prompt does, which is not there.
+        outside = before < 0 and self.opened is not None
+        return len(row.ids) + (self.opened or 0) if outside else before
+
+    def own(self, row: TreeRow) -> Tensor:
+        """Places of its tokens, long [T], the last of which is in the row only if something follows it."""
+        return row.spans[self.node][0] + torch.arange(len(self.tokens))
+
+    def predicted_by(self, row: TreeRow) -> Tensor:
+        """Places whose states predict the tokens, long [T], of at least one."""
+        # Behind the first, each is predicted by the one before it.
+        return torch.cat([torch.tensor([self.first(row)]), self.own(row)[:-1]])
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """An answer, made of runs."""
+
+    runs: tuple[int, ...]
+    """Numbers of its runs, from the prompt on; at least one."""
+    length: int
+    """Tokens of all of them."""
     row: int
-    temperature: float | Tensor
     suffix: Tensor
     """long [S]."""
     end: int
     """Tokens before its slot."""
-
-    def first(self, row: TreeRow) -> int:
-        """Place of the state that predicts the first token: that of the last one before the answer."""
-        return row.before[self.node] if self.opened is None else len(row.ids) + self.opened
-
-    def predicted_by(self, row: TreeRow) -> Tensor:
-        """Places whose states predict the tokens, long [T]."""
-        # Behind the first, each is predicted by the one before it.
-        following = row.spans[self.node][0] + torch.arange(len(self.tokens) - 1)
-        return torch.cat([torch.tensor([self.first(row)]), following])
+    behind: tuple[int, int]
+    """Where its suffix begins, if one is fed: node, and tokens of that node before it."""
 
 
 @dataclass
@@ -162,6 +192,7 @@ class _Draft:
 
     wishes: Wishes
     nodes: list[Node] = field(default_factory=list)
+    runs: list[_Run] = field(default_factory=list)
     answers: list[_Answer] = field(default_factory=list)
     beyond: list[tuple[range, Layers]] = field(default_factory=list)
     """Nodes that look at a prompt which is not in the row."""
@@ -170,39 +201,95 @@ class _Draft:
 
     def add(self, group: Group, layers: Layers | None) -> None:
         """One more group; only its answers if its prompt was run before and left `layers` behind."""
-        encoded, opened = group.encoded, None
-        after, base = ROOT, encoded.next_position
-        self.roots.append(len(self.nodes) if layers is None else None)
+        encoded = group.encoded
+        base = encoded.next_position
+        begin = len(self.nodes)
+        self.roots.append(begin if layers is None else None)
         if layers is None:
-            after = len(self.nodes)
-            root = Node(encoded.ids, encoded.positions, base, slots=encoded.slots)
-            self.nodes.append(root)
-        else:
-            opened = len(self.beyond)
-            end = len(self.nodes) + len(group.answers)
-            self.beyond.append((range(len(self.nodes), end), layers))
+            self.nodes.append(Node(encoded.ids, encoded.positions, base, slots=encoded.slots))
+            self._grow(group, begin, base, None)
+            return
+        self._grow(group, ROOT, base, len(self.beyond))
+        self.beyond.append((range(begin, len(self.nodes)), layers))
+
+    def _grow(self, group: Group, root: int, base: int, opened: int | None) -> None:
+        """The answers of a group, whose first tokens stand behind the node `root`."""
+        tree = answer_tree(group.answers, group.paths, group.temperatures)
         nothing = torch.zeros(0, dtype=torch.long)
         suffixes = group.suffixes or (nothing,) * len(group.answers)
         ends = group.ends or tuple(map(len, group.answers))
-        each = zip(group.answers, group.rows, group.temperatures, suffixes, ends, strict=True)
-        for tokens, row, temperature, suffix, end in each:
-            node = len(self.nodes)
-            self.answers.append(_Answer(tokens, node, opened, row, temperature, suffix, end))
-            fed = tokens[: max(len(tokens) - 1, 0)]  # the last token predicts nothing
-            if self.wishes.feed_last:
-                behind = suffix[: max(len(suffix) - 1, 0)] if self.wishes.suffix else nothing
-                fed = torch.cat([tokens, behind])
+        first, inner, endings = len(self.runs), tree.inner, tree.endings
+        behind: dict[int, tuple[int, int]] = {}
+        node_of: list[int] = []
+        for number, piece in enumerate(tree.pieces):
+            above = root if piece.above == ROOT else node_of[piece.above]
+            node_of.append(len(self.nodes))
+            self.runs.append(_Run(piece.tokens, piece.temperature, node_of[-1], opened))
+            ending = endings[number]
+            # A suffix lies in its answer's own node where nothing else goes on from there, else in one behind it.
+            alone = number not in inner and len(ending) == 1
+            mine = [
+                _fed(suffixes[answer]) if self.wishes.suffix else nothing for answer in ending
+            ]
+            fed = piece.tokens
+            if alone and self.wishes.feed_last:
+                fed = torch.cat([fed, mine[0]])
+            elif number not in inner and not self.wishes.feed_last:
+                fed = _fed(fed)  # the last token predicts nothing
             # Every answer starts at the same position: they are alternatives, not a sequence.
-            self.nodes.append(Node.text(fed, after, base))
+            self.nodes.append(Node.text(fed, above, base))
+            for answer, tokens in zip(ending, mine, strict=True):
+                behind[answer] = (node_of[-1], len(piece.tokens))
+                if not alone and len(tokens):
+                    behind[answer] = (len(self.nodes), 0)
+                    self.nodes.append(Node.text(tokens, node_of[-1], base))
+        for answer, way in enumerate(tree.ways):
+            self.answers.append(
+                _Answer(
+                    tuple(first + piece for piece in way),
+                    len(group.answers[answer]),
+                    group.rows[answer],
+                    suffixes[answer],
+                    ends[answer],
+                    behind[answer],
+                )
+            )
+
+    @property
+    def shares(self) -> bool:
+        """Does a token stand in several answers, or in another order than in the row?"""
+        said = [number for answer in self.answers for number in answer.runs]
+        return said != list(range(len(self.runs)))
+
+    def where(self) -> Tensor:
+        """long [M]: number, among the tokens of all runs, of each token of each answer."""
+        starts = [0, *accumulate(len(run.tokens) for run in self.runs)]
+        return _cat_or_empty(
+            [
+                torch.arange(starts[run], starts[run + 1])
+                for answer in self.answers
+                for run in answer.runs
+            ]
+        )
 
     def said(self, row: TreeRow) -> list[Said]:
         """Every answer, also those without a token, and where it is."""
-        return [
-            Said(
-                one.tokens, one.suffix, one.row, one.first(row), row.spans[one.node][0], one.end
+        found: list[Said] = []
+        for one in self.answers:
+            runs = [self.runs[number] for number in one.runs]
+            node, offset = one.behind
+            found.append(
+                Said(
+                    torch.cat([run.tokens for run in runs]),
+                    one.suffix,
+                    one.row,
+                    runs[0].first(row),
+                    torch.cat([run.own(row) for run in runs]),
+                    row.spans[node][0] + offset,
+                    one.end,
+                )
             )
-            for one in self.answers
-        ]
+        return found
 
     def asked(self, row: TreeRow, groups: Sequence[Group]) -> list[Worded]:
         """Every prompt, and where it is; nothing if nobody asks for its words."""
@@ -228,15 +315,9 @@ class _Draft:
         return tuple(found)
 
 
-def temperature_of(tokens: Tensor, temperature: float | Tensor) -> Tensor:
-    """The temperature of each of the tokens [T], float64 [T], from one number or one per token."""
-    # In double precision, for heads that compute in it: 0.7 in single precision is another temperature.
-    value = torch.as_tensor(temperature, dtype=torch.float64, device="cpu")
-    if value.ndim and value.shape != tokens.shape:
-        raise ValueError(
-            f"An answer of {len(tokens)} tokens has {len(value)} temperatures; give one number, or one per token."
-        )
-    return value.expand(len(tokens))
+def _fed(tokens: Tensor) -> Tensor:
+    """All but the last."""
+    return tokens[: max(len(tokens) - 1, 0)]
 
 
 def _cat_or_empty(pieces: Sequence[Tensor], dtype: torch.dtype = torch.long) -> Tensor:
@@ -264,6 +345,7 @@ def collate(rollouts: Sequence[Rollout], trained: Sequence[Role] = (Role.POLICY,
     sampler = torch.zeros(shape, dtype=kind)
     for i, rollout in enumerate(rollouts):
         length = len(rollout.tokens)
+        check_path(rollout.path, length)
         tokens[i, :length] = rollout.tokens
         roles[i, :length] = rollout.roles
         valid[i, :length] = True
@@ -303,9 +385,11 @@ def rows_of(batch: Batch, rows: Tensor) -> Batch:
     )
 
 
-def fed_tokens(rollout: Rollout, behind: int = 0) -> int:
-    """Tokens that an answer takes in a packed row, with so many of a suffix; the last token predicts nothing."""
-    return max(len(rollout.tokens) + behind - 1, 0)
+def fed_tokens(rollouts: Sequence[Rollout], behind: Sequence[int] = ()) -> int:
+    """Tokens that answers to one prompt take in a packed row, with so many of a suffix behind each of them."""
+    more = behind or (0,) * len(rollouts)
+    lengths = [len(r.tokens) + n for r, n in zip(rollouts, more, strict=True)]
+    return unique_tokens([r.path for r in rollouts], lengths)
 
 
 def split(
@@ -325,13 +409,16 @@ def split(
     for row, number in enumerate(batch.group.tolist()):
         members.setdefault(number, []).append(row)
     more = behind or [0] * len(batch.rollouts)
-    fed = [fed_tokens(r, n) for r, n in zip(batch.rollouts, more, strict=True)]
+
+    def fed(rows: Sequence[int]) -> int:
+        return fed_tokens([batch.rollouts[row] for row in rows], [more[row] for row in rows])
+
     parts: list[list[int]] = []
     current: list[int] = []
     used = 0
     for number, rows in members.items():
         prompt = prompt_lengths[number]
-        whole = prompt + sum(fed[row] for row in rows)
+        whole = prompt + fed(rows)
         if current and used + whole > budget:
             parts.append(current)
             current, used = [], 0
@@ -339,12 +426,15 @@ def split(
             current, used = current + rows, used + whole
             continue
         size = prompt
-        for row in rows:
-            if current and size + fed[row] > budget:
+        # Answers with much in common stay together; without paths the order is theirs.
+        for row in sorted(rows, key=lambda row: [node for node, _ in batch.rollouts[row].path]):
+            apart = not current or not batch.rollouts[row].path
+            grown = size + fed([row]) if apart else prompt + fed([*current, row])
+            if current and grown > budget:
                 parts.append(current)
-                current, size = [], prompt
+                current, grown = [], prompt + fed([row])
             current.append(row)
-            size += fed[row]
+            size = grown
         # Closed even if there is room: a group that was cut never shares a part.
         parts.append(current)
         current, used = [], 0
