@@ -6,7 +6,7 @@ in their order.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -16,6 +16,8 @@ from mmrl.model.row_layout import ROOT
 
 Path = tuple[tuple[int, int], ...]
 """(node, tokens) from the prompt to the end of an answer; empty: it shares nothing."""
+Name = tuple[int, ...]
+"""The nodes from the prompt to a piece, which tell it from all others of its prompt."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,8 @@ class Piece:
     """float64 [n]."""
     above: int
     """Number of the piece that it goes on from; `ROOT` for the prompt."""
+    name: Name
+    """A negative number stands for what is one answer's alone."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ class _Shoot:
     answer: int
     start: int
     end: int
-    further: dict[object, _Shoot] = field(default_factory=dict)
+    further: dict[int, _Shoot] = field(default_factory=dict)
     number: int = ROOT
 
 
@@ -76,7 +80,7 @@ def answer_tree(
     """
     each = temperatures or (1.0,) * len(answers)
     heat = [temperature_of(*pair) for pair in zip(answers, each, strict=True)]
-    roots: dict[object, _Shoot] = {}
+    roots: dict[int, _Shoot] = {}
     shoots: list[list[_Shoot]] = []
     for number, tokens in enumerate(answers):
         path = paths[number] if paths else ()
@@ -85,7 +89,7 @@ def answer_tree(
         for shoot in shoots[-1]:
             _refuse_other(answers, heat, shoot, number)
     pieces: list[Piece] = []
-    _number(roots.values(), ROOT, answers, heat, pieces)
+    _number(roots, (), answers, heat, pieces)
     return AnswerTree(
         tuple(pieces), tuple(tuple(shoot.number for shoot in way) for way in shoots)
     )
@@ -136,7 +140,7 @@ def unique_tokens(paths: Sequence[Path], lengths: Sequence[int]) -> int:
     return sum(counts.values()) + behind - spared
 
 
-def _follow(roots: dict[object, _Shoot], number: int, path: Path) -> list[_Shoot]:
+def _follow(roots: dict[int, _Shoot], number: int, path: Path) -> list[_Shoot]:
     """The shoots on an answer's way, grown where there are none yet."""
     found: list[_Shoot] = []
     level, start = roots, 0
@@ -170,15 +174,28 @@ def _refuse_other(
 
 
 def _number(
-    level: Iterable[_Shoot],
-    above: int,
+    level: Mapping[int, _Shoot],
+    name: Name,
     answers: Sequence[Tensor],
     heat: Sequence[Tensor],
     pieces: list[Piece],
+    above: int = ROOT,
 ) -> None:
     """Give the shoots their numbers, depth first."""
-    for shoot in level:
+    for node, shoot in level.items():
         shoot.number = len(pieces)
         here = slice(shoot.start, shoot.end)
-        pieces.append(Piece(answers[shoot.answer][here], heat[shoot.answer][here], above))
-        _number(shoot.further.values(), shoot.number, answers, heat, pieces)
+        own = (*name, node)
+        said, heated = answers[shoot.answer][here], heat[shoot.answer][here]
+        pieces.append(Piece(said, heated, above, own))
+        _number(shoot.further, own, answers, heat, pieces, shoot.number)
+
+
+def named(path: Path) -> Iterator[tuple[Name, int, int]]:
+    """(name, first token, token behind the last) of each piece on a path."""
+    name: Name = ()
+    start = 0
+    for node, count in path:
+        name = (*name, node)
+        yield name, start, start + count
+        start += count

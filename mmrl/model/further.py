@@ -161,14 +161,13 @@ def further(
 
 
 def prompt_starts(
-    row: TreeRow, roots: Sequence[int | None], lengths: Sequence[int]
+    row: TreeRow, roots: Sequence[int | None], lengths: Sequence[int], behind: int
 ) -> list[int]:
-    """Place of the first token of each prompt: in the row, or behind it if it was run before (root None).
+    """Place of the first token of each prompt: in the row, or from `behind` on if it was run before (root None).
 
-    Behind the row come first the last states of such prompts, then all states of the first of them, and so on.
+    There lie all states of the first such prompt, then those of the next.
     """
     starts: list[int] = []
-    behind = len(row.ids) + sum(root is None for root in roots)
     for root, length in zip(roots, lengths, strict=True):
         if root is not None:
             starts.append(row.spans[root][0])

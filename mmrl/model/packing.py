@@ -10,25 +10,17 @@ each answer is predicted by the last token of the prompt.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import accumulate
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from mmrl.model.answer_trees import Path, answer_tree, check_path, unique_tokens
-from mmrl.model.further import (
-    NOTHING_FURTHER,
-    Further,
-    Said,
-    Wishes,
-    Worded,
-    further,
-    prompt_starts,
-)
+from mmrl.model.answer_trees import Path, check_path, unique_tokens
+from mmrl.model.further import NOTHING_FURTHER, Further, Wishes, further
+from mmrl.model.row_draft import Draft, Outside, cat_or_empty
 from mmrl.model.row_layout import ROOT, Layers, Layout, Past, moved
-from mmrl.model.tree_row import Node, TreeRow, laid_out
+from mmrl.model.tree_row import Node, laid_out
 from mmrl.types import Batch, Role, Rollout, Scores
 
 if TYPE_CHECKING:
@@ -97,16 +89,16 @@ class PackedRow:
 def pack(
     groups: Sequence[Group],
     device: torch.device,
-    opened: Sequence[Layers | None] = (),
+    opened: Sequence[Outside | None] = (),
     wishes: Wishes = Wishes(),
 ) -> PackedRow:
     """Lay the groups out in one row.
 
-    `opened`: per group, what its prompt left behind if that was run before (`open_prompts.py`), else None. Of such a
-    group only answers are in the row, and in `predict` the last states of these prompts, in the order of the groups,
-    are numbered on behind the row's own; behind these, if `wishes` ask for words, all states of each such prompt.
+    `opened`: per group, what of it was run before (`open_prompts.py`), else None. It is not in the row; in `predict`
+    its states (`Outside.states`), in the order of the groups, are numbered on behind the row's own; behind these, if
+    `wishes` ask for words, all states of each such prompt.
     """
-    draft = _Draft(wishes)
+    draft = Draft(wishes)
     for number, group in enumerate(groups):
         draft.add(group, opened[number] if opened else None)
     row = laid_out(draft.nodes)
@@ -117,12 +109,12 @@ def pack(
         "ids": row.ids,
         "positions": row.positions,
         "visual": row.visual,
-        "predict": _cat_or_empty([run.predicted_by(row) for run in runs]),
-        "tokens": _cat_or_empty([run.tokens for run in runs]),
+        "predict": cat_or_empty([run.predicted_by(row) for run in runs]),
+        "tokens": cat_or_empty([run.tokens for run in runs]),
         "rows": rows.repeat_interleave(lengths),
-        "columns": _cat_or_empty([torch.arange(answer.length) for answer in draft.answers]),
+        "columns": cat_or_empty([torch.arange(answer.length) for answer in draft.answers]),
         # As bits, so that they travel with the rest.
-        "temperature": _cat_or_empty([run.temperature for run in runs], torch.float64).view(
+        "temperature": cat_or_empty([run.temperature for run in runs], torch.float64).view(
             torch.long
         ),
     }
@@ -139,191 +131,16 @@ def pack(
     return PackedRow(layout=layout, further=wished, **there)
 
 
-@dataclass(frozen=True)
-class _Run:
-    """A piece of answers, whose tokens a packed row predicts."""
-
-    tokens: Tensor
-    """long [T]."""
-    temperature: Tensor
-    """float64 [T]."""
-    node: int
-    """Which node of the row it is."""
-    opened: int | None
-    """Which of the prompts that are not in the row it belongs to."""
-
-    def first(self, row: TreeRow) -> int:
-        """Place of the state that predicts the first token: that of the last one before the piece."""
-        before = row.before[self.node]
-        # Nothing in the row comes before it: then its prompt does, which is not there.
-        outside = before < 0 and self.opened is not None
-        return len(row.ids) + (self.opened or 0) if outside else before
-
-    def own(self, row: TreeRow) -> Tensor:
-        """Places of its tokens, long [T], the last of which is in the row only if something follows it."""
-        return row.spans[self.node][0] + torch.arange(len(self.tokens))
-
-    def predicted_by(self, row: TreeRow) -> Tensor:
-        """Places whose states predict the tokens, long [T], of at least one."""
-        # Behind the first, each is predicted by the one before it.
-        return torch.cat([torch.tensor([self.first(row)]), self.own(row)[:-1]])
-
-
-@dataclass(frozen=True)
-class _Answer:
-    """An answer, made of runs."""
-
-    runs: tuple[int, ...]
-    """Numbers of its runs, from the prompt on; at least one."""
-    length: int
-    """Tokens of all of them."""
-    row: int
-    suffix: Tensor
-    """long [S]."""
-    end: int
-    """Tokens before its slot."""
-    behind: tuple[int, int]
-    """Where its suffix begins, if one is fed: node, and tokens of that node before it."""
-
-
-@dataclass
-class _Draft:
-    """Groups on their way into a row."""
-
-    wishes: Wishes
-    nodes: list[Node] = field(default_factory=list)
-    runs: list[_Run] = field(default_factory=list)
-    answers: list[_Answer] = field(default_factory=list)
-    beyond: list[tuple[range, Layers]] = field(default_factory=list)
-    """Nodes that look at a prompt which is not in the row."""
-    roots: list[int | None] = field(default_factory=list)
-    """Node of each group's prompt; None if it is not in the row."""
-
-    def add(self, group: Group, layers: Layers | None) -> None:
-        """One more group; only its answers if its prompt was run before and left `layers` behind."""
-        encoded = group.encoded
-        base = encoded.next_position
-        begin = len(self.nodes)
-        self.roots.append(begin if layers is None else None)
-        if layers is None:
-            self.nodes.append(Node(encoded.ids, encoded.positions, base, slots=encoded.slots))
-            self._grow(group, begin, base, None)
-            return
-        self._grow(group, ROOT, base, len(self.beyond))
-        self.beyond.append((range(begin, len(self.nodes)), layers))
-
-    def _grow(self, group: Group, root: int, base: int, opened: int | None) -> None:
-        """The answers of a group, whose first tokens stand behind the node `root`."""
-        tree = answer_tree(group.answers, group.paths, group.temperatures)
-        nothing = torch.zeros(0, dtype=torch.long)
-        suffixes = group.suffixes or (nothing,) * len(group.answers)
-        ends = group.ends or tuple(map(len, group.answers))
-        first, inner, endings = len(self.runs), tree.inner, tree.endings
-        behind: dict[int, tuple[int, int]] = {}
-        node_of: list[int] = []
-        for number, piece in enumerate(tree.pieces):
-            above = root if piece.above == ROOT else node_of[piece.above]
-            node_of.append(len(self.nodes))
-            self.runs.append(_Run(piece.tokens, piece.temperature, node_of[-1], opened))
-            ending = endings[number]
-            # A suffix lies in its answer's own node where nothing else goes on from there, else in one behind it.
-            alone = number not in inner and len(ending) == 1
-            mine = [
-                _fed(suffixes[answer]) if self.wishes.suffix else nothing for answer in ending
-            ]
-            fed = piece.tokens
-            if alone and self.wishes.feed_last:
-                fed = torch.cat([fed, mine[0]])
-            elif number not in inner and not self.wishes.feed_last:
-                fed = _fed(fed)  # the last token predicts nothing
-            # Every answer starts at the same position: they are alternatives, not a sequence.
-            self.nodes.append(Node.text(fed, above, base))
-            for answer, tokens in zip(ending, mine, strict=True):
-                behind[answer] = (node_of[-1], len(piece.tokens))
-                if not alone and len(tokens):
-                    behind[answer] = (len(self.nodes), 0)
-                    self.nodes.append(Node.text(tokens, node_of[-1], base))
-        for answer, way in enumerate(tree.ways):
-            self.answers.append(
-                _Answer(
-                    tuple(first + piece for piece in way),
-                    len(group.answers[answer]),
-                    group.rows[answer],
-                    suffixes[answer],
-                    ends[answer],
-                    behind[answer],
-                )
-            )
-
-    @property
-    def shares(self) -> bool:
-        """Does a token stand in several answers, or in another order than in the row?"""
-        said = [number for answer in self.answers for number in answer.runs]
-        return said != list(range(len(self.runs)))
-
-    def where(self) -> Tensor:
-        """long [M]: number, among the tokens of all runs, of each token of each answer."""
-        starts = [0, *accumulate(len(run.tokens) for run in self.runs)]
-        return _cat_or_empty(
-            [
-                torch.arange(starts[run], starts[run + 1])
-                for answer in self.answers
-                for run in answer.runs
-            ]
-        )
-
-    def said(self, row: TreeRow) -> list[Said]:
-        """Every answer, also those without a token, and where it is."""
-        found: list[Said] = []
-        for one in self.answers:
-            runs = [self.runs[number] for number in one.runs]
-            node, offset = one.behind
-            found.append(
-                Said(
-                    torch.cat([run.tokens for run in runs]),
-                    one.suffix,
-                    one.row,
-                    runs[0].first(row),
-                    torch.cat([run.own(row) for run in runs]),
-                    row.spans[node][0] + offset,
-                    one.end,
-                )
-            )
-        return found
-
-    def asked(self, row: TreeRow, groups: Sequence[Group]) -> list[Worded]:
-        """Every prompt, and where it is; nothing if nobody asks for its words."""
-        if not self.wishes.words:
-            return []
-        lengths = [len(group.encoded.ids) for group in groups]
-        starts = prompt_starts(row, self.roots, lengths)
-        found: list[Worded] = []
-        for group, start in zip(groups, starts, strict=True):
-            assert group.words is not None, (
-                "words are asked for, but a group does not name them"
-            )
-            found.append(Worded(group.words, group.encoded.ids, start, group.rows))
-        return found
-
-    def pasts(self, row: TreeRow) -> tuple[Past, ...]:
-        """Which tokens of the row look beyond it."""
-        found: list[Past] = []
-        for nodes, layers in self.beyond:
-            places = [place for node in nodes for place in row.spans[node]]
-            if places and places[0] < places[-1]:  # answers of one token feed nothing
-                found.append(Past((places[0], places[-1]), layers))
-        return tuple(found)
-
-
-def _fed(tokens: Tensor) -> Tensor:
-    """All but the last."""
-    return tokens[: max(len(tokens) - 1, 0)]
-
-
-def _cat_or_empty(pieces: Sequence[Tensor], dtype: torch.dtype = torch.long) -> Tensor:
-    """[n]; empty if there is nothing to join, which `torch.cat` refuses."""
-    empty = torch.zeros(0, dtype=dtype)
-    return torch.cat(list(pieces)) if pieces else empty
+def pack_limb(
+    tokens: Tensor, base: int, before: Sequence[Layers], device: torch.device
+) -> PackedRow:
+    """A piece of answers [n], n >= 1, as a row of its own behind what was run before; it predicts nothing by itself."""
+    row = laid_out([Node.text(tokens, ROOT, base)])
+    ids, positions, nothing = moved([row.ids, row.positions, row.visual], device)
+    pasts = tuple(Past((0, len(tokens)), layers) for layers in before)
+    layout = Layout(row.lengths, row.parents, device, pasts=pasts)
+    heat = nothing.double()
+    return PackedRow(ids, positions, layout, nothing, nothing, nothing, nothing, nothing, heat)
 
 
 def collate(rollouts: Sequence[Rollout], trained: Sequence[Role] = (Role.POLICY,)) -> Batch:

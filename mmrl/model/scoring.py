@@ -104,12 +104,12 @@ def _read(
 ) -> tuple[Tensor, PackedRow]:
     """All last hidden states of one packed row, and what lies behind it (`packing.pack`)."""
     opened = [policy.prompts.of(group, grad) for group in groups]
-    layers = [prompt and prompt.layers for prompt in opened]
-    row = pack(groups, policy.device, layers, wishes)
+    outside = [prompt and prompt.outside for prompt in opened]
+    row = pack(groups, policy.device, outside, wishes)
     seen = [group for group, prompt in zip(groups, opened, strict=True) if prompt is None]
     features = policy.vision.features([x for group in seen for x in group.visual], grad)
-    # What predicts the first tokens of answers whose prompt is not in the row stands behind the row's own states.
-    pieces = [prompt.last for prompt in opened if prompt is not None]
+    # What predicts tokens behind a prompt or a limb that is not in the row stands behind the row's own states.
+    pieces = [state for prompt in opened if prompt is not None for state in prompt.behind]
     if wishes.words:
         pieces += [prompt.states for prompt in opened if prompt is not None]
     with torch.set_grad_enabled(grad):

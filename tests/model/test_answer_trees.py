@@ -29,14 +29,14 @@ def folder(request, tiny_folder, tiny3_folder):
     return tiny_folder if request.param == "qwen2_5_vl" else tiny3_folder
 
 
-def random_ways(rng, nodes):
+def random_ways(rng, nodes, twice=True):
     """Ways (node, tokens) of some ends of a random tree: inner nodes too, one of them twice, some without a token."""
     parents, counts = [ROOT], [rng.randint(1, 4)]
     for _ in range(nodes - 1):
         parents.append(rng.randint(0 if rng.random() < 0.9 else ROOT, len(parents) - 1))
         counts.append(rng.randint(0, 4))
     ends = [n for n in range(nodes) if n not in parents or rng.random() < 0.2]
-    ends += rng.sample(ends, min(len(ends), 1))
+    ends += rng.sample(ends, twice)
     rng.shuffle(ends)
     found = []
     for end in ends:
@@ -48,7 +48,7 @@ def random_ways(rng, nodes):
     return found
 
 
-def tree_rollouts(policy, seed, groups=2, nodes=7):
+def tree_rollouts(policy, seed, groups=2, nodes=7, twice=True):
     """Answers of random trees, some of a group without a path."""
     chance = random.Random(seed)
     rng = torch.Generator().manual_seed(seed)
@@ -57,7 +57,7 @@ def tree_rollouts(policy, seed, groups=2, nodes=7):
         question = prompt(number)
         ids = policy.encode(question).ids
         said = {n: words(policy, 4, rng) for n in range(nodes)}
-        for way in random_ways(chance, nodes):
+        for way in random_ways(chance, nodes, twice):
             tokens = torch.cat([said[node][:count] for node, count in way])
             roles = torch.full((len(tokens),), int(Role.POLICY), dtype=torch.uint8)
             path = way if chance.random() < 0.9 else ()
@@ -91,7 +91,7 @@ def learned(policy, batch, parts, shared, noisy_shared=True):
             if name == "raw":
                 suffix = torch.tensor([75, 80, 85])
                 groups = [
-                    replace(one, suffixes=tuple(suffix[: row % 4] for row in one.rows))
+                    replace(one, suffixes=tuple(suffix[: rows[row] % 4] for row in one.rows))
                     for one in groups
                 ]
             views[name] = groups
@@ -155,22 +155,30 @@ def test_random_trees_score_and_learn_what_answers_apart_do(folder, case):
     )
 
 
-def test_slices_of_a_tree_learn_what_one_row_learns(folder):
-    policy = load(folder, "float64")
-    batch = collate(tree_rollouts(policy, 11, groups=1, nodes=9))
-    policy.prompts.parts(batch, 10_000)
-    expected = learned(policy, batch, [torch.arange(len(batch))], shared=True)
-    order = {name: [] for name in expected[0][0]}
-    prompt_length = len(batch.rollouts[0].prompt_ids)
-    parts = policy.prompts.parts(batch, prompt_length + 6)
-    assert len(parts) > 1 and sorted(torch.cat(parts).tolist()) == list(range(len(batch)))
-    pieces, grads = learned(policy, batch, parts, shared=True)
-    for part, piece in zip(parts, pieces, strict=True):
-        for name in ("logp", "entropy", "divergence"):
-            order[name].append((piece[name] - expected[0][0][name][part]).abs().max())
-    assert max(max(gaps) for gaps in order.values() if gaps) < 1e-9
-    for name, right in expected[1].items():
-        assert (grads[name] - right).norm() <= 1e-6 * right.norm().clamp_min(1e-6), name
+@pytest.mark.parametrize(
+    "set_up", [{}, {"lora": LoRA(rank=2, vision=True), "checkpointing": True}]
+)
+def test_slices_of_a_tree_learn_what_one_row_learns(folder, set_up):
+    """At budgets from nearly all to nothing: every gradient, and each segment through the network once."""
+    policy = load(folder, "float64", **set_up)
+    for seed in (11, 12) if not set_up else (12,):
+        batch = collate(tree_rollouts(policy, seed, groups=2, nodes=9, twice=False))
+        (whole,) = policy.prompts.parts(batch, 10_000)
+        expected = learned(policy, batch, [whole], shared=True)
+        tokens = policy.counters["tokens/update"]
+        prompt_length = len(batch.rollouts[0].prompt_ids)
+        for budget in (prompt_length + 8, 1):
+            parts = policy.prompts.parts(batch, budget)
+            assert len(parts) > 2
+            assert sorted(torch.cat(parts).tolist()) == list(range(len(batch)))
+            pieces, grads = learned(policy, batch, parts, shared=True)
+            assert policy.counters["tokens/update"] == tokens
+            for part, piece in zip(parts, pieces, strict=True):
+                for name in ("logp", "entropy", "divergence", "slot"):
+                    assert (piece[name] - expected[0][0][name][part]).abs().max() < 1e-9, name
+            for name, right in expected[1].items():
+                gap = (grads[name] - right).norm() / right.norm().clamp_min(1e-6)
+                assert gap <= 1e-6, f"{name}: {gap}"
 
 
 def test_every_token_of_a_binary_tree_goes_through_the_model_once(folder):
