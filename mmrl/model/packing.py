@@ -1,6 +1,6 @@
 """From rollouts to tensors: collate answers, cut a batch into parts by tokens, pack groups into one row.
 
-A `Group` is the unit of computing: one prompt, the pixels it is seen with, and some of its answers. A `PackedRow` is
+A `Group` (`row_draft.py`) is the unit of computing: one prompt, its pixels, and some of its answers. A `PackedRow` is
 one row of groups, `[prompt 1 | answers of 1 | prompt 2 | …]`, without padding; of a group whose prompt was run before
 (`open_prompts.py`) only the answers. What answers have in common by their paths is in the row once (`answer_trees.py`).
 The last token of an answer predicts nothing and is left out of the row, unless others go on from it; the first token of
@@ -11,52 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from mmrl.model.answer_trees import Path, check_path, unique_tokens
+from mmrl.model.answer_trees import check_path, unique_tokens
 from mmrl.model.further import NOTHING_FURTHER, Further, Wishes, further
-from mmrl.model.row_draft import Draft, Outside, cat_or_empty
+from mmrl.model.row_draft import Draft, Group, Outside, cat_or_empty
 from mmrl.model.row_layout import ROOT, Layers, Layout, Past, moved
 from mmrl.model.tree_row import Node, laid_out
 from mmrl.types import Batch, Role, Rollout, Scores
-
-if TYPE_CHECKING:
-    from mmrl.model.processing import Encoded, Patches
-
-
-@dataclass(frozen=True)
-class Group:
-    """One prompt with some of its answers."""
-
-    encoded: Encoded
-    visual: tuple[Patches, ...]
-    """Pixels of each medium under the branch that is looked through; same grids as `encoded.visual`."""
-    answers: tuple[Tensor, ...] = ()
-    """long [T_i] each."""
-    rows: tuple[int, ...] = ()
-    """Row of each answer in the batch."""
-    temperatures: tuple[float | Tensor, ...] = ()
-    """What the logits of each answer are divided by: a number, or float64 [T_i], one per token."""
-    shared: bool = True
-    """Do all answers to the prompt see these pixels, also those that come in other parts?"""
-    suffixes: tuple[Tensor, ...] = ()
-    """long [S_i] each: what is scored behind each answer, where `Wishes.suffix` asks for it."""
-    ends: tuple[int, ...] = ()
-    """Tokens of each answer before the place that `Wishes.slot` asks for; empty: all of them."""
-    words: Tensor | None = None
-    """long [n]: which of the prompt's ids are words of its messages (`Processing.words`), where `Wishes.words` asks."""
-    paths: tuple[Path, ...] = ()
-    """What each answer has in common with others, `Rollout.path`; empty: nothing beyond the prompt."""
-
-    @property
-    def size(self) -> int:
-        """Tokens in a packed row, without what `Wishes` add."""
-        paths = self.paths or ((),) * len(self.answers)
-        fed = unique_tokens(paths, [len(answer) for answer in self.answers])
-        return len(self.encoded.ids) + fed
 
 
 @dataclass(frozen=True)

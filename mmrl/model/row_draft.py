@@ -10,13 +10,45 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from mmrl.model.answer_trees import Name, answer_tree
+from mmrl.model.answer_trees import Name, Path, answer_tree, unique_tokens
 from mmrl.model.further import Said, Wishes, Worded, prompt_starts
 from mmrl.model.row_layout import ROOT, Layers, Past
 from mmrl.model.tree_row import Node, TreeRow
 
 if TYPE_CHECKING:
-    from mmrl.model.packing import Group
+    from mmrl.model.processing import Encoded, Patches
+
+
+@dataclass(frozen=True)
+class Group:
+    """One prompt with some of its answers."""
+
+    encoded: Encoded
+    visual: tuple[Patches, ...]
+    """Pixels of each medium under the branch that is looked through; same grids as `encoded.visual`."""
+    answers: tuple[Tensor, ...] = ()
+    """long [T_i] each."""
+    rows: tuple[int, ...] = ()
+    """Row of each answer in the batch."""
+    temperatures: tuple[float | Tensor, ...] = ()
+    """What the logits of each answer are divided by: a number, or float64 [T_i], one per token."""
+    shared: bool = True
+    """Do all answers to the prompt see these pixels, also those that come in other parts?"""
+    suffixes: tuple[Tensor, ...] = ()
+    """long [S_i] each: what is scored behind each answer, where `Wishes.suffix` asks for it."""
+    ends: tuple[int, ...] = ()
+    """Tokens of each answer before the place that `Wishes.slot` asks for; empty: all of them."""
+    words: Tensor | None = None
+    """long [n]: which of the prompt's ids are words of its messages (`Processing.words`), where `Wishes.words` asks."""
+    paths: tuple[Path, ...] = ()
+    """What each answer has in common with others, `Rollout.path`; empty: nothing beyond the prompt."""
+
+    @property
+    def size(self) -> int:
+        """Tokens in a packed row, without what `Wishes` add."""
+        paths = self.paths or ((),) * len(self.answers)
+        fed = unique_tokens(paths, [len(answer) for answer in self.answers])
+        return len(self.encoded.ids) + fed
 
 
 @dataclass(frozen=True)
