@@ -93,7 +93,8 @@ class GroundingRows(Sequence[GroundingRow]):
         """How many rows are usable, reasons with counts, and the first faults with their places."""
         reasons = Counter(fault.reason for fault in self.faults)
         clips = {row.video for row in self.rows}
-        lines = [f"{len(self.rows)} questions about {len(clips)} clips"]
+        asked, about = _some(len(self.rows), "question"), _some(len(clips), "clip")
+        lines = [f"{asked} about {about}"]
         lines += [f"  left out: {count} × {reason}" for reason, count in reasons.most_common()]
         lines += [f"  {fault}" for fault in self.faults[:limit]]
         hidden = len(self.faults) - limit
@@ -354,3 +355,7 @@ def _seconds(value: Any) -> float | None:
         fix = "Give seconds, a positive number."
         raise Fault("bad duration", f"the duration is {shown(value)}", fix)
     return seconds
+
+
+def _some(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"

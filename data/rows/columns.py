@@ -76,7 +76,8 @@ class ColumnMap:
         for name in columns:
             if name not in known:
                 raise ValueError(
-                    f"columns maps {name!r}, which is no field{_nearest(name, known)}; fields: {known}."
+                    f"columns (on the command line: --data.columns) names {name!r}, which is no field"
+                    f"{_nearest(name, known)}; fields: {known}."
                 )
         return ColumnMap(**{name: _entry(name, value) for name, value in columns.items()})
 

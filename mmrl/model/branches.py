@@ -77,6 +77,7 @@ class Views:
                     () if suffix is None else tuple(suffix(r) for r in chosen),
                     tuple(written(r) for r in chosen) if ends else (),
                     self._words(chosen[0]) if words else None,
+                    tuple(r.path for r in chosen) if any(r.path for r in chosen) else (),
                 )
             )
         return out

@@ -89,14 +89,16 @@ class Said:
     row: int
     first: int
     """Place of the state that predicts its first token."""
-    start: int
-    """Place of its first token."""
+    own: Tensor
+    """long [T]: places of its tokens."""
+    after: int
+    """Place of the first token of its suffix that is fed."""
     end: int
     """Tokens before its slot."""
 
     def behind(self, count: int) -> int:
         """Place of the state behind so many of its tokens."""
-        return self.start + count - 1 if count else self.first
+        return int(self.own[count - 1]) if count else self.first
 
 
 @dataclass(frozen=True)
@@ -159,14 +161,13 @@ def further(
 
 
 def prompt_starts(
-    row: TreeRow, roots: Sequence[int | None], lengths: Sequence[int]
+    row: TreeRow, roots: Sequence[int | None], lengths: Sequence[int], behind: int
 ) -> list[int]:
-    """Place of the first token of each prompt: in the row, or behind it if it was run before (root None).
+    """Place of the first token of each prompt: in the row, or from `behind` on if it was run before (root None).
 
-    Behind the row come first the last states of such prompts, then all states of the first of them, and so on.
+    There lie all states of the first such prompt, then those of the next.
     """
     starts: list[int] = []
-    behind = len(row.ids) + sum(root is None for root in roots)
     for root, length in zip(roots, lengths, strict=True):
         if root is not None:
             starts.append(row.spans[root][0])
@@ -190,7 +191,7 @@ def _slots(said: Sequence[Said]) -> _Lists:
 def _suffixes(said: Sequence[Said]) -> _Lists:
     lists = _Lists()
     for answer in said:
-        fed = answer.start + len(answer.tokens) + torch.arange(max(len(answer.suffix) - 1, 0))
+        fed = answer.after + torch.arange(max(len(answer.suffix) - 1, 0))
         places = torch.cat([torch.tensor([answer.behind(len(answer.tokens))]), fed])[
             : len(answer.suffix)
         ]
@@ -201,8 +202,7 @@ def _suffixes(said: Sequence[Said]) -> _Lists:
 def _states(said: Sequence[Said]) -> _Lists:
     lists = _Lists()
     for answer in said:
-        own = answer.start + torch.arange(len(answer.tokens))
-        lists.add(own, answer.tokens, answer.row)
+        lists.add(answer.own, answer.tokens, answer.row)
     return lists
 
 

@@ -9,6 +9,9 @@ state, which predicts the first token.
               its gradients collect in the leaves, in at least fp32
     close     after the last slice: one backward from all that was cut off, with the collected gradients
 
+Where answers have more in common, a piece of theirs that several slices read is a *limb*: it is opened like a prompt,
+behind the prompt and the limbs before it, and closed before these, whose leaves collect its gradients as well.
+
 The sums are the exact gradients. Held at any time: the open prompt, and one slice. Keys of a layer depend on the layer
 below, so that one call with all of them as roots walks the prompt once from top to bottom; with activation
 checkpointing it recomputes itself like any other row.
@@ -25,16 +28,19 @@ must all make the same calls.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
+from mmrl.model.answer_trees import Name, named
 from mmrl.model.gradients import collect_in_fp32
-from mmrl.model.packing import Group, pack, split
+from mmrl.model.packing import Group, PackedRow, pack, pack_limb, split
 from mmrl.model.recurrent_row import LINEAR
+from mmrl.model.row_draft import Limb, Outside
 from mmrl.model.row_layout import Layers
 
 if TYPE_CHECKING:
@@ -42,28 +48,43 @@ if TYPE_CHECKING:
 
     from mmrl.model.processing import Encoded
     from mmrl.model.vision_cache import VisionCache
-    from mmrl.types import Batch, Prompt
+    from mmrl.types import Batch, Prompt, Rollout
 
-Key = tuple[int, tuple[str, ...], bool, bool]
-"""(object of the encoded prompt, contents of its pixels, read by the reference, with gradient)."""
+Place = tuple[int, Name]
+"""Object of an encoded prompt, and a piece of its answers; () for the prompt itself."""
+Key = tuple[Place, tuple[str, ...], bool, bool]
+"""(what, contents of the prompt's pixels, read by the reference, with gradient)."""
 
 
 @dataclass(frozen=True)
 class OpenPrompt:
-    """A prompt that was run, and what its answers read of it."""
+    """A prompt, or a limb, that was run, and what its answers read of it."""
 
-    last: Tensor
-    """[1, D]: hidden state of its last token, a leaf."""
+    read: Tensor
+    """[n, D], a leaf: the hidden states that predict answer tokens: of a prompt its last, of a limb all."""
     layers: Layers
     """Keys and values [1, Hk, P, d] by layer, or what linear attention leaves behind; leaves."""
     made: tuple[Tensor, ...]
-    """The same tensors as the language model made them, with their graph: last state, then keys and values."""
+    """The same tensors as the language model made them, with their graph: states, then keys and values."""
     states: Tensor
     """[P, D]: hidden states of all its tokens, without a graph; the memory is that of `made`."""
+    limbs: Mapping[Name, OpenPrompt] = field(default_factory=dict)
+    """Of a prompt, the limbs that the group at hand reads, each behind those that it goes on from."""
+
+    @property
+    def outside(self) -> Outside:
+        """What a packed row is told of it."""
+        found = {name: Limb(limb.layers, len(limb.read)) for name, limb in self.limbs.items()}
+        return Outside(self.layers, found)
+
+    @property
+    def behind(self) -> list[Tensor]:
+        """The states that stand behind a packed row, in the order of `Outside.states`."""
+        return [self.read, *(limb.read for limb in self.limbs.values())]
 
     def close(self) -> None:
         """Send the collected gradients back through the prompt and free its graph."""
-        given = (self.last, *(x for pair in self.layers.values() for x in pair))
+        given = (self.read, *(x for pair in self.layers.values() for x in pair))
         roots: list[Tensor] = []
         grads: list[Tensor] = []
         for made, leaf in zip(self.made, given, strict=True):
@@ -105,12 +126,12 @@ class OpenPrompts:
 
     def __init__(self, policy: Runs) -> None:
         self._policy = policy
-        self._slices: Counter[int] = Counter()
-        """Slices that are still to come, by object of the encoded prompt."""
+        self._slices: Counter[Place] = Counter()
+        """Slices that are still to come, of each prompt and limb."""
         self._encoded: list[Encoded] = []
         """Keeps these objects alive, so that no other can take their name."""
         self._open: dict[Key, OpenPrompt] = {}
-        self._in_part: set[int] = set()
+        self._in_part: set[Place] = set()
 
     @property
     def waiting(self) -> bool:
@@ -129,29 +150,52 @@ class OpenPrompts:
         parts = split(batch, lengths, budget, behind)
         if self._is_exact:
             prompts = {r.group: r.prompt for r in batch.rollouts}
-            for number, slices in _cut(batch, parts).items():
+            for number, slices in _cut(batch, parts, limbs=self._takes_limbs).items():
                 encoded = self._policy.encode(prompts[number])
                 self._encoded.append(encoded)
-                self._slices[id(encoded)] += slices
+                for name, count in slices.items():
+                    self._slices[id(encoded), name] += count
         return parts
 
     def of(self, group: Group, grad: bool) -> OpenPrompt | None:
         """The open prompt of a group; None if the group is scored with its prompt in one row."""
-        name = id(group.encoded)
+        whole: Place = (id(group.encoded), ())
         # Pixels that only one answer sees are read once, so there is nothing to share.
-        if not self._slices[name] or not group.shared:
+        if not self._slices[whole] or not group.shared:
             return None
-        self._in_part.add(name)
+        prompt = self._get(whole, group, grad, lambda: self._opened(group, grad))
+        limbs: dict[Name, OpenPrompt] = {}
+        for answer, path in zip(group.answers, group.paths, strict=False):
+            base, chain = group.encoded.next_position, [prompt]
+            for name, start, end in named(path):
+                place = (whole[0], name)
+                # One that only this slice reads lies in its row, and so does all behind it.
+                if end > start and not self._slices[place]:
+                    break
+                if end > start:
+                    tokens = answer[start:end]
+                    run = partial(self._run_limb, tokens, base + start, list(chain), grad)
+                    limbs[name] = self._get(place, group, grad, run)
+                    chain.append(limbs[name])
+        return replace(prompt, limbs=limbs)
+
+    def _get(
+        self, place: Place, group: Group, grad: bool, run: Callable[[], OpenPrompt]
+    ) -> OpenPrompt:
+        """What is open for this view; it is run if nothing is."""
+        self._in_part.add(place)
         pixels = tuple(medium.key for medium in group.visual)
-        key = (name, pixels, self._policy.in_reference, grad)
+        key = (place, pixels, self._policy.in_reference, grad)
         if key not in self._open:
-            self._open[key] = self._opened(group, grad)
+            self._open[key] = run()
         return self._open[key]
 
     def end_part(self) -> None:
-        """Call after the backward of one part: prompts without further slices are closed."""
+        """Call after the backward of one part: prompts and limbs without further slices are closed."""
         self._slices.subtract(self._in_part)
-        for key in [key for key in self._open if self._slices[key[0]] <= 0]:
+        over = [key for key in self._open if self._slices[key[0]] <= 0]
+        # A limb sends gradients into what it goes on from, so the longest names come first.
+        for key in sorted(over, key=lambda key: -len(key[0][1])):
             self._open.pop(key).close()
         self._in_part.clear()
 
@@ -164,35 +208,65 @@ class OpenPrompts:
 
     @property
     def _is_exact(self) -> bool:
-        config = self._policy.base.config.get_text_config()
-        kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
         alone = not self._policy.sharded
-        return self._policy.shared and alone and kinds <= {"full_attention", LINEAR}
+        return self._policy.shared and alone and self._kinds <= {"full_attention", LINEAR}
+
+    @property
+    def _takes_limbs(self) -> bool:
+        """Left out: layers with linear attention, whose state behind a limb has been through the prompt as well."""
+        return LINEAR not in self._kinds
+
+    @property
+    def _kinds(self) -> set[str]:
+        config = self._policy.base.config.get_text_config()
+        return set(getattr(config, "layer_types", None) or ["full_attention"])
 
     def _opened(self, group: Group, grad: bool) -> OpenPrompt:
+        row = pack([Group(group.encoded, group.visual)], self._policy.device)
+        features = self._policy.vision.features(group.visual, grad)
+        return self._run(row, features, grad, whole=False)
+
+    def _run_limb(
+        self, tokens: Tensor, base: int, chain: Sequence[OpenPrompt], grad: bool
+    ) -> OpenPrompt:
+        """Run a piece of answers that begins at position `base`, behind what is open."""
+        row = pack_limb(tokens, base, [one.layers for one in chain], self._policy.device)
+        return self._run(row, [], grad, whole=True)
+
+    def _run(
+        self, row: PackedRow, features: Sequence[Any], grad: bool, *, whole: bool
+    ) -> OpenPrompt:
+        """Run a row and cut off what others read of it; `whole`: all its states, else the last."""
         policy = self._policy
         noted: dict[int, tuple[Tensor, Tensor]] = {}
-        row = pack([Group(group.encoded, group.visual)], policy.device)
-        features = policy.vision.features(group.visual, grad)
         with torch.set_grad_enabled(grad):
             states = policy.language(
                 row.ids, row.positions, row.layout.noting(noted), row.visual, features
             )
         policy.counters["tokens/update" if grad else "tokens/score"] += len(row.ids)
         pairs = [noted[layer] for layer in sorted(noted)]
-        made = (states[-1:], *(x for pair in pairs for x in pair))
+        made = (states if whole else states[-1:], *(x for pair in pairs for x in pair))
         # In a half-frozen model the keys of lower layers may depend on nothing that learns.
-        last, *given = (x.detach().requires_grad_(x.requires_grad) for x in made)
-        collect_in_fp32((last, *given))
+        read, *given = (x.detach().requires_grad_(x.requires_grad) for x in made)
+        collect_in_fp32((read, *given))
         layers = dict(
             zip(sorted(noted), zip(given[::2], given[1::2], strict=True), strict=True)
         )
-        return OpenPrompt(last, layers, made, states.detach())
+        return OpenPrompt(read, layers, made, states.detach())
 
 
-def _cut(batch: Batch, parts: Sequence[Tensor]) -> dict[int, int]:
-    """In how many parts each group lies, of those that lie in several."""
-    found: Counter[int] = Counter()
+def _cut(batch: Batch, parts: Sequence[Tensor], *, limbs: bool) -> dict[int, dict[Name, int]]:
+    """Of each group in several parts: in how many its prompt () is read, and with `limbs` each piece in several."""
+    found: dict[int, Counter[Name]] = {}
     for part in parts:
-        found.update(set(batch.group.cpu()[part].tolist()))
-    return {number: count for number, count in found.items() if count > 1}
+        rows: dict[int, list[Rollout]] = {}
+        for row in part.tolist():
+            rows.setdefault(batch.rollouts[row].group, []).append(batch.rollouts[row])
+        for number, answers in rows.items():
+            names = {name for answer in answers for name, *_ in named(answer.path) if limbs}
+            found.setdefault(number, Counter()).update({(), *names})
+    return {
+        number: {name: count for name, count in names.items() if count > 1}
+        for number, names in found.items()
+        if names[()] > 1
+    }

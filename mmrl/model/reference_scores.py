@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax, pad
 
+from mmrl.model.answer_trees import temperature_of
 from mmrl.model.further import Wishes
-from mmrl.model.packing import Group, temperature_of
+from mmrl.model.packing import Group
 from mmrl.model.policy import Policy
 from mmrl.model.scoring import (
     ScoreOutputs,

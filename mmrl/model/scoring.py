@@ -55,7 +55,7 @@ class _Seen:
     """One view after the language model: what its head needs."""
 
     states: Tensor
-    """[N, D]: hidden states that predict the answer tokens."""
+    """[N, D]: hidden states that predict the answer tokens, each token once."""
     row: PackedRow
     head: Lent
     """The head that reads them: the policy's or the reference's."""
@@ -104,12 +104,12 @@ def _read(
 ) -> tuple[Tensor, PackedRow]:
     """All last hidden states of one packed row, and what lies behind it (`packing.pack`)."""
     opened = [policy.prompts.of(group, grad) for group in groups]
-    layers = [prompt and prompt.layers for prompt in opened]
-    row = pack(groups, policy.device, layers, wishes)
+    outside = [prompt and prompt.outside for prompt in opened]
+    row = pack(groups, policy.device, outside, wishes)
     seen = [group for group, prompt in zip(groups, opened, strict=True) if prompt is None]
     features = policy.vision.features([x for group in seen for x in group.visual], grad)
-    # What predicts the first tokens of answers whose prompt is not in the row stands behind the row's own states.
-    pieces = [prompt.last for prompt in opened if prompt is not None]
+    # What predicts tokens behind a prompt or a limb that is not in the row stands behind the row's own states.
+    pieces = [state for prompt in opened if prompt is not None for state in prompt.behind]
     if wishes.words:
         pieces += [prompt.states for prompt in opened if prompt is not None]
     with torch.set_grad_enabled(grad):
@@ -154,17 +154,30 @@ def _slot_id(policy: Policy, wanted: int | str) -> int:
 
 
 def align(first: PackedRow, second: PackedRow) -> Tensor | slice:
-    """Order that brings the answer tokens of the first row into the order of the second."""
-    if torch.equal(first.rows, second.rows) and torch.equal(first.columns, second.columns):
+    """Which of the first row's tokens each token of the second one is."""
+    if _alike(first, second):
         return slice(None)
     # A token is known by its row and column in the batch, here folded into one number.
     width = int(max(first.columns.max(), second.columns.max())) + 1
     ours = first.rows * width + first.columns
     theirs = second.rows * width + second.columns
+    if second.where is not None:
+        # Any of a token's places will do.
+        theirs = torch.empty_like(second.tokens).scatter_(0, second.where, theirs)
     order = torch.argsort(ours)
     found = order[torch.searchsorted(ours[order], theirs)]
     assert torch.equal(ours[found], theirs), "the two views hold different answers"
-    return found
+    return found if first.where is None else first.where[found]
+
+
+def _alike(first: PackedRow, second: PackedRow) -> bool:
+    """Do both rows predict the same tokens in the same order?"""
+    if (first.where is None) != (second.where is None):
+        return False
+    pairs = [(first.rows, second.rows), (first.columns, second.columns)]
+    if first.where is not None and second.where is not None:
+        pairs.append((first.where, second.where))
+    return all(torch.equal(ours, theirs) for ours, theirs in pairs)
 
 
 def _seen(policy: Policy, name: str, groups: Sequence[Group], asked: ScoreOutputs) -> _Seen:
@@ -328,7 +341,10 @@ def _scores_on_grid(found: HeadNumbers, row: PackedRow, shape: tuple[int, int]) 
 
 
 def _on_grid(values: Tensor, row: PackedRow | Aim, shape: tuple[int, int]) -> Tensor:
-    """Numbers of answer tokens [N, ...] -> [B, T, ...]."""
+    """Numbers of answer tokens [N, ...] -> [B, T, ...]; what answers have in common goes to each of them."""
+    if isinstance(row, PackedRow) and row.where is not None:
+        # Gathered and not copied, so that gradients of all its places add up in a token.
+        values = values[row.where]
     flat = values.new_zeros(shape[0] * shape[1], *values.shape[1:])
     places = row.rows * shape[1] + row.columns
     return flat.index_copy(0, places, values).view(*shape, *values.shape[1:])

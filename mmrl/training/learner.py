@@ -423,11 +423,15 @@ def _in_row_order(parts: Sequence[Tensor], pieces: Sequence[Tensor]) -> Tensor:
 
 def largest_group(rollouts: Sequence[Rollout], behind: Sequence[int]) -> int:
     """Tokens of the largest group in a packed row, `behind` of them behind each answer; 0 without answers."""
-    sizes: dict[int, int] = {}
-    for rollout, more in zip(rollouts, behind, strict=True):
-        size = sizes.setdefault(rollout.group, len(rollout.prompt_ids))
-        sizes[rollout.group] = size + fed_tokens(rollout, more)
-    return max(sizes.values(), default=0)
+    members: dict[int, list[int]] = {}
+    for row, rollout in enumerate(rollouts):
+        members.setdefault(rollout.group, []).append(row)
+    sizes = [
+        len(rollouts[rows[0]].prompt_ids)
+        + fed_tokens([rollouts[row] for row in rows], [behind[row] for row in rows])
+        for rows in members.values()
+    ]
+    return max(sizes, default=0)
 
 
 def _totals(mask: Tensor, ranks: Ranks) -> Totals:

@@ -10,6 +10,7 @@ import torch
 from mmrl.model.load import LoRA
 from mmrl.model.packing import Group, collate, pack, split
 from mmrl.model.policy import Policy
+from mmrl.model.row_draft import Outside
 from mmrl.model.row_layout import ROOT, Layout
 from mmrl.model.scoring import ScoreOutputs, score_packed
 from mmrl.model.tree_row import Node, laid_out
@@ -304,7 +305,8 @@ def test_answers_of_an_open_prompt_are_predicted_behind_the_row(tiny_folder):
     batch = collate(rollouts_of(policy, [[3, 1], [2], [1]], pictures=0))
     groups = groups_of(policy, batch, range(4))
     layers = {0: (torch.zeros(1, 2, 5, 8), torch.zeros(1, 2, 5, 8))}
-    row = pack(groups, torch.device("cpu"), [layers, None, layers])
+    outside = [Outside(layers), None, Outside(layers)]
+    row = pack(groups, torch.device("cpu"), outside)
     end = len(row.ids)
     assert end == 2 + len(groups[1].encoded.ids) + 1
     assert row.predict.tolist() == [end, 0, 1, end, end - 2, end - 1, end + 1]

@@ -78,7 +78,7 @@ def test_rows_about_spans_are_counted_too_and_those_that_flags_leave_out(folder,
     read_annotations(name, None, Data(), Clips(seconds=(0, 100)))
     first, *faults = capsys.readouterr().err.splitlines()
     assert first.startswith(
-        "rows.jsonl: 2 questions about 1 clips, 1 more are not wanted by --clips.seconds"
+        "rows.jsonl: 2 questions about 1 clip, 1 more are not wanted by --clips.seconds"
     )
     assert "left out: 1 ×" in faults[0]
     with pytest.raises(

@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mmrl.model.packing import Group, collate, pack, temperature_of
+from mmrl.model.answer_trees import temperature_of
+from mmrl.model.packing import Group, collate, pack
 from mmrl.model.policy import Policy
 from mmrl.model.reference_scores import score_repeated
 from mmrl.model.scoring import ScoreOutputs, score_packed

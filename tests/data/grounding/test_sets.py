@@ -220,7 +220,7 @@ def test_validation_says_what_is_wrong_with_which_line(write: Write, tmp_path: P
         assert fault.where == f"mine.jsonl, line {number}" and fault.fix
     report = rows.report(limit=3)
     assert (
-        "2 questions about 1 clips" in report
+        "2 questions about 1 clip" in report
         and "4 × unusable span" in report
         and "mine.jsonl, line 2" in report
     )
