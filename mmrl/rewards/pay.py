@@ -99,6 +99,10 @@ class RewardStopped(RuntimeError):
     """A reward can or shall not go on. The trainer saves a checkpoint and shows the message."""
 
 
+class Unpaid(RewardStopped):
+    """No answer of a step got a reward."""
+
+
 @dataclass(frozen=True)
 class _Job:
     """One call: a part and the answers that it scores."""
@@ -122,14 +126,16 @@ class Rewards:
         workers: int | None = None,
         isolate: bool = True,
         correct: str | tuple[str, float] | None = None,
+        gate: str | None = None,
         **parts: RewardFunction | tuple[float, RewardFunction],
     ) -> None:
         """Limits: seconds for one answer, for a batch call, and for an async call; bytes of memory of one worker.
 
         `workers` is the number of processes on a machine (4, or fewer cores), divided among the ranks of a run there.
         `isolate=False` runs plain functions here, without limits. `correct` declares which part says whether an answer
-        is right: where its value exceeds 0.5, or the number of ("accuracy", 0.8). Raises ValueError for a part that
-        fits no calling convention.
+        is right: where its value exceeds 0.5, or the number of ("accuracy", 0.8). `gate` names a part, usually the
+        format: where it pays nothing, all others pay nothing either. Raises ValueError for a part that fits no calling
+        convention.
         """
         if not parts:
             raise ValueError(
@@ -147,6 +153,8 @@ class Rewards:
             self._parts[name] = parse_part(name, part, isolate)
         self.correct = correct_by(correct, self._parts)
         """(part, number that its value must exceed) of a right answer; None if nothing is declared."""
+        self.gate = gate
+        require(self, gate=(gate is None or gate in parts, f"one of {sorted(parts)}, or None"))
         self._limits = {"one": time_limit, "batch": batch_time_limit, "async": async_time_limit}
         # The cores of a machine are shared by all processes of the run on it.
         sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by torchrun
@@ -191,7 +199,7 @@ class Rewards:
             self._apply_policies(self._parts[name], cells, rollouts)
         paid = self._pay(rollouts, table)
         if not paid:
-            raise RewardStopped(
+            raise Unpaid(
                 f"None of the {len(rollouts)} answers of this step got a reward; counts: {dict(self._counts)}."
             )
         return paid
@@ -372,7 +380,7 @@ class Rewards:
             for name, column in table.items():
                 # Also where this answer has a value: its group is compared by the same sum.
                 cells[name] = None if (name, rollout.group) in lacking else column[row]
-            parts = _values(cells)
+            parts = _gated(_values(cells), self.gate)
             if parts is None:
                 self._counts["reward_failures/dropped_answers"] += 1
                 continue
@@ -472,3 +480,15 @@ def _values(cells: Mapping[str, Cell]) -> dict[str, float | None] | None:
             return None
         values[name] = cell if isinstance(cell, float) else None
     return values
+
+
+def _gated(
+    values: dict[str, float | None] | None, gate: str | None
+) -> dict[str, float | None] | None:
+    """The values; zeros where the gate pays nothing. What is not available stays so."""
+    if values is None or gate is None:
+        return values
+    passed = values[gate]
+    if passed is None or passed > 0:
+        return values
+    return {name: None if value is None else min(value, 0.0) for name, value in values.items()}

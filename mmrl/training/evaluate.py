@@ -9,11 +9,13 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
+from mmrl.ground.domains import SCORE
 from mmrl.ground.faults import BadRow
 from mmrl.model.policy import Policy
 from mmrl.model.ranks import Ranks
 from mmrl.rewards.pay import Rewards
 from mmrl.rollouts.engine import Engine
+from mmrl.training.domain_metrics import domain_scores
 from mmrl.training.run import PhaseTimer
 from mmrl.training.whole_batch import everybodys
 from mmrl.types import Now, Prompt, Prompts, Rollout, Sampling
@@ -104,7 +106,10 @@ def evaluate(
 
 
 def summary(rollouts: Sequence[Rollout], part: str = "accuracy") -> dict[str, float]:
-    """Means over answers; an answer without the part counts by its total reward."""
+    """Means over answers, and `NAME/accuracy` of each domain of a mixture.
+
+    An answer without the part counts by its domain's score, without that by its total reward.
+    """
     if not rollouts:
         return {}
     count = len(rollouts)
@@ -118,6 +123,7 @@ def summary(rollouts: Sequence[Rollout], part: str = "accuracy") -> dict[str, fl
         "reward": sum(r.reward or 0.0 for r in rollouts) / count,
         "length": sum(len(r.tokens) for r in rollouts) / count,
         "truncated": sum(r.stop == "length" for r in rollouts) / count,
+        **domain_scores(rollouts, lambda rollout: _score(rollout, part)),
     }
 
 
@@ -148,6 +154,8 @@ def pass_rates(
 
 
 def _score(rollout: Rollout, part: str) -> float:
-    """The part's value; the whole reward where the part does not exist or was dropped for the group."""
+    """The part's value; where it does not exist or was dropped for the group, the score or the whole reward."""
     value = rollout.parts.get(part)
+    if value is None:
+        value = rollout.parts.get(SCORE)
     return float(rollout.reward or 0.0) if value is None else float(value)

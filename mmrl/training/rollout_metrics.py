@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from statistics import pstdev
 
+from mmrl.training.domain_metrics import domain_metrics
 from mmrl.types import Batch, Now, Rollout, VisualBranch
 
 
@@ -43,6 +44,7 @@ def rollout_metrics(rollouts: Sequence[Rollout], batch: Batch) -> dict[str, floa
         "answer/count": float(count),
         **{name: sum(values) / len(values) for name, values in parts.items()},
         **others,
+        **domain_metrics(rollouts),
     }
 
 

@@ -18,6 +18,7 @@ from mmrl.ground.progress import busy
 from mmrl.ground.scratch import temporary_folder
 from mmrl.model.quiet import quiet_libraries
 from mmrl.recipes.shared.configuration import Configuration
+from mmrl.recipes.shared.domains import first_of_others, lines_of
 from mmrl.recipes.shared.launch import (
     USER_ERRORS,
     Preset,
@@ -102,13 +103,17 @@ def _data(main: Callable[..., Any], asked: Configuration, rows: int) -> Iterator
         parts.supply.log = scratch / "skipped.jsonl"
         with busy("Reading rows"):
             prompts = taken(parts, rows)
+            prompts += first_of_others(parts.supply.prompts, prompts)
             lengths = [len(parts.policy.encode(prompt).ids) for prompt in prompts]
         skipped = [*parts.left_out.reasons(), *reasons(scratch / "skipped.jsonl")]
         parts.rewards.close()
     size = parts.supply.prompts.size
     whole = "endless data" if size is None else f"{size} rows"
     told = f"{len(prompts)} of {whole} read, longest prompt {max(lengths)} tokens"
-    yield f"data      {asked.arguments.get('dataset', '')}: {told}"
+    several = lines_of(parts.supply.prompts)
+    named = f"{len(several)} data sets" if several else asked.arguments.get("dataset", "")
+    yield f"data      {named}: {told}"
+    yield from (f"          {line}" for line in several)
     yield f"rewards   {', '.join(f'{w:g} {name}' for name, w in parts.rewards.weights.items())}"
     if skipped:
         yield f"skipped   {len(skipped)} rows cannot be used:"

@@ -37,6 +37,7 @@ from mmrl.ground.stopping import leaving
 from mmrl.model.load import resolve_device, resolve_dtype
 from mmrl.model.quiet import quiet_libraries
 from mmrl.model.ranks import RankFailed, Ranks, is_of_another
+from mmrl.recipes.shared import domains
 from mmrl.recipes.shared.configuration import (
     Configuration,
     Stored,
@@ -180,7 +181,10 @@ def look_ahead(arguments: Mapping[str, Any]) -> None:
     key = getattr(judge, "key_file", None)
     if key is not None and not Path(key).expanduser().is_file():
         raise ValueError(f"--judge.key-file names {key}, which is no file.")
-    if isinstance(data, Data):
+    several, mix = domains.domains_of(arguments), arguments.get("mix")
+    if several:
+        domains.look_ahead(several, mix if isinstance(mix, domains.Mix) else None)
+    elif isinstance(data, Data):
         data.template()
         data.refuse_drawn(str(arguments.get("dataset", "")))
         if isinstance(reward, RewardWeights):
@@ -231,7 +235,7 @@ def resolved(
     # The command line's own --help is the long one.
     wanted = [] if short else ["--help"] * (HELP_ALL in given)
     args = collected([arg for arg in given if arg not in ("-h", "--help", HELP_ALL)])
-    args = [_by_its_field(arg) for arg in args]
+    args = [_by_its_field(arg) for arg in domains.collected(args)]
     prog, recipe = _prog(main), _module(main).rpartition(".")[2]
     name = args.pop(0) if args and not args[0].startswith("-") else None
     file = take_flag(args, "config")
@@ -254,6 +258,8 @@ def resolved(
         config=(tyro.conf.SuppressFixed,),  # functions are not for the command line
     )
     usual = preset_arguments(call)
+    if not isinstance(arguments.get("mix"), domains.Mix):
+        domains.refuse_several(str(arguments.get("dataset", "")), recipe)
     refuse_unread(recipe, usual, arguments)
     given_names = tuple(changed(usual, arguments))
     asked = Configuration(recipe, name, for_own_rows(usual, arguments), given_names)

@@ -28,6 +28,7 @@ from mmrl.model.sizes import Sizes, sizes_of
 from mmrl.objectives.base import Objective
 from mmrl.perception.masking import PatchMask
 from mmrl.recipes.shared.configuration import Configuration
+from mmrl.recipes.shared.domains import Domain, domains_of
 from mmrl.recipes.shared.machines import in_words, machine, this_machine
 from mmrl.recipes.shared.opening import EMBEDDED, Data, Load, model_source, policy_settings
 from mmrl.training.plan import GIB, Device, Plan, Settings, Work, plan
@@ -241,7 +242,9 @@ def _work(asked: Configuration, sizes: Sizes, prompting: Prompting) -> Work:
     arguments = asked.arguments
     load: Load = arguments["load"]
     sampling: Sampling = arguments.get("sampling") or Sampling()
-    visual = _visual_tokens(arguments, sizes, prompting)
+    several = domains_of(arguments)
+    each = [_alone(arguments, domain) for domain in several] or [arguments]
+    visual = max(_visual_tokens(alone, sizes, prompting) for alone in each)
     longest = min(visual + prompting.text, load.max_prompt_tokens or math.inf)
     lengths = Work(
         group=sampling.group_size,
@@ -258,6 +261,7 @@ def _work(asked: Configuration, sizes: Sizes, prompting: Prompting) -> Work:
         alone = {"trained": False, "evaluated": 0}
         return replace(lengths, prompts=prompts, rows_at_once=rows, **alone)
     heldout = arguments["data"].heldout_rows if "data" in arguments else run.eval_prompts
+    heldout *= max(len(several), 1)
     scores = _scores(arguments, run)
     graphs = [name for name, asked_of in scores.live.items() if asked_of.grad]
     every = {**scores.stored, **scores.live}
@@ -276,6 +280,11 @@ def _work(asked: Configuration, sizes: Sizes, prompting: Prompting) -> Work:
         tiles=_tiles(scores),
         pictures=1 + len(branches),
     )
+
+
+def _alone(arguments: Mapping[str, Any], domain: Domain) -> dict[str, Any]:
+    """The arguments as if one data set of a mixture were all."""
+    return {**arguments, "dataset": domain.dataset, "data": domain.data}
 
 
 def _visual_tokens(arguments: Mapping[str, Any], sizes: Sizes, prompting: Prompting) -> int:

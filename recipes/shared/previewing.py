@@ -18,6 +18,7 @@ from mmrl.ground.printable import printable, show, tell
 from mmrl.ground.scratch import temporary_folder
 from mmrl.model.quiet import quiet_libraries
 from mmrl.recipes.shared.configuration import Configuration
+from mmrl.recipes.shared.domains import first_of_others, lines_of
 from mmrl.recipes.shared.launch import USER_ERRORS, Preset, resolved, take_flag
 from mmrl.recipes.shared.preview_rows import as_text, shown_row
 from mmrl.recipes.shared.rehearsal import built, without_stages
@@ -59,6 +60,13 @@ def write_preview(
         parts = built(main, arguments, asked.recipe)
         parts.supply.log = scratch / "skipped.jsonl"
         prompts = taken(parts, rows)
+        others = first_of_others(parts.supply.prompts, prompts)
+        if others:
+            notes = [
+                *notes,
+                f"The last {len(others)} rows are the first of data sets that come later.",
+            ]
+        prompts += others
         shown = [shown_row(parts, prompt, prompts) for prompt in prompts]
         parts.rewards.close()
         skipped = [*parts.left_out.reasons(), *reasons(scratch / "skipped.jsonl")]
@@ -113,10 +121,11 @@ def reasons(file: Path) -> list[str]:
 def _facts(asked: Configuration, parts: Parts, command: str) -> list[tuple[str, str]]:
     policy, prompts = parts.policy, parts.supply.prompts
     size = "endless" if prompts.size is None else f"{prompts.size} rows"
+    several = lines_of(prompts)
     facts = {
         "command": f"mmrl preview {asked.recipe} {command}",
         "processor": f"{policy.description['source']} ({policy.processing.family.name})",
-        "data": f"{asked.arguments.get('dataset', '')}, {size}",
+        "data": "; ".join(several) or f"{asked.arguments.get('dataset', '')}, {size}",
         "branches": ", ".join(parts.branches) or "none",
         "reward": " + ".join(f"{w:g} {name}" for name, w in parts.rewards.weights.items()),
     }
