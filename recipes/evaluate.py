@@ -34,6 +34,13 @@ from mmrl.ground.printable import printable, show, tell
 from mmrl.recipes.shared.clip_asking import Asking, span_style_of
 from mmrl.recipes.shared.clip_data import ClipQuestions, Clips, about_clips, about_spans
 from mmrl.recipes.shared.clip_report import blocks, grounding_report
+from mmrl.recipes.shared.domains import (
+    Mix,
+    heldout_of_each,
+    is_several,
+    read_domains,
+    rewards_of,
+)
 from mmrl.recipes.shared.launch import Preset, flag, launch, take_flag
 from mmrl.recipes.shared.machines import ONE_LARGE
 from mmrl.recipes.shared.measuring import (
@@ -56,7 +63,13 @@ from mmrl.recipes.shared.run_settings import OF_RUN, values_of_run
 from mmrl.rollouts.choosing import opened
 from mmrl.rollouts.engine import check_rows
 from mmrl.rollouts.kept_answers import KeptAnswers
-from mmrl.training.evaluate import answers_to, evaluate, heldout_prompts, pass_rates
+from mmrl.training.evaluate import (
+    answers_to,
+    domain_pass_rates,
+    evaluate,
+    heldout_prompts,
+    pass_rates,
+)
 from mmrl.training.left_out import LeftOut
 from mmrl.training.run import LATEST, RUNS
 from mmrl.training.tracking import chat_as_line
@@ -100,6 +113,7 @@ def main(
     rows_at_once: int = 256,
     seed: int = 0,
     heldout_of: int | None = None,
+    mix: Mix = Mix(),
     output: Path | None = None,
     video_root: Path | None = None,
     clips: Clips = Clips(cache_gb=0.0),
@@ -118,6 +132,7 @@ def main(
         rows_at_once: Most answers that are sampled side by side; fewer take less memory and more time.
         seed: Seeds the answers.
         heldout_of: Ask only rows that a run with this seed sets aside (--data.heldout, --data.heldout-rows).
+        mix: Of several data sets: does an answer without the asked-for form count?
         output: Also write the numbers to this JSON file; an earlier report is replaced, no other file.
         clips: Frames, sizes and decoder (annotations of spans, and Video-R1's rows with --asking.style video-r1).
         asking: How times are told and questions put (the same).
@@ -140,9 +155,14 @@ def main(
             train, heldout = questions.open_prompts(policy, split)
             paid = Rewards(**span_style_of(asking).parts, correct="accuracy")  # type: ignore[arg-type]
         else:
-            train, heldout = open_data(dataset, data, split)
+            if is_several(dataset):
+                several = read_domains(dataset, data, reward)
+                train = heldout = heldout_of_each(several, split)
+                paid = rewards_of(several, mix)
+            else:
+                train, heldout = open_data(dataset, data, split)
+                paid = reward.rewards(graded_as_published(style_of(data.style), dataset))
             policy = open_policy(model, load)
-            paid = reward.rewards(graded_as_published(style_of(data.style), dataset))
         # Drawn pictures have a side of their own that training never shows; of other data all rows count.
         apart = heldout_of is not None or dataset.startswith("drawn:")
         asked = heldout if apart else train
@@ -162,9 +182,11 @@ def main(
             if samples:
                 several = replace(sampling, group_size=samples)
                 answers = answers_to(engine, rows, rewards, several, now)
-                rates |= pass_rates(answers, [k for k in ks if k <= samples])
+                wanted = [k for k in ks if k <= samples]
+                rates |= pass_rates(answers, wanted) | domain_pass_rates(answers, wanted)
                 rates |= sampled_numbers(answers, ks)
-        show(f"{model} on {len(rows)} prompts of {dataset}")
+        named = "; ".join(dataset.split("\n"))
+        show(f"{model} on {len(rows)} prompts of {named}")
         if isinstance(engine, KeptAnswers) and engine.reused:
             show(f"  answers to {engine.reused} questions are those of {engine.file}")
         for name, value in rates.items():

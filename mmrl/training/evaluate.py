@@ -15,7 +15,7 @@ from mmrl.model.policy import Policy
 from mmrl.model.ranks import Ranks
 from mmrl.rewards.pay import Rewards
 from mmrl.rollouts.engine import Engine
-from mmrl.training.domain_metrics import domain_scores
+from mmrl.training.domain_metrics import by_domain, domain_scores
 from mmrl.training.run import PhaseTimer
 from mmrl.training.whole_batch import everybodys
 from mmrl.types import Now, Prompt, Prompts, Rollout, Sampling
@@ -151,6 +151,15 @@ def pass_rates(
         chances = [pass_at_k(sum(group), len(group), k) for group in groups.values()]
         rates[f"pass@{k}"] = sum(chances) / max(1, len(groups))
     return rates
+
+
+def domain_pass_rates(rollouts: Sequence[Rollout], ks: Sequence[int]) -> dict[str, float]:
+    """`NAME/pass@k` of each domain of a mixture; nothing where rows are of none."""
+    found: dict[str, float] = {}
+    for name, answers in by_domain(rollouts).items():
+        rates = pass_rates(answers, ks)
+        found |= {f"{name}/{rate}": value for rate, value in rates.items()}
+    return found
 
 
 def _score(rollout: Rollout, part: str) -> float:

@@ -184,6 +184,12 @@ def open_domains(domains: Sequence[Domain], mix: Mix, seed: int) -> tuple[Mixtur
     return Mixture(train, weights, seed, mix.ends), Alternating(heldout)
 
 
+def heldout_of_each(domains: Sequence[Domain], seed: int) -> Alternating:
+    """Held-out prompts of each data set in turn, whatever the weights; all rows of one that sets none aside."""
+    opened = {one.name: open_data(one.dataset, one.data, seed) for one in domains}
+    return Alternating({name: heldout for name, (_, heldout) in opened.items()})
+
+
 def weights_of(domains: Sequence[Domain], mix: Mix) -> dict[str, float]:
     """Name -> share of the prompts, summing to 1. Raises ValueError in the words of the flag."""
     try:

@@ -13,7 +13,7 @@ from mmrl.training.door import read_record
 
 OF_RUN = "run"
 """Name of the preset that a run stands for."""
-TAKEN = ("data", "reward", "sampling", "load", "video_root", "clips", "asking")
+TAKEN = ("data", "reward", "sampling", "load", "video_root", "clips", "asking", "mix")
 """Arguments that a recipe and an evaluation call the same."""
 OF_ROWS = ("split", "subset", "limit", "heldout", "columns", "image_root")
 """Fields of `Data` that belong to the rows a run was trained on; with other rows they mean nothing."""
@@ -65,6 +65,7 @@ def _stored(folder: Path) -> dict[str, Any] | None:
 
 def _for_other_rows(values: Mapping[str, Any]) -> dict[str, Any]:
     """The values without what belongs to the run's own rows."""
+    values = {name: value for name, value in values.items() if name != "mix"}
     data = values.get("data")
     if not is_dataclass(data) or isinstance(data, type):
         return dict(values)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 from mmrl.recipes.shared.clip_data import about_clips, about_spans
+from mmrl.recipes.shared.domains import is_several
 
 Arguments = Mapping[str, Any]
 
@@ -63,7 +64,21 @@ def _own_rewards(recipe: str, arguments: Arguments) -> bool:
     return bool(getattr(reward, "own", ())) and recipe not in ("mr_rlvr", "hopchain")
 
 
+def _one_data_set(recipe: str, arguments: Arguments) -> bool:
+    return recipe == "evaluate" and not is_several(str(arguments["dataset"]))
+
+
 RULES = (
+    Unread(
+        ("mix.weights", "mix.ends"),
+        lambda recipe, _: recipe == "evaluate",
+        "every data set is asked in turn, however often it is drawn in training; leave it out",
+    ),
+    Unread(
+        ("mix.",),
+        _one_data_set,
+        "it is for several data sets, --dataset NAME=PLACE once for each; leave it out",
+    ),
     Unread(
         ("groups.",),
         lambda _, a: a.get("dynamic") is False,
