@@ -32,6 +32,7 @@ after it
   eval RUN              accuracy and pass@k, on the run's own held-out rows or others
   report RUN ...        a page about a run, or several compared
   export RUN            its model as a folder of its own, an adapter merged with --merge
+  mixture RUN ...       weights of the data sets to try next, from runs of modomodo or recap
 
 `mmrl COMMAND --help` and `mmrl RECIPE --help` say more; `mmrl RECIPE --help-all` explains every flag."""
 PLAN_HELP = """usage: mmrl plan RECIPE [PRESET] [--machine M] [--flag value ...]
@@ -190,6 +191,14 @@ def pretext_rows(args: Sequence[str]) -> None:
         raise SystemExit(status)
 
 
+def mixture(args: Sequence[str]) -> None:
+    """`mmrl mixture RUN …`: the next weights of several data sets."""
+    # Torch is not needed for it, and not loaded.
+    from mmrl.report.mixture import mixture as tell_next
+
+    tell_next(args)
+
+
 def doctor(args: Sequence[str]) -> None:
     """`mmrl doctor`: print what this computer has; status 1 if no run would start."""
     if args:
@@ -259,6 +268,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "eval": evaluate,
     "report": report,
     "export": export,
+    "mixture": mixture,
 }
 """Commands that take no recipe; what follows the word is theirs."""
 

@@ -18,7 +18,14 @@ Departures
 
 from mmrl import GRPO, LoRA, Monitor, Optim, Run, Sampling, Trainer
 from mmrl.losses.advantages import group_normalized
-from mmrl.recipes.shared.domains import Mix, open_domains, read_domains, rewards_of
+from mmrl.recipes.shared.domains import (
+    Mix,
+    open_domains,
+    read_domains,
+    refuse_labels,
+    rewards_of,
+    weights_of,
+)
 from mmrl.recipes.shared.launch import Preset, fit, launch
 from mmrl.recipes.shared.miniature import EMBEDDED, miniature
 from mmrl.recipes.shared.opening import Data, Load, open_policy
@@ -66,6 +73,7 @@ def main(
         reward: What is paid where a data set does not say reward= itself.
     """
     domains = read_domains(dataset, data, reward)
+    refuse_labels(domains, "modomodo")
     prompts, heldout = open_domains(domains, mix, run.seed)
     trainer = Trainer(
         open_policy(model, load, lora, run),
@@ -78,7 +86,7 @@ def main(
         optim=optim,
         run=run,
         monitor=monitor,
-        settings={"mix": mix},
+        settings={"mix": mix, "domains": weights_of(domains, mix)},
     )
     fit(trainer, watch=tuple(f"domain/{domain.name}/reward" for domain in domains))
 

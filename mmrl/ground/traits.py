@@ -27,6 +27,7 @@ TRAITS = {
     "scales rewards": "only multiplies all rewards by one positive number",
     "maps each group alike": "maps all rewards of a group to a * R + b, with an a > 0 and a b of its own",
     "shifts each group": "only adds one number to all rewards of a group",
+    "pays domains apart": "sums of different data sets are made of other parts or weights",
     "corrects verdicts": "pays a verdict by what it means at the rates at which the verifier errs",
     "knows the largest reward": "compares rewards with the largest one, of which it was told",
     "shapes the advantage": "changes the advantage that comes in",

@@ -59,6 +59,11 @@ class DomainRewards(Rewards):
         """DOMAIN/PART -> its function."""
         return self._each(lambda rewards: rewards.functions)
 
+    def traits(self) -> tuple[str, ...]:
+        """Sums of two domains compare only if they are made alike."""
+        sums = [rewards.weights for rewards in self.domains.values()]
+        return () if all(one == sums[0] for one in sums) else ("pays domains apart",)
+
     def __call__(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
         """As `Rewards`, each answer paid by its domain's. Raises ValueError for an answer that is of none."""
         paid: dict[int, list[Rollout]] = {}

@@ -260,7 +260,7 @@ class LabelRollout(RolloutFunction):
             out: list[Rollout] = []
             for prompt in supply.take():
                 try:
-                    out.append(self._label(len(out), prompt))
+                    out.append(self.label(len(out), prompt))
                 except BadRow as error:  # a special token in it would be read as structure
                     problem = str(error)
                     supply.counters["label/unusable"] += 1
@@ -271,7 +271,8 @@ class LabelRollout(RolloutFunction):
             f"No label of {LABEL_TRIES} steps in a row can be used; the last: {problem}"
         )
 
-    def _label(self, number: int, prompt: Prompt) -> Rollout:
+    def label(self, number: int, prompt: Prompt) -> Rollout:
+        """The label of a prompt as its only answer. Raises `BadRow` for a text that cannot be one."""
         text = str(prompt.extra.get(self.field, prompt.answer))
         tokens = self.encode(text)
         return Rollout(

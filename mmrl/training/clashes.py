@@ -93,6 +93,12 @@ CLASHES = (
         verdict="warn",
     ),
     Clash(
+        "pays domains apart",
+        "z-scores the batch",
+        "the deviation of the batch mixes sums of different scale, so that one data set's answers weigh more than "
+        "another's; use group_normalized",
+    ),
+    Clash(
         "maps each group alike",
         "z-scores groups",
         "dividing by the deviation of each group takes exactly that away; use group_centered",

@@ -161,7 +161,7 @@ def _check_traits(
     rewards: Rewards | None,
 ) -> None:
     """No two parts that exclude each other."""
-    functions = [] if rewards is None else [*rewards.functions.values()]
+    functions = [] if rewards is None else [*rewards.functions.values(), rewards]
     refuse_clashes(objectives, parts, functions, surrogate, estimator)
 
 

@@ -19,11 +19,17 @@ def by_domain(rollouts: Sequence[Rollout]) -> dict[str, list[Rollout]]:
 
 
 def domain_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    """`domain/NAME/prompts`, `/reward` and the mean of each part, over one step's answers."""
+    """`domain/NAME/prompts`, `/reward` and the mean of each part, over one step's answers.
+
+    Labels and experts count for the prompts alone.
+    """
     metrics: dict[str, float] = {}
     for name, answers in by_domain(rollouts).items():
-        values: dict[str, list[float]] = {"reward": [float(r.reward or 0.0) for r in answers]}
-        for rollout in answers:
+        own = [rollout for rollout in answers if rollout.origin == "policy"]
+        values: dict[str, list[float]] = {}
+        if own:
+            values["reward"] = [float(rollout.reward or 0.0) for rollout in own]
+        for rollout in own:
             for part, value in rollout.parts.items():
                 if value is not None:
                     values.setdefault(part, []).append(float(value))

@@ -16,7 +16,7 @@ def rollout_metrics(rollouts: Sequence[Rollout], batch: Batch) -> dict[str, floa
 
     If no answer is the policy's own (supervised training), all count.
     """
-    others = _metrics_of_others(rollouts)
+    others = {**_metrics_of_others(rollouts), **domain_metrics(rollouts)}
     own = [row for row, rollout in enumerate(rollouts) if rollout.origin == "policy"]
     reward = batch.reward[own] if own else batch.reward
     # A reward that is not available is in no mean.
@@ -44,7 +44,6 @@ def rollout_metrics(rollouts: Sequence[Rollout], batch: Batch) -> dict[str, floa
         "answer/count": float(count),
         **{name: sum(values) / len(values) for name, values in parts.items()},
         **others,
-        **domain_metrics(rollouts),
     }
 
 

@@ -14,8 +14,9 @@ In a configuration file the same are the lines of one text:
     mix: {weights: [charts=2, boxes=1, photos=1]}
 
 Words are the flags of --data without `data.` (style=box, split=train, image-root=pictures, columns=question=problem as
-often as there are columns), and reward, correct and correct-above as --reward knows them. What a data set does not say
-is what the flags of the run say. A single data set needs no name; it is then called after its file.
+often as there are columns), and reward, correct and correct-above as --reward knows them; learn=next-token, where the
+recipe knows it, makes the row's label the only answer, learned token by token. What a data set does not say is what the
+flags of the run say. A single data set needs no name; it is then called after its file.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ from mmrl.types import Prompt, Prompts
 FLAG = "--dataset"
 NAMED = re.compile(rf"({NAME.pattern})=(.+)", re.DOTALL)
 """NAME=PLACE."""
+LEARN = {"reward": False, "next-token": True}
+"""Values of the word learn: is the label the answer?"""
 OF_REWARD = ("correct", "correct-above")
 """Words that are fields of `RewardWeights`, beside `reward`."""
 SEVERAL = ("columns",)
@@ -93,6 +96,8 @@ class Domain:
     dataset: str
     data: Data
     reward: RewardWeights
+    labelled: bool = False
+    """Is the row's label the only answer (learn=next-token)?"""
 
     def measured_by(self) -> str:
         """The part that says how well it goes where none is called accuracy; "" if one is."""
@@ -184,6 +189,38 @@ def open_domains(domains: Sequence[Domain], mix: Mix, seed: int) -> tuple[Mixtur
     return Mixture(train, weights, seed, mix.ends), Alternating(heldout)
 
 
+def labelled(domains: Sequence[Domain]) -> frozenset[str]:
+    """Names of the data sets that are learned by their labels."""
+    return frozenset(domain.name for domain in domains if domain.labelled)
+
+
+def refuse_labels(domains: Sequence[Domain], recipe: str) -> None:
+    """Raise ValueError for learn=next-token where a recipe has no such loss."""
+    if names := sorted(labelled(domains)):
+        raise ValueError(
+            f"{FLAG} {names[0]}=… learn=next-token: {recipe} learns from rewards alone; leave learn= out, or use mmrl "
+            "recap."
+        )
+
+
+def objectives_of(domains: Sequence[Domain], asked: Sequence[str]) -> tuple[str, ...]:
+    """Parts of the reward that are objectives: those that are asked for, or all that weigh anything.
+
+    Raises ValueError for one that no data set is paid for.
+    """
+    parts: dict[str, float] = {}
+    for domain in domains:
+        for name, (weight, _) in domain.reward.parts(style_of(domain.data.style)).items():
+            if not domain.labelled:
+                parts[name] = max(parts.get(name, 0.0), abs(weight))
+    if unknown := sorted(set(asked) - set(parts)):
+        raise ValueError(
+            f"--recap.objectives has {unknown[0]!r}, but the data sets are paid for {sorted(parts)}; name some of "
+            "these, or none for all that weigh anything."
+        )
+    return tuple(asked) or tuple(name for name, weight in parts.items() if weight)
+
+
 def heldout_of_each(domains: Sequence[Domain], seed: int) -> Alternating:
     """Held-out prompts of each data set in turn, whatever the weights; all rows of one that sets none aside."""
     opened = {one.name: open_data(one.dataset, one.data, seed) for one in domains}
@@ -269,12 +306,15 @@ def _domain(line: str, data: Data, reward: RewardWeights) -> Domain:
         paid = replace(reward, **_of_reward(given))
     except ValueError as problem:
         raise ValueError(f"{FLAG} {line}: {problem}") from None
-    return Domain(named[1], named[2], asked, paid)
+    learn = given.get("learn", ["reward"])
+    if len(learn) > 1 or learn[0] not in LEARN:
+        raise ValueError(f"{FLAG} {line}: learn= is one of {', '.join(LEARN)}, given once.")
+    return Domain(named[1], named[2], asked, paid, LEARN[learn[0]])
 
 
 def _words() -> list[str]:
     of_data = [field.name.replace("_", "-") for field in fields(Data)]
-    return [*of_data, "reward", *OF_REWARD]
+    return [*of_data, "reward", *OF_REWARD, "learn"]
 
 
 def _unknown_word(line: str, word: str, key: str) -> ValueError:

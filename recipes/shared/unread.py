@@ -146,6 +146,12 @@ RULES = (
         "it belongs to the shaping π / (π + floor); set --ampo.shaping saturating, or leave it out",
     ),
     Unread(
+        ("recap.",),
+        lambda _, a: "recap" in a and not a["recap"].window,
+        "without windows nothing is weighed; set --recap.window above 0, or leave it out",
+        but=("recap.window",),
+    ),
+    Unread(
         ("tuning.",),
         lambda _, a: "tuning" in a and not a["tuning"].rows,
         "nothing is tuned before; set --tuning.rows, or leave it out",
