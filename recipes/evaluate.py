@@ -73,7 +73,7 @@ from mmrl.training.evaluate import (
 from mmrl.training.left_out import LeftOut
 from mmrl.training.run import LATEST, RUNS
 from mmrl.training.tracking import chat_as_line
-from mmrl.types import Now, Rollout
+from mmrl.types import Now, Prompts, Rollout
 
 REPORT = "evaluation"
 LAST = f"{RUNS}/{LATEST}"
@@ -155,13 +155,7 @@ def main(
             train, heldout = questions.open_prompts(policy, split)
             paid = Rewards(**span_style_of(asking).parts, correct="accuracy")  # type: ignore[arg-type]
         else:
-            if is_several(dataset):
-                several = read_domains(dataset, data, reward)
-                train = heldout = heldout_of_each(several, split)
-                paid = rewards_of(several, mix)
-            else:
-                train, heldout = open_data(dataset, data, split)
-                paid = reward.rewards(graded_as_published(style_of(data.style), dataset))
+            train, heldout, paid = _rows(dataset, data, reward, mix, split)
             policy = open_policy(model, load)
         # Drawn pictures have a side of their own that training never shows; of other data all rows count.
         apart = heldout_of is not None or dataset.startswith("drawn:")
@@ -182,11 +176,9 @@ def main(
             if samples:
                 several = replace(sampling, group_size=samples)
                 answers = answers_to(engine, rows, rewards, several, now)
-                wanted = [k for k in ks if k <= samples]
-                rates |= pass_rates(answers, wanted) | domain_pass_rates(answers, wanted)
+                rates |= _sampled_rates(answers, [k for k in ks if k <= samples])
                 rates |= sampled_numbers(answers, ks)
-        named = "; ".join(dataset.split("\n"))
-        show(f"{model} on {len(rows)} prompts of {named}")
+        show(f"{model} on {len(rows)} prompts of {'; '.join(dataset.splitlines())}")
         if isinstance(engine, KeptAnswers) and engine.reused:
             show(f"  answers to {engine.reused} questions are those of {engine.file}")
         for name, value in rates.items():
@@ -198,6 +190,23 @@ def main(
     if output is not None:
         write_report(output, REPORT, found)
         tell(f"written to {output}")
+
+
+def _rows(
+    dataset: str, data: Data, reward: RewardWeights, mix: Mix, split: int
+) -> tuple[Prompts, Prompts, Rewards]:
+    """All rows, held-out ones, and what answers are paid; of several data sets the held-out ones in turn."""
+    if is_several(dataset):
+        several = read_domains(dataset, data, reward)
+        heldout = heldout_of_each(several, split)
+        return heldout, heldout, rewards_of(several, mix)
+    style = graded_as_published(style_of(data.style), dataset)
+    return *open_data(dataset, data, split), reward.rewards(style)
+
+
+def _sampled_rates(answers: Sequence[Rollout], ks: Sequence[int]) -> dict[str, float]:
+    """pass@k of all rows, and of each data set of a mixture."""
+    return pass_rates(answers, ks) | domain_pass_rates(answers, ks)
 
 
 def _span_tables(

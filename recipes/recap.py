@@ -96,7 +96,9 @@ def main(
         heldout=heldout,
         rewards=rewards_of(domains, mix),
         estimator=group_normalized,
-        objectives=[replace(recap, objectives=names, labels=bool(labelled(domains)))],
+        objectives=[
+            replace(recap, objectives=names, labels=recap.labels or bool(labelled(domains)))
+        ],
         rollout=LabelsOfSome(labelled(domains), encode, lambda prompt: encoded(prompt).ids),
         grpo=grpo,
         sampling=sampling,

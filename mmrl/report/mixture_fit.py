@@ -5,7 +5,7 @@
 Constant and linear terms are in the quadratic one, since the weights sum to 1: m data sets have m (m + 1) / 2 numbers.
 With fewer runs than that nothing but ridge decides between them; it draws predictions towards the mean of the runs.
 
-Ours: how much ridge is chosen by the error on runs that were left out; the error that is reported leaves each run out of
+Ours: how much ridge is chosen by the error on runs that were left out; the reported error leaves each run out of
 that choice, too. The best mixture is sought by projected gradients from many starts, in place of an evolution strategy.
 Imports no torch.
 """
@@ -14,13 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmrl.ground.seeds import philox
 
-Numbers = NDArray[np.float64]
+Numbers = NDArray[np.floating[Any]]
 RIDGES = tuple(10.0**power for power in range(-8, 2))
 """Strengths that are tried, the smallest first."""
 LEAST = 3
