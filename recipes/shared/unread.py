@@ -175,8 +175,7 @@ def refuse_unread(recipe: str, before: Arguments, after: Arguments) -> None:
     for name in changed(before, after):
         for rule in RULES:
             if _covers(rule, name) and rule.when(recipe, after):
-                flag = f"--{name.replace('_', '-')}"
-                raise ValueError(f"{flag} would be ignored: {rule.remedy}.")
+                raise ValueError(f"{_flag(name, after)} would be ignored: {rule.remedy}.")
 
 
 def changed(before: Arguments, after: Arguments) -> Iterator[str]:
@@ -189,6 +188,14 @@ def changed(before: Arguments, after: Arguments) -> Iterator[str]:
                     yield f"{name}.{field.name}"
         elif value != old:
             yield name
+
+
+def _flag(name: str, arguments: Arguments) -> str:
+    """A setting as it was given: what is switched off by `no-`."""
+    record, _, field = name.rpartition(".")
+    value = getattr(arguments[record], field) if record else arguments[name]
+    spelled = f"no-{field}" if value is False else field
+    return "--" + (f"{record}.{spelled}" if record else spelled).replace("_", "-")
 
 
 def _covers(rule: Unread, name: str) -> bool:

@@ -30,6 +30,7 @@ from mmrl.objectives.dvrp import DVRP
 from mmrl.objectives.laser import LaSeR
 from mmrl.objectives.papo import PAPO
 from mmrl.objectives.pearl import MARKER
+from mmrl.objectives.recap import RECAP
 from mmrl.objectives.vogue import VOGUE
 from mmrl.objectives.vppo import VPPO
 from mmrl.perception.masking import PatchMask
@@ -87,6 +88,14 @@ def asked(answers: Answers) -> list[Rollout]:
     return out
 
 
+def in_parts(answers: Answers) -> list[Rollout]:
+    """The same, paid by two parts that differ."""
+    return [
+        replace(one, parts={"accuracy": one.reward, "format": float(i % 3 > 0)})
+        for i, one in enumerate(answers)
+    ]
+
+
 @dataclass(frozen=True)
 class Case:
     """An objective switched on and off, and what it trains on."""
@@ -102,6 +111,8 @@ class Case:
 MADE: dict[str, Callable[[], Objective]] = {
     # The tiny tokenizer has no token of that name, and its laws are of the third step.
     "laser": lambda: LaSeR(token="<think>", loss_warmup=0, mix_warmup=0),
+    # Its windows are full after the two steps of a law.
+    "recap": lambda: RECAP(window=1),
 }
 GIVEN = {LABEL.name: given("label", Role.EXPERT), EXPERT.name: given("expert", Role.EXPERT),
          TEACHERS.name: given("expert", Role.EXPERT),
@@ -132,6 +143,8 @@ def case_of(name: str, kind: type[Objective]) -> Case:
         off = replace(on, **kind.off)
     kinds = [kind.name for kind in on.answer_kinds()]
     answers = GIVEN[kinds[0]] if kinds else list
+    if name == "recap":
+        answers = in_parts
     if on.single_rollout:  # its memory takes several answers to a prompt one after the other
         answers = first_of_each
     # A KL with a weight, so that whatever reads the reference finds another policy there.

@@ -133,7 +133,11 @@ def annotations(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+SEVERAL = ["--dataset", "a=drawn:lookup", "--dataset", "b=drawn:counting"]
 EXAMPLES = [
+    ("evaluate", ["--mix.weights", "a=1", "b=2", *SEVERAL], None),
+    ("evaluate", ["--mix.no-form-first"], SEVERAL),
+    ("recap", ["--recap.window", "0", "--recap.temperature", "2"], None),
     ("papo", ["--groups.rounds", "3"], ["--dynamic"]),
     ("dvrp", ["--groups.low", "0.1"], ["--dynamic"]),
     ("perception_r1", ["--judge.concurrency", "3"], ["--judge.url", "http://localhost:1/v1"]),
