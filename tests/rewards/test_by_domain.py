@@ -128,7 +128,7 @@ def test_what_is_of_no_domain_or_measured_by_nothing_is_refused():
 
 def test_sums_of_different_scale_are_not_normalised_together():
     refuse_clashes([], [], [rewards()], estimator=group_normalized)
-    with pytest.raises(ValueError, match="different scale.*group_normalized"):
+    with pytest.raises(ValueError, match=r"different scale.*group_normalized"):
         refuse_clashes([], [], [rewards()], estimator=batch_normalized)
     alike = DomainRewards({"a": Rewards(x=right), "b": Rewards(x=right)}, {})
     refuse_clashes([], [], [alike], estimator=batch_normalized)
