@@ -98,7 +98,8 @@ def _line(name: str, arguments: Mapping[str, Any], own: Mapping[str, str]) -> st
 def _value(value: Any) -> str:
     if isinstance(value, tuple):
         return " ".join(map(str, value)) or "none"
-    return "none" if value in (None, "") else str(value)
+    # Several data sets are lines of one text.
+    return "none" if value in (None, "") else "; ".join(str(value).splitlines())
 
 
 def _group(name: str, record: Any) -> str:

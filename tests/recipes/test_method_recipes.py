@@ -47,6 +47,8 @@ NAMES = (
     "longrlvr",
     "self_boundary",
     "arpo",
+    "modomodo",
+    "recap",
 )
 METRICS = {
     "vogue": (
@@ -88,6 +90,8 @@ METRICS = {
     "longrlvr": ("reward/evidence", "reward/context"),
     "self_boundary": ("self_boundary/solved",),
     "arpo": ("arpo/branches", "tree/leaves", "tree/tokens", "tree/answer_tokens"),
+    "modomodo": ("eval/shapes/accuracy", "eval/gaps/answers"),
+    "recap": ("recap/weight_accuracy", "recap/weight_next_token"),
     "mssr": ("mssr/value", "mssr/forgetting", "mssr/bonus", "policy/kl_ref"),
     "nsr": ("nsr/kept",),
     "ngrpo": ("reward/even_groups",),
