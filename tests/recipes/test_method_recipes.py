@@ -183,7 +183,7 @@ def test_a_judge_that_is_down_stops_the_run_with_a_checkpoint(command_line, tmp_
 def test_every_preset_fits_its_recipe(name, rules):
     recipe = importlib.import_module(f"mmrl.recipes.{name}")
     rules.presets_fit(recipe)
-    nearest = "8b" if name == "rover" else "7b"
+    nearest = {"rover": "8b", "modomodo": "2b", "recap": "hybrid-7b"}.get(name, "7b")
     assert choose_preset(recipe.PRESETS, None, "my/Qwen2.5-VL-7B", None) == nearest
 
 
