@@ -124,12 +124,20 @@ def arguments_of(stored: Stored, main: Callable[..., Any], recipe: str) -> dict[
     arguments: dict[str, Any] = {}
     for key, given in stored.given.items():
         default = defaults[key].default
+        if isinstance(default, str) and _are_lines(given):
+            given = "\n".join(given)  # several data sets, one to an entry
         if is_dataclass(default) and not isinstance(default, type):
             # What the file does not name, and functions of the record, stay those of the recipe.
             arguments[key] = replace(default, **_rebuilt_settings(type(default), given, key))
         else:
             arguments[key] = rebuilt(hints[key], given, key)
     return arguments
+
+
+def _are_lines(given: Any) -> bool:
+    return (
+        isinstance(given, list) and all(isinstance(one, str) for one in given) and bool(given)
+    )
 
 
 def _parsed(text: str) -> Any:

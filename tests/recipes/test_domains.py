@@ -106,6 +106,14 @@ def test_flags_and_a_file_say_the_same(tmp_path):
     paid = rewards_of(domains, mix)
     assert paid.weights["boxes/iou"] == 2.0 and paid.weights["charts/accuracy"] == 2.0
     assert paid.main == {"boxes": "iou"} and paid.domains["charts"].gate == "format"
+    # A list of lines is the same, too.
+    listed = CONFIG.replace("dataset: |", "dataset:").replace("    charts=", "    - charts=")
+    listed = listed.replace("    boxes='", "    - boxes='").replace(
+        "    photos=", "    - photos="
+    )
+    (tmp_path / "list.yaml").write_text("preset: embedded\n" + listed)
+    told = ["--config", str(tmp_path / "list.yaml"), "--data.style", "answer"]
+    assert domains_of(resolved(modomodo.main, modomodo.PRESETS, told)) == domains_of(flags)
     # What is printed can be given back.
     (tmp_path / "again.yaml").write_text(flags.yaml())
     again = ["--config", str(tmp_path / "again.yaml")]
