@@ -45,6 +45,7 @@ NAMES = (
     "ampo",
     "noisy_verifier",
     "longrlvr",
+    "rorecomp",
     "self_boundary",
     "arpo",
 )
@@ -86,6 +87,7 @@ METRICS = {
     "ampo": ("teachers/asked", "ampo/teachers", "ampo/probability", "loss/teachers"),
     "noisy_verifier": ("reward/verdict", "reward/corrected", "reward/false_negative"),
     "longrlvr": ("reward/evidence", "reward/context"),
+    "rorecomp": ("rorecomp/put_by", "rorecomp/replayed_groups"),
     "self_boundary": ("self_boundary/solved",),
     "arpo": ("arpo/branches", "tree/leaves", "tree/tokens", "tree/answer_tokens"),
     "mssr": ("mssr/value", "mssr/forgetting", "mssr/bonus", "policy/kl_ref"),
