@@ -111,7 +111,8 @@ class Rollout:
     """The view it was sampled under."""
     media: tuple[Media, ...] = ()
     """Media that appear inside the answer (tool results)."""
-    origin: Literal["policy", "label", "expert"] = "policy"
+    origin: Literal["policy", "label", "expert", "kept"] = "policy"
+    """Who wrote it; "kept": the policy at an earlier step."""
     teacher: str = ""
     """Who wrote an expert's answer, if the row says so."""
     version: int | None = None

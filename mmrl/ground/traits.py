@@ -47,6 +47,7 @@ TRAITS = {
     "samples hard prompts again": "adds answers where few are right",
     "teaches all-wrong groups": "puts answers of others into groups without a right answer",
     "injects answers": "trains answers that the policy did not write",
+    "learns from some answers": "leaves answers of a group out by whether they are right",
     # How answers are sampled.
     "anneals the temperature": "samples later tokens at another temperature",
     "reads one temperature": "compares log-probs that must all be at the run's temperature",

@@ -66,10 +66,11 @@ class NSR(Objective):
         return ("estimator",)
 
     def traits(self) -> tuple[str, ...]:
-        """Groups of one mind teach as well."""
+        """Groups of one mind teach as well; a weight of 0 leaves answers out."""
         said = {
             "learns from all-right groups": self.positive > 0,
             "learns from all-wrong groups": self.negative > 0,
+            "learns from some answers": not (self.positive > 0 and self.negative > 0),
         }
         return tuple(trait for trait, is_so in said.items() if is_so)
 

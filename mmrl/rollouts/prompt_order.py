@@ -14,10 +14,13 @@ import torch
 
 from mmrl.ground.contents import digest
 from mmrl.ground.faults import BadRow
+from mmrl.ground.printable import logger
 from mmrl.ground.seeds import generator
 from mmrl.model.preparing import Ahead
 from mmrl.model.ranks import Ranks
 from mmrl.types import Now, Prompt, Prompts, Rollout
+
+log = logger(__name__)
 
 
 class Remembers(Protocol):
@@ -119,6 +122,20 @@ class Supply:
         if found is None:
             found = self._memories[id(part)] = (part, part.start_memory())
         return found[1]
+
+    def again(self, place: int) -> Prompt | None:
+        """The prompt at a place of the order that was handed out before; None if it cannot be read any more."""
+        index = self._index(place)
+        try:
+            prompt = self.prompts[index]
+            if self._check is not None:
+                self._check(prompt)
+        except BadRow as problem:
+            self.counters["data/skipped"] += 1
+            log.warning("row %d was asked for again and cannot be used: %s", index, problem)
+            return None
+        self._step.setdefault(prompt.id, []).append(place)
+        return prompt
 
     def visit(self, place: int) -> int:
         """How often the row at this place of the order has come by then, itself included; 1 in endless data."""

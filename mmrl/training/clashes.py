@@ -128,6 +128,11 @@ CLASHES = (
         "the second takes the group's mean away again, which is what the first puts there",
         behind=True,
     ),
+    Clash(
+        "learns from some answers",
+        "learns from some answers",
+        "each leaves answers out by whether they are right, so that hardly any would be left",
+    ),
     # Groups of one mind.
     Clash(
         "learns from all-wrong groups",
