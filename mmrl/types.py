@@ -111,7 +111,8 @@ class Rollout:
     """The view it was sampled under."""
     media: tuple[Media, ...] = ()
     """Media that appear inside the answer (tool results)."""
-    origin: Literal["policy", "label", "expert"] = "policy"
+    origin: Literal["policy", "label", "expert", "kept"] = "policy"
+    """Who wrote it; "kept": the policy at an earlier step."""
     teacher: str = ""
     """Who wrote an expert's answer, if the row says so."""
     version: int | None = None
@@ -119,6 +120,8 @@ class Rollout:
     path: tuple[tuple[int, int], ...] = ()
     """(node, tokens) from the prompt to its end, T_i tokens in all: answers of a group whose paths begin with the same
     nodes have these tokens in common, and they are computed once. Empty: it shares nothing beyond the prompt."""
+    valued: tuple[tuple[int, float], ...] = ()
+    """(tokens, value) from the prompt to its end: what a search finds these runs of tokens worth. Empty: no search."""
     reward: float | None = None
     parts: Mapping[str, float | None] = field(default_factory=dict)
     """Reward part name -> value; None means not available (never 0)."""
