@@ -46,6 +46,8 @@ NAMES = (
     "noisy_verifier",
     "longrlvr",
     "self_boundary",
+    "rose",
+    "deepsearch",
     "arpo",
 )
 METRICS = {
@@ -87,6 +89,8 @@ METRICS = {
     "noisy_verifier": ("reward/verdict", "reward/corrected", "reward/false_negative"),
     "longrlvr": ("reward/evidence", "reward/context"),
     "self_boundary": ("self_boundary/solved",),
+    "rose": ("rose/branched", "rose/length", "rose/branches", "rose/answers"),
+    "deepsearch": ("deepsearch/value", "deepsearch/searched", "deepsearch/kept_prompts"),
     "arpo": ("arpo/branches", "tree/leaves", "tree/tokens", "tree/answer_tokens"),
     "mssr": ("mssr/value", "mssr/forgetting", "mssr/bonus", "policy/kl_ref"),
     "nsr": ("nsr/kept",),
@@ -98,7 +102,12 @@ METRICS = {
     "beyond_variance": ("beyondvariance/right_on_hard", "beyondvariance/right_on_easy"),
 }
 # What a method is about, where the wrong task would leave it at 0 throughout.
-MOVING = {"arpo": ("arpo/branches",), "dsdr": ("dsdr/diversity", "dsdr/bonus")}
+MOVING = {
+    "arpo": ("arpo/branches",),
+    "dsdr": ("dsdr/diversity", "dsdr/bonus"),
+    "rose": ("rose/branched",),
+    "deepsearch": ("deepsearch/searched", "deepsearch/rounds"),
+}
 
 
 @pytest.mark.parametrize("name", NAMES)
