@@ -181,12 +181,13 @@ def search_advantages(
 
     An answer without tokens in the mask is in no mean.
     """
-    on = mask.bool()
-    value = pay.double()
+    on, value = mask.bool(), pay.double()
+    if not on.shape[1]:  # answers of length 0 have no last token
+        return value
     there = on.any(-1)
     steps = torch.arange(on.shape[1], device=on.device)
-    last = torch.where(on, steps, 0).amax(-1, keepdim=True) if on.shape[1] else on
-    end = torch.gather(value, 1, last).squeeze(1) if on.shape[1] else value.sum(-1)
+    last = torch.where(on, steps, 0).amax(-1)
+    end = value.gather(1, last.unsqueeze(-1)).squeeze(1)
     out = torch.zeros_like(value)
     for number in group.unique().tolist():
         rows = group == number

@@ -163,12 +163,14 @@ def segment_advantages(
     for row, path in enumerate(paths):
         if not bool(known[row]):
             continue
-        own, begin, at = float(reward[row]), values[_keys(path, nodes)[0]], 0
-        for key, (_, tokens) in zip(_keys(path, nodes)[1:], path[:-1], strict=True):
-            end = values[key]
+        begin, *ends = [values[key] for key in _keys(path, nodes)]
+        at = 0
+        for end, (_, tokens) in zip(
+            ends, path, strict=False
+        ):  # the last node has no value but R
             out[row, at : at + tokens] = end - begin
             begin, at = end, at + tokens
-        out[row, at:] = own - begin
+        out[row, at:] = float(reward[row]) - begin
     return keep(out, mask)
 
 
@@ -253,7 +255,8 @@ def shortened(
 
     `right` bool [n]; `length` is λ, at least 0. The shortest one, and wrong ones, stay as they are.
     """
-    rows = [row for row in right.nonzero().squeeze(-1).tolist() if bool(mask[row].any())]
+    trained = right & mask.any(-1)
+    rows = trained.nonzero().squeeze(-1).tolist()
     if length == 0 or len(rows) < 2:
         return advantage
     lengths = mask.sum(-1).tolist()
@@ -276,11 +279,13 @@ def branch_metric(logp: Tensor, vectors: Tensor, metric: Metric = "cosine-entrop
     `logp` [n, k]: of the most likely tokens in each place; `vectors` [n, k, D]: their input embeddings, of any length.
     """
     p = logp.double().exp()
-    entropy = -(p * torch.where(p > 0, logp.double(), 0.0)).sum(-1)
+    surprise = torch.where(p > 0, logp.double(), 0.0)
+    entropy = -(p * surprise).sum(-1)
     if metric == "entropy":
         return entropy
     unit = torch.nn.functional.normalize(vectors.double(), dim=-1)
     middle = torch.einsum("nk,nkd->nd", p, unit)
     # By the norms themselves and not by 1: an embedding of zeros is similar to nothing, itself included.
-    alike = middle.square().sum(-1) - (p.square() * unit.square().sum(-1)).sum(-1)
+    with_itself = p.square() * unit.square().sum(-1)
+    alike = middle.square().sum(-1) - with_itself.sum(-1)
     return -alike if metric == "cosine" else -alike * entropy

@@ -170,17 +170,15 @@ class _Searching(GrowingRollout):
 
     def groups(self, stages: Stages, prompts: Sequence[Prompt]) -> list[list[Rollout]]:
         """The searched group of each prompt; a plain one with a kept answer where there is any."""
-        known = [n for n, prompt in enumerate(prompts) if prompt.id in self.kept.answers]
-        new = [n for n in range(len(prompts)) if n not in set(known)]
-        found: list[list[Rollout]] = [[] for _ in prompts]
-        asked = [prompts[n] for n in new]
-        for n, group in zip(new, super().groups(stages, asked) if new else [], strict=True):
-            found[n] = group
-            self._note(prompts[n], group)
-        for n, group in zip(
-            known, self._direct(stages, [prompts[n] for n in known]), strict=True
-        ):
-            found[n] = group
+        known = self.kept.answers
+        new = [prompt for prompt in prompts if prompt.id not in known]
+        old = [prompt for prompt in prompts if prompt.id in known]
+        trees = iter(super().groups(stages, new) if new else ())
+        plain = iter(self._direct(stages, old) if old else ())
+        found: list[list[Rollout]] = []
+        for prompt in prompts:
+            found.append(next(plain if prompt.id in known else trees))
+            self._note(prompt, found[-1])
         return found
 
     def grow(self, growth: Growth, prompts: Sequence[Prompt]) -> list[list[Rollout]]:
@@ -189,33 +187,31 @@ class _Searching(GrowingRollout):
 
     def _direct(self, stages: Stages, prompts: Sequence[Prompt]) -> list[list[Rollout]]:
         """Independent answers, and one that was kept in the place of the last."""
-        if not prompts:
-            return []
         size = stages.sampling.group_size
-        own = stages(prompts, [max(size - 1, 1)] * len(prompts))
-        for prompt, group in zip(prompts, own, strict=True):
-            self._note(prompt, group)
+        if size == 1:
+            return stages(prompts)
+        groups = stages(prompts, [size - 1] * len(prompts))
         # Of a group without any own answer nobody knows how the prompt was read.
-        beside = [self._drawn(group[0], stages) for group in own if group and size > 1]
-        paid = {one.group: one for one in (stages.pay(beside) if beside else ())}
+        replayed = [self._drawn(group[0], stages) for group in groups if group]
+        paid = stages.pay(replayed) if replayed else []
+        for rollout in paid:
+            groups[rollout.group].append(rollout)
         stages.counters["deepsearch/replayed"] += len(paid)
-        return [
-            [*group, *([paid[group[0].group]] if group and group[0].group in paid else [])]
-            for group in own
-        ]
+        return groups
 
     def _drawn(self, beside: Rollout, stages: Stages) -> Rollout:
         """One kept answer to the prompt of another answer."""
         answers = self.kept.answers[beside.prompt.id]
         now = stages.now
         coin = uniform_draw(now.seed, now.step, beside.prompt.id, "kept answer")
-        answer = answers[min(int(coin * len(answers)), len(answers) - 1)]
+        answer = answers[int(coin * len(answers))]
+        tokens = torch.tensor(answer.tokens, dtype=torch.long)
         return Rollout(
             prompt=beside.prompt,
             group=beside.group,
             prompt_ids=beside.prompt_ids,
-            tokens=torch.tensor(answer.tokens, dtype=torch.long),
-            roles=torch.full((len(answer.tokens),), int(Role.POLICY), dtype=torch.uint8),
+            tokens=tokens,
+            roles=torch.full_like(tokens, int(Role.POLICY), dtype=torch.uint8),
             text=answer.text,
             stop=answer.stop,
             temperature=stages.sampling.temperature or 1.0,
@@ -224,12 +220,17 @@ class _Searching(GrowingRollout):
 
     def _note(self, prompt: Prompt, group: Sequence[Rollout]) -> None:
         """What is to be kept of a prompt: the right ones of a hard one, of others nothing."""
-        if not group:  # nothing is known of answers whose reward was not available
+        own = [rollout for rollout in group if rollout.origin == "policy"]
+        if not own:  # nothing is known of answers whose reward was not available
             return
-        right = [one for one in group if one.correct]
-        is_hard = len(right) <= self.deepsearch.hard * len(group)
-        rows = [KeptAnswer(tuple(one.tokens.tolist()), one.text, one.stop) for one in right]
-        self.news[prompt.id] = rows if is_hard else None
+        right = [_kept(rollout) for rollout in own if rollout.correct]
+        is_hard = len(right) <= self.deepsearch.hard * len(own)
+        self.news[prompt.id] = right if is_hard else None
+
+
+def _kept(rollout: Rollout) -> KeptAnswer:
+    tokens = tuple(rollout.tokens.tolist())
+    return KeptAnswer(tokens, rollout.text, rollout.stop)
 
 
 def searched(

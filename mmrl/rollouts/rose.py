@@ -159,12 +159,15 @@ def place_metrics(policy: Policy, pieces: Sequence[Piece], metric: Metric) -> li
     assert len(logps) == len(ids) == len(pieces), "pieces were grown without their top tokens"
 
     def looked_up(table: Tensor, logp: Tensor, chosen: Tensor) -> Tensor:
-        places = max(1, NUMBERS_AT_ONCE // max(1, chosen.shape[1] * table.shape[1]))
+        numbers = chosen.shape[1] * table.shape[1]
+        places = max(1, NUMBERS_AT_ONCE // numbers)
         some = zip(logp.split(places), chosen.split(places), strict=True)
         return torch.cat([branch_metric(x, table[i], metric) for x, i in some])
 
     # Once for all pieces: where the embedding is spread over devices, all ranks take part in a call.
     with torch.no_grad():
         device = policy.device
-        found = policy.table(looked_up, torch.cat(logps).to(device), torch.cat(ids).to(device))
-    return list(found.cpu().split([len(logp) for logp in logps]))
+        asked = (torch.cat(logps).to(device), torch.cat(ids).to(device))
+        found = policy.table(looked_up, *asked).cpu()
+    lengths = [len(logp) for logp in logps]
+    return list(found.split(lengths))
