@@ -42,6 +42,11 @@ class Node:
         return self.piece.number
 
     @property
+    def tokens(self) -> tuple[int, ...]:
+        """Of its piece; none for the prompt."""
+        return () if self.piece is None else self.piece.tokens
+
+    @property
     def ends(self) -> bool:
         """Does the answer end here?"""
         return self.piece is not None and self.piece.stop != "piece"
@@ -58,18 +63,22 @@ class Node:
 
     def way(self) -> list[Node]:
         """The nodes from the prompt to this one, both included."""
-        return [*(self.parent.way() if self.parent is not None else []), self]
+        nodes, here = [self], self.parent
+        while here is not None:
+            nodes.append(here)
+            here = here.parent
+        return nodes[::-1]
 
     def paid(self, fresh: Rollout) -> Rollout:
         """The same answer, as it was told again, with its pay and with what its tokens are worth."""
         assert self.answer is not None, "only paid answers are chosen"
-        nodes = [node for node in self.way() if node.piece is not None]
+        runs = [(len(node.tokens), node.worth) for node in self.way()[1:]]
         return replace(
             fresh,
             reward=self.answer.reward,
             parts=self.answer.parts,
             correct=self.answer.correct,
-            valued=tuple((len(node.piece.tokens), node.worth) for node in nodes if node.piece),
+            valued=tuple(runs),
         )
 
     def surprise(self) -> float:
@@ -81,9 +90,11 @@ class Node:
 
     def below(self) -> Iterator[Node]:
         """This node and all behind it, in the order in which they were grown from each."""
-        yield self
-        for child in self.children:
-            yield from child.below()
+        waiting = [self]  # no recursion: a tree may be thousands of nodes deep
+        while waiting:
+            node = waiting.pop()
+            yield node
+            waiting += reversed(node.children)
 
 
 class Search:

@@ -102,6 +102,21 @@ def test_a_search_ends_with_enough_answers_or_without_room():
     assert all(start.max_tokens is None for start in trees.calls[-1])
 
 
+def test_a_tree_may_be_thousands_of_tokens_deep():
+    settings = DeepSearch(chunks=3000, width=1, answers=1, nodes=4000)
+    search, number = Search(settings, 0, 1), 0
+    while not search.over:
+        (start,) = search.starts()
+        stop = "length" if number == 2999 else "piece"
+        search.add(replace(piece(number, start, tokens=1), stop=stop))
+        for node in search.ended():
+            search.judge(node, Rollout(PROMPTS[0], 0, *[torch.zeros(1)] * 3, "", stop))
+        search.move()
+        number += 1
+    (leaf,) = search.chosen()
+    assert leaf.depth == 3000 and len(leaf.paid(leaf.answer).valued) == 3000
+
+
 def test_what_could_not_be_paid_is_in_no_group():
     _, groups, _ = run(pay=lambda rollouts: [], ends=1.0)
     assert groups == [[], [], []]
