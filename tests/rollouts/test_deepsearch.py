@@ -24,6 +24,7 @@ from mmrl.rollouts.search_tree import Search
 from mmrl.rollouts.tree_groups import Growth
 from mmrl.types import Now, Prompt, Rollout, Sampling
 from tests.rollouts.made_up_forest import END, MadeUpForest, planted
+from tests.several import several, values
 
 PROMPTS = [Prompt("a", []), Prompt("b", []), Prompt("c", [])]
 SMALL = DeepSearch(chunks=6, width=3, answers=4, nodes=60)
@@ -204,6 +205,28 @@ class Supply:
     def memory(self, part):
         self.kept = part.start_memory() if self.kept is None else self.kept
         return self.kept
+
+
+def on_two():
+    """A step of each rank with a prompt of its own, the right answers of which are few; what is kept afterwards."""
+    ranks, into = Ranks.start("cpu"), []
+    forking.forest = partial(planted, into)
+    supply = Supply(prompts=[PROMPTS[ranks.rank]])
+    supply.ranks, first = ranks, []
+
+    def pay(rollouts):
+        first.append(rollouts[0].tokens.tolist())
+        return paid(rollouts, lambda one: one.tokens.tolist() == first[0])
+
+    step(1, supply, settings=replace(SMALL, chunks=1, width=8, answers=8), pay=pay)
+    ranks.end()
+    return supply.kept.state(), supply.counters["deepsearch/kept_prompts"]
+
+
+def test_ranks_remember_what_each_of_them_found():
+    (first, counted), (second, nothing) = values(several(2, on_two))
+    assert first == second and sorted(first) == ["a", "b"]
+    assert (counted, nothing) == (2, 0)  # said once
 
 
 class Engine:
