@@ -1,7 +1,8 @@
 """What ROSE and DeepSearch lead to expect, on answers of two steps at about equal numbers of sampled tokens.
 
 GRPO samples 8 answers to each of 8 prompts. Half of ROSE's answers are branches, which share what lies before the
-branch: 11 prompts cost about the same. DeepSearch grows three ways on from each node and trains 24 answers of a tree.
+branch: 13 prompts cost about the same. DeepSearch grows three ways on from each node and trains 24 answers of a tree,
+of 6 prompts.
 
 `trained/decoded` is what an answer cost: tokens that were sampled over those of the answers that were trained. It is 1
 for answers that share nothing.
@@ -21,7 +22,7 @@ ROSE: Mapping[str, Method] = {
     "rose": Method(
         "rose",
         (PASS1, SAVES, SHORTER),
-        ("--run.prompts-per-step", "11", "--grpo.length-constant", "24"),
+        ("--run.prompts-per-step", "13", "--grpo.length-constant", "24"),
         prompts=8,
         group=8,
     ),
@@ -29,7 +30,7 @@ ROSE: Mapping[str, Method] = {
         "deepsearch",
         (PASS1, SAVES, Claim("pass@8 rises above GRPO's", "pass8", "steps")),
         # Runs of six tokens, of which an answer has three; few rows, so that kept answers come into use.
-        ("--run.prompts-per-step", "8", "--deepsearch.chunks", "4", "--data.limit", "64"),
+        ("--run.prompts-per-step", "6", "--deepsearch.chunks", "4", "--data.limit", "64"),
         prompts=8,
         group=8,
     ),
