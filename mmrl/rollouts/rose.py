@@ -164,7 +164,6 @@ def place_metrics(policy: Policy, pieces: Sequence[Piece], metric: Metric) -> li
         some = zip(logp.split(places), chosen.split(places), strict=True)
         return torch.cat([branch_metric(x, table[i], metric) for x, i in some])
 
-    # Once for all pieces: where the embedding is spread over devices, all ranks take part in a call.
     with torch.no_grad():
         device = policy.device
         asked = (torch.cat(logps).to(device), torch.cat(ids).to(device))
