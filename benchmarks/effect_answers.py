@@ -10,6 +10,7 @@
 and from the log of the training run, one value per run, mean over its second half (answers: over all of it):
 
     trained/answers  answers per step, those that were thrown away included: sampled tokens over those of an answer
+    trained/decoded  sampled tokens of a trained answer over its length: below 1 where answers share beginnings
     trained/clipped  share of tokens whose ratio was clipped, on either side
     trained/verified  LaSeR: share of answers about which its own verdict was right; one half for methods without
 """
@@ -43,6 +44,8 @@ class AnswerExam:
     @staticmethod
     def of(task: Task, count: int) -> AnswerExam:
         """Draw the questions."""
+        if task.questions is not None:
+            return AnswerExam(task.questions(count), task)
         _, heldout = open_data(DRAWN, Data(style="tag"), seed=EXAM_SEED)
         return AnswerExam(tuple(heldout_prompts(heldout, count)), task)
 
@@ -86,6 +89,7 @@ def of_training(log: Path) -> Marks:
     late = steps[len(steps) // 2 :]
     marks = {
         "trained/answers": [fmean(_sampled(step) for step in steps)],
+        "trained/decoded": [fmean(_sampled(step) / step["answer/count"] for step in steps)],
         "trained/clipped": [fmean(sum(step.get(n, 0.0) for n in CLIPPED) for step in late)],
     }
     verified = [step["laser/verified"] for step in late if "laser/verified" in step]

@@ -18,8 +18,10 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
+import effect_trees
 from effect_claims import ACCURACY, Claim, Method
 from effect_rlvr import EXPLAINED, OPTIONS, PAID, QUESTIONS, RLVR, STEPS
+from effect_trees import TREES
 
 from mmrl.recipes import papo
 from mmrl.recipes.shared.configuration import as_json
@@ -154,8 +156,13 @@ SUITES: Mapping[str, Suite] = {
         *("rlvr effects", "RLVR systems against GRPO", RLVR, STEPS, QUESTIONS, OPTIONS),
         *(PAID, " --suite rlvr", EXPLAINED),
     ),
+    "trees": Suite(
+        *("tree effects", "Systems whose answers branch against GRPO", TREES),
+        *(effect_trees.STEPS, effect_trees.QUESTIONS, effect_trees.TREE_OPTIONS),
+        *(effect_trees.TREE_PAID, " --suite trees", effect_trees.EXPLAINED),
+    ),
 }
-EVERY: Mapping[str, Method] = {**METHODS, **RLVR}
+EVERY: Mapping[str, Method] = {**METHODS, **RLVR, **TREES}
 CLAIMS = SUITES["visual"].claims
 
 
@@ -193,7 +200,7 @@ def reference_run(method: Trained) -> Trained:
         answers = base["run"].prompts_per_step
         base = _asking(base, answers // GROUP, GROUP)
     base = _asking(base, asked.prompts, asked.group)
-    if method.name in RLVR and base["run"].updates_per_step == 1:
+    if method.name in {**RLVR, **TREES} and base["run"].updates_per_step == 1:
         # The ratio is 1 in a single update, so no clip ever binds.
         base["grpo"] = replace(base["grpo"], **{n: getattr(_plain()["grpo"], n) for n in CLIPS})
     trained = Trained("grpo", "papo", base)

@@ -11,6 +11,7 @@ usual     eight in ten questions are answered by what is usual at the asked plac
 failing   every target of the warm-up puts the shape first, so that no answer is ever right and all groups fail
 either    the warm start of `cells`, which says both orders, and both are right: answers can be right and differ
 evidence  a warm start that names a cell's box before it answers, in half of its lessons that of any cell
+steps     look up, then look up what you found, in answers twice as long (`effect_steps.py`)
 
 An exam keeps one number per question, so that questions can be drawn again for an interval (`effect_answers.py` has
 that of the RLVR systems):
@@ -37,6 +38,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from effect_steps import LONGEST, steps_questions, steps_rows, steps_start
 from PIL import Image
 
 from mmrl.data.drawn import drawn
@@ -112,6 +114,8 @@ class Task:
     """Whether an answer is right, for the exam."""
     longest: int = 10
     """Most tokens of an answer in the exam of sampled answers."""
+    questions: Callable[[int], tuple[Prompt, ...]] | None = None
+    """So many questions of the exam of sampled answers; None: look-ups."""
 
 
 def usual(prompt: Prompt) -> str:
@@ -202,6 +206,7 @@ TASKS: Mapping[str, Task] = {
         Task("failing", lambda place: warm_model(WarmUp(swapped=1.0))),
         Task("either", lambda place: warm_model(), options=PAID_EITHER, right=words_accuracy),
         Task("evidence", lambda place: warm_evidence(), longest=48),
+        Task("steps", steps_start, steps_rows, longest=LONGEST, questions=steps_questions),
     )
 }
 

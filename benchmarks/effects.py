@@ -3,6 +3,7 @@
     python benchmarks/effects.py --output runs/effects                  what is missing of 5 seeds: hours on one core
     python benchmarks/effects.py --output runs/effects --methods papo   one method and its references
     python benchmarks/effects.py --suite rlvr --output runs/rlvr        the twenty RLVR systems: an hour on one core
+    python benchmarks/effects.py --suite trees --output runs/trees      systems whose answers branch
     python benchmarks/effects.py --output runs/effects --no-train --document docs/effects.md     tables of what is there
 
 A method is its recipe's embedded preset for as many steps, on the tasks in which its claims can show
@@ -48,7 +49,7 @@ from mmrl.rewards.functions import answer_format, tagged_accuracy, words_accurac
 from mmrl.rewards.parts import in_process
 
 FOLDER = Path("runs/effects")
-SuiteName = Literal["visual", "rlvr"]
+SuiteName = Literal["visual", "rlvr", "trees"]
 
 
 def main(
@@ -65,7 +66,8 @@ def main(
     """Train what is missing, compare what is there; the last line is one JSON object.
 
     Args:
-        suite: visual, the methods that look at pictures, or rlvr, twenty systems for any verifiable rewards.
+        suite: visual, the methods that look at pictures; rlvr, twenty systems for any verifiable rewards; trees, where
+            answers branch.
         methods: Methods to compare, all of the suite by default; their references are run, too.
         steps: Of each run; the suite's by default.
         questions: Questions of each exam; the suite's by default.
@@ -128,7 +130,7 @@ def worked(plan: Plan) -> list[str]:
 
 def exam_of(task: str, plan: Plan) -> Exam | AnswerExam:
     """The suite's exam of a task."""
-    if plan.suite is SUITES["rlvr"]:
+    if plan.suite is not SUITES["visual"]:
         return AnswerExam.of(TASKS[task], plan.questions)
     return Exam.of(start_of(task, plan), plan.questions)
 

@@ -120,6 +120,8 @@ class Rollout:
     path: tuple[tuple[int, int], ...] = ()
     """(node, tokens) from the prompt to its end, T_i tokens in all: answers of a group whose paths begin with the same
     nodes have these tokens in common, and they are computed once. Empty: it shares nothing beyond the prompt."""
+    valued: tuple[tuple[int, float], ...] = ()
+    """(tokens, value) from the prompt to its end: what a search finds these runs of tokens worth. Empty: no search."""
     reward: float | None = None
     parts: Mapping[str, float | None] = field(default_factory=dict)
     """Reward part name -> value; None means not available (never 0)."""

@@ -20,6 +20,7 @@ MODULES = (
     *("effects", "effect_methods", "effect_tasks", "effect_statistics"),
     *("effect_results", "effect_tables", "documents", "pretext_effects"),
     *("effect_rlvr", "effect_answers", "effect_readme"),
+    *("effect_steps", "effect_trees"),
 )
 
 
@@ -194,6 +195,41 @@ def test_rlvr_systems_answer_as_often_as_their_references(parts, rlvr):
     assert len(references) == len(apart) + len({task for task, _ in references})
 
 
+def test_tree_systems_sample_about_as_much_as_their_references(parts, tmp_path):
+    suite = parts["effect_methods"].SUITES["trees"]
+    plan = parts["effect_results"].Plan(
+        tuple(suite.methods), (0, 1, 2, 3, 4), 3, 40, tmp_path, suite
+    )
+    pairs = plan.pairs("steps")
+    assert set(pairs) == set(suite.methods)
+    for name, (run, reference) in pairs.items():
+        asked = reference.arguments
+        assert asked["run"].prompts_per_step * asked["sampling"].group_size == 64, name
+        for one in (run, reference):
+            assert one.arguments["sampling"].max_tokens == parts["effect_steps"].LONGEST
+            assert one.arguments["sampling"].temperature == 1.0
+
+
+def test_two_steps_lead_from_a_place_to_what_its_colour_names(parts):
+    steps = parts["effect_steps"]
+    rows = [steps.TwoSteps()[index] for index in range(40)]
+    for row in rows:
+        cells, asked = row.extra["cells"], (row.extra["row"], row.extra["column"])
+        found = cells[2 * (asked[0] - 1) + asked[1] - 1]
+        place = ("red", "green", "blue", "yellow").index(found.split()[0])
+        assert row.answer == cells[place] and "nothing" not in cells
+        assert row.extra["target"].startswith(f"<think> {found} row {place // 2 + 1} column")
+        assert row.extra["target"].endswith(f"<answer> {row.answer} </answer>")
+    assert len({row.answer for row in rows}) > 6 and len({row.id for row in rows}) == 40
+    assert {row.id for row in steps.steps_questions(40)}.isdisjoint(row.id for row in rows)
+    lessons = steps.StepLessons(steps.StepsWarmUp())
+    astray = [
+        lessons[i].extra["target"] != steps.TwoSteps(seed=3000)[i].extra["target"]
+        for i in range(60)
+    ]
+    assert 10 < sum(astray) < 36  # half, less those that meet the right place by chance
+
+
 def test_recipes_that_are_not_there_yet_are_left_out_and_counted(parts, rlvr):
     methods = parts["effect_methods"]
     absent = methods.Method("of_tomorrow", rlvr.suite.methods["ghpo"].claims)
@@ -296,6 +332,7 @@ def test_the_log_of_a_run_tells_answers_clips_and_verdicts(parts, tmp_path):
     # GRPO has no verdict, which is as good as chance.
     assert plain == {
         "trained/answers": [3.0],
+        "trained/decoded": [0.375],
         "trained/clipped": [0.0],
         "trained/verified": [0.5],
     }

@@ -42,11 +42,15 @@ class Growth:
         numbers = [piece for pieces in leaves for piece in pieces]
         for rollout in self.pay(self.trees.rollouts(numbers)) if numbers else ():
             found[rollout.group].append(rollout)
-        for group in found:
+        self.count(found)
+        return found
+
+    def count(self, groups: Sequence[Sequence[Rollout]]) -> None:
+        """Leaves and tokens of paid trees, for the log."""
+        for group in groups:
             self.counters["tree/leaves"] += len(group)
             self.counters["tree/answer_tokens"] += sum(len(one.tokens) for one in group)
             self.counters["tree/tokens"] += tokens_once(group)
-        return found
 
 
 @dataclass(frozen=True)

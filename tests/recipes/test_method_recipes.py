@@ -47,6 +47,8 @@ NAMES = (
     "longrlvr",
     "rorecomp",
     "self_boundary",
+    "rose",
+    "deepsearch",
     "arpo",
     "modomodo",
     "recap",
@@ -91,6 +93,8 @@ METRICS = {
     "longrlvr": ("reward/evidence", "reward/context"),
     "rorecomp": ("rorecomp/put_by", "rorecomp/replayed_groups"),
     "self_boundary": ("self_boundary/solved",),
+    "rose": ("rose/branched", "rose/length", "rose/branches", "rose/answers"),
+    "deepsearch": ("deepsearch/value", "deepsearch/searched", "deepsearch/kept_prompts"),
     "arpo": ("arpo/branches", "tree/leaves", "tree/tokens", "tree/answer_tokens"),
     "modomodo": ("eval/shapes/accuracy", "eval/gaps/answers"),
     "recap": ("recap/weight_accuracy", "recap/weight_next_token"),
@@ -104,7 +108,12 @@ METRICS = {
     "beyond_variance": ("beyondvariance/right_on_hard", "beyondvariance/right_on_easy"),
 }
 # What a method is about, where the wrong task would leave it at 0 throughout.
-MOVING = {"arpo": ("arpo/branches",), "dsdr": ("dsdr/diversity", "dsdr/bonus")}
+MOVING = {
+    "arpo": ("arpo/branches",),
+    "dsdr": ("dsdr/diversity", "dsdr/bonus"),
+    "rose": ("rose/branched",),
+    "deepsearch": ("deepsearch/searched", "deepsearch/rounds"),
+}
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -93,8 +93,8 @@ def test_rows_are_shown_as_the_model_reads_them(photographs, tmp_path, monkeypat
 
 # These build their run from the same calls as papo, which stands for them.
 LIKE_PAPO = (
-    *("ace", "brorl", "canon", "dars", "dcpo", "dsdr", "dvrp", "ead", "laser", "mssr", "ngrpo", "nsr"),
-    *("noisy_verifier", "pacs", "progrpo", "rover", "self_boundary", "vppo"),
+    *("ace", "brorl", "canon", "dars", "dcpo", "deepsearch", "dsdr", "dvrp", "ead", "laser", "mssr", "ngrpo", "nsr"),
+    *("noisy_verifier", "pacs", "progrpo", "rose", "rover", "self_boundary", "vppo"),
 )  # fmt: skip
 
 

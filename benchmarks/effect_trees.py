@@ -1,0 +1,24 @@
+"""Systems whose answers branch: which there are, and how all of them are run.
+
+Each helper module `effect_claims_*.py` brings the claims of some. Runs are those of the RLVR systems but for longer
+answers; the task of two steps (`effect_steps.py`) is where a claim about search can show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from effect_claims import Method
+from effect_claims_rose import ROSE
+from effect_rlvr import OPTIONS, PAID
+from effect_steps import LONGEST
+
+TREES: Mapping[str, Method] = {**ROSE}
+STEPS, QUESTIONS = 30, 192
+TREE_OPTIONS = (*OPTIONS, "--sampling.max-tokens", str(LONGEST))
+TREE_PAID = PAID
+EXPLAINED = (
+    "Behind the rewards stand the answers per step that the method and its reference really sampled. Methods are "
+    "explained in `benchmarks/effect_claims_*.py`, the task of two steps in `benchmarks/effect_steps.py`, numbers "
+    "in `benchmarks/effect_answers.py`. A verdict needs five seeds."
+)
