@@ -78,6 +78,15 @@ def test_log_probs_are_those_of_a_plain_forward_over_the_path(policy, block):
         assert sum(count for _, count in rollout.path) == len(rollout.tokens)
 
 
+def test_in_half_precision_it_is_as_exact_as_half_precision_is(tiny3_folder):
+    half = Policy.load(tiny3_folder, device="cpu", dtype="bfloat16")
+    _, rollouts = grown(Blocks(half, 5), prompts=PROMPTS[:2])
+    logp = packed_logp(half, rollouts)
+    for row, rollout in enumerate(rollouts):
+        assert rollout.logp.dtype == torch.float32
+        assert (rollout.logp - logp[row, : len(rollout.tokens)]).abs().max() < 0.1
+
+
 def test_pieces_from_the_prompt_are_generate_draw_for_draw(policy):
     for sampling in (
         Sampling(3, 1.0, max_tokens=12, top_p=0.9),
