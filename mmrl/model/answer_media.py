@@ -144,7 +144,9 @@ class AnswerMedia:
         done = 0
         for number, medium in enumerate(rollout.media):
             plan, _ = self._cut(medium)
-            ids, _, (runs,) = self._processing.expand(plan.shown.text, [plan])
+            family = self._processing.family
+            pad = family.video if medium.is_video else family.image
+            ids, _, (runs,) = self._processing.expand(pad, [plan])
             first, last = runs[0].start, runs[-1].start + runs[-1].tokens
             # From its first placeholder to its last, time stamps of a clip between them.
             expected = torch.tensor(ids[first:last])
