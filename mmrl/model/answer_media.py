@@ -79,6 +79,16 @@ def advance(inside: Inside | None, start: int, end: int) -> int:
     return end - start if inside is None else int(inside.begins[end] - inside.begins[start])
 
 
+def piece_of(
+    answer: Tensor, inside: Inside | None, start: int, end: int, base: int
+) -> tuple[Node, tuple[Patches, ...]]:
+    """The tokens `start` to `end` of an answer [T] as a node at position `base`, and what is shown in it."""
+    tokens = answer[start:end]
+    if inside is None:
+        return Node.text(tokens, base=base), ()
+    return inside.node(tokens, start, end, base=base), inside.pixels(start, end)
+
+
 def refuse_other_media(tree: AnswerTree, inside: Sequence[Inside | None]) -> None:
     """Raise ValueError if answers show different pixels where their paths say that they share a node."""
     for number, way in enumerate(tree.ways):

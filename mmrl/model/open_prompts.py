@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from mmrl.model.answer_media import advance
+from mmrl.model.answer_media import advance, piece_of
 from mmrl.model.answer_trees import Name, named
 from mmrl.model.gradients import collect_in_fp32
 from mmrl.model.packing import Group, PackedRow, pack, pack_limb, split
@@ -178,14 +178,10 @@ class OpenPrompts:
                     break
                 if end > start:
                     base = group.encoded.next_position + advance(inside, 0, start)
-                    tokens, shown = answer[start:end], ()
-                    node = Node.text(tokens, base=base)
-                    # What is seen on the way tells its views apart.
-                    seen = ()
-                    if inside is not None:
-                        node = inside.node(tokens, start, end, base=base)
-                        shown, seen = inside.pixels(start, end), inside.pixels(0, end)
+                    node, shown = piece_of(answer, inside, start, end, base)
                     run = partial(self._run_limb, node, shown, list(chain), grad)
+                    # What is seen on the way tells its views apart.
+                    _, seen = piece_of(answer, inside, 0, end, 0)
                     limbs[name] = self._get(place, group.visual + seen, grad, run)
                     chain.append(limbs[name])
         return replace(prompt, limbs=limbs)

@@ -185,8 +185,8 @@ class Draft:
     def _grow(self, group: Group, root: _Stand, limbs: Mapping[Name, Limb]) -> None:
         """The answers of a group, the first tokens of which go on from `root`."""
         tree = answer_tree(group.answers, group.paths, group.temperatures)
-        inside = group.within
-        refuse_other_media(tree, inside)
+        media = group.within
+        refuse_other_media(tree, media)
         nothing = torch.zeros(0, dtype=torch.long)
         suffixes = group.suffixes or (nothing,) * len(group.answers)
         ends = group.ends or tuple(map(len, group.answers))
@@ -206,7 +206,7 @@ class Draft:
                 run = _Run(piece.tokens, piece.temperature, None, above.state, start)
                 layers = (*above.layers, limb.layers)
                 last = start + limb.length - 1
-                base = above.base + advance(inside[piece.answer], *piece.span)
+                base = above.base + advance(media[piece.answer], *piece.span)
                 stands.append(_Stand(ROOT, base, last, layers))
             else:
                 alone = number not in inner and len(mine) == 1
@@ -214,7 +214,7 @@ class Draft:
                 # A suffix lies in its answer's own node where nothing else goes on from there.
                 own = next(iter(mine.values())) if alone else nothing
                 tokens = torch.cat([fed, own])
-                node = self._put(tokens, above, inside[piece.answer], piece.span)
+                node = self._put(tokens, above, media[piece.answer], piece.span)
                 run = _Run(piece.tokens, piece.temperature, node, above.state)
                 # Nothing of it but empty pieces is on the way from outside: their states stay those to go on from.
                 inside = len(piece.tokens) > 0 or above.node != ROOT
