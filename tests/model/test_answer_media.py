@@ -156,14 +156,44 @@ def test_trees_with_pictures_in_their_nodes_are_the_repeated_paths(folder, case)
     assert_alike(learned(policy, batch, whole, score_packed, OWN), expected, value, gradient)
 
 
-def test_slices_of_a_tree_with_pictures_are_the_whole(folder):
+def fan(policy, pictures):
+    """Words, a picture and four ends, the first of which shows one of its own."""
+    rng, medium = torch.Generator().manual_seed(6), picture(5, 32, 48)
+    begin = [said(policy, 2, rng)], [said(policy, 1, rng), result(policy, medium)]
+    found = []
+    for number in range(4):
+        own = (picture(40),) if number == 0 else ()
+        end = [*(result(policy, one) for one in own), said(policy, 5, rng)]
+        path = tuple(
+            (node, sum(len(ids) for ids, _ in pieces))
+            for node, pieces in zip((0, 1, 2 + number), (*begin, end), strict=True)
+        )
+        pieces = [*begin[0], *begin[1], *end]
+        question = found[0].prompt if found else prompt(0, pictures)
+        found.append(joined(policy, question, 0, pieces, (medium, *own), path))
+    return found
+
+
+@pytest.mark.parametrize("pictures", [1, 0])
+def test_slices_of_a_tree_with_pictures_are_the_whole(folder, pictures):
+    """Pieces that several slices read are run once, also where views differ in the answers' pictures alone."""
     policy = load(folder, "float64")
-    batch = collate(tree_rollouts(policy, 5, groups=1, nodes=8))
+    batch = collate(fan(policy, pictures))
     policy.prompts.parts(batch, 100_000)
     (whole,), right = learned(policy, batch, [torch.arange(len(batch))], score_packed)
-    parts = policy.prompts.parts(batch, len(batch.rollouts[0].prompt_ids) + 30)
+    in_tree = policy.counters["tokens/update"]
+    parts = policy.prompts.parts(batch, len(batch.rollouts[0].prompt_ids) + 20)
     assert len(parts) > 1
+    opened = []
+    run = policy.prompts._run_limb
+    policy.prompts._run_limb = lambda node, shown, *rest: (
+        opened.append(len(shown)) or run(node, shown, *rest)
+    )
     pieces, grads = learned(policy, batch, parts, score_packed)
+    # A prompt without pictures, and words behind it, are the same under both views.
+    assert opened == ([0, 1, 0, 1] if pictures else [0, 1, 1])
+    alike = 0 if pictures else len(batch.rollouts[0].prompt_ids) + 2
+    assert policy.counters["tokens/update"] == in_tree - alike
     for part, piece in zip(parts, pieces, strict=True):
         for name, number in piece.items():
             assert (number - whole[name][part]).abs().max() < 1e-9, name
