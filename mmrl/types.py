@@ -110,7 +110,8 @@ class Rollout:
     branch: str = "raw"
     """The view it was sampled under."""
     media: tuple[Media, ...] = ()
-    """Media that appear inside the answer (tool results)."""
+    """Media that appear inside the answer (tool results), in the order of their placeholders among `tokens`, which have
+    the role OBSERVATION (`model/answer_media.py`)."""
     origin: Literal["policy", "label", "expert", "kept"] = "policy"
     """Who wrote it; "kept": the policy at an earlier step."""
     teacher: str = ""

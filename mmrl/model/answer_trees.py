@@ -32,6 +32,15 @@ class Piece:
     """Number of the piece that it goes on from; `ROOT` for the prompt."""
     name: Name
     """A negative number stands for what is one answer's alone."""
+    answer: int
+    """The first answer that has it."""
+    start: int
+    """Tokens of that answer before it."""
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """Its first token in that answer, and the one behind its last."""
+        return self.start, self.start + len(self.tokens)
 
 
 @dataclass(frozen=True)
@@ -187,7 +196,7 @@ def _number(
         here = slice(shoot.start, shoot.end)
         own = (*name, node)
         said, heated = answers[shoot.answer][here], heat[shoot.answer][here]
-        pieces.append(Piece(said, heated, above, own))
+        pieces.append(Piece(said, heated, above, own, shoot.answer, shoot.start))
         _number(shoot.further, own, answers, heat, pieces, shoot.number)
 
 

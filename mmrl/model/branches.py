@@ -9,9 +9,11 @@ Pixels are rendered and processed once per prompt (or answer) and step, however 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
+from mmrl.model.answer_media import AnswerMedia, Inside, rendered
 from mmrl.model.drawing import Transform, drawing, spoils
 from mmrl.model.packing import Group
 from mmrl.model.patches import Patches
@@ -41,6 +43,9 @@ class Views:
         self.now = now
         self._rendered: dict[tuple[str, str, int], tuple[Patches, ...]] = {}
         self._worded: dict[int, Tensor] = {}
+        self._media = AnswerMedia(policy.processing)
+        self._within: dict[int, Inside | None] = {}
+        self._redrawn: dict[tuple[str, str, int, int, str], Patches] = {}
 
     def groups(
         self,
@@ -78,6 +83,7 @@ class Views:
                     tuple(written(r) for r in chosen) if ends else (),
                     self._words(chosen[0]) if words else None,
                     tuple(r.path for r in chosen) if any(r.path for r in chosen) else (),
+                    self._inside(name, [rows[p] for p in positions]),
                 )
             )
         return out
@@ -96,14 +102,61 @@ class Views:
         if name in PLAIN or not rollout.prompt.media:
             return encoded.visual
         branch = self.branches[name]
-        # Counted within the group, so that an answer's draw does not depend on what else is in the batch.
-        answer = -1 if branch.share_in_group else row - self._first(row)
+        answer = self._answer(branch, row)
         key = (name, rollout.prompt.id, answer)
         if key not in self._rendered:
             self._rendered[key] = render_branch(
                 self.policy, rollout.prompt, name, branch, self.now, answer
             )
         return self._rendered[key]
+
+    def shown(self, name: str, row: int) -> tuple[Patches, ...]:
+        """What an answer's prompt and the answer itself show under a branch."""
+        inside = self.inside(name, row)
+        return self.pixels(name, row) + (inside.visual if inside else ())
+
+    def inside(self, name: str, row: int) -> Inside | None:
+        """What an answer itself shows under a branch; None if nothing.
+
+        Raises ValueError if its placeholders and its media do not belong together.
+        """
+        if row not in self._within:
+            self._within[row] = self._media.of(self.rollouts[row])
+        plain = self._within[row]
+        if name in PLAIN or plain is None:
+            return plain
+        each = enumerate(plain.visual)
+        return replace(plain, visual=tuple(self._reseen(name, row, n, old) for n, old in each))
+
+    def _inside(self, name: str, rows: Sequence[int]) -> tuple[Inside | None, ...]:
+        found = tuple(self.inside(name, row) for row in rows)
+        return found if any(found) else ()
+
+    def _reseen(self, name: str, row: int, number: int, plain: Patches) -> Patches:
+        """The n-th medium inside an answer under a branch; drawn once for answers that have it in common."""
+        rollout, branch, policy = self.rollouts[row], self.branches[name], self.policy
+        answer = self._answer(branch, row)
+        key = (name, rollout.prompt.id, answer, number, plain.key)
+        if key not in self._redrawn:
+            policy.counters[f"views/{name}"] += 1
+            self._redrawn[key] = rendered(
+                policy.processing,
+                rollout,
+                number,
+                policy.encode(rollout.prompt),
+                plain,
+                name,
+                branch,
+                self.now,
+                answer,
+                policy.vision.saliency,
+            )
+        return self._redrawn[key]
+
+    def _answer(self, branch: VisualBranch, row: int) -> int:
+        """What keys an answer's draw: nothing if one serves the group."""
+        # Counted within the group, so that an answer's draw does not depend on what else is in the batch.
+        return -1 if branch.share_in_group else row - self._first(row)
 
     def _first(self, row: int) -> int:
         group = self.rollouts[row].group

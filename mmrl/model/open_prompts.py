@@ -36,16 +36,19 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
+from mmrl.model.answer_media import advance, piece_of
 from mmrl.model.answer_trees import Name, named
 from mmrl.model.gradients import collect_in_fp32
 from mmrl.model.packing import Group, PackedRow, pack, pack_limb, split
 from mmrl.model.recurrent_row import LINEAR
 from mmrl.model.row_draft import Limb, Outside
 from mmrl.model.row_layout import Layers
+from mmrl.model.tree_row import Node
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from mmrl.model.patches import Patches
     from mmrl.model.processing import Encoded
     from mmrl.model.vision_cache import VisionCache
     from mmrl.types import Batch, Prompt, Rollout
@@ -53,7 +56,7 @@ if TYPE_CHECKING:
 Place = tuple[int, Name]
 """Object of an encoded prompt, and a piece of its answers; () for the prompt itself."""
 Key = tuple[Place, tuple[str, ...], bool, bool]
-"""(what, contents of the prompt's pixels, read by the reference, with gradient)."""
+"""(what, contents of the pixels on the way to it, read by the reference, with gradient)."""
 
 
 @dataclass(frozen=True)
@@ -163,28 +166,36 @@ class OpenPrompts:
         # Pixels that only one answer sees are read once, so there is nothing to share.
         if not self._slices[whole] or not group.shared:
             return None
-        prompt = self._get(whole, group, grad, lambda: self._opened(group, grad))
+        prompt = self._get(whole, group.visual, grad, lambda: self._opened(group, grad))
         limbs: dict[Name, OpenPrompt] = {}
-        for answer, path in zip(group.answers, group.paths, strict=False):
-            base, chain = group.encoded.next_position, [prompt]
+        each = zip(group.answers, group.paths, group.within, strict=False)
+        for answer, path, inside in each:
+            chain = [prompt]
             for name, start, end in named(path):
                 place = (whole[0], name)
                 # One that only this slice reads lies in its row, and so does all behind it.
                 if end > start and not self._slices[place]:
                     break
                 if end > start:
-                    tokens = answer[start:end]
-                    run = partial(self._run_limb, tokens, base + start, list(chain), grad)
-                    limbs[name] = self._get(place, group, grad, run)
+                    base = group.encoded.next_position + advance(inside, 0, start)
+                    node, shown = piece_of(answer, inside, start, end, base)
+                    run = partial(self._run_limb, node, shown, list(chain), grad)
+                    # What is seen on the way tells its views apart.
+                    _, seen = piece_of(answer, inside, 0, end, 0)
+                    limbs[name] = self._get(place, group.visual + seen, grad, run)
                     chain.append(limbs[name])
         return replace(prompt, limbs=limbs)
 
     def _get(
-        self, place: Place, group: Group, grad: bool, run: Callable[[], OpenPrompt]
+        self,
+        place: Place,
+        seen: Sequence[Patches],
+        grad: bool,
+        run: Callable[[], OpenPrompt],
     ) -> OpenPrompt:
         """What is open for this view; it is run if nothing is."""
         self._in_part.add(place)
-        pixels = tuple(medium.key for medium in group.visual)
+        pixels = tuple(medium.key for medium in seen)
         key = (place, pixels, self._policy.in_reference, grad)
         if key not in self._open:
             self._open[key] = run()
@@ -223,21 +234,23 @@ class OpenPrompts:
 
     def _opened(self, group: Group, grad: bool) -> OpenPrompt:
         row = pack([Group(group.encoded, group.visual)], self._policy.device)
-        features = self._policy.vision.features(group.visual, grad)
-        return self._run(row, features, grad, whole=False)
+        return self._run(row, grad, whole=False)
 
     def _run_limb(
-        self, tokens: Tensor, base: int, chain: Sequence[OpenPrompt], grad: bool
+        self,
+        node: Node,
+        shown: tuple[Patches, ...],
+        chain: Sequence[OpenPrompt],
+        grad: bool,
     ) -> OpenPrompt:
-        """Run a piece of answers that begins at position `base`, behind what is open."""
-        row = pack_limb(tokens, base, [one.layers for one in chain], self._policy.device)
-        return self._run(row, [], grad, whole=True)
+        """Run a piece of answers, with what is shown in it, behind what is open."""
+        row = pack_limb(node, shown, [one.layers for one in chain], self._policy.device)
+        return self._run(row, grad, whole=True)
 
-    def _run(
-        self, row: PackedRow, features: Sequence[Any], grad: bool, *, whole: bool
-    ) -> OpenPrompt:
+    def _run(self, row: PackedRow, grad: bool, *, whole: bool) -> OpenPrompt:
         """Run a row and cut off what others read of it; `whole`: all its states, else the last."""
         policy = self._policy
+        features = policy.vision.features(row.shown, grad)
         noted: dict[int, tuple[Tensor, Tensor]] = {}
         with torch.set_grad_enabled(grad):
             states = policy.language(

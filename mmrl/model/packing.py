@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,9 +19,12 @@ from torch import Tensor
 from mmrl.model.answer_trees import check_path, unique_tokens
 from mmrl.model.further import NOTHING_FURTHER, Further, Wishes, further
 from mmrl.model.row_draft import Draft, Group, Outside, cat_or_empty
-from mmrl.model.row_layout import ROOT, Layers, Layout, Past, moved
+from mmrl.model.row_layout import Layers, Layout, Past, moved
 from mmrl.model.tree_row import Node, laid_out
 from mmrl.types import Batch, Role, Rollout, Scores
+
+if TYPE_CHECKING:
+    from mmrl.model.patches import Patches
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,8 @@ class PackedRow:
     """long [M]: which of the N tokens stands in each place; None if each stands in one, in this order."""
     further: Further = NOTHING_FURTHER
     """What it predicts besides."""
+    shown: tuple[Patches, ...] = ()
+    """The media whose tokens lie in it, in the order of the row."""
 
 
 def pack(
@@ -89,23 +94,25 @@ def pack(
         zip(indices, moved(list(indices.values()), device), strict=True)
     )
     there["temperature"] = there["temperature"].view(torch.float64)
-    layout = Layout(row.lengths, row.parents, device, pasts=draft.pasts(row))
+    there["layout"] = Layout(row.lengths, row.parents, device, pasts=draft.pasts(row))
+    there["shown"] = tuple(draft.shown)
     if wishes == Wishes():
-        return PackedRow(layout=layout, **there)
+        return PackedRow(**there)
     wished = further(wishes, draft.said(row), draft.asked(row, groups), device)
-    return PackedRow(layout=layout, further=wished, **there)
+    return PackedRow(further=wished, **there)
 
 
 def pack_limb(
-    tokens: Tensor, base: int, before: Sequence[Layers], device: torch.device
+    node: Node, shown: tuple[Patches, ...], before: Sequence[Layers], device: torch.device
 ) -> PackedRow:
-    """A piece of answers [n], n >= 1, as a row of its own behind what was run before; it predicts nothing by itself."""
-    row = laid_out([Node.text(tokens, ROOT, base)])
-    ids, positions, nothing = moved([row.ids, row.positions, row.visual], device)
-    pasts = tuple(Past((0, len(tokens)), layers) for layers in before)
+    """A piece of answers, not empty, as a row of its own behind what was run before; it predicts nothing by itself."""
+    row = laid_out([node])
+    ids, positions, visual = moved([row.ids, row.positions, row.visual], device)
+    pasts = tuple(Past((0, len(row.ids)), layers) for layers in before)
     layout = Layout(row.lengths, row.parents, device, pasts=pasts)
-    heat = nothing.double()
-    return PackedRow(ids, positions, layout, nothing, nothing, nothing, nothing, nothing, heat)
+    nothing = visual[:0]
+    aims = (nothing, nothing, nothing, nothing, nothing.double())
+    return PackedRow(ids, positions, layout, visual, *aims, shown=shown)
 
 
 def collate(rollouts: Sequence[Rollout], trained: Sequence[Role] = (Role.POLICY,)) -> Batch:

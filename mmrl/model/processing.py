@@ -83,7 +83,7 @@ class Encoded:
 
 
 @dataclass(frozen=True)
-class _Plan:
+class Plan:
     """How one medium will be shown, known before its pixels are touched."""
 
     medium: Media
@@ -202,8 +202,8 @@ class Processing:
     def encode(self, prompt: Prompt) -> Encoded:
         """Ids, patches and positions of a prompt. Raises `BadRow` for one that cannot be shown to the model."""
         text = self.render(prompt)
-        plans = self._plans(prompt)
-        ids, types, blocks = self._expand(text, plans)
+        plans = self.plans(prompt)
+        ids, types, blocks = self.expand(text, plans)
         if len(ids) > self.max_prompt_tokens:
             raise bad_row(
                 prompt,
@@ -367,7 +367,7 @@ class Processing:
         swapped, texts = marked(plain_messages(prompt, self.family.structure))
         spans = message_spans(encoded.text, self._templated(prompt, swapped), texts)
         found = self._pads.finditer(encoded.text)
-        plans = self._plans(prompt)
+        plans = self.plans(prompt)
         shown = [(pad.span(), plan.shown.text) for pad, plan in zip(found, plans, strict=True)]
         text, spans = written_out(encoded.text, shown, spans)
         read = self.encoder.encode(text)
@@ -386,21 +386,21 @@ class Processing:
     def _rules(self, medium: Media) -> PixelRules:
         return self.videos if medium.is_video else self.images
 
-    def _plans(self, prompt: Prompt) -> list[_Plan]:
+    def plans(self, prompt: Prompt) -> list[Plan]:
         """Sizes within the budget of the prompt, and times."""
         sizes = self._sizes(prompt)
         return [
             self._plan(medium, size) for medium, size in zip(prompt.media, sizes, strict=True)
         ]
 
-    def _plan(self, medium: Media, size: tuple[int, int]) -> _Plan:
+    def _plan(self, medium: Media, size: tuple[int, int]) -> Plan:
         rules = self._rules(medium)
         depth, rows, columns = rules.grid(len(medium.frames), size)
         tokens = (depth, rows // rules.merge, columns // rules.merge)
         stamps = self.stamps(medium) if self.family.stamps and medium.is_video else ()
         seconds = seconds_per_patch(medium, self.videos.temporal_patch)
         shown = self.family.shown(medium.is_video, tokens, stamps)
-        return _Plan(medium, rules, size, seconds, shown)
+        return Plan(medium, rules, size, seconds, shown)
 
     def _sizes(self, prompt: Prompt) -> list[tuple[int, int]]:
         """Height and width of each medium after the resize."""
@@ -443,8 +443,8 @@ class Processing:
         """What the template writes for media."""
         return re.compile(f"{re.escape(self.family.image)}|{re.escape(self.family.video)}")
 
-    def _expand(
-        self, text: str, plans: Sequence[_Plan]
+    def expand(
+        self, text: str, plans: Sequence[Plan]
     ) -> tuple[list[int], list[int], list[list[Block]]]:
         """Ids and types [P] with placeholders repeated to the number of visual tokens, and each medium's blocks.
 
@@ -474,7 +474,7 @@ class Processing:
         types += [0] * (len(short) - done)
         return ids, types, blocks
 
-    def _step(self, plan: _Plan) -> float:
+    def _step(self, plan: Plan) -> float:
         """Temporal positions between neighbouring patches; an image has one patch, so any number will do."""
         if not plan.medium.is_video:
             return 1.0

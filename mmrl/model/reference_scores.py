@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax, pad
 
+from mmrl.model.answer_media import Inside
 from mmrl.model.answer_trees import temperature_of
 from mmrl.model.further import Wishes
 from mmrl.model.packing import Group
@@ -99,11 +100,11 @@ def _further(
     for group in groups:
         suffixes = group.suffixes or (nothing,) * len(group.answers)
         ends = group.ends or tuple(map(len, group.answers))
-        each = zip(group.answers, group.rows, suffixes, ends, strict=True)
-        for answer, row, suffix, slot in each:
+        each = zip(group.answers, group.rows, suffixes, ends, group.within, strict=True)
+        for answer, row, suffix, slot, inside in each:
             answer, suffix = answer.to(policy.device), suffix.to(policy.device)
             fed = torch.cat([answer, suffix]) if asked.suffix else answer
-            states = _row_states(policy, group, fed, asked.grad, tower_once)
+            states = _row_states(policy, group, fed, inside, asked.grad, tower_once)
             start = len(group.encoded.ids)
             end = start + len(answer)
             if asked.slot:
@@ -160,12 +161,12 @@ def _logp_rows(
     whole: dict[int, Tensor] = {}
     chosen: dict[int, Tensor] = {}
     for group in groups:
-        answers = zip(group.answers, group.rows, group.temperatures, strict=True)
-        for answer, row, temperature in answers:
+        answers = zip(group.answers, group.rows, group.temperatures, group.within, strict=True)
+        for answer, row, temperature, inside in answers:
             if len(answer) == 0:
                 continue
             tokens = answer.to(policy.device)
-            logits = _answer_logits(policy, group, tokens, grad, tower_once)
+            logits = _answer_logits(policy, group, tokens, inside, grad, tower_once)
             # Half precision is widened before the softmax, as the tiled head does.
             wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
             heat = temperature_of(answer, temperature).to(wide)
@@ -183,30 +184,46 @@ def _logp_rows(
 
 
 def _answer_logits(
-    policy: Policy, group: Group, answer: Tensor, grad: bool, tower_once: bool
+    policy: Policy,
+    group: Group,
+    answer: Tensor,
+    inside: Inside | None,
+    grad: bool,
+    tower_once: bool,
 ) -> Tensor:
     """[T, V] of one answer from the model's own forward with an ordinary causal mask."""
-    states = _row_states(policy, group, answer, grad, tower_once)
+    states = _row_states(policy, group, answer, inside, grad, tower_once)
     # The state before a token predicts it: the prompt's last one the first token, the last token nothing.
     return policy.base.lm_head(states[len(group.encoded.ids) - 1 : -1])
 
 
 def _row_states(
-    policy: Policy, group: Group, answer: Tensor, grad: bool, tower_once: bool
+    policy: Policy,
+    group: Group,
+    answer: Tensor,
+    inside: Inside | None,
+    grad: bool,
+    tower_once: bool,
 ) -> Tensor:
-    """Last hidden states [P + T, D] of a prompt and what follows it."""
+    """Last hidden states [P + T, D] of a prompt and what follows it, with the media `inside` that."""
     base, encoded = policy.base, group.encoded
     ids = torch.cat([encoded.ids.to(policy.device), answer])
-    after = (encoded.next_position + torch.arange(len(answer))).expand(3, -1)
+    after = torch.arange(len(answer)).expand(3, -1)
+    visual, slots = group.visual, encoded.slots
+    if inside is not None:
+        after = inside.node(answer, 0, len(inside.begins) - 1).positions
+        visual += inside.visual
+        slots += tuple(slot + len(encoded.ids) for slot in inside.slots)
+    after = after + encoded.next_position
     positions = torch.cat([encoded.positions, after], dim=1).to(policy.device)
     rows = base.get_input_embeddings()(ids)
     deepstack = {}
-    if group.visual:
+    if visual:
         if tower_once:
-            features = policy.vision.features(group.visual, grad)
+            features = policy.vision.features(visual, grad)
         else:
-            features = policy.vision.tower(group.visual)
-        places = torch.cat(encoded.slots).to(policy.device)
+            features = policy.vision.tower(visual)
+        places = torch.cat(slots).to(policy.device)
         rows, deepstack = insert_features(rows, places, features)
     policy.counters["tokens/update" if grad else "tokens/score"] += len(ids)
     out = policy.text_model(

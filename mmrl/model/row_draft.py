@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from mmrl.model.answer_media import advance, refuse_other_media
 from mmrl.model.answer_trees import Name, Path, answer_tree, unique_tokens
 from mmrl.model.further import Said, Wishes, Worded, prompt_starts
 from mmrl.model.row_layout import ROOT, Layers, Past
 from mmrl.model.tree_row import Node, TreeRow
 
 if TYPE_CHECKING:
+    from mmrl.model.answer_media import Inside
     from mmrl.model.processing import Encoded, Patches
 
 
@@ -42,6 +44,8 @@ class Group:
     """long [n]: which of the prompt's ids are words of its messages (`Processing.words`), where `Wishes.words` asks."""
     paths: tuple[Path, ...] = ()
     """What each answer has in common with others, `Rollout.path`; empty: nothing beyond the prompt."""
+    inside: tuple[Inside | None, ...] = ()
+    """Pictures and clips within each answer, under the same branch; empty: none."""
 
     @property
     def size(self) -> int:
@@ -49,6 +53,11 @@ class Group:
         paths = self.paths or ((),) * len(self.answers)
         fed = unique_tokens(paths, [len(answer) for answer in self.answers])
         return len(self.encoded.ids) + fed
+
+    @property
+    def within(self) -> Sequence[Inside | None]:
+        """`inside`, with None for each answer that shows nothing."""
+        return self.inside or (None,) * len(self.answers)
 
 
 @dataclass(frozen=True)
@@ -155,6 +164,8 @@ class Draft:
     """What lies outside before each node without a parent in the row."""
     outside: int = 0
     """States behind the row."""
+    shown: list[Patches] = field(default_factory=list)
+    """Media of the nodes, in their order: features of deeper layers are put in the order of the row."""
 
     def add(self, group: Group, outside: Outside | None) -> None:
         """One more group; only those of its answers' pieces that were not run before, if its prompt was."""
@@ -164,6 +175,7 @@ class Draft:
         if outside is None:
             stand = _Stand(len(self.nodes), base, 0)
             self.nodes.append(Node(encoded.ids, encoded.positions, base, slots=encoded.slots))
+            self.shown += group.visual
             self._grow(group, stand, {})
             return
         stand = _Stand(ROOT, base, self.outside, (outside.layers,))
@@ -173,6 +185,8 @@ class Draft:
     def _grow(self, group: Group, root: _Stand, limbs: Mapping[Name, Limb]) -> None:
         """The answers of a group, the first tokens of which go on from `root`."""
         tree = answer_tree(group.answers, group.paths, group.temperatures)
+        media = group.within
+        refuse_other_media(tree, media)
         nothing = torch.zeros(0, dtype=torch.long)
         suffixes = group.suffixes or (nothing,) * len(group.answers)
         ends = group.ends or tuple(map(len, group.answers))
@@ -192,13 +206,15 @@ class Draft:
                 run = _Run(piece.tokens, piece.temperature, None, above.state, start)
                 layers = (*above.layers, limb.layers)
                 last = start + limb.length - 1
-                stands.append(_Stand(ROOT, above.base + limb.length, last, layers))
+                base = above.base + advance(media[piece.answer], *piece.span)
+                stands.append(_Stand(ROOT, base, last, layers))
             else:
                 alone = number not in inner and len(mine) == 1
                 fed = self._read(piece.tokens, leaf=number not in inner)
                 # A suffix lies in its answer's own node where nothing else goes on from there.
                 own = next(iter(mine.values())) if alone else nothing
-                node = self._put(torch.cat([fed, own]), above)
+                tokens = torch.cat([fed, own])
+                node = self._put(tokens, above, media[piece.answer], piece.span)
                 run = _Run(piece.tokens, piece.temperature, node, above.state)
                 # Nothing of it but empty pieces is on the way from outside: their states stay those to go on from.
                 inside = len(piece.tokens) > 0 or above.node != ROOT
@@ -233,11 +249,21 @@ class Draft:
         """What of a piece is fed: nothing follows the last token of a leaf, unless something is wished for there."""
         return _fed(tokens) if leaf and not self.wishes.feed_last else tokens
 
-    def _put(self, tokens: Tensor, above: _Stand) -> int:
-        """A node behind `above`; its number."""
+    def _put(
+        self,
+        tokens: Tensor,
+        above: _Stand,
+        inside: Inside | None = None,
+        span: tuple[int, int] = (0, 0),
+    ) -> int:
+        """A node behind `above`; its number. `span`: which tokens it is of an answer that shows what is `inside`."""
         node = len(self.nodes)
         # Every answer starts at the same position: they are alternatives, not a sequence.
-        self.nodes.append(Node.text(tokens, above.node, above.base))
+        if inside is None:
+            self.nodes.append(Node.text(tokens, above.node, above.base))
+        else:
+            self.nodes.append(inside.node(tokens, *span, above.node, above.base))
+            self.shown += inside.pixels(*span)
         top = node
         while self.nodes[top].parent != ROOT:
             top = self.nodes[top].parent

@@ -106,8 +106,7 @@ def _read(
     opened = [policy.prompts.of(group, grad) for group in groups]
     outside = [prompt and prompt.outside for prompt in opened]
     row = pack(groups, policy.device, outside, wishes)
-    seen = [group for group, prompt in zip(groups, opened, strict=True) if prompt is None]
-    features = policy.vision.features([x for group in seen for x in group.visual], grad)
+    features = policy.vision.features(row.shown, grad)
     # What predicts tokens behind a prompt or a limb that is not in the row stands behind the row's own states.
     pieces = [state for prompt in opened if prompt is not None for state in prompt.behind]
     if wishes.words:

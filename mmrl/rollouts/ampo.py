@@ -138,9 +138,8 @@ class Comprehension:
     def _reasoning(self, answer: Rollout) -> Rollout:
         """The teacher's answer before it states its answer."""
         tokens = self._ids(self._divided(answer.text)[0])
-        return replace(
-            answer, tokens=tokens, roles=torch.zeros(len(tokens), dtype=torch.uint8), logp=None
-        )
+        roles = torch.zeros(len(tokens), dtype=torch.uint8)
+        return replace(answer, tokens=tokens, roles=roles, logp=None, path=(), media=())
 
     def _truth(self, answer: Rollout) -> Tensor:
         """The tokens of the row's own answer; none if it has none that could be written."""

@@ -3,11 +3,12 @@
 `KeptAnswers(engine, file, key)` stands for any engine. A question's answers are one line of the file, on the disk
 before the next questions are asked; a line that a crash cut off is dropped. A line is used again only for the same
 question and pictures, sampling, seed and `key`, which names all else that answers depend on (the model's content).
-Log-probs are not kept.
+Log-probs are not kept; what answers have in common, and the pictures inside them, are.
 """
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 from collections import Counter
@@ -21,7 +22,7 @@ import torch
 from mmrl.ground.contents import digest
 from mmrl.model.policy import Policy
 from mmrl.rollouts.engine import Engine
-from mmrl.types import Now, Prompt, Rollout, Sampling
+from mmrl.types import Media, Now, Prompt, Rollout, Sampling
 
 HEADER = '{"mmrl": "answers"}\n'
 """First line of a file of ours."""
@@ -132,6 +133,9 @@ def _line(key: str, answers: Sequence[Rollout]) -> dict[str, Any]:
                 "tokens": answer.tokens.tolist(),
                 "roles": answer.roles.tolist(),
                 "temperature": _written(answer.temperature),
+                # Most answers have neither.
+                **({"path": answer.path} if answer.path else {}),
+                **({"media": [_shown(m) for m in answer.media]} if answer.media else {}),
             }
             for answer in answers
         ],
@@ -150,6 +154,8 @@ def _rollouts(prompt: Prompt, group: int, line: Mapping[str, Any]) -> list[Rollo
             answer["text"],
             answer["stop"],
             temperature=_read_back(answer["temperature"]),
+            path=tuple((node, count) for node, count in answer.get("path", ())),
+            media=tuple(_medium(shown) for shown in answer.get("media", ())),
         )
         for answer in line["answers"]
     ]
@@ -162,3 +168,24 @@ def _written(temperature: float | torch.Tensor) -> float | list[float]:
 def _read_back(kept: float | list[float]) -> float | torch.Tensor:
     """A number as it is, a list as one per token."""
     return torch.tensor(kept, dtype=torch.float64) if isinstance(kept, list) else kept
+
+
+def _shown(medium: Media) -> dict[str, Any]:
+    """A medium as JSON, its bytes in base 64."""
+    frames = medium.frames.contiguous().numpy().tobytes()
+    return {
+        "shape": list(medium.frames.shape),
+        "frames": base64.b64encode(frames).decode(),
+        "times": None if medium.times is None else medium.times.tolist(),
+        "duration": medium.duration,
+    }
+
+
+def _medium(shown: Mapping[str, Any]) -> Media:
+    frames = torch.frombuffer(bytearray(base64.b64decode(shown["frames"])), dtype=torch.uint8)
+    times = shown["times"]
+    return Media(
+        frames.view(shown["shape"]),
+        None if times is None else torch.tensor(times, dtype=torch.float64),
+        shown["duration"],
+    )

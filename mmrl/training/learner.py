@@ -237,7 +237,7 @@ class Learner:
         shown: list[Patches] = []
         for name in views:
             for row in parts[1].tolist():
-                shown.extend(step.views.pixels(name, row))
+                shown.extend(step.views.shown(name, row))
         return shown
 
     def _agreed(self, problem: str, sums: Mapping[str, Tensor]) -> dict[str, float]:

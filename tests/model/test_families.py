@@ -16,6 +16,8 @@ import torch
 from mmrl.ground.faults import BadRow
 from mmrl.grpo import GRPO
 from mmrl.model import tiny
+from mmrl.model.answer_media import observed
+from mmrl.model.branches import Views
 from mmrl.model.checkpoint_files import read_config
 from mmrl.model.families import Family, families, family_of, register
 from mmrl.model.families.family import _REGISTERED
@@ -36,7 +38,7 @@ from mmrl.training.compatibility import check_saliency
 from mmrl.training.optim import Optim
 from mmrl.training.run import Run
 from mmrl.training.trainer import Trainer
-from mmrl.types import Media, Now, Prompt, Prompts, Sampling, VisualBranch
+from mmrl.types import Media, Now, Prompt, Prompts, Role, Rollout, Sampling, VisualBranch
 
 SIZE = tiny.TinySize(
     hidden=64, layers=3, vision_hidden=32, vision_depth=2, merges=80, max_image_tokens=64
@@ -553,3 +555,24 @@ def test_the_library_makes_no_mask_for_rows_with_a_layout(policy, case, monkeypa
     prompts = case.prompts()[:2]
     rollouts = HFEngine(policy).generate(prompts, Sampling(2, 1.0, max_tokens=3), NOW)
     assert len(rollouts) == 2 * len(prompts)
+
+
+def test_a_picture_inside_an_answer_is_the_repeated_path(case: Case, policy: Policy) -> None:
+    """Whatever the family: tiles, one axis of positions, features of deeper layers, linear attention."""
+    if case.blind:
+        pytest.skip("reads no pictures")
+    family, prompt = policy.family, ask(["image"], 1)
+    medium = prompt.media[0]
+    shown = observed(policy.processing, family.image, [medium])
+    tokens = torch.cat([torch.tensor([70, 71]), shown, torch.tensor([72, 73, 74])])
+    roles = torch.zeros(len(tokens), dtype=torch.uint8)
+    roles[2:-3] = int(Role.OBSERVATION)
+    ids = policy.encode(prompt).ids
+    one = Rollout(prompt, 0, ids, tokens, roles, "", "eos", media=(medium,))
+    cut = len(tokens) - 2
+    both = [replace(one, path=((0, cut), (number, 2))) for number in (1, 2)]
+    groups = {"raw": Views(policy, both, {}, Now(0, 0.0)).groups("raw", [0, 1])}
+    wanted, shape = {"raw": ScoreOutputs()}, (2, len(tokens))
+    found = score_packed(policy, groups, wanted, shape)["raw"].logp
+    right = score_repeated(policy, groups, wanted, shape)["raw"].logp
+    assert (found - right).abs().max() < 1e-4

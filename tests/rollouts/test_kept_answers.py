@@ -107,3 +107,32 @@ def test_training_is_refused(tmp_path):
         KeptAnswers(Speaker(), tmp_path / "a.jsonl", "m").sync(None)
     with pytest.raises(ValueError, match="at least one"):
         KeptAnswers(Speaker(), tmp_path / "a.jsonl", "m", at_once=0)
+
+
+def test_what_answers_have_in_common_and_show_is_kept(tmp_path):
+    """Paths and the media inside answers come back as they were."""
+    (row,) = prompts(1)
+    still = Media(torch.randint(0, 256, (1, 3, 4, 6), dtype=torch.uint8))
+    clip = Media(
+        torch.randint(0, 256, (2, 3, 2, 2), dtype=torch.uint8),
+        torch.tensor([0.0, 1 / 3], dtype=torch.float64),
+        0.7,
+    )
+
+    class Forked(Speaker):
+        def generate(self, prompts, sampling, now):
+            first, second = super().generate(prompts, sampling, now)
+            return [
+                replace(first, path=((0, 1), (7, 0)), media=(still, clip)),
+                replace(second, path=((0, 1), (2, 0))),
+            ]
+
+    KeptAnswers(Forked(), tmp_path / "a.jsonl", "m").generate([row], TWO, NOW)
+    first, second = KeptAnswers(Speaker(limit=0), tmp_path / "a.jsonl", "m").generate(
+        [row], TWO, NOW
+    )
+    assert first.path == ((0, 1), (7, 0)) and second.path == ((0, 1), (2, 0))
+    assert second.media == ()
+    for found, right in zip(first.media, (still, clip), strict=True):
+        assert torch.equal(found.frames, right.frames) and found.duration == right.duration
+    assert first.media[0].times is None and torch.equal(first.media[1].times, clip.times)

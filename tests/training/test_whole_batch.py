@@ -19,7 +19,7 @@ from mmrl.objectives.visurf import ViSurf
 from mmrl.objectives.vogue import VOGUE
 from mmrl.objectives.vppo import VPPO
 from mmrl.training.rollout_metrics import rollout_metrics
-from mmrl.training.whole_batch import WholeBatch, everybodys, spans_batch, summed
+from mmrl.training.whole_batch import WholeBatch, _light, everybodys, spans_batch, summed
 from mmrl.types import Media, Now, Prompt, Role, Rollout, Scores
 from tests.several import several, values
 
@@ -230,3 +230,11 @@ def test_what_spans_the_batch_is_known_of_every_estimator():
     assert spans_batch(own_way, [])  # nobody knows what it looks at
     own_way.spans_batch = False
     assert not spans_batch(own_way, [])
+
+
+def test_an_answer_travels_with_its_path_and_without_pictures():
+    answer = answers_to(0)[0]
+    path = ((4, 1), (5, len(answer.tokens) - 1))
+    sent = _light(replace(answer, path=path, media=answer.prompt.media))
+    assert sent.path == path and sent.media == sent.prompt.media == ()
+    assert collate([sent]).rollouts[0].path == path
