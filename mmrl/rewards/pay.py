@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mmrl.ground.printable import logger
 from mmrl.ground.require import require
+from mmrl.rewards.begun import Begun, Running, collected
 from mmrl.rewards.contract import own_metrics
 from mmrl.rewards.functions import (
     RepetitionPenalty,
@@ -153,6 +154,7 @@ class Rewards:
         here = (workers or min(4, os.cpu_count() or 1)) // sharing
         self._pool = self._workers(max(1, here), memory_limit)
         self._loop = AsyncLoop()
+        self._begun = Begun()
         # Failures, dropped parts and seconds since `metrics` was last asked.
         self._counts: Counter[str] = Counter()
         self._seconds: defaultdict[str, float] = defaultdict(float)
@@ -186,6 +188,9 @@ class Rewards:
         began = time.monotonic()
         table = self._score(rollouts)
         self._seconds["time/reward"] += time.monotonic() - began
+        if self._begun.early:
+            self._seconds["time/reward_streamed"] += self._begun.early
+            self._begun.early = 0.0
         # Policies come after all parts have run: one that stops the run does not hide what others counted.
         for name, cells in table.items():
             self._apply_policies(self._parts[name], cells, rollouts)
@@ -195,6 +200,30 @@ class Rewards:
                 f"None of the {len(rollouts)} answers of this step got a reward; counts: {dict(self._counts)}."
             )
         return paid
+
+    def begin(self, rollouts: Sequence[Rollout]) -> None:
+        """Begin to score these very answers, which a later call will pay, and do not wait (`begun`).
+
+        Raises ValueError as a call does.
+        """
+        isolated = self._isolated_records(rollouts)
+        for part in self._parts.values():
+            place = _place(part)
+            if part.several or place == "here":
+                continue
+            records = isolated[part.needs] if place == "worker" else rollouts
+            for row, rollout in enumerate(rollouts):
+                calls = [self._call(_Job(part, (row,)), records)]
+                if place == "async":
+                    (running,) = self._loop.begin(self._perform, calls)
+                else:
+                    assert self._pool is not None
+                    (running,) = self._pool.begin(calls)
+                self._begun.add(part.name, rollout, running)
+
+    def forget(self) -> None:
+        """The answers that were begun will not be paid."""
+        self._begun.forget()
 
     def metrics(self) -> dict[str, float]:
         """Counts of failures and dropped parts, and seconds, since the last call.
@@ -285,9 +314,19 @@ class Rewards:
             records = isolated[job.part.needs] if place == "worker" else rollouts
             waiting[place].append(job)
             calls[place].append(self._call(job, records))
+        running: dict[Place, list[Running | None]] = {
+            place: [self._begun_for(job, rollouts) for job in waiting[place]]
+            for place in ("worker", "async")
+        }
         # Coroutines begin first and end last: they wait for a network while the others compute.
-        futures = self._loop.begin(self._perform, calls["async"]) if calls["async"] else []
-        timed = self._pool.run(calls["worker"]) if self._pool else []
+        begin = partial(self._loop.begin, self._perform)
+        futures = _all_running(begin, calls["async"], running["async"])
+        if self._pool is not None:
+            timed = collected(
+                _all_running(self._pool.begin, calls["worker"], running["worker"])
+            )
+        else:
+            timed = []
         timed += [guarded(partial(self._perform, call), call.several) for call in calls["here"]]
         timed += self._loop.finish(futures, calls["async"])
         # Every place gives its outcomes in the order of its calls, so the lists run side by side.
@@ -297,6 +336,12 @@ class Rewards:
             self._seconds[f"time/reward_{job.part.name}"] += seconds
             outcomes.append((job, outcome))
         return outcomes
+
+    def _begun_for(self, job: _Job, rollouts: Sequence[Rollout]) -> Running | None:
+        """The call of a job, if it was begun."""
+        if job.part.several:
+            return None
+        return self._begun.take(job.part.name, rollouts[job.rows[0]])
 
     def _call(self, job: _Job, records: Sequence[Any]) -> Call:
         """The call of a job, with the time limit of its kind."""
@@ -400,6 +445,17 @@ class Rewards:
     def _total(self, values: Mapping[str, float]) -> float:
         # fsum rounds once, so that the order of the parts does not decide the last bit.
         return math.fsum(self._parts[name].weight * value for name, value in values.items())
+
+
+def _all_running(
+    begin: Callable[[Sequence[Call]], list[Running]],
+    calls: Sequence[Call],
+    running: Sequence[Running | None],
+) -> list[Running]:
+    """The calls, those that do not run yet begun now."""
+    due = [call for call, begun in zip(calls, running, strict=True) if begun is None]
+    fresh = iter(begin(due) if due else ())
+    return [next(fresh) if begun is None else begun for begun in running]
 
 
 def _place(part: Part) -> Place:
