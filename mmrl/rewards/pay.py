@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from mmrl.ground.printable import logger
 from mmrl.ground.require import require
 from mmrl.rewards.begun import Begun, Running, collected
+from mmrl.rewards.cells import Cell, Table, completed, enter, lacks, values_of
 from mmrl.rewards.contract import own_metrics
 from mmrl.rewards.functions import (
     RepetitionPenalty,
@@ -87,10 +88,6 @@ RewardFunction = Callable[..., Any]
 Place = Literal["worker", "here", "async"]
 Needs = tuple[str, ...]
 """Attributes that an isolated part asks for."""
-Cell = float | Failure | None
-"""What one part says of one answer: its pay, why it failed, or that it is not available."""
-Table = dict[str, list[Cell]]
-"""Part -> one cell per answer."""
 FAILURES = ("zero", "drop", "stop")
 OUTAGES = ("stop", "drop")
 _LOG = logger(__name__)
@@ -270,13 +267,13 @@ class Rewards:
         while jobs:
             again: list[_Job] = []
             for job, outcome in self._run(jobs, rollouts, isolated):
-                outcome = _complete(outcome, len(job.rows))
+                outcome = completed(outcome, len(job.rows))
                 if isinstance(outcome, Failure) and _worth_repeating(job, outcome):
                     # One bad answer fails the call for all: smaller calls find out whose fault it was.
                     self._note_repetition(job, outcome)
                     again += [_Job(job.part, rows) for rows in _smaller(job.rows, rollouts)]
                 else:
-                    _enter(outcome, job.rows, table[job.part.name])
+                    enter(outcome, job.rows, table[job.part.name])
             jobs = again
         return table
 
@@ -408,7 +405,7 @@ class Rewards:
 
     def _pay(self, rollouts: Sequence[Rollout], table: Table) -> list[Rollout]:
         """Weighted sums; a part that one answer lacks is dropped for its group."""
-        lacking = _lacking(rollouts, table)
+        lacking = lacks(rollouts, table)
         for name, _ in lacking:
             self._counts[f"reward_failures/{name}_dropped_groups"] += 1
         paid: list[Rollout] = []
@@ -417,7 +414,7 @@ class Rewards:
             for name, column in table.items():
                 # Also where this answer has a value: its group is compared by the same sum.
                 cells[name] = None if (name, rollout.group) in lacking else column[row]
-            parts = _values(cells)
+            parts = values_of(cells)
             if parts is None:
                 self._counts["reward_failures/dropped_answers"] += 1
                 continue
@@ -486,45 +483,3 @@ def _smaller(rows: tuple[int, ...], rollouts: Sequence[Rollout]) -> list[tuple[i
     if len(groups) == 1:
         return [(row,) for row in rows]
     return [tuple(members) for members in groups.values()]
-
-
-def _complete(outcome: Outcome, expected: int) -> Outcome:
-    """The outcome, or a failure if it has not one value per answer."""
-    if isinstance(outcome, Failure) or len(outcome) == expected:
-        return outcome
-    return Failure("exception", f"it returned {len(outcome)} values for {expected} answers")
-
-
-def _enter(outcome: Outcome, rows: Sequence[int], column: list[Cell]) -> None:
-    """Write a call's values into a part's column; a failed call fails for all its answers."""
-    for index, row in enumerate(rows):
-        column[row] = outcome if isinstance(outcome, Failure) else _cell(outcome[index])
-
-
-def _cell(value: float | str | None) -> Cell:
-    """A value, or the failure that it is: what is no number arrives as its description."""
-    if isinstance(value, str):  # a worker describes what it may not send
-        return Failure("not_a_number", f"it returned {value}; a reward is a number or None")
-    if value is not None and not math.isfinite(value):
-        return Failure("nonfinite", f"it returned {value}")
-    return value
-
-
-def _lacking(rollouts: Sequence[Rollout], table: Table) -> set[tuple[str, int]]:
-    """(part, group) pairs in which at least one answer has no value."""
-    lacking: set[tuple[str, int]] = set()
-    for name, column in table.items():
-        for rollout, cell in zip(rollouts, column, strict=True):
-            if cell is None:
-                lacking.add((name, rollout.group))
-    return lacking
-
-
-def _values(cells: Mapping[str, Cell]) -> dict[str, float | None] | None:
-    """The values of one answer's parts; None if one of them failed, which drops the answer."""
-    values: dict[str, float | None] = {}
-    for name, cell in cells.items():
-        if isinstance(cell, Failure):
-            return None
-        values[name] = cell if isinstance(cell, float) else None
-    return values
