@@ -19,7 +19,6 @@ import torch
 from mmrl.data.drawn.drawn import Drawn
 from mmrl.model.policy import Policy
 from mmrl.rewards.pay import Rewards
-from mmrl.rollouts.groups import group_rollout
 from mmrl.rollouts.vllm_client import RemoteVLLM
 from mmrl.rollouts.vllm_engine import VLLMEngine
 from mmrl.training.optim import Optim
@@ -86,12 +85,15 @@ DEADLY: list[str] = []
 PLACE: list[Path] = []
 
 
-def rollout(engine, pay, supply, sampling, now):
-    if now.step == KILLED_IN:
-        for phase in DEADLY:
-            (PLACE[0] / phase).touch()
-        DEADLY.clear()
-    return group_rollout(engine, pay, supply, sampling, now)
+class Doomed(VLLMEngine):
+    """Says when its server shall die; no setting of the run knows of that."""
+
+    def bring(self):
+        if self.policy.version == KILLED_IN - 1:
+            for phase in DEADLY:
+                (PLACE[0] / phase).touch()
+            DEADLY.clear()
+        return super().bring()
 
 
 class Server:
@@ -136,9 +138,8 @@ def trainer(folder, output, url):
         policy,
         prompts=Drawn("lookup", size=40),
         rewards=Rewards(accuracy=pay),
-        engine=VLLMEngine(policy, remote),
+        engine=Doomed(policy, remote),
         sampling=Sampling(2, max_tokens=8),
-        rollout=rollout,
         optim=Optim(lr=3e-3),
         run=Run(output=output, steps=STEPS, prompts_per_step=2, save_every=1, eval_prompts=0),
     )
