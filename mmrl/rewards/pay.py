@@ -30,6 +30,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mmrl.ground.printable import logger
 from mmrl.ground.require import require
+from mmrl.rewards.begun import Begun, Running, collected
+from mmrl.rewards.cells import Cell, Table, completed, enter, lacks, values_of
 from mmrl.rewards.contract import own_metrics
 from mmrl.rewards.functions import (
     RepetitionPenalty,
@@ -86,10 +88,6 @@ RewardFunction = Callable[..., Any]
 Place = Literal["worker", "here", "async"]
 Needs = tuple[str, ...]
 """Attributes that an isolated part asks for."""
-Cell = float | Failure | None
-"""What one part says of one answer: its pay, why it failed, or that it is not available."""
-Table = dict[str, list[Cell]]
-"""Part -> one cell per answer."""
 FAILURES = ("zero", "drop", "stop")
 OUTAGES = ("stop", "drop")
 _LOG = logger(__name__)
@@ -161,6 +159,7 @@ class Rewards:
         here = (workers or min(4, os.cpu_count() or 1)) // sharing
         self._pool = self._workers(max(1, here), memory_limit)
         self._loop = AsyncLoop()
+        self._begun = Begun()
         # Failures, dropped parts and seconds since `metrics` was last asked.
         self._counts: Counter[str] = Counter()
         self._seconds: defaultdict[str, float] = defaultdict(float)
@@ -194,6 +193,9 @@ class Rewards:
         began = time.monotonic()
         table = self._score(rollouts)
         self._seconds["time/reward"] += time.monotonic() - began
+        if self._begun.early:
+            self._seconds["time/reward_streamed"] += self._begun.early
+            self._begun.early = 0.0
         # Policies come after all parts have run: one that stops the run does not hide what others counted.
         for name, cells in table.items():
             self._apply_policies(self._parts[name], cells, rollouts)
@@ -203,6 +205,30 @@ class Rewards:
                 f"None of the {len(rollouts)} answers of this step got a reward; counts: {dict(self._counts)}."
             )
         return paid
+
+    def begin(self, rollouts: Sequence[Rollout]) -> None:
+        """Begin to score these very answers, which a later call will pay, and do not wait (`begun`).
+
+        Raises ValueError as a call does.
+        """
+        isolated = self._isolated_records(rollouts)
+        for part in self._parts.values():
+            place = _place(part)
+            if part.several or place == "here":
+                continue
+            records = isolated[part.needs] if place == "worker" else rollouts
+            for row, rollout in enumerate(rollouts):
+                calls = [self._call(_Job(part, (row,)), records)]
+                if place == "async":
+                    (running,) = self._loop.begin(self._perform, calls)
+                else:
+                    assert self._pool is not None
+                    (running,) = self._pool.begin(calls)
+                self._begun.add(part.name, rollout, running)
+
+    def forget(self) -> None:
+        """The answers that were begun will not be paid."""
+        self._begun.forget()
 
     def metrics(self) -> dict[str, float]:
         """Counts of failures and dropped parts, and seconds, since the last call.
@@ -249,13 +275,13 @@ class Rewards:
         while jobs:
             again: list[_Job] = []
             for job, outcome in self._run(jobs, rollouts, isolated):
-                outcome = _complete(outcome, len(job.rows))
+                outcome = completed(outcome, len(job.rows))
                 if isinstance(outcome, Failure) and _worth_repeating(job, outcome):
                     # One bad answer fails the call for all: smaller calls find out whose fault it was.
                     self._note_repetition(job, outcome)
                     again += [_Job(job.part, rows) for rows in _smaller(job.rows, rollouts)]
                 else:
-                    _enter(outcome, job.rows, table[job.part.name])
+                    enter(outcome, job.rows, table[job.part.name])
             jobs = again
         return table
 
@@ -293,9 +319,19 @@ class Rewards:
             records = isolated[job.part.needs] if place == "worker" else rollouts
             waiting[place].append(job)
             calls[place].append(self._call(job, records))
+        running: dict[Place, list[Running | None]] = {
+            place: [self._begun_for(job, rollouts) for job in waiting[place]]
+            for place in ("worker", "async")
+        }
         # Coroutines begin first and end last: they wait for a network while the others compute.
-        futures = self._loop.begin(self._perform, calls["async"]) if calls["async"] else []
-        timed = self._pool.run(calls["worker"]) if self._pool else []
+        begin = partial(self._loop.begin, self._perform)
+        futures = _all_running(begin, calls["async"], running["async"])
+        if self._pool is not None:
+            timed = collected(
+                _all_running(self._pool.begin, calls["worker"], running["worker"])
+            )
+        else:
+            timed = []
         timed += [guarded(partial(self._perform, call), call.several) for call in calls["here"]]
         timed += self._loop.finish(futures, calls["async"])
         # Every place gives its outcomes in the order of its calls, so the lists run side by side.
@@ -305,6 +341,12 @@ class Rewards:
             self._seconds[f"time/reward_{job.part.name}"] += seconds
             outcomes.append((job, outcome))
         return outcomes
+
+    def _begun_for(self, job: _Job, rollouts: Sequence[Rollout]) -> Running | None:
+        """The call of a job, if it was begun."""
+        if job.part.several:
+            return None
+        return self._begun.take(job.part.name, rollouts[job.rows[0]])
 
     def _call(self, job: _Job, records: Sequence[Any]) -> Call:
         """The call of a job, with the time limit of its kind."""
@@ -371,7 +413,7 @@ class Rewards:
 
     def _pay(self, rollouts: Sequence[Rollout], table: Table) -> list[Rollout]:
         """Weighted sums; a part that one answer lacks is dropped for its group."""
-        lacking = _lacking(rollouts, table)
+        lacking = lacks(rollouts, table)
         for name, _ in lacking:
             self._counts[f"reward_failures/{name}_dropped_groups"] += 1
         paid: list[Rollout] = []
@@ -380,7 +422,7 @@ class Rewards:
             for name, column in table.items():
                 # Also where this answer has a value: its group is compared by the same sum.
                 cells[name] = None if (name, rollout.group) in lacking else column[row]
-            parts = _gated(_values(cells), self.gate)
+            parts = _gated(values_of(cells), self.gate)
             if parts is None:
                 self._counts["reward_failures/dropped_answers"] += 1
                 continue
@@ -408,6 +450,17 @@ class Rewards:
     def _total(self, values: Mapping[str, float]) -> float:
         # fsum rounds once, so that the order of the parts does not decide the last bit.
         return math.fsum(self._parts[name].weight * value for name, value in values.items())
+
+
+def _all_running(
+    begin: Callable[[Sequence[Call]], list[Running]],
+    calls: Sequence[Call],
+    running: Sequence[Running | None],
+) -> list[Running]:
+    """The calls, those that do not run yet begun now."""
+    due = [call for call, begun in zip(calls, running, strict=True) if begun is None]
+    fresh = iter(begin(due) if due else ())
+    return [next(fresh) if begun is None else begun for begun in running]
 
 
 def _place(part: Part) -> Place:
@@ -438,48 +491,6 @@ def _smaller(rows: tuple[int, ...], rollouts: Sequence[Rollout]) -> list[tuple[i
     if len(groups) == 1:
         return [(row,) for row in rows]
     return [tuple(members) for members in groups.values()]
-
-
-def _complete(outcome: Outcome, expected: int) -> Outcome:
-    """The outcome, or a failure if it has not one value per answer."""
-    if isinstance(outcome, Failure) or len(outcome) == expected:
-        return outcome
-    return Failure("exception", f"it returned {len(outcome)} values for {expected} answers")
-
-
-def _enter(outcome: Outcome, rows: Sequence[int], column: list[Cell]) -> None:
-    """Write a call's values into a part's column; a failed call fails for all its answers."""
-    for index, row in enumerate(rows):
-        column[row] = outcome if isinstance(outcome, Failure) else _cell(outcome[index])
-
-
-def _cell(value: float | str | None) -> Cell:
-    """A value, or the failure that it is: what is no number arrives as its description."""
-    if isinstance(value, str):  # a worker describes what it may not send
-        return Failure("not_a_number", f"it returned {value}; a reward is a number or None")
-    if value is not None and not math.isfinite(value):
-        return Failure("nonfinite", f"it returned {value}")
-    return value
-
-
-def _lacking(rollouts: Sequence[Rollout], table: Table) -> set[tuple[str, int]]:
-    """(part, group) pairs in which at least one answer has no value."""
-    lacking: set[tuple[str, int]] = set()
-    for name, column in table.items():
-        for rollout, cell in zip(rollouts, column, strict=True):
-            if cell is None:
-                lacking.add((name, rollout.group))
-    return lacking
-
-
-def _values(cells: Mapping[str, Cell]) -> dict[str, float | None] | None:
-    """The values of one answer's parts; None if one of them failed, which drops the answer."""
-    values: dict[str, float | None] = {}
-    for name, cell in cells.items():
-        if isinstance(cell, Failure):
-            return None
-        values[name] = cell if isinstance(cell, float) else None
-    return values
 
 
 def _gated(

@@ -29,6 +29,7 @@ from typing import Any, get_args
 
 from mmrl.ground.printable import logger
 from mmrl.ground.process import HEADER, LOOK, START_LIMIT, Child, NotStarted, how_it_ended
+from mmrl.rewards.begun import Running, collected
 from mmrl.rewards.parts import Call, Failure, Outcome, Reason
 from mmrl.rewards.worker import MESSAGE_LIMIT, RECEIPT, REPLY_LIMIT, frame, unwrapped
 from mmrl.rewards.worker_output import WorkerOutput
@@ -67,7 +68,11 @@ class WorkerPool:
 
     def run(self, calls: Sequence[Call]) -> list[tuple[Outcome, float]]:
         """The outcome of each call, in order, and the seconds it took. Raises LoadError."""
-        return list(self._threads.map(self._one, calls))
+        return collected(self.begin(calls))
+
+    def begin(self, calls: Sequence[Call]) -> list[Running]:
+        """Make all calls and do not wait for them; a call's result raises LoadError."""
+        return [self._threads.submit(self._one, call) for call in calls]
 
     def close(self) -> None:
         """End all workers and their processes. A later call starts them again."""

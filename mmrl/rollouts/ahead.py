@@ -109,10 +109,12 @@ class UnderWay:
         self.ranks = Ranks.alone()
         self._asked = _Asked({})
         self._taken: set[str] = set()
+        self._of_all = False
+        """Does it hold answers for all ranks, from a checkpoint?"""
 
     def begin(self, engine: Any, requests: Sequence[Request]) -> None:
         """Ask for answers and do not wait for them."""
-        self._asked, self._taken = _Asked.of(engine, requests), set()
+        self._asked, self._taken, self._of_all = _Asked.of(engine, requests), set(), False
 
     def take(self, request: Request) -> list[Result] | None:
         """The answers to a request, if it was asked ahead and nobody took them yet; waits for them."""
@@ -123,9 +125,13 @@ class UnderWay:
         return self._asked.answers().get(key)
 
     def drop(self) -> int:
-        """Forget what nobody took; how many answers."""
+        """Forget what nobody took; how many answers. All ranks call it."""
         answers, taken = self._asked.answers(), self._taken
-        self._asked, self._taken = _Asked({}), set()
+        if self._of_all and self.ranks.several:
+            # What others took is used, and what nobody took is counted once.
+            taken = set().union(*self.ranks.gathered(sorted(taken)))
+            answers = answers if self.ranks.first else {}
+        self._asked, self._taken, self._of_all = _Asked({}), set(), False
         return sum(len(found) for key, found in answers.items() if key not in taken)
 
     def state(self) -> dict[str, Any]:
@@ -143,7 +149,7 @@ class UnderWay:
             key: [Result(**dict(zip(FIELDS, one, strict=True))) for one in rows]
             for key, rows in state["answers"].items()
         }
-        self._asked, self._taken = _Asked(found), set()
+        self._asked, self._taken, self._of_all = _Asked(found), set(), True
 
 
 def key_of(request: Request) -> str:
@@ -171,9 +177,8 @@ class AskedAhead(RolloutFunction):
         under_way.ranks = supply.ranks
         server: Any = innermost(engine)
         rollouts = self.inner(OneStep(_Ahead(server, under_way)), pay, supply, sampling, now)
-        with supply.ranks.together():
-            if unused := under_way.drop():
-                server.policy.counters["rollout/ahead_unused"] += unused
+        if unused := under_way.drop():
+            server.policy.counters["rollout/ahead_unused"] += unused
         if now.progress < 1:
             prompts = supply.coming()
             following = replace(now.following(), seed=supply.seed)

@@ -25,6 +25,7 @@ from mmrl.objectives.pearl import PEARL, gate_open, keeps
 from mmrl.rollouts.engine import Engine
 from mmrl.rollouts.groups import Pay, RolloutFunction, by_group, first_places, renumbered
 from mmrl.rollouts.prompt_order import Supply
+from mmrl.rollouts.streaming import paid_answers
 from mmrl.types import Now, Prompt, Rollout, Sampling
 
 __all__ = ["ChecklistRollout"]
@@ -118,7 +119,7 @@ class ChecklistRollout(RolloutFunction):
         reasoning: dict[int, list[Rollout]] = {}
         if is_open:
             asked = [prompts[i] for i in is_open]
-            answers = pay(engine.generate(asked, sampling, now))
+            answers = paid_answers(engine, pay, asked, sampling, now)
             for group in by_group(answers):
                 # The engine numbers groups by the prompts that it was given, those behind an open gate.
                 reasoning[is_open[group[0].group]] = group

@@ -15,7 +15,7 @@ are ids beyond the tokenizer's, which a vocabulary padded to a round number has:
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Protocol, TypeGuard
 
 from mmrl.model.budget import Costs
@@ -29,9 +29,10 @@ from mmrl.rollouts.request import (
     Asking,
     Request,
     Result,
+    Tell,
     abilities_of,
 )
-from mmrl.rollouts.sampler import Asked, Sampler
+from mmrl.rollouts.sampler import Answer, Asked, Sampler
 from mmrl.types import Now, Prompt, Rollout, Sampling
 
 
@@ -108,15 +109,21 @@ class HFEngine(Asking):
         assert policy is self.policy, "this engine belongs to another policy"
 
     def answer(self, requests: Sequence[Request]) -> list[Result]:
-        """As `Asking.answer`. Requests that are alike in all but the prompt advance together."""
+        """As `Asking.answer`."""
+        return self.stream(requests, lambda place, results: None)
+
+    def stream(self, requests: Sequence[Request], tell: Tell) -> list[Result]:
+        """As `Asking.stream`. Requests that are alike in all but the prompt advance together."""
         began = time.monotonic()
         found: dict[int, list[Result]] = {}
         for alike in _alike(requests):
             numbers = [number for number, _ in alike]
-            for number, results in zip(
-                numbers, self._sampled([r for _, r in alike], began), strict=True
-            ):
-                found[number] = results
+
+            def note(place: int, results: list[Result], numbers: list[int] = numbers) -> None:
+                found[numbers[place]] = results
+                tell(numbers[place], results)
+
+            self._sample([r for _, r in alike], began, note)
         return [result for number in range(len(requests)) for result in found[number]]
 
     def plant(self, requests: Sequence[Request]) -> GrowingForest:
@@ -140,8 +147,13 @@ class HFEngine(Asking):
             used += most
         return counts
 
-    def _sampled(self, requests: Sequence[Request], began: float) -> list[list[Result]]:
-        """The results of each of some requests that differ in the prompt, pixels, counts and forced starts."""
+    def _sample(
+        self,
+        requests: Sequence[Request],
+        began: float,
+        note: Callable[[int, list[Result]], None],
+    ) -> None:
+        """Note the results of each of some requests that differ in the prompt, pixels, counts and forced starts."""
         asked = [
             Asked(
                 i, r.prompt, r.encoded, r.pixels, [r.start(n) for n in range(r.count)], r.first
@@ -159,18 +171,20 @@ class HFEngine(Asking):
             self.pace or Pace.of(self.policy.device),
             one.banned,
         )
-        out: list[list[Result]] = [[] for _ in requests]
-        for answer in sampler.run():
-            out[answer.prompt].append(
-                Result(
-                    tokens=answer.tokens,
-                    logp=answer.logp,
-                    stop=answer.stop or "length",
-                    version=self.policy.version,
-                    seconds=time.monotonic() - began,
-                )
-            )
-        return out
+        places: list[list[Answer]] = [[] for _ in requests]
+        for answer in sampler.answers:
+            places[answer.prompt].append(answer)
+
+        def ended(prompt: int) -> None:
+            seconds = time.monotonic() - began
+            note(prompt, [self._result(answer, seconds) for answer in places[prompt]])
+
+        sampler.told = ended
+        sampler.run()
+
+    def _result(self, answer: Answer, seconds: float) -> Result:
+        stop, version = answer.stop or "length", self.policy.version
+        return Result(answer.tokens, answer.logp, stop, version=version, seconds=seconds)
 
 
 def _alike(requests: Sequence[Request]) -> list[list[tuple[int, Request]]]:

@@ -29,6 +29,7 @@ from mmrl.rollouts.engine import Engine
 from mmrl.rollouts.oversampling import KeptShares
 from mmrl.rollouts.prompt_order import Supply
 from mmrl.rollouts.request import Ability
+from mmrl.rollouts.streaming import paid_answers
 from mmrl.types import Now, Prompt, Role, Rollout, Sampling, VisualBranch
 
 log = logger(__name__)
@@ -113,7 +114,7 @@ def group_rollout(
     engine: Engine, pay: Pay, supply: Supply, sampling: Sampling, now: Now
 ) -> list[Rollout]:
     """G answers to each of the step's prompts."""
-    return pay(engine.generate(supply.take(), sampling, now))
+    return paid_answers(engine, pay, supply.take(), sampling, now)
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,7 @@ class DynamicSampling(RolloutFunction):
             size = self._round(supply.per_step - full, supply, shares)
             prompts = supply.take(size)
             with supply.ranks.together():
-                groups = by_group(pay(engine.generate(prompts, sampling, now)))
+                groups = by_group(paid_answers(engine, pay, prompts, sampling, now))
                 good = [group for group in groups if self.keeps(group)]
             supply.counters["rollout/dropped_groups"] += len(groups) - len(good)
             # The engine numbers groups by the prompts that it was given.
@@ -328,7 +329,7 @@ class FirstPass(RolloutFunction):
             # Each block is forgotten before the next, so that a whole data set need not fit in memory.
             with self.policy.vision.no_update():
                 prompts = self._usable(supply, indices)
-                answers = pay(engine.generate(prompts, sampling, now)) if prompts else []
+                answers = paid_answers(engine, pay, prompts, sampling, now) if prompts else []
                 for answer in answers:
                     value = self._value(answer)
                     if value is not None:

@@ -129,6 +129,12 @@ class Result:
     """From the call to the answer's end."""
 
 
+Tell = Callable[[int, Sequence[Result]], None]
+"""Is given a request's place and its results."""
+Done = Callable[[Sequence[Rollout]], None]
+"""Is given all answers to a prompt."""
+
+
 class Asking:
     """An engine that answers requests. Subclasses write `answer` and `sync`, and declare `abilities`."""
 
@@ -138,6 +144,10 @@ class Asking:
     def answer(self, requests: Sequence[Request]) -> list[Result]:
         """`count` results for each request, in the order of the requests."""
         raise NotImplementedError(f"{type(self).__name__} has no answer.")
+
+    def stream(self, requests: Sequence[Request], tell: Tell) -> list[Result]:
+        """As `answer`; whoever can tells a request's results as soon as the last of them has ended."""
+        return self.answer(requests)
 
     def plant(self, requests: Sequence[Request]) -> Any:
         """A `forking.Forest` without answers on the prompts of these requests; for engines that declare "forks"."""
@@ -159,12 +169,14 @@ class Asking:
         temperature_at: Temperature | None = None,
         counts: Sequence[int] | None = None,
         first: Sequence[int] | None = None,
+        done: Done | None = None,
     ) -> list[Rollout]:
         """The answers to each prompt, adjacent and with its index as `group`.
 
         `visual`: pixels of each prompt under `branch`; `prefixes`: per prompt what is forced as the start of its
         answers, with role HINT; `temperature_at`: temperature of answer position t; `counts`: answers of each prompt in
-        place of `sampling.group_size`; `first`: the number of each prompt's first answer, which keys the draws.
+        place of `sampling.group_size`; `first`: the number of each prompt's first answer, which keys the draws; `done`:
+        is given the answers to a prompt while others are still being drawn, where the engine tells, and no others.
         """
         requests = asked_of(
             self.policy,
@@ -178,21 +190,41 @@ class Asking:
             counts=counts,
             first=first,
         )
-        return answered(self, requests)
+        return answered(self, requests, done)
 
 
-def answered(engine: Asking, requests: Sequence[Request]) -> list[Rollout]:
-    """The engine's answers to the requests as rollouts. Raises ValueError for what it cannot do."""
+def answered(
+    engine: Asking, requests: Sequence[Request], done: Done | None = None
+) -> list[Rollout]:
+    """The engine's answers to the requests as rollouts. Raises ValueError for what it cannot do.
+
+    `done` is given the very records that are returned.
+    """
     if not requests:
         return []
     for request in requests:
         refuse_beyond(engine, request.needs(), f"prompt {request.prompt.id!r}")
-    owners = [request for request in requests for _ in range(request.count)]
-    results = engine.answer(requests)
-    assert len(results) == len(owners), "one result per answer"
-    numbers = [number for request in requests for number in range(request.count)]
-    rows = zip(owners, numbers, results, strict=True)
-    return [rollout_of(engine.policy, owner, number, result) for owner, number, result in rows]
+    told: dict[int, list[Rollout]] = {}
+
+    def tell(place: int, results: Sequence[Result]) -> None:
+        told[place] = _rollouts(engine.policy, requests[place], results)
+        assert done is not None
+        done(told[place])
+
+    results = engine.answer(requests) if done is None else engine.stream(requests, tell)
+    assert len(results) == sum(request.count for request in requests), "one result per answer"
+    left = iter(results)
+    found: list[Rollout] = []
+    for place, request in enumerate(requests):
+        its = [next(left) for _ in range(request.count)]
+        # Not made twice: who was given a record shall find it again.
+        found += told.get(place) or _rollouts(engine.policy, request, its)
+    return found
+
+
+def _rollouts(policy: Policy, request: Request, results: Sequence[Result]) -> list[Rollout]:
+    """The results of a request as rollouts."""
+    return [rollout_of(policy, request, *each) for each in enumerate(results)]
 
 
 def asked_of(

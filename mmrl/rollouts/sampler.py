@@ -115,6 +115,8 @@ class Sampler:
         self._ends: dict[int, Tensor] = {}
         """Prompt -> the hidden state at its end [D], while answers may still begin."""
         self._step = 0
+        self.told: Callable[[int], None] = _nobody_asks
+        """Is told each prompt whose last answer has ended."""
 
     @torch.no_grad()
     def run(self) -> list[Answer]:
@@ -181,6 +183,7 @@ class Sampler:
         if self.queue.ended(seat.prompt):
             self.blocks.drop(seat.prompt)
             del self._ends[seat.prompt]
+            self.told(seat.prompt)
 
     def _cut_by_strings(self, counts: Sequence[int]) -> dict[int, int]:
         """Places whose answer a stop string ends, and its length then: looked for at each token since the last look."""
@@ -299,6 +302,10 @@ class _Voice:
             Progress.say(
                 f"sampled {ended} of {self._answers} answers in {now - self._began:.0f} s"
             )
+
+
+def _nobody_asks(prompt: int) -> None:
+    """Prompts whose answers have ended, where it does not matter when."""
 
 
 def _lengths(asked: Asked) -> Lengths:

@@ -22,7 +22,15 @@ from mmrl.model.processing import Patches
 from mmrl.rollouts.engine import Engine
 from mmrl.rollouts.groups import Pay, RolloutCall, RolloutFunction, chain, group_rollout
 from mmrl.rollouts.prompt_order import Supply
-from mmrl.rollouts.request import Ability, Prefix, Temperature, abilities_of, refuse_beyond
+from mmrl.rollouts.request import (
+    Ability,
+    Done,
+    Prefix,
+    Temperature,
+    abilities_of,
+    refuse_beyond,
+)
+from mmrl.rollouts.streaming import paid_answers
 from mmrl.types import Now, Prompt, Rollout, Sampling
 
 __all__ = ["Answering", "OneStep", "StagedRollout", "Stages", "asked_of"]
@@ -64,10 +72,15 @@ class OneStep:
         first: Sequence[int] | None = None,
         prefixes: Sequence[Prefix] | None = None,
         temperature_at: Temperature | None = None,
+        done: Done | None = None,
     ) -> list[Rollout]:
         """As `Asking.generate`."""
         more = given(
-            visual=visual, counts=counts, prefixes=prefixes, temperature_at=temperature_at
+            visual=visual,
+            counts=counts,
+            prefixes=prefixes,
+            temperature_at=temperature_at,
+            done=done,
         )
         if branch != "raw":
             more["branch"] = branch
@@ -165,9 +178,10 @@ class Stages:
         """Paid answers to each prompt, `counts` of them instead of `sampling.group_size`; without those that could
         not be paid. Prompts that get none are not read."""
         more = given(counts=counts)
-        answers = asked_of(self.engine, prompts, self.sampling, self.now, **more)
+        refuse_beyond(self.engine, [TAKEN[name] for name in more], "A rollout function")
+        paid = paid_answers(self.engine, self.pay, prompts, self.sampling, self.now, **more)
         found: list[list[Rollout]] = [[] for _ in prompts]
-        for rollout in self.pay(answers) if answers else ():
+        for rollout in paid:
             found[rollout.group].append(rollout)
         return found
 

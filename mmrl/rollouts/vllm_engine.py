@@ -18,17 +18,19 @@ import secrets
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, Protocol, cast
 
 from torch import Tensor
 
 from mmrl.ground.printable import logger
 from mmrl.model.handing import adapts_tower, all_weights, write_adapter
 from mmrl.model.policy import Policy
-from mmrl.rollouts.request import Ability, Asking, Request, Result
+from mmrl.rollouts.request import Ability, Asking, Request, Result, Tell
 from mmrl.rollouts.resubmitted import ResubmittedForest
 from mmrl.rollouts.vllm_prompts import FAMILIES, meaning, questions_of, results_of
 from mmrl.rollouts.vllm_wire import About, LogprobsMode, Question, Reply
@@ -37,6 +39,7 @@ from mmrl.types import Sampling
 log = logger(__name__)
 
 Stale = Literal["refuse", "count"]
+TellReply = Callable[[int, Reply], None]
 
 
 class VLLM(Protocol):
@@ -68,6 +71,20 @@ class VLLM(Protocol):
         ...
 
 
+class TellingVLLM(VLLM, Protocol):
+    """One that has each reply as soon as it is there."""
+
+    def answer_in_turn(
+        self, questions: Sequence[Question], version: str, tell: TellReply
+    ) -> list[Reply]:
+        """As `answer`; `tell` is given each question's number and reply when the last of its answers has ended."""
+        ...
+
+
+_Ask = Callable[[Sequence[Question], str], list[Reply]]
+"""Questions and the version of the weights -> replies."""
+
+
 @dataclass(frozen=True, eq=False)
 class _Asked:
     """What vLLM is asked."""
@@ -80,6 +97,8 @@ class _Asked:
     trained: int
     """`Policy.version` of these."""
     began: float
+    results: dict[int, list[Result]] = field(default_factory=dict)
+    """By request: those that are told already."""
 
 
 class Flight:
@@ -168,8 +187,20 @@ class VLLMEngine(Asking):
     def answer(self, requests: Sequence[Request]) -> list[Result]:
         """As `Asking.answer`."""
         asked = self._ask(requests)
+        return self._answered(asked, self.vllm.answer)
+
+    def stream(self, requests: Sequence[Request], tell: Tell) -> list[Result]:
+        """As `Asking.stream`. A server tells nothing: its replies come in one message."""
+        if not hasattr(self.vllm, "answer_in_turn"):
+            return self.answer(requests)
+        telling = cast("TellingVLLM", self.vllm)
+        asked = self._ask(requests)
+        gather = self._gathered(asked, tell)
+        return self._answered(asked, partial(telling.answer_in_turn, tell=gather))
+
+    def _answered(self, asked: _Asked, ask: _Ask) -> list[Result]:
         questions = [question for *_, question in asked.questions]
-        replies = self._replies(questions, asked.version)
+        replies = self._replies(questions, asked.version, ask)
         self.vllm.sleep()
         found = self._results(asked, replies)
         self.policy.counters["tokens/decode"] += sum(len(result.tokens) for result in found)
@@ -203,16 +234,37 @@ class VLLMEngine(Asking):
                 questions.append((number, answers, question))
         return _Asked(requests, questions, version, self.policy.version, began)
 
+    def _gathered(self, asked: _Asked, tell: Tell) -> TellReply:
+        """Takes replies in any order, and tells of a request when all of its are there."""
+        missing = Counter(number for number, *_ in asked.questions)
+        told: dict[int, list[tuple[range, Reply]]] = {number: [] for number in missing}
+
+        def take(question: int, reply: Reply) -> None:
+            number, answers, _ = asked.questions[question]
+            told[number].append((answers, reply))
+            if len(told[number]) == missing[number]:
+                asked.results[number] = self._results_of(asked, number, told[number])
+                tell(number, asked.results[number])
+
+        return take
+
     def _results(self, asked: _Asked, replies: Sequence[Reply]) -> list[Result]:
         told: list[list[tuple[range, Reply]]] = [[] for _ in asked.requests]
         for (number, answers, _), reply in zip(asked.questions, replies, strict=True):
-            self._current(reply, asked.version, asked.requests[number])
             told[number].append((answers, reply))
-        seconds = time.monotonic() - asked.began
         found: list[Result] = []
-        for request, its in zip(asked.requests, told, strict=True):
-            found += results_of(self.policy, request, its, self.mode, asked.trained, seconds)
+        for number, its in enumerate(told):
+            found += asked.results.get(number) or self._results_of(asked, number, its)
         return found
+
+    def _results_of(
+        self, asked: _Asked, number: int, its: Sequence[tuple[range, Reply]]
+    ) -> list[Result]:
+        """Of one request. Raises OldWeights and EngineDisagrees."""
+        request, seconds = asked.requests[number], time.monotonic() - asked.began
+        for _, reply in its:
+            self._current(reply, asked.version, request)
+        return results_of(self.policy, request, its, self.mode, asked.trained, seconds)
 
     def bring(self) -> str:
         """Bring the policy's weights over unless the engine has them; their name."""
@@ -239,16 +291,16 @@ class VLLMEngine(Asking):
         log.debug("weights %s after %.1f s", version, time.monotonic() - began)
         return version
 
-    def _replies(self, questions: Sequence[Question], version: str) -> list[Reply]:
+    def _replies(self, questions: Sequence[Question], version: str, ask: _Ask) -> list[Reply]:
         """Replies from these weights, which are brought again where an engine has lost them."""
         if not questions:
             return []
         try:
-            replies = self.vllm.answer(questions, version)
+            replies = ask(questions, version)
         except LostWeights:
             self.policy.counters["rollout/weights_lost"] += 1
             self.bring()
-            replies = self.vllm.answer(questions, version)
+            replies = ask(questions, version)
         _refuse_missing(replies, questions)
         return replies
 

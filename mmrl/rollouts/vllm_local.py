@@ -14,7 +14,7 @@ while the policy trains, and wakes before it answers; other devices have no such
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
@@ -180,12 +180,37 @@ class LocalVLLM:
 
     def answer(self, questions: Sequence[Question], version: str) -> list[Reply]:
         """Replies in the order of the questions, from the weights of this version."""
+        return self.answer_in_turn(questions, version, lambda number, reply: None)
+
+    def answer_in_turn(
+        self,
+        questions: Sequence[Question],
+        version: str,
+        tell: Callable[[int, Reply], None],
+    ) -> list[Reply]:
+        """As `answer`; `tell` is given each question's number and reply when the last of its answers has ended."""
         assert version == self.held, f"asked for weights {version!r}, has {self.held!r}"
         self.wake()
         prompts = [_prompt(question) for question in questions]
         params = [_sampling(question) for question in questions]
-        outputs = self.llm.generate(prompts, params, use_tqdm=False, lora_request=self._adapter)
-        return [_reply(output, self._version_of) for output in outputs]
+        names: list[str] = self.llm.enqueue(
+            prompts, params, use_tqdm=False, lora_request=self._adapter
+        )
+        # Its own names of requests begin with the number that its outputs carry.
+        places = {name.partition("-")[0]: place for place, name in enumerate(names)}
+        replies: dict[int, Reply] = {}
+        engine = self.llm.llm_engine
+        try:
+            while engine.has_unfinished_requests():
+                for output in engine.step():
+                    place = places[output.request_id]
+                    replies[place] = _reply(output, self._version_of)
+                    tell(place, replies[place])
+        except BaseException:
+            # What goes on being decoded would be answered to whoever asks next.
+            engine.abort_request(names, internal=True)
+            raise
+        return [replies[place] for place in range(len(questions))]
 
     def load(self, weights: Iterable[tuple[str, Tensor]], version: str, encoder: bool) -> None:
         """Take over all weights; `encoder`: those of the tower or its merger may differ."""

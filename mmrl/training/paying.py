@@ -22,6 +22,14 @@ class Payer:
     """Does some part read whether an answer is right?"""
     counters: Counter[str]
 
+    def begin(self, rollouts: Sequence[Rollout]) -> None:
+        """Begin to score answers of a whole group, while others are still being drawn (`streaming.paid_answers`)."""
+        self.rewards.begin(rollouts)
+
+    def forget(self) -> None:
+        """What was begun will not be paid."""
+        self.rewards.forget()
+
     def __call__(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
         """Paid answers, without those that were dropped. Raises RewardStopped if none is left."""
         paid = with_overlong_penalty(self.grpo, self.rewards(rollouts), self.max_tokens)
