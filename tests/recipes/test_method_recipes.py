@@ -46,6 +46,7 @@ NAMES = (
     "noisy_verifier",
     "longrlvr",
     "self_boundary",
+    "svs",
 )
 METRICS = {
     "vogue": (
@@ -86,6 +87,7 @@ METRICS = {
     "noisy_verifier": ("reward/verdict", "reward/corrected", "reward/false_negative"),
     "longrlvr": ("reward/evidence", "reward/context"),
     "self_boundary": ("self_boundary/solved",),
+    "svs": ("svs/varied_problems", "svs/variants", "svs/accepted"),
     "mssr": ("mssr/value", "mssr/forgetting", "mssr/bonus", "policy/kl_ref"),
     "nsr": ("nsr/kept",),
     "ngrpo": ("reward/even_groups",),
