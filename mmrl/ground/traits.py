@@ -46,6 +46,7 @@ TRAITS = {
     "samples hard prompts again": "adds answers where few are right",
     "teaches all-wrong groups": "puts answers of others into groups without a right answer",
     "injects answers": "trains answers that the policy did not write",
+    "adds texts to learn": "adds texts that are learned by likelihood",
     # How answers are sampled.
     "anneals the temperature": "samples later tokens at another temperature",
     "reads one temperature": "compares log-probs that must all be at the run's temperature",

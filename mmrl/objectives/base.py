@@ -99,6 +99,13 @@ TEACHERS = AnswerKind(
     remedy="it needs answers of teachers in the groups; use rollout=WithTeachers(policy.processing.encode_answer)",
 )
 """Answers of several teachers next to each group; trained only if an objective trains the role EXPERT."""
+EXPERIENCE = AnswerKind(
+    "experience",
+    sampled=False,
+    trained=False,
+    remedy="it needs texts about the policy's mistakes behind the groups; use rollout=MELRollout(mel)",
+)
+"""What the policy wrote about its mistakes, in groups of its own; trained only if an objective trains role EXPERT."""
 CHECKLIST = AnswerKind(
     "checklist",
     filtered=True,

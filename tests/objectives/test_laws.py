@@ -25,7 +25,7 @@ from mmrl.losses.advantages import group_normalized
 from mmrl.losses.surrogates import Bounded, clipped
 from mmrl.model.packing import rows_of
 from mmrl.model.policy import Policy
-from mmrl.objectives.base import CHECKLIST, EXPERT, LABEL, TEACHERS, Objective
+from mmrl.objectives.base import CHECKLIST, EXPERIENCE, EXPERT, LABEL, TEACHERS, Objective
 from mmrl.objectives.dvrp import DVRP
 from mmrl.objectives.laser import LaSeR
 from mmrl.objectives.papo import PAPO
@@ -87,6 +87,14 @@ def asked(answers: Answers) -> list[Rollout]:
     return out
 
 
+def learned(answers: Answers) -> list[Rollout]:
+    """Texts in groups of their own."""
+    out = given("expert", Role.EXPERT)(answers)
+    return [
+        replace(one, group=30 + one.group) if one.origin == "expert" else one for one in out
+    ]
+
+
 @dataclass(frozen=True)
 class Case:
     """An objective switched on and off, and what it trains on."""
@@ -105,6 +113,7 @@ MADE: dict[str, Callable[[], Objective]] = {
 }
 GIVEN = {LABEL.name: given("label", Role.EXPERT), EXPERT.name: given("expert", Role.EXPERT),
          TEACHERS.name: given("expert", Role.EXPERT),
+         EXPERIENCE.name: learned,
          CHECKLIST.name: asked}  # fmt: skip
 """Kind of answers -> what adds them."""
 

@@ -47,6 +47,7 @@ NAMES = (
     "longrlvr",
     "self_boundary",
     "svs",
+    "mel",
 )
 METRICS = {
     "vogue": (
@@ -88,6 +89,7 @@ METRICS = {
     "longrlvr": ("reward/evidence", "reward/context"),
     "self_boundary": ("self_boundary/solved",),
     "svs": ("svs/varied_problems", "svs/variants", "svs/accepted"),
+    "mel": ("mel/pairs", "mel/validated", "mel/tokens", "loss/experience"),
     "mssr": ("mssr/value", "mssr/forgetting", "mssr/bonus", "policy/kl_ref"),
     "nsr": ("nsr/kept",),
     "ngrpo": ("reward/even_groups",),
