@@ -22,7 +22,7 @@ from mmrl.rollouts.mel import MELRollout
 SHORT = {"analyst": "\nWrong: {wrong}\nRight: {right}", "remember": "\n{}"}
 PRESETS = {
     # A likelihood as strong as the published one would drown the tiny model's few tokens.
-    EMBEDDED: miniature(mel={"weight": 0.1}, sampling={"group_size": 4}),
+    EMBEDDED: miniature(mel={"weight": 0.1}, sampling={"group_size": 4, "max_tokens": 16}),
     "7b": Preset("8 answers, one pair of each mixed group", 7.0),
     "4b": Preset("Qwen3-VL-4B in place of Qwen3-4B", 4.0, model="Qwen/Qwen3-VL-4B-Instruct"),
     "8b": Preset("Qwen3-VL-8B in place of Qwen3-8B", 8.0, model="Qwen/Qwen3-VL-8B-Instruct"),
