@@ -19,7 +19,7 @@ from mmrl.recipes.shared.opening import Data, Load, open_data, open_policy
 from mmrl.recipes.shared.paying import RewardWeights, style_of
 from mmrl.rollouts.mel import MELRollout
 
-SHORT = {"analyst": "\nWrong: {wrong}\nRight: {right}", "remember": "\n{}"}
+SHORT = {"analyst": "\n{wrong}\n{right}", "remember": "\n{}"}
 PRESETS = {
     # A likelihood as strong as the published one would drown the tiny model's few tokens.
     EMBEDDED: miniature(mel={"weight": 0.1}, sampling={"group_size": 4, "max_tokens": 16}),

@@ -42,6 +42,8 @@ class Group:
     """long [n]: which of the prompt's ids are words of its messages (`Processing.words`), where `Wishes.words` asks."""
     paths: tuple[Path, ...] = ()
     """What each answer has in common with others, `Rollout.path`; empty: nothing beyond the prompt."""
+    picked: tuple[Tensor, ...] = ()
+    """long [T_i, k] each: tokens whose log-probs are wanted in each place of an answer."""
 
     @property
     def size(self) -> int:

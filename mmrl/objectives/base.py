@@ -44,6 +44,8 @@ class ScoreRequest:
     suffix: Callable[[Rollout], Tensor] | None = None
     """Read `Scores.suffix`: log-probs of these tokens, long [S], behind the answer. They count in
     `Run.tokens_per_pass`; the function is asked several times per answer."""
+    picked: Callable[[Rollout], Tensor] | None = None
+    """Read `Scores.picked`: log-probs, with gradient, of these tokens, long [T, k], in each place of an answer."""
     words: bool = False
     """Read `Scores.words`: log-probs of the words of the prompt, without template and pictures."""
     states: bool = False
@@ -106,6 +108,13 @@ EXPERIENCE = AnswerKind(
     remedy="it needs texts about the policy's mistakes behind the groups; use rollout=MELRollout(mel)",
 )
 """What the policy wrote about its mistakes, in groups of its own; trained only if an objective trains role EXPERT."""
+SELF_TAUGHT = AnswerKind(
+    "self-taught",
+    sampled=False,
+    trained=False,
+    remedy="it needs solutions with a teacher's tokens; use rollout=SSBRollout(Teacher(policy, ssb), ...)",
+)
+"""Solutions that the policy wrote with hints; trained only if an objective trains role EXPERT."""
 CHECKLIST = AnswerKind(
     "checklist",
     filtered=True,

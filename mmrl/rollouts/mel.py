@@ -28,7 +28,7 @@ from mmrl.rollouts.engine import Engine
 from mmrl.rollouts.groups import Pay, RolloutCall, RolloutFunction, by_group, group_rollout
 from mmrl.rollouts.prompt_order import Supply
 from mmrl.rollouts.request import Ability
-from mmrl.rollouts.rewording import MADE_FROM, Check, fits, with_text
+from mmrl.rollouts.rewording import Check, behind, fits, with_pair
 from mmrl.rollouts.stages import Stages, asked_of, numbered
 from mmrl.types import Now, Prompt, Role, Rollout, Sampling
 
@@ -164,16 +164,6 @@ class MELRollout(RolloutFunction):
         return kept
 
 
-def with_pair(text: str, wrong: str, right: str) -> str:
-    """A text with both answers in their places; what looks like a place in an answer stays."""
-    before, _, rest = text.partition("{wrong}")
-    if "{right}" in before:
-        first, _, middle = before.partition("{right}")
-        return f"{first}{right}{middle}{wrong}{rest}"
-    middle, _, last = rest.partition("{right}")
-    return f"{before}{wrong}{middle}{right}{last}"
-
-
 def experience(text: Rollout, group: int) -> Rollout:
     """A text as a member of the batch: learned by likelihood, at temperature 1, in a group of its own."""
     changes: dict[str, Any] = {"group": group, "origin": "expert", "logp": None}
@@ -181,12 +171,6 @@ def experience(text: Rollout, group: int) -> Rollout:
     return replace(
         text, roles=roles, temperature=1.0, reward=1.0, correct=True, parts={}, **changes
     )
-
-
-def behind(prompt: Prompt, text: str, name: str) -> Prompt:
-    """The prompt with a text behind its question, as one of the id `name` that is made from it."""
-    source = prompt.extra.get(MADE_FROM, prompt.id)
-    return replace(with_text(prompt, text, **{MADE_FROM: source}), id=name)
 
 
 def _one_each(prompts: Sequence[Prompt], stages: Stages) -> list[Rollout]:

@@ -15,7 +15,7 @@ import torch
 from mmrl.ground.faults import BadRow
 from mmrl.types import Prompt
 
-__all__ = ["MADE_FROM", "Check", "blind", "fits", "instead", "with_text"]
+__all__ = ["MADE_FROM", "Check", "behind", "blind", "fits", "instead", "with_pair", "with_text"]
 
 MADE_FROM = "made_from"
 """Column of a prompt that was made of another: that one's id."""
@@ -34,6 +34,12 @@ def with_text(prompt: Prompt, text: str, **extra: Any) -> Prompt:
     last = asking[-1] if asking else len(messages) - 1
     longer = [*messages[:last], _longer(messages[last], text), *messages[last + 1 :]]
     return replace(prompt, messages=longer, extra=columns)
+
+
+def behind(prompt: Prompt, text: str, name: str) -> Prompt:
+    """The prompt with a text behind its question, as one of the id `name` that is made from it."""
+    source = prompt.extra.get(MADE_FROM, prompt.id)
+    return replace(with_text(prompt, text, **{MADE_FROM: source}), id=name)
 
 
 def instead(prompt: Prompt, text: str, name: str, *, system: bool = True) -> Prompt:
@@ -60,6 +66,16 @@ def blind(prompt: Prompt, name: str) -> Prompt:
     )
     extra = {**prompt.extra, MADE_FROM: prompt.extra.get(MADE_FROM, prompt.id)}
     return replace(prompt, id=name, media=grey, extra=extra)
+
+
+def with_pair(text: str, wrong: str, right: str) -> str:
+    """A text with both answers in their places; what looks like a place in an answer stays."""
+    before, _, rest = text.partition("{wrong}")
+    if "{right}" in before:
+        first, _, middle = before.partition("{right}")
+        return f"{first}{right}{middle}{wrong}{rest}"
+    middle, _, last = rest.partition("{right}")
+    return f"{before}{wrong}{middle}{right}{last}"
 
 
 def fits(prompt: Prompt, check: Check | None) -> bool:

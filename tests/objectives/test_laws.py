@@ -25,7 +25,15 @@ from mmrl.losses.advantages import group_normalized
 from mmrl.losses.surrogates import Bounded, clipped
 from mmrl.model.packing import rows_of
 from mmrl.model.policy import Policy
-from mmrl.objectives.base import CHECKLIST, EXPERIENCE, EXPERT, LABEL, TEACHERS, Objective
+from mmrl.objectives.base import (
+    CHECKLIST,
+    EXPERIENCE,
+    EXPERT,
+    LABEL,
+    SELF_TAUGHT,
+    TEACHERS,
+    Objective,
+)
 from mmrl.objectives.dvrp import DVRP
 from mmrl.objectives.laser import LaSeR
 from mmrl.objectives.papo import PAPO
@@ -95,6 +103,19 @@ def learned(answers: Answers) -> list[Rollout]:
     ]
 
 
+def self_taught(answers: Answers) -> list[Rollout]:
+    """Only solutions, with a teacher that prefers other tokens in each place."""
+    out: list[Rollout] = []
+    for answer in answers:
+        ids = torch.arange(4).expand(len(answer.tokens), 4) + 20
+        logp = torch.tensor([0.4, 0.3, 0.1, 0.05]).log().expand(len(ids), 4)
+        roles = torch.full_like(answer.roles, int(Role.EXPERT))
+        out.append(
+            replace(answer, roles=roles, logp=None, origin="expert", top_ids=ids, top_logp=logp)
+        )
+    return out
+
+
 @dataclass(frozen=True)
 class Case:
     """An objective switched on and off, and what it trains on."""
@@ -113,7 +134,7 @@ MADE: dict[str, Callable[[], Objective]] = {
 }
 GIVEN = {LABEL.name: given("label", Role.EXPERT), EXPERT.name: given("expert", Role.EXPERT),
          TEACHERS.name: given("expert", Role.EXPERT),
-         EXPERIENCE.name: learned,
+         EXPERIENCE.name: learned, SELF_TAUGHT.name: self_taught,
          CHECKLIST.name: asked}  # fmt: skip
 """Kind of answers -> what adds them."""
 

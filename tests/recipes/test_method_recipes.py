@@ -48,6 +48,7 @@ NAMES = (
     "self_boundary",
     "svs",
     "mel",
+    "ssb",
 )
 METRICS = {
     "vogue": (
@@ -90,6 +91,7 @@ METRICS = {
     "self_boundary": ("self_boundary/solved",),
     "svs": ("svs/varied_problems", "svs/variants", "svs/accepted"),
     "mel": ("mel/pairs", "mel/validated", "mel/tokens", "loss/experience"),
+    "ssb": ("ssb/asked", "ssb/written", "ssb/divergence", "loss/distillation"),
     "mssr": ("mssr/value", "mssr/forgetting", "mssr/bonus", "policy/kl_ref"),
     "nsr": ("nsr/kept",),
     "ngrpo": ("reward/even_groups",),

@@ -18,8 +18,9 @@ from mmrl.objectives.base import shaped_in_turn
 from mmrl.objectives.mel import MEL
 from mmrl.objectives.pacs import PACS
 from mmrl.rollouts.groups import group_rollout
-from mmrl.rollouts.mel import MELRollout, experience, with_pair
+from mmrl.rollouts.mel import MELRollout, experience
 from mmrl.rollouts.prompt_order import Supply
+from mmrl.rollouts.rewording import with_pair
 from mmrl.rollouts.stages import OneStep
 from mmrl.rollouts.teachers import WithTeachers
 from mmrl.training.clashes import refuse_clashes
