@@ -10,6 +10,8 @@ rows, and pictures stay in all contexts. The tiny model of the embedded preset w
 teach nothing: it shows the way of the texts, not their worth.
 """
 
+from typing import Any
+
 from mmrl import GRPO, LoRA, Monitor, Optim, Run, Sampling, Trainer
 from mmrl.losses.advantages import group_normalized
 from mmrl.objectives.mel import MEL
@@ -19,10 +21,12 @@ from mmrl.recipes.shared.opening import Data, Load, open_data, open_policy
 from mmrl.recipes.shared.paying import RewardWeights, style_of
 from mmrl.rollouts.mel import MELRollout
 
-SHORT = {"analyst": "\n{wrong}\n{right}", "remember": "\n{}"}
+SHORT: dict[str, Any] = {"analyst": "\n{wrong}\n{right}", "remember": "\n{}"}
 PRESETS = {
     # A likelihood as strong as the published one would drown the tiny model's few tokens.
-    EMBEDDED: miniature(mel={"weight": 0.1}, sampling={"group_size": 4, "max_tokens": 16}),
+    EMBEDDED: miniature(
+        mel={"weight": 0.1, "pairs": 4}, sampling={"group_size": 4, "max_tokens": 16}
+    ),
     "7b": Preset("8 answers, one pair of each mixed group", 7.0),
     "4b": Preset("Qwen3-VL-4B in place of Qwen3-4B", 4.0, model="Qwen/Qwen3-VL-4B-Instruct"),
     "8b": Preset("Qwen3-VL-8B in place of Qwen3-8B", 8.0, model="Qwen/Qwen3-VL-8B-Instruct"),

@@ -9,6 +9,8 @@ No rewards are learned from, but they say which answers are right. The published
 on GSM8K); here it is a vision-language model on your rows, and pictures stay with the hints.
 """
 
+from typing import Any
+
 from mmrl import GRPO, LoRA, Monitor, Optim, Run, Sampling, Trainer
 from mmrl.losses.advantages import group_centered
 from mmrl.objectives.ssb import SSB
@@ -18,7 +20,7 @@ from mmrl.recipes.shared.opening import Data, Load, open_data, open_policy
 from mmrl.recipes.shared.paying import RewardWeights, style_of
 from mmrl.rollouts.ssb import SSBRollout, Teacher
 
-SHORT = {"hints": "\n{wrong}\n{right}"}
+SHORT: dict[str, Any] = {"hints": "\n{wrong}\n{right}"}
 SMALL = "Qwen/Qwen2.5-VL-3B-Instruct"
 PRESETS = {
     # Hints help the tiny model little, so that it is given several tries.

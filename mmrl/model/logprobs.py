@@ -19,6 +19,7 @@ Source: our design; formulas are closed form and tested against autograd.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -321,7 +322,7 @@ class _Head(torch.autograd.Function):
                     if i == 0 and of_picked is not None:
                         picked = of_picked[block], ctx.wanted[block]
                     slope = _score_slope(
-                        part, tokens[block], own_entropy, ctx.weights, *incoming, picked
+                        part, tokens[block], own_entropy, ctx.weights, *incoming, picked=picked
                     )
                     slope = _added(slope, slopes[i])
                     assert slope is not None  # something was asked of this side
@@ -380,9 +381,7 @@ def _score_slope(
     # All but the entropy are logits less the log-sum-exp, whose slope is p.
     g_picked = None if picked is None else picked[0].sum(-1, keepdim=True)
     several = [g for g in (g_logp, g_mean, g_picked) if g is not None]
-    g_lse = several[0] if several else None
-    for more in several[1:]:
-        g_lse = g_lse + more
+    g_lse = functools.reduce(torch.add, several) if several else None
     if g_lse is None and g_ent is None:
         return None
     # In place where log-probs are not read again: a tile is as large as memory allows.
