@@ -104,15 +104,13 @@ def learned(answers: Answers) -> list[Rollout]:
 
 
 def self_taught(answers: Answers) -> list[Rollout]:
-    """Only solutions, with a teacher that prefers other tokens in each place."""
+    """Texts in groups of their own, with a teacher that prefers other tokens in each place."""
     out: list[Rollout] = []
-    for answer in answers:
-        ids = torch.arange(4).expand(len(answer.tokens), 4) + 20
+    for one in learned(answers):
+        ids = torch.arange(4).expand(len(one.tokens), 4) + 20
         logp = torch.tensor([0.4, 0.3, 0.1, 0.05]).log().expand(len(ids), 4)
-        roles = torch.full_like(answer.roles, int(Role.EXPERT))
-        out.append(
-            replace(answer, roles=roles, logp=None, origin="expert", top_ids=ids, top_logp=logp)
-        )
+        taught = one.origin == "expert"
+        out.append(replace(one, top_ids=ids, top_logp=logp) if taught else one)
     return out
 
 
