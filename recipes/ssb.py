@@ -23,10 +23,10 @@ from mmrl.rollouts.ssb import SSBRollout, Teacher
 SHORT: dict[str, Any] = {"hints": "\n{wrong}\n{right}"}
 SMALL = "Qwen/Qwen2.5-VL-3B-Instruct"
 PRESETS = {
-    # Hints help the tiny model little, so that it is given several tries.
+    # Hints help the tiny model little, so that it is given many tries.
     EMBEDDED: miniature(
         data={"limit": 256},
-        ssb={"top": 16, "rewrite": 1.0, "solutions": 8},
+        ssb={"top": 16, "rewrite": 1.0, "solutions": 32},
         sampling={"group_size": 8},
         grpo=None,
         lora={"rank": 0, "alpha": 0},

@@ -111,12 +111,13 @@ class SvS:
     """Leave out originals that are all right or all wrong."""
 
     def __post_init__(self) -> None:
-        solved = 0 <= self.solved_low <= self.solved_high <= 1
-        variant = 0 <= self.variant_low <= self.variant_high <= 1
+        low, least = self.solved_low, self.variant_low
         require(
             self,
-            solved_low=(solved, "in [0, solved_high], which is at most 1"),
-            variant_low=(variant, "in [0, variant_high], which is at most 1"),
+            solved_low=(0 <= low <= 1, "in [0, 1]"),
+            solved_high=(low <= self.solved_high <= 1, "in [solved_low, 1]"),
+            variant_low=(0 <= least <= 1, "in [0, 1]"),
+            variant_high=(least <= self.variant_high <= 1, "in [variant_low, 1]"),
             variants=(1 <= self.variants <= LARGEST_GROUP, f"1 to {LARGEST_GROUP:,}"),
             answers=(self.answers >= 0, "0 (off) or positive"),
             margin=(0 <= self.margin <= 1, "in [0, 1]"),
