@@ -20,7 +20,7 @@ from mmrl.recipes.shared.opening import Data, Load, open_data, open_policy
 from mmrl.recipes.shared.paying import RewardWeights, style_of
 from mmrl.rollouts.ssb import SSBRollout, Teacher
 
-SHORT: dict[str, Any] = {"hints": "\n{wrong}\n{right}"}
+SHORT: dict[str, Any] = {"hints": "\n{wrong}\n{right}", "brief": True}
 SMALL = "Qwen/Qwen2.5-VL-3B-Instruct"
 PRESETS = {
     # Hints help the tiny model little, so that it is given many tries.

@@ -151,6 +151,8 @@ class SSBRollout(RolloutFunction):
     """Raises `BadRow` for a prompt that cannot be shown to the model, `Policy.encode`."""
     hints: str = HINTS
     """What stands behind the question, with the places {right} and {wrong}."""
+    brief: bool = False
+    """Hints are what the answers state, and not the whole answers."""
     rounds: int = 20
     """How often further questions are taken, until a step has something to learn."""
 
@@ -229,6 +231,10 @@ class SSBRollout(RolloutFunction):
             for one, (ids, logp) in zip(right, taught, strict=True)
         }
 
+    def _shown(self, answer: Rollout) -> str:
+        """An answer as it stands among the hints."""
+        return (self.read(answer.text) if self.brief else None) or answer.text
+
     def _hinted(self, group: Sequence[Rollout], stages: Stages) -> Prompt | None:
         """The question with hints; None without a right and a wrong answer, or without room."""
         right = [one for one in group if one.correct]
@@ -239,7 +245,7 @@ class SSBRollout(RolloutFunction):
         stages.counters["ssb/mixed"] += 1
         rng = generator(stages.now.seed, stages.now.step, prompt.id, "wrong")
         bad = common_wrong(wrong, self.read, rng)
-        text = with_pair(self.hints, bad.text, right[0].text)
+        text = with_pair(self.hints, self._shown(bad), self._shown(right[0]))
         asked = behind(prompt, text, f"{prompt.id}~hinted")
         if fits(asked, self.check):
             return asked

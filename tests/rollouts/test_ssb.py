@@ -194,6 +194,14 @@ def test_mixed_questions_are_solved_with_hints_and_learned_without():
     assert counts == {"asked": 4, "mixed": 2, "written": 2}
 
 
+def test_hints_may_be_what_the_answers_state():
+    script = Script()
+    brief = replace(rule(), read=lambda text: text.upper(), brief=True)
+    run(brief, script, Rows(1, 2))
+    hinted = [said for name, _, said in script.asked if "~" in name]
+    assert hinted and all("Right:\nRIGHT 0" in said for said in hinted)
+
+
 def test_the_first_right_solution_is_taken():
     found, _ = run(rule(solutions=3), Script("wrong", "right", "right too"), Rows(1, 2))
     assert [one.text for one in found] == ["right as told"] * 2
