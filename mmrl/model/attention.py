@@ -15,7 +15,8 @@ out = o1·e^(l1−L) + o2·e^(l2−L). In the backward each part is the ordinary
 and L; the sums are the exact gradients. Without a layout the function is the library's sdpa, so padded batches and
 `generate` keep working.
 
-Sampling uses the same function with a `Decoding` in place of the layout (`decoding.py`).
+Sampling uses the same function with a `Decoding` in place of the layout (`decoding.py`), and where answers fork with a
+`TreeDecoding` (`tree_decoding.py`).
 
 Kernels: on the CPU flash on padded batches (fp32, fp64, bf16; what the tests run); on CUDA in half precision flash on
 the row as it lies, without padding or copies of keys (`ragged.py`: of the flash-attn package if installed, else of
@@ -41,6 +42,7 @@ from mmrl.model.decoding import Decoding, decode
 from mmrl.model.kernels import CPU_FLASH, CUDA_FLASH, PLAIN, Kernel
 from mmrl.model.ragged import PACKAGE_FLASH, TORCH_FLASH, RaggedKernel
 from mmrl.model.row_layout import ROOT, Bucket, Layout
+from mmrl.model.tree_decoding import TreeDecoding
 
 NAME = "mmrl_shared_prefix"
 Looking = TypeVar("Looking")
@@ -96,7 +98,7 @@ def shared_prefix_attention(
     attention_mask: Tensor | None,
     *,
     scaling: float | None = None,
-    layout: Layout | Decoding | None = None,
+    layout: Layout | Decoding | TreeDecoding | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention with the signature of `transformers`: q [1, H, S, d], k and v [1, Hk, S, d] -> [1, S, H, d]."""
@@ -112,6 +114,8 @@ def shared_prefix_attention(
         number = getattr(module, ATTENTION_NUMBER, module.layer_idx)
         return decode(query, key, value, layout, int(number), scale), None  # type: ignore[arg-type]
     layer = int(module.layer_idx)  # type: ignore[arg-type]
+    if isinstance(layout, TreeDecoding):
+        return layout.attend(query, key, value, layer, scale), None
     if layout.kept is not None:  # a prefill: detached, for sampling learns nothing
         layout.kept.append((key.detach(), value.detach()))
     if layout.noted is not None:

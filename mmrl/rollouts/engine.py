@@ -15,12 +15,14 @@ are ids beyond the tokenizer's, which a vocabulary padded to a round number has:
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import ClassVar, Protocol, TypeGuard
+from collections.abc import Collection, Sequence
+from typing import Protocol, TypeGuard
 
+from mmrl.model.budget import Costs
 from mmrl.model.policy import Policy
 from mmrl.model.processing import Patches
 from mmrl.rollouts.advance import Pace
+from mmrl.rollouts.growing_forest import GrowingForest, can_fork
 from mmrl.rollouts.request import (
     ABILITIES,
     Ability,
@@ -87,7 +89,7 @@ class HFEngine(Asking):
     steps and how often the host looks at them; None: as the device likes it.
     """
 
-    abilities: ClassVar[frozenset[Ability]] = ABILITIES
+    abilities: Collection[Ability] = ABILITIES
 
     def __init__(
         self, policy: Policy, *, rows_at_once: int = 256, pace: Pace | None = None
@@ -98,6 +100,8 @@ class HFEngine(Asking):
         self.policy = policy
         self.rows_at_once = rows_at_once
         self.pace = pace
+        if not can_fork(policy.base):
+            self.abilities = ABILITIES - {"forks"}
 
     def sync(self, policy: Policy) -> None:
         """The engine reads the policy's weights directly."""
@@ -114,6 +118,27 @@ class HFEngine(Asking):
             ):
                 found[number] = results
         return [result for number in range(len(requests)) for result in found[number]]
+
+    def plant(self, requests: Sequence[Request]) -> GrowingForest:
+        """As `Asking.plant`. Everything that was grown is held until the forest is closed."""
+        return GrowingForest(self.policy, requests, self.rows_at_once)
+
+    def trees_together(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[int]:
+        """How many of the prompts go into a forest each, in their order, so that its keys stay within the budget.
+
+        Reckoned as if answers shared nothing; a tree that is too large by itself is tried all the same.
+        """
+        room = self.policy.budget.keys_values // Costs.of_model(self.policy.base).token
+        counts, used = [0], 0
+        for prompt in prompts:
+            prompt_tokens = len(self.policy.encode(prompt).ids)
+            most = prompt_tokens + sampling.group_size * sampling.max_tokens
+            if counts[-1] and used + most > room:
+                counts.append(0)
+                used = 0
+            counts[-1] += 1
+            used += most
+        return counts
 
     def _sampled(self, requests: Sequence[Request], began: float) -> list[list[Result]]:
         """The results of each of some requests that differ in the prompt, pixels, counts and forced starts."""

@@ -18,7 +18,7 @@ import inspect
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -28,13 +28,17 @@ from mmrl.model.processing import Encoded, Patches
 from mmrl.types import Now, Prompt, Role, Rollout, Sampling
 
 Ability = Literal[
-    "other pixels", "forced prefixes", "temperature per position", "counts per prompt"
+    "other pixels",
+    "forced prefixes",
+    "temperature per position",
+    "counts per prompt",
+    "forks",
+    "likely tokens",
 ]
 """What not every engine can do: answer to other pixels than the prompt's, go on from a given start, change the
-temperature within an answer, and give each prompt its own number of answers, numbered on from earlier ones."""
-ABILITIES: frozenset[Ability] = frozenset(
-    ("other pixels", "forced prefixes", "temperature per position", "counts per prompt")
-)
+temperature within an answer, give each prompt its own number of answers, numbered on from earlier ones, let answers
+fork at any token (`forking.forest`), and say with their tokens how sure it was of each (entropy, likeliest ones)."""
+ABILITIES: frozenset[Ability] = frozenset(get_args(Ability))
 """All of them."""
 Meaning = Literal["whole", "allowed", "none"]
 """Of log-probs: over the whole vocabulary at the sampling temperature, as training computes them; over the ids that
@@ -128,12 +132,16 @@ class Result:
 class Asking:
     """An engine that answers requests. Subclasses write `answer` and `sync`, and declare `abilities`."""
 
-    abilities: ClassVar[Collection[Ability]] = ()
+    abilities: Collection[Ability] = ()
     policy: Policy
 
     def answer(self, requests: Sequence[Request]) -> list[Result]:
         """`count` results for each request, in the order of the requests."""
         raise NotImplementedError(f"{type(self).__name__} has no answer.")
+
+    def plant(self, requests: Sequence[Request]) -> Any:
+        """A `forking.Forest` without answers on the prompts of these requests; for engines that declare "forks"."""
+        raise NotImplementedError(f"{type(self).__name__} has no plant.")
 
     def sync(self, policy: Policy) -> None:
         """Take over the policy's current weights."""

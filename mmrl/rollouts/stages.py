@@ -80,6 +80,18 @@ class OneStep:
         """As the engine that it stands for."""
         self.stands_for.sync(policy)
 
+    def opened(
+        self, prompts: Sequence[Prompt], where: tuple[Any, ...], answers: int
+    ) -> list[int]:
+        """Numbers of the first answers in a forest (`forking.py`) on each prompt; so many belong to it from now on.
+
+        `where`: seed, step and view.
+        """
+        distinct = list({prompt.id: prompt for prompt in prompts}.values())
+        first = self._next(distinct, [answers] * len(distinct), where)
+        by_name = dict(zip((prompt.id for prompt in distinct), first, strict=True))
+        return [by_name[prompt.id] for prompt in prompts]
+
     def _next(
         self, prompts: Sequence[Prompt], counts: Sequence[int], where: tuple[Any, ...]
     ) -> list[int]:

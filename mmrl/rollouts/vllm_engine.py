@@ -18,7 +18,7 @@ import secrets
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, Protocol
@@ -29,6 +29,7 @@ from mmrl.ground.printable import logger
 from mmrl.model.handing import adapts_tower, all_weights, write_adapter
 from mmrl.model.policy import Policy
 from mmrl.rollouts.request import Ability, Asking, Request, Result
+from mmrl.rollouts.resubmitted import ResubmittedForest
 from mmrl.rollouts.vllm_prompts import FAMILIES, meaning, questions_of, results_of
 from mmrl.rollouts.vllm_wire import About, LogprobsMode, Question, Reply
 from mmrl.types import Sampling
@@ -123,7 +124,7 @@ class OldWeights(RuntimeError):
 class VLLMEngine(Asking):
     """Answers of a vLLM. Raises ValueError for a policy that it cannot serve."""
 
-    abilities: ClassVar[tuple[Ability, ...]] = ("other pixels", "forced prefixes")
+    abilities: Collection[Ability] = ("other pixels", "forced prefixes", "forks")
     mismatch: ClassVar[Literal["truncate"]] = "truncate"
     """How its log-probs are corrected unless somebody says otherwise (`grpo.mismatch`)."""
 
@@ -173,6 +174,10 @@ class VLLMEngine(Asking):
         found = self._results(asked, replies)
         self.policy.counters["tokens/decode"] += sum(len(result.tokens) for result in found)
         return found
+
+    def plant(self, requests: Sequence[Request]) -> ResubmittedForest:
+        """As `Asking.plant`: vLLM is asked for each piece with what lies before it, which it need not compute again."""
+        return ResubmittedForest(self, requests)
 
     def begin(self, requests: Sequence[Request]) -> Flight:
         """Ask the present weights and do not wait; they may change as soon as this returns."""

@@ -49,6 +49,7 @@ NAMES = (
     "svs",
     "mel",
     "ssb",
+    "arpo",
 )
 METRICS = {
     "vogue": (
@@ -92,6 +93,7 @@ METRICS = {
     "svs": ("svs/varied_problems", "svs/variants", "svs/accepted"),
     "mel": ("mel/pairs", "mel/validated", "mel/tokens", "loss/experience"),
     "ssb": ("ssb/asked", "ssb/written", "ssb/divergence", "loss/distillation"),
+    "arpo": ("arpo/branches", "tree/leaves", "tree/tokens", "tree/answer_tokens"),
     "mssr": ("mssr/value", "mssr/forgetting", "mssr/bonus", "policy/kl_ref"),
     "nsr": ("nsr/kept",),
     "ngrpo": ("reward/even_groups",),
@@ -102,7 +104,7 @@ METRICS = {
     "beyond_variance": ("beyondvariance/right_on_hard", "beyondvariance/right_on_easy"),
 }
 # What a method is about, where the wrong task would leave it at 0 throughout.
-MOVING = {"dsdr": ("dsdr/diversity", "dsdr/bonus")}
+MOVING = {"arpo": ("arpo/branches",), "dsdr": ("dsdr/diversity", "dsdr/bonus")}
 
 
 @pytest.mark.parametrize("name", NAMES)
