@@ -123,6 +123,10 @@ class Rollout:
     nodes have these tokens in common, and they are computed once. Empty: it shares nothing beyond the prompt."""
     valued: tuple[tuple[int, float], ...] = ()
     """(tokens, value) from the prompt to its end: what a search finds these runs of tokens worth. Empty: no search."""
+    top_ids: Tensor | None = None
+    """long [T_i, k]: in each place the k tokens that a teacher finds most likely; None without a teacher."""
+    top_logp: Tensor | None = None
+    """float [T_i, k]: the teacher's log-probs of these, at `temperature`."""
     reward: float | None = None
     parts: Mapping[str, float | None] = field(default_factory=dict)
     """Reward part name -> value; None means not available (never 0)."""
@@ -159,6 +163,8 @@ class Scores:
     """bool [B, n]: where they are; padded right."""
     states: Tensor | None = None
     """float [B, T, D]: last hidden state of each token after it was read, in the model's format; without gradient."""
+    picked: Tensor | None = None
+    """float [B, T, k]: log-probs of k given tokens in each place."""
 
     def __getitem__(self, rows: Tensor) -> Scores:
         """The scores of some rows."""
@@ -189,7 +195,16 @@ class Scores:
 
 
 PER_TOKEN = frozenset(
-    {"logp", "entropy", "divergence", "vocabulary_mean", "top_logp", "top_ids", "states"}
+    {
+        "logp",
+        "entropy",
+        "divergence",
+        "vocabulary_mean",
+        "top_logp",
+        "top_ids",
+        "states",
+        "picked",
+    }
 )
 """Fields of `Scores` with a number, or several, for each answer token."""
 

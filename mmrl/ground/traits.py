@@ -48,6 +48,7 @@ TRAITS = {
     "teaches all-wrong groups": "puts answers of others into groups without a right answer",
     "injects answers": "trains answers that the policy did not write",
     "learns from some answers": "leaves answers of a group out by whether they are right",
+    "adds texts to learn": "adds texts that are learned by likelihood",
     # How answers are sampled.
     "anneals the temperature": "samples later tokens at another temperature",
     "reads one temperature": "compares log-probs that must all be at the run's temperature",

@@ -23,6 +23,8 @@ from mmrl.types import Now, Prompt, Role, Rollout, VisualBranch
 
 SuffixOf = Callable[[Rollout], Tensor]
 """Which tokens, long [S], are scored behind an answer."""
+PickOf = Callable[[Rollout], Tensor]
+"""Of which tokens, long [T, k], log-probs are wanted in each place of an answer; k is the same for all answers."""
 PLAIN = ("raw", "ref")
 """Views that show the pixels as they are."""
 
@@ -55,11 +57,12 @@ class Views:
         *,
         words: bool = False,
         ends: bool = False,
+        picked: PickOf | None = None,
     ) -> list[Group]:
         """These rows under branch `name`, with their positions in `rows` as row numbers.
 
         `suffix`: what is scored behind each answer; `words`: shall the prompt's own words be scored? `ends`: shall the
-        place behind what the policy wrote?
+        place behind what the policy wrote? `picked`: which tokens' log-probs are wanted in each place?
         """
         shared = name in PLAIN or self.branches[name].share_in_group
         members: dict[int, list[int]] = {}
@@ -84,6 +87,7 @@ class Views:
                     self._words(chosen[0]) if words else None,
                     tuple(r.path for r in chosen) if any(r.path for r in chosen) else (),
                     self._inside(name, [rows[p] for p in positions]),
+                    () if picked is None else tuple(picked(r) for r in chosen),
                 )
             )
         return out

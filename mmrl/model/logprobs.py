@@ -19,6 +19,7 @@ Source: our design; formulas are closed form and tested against autograd.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -71,17 +72,18 @@ def head_spread(
 ) -> HeadNumbers:
     """As `head_scores`, with what is asked about the spread of each token's distribution.
 
-    Gradients come from log-prob, entropy and mean. Raises ValueError for more of the most likely tokens than there are.
+    Gradients come from log-prob, entropy, mean and picked tokens. Raises ValueError for more of the most likely tokens
+    than there are.
     """
     if spread.top > len(weight):
         raise ValueError(
             f"The {spread.top} most likely tokens are asked for, but the vocabulary has {len(weight)}; ask for fewer."
         )
     scale = _inverse(temperature, hidden)
-    logp, found, *_, mean, top, ids = _Head.apply(
+    logp, found, *_, mean, top, ids, picked = _Head.apply(
         hidden, weight, None, None, tokens, scale, None, entropy, spread
     )
-    return HeadNumbers(logp, found if entropy else None, mean, top, ids)
+    return HeadNumbers(logp, found if entropy else None, mean, top, ids, picked)
 
 
 def head_divergence(
@@ -272,6 +274,7 @@ class _Head(torch.autograd.Function):
         ctx.save_for_backward(hidden, weight, other, other_weight, tokens, scale)
         spread.normalise(sides[0].lse)
         ctx.kind, ctx.step, ctx.weights = kind, step, spread.weights
+        ctx.wanted = spread.wanted
         if spread.top is not None:
             ctx.mark_non_differentiable(spread.top, spread.ids)
         # Not through `save_for_backward`: these are neither inputs nor all of them outputs.
@@ -279,7 +282,8 @@ class _Head(torch.autograd.Function):
         # A score that the loss does not use arrives as None and costs nothing, instead of as zeros.
         ctx.set_materialize_grads(False)
         told = [(side.logp, side.entropy) for side in sides] + [(None, None)]
-        return (*told[0], *told[1], divergence, spread.mean, spread.top, spread.ids)
+        of_spread = spread.mean, spread.top, spread.ids, spread.picked
+        return (*told[0], *told[1], divergence, *of_spread)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
@@ -288,14 +292,16 @@ class _Head(torch.autograd.Function):
             [(hidden, weight)] if other is None else [(hidden, weight), (other, other_weight)]
         )
         pulls = [_Pull.of(*pair) for pair in inputs]
-        # Of the log-prob, the entropy and the mean; the second side has no mean.
+        # Of the log-prob, the entropy and the mean; the second side has no mean, and no picked tokens.
         score_grads = ((*grads[0:2], grads[5]), (*grads[2:4], None))
+        of_picked = grads[8]
         divergence_grad = grads[4]
         # Known from what came back, not from its numbers: a side that nobody reads costs no product.
         asked = [
             divergence_grad is not None or any(g is not None for g in three)
             for three in score_grads
         ]
+        asked[0] = asked[0] or of_picked is not None
         learns = [pull.wanted and side for pull, side in zip(pulls, asked, strict=False)]
         for rows in _runs(0, len(hidden), ctx.step):
             tiles = [logits(h[rows], w) for h, w in inputs]
@@ -312,8 +318,11 @@ class _Head(torch.autograd.Function):
                         continue
                     incoming = [_column(grad, block) for grad in score_grads[i]]
                     own_entropy = ctx.numbers[i][1][block]
+                    picked = None
+                    if i == 0 and of_picked is not None:
+                        picked = of_picked[block], ctx.wanted[block]
                     slope = _score_slope(
-                        part, tokens[block], own_entropy, ctx.weights, *incoming
+                        part, tokens[block], own_entropy, ctx.weights, *incoming, picked=picked
                     )
                     slope = _added(slope, slopes[i])
                     assert slope is not None  # something was asked of this side
@@ -363,10 +372,16 @@ def _score_slope(
     g_logp: Tensor | None,
     g_ent: Tensor | None,
     g_mean: Tensor | None,
+    picked: tuple[Tensor, Tensor] | None,
 ) -> Tensor | None:
-    """d(log-prob, entropy, mean)/d logits [n, V], weighted by the incoming gradients [n, 1]. Uses up `logp`."""
-    # Both are logits less the log-sum-exp, whose slope is p.
-    g_lse = g_logp if g_mean is None else g_mean if g_logp is None else g_logp + g_mean
+    """d(log-prob, entropy, mean, picked)/d logits [n, V], weighted by the incoming gradients. Uses up `logp`.
+
+    Gradients are [n, 1]; `picked` has those of the picked tokens [n, k], and which these are.
+    """
+    # All but the entropy are logits less the log-sum-exp, whose slope is p.
+    g_picked = None if picked is None else picked[0].sum(-1, keepdim=True)
+    several = [g for g in (g_logp, g_mean, g_picked) if g is not None]
+    g_lse = functools.reduce(torch.add, several) if several else None
     if g_lse is None and g_ent is None:
         return None
     # In place where log-probs are not read again: a tile is as large as memory allows.
@@ -382,6 +397,8 @@ def _score_slope(
         slope.addcmul_(g_mean, weights[None])
     if g_logp is not None:
         slope.scatter_add_(1, tokens[:, None], g_logp.to(slope.dtype))
+    if picked is not None:
+        slope.scatter_add_(1, picked[1], picked[0].to(slope.dtype))
     return slope
 
 

@@ -27,6 +27,7 @@ from mmrl.model.scoring import (
     slot_ids,
     vocabulary_weights,
 )
+from mmrl.model.spread import picked_grid
 from mmrl.model.vision_tower import insert_features
 from mmrl.types import Scores
 
@@ -62,6 +63,7 @@ def score_repeated(
             logp_all, chosen = _logp_rows(policy, views[name], asked.grad, shape, tower_once)
             entropy = -(logp_all.exp() * logp_all).sum(-1) if asked.entropy else None
             further = _spread(policy, logp_all, asked)
+            further |= _picked(views[name], logp_all) if asked.picked else {}
             # Costs each row a second forward, which nobody pays who does not ask.
             if asked.wishes != Wishes():
                 further |= _further(policy, views[name], asked, shape, tower_once)
@@ -85,6 +87,13 @@ def _spread(policy: Policy, logp_all: Tensor, asked: ScoreOutputs) -> dict[str, 
         there = (logp_all != 0).any(-1, keepdim=True)
         found |= {"top_logp": top.values, "top_ids": top.indices * there}
     return found
+
+
+def _picked(groups: Sequence[Group], logp_all: Tensor) -> dict[str, Tensor]:
+    """Log-probs [B, T, k] of the picked tokens; 0 on padding."""
+    pairs = [pair for group in groups for pair in zip(group.rows, group.picked, strict=False)]
+    grid = picked_grid(pairs, (logp_all.shape[0], logp_all.shape[1]))
+    return {} if grid is None else {"picked": logp_all.gather(-1, grid.to(logp_all.device))}
 
 
 def _further(

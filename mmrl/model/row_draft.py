@@ -46,6 +46,8 @@ class Group:
     """What each answer has in common with others, `Rollout.path`; empty: nothing beyond the prompt."""
     inside: tuple[Inside | None, ...] = ()
     """Pictures and clips within each answer, under the same branch; empty: none."""
+    picked: tuple[Tensor, ...] = ()
+    """long [T_i, k] each: tokens whose log-probs are wanted in each place of an answer."""
 
     @property
     def size(self) -> int:

@@ -19,7 +19,7 @@ from mmrl.model.logprobs import head_divergence, head_scores, head_spread
 from mmrl.model.packing import Group, PackedRow, pack
 from mmrl.model.policy import Policy
 from mmrl.model.sharding import Lent
-from mmrl.model.spread import HeadNumbers, Spread
+from mmrl.model.spread import HeadNumbers, Spread, picked_grid
 from mmrl.types import Divergence, Scores
 
 
@@ -43,6 +43,8 @@ class ScoreOutputs:
     """Log-probs of the prompt's words, `Group.words`."""
     states: bool = False
     """Hidden states of answer tokens; of all answers B × T × D numbers."""
+    picked: bool = False
+    """Log-probs of `Group.picked` in each place of an answer, with gradient."""
 
     @property
     def wishes(self) -> Wishes:
@@ -61,6 +63,8 @@ class _Seen:
     """The head that reads them: the policy's or the reference's."""
     further: Mapping[str, Tensor]
     """[n, D]: states that predict each of the row's further aims."""
+    picked: Sequence[tuple[int, Tensor]] = ()
+    """Row of the batch, and long [T, k], the tokens whose log-probs are wanted, of each answer."""
 
 
 def score_packed(
@@ -191,7 +195,10 @@ def _seen(policy: Policy, name: str, groups: Sequence[Group], asked: ScoreOutput
         with torch.set_grad_enabled(asked.grad):
             states = found[row.predict]
         # Read in here: outside, the head would be the policy's again.
-        return _Seen(states, row, policy.head, further)
+        picked = [
+            pair for group in groups for pair in zip(group.rows, group.picked, strict=False)
+        ]
+        return _Seen(states, row, policy.head, further, picked)
 
 
 def _view_scores(
@@ -205,7 +212,9 @@ def _view_scores(
             row.tokens,
             row.temperature,
             asked.entropy,
-            _spread(policy, asked),
+            replace(
+                _spread(policy, asked), picked=_picked(seen, shape) if asked.picked else None
+            ),
         )
         return _scores_on_grid(found, row, shape)
 
@@ -232,7 +241,7 @@ def _compared_scores(
             _on_grid(entropy, row, shape) if asked.entropy else None,
             _on_grid(divergence, row, shape),
         )
-    if not asked.vocabulary_mean and not asked.top:
+    if not (asked.vocabulary_mean or asked.top or asked.picked):
         return scores
     # The pair of heads does not know the spread; it costs a pass of this one.
     alone = _view_scores(policy, seen, asked, shape)
@@ -241,6 +250,7 @@ def _compared_scores(
         vocabulary_mean=alone.vocabulary_mean,
         top_logp=alone.top_logp,
         top_ids=alone.top_ids,
+        picked=alone.picked,
     )
 
 
@@ -296,6 +306,19 @@ def _spread(policy: Policy, asked: ScoreOutputs) -> Spread:
     return Spread(vocabulary_weights(policy), asked.top)
 
 
+def _picked(seen: _Seen, shape: tuple[int, int]) -> Tensor | None:
+    """long [N, k]: the picked tokens of each of the row's tokens."""
+    grid, row = picked_grid(seen.picked, shape), seen.row
+    if grid is None:
+        return None
+    each = grid.to(row.tokens.device)[row.rows, row.columns]
+    if row.where is None:
+        return each
+    # What answers have in common is predicted once; they pick the same there.
+    once = each.new_zeros(len(row.tokens), each.shape[1])
+    return once.index_copy(0, row.where, each)
+
+
 def vocabulary_weights(policy: Policy) -> Tensor:
     """float64 [V]: weights of a mean over the ids that the tokenizer has; 0 for what pads the vocabulary."""
     size = policy.head.weight.shape[0]
@@ -336,6 +359,7 @@ def _scores_on_grid(found: HeadNumbers, row: PackedRow, shape: tuple[int, int]) 
         vocabulary_mean=placed(found.mean),
         top_logp=placed(found.top_logp),
         top_ids=placed(found.top_ids),
+        picked=placed(found.picked),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,8 @@ class Spread:
     """float [V], sum 1: the mean of all log-probs under these weights; None: no mean."""
     top: int = 0
     """So many of the most likely tokens with their log-probs; 0: none."""
+    picked: Tensor | None = None
+    """long [N, k]: tokens whose log-probs are wanted, of each place its own; None: none."""
 
 
 NOTHING = Spread()
@@ -35,6 +38,23 @@ class HeadNumbers:
     """[N, k], falling; without gradient."""
     top_ids: Tensor | None
     """long [N, k]."""
+    picked: Tensor | None = None
+    """[N, k]: log-probs of the picked tokens, with gradient."""
+
+
+def picked_grid(answers: Iterable[tuple[int, Tensor]], shape: tuple[int, int]) -> Tensor | None:
+    """Which tokens are picked where, long [B, T, k] with 0 where there are none; None if nothing is picked.
+
+    `answers`: row of the batch and picked tokens, long [T_i, k], of each answer.
+    """
+    each = dict(answers)
+    if not each:
+        return None
+    widest = max(ids.shape[1] for ids in each.values())
+    grid = torch.zeros(*shape, widest, dtype=torch.long)
+    for row, ids in each.items():
+        grid[row, : ids.shape[0], : ids.shape[1]] = ids
+    return grid
 
 
 @dataclass
@@ -49,17 +69,23 @@ class SpreadRead:
     """[N, k]."""
     ids: Tensor | None
     """long [N, k]."""
+    wanted: Tensor | None = None
+    """long [N, k]: which tokens are picked."""
+    picked: Tensor | None = None
+    """[N, k]."""
 
     @classmethod
     def empty(cls, asked: Spread, like: Tensor) -> SpreadRead:
         """Numbers that are still to be read; `like` is [N]."""
         weights = None if asked.weights is None else asked.weights.to(like)
         mean = None if weights is None else torch.zeros_like(like)
+        wanted = asked.picked
+        picked = None if wanted is None else like.new_zeros(wanted.shape)
         if not asked.top:
-            return cls(weights, mean, None, None)
+            return cls(weights, mean, None, None, wanted, picked)
         shape = (len(like), asked.top)
         ids = torch.zeros(shape, dtype=torch.long, device=like.device)
-        return cls(weights, mean, like.new_zeros(shape), ids)
+        return cls(weights, mean, like.new_zeros(shape), ids, wanted, picked)
 
     def read(self, rows: slice, tile: Tensor) -> None:
         """Of some tokens, from their logits [n, V]."""
@@ -67,6 +93,8 @@ class SpreadRead:
             self.mean[rows] = tile @ self.weights
         if self.top is not None and self.ids is not None:
             self.top[rows], self.ids[rows] = tile.topk(self.top.shape[1])
+        if self.picked is not None and self.wanted is not None:
+            self.picked[rows] = tile.gather(1, self.wanted[rows])
 
     def normalise(self, lse: Tensor) -> None:
         """From logits to log-probs; lse [N]."""
@@ -74,3 +102,5 @@ class SpreadRead:
             self.mean -= lse
         if self.top is not None:
             self.top -= lse[:, None]
+        if self.picked is not None:
+            self.picked -= lse[:, None]

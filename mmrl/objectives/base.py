@@ -44,6 +44,8 @@ class ScoreRequest:
     suffix: Callable[[Rollout], Tensor] | None = None
     """Read `Scores.suffix`: log-probs of these tokens, long [S], behind the answer. They count in
     `Run.tokens_per_pass`; the function is asked several times per answer."""
+    picked: Callable[[Rollout], Tensor] | None = None
+    """Read `Scores.picked`: log-probs, with gradient, of these tokens, long [T, k], in each place of an answer."""
     words: bool = False
     """Read `Scores.words`: log-probs of the words of the prompt, without template and pictures."""
     states: bool = False
@@ -99,6 +101,20 @@ TEACHERS = AnswerKind(
     remedy="it needs answers of teachers in the groups; use rollout=WithTeachers(policy.processing.encode_answer)",
 )
 """Answers of several teachers next to each group; trained only if an objective trains the role EXPERT."""
+EXPERIENCE = AnswerKind(
+    "experience",
+    sampled=False,
+    trained=False,
+    remedy="it needs texts about the policy's mistakes behind the groups; use rollout=MELRollout(mel)",
+)
+"""What the policy wrote about its mistakes, in groups of its own; trained only if an objective trains role EXPERT."""
+SELF_TAUGHT = AnswerKind(
+    "self-taught",
+    sampled=False,
+    trained=False,
+    remedy="it needs solutions with a teacher's tokens; use rollout=SSBRollout(Teacher(policy, ssb), ...)",
+)
+"""Solutions that the policy wrote with hints; trained only if an objective trains role EXPERT."""
 CHECKLIST = AnswerKind(
     "checklist",
     filtered=True,

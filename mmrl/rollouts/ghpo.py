@@ -15,12 +15,12 @@ Departures from the official code (github.com/hkgc-1/GHPO, commit af0a7dd8)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
-from mmrl.ground.faults import BadRow
 from mmrl.ground.require import require
+from mmrl.rollouts.rewording import fits, with_text
 from mmrl.rollouts.stages import StagedRollout, Stages
 from mmrl.types import Prompt, Rollout
 
@@ -34,21 +34,7 @@ def hint_of(solution: str, share: float) -> str:
 
 def hinted(prompt: Prompt, hint: str, sentence: str) -> Prompt:
     """The prompt with a hint behind its last user message; `sentence` has one place {} for it."""
-    text, extra = sentence.replace("{}", hint), {**prompt.extra, "hint": hint}
-    messages: Any = prompt.messages
-    if isinstance(messages, str):  # a text to be continued, no chat
-        return replace(prompt, messages=messages + text, extra=extra)
-    asking = [n for n, message in enumerate(messages) if message["role"] == "user"]
-    last = asking[-1] if asking else len(messages) - 1
-    longer = [*messages[:last], _with_text(messages[last], text), *messages[last + 1 :]]
-    return replace(prompt, messages=longer, extra=extra)
-
-
-def _with_text(message: Mapping[str, Any], text: str) -> dict[str, Any]:
-    content = message["content"]
-    if isinstance(content, str):
-        return {**message, "content": content + text}
-    return {**message, "content": [*content, {"type": "text", "text": text}]}
+    return with_text(prompt, sentence.replace("{}", hint), hint=hint)
 
 
 @dataclass(frozen=True)
@@ -115,13 +101,10 @@ class GHPORollout(StagedRollout):
             stages.counters["ghpo/missing"] += 1
             return None
         longer = hinted(prompt, hint_of(solution, share), self.ghpo.sentence)
-        try:
-            if self.check is not None:
-                self.check(longer)
-        except BadRow:
-            stages.counters["ghpo/too_long"] += 1
-            return None
-        return longer
+        if fits(longer, self.check):
+            return longer
+        stages.counters["ghpo/too_long"] += 1
+        return None
 
     def _solution(self, prompt: Prompt) -> str:
         found = prompt.extra.get(self.column)

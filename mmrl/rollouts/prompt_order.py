@@ -156,7 +156,8 @@ class Supply:
         asked: dict[str, list[int]] = {}
         for rollout in rollouts:
             # A prompt made from another stands at that one's place.
-            owner = rollout.prompt.extra.get("checklist_of", rollout.prompt.id)
+            extra = rollout.prompt.extra
+            owner = extra.get("checklist_of", extra.get("made_from", rollout.prompt.id))
             groups = asked.setdefault(owner, [])
             if rollout.group not in groups:
                 groups.append(rollout.group)

@@ -172,6 +172,14 @@ CLASHES = (
         "injects answers", "injects answers", "the same answers would be weighed in two ways"
     ),
     *(
+        Clash("adds texts to learn", other, reason)
+        for other, reason in {
+            "injects answers": "the second would take texts of the first for answers of teachers",
+            "adds texts to learn": "the same texts would be learned twice",
+            "owns the surrogate": "the second would take texts of the first for answers",
+        }.items()
+    ),
+    *(
         Clash(
             "hints all-wrong groups", other, "both answer to the same groups, in different ways"
         )

@@ -315,8 +315,14 @@ class Learner:
         for name in outputs:
             self.policy.counters[f"scored/{name}"] += len(chosen)
             suffix = self.plan.suffixes.get(name) if outputs[name].suffix else None
+            picked = self.plan.picks.get(name) if outputs[name].picked else None
             seen[name] = views.groups(
-                name, chosen, suffix, words=outputs[name].words, ends=bool(outputs[name].slot)
+                name,
+                chosen,
+                suffix,
+                words=outputs[name].words,
+                ends=bool(outputs[name].slot),
+                picked=picked,
             )
         # As wide as the whole batch, so that parts fit together again.
         shape = (len(chosen), batch.tokens.shape[1])

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from mmrl.grpo import GRPO
-from mmrl.model.branches import SuffixOf
+from mmrl.model.branches import PickOf, SuffixOf
 from mmrl.model.scoring import ScoreOutputs
 from mmrl.objectives.base import Objective, ScoreRequest
 from mmrl.types import Divergence, Rollout, VisualBranch
@@ -26,6 +26,8 @@ class ScorePlan:
     """In every update."""
     suffixes: Mapping[str, SuffixOf] = field(default_factory=dict)
     """View -> what is scored behind its answers."""
+    picks: Mapping[str, PickOf] = field(default_factory=dict)
+    """View -> whose log-probs are wanted in each place of an answer."""
 
     def behind(self, rollouts: Sequence[Rollout]) -> list[int]:
         """Tokens of the longest suffix that some view scores behind each answer."""
@@ -43,6 +45,7 @@ def plan_scores(
     stored: dict[str, ScoreOutputs] = {}
     live: dict[str, ScoreOutputs] = {"raw": ScoreOutputs(entropy=grpo.entropy > 0, grad=True)}
     suffixes: dict[str, SuffixOf] = {}
+    picks: dict[str, PickOf] = {}
     before: set[str] = set()  # views that somebody reads before the update
     in_reward = grpo.kl > 0 and grpo.kl_in == "reward"
     if grpo.kl > 0:
@@ -62,7 +65,11 @@ def plan_scores(
             grad = name == "raw" or (branch is not None and branch.grad)
             asked = outputs_of(request, grad)
             if request.suffix is not None:
-                _refuse_two(objective, name, suffixes.setdefault(name, request.suffix), request)
+                first = suffixes.setdefault(name, request.suffix)
+                _refuse_two(objective, name, first, request.suffix, "suffix behind the answers")
+            if request.picked is not None:
+                first = picks.setdefault(name, request.picked)
+                _refuse_two(objective, name, first, request.picked, "choice of tokens")
             if request.stage == "shape":
                 asked = replace(asked, grad=False)
                 stored[name] = merged_outputs(name, stored.get(name), asked)
@@ -80,7 +87,7 @@ def plan_scores(
         # What the ratio's partner was before the update, its mean over the vocabulary was then too.
         kept = ScoreOutputs(vocabulary_mean=live["raw"].vocabulary_mean)
         stored["raw"] = merged_outputs("raw", stored.get("raw"), kept)
-    return ScorePlan(stored, live, suffixes)
+    return ScorePlan(stored, live, suffixes, picks)
 
 
 def outputs_of(request: ScoreRequest, grad: bool) -> ScoreOutputs:
@@ -95,15 +102,16 @@ def outputs_of(request: ScoreRequest, grad: bool) -> ScoreOutputs:
         suffix=request.suffix is not None,
         words=request.words,
         states=request.states,
+        picked=request.picked is not None,
     )
 
 
 def _refuse_two(
-    objective: Objective, name: str, first: SuffixOf, request: ScoreRequest
+    objective: Objective, name: str, first: object, second: object, what: str
 ) -> None:
-    if request.suffix != first:
+    if second != first:
         raise ValueError(
-            f"{type(objective).__name__} asks for another suffix behind the answers of the view {name!r} than an "
+            f"{type(objective).__name__} asks for another {what} of the view {name!r} than an "
             "objective before it; only one can be scored: give both the same function, or leave one of them out."
         )
 
@@ -144,4 +152,5 @@ def merged_outputs(name: str, first: ScoreOutputs | None, second: ScoreOutputs) 
         suffix=first.suffix or second.suffix,
         words=first.words or second.words,
         states=first.states or second.states,
+        picked=first.picked or second.picked,
     )

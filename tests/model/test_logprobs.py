@@ -242,6 +242,35 @@ def test_the_mean_over_the_vocabulary_equals_full_logits(tiles, leaf, read):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("leaf", [True, False])
+@pytest.mark.parametrize(
+    "read", ["picked", "logp picked", "entropy picked", "mean picked logp"]
+)
+def test_picked_tokens_equal_full_logits(tiles, leaf, read):
+    hidden, _, weight, tokens, temperature = draws()
+    rng = torch.Generator().manual_seed(4)
+    # A token may be picked twice.
+    wanted = torch.randint(0, 29, (13, 4), generator=rng)
+    results = []
+    for tiled in (True, False):
+        h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+        used = w if leaf else w * 1.0
+        if tiled:
+            spread = Spread(real_ids(29), 3, wanted)
+            found = head_spread(h, used, tokens, temperature, True, spread)
+            logp, ent, mean, picked = found.logp, found.entropy, found.mean, found.picked
+        else:
+            every, logp, ent = full(h, used, tokens, temperature)
+            mean, picked = every @ real_ids(29), every.gather(1, wanted)
+        slopes = torch.linspace(-1, 2, 4, dtype=logp.dtype)
+        numbers = {"logp": logp, "entropy": ent, "mean": mean, "picked": picked @ slopes}
+        ramp = torch.linspace(-1, 3, 13, dtype=logp.dtype)
+        sum((ramp * numbers[name]).sum() for name in read.split()).backward()
+        results.append((picked.detach(), h.grad, w.grad))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize("top", [1, 4, 29])
 def test_the_most_likely_tokens_are_those_of_full_logits_and_pass_no_gradient(tiles, top):
     hidden, _, weight, tokens, temperature = draws()

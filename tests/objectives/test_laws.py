@@ -25,7 +25,15 @@ from mmrl.losses.advantages import group_normalized
 from mmrl.losses.surrogates import Bounded, clipped
 from mmrl.model.packing import rows_of
 from mmrl.model.policy import Policy
-from mmrl.objectives.base import CHECKLIST, EXPERT, LABEL, TEACHERS, Objective
+from mmrl.objectives.base import (
+    CHECKLIST,
+    EXPERIENCE,
+    EXPERT,
+    LABEL,
+    SELF_TAUGHT,
+    TEACHERS,
+    Objective,
+)
 from mmrl.objectives.dvrp import DVRP
 from mmrl.objectives.laser import LaSeR
 from mmrl.objectives.papo import PAPO
@@ -96,6 +104,25 @@ def in_parts(answers: Answers) -> list[Rollout]:
     ]
 
 
+def learned(answers: Answers) -> list[Rollout]:
+    """Texts in groups of their own."""
+    out = given("expert", Role.EXPERT)(answers)
+    return [
+        replace(one, group=30 + one.group) if one.origin == "expert" else one for one in out
+    ]
+
+
+def self_taught(answers: Answers) -> list[Rollout]:
+    """Texts in groups of their own, with a teacher that prefers other tokens in each place."""
+    out: list[Rollout] = []
+    for one in learned(answers):
+        ids = torch.arange(4).expand(len(one.tokens), 4) + 20
+        logp = torch.tensor([0.4, 0.3, 0.1, 0.05]).log().expand(len(ids), 4)
+        taught = one.origin == "expert"
+        out.append(replace(one, top_ids=ids, top_logp=logp) if taught else one)
+    return out
+
+
 @dataclass(frozen=True)
 class Case:
     """An objective switched on and off, and what it trains on."""
@@ -116,6 +143,7 @@ MADE: dict[str, Callable[[], Objective]] = {
 }
 GIVEN = {LABEL.name: given("label", Role.EXPERT), EXPERT.name: given("expert", Role.EXPERT),
          TEACHERS.name: given("expert", Role.EXPERT),
+         EXPERIENCE.name: learned, SELF_TAUGHT.name: self_taught,
          CHECKLIST.name: asked}  # fmt: skip
 """Kind of answers -> what adds them."""
 
