@@ -1,6 +1,7 @@
 """The console script: `mmrl NAME [PRESET] [flags]` runs a recipe (also `mmrl train NAME …`); `mmrl` lists its commands.
 
-plan, check and preview take the command line of a recipe and train nothing; eval, report, export and extrapolate take a run.
+plan, check and preview take the command line of a recipe and train nothing; eval, report, export and extrapolate take
+a run.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""NExt: the model that a finished run is heading for, from the checkpoints that it left. Trains no policy.
+"""NExt (arXiv 2604.11446): the model that a finished run is heading for. Trains no policy.
 
 the run that was started last:       python -m recipes.next_extrapolation
 any run (also mmrl extrapolate RUN): python -m recipes.next_extrapolation --model runs/mine --output heading

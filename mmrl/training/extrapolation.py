@@ -1,4 +1,4 @@
-"""NExt: where the weights of a run are heading, from the largest direction of each matrix of its checkpoints.
+"""NExt (arXiv 2604.11446): where the weights of a run are heading, by the largest directions of their changes.
 
 Of a matrix W at checkpoints 0 … k, each change is taken for its largest singular direction σ·u·vᵀ:
 
@@ -26,6 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -214,7 +215,7 @@ def fitted(examples: Sequence[tuple[Tensor, Tensor, Tensor]], settings: NExt) ->
 def _layers(*widths: int) -> nn.Sequential:
     """Linear layers with a ReLU between them."""
     found: list[nn.Module] = []
-    for one, other in zip(widths, widths[1:], strict=False):
+    for one, other in pairwise(widths):
         found += [nn.Linear(one, other), nn.ReLU()]
     return nn.Sequential(*found[:-1])
 

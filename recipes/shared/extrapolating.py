@@ -1,4 +1,4 @@
-"""What `mmrl extrapolate RUN` does: the matrices of a run at its checkpoints, and the model that they are heading for."""
+"""`mmrl extrapolate RUN`: the matrices of a run at its checkpoints, and the model that they are heading for."""
 
 from __future__ import annotations
 
@@ -133,6 +133,7 @@ def _started(matrix: Matrix, policy: Policy) -> Tensor:
 
 def _move(matrices: Sequence[Matrix], learned: Trajectories, alpha: float) -> None:
     weights = {matrix.name: matrix.weight for matrix in matrices}
-    with torch.no_grad():
-        for name, vectors in learned.predicted():
+    for name, vectors in learned.predicted():
+        # Inside the loop, for predictors are fitted while it runs.
+        with torch.no_grad():
             weights[name].copy_(moved(weights[name], vectors, alpha))

@@ -47,6 +47,7 @@ NAMES = (
     "longrlvr",
     "self_boundary",
     "arpo",
+    "urlvr",
 )
 METRICS = {
     "vogue": (
@@ -86,6 +87,7 @@ METRICS = {
     "ampo": ("teachers/asked", "ampo/teachers", "ampo/probability", "loss/teachers"),
     "noisy_verifier": ("reward/verdict", "reward/corrected", "reward/false_negative"),
     "longrlvr": ("reward/evidence", "reward/context"),
+    "urlvr": ("urlvr/intrinsic", "urlvr/agreement", "collapse/step"),
     "self_boundary": ("self_boundary/solved",),
     "arpo": ("arpo/branches", "tree/leaves", "tree/tokens", "tree/answer_tokens"),
     "mssr": ("mssr/value", "mssr/forgetting", "mssr/bonus", "policy/kl_ref"),
