@@ -157,8 +157,8 @@ def _each_token(scores: Scores, signal: Signal) -> Tensor:
 def of_votes(stated: Sequence[Hashable], group: Sequence[int], share: bool) -> Tensor:
     """Each answer's reward by what its group states, float64 [B].
 
-    `stated`: what each answer states; "" or None for nothing. `share`: the share of its group that states the same, instead of
-    1 for the most frequent statement. At ties the one that was stated first wins.
+    `stated`: what each answer states; "" or None for nothing. `share`: pay the share of its group that states the same,
+    instead of 1 for the most frequent statement. At ties the one that was stated first wins.
     """
     votes: dict[int, Counter[Hashable]] = {}
     sizes = Counter(group)
