@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -116,13 +117,13 @@ def _plain(name: str) -> Callable[[Read], Tensor]:
 
 
 def _adapted(policy: Policy, name: str) -> Matrix:
-    layer = policy.model.get_submodule(name)
+    layer: Any = policy.model.get_submodule(name)
     base, scale = layer.base_layer, layer.scaling["default"]
 
     def added(read: Read) -> Tensor:
         return scale * (read(name + B).float() @ read(name + A).float())
 
-    return Matrix(name, base.weight, added)  # type: ignore[arg-type]
+    return Matrix(name, base.weight, added)
 
 
 def _started(matrix: Matrix, policy: Policy) -> Tensor:
