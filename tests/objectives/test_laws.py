@@ -30,6 +30,7 @@ from mmrl.objectives.dvrp import DVRP
 from mmrl.objectives.laser import LaSeR
 from mmrl.objectives.papo import PAPO
 from mmrl.objectives.pearl import MARKER
+from mmrl.objectives.urlvr import URLVR
 from mmrl.objectives.vogue import VOGUE
 from mmrl.objectives.vppo import VPPO
 from mmrl.perception.masking import PatchMask
@@ -102,6 +103,8 @@ class Case:
 MADE: dict[str, Callable[[], Objective]] = {
     # The tiny tokenizer has no token of that name, and its laws are of the third step.
     "laser": lambda: LaSeR(token="<think>", loss_warmup=0, mix_warmup=0),
+    # Of votes that tie the first answer wins, so there the order of answers does matter.
+    "urlvr": lambda: URLVR("trajectory"),
 }
 GIVEN = {LABEL.name: given("label", Role.EXPERT), EXPERT.name: given("expert", Role.EXPERT),
          TEACHERS.name: given("expert", Role.EXPERT),
