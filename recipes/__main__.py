@@ -1,6 +1,7 @@
 """The console script: `mmrl NAME [PRESET] [flags]` runs a recipe (also `mmrl train NAME …`); `mmrl` lists its commands.
 
-plan, check and preview take the command line of a recipe and train nothing; eval, report and export take a run.
+plan, check and preview take the command line of a recipe and train nothing; eval, report, export and extrapolate take
+a run.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ after it
   report RUN ...        a page about a run, or several compared
   export RUN            its model as a folder of its own, an adapter merged with --merge
   mixture RUN ...       weights of the data sets to try next, from runs of modomodo or recap
+  extrapolate RUN       the model that its checkpoints are heading for, as a folder of its own (NExt)
 
 `mmrl COMMAND --help` and `mmrl RECIPE --help` say more; `mmrl RECIPE --help-all` explains every flag."""
 PLAN_HELP = """usage: mmrl plan RECIPE [PRESET] [--machine M] [--flag value ...]
@@ -181,6 +183,14 @@ def export(args: Sequence[str]) -> None:
     write(args)
 
 
+def extrapolate(args: Sequence[str]) -> None:
+    """`mmrl extrapolate RUN …`."""
+    from mmrl.recipes.next_extrapolation import start
+
+    named = bool(args) and not args[0].startswith("-")
+    start(["--model", *args] if named else args)
+
+
 def pretext_rows(args: Sequence[str]) -> None:
     """`mmrl pretext export …` and its like: rows of pretext tasks, made and looked at without any training."""
     # A command of its own beside the recipe of the same name: `mmrl pretext [PRESET]` trains on such rows.
@@ -269,6 +279,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "report": report,
     "export": export,
     "mixture": mixture,
+    "extrapolate": extrapolate,
 }
 """Commands that take no recipe; what follows the word is theirs."""
 

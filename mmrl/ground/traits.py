@@ -31,6 +31,7 @@ TRAITS = {
     "corrects verdicts": "pays a verdict by what it means at the rates at which the verifier errs",
     "knows the largest reward": "compares rewards with the largest one, of which it was told",
     "shapes the advantage": "changes the advantage that comes in",
+    "rewards certainty": "pays answers for how sure the policy is of them",
     "reads group statistics": "remembers or counts how groups fared",
     # What is done to ratios.
     "bounds each ratio": "clips the ratio of each token by bounds of its own",

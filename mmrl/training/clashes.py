@@ -198,6 +198,11 @@ CLASHES = (
         )
         for trait in ("samples hard prompts again", "hints all-wrong groups")
     ),
+    Clash(
+        "rewards certainty",
+        "corrects verdicts",
+        "the first does not read verdicts, so the second would change nothing",
+    ),
     # How answers were sampled.
     Clash(
         "anneals the temperature",

@@ -173,6 +173,11 @@ def _check_owned_slots(objectives: Sequence[Objective], grpo: GRPO) -> None:
                 f"GRPO.mismatch is {grpo.mismatch!r}, but it weighs the surrogate, and {called(objective)} has a loss "
                 "of its own. Set mismatch='off'."
             )
+        if "rewards certainty" in objective.traits() and grpo.entropy > 0:
+            raise ValueError(
+                f"GRPO.entropy is {grpo.entropy}, but {called(objective)} pays for being sure, which an entropy bonus "
+                "works against. Set --grpo.entropy 0."
+            )
         if "estimator" in objective.owns() and grpo.kl > 0 and grpo.kl_in == "reward":
             raise ValueError(
                 f"GRPO.kl_in is 'reward', but {called(objective)} makes the advantage from the answers' own rewards "

@@ -40,6 +40,10 @@ class EarlyStop:
             patience=(self.patience >= 1, "at least 1"),
         )
 
+    def started(self) -> Plateau:
+        """The watch of one run."""
+        return Plateau(self)
+
 
 @dataclass
 class Plateau:
@@ -55,6 +59,11 @@ class Plateau:
     def reached(self) -> bool:
         """Shall the run end?"""
         return self.rule.window > 0 and self.resting >= self.rule.patience
+
+    @property
+    def why(self) -> str:
+        """Why it ends, as the end of a sentence."""
+        return "mean reward and deviation within groups rest"
 
     def observe(self, metrics: Mapping[str, float]) -> dict[str, float]:
         """Take in a step's metrics; what is logged: how far both moved, and for how many steps they have rested."""

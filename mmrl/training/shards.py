@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
@@ -121,6 +122,17 @@ def restore_weights(folder: Path, named: Named) -> None:
     weights = {f"weight/{name}": parameter.detach() for name, parameter in named}
     _load(folder, weights, Ranks.alone())
     refuse_nonfinite(weights, str(folder))
+
+
+def weight(folder: Path, name: str) -> Tensor:
+    """One trained parameter of a checkpoint of several processes, whole, on the CPU. Raises CheckpointError."""
+    key = f"weight/{name}"
+    if key not in _stored(folder):
+        raise CheckpointError(f"{folder} holds no parameter {name}.")
+    kept: Any = dcp.FileSystemReader(folder / "shards").read_metadata().state_dict_metadata[key]
+    tensor = torch.empty(kept.size, dtype=kept.properties.dtype)
+    _load(folder, {key: tensor}, Ranks.alone())
+    return tensor
 
 
 def refuse_nonfinite(tensors: Mapping[str, Tensor], what: str) -> None:

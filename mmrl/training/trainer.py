@@ -43,6 +43,7 @@ from mmrl.rollouts.stages import OneStep
 from mmrl.training import checkpoint
 from mmrl.training.beside import Beside, each_alone
 from mmrl.training.closeups import all_branches, keep_sample
+from mmrl.training.collapse import CollapseGuard
 from mmrl.training.compatibility import (
     check_lengths,
     check_saliency,
@@ -51,7 +52,7 @@ from mmrl.training.compatibility import (
 )
 from mmrl.training.door import Door, entered, settings_of
 from mmrl.training.dry import Parts, hand_over
-from mmrl.training.early_stop import EarlyStop, Plateau
+from mmrl.training.early_stop import EarlyStop
 from mmrl.training.evaluate import heldout_prompts
 from mmrl.training.first_looks import FirstLooks, show_example
 from mmrl.training.giving_up import GivingUp
@@ -100,7 +101,7 @@ class Trainer:
         memories: Sequence[Memory | None] | None = None,
         heldout: Prompts | None = None,
         monitor: Monitor = Monitor(),
-        early: EarlyStop = EarlyStop(),
+        early: EarlyStop | CollapseGuard = EarlyStop(),
         settings: Mapping[str, Any] | None = None,
         ranks: Ranks | None = None,
     ) -> None:
@@ -125,7 +126,7 @@ class Trainer:
         )
         self.monitor = monitor
         self.alarms = Alarms(monitor.window, self.objectives)
-        self.plateau = Plateau(early)
+        self.plateau = early.started()
         self.looks = FirstLooks.of(monitor, run, self.objectives, self.branches, rollout)
         # Before anything is loaded or written: what cannot mean anything should not cost a minute.
         setup = (self.objectives, self.branches, rollout, estimator, grpo, self.engine, prompts)
@@ -173,7 +174,7 @@ class Trainer:
         """Which run this one began as, if it is a branch."""
 
     def _described(
-        self, prompts: Prompts, early: EarlyStop, settings: Mapping[str, Any]
+        self, prompts: Prompts, early: EarlyStop | CollapseGuard, settings: Mapping[str, Any]
     ) -> dict[str, Any]:
         """What a continued run must agree on."""
         records = {"optim": self.optim, "sampling": self.sampling, "grpo": self.grpo}
@@ -487,9 +488,7 @@ class Trainer:
             metrics = read_metrics(folder)[-1]
             del metrics["step"]
         if self.plateau.reached:
-            Progress.say(
-                f"Stopped early after step {self.step_done}: mean reward and deviation within groups rest."
-            )
+            Progress.say(f"Stopped early after step {self.step_done}: {self.plateau.why}.")
         self.kept.settle()
         self.policy.save(folder / "model", card=door.card(self.run, self.settings, metrics))
         door.finish(metrics)

@@ -98,7 +98,7 @@ def exported(run: Path, output: Path, *, merge: bool) -> Path:
             f"--output {output} is there already; name a folder that is not, nothing is overwritten."
         )
     # The CPU's memory is the larger one, and nothing is computed but the sum of a merge.
-    policy = open_policy(str(run), Load(device="cpu", dtype=_stored_type(run)))
+    policy = open_policy(str(run), Load(device="cpu", dtype=stored_type(run)))
     if merge and not policy.has_adapter:
         tell(
             f"{run} has no adapter to merge: all weights were trained, and are written as they are."
@@ -117,7 +117,7 @@ def _card(run: Path, merge: bool) -> str:
     )
 
 
-def _stored_type(run: Path) -> str:
+def stored_type(run: Path) -> str:
     """The number format in which the run kept its weights; float32 where it says none."""
     policy = (stored_settings(run) or {}).get("policy") or {}
     return str(policy.get("dtype", "float32")).removeprefix("torch.")

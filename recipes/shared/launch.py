@@ -221,7 +221,12 @@ def plan_run(
     args = list(argv)
     try:
         device, prompting = take_machine(args, take_flag)
-        show_plan(resolved(main, presets, args), device, prompting)
+        asked = resolved(main, presets, args)
+        if "load" not in asked.arguments:
+            raise ValueError(
+                f"{_prog(main)} puts no model on a device, so there is nothing to plan; `mmrl list` names the others."
+            )
+        show_plan(asked, device, prompting)
     except USER_ERRORS as error:
         sys.exit(printable(f"mmrl plan: {error}"))
 

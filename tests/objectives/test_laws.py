@@ -39,6 +39,7 @@ from mmrl.objectives.laser import LaSeR
 from mmrl.objectives.papo import PAPO
 from mmrl.objectives.pearl import MARKER
 from mmrl.objectives.recap import RECAP
+from mmrl.objectives.urlvr import URLVR
 from mmrl.objectives.vogue import VOGUE
 from mmrl.objectives.vppo import VPPO
 from mmrl.perception.masking import PatchMask
@@ -140,6 +141,8 @@ MADE: dict[str, Callable[[], Objective]] = {
     "laser": lambda: LaSeR(token="<think>", loss_warmup=0, mix_warmup=0),
     # Its windows are full after the two steps of a law.
     "recap": lambda: RECAP(window=1),
+    # Of votes that tie the first answer wins, so there the order of answers does matter.
+    "urlvr": lambda: URLVR("trajectory"),
 }
 GIVEN = {LABEL.name: given("label", Role.EXPERT), EXPERT.name: given("expert", Role.EXPERT),
          TEACHERS.name: given("expert", Role.EXPERT),

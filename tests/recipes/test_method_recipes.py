@@ -55,6 +55,7 @@ NAMES = (
     "arpo",
     "modomodo",
     "recap",
+    "urlvr",
 )
 METRICS = {
     "vogue": (
@@ -95,6 +96,7 @@ METRICS = {
     "noisy_verifier": ("reward/verdict", "reward/corrected", "reward/false_negative"),
     "longrlvr": ("reward/evidence", "reward/context"),
     "rorecomp": ("rorecomp/put_by", "rorecomp/replayed_groups"),
+    "urlvr": ("urlvr/intrinsic", "urlvr/agreement", "collapse/step"),
     "self_boundary": ("self_boundary/solved",),
     "rose": ("rose/branched", "rose/length", "rose/branches", "rose/answers"),
     "deepsearch": ("deepsearch/value", "deepsearch/searched", "deepsearch/kept_prompts"),

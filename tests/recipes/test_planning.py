@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib
 import shlex
+from inspect import signature
 from itertools import chain
 from pathlib import Path
 
 import pytest
 
-from mmrl.recipes.__main__ import recipes
+from mmrl.recipes.__main__ import main, recipes
 from mmrl.recipes.shared import planning
 from mmrl.recipes.shared.launch import Preset, launch, plan_run, resolved
 from mmrl.recipes.shared.machines import in_words, machine
@@ -29,7 +30,7 @@ PUBLISHED = [
     (name, preset)
     for name, recipe in RECIPES.items()
     for preset in recipe.PRESETS
-    if preset != EMBEDDED
+    if preset != EMBEDDED and "load" in signature(recipe.main).parameters
 ]
 SCALE = Path(__file__).parents[2] / "docs" / "scale.md"
 BEGIN, END = "<!-- presets: begin -->\n", "<!-- presets: end -->\n"
@@ -215,6 +216,11 @@ def test_machines_in_words():
 def test_the_table_of_the_documentation_is_what_the_plan_computes():
     text = SCALE.read_text(encoding="utf-8")
     assert text.split(BEGIN)[1].split(END)[0] == table()
+
+
+def test_what_loads_no_model_on_a_device_has_no_plan():
+    with pytest.raises(SystemExit, match="nothing to plan"):
+        main(["plan", "next_extrapolation"])
 
 
 if __name__ == "__main__":
