@@ -99,6 +99,13 @@ TEACHERS = AnswerKind(
     remedy="it needs answers of teachers in the groups; use rollout=WithTeachers(policy.processing.encode_answer)",
 )
 """Answers of several teachers next to each group; trained only if an objective trains the role EXPERT."""
+HINTS = AnswerKind(
+    "hints",
+    sampled=False,
+    trained=False,
+    remedy="it needs answers that begin with hints; use rollout=SEELERollout(processing=policy.processing)",
+)
+"""Answers whose first tokens are a part of the row's solution; trained only if an objective trains the role HINT."""
 CHECKLIST = AnswerKind(
     "checklist",
     filtered=True,

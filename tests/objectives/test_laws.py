@@ -25,7 +25,7 @@ from mmrl.losses.advantages import group_normalized
 from mmrl.losses.surrogates import Bounded, clipped
 from mmrl.model.packing import rows_of
 from mmrl.model.policy import Policy
-from mmrl.objectives.base import CHECKLIST, EXPERT, LABEL, TEACHERS, Objective
+from mmrl.objectives.base import CHECKLIST, EXPERT, HINTS, LABEL, TEACHERS, Objective
 from mmrl.objectives.dvrp import DVRP
 from mmrl.objectives.laser import LaSeR
 from mmrl.objectives.papo import PAPO
@@ -70,6 +70,16 @@ def given(origin: str, role: Role) -> Callable[[Answers], list[Rollout]]:
     return extended
 
 
+def begun(answers: Answers) -> list[Rollout]:
+    """Every other answer begins with a hint of one token."""
+    out = list(answers)
+    for number, answer in enumerate(answers):
+        roles = answer.roles.clone()
+        roles[: (number // 2) % 2] = int(Role.HINT)
+        out[number] = replace(answer, roles=roles)
+    return out
+
+
 def asked(answers: Answers) -> list[Rollout]:
     """A checklist group for the first prompt, half right, and one for the second, never right."""
     out = list(answers)
@@ -105,6 +115,7 @@ MADE: dict[str, Callable[[], Objective]] = {
 }
 GIVEN = {LABEL.name: given("label", Role.EXPERT), EXPERT.name: given("expert", Role.EXPERT),
          TEACHERS.name: given("expert", Role.EXPERT),
+         HINTS.name: begun,
          CHECKLIST.name: asked}  # fmt: skip
 """Kind of answers -> what adds them."""
 

@@ -47,6 +47,7 @@ NAMES = (
     "longrlvr",
     "self_boundary",
     "arpo",
+    "seele",
 )
 METRICS = {
     "vogue": (
@@ -88,6 +89,7 @@ METRICS = {
     "longrlvr": ("reward/evidence", "reward/context"),
     "self_boundary": ("self_boundary/solved",),
     "arpo": ("arpo/branches", "tree/leaves", "tree/tokens", "tree/answer_tokens"),
+    "seele": ("seele/missed", "seele/hints", "seele/probability", "loss/hints"),
     "mssr": ("mssr/value", "mssr/forgetting", "mssr/bonus", "policy/kl_ref"),
     "nsr": ("nsr/kept",),
     "ngrpo": ("reward/even_groups",),
