@@ -1,4 +1,4 @@
-"""SEELE's rounds (arXiv 2509.06923): each asks for some of a question's answers, with a hint fitted to the rounds before.
+"""SEELE's rounds (arXiv 2509.06923): each has some of a question's answers, and a hint fitted to the rounds before.
 
 `SEELERollout` divides the answers of a group among `SEELE.rounds` calls of the engine. In each, answers begin with the
 first part of the row's worked solution, cut between tokens and never inside a character; the role of these tokens is

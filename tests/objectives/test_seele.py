@@ -102,14 +102,14 @@ def test_who_else_decides_about_groups_is_refused():
             refuse_clashes([], [ROUNDS, other])
     with pytest.raises(ValueError, match="each answers prompts in stages"):
         SEELERollout(processing=None, inner=DARSRollout())  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="hints questions.*assumes independent rows"):
+    with pytest.raises(ValueError, match=r"hints questions.*assumes independent rows"):
         refuse_clashes([DSDR()], [ROUNDS])
 
 
 def test_it_needs_its_rounds_and_no_visual_term_and_no_sampler_weights():
     with pytest.raises(ValueError, match="begin with hints; use rollout=SEELERollout"):
         check(SEELE())
-    with pytest.raises(ValueError, match="PAPO has a visual term.*SEELE trains hint tokens"):
+    with pytest.raises(ValueError, match=r"PAPO has a visual term.*SEELE trains hint tokens"):
         check(SEELE(), PAPO(), branches=MASKED, rollout=ROUNDS)
     with pytest.raises(ValueError, match="mismatch"):
         check(SEELE(), rollout=ROUNDS, grpo=GRPO(mismatch="truncate"))
