@@ -45,6 +45,7 @@ TRAITS = {
     "drops all-wrong groups": "leaves out groups whose answers are all wrong",
     "drops all-right groups": "leaves out groups whose answers are all right",
     "hints all-wrong groups": "samples them again with a part of the solution",
+    "hints questions": "answers of a group begin with parts of the solution, of several lengths",
     "samples hard prompts again": "adds answers where few are right",
     "teaches all-wrong groups": "puts answers of others into groups without a right answer",
     "injects answers": "trains answers that the policy did not write",

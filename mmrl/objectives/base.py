@@ -115,6 +115,13 @@ SELF_TAUGHT = AnswerKind(
     remedy="it needs solutions with a teacher's tokens; use rollout=SSBRollout(Teacher(policy, ssb), ...)",
 )
 """Solutions that the policy wrote with hints; trained only if an objective trains role EXPERT."""
+HINTS = AnswerKind(
+    "hints",
+    sampled=False,
+    trained=False,
+    remedy="it needs answers that begin with hints; use rollout=SEELERollout(processing=policy.processing)",
+)
+"""Answers whose first tokens are a part of the row's solution; trained only if an objective trains the role HINT."""
 CHECKLIST = AnswerKind(
     "checklist",
     filtered=True,

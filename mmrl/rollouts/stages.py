@@ -173,11 +173,14 @@ class Stages:
     """Counts of the step, for the log."""
 
     def __call__(
-        self, prompts: Sequence[Prompt], counts: Sequence[int] | None = None
+        self,
+        prompts: Sequence[Prompt],
+        counts: Sequence[int] | None = None,
+        prefixes: Sequence[Prefix] | None = None,
     ) -> list[list[Rollout]]:
         """Paid answers to each prompt, `counts` of them instead of `sampling.group_size`; without those that could
-        not be paid. Prompts that get none are not read."""
-        more = given(counts=counts)
+        not be paid. `prefixes`: what answers to each prompt begin with. Prompts that get none are not read."""
+        more = given(counts=counts, prefixes=prefixes)
         refuse_beyond(self.engine, [TAKEN[name] for name in more], "A rollout function")
         paid = paid_answers(self.engine, self.pay, prompts, self.sampling, self.now, **more)
         found: list[list[Rollout]] = [[] for _ in prompts]

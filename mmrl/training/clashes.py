@@ -192,6 +192,22 @@ CLASHES = (
     ),
     *(
         Clash(
+            "hints questions",
+            other,
+            "answers with longer and shorter hints are no answers to one question of one difficulty",
+        )
+        for other in (
+            "hints all-wrong groups",
+            "samples hard prompts again",
+            "injects answers",
+            "learns from all-wrong groups",
+            "assumes independent rows",
+            "reads group statistics",
+            "samples noisy views",
+        )
+    ),
+    *(
+        Clash(
             trait,
             "samples noisy views",
             "answers to other pixels would count in whether a prompt is hard for the policy",

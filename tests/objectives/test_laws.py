@@ -29,6 +29,7 @@ from mmrl.objectives.base import (
     CHECKLIST,
     EXPERIENCE,
     EXPERT,
+    HINTS,
     LABEL,
     SELF_TAUGHT,
     TEACHERS,
@@ -78,6 +79,16 @@ def given(origin: str, role: Role) -> Callable[[Answers], list[Rollout]]:
         return out
 
     return extended
+
+
+def begun(answers: Answers) -> list[Rollout]:
+    """Every other answer begins with a hint of one token."""
+    out = list(answers)
+    for number, answer in enumerate(answers):
+        roles = answer.roles.clone()
+        roles[: (number // 2) % 2] = int(Role.HINT)
+        out[number] = replace(answer, roles=roles)
+    return out
 
 
 def asked(answers: Answers) -> list[Rollout]:
@@ -147,6 +158,7 @@ MADE: dict[str, Callable[[], Objective]] = {
 GIVEN = {LABEL.name: given("label", Role.EXPERT), EXPERT.name: given("expert", Role.EXPERT),
          TEACHERS.name: given("expert", Role.EXPERT),
          EXPERIENCE.name: learned, SELF_TAUGHT.name: self_taught,
+         HINTS.name: begun,
          CHECKLIST.name: asked}  # fmt: skip
 """Kind of answers -> what adds them."""
 

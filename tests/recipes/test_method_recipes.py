@@ -56,6 +56,7 @@ NAMES = (
     "modomodo",
     "recap",
     "urlvr",
+    "seele",
 )
 METRICS = {
     "vogue": (
@@ -106,6 +107,7 @@ METRICS = {
     "arpo": ("arpo/branches", "tree/leaves", "tree/tokens", "tree/answer_tokens"),
     "modomodo": ("eval/shapes/accuracy", "eval/gaps/answers"),
     "recap": ("recap/weight_accuracy", "recap/weight_next_token"),
+    "seele": ("seele/missed", "seele/hints", "seele/probability", "loss/hints"),
     "mssr": ("mssr/value", "mssr/forgetting", "mssr/bonus", "policy/kl_ref"),
     "nsr": ("nsr/kept",),
     "ngrpo": ("reward/even_groups",),
