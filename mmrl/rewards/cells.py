@@ -57,3 +57,15 @@ def values_of(cells: Mapping[str, Cell]) -> dict[str, float | None] | None:
             return None
         values[name] = cell if isinstance(cell, float) else None
     return values
+
+
+def gated(
+    values: dict[str, float | None] | None, gate: str | None
+) -> dict[str, float | None] | None:
+    """The values; zeros where the gate pays nothing. What is not available stays so."""
+    if values is None or gate is None:
+        return values
+    passed = values[gate]
+    if passed is None or passed > 0:
+        return values
+    return {name: None if value is None else min(value, 0.0) for name, value in values.items()}

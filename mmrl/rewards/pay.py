@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from mmrl.ground.printable import logger
 from mmrl.ground.require import require
 from mmrl.rewards.begun import Begun, Running, collected
-from mmrl.rewards.cells import Cell, Table, completed, enter, lacks, values_of
+from mmrl.rewards.cells import Cell, Table, completed, enter, gated, lacks, values_of
 from mmrl.rewards.contract import own_metrics
 from mmrl.rewards.functions import (
     RepetitionPenalty,
@@ -422,7 +422,7 @@ class Rewards:
             for name, column in table.items():
                 # Also where this answer has a value: its group is compared by the same sum.
                 cells[name] = None if (name, rollout.group) in lacking else column[row]
-            parts = _gated(values_of(cells), self.gate)
+            parts = gated(values_of(cells), self.gate)
             if parts is None:
                 self._counts["reward_failures/dropped_answers"] += 1
                 continue
@@ -491,15 +491,3 @@ def _smaller(rows: tuple[int, ...], rollouts: Sequence[Rollout]) -> list[tuple[i
     if len(groups) == 1:
         return [(row,) for row in rows]
     return [tuple(members) for members in groups.values()]
-
-
-def _gated(
-    values: dict[str, float | None] | None, gate: str | None
-) -> dict[str, float | None] | None:
-    """The values; zeros where the gate pays nothing. What is not available stays so."""
-    if values is None or gate is None:
-        return values
-    passed = values[gate]
-    if passed is None or passed > 0:
-        return values
-    return {name: None if value is None else min(value, 0.0) for name, value in values.items()}
