@@ -11,14 +11,13 @@ import torch
 from mmrl.ground.faults import BadRow
 from mmrl.model.answer_media import WITHIN, AnswerMedia, observed
 from mmrl.model.branches import Views
-from mmrl.model.load import LoRA
 from mmrl.model.packing import collate, pack
 from mmrl.model.reference_scores import score_repeated
 from mmrl.model.row_layout import ROOT
 from mmrl.model.scoring import ScoreOutputs, score_packed
 from mmrl.perception.masking import PatchMask
 from mmrl.types import Media, Now, Prompt, Role, Rollout, View, VisualBranch
-from tests.model.test_answer_trees import assert_alike, random_ways
+from tests.model.test_answer_trees import CASES, assert_alike, random_ways
 from tests.model.test_open_prompts import load, picture, prompt, words
 
 torch.set_num_threads(1)
@@ -119,18 +118,6 @@ def learned(policy, batch, parts, score, branch=MASKED):
     policy.vision.backward()
     grads = {n: p.grad.clone() for n, p in policy.named_parameters() if p.grad is not None}
     return kept, grads
-
-
-CASES = {
-    "fp64": ("float64", {}, 1e-9, 1e-6),
-    "fp32": ("float32", {}, 2e-5, 1e-4),
-    "adapters": (
-        "float64",
-        {"lora": LoRA(rank=2, vision=True), "checkpointing": True},
-        1e-9,
-        1e-6,
-    ),
-}
 
 
 @pytest.mark.parametrize("case", CASES)
