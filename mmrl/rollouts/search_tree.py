@@ -63,7 +63,8 @@ class Node:
 
     def way(self) -> list[Node]:
         """The nodes from the prompt to this one, both included."""
-        nodes, here = [self], self.parent
+        nodes: list[Node] = [self]
+        here = self.parent
         while here is not None:
             nodes.append(here)
             here = here.parent
@@ -90,7 +91,7 @@ class Node:
 
     def below(self) -> Iterator[Node]:
         """This node and all behind it, in the order in which they were grown from each."""
-        waiting = [self]  # no recursion: a tree may be thousands of nodes deep
+        waiting: list[Node] = [self]  # no recursion: a tree may be thousands of nodes deep
         while waiting:
             node = waiting.pop()
             yield node
