@@ -35,7 +35,18 @@ RUNS = re.compile(
 )
 COMMAND = re.compile(rf"^\s*(?:\$ )?({RUNS.pattern}\S.*)$")
 INLINE = re.compile(rf"`({RUNS.pattern}[^`]+)`")
-NOT_RUNS = {"list", "report", "doctor", "eval", "export", "check", "plan", "preview", "mixture"}
+NOT_RUNS = {
+    "list",
+    "report",
+    "doctor",
+    "eval",
+    "export",
+    "check",
+    "plan",
+    "preview",
+    "mixture",
+    "extrapolate",
+}
 EXAMPLE = "steady"
 """The paper that CONTRIBUTING.md adds; tests/test_contributing.py runs it."""
 OF_THE_PAGE_ITSELF = ("--machine", "--tflops", "--terabytes", "--rows", "--output")

@@ -82,6 +82,16 @@ class DomainRewards(Rewards):
         order = dict.fromkeys(rollout.group for rollout in rollouts)
         return [rollout for group in order for rollout in paid.get(group, ())]
 
+    def begin(self, rollouts: Sequence[Rollout]) -> None:
+        """As `Rewards.begin`, each answer by its domain's."""
+        for name, answers in self._by_domain(rollouts).items():
+            self.domains[name].begin(answers)
+
+    def forget(self) -> None:
+        """As `Rewards.forget`."""
+        for rewards in self.domains.values():
+            rewards.forget()
+
     def metrics(self) -> dict[str, float]:
         """Counts and seconds of all domains, added up; what else a part counts, by its own name."""
         total: dict[str, float] = {}

@@ -212,6 +212,7 @@ class RoRecompRollout(RolloutFunction):
             bool(answer.tokens) for one in stored for answer in one.answers
         )
         supply.counters["rorecomp/out_of_date"] += old * supply.ranks.first
+        supply.counters["rorecomp/replayed_groups"] += len(replayed)
         return renumbered([*fresh, *replayed])
 
     @property
@@ -237,7 +238,6 @@ class RoRecompRollout(RolloutFunction):
             if prompt is not None:
                 ids = self.prompt_ids(prompt)
                 found.append([_again(answer, prompt, ids) for answer in stored.answers])
-        supply.counters["rorecomp/replayed_groups"] += len(found)
         return found
 
 

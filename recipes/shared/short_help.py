@@ -29,6 +29,8 @@ SPELLED = {"reward.own": "--reward", "run.from_run": "--run.from"}
 """Flags that are not called by their field."""
 NARROW, WIDE = 60, 110
 """Least and most columns of a line."""
+LONGEST = 48
+"""Characters of a value."""
 
 
 def short_help(asked: Configuration, intent: str, presets: str, main: Any) -> str:
@@ -98,8 +100,11 @@ def _line(name: str, arguments: Mapping[str, Any], own: Mapping[str, str]) -> st
 def _value(value: Any) -> str:
     if isinstance(value, tuple):
         return " ".join(map(str, value)) or "none"
-    # Several data sets are lines of one text.
-    return "none" if value in (None, "") else "; ".join(str(value).splitlines())
+    if value in (None, ""):
+        return "none"
+    # Several data sets are lines of one text, and too long for one of a screen.
+    text = "; ".join(str(value).splitlines())
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 
 def _group(name: str, record: Any) -> str:
