@@ -184,7 +184,7 @@ def reference_run(method: Trained) -> Trained:
         )
     base = dict(_plain())
     plain, plain_run = base["optim"], base["run"]
-    base |= {name: method.arguments[name] for name in SHARED}
+    base |= {name: method.arguments[name] for name in SHARED if name in method.arguments}
     # Equal references are trained once, so what has no effect is written alike: a drawn task without a split is its
     # training side, a run of so many steps counts no epochs, and without decay it does not matter what decays.
     base["data"] = replace(base["data"], split=None)
