@@ -1,14 +1,15 @@
 """What systems of hints, experience and self-training lead to expect, at about equal numbers of sampled tokens.
 
-GRPO samples 8 answers to each of 8 prompts, and so do SEELE (in four rounds), RoRecomp and URLVR. The others sample
-more about a prompt and get fewer prompts, until tokens come out about even: MEL writes a text about a mixed group and
-replays it, SvS writes two problems from a right answer and answers both, SSB rewrites mixed questions with hints, up to
-32 times, and learns what is right again without sampling when a question comes again.
+GRPO samples 8 answers to each of 8 prompts, and so do SEELE (in four rounds), RoRecomp and URLVR. MEL writes a text
+about a mixed group and replays it, SvS writes two problems from a right answer and answers both: they get fewer prompts,
+until tokens come out about even. SSB asks until it has a right solution to learn, which the tiny model seldom writes, so
+that its steps sample seven times as much; there GRPO gets the more prompts.
 
 Claims are the papers'; where a number stands for one:
 
 - SvS is measured by pass@32 there, by pass@8 here.
-- RoRecomp says shorter at equal accuracy. A difference cannot show that two are equal: pass@1 stands among the means.
+- RoRecomp says shorter at equal accuracy, on a task where length is free (`effect_lengths.py`). A difference cannot
+  show that two are equal: pass@1 stands among the means.
 - URLVR says that rewards without labels sharpen what the model already says, which helps where that is mostly right and
   harms where it is not. On `either` the warm start's commonest answers are mostly right, on `cells` most of its votes
   have the wrong order of words. A run goes on after its collapse, so that all are equally long.
@@ -34,15 +35,17 @@ EXPERIENCE: Mapping[str, Method] = {
         "ssb",
         (PASS1, Claim("learns without a reward in its loss", "pass1", against=START)),
         ("--data.limit", "128"),
+        prompts=60,
+        group=8,
     ),
     "svs": Method(
         "svs",
         (Claim("pass@8 rises above GRPO's", "pass8"), Claim("entropy is kept", "entropy")),
-        ("--run.prompts-per-step", "4"),
+        ("--run.prompts-per-step", "5"),
         prompts=8,
     ),
     "rorecomp": Method(
-        "rorecomp", (Claim("answers are shorter", "length", "steps", larger=False),)
+        "rorecomp", (Claim("answers are shorter", "length", "lengths", larger=False),)
     ),
     "urlvr": Method(
         "urlvr",

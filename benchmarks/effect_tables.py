@@ -32,6 +32,8 @@ OF_ANSWERS: tuple[Check, ...] = (
     ("cells", "GRPO's entropy changes", "entropy", True),
     ("either", "GRPO's right answers differ less", "variety", True),
     ("failing", "GRPO learns where all answers fail", "pass1", True),
+    ("steps", "GRPO learns two steps", "pass1", True),
+    ("lengths", "GRPO's answers change in length", "length", True),
 )
 """The same for the RLVR systems."""
 

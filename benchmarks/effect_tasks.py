@@ -12,6 +12,7 @@ failing   every target of the warm-up puts the shape first, so that no answer is
 either    the warm start of `cells`, which says both orders, and both are right: answers can be right and differ
 evidence  a warm start that names a cell's box before it answers, in half of its lessons that of any cell
 steps     look up, then look up what you found, in answers twice as long (`effect_steps.py`)
+lengths   look-ups that are answered at any length, as often right at each (`effect_lengths.py`)
 
 An exam keeps one number per question, so that questions can be drawn again for an interval (`effect_answers.py` has
 that of the RLVR systems):
@@ -38,6 +39,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from effect_lengths import lengths_start
 from effect_steps import LONGEST, steps_questions, steps_rows, steps_start
 from PIL import Image
 
@@ -94,6 +96,9 @@ USUAL_SEED = 5
 BIASED = WarmUp(steps=150, describe_share=0.25)
 
 PAID_EITHER = ("--reward.own", "words=0.9", "format=0.1", "--reward.correct", "words")
+
+# The form that is paid elsewhere is that of an answer alone, so that it would pay for not thinking.
+PAID_RIGHT = ("--reward.accuracy", "1.0", "--reward.format", "0.0")
 
 Marks = dict[str, list[float]]
 """Number -> one value per question."""
@@ -207,6 +212,7 @@ TASKS: Mapping[str, Task] = {
         Task("either", lambda place: warm_model(), options=PAID_EITHER, right=words_accuracy),
         Task("evidence", lambda place: warm_evidence(), longest=48),
         Task("steps", steps_start, steps_rows, longest=LONGEST, questions=steps_questions),
+        Task("lengths", lengths_start, options=PAID_RIGHT, longest=LONGEST),
     )
 }
 

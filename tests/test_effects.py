@@ -20,7 +20,7 @@ MODULES = (
     *("effects", "effect_methods", "effect_tasks", "effect_statistics"),
     *("effect_results", "effect_tables", "documents", "pretext_effects"),
     *("effect_rlvr", "effect_answers", "effect_readme"),
-    *("effect_steps", "effect_trees"),
+    *("effect_steps", "effect_lengths", "effect_trees"),
 )
 
 
@@ -200,14 +200,37 @@ def test_tree_systems_sample_about_as_much_as_their_references(parts, tmp_path):
     plan = parts["effect_results"].Plan(
         tuple(suite.methods), (0, 1, 2, 3, 4), 3, 40, tmp_path, suite
     )
-    pairs = plan.pairs("steps")
-    assert set(pairs) == set(suite.methods)
-    for name, (run, reference) in pairs.items():
+    pairs = {
+        (task, name): pair
+        for task in parts["effect_tasks"].TASKS
+        for name, pair in plan.pairs(task).items()
+    }
+    assert {name for _, name in pairs} == set(suite.methods)
+    for (task, name), (run, reference) in pairs.items():
         asked = reference.arguments
-        assert asked["run"].prompts_per_step * asked["sampling"].group_size == 64, name
+        # SSB asks on until it has something to learn.
+        answers = asked["run"].prompts_per_step * asked["sampling"].group_size
+        assert answers == (480 if name == "ssb" else 64), name
+        assert asked["reward"] == run.arguments["reward"], name
+        assert asked["data"] == replace(run.arguments["data"], split=None), name
+        if task == "lengths":
+            assert asked["reward"].format == 0, "the paid form has no thoughts"
         for one in (run, reference):
             assert one.arguments["sampling"].max_tokens == parts["effect_steps"].LONGEST
             assert one.arguments["sampling"].temperature == 1.0
+
+
+def test_lengths_are_free_and_the_answer_stays(parts):
+    lengths = parts["effect_lengths"]
+    lessons = lengths.LengthLessons(lengths.LengthsWarmUp())
+    often = [0] * (lengths.MOST + 1)
+    for index in range(80):
+        prompt = lessons[index]
+        target, answer = prompt.extra["target"], str(prompt.answer)
+        often[target.count(answer) - 1] += 1
+        assert target.endswith(f"<answer> {answer} </answer>")
+        assert target.startswith("<think>") or target.count(answer) == 1
+    assert min(often) > 8 and sum(often) == 80
 
 
 def test_two_steps_lead_from_a_place_to_what_its_colour_names(parts):
