@@ -1,9 +1,9 @@
 """What systems of hints, experience and self-training lead to expect, at about equal numbers of sampled tokens.
 
 GRPO samples 8 answers to each of 8 prompts, and so do SEELE (in four rounds), RoRecomp and URLVR. MEL writes a text
-about a mixed group and replays it, SvS writes two problems from a right answer and answers both: they get fewer prompts,
-until tokens come out about even. SSB asks until it has a right solution to learn, which the tiny model seldom writes, so
-that its steps sample seven times as much; there GRPO gets the more prompts.
+about a mixed group and replays it, SvS writes two problems from a right answer and answers both: they get fewer
+prompts, until tokens come out about even. SSB asks until it has a right solution to learn, which the tiny model seldom
+writes, so that its steps sample seven times as much; there GRPO gets the more prompts.
 
 Claims are the papers'; where a number stands for one:
 
