@@ -11,6 +11,7 @@ and from the log of the training run, one value per run, mean over its second ha
 
     trained/answers  answers per step, those that were thrown away included: sampled tokens over those of an answer
     trained/decoded  sampled tokens of a trained answer over its length: below 1 where answers share beginnings
+    trained/updated  tokens that the update computed for a trained answer, with its part of the prompt
     trained/clipped  share of tokens whose ratio was clipped, on either side
     trained/verified  LaSeR: share of answers about which its own verdict was right; one half for methods without
 """
@@ -90,6 +91,9 @@ def of_training(log: Path) -> Marks:
     marks = {
         "trained/answers": [fmean(_sampled(step) for step in steps)],
         "trained/decoded": [fmean(_sampled(step) / step["answer/count"] for step in steps)],
+        "trained/updated": [
+            fmean(step["tokens/update"] / step["answer/count"] for step in steps)
+        ],
         "trained/clipped": [fmean(sum(step.get(n, 0.0) for n in CLIPPED) for step in late)],
     }
     verified = [step["laser/verified"] for step in late if "laser/verified" in step]

@@ -157,7 +157,7 @@ SUITES: Mapping[str, Suite] = {
         *(PAID, " --suite rlvr", EXPLAINED),
     ),
     "trees": Suite(
-        *("tree effects", "Systems whose answers branch against GRPO", TREES),
+        *("tree effects", "Trees, hints and experience against GRPO", TREES),
         *(effect_trees.STEPS, effect_trees.QUESTIONS, effect_trees.TREE_OPTIONS),
         *(effect_trees.TREE_PAID, " --suite trees", effect_trees.EXPLAINED),
     ),

@@ -1,7 +1,8 @@
-"""Systems whose answers branch: which there are, and how all of them are run.
+"""Systems of branching answers, hints, experience and self-training: which there are, and how all of them are run.
 
-Each helper module `effect_claims_*.py` brings the claims of some. Runs are those of the RLVR systems but for longer
-answers; the task of two steps (`effect_steps.py`) is where a claim about search can show.
+Each module `effect_claims_*.py` brings the claims of some. Runs are those of the RLVR systems but for longer answers;
+the task of two steps (`effect_steps.py`) is where a claim about search can show, that of free lengths
+(`effect_lengths.py`) where one about shorter answers can.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     python benchmarks/effects.py --output runs/effects                  what is missing of 5 seeds: hours on one core
     python benchmarks/effects.py --output runs/effects --methods papo   one method and its references
     python benchmarks/effects.py --suite rlvr --output runs/rlvr        the twenty RLVR systems: an hour on one core
-    python benchmarks/effects.py --suite trees --output runs/trees      systems whose answers branch
+    python benchmarks/effects.py --suite trees --output runs/trees      trees, hints, experience
     python benchmarks/effects.py --output runs/effects --no-train --document docs/effects.md     tables of what is there
 
 A method is its recipe's embedded preset for as many steps, on the tasks in which its claims can show
@@ -66,8 +66,8 @@ def main(
     """Train what is missing, compare what is there; the last line is one JSON object.
 
     Args:
-        suite: visual, the methods that look at pictures; rlvr, twenty systems for any verifiable rewards; trees, where
-            answers branch.
+        suite: visual, the methods that look at pictures; rlvr, twenty systems for any verifiable rewards; trees, systems
+            of branching answers, hints and experience.
         methods: Methods to compare, all of the suite by default; their references are run, too.
         steps: Of each run; the suite's by default.
         questions: Questions of each exam; the suite's by default.
