@@ -22,6 +22,6 @@ TREE_OPTIONS = (*OPTIONS, "--sampling.max-tokens", str(LONGEST))
 TREE_PAID = PAID
 EXPLAINED = (
     "Behind the rewards stand the answers per step that the method and its reference really sampled. Methods are "
-    "explained in `benchmarks/effect_claims_*.py`, the task of two steps in `benchmarks/effect_steps.py`, numbers "
-    "in `benchmarks/effect_answers.py`. A verdict needs five seeds."
+    "explained in `benchmarks/effect_claims_*.py`, tasks in `benchmarks/effect_tasks.py`, numbers in "
+    "`benchmarks/effect_answers.py`. A verdict needs five seeds."
 )

@@ -66,8 +66,8 @@ def main(
     """Train what is missing, compare what is there; the last line is one JSON object.
 
     Args:
-        suite: visual, the methods that look at pictures; rlvr, twenty systems for any verifiable rewards; trees, systems
-            of branching answers, hints and experience.
+        suite: visual, the methods that look at pictures; rlvr, twenty systems for any verifiable rewards; trees,
+            systems of branching answers, hints and experience.
         methods: Methods to compare, all of the suite by default; their references are run, too.
         steps: Of each run; the suite's by default.
         questions: Questions of each exam; the suite's by default.
