@@ -2,8 +2,9 @@
 
 GRPO samples 8 answers to each of 8 prompts, and so do SEELE (in four rounds), RoRecomp and URLVR. MEL writes a text
 about a mixed group and replays it, SvS writes two problems from a right answer and answers both: they get fewer
-prompts, but what SvS samples depends on how many problems are half solved, and was more in most runs. SSB asks until it has a right solution to learn, which the tiny model seldom
-writes, so that its steps sample seven times as much; there GRPO gets the more prompts.
+prompts. What SvS samples depends on how many problems are half solved, and was more than GRPO's in every run. SSB asks
+until it has a right solution to learn, which the tiny model seldom writes, so that its steps sample seven times as
+much; there GRPO gets the more prompts.
 
 Claims are the papers'; where a number stands for one:
 
