@@ -90,7 +90,7 @@ class SPAE(Objective):
         return ("shapes the advantage", "z-scores the batch") if self.on else ()
 
     def shape(self, advantage: Tensor, batch: Batch, now: Now) -> Shaped:
-        """The advantage with f and g of each token's step, normalised. Logs both, potentials and steps per answer."""
+        """The advantage with f and g of each token's step, normalised. Logs both, and potentials."""
         if not self.on:
             return Shaped(advantage)
         known = batch.mask & ~batch.reward.isnan().unsqueeze(-1)
@@ -112,8 +112,6 @@ class SPAE(Objective):
         fade, gain, _ = (maps[name].to(advantage.device) for name in NAMES)
         found = advantage.double() * fade + self.weight * gain
         logged = {name: keep(numbers.to(advantage), known) for name, numbers in maps.items()}
-        steps = torch.tensor([float(len(own)) for own in used], device=advantage.device)
-        logged["steps"] = steps.unsqueeze(-1).expand(known.shape).to(advantage)
         return Shaped(standardised(found, known).to(advantage.dtype), logged)
 
 

@@ -101,6 +101,10 @@ class SPAERollout(RolloutFunction):
     """Makes the groups."""
 
     needs: ClassVar[Collection[Ability]] = ("forks", "likely tokens")
+    if_missing: ClassVar[str] = (
+        "the probability of boxes, spans and captions cannot be told: give rows with a short answer in text, or allow "
+        "longer ones with --spae.tokens"
+    )
 
     def __post_init__(self) -> None:
         if not self.probe or not all(self.ends) or not self.ends:

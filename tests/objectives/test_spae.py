@@ -92,12 +92,16 @@ def test_tokens_are_paid_by_their_step_and_normalised_over_the_batch():
     made, advantage = batch([steps, ()], [1.0, 0.0])
     shaped = SPAE().shape(advantage, made, NOW)
     gains, fades = step_gains([[0.95, 0.1]])[0], faded([0.95, 0.1], 0.9, 0.5)
-    first = [0.5 * fades[0] + 0.5 * gains[0], *[0.5 * fades[1] + 0.5 * gains[1]] * 2, 0.5 * fades[2]]
+    first = [
+        0.5 * fades[0] + 0.5 * gains[0],
+        *[0.5 * fades[1] + 0.5 * gains[1]] * 2,
+        0.5 * fades[2],
+    ]
     plain = torch.tensor([first, [-0.5] * 4], dtype=torch.float64)
     expected = (plain - plain.mean()) / (plain.std() + 1e-6)
     torch.testing.assert_close(shaped.advantage.double(), expected, rtol=1e-5, atol=1e-6)
     assert shaped.logged["potential"][0].tolist() == pytest.approx([0.95, 0.1, 0.1, 0.0])
-    assert shaped.logged["steps"][:, 0].tolist() == [2.0, 0.0]
+    assert shaped.logged["fade"][1].tolist() == [1.0] * 4
 
 
 def test_without_steps_it_is_dr_grpo_normalised_over_the_batch():
