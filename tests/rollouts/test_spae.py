@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from mmrl.data.drawn.drawn import Drawn
+from mmrl.losses.advantages import group_centered
 from mmrl.model.branches import Views
 from mmrl.model.packing import collate
 from mmrl.model.policy import Policy
@@ -19,7 +20,9 @@ from mmrl.model.scoring import ScoreOutputs
 from mmrl.objectives.spae import SPAE, potential, top_entropy
 from mmrl.rollouts.engine import HFEngine
 from mmrl.rollouts.spae import SPAERollout, step_ends
+from mmrl.training.compatibility import _check_rows
 from mmrl.types import Now, Prompt, Sampling
+from tests.training.test_compatibility import check
 
 NOW = Now(1, 0.1, seed=3)
 SAMPLING = Sampling(2, max_tokens=5)
@@ -136,3 +139,14 @@ def test_words_that_ask_nothing_are_refused():
         SPAERollout(Letters(), probe="")
     with pytest.raises(ValueError, match="not empty"):
         SPAERollout(Letters(), ends=("",))
+
+
+def test_rows_without_a_short_answer_and_runs_without_probes_are_refused():
+    asked = SPAERollout(Letters(), SPAE())
+    boxes = [Prompt(str(n), [], answer=[[1, 2, 3, 4]]) for n in range(3)]
+    told = r"SPAERollout.*'answer .*at most 10 tokens.*captions.*--spae.tokens"
+    with pytest.raises(ValueError, match=told):
+        _check_rows({}, [asked], boxes)
+    _check_rows({}, [asked], [*boxes, Prompt("word", [], answer="blue")])
+    with pytest.raises(ValueError, match=r"SPAE reads 'probed'.*SPAERollout"):
+        check(SPAE(), estimator=group_centered)
