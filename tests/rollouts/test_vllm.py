@@ -134,7 +134,7 @@ def test_a_server_that_was_started_again_gets_the_weights_again(policy):
 def test_another_protocol_or_address_is_refused(policy):
     with loopback(MadeUp(policy)) as (url, faults):
         faults["/about"] = ["other protocol"]
-        with pytest.raises(ValueError, match="speaks protocol 99, this mmrl 1"):
+        with pytest.raises(ValueError, match="speaks protocol 99, this mmrl 2"):
             RemoteVLLM(url)
     with pytest.raises(
         ValueError, match=r"--load.engine is 'localhost:80'; it must be http://HOST:PORT"
