@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import http.client
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -173,7 +173,7 @@ class RemoteVLLM:
         except ValueError as error:
             raise _TryAgain(f"{path} was answered with {error}") from error
 
-    def _replies(self, body: bytes) -> Iterator[tuple[int, Reply]]:
+    def _replies(self, body: bytes) -> Generator[tuple[int, Reply], None, None]:
         """Questions' numbers and replies as they come. Raises _TryAgain unless all have come."""
         path, came = "/answer", 0
         with self._reply(path, body) as reply:

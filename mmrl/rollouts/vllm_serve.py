@@ -280,7 +280,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--invariant", action="store_true", help="kernels that do not depend on the batch"
     )
+    parser.add_argument(
+        "--tensor-parallel",
+        type=int,
+        default=1,
+        metavar="1",
+        help="devices that share the weights: 1 alone, which are handed over within one process",
+    )
     given = parser.parse_args(argv)
+    if given.tensor_parallel != 1:
+        parser.error(
+            f"--tensor-parallel is {given.tensor_parallel}; a server here has whole weights on one device (1). Start "
+            "one server per device, each with a --port of its own, and name one per training process: --load.engine "
+            "http://A:8100,http://B:8101."
+        )
     from mmrl.rollouts.vllm_local import LocalVLLM
 
     served = LocalVLLM(
