@@ -192,12 +192,8 @@ def test_a_trainer_that_goes_away_ends_what_the_server_draws(policy):
 
     with loopback(made_up) as (url, _):
         engine = VLLMEngine(policy, RemoteVLLM(url))
-        with pytest.raises(MemoryError):
-            engine.generate(prompts(), SAMPLING, NOW, done=leave)
-        made_up.heard.set()
-        # It may write once or twice before it hears of it, so here it is told by many lines.
+        # The first lines into nowhere may still be taken; these are many.
         many = [drawn for _ in range(16) for drawn in prompts()]
-        made_up.heard.clear()
         with pytest.raises(MemoryError):
             engine.generate(many, SAMPLING, NOW, done=leave)
         made_up.heard.set()
