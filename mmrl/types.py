@@ -122,7 +122,8 @@ class Rollout:
     """(node, tokens) from the prompt to its end, T_i tokens in all: answers of a group whose paths begin with the same
     nodes have these tokens in common, and they are computed once. Empty: it shares nothing beyond the prompt."""
     valued: tuple[tuple[int, float], ...] = ()
-    """(tokens, value) from the prompt to its end: what a search finds these runs of tokens worth. Empty: no search."""
+    """(tokens, value) from the prompt on: what a search, or a probe behind each step, finds these runs of tokens worth.
+    A search's reach to the end. Empty: neither."""
     top_ids: Tensor | None = None
     """long [T_i, k]: in each place the k tokens that a teacher finds most likely; None without a teacher."""
     top_logp: Tensor | None = None

@@ -122,6 +122,11 @@ HINTS = AnswerKind(
     remedy="it needs answers that begin with hints; use rollout=SEELERollout(processing=policy.processing)",
 )
 """Answers whose first tokens are a part of the row's solution; trained only if an objective trains the role HINT."""
+PROBED = AnswerKind(
+    "probed",
+    remedy="it needs answers with the potentials of their steps; use rollout=SPAERollout(policy.processing, spae)",
+)
+"""Answers whose steps were asked for their result (`Rollout.valued`)."""
 CHECKLIST = AnswerKind(
     "checklist",
     filtered=True,

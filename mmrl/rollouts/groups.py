@@ -93,6 +93,9 @@ class RolloutFunction:
         """
         return None
 
+    if_missing: ClassVar[str] = "name another with column=..."
+    """What to do if all rows lack it."""
+
     def missing(self, prompt: Prompt) -> str:
         """The column that this row lacks for the answers to be brought; "" if none."""
         return ""

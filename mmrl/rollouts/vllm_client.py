@@ -4,13 +4,17 @@ A request that fails on its way, or that a server answers with 5xx, is sent agai
 seconds have passed without a success: all of them may be repeated (draws are seeded, and a set of weights begins anew).
 What a server refuses (4xx) is not. A server that was killed and started again has no weights of the run; it says so
 (409), and the engine brings them again (`vllm_engine.LostWeights`).
+
+Replies come one by one while the server goes on. When they break off all questions are asked again; of the replies that
+were there already the first ones count.
 """
 
 from __future__ import annotations
 
 import http.client
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -20,15 +24,16 @@ from torch import Tensor
 
 from mmrl.ground.printable import logger, printable
 from mmrl.model.handing import ADAPTER_FILES
-from mmrl.rollouts.vllm_engine import LostWeights
+from mmrl.rollouts.vllm_engine import LostWeights, TellReply
 from mmrl.rollouts.vllm_wire import (
     PROTOCOL,
     About,
     Question,
     Reply,
+    from_line,
     packed,
     questions_to,
-    replies_from,
+    reply_from,
     unpacked,
 )
 
@@ -37,7 +42,7 @@ log = logger(__name__)
 PART = 1 << 29
 """Bytes of weights that travel in one request, unless a single tensor has more."""
 LARGEST = 1 << 33
-"""Bytes of a reply that are read at most."""
+"""Bytes of a message, or of a line of one, that are read at most."""
 CONNECT, PAUSES = 10.0, (0.5, 1.0, 2.0, 5.0)
 """Seconds that a connection may take to come about, and between tries; the last one repeats."""
 T = TypeVar("T")
@@ -50,9 +55,12 @@ class ServerGone(OSError):
 class _TryAgain(OSError):
     """Something that may go away."""
 
+    helped = False
+    """Did the server say something new before?"""
+
 
 class RemoteVLLM:
-    """The engine of a server. `patience`: seconds without a success; `slow`: seconds that one request may take.
+    """The engine of a server. `patience`: seconds of failures without a success; `slow`: seconds that it may be silent.
 
     Raises ServerGone, and ValueError for a server of another protocol.
     """
@@ -82,10 +90,31 @@ class RemoteVLLM:
 
     def answer(self, questions: Sequence[Question], version: str) -> list[Reply]:
         """Replies in the order of the questions. Raises LostWeights if it holds others."""
+        return self.answer_in_turn(questions, version, lambda number, reply: None)
+
+    def answer_in_turn(
+        self, questions: Sequence[Question], version: str, tell: TellReply
+    ) -> list[Reply]:
+        """As `answer`; `tell` is given each question's number and reply once, as soon as it is here."""
         message, frames = questions_to(questions)
         body = packed({**message, "version": version}, frames)
-        told, _ = self._insist("/answer", lambda: body)
-        return replies_from(told)
+        replies: dict[int, Reply] = {}
+
+        def ask() -> None:
+            before = len(replies)
+            try:
+                with closing(self._replies(body)) as coming:
+                    for place, reply in coming:
+                        if place not in replies:
+                            replies[place] = reply
+                            tell(place, reply)
+            except _TryAgain as error:
+                error.helped = len(replies) > before
+                raise
+
+        # All of them each time: batched otherwise, an engine may round otherwise.
+        self._patiently(ask, "/answer")
+        return [replies[place] for place in sorted(replies)]
 
     def load(self, weights: Iterable[tuple[str, Tensor]], version: str, encoder: bool) -> None:
         """Send all weights, in parts. A set that breaks off begins anew."""
@@ -117,13 +146,16 @@ class RemoteVLLM:
         return self._patiently(lambda: self._once(path, body()), path)
 
     def _patiently(self, call: Callable[[], T], what: str) -> T:
-        """Call until it succeeds, or patience ends."""
-        end = time.monotonic() + self.patience
-        for number in range(1 << 30):
+        """Call until it succeeds, or patience ends: it begins with a failure, and anew when a call has helped."""
+        failures, end = 0, 0.0
+        while True:
             try:
                 return call()
             except _TryAgain as error:
-                pause = PAUSES[min(number, len(PAUSES) - 1)]
+                if error.helped or not failures:
+                    failures, end = 0, time.monotonic() + self.patience
+                pause = PAUSES[min(failures, len(PAUSES) - 1)]
+                failures += 1
                 if time.monotonic() + pause > end:
                     raise ServerGone(
                         f"The engine at {self.url} has not answered {what} for {self.patience:.0f} s (last: {error}). "
@@ -131,10 +163,35 @@ class RemoteVLLM:
                     ) from error
                 log.warning("%s: %s; trying again in %.1f s", self.url, error, pause)
                 time.sleep(pause)
-        raise AssertionError("unreachable")
 
     def _once(self, path: str, body: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        status, found = self._post(path, body)
+        with self._reply(path, body) as reply:
+            found = reply.read(LARGEST)
+        self._refuse(path, reply.status, found)
+        try:
+            return unpacked(found)
+        except ValueError as error:
+            raise _TryAgain(f"{path} was answered with {error}") from error
+
+    def _replies(self, body: bytes) -> Generator[tuple[int, Reply], None, None]:
+        """Questions' numbers and replies as they come. Raises _TryAgain unless all have come."""
+        path, came = "/answer", 0
+        with self._reply(path, body) as reply:
+            if reply.status != 200:
+                self._refuse(path, reply.status, reply.read(LARGEST))
+            while True:
+                message = _line(reply)
+                if "status" in message:
+                    self._refuse(path, message["status"], str(message["why"]).encode())
+                if "end" in message:
+                    break
+                yield reply_from(message)
+                came += 1
+        if came != message["end"]:
+            raise _TryAgain(f"of {message['end']} replies to {path} {came} came")
+
+    def _refuse(self, path: str, status: int, found: bytes) -> None:
+        """Raise what a status stands for, unless it is 200."""
         if status == 409:
             raise LostWeights(printable(found[:300].decode(errors="replace")))
         if status >= 500:
@@ -143,23 +200,32 @@ class RemoteVLLM:
             raise ValueError(
                 f"The engine at {self.url} refuses {path} ({status}): {_shown(found)}"
             )
-        try:
-            return unpacked(found)
-        except ValueError as error:
-            raise _TryAgain(f"{path} was answered with {error}") from error
 
-    def _post(self, path: str, body: bytes) -> tuple[int, bytes]:
+    @contextmanager
+    def _reply(self, path: str, body: bytes) -> Iterator[http.client.HTTPResponse]:
+        """A reply whose body is still to be read, inside the context."""
         connection = http.client.HTTPConnection(self._host, self._port, timeout=CONNECT)
         try:
             connection.connect()
             connection.sock.settimeout(self.slow)
             connection.request("POST", path, body)
-            reply = connection.getresponse()
-            return reply.status, reply.read(LARGEST)
+            yield connection.getresponse()
+        except _TryAgain:
+            raise
         except (OSError, http.client.HTTPException) as error:
             raise _TryAgain(f"{path} broke off ({type(error).__name__}: {error})") from error
         finally:
             connection.close()
+
+
+def _line(reply: http.client.HTTPResponse) -> dict[str, Any]:
+    line = reply.readline(LARGEST)
+    if not line:
+        raise _TryAgain("/answer broke off (no end was said)")
+    try:
+        return from_line(line)
+    except ValueError as error:
+        raise _TryAgain(f"/answer was answered with {error}") from error
 
 
 def _parts(weights: Sequence[tuple[str, Tensor]]) -> Iterator[list[tuple[str, Tensor]]]:

@@ -23,7 +23,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, Literal, Protocol, cast
+from typing import ClassVar, Literal, Protocol
 
 from torch import Tensor
 
@@ -53,6 +53,12 @@ class VLLM(Protocol):
         """Replies in the order of the questions, from the weights of this version."""
         ...
 
+    def answer_in_turn(
+        self, questions: Sequence[Question], version: str, tell: TellReply
+    ) -> list[Reply]:
+        """As `answer`; `tell` is given each question's number and reply when the last of its answers has ended."""
+        ...
+
     def load(self, weights: Iterable[tuple[str, Tensor]], version: str, encoder: bool) -> None:
         """Take over all weights; `encoder`: those of the tower or its merger may differ."""
         ...
@@ -68,16 +74,6 @@ class VLLM(Protocol):
     @property
     def alone(self) -> bool:
         """Does it answer while this process computes something else?"""
-        ...
-
-
-class TellingVLLM(VLLM, Protocol):
-    """One that has each reply as soon as it is there."""
-
-    def answer_in_turn(
-        self, questions: Sequence[Question], version: str, tell: TellReply
-    ) -> list[Reply]:
-        """As `answer`; `tell` is given each question's number and reply when the last of its answers has ended."""
         ...
 
 
@@ -190,13 +186,10 @@ class VLLMEngine(Asking):
         return self._answered(asked, self.vllm.answer)
 
     def stream(self, requests: Sequence[Request], tell: Tell) -> list[Result]:
-        """As `Asking.stream`. A server tells nothing: its replies come in one message."""
-        if not hasattr(self.vllm, "answer_in_turn"):
-            return self.answer(requests)
-        telling = cast("TellingVLLM", self.vllm)
+        """As `Asking.stream`."""
         asked = self._ask(requests)
         gather = self._gathered(asked, tell)
-        return self._answered(asked, partial(telling.answer_in_turn, tell=gather))
+        return self._answered(asked, partial(self.vllm.answer_in_turn, tell=gather))
 
     def _answered(self, asked: _Asked, ask: _Ask) -> list[Result]:
         questions = [question for *_, question in asked.questions]
@@ -238,8 +231,12 @@ class VLLMEngine(Asking):
         """Takes replies in any order, and tells of a request when all of its are there."""
         missing = Counter(number for number, *_ in asked.questions)
         told: dict[int, list[tuple[range, Reply]]] = {number: [] for number in missing}
+        known: set[int] = set()
 
         def take(question: int, reply: Reply) -> None:
+            if question in known:
+                return  # an engine that lost its weights in between is asked everything again
+            known.add(question)
             number, answers, _ = asked.questions[question]
             told[number].append((answers, reply))
             if len(told[number]) == missing[number]:

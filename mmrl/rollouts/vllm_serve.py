@@ -8,7 +8,8 @@ messages are safetensors with JSON (`vllm_wire.py`), nothing in them is code. Th
 machine alone unless --host says otherwise, and then belongs into a private network.
 
 POST  /about            what it is, and the version of its weights
-      /answer           questions, for a version of the weights: 409 if it has others
+      /answer           questions, for a version of the weights: 409 if it has others. Each reply is a line, sent when
+                        its question's answers have ended while others go on; a trainer that goes away ends them
       /weights/begin    names that will come; /weights/part some of them; /weights/finish all have come, else 400
       /adapter          an adapter's config and tensors
 """
@@ -18,7 +19,8 @@ from __future__ import annotations
 import argparse
 import tempfile
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Protocol
@@ -32,9 +34,10 @@ from mmrl.rollouts.vllm_wire import (
     About,
     Question,
     Reply,
+    line_of,
     packed,
     questions_from,
-    replies_to,
+    reply_to,
     unpacked,
 )
 
@@ -42,13 +45,20 @@ log = logger(__name__)
 
 LARGEST = 1 << 34
 """Bytes of a request that are read at most."""
+STALLED = 60.0
+"""Seconds that a trainer may leave a line unread before it is taken for gone."""
 
 
 class Served(Protocol):
     """What is behind the server: `vllm_local.LocalVLLM`."""
 
     def about(self) -> About: ...
-    def answer(self, questions: Sequence[Question], version: str) -> list[Reply]: ...
+    def answer_in_turn(
+        self,
+        questions: Sequence[Question],
+        version: str,
+        tell: Callable[[int, Reply], None],
+    ) -> list[Reply]: ...
     def begin(self) -> None: ...
     def take(self, weights: Iterable[tuple[str, Tensor]]) -> None: ...
     def finish(self, version: str, encoder: bool) -> None: ...
@@ -62,6 +72,10 @@ class Refused(Exception):
     def __init__(self, status: int, why: str) -> None:
         super().__init__(why)
         self.status = status
+
+
+class Gone(Exception):
+    """Nobody reads what is said. Raised through the vLLM, which so stops to draw."""
 
 
 class Desk:
@@ -81,31 +95,41 @@ class Desk:
         """What is said to a message. Raises Refused."""
         calls = {
             "/about": self._about,
-            "/answer": self._answer,
             "/weights/begin": self._begin,
             "/weights/part": self._part,
             "/weights/finish": self._finish,
             "/adapter": self._adapter,
         }
         if path not in calls:
-            raise Refused(404, f"there is no {path}; there are {', '.join(calls)}")
+            raise Refused(404, f"there is no {path}; there are /answer, {', '.join(calls)}")
         with self._lock:
             try:
                 return calls[path](message, tensors)
             except KeyError as error:
                 raise Refused(400, f"the message lacks {error}") from error
 
+    def answer(
+        self,
+        message: Mapping[str, Any],
+        frames: Mapping[str, Tensor],
+        say: Callable[[dict[str, Any]], None],
+    ) -> None:
+        """Say each reply as it comes, and then how many there were. Raises Refused."""
+        try:
+            wanted, questions = message["version"], questions_from(message, frames)
+        except KeyError as error:
+            raise Refused(400, f"the message lacks {error}") from error
+        with self._lock:
+            held = self.served.about().version
+            if held != wanted:
+                raise Refused(409, f"asked for weights {wanted!r}, here are {held or 'none'!r}")
+            replies = self.served.answer_in_turn(
+                questions, wanted, lambda place, reply: say(reply_to(place, reply))
+            )
+        say({"end": len(replies)})
+
     def _about(self, message: Mapping[str, Any], _: Mapping[str, Tensor]) -> dict[str, Any]:
         return {"about": vars(self.served.about())}
-
-    def _answer(
-        self, message: Mapping[str, Any], frames: Mapping[str, Tensor]
-    ) -> dict[str, Any]:
-        held, wanted = self.served.about().version, message["version"]
-        if held != wanted:
-            raise Refused(409, f"asked for weights {wanted!r}, here are {held or 'none'!r}")
-        questions = questions_from(message, frames)
-        return replies_to(self.served.answer(questions, wanted))
 
     def _begin(self, message: Mapping[str, Any], _: Mapping[str, Tensor]) -> dict[str, Any]:
         if self._coming:
@@ -166,7 +190,10 @@ def server_of(desk: Desk, host: str, port: int) -> ThreadingHTTPServer:
     """A server that listens already; `serve_forever` answers."""
 
     class Handler(BaseHTTPRequestHandler):
-        """One message per request."""
+        """One message per request, and one in return, or lines."""
+
+        _lines = False
+        """Has a first line been said?"""
 
         def do_POST(self) -> None:
             length = int(self.headers.get("Content-Length", 0))
@@ -175,14 +202,41 @@ def server_of(desk: Desk, host: str, port: int) -> ThreadingHTTPServer:
                 return
             body = self.rfile.read(length)
             try:
-                self._say(200, packed(desk(self.path, *unpacked(body))))
+                self._serve(*unpacked(body))
+            except Gone as error:
+                log.warning("%s: the trainer went away (%s)", self.path, error)
             except Refused as error:
-                self._say(error.status, str(error).encode())
+                self._fail(error.status, str(error))
             except ValueError as error:
-                self._say(400, str(error).encode())
+                self._fail(400, str(error))
             except Exception as error:  # told to the trainer, which tries again or stops
                 log.exception("%s failed", self.path)
-                self._say(500, f"{type(error).__name__}: {error}".encode())
+                self._fail(500, f"{type(error).__name__}: {error}")
+
+        def _serve(self, message: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+            if self.path == "/answer":
+                desk.answer(message, tensors, self._line)
+            else:
+                self._say(200, packed(desk(self.path, message, tensors)))
+
+        def _fail(self, status: int, why: str) -> None:
+            if not self._lines:
+                self._say(status, why.encode())
+                return
+            with suppress(Gone):
+                self._line({"status": status, "why": why})
+
+        def _line(self, message: dict[str, Any]) -> None:
+            """Say a line; the end of the connection is the end of the lines. Raises Gone."""
+            try:
+                if not self._lines:
+                    self._lines = True
+                    self.connection.settimeout(STALLED)
+                    self.send_response(200)
+                    self.end_headers()
+                self.wfile.write(line_of(message))
+            except OSError as error:
+                raise Gone(f"{type(error).__name__}: {error}") from error
 
         def _say(self, status: int, body: bytes) -> None:
             self.send_response(status)
@@ -226,7 +280,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--invariant", action="store_true", help="kernels that do not depend on the batch"
     )
+    parser.add_argument(
+        "--tensor-parallel",
+        type=int,
+        default=1,
+        metavar="1",
+        help="devices that share the weights: 1 alone, which are handed over within one process",
+    )
     given = parser.parse_args(argv)
+    if given.tensor_parallel != 1:
+        parser.error(
+            f"--tensor-parallel is {given.tensor_parallel}; a server here has whole weights on one device (1). Start "
+            "one server per device, each with a --port of its own, and name one per training process: --load.engine "
+            "http://A:8100,http://B:8101."
+        )
     from mmrl.rollouts.vllm_local import LocalVLLM
 
     served = LocalVLLM(

@@ -1,20 +1,25 @@
 """What is said between an engine that asks and a vLLM that answers, in one process or over HTTP. No vLLM here.
 
 A message is JSON and tensors, and travels as one safetensors file whose metadata holds the JSON: nothing in it is code.
+Replies to questions come one by one, each as a line of JSON:
+
+    {"place": 2, "reply": …}       to the question of this number, in any order
+    {"status": 500, "why": …}      the rest does not come; what would be an HTTP status, had nothing been said yet
+    {"end": 4}                     so many replies were sent, and all of them
 """
 
 from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import safetensors.torch
 from torch import Tensor
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Both sides must speak the same."""
 LogprobsMode = Literal["raw", "processed"]
 
@@ -133,14 +138,28 @@ def questions_from(message: Mapping[str, Any], frames: Mapping[str, Tensor]) -> 
     return found
 
 
-def replies_to(replies: Iterable[Reply]) -> dict[str, Any]:
-    """Replies as a message."""
-    return {"replies": [asdict(reply) for reply in replies]}
+def line_of(message: Mapping[str, Any]) -> bytes:
+    """A message without tensors as a line, its end included."""
+    return json.dumps(message).encode() + b"\n"
 
 
-def replies_from(message: Mapping[str, Any]) -> list[Reply]:
+def from_line(line: bytes) -> dict[str, Any]:
+    """The other way round. Raises ValueError for anything else, a line without its end among it."""
+    try:
+        message = json.loads(line if line.endswith(b"\n") else b"")
+    except ValueError as error:
+        raise ValueError(f"{len(line)} bytes that are no line of mmrl ({error})") from error
+    if not isinstance(message, dict):
+        raise ValueError(f"{len(line)} bytes that are no line of mmrl (no object)")
+    return message
+
+
+def reply_to(place: int, reply: Reply) -> dict[str, Any]:
+    """The reply to the question of this number as a message."""
+    return {"place": place, "reply": asdict(reply)}
+
+
+def reply_from(message: Mapping[str, Any]) -> tuple[int, Reply]:
     """The other way round."""
-    return [
-        Reply(reply["seen"], [Said(**answer) for answer in reply["answers"]])
-        for reply in message["replies"]
-    ]
+    reply = message["reply"]
+    return message["place"], Reply(reply["seen"], [Said(**said) for said in reply["answers"]])

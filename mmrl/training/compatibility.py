@@ -403,7 +403,7 @@ def _check_rows(
         if rows and "" not in lacking:
             raise ValueError(
                 f"{called(part)} takes its answers from the column {sorted(lacking)[0]!r}, which none of the first "
-                f"{len(rows)} rows has (they have {sorted(rows[0].extra)}); name another with column=..."
+                f"{len(rows)} rows has (they have {sorted(rows[0].extra)}); {part.if_missing}"
             )
 
 

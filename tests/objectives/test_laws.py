@@ -31,6 +31,7 @@ from mmrl.objectives.base import (
     EXPERT,
     HINTS,
     LABEL,
+    PROBED,
     SELF_TAUGHT,
     TEACHERS,
     Objective,
@@ -89,6 +90,14 @@ def begun(answers: Answers) -> list[Rollout]:
         roles[: (number // 2) % 2] = int(Role.HINT)
         out[number] = replace(answer, roles=roles)
     return out
+
+
+def probed(answers: Answers) -> list[Rollout]:
+    """Every answer has one step of one token, with a potential of its own."""
+    values = [((7 * number) % 11) / 11 for number in range(len(answers))]
+    return [
+        replace(one, valued=((1, value),)) for one, value in zip(answers, values, strict=True)
+    ]
 
 
 def asked(answers: Answers) -> list[Rollout]:
@@ -158,7 +167,7 @@ MADE: dict[str, Callable[[], Objective]] = {
 GIVEN = {LABEL.name: given("label", Role.EXPERT), EXPERT.name: given("expert", Role.EXPERT),
          TEACHERS.name: given("expert", Role.EXPERT),
          EXPERIENCE.name: learned, SELF_TAUGHT.name: self_taught,
-         HINTS.name: begun,
+         HINTS.name: begun, PROBED.name: probed,
          CHECKLIST.name: asked}  # fmt: skip
 """Kind of answers -> what adds them."""
 

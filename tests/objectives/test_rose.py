@@ -180,6 +180,18 @@ def test_equal_single_and_unknown_rewards():
     assert not segment_advantages(TREE, torch.full((5,), torch.nan), MASK).any()
 
 
+def test_no_answer_is_too_long_beside_one_whose_pay_is_unknown():
+    """The last answer is the shortest right one; with its reward unknown, the others lose what they lose without it."""
+    unknown = torch.where(torch.arange(5) == 4, torch.nan, REWARD)
+    rose = ROSE(length=1.0)
+    beside = rose.shape(
+        torch.ones(MASK.shape), batch_of(TREE, unknown, MASK, REWARD > 0.4), NOW
+    )
+    without = rose.shape(torch.ones(MASK.shape), batch_of(TREE[:4], REWARD[:4], MASK[:4]), NOW)
+    torch.testing.assert_close(beside.logged["length"][:4], without.logged["length"])
+    assert without.logged["length"].any() and not beside.logged["length"][4].any()
+
+
 def test_groups_and_rows_may_come_in_any_order():
     group = torch.tensor([0, 0, 0, 0, 0, 1, 1, 1, 1, 1])
     mask, reward = MASK.repeat(2, 1), torch.cat([REWARD, REWARD.flip(0)])

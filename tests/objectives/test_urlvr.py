@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import get_args
 
 import pytest
 import torch
 
+from mmrl.model.packing import collate
 from mmrl.objectives.urlvr import URLVR, VOTES, Signal, agreement, of_scores, of_votes
 from mmrl.training.clashes import refuse_clashes
 from mmrl.training.collapse import CollapseGuard
-from mmrl.types import Scores
+from mmrl.types import Now, Prompt, Rollout, Scores
 
 MEASURED = [signal for signal in get_args(Signal) if signal not in VOTES]
 TABLE = ["cat", "dog", "cat", "", "dog", "owl", "owl", "cat"]
@@ -80,6 +82,26 @@ def test_agreement_is_of_the_first_best_answer_of_each_group():
     own = torch.tensor([0.0, 1.0, 1.0, 0.5, 0.5])
     right = torch.tensor([True, False, True, True, False])
     assert agreement(own, right, torch.tensor([0, 0, 0, 1, 1])) == 0.5
+
+
+def test_a_batch_is_told_how_often_its_votes_agree_with_the_verifier():
+    """Two groups: the majority of the first is right, that of the second is not."""
+    said = ["a", "a", "b", "c", "c", "d"]
+    prompts = [Prompt("p", []), Prompt("q", [])]
+    roles = torch.zeros(1, dtype=torch.uint8)
+    batch = collate([
+        Rollout(prompts[n // 3], n // 3, roles.long(), roles.long(), roles, text, "eos", reward=0.0,
+                correct=text in ("a", "d"))
+        for n, text in enumerate(said)
+    ])  # fmt: skip
+    shaped = URLVR("majority").shape(torch.zeros(6, 1), batch, Now(1, 0.1))
+    assert shaped.logged == {"intrinsic": pytest.approx(4 / 6), "agreement": 0.5}
+    shaped = URLVR("majority").shape(
+        torch.zeros(6, 1),
+        replace(batch, correct=torch.tensor([text in "ac" for text in said])),
+        Now(1, 0.1),
+    )
+    assert shaped.logged["agreement"] == 1.0
 
 
 def test_the_collapse_is_the_first_of_several_steps_and_is_kept():

@@ -57,6 +57,7 @@ NAMES = (
     "recap",
     "urlvr",
     "seele",
+    "spae",
 )
 METRICS = {
     "vogue": (
@@ -107,6 +108,7 @@ METRICS = {
     "arpo": ("arpo/branches", "tree/leaves", "tree/tokens", "tree/answer_tokens"),
     "modomodo": ("eval/shapes/accuracy", "eval/gaps/answers"),
     "recap": ("recap/weight_accuracy", "recap/weight_next_token"),
+    "spae": ("spae/steps", "spae/potential", "spae/gain", "spae/fade", "spae/answers"),
     "seele": ("seele/missed", "seele/hints", "seele/probability", "loss/hints"),
     "mssr": ("mssr/value", "mssr/forgetting", "mssr/bonus", "policy/kl_ref"),
     "nsr": ("nsr/kept",),
@@ -120,6 +122,7 @@ METRICS = {
 # What a method is about, where the wrong task would leave it at 0 throughout.
 MOVING = {
     "arpo": ("arpo/branches",),
+    "spae": ("spae/steps",),
     "dsdr": ("dsdr/diversity", "dsdr/bonus"),
     "rose": ("rose/branched",),
     "deepsearch": ("deepsearch/searched", "deepsearch/rounds"),

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
-from mmrl.rollouts.vllm_serve import Desk, server_of
+from mmrl.rollouts.vllm_serve import Desk, Gone, server_of
 from mmrl.rollouts.vllm_wire import About, Reply, Said, packed
 
 FACTOR = 16
@@ -35,6 +35,12 @@ class MadeUp:
         self.asked_of.append(self._number())
         replies = [self._reply(one, fault) for one in questions]
         return replies[:-1] if fault == "drop a reply" else replies
+
+    def answer_in_turn(self, questions, version, tell):
+        replies = self.answer(questions, version)
+        for place, reply in enumerate(replies):
+            tell(place, reply)
+        return replies
 
     def _reply(self, one, fault):
         # By the weights as well: other ones draw other answers.
@@ -107,8 +113,14 @@ def loopback(made_up):
     plain = server.RequestHandlerClass
 
     class Handler(plain):
+        left = None
+        """Lines that are still said before the connection breaks."""
+
         def do_POST(self):
             fault = faults[self.path].pop(0) if faults.get(self.path) else ""
+            if fault.startswith(("cut ", "killed ")):
+                word, lines = fault.split()
+                self.left, self.killed, fault = int(lines), word == "killed", ""
             if fault:
                 self.rfile.read(int(self.headers["Content-Length"]))
             if fault == "500":
@@ -132,6 +144,14 @@ def loopback(made_up):
                 self._say(500, b"starting")
             else:
                 super().do_POST()
+
+        def _line(self, message):
+            if self.left == 0:
+                made_up.held = "" if self.killed else made_up.held
+                raise Gone("cut")
+            if self.left is not None:
+                self.left -= 1
+            super()._line(message)
 
     server.RequestHandlerClass = Handler
     thread = threading.Thread(target=lambda: server.serve_forever(0.01), daemon=True)

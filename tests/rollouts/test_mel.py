@@ -189,6 +189,15 @@ def test_the_loss_is_the_mean_over_texts_of_their_mean_likelihood():
     assert not shaped.advantage[4:].any()
 
 
+def test_a_text_has_no_advantage_whatever_the_estimator_gives():
+    """As one without a baseline would."""
+    batch = batch_of([3, 5], [4])
+    shaped, *_ = terms_of(MEL(), replace(batch, advantage=2.0 * batch.mask))
+    assert (
+        not shaped.advantage[2].any() and (shaped.advantage[:2] == 2.0 * batch.mask[:2]).all()
+    )
+
+
 def test_without_a_text_there_is_no_loss_and_grpo_is_as_it_was():
     batch = batch_of([3, 5], [])
     shaped, _, terms = terms_of(MEL(), batch)

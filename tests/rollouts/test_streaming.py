@@ -12,19 +12,22 @@ from mmrl.data.drawn.drawn import Drawn
 from mmrl.grpo import GRPO
 from mmrl.model.policy import Policy
 from mmrl.rewards.pay import Rewards, batch, in_process
+from mmrl.rollouts import vllm_client
 from mmrl.rollouts.engine import HFEngine
 from mmrl.rollouts.groups import DynamicSampling, group_rollout
 from mmrl.rollouts.request import asked_of
 from mmrl.rollouts.stages import OneStep, Stages
 from mmrl.rollouts.streaming import paid_answers, tells_of_groups
+from mmrl.rollouts.vllm_client import RemoteVLLM, ServerGone
 from mmrl.rollouts.vllm_engine import VLLMEngine
+from mmrl.rollouts.vllm_serve import Gone
 from mmrl.training.optim import Optim
 from mmrl.training.paying import Payer
 from mmrl.training.run import Run
 from mmrl.training.tracking import read_metrics
 from mmrl.training.trainer import Trainer
 from mmrl.types import Now, Sampling
-from tests.rollouts.made_up_vllm import MadeUp
+from tests.rollouts.made_up_vllm import MadeUp, loopback
 
 NOW = Now(1, 0.5, 3)
 SAMPLING = Sampling(2, max_tokens=6)
@@ -87,29 +90,39 @@ class InTurn(MadeUp):
         return replies
 
 
-def engines(policy):
-    few = HFEngine(policy, rows_at_once=2)
-    vllm, silent = InTurn(policy), MadeUp(policy)
+@pytest.fixture(scope="module")
+def server(policy):
+    """Its address, and what happens to the next requests there."""
+    with loopback(InTurn(policy)) as found:
+        yield found
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch):
+    monkeypatch.setattr(vllm_client, "PAUSES", (0.01,))
+
+
+def engines(policy, server):
     return {
-        "here": few,
-        "vllm": VLLMEngine(policy, vllm),
-        "server": VLLMEngine(policy, silent),
+        "here": HFEngine(policy, rows_at_once=2),
+        "vllm": VLLMEngine(policy, InTurn(policy)),
+        "server": VLLMEngine(policy, RemoteVLLM(server[0])),
     }
 
 
 @pytest.mark.parametrize("which", ["here", "vllm", "server"])
-def test_groups_are_told_once_whole_and_as_they_are_returned(policy, which):
-    asked, engine = prompts(), engines(policy)[which]
+def test_groups_are_told_once_whole_and_as_they_are_returned(policy, server, which):
+    asked, engine = prompts(), engines(policy, server)[which]
     plain = engine.generate(asked, SAMPLING, NOW)
     groups = []
     found = engine.generate(asked, SAMPLING, NOW, done=groups.append)
     assert told(found) == told(plain)
     numbers = [group[0].group for group in groups]
-    assert sorted(numbers) == ([] if which == "server" else [0, 1, 2, 3])
+    assert sorted(numbers) == [0, 1, 2, 3]
     for group in groups:
         same = [r for r in found if r.group == group[0].group]
         assert all(a is b for a, b in zip(group, same, strict=True))
-    if which == "vllm":
+    if which != "here":
         assert numbers == [3, 2, 1, 0], "as its replies come"
 
 
@@ -138,6 +151,106 @@ def test_old_weights_and_wrong_replies_are_refused_all_the_same(policy):
     assert policy.counters["rollout/stale"] - before == 8, "each once"
 
 
+class Patient(InTurn):
+    """Goes on only when the first group has been told; `broken`: whoever listened has gone away."""
+
+    def __init__(self, policy):
+        super().__init__(policy)
+        self.heard, self.broken = threading.Event(), threading.Event()
+
+    def answer_in_turn(self, questions, version, tell):
+        def waiting(place, reply):
+            if place == len(questions) - 2:
+                assert self.heard.wait(30), (
+                    "the trainer heard of no group while others were drawn"
+                )
+            tell(place, reply)
+
+        try:
+            return super().answer_in_turn(questions, version, waiting)
+        except Gone:
+            self.broken.set()
+            raise
+
+
+def test_a_server_is_heard_while_it_still_draws(policy):
+    made_up = Patient(policy)
+    with loopback(made_up) as (url, _):
+        engine = VLLMEngine(policy, RemoteVLLM(url))
+        found = engine.generate(
+            prompts(), SAMPLING, NOW, done=lambda group: made_up.heard.set()
+        )
+    plain = VLLMEngine(policy, MadeUp(policy)).generate(prompts(), SAMPLING, NOW)
+    assert told(found) == told(plain) and len(made_up.asked) == 1
+
+
+def test_a_trainer_that_goes_away_ends_what_the_server_draws(policy):
+    made_up = Patient(policy)
+
+    def leave(group):
+        raise MemoryError("no room")
+
+    with loopback(made_up) as (url, _):
+        engine = VLLMEngine(policy, RemoteVLLM(url))
+        # The first lines into nowhere may still be taken; these are many.
+        many = [drawn for _ in range(16) for drawn in prompts()]
+        with pytest.raises(MemoryError):
+            engine.generate(many, SAMPLING, NOW, done=leave)
+        made_up.heard.set()
+        assert made_up.broken.wait(30)
+        # And it serves whoever comes next.
+        assert len(engine.generate(prompts(), SAMPLING, NOW)) == 8
+
+
+BREAKS = ["cut 0", "cut 1", "cut 3", "cut 4", "killed 1", "killed 4"]
+
+
+@pytest.mark.parametrize("breaks", [*([one] for one in BREAKS), ["cut 2", "killed 3", "cut 1"]])
+def test_replies_that_break_off_are_paid_once_and_change_nothing(policy, breaks):
+    """After 0 to all 4 replies, by a connection that is lost or a server that is started again."""
+    made_up = InTurn(policy)
+    pays = {}
+    for broken in (False, True):
+        JUDGED.clear(), SEEN.clear()
+        with loopback(made_up) as (url, faults), Rewards(workers=1, **PARTS) as rewards:
+            engine = VLLMEngine(policy, RemoteVLLM(url))
+            engine.bring()
+            faults["/answer"] = list(breaks) if broken else []
+            found = paid_answers(engine, payer(rewards), prompts(), SAMPLING, NOW)
+            assert not faults["/answer"] and len(JUDGED) == len(SEEN) == 8
+            pays[broken] = told(found), [(r.reward, r.parts) for r in found], list(SEEN)
+    assert pays[True] == pays[False]
+
+
+class Breaks(InTurn):
+    """Says one reply and fails, so many times."""
+
+    times = 0
+
+    def answer_in_turn(self, questions, version, tell):
+        if self.times:
+            self.times -= 1
+            super().answer_in_turn(questions[-1:], version, lambda _, r: tell(3, r))
+            raise RuntimeError("\x1b[31mout of memory")
+        return super().answer_in_turn(questions, version, tell)
+
+
+def test_a_server_that_fails_in_the_middle_is_asked_again_and_then_named(policy):
+    made_up, groups = Breaks(policy), []
+    with loopback(made_up) as (url, _):
+        engine = VLLMEngine(policy, RemoteVLLM(url, patience=0.3))
+        made_up.times = 2
+        found = engine.generate(prompts(), SAMPLING, NOW, done=groups.append)
+        assert len(found) == 8 and [g[0].group for g in groups] == [3, 2, 1, 0]
+        # One reply again and again is no progress.
+        made_up.times = 10**6
+        with pytest.raises(
+            ServerGone, match=r"/answer .*500.*RuntimeError.*out of memory"
+        ) as no:
+            engine.generate(prompts(), SAMPLING, NOW, done=groups.append)
+        assert "\x1b" not in str(no.value) and len(groups) == 5
+
+
 PARTS = {"worker": in_a_worker, "judge": judge, "share": share, "here": here}
 
 
@@ -158,9 +271,9 @@ def payer(rewards):
     return Payer(rewards, GRPO(), 6, False, rewards._counts)
 
 
-@pytest.mark.parametrize("which", ["here", "vllm"])
-def test_streamed_pay_is_the_same_and_each_part_is_asked_once(policy, which):
-    asked, engine = prompts(), engines(policy)[which]
+@pytest.mark.parametrize("which", ["here", "vllm", "server"])
+def test_streamed_pay_is_the_same_and_each_part_is_asked_once(policy, server, which):
+    asked, engine = prompts(), engines(policy, server)[which]
     assert tells_of_groups(engine) and not tells_of_groups(Untold(engine))
     paid = {}
     for streamed in (False, True):
@@ -258,8 +371,9 @@ def test_a_streamed_run_is_bit_for_bit_the_run_that_waits(tiny_folder, tmp_path,
         assert torch.equal(found, right)
 
 
-def test_requests_of_no_answers_are_not_waited_for(policy):
-    engine = engines(policy)["vllm"]
+@pytest.mark.parametrize("which", ["vllm", "server"])
+def test_requests_of_no_answers_are_not_waited_for(policy, server, which):
+    engine = engines(policy, server)[which]
     full = torch.arange(6) + 7  # a start that leaves no room is not asked at all
     groups = []
     found = engine.generate(prompts(1), SAMPLING, NOW, prefixes=[full], done=groups.append)

@@ -15,7 +15,7 @@ from mmrl.model.handing import all_weights
 from mmrl.model.load import LoRA
 from mmrl.model.patches import PixelBudget
 from mmrl.model.policy import Policy
-from mmrl.rollouts import choosing, vllm_client, vllm_local
+from mmrl.rollouts import choosing, vllm_client, vllm_local, vllm_serve
 from mmrl.rollouts.choosing import EngineChoice, opened
 from mmrl.rollouts.correction import corrected
 from mmrl.rollouts.engine import HFEngine
@@ -134,7 +134,7 @@ def test_a_server_that_was_started_again_gets_the_weights_again(policy):
 def test_another_protocol_or_address_is_refused(policy):
     with loopback(MadeUp(policy)) as (url, faults):
         faults["/about"] = ["other protocol"]
-        with pytest.raises(ValueError, match="speaks protocol 99, this mmrl 1"):
+        with pytest.raises(ValueError, match="speaks protocol 99, this mmrl 2"):
             RemoteVLLM(url)
     with pytest.raises(
         ValueError, match=r"--load.engine is 'localhost:80'; it must be http://HOST:PORT"
@@ -384,6 +384,14 @@ def test_heads_without_a_kernel_are_refused_before_the_first_answer():
         UnfitVLLM, match=r"heads are 24 wide.*know 32, 64 only.*--load\.engine here"
     ):
         require_heads(24, [32, 64])
+
+
+def test_servers_over_several_devices_are_refused_with_what_to_do(capsys):
+    for wrong in ("2", "0"):
+        with pytest.raises(SystemExit):
+            vllm_serve.main(["model", "--tensor-parallel", wrong])
+        told = capsys.readouterr().err
+        assert f"--tensor-parallel is {wrong};" in told and "one server per device" in told
 
 
 def test_messages_are_data_and_nothing_else():

@@ -194,7 +194,9 @@ def test_behind_a_url_it_is_the_same(engine):
     direct = engine.generate(PROMPTS, SAMPLING, NOW)
     with served(engine.vllm) as url:
         remote = VLLMEngine(policy, RemoteVLLM(url))
-        found = remote.generate(PROMPTS, SAMPLING, NOW)
+        groups = []
+        found = remote.generate(PROMPTS, SAMPLING, NOW, done=groups.append)
+        assert sorted(group[0].group for group in groups) == list(range(len(PROMPTS)))
         agrees(policy, found)
         changed(policy, "")
         agrees(policy, remote.generate(PROMPTS, SAMPLING, NOW))
