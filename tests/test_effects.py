@@ -336,6 +336,7 @@ def test_the_log_of_a_run_tells_answers_clips_and_verdicts(parts, tmp_path):
         step = {
             "answer/count": 64,
             "tokens/decode": 5.0 * answers,
+            "tokens/update": 640.0,
             "answer/length": 6.0,
             "policy/clip_low": clipped,
             "policy/clip_high": 0.1,
@@ -344,10 +345,12 @@ def test_the_log_of_a_run_tells_answers_clips_and_verdicts(parts, tmp_path):
     log.write_text("\n".join(json.dumps(step) for step in steps))
     told = parts["effect_answers"].of_training(log)
     assert told["trained/answers"] == [67.0] and told["trained/clipped"] == pytest.approx([0.2])
-    assert told["trained/verified"] == [0.75]
+    assert told["trained/verified"] == [0.75] and told["trained/updated"] == [10.0]
     log.write_text(
         "\n".join(
-            json.dumps({"answer/count": 8, "tokens/decode": 6, "answer/length": 3})
+            json.dumps(
+                {"answer/count": 8, "tokens/decode": 6, "tokens/update": 9, "answer/length": 3}
+            )
             for _ in range(2)
         )
     )
