@@ -359,6 +359,7 @@ def test_the_log_of_a_run_tells_answers_clips_and_verdicts(parts, tmp_path):
     assert plain == {
         "trained/answers": [3.0],
         "trained/decoded": [0.375],
+        "trained/updated": [1.125],
         "trained/clipped": [0.0],
         "trained/verified": [0.5],
     }
