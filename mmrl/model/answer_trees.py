@@ -6,7 +6,7 @@ in their order.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -97,8 +97,7 @@ def answer_tree(
         shoots.append(_follow(roots, number, path or ((-1 - number, len(tokens)),)))
         for shoot in shoots[-1]:
             _refuse_other(answers, heat, shoot, number)
-    pieces: list[Piece] = []
-    _number(roots, (), answers, heat, pieces)
+    pieces = _number(roots, answers, heat)
     return AnswerTree(
         tuple(pieces), tuple(tuple(shoot.number for shoot in way) for way in shoots)
     )
@@ -183,21 +182,25 @@ def _refuse_other(
 
 
 def _number(
-    level: Mapping[int, _Shoot],
-    name: Name,
+    roots: dict[int, _Shoot],
     answers: Sequence[Tensor],
     heat: Sequence[Tensor],
-    pieces: list[Piece],
-    above: int = ROOT,
-) -> None:
-    """Give the shoots their numbers, depth first."""
-    for node, shoot in level.items():
+) -> list[Piece]:
+    """Give the shoots their numbers, depth first; their pieces in this order."""
+    pieces: list[Piece] = []
+    # No recursion: a search may grow a way of thousands of nodes.
+    waiting: list[tuple[_Shoot, Name, int]] = [
+        (shoot, (node,), ROOT) for node, shoot in reversed(roots.items())
+    ]
+    while waiting:
+        shoot, name, above = waiting.pop()
         shoot.number = len(pieces)
         here = slice(shoot.start, shoot.end)
-        own = (*name, node)
         said, heated = answers[shoot.answer][here], heat[shoot.answer][here]
-        pieces.append(Piece(said, heated, above, own, shoot.answer, shoot.start))
-        _number(shoot.further, own, answers, heat, pieces, shoot.number)
+        pieces.append(Piece(said, heated, above, name, shoot.answer, shoot.start))
+        behind = reversed(shoot.further.items())
+        waiting += [(one, (*name, node), shoot.number) for node, one in behind]
+    return pieces
 
 
 def named(path: Path) -> Iterator[tuple[Name, int, int]]:

@@ -261,6 +261,23 @@ def test_the_count_of_a_tree_is_the_length_of_its_row(seed, nodes):
     assert torch.equal(row.tokens[where], torch.cat(answers))
 
 
+def test_a_way_of_thousands_of_nodes_is_laid_out():
+    """Longer than Python's stack is deep: two answers that part after their first token and go on token by token."""
+    length = 1500
+    ways = [
+        tuple((0 if n == 0 else 1 + n + side * length, 1) for n in range(length))
+        for side in (0, 1)
+    ]
+    answers = (
+        torch.arange(length) % 50,
+        (torch.arange(length) + (torch.arange(length) > 0)) % 50,
+    )
+    one = replace(group(3, [length] * 2), answers=answers, paths=tuple(ways))
+    row = pack([one], CPU)
+    assert len(row.ids) == one.size == 3 + 2 * length - 1 - 2
+    assert torch.equal(row.tokens[row.where], torch.cat(answers))
+
+
 def test_paths_that_do_not_fit_are_refused():
     same = torch.tensor([1, 2, 3])
     with pytest.raises(ValueError, match=r"3 tokens has the path .* add up"):
