@@ -93,9 +93,12 @@ class Book:
 
     def path(self, place: Place) -> list[tuple[int, int]]:
         """(piece, tokens of it) from the prompt to a place."""
-        if place.piece is None:
-            return []
-        return [*self.path(self.pieces[place.piece].place), (place.piece, place.cut)]
+        found: list[tuple[int, int]] = []
+        # No recursion: a search may grow a way of thousands of pieces.
+        while place.piece is not None:
+            found.append((place.piece, place.cut))
+            place = self.pieces[place.piece].place
+        return found[::-1]
 
     def rollouts(self, leaves: Sequence[int]) -> list[Rollout]:
         """As `Forest.rollouts`."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from mmrl.model.policy import Policy
 from mmrl.rollouts.engine import HFEngine
-from mmrl.rollouts.forest_book import shared
+from mmrl.rollouts.forest_book import Book, Place, shared
 from mmrl.rollouts.forking import Start, forest
 from mmrl.rollouts.growing_forest import GrowingForest
 from mmrl.rollouts.stages import OneStep
@@ -254,3 +255,12 @@ def test_paths_name_what_answers_have_in_common():
     assert paths[2] == ((0, 3), (2, 2), (4, 6))
     assert paths[3] == ((5, 7),)
     assert paths[5] == ((0, 4),)
+
+
+def test_a_way_of_thousands_of_pieces_is_told():
+    """Longer than Python's stack is deep."""
+    book = Book(policy=None, requests=[])
+    places = [Place(0), *(Place(0, number, 1) for number in range(2999))]
+    book.pieces = [SimpleNamespace(place=place) for place in places]
+    assert book.path(Place(0, 2999, 1)) == [(number, 1) for number in range(3000)]
+    assert book.path(Place(0)) == []
