@@ -1,4 +1,4 @@
-"""KnowRL: the search finds what leaving out singly misses; questions are measured once, then asked with their points."""
+"""KnowRL: the search finds what leaving out singly misses; questions are measured once, and asked with their points."""
 
 from __future__ import annotations
 
