@@ -22,6 +22,7 @@ from mmrl.recipes.shared.launch import Preset, fit, launch
 from mmrl.recipes.shared.miniature import EMBEDDED, miniature
 from mmrl.recipes.shared.opening import Data, Load, open_data, open_policy
 from mmrl.recipes.shared.paying import RewardWeights, style_of
+from mmrl.recipes.shared.point_data import point_model
 from mmrl.recipes.shared.solution_data import OBSERVED, Observed
 from mmrl.rollouts.groups import DynamicSampling, group_rollout
 from mmrl.rollouts.knowledge_points import KnowRL
@@ -77,7 +78,7 @@ def main(
         )
     known = AccuracyTable.read(table) if table else None
     prompts, heldout = open_data(dataset, data, run.seed)
-    policy = open_policy(model, load, lora, run)
+    policy = open_policy(point_model(model), load, lora, run)
     if points == OBSERVED:  # drawn rows say what stands in the cells
         prompts = Observed(prompts)
     trainer = Trainer(

@@ -46,7 +46,15 @@ from mmrl.rollouts.rewording import Check, behind, fits, with_text
 from mmrl.rollouts.stages import StagedRollout, Stages
 from mmrl.types import Now, Prompt, Rollout, Sampling
 
-__all__ = ["GIVEN", "AccuracyTable", "KnowRLRollout", "Measured", "TableFile", "points_of"]
+__all__ = [
+    "GIVEN",
+    "AccuracyTable",
+    "KnowRLRollout",
+    "Measured",
+    "TableFile",
+    "points_of",
+    "text_of",
+]
 
 GIVEN = "given_points"
 """Column of a prompt that was asked with points: their numbers."""
@@ -279,15 +287,12 @@ class _Asking(StagedRollout):
 
     def _measured(self, one: _Question, given: Given) -> Prompt:
         name = f"{one.prompt.id}~points {','.join(map(str, given))}"
-        return behind(one.prompt, self._text(one.points, given), name)
+        text = text_of([one.points[number] for number in given], self.owner.knowrl)
+        return behind(one.prompt, text, name)
 
     def _with(self, prompt: Prompt, points: Sequence[str], given: Given) -> Prompt:
-        return with_text(prompt, self._text(points, given), **{GIVEN: list(given)})
-
-    def _text(self, points: Sequence[str], given: Given) -> str:
-        """What stands behind the question; nothing without points."""
-        lines = "\n".join(points[number] for number in given)
-        return self.owner.knowrl.sentence.replace("{}", lines) if given else ""
+        text = text_of([points[number] for number in given], self.owner.knowrl)
+        return with_text(prompt, text, **{GIVEN: list(given)})
 
 
 @dataclass
@@ -301,6 +306,11 @@ class _Question:
     def wanted(self, knowrl: KnowRL) -> list[Given]:
         """The sets of points that are measured next."""
         return wanted(len(self.points), self.table, knowrl)
+
+
+def text_of(points: Sequence[str], knowrl: KnowRL) -> str:
+    """What stands behind a question that is asked with these points; nothing without any."""
+    return knowrl.sentence.replace("{}", "\n".join(points)) if points else ""
 
 
 def points_of(prompt: Prompt, column: str) -> tuple[str, ...]:
