@@ -195,8 +195,12 @@ class KnowRLRollout(StagedRollout):
         for theirs in everybodys:
             memory.of_prompts.update(theirs)
         file = self.written.path
-        if file is not None and any(everybodys):
-            supply.ranks.by_first(lambda: memory.write(file))
+        if file is not None:
+            new = any(everybodys)
+            # A run that goes on may have nothing left to measure, and yet another file to fill.
+            supply.ranks.by_first(
+                lambda: memory.write(file) if new or not file.exists() else None
+            )
         return found
 
     @property

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 from itertools import combinations
 
 import pytest
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from mmrl.ground.faults import BadRow
 from mmrl.ground.outputs import OutputError
+from mmrl.model.ranks import Ranks
 from mmrl.rollouts.dars import DARSRollout
 from mmrl.rollouts.groups import DynamicSampling, group_rollout
 from mmrl.rollouts.knowledge_points import (
@@ -29,6 +31,7 @@ from mmrl.rollouts.knowrl import AccuracyTable, KnowRLRollout, TableFile, points
 from mmrl.rollouts.prompt_order import Supply
 from mmrl.rollouts.stages import OneStep
 from mmrl.types import Now, Prompt, Prompts, Rollout, Sampling
+from tests.several import several, values
 
 NOW = Now(1, 0.1, seed=3)
 FOUR = Sampling(4, 1.0, max_tokens=9)
@@ -323,3 +326,32 @@ def test_points_are_a_list_or_lines_and_anything_else_is_none():
 
     assert read(["a  b", " ", "c\nd"]) == ("a b", "c d") and read("a\n\nb") == ("a", "b")
     assert read(None) == read([1]) == read({"a": 1}) == read("") == ()
+
+
+def split(file):
+    """Two questions, one for each rank."""
+    ranks = Ranks.start("cpu")
+    rule = KnowRLRollout(written=TableFile.at(file))
+    supply = Supply(Rows("a", "b"), 2, seed=0, ranks=ranks)
+    found, counted, _ = step(rule, supply)
+    known = sorted(line["id"] for line in supply.memory(rule).state()["lines"])
+    ranks.end()
+    return [r.prompt.id for r in found], counted["knowrl/measured"], known
+
+
+def test_what_one_rank_measures_all_know_and_one_writes(tmp_path):
+    file = tmp_path / "points.jsonl"
+    told = values(several(2, partial(split, str(file))))
+    assert sorted(names[0] for names, _, _ in told) == ["a", "b"]
+    assert [(measured, known) for _, measured, known in told] == [(1, ["a", "b"])] * 2
+    alone = tmp_path / "alone.jsonl"
+    step(KnowRLRollout(written=TableFile.at(str(alone))), Supply(Rows("a", "b"), 2, seed=0))
+    assert file.read_bytes() == alone.read_bytes()
+
+
+def test_a_run_with_nothing_left_to_measure_still_writes_what_it_knows(tmp_path):
+    old, new = tmp_path / "old.jsonl", tmp_path / "new.jsonl"
+    step(KnowRLRollout(written=TableFile.at(str(old))), Supply(Rows("a"), 1, seed=0))
+    later = KnowRLRollout(table=AccuracyTable.read(old), written=TableFile.at(str(new)))
+    _, counted, _ = step(later, Supply(Rows("a"), 1, seed=0))
+    assert not counted["knowrl/measured"] and new.read_bytes() == old.read_bytes()
