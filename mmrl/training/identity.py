@@ -44,6 +44,8 @@ FREE_ARGUMENTS = (
     *("load.workers", "load.memory", "load.check_memory", "load.checkpointing"),
     *("load.offload_reference", "load.shard", "monitor.", "optim.nonfinite"),
     *("clips.cache", "clips.cache_gb", "clips.timeout"),
+    # Tables of knowledge points: the settings hold a digest of the one that is read.
+    *("table", "write_table"),
     *("judge.url", "judge.key_file", "judge.cache", "judge.concurrency"),
 )
 """Arguments of a command line that may differ when a run goes on; what ends with a dot is a whole record."""

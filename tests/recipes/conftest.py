@@ -18,6 +18,7 @@ from mmrl.model import tiny
 from mmrl.recipes.shared import (
     embedded,
     evidence_data,
+    point_data,
     pretext_warmup,
     solution_data,
     supervised,
@@ -64,6 +65,9 @@ class WarmModels:
         if recipe == "longrlvr":
             self("papo")  # what it starts from
             return self.made("evidence", evidence_data.warm_evidence, steps=2, labels=1)
+        if recipe == "knowrl":
+            self("papo")  # what it starts from
+            return self.made("points", point_data.warm_points, steps=2, labels=1)
         # Methods that compare right answers need some.
         return self.made("lookup", embedded.warm_model, labels=1)
 

@@ -58,6 +58,7 @@ NAMES = (
     "urlvr",
     "seele",
     "spae",
+    "knowrl",
 )
 METRICS = {
     "vogue": (
@@ -110,6 +111,7 @@ METRICS = {
     "recap": ("recap/weight_accuracy", "recap/weight_next_token"),
     "spae": ("spae/steps", "spae/potential", "spae/gain", "spae/fade", "spae/answers"),
     "seele": ("seele/missed", "seele/hints", "seele/probability", "loss/hints"),
+    "knowrl": ("knowrl/measured", "knowrl/answers", "knowrl/points", "knowrl/given"),
     "mssr": ("mssr/value", "mssr/forgetting", "mssr/bonus", "policy/kl_ref"),
     "nsr": ("nsr/kept",),
     "ngrpo": ("reward/even_groups",),
@@ -123,6 +125,7 @@ METRICS = {
 MOVING = {
     "arpo": ("arpo/branches",),
     "spae": ("spae/steps",),
+    "knowrl": ("knowrl/measured", "knowrl/answers"),
     "dsdr": ("dsdr/diversity", "dsdr/bonus"),
     "rose": ("rose/branched",),
     "deepsearch": ("deepsearch/searched", "deepsearch/rounds"),
