@@ -34,8 +34,10 @@ class Call:
     """From the call to its end, retries and pauses included."""
     found: Mapping[str, Any] = field(default_factory=dict)
     """What the tool tells rewards about it (`Observation.found`), for example the names of pictures that it found."""
-    turn: int = 0
-    """Calls before it in the answer."""
+    said: str = ""
+    """What the model was told, with a marker for each picture; nothing where the answer ended with the call."""
+    shown: int = 0
+    """Pictures and clips among it."""
 
     @property
     def valid(self) -> bool:

@@ -22,6 +22,7 @@ trajectory, and many of them call one tool at the same time.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -105,6 +106,13 @@ class Trajectory:
         self.media.append(medium)
         return len(self.media)
 
+    def fork(self, *name: int) -> Trajectory:
+        """A copy that goes its own way from here, with draws of its own."""
+        state = copy.deepcopy(self.state)
+        return Trajectory(
+            self.prompt, (*self.key, "fork", *name), [*self.media], [*self.calls], state
+        )
+
     @property
     def turn(self) -> int:
         """Calls so far."""
@@ -124,6 +132,10 @@ class Tool:
     """What a prompt says about it."""
     stop: tuple[str, ...] = ()
     """Strings that end what the model asks for; they stay in the answer."""
+    quick: bool = False
+    """True: it is done in a moment, and called where it is asked for, without a thread and a time limit. Then the run
+    is the same bit by bit each time; otherwise which answers advance together depends on the clock, and with it the
+    last digits of their log-probs (`ToolUse.together`)."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()

@@ -18,6 +18,11 @@ from typing import Literal
 from mmrl.ground.require import require
 from mmrl.tools.tool import Action, BadAction, Tool
 
+
+class ToolsFailed(RuntimeError):
+    """Too many answers were lost because tools failed."""
+
+
 Truncate = Literal["left", "right", "middle"]
 """Which end of a too long observation is kept: "left" cuts the beginning off and keeps the last tokens, "right" keeps
 the first ones, "middle" keeps both ends."""
@@ -52,7 +57,9 @@ class ToolUse:
     """Seconds before a further attempt."""
     concurrency: int = 1024
     """Most calls under way at once."""
-    most_failed: float = 0.1
+    together: bool = False
+    """Wait for all calls before any answer goes on: slower, and the same bit by bit each time."""
+    most_failed: float = 0.25
     """Share of a step's answers whose tools may fail; above it the run stops. 1: it never does."""
 
     def __post_init__(self) -> None:
