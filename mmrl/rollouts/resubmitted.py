@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from mmrl.ground.seeds import derive_seed
 from mmrl.rollouts.forest_book import Book, Growing
-from mmrl.rollouts.forking import Piece, Start
+from mmrl.rollouts.forking import Feed, Piece, Start
 from mmrl.rollouts.request import Asking, Request, Result, refuse_beyond
 from mmrl.types import Rollout
 
@@ -53,6 +53,12 @@ class ResubmittedForest:
         for piece in opened:
             piece.stop = piece.stop or piece.ending
         return [self.book.piece(piece) for piece in opened]
+
+    def flow(self, feed: Feed, *, entropy: bool = False, top: int = 0) -> None:
+        """As `Forest.flow`; pieces that begin together are asked for together."""
+        ended: list[Piece] = []
+        while starts := feed(ended, 0):
+            ended = self.grow(starts, entropy=entropy, top=top)
 
     def _request(self, piece: Growing, before: Sequence[int]) -> Request:
         """One answer that begins with all that lies before a piece."""

@@ -1,0 +1,62 @@
+"""Tools for tests of the loop. The tiny policy's random words end soon at the letters that stop its turns."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import torch
+
+from mmrl.tools.tool import Action, BadAction, Observation, Tool
+from mmrl.types import Media
+
+NEXT = ("e", "a", " ")
+
+
+class Counting(Tool):
+    """Counts the letters of a turn and remembers how many it saw; refuses short turns."""
+
+    name, usage, stop, quick = "counting", "Write words.", NEXT, True
+
+    def __init__(self, least=1):
+        self.least = least
+
+    def parse(self, text):
+        if len(text) < self.least:
+            raise BadAction(f"{text!r} is too short")
+        return Action(self.name, {"text": text})
+
+    def act(self, action, trajectory):
+        seen = trajectory.state.setdefault(self.name, [])
+        seen.append(len(action.arguments["text"]))
+        return Observation(f"so {sum(seen)}", found={"letters": seen[-1]})
+
+
+class Slow(Counting):
+    """In a thread, slower for some answers than for others; notes which thread it ran in."""
+
+    name, quick = "slow", False
+
+    def __init__(self, seconds=lambda trajectory: 0.0, asynchronous=False):
+        super().__init__()
+        self.seconds, self.order, self.threads = seconds, [], set()
+
+    def act(self, action, trajectory):
+        time.sleep(self.seconds(trajectory))
+        self.order.append(trajectory.key)
+        self.threads.add(threading.current_thread().name)
+        return super().act(action, trajectory)
+
+
+class Drawing(Tool):
+    """Shows a picture that is drawn by the answer's own draws, and the last picture upside down."""
+
+    name, stop, quick = "drawing", NEXT, True
+
+    def parse(self, text):
+        return Action(self.name)
+
+    def act(self, action, trajectory):
+        rng = trajectory.rng()
+        new = torch.randint(0, 256, (1, 3, 32, 48), generator=rng, dtype=torch.uint8)
+        return Observation("look <image> here", (Media(new),))
