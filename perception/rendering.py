@@ -111,7 +111,12 @@ class Nothing(URLFetcher):
         return URLFetcherResponse(address, grey.getvalue(), {"Content-Type": "image/png"})
 
 page = weasyprint.CSS(string="@page { size: 1024px 2048px; margin: 0 }")
-document = weasyprint.HTML(string=open("drawing").read(), url_fetcher=Nothing(), media_type="screen")
+document = weasyprint.HTML(
+    string=open("drawing").read(),
+    base_url="http://page/",
+    url_fetcher=Nothing(),
+    media_type="screen",
+)
 written = document.write_pdf(stylesheets=[page], presentational_hints=True)
 first = pypdfium2.PdfDocument(written)[0]
 picture = first.render(scale=96 / 72).to_pil().convert("RGB")
@@ -126,7 +131,7 @@ PROGRAMS: Mapping[str, str] = {"matplotlib": MATPLOTLIB, "svg": SVG, "html": HTM
 
 
 @dataclass(frozen=True)
-class Drawn:
+class Drawing:
     """What a program drew."""
 
     picture: NDArray[np.uint8] | None = None
@@ -152,7 +157,7 @@ class Renderer:
         """Programs by their fault, "drawn", "again" for those that were known, and "milliseconds" in sandboxes."""
         self._threads = ThreadPoolExecutor(workers or os.cpu_count() or 1, "mmrl-drawing")
         self._warm = WarmPython(PRELOAD[language], limits)
-        self._known: OrderedDict[str, Future[Drawn]] = OrderedDict()
+        self._known: OrderedDict[str, Future[Drawing]] = OrderedDict()
         self._lock = threading.Lock()
 
     def __repr__(self) -> str:
@@ -164,11 +169,11 @@ class Renderer:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def __call__(self, source: str) -> Drawn:
+    def __call__(self, source: str) -> Drawing:
         """What the program draws."""
         return self.begin(source).result()
 
-    def begin(self, source: str) -> Future[Drawn]:
+    def begin(self, source: str) -> Future[Drawing]:
         """What the program will have drawn: for callers that do not wait."""
         with self._lock:
             known = self._known.get(source)
@@ -190,7 +195,7 @@ class Renderer:
         """End the processes. A later call starts them again."""
         self._warm.close()
 
-    def _drawn(self, source: str) -> Drawn:
+    def _drawn(self, source: str) -> Drawing:
         refused = _refused(source)
         if refused is None:
             given = {"drawing": source.encode("utf-8", "replace")}
@@ -216,13 +221,13 @@ def blank_pages(picture: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
     ]
 
 
-def _refused(source: str) -> Drawn | None:
+def _refused(source: str) -> Drawing | None:
     """Why a program is not run, if it is not."""
     if len(source) > SOURCE_LIMIT:
-        return Drawn(fault="too long", detail=f"{len(source)} characters")
+        return Drawing(fault="too long", detail=f"{len(source)} characters")
     lower = source.lower()
     found = [word for word in FORBIDDEN if word in lower]
-    return Drawn(fault="forbidden", detail=f"{found[0]!r} shows pixels") if found else None
+    return Drawing(fault="forbidden", detail=f"{found[0]!r} shows pixels") if found else None
 
 
 def refuse_missing(language: str) -> None:
@@ -239,18 +244,18 @@ def refuse_missing(language: str) -> None:
         )
 
 
-def _read(outcome: Outcome) -> Drawn:
+def _read(outcome: Outcome) -> Drawing:
     """Picture and texts of a program that has run."""
     last = outcome.errors.strip().splitlines()[-1:] or [""]
     if outcome.ended == "failed":
         raise RuntimeError(f"The sandbox did not come up: {last[0]}")
     if not outcome.ok:
         fault = "error" if outcome.ended == "exit" else outcome.ended
-        return Drawn(fault=fault, detail=last[0])
+        return Drawing(fault=fault, detail=last[0])
     try:
         picture = decode_image(outcome.files["drawing.png"], "the drawing", longest=LONGEST)
         found = json.loads(outcome.files["words.json"])
     except (KeyError, ValueError, BadMedia) as error:
-        return Drawn(fault="no picture", detail=str(error))
+        return Drawing(fault="no picture", detail=str(error))
     words = tuple(str(text) for text in found) if isinstance(found, list) else ()
-    return Drawn(picture, words)
+    return Drawing(picture, words)

@@ -12,8 +12,9 @@ from, without any code that belongs to them.
 The code is the last fenced block inside the last <answer> </answer>, or all of its text without one.
 
 Departures: no code is published, only the idea, its parts and their aims (README, abstract).
-1. The published R_vision is the score of a large vision-language model. Here it is the likeness above, and the part is
-   called `similarity`, not `vision`: no curve of it passes for the paper's.
+1. The published R_vision is the score of a large vision-language model: `JudgedDrawing`, the part `vision`, with words
+   of ours (`rewards/prompts/drawing_likeness.md`). Without a judge it is the likeness above, and the part is called
+   `similarity`: no curve of it passes for the paper's.
 2. The weights 0.8 and 0.2 are those of the framework that RRVF is built on (DeepEyes); its own are not published.
 3. S_0 is ours: a blank page is like any chart, and would be paid.
 4. One round: no drawing is shown to the model before it answers, so there is no reward for showing it.
@@ -23,24 +24,31 @@ Departures: no code is published, only the idea, its parts and their aims (READM
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
+import io
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+from PIL import Image
 
 from mmrl.ground.require import require
 from mmrl.perception.likeness import Likeness, Pixels
-from mmrl.perception.rendering import Drawn
+from mmrl.perception.rendering import Drawing
 from mmrl.rewards.contract import Reward
+from mmrl.rewards.judge_prompts import judge_prompt
+from mmrl.rewards.judged import Judged
 
 if TYPE_CHECKING:
     from mmrl.types import Rollout
 
-NO_CODE = Drawn(fault="no code")
+NO_CODE = Drawing(fault="no code")
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+_SCORE = re.compile(r"<score>\s*(\d{1,2}(?:\.\d{1,3})?)\s*</score>")
 _FENCED = re.compile(r"^[ \t]*```[^\n`]*\n(.*?)^[ \t]*```", re.DOTALL | re.MULTILINE)
 
 
@@ -70,7 +78,7 @@ class Pen(Protocol):
     counts: Counter[str]
     """What became of the drawings, by name."""
 
-    def begin(self, source: str) -> Future[Drawn]:
+    def begin(self, source: str) -> Future[Drawing]:
         """What the code will have drawn."""
         ...
 
@@ -118,7 +126,7 @@ class Similarity(Reward):
         return await asyncio.to_thread(self.paid, picture, drawn, words)
 
     def paid(
-        self, picture: Pixels, drawn: Drawn, words: tuple[str, ...] | None = None
+        self, picture: Pixels, drawn: Drawing, words: tuple[str, ...] | None = None
     ) -> float:
         """R_vision of a drawing; `words`: the texts of the picture, None if they are not known."""
         assert drawn.picture is not None
@@ -157,7 +165,41 @@ class Form(Reward):
         return found
 
 
-async def drawing(pen: Pen, text: str) -> Drawn:
+@dataclass(frozen=True)
+class JudgedDrawing(Judged):
+    """R_vision as a vision-language model sees it: its points from 0 to 10, as a share. An async reward."""
+
+    pen: Pen
+
+    judge_prompts: ClassVar[tuple[str, ...]] = ("drawing_likeness",)
+
+    async def __call__(self, rollout: Rollout) -> float | None:
+        picture = given_picture(rollout)
+        if picture is None:
+            return None
+        drawn = await drawing(self.pen, rollout.text)
+        if drawn.picture is None:
+            return 0.0
+        request = judge_prompt("drawing_likeness").filled(
+            pictures=[png_address(picture), png_address(drawn.picture)]
+        )
+        return await self.ask(request, points, f"prompt {rollout.prompt.id!r}")
+
+
+def points(reply: str) -> float | None:
+    """The last <score> of a reply in [0, 10], as a share; None without one."""
+    found = [float(number) for number in _SCORE.findall(reply)]
+    return found[-1] / 10 if found and found[-1] <= 10 else None
+
+
+def png_address(picture: Pixels) -> str:
+    """A picture as a `data:` address, for a judge."""
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+async def drawing(pen: Pen, text: str) -> Drawing:
     """What the code of an answer draws."""
     code = code_of(text)
     return NO_CODE if code is None else await asyncio.wrap_future(pen.begin(code))

@@ -6,8 +6,8 @@ pages with HTML:                python -m recipes.rrvf web-7b --dataset pages/
 drawings with SVG:              python -m recipes.rrvf svg-7b --dataset drawings/
 with a model as the judge:      ... --judge.url http://host:8000/v1 --judge.model SOME-VL-MODEL
 
-Rows need a picture and nothing else; a question of their own stands in front of the task. Texts that a picture shows, in
-a column `words`, are compared with those of the drawing. Code runs in a sandbox (docs/sandbox.md) and needs
+Rows need a picture and nothing else; a question of their own stands before the task. Texts that a picture shows, in a
+column `words`, are compared with those of the drawing. Code runs in a sandbox (docs/sandbox.md) and needs
 pip install "mmrl[render]". With an empty --judge.url the pictures are compared by structure, colours, edges and words;
 the part is then called `similarity`, and such a run is no reproduction. `perception/rrvf.py` says what else is ours: no
 code is published.
@@ -19,7 +19,14 @@ from mmrl import GRPO, LoRA, Monitor, Optim, Run, Sampling, Trainer
 from mmrl.losses.advantages import group_normalized
 from mmrl.perception.likeness import Likeness
 from mmrl.perception.rrvf import RRVF
-from mmrl.recipes.shared.drawing_data import SIDE, LanguageName, asked, drawing_rewards, pen_for
+from mmrl.recipes.shared.drawing_data import (
+    SIDE,
+    LanguageName,
+    asked,
+    drawing_model,
+    drawing_rewards,
+    pen_for,
+)
 from mmrl.recipes.shared.judge_server import JudgeServer
 from mmrl.recipes.shared.launch import Preset, fit, launch
 from mmrl.recipes.shared.miniature import EMBEDDED, NOTE, miniature
@@ -34,7 +41,9 @@ PRESETS = {
         sampling={"max_tokens": 32},
     ),
     "7b": Preset("charts, rebuilt with Matplotlib", 7.0),
-    "web-7b": Preset("pages, rebuilt with HTML", language="html", sampling={"max_tokens": 8192}),
+    "web-7b": Preset(
+        "pages, rebuilt with HTML", language="html", sampling={"max_tokens": 8192}
+    ),
     "svg-7b": Preset("drawings, rebuilt with SVG", language="svg"),
 }
 
@@ -64,7 +73,7 @@ def main(
     data = replace(data, suffix=asked(language, data.suffix))
     prompts, heldout = open_data(dataset, data, run.seed)
     trainer = Trainer(
-        open_policy(model, load, lora, run),
+        open_policy(drawing_model(model), load, lora, run),
         prompts=prompts,
         heldout=heldout,
         rewards=drawing_rewards(rrvf, pen, likeness, judge, prompts, data.style),

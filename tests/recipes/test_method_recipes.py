@@ -59,6 +59,7 @@ NAMES = (
     "seele",
     "spae",
     "knowrl",
+    "rrvf",
 )
 METRICS = {
     "vogue": (
@@ -112,6 +113,7 @@ METRICS = {
     "spae": ("spae/steps", "spae/potential", "spae/gain", "spae/fade", "spae/answers"),
     "seele": ("seele/missed", "seele/hints", "seele/probability", "loss/hints"),
     "knowrl": ("knowrl/measured", "knowrl/answers", "knowrl/points", "knowrl/given"),
+    "rrvf": ("reward/similarity", "reward/form", "render/drawn"),
     "mssr": ("mssr/value", "mssr/forgetting", "mssr/bonus", "policy/kl_ref"),
     "nsr": ("nsr/kept",),
     "ngrpo": ("reward/even_groups",),
