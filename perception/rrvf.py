@@ -39,6 +39,7 @@ from PIL import Image
 from mmrl.ground.require import require
 from mmrl.perception.likeness import Likeness, Pixels
 from mmrl.perception.rendering import Drawing
+from mmrl.rewards.code_answers import code_of
 from mmrl.rewards.contract import Reward
 from mmrl.rewards.judge_prompts import judge_prompt
 from mmrl.rewards.judged import Judged
@@ -47,9 +48,7 @@ if TYPE_CHECKING:
     from mmrl.types import Rollout
 
 NO_CODE = Drawing(fault="no code")
-_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _SCORE = re.compile(r"<score>\s*(\d{1,2}(?:\.\d{1,3})?)\s*</score>")
-_FENCED = re.compile(r"^[ \t]*```[^\n`]*\n(.*?)^[ \t]*```", re.DOTALL | re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -85,16 +84,6 @@ class Pen(Protocol):
     def blanks(self, picture: Pixels) -> list[Pixels]:
         """What it can draw without looking at the picture."""
         ...
-
-
-def code_of(text: str) -> str | None:
-    """The code of an answer; None without <answer> </answer>, or if nothing stands there."""
-    answers = _ANSWER.findall(text)
-    if not answers:
-        return None
-    blocks = _FENCED.findall(answers[-1])
-    code = (blocks[-1] if blocks else answers[-1]).strip()
-    return code or None
 
 
 def rescaled(likeness: float, blank: float) -> float:

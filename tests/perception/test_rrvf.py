@@ -16,11 +16,11 @@ from mmrl.perception.rrvf import (
     Form,
     JudgedDrawing,
     Similarity,
-    code_of,
     points,
     rescaled,
 )
 from mmrl.recipes.shared.drawing_data import Cells, draw_cells
+from mmrl.rewards.code_answers import code_of
 from mmrl.rewards.judge import LocalJudge
 from mmrl.rewards.judged import Unreadable
 from mmrl.rewards.pay import Rewards
