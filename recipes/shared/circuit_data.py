@@ -26,7 +26,7 @@ from mmrl.recipes.shared.supervised import published, supervised
 from mmrl.training.run import Run
 from mmrl.types import Media, Prompt, Prompts
 
-TABLES = "truth-tables"
+TABLES = "drawn:truth-tables"
 """Name of the miniature's rows."""
 SIDE = 32
 """Pixels of a picture."""
@@ -142,5 +142,6 @@ def circuit_model(model: str) -> str:
 def open_circuits(dataset: str, data: Data, seed: int) -> tuple[Prompts, Prompts]:
     """Training and held-out prompts: truth tables, or rows whose answers are modules."""
     if dataset == TABLES:
+        data.refuse_drawn(dataset)
         return TruthTables(size=data.limit), TruthTables("heldout")
     return open_data(dataset, data, seed)
