@@ -33,8 +33,11 @@ OPTIONAL = {
     "mlflow": "--run.logger mlflow cannot be chosen",
     "decord": "clips are read by PyAV alone (the default, and the one that is checked most)",
     "torchcodec": "clips are read by PyAV alone (the default, and the one that is checked most)",
+    "render": "recipes.rrvf draws no code: no charts, SVG or pages (docs/sandbox.md)",
 }
 """Extra of pyproject.toml -> what is missing without it."""
+STANDS_FOR = {"render": "resvg-py"}
+"""Package by which an extra of several is known, where it is not called like the extra."""
 SMALL_DISK, SMALL_SHM = 20, 1
 """GiB below which a full disk, or a full /dev/shm, is likely in a run of real size."""
 
@@ -123,7 +126,7 @@ def _devices() -> Iterator[Finding]:
 
 def _optional() -> Iterator[Finding]:
     for name, cost in OPTIONAL.items():
-        have = _version(name)
+        have = _version(STANDS_FOR.get(name, name))
         if name == "vllm" and have is not None:
             yield _fits(have)
         elif have is not None:
