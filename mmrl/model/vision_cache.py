@@ -37,7 +37,8 @@ from mmrl.model.vision_tower import FROZEN, VisionTower, VisualFeatures
 
 if TYPE_CHECKING:
     from mmrl.model.budget import Budget
-    from mmrl.model.processing import Encoded, Patches
+    from mmrl.model.encoded import Encoded
+    from mmrl.model.processing import Patches
     from mmrl.types import Now, Prompt, VisualBranch
 
 Key = tuple[str, str]

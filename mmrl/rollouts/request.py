@@ -23,8 +23,9 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from mmrl.model.encoded import Encoded
 from mmrl.model.policy import Policy
-from mmrl.model.processing import Encoded, Patches
+from mmrl.model.processing import Patches
 from mmrl.types import Now, Prompt, Role, Rollout, Sampling
 
 Ability = Literal[
