@@ -36,6 +36,7 @@ from mmrl.objectives.base import (
     TEACHERS,
     Objective,
 )
+from mmrl.objectives.bayesian_vla import without_question
 from mmrl.objectives.dvrp import DVRP
 from mmrl.objectives.laser import LaSeR
 from mmrl.objectives.papo import PAPO
@@ -44,7 +45,7 @@ from mmrl.objectives.recap import RECAP
 from mmrl.objectives.urlvr import URLVR
 from mmrl.objectives.vogue import VOGUE
 from mmrl.objectives.vppo import VPPO
-from mmrl.perception.masking import PatchMask
+from mmrl.perception.masking import PatchMask, Unseen
 from mmrl.perception.noise import GaussianNoise
 from mmrl.rollouts.engine import HFEngine
 from mmrl.training.checkpoint import plain as as_saved
@@ -55,7 +56,8 @@ from mmrl.types import Now, Role, Rollout, Sampling, Shaped, VisualBranch
 
 NOW = Now(step=3, progress=0.25, seed=5)
 Answers = Sequence[Rollout]
-VIEWS = {"masked": VisualBranch(PatchMask(0.5, 8)), "noisy": VisualBranch(GaussianNoise(0.5))}
+VIEWS = {"masked": VisualBranch(PatchMask(0.5, 8)), "noisy": VisualBranch(GaussianNoise(0.5)),
+         "mute": VisualBranch(reworded=without_question), "blind": VisualBranch(Unseen())}  # fmt: skip
 SAME = {name: VisualBranch(PatchMask(0.0)) for name in VIEWS}
 
 
