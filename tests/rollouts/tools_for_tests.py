@@ -7,6 +7,7 @@ import time
 
 import torch
 
+from mmrl.ground.seeds import derive_seed
 from mmrl.tools.tool import Action, BadAction, Observation, Tool
 from mmrl.types import Media
 
@@ -45,6 +46,22 @@ class Slow(Counting):
         time.sleep(self.seconds(trajectory))
         self.order.append(trajectory.key)
         self.threads.add(threading.current_thread().name)
+        return super().act(action, trajectory)
+
+
+class Broken(Counting):
+    """Raises for every n-th answer, told apart by its prompt and number."""
+
+    name = "broken"
+
+    def __init__(self, every=1, error=RuntimeError("out of order")):
+        super().__init__()
+        self.every, self.error, self.tried = every, error, 0
+
+    def act(self, action, trajectory):
+        self.tried += 1
+        if derive_seed(*trajectory.key) % self.every == 0:
+            raise self.error
         return super().act(action, trajectory)
 
 
