@@ -49,6 +49,36 @@ class Slow(Counting):
         return super().act(action, trajectory)
 
 
+class Scripted(Tool):
+    """Does at its n-th call of an answer what the script says: gives an observation, or raises."""
+
+    name, stop = "scripted", NEXT
+
+    def __init__(self, *script, quick=True, parse=None):
+        self.script, self.quick, self.parses, self.tried, self.over = script, quick, parse, 0, 0
+
+    def begin(self, trajectory):
+        if self.parses == "begin":
+            raise OSError("no room")
+
+    def parse(self, text):
+        if isinstance(self.parses, Exception):
+            raise self.parses
+        return Action(self.name) if self.parses != "nothing" else None
+
+    def act(self, action, trajectory):
+        self.tried += 1
+        told = self.script[min(trajectory.turn, len(self.script) - 1)]
+        if callable(told):
+            told = told(self)
+        if isinstance(told, Exception):
+            raise told
+        return told
+
+    def end(self, trajectory):
+        self.over += 1
+
+
 class Broken(Counting):
     """Raises for every n-th answer, told apart by its prompt and number."""
 

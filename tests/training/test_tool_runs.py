@@ -89,5 +89,7 @@ def test_answers_whose_tools_fail_are_left_out_or_end_the_run(tiny_folder, tmp_p
     assert lost == row["tool/failed"] > 0
     trained = [r for r in PAID if r.roles is not None]
     assert all(call.outcome == "answered" for r in trained[: 6 - int(lost)] for call in r.calls)
-    with pytest.raises(TrainingError, match=r"Tools failed in \d of 6 answers[^\n]*out of order"):
+    with pytest.raises(
+        TrainingError, match=r"Tools failed in \d of 6 answers[^\n]*out of order"
+    ):
         trainer(tiny_folder, tmp_path / "stop", Broken(every=1), steps=1).fit()
