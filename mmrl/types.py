@@ -17,6 +17,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from mmrl.ground.calls import Call
 from mmrl.ground.declared import refuse_misspelt
 from mmrl.ground.require import require
 
@@ -101,6 +102,7 @@ class Rollout:
     roles: Tensor
     """uint8 [T_i], values of `Role`."""
     text: str
+    """What was written, without what tools answered."""
     stop: str
     """"eos", "length" or the stop string."""
     logp: Tensor | None = None
@@ -121,6 +123,10 @@ class Rollout:
     path: tuple[tuple[int, int], ...] = ()
     """(node, tokens) from the prompt to its end, T_i tokens in all: answers of a group whose paths begin with the same
     nodes have these tokens in common, and they are computed once. Empty: it shares nothing beyond the prompt."""
+    calls: tuple[Call, ...] = ()
+    """Calls of tools, in their order."""
+    unheeded: bool = False
+    """True: no token of it is trained, though it counts in its group."""
     valued: tuple[tuple[int, float], ...] = ()
     """(tokens, value) from the prompt on: what a search, or a probe behind each step, finds these runs of tokens worth.
     A search's reach to the end. Empty: neither."""

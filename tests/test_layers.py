@@ -21,7 +21,7 @@ LAYERS = (
     ("report",),
     ("types", "losses"),
     ("objectives",),
-    ("grpo", "model"),
+    ("grpo", "model", "tools"),
     ("rollouts", "rewards"),
     ("training",),
     ("perception", "data"),

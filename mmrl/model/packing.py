@@ -137,7 +137,7 @@ def collate(rollouts: Sequence[Rollout], trained: Sequence[Role] = (Role.POLICY,
         check_path(rollout.path, length)
         tokens[i, :length] = rollout.tokens
         roles[i, :length] = rollout.roles
-        valid[i, :length] = True
+        valid[i, :length] = not rollout.unheeded
         if rollout.logp is not None:
             sampler[i, :length] = rollout.logp
     # All or none: in a row without them, the zeros would pass for log-probs.

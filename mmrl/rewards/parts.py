@@ -343,6 +343,7 @@ def _seen_rollout(rollout: Rollout, prompt: Seen, asks: Sequence[str]) -> Seen:
         temperature=_plain(rollout.temperature),
         branch=rollout.branch,
         origin=rollout.origin,
+        calls=rollout.calls,
         reward=rollout.reward,
         parts=dict(rollout.parts),
     )

@@ -11,14 +11,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from mmrl.model.answer_media import WITHIN, AnswerMedia, Inside
 from mmrl.model.policy import Policy
 from mmrl.rollouts.forking import Piece, Start
-from mmrl.rollouts.request import Meaning, Request, Result, rollout_of
-from mmrl.types import Role, Rollout
+from mmrl.rollouts.request import Meaning, Request, Result, Within, rollout_of
+from mmrl.types import Media, Role, Rollout
 
 
 @dataclass(frozen=True)
@@ -46,11 +48,28 @@ class Growing:
     """Tokens that the answer has room for."""
     before: int
     """Tokens of the answer that lie before it."""
+    begins: int
+    """How far behind the beginning of the answer it begins, in positions."""
+    inside: Inside | None = None
+    """What is shown among the given ids."""
     tokens: list[int] = field(default_factory=list)
     logp: list[float] | None = field(default_factory=list)
     """None: the engine says nothing of them that training could compare."""
     stop: str = ""
     meaning: Meaning = "whole"
+
+    def reach(self, count: int) -> int:
+        """How far behind its beginning what follows so many of its tokens begins; `WITHIN` inside a medium."""
+        if self.inside is None:
+            return count
+        given = min(count, len(self.given))
+        at = int(self.inside.begins[given])
+        return at if at == WITHIN else at + count - given
+
+    def media(self, upto: int) -> tuple[Media, ...]:
+        """What is shown among its first tokens."""
+        slots = () if self.inside is None else self.inside.slots
+        return self.start.media[: sum(int(slot[-1]) < upto for slot in slots)]
 
     @property
     def ending(self) -> str:
@@ -69,6 +88,10 @@ class Book:
         self._first: dict[str, int] = {}
         for request in requests:
             self._first.setdefault(request.prompt.id, request.first)
+
+    @cached_property
+    def _media(self) -> AnswerMedia:
+        return AnswerMedia(self.policy.processing)
 
     def open(self, starts: Sequence[Start]) -> list[Growing]:
         """A new piece for each. Raises ValueError for a start that cannot be."""
@@ -90,6 +113,17 @@ class Book:
             for number, upto in self.path(place)
             for token in self.pieces[number].tokens[:upto]
         ]
+
+    def shown(self, piece: Growing) -> tuple[Within, ...]:
+        """What the answer shows up to the last given token of a piece."""
+        way = [(self.pieces[number], upto) for number, upto in self.path(piece.place)]
+        found: list[Within] = []
+        for one, upto in (*way, (piece, len(piece.given))):
+            if one.inside is None:
+                continue
+            shows = zip(one.media(upto), one.inside.visual, one.inside.slots, strict=False)
+            found += [Within(medium, seen, len(slot)) for medium, seen, slot in shows]
+        return tuple(found)
 
     def path(self, place: Place) -> list[tuple[int, int]]:
         """(piece, tokens of it) from the prompt to a place."""
@@ -116,7 +150,8 @@ class Book:
         kind = torch.promote_types(self.policy.dtype, torch.float32)
         logp = [float("nan")] * len(piece.tokens) if piece.logp is None else piece.logp
         told = torch.tensor(logp, dtype=kind)
-        return Piece(piece.number, piece.start, tuple(piece.tokens), told, piece.stop, **said)
+        tokens = tuple(piece.tokens)
+        return Piece(piece.number, piece.start, tokens, told, piece.stop, **said, way=piece.way)
 
     def _place(self, start: Start) -> Place:
         if not 0 <= start.prompt < len(self.requests):
@@ -124,8 +159,9 @@ class Book:
                 f"A piece shall start at prompt {start.prompt} of a forest of {len(self.requests)} prompts; they are "
                 "counted from 0."
             )
+        banned = () if start.media else self.requests[start.prompt].banned
         for token in start.given:
-            if token in self.requests[start.prompt].banned:
+            if token in banned:
                 raise ValueError(
                     f"A piece shall begin with the id {token}, which stands for a picture or for no text; give ids of "
                     "words."
@@ -148,6 +184,11 @@ class Book:
             raise ValueError(
                 f"A piece shall keep {cut} tokens of piece {start.piece}, which has {len(above.tokens)}."
             )
+        if above.reach(cut) == WITHIN:
+            raise ValueError(
+                f"A piece shall keep {cut} tokens of piece {start.piece}, which ends within a picture or clip; keep "
+                "all of it, or nothing."
+            )
         if above.stop == "eos" and cut == len(above.tokens):
             raise ValueError(
                 f"Piece {start.piece} has ended with its end token, behind which nothing goes on; keep fewer than its "
@@ -165,12 +206,37 @@ class Book:
         else:
             way = (*self.pieces[place.piece].way, place.cut, number)
         before = sum(upto for _, upto in self.path(place))
+        begins = 0
+        if place.piece is not None:
+            above = self.pieces[place.piece]
+            begins = above.begins + above.reach(place.cut)
         left = self.requests[place.prompt].sampling.max_tokens - before
         given = start.given[:left]
         most = left if start.max_tokens is None else min(left, start.max_tokens)
         most = max(most, len(given))
-        number = len(self.pieces)
-        return Growing(number, start, place, way, given, most, left, before)
+        number, inside = len(self.pieces), self._inside(start, left)
+        return Growing(number, start, place, way, given, most, left, before, begins, inside)
+
+    def _inside(self, start: Start, left: int) -> Inside | None:
+        """What given ids show. Raises ValueError if they do not belong together."""
+        if not start.media:
+            return None
+        request = self.requests[start.prompt]
+        if request.branch != "raw":
+            raise ValueError(
+                f"Answers under the view {request.branch!r} cannot be shown further pictures; sample them as they are."
+            )
+        if len(start.given) > left:
+            raise ValueError(
+                f"A piece shall begin with {len(start.given)} ids that show pictures, but the answer has room for "
+                f"{left} tokens; begin it only where all of them fit."
+            )
+        tokens = torch.tensor(start.given)
+        roles = torch.full_like(tokens, int(start.role), dtype=torch.uint8)
+        shown = Rollout(
+            request.prompt, 0, request.encoded.ids, tokens, roles, "", "", media=start.media
+        )
+        return self._media.of(shown)
 
     def _rollout(
         self, end: Growing, way: Sequence[tuple[int, int]], path: tuple[tuple[int, int], ...]
@@ -178,17 +244,20 @@ class Book:
         tokens: list[int] = []
         logp: list[float] | None = []
         roles: list[int] = []
+        media: list[Media] = []
         for number, upto in way:
             piece = self.pieces[number]
             tokens += piece.tokens[:upto]
             given = min(len(piece.given), upto)
             roles += [int(piece.start.role)] * given + [int(Role.POLICY)] * (upto - given)
+            media += piece.media(upto)
             known = logp is not None and piece.logp is not None
             logp = [*(logp or []), *(piece.logp or [])[:upto]] if known else None
         stop = "length" if end.stop == "piece" else end.stop
         told = Result(tokens, logp, stop, end.meaning, version=self.policy.version)
         rollout = rollout_of(self.policy, self.requests[end.start.prompt], 0, told)
-        return replace(rollout, roles=torch.tensor(roles, dtype=torch.uint8), path=path)
+        written = torch.tensor(roles, dtype=torch.uint8)
+        return replace(rollout, roles=written, path=path, media=tuple(media))
 
     def _no_piece(self, number: int) -> str:
         return f"Piece {number} was not grown in this forest, which has {len(self.pieces)} (numbers from 0)."

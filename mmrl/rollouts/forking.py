@@ -9,13 +9,15 @@ A piece is a run of tokens that goes on where its `Start` says: from the prompt,
 Nothing before that place is computed again. A leaf is a piece, and its answer is all that lies on the way to it; where
 answers of a group have pieces in common, `Rollout.path` says so, and scoring and update compute these once as well.
 
+    trees.flow(feed)        pieces that end are told at once, and others begin while the rest goes on
+
 Draws are keyed by the way to a piece and its number among those that start at the same place, so a fork neither
 disturbs its siblings nor depends on what else is grown in the same call.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -24,7 +26,7 @@ from torch import Tensor
 
 from mmrl.model.processing import Patches
 from mmrl.rollouts.request import asked_of, innermost, refuse_beyond
-from mmrl.types import Now, Prompt, Role, Rollout, Sampling
+from mmrl.types import Media, Now, Prompt, Role, Rollout, Sampling
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,9 @@ class Start:
     """Ids that it begins with, which the policy does not choose."""
     role: Role = Role.HINT
     """Whose words these are."""
+    media: tuple[Media, ...] = ()
+    """What is shown among them, in the order of its placeholders; then they are observations, and ids of words end
+    them (`answer_media.observed`)."""
     max_tokens: int | None = None
     """Most tokens of the piece, given ones included; None: what `Sampling.max_tokens` leaves for the answer. 0: nothing
     is drawn, the given ones alone are read."""
@@ -58,7 +63,7 @@ class Piece:
     tokens: tuple[int, ...]
     """Given ones first; the end token included when one was drawn."""
     logp: Tensor
-    """float [n]: at the sampling temperature over the whole vocabulary; of given tokens too."""
+    """float [n]: at the sampling temperature over the whole vocabulary; of given tokens too, but 0 of observations."""
     stop: str
     """"eos", "length" (the answer has no room left), "piece" (`Start.max_tokens`), or the stop string."""
     entropy: Tensor | None = None
@@ -67,6 +72,13 @@ class Piece:
     """float [n, k]: log-probs of the k most likely tokens in each place, falling, if asked for."""
     top_ids: Tensor | None = None
     """long [n, k]."""
+    way: tuple[int, ...] = ()
+    """Number of its answer, then what tells forks apart: the same in every run and order."""
+
+
+Feed = Callable[[Sequence[Piece], int], Sequence[Start]]
+"""Is given the pieces that have ended since it was asked last, and how many are still growing; returns where further
+ones begin. With 0 growing the flow ends unless it returns one."""
 
 
 class Forest(Protocol):
@@ -76,6 +88,10 @@ class Forest(Protocol):
         self, starts: Sequence[Start], *, entropy: bool = False, top: int = 0
     ) -> list[Piece]:
         """One new piece per start, in their order. `entropy`, `top`: what to say of each place besides."""
+        ...
+
+    def flow(self, feed: Feed, *, entropy: bool = False, top: int = 0) -> None:
+        """Let pieces grow; those that end are told, and `feed` is asked after each token for others, which join in."""
         ...
 
     def rollouts(self, leaves: Sequence[int]) -> list[Rollout]:

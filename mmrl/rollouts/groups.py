@@ -74,6 +74,10 @@ class RolloutFunction:
         """The views that trained answers are sampled under, by the name which `Rollout.branch` has."""
         return {}
 
+    def answering(self, engine: Engine) -> Engine:
+        """The engine that held-out prompts are answered by; with tools, for example. The same by default."""
+        return engine
+
     def remembers_prompts(self) -> bool:
         """Is its memory keyed by `Prompt.id`? Then no two rows may share one."""
         return False
@@ -372,6 +376,13 @@ def chain(rollout: RolloutCall) -> list[RolloutFunction]:
         found.append(part)
         here = part.inner
     return found
+
+
+def answering(rollout: RolloutCall, engine: Engine) -> Engine:
+    """The engine that held-out prompts are answered by in a run with this rollout function."""
+    for part in chain(rollout):
+        engine = part.answering(engine)
+    return engine
 
 
 def first_places(kept: Sequence[int], supply: Supply) -> set[int]:

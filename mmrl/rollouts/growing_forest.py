@@ -13,6 +13,7 @@ the prompts is `generate`, draw for draw.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,12 +29,12 @@ from mmrl.model.recurrent_row import LINEAR
 from mmrl.model.row_layout import ROOT, Layout, Past
 from mmrl.model.tree_decoding import Fed, TreeDecoding, TreeKeys
 from mmrl.rollouts.forest_book import Book, Growing, Place
-from mmrl.rollouts.forking import Piece, Start
+from mmrl.rollouts.forking import Feed, Piece, Start
 from mmrl.rollouts.next_token import drawn, truncated, uniforms
 from mmrl.rollouts.request import Request
 from mmrl.rollouts.sampler import Answer, stop_string
 from mmrl.rollouts.seating import Lengths, pieces
-from mmrl.types import Rollout
+from mmrl.types import Role, Rollout
 
 BLOCK = {"cpu": 32, "cuda": 64}
 """Tokens of a block of keys and values: half of one is lost per piece."""
@@ -60,6 +61,33 @@ class _Asked:
 
     entropy: bool
     top: int
+
+    @property
+    def anything(self) -> bool:
+        return self.entropy or self.top > 0
+
+
+@dataclass
+class _Seats:
+    """N pieces that advance together."""
+
+    pieces: list[Growing]
+    noise: Tensor
+    """float [N, longest answer]: the draws of each."""
+    states: Tensor
+    """[N, D]: hidden states that predict the next token of each."""
+    before: dict[int, list[int]]
+    """Number of a piece -> the answer's tokens before it."""
+
+    def join(self, others: _Seats) -> None:
+        """Take others in, behind those that are there."""
+        if self.pieces:
+            self.noise = torch.cat([self.noise, others.noise])
+            self.states = torch.cat([self.states, others.states])
+        else:
+            self.noise, self.states = others.noise, others.states
+        self.pieces = [*self.pieces, *others.pieces]
+        self.before |= others.before
 
 
 class GrowingForest:
@@ -97,23 +125,55 @@ class GrowingForest:
         self, starts: Sequence[Start], *, entropy: bool = False, top: int = 0
     ) -> list[Piece]:
         """As `Forest.grow`."""
+        asked, told = _Asked(entropy, top), {}
+        opened = self._begin(starts, asked, told)
+        drawing = [piece for piece in opened if len(piece.tokens) < piece.most]
+        for first in range(0, len(drawing), self._rows):
+            self._draw(drawing[first : first + self._rows], asked, told)
+        return [self._told(piece, asked, told) for piece in opened]
+
+    @torch.no_grad()
+    def flow(self, feed: Feed, *, entropy: bool = False, top: int = 0) -> None:
+        """As `Forest.flow`."""
+        asked, told = _Asked(entropy, top), {}
+        waiting: deque[Growing] = deque()
+        seats = _Seats([], torch.zeros(0), torch.zeros(0), {})
+        ended: list[Growing] = []
+        while True:
+            pieces = [self._told(piece, asked, told) for piece in ended]
+            ended = []
+            starts = feed(pieces, len(seats.pieces) + len(waiting))
+            for piece in self._begin(starts, asked, told) if starts else ():
+                (waiting if len(piece.tokens) < piece.most else ended).append(piece)
+            free = min(self._rows - len(seats.pieces), len(waiting))
+            if free:
+                seats.join(self._seated([waiting.popleft() for _ in range(free)]))
+            if seats.pieces:
+                ended += self._advance(seats, asked, told)
+            elif not ended:
+                assert not starts, "pieces are seated, or have ended"
+                return
+
+    def _begin(
+        self, starts: Sequence[Start], asked: _Asked, told: dict[int, _Told]
+    ) -> list[Growing]:
+        """New pieces, with all read that lies before what they draw."""
         if self._closed:
             raise ValueError("This forest is closed; grow pieces while its context is open.")
         opened = self.book.open(starts)
-        asked = _Asked(entropy, top)
-        told = {piece.number: _Told([], [], []) for piece in opened}
+        told.update({piece.number: _Told([], [], []) for piece in opened})
         self._read_prompts(sorted({piece.place.prompt for piece in opened}))
         self._remember_states({piece.place: None for piece in opened})
         for piece in opened:
             self._open_keys(piece)
             if piece.given:
                 self._read_given(piece, asked, told[piece.number])
-        drawing = [piece for piece in opened if len(piece.tokens) < piece.most]
-        for first in range(0, len(drawing), self._rows):
-            self._draw(drawing[first : first + self._rows], asked, told)
-        for piece in opened:
-            piece.stop = piece.stop or piece.ending
-        return [self._piece(piece, asked, told[piece.number]) for piece in opened]
+        return opened
+
+    def _told(self, piece: Growing, asked: _Asked, told: dict[int, _Told]) -> Piece:
+        """What became of a piece that has ended."""
+        piece.stop = piece.stop or piece.ending
+        return self._piece(piece, asked, told.pop(piece.number))
 
     def _read_prompts(self, numbers: Sequence[int]) -> None:
         """Run prompts that were not read yet, as packed rows: their keys and values, and the states at their ends."""
@@ -170,9 +230,9 @@ class GrowingForest:
         return out.last_hidden_state[:, 0]
 
     def _position(self, piece: Growing, token: int) -> int:
-        """M-RoPE position of a token of a piece: answers hold words only, which are one further each."""
+        """M-RoPE position of a word of a piece: words are one further each, and a medium as far as it reaches."""
         encoded = self.requests[piece.place.prompt].encoded
-        return encoded.next_position + piece.before + token
+        return encoded.next_position + piece.begins + piece.reach(token)
 
     def _open_keys(self, piece: Growing) -> None:
         place = piece.place
@@ -186,54 +246,79 @@ class GrowingForest:
         """Given tokens in one row: their keys and values, log-probs, and the state behind the last."""
         policy, count = self.policy, len(piece.given)
         ids = torch.tensor(piece.given, device=policy.device)
-        positions = torch.arange(count) + self._position(piece, 0)
         kept: list[tuple[Tensor, Tensor]] = []
         past = Past((0, count), self.keys.before(piece.number))
         layout = Layout((count,), (ROOT,), policy.device, kept, pasts=(past,))
-        nothing = torch.zeros(0, dtype=torch.long, device=policy.device)
-        states = policy.language(
-            ids, positions.expand(3, -1).to(policy.device), layout, nothing, []
-        )
+        shown = () if piece.inside is None else piece.inside.visual
+        features = policy.vision.sampling_features(shown) if shown else []
+        places, visual = self._places(piece)
+        states = policy.language(ids, places, layout, visual, features)
         policy.counters["tokens/prefill"] += count
         self.keys.write(piece.number, kept, 0, count)
         self._states[Place(piece.place.prompt, piece.number, count)] = states[-1].clone()
+        piece.tokens += piece.given
+        assert piece.logp is not None, "scored here"
+        if piece.start.role == Role.OBSERVATION and not asked.anything:
+            # Nobody asks how likely an observation is, and it may be long.
+            piece.logp += [0.0] * count
+            return
         predicting = torch.cat([self._states[piece.place][None], states[:-1]])
         for some, tokens in zip(
             predicting.split(self._rows), ids.split(self._rows), strict=True
         ):
             logp = self._logp(some)
-            assert piece.logp is not None, "scored here"
             piece.logp += logp.gather(1, tokens[:, None]).squeeze(1).tolist()
             self._tell(logp, asked, [told] * len(some))
-        piece.tokens += piece.given
+        if piece.start.role == Role.OBSERVATION:
+            piece.logp = [0.0] * count
+
+    def _places(self, piece: Growing) -> tuple[Tensor, Tensor]:
+        """Positions [3, n] of a piece's given tokens, and where visual tokens stand among them, long [m]."""
+        inside, device = piece.inside, self.policy.device
+        nothing = torch.zeros(0, dtype=torch.long)
+        if inside is None:
+            own, slots = torch.arange(len(piece.given)).expand(3, -1), nothing
+        else:
+            own, slots = inside.positions, torch.cat(inside.slots)
+        return (own + self._position(piece, 0)).to(device), slots.to(device)
 
     def _draw(self, rows: Sequence[Growing], asked: _Asked, told: dict[int, _Told]) -> None:
         """Let pieces advance together until each has ended."""
-        policy, going = self.policy, list(rows)
+        seats = self._seated(rows)
+        while seats.pieces:
+            self._advance(seats, asked, told)
+
+    def _seated(self, rows: Sequence[Growing]) -> _Seats:
+        """Pieces whose given tokens were read, ready to advance."""
         most = self.requests[0].sampling.max_tokens
-        noise = uniforms([self.book.key(piece) for piece in rows], most).to(policy.device)
+        noise = uniforms([self.book.key(piece) for piece in rows], most).to(self.policy.device)
         before = {piece.number: self.book.before(piece.place) for piece in rows}
         states = torch.stack(
             [self._states[self._end(p)] if p.given else self._states[p.place] for p in rows]
         )
-        while True:
-            columns = torch.tensor([len(p.tokens) for p in going], device=policy.device)
-            at = torch.arange(len(going), device=policy.device)
-            logp, tokens = self._choose(states, noise[at, columns])
-            said = logp.gather(1, tokens[:, None]).squeeze(1).tolist()
-            self._tell(logp, asked, [told[piece.number] for piece in going])
-            left: list[int] = []
-            for row, (piece, token) in enumerate(zip(going, tokens.tolist(), strict=True)):
-                assert piece.logp is not None, "scored here"
-                piece.tokens.append(token)
-                piece.logp.append(said[row])
-                piece.stop = self._ended(piece, before[piece.number])
-                if not piece.stop:
-                    left.append(row)
-            if not left:
-                return
-            going, noise = [going[row] for row in left], noise[left]
-            states = self._feed([(self._end(piece), len(piece.tokens)) for piece in going])
+        return _Seats(list(rows), noise, states, before)
+
+    def _advance(self, seats: _Seats, asked: _Asked, told: dict[int, _Told]) -> list[Growing]:
+        """A token for each; those that end with it leave their seats and are returned."""
+        policy, going = self.policy, seats.pieces
+        columns = torch.tensor([len(p.tokens) for p in going], device=policy.device)
+        at = torch.arange(len(going), device=policy.device)
+        logp, tokens = self._choose(seats.states, seats.noise[at, columns])
+        said = logp.gather(1, tokens[:, None]).squeeze(1).tolist()
+        self._tell(logp, asked, [told[piece.number] for piece in going])
+        left: list[int] = []
+        for row, (piece, token) in enumerate(zip(going, tokens.tolist(), strict=True)):
+            assert piece.logp is not None, "scored here"
+            piece.tokens.append(token)
+            piece.logp.append(said[row])
+            piece.stop = self._ended(piece, seats.before[piece.number])
+            if not piece.stop:
+                left.append(row)
+        seats.pieces, seats.noise = [going[row] for row in left], seats.noise[left]
+        if left:
+            ends = [(self._end(piece), len(piece.tokens)) for piece in seats.pieces]
+            seats.states = self._feed(ends)
+        return [piece for piece in going if piece.stop]
 
     def _end(self, piece: Growing) -> Place:
         return Place(piece.place.prompt, piece.number, len(piece.tokens))

@@ -12,7 +12,7 @@ and trained, each once; `tree/answer_tokens`, the same for answers that share no
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -36,11 +36,21 @@ class Growth:
     counters: Counter[str]
     """Counts of the step, for the log."""
 
-    def paid(self, leaves: Sequence[Sequence[int]]) -> list[list[Rollout]]:
-        """Paid answers that end with these pieces, one list per prompt; without those that could not be paid."""
+    def paid(
+        self,
+        leaves: Sequence[Sequence[int]],
+        completed: Callable[[int, Rollout], Rollout] | None = None,
+    ) -> list[list[Rollout]]:
+        """Paid answers that end with these pieces, one list per prompt; without those that could not be paid.
+
+        `completed`: what is paid, of a piece's number and the answer that ends with it; None: these answers.
+        """
         found: list[list[Rollout]] = [[] for _ in leaves]
         numbers = [piece for pieces in leaves for piece in pieces]
-        for rollout in self.pay(self.trees.rollouts(numbers)) if numbers else ():
+        answers = self.trees.rollouts(numbers)
+        if completed is not None:
+            answers = [completed(*pair) for pair in zip(numbers, answers, strict=True)]
+        for rollout in self.pay(answers) if answers else ():
             found[rollout.group].append(rollout)
         self.count(found)
         return found

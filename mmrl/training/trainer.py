@@ -163,7 +163,7 @@ class Trainer:
         self.giving_up = GivingUp(policy, self.ranks)
         self.learner.between_parts = self.giving_up.between_parts
         measuring = (policy, self.engine, rewards, sampling, run, monitor)
-        self.beside = Beside(*measuring, self.ranks, self.heldout, prompts, self.steps)
+        self.beside = Beside(*measuring, self.ranks, self.heldout, prompts, self.steps, rollout)
         self.kept = Kept(run, policy, self.optimizer, self.ranks)
         self.step_done = 0
         self.watch: Sequence[str] = ()  # metrics that the line of progress shows first
