@@ -215,6 +215,8 @@ class LocalVLLM:
 
             heads = self.llm.llm_engine.model_config.get_head_size()
             require_heads(heads, CPUAttentionBackend.get_supported_head_sizes())
+        if self.spread:
+            self.llm.collective_rpc("mmrl_end_with", args=(os.getpid(),))
         self.llm.init_weight_transfer_engine({"init_info": {}})
         self._about = About(
             vllm=installed_version(),

@@ -6,6 +6,9 @@ the same of it: nothing went wrong, as many tensors came, and it is called by th
 
 from __future__ import annotations
 
+import ctypes
+import os
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -19,6 +22,9 @@ EXTENSION = "mmrl.rollouts.vllm_worker.Held"
 if find_spec("vllm") is not None:
     # A worker looks for the transport by its name, right after this was imported.
     registered()
+
+PR_SET_PDEATHSIG = 1
+"""Of Linux' prctl: which signal comes when the parent ends."""
 
 
 class BrokenWeights(RuntimeError):
@@ -51,6 +57,15 @@ class Held:
         """Name the weights that are held now; the state."""
         self.mmrl_version = version
         return self.mmrl_state()
+
+    def mmrl_end_with(self, parent: int) -> None:
+        """End when the process that started this one ends. One that was killed leaves vLLM's workers waiting for ever,
+        and their devices full."""
+        prctl = ctypes.CDLL(None, use_errno=True).prctl
+        if prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL)):
+            raise OSError(ctypes.get_errno(), "a worker cannot be bound to its server")
+        if os.getppid() != parent:  # it ended a moment ago
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def agreed(states: Sequence[Sequence[Any]]) -> State:

@@ -68,6 +68,8 @@ class LLM:
         if method == "mmrl_call":
             for worker in self.workers:
                 worker[0] = args[0]
+        elif method == "mmrl_end_with":
+            self._note("end with", args[0])
         return self.workers
 
     def sleep(self, level):
@@ -215,8 +217,10 @@ def test_over_several_devices_all_workers_must_say_the_same(make):
     assert local.llm.given["tensor_parallel_size"] == 2
     assert local.llm.given["distributed_executor_backend"] == "mp"
     local.load(WEIGHTS, "x.0", True)
+    asked = since(local)
+    assert asked[0] == f"end with {os.getpid()}", "workers of a killed server would wait on"
     # They read a file: other processes have no such object.
-    assert "part file" in since(local)
+    assert "part file" in asked
     local.llm.workers[1][1] = "RuntimeError: out of memory"
     with pytest.raises(BrokenWeights, match=r"worker 1 of 2 could not .*: RuntimeError: out"):
         local.load(WEIGHTS, "x.1", True)

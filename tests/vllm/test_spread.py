@@ -76,6 +76,15 @@ def alive(pid):
     return True
 
 
+def gone(workers):
+    """A server that ended, however it ended, leaves no worker behind."""
+    assert len(workers) == 2
+    ends = time.monotonic() + 60
+    while any(map(alive, workers)) and time.monotonic() < ends:
+        time.sleep(0.1)
+    assert not any(map(alive, workers))
+
+
 @pytest.mark.parametrize("kind", ["qwen2_5_vl", "qwen3_vl"])
 def test_weights_reach_all_workers_and_one_that_dies_is_named(kind, tiny_folder, tiny3_folder):
     folder = tiny_folder if kind == "qwen2_5_vl" else tiny3_folder
@@ -92,7 +101,6 @@ def test_weights_reach_all_workers_and_one_that_dies_is_named(kind, tiny_folder,
         again = engine.generate(PROMPTS, SAMPLING, NOW)
         agrees(policy, again)
         workers = server.workers()
-        assert len(workers) == 2
         os.kill(workers[1], signal.SIGKILL)
         remote.patience = 1
         with pytest.raises(ServerGone, match="Start it again"):
@@ -100,10 +108,7 @@ def test_weights_reach_all_workers_and_one_that_dies_is_named(kind, tiny_folder,
         said, _ = server.process.communicate(timeout=LIMIT)
     assert server.process.returncode == 1
     assert re.search(r"A process of this vLLM has ended.*Start the server again", said, re.S)
-    ends = time.monotonic() + 30
-    while any(map(alive, workers)) and time.monotonic() < ends:
-        time.sleep(0.1)
-    assert not any(map(alive, workers)), "nothing is left behind"
+    gone(workers)
 
 
 def test_adapters_reach_all_workers(tiny_folder):
@@ -113,6 +118,9 @@ def test_adapters_reach_all_workers(tiny_folder):
         for _ in range(2):
             agrees(policy, engine.generate(PROMPTS[:3], SAMPLING, NOW))
             changed(policy, "lora_B")
+        workers = server.workers()
+        server.process.kill()
+        gone(workers)
 
 
 def test_what_cannot_be_divided_is_refused(tiny_folder):
