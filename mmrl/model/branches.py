@@ -149,7 +149,10 @@ class Views:
         Raises ValueError if its placeholders and its media do not belong together.
         """
         if row not in self._within:
-            self._within[row] = self._media.of(self.rollouts[row])
+            rollout = self.rollouts[row]
+            found = self._within[row] = self._media.of(rollout)
+            if found is not None:
+                self.policy.vision.answered(rollout.prompt, found.visual)
         plain = self._within[row]
         # Where nothing is shown, it is known by its places only, and leaves with them.
         if self._shows(name) != "changed" or plain is None:
