@@ -46,6 +46,7 @@ from mmrl.types import Batch, Now, Rollout, Shaped
 __all__ = ["CAPO", "Vote", "token_advantage", "token_reward", "voted"]
 
 Vote = Literal["intersection", "majority", "union", "average"]
+TRAITS = ("centres groups", "z-scores groups", "shapes the advantage")
 EPS = 1e-6
 
 
@@ -86,8 +87,8 @@ class CAPO(Objective):
         return ("estimator",) if self.process > 0 else ()
 
     def traits(self) -> tuple[str, ...]:
-        """It has the group's statistics."""
-        return ("centres groups", "z-scores groups") if self.process > 0 else ()
+        """It makes the advantage of each token, with the statistics of the group."""
+        return TRAITS if self.process > 0 else ()
 
     def answer_kinds(self) -> tuple[AnswerKind, ...]:
         """Answers whose steps were read."""
