@@ -27,6 +27,7 @@ from mmrl.model.packing import rows_of
 from mmrl.model.policy import Policy
 from mmrl.objectives.base import (
     CHECKLIST,
+    CRITIQUED,
     EXPERIENCE,
     EXPERT,
     HINTS,
@@ -102,6 +103,14 @@ def probed(answers: Answers) -> list[Rollout]:
     ]
 
 
+def critiqued(answers: Answers) -> list[Rollout]:
+    """The first token of every other answer is wrong."""
+    return [
+        replace(one, valued=((1, -float(number % 2)), (len(one.tokens) - 1, 0.0)))
+        for number, one in enumerate(answers)
+    ]
+
+
 def asked(answers: Answers) -> list[Rollout]:
     """A checklist group for the first prompt, half right, and one for the second, never right."""
     out = list(answers)
@@ -169,7 +178,7 @@ MADE: dict[str, Callable[[], Objective]] = {
 GIVEN = {LABEL.name: given("label", Role.EXPERT), EXPERT.name: given("expert", Role.EXPERT),
          TEACHERS.name: given("expert", Role.EXPERT),
          EXPERIENCE.name: learned, SELF_TAUGHT.name: self_taught,
-         HINTS.name: begun, PROBED.name: probed,
+         HINTS.name: begun, PROBED.name: probed, CRITIQUED.name: critiqued,
          CHECKLIST.name: asked}  # fmt: skip
 """Kind of answers -> what adds them."""
 
