@@ -6,9 +6,10 @@ The judge names criteria for the request, criticises both answers, and gives eac
 wins. With both orders an answer wins only if it does in either. The draws of the reference and of the order are keyed
 by the seed, the prompt and the answers, so that a step that is repeated asks the same.
 
-What is not known
+Degenerate cases
 - A comparison without a verdict leaves out its answer alone. More than half of them missing leave out the group: as an
   outage where the judge was not available, which the policy of `Rewards` decides about. It is never a 0 or a -1.
+- An answer without words loses, and two of them tie, without asking.
 - A group of one is its own reference and gets 0; the judge is not asked.
 
 Departures
@@ -27,7 +28,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from mmrl.ground.answers import after_thinking
+from mmrl.ground.answers import after_thinking, thought_is_open
 from mmrl.ground.require import require
 from mmrl.ground.seeds import philox
 from mmrl.rewards.contract import Reward
@@ -104,7 +105,7 @@ class Preferred(Judged):
         values.insert(reference, 0.0)
         return values
 
-    def _value(self, found: bool | None | BaseException) -> float | None:
+    def _value(self, found: bool | BaseException | None) -> float | None:
         """R, or None if there is no verdict. Raises what is neither an outage nor a refusal."""
         if isinstance(found, Unavailable | RequestRefused):
             return None
@@ -119,6 +120,9 @@ class Preferred(Judged):
         self, answer: Rollout, reference: Rollout, seen: Sequence[str]
     ) -> bool | None:
         """Does the answer beat the reference? None for a tie. Raises Unavailable, RequestRefused."""
+        texts = said(answer.text), said(reference.text)
+        if not all(texts):  # nobody need be asked
+            return bool(texts[0]) if any(texts) else None
         draw = philox("order", self.seed, answer.prompt.id, answer.text, reference.text)
         order = bool(draw.random() < 0.5)
         orders = (order, not order) if self.brpo.both_orders else (order,)
@@ -194,5 +198,5 @@ def read_winner(reply: str) -> Winner | None:
 
 
 def said(text: str) -> str:
-    """What is judged: the answer behind the thoughts."""
-    return after_thinking(text).strip()
+    """What is judged: the answer behind the thoughts; empty if it was cut off before."""
+    return "" if thought_is_open(text) else after_thinking(text).strip()

@@ -300,8 +300,8 @@ def _convention(name: str, function: Callable[..., Any]) -> Convention:
         return "batch" if marker(function, "batched", False) else "rollout"
     raise ValueError(
         f"The reward part {name!r} has the parameters ({', '.join(parameters)}), which fit no convention: a reward is "
-        "f(rollout) -> float | None, @batch or @grouped f(rollouts) -> list, or TRL's f(prompts, completions, **columns) ->"
-        " list. Bind further parameters with functools.partial."
+        "f(rollout) -> float | None, @batch or @grouped f(rollouts) -> list, or TRL's f(prompts, completions, "
+        "**columns) -> list. Bind further parameters with functools.partial."
     )
 
 

@@ -24,6 +24,7 @@ class SkewSampling(DynamicSampling):
     skew: float = 0.6
     """Largest |sum| / G of a group that is kept."""
 
+    drops_even_groups: ClassVar[bool] = False
     why_dropped: ClassVar[str] = "was better or worse than its reference nearly throughout"
 
     def __post_init__(self) -> None:
