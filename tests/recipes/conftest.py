@@ -16,6 +16,7 @@ from filelock import FileLock
 
 from mmrl.model import tiny
 from mmrl.recipes.shared import (
+    choice_data,
     embedded,
     evidence_data,
     point_data,
@@ -68,6 +69,9 @@ class WarmModels:
         if recipe == "knowrl":
             self("papo")  # what it starts from
             return self.made("points", point_data.warm_points, steps=2, labels=1)
+        if recipe == "vmr":
+            self("papo")  # what it starts from
+            return self.made("choices", choice_data.warm_choices)
         # Methods that compare right answers need some.
         return self.made("lookup", embedded.warm_model, labels=1)
 
