@@ -3,6 +3,9 @@
     outcome = run_python("print(6 * 7)")
     outcome.text                    # "42\n"
 
+    with WarmPython(("numpy",)) as python:      # many programs that read the same packages
+        python.run("import numpy; print(numpy.eye(2))")
+
 Where Linux allows it, the program runs in namespaces of its own: no network, a process tree that ends as one, and a
 file system of the interpreter and the system's programs, read only, with an empty scratch folder in memory; it runs as
 nobody, and limits on time, memory, processes, files and output hold for it and all that it starts. Elsewhere only the
@@ -25,11 +28,11 @@ import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Literal
+from typing import BinaryIO, Literal
 
 from mmrl.ground.require import require
 from mmrl.ground.sandbox_inside import FRAME, REFUSED, SCRATCH
@@ -133,15 +136,20 @@ def run(
 
     `visible`: further paths that it may read. Raises ValueError for a file name that leads out of the folder.
     """
+    refuse_names(files, wanted)
+    shut = isolation().shut
+    with temporary_folder("sandbox") as root:
+        spec = specification(command, files, wanted, limits, visible, root, shut)
+        return perform(spec, limits)
+
+
+def refuse_names(files: Iterable[str], wanted: Iterable[str]) -> None:
+    """Raise ValueError for a name of a file that leads out of the folder."""
     for name in (*files, *wanted):
         if not name or name.startswith("/") or {"..", "."} & set(name.split("/")):
             raise ValueError(
                 f"{name!r} is no name of a file in the sandbox; give a path without '.', '..' or a leading '/'."
             )
-    shut = isolation().shut
-    with temporary_folder("sandbox") as root:
-        spec = _spec(command, files, wanted, limits, visible, root, shut)
-        return _run(spec, limits)
 
 
 @lru_cache
@@ -151,7 +159,9 @@ def isolation() -> Isolation:
         return Isolation(False, _missing(f"{sys.platform} has no namespaces"))
     limits = Limits(seconds=UP, files_mb=1)
     with temporary_folder("sandbox") as root:
-        outcome = _run(_spec(["/bin/sh", "-c", ":"], {}, (), limits, (), root, True), limits)
+        outcome = perform(
+            specification(["/bin/sh", "-c", ":"], {}, (), limits, (), root, True), limits
+        )
     if outcome.ok:
         return Isolation(True)
     why = outcome.errors.strip().splitlines()[-1:] or ["the system refuses namespaces"]
@@ -167,7 +177,7 @@ def _missing(why: str) -> str:
     )
 
 
-def _spec(
+def specification(
     command: Sequence[str],
     files: Mapping[str, bytes],
     wanted: Sequence[str],
@@ -188,6 +198,8 @@ def _spec(
         "OPENBLAS_NUM_THREADS": "1",
         "MPLBACKEND": "agg",
         "PYTHONDONTWRITEBYTECODE": "1",
+        # The same program does the same again, so that what it did can be kept.
+        "PYTHONHASHSEED": "0",
     }
     return {
         "command": list(command),
@@ -198,6 +210,7 @@ def _spec(
         "visible": [*SYSTEM, *_interpreter(), *visible],
         "root": str(root),
         "shut": shut,
+        "forked": False,
         "parent": os.getpid(),
         "limits": {
             "cpu": max(1, round(limits.seconds + 0.5)),
@@ -213,6 +226,11 @@ def _interpreter() -> tuple[str, ...]:
     """Where this interpreter and its packages lie, without folders that lie in others."""
     found = {sys.prefix, sys.base_prefix, sys.exec_prefix, *site.getsitepackages()}
     found.add(sysconfig.get_paths()["purelib"])
+    # A .pth file may have led to packages elsewhere; those of the user's home are not read inside.
+    places = [
+        path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")
+    ]
+    found |= set(places) - {site.getusersitepackages()}
     # The interpreter of a virtual environment is a link, perhaps to another link.
     links = [Path(sys.executable)]
     while links[-1].is_symlink():
@@ -226,35 +244,37 @@ def _within(path: str, other: str) -> bool:
     return path != other and path.startswith(other.rstrip("/") + "/")
 
 
-def _run(spec: dict[str, object], limits: Limits) -> Outcome:
+Begin = Callable[[Mapping[str, int]], Callable[[], int]]
+"""Start an outer process with these handles: spec, text, errors, report; returns what ends it and gives its code."""
+
+
+def perform(spec: dict[str, object], limits: Limits, begin: Begin | None = None) -> Outcome:
+    """Do what the specification says in an outer process, of its own or as `begin` starts it."""
     began = time.monotonic()
-    ours, theirs = os.pipe()
     # The specification may hold files, and an argument may not be long.
-    read_spec, write_spec = os.pipe()
-    call = [sys.executable, "-I", "-S", str(INSIDE), str(read_spec)]
-    process = subprocess.Popen(
-        call,
-        pass_fds=(theirs, read_spec),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-        env={"PATH": os.defpath},
-    )
-    os.close(theirs)
-    os.close(read_spec)
-    spec["report"] = theirs
-    try:
-        with contextlib.suppress(BrokenPipeError), open(write_spec, "wb") as told:
-            told.write(json.dumps(spec).encode())
-        assert process.stdout is not None and process.stderr is not None
-        most = limits.output_kb * 1024
-        room = {"text": 10 * most, "errors": 10 * most, "report": _report_room(limits)}
-        with open(ours, "rb") as report:
-            streams = {"text": process.stdout, "errors": process.stderr, "report": report}
+    told, told_to = os.pipe()
+    pipes = {name: os.pipe() for name in ("text", "errors", "report")}
+    theirs = {"spec": told, **{name: ends[1] for name, ends in pipes.items()}}
+    spec["report"] = theirs["report"]
+    with contextlib.ExitStack() as ours:
+        streams = {
+            name: ours.enter_context(open(ends[0], "rb")) for name, ends in pipes.items()
+        }
+        write = ours.enter_context(open(told_to, "wb", buffering=0))
+        try:
+            end = (begin or _begin)(theirs)
+        finally:
+            for handle in theirs.values():
+                os.close(handle)
+        try:
+            with contextlib.suppress(BrokenPipeError):
+                write.write(json.dumps(spec).encode())
+            write.close()
+            most = limits.output_kb * 1024
+            room = {"text": 10 * most, "errors": 10 * most, "report": _report_room(limits)}
             heard, ended = _heard(streams, room, began + limits.seconds + UP, limits.seconds)
-    finally:
-        _end(process)
+        finally:
+            status = end()
     seconds = time.monotonic() - began
     text, errors = (
         bytes(heard[name][:most]).decode("utf-8", "replace") for name in ("text", "errors")
@@ -262,12 +282,26 @@ def _run(spec: dict[str, object], limits: Limits) -> Outcome:
     if ended is not None:
         return Outcome(ended, None, text, errors, seconds)
     told_back = bytes(heard["report"])
-    if process.returncode == REFUSED or len(told_back) < FRAME.size:
+    if status == REFUSED or len(told_back) < FRAME.size:
         return Outcome("failed", None, text, errors, seconds)
     code, _ = FRAME.unpack(told_back[: FRAME.size])
     found = json.loads(told_back[FRAME.size :])
     files = {name: content.encode("latin-1") for name, content in found.items()}
     return Outcome("signal" if code < 0 else "exit", code, text, errors, seconds, files)
+
+
+def _begin(handles: Mapping[str, int]) -> Callable[[], int]:
+    """An outer process of its own."""
+    process = subprocess.Popen(
+        [sys.executable, "-I", "-S", str(INSIDE), str(handles["spec"])],
+        pass_fds=(handles["report"], handles["spec"]),
+        stdin=subprocess.DEVNULL,
+        stdout=handles["text"],
+        stderr=handles["errors"],
+        start_new_session=True,
+        env={"PATH": os.defpath},
+    )
+    return lambda: _end(process)
 
 
 def _report_room(limits: Limits) -> int:
@@ -276,7 +310,7 @@ def _report_room(limits: Limits) -> int:
 
 
 def _heard(
-    streams: Mapping[str, IO[bytes]], room: Mapping[str, int], last: float, seconds: float
+    streams: Mapping[str, BinaryIO], room: Mapping[str, int], last: float, seconds: float
 ) -> tuple[dict[str, bytearray], Ended | None]:
     """What comes out of each stream until all are closed; why we stopped listening before, if we did."""
     heard = {name: bytearray() for name in streams}
@@ -302,12 +336,9 @@ def _heard(
     return heard, None
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill the sandbox and whatever is in it."""
+def _end(process: subprocess.Popen[bytes]) -> int:
+    """Kill the sandbox and whatever is in it; its exit code."""
     # The inner processes end with their parents; the group reaches them where there are no namespaces.
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    for stream in (process.stdout, process.stderr):
-        if stream is not None:
-            stream.close()
+    return process.wait()

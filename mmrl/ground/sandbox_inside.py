@@ -7,6 +7,13 @@ Three processes, each the parent of the next:
     command  limits on itself, no privileges, then the command
 
 Nothing but the standard library, and nothing of ours: it is run by a fresh interpreter that looks nowhere else.
+
+Called with "serve" it stays, imports what it is told, and forks an outer process for each request: the command is then
+a Python source that runs in the fork, which costs no start of an interpreter. It never runs a source itself, and holds
+nothing that a source may not read. Requests come over a Unix socket, one after the other:
+
+    b"r" + handles (specification, stdout, stderr, report)  ->  the id of the outer process
+    b"e" + id                                               ->  its exit code, after it was killed
 """
 
 from __future__ import annotations
@@ -17,7 +24,9 @@ import errno
 import json
 import os
 import resource
+import select
 import signal
+import socket
 import stat
 import struct
 import sys
@@ -39,6 +48,8 @@ SCRATCH = "/scratch"
 FRAME = struct.Struct(">iQ")
 """An exit code (negative: the signal), and the bytes of JSON that follow."""
 DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
+NUMBER = struct.Struct(">q")
+"""An id or an exit code on the socket of `serve`."""
 REFUSED = 97
 """Exit code of the outer process if the system does not let it take what it needs."""
 
@@ -126,6 +137,12 @@ def _read_only(path: str, *, recursive: bool = True, quietly: bool = False) -> N
             raise
 
 
+def end_with_parent() -> None:
+    """Have the kernel end this process when its parent ends."""
+    if sys.platform == "linux":
+        call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
 def _write(path: str, text: str) -> None:
     with open(path, "w") as file:
         file.write(text)
@@ -176,14 +193,50 @@ def become(spec: Mapping[str, Any], folder: str, *, shut: bool) -> NoReturn:
     """Turn into the command. Never returns."""
     try:
         os.chdir(folder)
-        call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        end_with_parent()
         if shut:
             drop_privileges()
         limit(spec["limits"], shut=shut)
+        if spec["forked"]:
+            interpret(spec["command"][-1], spec["environment"])
         os.execve(spec["command"][0], spec["command"], spec["environment"])
     except OSError as error:
         os.write(2, f"{spec['command'][0]}: {error}\n".encode())
     os._exit(127)
+
+
+def interpret(path: str, environment: Mapping[str, str]) -> NoReturn:
+    """Run a Python file in this process, as the interpreter would, and end."""
+    import runpy
+    import traceback
+
+    code = 1
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv = [path]
+    try:
+        runpy.run_path(path, run_name="__main__")
+        code = 0
+    except SystemExit as wanted:
+        code = _exit_code(wanted)
+    except (
+        BaseException
+    ):  # whatever a program raises is its own business, and told on its own stderr
+        traceback.print_exc()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    os._exit(code)
+
+
+def _exit_code(wanted: SystemExit) -> int:
+    """The code of a SystemExit, by the interpreter's rules."""
+    if wanted.code is None:
+        return 0
+    if isinstance(wanted.code, int):
+        return wanted.code & 0xFF
+    print(wanted.code, file=sys.stderr)
+    return 1
 
 
 def fill(folder: str, files: Mapping[str, str]) -> None:
@@ -262,13 +315,8 @@ def first(spec: Mapping[str, Any], folder: str, *, shut: bool) -> NoReturn:
     os._exit(0)
 
 
-def main() -> NoReturn:
-    """Read what to do from the handle that the first argument names, and do it."""
-    with open(int(sys.argv[1]), "rb") as stream:
-        spec = json.loads(stream.read())
-    call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != spec["parent"]:  # it died before we asked to be told
-        os._exit(REFUSED)
+def locked(spec: Mapping[str, Any]) -> NoReturn:
+    """The outer process: lock up, and have the command run. Never returns."""
     os.umask(0)
     if not spec["shut"]:
         first(spec, spec["root"], shut=False)
@@ -279,11 +327,80 @@ def main() -> NoReturn:
         os._exit(REFUSED)
     inner = os.fork()
     if inner == 0:
-        call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        end_with_parent()
         first(spec, SCRATCH, shut=True)
     os.close(spec["report"])
     os.waitpid(inner, 0)
     os._exit(0)
+
+
+def serve(channel: socket.socket, preload: Sequence[str]) -> NoReturn:
+    """Fork an outer process for each request until the other side is gone."""
+    import importlib
+    import runpy  # noqa: F401  (forks find it read)
+    import traceback  # noqa: F401
+
+    for module in preload:
+        importlib.import_module(module)
+    channel.sendall(NUMBER.pack(os.getpid()))  # ready
+    parent = os.getppid()
+    while True:
+        # A stray copy of the socket, in a fork of the parent, would hide that the parent is gone.
+        while not select.select([channel], [], [], 1.0)[0]:
+            if os.getppid() != parent:
+                os._exit(0)
+        request, handles, _, _ = socket.recv_fds(channel, 1 + NUMBER.size, 4)
+        if not request:
+            os._exit(0)
+        if request[:1] == b"e":
+            answer = _ended(NUMBER.unpack(request[1:])[0])
+        else:
+            answer = _forked(channel, handles)
+        channel.sendall(NUMBER.pack(answer))
+
+
+def _forked(channel: socket.socket, handles: Sequence[int]) -> int:
+    """The id of a fork that does what the specification says, with a session and streams of its own."""
+    outer = os.fork()
+    if outer:
+        for handle in handles:
+            os.close(handle)
+        return outer
+    try:
+        end_with_parent()
+        channel.close()
+        os.setsid()
+        told, out, errors, report_to = handles
+        os.dup2(out, 1)
+        os.dup2(errors, 2)
+        os.close(out)
+        os.close(errors)
+        with open(told, "rb") as stream:
+            spec = json.loads(stream.read())
+        locked({**spec, "report": report_to})
+    finally:  # a fork must never go on as a second server
+        os._exit(REFUSED)
+
+
+def _ended(outer: int) -> int:
+    """Kill an outer process with all that is in it; its exit code."""
+    # Not reaped before, so the id cannot be another's by now.
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(outer, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(outer, 0)[1])
+
+
+def main() -> NoReturn:
+    """Read what to do from the handle that the first argument names, and do it; or "serve", a socket, and modules."""
+    if sys.argv[1] == "serve":
+        # Not ended with its parent: that would be the thread that started it, and others use it.
+        serve(socket.socket(fileno=int(sys.argv[2])), sys.argv[3:])
+    end_with_parent()
+    with open(int(sys.argv[1]), "rb") as stream:
+        spec = json.loads(stream.read())
+    if os.getppid() != spec["parent"]:  # it died before we asked to be told
+        os._exit(REFUSED)
+    locked(spec)
 
 
 if __name__ == "__main__":

@@ -91,6 +91,11 @@ RULES = (
         but=("judge.url",),
     ),
     Unread(
+        ("likeness.",),
+        lambda _, a: "likeness" in a and bool(a["judge"].url),
+        "a judge compares the pictures; give an empty --judge.url, or leave it out",
+    ),
+    Unread(
         ("data.",),
         _trains_on_clips,
         "questions about clips are read and asked by --clips and --asking; leave it out",

@@ -5,12 +5,17 @@ import socket
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 
 from mmrl.ground import sandbox
 from mmrl.ground.sandbox import Isolation, Limits, isolation, run, run_python
+from mmrl.ground.sandbox_warm import NotWarm, WarmPython
+from mmrl.rewards.pay import Rewards
+from mmrl.types import Prompt, Rollout
 
 SHORT = Limits(seconds=3, memory_mb=512, processes=16, output_kb=16, files_mb=8)
 shut_only = pytest.mark.skipif(
@@ -18,14 +23,22 @@ shut_only = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(params=["namespaces", "limits"])
-def way(request, monkeypatch):
-    """Both ways of running a program; the first only where the system allows it."""
-    if request.param == "limits":
+@pytest.fixture(scope="module")
+def warm():
+    with WarmPython() as python:
+        yield python
+
+
+@pytest.fixture(params=["namespaces", "limits", "warm namespaces", "warm limits"])
+def way(request, monkeypatch, warm):
+    """All ways of running a program; those with namespaces only where the system allows it."""
+    if request.param.endswith("limits"):
         monkeypatch.setattr(sandbox, "isolation", lambda: Isolation(False, "tried"))
     elif not isolation().shut:
         pytest.skip("no namespaces here")
-    return request.param
+    if request.param.startswith("warm"):
+        monkeypatch.setitem(globals(), "run_python", warm.run)
+    return request.param.split()[-1]
 
 
 def test_what_it_prints_and_leaves_comes_back(way):
@@ -199,6 +212,78 @@ def test_files_that_are_too_large_are_not_handed_back(way):
     )
     found = run_python(source, wanted=["a", "b", "c"], limits=SHORT)
     assert sum(map(len, found.files.values())) <= 8 << 20 and "a" in found.files
+
+
+ATTACKS = {
+    "fork bomb": "import os\nwhile True: os.fork()",
+    "network": "import socket\nsocket.create_connection(('192.0.2.1', 80), 2)",
+    "home folder": f"open({str(Path.home() / '.profile')!r}).read()",
+    "ten gibibytes": "import sys\nfor _ in range(10 << 10): sys.stdout.write('x' * (1 << 20))",
+    "endless loop": "while True: pass",
+    "link to the outside": "import os\nos.symlink('/etc', 'out')\nopen('out/passwd').read()",
+}
+
+
+@shut_only
+def test_attacks_are_survived_and_counted(warm):
+    """Whatever a program tries: it ends within its limits, is counted by how, and the next program is well."""
+    warm.counts.clear()
+    brief = Limits(seconds=1, memory_mb=512, processes=16, output_kb=16, files_mb=8)
+    ended = {}
+    for name, source in ATTACKS.items():
+        outcome = warm.run(source, limits=brief)
+        assert not outcome.ok and outcome.seconds < 3, (name, outcome)
+        ended[name] = outcome.ended
+    assert warm.run("print('well')").text == "well\n"
+    assert (ended["ten gibibytes"], ended["endless loop"]) == ("output", "time")
+    assert warm.counts["runs"] == len(ATTACKS) + 1 and warm.counts["output"] == 1
+    assert sum(warm.counts[how] for how in ("exit", "signal", "time", "output")) == 7
+
+
+def test_programs_share_packages_and_nothing_else(warm):
+    """What one program changes, the next does not see; a program costs a fork and not a start of Python."""
+    left = (
+        "import json, os\njson.left = 1\nopen('file', 'w').write('x')\nos.environ['LEFT'] = '1'"
+    )
+    assert warm.run(left).ok
+    found = warm.run(
+        "import json, os\nprint(hasattr(json, 'left'), os.listdir(), 'LEFT' in os.environ)"
+    )
+    assert found.text == "False ['main.py'] False\n"
+    began = time.monotonic()
+    outcomes = list(ThreadPoolExecutor(4).map(lambda n: warm.run(f"print({n})"), range(8)))
+    assert [outcome.text for outcome in outcomes] == [f"{n}\n" for n in range(8)]
+    assert time.monotonic() - began < 8
+
+
+def test_a_warm_interpreter_comes_again_and_says_why_it_does_not():
+    with WarmPython(("json",)) as python:
+        assert python.run("print(1)").ok
+        python._server.kill()
+        python._server.wait()
+        assert python.run("print(1)").ok
+    assert python._server is None
+    with (
+        WarmPython(("no_such_package",)) as python,
+        pytest.raises(NotWarm, match="no_such_package"),
+    ):
+        python.run("")
+
+
+def paid_by_program(rollout):
+    return float(run_python(rollout.text, limits=SHORT).text or 0)
+
+
+def test_rewards_in_workers_run_programs():
+    one = torch.tensor([1])
+    prompt = Prompt("q", [{"role": "user", "content": "q"}])
+    answers = [
+        Rollout(prompt, 0, one, one, torch.tensor([0], dtype=torch.uint8), text, "eos")
+        for text in ("print(0.25)", "while True: pass", "print(0.5)")
+    ]
+    with Rewards(program=paid_by_program, workers=1) as rewards:
+        paid = rewards(answers)
+    assert [rollout.reward for rollout in paid] == [0.25, 0.0, 0.5]
 
 
 def test_where_it_is_not_shut_in_it_is_said(monkeypatch):

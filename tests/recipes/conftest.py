@@ -17,6 +17,8 @@ from filelock import FileLock
 from mmrl.model import tiny
 from mmrl.recipes.shared import (
     choice_data,
+    circuit_data,
+    drawing_data,
     embedded,
     evidence_data,
     point_data,
@@ -72,6 +74,12 @@ class WarmModels:
         if recipe == "vmr":
             self("papo")  # what it starts from
             return self.made("choices", choice_data.warm_choices)
+        if recipe == "rrvf":
+            self("papo")  # what it starts from
+            return self.made("drawings", drawing_data.warm_drawings, steps=4)
+        if recipe == "codev_r1":
+            self("papo")  # what it starts from
+            return self.made("circuits", circuit_data.warm_circuits, steps=4)
         # Methods that compare right answers need some.
         return self.made("lookup", embedded.warm_model, labels=1)
 

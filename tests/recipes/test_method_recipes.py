@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
+import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -61,6 +62,8 @@ NAMES = (
     "knowrl",
     "repo",
     "bayesian_vla",
+    "rrvf",
+    "codev_r1",
 )
 METRICS = {
     "vogue": (
@@ -120,6 +123,8 @@ METRICS = {
         "bayesianvla/bonus",
     ),
     "knowrl": ("knowrl/measured", "knowrl/answers", "knowrl/points", "knowrl/given"),
+    "rrvf": ("reward/similarity", "reward/form", "render/drawn"),
+    "codev_r1": ("reward/accuracy", "simulation/equal"),
     "mssr": ("mssr/value", "mssr/forgetting", "mssr/bonus", "policy/kl_ref"),
     "nsr": ("nsr/kept",),
     "ngrpo": ("reward/even_groups",),
@@ -142,6 +147,8 @@ MOVING = {
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recipe_trains_with_no_arguments(name, warm, command_line, tmp_path):
+    if name == "codev_r1" and not shutil.which("iverilog"):
+        pytest.skip("Icarus Verilog is not installed")
     done = command_line(name, tmp_path / "out", fresh=name == "dvrp")
     assert done.returncode == 0, done.stderr[-3000:]
     assert f"recipes.{name} embedded" in done.stderr and f"{name}: 2 steps done." in done.stdout

@@ -141,6 +141,11 @@ EXAMPLES = [
     ("papo", ["--groups.rounds", "3"], ["--dynamic"]),
     ("dvrp", ["--groups.low", "0.1"], ["--dynamic"]),
     ("perception_r1", ["--judge.concurrency", "3"], ["--judge.url", "http://localhost:1/v1"]),
+    (
+        "rrvf",
+        ["--likeness.side", "64", "--judge.url", "http://localhost:1/v1"],
+        ["--judge.url", ""],
+    ),
     ("puzzlecraft", ["--judge.model", "x"], ["--judge.url", "http://localhost:1/v1"]),
     ("timelens", ["--data.style", "box-inline"], None),
     ("timelens", ["--data.prompt", "Say: {question}"], None),
