@@ -19,15 +19,10 @@ from mmrl.data.pretext.marking.consistency import RuleJudge, split_reply
 from mmrl.data.pretext.surface import Surface
 from mmrl.ground.printable import logger
 from mmrl.rewards.judge import Ask, JudgeUnavailable, RequestRefused
+from mmrl.rewards.judge_prompts import Asked, judge_prompt
 from mmrl.types import Rollout
 
 log = logger(__name__)
-
-QUESTION = (
-    "Below are the reasoning and the final answer of somebody who solved a visual puzzle. You do not see the puzzle, "
-    "and whether the answer is right does not matter. Does the reasoning explicitly support exactly this final answer? "
-    "Reply with one word, yes or no.\n\nReasoning:\n{reasoning}\n\nFinal answer: {answer}"
-)
 
 
 @dataclass(frozen=True)
@@ -62,6 +57,7 @@ class RuleRAC:
 class JudgeRAC:
     """A language model says whether the reasoning supports the answer."""
 
+    judge_prompts: ClassVar[tuple[str, ...]] = ("reasoning_supports",)
     judge: Ask
     counts: Counter[str] = field(default_factory=Counter, repr=False)
 
@@ -76,13 +72,14 @@ class JudgeRAC:
             self.counts["said0"] += 1
         else:
             # The end of long reasoning: there it comes to its answer.
-            content = QUESTION.format(reasoning=reasoning[-6000:], answer=answer)
-            self.counts[await self._verdict(content)] += 1
+            prompt = judge_prompt("reasoning_supports")
+            request = prompt.filled(reasoning=reasoning[-6000:], answer=answer)
+            self.counts[await self._verdict(request)] += 1
         return 0.0
 
-    async def _verdict(self, content: str) -> str:
+    async def _verdict(self, request: Asked) -> str:
         try:
-            word = (await self.judge([{"role": "user", "content": content}])).strip().lower()
+            word = (await self.judge(request)).strip().lower()
         except (JudgeUnavailable, RequestRefused) as error:
             # One warning per step: `drained` empties the counts.
             if not self.counts["unavailable"]:

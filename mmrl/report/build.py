@@ -128,11 +128,19 @@ class Shown:
         return found
 
     @property
+    def judge_prompts(self) -> list[tuple[str, Row]]:
+        """Name and version, digest, text of each prompt that a judge was asked with."""
+        told = mapping(self.run.settings.get(JUDGE_PROMPTS))
+        return [(name, mapping(told[name])) for name in sorted(told)]
+
+    @property
     def probes(self) -> list[Mapping[str, Any]]:
         """Every blind probe."""
         return [row for row in self.run.metrics if row.get("probe/accuracy") is not None]
 
 
+JUDGE_PROMPTS = "judge_prompts"
+"""Setting of a run with the prompts of its judges; they have a place of their own on the page."""
 TILES = {
     "eval/accuracy": "held-out accuracy",
     "reward/total": "reward",
@@ -195,7 +203,7 @@ def labelled(runs: Sequence[RunFiles]) -> list[str]:
 
 def settings_table(runs: Sequence[RunFiles]) -> list[dict[str, Any]]:
     """Every setting by its full name, with its value in each run, those that differ first."""
-    flat = [dict(flattened(run.settings)) for run in runs]
+    flat = [dict(flattened(_short(run.settings))) for run in runs]
     names = sorted({name for values in flat for name in values})
     rows = []
     for name in names:
@@ -203,6 +211,16 @@ def settings_table(runs: Sequence[RunFiles]) -> list[dict[str, Any]]:
         differs = len(set(values)) > 1
         rows.append({"name": name, "values": values, "differs": differs})
     return sorted(rows, key=lambda row: not row["differs"])
+
+
+def _short(settings: Row) -> Row:
+    """Settings without the texts that stand elsewhere on the page."""
+    prompts = mapping(settings.get(JUDGE_PROMPTS))
+    short = {
+        name: {key: value for key, value in mapping(told).items() if key != "text"}
+        for name, told in prompts.items()
+    }
+    return {**settings, JUDGE_PROMPTS: short} if short else settings
 
 
 def flattened(value: object, path: str = "") -> list[tuple[str, str]]:

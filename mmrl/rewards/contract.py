@@ -14,7 +14,10 @@ from typing import Any
 
 from mmrl.ground.declared import CLOSE, refuse_misspelt
 
-MARKERS = ("batched", "in_process", "needs", "needs_tags", "preload", "metrics")
+MARKERS = (
+    *("batched", "in_process", "needs", "needs_tags"),
+    *("preload", "metrics", "judge_prompts"),
+)
 """The attributes of a reward that the core reads."""
 
 
@@ -31,6 +34,8 @@ class Reward:
     """Tags without which it pays nothing (`@needs_tags`)."""
     preload: tuple[str, ...] = ()
     """Modules that a worker imports while it starts (`@preloads`)."""
+    judge_prompts: tuple[str, ...] = ()
+    """Names of the prompts that its judge is asked with (`judge_prompts`): part of a run's identity and its report."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()

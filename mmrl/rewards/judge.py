@@ -9,8 +9,8 @@ as an exception. Rules:
    exponential backoff and jitter, at most `attempts` times and not beyond `deadline`; Retry-After is obeyed, by all
    requests of this judge, up to `judge_http.LONGEST_WAIT`. Any other status is reported at once.
 2. `deadline` counts from the call and includes waiting for a free place, so it bounds a whole step.
-3. Equal requests are sent once. The cache key hashes the model, the sampling, `version` and the messages, not the
-   address.
+3. Equal requests are sent once. The cache key hashes the model, the sampling, `version`, the messages and the digest
+   of their prompt (`judge_prompts`), not the address. With `replay` nothing is sent at all.
 4. The budget is checked before sending, with an estimate for everything under way; a reply without a usage report,
    or with one that cannot be true, is booked by the estimate. Requests that got no reply are not booked: their cost is
    unknown.
@@ -38,6 +38,7 @@ from urllib.parse import urlsplit
 from mmrl.ground.require import require
 from mmrl.rewards.judge_http import Reply, post, redact, shown
 from mmrl.rewards.judge_ledger import Budget, Ledger, Spent, request_key
+from mmrl.rewards.judge_prompts import JudgePrompt
 from mmrl.rewards.worker import Unavailable
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "Judge",
     "JudgeUnavailable",
     "LocalJudge",
+    "NotRecorded",
     "RequestRefused",
     "Spent",
 ]
@@ -60,6 +62,8 @@ _Place = tuple[int, str]
 _Question = tuple[Chat, asyncio.Future[str]]
 RETRIED = frozenset({408, 409, 425, 429})
 REFUSED = frozenset({400, 413, 422})
+SAMPLING: Mapping[str, Any] = {"temperature": 0.0, "max_tokens": 512}
+"""How a judge is sampled unless somebody says otherwise."""
 IMAGE_TOKENS = 1500
 """Estimate of the tokens of one image in a request."""
 MOST_TOKENS = 10**8
@@ -72,6 +76,10 @@ class JudgeUnavailable(Unavailable):
 
 class BudgetSpent(JudgeUnavailable):
     """The budget does not allow another request."""
+
+
+class NotRecorded(JudgeUnavailable):
+    """Verdicts are replayed, and there is none for this request."""
 
 
 class RequestRefused(ValueError):
@@ -93,9 +101,7 @@ class Judge:
     model: str
     key: str | None = field(default=None, repr=False)
     """API key, sent as a bearer token."""
-    sampling: Mapping[str, Any] = field(
-        default_factory=lambda: {"temperature": 0.0, "max_tokens": 512}
-    )
+    sampling: Mapping[str, Any] = field(default_factory=lambda: dict(SAMPLING))
     """Further fields of the request body."""
     version: str = ""
     """Part of the cache key: change it when the meaning of a prompt changes without its text."""
@@ -111,6 +117,8 @@ class Judge:
     """Seconds for one question, waiting and retries included."""
     backoff: float = 0.5
     """Seconds before the first retry (half to all of it, by chance); doubled each time, at most 30."""
+    replay: bool = False
+    """Answer from the cache alone and send nothing: what it does not hold is an outage."""
 
     def __post_init__(self) -> None:
         if not _is_address(self.url):
@@ -131,6 +139,11 @@ class Judge:
             deadline=(self.deadline > 0, "positive"),
             backoff=(self.backoff > 0, "positive"),
         )
+        if self.replay and (self.cache is None or not self.cache.is_file()):
+            raise ValueError(
+                f"Judge.replay answers from recorded verdicts, and Judge.cache is {self.cache}, which is no file; name "
+                "the cache of the run that asked the server."
+            )
         self.url = self.url.rstrip("/")
         self._ledger = Ledger(self.cache)
         self._tokens_reserved = 0
@@ -160,10 +173,20 @@ class Judge:
             "model": self.model,
             "messages": [dict(message) for message in messages],
         }
-        key = request_key({**body, "version": self.version})
-        if (stored := self._ledger.find(key)) is not None:
-            self._counts["judge/cached"] += 1
-            return stored
+        if vote := getattr(messages, "vote", 0):
+            body["seed"] = vote
+        key, *earlier = self._keys(body, getattr(messages, "prompt", None))
+        for known in (key, *earlier):
+            if (stored := self._ledger.find(known)) is not None:
+                self._counts["judge/cached"] += 1
+                return stored
+        if self.replay:
+            self._counts["judge/unavailable"] += 1
+            raise NotRecorded(
+                f"The judge {self!r} only replays verdicts, and {self.cache} holds none for this request (key "
+                f"{key[:16]}…). Ask the server again without replay, or take the model, the sampling and the prompts "
+                "with which the verdicts were recorded."
+            )
         # A task cannot be awaited from another loop, so equal questions meet within one only.
         place = (id(asyncio.get_running_loop()), key)
         task = self._under_way.get(place)
@@ -192,6 +215,15 @@ class Judge:
     def close(self) -> None:
         """Close the cache file."""
         self._ledger.close()
+
+    def _keys(self, body: Mapping[str, Any], prompt: JudgePrompt | None) -> list[str]:
+        """The key of a request, and one under which earlier versions of mmrl may have kept its answer."""
+        content = {**body, "version": self.version}
+        if prompt is None:
+            return [request_key(content)]
+        keys = [request_key({**content, "prompt": prompt.digest})]
+        # Before prompts were files, the messages alone told them apart.
+        return [*keys, request_key(content)] if prompt.version == 1 else keys
 
     def _finished(self, place: _Place, done: asyncio.Task[str]) -> None:
         self._under_way.pop(place, None)

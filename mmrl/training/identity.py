@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from mmrl.ground.contents import SAMPLED, contents
 from mmrl.ground.outputs import OutputError
 from mmrl.ground.progress import Progress
 from mmrl.ground.source_digest import code_digest
+from mmrl.rewards.judge_prompts import judge_prompt
 from mmrl.rewards.pay import Rewards
+from mmrl.rewards.worker import marker
 from mmrl.training.run import FREE_TO_CHANGE
 from mmrl.training.tracking import describe, describe_prompts, differences
 from mmrl.types import Prompts
@@ -26,6 +29,7 @@ MEANINGS = {
     "prompts.texts": "questions, answers or other columns changed",
     "prompts.media": "pictures or clips changed",
     "prompts.order": "rows moved or changed",
+    "judge_prompts.": "a judge would be asked something else; take the version of mmrl that began the run",
     "code.": "the code of this function, or what it reads, changed",
     "policy.device": "other kinds of devices compute other numbers; --load.device names one",
     "policy.pixels": "pictures would be read at another size; --load.min-pixels and the like",
@@ -33,6 +37,8 @@ MEANINGS = {
 """Beginning of a setting's name -> what a difference means, where the values say nothing to a person."""
 LATER = {"policy": ("device", "pixels")}
 """Settings that earlier versions did not write down: unknown in their runs, and then not compared."""
+JUDGE_PROMPTS = "judge_prompts"
+"""The prompts of judges among the settings; unknown in runs of versions in which they were no files."""
 LENGTH = ("steps", "epochs")
 """Fields of `Run` that say how long it is; together with the size of the data they are one number."""
 FREE_ARGUMENTS = (
@@ -46,7 +52,7 @@ FREE_ARGUMENTS = (
     *("clips.cache", "clips.cache_gb", "clips.timeout"),
     # Tables of knowledge points: the settings hold a digest of the one that is read.
     *("table", "write_table"),
-    *("judge.url", "judge.key_file", "judge.cache", "judge.concurrency"),
+    *("judge.url", "judge.key_file", "judge.cache", "judge.concurrency", "judge.replay"),
 )
 """Arguments of a command line that may differ when a run goes on; what ends with a dot is a whole record."""
 
@@ -85,7 +91,19 @@ def described_method(
         objectives=objectives,
         views={name: branch.view for name, branch in branches.items()},
     )
-    return {**described, "rewards": rewards.weights, "code": code}
+    prompts = described_judge_prompts(rewards)
+    return {**described, "rewards": rewards.weights, "code": code, **prompts}
+
+
+def described_judge_prompts(rewards: Rewards) -> dict[str, Any]:
+    """ "judge_prompts": name -> version, digest and text of each prompt that the rewards name; nothing without any."""
+    named = (marker(function, "judge_prompts", ()) for function in rewards.functions.values())
+    prompts = [judge_prompt(name) for name in sorted(set(chain(*named)))]
+    told = {
+        one.name: {"version": one.version, "digest": one.digest, "text": one.text}
+        for one in prompts
+    }
+    return {JUDGE_PROMPTS: told} if told else {}
 
 
 def described_code(**parts: Any) -> dict[str, Any]:
@@ -180,7 +198,7 @@ def _free(name: str) -> bool:
 
 def _known_to(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     """New settings but for those that nobody wrote down in the old ones."""
-    known = dict(new)
+    known = dict(new) if JUDGE_PROMPTS in old else without(new, JUDGE_PROMPTS)
     for part, names in LATER.items():
         if isinstance(known.get(part), Mapping) and isinstance(old.get(part), Mapping):
             unknown = [name for name in names if name not in old[part]]

@@ -234,3 +234,13 @@ def test_settings_of_listed_records_stand_one_by_one():
         ("none", "[]"),
     ]
     assert dict(flattened({"two": [sft, sft]})).keys() == {"two.0.class", "two.1.class"}
+
+
+def test_the_prompts_of_judges_are_shown_once(make_run):
+    said = "You check <b>answers</b>."
+    prompt = {"version": 3, "digest": "ab12", "text": said}
+    page = report_page([read_run(make_run(settings={"judge_prompts": {"mine": prompt}}))])
+    assert "Judge prompts" in page and "version 3" in page and "ab12" in page
+    assert page.count("You check &lt;b&gt;answers") == 1 and said not in page
+    assert "judge_prompts.mine.version" in page and "judge_prompts.mine.text" not in page
+    assert "Judge prompts" not in report_page([read_run(make_run("other"))])

@@ -139,5 +139,6 @@ def test_rewards_ask_a_server_and_outlive_it():
         )
         assert rewards.metrics()["rac/unavailable"] == 2
     assert len(Server.questions) == 2 and all(
-        "Final answer: 90" in text for text in Server.questions
+        "Final answer (between the lines):\n-----\n90\n-----" in text
+        for text in Server.questions
     )
