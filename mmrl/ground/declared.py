@@ -6,9 +6,10 @@ fall back to, without a word; therefore names that come close to a declared one 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import Field, field
 from difflib import get_close_matches
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 CLOSE = 0.85
@@ -25,6 +26,15 @@ def added(default: Value) -> Value:
     """
     # Typed as what it stands for, like `dataclasses.field` itself.
     return field(default=default, metadata={"added": True})
+
+
+FREE: Mapping[str, bool] = MappingProxyType({"free": True})
+"""`field(metadata=FREE)`: where something is and how fast it works, not what it does; no digest of code covers it."""
+
+
+def is_free(one: Field[Any]) -> bool:
+    """May a run go on with another value of this field?"""
+    return bool(one.metadata.get("free"))
 
 
 def is_silent(one: Field[Any], value: object) -> bool:

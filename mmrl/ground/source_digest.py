@@ -21,6 +21,8 @@ from dataclasses import fields, is_dataclass
 from functools import partial
 from typing import Any
 
+from mmrl.ground.declared import is_free
+
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
 CHANGING = {
     "append",
@@ -124,7 +126,7 @@ class _Reader:
             self._add(kind.__qualname__)
         names: list[str] = []
         if is_dataclass(value):
-            names = [each.name for each in fields(value) if each.init]
+            names = [each.name for each in fields(value) if each.init and not is_free(each)]
         elif _is_users(kind.__module__) and hasattr(value, "__dict__"):
             # Of a class of one's own: the numbers and texts that it was made with.
             names = sorted(

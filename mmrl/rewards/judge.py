@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
+from mmrl.ground.declared import FREE
 from mmrl.ground.require import require
 from mmrl.rewards.judge_http import Reply, post, redact, shown
 from mmrl.rewards.judge_ledger import Budget, Ledger, Spent, request_key
@@ -96,28 +97,28 @@ class Ask(Protocol):
 class Judge:
     """An OpenAI-compatible chat endpoint. Reward functions that use it are `async` and run in the trainer's process."""
 
-    url: str
+    url: str = field(metadata=FREE)
     """Base address, for example http://localhost:8000/v1."""
     model: str
-    key: str | None = field(default=None, repr=False)
+    key: str | None = field(default=None, repr=False, metadata=FREE)
     """API key, sent as a bearer token."""
     sampling: Mapping[str, Any] = field(default_factory=lambda: dict(SAMPLING))
     """Further fields of the request body."""
     version: str = ""
     """Part of the cache key: change it when the meaning of a prompt changes without its text."""
-    cache: Path | None = None
+    cache: Path | None = field(default=None, metadata=FREE)
     """SQLite file for answers and spending; None keeps both in memory."""
-    budget: Budget = field(default_factory=Budget)
-    concurrency: int = 32
+    budget: Budget = field(default_factory=Budget, metadata=FREE)
+    concurrency: int = field(default=32, metadata=FREE)
     """Requests under way at once."""
-    attempts: int = 5
-    request_timeout: float = 60.0
+    attempts: int = field(default=5, metadata=FREE)
+    request_timeout: float = field(default=60.0, metadata=FREE)
     """Seconds for one attempt."""
-    deadline: float = 300.0
+    deadline: float = field(default=300.0, metadata=FREE)
     """Seconds for one question, waiting and retries included."""
-    backoff: float = 0.5
+    backoff: float = field(default=0.5, metadata=FREE)
     """Seconds before the first retry (half to all of it, by chance); doubled each time, at most 30."""
-    replay: bool = False
+    replay: bool = field(default=False, metadata=FREE)
     """Answer from the cache alone and send nothing: what it does not hold is an outage."""
 
     def __post_init__(self) -> None:

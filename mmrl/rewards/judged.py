@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from mmrl.ground.declared import FREE
 from mmrl.rewards.contract import Reward
 from mmrl.rewards.judge import Ask
 from mmrl.rewards.judge_prompts import Asked, judge_prompt
@@ -33,7 +34,7 @@ class Judged(Reward):
     judge: Ask
     """Takes chat messages, returns the reply of a model; raises `Unavailable` if there is none."""
     counts: Counter[str] = field(
-        default_factory=Counter, kw_only=True, repr=False, compare=False
+        default_factory=Counter, kw_only=True, repr=False, compare=False, metadata=FREE
     )
 
     async def ask(

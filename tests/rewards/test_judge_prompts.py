@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from mmrl.ground.source_digest import code_digest
 from mmrl.recipes.shared.judge_server import JudgeServer
 from mmrl.rewards.judge import Judge, LocalJudge, NotRecorded
 from mmrl.rewards.judge_prompts import judge_prompt, parsed, prompt_names
@@ -193,3 +194,16 @@ def test_the_text_of_the_first_prompts_is_as_it_was():
     assert question[1]["content"] == (
         "Question:\nHow many?\n\nReferences:\n- 2\n\nGiven answer (between the lines):\n-----\n2\n-----"
     )
+
+
+def test_a_run_may_go_on_with_its_judge_elsewhere_but_not_with_another_one(tmp_path):
+    (tmp_path / "v.sqlite").touch()
+
+    def digest(url="http://one:1/v1", model="m", **settings):
+        reward = JudgedAnswer(Judge(url, model, **settings))
+        reward.counts["judge/unreadable"] += len(settings)
+        return code_digest(reward)
+
+    moved = {"key": "k", "concurrency": 2, "cache": tmp_path / "v.sqlite", "replay": True}
+    assert digest() == digest("http://two:2/v1", **moved, attempts=9)
+    assert len({digest(), digest(model="n"), digest(sampling={}), digest(version="2")}) == 4
