@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from mmrl.ground.calls import Action
 from mmrl.tools.reading import Form
@@ -20,6 +21,8 @@ class FormTool(Tool):
     """How it is called."""
     usage: str = field(init=False)
     stop: tuple[str, ...] = field(init=False)
+
+    quick: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         # Both follow from the other fields, and the loop reads them as attributes.

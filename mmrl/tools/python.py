@@ -7,6 +7,7 @@ the tool. No torch.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from mmrl.ground.calls import Action
 from mmrl.ground.require import require
@@ -32,6 +33,8 @@ class Python(FormTool):
     """Run programs where the sandbox cannot shut them in, too (no namespaces): then they reach what this user can."""
     errors: int = 600
     """Last characters of an error that are told."""
+
+    quick: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         require(self, errors=(0 <= self.errors <= 100_000, "0 to 100,000 characters"))

@@ -27,7 +27,9 @@ from mmrl.rewards.tool_use import (
 )
 
 GOLDEN = Path(os.environ.get("MMRL_GOLDEN", Path(__file__).parents[1] / "golden")) / "rewards"
-GROUPS = json.loads((GOLDEN / "verl_tool.json").read_text())["functions"]["verltool_pixel_reasoner_group"]
+GROUPS = json.loads((GOLDEN / "verl_tool.json").read_text())["functions"][
+    "verltool_pixel_reasoner_group"
+]
 VALID = Call("crop_image", Action("crop_image"), "answered", found={"box": [0, 0, 1, 1]})
 REFUSED = Call("crop_image", None, "refused", "why")
 CLIPS = "pixel-reasoner-clips"
@@ -46,7 +48,9 @@ def test_groups_are_paid_as_by_the_official_code(case):
     calls = case["input"]["valid_actions_per_rollout"]
     counts = [sum(each) for each in calls]
     expected = [one["score"] for one in case["output"]]
-    assert verltool(counts, case["input"]["accuracy"]) == pytest.approx(expected, rel=1e-6, abs=1e-9)
+    assert verltool(counts, case["input"]["accuracy"]) == pytest.approx(
+        expected, rel=1e-6, abs=1e-9
+    )
     # The parts of `Rewards` are the terms.
     group = [answer(*(VALID if good else REFUSED for good in each)) for each in calls]
     bonus = [0.5 * value for value in Curiosity()(group)]
@@ -94,7 +98,10 @@ def test_only_verltool_asks_that_calls_were_valid():
     group = [answer(REFUSED), *(answer() for _ in range(7))]
     assert Curiosity()(group) == [0.0] * 8
     assert Curiosity(rule="pixel-reasoner")(group)[0] == pytest.approx(0.175)
-    assert Redundancy()(answer(REFUSED, REFUSED)) == 0 and Redundancy(every=True)(answer(REFUSED, REFUSED)) == -1
+    assert (
+        Redundancy()(answer(REFUSED, REFUSED)) == 0
+        and Redundancy(every=True)(answer(REFUSED, REFUSED)) == -1
+    )
 
 
 def test_a_further_call_costs_a_twentieth():
@@ -125,11 +132,17 @@ def test_vigorl_counts_points_that_are_apart_up_to_a_limit():
     assert vigorl(0, True, line, most=0) == pytest.approx(0.4 * 2.8)
     # Ours: looking around never pays more than the right answer does.
     assert vigorl(0, True, line) < vigorl(1, False, []) == 0.6
-    assert vigorl(1, True, line[:1]) == pytest.approx(1.0) and vigorl(1, True, []) == pytest.approx(0.92)
+    assert vigorl(1, True, line[:1]) == pytest.approx(1.0) and vigorl(
+        1, True, []
+    ) == pytest.approx(0.92)
     assert distinct([(0, 0), (6, 8), (9, 0), (6, 7)]) == [(0, 0), (6, 8)]
-    calls = [Call("look_at", Action("look_at", {"point_2d": [x, y]}), "answered") for x, y in line]
+    calls = [
+        Call("look_at", Action("look_at", {"point_2d": [x, y]}), "answered") for x, y in line
+    ]
     paid = LookedAt(lambda _: 1.0)
-    assert paid(answer(*calls)) == pytest.approx(1.4) and paid(answer(REFUSED)) == pytest.approx(0.8)
+    assert paid(answer(*calls)) == pytest.approx(1.4) and paid(
+        answer(REFUSED)
+    ) == pytest.approx(0.8)
     assert LookedAt(lambda _: 0.0)(answer(*calls)) == 0
 
 
