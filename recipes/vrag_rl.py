@@ -25,7 +25,7 @@ from mmrl.recipes.shared.launch import Preset, fit, launch
 from mmrl.recipes.shared.miniature import EMBEDDED, NOTE, miniature
 from mmrl.recipes.shared.opening import Data, Load, open_data, open_policy
 from mmrl.recipes.shared.tool_boxes import Pages, told
-from mmrl.rewards.vrag import JudgedPage, Retrieval, answer_pattern, near_answer
+from mmrl.rewards.vrag import JudgedPage, NearAnswer, Retrieval, answer_pattern
 from mmrl.rollouts.tool_use import ToolRollout
 from mmrl.tools.toolbox import ToolUse
 
@@ -35,6 +35,8 @@ PRESETS = {
         dataset="drawn:pages",
         pages=PAGES,
         judge={"url": ""},
+        # "red circle" is near "blue circle", and wrong.
+        pay={"near": 1.0},
         use={"max_turns": 3},
         sampling={"max_tokens": 112},
     ),
@@ -58,11 +60,19 @@ class Pay:
     """Column with the ids of the reference pages."""
     repeats: bool = False
     """Let a page that is found again pay again, as in the official code."""
+    near: float = 0.5
+    """Without a judge: smallest likeness (ANLS) of an answer that is right; 1: equal up to case and spaces."""
 
     def __post_init__(self) -> None:
         weights = {"answer": self.answer, "pattern": self.pattern, "retrieval": self.retrieval}
+        near = (0 < self.near <= 1, "in (0, 1]")
         allowed = {name: (0 <= weight <= 100, "0 to 100") for name, weight in weights.items()}
-        require(self, **allowed, column=(bool(self.column.strip()), "the name of a column"))
+        require(
+            self,
+            **allowed,
+            near=near,
+            column=(bool(self.column.strip()), "the name of a column"),
+        )
 
 
 def main(
@@ -91,7 +101,7 @@ def main(
     policy = open_policy(closer_model(model, "pages"), load, lora, run)
     toolbox = pages.toolbox(policy.processing, use, prompts)
     # Under another name when a rule stands in, so that no curve of it passes for the paper's.
-    answer: dict[str, Any] = {"answer_rule": (pay.answer, near_answer)}
+    answer: dict[str, Any] = {"answer_rule": (pay.answer, NearAnswer(pay.near))}
     if judge.url:
         answer = {"answer": (pay.answer, JudgedPage(judge.judge()))}
     trainer = Trainer(

@@ -40,8 +40,6 @@ if TYPE_CHECKING:
 PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 LONGEST_ANSWER = 500
 """Characters of an answer that are compared letter by letter."""
-NEAR = 0.5
-"""ANLS of an answer that a rule takes for right."""
 _TURN = re.compile(r"<\|im_start\|>user.*?<\|im_end\|>", re.DOTALL)
 _JUDGED = re.compile(r"<judge>(.*?)</judge>", re.DOTALL)
 
@@ -76,20 +74,6 @@ def anls(prediction: str, gold: Sequence[str]) -> float:
     return max((_likeness(prediction, one) for one in gold), default=0.0)
 
 
-@needs_tags("<answer>", "</answer>")
-def near_answer(rollout: Rollout) -> float:
-    """1 if the last `<answer>` is a reference up to case and spaces, or near one by its letters (ANLS); else 0."""
-    said = tagged(rollout.text)
-    wanted = references(rollout.prompt.answer)
-    if said is None or matches(said, wanted, same_wording):
-        return float(said is not None)
-    # Short answers and numbers are right or wrong: a letter of them changes what they say.
-    if said.strip() == "" or any(character.isdigit() for character in said):
-        return 0.0
-    small = said.casefold()[:LONGEST_ANSWER]
-    return float(anls(small, [one.casefold()[:LONGEST_ANSWER] for one in wanted]) >= NEAR)
-
-
 @needs_tags("<search>", "</search>", "<answer>", "</answer>")
 def answer_pattern(rollout: Rollout) -> float:
     """`pattern` of what the policy wrote."""
@@ -116,6 +100,30 @@ class Retrieval(Reward):
         return ndcg(
             shown, reference_pages(rollout.prompt.extra, self.column), repeats=self.repeats
         )
+
+
+@dataclass(frozen=True)
+class NearAnswer(Reward):
+    """1 if the last `<answer>` is a reference up to case and spaces, or near one by its letters (ANLS); else 0."""
+
+    least: float = 0.5
+    """Smallest ANLS of a right answer; 1: it must be equal."""
+
+    needs_tags: ClassVar[tuple[str, ...]] = ("<answer>", "</answer>")
+
+    def __post_init__(self) -> None:
+        require(self, least=(0 < self.least <= 1, "in (0, 1]"))
+
+    def __call__(self, rollout: Rollout) -> float:
+        said, wanted = tagged(rollout.text), references(rollout.prompt.answer)
+        if said is None or matches(said, wanted, same_wording):
+            return float(said is not None)
+        # Short answers and numbers are right or wrong: a digit of them changes what they say.
+        if not said or any(character.isdigit() for character in said):
+            return 0.0
+        small = said.casefold()[:LONGEST_ANSWER]
+        likeness = anls(small, [one.casefold()[:LONGEST_ANSWER] for one in wanted])
+        return float(likeness >= self.least)
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,11 @@ from mmrl.rewards.judged import Unreadable
 from mmrl.rewards.pay import Rewards
 from mmrl.rewards.vrag import (
     JudgedPage,
+    NearAnswer,
     Retrieval,
     anls,
     answer_pattern,
     ndcg,
-    near_answer,
     page_name,
     pattern,
     reference_pages,
@@ -113,8 +113,8 @@ def test_reference_pages_are_those_of_the_row():
     [("four", 1), (" FOUR ", 1), ("fourr", 1), ("seven", 0), ("4", 0), ("", 0), ("14 four", 0)],
 )
 def test_without_a_judge_answers_near_the_reference_are_right(said, value):
-    assert near_answer(answer(f"<answer>{said}</answer>")) == value
-    assert near_answer(answer(said)) == 0
+    assert NearAnswer()(answer(f"<answer>{said}</answer>")) == value
+    assert NearAnswer()(answer(said)) == 0 == NearAnswer(1.0)(answer("<answer>fourr</answer>"))
 
 
 @pytest.mark.parametrize(
