@@ -311,6 +311,9 @@ class View:
     """May it change the answer to a question about places, sides, angles, or counts near the border?"""
     changes_order: bool = True
     """May it change the answer to a question about what happens when?"""
+    shows: Literal["changed", "plain", "nothing"] = "changed"
+    """What becomes of the pixels: they are "changed" by `__call__`; they stay as they are ("plain"); or there are none
+    ("nothing"): the visual tokens leave the prompt and what answers show, and `__call__` paints the report alone."""
     reads_saliency: bool = False
     """Does it want `ViewContext.saliency`, the policy's own visual attention? That costs a pass of the tower."""
     runs_ahead: bool = False
@@ -330,6 +333,25 @@ class View:
         return None
 
 
+class AsIs(View):
+    """The pixels as they are, for branches that change the question only."""
+
+    changes_geometry = False
+    changes_order = False
+    shows = "plain"
+
+    def __call__(
+        self, frames: Tensor, context: ViewContext, rng: torch.Generator, now: Now
+    ) -> Tensor:
+        return frames
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, AsIs)
+
+    def __hash__(self) -> int:
+        return hash(AsIs)
+
+
 def require_view(where: str, view: object) -> None:
     """Raise ValueError unless `view` is a `View`: a bare function does not say what it changes."""
     if not isinstance(view, View):
@@ -343,7 +365,7 @@ def require_view(where: str, view: object) -> None:
 class VisualBranch:
     """A second look at the same answers."""
 
-    view: View
+    view: View = field(default_factory=AsIs)
     grad: bool = False
     """Does gradient flow through this branch? If so it is scored inside the update."""
     share_in_group: bool = True
@@ -352,6 +374,8 @@ class VisualBranch:
     """Score again with the current weights at each update (no gradient) instead of once per rollout batch."""
     stage: Literal["original", "resized"] = "original"
     """Does the view see the original pixels or those after the pixel-budget resize?"""
+    reworded: Callable[[Prompt], Prompt] | None = None
+    """How the question is asked instead, with the same media in the same order; None: as it is."""
 
     def __post_init__(self) -> None:
         # Here, where the user wrote it, and not deep in a step.

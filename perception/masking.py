@@ -77,6 +77,24 @@ class PatchMask(View):
 
 
 @dataclass(frozen=True)
+class Unseen(View):
+    """No visual tokens at all: they leave the prompt, all other positions stay (`mmrl.model.unseen`).
+
+    Equal to forbidding every token to look at a visual one, at the price of a shorter row without the tower. Scored,
+    never sampled under: a question without its picture is another row.
+    """
+
+    changes_geometry: ClassVar[bool] = False
+    changes_order: ClassVar[bool] = False
+    shows: ClassVar[Literal["nothing"]] = "nothing"  # type: ignore[misc]
+
+    def __call__(
+        self, frames: Tensor, context: ViewContext, rng: torch.Generator, now: Now
+    ) -> Tensor:
+        return torch.zeros_like(frames)
+
+
+@dataclass(frozen=True)
 class SaliencyMask(View):
     """Black out the most salient patches of each frame: floor(ratio * number of patches) of them (PAPO's ablation)."""
 

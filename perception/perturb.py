@@ -296,6 +296,10 @@ class ViewChain(View):
             )
         for number, view in enumerate(self.views):
             require_view(f"ViewChain.views[{number}]", view)
+            if view.shows == "nothing":
+                raise ValueError(
+                    f"ViewChain.views[{number}] is {view!r}, which takes all visual tokens away: use it alone."
+                )
 
     @property
     def changes_geometry(self) -> bool:

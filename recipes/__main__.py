@@ -26,6 +26,7 @@ before a run
   list                  all recipes                       doctor          what this computer has and lacks
   plan RECIPE ...       what a run needs, and if it fits  check RECIPE    data, model and settings, no training
   preview RECIPE ...    a page of rows as a run sees them
+  choices ROWS ...      requests with a preferred and a rejected answer as choices, with an audit (VMR)
 a run
   train RECIPE ...      the same as mmrl RECIPE ...       pretext         trains on media without answers; its rows:
                                                           pretext export, preview, audit, stats, list
@@ -209,6 +210,13 @@ def mixture(args: Sequence[str]) -> None:
     tell_next(args)
 
 
+def choices(args: Sequence[str]) -> None:
+    """`mmrl choices ROWS …`: rows with preferred answers as choices that can be checked (VMR)."""
+    from mmrl.data.rows.choice_files import main as convert
+
+    convert(args)
+
+
 def doctor(args: Sequence[str]) -> None:
     """`mmrl doctor`: print what this computer has; status 1 if no run would start."""
     if args:
@@ -280,6 +288,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "export": export,
     "mixture": mixture,
     "extrapolate": extrapolate,
+    "choices": choices,
 }
 """Commands that take no recipe; what follows the word is theirs."""
 

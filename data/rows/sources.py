@@ -15,12 +15,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import numpy as np
 
 from mmrl.data.benchmarks.record import BenchmarkTable
 from mmrl.data.benchmarks.registry import find, is_benchmark, place_of
+from mmrl.data.drawn.closer import Closer, CloserTask
 from mmrl.data.drawn.drawn import Drawn, Task
 from mmrl.data.drawn.scenes import Split
 from mmrl.data.rows.columns import ColumnMap
@@ -50,7 +51,7 @@ def load_prompts(
     seed: int = 0,
     clip: Mapping[str, Any] | None = None,
     allow_outside: bool = False,
-) -> RowPrompts | Drawn:
+) -> RowPrompts | Drawn | Closer:
     """Prompts from a file, a folder, a data set of the hub, or a drawn task (`drawn:lookup`).
 
     `limit` takes the first usable rows. `image_root` is where relative media paths start (default: the data file's
@@ -157,13 +158,14 @@ def split_prompts(
     return Subset(prompts, kept), Subset(prompts, held)
 
 
-def _drawn(dataset: str, split: str | None, limit: int | None, seed: int) -> Drawn:
-    """A drawn task by name, with fields of `Drawn` behind a question mark: drawn:lookup?cells=2&size_px=32."""
+def _drawn(dataset: str, split: str | None, limit: int | None, seed: int) -> Drawn | Closer:
+    """A drawn task by name, with fields of its class behind a question mark: drawn:lookup?cells=2&size_px=32."""
     if split not in (None, "train", "heldout"):
         raise ValueError(f"{dataset} has the splits 'train' and 'heldout', not {split!r}.")
     name, _, query = dataset.removeprefix(DRAWN).partition("?")
+    closer = name in get_args(CloserTask)
     # These four have arguments of their own.
-    numbers = {entry.name: str(entry.type) for entry in fields(Drawn)}
+    numbers = {entry.name: str(entry.type) for entry in fields(Closer if closer else Drawn)}
     for elsewhere in ("task", "split", "seed", "size"):
         del numbers[elsewhere]
     options: dict[str, Any] = {}
@@ -182,6 +184,8 @@ def _drawn(dataset: str, split: str | None, limit: int | None, seed: int) -> Dra
                 f"{dataset} sets {key} to {value!r}; it must be a number, as in {key}=2."
             ) from None
     side: Split = "heldout" if split == "heldout" else "train"
+    if closer:
+        return Closer(cast(CloserTask, name), side, seed, limit, **options)
     return Drawn(cast(Task, name), side, seed, limit, **options)
 
 

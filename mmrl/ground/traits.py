@@ -30,6 +30,7 @@ TRAITS = {
     "pays domains apart": "sums of different data sets are made of other parts or weights",
     "corrects verdicts": "pays a verdict by what it means at the rates at which the verifier errs",
     "knows the largest reward": "compares rewards with the largest one, of which it was told",
+    "compares with one of the group": "pays how answers compare with one that was drawn from their group",
     "shapes the advantage": "changes the advantage that comes in",
     "rewards certainty": "pays answers for how sure the policy is of them",
     "reads group statistics": "remembers or counts how groups fared",

@@ -20,9 +20,10 @@ from torch import Tensor
 
 from mmrl.model.answer_trees import AnswerTree
 from mmrl.model.drawing import drawing, spoils
+from mmrl.model.encoded import Encoded
 from mmrl.model.mrope import Block
 from mmrl.model.patches import Patches
-from mmrl.model.processing import Encoded, Plan, Processing
+from mmrl.model.processing import Plan, Processing
 from mmrl.model.row_layout import ROOT
 from mmrl.model.tree_row import Node
 from mmrl.types import Media, Now, Prompt, Role, Rollout, VisualBranch

@@ -15,10 +15,12 @@ from torch import Tensor
 
 from mmrl.model.answer_media import AnswerMedia, Inside, rendered
 from mmrl.model.drawing import Transform, drawing, spoils
+from mmrl.model.encoded import Encoded
 from mmrl.model.packing import Group
 from mmrl.model.patches import Patches
 from mmrl.model.policy import Policy
-from mmrl.model.processing import Encoded
+from mmrl.model.processing import Processing
+from mmrl.model.unseen import without_sight
 from mmrl.types import Now, Prompt, Role, Rollout, VisualBranch
 
 SuffixOf = Callable[[Rollout], Tensor]
@@ -44,7 +46,8 @@ class Views:
         self.branches = branches
         self.now = now
         self._rendered: dict[tuple[str, str, int], tuple[Patches, ...]] = {}
-        self._worded: dict[int, Tensor] = {}
+        self._worded: dict[tuple[str, int], Tensor] = {}
+        self._reworded: dict[tuple[str, int], Encoded] = {}
         self._media = AnswerMedia(policy.processing)
         self._within: dict[int, Inside | None] = {}
         self._redrawn: dict[tuple[str, str, int, int, str], Patches] = {}
@@ -73,38 +76,59 @@ class Views:
         out = []
         for positions in members.values():
             chosen = [self.rollouts[rows[p]] for p in positions]
-            encoded = self.policy.encode(chosen[0].prompt)
-            out.append(
-                Group(
-                    encoded,
-                    self.pixels(name, rows[positions[0]]),
-                    tuple(r.tokens for r in chosen),
-                    tuple(positions),
-                    tuple(r.temperature for r in chosen),
-                    shared,
-                    () if suffix is None else tuple(suffix(r) for r in chosen),
-                    tuple(written(r) for r in chosen) if ends else (),
-                    self._words(chosen[0]) if words else None,
-                    tuple(r.path for r in chosen) if any(r.path for r in chosen) else (),
-                    self._inside(name, [rows[p] for p in positions]),
-                    () if picked is None else tuple(picked(r) for r in chosen),
-                )
+            group = Group(
+                self._encoded(name, chosen[0]),
+                self.pixels(name, rows[positions[0]]),
+                tuple(r.tokens for r in chosen),
+                tuple(positions),
+                tuple(r.temperature for r in chosen),
+                shared,
+                () if suffix is None else tuple(suffix(r) for r in chosen),
+                tuple(written(r) for r in chosen) if ends else (),
+                self._words(name, chosen[0]) if words else None,
+                tuple(r.path for r in chosen) if any(r.path for r in chosen) else (),
+                self._inside(name, [rows[p] for p in positions]),
+                () if picked is None else tuple(picked(r) for r in chosen),
             )
+            out.append(without_sight(group) if self._shows(name) == "nothing" else group)
         return out
 
-    def _words(self, rollout: Rollout) -> Tensor:
-        if rollout.group not in self._worded:
-            encoded = self.policy.encode(rollout.prompt)
-            found = self.policy.processing.words(rollout.prompt, encoded)
-            self._worded[rollout.group] = found
-        return self._worded[rollout.group]
+    def _shows(self, name: str) -> str:
+        return "plain" if name in PLAIN else self.branches[name].view.shows
+
+    def _asked(self, name: str, rollout: Rollout) -> Prompt:
+        """The question as a branch asks it."""
+        reworded = None if name in PLAIN else self.branches[name].reworded
+        return rollout.prompt if reworded is None else reworded(rollout.prompt)
+
+    def _encoded(self, name: str, rollout: Rollout) -> Encoded:
+        """The question as a branch asks it, with the pixels as they are."""
+        encoded = self.policy.encode(rollout.prompt)
+        if name in PLAIN or self.branches[name].reworded is None:
+            return encoded
+        key = (name, rollout.group)
+        if key not in self._reworded:
+            prompt = self._asked(name, rollout)
+            self._reworded[key] = in_other_words(
+                self.policy.processing, rollout.prompt, prompt, encoded, name
+            )
+        return self._reworded[key]
+
+    def _words(self, name: str, rollout: Rollout) -> Tensor:
+        key = (name, rollout.group)
+        if key not in self._worded:
+            prompt, encoded = self._asked(name, rollout), self._encoded(name, rollout)
+            self._worded[key] = self.policy.processing.words(prompt, encoded)
+        return self._worded[key]
 
     def pixels(self, name: str, row: int) -> tuple[Patches, ...]:
         """What an answer's prompt shows under a branch."""
         rollout = self.rollouts[row]
         encoded = self.policy.encode(rollout.prompt)
-        if name in PLAIN or not rollout.prompt.media:
+        if self._shows(name) == "plain" or not rollout.prompt.media:
             return encoded.visual
+        if self._shows(name) == "nothing":
+            return ()
         branch = self.branches[name]
         answer = self._answer(branch, row)
         key = (name, rollout.prompt.id, answer)
@@ -116,7 +140,7 @@ class Views:
 
     def shown(self, name: str, row: int) -> tuple[Patches, ...]:
         """What an answer's prompt and the answer itself show under a branch."""
-        inside = self.inside(name, row)
+        inside = None if self._shows(name) == "nothing" else self.inside(name, row)
         return self.pixels(name, row) + (inside.visual if inside else ())
 
     def inside(self, name: str, row: int) -> Inside | None:
@@ -125,9 +149,13 @@ class Views:
         Raises ValueError if its placeholders and its media do not belong together.
         """
         if row not in self._within:
-            self._within[row] = self._media.of(self.rollouts[row])
+            rollout = self.rollouts[row]
+            found = self._within[row] = self._media.of(rollout)
+            if found is not None:
+                self.policy.vision.answered(rollout.prompt, found.visual)
         plain = self._within[row]
-        if name in PLAIN or plain is None:
+        # Where nothing is shown, it is known by its places only, and leaves with them.
+        if self._shows(name) != "changed" or plain is None:
             return plain
         each = enumerate(plain.visual)
         return replace(plain, visual=tuple(self._reseen(name, row, n, old) for n, old in each))
@@ -168,6 +196,22 @@ class Views:
         return groups.index(group)
 
 
+def in_other_words(
+    processing: Processing, prompt: Prompt, other: Prompt, encoded: Encoded, name: str
+) -> Encoded:
+    """`other`, which branch `name` asks instead of `prompt` (`encoded`), as the model reads it.
+
+    Raises ValueError if it does not show the same media.
+    """
+    if tuple(map(id, other.media)) != tuple(map(id, prompt.media)):
+        raise ValueError(
+            f"The branch {name!r} asks prompt {prompt.id!r} with {len(other.media)} media instead of its own "
+            f"{len(prompt.media)}; VisualBranch.reworded may change words only. Change pixels by its view."
+        )
+    found = processing.encode_words(other, encoded)
+    return replace(found, stands_for=encoded.original, variant=f"{name}: ")
+
+
 def written(rollout: Rollout) -> int:
     """Tokens of an answer up to the last one that is no observation."""
     own = (rollout.roles != int(Role.OBSERVATION)).nonzero()
@@ -191,6 +235,13 @@ def render_branch(
     """
     if not compared and (reason := spoils(branch.view, prompt)):
         raise ValueError(f"The branch {name!r} cannot show prompt {prompt.id!r}: {reason}")
+    if branch.view.shows == "nothing":
+        raise ValueError(
+            f"The branch {name!r} shows nothing ({type(branch.view).__name__}): answers can be scored under it, and "
+            "not sampled. To sample without pictures, ask a row that has none."
+        )
+    if branch.view.shows == "plain":
+        return policy.encode(prompt).visual
     policy.counters[f"views/{name}"] += len(prompt.media)
     ready = policy.vision.drawn(prompt, name, branch, now) if answer < 0 else None
     if ready is not None:

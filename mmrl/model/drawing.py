@@ -10,8 +10,9 @@ from collections.abc import Callable
 from torch import Tensor
 
 from mmrl.ground.seeds import generator
+from mmrl.model.encoded import Encoded
 from mmrl.model.patches import Patches
-from mmrl.model.processing import Encoded, Processing
+from mmrl.model.processing import Processing
 from mmrl.types import Now, Prompt, View, ViewContext, VisualBranch
 
 Transform = Callable[[Tensor, int], Tensor]

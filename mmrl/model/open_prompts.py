@@ -48,15 +48,15 @@ from mmrl.model.tree_row import Node
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from mmrl.model.encoded import Encoded
     from mmrl.model.patches import Patches
-    from mmrl.model.processing import Encoded
     from mmrl.model.vision_cache import VisionCache
     from mmrl.types import Batch, Prompt, Rollout
 
 Place = tuple[int, Name]
 """Object of an encoded prompt, and a piece of its answers; () for the prompt itself."""
 Key = tuple[Place, tuple[str, ...], bool, bool]
-"""(what, contents of the pixels on the way to it, read by the reference, with gradient)."""
+"""(what, how it is asked and contents of the pixels on the way to it, read by the reference, with gradient)."""
 
 
 @dataclass(frozen=True)
@@ -162,11 +162,13 @@ class OpenPrompts:
 
     def of(self, group: Group, grad: bool) -> OpenPrompt | None:
         """The open prompt of a group; None if the group is scored with its prompt in one row."""
-        whole: Place = (id(group.encoded), ())
+        whole: Place = (id(group.encoded.original), ())
         # Pixels that only one answer sees are read once, so there is nothing to share.
         if not self._slices[whole] or not group.shared:
             return None
-        prompt = self._get(whole, group.visual, grad, lambda: self._opened(group, grad))
+        how = group.encoded.variant
+        run_whole = partial(self._opened, group, grad)
+        prompt = self._get(whole, how, group.visual, grad, run_whole)
         limbs: dict[Name, OpenPrompt] = {}
         each = zip(group.answers, group.paths, group.within, strict=False)
         for answer, path, inside in each:
@@ -182,21 +184,22 @@ class OpenPrompts:
                     run = partial(self._run_limb, node, shown, list(chain), grad)
                     # What is seen on the way tells its views apart.
                     _, seen = piece_of(answer, inside, 0, end, 0)
-                    limbs[name] = self._get(place, group.visual + seen, grad, run)
+                    limbs[name] = self._get(place, how, group.visual + seen, grad, run)
                     chain.append(limbs[name])
         return replace(prompt, limbs=limbs)
 
     def _get(
         self,
         place: Place,
+        variant: str,
         seen: Sequence[Patches],
         grad: bool,
         run: Callable[[], OpenPrompt],
     ) -> OpenPrompt:
         """What is open for this view; it is run if nothing is."""
         self._in_part.add(place)
-        pixels = tuple(medium.key for medium in seen)
-        key = (place, pixels, self._policy.in_reference, grad)
+        look = (variant, *(medium.key for medium in seen))
+        key = (place, look, self._policy.in_reference, grad)
         if key not in self._open:
             self._open[key] = run()
         return self._open[key]

@@ -82,7 +82,7 @@ def pack(
         "predict": cat_or_empty([run.predicted_by(row) for run in runs]),
         "tokens": cat_or_empty([run.tokens for run in runs]),
         "rows": rows.repeat_interleave(lengths),
-        "columns": cat_or_empty([torch.arange(answer.length) for answer in draft.answers]),
+        "columns": cat_or_empty([answer.columns for answer in draft.answers]),
         # As bits, so that they travel with the rest.
         "temperature": cat_or_empty([run.temperature for run in runs], torch.float64).view(
             torch.long

@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 
 from mmrl.model.adapter_folder import complete
 from mmrl.model.budget import Budget
+from mmrl.model.encoded import Encoded
 from mmrl.model.families import Family
 from mmrl.model.folders import refuse_nonfinite, written
 from mmrl.model.load import (
@@ -38,7 +39,7 @@ from mmrl.model.logprobs import embed, logits
 from mmrl.model.open_prompts import OpenPrompts
 from mmrl.model.packing import pack
 from mmrl.model.patches import Patches
-from mmrl.model.processing import Encoded, PixelBudget, Processing
+from mmrl.model.processing import PixelBudget, Processing
 from mmrl.model.ranks import Ranks
 from mmrl.model.row_layout import Layout
 from mmrl.model.sharding import (

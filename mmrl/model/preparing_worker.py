@@ -27,8 +27,9 @@ from torch import Tensor
 from mmrl.ground.faults import BadRow, first_line
 from mmrl.ground.process import HEADER
 from mmrl.model.drawing import draw, spoils
+from mmrl.model.encoded import Encoded
 from mmrl.model.patches import Patches
-from mmrl.model.processing import Encoded, Processing
+from mmrl.model.processing import Processing
 from mmrl.types import Now, Prompt, Prompts, VisualBranch
 
 UNUSABLE = "unusable"

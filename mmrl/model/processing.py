@@ -51,6 +51,7 @@ from mmrl.model.checkpoint_files import (
     simplest_chat,
     stop_ids,
 )
+from mmrl.model.encoded import Encoded
 from mmrl.model.families import Family, Shown, family_of
 from mmrl.model.mrope import Block
 from mmrl.model.patches import Patches, PixelBudget, PixelRules
@@ -58,28 +59,6 @@ from mmrl.model.tags import TagMode, Tags
 from mmrl.model.thinking import ThinkingMode, behind, opened_thought, template_switch
 from mmrl.model.words import marked, message_spans, starts_within, written_out
 from mmrl.types import Media, Prompt
-
-
-@dataclass(frozen=True, eq=False)
-class Encoded:
-    """One prompt as the model reads it (length P)."""
-
-    ids: Tensor
-    """long [P]."""
-    positions: Tensor
-    """long [3, P]: time, row, column; equal where the family counts on one axis."""
-    next_position: int
-    """Position of the first answer token, on all three axes."""
-    visual: tuple[Patches, ...]
-    """One per medium, in the order of the prompt."""
-    slots: tuple[Tensor, ...]
-    """Per medium, long [its tokens]: where its placeholders stand in `ids`."""
-    types: Tensor
-    """long [P]: 0 text, 1 image, 2 video (`mm_token_type_ids`)."""
-    text: str
-    """The rendered chat, placeholders not expanded."""
-    seconds_per_grid: tuple[float, ...] = ()
-    """Per video, seconds between temporal patches."""
 
 
 @dataclass(frozen=True)
@@ -201,6 +180,13 @@ class Processing:
 
     def encode(self, prompt: Prompt) -> Encoded:
         """Ids, patches and positions of a prompt. Raises `BadRow` for one that cannot be shown to the model."""
+        return self._encode(prompt, None)
+
+    def encode_words(self, prompt: Prompt, seen: Encoded) -> Encoded:
+        """The same for a prompt whose media are those of `seen`, in this order: nothing is cut into patches again."""
+        return self._encode(prompt, seen.visual)
+
+    def _encode(self, prompt: Prompt, seen: tuple[Patches, ...] | None) -> Encoded:
         text = self.render(prompt)
         plans = self.plans(prompt)
         ids, types, blocks = self.expand(text, plans)
@@ -213,7 +199,7 @@ class Processing:
             )
         positions = self.family.positions(len(ids), list(itertools.chain(*blocks)))
         slots = tuple(_token_places(runs) for runs in blocks)
-        visual = tuple(plan.patches() for plan in plans)
+        visual = tuple(plan.patches() for plan in plans) if seen is None else seen
         expected = [patches.tokens for patches in visual]
         assert [len(slot) for slot in slots] == expected, "placeholders and patches differ"
         return Encoded(

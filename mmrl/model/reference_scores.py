@@ -171,7 +171,7 @@ def _logp_rows(
     chosen: dict[int, Tensor] = {}
     for group in groups:
         answers = zip(group.answers, group.rows, group.temperatures, group.within, strict=True)
-        for answer, row, temperature, inside in answers:
+        for number, (answer, row, temperature, inside) in enumerate(answers):
             if len(answer) == 0:
                 continue
             tokens = answer.to(policy.device)
@@ -180,10 +180,14 @@ def _logp_rows(
             wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
             heat = temperature_of(answer, temperature).to(wide)
             logp = log_softmax(wide / heat[:, None], -1)
-            missing = width - len(answer)
             own = logp.gather(1, tokens[:, None]).squeeze(1)
-            whole[row] = pad(logp, (0, 0, 0, missing))
-            chosen[row] = pad(own, (0, missing))
+            columns = group.columns[number] if group.columns else torch.arange(len(answer))
+            whole[row], chosen[row] = (
+                each.new_zeros(width, *each.shape[1:]).index_copy(
+                    0, columns.to(each.device), each
+                )
+                for each in (logp, own)
+            )
     # Experts' rows and empty answers have no scores.
     some = next(iter(whole.values()))
     no_logp, no_token = torch.zeros_like(some), some.new_zeros(width)

@@ -18,7 +18,8 @@ from mmrl.model.tree_row import Node, TreeRow
 
 if TYPE_CHECKING:
     from mmrl.model.answer_media import Inside
-    from mmrl.model.processing import Encoded, Patches
+    from mmrl.model.encoded import Encoded
+    from mmrl.model.processing import Patches
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class Group:
     """Pictures and clips within each answer, under the same branch; empty: none."""
     picked: tuple[Tensor, ...] = ()
     """long [T_i, k] each: tokens whose log-probs are wanted in each place of an answer."""
+    columns: tuple[Tensor, ...] = ()
+    """long [T_i] each: column of each token in the batch; empty: 0 to T_i - 1."""
 
     @property
     def size(self) -> int:
@@ -128,6 +131,8 @@ class _Answer:
     length: int
     """Tokens of all of them."""
     row: int
+    columns: Tensor
+    """long [T]: column in the batch of each token."""
     suffix: Tensor
     """long [S]."""
     end: int
@@ -192,6 +197,7 @@ class Draft:
         nothing = torch.zeros(0, dtype=torch.long)
         suffixes = group.suffixes or (nothing,) * len(group.answers)
         ends = group.ends or tuple(map(len, group.answers))
+        columns = group.columns or tuple(torch.arange(len(a)) for a in group.answers)
         first = len(self.runs)
         starts = self._limb_states(limbs)
         stands: list[_Stand] = []
@@ -233,6 +239,7 @@ class Draft:
                     tuple(first + piece for piece in way),
                     len(group.answers[answer]),
                     group.rows[answer],
+                    columns[answer],
                     suffixes[answer],
                     ends[answer],
                     behind[answer],

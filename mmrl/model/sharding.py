@@ -33,10 +33,10 @@ from torch.distributed.fsdp import (
     fully_shard,
 )
 
+from mmrl.model.encoded import Encoded
 from mmrl.model.gradients import gradient_dtype
 from mmrl.model.packing import Group
 from mmrl.model.placement import copies, is_sharded, own_part
-from mmrl.model.processing import Encoded
 from mmrl.model.ranks import Ranks
 
 Result = TypeVar("Result")

@@ -37,7 +37,8 @@ from mmrl.model.vision_tower import FROZEN, VisionTower, VisualFeatures
 
 if TYPE_CHECKING:
     from mmrl.model.budget import Budget
-    from mmrl.model.processing import Encoded, Patches
+    from mmrl.model.encoded import Encoded
+    from mmrl.model.processing import Patches
     from mmrl.types import Now, Prompt, VisualBranch
 
 Key = tuple[str, str]
@@ -97,6 +98,8 @@ class VisionCache:
         self._turn = self._runs = self._places = self._blocks = 0
         self._encoded: dict[str, tuple[Prompt, Encoded]] = {}
         self._drawn: dict[str, tuple[Prompt, Drawn]] = {}
+        self._answered: dict[int, tuple[Prompt, set[str]]] = {}
+        """By the prompt as an object, which is kept alive: contents that answers to it show."""
         self._saliency: dict[Key, Tensor] = {}
         self._in_step = False
         self._shares_graphs = False
@@ -181,21 +184,32 @@ class VisionCache:
         shown = known.shown.get(name)
         return None if shown is None or known.branches[name] is not branch else shown
 
+    def answered(self, prompt: Prompt, media: Sequence[Patches]) -> None:
+        """An answer to this prompt shows these: `forget` forgets them with the prompt."""
+        _, known = self._answered.setdefault(id(prompt), (prompt, set()))
+        known.update(medium.key for medium in media)
+
     def forget(self, prompts: Sequence[Prompt]) -> None:
         """Nobody asks for these prompts again: their encodings go at once, and with them the pictures' features.
 
-        Pictures that another prompt of the step shows stay, and features of weights that never change do, as far as
-        they fit: another epoch may ask for them.
+        With them go pictures that answers to them show. Those that another prompt of the step or an answer to it shows
+        stay, and features of weights that never change do, as far as they fit: another epoch may ask for them.
         """
         gone = {id(prompt) for prompt in prompts}
         dropped: set[str] = set()
         kept: set[str] = set()
         for name, (prompt, encoded) in list(self._encoded.items()):
-            shown = {medium.key for medium in encoded.visual}
+            own = {medium.key for medium in encoded.visual}
             if id(prompt) in gone:
-                dropped |= shown
+                dropped |= own
                 del self._encoded[name]
                 self._drawn.pop(name, None)
+            else:
+                kept |= own
+        for number, (_, shown) in list(self._answered.items()):
+            if number in gone:
+                dropped |= shown
+                del self._answered[number]
             else:
                 kept |= shown
         leave = {key for key in self._entries if key[0] != FROZEN and key[1] in dropped - kept}
@@ -339,6 +353,7 @@ class VisionCache:
     def _forget_prompts(self) -> None:
         self._encoded = {}
         self._drawn = {}
+        self._answered = {}
         self._saliency = {}
 
     def _most(self, kind: Literal["features", "graphs"]) -> float:

@@ -127,6 +127,11 @@ PROBED = AnswerKind(
     remedy="it needs answers with the potentials of their steps; use rollout=SPAERollout(policy.processing, spae)",
 )
 """Answers whose steps were asked for their result (`Rollout.valued`)."""
+CRITIQUED = AnswerKind(
+    "critiqued",
+    remedy="it needs answers whose steps were read; use rollout=CAPORollout(policy.processing, critique.wrong)",
+)
+"""Answers whose wrong steps were named (`Rollout.valued`)."""
 CHECKLIST = AnswerKind(
     "checklist",
     filtered=True,

@@ -23,6 +23,9 @@ CHARACTERS = 4_000_000
 """About how many characters all answers have together."""
 LONGEST, SHORTEST = 6000, 300
 """Characters of an answer or question that are shown, where there are few and where there are many."""
+SHOWN = "shown by tools"
+CALLS = 50
+"""Calls of tools within an answer that are shown."""
 FRAMES = 12
 """Frames of a clip that are shown."""
 
@@ -36,7 +39,8 @@ class Sample:
     question: str
     truth: str
     answers: Sequence[Mapping[str, Any]]
-    """reward, parts, text, stop, heat (place of its numbers in the page's data, or None)."""
+    """reward, parts, text, stop, heat (place of its numbers in the page's data, or None), calls of tools, and what
+    these have shown, as `strips`."""
     strips: Sequence[Mapping[str, Any]]
     """branch, and its media: lists of frames with uri and time."""
 
@@ -124,7 +128,8 @@ def _sample(
     near = listing(close.get("answers"))
     answers: list[Mapping[str, Any]] = []
     for place, row in enumerate(rows):
-        numbers = token_maps(near[place]) if place < len(near) else None
+        close_by = near[place] if place < len(near) else None
+        numbers = None if close_by is None else token_maps(close_by)
         if numbers is not None:
             heat.append(numbers)
         parts = mapping(row.get("parts"))
@@ -135,6 +140,8 @@ def _sample(
                 "text": cut(text(row.get("answer", "")), longest),
                 "stop": text(row.get("stop", "")),
                 "heat": None if numbers is None else len(heat) - 1,
+                "calls": calls(row.get("calls")),
+                "shown": strips({SHOWN: mapping(close_by).get("shown")}),
             }
         )
     step, prompt = key
@@ -142,6 +149,13 @@ def _sample(
     truth = text(rows[0].get("truth"))
     seen = strips(close.get("pictures"))
     return Sample(step, prompt, cut(question, longest), cut(truth, longest), answers, seen)
+
+
+def calls(told: object) -> list[dict[str, str]]:
+    """Calls of tools within an answer, in their order."""
+    names = ("tool", "outcome", "asked", "said", "note")
+    rows = [mapping(call) for call in listing(told)][:CALLS]
+    return [{name: text(row.get(name) or "") for name in names} for row in rows]
 
 
 def strips(pictures: object) -> list[dict[str, Any]]:

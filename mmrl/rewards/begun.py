@@ -7,10 +7,11 @@ call is the same whether it began early or not, and so are the values.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
-from mmrl.rewards.parts import Outcome
+from mmrl.rewards.parts import Call, Outcome
 
 if TYPE_CHECKING:
     from mmrl.types import Rollout
@@ -53,3 +54,14 @@ def collected(calls: list[Running]) -> list[tuple[Outcome, float]]:
     finally:
         for call in calls:
             call.cancel()
+
+
+def all_running(
+    begin: Callable[[Sequence[Call]], list[Running]],
+    calls: Sequence[Call],
+    running: Sequence[Running | None],
+) -> list[Running]:
+    """The calls, those that do not run yet begun now."""
+    due = [call for call, begun in zip(calls, running, strict=True) if begun is None]
+    fresh = iter(begin(due) if due else ())
+    return [next(fresh) if begun is None else begun for begun in running]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from mmrl.rewards.parts import Failure, Outcome
@@ -39,14 +40,26 @@ def cell_of(value: float | str | None) -> Cell:
     return value
 
 
-def lacks(rollouts: Sequence[Rollout], table: Table) -> set[tuple[str, int]]:
-    """(part, group) pairs in which at least one answer has no value."""
+def lacks(
+    rollouts: Sequence[Rollout], table: Table, alone: Collection[str] = ()
+) -> set[tuple[str, int]]:
+    """(part, group) pairs in which at least one answer has no value; parts in `alone` lack theirs answer by answer."""
     lacking: set[tuple[str, int]] = set()
     for name, column in table.items():
+        if name in alone:
+            continue
         for rollout, cell in zip(rollouts, column, strict=True):
             if cell is None:
                 lacking.add((name, rollout.group))
     return lacking
+
+
+def groups_in(rows: Sequence[int], rollouts: Sequence[Rollout]) -> list[tuple[int, ...]]:
+    """The rows of each group, in order of appearance."""
+    groups: defaultdict[int, list[int]] = defaultdict(list)
+    for row in rows:
+        groups[rollouts[row].group].append(row)
+    return [tuple(members) for members in groups.values()]
 
 
 def values_of(cells: Mapping[str, Cell]) -> dict[str, float | None] | None:

@@ -15,7 +15,7 @@ from typing import Any
 from mmrl.ground.declared import CLOSE, refuse_misspelt
 
 MARKERS = (
-    *("batched", "in_process", "needs", "needs_tags"),
+    *("batched", "grouped", "in_process", "lacks_alone", "needs", "needs_tags"),
     *("preload", "metrics", "judge_prompts"),
 )
 """The attributes of a reward that the core reads."""
@@ -26,6 +26,11 @@ class Reward:
 
     batched: bool = False
     """Takes all rollouts at once and returns one value for each (`@batch`)."""
+    grouped: bool = False
+    """Takes the rollouts of one group at once and returns one value for each (`@grouped`)."""
+    lacks_alone: bool = False
+    """A None leaves out its answer, and no other: what it pays others is not compared with it. Else the part is dropped
+    for the whole group, whose answers are then paid by their other parts."""
     in_process: bool = False
     """Runs in the trainer's process, without time or memory limit (`@in_process`)."""
     needs: tuple[str, ...] = ()

@@ -4,6 +4,7 @@ A part of `Rewards` is a function, or (weight, function). Its parameters say how
 
 1. `f(rollout) -> float | None`: one answer. None means not available, never 0.
 2. `@batch f(rollouts) -> list[float | None]`: all answers of the step, those of one prompt adjacent.
+   `@grouped f(rollouts) -> list[float | None]`: the same, called once for each group, with all of its answers.
 3. `f(prompts, completions, **columns) -> list[float | None]`: TRL's convention, recognised by the name `completions`.
    Completions are `[{"role": "assistant", "content": text}]` each, as TRL gives them for chat prompts (strings if the
    prompt's `messages` is a string). Columns are `Prompt.extra` by name and the reference answer as `answer`,
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from mmrl.types import Media, Prompt, Rollout
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-Convention = Literal["rollout", "batch", "trl"]
+Convention = Literal["rollout", "group", "batch", "trl"]
 OPTIONAL = ("media", "prompt_ids", "logp")
 """Attributes that an isolated reward sees only if it asks for them."""
 RIGHT_ABOVE = 0.5
@@ -54,6 +55,15 @@ def batch(function: Function) -> Function:
     If the call fails it is repeated for each group and, where that fails too, for each answer alone.
     """
     function.batched = True  # type: ignore[attr-defined]
+    return function
+
+
+def grouped(function: Function) -> Function:
+    """Mark a reward that compares the answers of a group: it takes them all at once and returns one value for each.
+
+    If the call fails it fails for the group, and for no other.
+    """
+    function.grouped = True  # type: ignore[attr-defined]
     return function
 
 
@@ -151,6 +161,8 @@ class Part:
     is_async: bool
     in_process: bool
     needs: tuple[str, ...] = ()
+    lacks_alone: bool = False
+    """Does a None concern its answer alone, and not the group?"""
 
     @property
     def several(self) -> bool:
@@ -161,7 +173,7 @@ class Part:
         """Positional and keyword arguments for these rollouts (exactly one for the convention "rollout")."""
         if self.convention == "rollout":
             return (rollouts[0],), {}
-        if self.convention == "batch":
+        if self.convention in ("group", "batch"):
             return (list(rollouts),), {}
         return (), self._columns(rollouts)
 
@@ -210,6 +222,7 @@ def parse_part(name: str, given: object, isolate: bool = True) -> Part:
         is_async=is_async,
         in_process=bool(marker(function, "in_process", False)) or not isolate,
         needs=tuple(marker(function, "needs", ())),
+        lacks_alone=bool(marker(function, "lacks_alone", False)),
     )
 
 
@@ -282,11 +295,13 @@ def _convention(name: str, function: Callable[..., Any]) -> Convention:
     # One argument is what we give: the one that is required, or the only one that there is.
     takes_one = len(required) == 1 or (not required and len(positional) == 1)
     if positional and takes_one:
+        if marker(function, "grouped", False):
+            return "group"
         return "batch" if marker(function, "batched", False) else "rollout"
     raise ValueError(
         f"The reward part {name!r} has the parameters ({', '.join(parameters)}), which fit no convention: a reward is "
-        "f(rollout) -> float | None, @batch f(rollouts) -> list, or TRL's f(prompts, completions, **columns) -> list. "
-        "Bind further parameters with functools.partial."
+        "f(rollout) -> float | None, @batch or @grouped f(rollouts) -> list, or TRL's f(prompts, completions, "
+        "**columns) -> list. Bind further parameters with functools.partial."
     )
 
 

@@ -30,8 +30,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mmrl.ground.printable import logger
 from mmrl.ground.require import require
-from mmrl.rewards.begun import Begun, Running, collected
-from mmrl.rewards.cells import Cell, Table, completed, enter, gated, lacks, values_of
+from mmrl.rewards.begun import Begun, Running, all_running, collected
+from mmrl.rewards.cells import (
+    Cell,
+    Table,
+    completed,
+    enter,
+    gated,
+    groups_in,
+    lacks,
+    values_of,
+)
 from mmrl.rewards.contract import own_metrics
 from mmrl.rewards.functions import (
     RepetitionPenalty,
@@ -51,6 +60,7 @@ from mmrl.rewards.parts import (
     Seen,
     batch,
     correct_by,
+    grouped,
     in_process,
     needs,
     parse_part,
@@ -74,6 +84,7 @@ __all__ = [
     "boxed_accuracy",
     "choice_accuracy",
     "exact_accuracy",
+    "grouped",
     "in_process",
     "needs",
     "number_accuracy",
@@ -270,7 +281,7 @@ class Rewards:
     def _score(self, rollouts: Sequence[Rollout]) -> Table:
         """Part -> one cell per answer. Failed batch calls are repeated for each group, then for each answer."""
         table: Table = {name: [None] * len(rollouts) for name in self._parts}
-        jobs = self._first_jobs(len(rollouts))
+        jobs = self._first_jobs(rollouts)
         isolated = self._isolated_records(rollouts)
         while jobs:
             again: list[_Job] = []
@@ -285,12 +296,14 @@ class Rewards:
             jobs = again
         return table
 
-    def _first_jobs(self, count: int) -> list[_Job]:
-        """One call for all answers where the part takes several, else one call per answer."""
-        everything = tuple(range(count))
+    def _first_jobs(self, rollouts: Sequence[Rollout]) -> list[_Job]:
+        """One call for all answers where the part takes several, else one call per group or answer."""
+        everything = tuple(range(len(rollouts)))
         jobs: list[_Job] = []
         for part in self._parts.values():
-            if part.several:
+            if part.convention == "group":
+                jobs += [_Job(part, rows) for rows in groups_in(everything, rollouts)]
+            elif part.several:
                 jobs.append(_Job(part, everything))
             else:
                 jobs += [_Job(part, (row,)) for row in everything]
@@ -325,11 +338,9 @@ class Rewards:
         }
         # Coroutines begin first and end last: they wait for a network while the others compute.
         begin = partial(self._loop.begin, self._perform)
-        futures = _all_running(begin, calls["async"], running["async"])
+        futures = all_running(begin, calls["async"], running["async"])
         if self._pool is not None:
-            timed = collected(
-                _all_running(self._pool.begin, calls["worker"], running["worker"])
-            )
+            timed = collected(all_running(self._pool.begin, calls["worker"], running["worker"]))
         else:
             timed = []
         timed += [guarded(partial(self._perform, call), call.several) for call in calls["here"]]
@@ -413,7 +424,8 @@ class Rewards:
 
     def _pay(self, rollouts: Sequence[Rollout], table: Table) -> list[Rollout]:
         """Weighted sums; a part that one answer lacks is dropped for its group."""
-        lacking = lacks(rollouts, table)
+        alone = {name for name, part in self._parts.items() if part.lacks_alone}
+        lacking = lacks(rollouts, table, alone)
         for name, _ in lacking:
             self._counts[f"reward_failures/{name}_dropped_groups"] += 1
         paid: list[Rollout] = []
@@ -422,6 +434,9 @@ class Rewards:
             for name, column in table.items():
                 # Also where this answer has a value: its group is compared by the same sum.
                 cells[name] = None if (name, rollout.group) in lacking else column[row]
+            if any(cells[name] is None for name in alone):
+                self._counts["reward_failures/answers_without_reward"] += 1
+                continue
             parts = gated(values_of(cells), self.gate)
             if parts is None:
                 self._counts["reward_failures/dropped_answers"] += 1
@@ -452,17 +467,6 @@ class Rewards:
         return math.fsum(self._parts[name].weight * value for name, value in values.items())
 
 
-def _all_running(
-    begin: Callable[[Sequence[Call]], list[Running]],
-    calls: Sequence[Call],
-    running: Sequence[Running | None],
-) -> list[Running]:
-    """The calls, those that do not run yet begun now."""
-    due = [call for call, begun in zip(calls, running, strict=True) if begun is None]
-    fresh = iter(begin(due) if due else ())
-    return [next(fresh) if begun is None else begun for begun in running]
-
-
 def _place(part: Part) -> Place:
     """Where a part runs: coroutines share a loop, marked functions stay here, all others are killable."""
     if part.is_async:
@@ -478,16 +482,14 @@ def _is_outage(part: Part, failure: Failure) -> bool:
 
 def _worth_repeating(job: _Job, failure: Failure) -> bool:
     """Did a call for several answers fail in a way that may concern one of them only?"""
-    # A judge that is down stays down: asking it once per answer would wait for every one of them.
-    return len(job.rows) > 1 and failure.reason != "unavailable"
+    # A judge that is down stays down: asking it once per answer would wait for every one of them. And an answer alone
+    # cannot be compared with its group.
+    alone = len(job.rows) == 1 or job.part.convention == "group"
+    return not alone and failure.reason != "unavailable"
 
 
 def _smaller(rows: tuple[int, ...], rollouts: Sequence[Rollout]) -> list[tuple[int, ...]]:
     """The rows of each group, or, if there is only one group, each row alone."""
     # Groups first: answers of one prompt share its columns, which are the likeliest to be at fault.
-    groups: defaultdict[int, list[int]] = defaultdict(list)
-    for row in rows:
-        groups[rollouts[row].group].append(row)
-    if len(groups) == 1:
-        return [(row,) for row in rows]
-    return [tuple(members) for members in groups.values()]
+    groups = groups_in(rows, rollouts)
+    return [(row,) for row in rows] if len(groups) == 1 else groups

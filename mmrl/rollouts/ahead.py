@@ -20,7 +20,7 @@ the step's prompts are asked anew, by newer weights; that is counted, and such a
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -37,6 +37,7 @@ from mmrl.rollouts.request import (
     Asking,
     Request,
     Result,
+    Tell,
     abilities_of,
     asked_of,
     innermost,
@@ -45,6 +46,8 @@ from mmrl.rollouts.stages import OneStep
 from mmrl.types import Now, Rollout, Sampling
 
 log = logger(__name__)
+TellOf = Callable[[str, Sequence[Result]], None]
+"""Is given a request's key and its results."""
 FIELDS = ("tokens", "logp", "stop", "meaning", "version", "seconds")
 """Of a result, what a checkpoint keeps: vLLM's results have no others."""
 LOOK = 0.1
@@ -67,16 +70,27 @@ class _Asked:
         asked._engine, asked._flight = engine, engine.begin(requests)
         return asked
 
-    def answers(self) -> Mapping[str, list[Result]]:
-        """By request; waits for them. Empty if they are lost, which is counted and said."""
+    def answers(self, tell: TellOf | None = None) -> Mapping[str, list[Result]]:
+        """By request; waits for them. Empty if they are lost, which is counted and said.
+
+        `tell` is given the key and results of each request that comes meanwhile, also if the rest is lost then.
+        """
+        flight = self._flight  # a checkpoint may be waiting for it, too
         if self._answers is not None:
             return self._answers
-        requests: Sequence[Request] = self._flight.asked.requests
+        requests: Sequence[Request] = flight.asked.requests
+        problems: list[Exception] = []
+
+        def heard(number: int, found: Sequence[Result]) -> None:
+            try:
+                (tell or _nobody)(key_of(requests[number]), found)
+            except Exception as problem:  # the listener's, and none of the answers
+                problems.append(problem)
+
         try:
-            results = iter(self._engine.landed(self._flight))
-            self._answers = {
-                key_of(r): [next(results) for _ in range(r.count)] for r in requests
-            }
+            results = self._engine.landed(flight, heard)
+            each = _by_request(requests, results)
+            self._answers = {key_of(r): its for r, its in zip(requests, each, strict=True)}
         # Whatever it was: asked again in the step itself, it is raised there if it lasts.
         except Exception as problem:
             count = sum(request.count for request in requests)
@@ -84,6 +98,8 @@ class _Asked:
             log.warning("Answers that were asked ahead are asked for anew: %s", problem)
             self._answers = {}
         self._flight = None
+        for problem in problems:
+            raise problem
         return self._answers
 
     def as_json(self) -> dict[str, list[list[Any]]]:
@@ -123,6 +139,15 @@ class UnderWay:
             return None
         self._taken.add(key)
         return self._asked.answers().get(key)
+
+    def listen(self, places: Mapping[str, int], tell: Tell) -> None:
+        """Wait for the answers, and tell of those that are asked at these places, by key, when they come."""
+
+        def heard(key: str, results: Sequence[Result]) -> None:
+            if key in places and key not in self._taken:
+                tell(places[key], results)
+
+        self._asked.answers(heard)
 
     def drop(self) -> int:
         """Forget what nobody took; how many answers. All ranks call it."""
@@ -200,9 +225,42 @@ class _Ahead(Asking):
 
     def answer(self, requests: Sequence[Request]) -> list[Result]:
         """As `Asking.answer`."""
+        return self._known_and(requests, lambda missing, _: self.stands_for.answer(missing))
+
+    def stream(self, requests: Sequence[Request], tell: Tell) -> list[Result]:
+        """As `Asking.stream`: answers that were asked ahead are told as they come, and then the others."""
+        told: set[int] = set()
+
+        def first(place: int, results: Sequence[Result]) -> None:
+            told.add(place)
+            tell(place, results)
+
+        def others(missing: Sequence[Request], places: Sequence[int]) -> list[Result]:
+            def again(number: int, results: Sequence[Result]) -> None:
+                told.discard(places[number])
+                tell(places[number], results)
+
+            found = self.stands_for.stream(missing, again)
+            # Some came before the rest was lost: what was told of them does not count any more.
+            each = _by_request(missing, found)
+            for place, results in zip(places, each, strict=True):
+                if place in told:
+                    tell(place, results)
+            return found
+
+        self._under_way.listen({key_of(r): n for n, r in enumerate(requests)}, first)
+        return self._known_and(requests, others)
+
+    def _known_and(
+        self,
+        requests: Sequence[Request],
+        others: Callable[[Sequence[Request], Sequence[int]], list[Result]],
+    ) -> list[Result]:
+        """Results of all: those that were asked ahead, and what `others` says to the rest and its places."""
         known = [self._under_way.take(request) for request in requests]
-        missing = [r for r, found in zip(requests, known, strict=True) if found is None]
-        fresh = iter(self.stands_for.answer(missing) if missing else ())
+        places = [place for place, found in enumerate(known) if found is None]
+        missing = [requests[place] for place in places]
+        fresh = iter(others(missing, places) if missing else ())
         results: list[Result] = []
         for request, found in zip(requests, known, strict=True):
             if found is None:
@@ -228,8 +286,8 @@ def asked_ahead(
     given = f"--run.staleness is {staleness}"
     if not getattr(engine, "answers_alone", False):
         raise ValueError(
-            f"{given}, but {type(innermost(engine)).__name__} cannot answer while the policy learns; a server can: "
-            "--load.engine http://HOST:PORT (python -m mmrl.rollouts.vllm_serve starts one)."
+            f"{given}, but {type(innermost(engine)).__name__} cannot answer while the policy learns; a server can, if "
+            "each process has its own: --load.engine http://HOST:PORT (python -m mmrl.rollouts.vllm_serve starts one)."
         )
     for part in chain(rollout):
         if part.owns() or part.sampled_under():
@@ -244,6 +302,15 @@ def asked_ahead(
                 "--run.staleness 0."
             )
     return AskedAhead(rollout)
+
+
+def _nobody(key: str, results: Sequence[Result]) -> None:
+    """Nobody wants to know before all are there."""
+
+
+def _by_request(requests: Sequence[Request], results: Sequence[Result]) -> list[list[Result]]:
+    left = iter(results)
+    return [[next(left) for _ in range(request.count)] for request in requests]
 
 
 def _kept(result: Result) -> list[Any]:

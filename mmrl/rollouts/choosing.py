@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from mmrl.ground.progress import busy
 from mmrl.ground.require import require
@@ -22,7 +23,8 @@ class EngineChoice:
     """How answers are sampled; a policy carries it from where the model is opened to the trainer."""
 
     which: str = HERE
-    """here, vllm, or http://HOST:PORT of a server (several, with commas, for several processes)."""
+    """here, vllm, or http://HOST:PORT of a server (several, with commas, for several processes: each has its own, or as
+    many neighbours share one as there are processes for a server)."""
     memory: float = 0.5
     """Share of the device's memory that vLLM in this process takes while it answers."""
     stale: Stale = "refuse"
@@ -38,6 +40,10 @@ class EngineChoice:
             self,
             which=(fits, "here, vllm, or http://HOST:PORT"),
             memory=(0 < self.memory < 1, "strictly between 0 and 1"),
+            invariant=(
+                not self.invariant or self.which == VLLM,
+                "off unless the engine is vllm; a server is started with --invariant",
+            ),
         )
 
     @property
@@ -55,14 +61,19 @@ def opened(policy: Policy, rows_at_once: int, sampling: Sampling) -> Engine:
     from mmrl.rollouts.vllm_engine import VLLMEngine, refuse_unfit
 
     refuse_unfit(policy)
-    vllm = _local(policy, choice, sampling) if choice.which == VLLM else _remote(choice)
+    shared = ""
+    if choice.which == VLLM:
+        vllm: Any = _local(policy, choice, sampling)
+    else:
+        vllm, shared = _remote(choice)
 
     class Uncorrected(VLLMEngine):
         """Its log-probs are logged and not corrected."""
 
         mismatch: ClassVar[Literal["off"]] = "off"  # type: ignore[assignment]
 
-    return (VLLMEngine if choice.correct else Uncorrected)(policy, vllm, stale=choice.stale)
+    kind = VLLMEngine if choice.correct else Uncorrected
+    return kind(policy, vllm, stale=choice.stale, run=shared)
 
 
 def _local(policy: Policy, choice: EngineChoice, sampling: Sampling):  # type: ignore[no-untyped-def]
@@ -86,12 +97,16 @@ def _local(policy: Policy, choice: EngineChoice, sampling: Sampling):  # type: i
 
 
 def _remote(choice: EngineChoice):  # type: ignore[no-untyped-def]
+    """A server, and what the names of weights begin with if others bring them there as well."""
     from mmrl.rollouts.vllm_client import RemoteVLLM
 
     ranks, urls = Ranks.here(), choice.urls
-    if len(urls) != ranks.world:
+    if ranks.world % len(urls):
+        fits = [count for count in range(1, ranks.world + 1) if ranks.world % count == 0]
         raise ValueError(
-            f"--load.engine names {len(urls)} servers for {ranks.world} processes; give one for each, with commas: "
-            "each process brings its weights to its own."
+            f"--load.engine names {len(urls)} servers for {ranks.world} processes; give one for each, with commas, or "
+            f"fewer that as many processes share each: {', '.join(map(str, fits))}."
         )
-    return RemoteVLLM(urls[ranks.rank])
+    each = ranks.world // len(urls)
+    shared = ranks.broadcast(secrets.token_hex(4)) if each > 1 else ""
+    return RemoteVLLM(urls[ranks.rank // each], shared=each > 1), shared

@@ -19,7 +19,7 @@ from torch import Tensor
 from mmrl.model.answer_media import WITHIN, AnswerMedia, Inside
 from mmrl.model.policy import Policy
 from mmrl.rollouts.forking import Piece, Start
-from mmrl.rollouts.request import Meaning, Request, Result, rollout_of
+from mmrl.rollouts.request import Meaning, Request, Result, Within, rollout_of
 from mmrl.types import Media, Role, Rollout
 
 
@@ -113,6 +113,17 @@ class Book:
             for number, upto in self.path(place)
             for token in self.pieces[number].tokens[:upto]
         ]
+
+    def shown(self, piece: Growing) -> tuple[Within, ...]:
+        """What the answer shows up to the last given token of a piece."""
+        way = [(self.pieces[number], upto) for number, upto in self.path(piece.place)]
+        found: list[Within] = []
+        for one, upto in (*way, (piece, len(piece.given))):
+            if one.inside is None:
+                continue
+            shows = zip(one.media(upto), one.inside.visual, one.inside.slots, strict=False)
+            found += [Within(medium, seen, len(slot)) for medium, seen, slot in shows]
+        return tuple(found)
 
     def path(self, place: Place) -> list[tuple[int, int]]:
         """(piece, tokens of it) from the prompt to a place."""

@@ -74,6 +74,10 @@ class RolloutFunction:
         """The views that trained answers are sampled under, by the name which `Rollout.branch` has."""
         return {}
 
+    def answering(self, engine: Engine) -> Engine:
+        """The engine that held-out prompts are answered by; with tools, for example. The same by default."""
+        return engine
+
     def remembers_prompts(self) -> bool:
         """Is its memory keyed by `Prompt.id`? Then no two rows may share one."""
         return False
@@ -147,6 +151,7 @@ class DynamicSampling(RolloutFunction):
     """Smallest share that `adaptive` reckons with: a round asks for at most so many times what is missing."""
 
     drops_even_groups: ClassVar[bool] = True
+    why_dropped: ClassVar[str] = "was all right or all wrong"
 
     def traits(self) -> tuple[str, ...]:
         """Which groups are left out: by spread both kinds, by mean those that a bound reaches."""
@@ -195,8 +200,8 @@ class DynamicSampling(RolloutFunction):
         # Fewer than a full step is no error: the rounds are bounded so that a hard set cannot hang the run.
         if not full:
             raise ValueError(
-                f"DynamicSampling kept no group in {done} rounds of {asked // done} prompts: every group was "
-                f"all right or all wrong on {self.part!r}. Use easier or harder prompts, or train without it."
+                f"DynamicSampling kept no group in {done} rounds of {asked // done} prompts: every group "
+                f"{self.why_dropped} on {self.part!r}. Use easier or harder prompts, or train without it."
             )
         if shares is not None:
             shares.after_step(full, asked)
@@ -223,12 +228,13 @@ class DynamicSampling(RolloutFunction):
 
     def keeps(self, group: Sequence[Rollout]) -> bool:
         """Does this group carry signal?"""
-        values = [self._value(rollout) for rollout in group]
+        values = [self.value_of(rollout) for rollout in group]
         if self.spread:
             return keeps_by_spread(values)
         return keeps_by_mean(values, self.low, self.high)
 
-    def _value(self, rollout: Rollout) -> float | None:
+    def value_of(self, rollout: Rollout) -> float | None:
+        """What is looked at of an answer. Raises ValueError for a part that the rewards do not have."""
         if self.part == "total":
             return rollout.reward
         if self.part not in rollout.parts:
@@ -372,6 +378,13 @@ def chain(rollout: RolloutCall) -> list[RolloutFunction]:
         found.append(part)
         here = part.inner
     return found
+
+
+def answering(rollout: RolloutCall, engine: Engine) -> Engine:
+    """The engine that held-out prompts are answered by in a run with this rollout function."""
+    for part in chain(rollout):
+        engine = part.answering(engine)
+    return engine
 
 
 def first_places(kept: Sequence[int], supply: Supply) -> set[int]:

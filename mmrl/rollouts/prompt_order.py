@@ -80,6 +80,8 @@ class Supply:
         self._forget = forget
         self._on_bad = on_bad
         self.log = log
+        self._listed: set[int] = set()
+        """Rows in the log: one that is bad again in a later pass is counted again and not listed again."""
         self._orders: dict[int, list[int]] = {}
         self.ranks = Ranks.alone() if ranks is None else ranks
         self.places: list[int] = []
@@ -310,6 +312,9 @@ class Supply:
             rows = self.log.read_text(encoding="utf-8", errors="replace").split("\n")
             kept = [row + "\n" for row in rows if _logged_at(row) < self.position]
             self.log.write_text("".join(kept), encoding="utf-8")
+            # Rows of the opening and held-out ones have numbers of their own.
+            told = [json.loads(row) for row in kept]
+            self._listed = {row["row"] for row in told if row["position"] >= 0}
 
     def _index(self, position: int) -> int:
         size = self.prompts.size
@@ -351,7 +356,8 @@ class Supply:
         if not self.ranks.first:  # all ranks know of it
             return
         self.counters["data/skipped"] += 1
-        if self.log is not None:
+        if self.log is not None and index not in self._listed:
+            self._listed.add(index)
             entry = {"position": self.position - 1, "row": index, "reason": str(problem)}
             with self.log.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(entry) + "\n")

@@ -23,9 +23,10 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from mmrl.model.encoded import Encoded
 from mmrl.model.policy import Policy
-from mmrl.model.processing import Encoded, Patches
-from mmrl.types import Now, Prompt, Role, Rollout, Sampling
+from mmrl.model.processing import Patches
+from mmrl.types import Media, Now, Prompt, Role, Rollout, Sampling
 
 Ability = Literal[
     "other pixels",
@@ -48,6 +49,16 @@ Temperature = Callable[[int], float]
 """Place of a token in its answer -> what its logits are divided by."""
 Prefix = Tensor | Sequence[Tensor]
 """Long [n] that every answer to a prompt begins with, or one such tensor per answer."""
+
+
+@dataclass(frozen=True, eq=False)
+class Within:
+    """A picture that the forced start of an answer shows."""
+
+    medium: Media
+    pixels: Patches
+    tokens: int
+    """Its visual tokens among the start's."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,10 +88,13 @@ class Request:
     """Ids that answers begin with, one tuple per answer; empty: nothing is forced."""
     temperature_at: Temperature | None = None
     """In place of the sampling's temperature."""
+    within: tuple[Within, ...] = ()
+    """What the one forced start shows, in the order of its placeholders."""
 
     def __post_init__(self) -> None:
         assert self.count >= 1, "a request asks for at least one answer"
         assert len(self.forced) in (0, self.count), "one forced start per answer, or none"
+        assert self.count == 1 or not self.within, "pictures belong to one start"
 
     def key(self, answer: int) -> tuple[int | str, ...]:
         """What keys the draws of its n-th answer."""

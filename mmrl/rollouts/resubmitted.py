@@ -1,8 +1,9 @@
 """The forest of an engine outside of this process: each piece is asked for with all that lies before it as its start.
 
 Whether what lies before a piece is computed again is the engine's affair; vLLM keeps whole blocks of ids that it has
-read (prefix caching), so little is. Log-probs of tokens are those that came with them when they were drawn; of given
-tokens, as of forced starts of plain answers, the engine says none, and they count as 0.
+read (prefix caching), so little is. Pictures within an answer go along with those of the prompt. Log-probs of tokens
+are those that came with them when they were drawn; of given tokens, as of forced starts of plain answers, the engine
+says none, and they count as 0.
 """
 
 from __future__ import annotations
@@ -55,7 +56,10 @@ class ResubmittedForest:
         return [self.book.piece(piece) for piece in opened]
 
     def flow(self, feed: Feed, *, entropy: bool = False, top: int = 0) -> None:
-        """As `Forest.flow`; pieces that begin together are asked for together."""
+        """As `Forest.flow`, in rounds: what can begin when the last round has ended is asked for together.
+
+        Who waits for a slow tool keeps nobody from the next round; who is called back within a round waits for its end.
+        """
         ended: list[Piece] = []
         while starts := feed(ended, 0):
             ended = self.grow(starts, entropy=entropy, top=top)
@@ -72,7 +76,8 @@ class ResubmittedForest:
         # A number that the way alone decides; below 2^61, so that engines may count on from it.
         number = (derive_seed(root, *way, "fork") >> 3) if way else root
         forced = (*before, *piece.given)
-        return replace(whole, sampling=sampling, first=number, forced=(forced,))
+        shown = self.book.shown(piece)
+        return replace(whole, sampling=sampling, first=number, forced=(forced,), within=shown)
 
     def _take(self, piece: Growing, before: int, result: Result) -> None:
         """Write down what became of a piece."""

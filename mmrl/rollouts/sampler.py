@@ -15,9 +15,10 @@ from torch import Tensor
 from mmrl.ground.progress import Progress
 from mmrl.model.budget import Costs
 from mmrl.model.decoding import LARGEST_BLOCK, Decoding, PromptBlocks, Widths, blocks_of
+from mmrl.model.encoded import Encoded
 from mmrl.model.packing import Group, pack
 from mmrl.model.policy import Policy
-from mmrl.model.processing import Encoded, Patches
+from mmrl.model.processing import Patches
 from mmrl.rollouts.advance import Advance, Beginning, Ended, Pace, Table
 from mmrl.rollouts.seating import Lengths, Queue, Seat, fill, pieces
 from mmrl.types import Prompt, Sampling

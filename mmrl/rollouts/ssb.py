@@ -9,8 +9,9 @@ What is kept is learned as an answer to the question alone. With `SSB.reuse` it 
 question comes again, it is learned again, and nothing is sampled. In a checkpoint a token takes about 11 bytes for each
 of the `top` tokens (1,000 tokens at 64: 0.7 MB); the memory is the same on all processes, whoever wrote.
 
-Counts: `ssb/asked` questions that were answered, `ssb/mixed` those with right and wrong answers, `ssb/too_long` of them
-without room for hints, `ssb/written` solutions that are right, `ssb/reused` those of earlier visits.
+Counts: `ssb/asked` questions that were answered, `ssb/answers` to them that were judged, `ssb/right` of these,
+`ssb/mixed` questions with right and wrong answers, `ssb/too_long` of them without room for hints, `ssb/written`
+solutions that are right, `ssb/reused` those of earlier visits.
 
 Departures from the official code (github.com/purbeshmitra/semantic-soft-bootstrapping @ f1533823)
 1. There all solutions are written before the first update, by the untrained model; here each is written when its
@@ -211,7 +212,11 @@ class SSBRollout(RolloutFunction):
         """Prompt id -> a solution that is right, as a checkpoint keeps it."""
         if not prompts:
             return {}
-        asked = [self._hinted(group, stages) for group in stages(prompts) if group]
+        groups = [group for group in stages(prompts) if group]
+        judged = [one.correct for group in groups for one in group if one.correct is not None]
+        stages.counters["ssb/answers"] += len(judged)
+        stages.counters["ssb/right"] += sum(judged)
+        asked = [self._hinted(group, stages) for group in groups]
         hinted = [prompt for prompt in asked if prompt is not None]
         stages.counters["ssb/asked"] += len(prompts)
         if not hinted:

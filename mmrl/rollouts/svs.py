@@ -51,6 +51,8 @@ __all__ = ["PART", "SvS", "SvSRollout", "problem_of", "variant_reward"]
 
 PART = "variation"
 """Reward part of what writes a problem: R_v."""
+ANSWERED = "variant_"
+"""Before the names of reward parts of answers to variants, so that means of them are logged beside the originals'."""
 WRITE = """Below is a worked solution; the problem that it solves was lost.
 
 {}
@@ -261,7 +263,7 @@ class SvSRollout(RolloutFunction):
             return
         stages.counters["svs/variants"] += len(variants)
         for one, group in zip(variants, stages([v.prompt for v in variants]), strict=True):
-            one.answers = group
+            one.answers = [_of_variant(answer) for answer in group]
         seen = [one for one in variants if one.prompt.media and self._good(one)]
         if not seen or not self.svs.margin:
             return
@@ -290,6 +292,12 @@ class SvSRollout(RolloutFunction):
             reward = float(good)
             found.append(replace(response, reward=reward, parts={PART: reward}, correct=good))
         return found
+
+
+def _of_variant(answer: Rollout) -> Rollout:
+    """With parts of the reward whose names say that no row asked this."""
+    parts = {f"{ANSWERED}{name}": value for name, value in answer.parts.items()}
+    return replace(answer, parts=parts)
 
 
 def accuracy(group: Sequence[Rollout]) -> float | None:

@@ -13,8 +13,8 @@ included; they become `Rollout.logp`. What the *policy* thinks of an expert's to
 Teachers join after the inner rollout function has chosen its groups, so no filter sees them, and are paid by the run's
 rewards: that a teacher is right is checked, not assumed. `Teachers` leaves open which groups get which answers; with
 `WithTeachers` each group gets up to `most`, drawn anew in each step. Answers with special tokens, or with log-probs
-that cannot be theirs, are left out and counted (`teachers/unusable`); so are groups that ask (`teachers/asked`) and
-those of them that get none (`teachers/missing`).
+that cannot be theirs, are left out and counted (`teachers/unusable`); so are groups that ask (`teachers/asked`), those
+of them that get none (`teachers/missing`) and own answers that give way (`teachers/replaced`).
 """
 
 from __future__ import annotations
@@ -129,6 +129,7 @@ class Teachers(RolloutFunction):
             whole = group if theirs is None else self.joined(group, theirs, now)
             given = sum(one.origin == "expert" for one in whole)
             asked = theirs is not None
+            supply.counters["teachers/replaced"] += given + len(group) - len(whole)
             supply.counters["teachers/asked"] += asked
             supply.counters["teachers/answers"] += given
             supply.counters["teachers/missing"] += asked and not given

@@ -38,6 +38,21 @@ from mmrl.types import Media, Now, Prompt, Role, Rollout, Sampling
 
 log = logger(__name__)
 
+COUNTED = tuple(
+    f"tool/{what}"
+    for what in (
+        "answers",
+        "turns",
+        "calls",
+        "refused",
+        "failed",
+        "timeouts",
+        "dropped",
+        "void",
+    )
+)
+"""Counts of a step, besides the tokens of observations."""
+
 
 @dataclass(frozen=True)
 class Opening:
@@ -115,6 +130,8 @@ class ToolLoop:
     ) -> list[Spoken]:
         """The answers that begin there, each to its end. `top`: as `Forest.grow`; `keeps`: `Spoken.kept` is filled."""
         self._keeps = keeps
+        for name in COUNTED:
+            self.counters[name] += 0  # told even where there are none
         answers = [self._opened(opening) for opening in openings]
         with Calling(self.toolbox) as self._calling:
             trees.flow(self._feed, top=top)
@@ -250,11 +267,7 @@ class ToolLoop:
             found = dict(told.observation.found)
             call = Call(tool.name, action, told.outcome, told.why, told.seconds, found)
             if told.outcome in ("failed", "timeout"):
-                answer.trajectory.calls.append(call)
-                self.counters[
-                    f"tool/{'timeouts' if told.outcome == 'timeout' else 'failed'}"
-                ] += 1
-                self._lose(answer, told.why)
+                self._fail(answer, call)
             else:
                 self._observe(answer, call, told.observation)
 

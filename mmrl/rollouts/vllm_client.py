@@ -12,6 +12,7 @@ were there already the first ones count.
 from __future__ import annotations
 
 import http.client
+import secrets
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -60,14 +61,20 @@ class _TryAgain(OSError):
 
 
 class RemoteVLLM:
-    """The engine of a server. `patience`: seconds of failures without a success; `slow`: seconds that it may be silent.
+    """The engine of a server. `patience`: seconds of failures without a success; `slow`: seconds that it may be silent;
+    `shared`: other processes ask it as well, and bring the same weights to it.
 
     Raises ServerGone, and ValueError for a server of another protocol.
     """
 
-    alone = True
-
-    def __init__(self, url: str, *, patience: float = 120.0, slow: float = 3600.0) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        patience: float = 120.0,
+        slow: float = 3600.0,
+        shared: bool = False,
+    ) -> None:
         parts = urlsplit(url)
         if parts.scheme != "http" or not parts.hostname:
             raise ValueError(
@@ -75,6 +82,9 @@ class RemoteVLLM:
             )
         self.url, self.patience, self.slow = url.rstrip("/"), patience, slow
         self._host, self._port = parts.hostname, parts.port or 80
+        self._sender = secrets.token_hex(4)
+        # Others bring the next weights while this process still waits for answers of the last ones.
+        self.alone = not shared
         self.about()
 
     def about(self) -> About:
@@ -122,7 +132,10 @@ class RemoteVLLM:
         names = [name for name, _ in whole]
 
         def send() -> None:
-            self._once("/weights/begin", packed({"version": version, "names": names}))
+            if self.about().version == version:
+                return  # another process has brought them meanwhile
+            begin = {"version": version, "names": names, "sender": self._sender}
+            self._once("/weights/begin", packed(begin))
             for part in _parts(whole):
                 self._once("/weights/part", packed({"version": version}, dict(part)))
             self._once("/weights/finish", packed({"version": version, "encoder": encoder}))
@@ -194,6 +207,10 @@ class RemoteVLLM:
         """Raise what a status stands for, unless it is 200."""
         if status == 409:
             raise LostWeights(printable(found[:300].decode(errors="replace")))
+        if status == 423:
+            busy = _TryAgain(_shown(found))
+            busy.helped = True  # the server is well, and busy for us
+            raise busy
         if status >= 500:
             raise _TryAgain(f"{path} failed with {status}: {_shown(found)}")
         if status != 200:

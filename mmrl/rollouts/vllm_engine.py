@@ -14,12 +14,13 @@ model folder.
 
 from __future__ import annotations
 
+import itertools
 import secrets
 import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -79,6 +80,8 @@ class VLLM(Protocol):
 
 _Ask = Callable[[Sequence[Question], str], list[Reply]]
 """Questions and the version of the weights -> replies."""
+_Came = tuple[int, Reply]
+"""A question's number and its reply."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,9 +103,13 @@ class _Asked:
 class Flight:
     """Answers under way: a thread waits for them and touches nothing else."""
 
-    def __init__(self, asked: _Asked, ask: Callable[[], list[Reply]]) -> None:
+    def __init__(self, asked: _Asked, ask: Callable[[TellReply], list[Reply]]) -> None:
         self.asked = asked
         self._replies: list[Reply] = []
+        self._came: list[_Came] = []
+        self._over = False
+        self._news = threading.Condition()
+        """More has come, or nothing more will."""
         self._problem: Exception | None = None
         self._thread = threading.Thread(
             target=self._run, args=(ask,), name="mmrl-answers-ahead", daemon=True
@@ -118,6 +125,15 @@ class Flight:
         self._thread.join(seconds)
         return not self._thread.is_alive()
 
+    def coming(self) -> Iterator[_Came]:
+        """Each as it comes; ends when no more will. Several may listen: the step, and whoever writes a checkpoint."""
+        for number in itertools.count():
+            with self._news:
+                self._news.wait_for(lambda: self._over or len(self._came) > number)  # noqa: B023
+                if number == len(self._came):
+                    return
+            yield self._came[number]
+
     def replies(self) -> list[Reply]:
         """Wait for them. Raises what went wrong."""
         self.wait()
@@ -125,11 +141,20 @@ class Flight:
             raise self._problem
         return self._replies
 
-    def _run(self, ask: Callable[[], list[Reply]]) -> None:
+    def _run(self, ask: Callable[[TellReply], list[Reply]]) -> None:
         try:
-            self._replies = ask()
+            self._replies = ask(self._heard)
         except Exception as problem:  # raised where somebody asks for the answers
             self._problem = problem
+        finally:
+            with self._news:
+                self._over = True
+                self._news.notify_all()
+
+    def _heard(self, question: int, reply: Reply) -> None:
+        with self._news:
+            self._came.append((question, reply))
+            self._news.notify_all()
 
 
 class OldWeights(RuntimeError):
@@ -143,10 +168,13 @@ class VLLMEngine(Asking):
     mismatch: ClassVar[Literal["truncate"]] = "truncate"
     """How its log-probs are corrected unless somebody says otherwise (`grpo.mismatch`)."""
 
-    def __init__(self, policy: Policy, vllm: VLLM, *, stale: Stale = "refuse") -> None:
+    def __init__(
+        self, policy: Policy, vllm: VLLM, *, stale: Stale = "refuse", run: str = ""
+    ) -> None:
         refuse_unfit(policy)
         self.policy, self.vllm, self.stale = policy, vllm, stale
-        self._run = secrets.token_hex(4)
+        self._run = run or secrets.token_hex(4)
+        """Begins the names of its weights; given where several processes bring the same ones to one server."""
         self._adapter: tempfile.TemporaryDirectory[str] | None = None
         self._brought = False
         """Did this engine ever hold weights of this run?"""
@@ -208,11 +236,17 @@ class VLLMEngine(Asking):
         asked = self._ask(requests)
         questions = [question for *_, question in asked.questions]
         # By itself: weights that the server has lost cannot be brought again, for by then they have changed.
-        self._flying = Flight(asked, lambda: self.vllm.answer(questions, asked.version))
+        self._flying = Flight(
+            asked, lambda tell: self.vllm.answer_in_turn(questions, asked.version, tell)
+        )
         return self._flying
 
-    def landed(self, flight: Flight) -> list[Result]:
-        """The results of what was begun, as `answer` gives them. Raises what it raises, and LostWeights."""
+    def landed(self, flight: Flight, tell: Tell | None = None) -> list[Result]:
+        """The results of what was begun, as `answer` gives them; `tell` is given a request's number and its results
+        when they are there. Raises what it raises, and LostWeights."""
+        gather = self._gathered(flight.asked, tell or _nobody_asks)
+        for question, reply in flight.coming():
+            gather(question, reply)
         replies = flight.replies()
         _refuse_missing(replies, flight.asked.questions)
         return self._results(flight.asked, replies)
@@ -316,6 +350,10 @@ class VLLMEngine(Asking):
 
 class LostWeights(RuntimeError):
     """The engine holds other weights than those that it is asked for: it was started again, or another run came."""
+
+
+def _nobody_asks(number: int, results: Sequence[Result]) -> None:
+    """Results that nobody wants before all are there."""
 
 
 def _refuse_missing(replies: Sequence[Reply], questions: Sequence[object]) -> None:

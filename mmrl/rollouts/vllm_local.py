@@ -1,4 +1,5 @@
-"""vLLM in this process: one engine on this process's device. Imported only when somebody asks for it.
+"""vLLM in this process: one engine on this process's device, or, in a server, on several devices (`tensor_parallel`),
+whose workers are processes of its own. Imported only when somebody asks for it.
 
 Versions whose interfaces were read, and which `tests/vllm` is for, are in `TESTED`; any other is refused by name, for
 what changes between versions changes silently (which caches an update empties, what a log-prob is of).
@@ -14,8 +15,8 @@ while the policy trains, and wakes before it answers; other devices have no such
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -25,6 +26,7 @@ import torch
 from torch import Tensor
 
 from mmrl.ground.printable import logger
+from mmrl.rollouts.vllm_serve import GONE
 from mmrl.rollouts.vllm_wire import About, LogprobsMode, Question, Reply, Said, Shown
 
 log = logger(__name__)
@@ -40,6 +42,10 @@ ON_CPU = {
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
     # Read when vLLM is imported. Else a C++ compiler makes its small helpers at the first answers, for minutes.
     "TORCHDYNAMO_DISABLE": "1",
+}
+ON_CPU_SPREAD = {
+    # Else it wants a memory node for each worker.
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
 }
 PLACES = ("weights", "kv_cache")
 """What sleeps and wakes, in vLLM's words."""
@@ -88,12 +94,48 @@ def require_heads(size: int, known: Sequence[int]) -> None:
         )
 
 
+def require_share(heads: Mapping[str, int], workers: int, devices: int | None) -> None:
+    """Raise UnfitVLLM for numbers of heads that so many workers cannot divide, or for fewer devices than workers.
+
+    `heads`: name of a part of the model -> how many it has; `devices`: None where workers need none of their own.
+    """
+    for part, count in heads.items():
+        if count % workers:
+            fits = [n for n in range(1, count + 1) if all(c % n == 0 for c in heads.values())]
+            raise UnfitVLLM(
+                f"--tensor-parallel is {workers}, which does not divide the {count} attention heads of the model's "
+                f"{part}; possible are {', '.join(map(str, fits))}."
+            )
+    if devices is not None and devices < workers:
+        raise UnfitVLLM(
+            f"--tensor-parallel is {workers}, but this process sees {devices} devices; show it more "
+            "(CUDA_VISIBLE_DEVICES), or give a smaller number."
+        )
+
+
+def require_invariance(build: str) -> None:
+    """Raise UnfitVLLM on a kind of device for which vLLM has no kernels that do not depend on the batch.
+
+    `build`: its name in torch, "cpu" or "cuda". On others vLLM would ignore the switch and say nothing.
+    """
+    if build != "cuda":
+        raise UnfitVLLM(
+            f"vLLM's kernels that do not depend on the batch are for CUDA; this one computes on {build}. Leave out "
+            "--load.engine-invariant (of a server: --invariant)."
+        )
+
+
+class WorkerDied(RuntimeError):
+    """A process of an engine over several devices is gone, and with it the engine."""
+
+
 class LocalVLLM:
     """vLLM's `LLM`, with what a trainer needs of it.
 
     `memory`: share of the device that it may take; `length`: most tokens of a prompt and its answer; `rank`: of the
     adapters that it takes, 0 for none; `tower`: may they adapt the vision tower; `several`: this process is one of
-    several that are connected (torchrun), each of which makes its own. Raises UnfitVLLM.
+    several that are connected (torchrun), each of which makes its own; `tensor_parallel`: devices that share the
+    weights, each with a process of its own below this one. Raises UnfitVLLM, and WorkerDied from any of its methods.
     """
 
     alone = False
@@ -111,23 +153,32 @@ class LocalVLLM:
         tower: bool = False,
         invariant: bool = False,
         several: bool = False,
+        tensor_parallel: int = 1,
         extra: dict[str, Any] | None = None,
     ) -> None:
         require_version(installed_version())
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-        if invariant:
-            os.environ["VLLM_BATCH_INVARIANT"] = "1"
+        assert not (several and tensor_parallel > 1), "such an engine belongs into a server"
         self.on_cuda = torch.cuda.is_available()
+        self.spread = tensor_parallel > 1
+        """Are its workers processes of their own?"""
+        if invariant:
+            require_invariance("cuda" if self.on_cuda else "cpu")
+            os.environ["VLLM_BATCH_INVARIANT"] = "1"
         if not self.on_cuda:
-            for name, value in ON_CPU.items():
+            for name, value in (ON_CPU | (ON_CPU_SPREAD if self.spread else {})).items():
                 os.environ.setdefault(name, value)
-        from mmrl.rollouts.vllm_transfer import BACKEND, registered
-
-        registered()
+        if self.spread:
+            devices = torch.cuda.device_count() if self.on_cuda else None
+            require_share(_heads(model), tensor_parallel, devices)
         import vllm
         from vllm.config import WeightTransferConfig
 
+        from mmrl.rollouts.vllm_transfer import BACKEND, registered
+        from mmrl.rollouts.vllm_worker import EXTENSION
+
+        registered()
         given: dict[str, Any] = {
             "model": model,
             "dtype": dtype,
@@ -135,6 +186,7 @@ class LocalVLLM:
             "max_model_len": length,
             "limit_mm_per_prompt": {"image": media, "video": media},
             "weight_transfer_config": WeightTransferConfig(backend=BACKEND),
+            "worker_extension_cls": EXTENSION,
             "enable_prefix_caching": True,
             "seed": 0,
             # The checkpoint's own defaults (top-k, penalties) must not come on top of the run's.
@@ -150,6 +202,11 @@ class LocalVLLM:
         if several:
             # In the process groups that are there, as a group of one; all ranks make theirs at the same time.
             given |= {"distributed_executor_backend": "external_launcher"}
+        if self.spread:
+            given |= {
+                "tensor_parallel_size": tensor_parallel,
+                "distributed_executor_backend": "mp",
+            }
         state = torch.random.get_rng_state()
         self.llm: Any = vllm.LLM(**(given | (extra or {})))
         torch.random.set_rng_state(state)  # it seeds the whole process
@@ -158,6 +215,8 @@ class LocalVLLM:
 
             heads = self.llm.llm_engine.model_config.get_head_size()
             require_heads(heads, CPUAttentionBackend.get_supported_head_sizes())
+        if self.spread:
+            self.llm.collective_rpc("mmrl_end_with", args=(os.getpid(),))
         self.llm.init_weight_transfer_engine({"init_info": {}})
         self._about = About(
             vllm=installed_version(),
@@ -171,12 +230,30 @@ class LocalVLLM:
         self.held = ""
         """Version of the weights that it has."""
         self._awake = set(PLACES)
+        self._coming = False
+        """Is a set of weights on its way?"""
         self._adapter: Any = None
         self._adapters = 0
 
     def about(self) -> About:
         """What it is, and which weights it holds."""
         return replace(self._about, version=self.held)
+
+    def mourn(self, tell: Callable[[], None]) -> None:
+        """Have `tell` called, by another thread, if one of its processes ends."""
+        if self.spread:
+            self.llm.llm_engine.model_executor.register_failure_callback(tell)
+
+    @contextmanager
+    def _alive(self) -> Iterator[None]:
+        """What fails because a process of the engine is gone says so."""
+        try:
+            yield
+        except Exception as error:
+            if not getattr(self.llm.llm_engine.model_executor, "is_failed", False):
+                raise
+            self.held = ""
+            raise WorkerDied(GONE) from error
 
     def answer(self, questions: Sequence[Question], version: str) -> list[Reply]:
         """Replies in the order of the questions, from the weights of this version."""
@@ -190,6 +267,12 @@ class LocalVLLM:
     ) -> list[Reply]:
         """As `answer`; `tell` is given each question's number and reply when the last of its answers has ended."""
         assert version == self.held, f"asked for weights {version!r}, has {self.held!r}"
+        with self._alive():
+            return self._answered(questions, tell)
+
+    def _answered(
+        self, questions: Sequence[Question], tell: Callable[[int, Reply], None]
+    ) -> list[Reply]:
         self.wake()
         prompts = [_prompt(question) for question in questions]
         params = [_sampling(question) for question in questions]
@@ -224,22 +307,30 @@ class LocalVLLM:
 
     def begin(self) -> None:
         """A new set of weights will come, in parts."""
+        self.abandon()
         self.wake("weights")
         self.held = ""  # whatever happens now, what is there belongs to no version
-        self.llm.start_weight_update()
+        with self._alive():
+            self.llm.start_weight_update()
+            self._coming = True
+            self._agreed()
 
     def take(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Some of the weights. After an error the whole set must come again."""
         from mmrl.rollouts.vllm_transfer import handed
 
-        with handed(weights) as ticket:
-            self.llm.update_weights({"update_info": {"ticket": ticket}})
+        with handed(weights, self.spread) as where, self._alive():
+            self.llm.update_weights({"update_info": where})
+            self._agreed()
 
     def finish(self, version: str, encoder: bool) -> None:
         """All weights have come: they are in use from now on, and no cache remembers the old ones."""
-        self.llm.finish_weight_update(version)
-        self.wake()
-        self._forget(encoder)
+        with self._alive():
+            self._coming = False
+            self.llm.finish_weight_update(version)
+            self._agreed(version)
+            self.wake()
+            self._forget(encoder)
         self.held = version
 
     def adapt(self, folder: Path, version: str) -> None:
@@ -250,13 +341,26 @@ class LocalVLLM:
         # A new name and number each time: under a known one vLLM would answer with the old adapter.
         self._adapters += 1
         self._adapter = LoRARequest(f"mmrl-{version}", self._adapters, str(folder))
-        self.llm.update_weight_version(version)
+        with self._alive():
+            self.llm.update_weight_version(version)
+            self._agreed(version)
         self.held = version
 
     def abandon(self) -> None:
         """A set of weights broke off. What is there belongs to no version until a whole set has come."""
-        with suppress(RuntimeError):  # a failing part has closed the session already
-            self.llm.finish_weight_update()
+        if self._coming:
+            self._coming = False
+            with self._alive():
+                self.llm.finish_weight_update()
+
+    def _agreed(self, version: str | None = None) -> None:
+        """Name the weights on all workers, if a name is given. Raises BrokenWeights unless all say the same."""
+        from mmrl.rollouts.vllm_worker import agreed
+
+        if version is None:
+            agreed(self.llm.collective_rpc("mmrl_state"))
+        else:
+            agreed(self.llm.collective_rpc("mmrl_call", args=(version,)))
 
     def sleep(self) -> None:
         """Give the device's memory to the trainer."""
@@ -292,6 +396,17 @@ class LocalVLLM:
         spans = getattr(output, "weight_versions", None)
         found = dict.fromkeys(span.version for span in spans or ())
         return "+".join(found) or self.held
+
+
+def _heads(model: str) -> dict[str, int]:
+    """How many attention heads the parts of a model have."""
+    from vllm.transformers_utils.config import get_config
+
+    config = get_config(model, trust_remote_code=False)
+    return {
+        "language part": config.get_text_config().num_attention_heads,
+        "vision tower": config.vision_config.num_heads,
+    }
 
 
 def _prompt(question: Question) -> dict[str, Any]:

@@ -81,7 +81,8 @@ def questions_of(policy: Policy, request: Request) -> list[tuple[range, Question
         params = _params(processing, request, room)
         if not greedy:
             params |= {"n": len(answers), "seed": _seed(request) + answers[0]}
-        found.append((answers, Question([*short, *start], media, params, size)))
+        ids = [*short, *_with_one_each(processing, request, start)]
+        found.append((answers, Question(ids, media, params, size)))
     return found
 
 
@@ -165,9 +166,33 @@ def _params(processing: Processing, request: Request, room: int) -> dict[str, ob
     }
 
 
+def _with_one_each(processing: Processing, request: Request, start: Sequence[int]) -> list[int]:
+    """A forced start with one placeholder per picture, which vLLM expands."""
+    pads = set(processing.family.placeholder_ids(processing.config).values())
+    widths = iter(request.within)
+    found: list[int] = []
+    at = 0
+    while at < len(start):
+        found.append(start[at])
+        at += next(widths).tokens if start[at] in pads else 1
+    return found
+
+
+def _shown(request: Request) -> list[tuple[Media, Patches]]:
+    """All media with their pixels, those of the prompt first. Raises ValueError for a clip within an answer."""
+    for one in request.within:
+        if one.medium.is_video:
+            raise ValueError(
+                f"An answer to prompt {request.prompt.id!r} shows a clip, which was not tried with vLLM; use "
+                "--load.engine here, or a tool that shows single frames."
+            )
+    own = zip(request.prompt.media, request.pixels, strict=True)
+    return [*own, *((one.medium, one.pixels) for one in request.within)]
+
+
 def _media(processing: Processing, request: Request) -> tuple[Shown, ...]:
     found: list[Shown] = []
-    for medium, patches in zip(request.prompt.media, request.pixels, strict=True):
+    for medium, patches in _shown(request):
         times = _times(processing, medium)
         name = f"{patches.key}-{digest(times).hex()}" if times else patches.key
         found.append(Shown(patches.kind, name, _frames(medium, patches), times))
@@ -192,7 +217,8 @@ def _size(processing: Processing, request: Request) -> dict[str, int] | None:
     """Limits under which the processor leaves the sizes as they are; None if its own do."""
     areas: list[int] = []
     kept = True
-    for medium, patches in zip(request.prompt.media, request.pixels, strict=True):
+    shown = _shown(request)
+    for medium, patches in shown:
         rules = processing.videos if medium.is_video else processing.images
         frames = len(medium.frames)
         kept = kept and rules.size(frames, *patches.size, PixelBudget()) == patches.size
@@ -201,7 +227,7 @@ def _size(processing: Processing, request: Request) -> dict[str, int] | None:
     if kept:
         return None
     return {
-        "shortest_edge": min(math.prod(p.size) for p in request.pixels),
+        "shortest_edge": min(math.prod(patches.size) for _, patches in shown),
         "longest_edge": max(areas),
     }
 

@@ -10,7 +10,8 @@ machine alone unless --host says otherwise, and then belongs into a private netw
 POST  /about            what it is, and the version of its weights
       /answer           questions, for a version of the weights: 409 if it has others. Each reply is a line, sent when
                         its question's answers have ended while others go on; a trainer that goes away ends them
-      /weights/begin    names that will come; /weights/part some of them; /weights/finish all have come, else 400
+      /weights/begin    names that will come, and who sends them: 423 while another sender is at it
+      /weights/part     some of them; /weights/finish all have come, else 400
       /adapter          an adapter's config and tensors
 """
 
@@ -19,6 +20,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -45,6 +47,14 @@ log = logger(__name__)
 
 LARGEST = 1 << 34
 """Bytes of a request that are read at most."""
+FAREWELL = 1.0
+"""Seconds in which a trainer is still told why the server ends."""
+GONE = (
+    "A process of this vLLM has ended, killed or out of memory, and the others with it (the log above says which). "
+    "Start the server again; the run brings its weights anew."
+)
+LEASE = 60.0
+"""Seconds without a part after which a set of weights is taken for given up by its sender."""
 STALLED = 60.0
 """Seconds that a trainer may leave a line unread before it is taken for gone."""
 
@@ -64,6 +74,7 @@ class Served(Protocol):
     def finish(self, version: str, encoder: bool) -> None: ...
     def abandon(self) -> None: ...
     def adapt(self, folder: Path, version: str) -> None: ...
+    def mourn(self, tell: Callable[[], None]) -> None: ...
 
 
 class Refused(Exception):
@@ -87,6 +98,8 @@ class Desk:
         self._missing: set[str] = set()
         self._coming = ""
         """Version of the weights that are on their way."""
+        self._sender, self._heard = "", 0.0
+        """Who sends them, and when the last of them came."""
         self._folders: list[tempfile.TemporaryDirectory[str]] = []
 
     def __call__(
@@ -132,11 +145,19 @@ class Desk:
         return {"about": vars(self.served.about())}
 
     def _begin(self, message: Mapping[str, Any], _: Mapping[str, Tensor]) -> dict[str, Any]:
+        sender, version = message["sender"], message["version"]
+        if self.served.about().version == version:
+            # Between the sender's look and this call another process has brought them.
+            raise Refused(423, f"the weights {version!r} are here")
         if self._coming:
+            silent = time.monotonic() - self._heard
+            if sender != self._sender and silent < LEASE:
+                raise Refused(423, f"another process brings the weights {self._coming!r}")
             self.served.abandon()
             self._coming = ""
         self.served.begin()
-        self._coming, self._missing = message["version"], set(message["names"])
+        self._coming, self._missing = version, set(message["names"])
+        self._sender, self._heard = sender, time.monotonic()
         return {}
 
     def _part(
@@ -152,6 +173,7 @@ class Desk:
             self._coming = ""
             raise
         self._missing -= set(weights)
+        self._heard = time.monotonic()
         return {}
 
     def _finish(self, message: Mapping[str, Any], _: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -284,19 +306,44 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--tensor-parallel",
         type=int,
         default=1,
-        metavar="1",
-        help="devices that share the weights: 1 alone, which are handed over within one process",
+        metavar="N",
+        help="devices of this machine that share the weights",
     )
     given = parser.parse_args(argv)
-    if given.tensor_parallel != 1:
+    if given.tensor_parallel < 1:
         parser.error(
-            f"--tensor-parallel is {given.tensor_parallel}; a server here has whole weights on one device (1). Start "
-            "one server per device, each with a --port of its own, and name one per training process: --load.engine "
-            "http://A:8100,http://B:8101."
+            f"--tensor-parallel is {given.tensor_parallel}; it must be at least 1: whole weights on one device."
         )
-    from mmrl.rollouts.vllm_local import LocalVLLM
+    from mmrl.rollouts.vllm_local import LocalVLLM, UnfitVLLM
 
-    served = LocalVLLM(
+    try:
+        served = _started(LocalVLLM, given)
+    except UnfitVLLM as error:
+        parser.error(str(error))
+    serve(served, given.host, given.port)
+
+
+def serve(served: Served, host: str, port: int) -> None:
+    """Serve a vLLM until the process is ended. Raises SystemExit, with what to do, when a process of the vLLM ends."""
+    with server_of(Desk(served), host, port) as server:
+        over = threading.Event()
+
+        def end() -> None:
+            over.set()
+            threading.Thread(target=server.shutdown, daemon=True).start()
+
+        served.mourn(end)
+        where = "http://{}:{}".format(*server.server_address[:2])
+        tell(f"vLLM serves {served.about().model} at {where}")
+        server.serve_forever()
+        if over.is_set():
+            time.sleep(FAREWELL)  # whoever waits for an answer is told as well
+            raise SystemExit(GONE)
+
+
+def _started(make: Callable[..., Any], given: argparse.Namespace) -> Any:
+    """The vLLM that the arguments name."""
+    return make(
         given.model,
         mode=given.logprobs,
         dtype=given.dtype,
@@ -306,11 +353,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         rank=given.rank,
         tower=given.tower,
         invariant=given.invariant,
+        tensor_parallel=given.tensor_parallel,
     )
-    with server_of(Desk(served), given.host, given.port) as server:
-        host, port = server.server_address[:2]
-        tell(f"vLLM serves {given.model} at http://{host}:{port}")
-        server.serve_forever()
 
 
 if __name__ == "__main__":

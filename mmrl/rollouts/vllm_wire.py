@@ -19,7 +19,7 @@ from typing import Any, Literal
 import safetensors.torch
 from torch import Tensor
 
-PROTOCOL = 2
+PROTOCOL = 3
 """Both sides must speak the same."""
 LogprobsMode = Literal["raw", "processed"]
 

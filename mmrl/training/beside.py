@@ -14,6 +14,7 @@ from mmrl.model.policy import Policy
 from mmrl.model.ranks import Ranks
 from mmrl.rewards.pay import Rewards
 from mmrl.rollouts.engine import Engine
+from mmrl.rollouts.groups import RolloutCall, answering, group_rollout
 from mmrl.rollouts.request import refuse_beyond
 from mmrl.training.evaluate import aside, evaluate, heldout_prompts
 from mmrl.training.monitor import Monitor, blind_probe
@@ -51,6 +52,8 @@ class Beside:
     """Of the training, for a probe without held-out ones."""
     steps: int
     """Of the whole run."""
+    rollout: RolloutCall = group_rollout
+    """Says how held-out prompts are answered; the probe asks the engine itself."""
 
     def __post_init__(self) -> None:
         if self.monitor.probe_every:
@@ -65,7 +68,7 @@ class Beside:
             each_alone(self.policy, self.ranks, "evaluate"),
         ):
             found = evaluate(
-                self.engine,
+                answering(self.rollout, self.engine),
                 self.heldout,
                 self.rewards,
                 self.sampling,

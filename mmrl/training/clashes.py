@@ -122,6 +122,14 @@ CLASHES = (
     Clash(
         "corrects verdicts", "corrects verdicts", "the same verdict would be corrected twice"
     ),
+    *(
+        Clash(
+            "compares with one of the group",
+            other,
+            "the answer that was drawn is the baseline, and another one would undo the draw; use uncentred",
+        )
+        for other in ("centres groups", "z-scores the batch")
+    ),
     Clash(
         "undone by centring",
         "centres groups",

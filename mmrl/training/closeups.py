@@ -5,7 +5,8 @@
     step, prompt
     pictures   branch -> per medium a list of frames (`uri`, `time`); "raw" are the true pixels
     answers    per answer its tokens as text, and per token: logp, advantage, entropy (where it was computed), and
-               "dependence/BRANCH" = log p(token | true pixels) - log p(token | branch), in nats
+               "dependence/BRANCH" = log p(token | true pixels) - log p(token | branch), in nats; and what tools
+               have shown in it (`shown`), its first media as above
 
 Numbers are those that the update read, before the weights moved. Branches are rendered once more with the draws of the
 step; a view that reads the policy's attention sees that of the updated weights. Everything is bounded: a line has some
@@ -133,7 +134,10 @@ def close_up(
     for row, rollout in zip(maps.rows, group, strict=False):
         ids = rollout.tokens[:TOKENS].tolist()
         spelt = spelt_out(ids, policy.processing.spell)
-        answers.append({"tokens": spelt, **maps.answer(row, len(ids))})
+        near: dict[str, Any] = {"tokens": spelt, **maps.answer(row, len(ids))}
+        if rollout.media:
+            near["shown"] = shown_media(rollout.media)
+        answers.append(near)
     pictures = {"raw": shown_media(prompt.media)}
     if prompt.media:
         for name, branch in branches.items():

@@ -112,14 +112,21 @@ def check_sampling(
         )
 
 
-def check_saliency(
+def check_branches(
     branches: Mapping[str, VisualBranch], rollout: RolloutCall, policy: Policy
 ) -> None:
-    """Raise ValueError for a view that reads the tower's attention where it cannot be read."""
+    """Raise ValueError for a view that reads the tower's attention where it cannot be read, or is not sampled under."""
     sampled = [part.sampled_under() for part in chain(rollout)]
     for name, branch in joined(branches, *sampled).items():
         if branch.view.reads_saliency and not policy.family.saliency:
             raise ValueError(f"Branch {name!r}: {policy.vision.tower.no_saliency}")
+    for name, branch in joined(*sampled).items():
+        if branch.view.shows == "nothing" or branch.reworded is not None:
+            raise ValueError(
+                f"Answers are sampled under the branch {name!r}, which "
+                f"{'asks in other words' if branch.reworded else 'shows nothing'}: such branches only score answers. "
+                "Sample under a view that changes pixels, or ask rows of other words or without pictures."
+            )
 
 
 def joined(*several: Mapping[str, VisualBranch]) -> dict[str, VisualBranch]:

@@ -85,11 +85,17 @@ def described_method(
     described = {name: describe(part) for name, part in parts.items()}
     # What happens to a step that is not finite may be decided anew.
     described["optim"] = without(described["optim"], "nonfinite")
+    # Only where it is used, so that runs which it does not concern can be continued as before.
+    for branch in described["branches"].values():
+        if branch.get("reworded") is None:
+            branch.pop("reworded", None)
+    worded = {name: branch.reworded for name, branch in branches.items() if branch.reworded}
     code = described_code(
         rewards=rewards.functions,
         **{name: parts[name] for name in functions},
         objectives=objectives,
         views={name: branch.view for name, branch in branches.items()},
+        **({"reworded": worded} if worded else {}),
     )
     prompts = described_judge_prompts(rewards)
     return {**described, "rewards": rewards.weights, "code": code, **prompts}

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from statistics import pstdev
 
 from mmrl.training.domain_metrics import domain_metrics
+from mmrl.training.tool_metrics import tool_metrics
 from mmrl.types import Batch, Now, Rollout, VisualBranch
 
 
@@ -22,6 +23,7 @@ def rollout_metrics(rollouts: Sequence[Rollout], batch: Batch) -> dict[str, floa
     # A reward that is not available is in no mean.
     reward = reward[~reward.isnan()]
     rollouts = [rollouts[row] for row in own] or rollouts
+    others |= tool_metrics(rollouts)
     parts: dict[str, list[float]] = {}
     groups: dict[int, list[float]] = {}
     for rollout in rollouts:

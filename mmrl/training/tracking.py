@@ -24,6 +24,7 @@ from typing import Any, BinaryIO
 
 import torch
 
+from mmrl.ground.calls import Call
 from mmrl.ground.declared import is_silent
 from mmrl.ground.faults import BadRow
 from mmrl.ground.outputs import write_whole
@@ -342,4 +343,20 @@ def beyond_plain(rollout: Rollout) -> dict[str, Any]:
     # Of its first and its last token: there may be thousands.
     if isinstance(rollout.temperature, torch.Tensor) and len(rollout.temperature):
         found["temperature"] = rollout.temperature[[0, -1]].tolist()
+    if rollout.calls:
+        found["calls"] = [told_of(call) for call in rollout.calls]
     return found
+
+
+def told_of(call: Call) -> dict[str, Any]:
+    """What a log says of a call of a tool."""
+    asked = None if call.action is None else plain_text(call.action.arguments)
+    told: dict[str, Any] = {"tool": call.tool, "outcome": call.outcome, "asked": asked}
+    told |= {"said": call.said[:KEPT], "note": call.note[:KEPT], "shown": call.shown}
+    return {**told, "seconds": round(call.seconds, 3)}
+
+
+def plain_text(arguments: Mapping[str, Any]) -> str:
+    """Arguments of a call as one line."""
+    told = ", ".join(f"{name}={value}" for name, value in arguments.items())
+    return told[:KEPT]

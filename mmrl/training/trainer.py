@@ -45,8 +45,8 @@ from mmrl.training.beside import Beside, each_alone
 from mmrl.training.closeups import all_branches, keep_sample
 from mmrl.training.collapse import CollapseGuard
 from mmrl.training.compatibility import (
+    check_branches,
     check_lengths,
-    check_saliency,
     check_setup,
     needs_correct,
 )
@@ -131,7 +131,7 @@ class Trainer:
         # Before anything is loaded or written: what cannot mean anything should not cost a minute.
         setup = (self.objectives, self.branches, rollout, estimator, grpo, self.engine, prompts)
         check_setup(*setup, surrogate, rewards)
-        check_saliency(self.branches, rollout, policy)
+        check_branches(self.branches, rollout, policy)
         check_lengths(sampling, policy.context)
         self.supply = supply_of(
             policy, prompts, run, self.objectives, self.branches, rollout, self.ranks
@@ -163,7 +163,7 @@ class Trainer:
         self.giving_up = GivingUp(policy, self.ranks)
         self.learner.between_parts = self.giving_up.between_parts
         measuring = (policy, self.engine, rewards, sampling, run, monitor)
-        self.beside = Beside(*measuring, self.ranks, self.heldout, prompts, self.steps)
+        self.beside = Beside(*measuring, self.ranks, self.heldout, prompts, self.steps, rollout)
         self.kept = Kept(run, policy, self.optimizer, self.ranks)
         self.step_done = 0
         self.watch: Sequence[str] = ()  # metrics that the line of progress shows first

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from mmrl.data.drawn.closer import Closer
 from mmrl.data.drawn.drawn import Drawn
 from mmrl.data.rows.columns import WITHOUT_ANSWERS
 from mmrl.data.rows.row_prompts import RowPrompts
@@ -414,7 +415,7 @@ def open_data(dataset: str, data: Data, seed: int) -> tuple[Prompts, Prompts]:
         prompts = load_prompts(
             dataset, split=data.split, subset=data.subset, limit=data.limit, **reading
         )
-    drawn = isinstance(prompts, Drawn)
+    drawn = isinstance(prompts, Drawn | Closer)
     if not drawn:
         refuse_media_alone(prompts, dataset, data)
     if data.heldout_rows == 0 and not drawn:

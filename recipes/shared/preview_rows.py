@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mmrl.ground.faults import BadRow
 from mmrl.model.branches import spoils
-from mmrl.model.processing import Encoded
+from mmrl.model.encoded import Encoded
 from mmrl.perception.longrlvr import evidence_of, written
 from mmrl.training.closeups import branch_media, shown_media
 from mmrl.training.dry import Parts

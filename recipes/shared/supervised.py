@@ -21,6 +21,7 @@ from mmrl.losses.surrogates import reinforce
 from mmrl.model import tiny
 from mmrl.model.policy import Policy
 from mmrl.model.ranks import Ranks
+from mmrl.recipes.shared.tool_labels import ToolLabels
 from mmrl.rewards.pay import Rewards, in_process
 from mmrl.rollouts.groups import LabelRollout
 from mmrl.training.dry import is_dry
@@ -60,12 +61,13 @@ def likelihood(reward: torch.Tensor, group: torch.Tensor, mask: torch.Tensor) ->
 
 
 def label_rollout(policy: Policy) -> LabelRollout:
-    """Each prompt's label (`extra["target"]`, else its answer) as its only answer."""
+    """Each prompt's label (`extra["target"]`, else its answer; or `extra["turns"]`, with tools) as its only answer."""
 
     def prompt_tokens(prompt: Prompt) -> Any:
         return policy.encode(prompt).ids
 
-    return LabelRollout(policy.processing.encode_answer, prompt_tokens)
+    processing = policy.processing
+    return ToolLabels(processing.encode_answer, prompt_tokens, processing=processing)
 
 
 @in_process

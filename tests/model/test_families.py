@@ -34,7 +34,7 @@ from mmrl.perception.masking import PatchMask, SaliencyMask
 from mmrl.rewards.pay import Rewards, in_process
 from mmrl.rollouts.engine import HFEngine
 from mmrl.rollouts.groups import group_rollout
-from mmrl.training.compatibility import check_saliency
+from mmrl.training.compatibility import check_branches
 from mmrl.training.optim import Optim
 from mmrl.training.run import Run
 from mmrl.training.trainer import Trainer
@@ -446,10 +446,10 @@ def test_a_view_that_changes_nothing_shows_the_same(case: Case, policy: Policy) 
 def test_a_view_of_saliency_is_refused_before_a_run(case: Case, policy: Policy) -> None:
     branches = {"masked": VisualBranch(SaliencyMask())}
     if case.family.saliency:
-        check_saliency(branches, group_rollout, policy)
+        check_branches(branches, group_rollout, policy)
         return
     with pytest.raises(ValueError, match=r"'masked'.*is not read.*DinoSaliency"):
-        check_saliency(branches, group_rollout, policy)
+        check_branches(branches, group_rollout, policy)
 
 
 def test_a_budget_of_visual_tokens_is_kept(case: Case) -> None:

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mmrl.model.encoded import Encoded
 from mmrl.model.packing import Group, collate, pack, rows_of, split
-from mmrl.model.processing import Encoded
 from mmrl.types import Prompt, Role, Rollout, Scores
 
 CPU = torch.device("cpu")

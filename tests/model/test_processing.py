@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mmrl.ground.faults import BadRow
+from mmrl.model.encoded import Encoded
 from mmrl.model.patches import PixelBudget
-from mmrl.model.processing import Encoded, Processing, seconds_per_patch
+from mmrl.model.processing import Processing, seconds_per_patch
 from mmrl.types import Media, Prompt
 
 GOLDEN = Path(os.environ.get("MMRL_GOLDEN", Path(__file__).parents[1] / "golden")) / "vtg"

@@ -292,6 +292,26 @@ def test_what_is_forgotten_goes_at_once():
         assert len(cache._entries) == 2, "another epoch may ask for them"
 
 
+def test_pictures_inside_answers_are_forgotten_with_their_prompt():
+    tower = Tower()
+    cache = VisionCache(tower, lambda prompt: Shown((A,)))
+    one, two = (Prompt(name, (), (), "") for name in ("one", "two"))
+    with cache.step():
+        for prompt, inside in ((one, B), (two, B), (two, C)):
+            cache.answered(prompt, [inside])
+            cache.sampling_features([*cache.encoded(prompt).visual, inside])
+        cache.forget([Prompt("two", (), (), "")])
+        assert len(cache._entries) == 3, "another prompt of the same name"
+        cache.forget([two])
+        assert {key for _, key in cache._entries} == {"k1", "k2"}, (
+            "an answer to the other shows B"
+        )
+        cache.forget([one])
+        assert not cache._entries
+        cache.answered(one, [B])
+    assert not cache._answered
+
+
 # The life of a step.
 
 

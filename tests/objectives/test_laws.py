@@ -27,6 +27,7 @@ from mmrl.model.packing import rows_of
 from mmrl.model.policy import Policy
 from mmrl.objectives.base import (
     CHECKLIST,
+    CRITIQUED,
     EXPERIENCE,
     EXPERT,
     HINTS,
@@ -36,6 +37,7 @@ from mmrl.objectives.base import (
     TEACHERS,
     Objective,
 )
+from mmrl.objectives.bayesian_vla import without_question
 from mmrl.objectives.dvrp import DVRP
 from mmrl.objectives.laser import LaSeR
 from mmrl.objectives.papo import PAPO
@@ -44,7 +46,7 @@ from mmrl.objectives.recap import RECAP
 from mmrl.objectives.urlvr import URLVR
 from mmrl.objectives.vogue import VOGUE
 from mmrl.objectives.vppo import VPPO
-from mmrl.perception.masking import PatchMask
+from mmrl.perception.masking import PatchMask, Unseen
 from mmrl.perception.noise import GaussianNoise
 from mmrl.rollouts.engine import HFEngine
 from mmrl.training.checkpoint import plain as as_saved
@@ -55,7 +57,8 @@ from mmrl.types import Now, Role, Rollout, Sampling, Shaped, VisualBranch
 
 NOW = Now(step=3, progress=0.25, seed=5)
 Answers = Sequence[Rollout]
-VIEWS = {"masked": VisualBranch(PatchMask(0.5, 8)), "noisy": VisualBranch(GaussianNoise(0.5))}
+VIEWS = {"masked": VisualBranch(PatchMask(0.5, 8)), "noisy": VisualBranch(GaussianNoise(0.5)),
+         "mute": VisualBranch(reworded=without_question), "blind": VisualBranch(Unseen())}  # fmt: skip
 SAME = {name: VisualBranch(PatchMask(0.0)) for name in VIEWS}
 
 
@@ -97,6 +100,14 @@ def probed(answers: Answers) -> list[Rollout]:
     values = [((7 * number) % 11) / 11 for number in range(len(answers))]
     return [
         replace(one, valued=((1, value),)) for one, value in zip(answers, values, strict=True)
+    ]
+
+
+def critiqued(answers: Answers) -> list[Rollout]:
+    """The first token of every other answer is wrong."""
+    return [
+        replace(one, valued=((1, -float(number % 2)), (len(one.tokens) - 1, 0.0)))
+        for number, one in enumerate(answers)
     ]
 
 
@@ -167,7 +178,7 @@ MADE: dict[str, Callable[[], Objective]] = {
 GIVEN = {LABEL.name: given("label", Role.EXPERT), EXPERT.name: given("expert", Role.EXPERT),
          TEACHERS.name: given("expert", Role.EXPERT),
          EXPERIENCE.name: learned, SELF_TAUGHT.name: self_taught,
-         HINTS.name: begun, PROBED.name: probed,
+         HINTS.name: begun, PROBED.name: probed, CRITIQUED.name: critiqued,
          CHECKLIST.name: asked}  # fmt: skip
 """Kind of answers -> what adds them."""
 

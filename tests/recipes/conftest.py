@@ -16,6 +16,7 @@ from filelock import FileLock
 
 from mmrl.model import tiny
 from mmrl.recipes.shared import (
+    choice_data,
     circuit_data,
     drawing_data,
     embedded,
@@ -70,6 +71,9 @@ class WarmModels:
         if recipe == "knowrl":
             self("papo")  # what it starts from
             return self.made("points", point_data.warm_points, steps=2, labels=1)
+        if recipe == "vmr":
+            self("papo")  # what it starts from
+            return self.made("choices", choice_data.warm_choices)
         if recipe == "rrvf":
             self("papo")  # what it starts from
             return self.made("drawings", drawing_data.warm_drawings, steps=4)

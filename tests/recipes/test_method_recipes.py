@@ -60,6 +60,8 @@ NAMES = (
     "seele",
     "spae",
     "knowrl",
+    "repo",
+    "bayesian_vla",
     "rrvf",
     "codev_r1",
 )
@@ -114,6 +116,12 @@ METRICS = {
     "recap": ("recap/weight_accuracy", "recap/weight_next_token"),
     "spae": ("spae/steps", "spae/potential", "spae/gain", "spae/fade", "spae/answers"),
     "seele": ("seele/missed", "seele/hints", "seele/probability", "loss/hints"),
+    "repo": ("repo/masked_beta", "repo/ref_divergence", "loss/at_least", "loss/at_most"),
+    "bayesian_vla": (
+        "bayesianvla/needs_question",
+        "bayesianvla/needs_picture",
+        "bayesianvla/bonus",
+    ),
     "knowrl": ("knowrl/measured", "knowrl/answers", "knowrl/points", "knowrl/given"),
     "rrvf": ("reward/similarity", "reward/form", "render/drawn"),
     "codev_r1": ("reward/accuracy", "simulation/equal"),

@@ -28,6 +28,7 @@ from mmrl.rewards.pay import (
     boxed_accuracy,
     choice_accuracy,
     exact_accuracy,
+    grouped,
     in_process,
     needs,
     number_accuracy,
@@ -519,3 +520,50 @@ def test_a_coroutine_that_blocks_its_loop_is_given_up() -> None:
     ) as rewards:
         assert rewards(groups("block", "a"))[0].parts["judge"] is None
         assert values(rewards(groups("a", "a"))) == [1.1, 1.1]
+
+
+@grouped
+def longest(answers: list[Any]) -> list[float | None]:
+    """1 for the longest of a group; what says "skip" is not compared, and "down" spoils the comparison."""
+    texts = [one.text for one in answers]
+    assert len({one.group for one in answers}) == 1, "one group a call"
+    if "down" in texts:
+        raise Unavailable("no comparison")
+    most = max(map(len, texts))
+    return [None if text == "skip" else float(len(text) == most) for text in texts]
+
+
+@functools.wraps(longest)
+def longest_alone(answers: list[Any]) -> list[float | None]:
+    return longest(answers)
+
+
+longest_alone.lacks_alone = True  # type: ignore[attr-defined]
+
+
+def test_a_grouped_part_sees_whole_groups_and_fails_for_one_alone() -> None:
+    given = groups("a", "abc", "down", "x", "yy", "skip")
+    mixed = [given[0], given[2], given[4], given[1], given[3], given[5]]
+    with paying(on_unavailable="drop", longest=longest, length=length) as rewards:
+        paid = rewards(mixed)
+        counts = rewards.metrics()
+    assert [one.text for one in paid] == [one.text for one in mixed], "in order"
+    found = {one.text: one.parts["longest"] for one in paid}
+    assert found == {"a": 0.0, "abc": 1.0, "down": None, "x": None, "yy": None, "skip": None}
+    assert counts["reward_failures/longest_unavailable"] == 2
+    assert counts["reward_failures/longest_dropped_groups"] == 2
+    assert "reward_failures/longest_repeated_batches" not in counts
+
+
+def test_a_part_that_lacks_alone_leaves_out_its_answer_and_keeps_the_group() -> None:
+    given = groups("a", "down", "x", "skip")
+    with paying(on_unavailable="drop", longest=longest_alone, length=length) as rewards:
+        paid = rewards(given)
+        counts = rewards.metrics()
+    assert [(one.text, one.parts["longest"]) for one in paid] == [("x", 0.0)]
+    assert counts["reward_failures/answers_without_reward"] == 3
+    with (
+        paying(longest=longest_alone) as rewards,
+        pytest.raises(RewardStopped, match="longest"),
+    ):
+        rewards(given)

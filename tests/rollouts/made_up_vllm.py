@@ -96,6 +96,9 @@ class MadeUp:
     def adapt(self, folder, version):
         self.held, self.got = version, {p.name: p.read_bytes() for p in folder.iterdir()}
 
+    def mourn(self, tell):
+        self.mourned = tell
+
     def load(self, weights, version, encoder):
         self.begin()
         self.take(weights)

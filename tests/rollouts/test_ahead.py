@@ -14,11 +14,12 @@ from mmrl.grpo import GRPO
 from mmrl.model.policy import Policy
 from mmrl.rewards.pay import Rewards, in_process
 from mmrl.rollouts import ahead
-from mmrl.rollouts.ahead import AskedAhead, UnderWay, key_of
+from mmrl.rollouts.ahead import AskedAhead, UnderWay, _Ahead, key_of
 from mmrl.rollouts.ead import EADRollout
 from mmrl.rollouts.engine import HFEngine
 from mmrl.rollouts.groups import DynamicSampling, group_rollout
 from mmrl.rollouts.request import asked_of
+from mmrl.rollouts.streaming import paid_answers
 from mmrl.rollouts.vllm_client import RemoteVLLM
 from mmrl.rollouts.vllm_engine import VLLMEngine
 from mmrl.training.checkpoint import plain
@@ -40,6 +41,12 @@ class Slow(MadeUp):
 
     alone = True
 
+    def answer_in_turn(self, questions, version, tell):
+        # The first one comes at once, whoever still waits for the others.
+        if self.early:
+            tell(0, self._reply(questions[0], ""))
+        return super().answer_in_turn(questions, version, tell)
+
     def answer(self, questions, version):
         self.asked_at = getattr(self, "asked_at", [])
         self.asked_at.append(self.policy.version)
@@ -50,7 +57,7 @@ class Slow(MadeUp):
                 time.sleep(0.002)
         return super().answer(questions, version)
 
-    ahead, ended = True, False
+    ahead, ended, early = True, False, False
 
 
 @in_process
@@ -185,6 +192,48 @@ def test_over_http_a_lost_server_and_new_weights_wait_for_what_is_under_way(tiny
         first = engine.landed(flight)
     assert {r.version for r in first} == {0} and {r.version for r in later} == {1}
     assert made_up.asked_of == [0, 1]
+
+
+class Listening:
+    """Notes whose answers are given to it while others are on their way."""
+
+    def __init__(self, made_up):
+        self.made_up, self.begun, self.paid = made_up, [], []
+
+    def begin(self, answers):
+        self.begun.append((answers[0].prompt.id, len(self.made_up.asked)))
+        # The rest comes only when somebody was told of the first: else this waits for ever.
+        self.made_up.ended = True
+
+    def __call__(self, answers):
+        self.paid += [id(one) for one in answers]
+        return list(answers)
+
+    def forget(self):
+        pass
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_groups_that_were_asked_ahead_are_paid_as_they_come(tiny_folder, lost):
+    policy = Policy.load(tiny_folder, device="cpu", dtype="float32")
+    drawn = Drawn("lookup", size=4)
+    prompts, now = [drawn[0], drawn[1], drawn[2]], Now(1, 0.5, 3)
+    made_up = Slow(policy)
+    made_up.asked_at, made_up.early = [0], True
+    engine, under_way = VLLMEngine(policy, made_up), UnderWay()
+    under_way.begin(engine, asked_of(policy, prompts[:2], SAMPLING, now))
+    made_up.faults = ["drop a reply"] if lost else []
+    pay = Listening(made_up)
+    found = paid_answers(_Ahead(engine, under_way), pay, prompts, SAMPLING, now)
+    first = drawn[0].id
+    assert pay.begun[0] == (first, 0), "told before the others were drawn"
+    names = [name for name, _ in pay.begun]
+    # After a loss all are asked again, and what was told of the first one counts no more.
+    assert names == [first, *([first] if lost else []), drawn[1].id, drawn[2].id]
+    assert pay.paid == [id(one) for one in found] and len(found) == 6
+    right = VLLMEngine(policy, plain_vllm(policy)).generate(prompts, SAMPLING, now)
+    assert [r.tokens.tolist() for r in found] == [r.tokens.tolist() for r in right]
+    assert policy.counters["rollout/ahead_lost"] == (4 if lost else 0)
 
 
 def test_only_what_was_asked_exactly_so_is_taken(tiny_folder):

@@ -94,6 +94,7 @@ def test_failed_groups_alone_ask_and_as_many_answers_give_way_as_teachers_come()
     assert {key: len(group) for key, group in groups.items()} == dict.fromkeys("0123", 4)
     assert (counters["teachers/asked"], counters["teachers/answers"]) == (3, 3)
     assert counters["teachers/missing"] == 1
+    assert counters["teachers/replaced"] == 3, "who is in no mean of the log is counted"
     assert not any("two right" in text for text in PAID), "who is not asked is not paid"
     roles = {int(role) for r in groups["0"][2:] for role in r.roles}
     assert roles == {int(Role.EXPERT)}

@@ -87,6 +87,27 @@ def test_bad_rows_are_skipped_counted_and_logged(tmp_path):
     ]
 
 
+def test_a_bad_row_is_counted_in_every_pass_and_listed_once(tmp_path):
+    log, rows = tmp_path / "skipped.jsonl", Rows(6, bad=(1, 4))
+    supply = Supply(rows, 2, seed=0, log=log)
+    # A held-out row of the same number, found before the first step, is another one.
+    log.write_text('{"position": -1, "side": "held-out", "row": 4, "reason": "no picture"}\n')
+    for _ in range(5):
+        supply.take()
+    assert supply.counters["data/skipped"] >= 4 and supply.epoch > 2
+
+    def listed():
+        told = [json.loads(line) for line in log.read_text().splitlines()]
+        return sorted(row["row"] for row in told if row["position"] >= 0)
+
+    assert listed() == [1, 4]
+    again = Supply(rows, 2, seed=0, log=log)
+    again.load(supply.state())
+    for _ in range(3):
+        again.take()
+    assert listed() == [1, 4], "nor after going on"
+
+
 def test_rows_that_load_but_cannot_be_used_are_skipped_too():
     def check(prompt):
         if int(prompt.id) % 2:

@@ -190,8 +190,10 @@ def test_mixed_questions_are_solved_with_hints_and_learned_without():
     hinted = [one for one in script.asked if "~" in one[0]]
     assert {heat for _, heat, _ in hinted} == {0.4}
     assert all("Right:\nright 0" in said and "Wrong:\nwrong" in said for *_, said in hinted)
-    counts = {name: supply.counters[f"ssb/{name}"] for name in ("asked", "mixed", "written")}
-    assert counts == {"asked": 4, "mixed": 2, "written": 2}
+    names = ("asked", "mixed", "written", "answers", "right")
+    counts = {name: supply.counters[f"ssb/{name}"] for name in names}
+    # Of four answers to each of the questions 0, 1, 3 and 4 as many are right.
+    assert counts == {"asked": 4, "mixed": 2, "written": 2, "answers": 16, "right": 8}
 
 
 def test_hints_may_be_what_the_answers_state():

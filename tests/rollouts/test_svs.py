@@ -131,6 +131,9 @@ def test_the_three_kinds_of_groups_and_their_rewards():
     assert [r.reward for r in variation] == [1, 0, 0, 0, 1]
     assert [r.correct for r in variation] == [True, False, False, False, True]
     assert [r.text for r in variant] == ["right"] * 3 + ["wrong"] * 5
+    # Means of the log are of what was asked by rows, and of variants apart.
+    assert {name for r in original for name in r.parts} == {"accuracy"}
+    assert [r.parts for r in variant] == [{"variant_accuracy": r.reward} for r in variant]
     told = variant[0].prompt
     assert told.answer == "4" and told.extra["made_from"] == "4"
     assert [m["content"] for m in told.messages] == ["be brief", "put: variant 3"]

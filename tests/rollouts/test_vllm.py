@@ -5,6 +5,8 @@ What a real vLLM says is tested in `tests/vllm`.
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -15,6 +17,7 @@ from mmrl.model.handing import all_weights
 from mmrl.model.load import LoRA
 from mmrl.model.patches import PixelBudget
 from mmrl.model.policy import Policy
+from mmrl.model.ranks import Ranks
 from mmrl.rollouts import choosing, vllm_client, vllm_local, vllm_serve
 from mmrl.rollouts.choosing import EngineChoice, opened
 from mmrl.rollouts.correction import corrected
@@ -134,7 +137,7 @@ def test_a_server_that_was_started_again_gets_the_weights_again(policy):
 def test_another_protocol_or_address_is_refused(policy):
     with loopback(MadeUp(policy)) as (url, faults):
         faults["/about"] = ["other protocol"]
-        with pytest.raises(ValueError, match="speaks protocol 99, this mmrl 2"):
+        with pytest.raises(ValueError, match="speaks protocol 99, this mmrl 3"):
             RemoteVLLM(url)
     with pytest.raises(
         ValueError, match=r"--load.engine is 'localhost:80'; it must be http://HOST:PORT"
@@ -198,7 +201,10 @@ def test_half_a_set_of_weights_is_refused_and_a_whole_one_mends_it(policy):
         remote = RemoteVLLM(url)
         weights = list(all_weights(policy))
         remote._once(
-            "/weights/begin", packed({"version": "7", "names": [n for n, _ in weights]})
+            "/weights/begin",
+            packed(
+                {"version": "7", "names": [n for n, _ in weights], "sender": remote._sender}
+            ),
         )
         remote._once("/weights/part", packed({"version": "7"}, dict(weights[:2])))
         with pytest.raises(ValueError, match=rf"400.*{len(weights) - 2} weights have not come"):
@@ -209,6 +215,21 @@ def test_half_a_set_of_weights_is_refused_and_a_whole_one_mends_it(policy):
         made_up.faults = ["refuse weights"]
         remote.load(weights, "8", True)
         assert remote.about().version == "8" and made_up.done.count("abandon") == 2
+
+
+def test_a_sender_that_fell_silent_is_waited_for_and_then_replaced(policy, monkeypatch):
+    made_up = MadeUp(policy)
+    monkeypatch.setattr(vllm_serve, "LEASE", 0.3)
+    with loopback(made_up) as (url, _):
+        silent, other = RemoteVLLM(url, shared=True), RemoteVLLM(url, patience=1, shared=True)
+        weights = list(all_weights(policy))
+        begin = {"version": "9", "names": [n for n, _ in weights], "sender": "silent"}
+        silent._once("/weights/begin", packed(begin))
+        began = time.monotonic()
+        other.load(weights, "9", True)
+        assert time.monotonic() - began > 0.25 and made_up.held == "9"
+        silent.load(weights, "9", True)  # they are there: nothing is sent
+    assert made_up.done == ["begin", "abandon", "begin", "finish and forget pictures"]
 
 
 def test_what_each_medium_is_called(policy, policy3):
@@ -386,14 +407,6 @@ def test_heads_without_a_kernel_are_refused_before_the_first_answer():
         require_heads(24, [32, 64])
 
 
-def test_servers_over_several_devices_are_refused_with_what_to_do(capsys):
-    for wrong in ("2", "0"):
-        with pytest.raises(SystemExit):
-            vllm_serve.main(["model", "--tensor-parallel", wrong])
-        told = capsys.readouterr().err
-        assert f"--tensor-parallel is {wrong};" in told and "one server per device" in told
-
-
 def test_messages_are_data_and_nothing_else():
     tensors = {"a": torch.arange(6).reshape(2, 3), "b": torch.ones(2, dtype=torch.bfloat16)}
     message, back = unpacked(packed({"x": [1, None, "ü"]}, tensors))
@@ -415,11 +428,39 @@ def test_the_policy_carries_the_choice_to_the_trainer(policy, monkeypatch):
             found = corrected(GRPO(), engine, group_rollout, SAMPLING).mismatch
             assert found == ("truncate" if correct else "off")
         monkeypatch.setattr(policy, "engine", EngineChoice(f"{url},{url}"))
-        with pytest.raises(ValueError, match="names 2 servers for 1 processes"):
+        with pytest.raises(ValueError, match=r"names 2 servers for 1 processes.*: 1"):
             opened(policy, 4, SAMPLING)
     for wrong in ("VLLM", "localhost:8000", "https://x"):
         with pytest.raises(ValueError, match=r"which is .*here, vllm, or http://HOST:PORT"):
             EngineChoice(wrong)
+    for which in ("here", "http://127.0.0.1:8100"):
+        with pytest.raises(ValueError, match=r"invariant is .*a server is started with --inv"):
+            EngineChoice(which, invariant=True)
+
+
+def test_processes_that_share_a_server_bring_the_weights_once(policy, monkeypatch):
+    """Two ranks of four for each of two servers; all threads here, which ask at the same time."""
+    made = [MadeUp(policy), MadeUp(policy)]
+    right = VLLMEngine(policy, MadeUp(policy)).generate(PROMPTS, SAMPLING, NOW)
+    with loopback(made[0]) as (one, _), loopback(made[1]) as (two, _):
+        choice = EngineChoice(f"{one},{two}")
+        engines = []
+        for rank in range(4):
+            ranks = Ranks(rank, 4)
+            monkeypatch.setattr(ranks, "broadcast", lambda value: "the run")
+            monkeypatch.setattr(choosing.Ranks, "here", lambda ranks=ranks: ranks)
+            monkeypatch.setattr(policy, "engine", choice)
+            engines.append(opened(policy, 4, SAMPLING))
+        assert [e.vllm.url for e in engines] == [one, one, two, two]
+        assert not any(e.answers_alone for e in engines)
+        with ThreadPoolExecutor(4) as threads:
+            found = list(threads.map(lambda e: e.generate(PROMPTS, SAMPLING, NOW), engines))
+        monkeypatch.setattr(policy, "engine", EngineChoice(",".join([one] * 3)))
+        with pytest.raises(ValueError, match=r"names 3 servers for 4 processes.*: 1, 2, 4"):
+            opened(policy, 4, SAMPLING)
+    assert all(told(each) == told(right) for each in found)
+    # Who came second waited for the first, and sent nothing.
+    assert all(one.done == ["begin", "finish and forget pictures"] for one in made)
 
 
 @pytest.mark.parametrize("several", [False, True])

@@ -7,6 +7,7 @@ import time
 
 import torch
 
+from mmrl.ground.seeds import derive_seed
 from mmrl.tools.tool import Action, BadAction, Observation, Tool
 from mmrl.types import Media
 
@@ -45,6 +46,52 @@ class Slow(Counting):
         time.sleep(self.seconds(trajectory))
         self.order.append(trajectory.key)
         self.threads.add(threading.current_thread().name)
+        return super().act(action, trajectory)
+
+
+class Scripted(Tool):
+    """Does at its n-th call of an answer what the script says: gives an observation, or raises."""
+
+    name, stop = "scripted", NEXT
+
+    def __init__(self, *script, quick=True, parse=None):
+        self.script, self.quick, self.parses, self.tried, self.over = script, quick, parse, 0, 0
+
+    def begin(self, trajectory):
+        if self.parses == "begin":
+            raise OSError("no room")
+
+    def parse(self, text):
+        if isinstance(self.parses, Exception):
+            raise self.parses
+        return Action(self.name) if self.parses != "nothing" else None
+
+    def act(self, action, trajectory):
+        self.tried += 1
+        told = self.script[min(trajectory.turn, len(self.script) - 1)]
+        if callable(told):
+            told = told(self)
+        if isinstance(told, Exception):
+            raise told
+        return told
+
+    def end(self, trajectory):
+        self.over += 1
+
+
+class Broken(Counting):
+    """Raises for every n-th answer, told apart by its prompt and number."""
+
+    name = "broken"
+
+    def __init__(self, every=1, error=RuntimeError("out of order")):
+        super().__init__()
+        self.every, self.error, self.tried = every, error, 0
+
+    def act(self, action, trajectory):
+        self.tried += 1
+        if derive_seed(*trajectory.key) % self.every == 0:
+            raise self.error
         return super().act(action, trajectory)
 
 

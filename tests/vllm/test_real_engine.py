@@ -163,6 +163,56 @@ def test_new_weights_are_used_and_nothing_remembers_the_old_ones(engine, part):
     assert max((old[n] - before[n].logp).abs().max() for n in shown) > 1e-2
 
 
+def test_answers_stay_right_when_it_sleeps_between_calls(engine, monkeypatch):
+    """Its bookkeeping of sleep is real on a CPU: who sleeps answers nobody, and wakes in parts; memory alone is not
+    given back."""
+    local, policy = engine.vllm, engine.policy
+    monkeypatch.setattr(local, "on_cuda", True)
+    core = local.llm.llm_engine
+    for part in ("", "language_model"):
+        agrees(policy, engine.generate(PROMPTS[:3], SAMPLING, NOW))
+        assert core.is_sleeping() and local.about().version == ""
+        with pytest.raises(AssertionError, match="asked for weights"):
+            local.answer([], engine.version)
+        local.wake("weights")
+        assert core.is_sleeping(), "the cache still sleeps"
+        changed(policy, part)
+    found = engine.generate(PROMPTS[:3], SAMPLING, NOW)
+    agrees(policy, found)
+    assert {r.version for r in found} == {policy.version}
+    local.wake()
+    assert not core.is_sleeping()
+
+
+def test_it_has_the_calls_and_settings_that_the_adapter_uses_elsewhere():
+    """What only runs on CUDA is at least there, with these arguments."""
+    import dataclasses
+    import inspect
+
+    import vllm
+    from vllm import envs
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.v1.engine.llm_engine import LLMEngine
+    from vllm.v1.executor.abstract import Executor
+
+    for owner, name, arguments in (
+        (vllm.LLM, "sleep", {"level": 2}),
+        (vllm.LLM, "wake_up", {"tags": ["weights"]}),
+        (vllm.LLM, "collective_rpc", {"method": "mmrl_state", "args": ()}),
+        (vllm.LLM, "reset_prefix_cache", {}),
+        (vllm.LLM, "update_weight_version", {"new_version": "x"}),
+        (vllm.LLM, "finish_weight_update", {"weight_version": "x"}),
+        (LLMEngine, "reset_encoder_cache", {}),
+        (Executor, "register_failure_callback", {"callback": print}),
+    ):
+        inspect.signature(getattr(owner, name)).bind(None, **arguments)
+    settings = {field.name for field in dataclasses.fields(EngineArgs)}
+    used = {"enable_sleep_mode", "gpu_memory_utilization", "worker_extension_cls"}
+    used |= {"tensor_parallel_size", "distributed_executor_backend", "weight_transfer_config"}
+    assert used <= settings
+    assert "VLLM_BATCH_INVARIANT" in envs.environment_variables
+
+
 def test_a_set_of_weights_that_breaks_off_is_mended_by_the_next(engine):
     local, policy = engine.vllm, engine.policy
     with pytest.raises(Exception, match="nothing of this name"):

@@ -1,0 +1,137 @@
+"""Are two answers the same mathematics? Runs in a worker that can be killed; imports sympy when it is called. No torch.
+
+`same_symbols` says yes, no or does not know (None); `value` is the calculator that a verifier may use. Both take what
+anybody has written, and may never return: `Executor` ends them from outside.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mmrl.rewards.answers import MATH_LENGTH, same_math
+from mmrl.rewards.forms import read_series
+from mmrl.rewards.numbers import plain
+from mmrl.rewards.parts import Call, Failure, preloads
+from mmrl.rewards.worker_pool import WorkerPool
+
+POINTS = (("17", "13"), ("29", "31"), ("5", "19"))
+"""Fractions at which two expressions with letters are compared."""
+AGREE = 1e-9
+"""Relative difference of two values at a point that may be rounding."""
+
+
+@preloads("math_verify")
+def same_symbols(
+    answer: str, reference: str, tolerance: float, constants: Mapping[str, float]
+) -> float | None:
+    """1 if the difference of both simplifies to 0, 0 if it does not, None where neither can be shown.
+
+    Letters named in `constants` are replaced by their values; numbers agree within a relative `tolerance`.
+    """
+    if max(len(answer), len(reference)) > MATH_LENGTH:
+        return None
+    if read_series(plain(reference)) is not None or read_series(plain(answer)) is not None:
+        return float(same_math(answer, reference))
+    given, wanted = expression(answer, constants), expression(reference, constants)
+    if given is None or wanted is None:
+        return None
+    if given.free_symbols != wanted.free_symbols and not (given - wanted).free_symbols:
+        return 1.0 if (given - wanted).simplify() == 0 else 0.0
+    difference = given - wanted
+    if difference.free_symbols and not _agrees_at_points(given, wanted):
+        return 0.0
+    simple = difference.simplify()
+    if simple == 0:
+        return 1.0
+    if simple.free_symbols:
+        return None
+    error, scale = abs(complex(simple.evalf(20))), abs(complex(wanted.evalf(20)))
+    return float(error <= tolerance * scale) if error == error else None
+
+
+@preloads("math_verify")
+def value(text: str, constants: Mapping[str, float]) -> float | None:
+    """The decimal value of an expression without letters; None for anything else."""
+    found = expression(text, constants) if len(text) <= MATH_LENGTH else None
+    if found is None or found.free_symbols or not found.is_real:
+        return None
+    return float(found.evalf(20))
+
+
+def expression(text: str, constants: Mapping[str, float]) -> Any:
+    """The sympy expression that a text is, with constants in place of their letters; None if it is none."""
+    from math_verify import parse
+    from sympy import Expr, Float, Symbol
+
+    shown = text.strip().strip("$").strip()
+    parsed: list[Any] = parse(f"${shown}$", parsing_timeout=None)  # type: ignore[arg-type]
+    found = next((one for one in parsed if isinstance(one, Expr)), None)
+    if found is None:
+        return None
+    known = {Symbol(letter): Float(number) for letter, number in constants.items()}
+    # Letters are compared by their names: the parser gives some of them assumptions.
+    return found.subs(
+        {
+            one: known[Symbol(one.name)]
+            for one in found.free_symbols
+            if Symbol(one.name) in known
+        }
+    )
+
+
+def _agrees_at_points(given: Any, wanted: Any) -> bool:
+    """Do two expressions have the same values at a few places? Where either has none, that says nothing."""
+    from sympy import Rational
+
+    letters = sorted(given.free_symbols | wanted.free_symbols, key=lambda letter: letter.name)
+    for number, (top, bottom) in enumerate(POINTS):
+        at = {
+            letter: Rational(int(top) + place + number, int(bottom))
+            for place, letter in enumerate(letters)
+        }
+        one, other = complex(given.subs(at).evalf(20)), complex(wanted.subs(at).evalf(20))
+        if abs(one - other) > AGREE * max(abs(one), abs(other), 1.0):
+            return False
+    return True
+
+
+@dataclass(eq=False)
+class Executor:
+    """Runs both in killable workers, each call for at most `seconds`."""
+
+    seconds: float = 5.0
+    workers: int = 2
+    memory: int = 1 << 30
+    late: int = 0
+    """Calls that were ended from outside, by time or memory, so far."""
+    _pool: list[WorkerPool] = field(default_factory=list, repr=False)
+
+    async def same(
+        self, answer: str, reference: str, tolerance: float, constants: Mapping[str, float]
+    ) -> float | None:
+        """`same_symbols`; None as well for what fails or does not end in time."""
+        return await self._run("same", answer, reference, tolerance, dict(constants))
+
+    async def value(self, text: str, constants: Mapping[str, float]) -> float | None:
+        """`value`, likewise."""
+        return await self._run("value", text, dict(constants))
+
+    def close(self) -> None:
+        """End the workers; a later call starts them again."""
+        for pool in self._pool:
+            pool.close()
+
+    async def _run(self, name: str, *args: Any) -> float | None:
+        if not self._pool:  # at the first call: most answers never come here
+            functions = {"same": same_symbols, "value": value}
+            self._pool.append(WorkerPool(functions, self.workers, self.memory))
+        (running,) = self._pool[0].begin([Call(name, args, limit=self.seconds)])
+        outcome, _ = await asyncio.wrap_future(running)
+        if isinstance(outcome, Failure):
+            self.late += outcome.reason in ("timeout", "memory", "exit")
+            return None
+        (found,) = outcome
+        return found if isinstance(found, float) else None
