@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 
 from mmrl.ground.faults import BadMedia
 from mmrl.ground.images import decode_image
-from mmrl.ground.sandbox import Limits, Outcome
+from mmrl.ground.sandbox import Limits, Outcome, say_what_is_missing
 from mmrl.ground.sandbox_warm import WarmPython
 
 Language = Literal["matplotlib", "svg", "html"]
@@ -152,6 +152,7 @@ class Renderer:
     ) -> None:
         """`workers`: programs at one time; None: one for each core. Raises ValueError if packages are missing."""
         refuse_missing(language)
+        say_what_is_missing("Drawings")
         self.language, self.limits = language, limits
         self.counts: Counter[str] = Counter()
         """Programs by their fault, "drawn", "again" for those that were known, and "milliseconds" in sandboxes."""

@@ -17,7 +17,7 @@ Departures: no code is published, only the idea, its parts and their aims (READM
    `similarity`: no curve of it passes for the paper's.
 2. The weights 0.8 and 0.2 are those of the framework that RRVF is built on (DeepEyes); its own are not published.
 3. S_0 is ours: a blank page is like any chart, and would be paid.
-4. One round: no drawing is shown to the model before it answers, so there is no reward for showing it.
+4. Rounds in which the model sees its drawings: `rrvf_rounds.py`.
 5. Charts are drawn by Matplotlib as published, pages by WeasyPrint and not by a browser; SVG is ours.
 """
 
@@ -109,20 +109,27 @@ class Similarity(Reward):
         drawn = await drawing(self.pen, rollout.text)
         if drawn.picture is None:
             return 0.0
-        known = rollout.prompt.extra.get(self.words)
-        words = None if known is None else _texts(known)
         # On a thread: other answers go on being drawn.
-        return await asyncio.to_thread(self.paid, picture, drawn, words)
+        return await asyncio.to_thread(self.paid, picture, drawn, self.known(rollout))
+
+    def known(self, rollout: Rollout) -> tuple[str, ...] | None:
+        """The texts of a question's picture; None if they are not known."""
+        texts = rollout.prompt.extra.get(self.words)
+        return None if texts is None else _texts(texts)
+
+    def alike(
+        self, picture: Pixels, drawn: Drawing, words: tuple[str, ...] | None = None
+    ) -> float:
+        """S of a drawing; `words`: the texts of the picture, None if they are not known."""
+        assert drawn.picture is not None
+        compared = None if words is None else (words, drawn.words)
+        return self.likeness(picture, drawn.picture, compared)
 
     def paid(
         self, picture: Pixels, drawn: Drawing, words: tuple[str, ...] | None = None
     ) -> float:
         """R_vision of a drawing; `words`: the texts of the picture, None if they are not known."""
-        assert drawn.picture is not None
-        compared = None if words is None else (words, drawn.words)
-        return rescaled(
-            self.likeness(picture, drawn.picture, compared), self._blank(picture, words)
-        )
+        return rescaled(self.alike(picture, drawn, words), self._blank(picture, words))
 
     def _blank(self, picture: Pixels, words: tuple[str, ...] | None) -> float:
         """S_0 of a picture."""

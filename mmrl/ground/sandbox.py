@@ -34,6 +34,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO, Literal
 
+from mmrl.ground.printable import logger
 from mmrl.ground.require import require
 from mmrl.ground.sandbox_inside import FRAME, REFUSED, SCRATCH
 from mmrl.ground.scratch import temporary_folder
@@ -166,6 +167,18 @@ def isolation() -> Isolation:
         return Isolation(True)
     why = outcome.errors.strip().splitlines()[-1:] or ["the system refuses namespaces"]
     return Isolation(False, _missing(why[0]))
+
+
+def say_what_is_missing(what: str) -> None:
+    """Warn, once for each `what` ("drawings", "circuits"), if this machine keeps not everything from programs."""
+    missing = isolation().missing
+    if missing and what not in _said:
+        _said.add(what)
+        _LOG.warning("%s run programs that a model writes, and %s", what, missing)
+
+
+_said: set[str] = set()
+_LOG = logger(__name__)
 
 
 def _missing(why: str) -> str:

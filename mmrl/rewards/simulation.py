@@ -33,7 +33,7 @@ from dataclasses import dataclass
 from typing import Literal, Self
 
 from mmrl.ground.require import require
-from mmrl.ground.sandbox import Limits, run
+from mmrl.ground.sandbox import Limits, run, say_what_is_missing
 from mmrl.ground.seeds import philox
 
 PROGRAMS = ("iverilog", "vvp")
@@ -153,6 +153,7 @@ class Simulator:
     def __init__(self, stimulus: Stimulus = Stimulus(), workers: int | None = None) -> None:
         """`workers`: simulations at one time; None: one for each core. Raises NoSimulator."""
         self.paths, self.stimulus = simulator_paths(), stimulus
+        say_what_is_missing("Circuits")
         self.counts: Counter[str] = Counter()
         """Candidates that were "equal", and others by their fault."""
         self._threads = ThreadPoolExecutor(workers or os.cpu_count() or 1, "mmrl-simulation")

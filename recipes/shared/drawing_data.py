@@ -26,6 +26,7 @@ from mmrl.ground.seeds import philox
 from mmrl.perception.likeness import Likeness
 from mmrl.perception.rendering import Drawing, Renderer
 from mmrl.perception.rrvf import RRVF, Form, JudgedDrawing, Pen, Similarity
+from mmrl.perception.rrvf_rounds import Showing, Shown
 from mmrl.recipes.shared.embedded import warm_model
 from mmrl.recipes.shared.judge_server import JudgeServer
 from mmrl.recipes.shared.opening import EMBEDDED
@@ -152,28 +153,32 @@ def drawing_rewards(
     judge: JudgeServer,
     prompts: Prompts,
     style: StyleName,
+    shown: Shown | None = None,
 ) -> Rewards:
     """What a drawing is paid for: the judge's points or the likeness, and the form.
 
     Drawn rows know what they show: whether that was said, `accuracy`, is logged and pays nothing.
+    `shown`: what rounds are paid; None without them.
     """
     parts: dict[str, Any] = {"form": (rrvf.form, Form(pen))}
+    seen = Similarity(pen, likeness)
     if judge.url:
         parts["vision"] = (rrvf.vision, JudgedDrawing(judge.judge(), pen))
     else:
-        parts["similarity"] = (rrvf.vision, Similarity(pen, likeness))
+        parts["similarity"] = (rrvf.vision, seen)
+    if shown is not None:
+        parts["showing"] = (shown.each, Showing(seen, shown))
     if isinstance(prompts, Drawn):
         parts["accuracy"] = (0.0, style_of(style).accuracy)
-    seen = "vision" if judge.url else "similarity"
+    judged = "vision" if judge.url else "similarity"
     # Many programs of a step wait for their turn: that is no outage of anything.
-    return Rewards(correct=(seen, rrvf.right_above), async_time_limit=LONGEST_STEP, **parts)
+    return Rewards(correct=(judged, rrvf.right_above), async_time_limit=LONGEST_STEP, **parts)
 
 
 def asked(language: LanguageName, suffix: str) -> str:
     """What stands below a question: what was said, or the language's own words."""
-    if (
-        suffix or language == CELLS
-    ):  # drawn rows are asked in the words that the embedded model knows
+    # Drawn rows are asked in the words that the embedded model knows.
+    if suffix or language == CELLS:
         return suffix
     return f"{ASK[language]} {FORM}"
 

@@ -91,8 +91,13 @@ RULES = (
         but=("judge.url",),
     ),
     Unread(
+        ("shown.", "use."),
+        lambda _, a: a.get("rounds") is False,
+        "it belongs to rounds; add --rounds, or leave it out",
+    ),
+    Unread(
         ("likeness.",),
-        lambda _, a: "likeness" in a and bool(a["judge"].url),
+        lambda _, a: "likeness" in a and bool(a["judge"].url) and not a["rounds"],
         "a judge compares the pictures; give an empty --judge.url, or leave it out",
     ),
     Unread(

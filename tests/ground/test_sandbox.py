@@ -286,12 +286,19 @@ def test_rewards_in_workers_run_programs():
     assert [rollout.reward for rollout in paid] == [0.25, 0.0, 0.5]
 
 
-def test_where_it_is_not_shut_in_it_is_said(monkeypatch):
+def test_where_it_is_not_shut_in_it_is_said(monkeypatch, caplog):
     sandbox.isolation.cache_clear()
     monkeypatch.setattr(sandbox, "INSIDE", Path(__file__).with_name("no_such_program.py"))
     found = isolation()
     sandbox.isolation.cache_clear()
     assert not found.shut
+    with caplog.at_level("WARNING"):
+        monkeypatch.setattr(sandbox, "isolation", lambda: found)
+        for _ in range(2):
+            sandbox.say_what_is_missing("Tests")
+    assert (
+        caplog.text.count("Tests run programs that a model writes, and there are no name") == 1
+    )
     for part in ("network", "read what this user can read", "Run in a container"):
         assert part in found.missing
 

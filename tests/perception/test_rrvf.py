@@ -3,11 +3,13 @@
 import asyncio
 import importlib.util
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from mmrl.ground.calls import Action, Call
 from mmrl.perception import rendering
 from mmrl.perception.likeness import Likeness
 from mmrl.perception.rendering import NEEDS, Drawing, Renderer, blank_pages
@@ -19,11 +21,13 @@ from mmrl.perception.rrvf import (
     points,
     rescaled,
 )
+from mmrl.perception.rrvf_rounds import Draw, Showing, Shown
 from mmrl.recipes.shared.drawing_data import Cells, draw_cells
 from mmrl.rewards.code_answers import code_of
 from mmrl.rewards.judge import LocalJudge
 from mmrl.rewards.judged import Unreadable
 from mmrl.rewards.pay import Rewards
+from mmrl.tools.tool import Trajectory
 from mmrl.types import Media, Prompt, Rollout
 
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="120" height="80">{}</svg>'
@@ -261,3 +265,52 @@ def test_the_commonest_colour_is_a_blank_page():
     white, common = blank_pages(picture)
     assert (white == 255).all() and (common == 9).all() and common.shape == picture.shape
     assert Drawing().picture is None
+
+
+def test_rounds_show_the_drawing_and_say_why_there_is_none():
+    pen = Cells()
+    tool = Draw(pen=pen)
+    cells = "red circle, nothing, nothing, nothing"
+    action = tool.parse(f"I look. <draw>{cells}</draw>")
+    trajectory = Trajectory(answer("").prompt)
+    seen = tool.act(action, trajectory)
+    assert seen.found == {"drawn": True} and seen.marked() == "<image>"
+    shown = seen.media[0].frames[0].permute(1, 2, 0).numpy()
+    assert (shown == draw_cells(cells).picture).all()
+    failed = tool.act(Action("draw", {"code": "a, b"}), trajectory)
+    assert failed.found == {"drawn": False} and "It failed: 2 cells" in failed.text
+    assert "<draw>" in tool.usage and tool.stop == ("</draw>",)
+    with pytest.raises(ValueError, match="pen"):
+        Draw()
+
+
+def test_showing_is_paid_only_where_the_answer_keeps_up():
+    """Three calls at most; nothing behind a better drawing that was shown, nor for a poor answer."""
+    settings = Shown()
+    assert (
+        settings.paid([0.9, 0.5], 0.89, 0.7) == 2.0
+        and settings.paid([0.9] * 5, 0.9, 0.7) == 3.0
+    )
+    assert settings.paid([0.9], 0.87, 0.7) == 0.0 and settings.paid([0.9], 0.95, 0.4) == 0.0
+    assert settings.paid([], 1.0, 1.0) == 0.0
+    right, half = (
+        "red circle, nothing, nothing, blue square",
+        "red circle, nothing, nothing, nothing",
+    )
+    picture = draw_cells(right).picture
+    reward = Showing(Similarity(Cells(), Likeness(side=32)))
+
+    def paid_for(final, *codes):
+        calls = tuple(
+            Call("draw", Action("draw", {"code": code}), "answered", found={"drawn": True})
+            for code in codes
+        )
+        one = replace(answer(f"<answer>{final}</answer>", picture), calls=calls)
+        return paid(reward, one)[0]
+
+    assert paid_for(right, half) == 1.0 and paid_for(right, half, right) == 2.0
+    assert (
+        paid_for(half, right) == 0.0
+        and paid_for(right) == 0.0
+        and paid_for("a, b", half) == 0.0
+    )

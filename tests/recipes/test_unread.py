@@ -141,6 +141,7 @@ EXAMPLES = [
     ("papo", ["--groups.rounds", "3"], ["--dynamic"]),
     ("dvrp", ["--groups.low", "0.1"], ["--dynamic"]),
     ("perception_r1", ["--judge.concurrency", "3"], ["--judge.url", "http://localhost:1/v1"]),
+    ("rrvf", ["--shown.each", "0.2"], ["--rounds"]),
     (
         "rrvf",
         ["--likeness.side", "64", "--judge.url", "http://localhost:1/v1"],
