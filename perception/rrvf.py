@@ -158,7 +158,7 @@ class Form(Reward):
             f"render/{name.replace(' ', '_')}": float(n) for name, n in self.pen.counts.items()
         }
         self.pen.counts.clear()
-        return found
+        return {"render/drawn": 0.0, **found}
 
 
 @dataclass(frozen=True)

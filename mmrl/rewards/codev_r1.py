@@ -68,4 +68,4 @@ class CircuitReward(Reward):
         counts = self.simulator.counts
         found = {f"simulation/{name.replace(' ', '_')}": float(n) for name, n in counts.items()}
         counts.clear()
-        return found
+        return {"simulation/equal": 0.0, **found}

@@ -190,7 +190,7 @@ def test_the_reward_asks_for_the_tags_and_takes_any_reference(simulator):
     )
     counted = reward.metrics()
     assert (counted["simulation/form"], counted["simulation/no_reference"]) == (2, 2)
-    assert reward.metrics() == {}
+    assert reward.metrics() == {"simulation/equal": 0.0}
     assert tags_once("<answer></answer>", think=False) and not tags_once(
         "</answer><answer>", think=False
     )
