@@ -32,7 +32,7 @@ FLAGS: dict[str, dict[str, object]] = {
     "seele": {"data.limit": 6, "sampling.group-size": 8},
     "ssb": {"data.limit": 24, "sampling.group-size": 8},
     "deepsearch": {"data.limit": 6, "sampling.group-size": None},
-    "knowrl": {"data.limit": 6, "reward.format": 1.0, "sampling.temperature": 2.0},
+    "knowrl": {"data.limit": 6},
     "recap": {"recap.window": 2},
     "urlvr": {},
     "mel": {},
