@@ -171,7 +171,7 @@ ROWS = [
     # Answers of others.
     row("error: AMPO and RLPLUS", AMPO(), RLPLUS(), rollout=GUIDED),
     row("error: .*weighed in two ways", rollout=AMPORollout(ids, ampo=GUIDES, inner=TEACHERS)),
-    row("error: AMPORollout and NGRPO", AMPO(), rollout=GUIDED, estimator=NGRPO()),
+    row("error: AMPO and NGRPO", AMPO(), rollout=GUIDED, estimator=NGRPO()),
     row("error: (RLPLUS|WithTeachers) and NSR", RLPLUS(), NSR(), rollout=TEACHERS),
     row("error: MELRollout and WithTeachers", MEL(), rollout=MELRollout(inner=TEACHERS)),
     row("error: GHPORollout and NGRPO", rollout=GHPORollout(), estimator=NGRPO()),
@@ -188,7 +188,7 @@ ROWS = [
     row("error: DARSRollout and NoisyPrompts", rollout=noisy_prompts(inner=DARSRollout())),
     row("error: DCPO and NoisyPrompts", DCPO(), rollout=noisy_prompts()),
     row(
-        "error: ROSERollout and DARSRollout",
+        "error: DARSRollout and ROSERollout",
         rollout=ROSERollout(policy=POLICY),
         around=DARSRollout,
     ),
