@@ -184,7 +184,10 @@ def lived(
             return life
         count = meter.lines()
         if count > seen:
-            seen, last = count, time.monotonic()
+            last = time.monotonic()
+            if not life.memory:  # the start is no step, and of a short run the longest part
+                began, first = last, count
+            seen = count
             life.memory.append(resident(pid))
         if kill_at is not None and seen >= int(kill_at):
             time.sleep(kill_at % 1 * (last - began) / max(1, seen - first))
