@@ -101,7 +101,17 @@ def trained(recipe: str, folder: Path, given: Sequence[str], seed: int = 0) -> P
     """A finished run; made if it is not there."""
     if not (folder / "finished.json").is_file():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        called(recipe, *given, *EQUAL, "--run.seed", str(seed), "--run.output", str(folder))
+        # Named, for a --dataset of its own would otherwise mean a published preset.
+        called(
+            recipe,
+            "embedded",
+            *given,
+            *EQUAL,
+            "--run.seed",
+            str(seed),
+            "--run.output",
+            str(folder),
+        )
     return folder
 
 
