@@ -12,6 +12,7 @@ failing   every target of the warm-up puts the shape first, so that no answer is
 either    the warm start of `cells`, which says both orders, and both are right: answers can be right and differ
 evidence  a warm start that names a cell's box before it answers, in half of its lessons that of any cell
 steps     look up, then look up what you found, in answers twice as long (`effect_steps.py`)
+points    the look-ups of `cells`, by a warm start that was taught to read what cells hold behind some questions
 lengths   look-ups that are answered at any length, as often right at each (`effect_lengths.py`)
 
 An exam keeps one number per question, so that questions can be drawn again for an interval (`effect_answers.py` has
@@ -59,6 +60,7 @@ from mmrl.perception.noise import DiffusionNoise
 from mmrl.recipes.shared.embedded import WarmUp, warm_model
 from mmrl.recipes.shared.evidence_data import warm_evidence
 from mmrl.recipes.shared.opening import DRAWN, Data, open_data
+from mmrl.recipes.shared.point_data import warm_points
 from mmrl.recipes.shared.supervised import published
 from mmrl.rewards.functions import words_accuracy
 from mmrl.rewards.pay import tagged_accuracy
@@ -212,6 +214,7 @@ TASKS: Mapping[str, Task] = {
         Task("either", lambda place: warm_model(), options=PAID_EITHER, right=words_accuracy),
         Task("evidence", lambda place: warm_evidence(), longest=48),
         Task("steps", steps_start, steps_rows, longest=LONGEST, questions=steps_questions),
+        Task("points", lambda place: warm_points()),
         Task("lengths", lengths_start, options=PAID_RIGHT, longest=LONGEST),
     )
 }

@@ -26,6 +26,7 @@ from mmrl.recipes.shared.embedded import warm_model
 from tests.on_two import differences, trained
 
 FLAGS: dict[str, dict[str, object]] = {
+    "seele": {"sampling.group-size": 8},  # two in each round
     "mssr": {"sampling.group-size": None},  # one answer each is the method
     "pearl": {"sampling.group-size": 3},
     "sft": {"sampling.group-size": None, "sampling.max-tokens": None},

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib
 import json
 import os
 import random
@@ -140,7 +141,7 @@ def command(rows: Path, rewards: Path, output: Path, args: argparse.Namespace) -
     return ["embedded", "--reward", "accuracy", *named]
 
 
-def started(words: Sequence[str], log: Path) -> int:
+def started(words: Sequence[str], log: Path, name: str = "papo") -> int:
     """A fork that runs the recipe with these words; its process."""
     pid = os.fork()
     if pid:
@@ -149,10 +150,10 @@ def started(words: Sequence[str], log: Path) -> int:
     try:
         for number in (1, 2):
             os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), number)
-        from mmrl.recipes import papo
         from mmrl.recipes.shared.launch import launch
 
-        launch(papo.main, papo.PRESETS, words)
+        recipe = importlib.import_module(f"mmrl.recipes.{name}")
+        launch(recipe.main, recipe.PRESETS, words)
         code = 0
     except SystemExit as end:
         code = int(end.code is not None and end.code != 0)
@@ -165,13 +166,15 @@ def started(words: Sequence[str], log: Path) -> int:
         os._exit(code)
 
 
-def lived(words: Sequence[str], output: Path, log: Path, kill_at: float | None) -> Lifetime:
+def lived(
+    words: Sequence[str], output: Path, log: Path, kill_at: float | None, name: str = "papo"
+) -> Lifetime:
     """Start the run and wait for its end, or kill it when its metrics have so many lines.
 
     The fraction of `kill_at` is the share of a step's usual time to wait after that line: a kill may come anywhere.
     """
     seen = lines_of(output)
-    life, pid, meter = Lifetime(), started(words, log), Meter(output)
+    life, pid, meter = Lifetime(), started(words, log, name), Meter(output)
     began = last = time.monotonic()
     first = seen
     while True:
@@ -181,7 +184,10 @@ def lived(words: Sequence[str], output: Path, log: Path, kill_at: float | None) 
             return life
         count = meter.lines()
         if count > seen:
-            seen, last = count, time.monotonic()
+            last = time.monotonic()
+            if not life.memory:  # the start is no step, and of a short run the longest part
+                began, first = last, count
+            seen = count
             life.memory.append(resident(pid))
         if kill_at is not None and seen >= int(kill_at):
             time.sleep(kill_at % 1 * (last - began) / max(1, seen - first))

@@ -47,12 +47,13 @@ def trained(
 ) -> tuple[list[Row], list[Outcome]]:
     """A recipe's embedded preset on so many processes: its metrics, step by step, and how each process ended."""
     argv = ["embedded", *flags_of(given), "--run.output", str(output)]
-    ended = several(world, _launched, name, argv, limit=limit)
+    ended = several(world, launched, name, argv, limit=limit)
     rows = read_metrics(output) if (output / "metrics.jsonl").is_file() else []
     return rows, ended
 
 
-def _launched(name: str, argv: Sequence[str]) -> None:
+def launched(name: str, argv: Sequence[str]) -> None:
+    """A recipe in this process, as from its command line."""
     recipe = importlib.import_module(f"mmrl.recipes.{name}")
     launch(recipe.main, recipe.PRESETS, argv)
 

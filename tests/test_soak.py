@@ -71,3 +71,31 @@ def test_kills_come_one_in_each_stretch_of_the_run(soak):
         moments = soak.kill_moments(2000, kills, random.Random(0))
         assert moments == sorted(moments) and len(moments) == kills
         assert all(1 <= moment < 1999 for moment in moments)
+
+
+def test_a_sweep_of_kills_sees_what_differs(soak, monkeypatch, tmp_path):
+    sweep = importlib.import_module("kill_sweep")
+
+    def run(name, weights=b"w", memory=1, reward=0.5):
+        at = tmp_path / name / "checkpoints" / "step-4"
+        at.mkdir(parents=True)
+        (at / "weights.safetensors").write_bytes(weights)
+        (at / "optimizer.pt").write_bytes(b"o")
+        # Ids of runs differ, and so do the seconds of a step.
+        (at / "state.json").write_text(json.dumps({"run": name, "remembered": memory}))
+        row = {"step": 4, "reward/total": reward, "time/total": len(name)}
+        (tmp_path / name / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+        return tmp_path / name
+
+    peace = run("peace")
+    assert sweep.differing(peace, run("same"), 4) == []
+    assert sweep.differing(peace, run("weights", b"v"), 4) == ["weights.safetensors differs"]
+    assert sweep.differing(peace, run("memory", memory=2), 4) == [
+        "the state differs in remembered"
+    ]
+    assert sweep.differing(peace, run("metrics", reward=0.6), 4) == ["metrics differ"]
+    with pytest.raises(SystemExit):
+        sweep.main(["papo"])
+    words = sweep.words_of("deepsearch", tmp_path, 4)
+    assert "--sampling.group-size" not in words, "that recipe keeps its own"
+    assert words[words.index("--data.limit") + 1] == "6"

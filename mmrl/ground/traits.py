@@ -57,6 +57,7 @@ TRAITS = {
     "reads one temperature": "compares log-probs that must all be at the run's temperature",
     "samples trees": "answers of a group share beginnings",
     "assumes independent rows": "its statistics take the answers of a group for independent",
+    "samples beside answers": "asks the engine for more than the answers of groups, the more the wider these are",
     "samples noisy views": "some answers are sampled under another view",
 }
 """Trait -> what it says."""

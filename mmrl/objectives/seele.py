@@ -80,7 +80,6 @@ class SEELE(Objective):
     """Divide by the deviation of the answers with as long a hint."""
 
     trains_roles: ClassVar[tuple[Role, ...]] = (Role.POLICY, Role.HINT)
-    spans_batch: ClassVar[bool] = False
     off: ClassVar[Mapping[str, Any] | None] = {"most": 0.0}
 
     def __post_init__(self) -> None:

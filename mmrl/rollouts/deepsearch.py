@@ -119,7 +119,7 @@ class DeepSearchRollout(StagedRollout):
 
     def traits(self) -> tuple[str, ...]:
         """Answers of a group share beginnings, and are as many as the search finds."""
-        return ("samples trees",) if self.deepsearch.search else ()
+        return ("samples trees", "samples beside answers") if self.deepsearch.search else ()
 
     def remembers_prompts(self) -> bool:
         """Their kept answers."""

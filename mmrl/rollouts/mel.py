@@ -95,7 +95,8 @@ class MELRollout(RolloutFunction):
 
     def traits(self) -> tuple[str, ...]:
         """Texts that are no answers."""
-        return ("adds texts to learn",) if self.mel.weight > 0 else ()
+        on = self.mel.weight > 0
+        return ("adds texts to learn", "samples beside answers") if on else ()
 
     def __call__(
         self, engine: Engine, pay: Pay, supply: Supply, sampling: Sampling, now: Now

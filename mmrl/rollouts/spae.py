@@ -117,6 +117,10 @@ class SPAERollout(RolloutFunction):
         """Answers with potentials, unless it is off."""
         return (PROBED,) if self.spae.on else ()
 
+    def traits(self) -> tuple[str, ...]:
+        """Each step of each answer is asked about."""
+        return ("samples beside answers",) if self.spae.on else ()
+
     def missing(self, prompt: Prompt) -> str:
         """The answer, where it is none whose probability can be told."""
         usable = not self.spae.on or self._truth(prompt)

@@ -7,11 +7,14 @@ and no guard: then the alarms of `monitor.py` (length, entropy) are all there is
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from mmrl.ground.require import require
+from mmrl.objectives.base import Objective
+from mmrl.training.early_stop import EarlyStop, Plateau
 
 WATCHED = "urlvr/agreement"
 
@@ -83,3 +86,17 @@ class Collapse:
         self.seen, self.below, self.step = (
             int(state[key]) for key in ("seen", "below", "step")
         )
+
+
+def watched(
+    early: EarlyStop | CollapseGuard, objectives: Sequence[Objective]
+) -> Plateau | Collapse:
+    """The watch of one run; warns of intrinsic rewards that nobody watches, for they collapse sooner or later."""
+    sure = [one for one in objectives if "rewards certainty" in one.traits()]
+    if sure and not isinstance(early, CollapseGuard):
+        warnings.warn(
+            f"{type(sure[0]).__name__} pays for being sure, which ends in collapse, and nothing stops the run there. "
+            "Give the trainer early=CollapseGuard().",
+            stacklevel=3,
+        )
+    return early.started()

@@ -13,6 +13,7 @@
     what the engine cannot do
     a part that reads whether answers are right, with rewards that do not say
     a memory of prompts over endless data (a warning)
+    hundreds of answers to a prompt, beside a part that samples on top of them (a warning)
     two parts whose traits exclude each other (`clashes.py`)
 
 What objectives ask for and what rollout functions bring, they say themselves (`Objective.answer_kinds`,
@@ -29,6 +30,7 @@ from itertools import pairwise
 import torch
 
 from mmrl.ground.faults import BadRow
+from mmrl.ground.traits import traits_of
 from mmrl.grpo import GRPO
 from mmrl.losses.surrogates import clipped
 from mmrl.model.drawing import spoils
@@ -43,6 +45,8 @@ from mmrl.types import Prompt, Prompts, Role, Sampling, View, VisualBranch
 
 ROWS = 8
 """How many rows are looked at."""
+WIDE = 64
+"""Answers from which on a group is wide: those of the smallest preset of BroRL."""
 
 
 def check_setup(
@@ -91,10 +95,11 @@ def check_sampling(
     estimator: Callable[..., torch.Tensor],
     rollout: RolloutCall = group_rollout,
 ) -> None:
-    """Raise ValueError for groups that nothing can be learned from.
+    """Raise ValueError for groups that nothing can be learned from, and warn of those that cost many times as much.
 
     Asked by every command; a trainer made in Python may take such steps, which change nothing.
     """
+    _warn_of_width(sampling, rollout)
     # Answers from elsewhere (labels, experts, other views) join the group, or there are no others.
     if any(kind.trained or not kind.sampled for _, kind in _brought(chain(rollout))):
         return
@@ -110,6 +115,17 @@ def check_sampling(
             f"sampling.temperature is 0, so all answers of a group are the same, and the estimator {called(estimator)} "
             "compares them: nothing would be learned. Set --sampling.temperature above 0, for example 1."
         )
+
+
+def _warn_of_width(sampling: Sampling, rollout: RolloutCall) -> None:
+    """Wide groups are affordable because a prompt is read once; what is asked beside each answer is not."""
+    for part in chain(rollout):
+        if sampling.group_size >= WIDE and "samples beside answers" in traits_of(part):
+            warnings.warn(
+                f"sampling.group_size is {sampling.group_size}, and {called(part)} asks the engine for more beside the "
+                "answers: the two costs multiply. Lower --sampling.group-size, or measure a few steps first.",
+                stacklevel=4,
+            )
 
 
 def check_branches(

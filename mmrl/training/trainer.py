@@ -43,7 +43,7 @@ from mmrl.rollouts.stages import OneStep
 from mmrl.training import checkpoint
 from mmrl.training.beside import Beside, each_alone
 from mmrl.training.closeups import all_branches, keep_sample
-from mmrl.training.collapse import CollapseGuard
+from mmrl.training.collapse import CollapseGuard, watched
 from mmrl.training.compatibility import (
     check_branches,
     check_lengths,
@@ -126,7 +126,7 @@ class Trainer:
         )
         self.monitor = monitor
         self.alarms = Alarms(monitor.window, self.objectives)
-        self.plateau = early.started()
+        self.plateau = watched(early, self.objectives)
         self.looks = FirstLooks.of(monitor, run, self.objectives, self.branches, rollout)
         # Before anything is loaded or written: what cannot mean anything should not cost a minute.
         setup = (self.objectives, self.branches, rollout, estimator, grpo, self.engine, prompts)

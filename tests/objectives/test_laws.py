@@ -439,6 +439,14 @@ def test_a_memory_goes_on_from_its_state_and_groups_that_stand_alone_do(
         assert torch.equal(here.advantage, there.advantage)
         assert as_saved(memory.state()) == as_saved(again.state())
     elif not case.on.spans_batch:
+        # A number of its own rows would be logged as that of the step; numbers per token are summed over all ranks.
+        maps = {
+            name
+            for name, value in first.logged.items()
+            if torch.is_tensor(value) and value.ndim
+        }
+        plain = sorted(first.logged.keys() - maps)
+        assert not plain, f"{plain} are of this process's rows alone; let it span the batch"
         for number in batch.group.unique():
             rows = (batch.group == number).nonzero().squeeze(-1)
             alone = shaped(case.on, rows_of(batch, rows)).advantage
