@@ -40,7 +40,7 @@ def test_every_prompt_is_whole(name):
     filled = prompt.filled(**dict.fromkeys(prompt.fields, "x"))
     assert "{{" not in str(filled) and filled[-1]["role"] == "user"
     # Who is shown what a model wrote is told that it does not speak to him; what goes on a conversation was told so.
-    if prompt.system:
+    if prompt.system and prompt.fields:
         assert prompt.fenced and "instruction" in prompt.text
 
 
