@@ -12,13 +12,21 @@ from collections.abc import Mapping
 from effect_claims import Method
 from effect_claims_arpo import ARPO
 from effect_claims_experience import EXPERIENCE
+from effect_claims_judged import JUDGED
 from effect_claims_knowrl import KNOWRL
 from effect_claims_rose import ROSE
 from effect_claims_spae import SPAE
 from effect_rlvr import OPTIONS, PAID
 from effect_steps import LONGEST
 
-TREES: Mapping[str, Method] = {**ROSE, **ARPO, **EXPERIENCE, **SPAE, **KNOWRL}
+TREES: Mapping[str, Method] = {
+    **ROSE,
+    **ARPO,
+    **EXPERIENCE,
+    **SPAE,
+    **KNOWRL,
+    **JUDGED,
+}
 STEPS, QUESTIONS = 30, 192
 TREE_OPTIONS = (*OPTIONS, "--sampling.max-tokens", str(LONGEST))
 TREE_PAID = PAID

@@ -43,7 +43,6 @@ PRESETS = {
     ),
     "first-7b": Preset(
         "first stage: what rules can check",
-        7.0,
         rubric="look_up",
         data={"style": "answer"},
         judge={"url": ""},

@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 
 Span = tuple[int, int]
 """[start, end) in characters."""
+Spell = Callable[[Sequence[int]], str]
+"""The text of ids, of all of them (`Processing.spell`)."""
 BLANK_LINES = r"\n[^\S\n]*\n\s*"
 """Separator of the steps: one blank line or more."""
 BROKEN = "\ufffd"
@@ -37,7 +39,7 @@ def step_spans(text: str, between: str = BLANK_LINES) -> list[Span]:
     return found
 
 
-def token_spans(tokens: Sequence[int], spell: Callable[[Sequence[int]], str]) -> list[Span]:
+def token_spans(tokens: Sequence[int], spell: Spell) -> list[Span]:
     """The characters of each token in `spell(tokens)`; parts of one character all have it.
 
     `spell` gives the text of ids, of all of them (`Processing.spell`).
@@ -48,8 +50,9 @@ def token_spans(tokens: Sequence[int], spell: Callable[[Sequence[int]], str]) ->
         ahead = max(0, done - BEHIND)
         before = spell(tokens[ahead:done])
         text = spell(tokens[ahead:count])[len(before) :]
-        waits = text.endswith(BROKEN) and count - done < LONGEST and count < len(tokens)
-        if not waits:
+        more = count < len(tokens) and count - done < LONGEST
+        # Half a character waits for its other half.
+        if not (more and text.endswith(BROKEN)):
             at += len(text)
             done = count
         ends.append(at)

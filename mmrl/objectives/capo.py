@@ -30,6 +30,7 @@ Departures (the repository andyclsr/CAPO holds no code; whole and process are co
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
@@ -46,6 +47,7 @@ from mmrl.types import Batch, Now, Rollout, Shaped
 __all__ = ["CAPO", "Vote", "token_advantage", "token_reward", "voted"]
 
 Vote = Literal["intersection", "majority", "union", "average"]
+Readings = Sequence[Sequence[int]]
 TRAITS = ("centres groups", "z-scores groups", "shapes the advantage")
 EPS = 1e-6
 
@@ -102,7 +104,8 @@ class CAPO(Objective):
         wrong = torch.stack([_wrongness(one, known.shape[1]) for one in batch.rollouts])
         wrong = wrong.to(advantage.device)
         paid = token_reward(batch.reward, wrong, self.whole, self.process)
-        read = torch.tensor([bool(one.valued) for one in batch.rollouts], device=paid.device)
+        told = [bool(one.valued) for one in batch.rollouts]
+        read = torch.tensor(told, device=paid.device)
         there = known.any(-1)
         out, used = advantage.clone(), torch.zeros_like(read)
         for number in batch.group.unique():
@@ -110,15 +113,18 @@ class CAPO(Objective):
             # What is in no statistic needs no critique either.
             if bool(read[rows & there].all()):
                 used |= rows
-                out[rows] = token_advantage(paid[rows], known[rows]).to(out.dtype)
-        logged = {"wrong": keep(wrong, known).to(out), "read": on_tokens(used, out)}
-        return Shaped(out, logged)
+                found = token_advantage(paid[rows], known[rows])
+                out[rows] = found.to(out.dtype)
+        wrong = keep(wrong, known).to(out)
+        return Shaped(out, {"wrong": wrong, "read": on_tokens(used, out)})
 
 
-def voted(readings: Sequence[Sequence[int]], steps: int, vote: Vote) -> list[float]:
+def voted(readings: Readings, steps: int, vote: Vote) -> list[float]:
     """w of each step, in [0, 1]. `readings`: numbers of wrong steps from 1, each reading's; others are ignored."""
-    counts = [sum(number in set(one) for one in readings) for number in range(1, steps + 1)]
     of = len(readings)
+    # A reading that names a step twice has one vote.
+    named = Counter(number for one in readings for number in set(one))
+    counts = [named[number] for number in range(1, steps + 1)]
     if vote == "average":
         return [count / of for count in counts]
     least = {"intersection": of, "majority": of / 2, "union": 1}[vote]
@@ -141,7 +147,8 @@ def token_advantage(paid: Tensor, mask: Tensor) -> Tensor:
         return torch.zeros_like(paid)
     weights = mask / lengths.clamp(min=1) / answers
     centred = keep(paid - (weights * paid).sum(), mask)
-    variance = (weights * centred.square()).sum() * answers / max(answers - 1, 1)
+    spread = (weights * centred.square()).sum()
+    variance = spread * answers / max(answers - 1, 1)
     return centred / (variance.sqrt() + EPS)
 
 

@@ -52,15 +52,24 @@ _EQUATION = re.compile(
 )
 
 
+Shares = Sequence[float]
+_Key = tuple[str, str]
+"""Prompt and text of an answer: equal ones have equal steps."""
+
+
+def _key(rollout: Rollout) -> _Key:
+    return rollout.prompt.id, rollout.text
+
+
 @dataclass
 class _Wrong:
     """What the latest answers were told."""
 
-    of: dict[tuple[str, str], tuple[float, ...]] = field(default_factory=dict)
+    of: dict[_Key, tuple[float, ...]] = field(default_factory=dict)
 
-    def keep(self, rollout: Rollout, shares: Sequence[float]) -> float:
+    def keep(self, rollout: Rollout, shares: Shares) -> float:
         """Remember an answer's steps; returns the share of them that is wrong."""
-        self.of[rollout.prompt.id, rollout.text] = tuple(shares)
+        self.of[_key(rollout)] = tuple(shares)
         while len(self.of) > KEPT:
             # In the order in which they came.
             del self.of[next(iter(self.of))]
@@ -68,7 +77,7 @@ class _Wrong:
 
     def find(self, rollout: Rollout) -> tuple[float, ...] | None:
         """How wrong each step of an answer is; None if nobody read it."""
-        return self.of.get((rollout.prompt.id, rollout.text))
+        return self.of.get(_key(rollout))
 
 
 @dataclass(frozen=True)
@@ -95,9 +104,12 @@ class Critique(Judged):
             for number in range(self.critiques)
         ]
         readings = await asyncio.gather(*asking)
-        strange = sum(not 1 <= number <= len(steps) for one in readings for number in one)
-        self.counts["critique/strange_steps"] += strange
-        return self._found.keep(rollout, self.vote(readings, len(steps)))
+        known = range(1, len(steps) + 1)
+        named = [number for reading in readings for number in reading]
+        strange = [number for number in named if number not in known]
+        self.counts["critique/strange_steps"] += len(strange)
+        shares = self.vote(readings, len(steps))
+        return self._found.keep(rollout, shares)
 
     def wrong(self, rollout: Rollout) -> tuple[float, ...] | None:
         """How wrong each step of an answer is, in [0, 1]; None if it was not read."""
@@ -119,10 +131,10 @@ class RuleCritique(Reward):
         steps = steps_of(rollout.text, self.between)
         told = " ".join(references(rollout.prompt.answer))
         strange = {*self.words} - words_of(told)
-        marks = [
-            float(bool(strange & words_of(step)) or any(false_equations(step)))
-            for step in steps
-        ]
+        marks: list[float] = []
+        for step in steps:
+            named = strange & words_of(step)
+            marks.append(float(bool(named or false_equations(step))))
         return self._found.keep(rollout, marks)
 
     def wrong(self, rollout: Rollout) -> tuple[float, ...] | None:
@@ -157,7 +169,10 @@ def wrong_steps(reply: str) -> list[int] | None:
     said = found[-1].strip().strip(".[]").strip()
     if said.lower() in ("none", ""):
         return [] if said else None
-    return [int(n) for n in _LISTED.findall(said)] if _LIST.fullmatch(said) else None
+    # A sentence with numbers in it is no list.
+    if _LIST.fullmatch(said) is None:
+        return None
+    return [int(number) for number in _LISTED.findall(said)]
 
 
 def words_of(text: str) -> set[str]:
@@ -179,7 +194,9 @@ def false_equations(step: str) -> list[str]:
 def _rounds_to(value: Fraction, written: str) -> bool:
     """Is a number what a value is when it is rounded to as many places?"""
     places = len(written.partition(".")[2])
-    return abs(value - Fraction(written)) * 2 * 10**places <= (1 if places else 0)
+    # A whole number is meant as it stands.
+    slack = Fraction(1, 2 * 10**places) if places else 0
+    return abs(value - Fraction(written)) <= slack
 
 
 _OPERATIONS: Mapping[str, Callable[[Fraction, Fraction], Fraction | None]] = {

@@ -93,8 +93,10 @@ class JudgePrompt:
     @cached_property
     def digest(self) -> str:
         """16 hex digits that change with the version, the text and the tags."""
-        content = json.dumps([self.name, self.version, self.tags, self.system, self.user])
-        return hashlib.sha256(content.encode()).hexdigest()[:16]
+        texts = [self.system, self.user]
+        content = json.dumps([self.name, self.version, self.tags, *texts])
+        digest = hashlib.sha256(content.encode()).hexdigest()
+        return digest[:16]
 
     @cached_property
     def fields(self) -> frozenset[str]:
@@ -118,11 +120,14 @@ class JudgePrompt:
                 f"The judge prompt {self.name!r} has the fields {_listed(self.fields)}; missing are "
                 f"{_listed(self.fields - fields.keys())}, unknown are {_listed(fields.keys() - self.fields)}."
             )
-        values = {name: self.harmless(str(value)) for name, value in fields.items()}
+        values: dict[str, str] = {}
+        for name, value in fields.items():
+            values[name] = self.harmless(str(value))
         messages = Asked()
         messages.prompt = self
         if self.system:
-            messages.append({"role": "system", "content": _filled(self.system, values)})
+            rules = _filled(self.system, values)
+            messages.append({"role": "system", "content": rules})
         said: Any = _filled(self.user, values)
         if pictures:
             seen = [{"type": "image_url", "image_url": {"url": one}} for one in pictures]
@@ -165,7 +170,8 @@ def parsed(name: str, content: str) -> JudgePrompt:
             "(before it '# system', if there is one)."
         )
     head = yaml.safe_load(found[1])
-    if not isinstance(head, dict) or not {"version", "about"} <= head.keys() <= _HEAD:
+    known = isinstance(head, dict) and _NEEDED <= head.keys() <= _HEAD
+    if not known:
         raise ValueError(
             f"The head of the judge prompt {name!r} holds {_listed(head or ())}; it needs version and about, and may "
             "have tags."
@@ -175,12 +181,16 @@ def parsed(name: str, content: str) -> JudgePrompt:
         raise ValueError(
             f"The judge prompt {name!r} has the version {version!r}; versions are 1, 2, 3, …"
         )
-    tags = tuple(str(head.get("tags") or "").split())
-    system, user = (found[2] or "").strip(), found[3].strip()
-    return JudgePrompt(name, version, str(head["about"]), tags, system, user)
+    tags = str(head.get("tags") or "").split()
+    # A prompt need not have a system message.
+    system = (found[2] or "").strip()
+    user = found[3].strip()
+    about = str(head["about"])
+    return JudgePrompt(name, version, about, tuple(tags), system, user)
 
 
-_HEAD = {"version", "about", "tags"}
+_NEEDED = {"version", "about"}
+_HEAD = {*_NEEDED, "tags"}
 
 
 def _filled(text: str, values: dict[str, str]) -> str:
@@ -191,7 +201,8 @@ def _filled(text: str, values: dict[str, str]) -> str:
             return values[found[2]]
         value = _DASHES.sub(_shortened, values[found[1]])
         runs = [len(run) for run in _DASHES.findall(value)]
-        line = "-" * max(5, *(length + 1 for length in runs), 0)
+        # Longer than any run inside, so that none of them ends it.
+        line = "-" * max(5, max(runs, default=0) + 1)
         return f"{line}\n{value}\n{line}"
 
     return _FIELD.sub(put, text)

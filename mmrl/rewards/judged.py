@@ -57,6 +57,8 @@ class Judged(Reward):
 
     def metrics(self) -> Mapping[str, float]:
         """What was counted since the last call, the judge's own counts included."""
-        own = {name: float(count) for name, count in self.counts.items()}
+        own = dict(self.counts)
         self.counts.clear()
-        return {**own, **getattr(self.judge, "metrics", dict)()}
+        # A plain function counts nothing.
+        asked = getattr(self.judge, "metrics", dict)
+        return {**own, **asked()}

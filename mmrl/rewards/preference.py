@@ -61,8 +61,9 @@ def spoken(name: str) -> str:
 def preference_accuracy(rollout: Rollout) -> float:
     """1 for the letter of the better response."""
     said = verdict(rollout.text)
-    wanted = [one.strip().upper() for one in references(rollout.prompt.answer)]
-    return float(bool(said) and said in wanted)
+    wanted = references(rollout.prompt.answer)
+    right = any(said == one.strip().upper() for one in wanted)
+    return float(right and said != "")
 
 
 def preference_form(rollout: Rollout) -> float:
@@ -72,7 +73,8 @@ def preference_form(rollout: Rollout) -> float:
 
 def preference_task(rollout: Rollout) -> float | None:
     """1 for the kind of task; None for a row that does not say it."""
-    wanted = spoken(str(rollout.prompt.extra.get(TASK) or ""))
+    told = rollout.prompt.extra.get(TASK)
+    wanted = spoken(str(told or ""))
     return float(task_of(rollout.text) == wanted) if wanted else None
 
 
@@ -84,15 +86,13 @@ def best_rationale(
     `spell` gives the text of ids, of all of them (`Processing.spell`). Replies need log-probs.
     """
     said = [verdict(one.text) for one in replies]
-    votes = Counter(letter for letter in said if letter in LETTERS).most_common(2)
-    tied = len(votes) == 2 and votes[0][1] == votes[1][1]
-    if not votes or tied:
+    votes = Counter(said)
+    first, second = (votes[letter] for letter in LETTERS)
+    if first == second:
         return None
-    good = [
-        one
-        for one, letter in zip(replies, said, strict=True)
-        if letter == votes[0][0] and is_well_formed(one.text)
-    ]
+    majority = LETTERS[0] if first > second else LETTERS[1]
+    agree = [one for one, letter in zip(replies, said, strict=True) if letter == majority]
+    good = [one for one in agree if is_well_formed(one.text)]
     # The first of equals, so that the choice depends on nothing else.
     return max(good, key=lambda one: confidence(one, spell), default=None)
 
@@ -105,9 +105,10 @@ def confidence(rollout: Rollout, spell: Callable[[Sequence[int]], str]) -> float
     found = _tag("answer").search(spell(ids))
     start, end = found.span(1) if found else (0, 0)
     spans = token_spans(ids, spell)
-    inside = [a < end and b > start for a, b in spans]
-    told = [p for p, here in zip(logp.tolist(), inside, strict=True) if here] or logp.tolist()
-    return sum(told) / max(len(told), 1)
+    # A token that is partly inside counts: tags and letters may share one.
+    inside = [place for place, (a, b) in enumerate(spans) if a < end and b > start]
+    told = logp[inside] if inside else logp
+    return float(told.mean()) if len(told) else 0.0
 
 
 @dataclass(frozen=True)
@@ -141,8 +142,10 @@ def responses_of(prompt: Prompt) -> TwoResponses | None:
     rejected = prompt.extra.get(REJECTED)
     if isinstance(rejected, str) and rejected.strip():
         better = references(prompt.answer)
-        same = bool(better) and better[0].strip() == rejected.strip()
-        return TwoResponses(better[0], rejected, "A") if better and not same else None
+        # Of two equal responses neither is better.
+        if not better or better[0].strip() == rejected.strip():
+            return None
+        return TwoResponses(better[0], rejected, "A")
     if rejected is None and len(prompt.media) == 2:
         return TwoResponses("the first picture or clip", "the second picture or clip", "A")
     return None

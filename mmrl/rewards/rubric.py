@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,18 +62,19 @@ class Criterion:
 
     def __post_init__(self) -> None:
         name = isinstance(self.id, str) and self.id.isidentifier()
-        said = isinstance(self.text, str) and bool(self.text.strip())
+        said = isinstance(self.text, str) and self.text.strip() != ""
+        levels = type(self.top) is int and 1 <= self.top <= 100
+        weight = _number(self.weight) and 0 <= self.weight <= 1e6
+        share = _is_share(self.saturation)
+        floor = self.floor is None or _is_share(self.floor)
         require(
             self,
             id=(name, "a word of letters, digits and underscores"),
             text=(said, "a text"),
-            top=(type(self.top) is int and 1 <= self.top <= 100, "a whole number, 1 to 100"),
-            weight=(_number(self.weight) and 0 <= self.weight <= 1e6, "0 to 1,000,000"),
-            saturation=(_number(self.saturation) and 0 < self.saturation <= 1, "in (0, 1]"),
-            floor=(
-                self.floor is None or (_number(self.floor) and 0 < self.floor <= 1),
-                "in (0, 1], or left out",
-            ),
+            top=(levels, "a whole number, 1 to 100"),
+            weight=(weight, "0 to 1,000,000"),
+            saturation=(share, "in (0, 1]"),
+            floor=(floor, "in (0, 1], or left out"),
         )
 
 
@@ -100,14 +101,15 @@ class Rubric:
 
     def __post_init__(self) -> None:
         ids = [one.id for one in self.criteria]
-        double = sorted({name for name in ids if ids.count(name) > 1})
+        double = [name for name in ids if ids.count(name) > 1]
+        counted = type(self.version) is int and self.version >= 1
         ends = {name for pair in self.pairs for name in pair.between}
         require(
             self,
             criteria=(0 < len(ids) <= MOST, f"1 to {MOST} criteria"),
             power=(0 < self.power <= 100, "above 0, at most 100"),
             steepness=(0 <= self.steepness <= 100, "0 (straight) to 100"),
-            version=(type(self.version) is int and self.version >= 1, "1, 2, 3, …"),
+            version=(counted, "1, 2, 3, …"),
         )
         if double:
             raise ValueError(
@@ -133,28 +135,28 @@ class Rubric:
             raise ValueError(
                 f"The criterion {loose[0]!r} of the veto has no floor, so it could never forbid anything; give it one."
             )
-        added = [Criterion(**{**_fields(one), "weight": 0.0}) for one in veto.criteria]
-        return Rubric(
-            (*self.criteria, *added), self.pairs, self.power, self.steepness, self.version
-        )
+        added = [replace(one, weight=0.0) for one in veto.criteria]
+        return replace(self, criteria=(*self.criteria, *added))
 
 
 def aggregated(rubric: Rubric, scores: Mapping[str, float | None]) -> float:
     """R in [0, 1] of the share x in [0, 1] that each criterion got; None or absent: no score."""
-    shares = {one.id: scores.get(one.id) or 0.0 for one in rubric.criteria}
-    floors = {one.id: one.floor for one in rubric.criteria if one.floor is not None}
-    if any(shares[name] < floor for name, floor in floors.items()):
-        return 0.0
-    worth = {
-        one.id: saturated(shares[one.id], one.saturation, rubric.steepness)
-        for one in rubric.criteria
-    }
-    total = math.fsum(one.weight for one in rubric.criteria)
-    mean = math.fsum(one.weight * worth[one.id] for one in rubric.criteria) / total
-    together = math.fsum(
-        pair.weight * worth[pair.between[0]] * worth[pair.between[1]] for pair in rubric.pairs
-    )
-    return min(max(mean + together, 0.0), 1.0) ** rubric.power
+    worth: dict[str, float] = {}
+    for one in rubric.criteria:
+        share = scores.get(one.id) or 0.0
+        # A veto, whatever else the answer has.
+        if one.floor is not None and share < one.floor:
+            return 0.0
+        worth[one.id] = saturated(share, one.saturation, rubric.steepness)
+    weights = [one.weight for one in rubric.criteria]
+    parts = [one.weight * worth[one.id] for one in rubric.criteria]
+    together = 0.0
+    for pair in rubric.pairs:
+        first, second = pair.between
+        together += pair.weight * worth[first] * worth[second]
+    # fsum rounds once, so that the order of the criteria does not decide the last bit.
+    total = math.fsum(parts) / math.fsum(weights) + together
+    return min(max(total, 0.0), 1.0) ** rubric.power
 
 
 def saturated(share: float, saturation: float, steepness: float = 0.0) -> float:
@@ -163,7 +165,8 @@ def saturated(share: float, saturation: float, steepness: float = 0.0) -> float:
     if steepness == 0:
         return near
     low, high = _logistic(-steepness / 2), _logistic(steepness / 2)
-    return (_logistic(steepness * (near - 0.5)) - low) / (high - low)
+    curve = _logistic(steepness * (near - 0.5))
+    return (curve - low) / (high - low)
 
 
 def read_rubric(name: str) -> Rubric:
@@ -192,7 +195,9 @@ def parsed_rubric(content: Any) -> Rubric:
     _refuse_unknown("the rubric", content, Rubric)
     criteria = [_criterion(one) for one in _listed(content, "criteria")]
     pairs = [_pair(one) for one in _listed(content, "pairs")]
-    others = {key: content[key] for key in content if key not in ("criteria", "pairs")}
+    others = dict(content)
+    others.pop("criteria", None)
+    others.pop("pairs", None)
     for name in ("power", "steepness"):
         if not _number(others.get(name, 1.0)):
             raise ValueError(f"{name} is {others[name]!r}; it must be a number.")
@@ -212,7 +217,8 @@ def _criterion(given: Any) -> Criterion:
 def _pair(given: Any) -> Pair:
     _refuse_unknown("a pair", given, Pair)
     ends = given.get("between")
-    named = isinstance(ends, list) and len(ends) == 2 and all(isinstance(x, str) for x in ends)
+    two = isinstance(ends, list) and len(ends) == 2
+    named = two and all(isinstance(end, str) for end in ends)
     weight = given.get("weight")
     if not named or not _number(weight) or abs(weight) > 1e6:
         raise ValueError(
@@ -236,14 +242,15 @@ def _listed(content: Mapping[str, Any], name: str) -> Sequence[Any]:
     return found
 
 
-def _fields(record: Any) -> dict[str, Any]:
-    return {one.name: getattr(record, one.name) for one in fields(record)}
+def _is_share(value: Any) -> bool:
+    return _number(value) and 0 < value <= 1
 
 
 def _number(value: Any) -> bool:
-    return (
-        isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    )
+    # True is an int to Python, and no number to a reader of the file.
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return math.isfinite(value)
 
 
 def _logistic(x: float) -> float:

@@ -46,7 +46,8 @@ class Check:
 
 def parsed_check(given: Any, where: str) -> Check:
     """A check as it stands in a file. Raises ValueError."""
-    if not isinstance(given, Mapping) or len(given) != 1 or next(iter(given)) not in KINDS:
+    one = isinstance(given, Mapping) and len(given) == 1
+    if not one or next(iter(given)) not in KINDS:
         raise ValueError(
             f"{where} has the check {given!r}; it must have one of {', '.join(KINDS)}."
         )
@@ -63,7 +64,8 @@ def parsed_check(given: Any, where: str) -> Check:
             raise ValueError(
                 f"{where} counts {value!r}; write {{of: 'EXPRESSION', is: [LEAST, MOST]}}."
             )
-        return Check(kind, (_pattern(value["of"], where),), *_bounds(value["is"], where))
+        least, most = _bounds(value["is"], where)
+        return Check(kind, (_pattern(value["of"], where),), least, most)
     if kind == "number":
         if value is not True:
             raise ValueError(f"{where} has number: {value!r}; write number: true.")
@@ -72,8 +74,10 @@ def parsed_check(given: Any, where: str) -> Check:
 
 
 def _bounds(value: Any, where: str) -> tuple[int, int]:
-    least, most = value if isinstance(value, list) and len(value) == 2 else (0, value)
-    if not (type(least) is int and type(most) is int and 0 <= least <= most <= MOST):
+    both = isinstance(value, list) and len(value) == 2
+    least, most = value if both else (0, value)
+    whole = type(least) is int and type(most) is int
+    if not whole or not 0 <= least <= most <= MOST:
         raise ValueError(
             f"{where} has the bounds {value!r}; they must be a number, or [LEAST, MOST], up to {MOST:,}."
         )
@@ -98,15 +102,43 @@ def _pattern(value: Any, where: str) -> str:
 
 def _held(check: Check, text: str) -> float:
     low = text.lower()
-    return sum(one.lower() in low for one in check.texts) / len(check.texts)
+    held = [one.lower() in low for one in check.texts]
+    return sum(held) / len(held)
+
+
+def _words(check: Check, text: str) -> float:
+    return check.within(len(text.split()))
+
+
+def _sentences(check: Check, text: str) -> float:
+    found = re.findall(r"[^.!?\s][^.!?]*", text)
+    return check.within(len(found))
+
+
+def _lacks(check: Check, text: str) -> float:
+    return float(_held(check, text) == 0)
+
+
+def _matches(check: Check, text: str) -> float:
+    found = re.search(check.texts[0], text)
+    return float(found is not None)
+
+
+def _count(check: Check, text: str) -> float:
+    found = re.findall(check.texts[0], text)
+    return check.within(len(found))
+
+
+def _has_number(check: Check, text: str) -> float:
+    return float(re.search(r"\d", text) is not None)
 
 
 _SCORES: Mapping[str, Callable[[Check, str], float]] = {
-    "words": lambda check, text: check.within(len(text.split())),
-    "sentences": lambda check, text: check.within(len(re.findall(r"[^.!?\s][^.!?]*", text))),
+    "words": _words,
+    "sentences": _sentences,
     "contains": _held,
-    "lacks": lambda check, text: float(_held(check, text) == 0),
-    "matches": lambda check, text: float(re.search(check.texts[0], text) is not None),
-    "count": lambda check, text: check.within(len(re.findall(check.texts[0], text))),
-    "number": lambda check, text: float(re.search(r"\d", text) is not None),
+    "lacks": _lacks,
+    "matches": _matches,
+    "count": _count,
+    "number": _has_number,
 }

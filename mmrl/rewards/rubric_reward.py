@@ -118,11 +118,15 @@ def rubric_of(rollout: Rollout, common: Rubric) -> Rubric:
 
 def checked(rubric: Rubric, rollout: Rollout, graders: Graders) -> dict[str, float | None]:
     """The shares of all criteria with a rule."""
-    return {
-        one.id: one.check.score(rollout.text, lambda name: graders[name](rollout))
-        for one in rubric.criteria
-        if one.check is not None
-    }
+
+    def graded(name: str) -> float:
+        return graders[name](rollout)
+
+    found: dict[str, float | None] = {}
+    for one in rubric.criteria:
+        if one.check is not None:
+            found[one.id] = one.check.score(rollout.text, graded)
+    return found
 
 
 def rubric_request(criteria: Sequence[Criterion], rollout: Rollout) -> Asked:
@@ -143,18 +147,24 @@ def levels(reply: str, criteria: Sequence[Criterion]) -> dict[str, int] | None:
     objects = _OBJECT.findall(reply)
     found = strict_json(objects[-1]) if objects else None
     tops = {one.id: one.top for one in criteria}
-    if not isinstance(found, dict) or not found or not found.keys() <= tops.keys():
+    if not isinstance(found, dict) or not found:
         return None
-    fitting = all(type(x) is int and 0 <= x <= tops[name] for name, x in found.items())
-    return found if fitting else None
+    for name, level in found.items():
+        # True is an int to Python, and no level.
+        if name not in tops or type(level) is not int or not 0 <= level <= tops[name]:
+            return None
+    return found
 
 
 def refuse_unknown_graders(rubric: Rubric, graders: Graders) -> None:
     """Raise ValueError for a criterion that names a grader which is not there."""
     for one in rubric.criteria:
-        if one.check and one.check.kind == "grader" and one.check.texts[0] not in graders:
+        if one.check is None or one.check.kind != "grader":
+            continue
+        (name,) = one.check.texts
+        if name not in graders:
             raise ValueError(
-                f"The criterion {one.id!r} names the grader {one.check.texts[0]!r}; there are "
+                f"The criterion {one.id!r} names the grader {name!r}; there are "
                 f"{', '.join(sorted(graders)) or 'none'}."
             )
 

@@ -54,7 +54,8 @@ def valued_steps(
         return None
     owners = steps_of_tokens(spans, steps)
     values = [0.0 if owner is None else -wrong[owner] for owner in owners]
-    return tuple((len([*run]), value) for value, run in groupby(values))
+    runs = [(value, len([*run])) for value, run in groupby(values)]
+    return tuple((tokens, value) for value, tokens in runs)
 
 
 def _in_text(rollout: Rollout, ids: Sequence[int], words: Words) -> list[Span] | None:
@@ -62,7 +63,9 @@ def _in_text(rollout: Rollout, ids: Sequence[int], words: Words) -> list[Span] |
     written, whole = words.decode(ids), words.spell(ids)
     spans = token_spans(ids, words.spell)
     ends = spans[-1][1] if spans else 0
-    if not rollout.text.endswith(written) or written not in whole or ends != len(whole):
+    if ends != len(whole) or written not in whole:
+        return None
+    if not rollout.text.endswith(written):
         return None
     # The template may have begun the answer, and an end token is spelled but not part of it.
     ahead = len(rollout.text) - len(written) - whole.index(written)

@@ -62,7 +62,7 @@ WHOLE = (
 DRAFTS = tuple(f".{name}.draft" for name in WHOLE)
 FILES = (
     *("config.json", "finished.json", "report.html", ERRORS, *LOGS),
-    *("quarantine.jsonl", "difficulty.jsonl", *DRAFTS),
+    *("quarantine.jsonl", "difficulty.jsonl", "rationales.jsonl", *DRAFTS),
     *(f"checkpoints/step-*/{name}" for name in CHECKPOINT),
     *(f"checkpoints/damaged-step-*/{name}" for name in CHECKPOINT),
     *("checkpoints/.writing-step-*/**", "checkpoints/.writing-old-*/**"),
@@ -75,9 +75,13 @@ FILES = (
     *("wandb/run-*/**", "wandb/offline-run-*/**", "wandb/latest-run", "wandb/debug*.log"),
 )
 """What a run writes."""
-# The supervised stage of a run is a run in its folder.
-STAGE = tuple(f"sft/{name}" for name in (outputs.MARKER, *FILES))
-RUN = Kind("run", "--run.output", "--run.overwrite", (*FILES, *STAGE))
+# The stages before a run are runs in its folder.
+STAGES = tuple(
+    f"{folder}/{name}"
+    for folder in ("sft", "stage1", "stage-*")
+    for name in (outputs.MARKER, *FILES)
+)
+RUN = Kind("run", "--run.output", "--run.overwrite", (*FILES, *STAGES))
 
 _open: dict[tuple[int, Path], Door] = {}
 """Doors that are open, by thread and folder: two threads do not share a run."""

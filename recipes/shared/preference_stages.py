@@ -58,7 +58,7 @@ class MSRL:
 
     stages: tuple[Stage, ...] = ("learn", "text", "caption", "distil", "visual")
     """Which stages there are, in this order; the last one trained is the run itself."""
-    shares: tuple[float, ...] = (0.21, 0.69, 0.04, 0.03)
+    shares: tuple[float, ...] = (0.033, 0.868, 0.051, 0.005)
     """Share of `run.steps` of learn, text, caption and distil; the last stage has what is left."""
     accuracy: float = 1.0
     """Weight of the right letter."""
@@ -72,6 +72,8 @@ class MSRL:
     """Texts of each pair in the distillation, of which one is learned."""
     distilled: int = 19_442
     """Most pairs that the distillation reads."""
+    rows: int = 128
+    """Rows per step of the two supervised stages."""
     learn_lr: float = 1e-5
     """Learning rate of the first stage."""
     distil_lr: float = 2e-6
@@ -97,6 +99,7 @@ class MSRL:
             accuracy=(weights, "as form and task, 0 to 1,000"),
             replay=(1 <= self.replay <= 1000, "1 to 1,000"),
             rationales=(1 <= self.rationales <= 1000, "1 to 1,000"),
+            rows=(self.rows >= 1, "at least 1"),
             distilled=(self.distilled >= 1, "at least 1"),
             learn_lr=(0 <= self.learn_lr <= 1, "in [0, 1]"),
             distil_lr=(0 <= self.distil_lr <= 1, "in [0, 1]"),
@@ -215,7 +218,7 @@ class Stages:
             grpo=GRPO(),
             sampling=Sampling(group_size=1),
             optim=replace(self.optim, lr=lr),
-            run=run,
+            run=replace(run, prompts_per_step=self.msrl.rows, updates_per_step=1),
             settings={"msrl": self.msrl},
         )
 
@@ -246,8 +249,9 @@ class Stages:
         )
         engine = opened(policy, run.rows_at_once, self.sampling)
         sampling = replace(self.sampling, group_size=self.msrl.rationales)
-        most = run.prompts_per_step * planned(run)
-        count = min(self.msrl.distilled, pairs.size or most, most)
+        # Pairs without a majority are left out, so there are more than the stage learns from.
+        endless = 2 * self.msrl.rows * planned(run)
+        count = min(self.msrl.distilled, pairs.size or endless)
         kept = 0
         for start in range(0, count, AT_ONCE):
             some = dict(_readable(pairs, range(start, min(start + AT_ONCE, count))))
@@ -280,7 +284,7 @@ def planned(run: Run) -> int:
 
 def stage_folder(run: Run, stage: Stage) -> Path:
     """Where a stage's own run is."""
-    return run.folder / stage
+    return run.folder / f"stage-{stage}"
 
 
 def _readable(pairs: Prompts, places: Sequence[int]) -> Iterator[tuple[int, Prompt]]:

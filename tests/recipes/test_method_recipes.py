@@ -64,7 +64,12 @@ NAMES = (
     "bayesian_vla",
     "rrvf",
     "codev_r1",
+    "capo",
+    "rubric_anchors",
+    "msrl",
 )
+# Two steps would leave none for the stage that is looked at.
+OPTIONS = {"msrl": ("--msrl.shares", "0", "0", "0", "0")}
 METRICS = {
     "vogue": (
         "vogue/uncertainty",
@@ -125,6 +130,9 @@ METRICS = {
     "knowrl": ("knowrl/measured", "knowrl/answers", "knowrl/points", "knowrl/given"),
     "rrvf": ("reward/similarity", "reward/form", "render/drawn"),
     "codev_r1": ("reward/accuracy", "simulation/equal"),
+    "capo": ("capo/wrong", "capo/read", "capo/steps", "reward/critique_rule"),
+    "rubric_anchors": ("reward/rubric_rule", "reward/accuracy"),
+    "msrl": ("reward/accuracy", "reward/form"),
     "mssr": ("mssr/value", "mssr/forgetting", "mssr/bonus", "policy/kl_ref"),
     "nsr": ("nsr/kept",),
     "ngrpo": ("reward/even_groups",),
@@ -139,6 +147,7 @@ MOVING = {
     "arpo": ("arpo/branches",),
     "spae": ("spae/steps",),
     "knowrl": ("knowrl/measured", "knowrl/answers"),
+    "capo": ("capo/wrong", "capo/read", "capo/wrong_steps"),
     "dsdr": ("dsdr/diversity", "dsdr/bonus"),
     "rose": ("rose/branched",),
     "deepsearch": ("deepsearch/searched", "deepsearch/rounds"),
@@ -149,7 +158,8 @@ MOVING = {
 def test_a_recipe_trains_with_no_arguments(name, warm, command_line, tmp_path):
     if name == "codev_r1" and not shutil.which("iverilog"):
         pytest.skip("Icarus Verilog is not installed")
-    done = command_line(name, tmp_path / "out", fresh=name == "dvrp")
+    options = OPTIONS.get(name, ())
+    done = command_line(name, tmp_path / "out", *options, fresh=name == "dvrp")
     assert done.returncode == 0, done.stderr[-3000:]
     assert f"recipes.{name} embedded" in done.stderr and f"{name}: 2 steps done." in done.stdout
     rows = command_line.metrics(tmp_path / "out")
@@ -219,6 +229,96 @@ def test_a_judge_that_is_down_stops_the_run_with_a_checkpoint(command_line, tmp_
     )
     assert done.returncode != 0 and "Step 1 failed" in done.stderr and "visual" in done.stderr
     assert (tmp_path / "out" / "checkpoints" / "step-0").is_dir()
+
+
+class Critic(Verdicts):
+    """A judge that finds the first step of each solution wrong, and cannot be read the first time it is asked."""
+
+    asked = 0
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        assert body["messages"][0]["content"].startswith("You check solutions step by step")
+        type(self).asked += 1
+        text = "<wrong>1</wrong>" if type(self).asked > 1 else "hm"
+        reply = json.dumps({"choices": [{"message": {"content": text}}]}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(reply)))
+        self.end_headers()
+        self.wfile.write(reply)
+
+
+def test_capo_asks_a_judge_and_replays_what_it_said(command_line, tmp_path):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Critic)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    cache = ("--judge.cache", str(tmp_path / "verdicts.sqlite"), "--run.steps", "1")
+    url = f"http://127.0.0.1:{server.server_port}/v1"
+    try:
+        done = command_line("capo", tmp_path / "out", "--judge.url", url, *cache)
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert done.returncode == 0, done.stderr[-3000:]
+    row = command_line.metrics(tmp_path / "out")[-1]
+    assert row["capo/wrong_steps"] == row["capo/answers"] > 0 and row["capo/read"] == 1.0
+    assert row["judge/unreadable"] == 1.0 and row["reward/critique"] > 0
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Judge prompts" in page and "wrong_steps" in page
+    # Nobody listens any more: the same run from what was recorded, to the last bit.
+    again = command_line(
+        "capo", tmp_path / "again", "--judge.url", url, "--judge.replay", *cache
+    )
+    assert again.returncode == 0, again.stderr[-3000:]
+    repeated = command_line.metrics(tmp_path / "again")[-1]
+    same = ("loss/total", "optim/grad_norm", "reward/critique", "capo/wrong")
+    assert [repeated[name] for name in same] == [row[name] for name in same]
+    assert "judge/requests" not in repeated
+    other = command_line(
+        "capo",
+        tmp_path / "other",
+        "--judge.url",
+        url,
+        "--judge.replay",
+        *cache,
+        "--run.seed",
+        "9",
+    )
+    assert other.returncode != 0 and "only replays verdicts" in other.stderr
+
+
+def test_msrl_goes_through_its_stages(warm, tmp_path, monkeypatch, capsys):
+    from dataclasses import replace
+
+    from mmrl.recipes import msrl
+    from mmrl.recipes.shared import preference_stages
+    from mmrl.recipes.shared.launch import launch
+
+    warm("msrl")
+    said = "<think> red circle </think> <answer> A </answer>"
+    # After a step the tiny model agrees on nothing yet.
+    monkeypatch.setattr(
+        preference_stages, "best_rationale", lambda own, spell: replace(own[0], text=said)
+    )
+    out = tmp_path / "out"
+    small = "--run.steps 5 --msrl.shares 0.2 0.2 0.2 0.2 --run.prompts-per-step 2 --msrl.rows 2"
+    more = "--sampling.group-size 2 --msrl.rationales 1 --run.eval-prompts 4"
+    options = [*small.split(), *more.split(), "--monitor.probe-every", "0"]
+    launch(msrl.main, msrl.PRESETS, [*options, "--run.output", str(out)])
+    stages = ("learn", "text", "caption", "distil")
+    vision = {}
+    for stage in stages:
+        model = load_file(out / f"stage-{stage}" / "model" / "model.safetensors")
+        vision[stage] = {name: x for name, x in model.items() if "visual" in name}
+        metrics = [*(out / f"stage-{stage}" / "metrics.jsonl").read_text().splitlines()]
+        assert json.loads(metrics[-1])["step"] == 1
+    # Frozen until the pictures come.
+    for name, weight in vision["learn"].items():
+        assert torch.equal(weight, vision["text"][name])
+        assert torch.equal(weight, vision["caption"][name])
+    assert any(not torch.equal(x, vision["distil"][n]) for n, x in vision["learn"].items())
+    lines = (out / "rationales.jsonl").read_text().splitlines()
+    assert len(lines) == 4 and json.loads(lines[0]) == {"index": 0, "target": said}
+    assert "in both orders" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", NAMES)

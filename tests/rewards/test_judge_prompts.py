@@ -39,8 +39,8 @@ def test_every_prompt_is_whole(name):
     assert prompt.version >= 1 and prompt.about and "{{" not in prompt.about
     filled = prompt.filled(**dict.fromkeys(prompt.fields, "x"))
     assert "{{" not in str(filled) and filled[-1]["role"] == "user"
-    # Whoever is shown what a model wrote is told that it does not speak to him.
-    if prompt.fields:
+    # Who is shown what a model wrote is told that it does not speak to him; what goes on a conversation was told so.
+    if prompt.system and prompt.fields:
         assert prompt.fenced and "instruction" in prompt.text
 
 
