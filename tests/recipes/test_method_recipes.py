@@ -64,6 +64,10 @@ NAMES = (
     "bayesian_vla",
     "rrvf",
     "codev_r1",
+    "writing_zero",
+    "vmr",
+    "dress",
+    "cosine_verifier",
 )
 METRICS = {
     "vogue": (
@@ -125,6 +129,10 @@ METRICS = {
     "knowrl": ("knowrl/measured", "knowrl/answers", "knowrl/points", "knowrl/given"),
     "rrvf": ("reward/similarity", "reward/form", "render/drawn"),
     "codev_r1": ("reward/accuracy", "simulation/equal"),
+    "writing_zero": ("reward/preferred_rule", "reward/accuracy"),
+    "vmr": ("reward/accuracy",),
+    "dress": ("reward/score_rule", "reward/accuracy"),
+    "cosine_verifier": ("reward/accuracy",),
     "mssr": ("mssr/value", "mssr/forgetting", "mssr/bonus", "policy/kl_ref"),
     "nsr": ("nsr/kept",),
     "ngrpo": ("reward/even_groups",),
