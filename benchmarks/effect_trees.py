@@ -12,11 +12,12 @@ from collections.abc import Mapping
 from effect_claims import Method
 from effect_claims_arpo import ARPO
 from effect_claims_experience import EXPERIENCE
+from effect_claims_judges import JUDGES
 from effect_claims_rose import ROSE
 from effect_rlvr import OPTIONS, PAID
 from effect_steps import LONGEST
 
-TREES: Mapping[str, Method] = {**ROSE, **ARPO, **EXPERIENCE}
+TREES: Mapping[str, Method] = {**ROSE, **ARPO, **EXPERIENCE, **JUDGES}
 STEPS, QUESTIONS = 30, 192
 TREE_OPTIONS = (*OPTIONS, "--sampling.max-tokens", str(LONGEST))
 TREE_PAID = PAID
