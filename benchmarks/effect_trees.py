@@ -13,6 +13,7 @@ from effect_claims import Method
 from effect_claims_arpo import ARPO
 from effect_claims_experience import EXPERIENCE
 from effect_claims_judged import JUDGED
+from effect_claims_judges import JUDGES
 from effect_claims_knowrl import KNOWRL
 from effect_claims_rose import ROSE
 from effect_claims_spae import SPAE
@@ -26,6 +27,7 @@ TREES: Mapping[str, Method] = {
     **SPAE,
     **KNOWRL,
     **JUDGED,
+    **JUDGES,
 }
 STEPS, QUESTIONS = 30, 192
 TREE_OPTIONS = (*OPTIONS, "--sampling.max-tokens", str(LONGEST))

@@ -44,6 +44,7 @@ def main(
     dataset: str = "train.jsonl",
     data: Data = Data(style="plain"),
     dress: DRESS = DRESS(rounds=3, refine=1.0, instruct=0.5, plain=0.1),
+    reward: RewardWeights = RewardWeights(accuracy=1.0, format=0.0),
     judge: JudgeServer = JudgeServer(),
     known: str = "",
     pictures: bool = False,
@@ -74,9 +75,8 @@ def main(
     else:
         feedback, parts = RuleFeedback(), {}
     # Looked at only: what a row weighs in the loss is the method's.
-    looks = RewardWeights(accuracy=1.0, format=0.0)
     has_answers = "answer=" not in data.columns
-    rewards = looks.rewards(style, **parts) if has_answers else Rewards(**parts)
+    rewards = reward.rewards(style, **parts) if has_answers else Rewards(**parts)
     trainer = Trainer(
         policy,
         prompts=prompts,

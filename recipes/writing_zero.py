@@ -12,7 +12,7 @@ empty --judge.url the accuracy of two answers says who is better: the part is th
 run is BRPO on verifiable answers, no reproduction. The published models read text, and their judge was trained for it.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 from mmrl import GRPO, LoRA, Monitor, Optim, Rewards, Run, Sampling, Trainer
 from mmrl.losses.advantages import uncentred
@@ -38,6 +38,7 @@ def main(
     data: Data = Data(style="plain"),
     brpo: BRPO = BRPO(tie=-1.0, skew=0.6),
     rounds: int = 20,
+    reward: RewardWeights = RewardWeights(accuracy=0.0, format=0.0),
     judge: JudgeServer = JudgeServer(),
     pictures: bool = True,
     unavailable: Literal["stop", "drop"] = "stop",
@@ -58,19 +59,21 @@ def main(
     """
     prompts, heldout = open_data(dataset, data, run.seed)
     policy = open_policy(model, load, lora, run)
+    style, has_answers = style_of(data.style), "answer=" not in data.columns
     # Under another name when a rule stands in, so that no curve of it passes for the paper's.
+    part = "preferred" if judge.url else "preferred_rule"
     if judge.url:
-        part = "preferred"
         asking = judge.judge(max_tokens=2048)
-        rewards = Rewards(
-            preferred=Preferred(asking, brpo=brpo, seed=run.seed, pictures=pictures),
-            on_unavailable=unavailable,
-        )
+        compared: Any = Preferred(asking, brpo=brpo, seed=run.seed, pictures=pictures)
+    elif has_answers:
+        compared = RulePreferred(reward.accuracy_of(style), seed=run.seed)
     else:
-        part = "preferred_rule"
-        style = style_of(data.style)
-        rule = RulePreferred(style.accuracy, seed=run.seed)
-        rewards = RewardWeights(accuracy=0.0, format=0.0).rewards(style, preferred_rule=rule)
+        raise ValueError(
+            "--judge.url is empty and --data.columns says that rows have no answers: without a judge and without "
+            "answers nothing says who is better. Name a server, or the column of the answers."
+        )
+    others = {part: compared, "on_unavailable": unavailable}
+    rewards = reward.rewards(style, **others) if has_answers else Rewards(**others)
     skewed = SkewSampling(part=part, skew=brpo.skew, rounds=rounds)
     trainer = Trainer(
         policy,

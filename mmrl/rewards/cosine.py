@@ -16,8 +16,8 @@ be hit exactly. "g" in an answer is a letter unless `constants` gives its value.
 Departures
 1. Reconstructed: the abstract describes a verifier with an executor as its tool; the chain before it is ours, and so
    are the prompts. The released 4B verifier speaks its own prompt: with ours it is any other model.
-2. Words that differ are undecided, since they may mean the same. Where the answers of a data set come from a closed
-   list, `words="wrong"`.
+2. Words that differ from the reference are undecided, since they may mean the same ("two" and 2). Where the answers of
+   a data set come from a closed list, `words="wrong"`.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ class VerifierChain(Reward):
             right = rule(answer, reference)
             if right is not None:
                 return Verdict(right, stage)  # type: ignore[arg-type]
-        if is_words(answer) and is_words(reference):
+        if is_words(answer) or is_words(reference):
             wrong = self.cosine.words == "wrong"
             return Verdict(False, "exact") if wrong else Verdict(None, "undecided")
         late = self.executor.late
@@ -168,6 +168,12 @@ class VerifierChain(Reward):
         return {**own, **(own_metrics(self.judge) if self.judge is not None else {})}
 
     def _numerically(self, answer: str, reference: str) -> bool | None:
+        if any(
+            _names(text, letter)
+            for letter in self.cosine.values
+            for text in (answer, reference)
+        ):
+            return None  # "2g" would be two grams
         given, wanted = read_number(answer), read_number(reference)
         if given is None or wanted is None:
             return None
@@ -220,6 +226,11 @@ def is_words(text: str) -> bool:
     """Is it nothing but words of several letters?"""
     words = re.findall(r"\S+", plain(text))
     return bool(words) and all(re.fullmatch(r"[^\W\d_]{2,}[,.'-]*", word) for word in words)
+
+
+def _names(text: str, letter: str) -> bool:
+    """Does the letter stand by itself in the text?"""
+    return re.search(rf"(?<![A-Za-z]){re.escape(letter)}(?![A-Za-z])", text) is not None
 
 
 def _constant(pair: str) -> tuple[str, float] | None:

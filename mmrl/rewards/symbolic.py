@@ -7,8 +7,11 @@ anybody has written, and may never return: `Executor` ends them from outside.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
+from functools import partial
 from typing import Any
 
 from mmrl.rewards.answers import MATH_LENGTH, same_math
@@ -38,8 +41,6 @@ def same_symbols(
     given, wanted = expression(answer, constants), expression(reference, constants)
     if given is None or wanted is None:
         return None
-    if given.free_symbols != wanted.free_symbols and not (given - wanted).free_symbols:
-        return 1.0 if (given - wanted).simplify() == 0 else 0.0
     difference = given - wanted
     if difference.free_symbols and not _agrees_at_points(given, wanted):
         return 0.0
@@ -48,6 +49,8 @@ def same_symbols(
         return 1.0
     if simple.free_symbols:
         return None
+    if wanted.free_symbols:  # they differ by a number
+        return 0.0
     error, scale = abs(complex(simple.evalf(20))), abs(complex(wanted.evalf(20)))
     return float(error <= tolerance * scale) if error == error else None
 
@@ -63,23 +66,26 @@ def value(text: str, constants: Mapping[str, float]) -> float | None:
 
 def expression(text: str, constants: Mapping[str, float]) -> Any:
     """The sympy expression that a text is, with constants in place of their letters; None if it is none."""
-    from math_verify import parse
-    from sympy import Expr, Float, Symbol
+    import logging
 
+    from math_verify import parse
+    from sympy import Expr
+
+    # It warns at each start that its own time-out is off.
+    logging.getLogger("math_verify.parser").setLevel(logging.ERROR)
     shown = text.strip().strip("$").strip()
+    # In the text, since the parser takes "2g" for two grams and drops them.
+    for letter, number in constants.items():
+        value = f"{Decimal(repr(float(number))):f}"
+        alone = re.compile(rf"([\d)}}]\s*)?(?<![A-Za-z\\]){re.escape(letter)}(?![A-Za-z])")
+        shown = alone.sub(partial(_factor, value), shown)
     parsed: list[Any] = parse(f"${shown}$", parsing_timeout=None)  # type: ignore[arg-type]
-    found = next((one for one in parsed if isinstance(one, Expr)), None)
-    if found is None:
-        return None
-    known = {Symbol(letter): Float(number) for letter, number in constants.items()}
-    # Letters are compared by their names: the parser gives some of them assumptions.
-    return found.subs(
-        {
-            one: known[Symbol(one.name)]
-            for one in found.free_symbols
-            if Symbol(one.name) in known
-        }
-    )
+    return next((one for one in parsed if isinstance(one, Expr)), None)
+
+
+def _factor(value: str, found: re.Match[str]) -> str:
+    """A value in the place of a letter: behind a number or a bracket as a factor."""
+    return f"{found[1]}\\cdot ({value})" if found[1] else f"({value})"
 
 
 def _agrees_at_points(given: Any, wanted: Any) -> bool:

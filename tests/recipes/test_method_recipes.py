@@ -67,6 +67,10 @@ NAMES = (
     "capo",
     "rubric_anchors",
     "msrl",
+    "writing_zero",
+    "vmr",
+    "dress",
+    "cosine_verifier",
 )
 # Two steps would leave none for the stage that is looked at.
 OPTIONS = {"msrl": ("--msrl.shares", "0", "0", "0", "0")}
@@ -133,6 +137,10 @@ METRICS = {
     "capo": ("capo/wrong", "capo/read", "capo/steps", "reward/critique_rule"),
     "rubric_anchors": ("reward/rubric_rule", "reward/accuracy"),
     "msrl": ("reward/accuracy", "reward/form"),
+    "writing_zero": ("reward/preferred_rule", "reward/accuracy"),
+    "vmr": ("reward/accuracy",),
+    "dress": ("reward/score_rule", "reward/accuracy"),
+    "cosine_verifier": ("reward/accuracy",),
     "mssr": ("mssr/value", "mssr/forgetting", "mssr/bonus", "policy/kl_ref"),
     "nsr": ("nsr/kept",),
     "ngrpo": ("reward/even_groups",),
