@@ -41,7 +41,14 @@ def pytest_configure(config: pytest.Config) -> None:
     ):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, handler)
+    # As on a machine of one core: what starts a worker per core starts one, which is an interpreter with its imports.
+    os.cpu_count = _one
     os.fsync = _written  # no test cuts the power, and a disk takes its time
+
+
+def _one() -> int:
+    """Stands for `os.cpu_count`."""
+    return 1
 
 
 def _written(file: object) -> None:

@@ -9,6 +9,7 @@ has it.
 from __future__ import annotations
 
 import atexit
+import gc
 import json
 import os
 import runpy
@@ -36,6 +37,7 @@ def main() -> None:
     while others() and time.monotonic() < patience:
         time.sleep(0.01)
     assert not others(), "a fork has only the thread that forked"
+    get_ready_to_fork()
     print("ready", flush=True)
     for line in sys.stdin:
         asked = json.loads(line)
@@ -43,6 +45,19 @@ def main() -> None:
         if not pid:
             os._exit(child(asked))
         print(json.dumps(status(pid, asked["timeout"])), flush=True)
+
+
+def get_ready_to_fork() -> None:
+    """What each fork would otherwise do again, or do to no end."""
+    from mmrl.report import page
+
+    for template in page.FOLDER.glob("*.html"):
+        page._environment().get_template(template.name)  # compiled once
+    # As on a machine of one core: each worker for rewards is an interpreter with its imports.
+    os.cpu_count = lambda: 1
+    # Whoever collects garbage need not look at (and so copy) a million objects of this process.
+    gc.collect()
+    gc.freeze()
 
 
 def others() -> list[threading.Thread]:

@@ -30,7 +30,8 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the code with the four files in it."""
     copy = tmp_path_factory.mktemp("tree")
     for name in ("src", "mmrl", "perception", "data", "recipes"):
-        forget = shutil.ignore_patterns("__pycache__")
+        # What is compiled comes along; files that somebody is just writing do not.
+        forget = shutil.ignore_patterns("*.pyc.*")
         shutil.copytree(ROOT / name, copy / name, symlinks=True, ignore=forget)
     (copy / "tests" / "objectives").mkdir(parents=True)
     for name in ("pyproject.toml", "tests/conftest.py", "tests/test_layers.py"):
@@ -55,7 +56,7 @@ def python(tree: Path, *arguments: str) -> str:
         env={**os.environ, "PYTHONPATH": str(tree), "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout + done.stderr
@@ -65,14 +66,36 @@ def test_there_are_four_files() -> None:
     assert set(BLOCKS) == {OBJECTIVE, RECIPE, TEST, TABLE}
 
 
-def test_its_test_and_the_layer_test_pass(tree: Path) -> None:
-    """Of the layer test only what new files can change: their own cases, and what looks at the whole tree."""
+BOTH = """
+import json, runpy, sys
+
+import pytest
+
+tests, recipe = map(json.loads, sys.argv[1:])
+assert pytest.main(tests) == 0
+sys.argv[1:] = recipe
+runpy.run_module("recipes.steady", run_name="__main__", alter_sys=True)
+"""
+"""Its tests, then its recipe, in one interpreter: what costs is to import torch."""
+
+
+@pytest.fixture(scope="module")
+def done(
+    tree: Path, tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Path]:
+    """What both say, and the output of the recipe."""
+    # Of the layer test only what new files can change: their own cases, and what looks at the whole tree.
     chosen = "steady or cycle or rooms_are_read or links_lead"
-    said = python(
-        tree, "-m", "pytest", "-q", "-n", "0", TEST, "tests/test_layers.py", "-k", chosen
-    )
-    passed = re.search(r"(\d+) passed", said)
-    assert passed and int(passed[1]) >= 12 and "failed" not in said, said[-2000:]
+    tests = ["-q", "-n", "0", TEST, "tests/test_layers.py", "-k", chosen]
+    sizes = ("--run.steps", "2", "--run.eval-prompts", "2", "--run.prompts-per-step", "2")
+    output = tmp_path_factory.mktemp("steady") / "out"
+    recipe = ["embedded", *sizes, "--model", str(tiny_folder), "--run.output", str(output)]
+    return python(tree, "-c", BOTH, json.dumps(tests), json.dumps(recipe)), output
+
+
+def test_its_test_and_the_layer_test_pass(done: tuple[str, Path]) -> None:
+    passed = re.search(r"(\d+) passed", done[0])
+    assert passed and int(passed[1]) >= 12, done[0][-2000:]
 
 
 def test_its_style_is_ours(tree: Path) -> None:
@@ -81,12 +104,10 @@ def test_its_style_is_ours(tree: Path) -> None:
     python(tree, "-m", "ruff", "format", "--no-cache", "--check", *files)
 
 
-def test_its_recipe_trains(tree: Path, tiny_folder: Path, tmp_path: Path) -> None:
-    sizes = ("--run.steps", "2", "--run.eval-prompts", "2", "--run.prompts-per-step", "2")
-    more = ("--model", str(tiny_folder), "--run.output", str(tmp_path / "out"))
-    said = python(tree, "-m", "recipes.steady", "embedded", *sizes, *more)
+def test_its_recipe_trains(done: tuple[str, Path]) -> None:
+    said, output = done
     assert "steady: 2 steps done." in said and "loss/steadiness" in said
-    lines = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
+    lines = (output / "metrics.jsonl").read_text().splitlines()
     assert json.loads(lines[-1])["loss/steadiness"] > 0
 
 

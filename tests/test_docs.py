@@ -57,10 +57,11 @@ OF_THE_PAGE_ITSELF = ("--machine", "--tflops", "--terabytes", "--rows", "--outpu
 def said():
     """Every text of the source in one line, with … for what is put in."""
     files = [path for room in ROOMS for path in (ROOT / room).rglob("*.py")]
-    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in files]
-    return [
-        " ".join(t.split()) for tree in trees for node in ast.walk(tree) if (t := text(node))
-    ]
+    found = []
+    for path in files:  # one tree at a time: all at once they are millions of objects
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        found += [" ".join(t.split()) for node in ast.walk(tree) if (t := text(node))]
+    return found
 
 
 def text(node):

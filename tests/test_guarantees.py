@@ -2,6 +2,7 @@
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,13 @@ def rows(page):
 
 
 PROMISES, PAINS = rows("guarantees.md"), rows("pains.md")
+
+
+@cache
+def functions(file):
+    """Names of the functions of a file, of whatever depth."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
 
 
 def test_the_pages_have_rows():
@@ -34,6 +42,4 @@ def test_each_promise_names_a_test_that_exists(row):
             assert file.is_file(), f"{path} does not exist."
         if name:
             assert file is not None, f"{name} stands before any file."
-            tree = ast.parse(file.read_text(encoding="utf-8"))
-            names = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
-            assert name in names, f"{file.name} has no test {name}."
+            assert name in functions(file), f"{file.name} has no test {name}."

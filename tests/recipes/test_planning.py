@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import shlex
+from functools import cache
 from inspect import signature
 from itertools import chain
 from pathlib import Path
@@ -36,7 +37,9 @@ SCALE = Path(__file__).parents[2] / "docs" / "scale.md"
 BEGIN, END = "<!-- presets: begin -->\n", "<!-- presets: end -->\n"
 
 
+@cache
 def asked(recipe, *argv):
+    """A command line as it is understood; nobody changes it."""
     module = RECIPES[recipe]
     return resolved(module.main, module.PRESETS, argv)
 
