@@ -99,6 +99,7 @@ MINIATURES = {
         _miniature_mix("miniature-hops", "hops"),
         TaskMix("miniature-bricks", SMALL_BRICKS),
         TaskMix("miniature-causes", SMALL_CAUSES),
+        TaskMix("miniature-reasoning", (*SMALL_BRICKS, *SMALL_CAUSES)),
         TaskMix("miniature-np-words", SMALL_NP),
         TaskMix("miniature-np-both", (*SMALL_NP, *DRAWN_NP)),
         TaskMix(
