@@ -46,6 +46,7 @@ NOT_RUNS = {
     "preview",
     "mixture",
     "extrapolate",
+    "geometry",
 }
 EXAMPLE = "steady"
 """The paper that CONTRIBUTING.md adds; tests/test_contributing.py runs it."""
