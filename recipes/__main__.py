@@ -1,7 +1,7 @@
 """The console script: `mmrl NAME [PRESET] [flags]` runs a recipe (also `mmrl train NAME …`); `mmrl` lists its commands.
 
-plan, check and preview take the command line of a recipe and train nothing; eval, report, export and extrapolate take
-a run.
+plan, check and preview take the command line of a recipe and train nothing; eval, report, export, extrapolate and
+geometry take a run.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ after it
   export RUN            its model as a folder of its own, an adapter merged with --merge
   mixture RUN ...       weights of the data sets to try next, from runs of modomodo or recap
   extrapolate RUN       the model that its checkpoints are heading for, as a folder of its own (NExt)
+  geometry RUN          where it changed its matrices, and where not, as a table and pictures
 
 `mmrl COMMAND --help` and `mmrl RECIPE --help` say more; `mmrl RECIPE --help-all` explains every flag."""
 PLAN_HELP = """usage: mmrl plan RECIPE [PRESET] [--machine M] [--flag value ...]
@@ -192,6 +193,14 @@ def extrapolate(args: Sequence[str]) -> None:
     start(["--model", *args] if named else args)
 
 
+def geometry(args: Sequence[str]) -> None:
+    """`mmrl geometry RUN …`."""
+    from mmrl.recipes.update_geometry import start
+
+    named = bool(args) and not args[0].startswith("-")
+    start(["--model", *args] if named else args)
+
+
 def pretext_rows(args: Sequence[str]) -> None:
     """`mmrl pretext export …` and its like: rows of pretext tasks, made and looked at without any training."""
     # A command of its own beside the recipe of the same name: `mmrl pretext [PRESET]` trains on such rows.
@@ -288,6 +297,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "export": export,
     "mixture": mixture,
     "extrapolate": extrapolate,
+    "geometry": geometry,
     "choices": choices,
 }
 """Commands that take no recipe; what follows the word is theirs."""

@@ -47,6 +47,7 @@ NOT_RUNS = {
     "mixture",
     "extrapolate",
     "choices",
+    "geometry",
 }
 EXAMPLE = "steady"
 """The paper that CONTRIBUTING.md adds; tests/test_contributing.py runs it."""

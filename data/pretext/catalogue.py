@@ -5,7 +5,9 @@ from __future__ import annotations
 from mmrl.data.pretext.contract import Task
 from mmrl.data.pretext.tasks.anomaly import AnomalyGroundingTask
 from mmrl.data.pretext.tasks.arrow_of_time import ArrowOfTimeTask
+from mmrl.data.pretext.tasks.brick_stack import BrickStackTask
 from mmrl.data.pretext.tasks.camera import CameraMotionTask
+from mmrl.data.pretext.tasks.causal_query import CausalQueryTask
 from mmrl.data.pretext.tasks.charts import ChartReadingTask, TableReadingTask
 from mmrl.data.pretext.tasks.clip_insertion import ClipInsertionTask
 from mmrl.data.pretext.tasks.clock import ClockTask
@@ -74,6 +76,8 @@ TASKS: tuple[Task, ...] = (
     TableReadingTask(),
     RedrawTask(),
     *NP_TASKS.values(),
+    BrickStackTask(),
+    CausalQueryTask(),
     StepReorderTask(),
     MaskedFillTask(),
 )

@@ -123,6 +123,8 @@ NP_SIZES: Mapping[str, tuple[tuple[int, int], ...]] = {
     "np-knapsack": ((14, 25), (23, 37), (35, 50)),
 }
 """Task -> smallest and largest size of easy, medium and hard instances, as NP-Engine draws them for training."""
+LEVELS = ("association", "intervention", "counterfactual")
+"""Kinds of causal questions."""
 NP_LEVELS = ("np-engine-easy", "np-engine-medium", "np-engine-hard")
 
 
@@ -156,6 +158,24 @@ def _hop_chains(part: str) -> tuple[Ingredient, ...]:
         knobs: dict[str, KnobValue] = {"hops": instances + 1, "objects": objects, "part": part}
         parts += [Ingredient(task, 1.0, knobs) for task in ("hop-chain", "hop-chain-photo")]
     return tuple(parts)
+
+
+def _brick_stacks(symbols: bool) -> tuple[Ingredient, ...]:
+    """Stacks of three to eight bricks beside another one, in words and with the picture."""
+    parts = []
+    for bricks, others in ((3, 2), (4, 2), (5, 3), (6, 3), (8, 4)):
+        for show in ("text", "picture", "both"):
+            knobs: dict[str, KnobValue] = {"bricks": bricks, "others": others, "show": show}
+            parts.append(Ingredient("brick-stack", 1.0, {**knobs, "symbols": symbols}))
+    return tuple(parts)
+
+
+def _causal_queries(levels: tuple[str, ...], show: str) -> tuple[Ingredient, ...]:
+    """Models of ten variables, as in the paper, in equal parts of the levels."""
+    return tuple(
+        Ingredient("causal-query", 1.0, {"variables": 10, "level": level, "show": show})
+        for level in levels
+    )
 
 
 _ROTATION = Ingredient("rotation", 10.0, {"step": 90})
@@ -310,6 +330,28 @@ PRESETS: tuple[TaskMix, ...] = (
         (Ingredient("masked-fill"), Ingredient("step-reorder")),
         THINK,
         "MR-RLVR's two tasks, one to one, on drawn calculations.",
+    ),
+    TaskMix(
+        "chain-of-symbol",
+        _brick_stacks(True),
+        THINK,
+        "Brick stacks in words and pictures, with the chain of symbols first.",
+    ),
+    TaskMix("brick-world", _brick_stacks(False), THINK, "The same without symbols."),
+    *(
+        TaskMix(
+            name,
+            _causal_queries(levels, show),
+            THINK,
+            f"Causal models of ten variables, {what}.",
+        )
+        for name, levels, show, what in (
+            ("causal-reasoning", LEVELS, "text", "all three levels, in words"),
+            ("causal-reasoning-picture", LEVELS, "picture", "with drawn graphs (ours)"),
+            ("causal-association", LEVELS[:1], "text", "what is seen"),
+            ("causal-intervention", LEVELS[1:2], "text", "what is done"),
+            ("causal-counterfactual", LEVELS[2:], "text", "what would have been"),
+        )
     ),
     TaskMix(
         "hopchain", _hop_chains("full"), BOX, "HopChain: chains through three to six objects."

@@ -70,6 +70,20 @@ DRAWN_NP = tuple(
 """NP-Engine's ten problems at their smallest, in words, and as pictures, which the tiny model hardly reads."""
 
 
+SMALL_BRICKS = tuple(
+    Ingredient("brick-stack", 1.0, {"bricks": bricks, "others": 0, "show": "text"})
+    for bricks in (2, 3)
+)
+SMALL_CAUSES = (
+    Ingredient(
+        "causal-query",
+        1.0,
+        {"variables": 3, "parents": 1, "level": "intervention", "show": "text"},
+    ),
+)
+"""In words; of the second the tiny model learns the form alone, for it cannot calculate."""
+
+
 def _miniature_mix(name: str, *tasks: str) -> TaskMix:
     return TaskMix(name, tuple(TASKS[task] for task in tasks))
 
@@ -83,6 +97,9 @@ MINIATURES = {
         _miniature_mix("miniature-clips", "anomaly"),
         _miniature_mix("miniature-hard", "odd", "needle", "counting"),
         _miniature_mix("miniature-hops", "hops"),
+        TaskMix("miniature-bricks", SMALL_BRICKS),
+        TaskMix("miniature-causes", SMALL_CAUSES),
+        TaskMix("miniature-reasoning", (*SMALL_BRICKS, *SMALL_CAUSES)),
         TaskMix("miniature-np-words", SMALL_NP),
         TaskMix("miniature-np-both", (*SMALL_NP, *DRAWN_NP)),
         TaskMix(

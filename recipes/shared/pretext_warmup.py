@@ -67,11 +67,14 @@ CLIPS = PretextWarmUp(replace(TINY, mix="miniature-clips"), steps=70, from_clips
 HARD = PretextWarmUp(replace(TINY, mix="miniature-hard"))
 HOPS = PretextWarmUp(replace(TINY, mix="miniature-hops", shown=64), noise=0.6)
 PROBLEMS = PretextWarmUp(replace(TINY, mix="miniature-np"))
+REASONING = PretextWarmUp(replace(TINY, mix="miniature-reasoning"))
 WARM_UPS = {
     "miniature-clips": CLIPS,
     "miniature-hard": HARD,
     "miniature-hops": HOPS,
     "miniature-np": PROBLEMS,
+    "miniature-bricks": REASONING,
+    "miniature-causes": REASONING,
 }
 """Mix -> its warm-up; all others share that of the pictures."""
 

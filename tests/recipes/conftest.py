@@ -60,6 +60,9 @@ class WarmModels:
             chosen = {"np_engine": "PROBLEMS", "hopchain": "HOPS"}[recipe]
             settings = getattr(pretext_warmup, chosen)
             return self.made(recipe, lambda: pretext_warmup.warm_pretext(settings))
+        if recipe in ("chain_of_symbol", "causal_reasoning"):
+            settings = pretext_warmup.REASONING
+            return self.made("reasoning", lambda: pretext_warmup.warm_pretext(settings))
         if recipe == "mr_rlvr":
             self("papo")  # what it starts from
             return self.made(recipe, solution_data.warm_solutions)

@@ -19,7 +19,7 @@ from mmrl.report.page import is_page
 
 ROOT = Path(__file__).parents[2]
 RECIPES = {name: importlib.import_module(f"mmrl.recipes.{name}") for name in recipes()}
-IDLE = ("difficulty", "evaluate", "next_extrapolation")
+IDLE = ("difficulty", "evaluate", "next_extrapolation", "update_geometry")
 """Recipes that train nothing."""
 
 sys.path.insert(0, str(ROOT / "tests" / "report"))

@@ -24,8 +24,10 @@ from mmrl.rewards.functions import tagged_accuracy
 from mmrl.training.run import Run
 from mmrl.types import Prompt, Prompts, Rollout
 
-NAMES = ("np_engine", "hopchain", "mr_rlvr")
+NAMES = ("np_engine", "hopchain", "mr_rlvr", "chain_of_symbol", "causal_reasoning")
 METRICS = {
+    "chain_of_symbol": ("reward/answer", "reward/prefix", "reward/accuracy"),
+    "causal_reasoning": ("reward/answer", "reward/length", "reward/accuracy"),
     "np_engine": ("reward/quality", "reward/feasible", "reward/ratio", "reward/accuracy"),
     "hopchain": ("reward/chain", "reward/accuracy"),
 }
