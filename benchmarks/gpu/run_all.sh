@@ -57,5 +57,13 @@ if ! python -c 'import importlib.util as u; raise SystemExit(u.find_spec("vllm")
     echo "== vllm_3b: left out, vLLM is not installed"
 else
     part vllm_3b 240 python benchmarks/gpu/vllm_engine.py --shape Qwen2.5-VL-3B $small
+    if [ -z "$small" ]; then
+        part vllm_3b_invariant 240 python benchmarks/gpu/vllm_engine.py --shape Qwen2.5-VL-3B --invariant
+        if [ "$(python -c 'import torch; print(torch.cuda.device_count())')" -ge 2 ]; then
+            part vllm_3b_spread 300 python benchmarks/gpu/vllm_engine.py --shape Qwen2.5-VL-3B --tensor-parallel 2
+        else
+            echo "== vllm_3b_spread: left out, it needs two GPUs"
+        fi
+    fi
 fi
 exit $failed

@@ -1,6 +1,6 @@
 """Part 6 on a GPU whose environment has vLLM: same log-probs, sleep and wake, new weights, and speed.
 
-    python benchmarks/gpu/vllm_engine.py [--shape Qwen2.5-VL-3B] [--small]
+    python benchmarks/gpu/vllm_engine.py [--shape Qwen2.5-VL-3B] [--tensor-parallel 2] [--invariant] [--small]
 
 `value` is the larger mean difference of vLLM's log-probs to training's, nats per token, of two rounds: with the weights
 that it was started with, and, after it slept, with others; the goal is 0.1, at which a run would raise an alarm. Beside
@@ -84,6 +84,8 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--answer", type=int, default=128)
     parser.add_argument("--memory", type=float, default=0.4)
+    parser.add_argument("--tensor-parallel", type=int, default=1, help="devices of vLLM")
+    parser.add_argument("--invariant", action="store_true", help="kernels apart from the batch")
     parser.add_argument("--small", action="store_true", help="sizes for a CPU")
     cell = parser.parse_args()
     if cell.small:
@@ -108,6 +110,8 @@ def main() -> None:
         length=2048,
         media=1,
         memory=cell.memory,
+        tensor_parallel=cell.tensor_parallel,
+        invariant=cell.invariant,
     )
     engine = VLLMEngine(policy, local)
     first = mismatch(engine, asked, sampling, 3)
@@ -125,6 +129,7 @@ def main() -> None:
     say(f"mismatch {first:.2g} and {second:.2g} nats, {freed:.1f} GiB given back")
     more: dict[str, Any] = {"freed": freed, "bring": bringing, "vllm": theirs, "here": ours}
     more |= {"first": first, "after_update": second}
+    more |= {"devices": cell.tensor_parallel, "invariant": cell.invariant}
     result("gpu_vllm", max(first, second), 0.1, "nats", shape=cell.shape, **more)
 
 

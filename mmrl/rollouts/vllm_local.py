@@ -157,56 +157,27 @@ class LocalVLLM:
         extra: dict[str, Any] | None = None,
     ) -> None:
         require_version(installed_version())
-        for name, value in ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
         assert not (several and tensor_parallel > 1), "such an engine belongs into a server"
         self.on_cuda = torch.cuda.is_available()
         self.spread = tensor_parallel > 1
         """Are its workers processes of their own?"""
-        if invariant:
-            require_invariance("cuda" if self.on_cuda else "cpu")
-            os.environ["VLLM_BATCH_INVARIANT"] = "1"
-        if not self.on_cuda:
-            for name, value in (ON_CPU | (ON_CPU_SPREAD if self.spread else {})).items():
-                os.environ.setdefault(name, value)
+        _prepare(self.on_cuda, self.spread, invariant)
         if self.spread:
             devices = torch.cuda.device_count() if self.on_cuda else None
             require_share(_heads(model), tensor_parallel, devices)
         import vllm
-        from vllm.config import WeightTransferConfig
 
-        from mmrl.rollouts.vllm_transfer import BACKEND, registered
-        from mmrl.rollouts.vllm_worker import EXTENSION
-
-        registered()
         given: dict[str, Any] = {
             "model": model,
             "dtype": dtype,
             "logprobs_mode": f"{mode}_logprobs",
             "max_model_len": length,
             "limit_mm_per_prompt": {"image": media, "video": media},
-            "weight_transfer_config": WeightTransferConfig(backend=BACKEND),
-            "worker_extension_cls": EXTENSION,
-            "enable_prefix_caching": True,
-            "seed": 0,
-            # The checkpoint's own defaults (top-k, penalties) must not come on top of the run's.
-            "generation_config": "vllm",
+            **_shared_settings(),
+            **_adapter_settings(rank, tower),
+            **_device_settings(self.on_cuda, memory),
+            **_process_settings(several, tensor_parallel),
         }
-        if rank:
-            given |= {"enable_lora": True, "max_lora_rank": rank, "max_loras": 1}
-            given |= {"enable_tower_connector_lora": True} if tower else {}
-        if self.on_cuda:
-            given |= {"gpu_memory_utilization": memory, "enable_sleep_mode": True}
-        else:
-            given |= {"enforce_eager": True, "block_size": 32}
-        if several:
-            # In the process groups that are there, as a group of one; all ranks make theirs at the same time.
-            given |= {"distributed_executor_backend": "external_launcher"}
-        if self.spread:
-            given |= {
-                "tensor_parallel_size": tensor_parallel,
-                "distributed_executor_backend": "mp",
-            }
         state = torch.random.get_rng_state()
         self.llm: Any = vllm.LLM(**(given | (extra or {})))
         torch.random.set_rng_state(state)  # it seeds the whole process
@@ -396,6 +367,58 @@ class LocalVLLM:
         spans = getattr(output, "weight_versions", None)
         found = dict.fromkeys(span.version for span in spans or ())
         return "+".join(found) or self.held
+
+
+def _prepare(on_cuda: bool, spread: bool, invariant: bool) -> None:
+    """The environment in which vLLM is imported. Raises UnfitVLLM."""
+    if invariant:
+        require_invariance("cuda" if on_cuda else "cpu")
+        os.environ["VLLM_BATCH_INVARIANT"] = "1"
+    wanted = dict(ENVIRONMENT)
+    if not on_cuda:
+        wanted |= ON_CPU | (ON_CPU_SPREAD if spread else {})
+    for name, value in wanted.items():
+        os.environ.setdefault(name, value)
+
+
+def _shared_settings() -> dict[str, Any]:
+    """What every engine of ours is told."""
+    from vllm.config import WeightTransferConfig
+
+    from mmrl.rollouts.vllm_transfer import BACKEND, registered
+    from mmrl.rollouts.vllm_worker import EXTENSION
+
+    registered()
+    return {
+        "weight_transfer_config": WeightTransferConfig(backend=BACKEND),
+        "worker_extension_cls": EXTENSION,
+        "enable_prefix_caching": True,
+        "seed": 0,
+        # The checkpoint's own defaults (top-k, penalties) must not come on top of the run's.
+        "generation_config": "vllm",
+    }
+
+
+def _adapter_settings(rank: int, tower: bool) -> dict[str, Any]:
+    if not rank:
+        return {}
+    found: dict[str, Any] = {"enable_lora": True, "max_lora_rank": rank, "max_loras": 1}
+    return found | ({"enable_tower_connector_lora": True} if tower else {})
+
+
+def _device_settings(on_cuda: bool, memory: float) -> dict[str, Any]:
+    if on_cuda:
+        return {"gpu_memory_utilization": memory, "enable_sleep_mode": True}
+    return {"enforce_eager": True, "block_size": 32}
+
+
+def _process_settings(several: bool, tensor_parallel: int) -> dict[str, Any]:
+    if several:
+        # In the process groups that are there, as a group of one; all ranks make theirs at the same time.
+        return {"distributed_executor_backend": "external_launcher"}
+    if tensor_parallel > 1:
+        return {"tensor_parallel_size": tensor_parallel, "distributed_executor_backend": "mp"}
+    return {}
 
 
 def _heads(model: str) -> dict[str, int]:

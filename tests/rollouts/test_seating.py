@@ -86,3 +86,16 @@ def test_everyone_gets_a_seat_once_and_a_prompt_is_read_once(
                 free += blocks[seat.prompt]
     assert sorted(served) == list(range(sum(counts)))
     assert read == list(range(len(tokens))) and free == plan.room
+
+
+@CASES
+@given(LENGTHS, st.integers(1, 100))
+def test_prompts_of_alike_lengths_have_one_block_each(tokens, most):
+    found = fill(asked(tokens), 1, 10, 10_000, most, COSTS, WIDE)
+    small = min(most, max(tokens))
+    ordinary = sum(blocks_of(n, small) * small for n in tokens)
+    # Never more room than blocks of the usual size take.
+    assert found.room * found.block <= ordinary
+    assert found.together == (len(tokens) * max(tokens) <= ordinary)
+    alike = fill(asked([tokens[0]] * len(tokens)), 1, 10, 10_000, most, COSTS, WIDE)
+    assert alike.together and alike.block == tokens[0]

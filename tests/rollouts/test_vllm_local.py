@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
 from types import ModuleType, SimpleNamespace
@@ -259,7 +260,7 @@ def test_a_server_without_its_vllm_ends_and_says_what_to_do(monkeypatch, policy=
     thread = threading.Thread(target=serve)
     thread.start()
     while not hasattr(made_up, "mourned"):
-        pass
+        time.sleep(0.01)
     made_up.mourned()
     thread.join(30)
     assert ended == [GONE] and "Start the server again" in GONE

@@ -25,7 +25,7 @@ pytestmark = [
     pytest.mark.skipif(os.environ.get("MMRL_VLLM") != "1", reason="make vllm-tests runs it"),
 ]
 ROOT = Path(__file__).resolve().parents[2]
-LIMIT = 900
+LIMIT = 2400
 """Seconds for what a real server does at last."""
 
 
