@@ -31,6 +31,7 @@ from mmrl.ground.printable import logger
 from mmrl.model.observing import Frame, observation
 from mmrl.model.policy import Policy
 from mmrl.rollouts.forking import Forest, Piece, Start
+from mmrl.rollouts.tree_groups import Growth
 from mmrl.tools.calling import Answer, Calling
 from mmrl.tools.tool import IMAGE, Observation, Tool, Trajectory
 from mmrl.tools.toolbox import Toolbox, ToolsFailed
@@ -163,6 +164,13 @@ class ToolLoop:
             calls=tuple(answer.trajectory.calls),
             unheeded=masked,
         )
+
+    def paid(self, growth: Growth, answers: Sequence[Sequence[Spoken]]) -> list[list[Rollout]]:
+        """Paid answers of each prompt, without those that were lost."""
+        there = [[one for one in own if not one.lost] for own in answers]
+        by_leaf = {one.leaf: one for own in there for one in own}
+        leaves = [[one.leaf for one in own] for own in there]
+        return growth.paid(leaves, lambda leaf, one: self.completed(by_leaf[leaf], one))
 
     def _opened(self, opening: Opening) -> Spoken:
         self.counters["tool/answers"] += 1
