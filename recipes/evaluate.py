@@ -60,6 +60,7 @@ from mmrl.recipes.shared.opening import (
 )
 from mmrl.recipes.shared.paying import RewardWeights
 from mmrl.recipes.shared.run_settings import OF_RUN, values_of_run
+from mmrl.recipes.shared.run_tools import tools_of_run
 from mmrl.rollouts.choosing import opened
 from mmrl.rollouts.engine import check_rows
 from mmrl.rollouts.kept_answers import KeptAnswers
@@ -112,6 +113,7 @@ def main(
     prompts: int = 512,
     rows_at_once: int = 256,
     seed: int = 0,
+    tools: bool = True,
     heldout_of: int | None = None,
     mix: Mix = Mix(),
     output: Path | None = None,
@@ -131,6 +133,7 @@ def main(
         prompts: Most prompts to use.
         rows_at_once: Most answers that are sampled side by side; fewer take less memory and more time.
         seed: Seeds the answers.
+        tools: Answer a run whose answers call tools with these tools.
         heldout_of: Ask only rows that a run with this seed sets aside (--data.heldout, --data.heldout-rows).
         mix: Of several data sets: does an answer without the asked-for form count?
         output: Also write the numbers to this JSON file; an earlier report is replaced, no other file.
@@ -168,7 +171,10 @@ def main(
             example = "".join(chat_as_line(row.messages) for row in rows[:1])
             for note in policy.processing.tags.notes(example, rewards.needs_tags):
                 tell(note)
-            engine = keeping(engine, output, model, load)
+            called = tools_of_run(Path(model), policy, asked) if tools else None
+            if called is not None:
+                engine, rows = called.answering(engine, policy), called.asked(rows)
+            engine = keeping(engine, output, model, load, "" if called is None else called.mark)
             rates = evaluate(
                 engine, rows, rewards, sampling, now, told=lambda all_, _: greedy.extend(all_)
             )

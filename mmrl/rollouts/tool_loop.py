@@ -147,7 +147,7 @@ class ToolLoop:
             raise ToolsFailed(
                 f"Tools failed in {lost} of {count} answers of this step, and at most "
                 f"{self.use.most_failed:.0%} may be lost; the last: {self._last_loss} Mend the tool, or allow more "
-                "with --tools.most-failed."
+                "with --use.most-failed."
             )
 
     def completed(self, answer: Spoken, rollout: Rollout) -> Rollout:

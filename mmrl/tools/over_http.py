@@ -16,9 +16,9 @@ from queue import Empty, SimpleQueue
 from typing import Any
 from urllib.parse import urlsplit
 
-from mmrl.ground.seeds import digest
 from mmrl.ground.posting import post, shown
 from mmrl.ground.printable import logger
+from mmrl.ground.seeds import digest
 from mmrl.tools.tool import Action, Observation, Tool, Trajectory
 from mmrl.tools.wire import Told, observation_in, picture_of, request_of
 
