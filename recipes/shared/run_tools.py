@@ -77,7 +77,9 @@ def tools_of(
     (maker,), use = makers, (uses or [ToolUse()])[0]
     more = {"rows": rows} if "rows" in inspect.signature(maker.toolbox).parameters else {}
     mark = digest({name: known[name] for name in sorted(records)}).hex()
-    toolbox: Toolbox = maker.toolbox(policy.processing, use, **more)
+    toolbox: Toolbox | None = maker.toolbox(policy.processing, use, **more)
+    if toolbox is None:
+        return None
     return RunTools(toolbox, bool(getattr(maker, "told", False)), mark)
 
 
