@@ -6,7 +6,7 @@ on a laptop CPU, minutes:          python -m recipes.arpo
 with Python, behind its answers:   python -m recipes.arpo 7b-python --dataset my.jsonl
 behind every sentence:             python -m recipes.arpo 7b --dataset my.jsonl --arpo.strings '. '
 
-The published models call tools and branch behind their results (`--tools.python True`, `--tools.calculator True`; their
+The published models call tools and branch behind their results (`--tools.python`, `--tools.calculator`; their
 search engine is left out). Without tools answers branch behind strings that the policy writes itself, the end of its
 thinking if nothing else is said.
 """
