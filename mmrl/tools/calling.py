@@ -75,7 +75,8 @@ class Calling:
     ) -> None:
         if self._loop is not None and self._thread is not None:
             self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
+            # Not for ever: a tool may hold the loop up.
+            self._thread.join(5.0)
 
     def begin(self, ticket: int, tool: Tool, action: Action, trajectory: Trajectory) -> None:
         """Call the tool; `done` tells its answer by the ticket."""

@@ -179,8 +179,12 @@ FAILS = {
     "raises at once": (lambda: Scripted(RuntimeError("torn")), "failed", "torn", 2),
     "gives nothing": (lambda: Scripted(None, quick=False), "failed", "must give an Obs", 2),
     "more markers than media": (
-        lambda: Scripted(Observation("<image> <image>")), "failed", "2 markers", 2,
+        lambda: Scripted(Observation("<image> <image>", PROMPTS[0].media)), "failed", "2 markers", 2,
     ),
+    "shows no picture": (
+        lambda: Scripted(Observation("", (Media(torch.zeros(3, 8, 8)),))), "failed", "float32", 2,
+    ),
+    "says no text": (lambda: Scripted(Observation(None)), "failed", "whose text is one", 2),
     "raises what no future can hold": (
         lambda: Scripted(StopIteration(), quick=False), "failed", "StopIteration", 2,
     ),
@@ -223,7 +227,8 @@ def test_what_cannot_be_done_is_told_to_the_model(one):
     strip = Media(torch.zeros(1, 3, 1, 900, dtype=torch.uint8))
     for tools, why in (
         ([Counting(least=10**6)], "is too short"),
-        ([Scripted(BadAction("no such picture"))], "no such picture"),
+        ([Scripted(BadAction("no such <image>"))], "no such <image>"),
+        ([Scripted(Observation("so <image> <image>"))], None),
         ([Scripted(parse="nothing"), Counting()], None),
         ([Scripted(parse="nothing")], "The tools are: scripted"),
         ([Scripted(Observation("", (strip,)))], "cannot be shown"),
