@@ -31,6 +31,7 @@ from typing import Any
 from mmrl import Rewards, Sampling
 from mmrl.ground.outputs import refuse_report, write_report
 from mmrl.ground.printable import printable, show, tell
+from mmrl.model.policy import Policy
 from mmrl.recipes.shared.clip_asking import Asking, span_style_of
 from mmrl.recipes.shared.clip_data import ClipQuestions, Clips, about_clips, about_spans
 from mmrl.recipes.shared.clip_report import blocks, grounding_report
@@ -60,7 +61,7 @@ from mmrl.recipes.shared.opening import (
 )
 from mmrl.recipes.shared.paying import RewardWeights
 from mmrl.recipes.shared.run_settings import OF_RUN, values_of_run
-from mmrl.recipes.shared.run_tools import tools_of_run
+from mmrl.recipes.shared.run_tools import tools_of_run, with_tools
 from mmrl.rollouts.choosing import opened
 from mmrl.rollouts.engine import check_rows
 from mmrl.rollouts.kept_answers import KeptAnswers
@@ -74,7 +75,7 @@ from mmrl.training.evaluate import (
 from mmrl.training.left_out import LeftOut
 from mmrl.training.run import LATEST, RUNS
 from mmrl.training.tracking import chat_as_line
-from mmrl.types import Now, Prompts, Rollout
+from mmrl.types import Now, Prompt, Prompts, Rollout
 
 REPORT = "evaluation"
 LAST = f"{RUNS}/{LATEST}"
@@ -168,13 +169,10 @@ def main(
         greedy: list[Rollout] = []
         engine, now = opened(policy, rows_at_once, sampling), Now(0, 0.0, seed)
         with paid as rewards:
-            example = "".join(chat_as_line(row.messages) for row in rows[:1])
-            for note in policy.processing.tags.notes(example, rewards.needs_tags):
-                tell(note)
-            called = tools_of_run(Path(model), policy, asked) if tools else None
-            if called is not None:
-                engine, rows = called.answering(engine, policy), called.asked(rows)
-            engine = keeping(engine, output, model, load, "" if called is None else called.mark)
+            _tell_of_tags(policy, rows, rewards)
+            run = tools_of_run(Path(model), policy, asked) if tools else None
+            engine, rows = with_tools(run, engine, policy, rows)
+            engine = keeping(engine, output, model, load, run.mark if run else "")
             rates = evaluate(
                 engine, rows, rewards, sampling, now, told=lambda all_, _: greedy.extend(all_)
             )
@@ -196,6 +194,13 @@ def main(
     if output is not None:
         write_report(output, REPORT, found)
         tell(f"written to {output}")
+
+
+def _tell_of_tags(policy: Policy, rows: Sequence[Prompt], rewards: Rewards) -> None:
+    """What is to be said of the tags that rewards ask for."""
+    example = "".join(chat_as_line(row.messages) for row in rows[:1])
+    for note in policy.processing.tags.notes(example, rewards.needs_tags):
+        tell(note)
 
 
 def _rows(

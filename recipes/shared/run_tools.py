@@ -47,6 +47,15 @@ class RunTools:
         return [with_text(row, f"\n\n{self.toolbox.usage}") for row in rows]
 
 
+def with_tools(
+    run: RunTools | None, engine: Engine, policy: Policy, rows: Sequence[Prompt]
+) -> tuple[Engine, list[Prompt]]:
+    """The engine and the questions with the tools of a run, if it has any."""
+    if run is None:
+        return engine, list(rows)
+    return run.answering(engine, policy), run.asked(rows)
+
+
 def tools_of_run(folder: Path, policy: Policy, rows: Prompts) -> RunTools | None:
     """The tools of the run in a folder; None for a run without tools, and for what is no run.
 
