@@ -187,8 +187,7 @@ def main(
             show(f"  answers to {engine.reused} questions are those of {engine.file}")
         for name, value in rates.items():
             show(f"  {name:<16} {value:.4f}")
-        bad = left_out.reasons()
-        if bad:
+        if bad := left_out.reasons():
             show(f"  {len(bad)} rows cannot be used, the first: {bad[0]}")
         found |= {"prompts": len(rows), "skipped": bad, **rates}
     if output is not None:
