@@ -31,6 +31,7 @@ from typing import Any
 from mmrl import Rewards, Sampling
 from mmrl.ground.outputs import refuse_report, write_report
 from mmrl.ground.printable import printable, show, tell
+from mmrl.model.policy import Policy
 from mmrl.recipes.shared.clip_asking import Asking, span_style_of
 from mmrl.recipes.shared.clip_data import ClipQuestions, Clips, about_clips, about_spans
 from mmrl.recipes.shared.clip_report import blocks, grounding_report
@@ -60,6 +61,7 @@ from mmrl.recipes.shared.opening import (
 )
 from mmrl.recipes.shared.paying import RewardWeights
 from mmrl.recipes.shared.run_settings import OF_RUN, values_of_run
+from mmrl.recipes.shared.run_tools import tools_of_run, with_tools
 from mmrl.rollouts.choosing import opened
 from mmrl.rollouts.engine import check_rows
 from mmrl.rollouts.kept_answers import KeptAnswers
@@ -73,7 +75,7 @@ from mmrl.training.evaluate import (
 from mmrl.training.left_out import LeftOut
 from mmrl.training.run import LATEST, RUNS
 from mmrl.training.tracking import chat_as_line
-from mmrl.types import Now, Prompts, Rollout
+from mmrl.types import Now, Prompt, Prompts, Rollout
 
 REPORT = "evaluation"
 LAST = f"{RUNS}/{LATEST}"
@@ -112,6 +114,7 @@ def main(
     prompts: int = 512,
     rows_at_once: int = 256,
     seed: int = 0,
+    tools: bool = True,
     heldout_of: int | None = None,
     mix: Mix = Mix(),
     output: Path | None = None,
@@ -131,6 +134,7 @@ def main(
         prompts: Most prompts to use.
         rows_at_once: Most answers that are sampled side by side; fewer take less memory and more time.
         seed: Seeds the answers.
+        tools: Answer a run whose answers call tools with these tools.
         heldout_of: Ask only rows that a run with this seed sets aside (--data.heldout, --data.heldout-rows).
         mix: Of several data sets: does an answer without the asked-for form count?
         output: Also write the numbers to this JSON file; an earlier report is replaced, no other file.
@@ -165,10 +169,10 @@ def main(
         greedy: list[Rollout] = []
         engine, now = opened(policy, rows_at_once, sampling), Now(0, 0.0, seed)
         with paid as rewards:
-            example = "".join(chat_as_line(row.messages) for row in rows[:1])
-            for note in policy.processing.tags.notes(example, rewards.needs_tags):
-                tell(note)
-            engine = keeping(engine, output, model, load)
+            _tell_of_tags(policy, rows, rewards)
+            run = tools_of_run(Path(model), policy, asked) if tools else None
+            engine, rows = with_tools(run, engine, policy, rows)
+            engine = keeping(engine, output, model, load, run.mark if run else "")
             rates = evaluate(
                 engine, rows, rewards, sampling, now, told=lambda all_, _: greedy.extend(all_)
             )
@@ -183,13 +187,19 @@ def main(
             show(f"  answers to {engine.reused} questions are those of {engine.file}")
         for name, value in rates.items():
             show(f"  {name:<16} {value:.4f}")
-        bad = left_out.reasons()
-        if bad:
+        if bad := left_out.reasons():
             show(f"  {len(bad)} rows cannot be used, the first: {bad[0]}")
         found |= {"prompts": len(rows), "skipped": bad, **rates}
     if output is not None:
         write_report(output, REPORT, found)
         tell(f"written to {output}")
+
+
+def _tell_of_tags(policy: Policy, rows: Sequence[Prompt], rewards: Rewards) -> None:
+    """What is to be said of the tags that rewards ask for."""
+    example = "".join(chat_as_line(row.messages) for row in rows[:1])
+    for note in policy.processing.tags.notes(example, rewards.needs_tags):
+        tell(note)
 
 
 def _rows(

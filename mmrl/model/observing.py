@@ -144,5 +144,5 @@ def _around(text: str, before: str, behind: str, role: str) -> str:
 def _no_turns(role: str) -> str:
     return (
         f"The chat template of this checkpoint has no turns of the role {role!r} behind an answer; let observations "
-        "stand as another one, or as they are (--tools.turns user or raw)."
+        "stand as another one, or as they are (--use.turns user or raw)."
     )

@@ -7,7 +7,7 @@ as an exception. Rules:
 
 1. Refused connections, silence, half replies, garbage and the statuses 408, 409, 425, 429 and 5xx are retried with
    exponential backoff and jitter, at most `attempts` times and not beyond `deadline`; Retry-After is obeyed, by all
-   requests of this judge, up to `judge_http.LONGEST_WAIT`. Any other status is reported at once.
+   requests of this judge, up to `posting.LONGEST_WAIT`. Any other status is reported at once.
 2. `deadline` counts from the call and includes waiting for a free place, so it bounds a whole step.
 3. Equal requests are sent once. The cache key hashes the model, the sampling, `version`, the messages and the digest
    of their prompt (`judge_prompts`), not the address. With `replay` nothing is sent at all.
@@ -36,8 +36,8 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from mmrl.ground.declared import FREE
+from mmrl.ground.posting import Reply, post, redact, shown
 from mmrl.ground.require import require
-from mmrl.rewards.judge_http import Reply, post, redact, shown
 from mmrl.rewards.judge_ledger import Budget, Ledger, Spent, request_key
 from mmrl.rewards.judge_prompts import JudgePrompt
 from mmrl.rewards.worker import Unavailable

@@ -11,8 +11,11 @@ Others branch in the same way behind the place where they began, until N answers
 missing then begins at the prompt. So there are always N. A token that answers share is generated, scored and trained
 once, and weighs as many times as answers have it.
 
+With a `toolbox` the strings are not read: places lie behind what tools answer, and whatever happened up to there
+(calls, pictures, what tools remember) belongs to all who branch there. An answer whose tool fails is left out.
+
 Departures from the official code (github.com/dongguanting/ARPO, commit e257337d)
-1. Places lie behind any string of the policy's own words. There they lie behind the results of tools.
+1. Without tools places lie behind any string of the policy's own words. There they lie behind the results of tools.
 2. Answers are drawn to their ends and branch afterwards, at the earliest places first; there they wait for each other
    at each call of a tool. What is drawn behind a place does not depend on it.
 3. H is a sum over tokens, as there (the paper's is a mean); fewer than `look` tokens give a smaller one.
@@ -34,10 +37,15 @@ from mmrl.ground.require import require
 from mmrl.ground.seeds import uniform_draw
 from mmrl.ground.traits import Slot
 from mmrl.model.policy import Policy
+from mmrl.rollouts.engine import Engine
 from mmrl.rollouts.forking import Piece, Start
 from mmrl.rollouts.request import Ability
 from mmrl.rollouts.stages import Stages
+from mmrl.rollouts.tool_loop import Opening, Spoken, ToolLoop
+from mmrl.rollouts.tool_use import ToolEngine
 from mmrl.rollouts.tree_groups import GrowingRollout, Growth
+from mmrl.tools.tool import Trajectory
+from mmrl.tools.toolbox import Toolbox
 from mmrl.types import LARGEST_GROUP, Prompt, Rollout
 
 __all__ = ["ARPO", "ARPORollout", "branch_score", "top_entropy"]
@@ -110,12 +118,50 @@ class _Grown:
 
 
 @dataclass(frozen=True)
+class _Opened:
+    """An answer with tools that shall begin."""
+
+    opening: Opening
+    first: Piece | None = None
+    """As `_Grown.first`; None: it begins with its own."""
+
+
+@dataclass(frozen=True)
+class _Spoken:
+    """An answer with tools, and the piece with which it begins."""
+
+    answer: Spoken
+    first: Piece
+
+
+@dataclass(frozen=True, eq=False)
+class _Behind:
+    """A place behind an observation."""
+
+    place: _Place
+    before: int
+    """Tokens before it."""
+    trajectory: Trajectory
+    """What had happened up to there."""
+    one: _Spoken
+
+    def opened(self, number: int) -> _Opened:
+        """An answer that branches here; `number` tells it from others."""
+        place, prompt = self.place, self.one.answer.opening.prompt
+        fork = self.trajectory.fork(place.piece, number)
+        opening = Opening(prompt, place.piece, place.cut, self.before, (), fork)
+        return _Opened(opening, self.one.first)
+
+
+@dataclass(frozen=True)
 class ARPORollout(GrowingRollout):
     """Groups that branch behind strings where the policy has become unsure."""
 
     policy: Policy | None = None
     """Whose words the strings are looked for in; needed to grow trees."""
     arpo: ARPO = ARPO()
+    toolbox: Toolbox | None = None
+    """Tools that answers call, behind whose results they branch; None: answers branch behind strings."""
 
     needs: ClassVar[Collection[Ability]] = ("forks", "likely tokens")
 
@@ -135,15 +181,23 @@ class ARPORollout(GrowingRollout):
         """Answers of a group share beginnings."""
         return ("samples trees",)
 
+    def answering(self, engine: Engine) -> Engine:
+        """The engine, with the tools if there are any."""
+        if self.toolbox is None or self.policy is None:
+            return engine
+        return ToolEngine(engine, self.policy, self.toolbox)
+
     def groups(self, stages: Stages, prompts: Sequence[Prompt]) -> list[list[Rollout]]:
         """Trees, or independent answers if nothing can branch."""
-        if self.arpo.roots >= stages.sampling.group_size:
+        if self.arpo.roots >= stages.sampling.group_size and self.toolbox is None:
             return stages(prompts)
         return super().groups(stages, prompts)
 
     def grow(self, growth: Growth, prompts: Sequence[Prompt]) -> list[list[Rollout]]:
         """The paid tree of each prompt."""
         assert self.policy is not None, "asked for where the function is made"
+        if self.toolbox is not None:
+            return self._grow_with_tools(growth, prompts, self.policy, self.toolbox)
         arpo, size, trees = self.arpo, growth.sampling.group_size, growth.trees
         grown: list[list[_Grown]] = [[] for _ in prompts]
         starts = [Start(n) for n in range(len(prompts)) for _ in range(arpo.roots)]
@@ -167,6 +221,65 @@ class ARPORollout(GrowingRollout):
         for piece in trees.grow(missing) if missing else ():
             leaves[piece.start.prompt].append(piece.number)
         return growth.paid(leaves)
+
+    def _grow_with_tools(
+        self, growth: Growth, prompts: Sequence[Prompt], policy: Policy, toolbox: Toolbox
+    ) -> list[list[Rollout]]:
+        """As `grow`; answers are drawn by the tool loop, and branch behind what tools have answered."""
+        loop = ToolLoop(policy, toolbox, prompts, growth.sampling, growth.now, growth.counters)
+        size, roots = growth.sampling.group_size, self.arpo.roots
+        grown: list[list[_Spoken]] = [[] for _ in prompts]
+        opened = [
+            _Opened(Opening(n)) for n in range(len(prompts)) for _ in range(min(roots, size))
+        ]
+        while opened:
+            waiting: list[list[_Behind]] = [[] for _ in prompts]
+            for one in self._spoken(loop, growth, opened):
+                number = one.answer.opening.prompt
+                key = (growth.now.seed, growth.now.step, prompts[number].id, len(grown[number]))
+                waiting[number] += self._behind(one, policy, key)
+                grown[number].append(one)
+            opened = []
+            for own, places in zip(grown, waiting, strict=True):
+                chosen = self._branching([each.place for each in places], size - len(own))
+                by_place = {id(each.place): each for each in places}
+                opened += [by_place[id(place)].opened(n) for n, place in enumerate(chosen)]
+            growth.counters["arpo/branches"] += len(opened)
+        further = [
+            _Opened(Opening(n)) for n, own in enumerate(grown) for _ in range(size - len(own))
+        ]
+        growth.counters["arpo/further_roots"] += len(further)
+        for one in self._spoken(loop, growth, further):
+            grown[one.answer.opening.prompt].append(one)
+        loop.refuse_many_lost()
+        return loop.paid(growth, [[one.answer for one in own] for own in grown])
+
+    def _spoken(
+        self, loop: ToolLoop, growth: Growth, opened: Sequence[_Opened]
+    ) -> list[_Spoken]:
+        """The answers that begin there."""
+        openings = [one.opening for one in opened]
+        answers = loop.run(growth.trees, openings, top=self.arpo.candidates, keeps=True)
+        return [
+            _Spoken(answer, one.first or answer.pieces[0])
+            for one, answer in zip(opened, answers, strict=True)
+        ]
+
+    def _behind(self, one: _Spoken, policy: Policy, key: Sequence[int | str]) -> list[_Behind]:
+        """Where an answer may branch: behind each observation, if words follow."""
+        beginning = self._uncertainty(one.first, 0, policy)
+        answer, found = one.answer, []
+        before = answer.opening.before
+        for piece, kept in zip(answer.pieces, answer.kept, strict=True):
+            cut = len(piece.start.given)
+            if 0 < cut < len(piece.tokens) and not answer.lost:
+                now = self._uncertainty(piece, cut, policy)
+                uniform = uniform_draw(*key, before + cut, "arpo")
+                score = branch_score(uniform, beginning, now, self.arpo.weight)
+                place = _Place(len(kept.calls), piece.number, cut, score)
+                found.append(_Behind(place, before + cut, kept, one))
+            before += len(piece.tokens)
+        return found
 
     def _branching(self, places: Sequence[_Place], left: int) -> list[_Place]:
         """Where new answers begin, each place once per answer; the earliest places first, `left` answers at most."""

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from mmrl.ground.calls import Action, Call
 from mmrl.ground.contents import digest
 from mmrl.model.policy import Policy
 from mmrl.rollouts.engine import Engine
@@ -89,7 +90,7 @@ class KeptAnswers:
 
     def _keep(self, lines: Sequence[Mapping[str, Any]]) -> None:
         self._kept.update({line["key"]: line for line in lines})
-        text = "".join(json.dumps(line) + "\n" for line in lines)
+        text = "".join(json.dumps(line, default=str) + "\n" for line in lines)
         if not self.file.exists():
             self.file.parent.mkdir(parents=True, exist_ok=True)
             text = HEADER + text
@@ -133,8 +134,9 @@ def _line(key: str, answers: Sequence[Rollout]) -> dict[str, Any]:
                 "tokens": answer.tokens.tolist(),
                 "roles": answer.roles.tolist(),
                 "temperature": _written(answer.temperature),
-                # Most answers have neither.
+                # Most answers have none of these.
                 **({"path": answer.path} if answer.path else {}),
+                **({"calls": [asdict(call) for call in answer.calls]} if answer.calls else {}),
                 **({"media": [_shown(m) for m in answer.media]} if answer.media else {}),
             }
             for answer in answers
@@ -156,9 +158,15 @@ def _rollouts(prompt: Prompt, group: int, line: Mapping[str, Any]) -> list[Rollo
             temperature=_read_back(answer["temperature"]),
             path=tuple((node, count) for node, count in answer.get("path", ())),
             media=tuple(_medium(shown) for shown in answer.get("media", ())),
+            calls=tuple(_call(told) for told in answer.get("calls", ())),
         )
         for answer in line["answers"]
     ]
+
+
+def _call(told: Mapping[str, Any]) -> Call:
+    action = None if told["action"] is None else Action(**told["action"])
+    return Call(**{**told, "action": action})
 
 
 def _written(temperature: float | torch.Tensor) -> float | list[float]:

@@ -31,10 +31,11 @@ from mmrl.ground.printable import logger
 from mmrl.model.observing import Frame, observation
 from mmrl.model.policy import Policy
 from mmrl.rollouts.forking import Forest, Piece, Start
+from mmrl.rollouts.tree_groups import Growth
 from mmrl.tools.calling import Answer, Calling
-from mmrl.tools.tool import IMAGE, Observation, Tool, Trajectory
+from mmrl.tools.tool import Observation, Tool, Trajectory
 from mmrl.tools.toolbox import Toolbox, ToolsFailed
-from mmrl.types import Media, Now, Prompt, Role, Rollout, Sampling
+from mmrl.types import Now, Prompt, Role, Rollout, Sampling
 
 log = logger(__name__)
 
@@ -146,7 +147,7 @@ class ToolLoop:
             raise ToolsFailed(
                 f"Tools failed in {lost} of {count} answers of this step, and at most "
                 f"{self.use.most_failed:.0%} may be lost; the last: {self._last_loss} Mend the tool, or allow more "
-                "with --tools.most-failed."
+                "with --use.most-failed."
             )
 
     def completed(self, answer: Spoken, rollout: Rollout) -> Rollout:
@@ -163,6 +164,13 @@ class ToolLoop:
             calls=tuple(answer.trajectory.calls),
             unheeded=masked,
         )
+
+    def paid(self, growth: Growth, answers: Sequence[Sequence[Spoken]]) -> list[list[Rollout]]:
+        """Paid answers of each prompt, without those that were lost."""
+        there = [[one for one in own if not one.lost] for own in answers]
+        by_leaf = {one.leaf: one for own in there for one in own}
+        leaves = [[one.leaf for one in own] for own in there]
+        return growth.paid(leaves, lambda leaf, one: self.completed(by_leaf[leaf], one))
 
     def _opened(self, opening: Opening) -> Spoken:
         self.counters["tool/answers"] += 1
@@ -274,16 +282,16 @@ class ToolLoop:
     def _observe(self, answer: Spoken, call: Call, told: Observation) -> None:
         """Put what a tool said behind the answer, if there is room, and let the model go on."""
         self.counters["tool/refused"] += call.outcome == "refused"
-        trajectory, text = answer.trajectory, told.marked()
+        trajectory = answer.trajectory
         try:
-            ids = self._ids(text, told.media)
+            ids = self._ids(told)
         except BadRow as error:
             # What the model asked for, for example a strip of one pixel, cannot be shown to it.
             self.counters["tool/refused"] += 1
             why = f"It cannot be shown: {error}"
             call = replace(call, outcome="refused", note=why)
-            told, text = Observation(why, done=told.done, valid=False), why
-            ids = self._ids(text, ())
+            told = Observation(why, done=told.done, valid=False)
+            ids = self._ids(told)
         if told.done:
             trajectory.calls.append(call)
             answer.finished = True
@@ -292,24 +300,21 @@ class ToolLoop:
             trajectory.calls.append(call)
             answer.cut = True
             return
-        trajectory.calls.append(replace(call, said=text, shown=len(told.media)))
+        said = replace(call, said=told.marked(), shown=len(told.media))
+        trajectory.calls.append(said)
         for medium in told.media:
             trajectory.add(medium)
         self.counters["tool/observation_tokens"] += len(ids)
         answer.turn = ()
         last = answer.pieces[-1]
-        start = Start(last.start.prompt, last.number, None, ids, Role.OBSERVATION, told.media)
+        start = Start(
+            last.start.prompt, last.number, None, ids, Role.OBSERVATION, tuple(told.media)
+        )
         self._begin(answer, start)
 
-    def _ids(self, text: str, media: Sequence[Media]) -> tuple[int, ...]:
-        words = text.split(IMAGE)
-        # One marker per medium: words and media take turns.
-        parts: list[str | Media] = [words[0]]
-        for medium, behind in zip(media, words[1:], strict=True):
-            parts += [medium, behind]
-        use = self.use
-        processing = self.policy.processing
-        return observation(processing, self._frame, parts, use.max_observation, use.truncate)
+    def _ids(self, told: Observation) -> tuple[int, ...]:
+        most, side = self.use.max_observation, self.use.truncate
+        return observation(self.policy.processing, self._frame, told.parts(), most, side)
 
     def _fail(self, answer: Spoken, call: Call) -> None:
         """A tool did not answer: the answer is lost."""

@@ -18,7 +18,7 @@ from mmrl.model.policy import Policy
 from mmrl.rollouts import forking
 from mmrl.rollouts.engine import Engine
 from mmrl.rollouts.request import Ability, abilities_of
-from mmrl.rollouts.tool_loop import Opening, ToolLoop
+from mmrl.rollouts.tool_loop import Opening, Spoken, ToolLoop
 from mmrl.rollouts.tree_groups import GrowingRollout, Growth, together
 from mmrl.tools.toolbox import Toolbox
 from mmrl.types import Now, Prompt, Rollout, Sampling
@@ -56,13 +56,12 @@ class ToolRollout(GrowingRollout):
         )
         size = growth.sampling.group_size
         openings = [Opening(n) for n in range(len(prompts)) for _ in range(size)]
-        answers = [one for one in loop.run(growth.trees, openings) if not one.lost]
+        answers = loop.run(growth.trees, openings)
         loop.refuse_many_lost()
-        by_leaf = {answer.leaf: answer for answer in answers}
-        leaves: list[list[int]] = [[] for _ in prompts]
+        own: list[list[Spoken]] = [[] for _ in prompts]
         for answer in answers:
-            leaves[answer.opening.prompt].append(answer.leaf)
-        return growth.paid(leaves, lambda leaf, rollout: loop.completed(by_leaf[leaf], rollout))
+            own[answer.opening.prompt].append(answer)
+        return loop.paid(growth, own)
 
 
 @dataclass(frozen=True)

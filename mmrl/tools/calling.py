@@ -75,7 +75,8 @@ class Calling:
     ) -> None:
         if self._loop is not None and self._thread is not None:
             self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
+            # Not for ever: a tool may hold the loop up.
+            self._thread.join(5.0)
 
     def begin(self, ticket: int, tool: Tool, action: Action, trajectory: Trajectory) -> None:
         """Call the tool; `done` tells its answer by the ticket."""
@@ -204,11 +205,19 @@ def _in_thread(
 
 
 def _checked(tool: Tool, found: Any) -> Observation:
-    """What a tool gave, with one marker per medium. Raises TypeError and ValueError."""
-    if not isinstance(found, Observation):
+    """What a tool gave, if it can be put into an answer. Raises TypeError and ValueError."""
+    whose = f"{type(tool).__name__}.act"
+    if not isinstance(found, Observation) or not isinstance(found.text, str):
         raise TypeError(
-            f"{type(tool).__name__}.act gave {found!r}; it must give an Observation."
+            f"{whose} gave {found!r}; it must give an Observation, whose text is one."
         )
+    for medium in found.media:
+        frames = getattr(medium, "frames", None)
+        shape, kind = list(getattr(frames, "shape", [])), str(getattr(frames, "dtype", None))
+        if len(shape) != 4 or shape[1] != 3 or 0 in shape or kind != "torch.uint8":
+            raise TypeError(
+                f"{whose} shows {kind} {shape}; give Media with frames uint8 [F, 3, H, W] (RGB)."
+            )
     found.marked()
     return found
 

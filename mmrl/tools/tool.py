@@ -52,7 +52,7 @@ class Observation:
 
     text: str = ""
     """With one `IMAGE` for each of the media, in their order; missing ones are added at the end, each on a line of its
-    own. Nothing in it is read as a sign of the chat template."""
+    own. Without media it is a word like any other. Nothing in the text is read as a sign of the chat template."""
     media: tuple[Media, ...] = ()
     """Pictures and clips that the model shall see. They become pictures of the trajectory, behind all earlier ones."""
     done: bool = False
@@ -66,6 +66,8 @@ class Observation:
 
     def marked(self) -> str:
         """The text with one marker per medium. Raises ValueError for more markers than media."""
+        if not self.media:
+            return self.text  # a program may print the marker, or a model ask for it
         missing = len(self.media) - self.text.count(IMAGE)
         if missing < 0:
             raise ValueError(
@@ -73,6 +75,16 @@ class Observation:
                 "marker its medium, or write another word into the text."
             )
         return self.text + f"\n{IMAGE}" * missing
+
+    def parts(self) -> list[str | Media]:
+        """Words and media in their order. Raises ValueError for more markers than media."""
+        if not self.media:
+            return [self.text]
+        words = self.marked().split(IMAGE)
+        found: list[str | Media] = [words[0]]
+        for medium, behind in zip(self.media, words[1:], strict=True):
+            found += [medium, behind]
+        return found
 
 
 @dataclass(eq=False)

@@ -27,8 +27,13 @@ def graded_as_published(style: Style, dataset: str) -> Style:
     return replace(style, accuracy=BenchmarkAccuracy()) if is_benchmark(dataset) else style
 
 
-def keeping(engine: Engine, output: Path | None, model: str, load: Load) -> Engine:
-    """The engine, its answers kept beside the report (NAME.answers.jsonl); as it is without a report."""
+def keeping(
+    engine: Engine, output: Path | None, model: str, load: Load, tools: str = ""
+) -> Engine:
+    """The engine, its answers kept beside the report (NAME.answers.jsonl); as it is without a report.
+
+    `tools`: what tells the tools that answers call from others.
+    """
     if output is None:
         return engine
     rank = Ranks.here().rank
@@ -41,6 +46,8 @@ def keeping(engine: Engine, output: Path | None, model: str, load: Load) -> Engi
     shown += () if clips == (None,) * len(clips) else clips
     if load.engine != "here":  # another engine may draw other answers
         shown = (*shown, "vllm")
+    if tools:
+        shown = (*shown, "tools", tools)
     return KeptAnswers(engine, file, digest((model_content(model), shown)).hex())
 
 

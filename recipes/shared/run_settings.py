@@ -26,7 +26,7 @@ def values_of_run(
 
     `dataset`: other rows that are asked for. Raises ValueError for a run that says too little.
     """
-    stored = _stored(folder)
+    stored = stored_settings(folder)
     if stored is None:
         return None
     recipe = stored.get("recipe")
@@ -57,7 +57,7 @@ def values_of_run(
     }
 
 
-def _stored(folder: Path) -> dict[str, Any] | None:
+def stored_settings(folder: Path) -> dict[str, Any] | None:
     """The `config.json` of a run; None for a model's folder, whose file of that name is another thing."""
     record = read_record(folder / "config.json", "the settings of the run are not known")
     return record if record is not None and {"run", "settings"} <= record.keys() else None

@@ -177,9 +177,9 @@ class Told(Prompts):
         return content_of(self.prompts, index)
 
 
-def told(prompts: Prompts, toolbox: Toolbox, wanted: bool) -> Prompts:
-    """The questions with what tools there are, if that is wanted."""
-    return Told(prompts, toolbox.usage) if wanted else prompts
+def told(prompts: Prompts, toolbox: Toolbox | None, wanted: bool) -> Prompts:
+    """The questions with what tools there are, if that is wanted and there are any."""
+    return Told(prompts, toolbox.usage) if wanted and toolbox is not None else prompts
 
 
 def _rivals(own: str) -> tuple[str, ...]:

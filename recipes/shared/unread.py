@@ -68,7 +68,27 @@ def _one_data_set(recipe: str, arguments: Arguments) -> bool:
     return recipe == "evaluate" and not is_several(str(arguments["dataset"]))
 
 
+def _calls_tools(arguments: Arguments) -> bool:
+    """Of ARPO: does it call any?"""
+    return arguments["tools"].calculator or arguments["tools"].python
+
+
 RULES = (
+    Unread(
+        ("use.", "tools.told"),
+        lambda recipe, a: recipe == "arpo" and not _calls_tools(a),
+        "no tools are called; add --tools.python or --tools.calculator, or leave it out",
+    ),
+    Unread(
+        ("arpo.strings",),
+        lambda recipe, a: recipe == "arpo" and _calls_tools(a),
+        "with tools answers branch behind what these answer; leave it out",
+    ),
+    Unread(
+        ("tools",),
+        _evaluates_spans,
+        "questions about spans are asked without tools; leave it out",
+    ),
     Unread(
         ("mix.weights", "mix.ends"),
         lambda recipe, _: recipe == "evaluate",

@@ -135,6 +135,9 @@ SEVERAL = ["--dataset", "a=drawn:lookup", "--dataset", "b=drawn:counting"]
 EXAMPLES = [
     ("evaluate", ["--mix.weights", "a=1", "b=2", *SEVERAL], None),
     ("evaluate", ["--mix.no-form-first"], SEVERAL),
+    ("arpo", ["--use.max-turns", "3"], ["--tools.calculator"]),
+    ("arpo", ["--arpo.strings", ". ", "--tools.calculator"], None),
+    ("evaluate", ["--no-tools", "--dataset", SPANS], None),
     ("recap", ["--recap.window", "0", "--recap.temperature", "2"], None),
     ("papo", ["--groups.rounds", "3"], ["--dynamic"]),
     ("dvrp", ["--groups.low", "0.1"], ["--dynamic"]),

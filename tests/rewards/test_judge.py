@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 
+from mmrl.ground.posting import Reply, redact
 from mmrl.rewards.judge import (
     Budget,
     BudgetSpent,
@@ -25,7 +26,6 @@ from mmrl.rewards.judge import (
     LocalJudge,
     RequestRefused,
 )
-from mmrl.rewards.judge_http import Reply, redact
 from mmrl.rewards.judge_ledger import request_key
 from mmrl.rewards.pay import Rewards, RewardStopped
 from mmrl.types import Prompt, Rollout
@@ -431,9 +431,9 @@ def test_a_server_may_ask_to_wait_for_a_while_only(
 def test_a_server_that_asks_for_a_day_does_not_silence_the_run(
     address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mmrl.rewards import judge_http
+    from mmrl.ground import posting
 
-    monkeypatch.setattr(judge_http, "LONGEST_WAIT", 0.3)
+    monkeypatch.setattr(posting, "LONGEST_WAIT", 0.3)
     began = time.perf_counter()
     assert ask(judge(address), "after 86400") == ["echo after 86400"]
     assert 0.3 <= time.perf_counter() - began < 5.0

@@ -19,9 +19,13 @@ from mmrl.rollouts.engine import HFEngine
 from mmrl.rollouts.groups import group_rollout
 from mmrl.rollouts.prompt_order import Supply
 from mmrl.rollouts.stages import OneStep
+from mmrl.rollouts.tool_use import ToolRollout
 from mmrl.rollouts.tree_groups import together, tokens_once
+from mmrl.tools.toolbox import Toolbox, ToolUse
 from mmrl.training.clashes import refuse_clashes
-from mmrl.types import Now, Prompt, Prompts, Sampling
+from mmrl.types import Media, Now, Prompt, Prompts, Role, Sampling
+from tests.rollouts.test_tool_use import rescored
+from tests.rollouts.tools_for_tests import Counting
 
 GOLDEN = Path(os.environ.get("MMRL_GOLDEN", Path(__file__).parents[1] / "golden")) / "rlvr"
 FILE = json.loads((GOLDEN / "arpo_branch.json").read_text(encoding="utf-8"))
@@ -185,3 +189,60 @@ def test_what_takes_answers_for_independent_is_warned_of_and_a_second_tree_refus
         ARPORollout(inner=DARSRollout(), policy=policy)
     with pytest.raises(ValueError, match="has no policy"):
         ARPORollout()
+
+
+class Shows(Counting):
+    """Counts, and shows the picture of so many letters."""
+
+    def act(self, action, trajectory):
+        told = super().act(action, trajectory)
+        grey = torch.full((1, 3, 32, 32), sum(trajectory.state[self.name]) % 256)
+        return replace(told, media=(Media(grey.to(torch.uint8)),))
+
+
+def test_with_tools_answers_branch_behind_what_tools_answer(policy):
+    tools = Toolbox((Shows(),), ToolUse(max_turns=2))
+    rule = ARPORollout(policy=policy, arpo=OFTEN, toolbox=tools)
+    long = replace(EIGHT, max_tokens=80)
+    found, counters = sampled(rule, policy, long)
+    assert counters["arpo/branches"] + counters["arpo/further_roots"] == 3 * 6
+    assert counters["arpo/branches"] >= 6 and counters["tool/answers"] == 24
+    for number in range(3):
+        group = [r for r in found if r.group == number]
+        assert len(group) == 8
+        for one in group:
+            assert len(one.media) == sum(call.shown for call in one.calls)
+            # What a tool remembers is that of the answer's own way.
+            total = 0
+            for call in one.calls:
+                total += call.found["letters"]
+                assert not call.said or f"so {total}" in call.said
+            shades = [medium.frames.max().item() for medium in one.media]
+            assert shades == sorted(shades)
+            for place in _partings(one, group):
+                assert one.roles[place] == int(Role.POLICY)
+                assert one.roles[place - 1] == int(Role.OBSERVATION)
+    few, _ = sampled(rule, policy, long, rows_at_once=1)
+    assert [r.tokens.tolist() for r in few] == [r.tokens.tolist() for r in found]
+    # Without any place to branch it is the tool loop: the answers that begin at the prompt.
+    roots = ARPORollout(policy=policy, arpo=replace(OFTEN, roots=8), toolbox=tools)
+    plain, _ = sampled(ToolRollout(policy=policy, toolbox=tools), policy, long)
+    alone, _ = sampled(roots, policy, long)
+    assert [r.tokens.tolist() for r in alone] == [r.tokens.tolist() for r in plain]
+    trained, _ = sampled(rule, policy, long)
+    logp = rescored(policy, trained)
+    for row, one in enumerate(trained):
+        own = one.roles == int(Role.POLICY)
+        assert (one.logp - logp[row, : len(one.tokens)])[own].abs().max() < 2e-4
+
+
+def _partings(one, group):
+    """Where other answers of the group leave its way, in tokens."""
+    for other in group:
+        same = 0
+        for a, b in zip(one.path, other.path, strict=False):
+            if a != b:
+                break
+            same += a[1]
+        if 0 < same < min(len(one.tokens), len(other.tokens)):
+            yield same

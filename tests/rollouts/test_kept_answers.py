@@ -5,11 +5,18 @@ from dataclasses import replace
 import pytest
 import torch
 
+from mmrl.ground.calls import Action, Call
 from mmrl.rollouts.kept_answers import HEADER, KeptAnswers
 from mmrl.types import Media, Now, Prompt, Rollout, Sampling
 
 NOW = Now(0, 0.0, 3)
 TWO = Sampling(group_size=2)
+CALLS = (
+    Call(
+        "look", Action("look", {"box": [1, 2]}), "answered", found={"n": 1}, said="so", shown=1
+    ),
+    Call("", None, "refused", "nobody reads this"),
+)
 
 
 class Speaker:
@@ -28,9 +35,8 @@ class Speaker:
                 ids, roles = torch.tensor([5, 6]), torch.zeros(1, dtype=torch.uint8)
                 tokens = torch.tensor([number])
                 text = f"{prompt.id}/{number} é\u2028"
-                answers.append(
-                    Rollout(prompt, group, ids, tokens, roles, text, "eos", temperature=0.5)
-                )
+                said = (prompt, group, ids, tokens, roles, text, "eos")
+                answers.append(Rollout(*said, temperature=0.5, calls=CALLS))
         return answers
 
 
@@ -44,6 +50,7 @@ def same(first, second):
     return (
         (first.text, first.group, first.stop, first.temperature, first.prompt.id)
         == (second.text, second.group, second.stop, second.temperature, second.prompt.id)
+        and first.calls == second.calls
         and torch.equal(first.tokens, second.tokens)
         and torch.equal(first.prompt_ids, second.prompt_ids)
         and torch.equal(first.roles, second.roles)

@@ -179,8 +179,12 @@ FAILS = {
     "raises at once": (lambda: Scripted(RuntimeError("torn")), "failed", "torn", 2),
     "gives nothing": (lambda: Scripted(None, quick=False), "failed", "must give an Obs", 2),
     "more markers than media": (
-        lambda: Scripted(Observation("<image> <image>")), "failed", "2 markers", 2,
+        lambda: Scripted(Observation("<image> <image>", PROMPTS[0].media)), "failed", "2 markers", 2,
     ),
+    "shows no picture": (
+        lambda: Scripted(Observation("", (Media(torch.zeros(3, 8, 8)),))), "failed", "float32", 2,
+    ),
+    "says no text": (lambda: Scripted(Observation(None)), "failed", "whose text is one", 2),
     "raises what no future can hold": (
         lambda: Scripted(StopIteration(), quick=False), "failed", "StopIteration", 2,
     ),
@@ -213,7 +217,8 @@ def test_a_tool_that_fails_once_is_asked_again(one):
         return Observation("well") if tool.tried % 2 == 0 else OSError("for a moment")
 
     for quick in (True, False):
-        found, counters = loop_of(one, Scripted(mended, quick=quick), use=SLOW)
+        tool, alone = Scripted(mended, quick=quick), replace(SAMPLING, group_size=1)
+        found, counters = loop_of(one, tool, use=SLOW, sampling=alone)
         assert counters["tool/failed"] == 0 and not any(a.lost for a in found)
         assert all(c.said == "well" for a in found for c in a.trajectory.calls[:1])
 
@@ -222,7 +227,8 @@ def test_what_cannot_be_done_is_told_to_the_model(one):
     strip = Media(torch.zeros(1, 3, 1, 900, dtype=torch.uint8))
     for tools, why in (
         ([Counting(least=10**6)], "is too short"),
-        ([Scripted(BadAction("no such picture"))], "no such picture"),
+        ([Scripted(BadAction("no such <image>"))], "no such <image>"),
+        ([Scripted(Observation("so <image> <image>"))], None),
         ([Scripted(parse="nothing"), Counting()], None),
         ([Scripted(parse="nothing")], "The tools are: scripted"),
         ([Scripted(Observation("", (strip,)))], "cannot be shown"),
@@ -231,7 +237,8 @@ def test_what_cannot_be_done_is_told_to_the_model(one):
         calls = [call for answer in found for call in answer.trajectory.calls]
         assert calls and not any(answer.lost for answer in found)
         assert all(call.valid is (why is None) for call in calls)
-        assert all((why or "so ") in (call.said or call.note) for call in calls)
+        told = [call for call in calls if call.said or why]
+        assert told and all((why or "so ") in (call.said or call.note) for call in told)
         assert counters["tool/refused"] == (0 if why is None else len(calls))
 
 
@@ -296,10 +303,10 @@ def test_observations_are_cut_to_size_and_cannot_forge_turns(one):
 
 def test_vllm_is_asked_with_ids_and_pictures_of_all_turns(policy):
     made_up = MadeUp(policy)
-    sampling = replace(SAMPLING, max_tokens=96)
+    sampling = replace(SAMPLING, max_tokens=200)
     found = answers(policy, Drawing(), engine=VLLMEngine(policy, made_up), sampling=sampling)
     pad = policy.processing.config.image_token_id
-    assert len(made_up.asked) == 3, "in rounds"
+    assert 2 <= len(made_up.asked) <= 3, "in rounds"
     own = {r.prompt.id: len(r.prompt.media) for r in found}
     for number, questions in enumerate(made_up.asked):
         for question in questions:
@@ -332,7 +339,7 @@ def test_what_cannot_work_is_refused_by_name(one):
         )
         with pytest.raises(ValueError, match="within a picture or clip"):
             trees.grow([forking.Start(0, root.number, 3)])
-        with pytest.raises(ValueError, match="placeholders of visual tokens"):
+        with pytest.raises(ValueError, match="other tokens stand there"):
             trees.grow([forking.Start(0, None, None, shown, Role.OBSERVATION, (medium,) * 2)])
         with pytest.raises(ValueError, match="stands for a picture"):
             trees.grow([forking.Start(0, None, None, shown, Role.OBSERVATION)])

@@ -1,6 +1,6 @@
 """One HTTP/1.1 POST over asyncio streams, and what may be shown of it. No dependency.
 
-HTTP libraries come and go with other packages' requirements, and the judge needs very little: one request per
+HTTP libraries come and go with other packages' requirements, and judges and tools need very little: one request per
 connection, a size limit, and a clear error for everything that a broken server does. Limits: no proxy, no redirects,
 no compression.
 """
