@@ -8,7 +8,7 @@ of calls, and to name the shape of a crop; which part to look at, and that looki
     found     look where the question says
 
 So the policy calls in some answers, looks in the right place in some of these, and reads well: what reinforcement
-learning has to find out is to look, and where. Made in a minute or two, once, and kept in the user's cache.
+learning has to find out is to look, and where. Made in some minutes, once, and kept in the user's cache.
 """
 
 from __future__ import annotations
@@ -56,12 +56,12 @@ CALL = Form("bbox_2d", TAG)
 class CloserWarmUp:
     """Supervised warm-up on both tasks."""
 
-    steps: int = 160
+    steps: int = 400
     batch: int = 24
     lr: float = 2e-3
     pages: float = 0.5
     """Share of lessons on pages."""
-    silent: float = 0.4
+    silent: float = 0.25
     """Share of answers without a call."""
     found: float = 0.5
     """Share of the others that look where the question says."""

@@ -82,7 +82,7 @@ class WarmModels:
             self("papo")  # what it starts from
             return self.made("circuits", circuit_data.warm_circuits, steps=4)
         if recipe in ("verltool", "vrag_rl"):
-            return self.made("closer", closer_data.warm_closer)
+            return self.made("closer", closer_data.warm_closer, steps=20)
         # Methods that compare right answers need some.
         return self.made("lookup", embedded.warm_model, labels=1)
 
