@@ -3,9 +3,9 @@
 zoom      a picture of four cells at half its size, at which the shapes in them vanish (`data/drawn/closer.py`)
 pages     the same, on one of four pages that must be found first
 
-The warm start is taught to call tools in three of four answers, to look in the right place in about six of ten of these,
-and to read what it is shown (`recipes/shared/closer_data.py`). The reference is GRPO on the same rows from the same start, whose
-answers call nothing.
+The warm start is taught to call tools in three of four answers, to look in the right place in about six of ten of
+these, and to read what it is shown (`recipes/shared/closer_data.py`). The reference is GRPO on the same rows from the
+same start, whose answers call nothing.
 
 `closer` is the accuracy of greedy answers with the tools at hand, `accuracy` that without: by chance one in twelve.
 """
