@@ -6,6 +6,7 @@
     entropy          mean surprise -log p of the 8
     sure             mean over the 8 of p(answer), 0 where it is right: how much mass lies on confident errors
     length           tokens of the 8, mean
+    closer           as accuracy, with the tools of the task at hand
 
 and from the log of the training run, one value per run, mean over its second half (answers: over all of it):
 
@@ -24,13 +25,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from effect_tasks import EXAM_SEED, FREE, GREEDY, NOW, Marks, Task, engine_of, surprise
 
 from mmrl.recipes.shared.opening import DRAWN, Data, open_data
 from mmrl.rollouts.groups import by_group
+from mmrl.rollouts.tool_use import ToolEngine
 from mmrl.training.evaluate import heldout_prompts
-from mmrl.types import Prompt, Rollout
+from mmrl.types import Prompt, Rollout, Sampling
 
 CLIPPED = ("policy/clip_low", "policy/clip_high", "policy/clip_dual")
 
@@ -58,6 +61,7 @@ class AnswerExam:
         groups = by_group(engine.generate(self.prompts, often, NOW))
         fair = [[right(answer) for answer in group] for group in groups]
         return {
+            **self._closer(engine, once),
             "accuracy": [right(answer) for answer in greedy],
             "pass1": [fmean(values) for values in fair],
             "pass8": [max(values) for values in fair],
@@ -66,6 +70,14 @@ class AnswerExam:
             "sure": [sure(*pair) for pair in zip(groups, fair, strict=True)],
             "length": [fmean(len(answer.tokens) for answer in group) for group in groups],
         }
+
+    def _closer(self, engine: Any, once: Sampling) -> Marks:
+        """Greedy answers that may call the task's tools."""
+        if self.task.toolbox is None:
+            return {}
+        tools = self.task.toolbox(engine.policy.processing)
+        answers = ToolEngine(engine, engine.policy, tools).generate(self.prompts, once, NOW)
+        return {"closer": [self.task.right(answer) for answer in answers]}
 
 
 def variety(group: Sequence[Rollout], right: Sequence[float]) -> float:

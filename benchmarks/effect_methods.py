@@ -18,8 +18,10 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
+import effect_claims_tools
 import effect_trees
 from effect_claims import ACCURACY, Claim, Method
+from effect_claims_tools import TOOLS
 from effect_rlvr import EXPLAINED, OPTIONS, PAID, QUESTIONS, RLVR, STEPS
 from effect_trees import TREES
 
@@ -78,6 +80,8 @@ class Trained:
     def summary(self) -> str:
         """Prompts × answers per step, and what is paid."""
         prompts = self.arguments["run"].prompts_per_step
+        if "reward" not in self.arguments:
+            return f"{prompts} × {self.arguments['sampling'].group_size}, its own"
         reward = self.arguments["reward"]
         paid = f"{reward.accuracy:g} / {reward.format:g}"
         if reward.own:
@@ -161,8 +165,14 @@ SUITES: Mapping[str, Suite] = {
         *(effect_trees.STEPS, effect_trees.QUESTIONS, effect_trees.TREE_OPTIONS),
         *(effect_trees.TREE_PAID, " --suite trees", effect_trees.EXPLAINED),
     ),
+    "tools": Suite(
+        *("tool effects", "Tools against GRPO without", TOOLS),
+        *(effect_claims_tools.STEPS, effect_claims_tools.QUESTIONS),
+        effect_claims_tools.TOOL_OPTIONS,
+        *((), " --suite tools", effect_claims_tools.EXPLAINED),
+    ),
 }
-EVERY: Mapping[str, Method] = {**METHODS, **RLVR, **TREES}
+EVERY: Mapping[str, Method] = {**METHODS, **RLVR, **TREES, **TOOLS}
 CLAIMS = SUITES["visual"].claims
 
 
@@ -188,7 +198,9 @@ def reference_run(method: Trained) -> Trained:
     # Equal references are trained once, so what has no effect is written alike: a drawn task without a split is its
     # training side, a run of so many steps counts no epochs, and without decay it does not matter what decays.
     base["data"] = replace(base["data"], split=None)
-    if base["reward"].own:  # stand in the place of accuracy and format
+    if (
+        "reward" in method.arguments and base["reward"].own
+    ):  # stand in the place of accuracy and format
         usual = _plain()["reward"]
         paid = {"accuracy": usual.accuracy, "format": usual.format}
         base["reward"] = replace(base["reward"], **paid)

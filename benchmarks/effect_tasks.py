@@ -14,6 +14,7 @@ evidence  a warm start that names a cell's box before it answers, in half of its
 steps     look up, then look up what you found, in answers twice as long (`effect_steps.py`)
 points    the look-ups of `cells`, by a warm start that was taught to read what cells hold behind some questions
 lengths   look-ups that are answered at any length, as often right at each (`effect_lengths.py`)
+zoom, pages    look-ups that cannot be solved as they are shown (`effect_claims_tools.py`)
 
 An exam keeps one number per question, so that questions can be drawn again for an interval (`effect_answers.py` has
 that of the RLVR systems):
@@ -38,8 +39,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import effect_claims_tools
 import numpy as np
 import torch
+from effect_claims_tools import page_questions, zoom_questions
 from effect_lengths import lengths_start
 from effect_steps import LONGEST, steps_questions, steps_rows, steps_start
 from PIL import Image
@@ -54,9 +57,11 @@ from mmrl.ground.seeds import uniform_draw
 from mmrl.model import tiny
 from mmrl.model.branches import Views
 from mmrl.model.policy import Policy
+from mmrl.model.processing import Processing
 from mmrl.model.scoring import ScoreOutputs, score_packed
 from mmrl.perception.masking import Blank, PatchMask
 from mmrl.perception.noise import DiffusionNoise
+from mmrl.recipes.shared.closer_data import page_box, warm_closer, zoom_box
 from mmrl.recipes.shared.embedded import WarmUp, warm_model
 from mmrl.recipes.shared.evidence_data import warm_evidence
 from mmrl.recipes.shared.opening import DRAWN, Data, open_data
@@ -67,6 +72,7 @@ from mmrl.rewards.pay import tagged_accuracy
 from mmrl.rollouts.engine import HFEngine
 from mmrl.rollouts.groups import by_group
 from mmrl.rollouts.noisy import rendered
+from mmrl.tools.toolbox import Toolbox
 from mmrl.training.evaluate import heldout_prompts
 from mmrl.training.run import Run
 from mmrl.types import Now, Prompt, Prompts, Rollout, Sampling, VisualBranch
@@ -123,6 +129,8 @@ class Task:
     """Most tokens of an answer in the exam of sampled answers."""
     questions: Callable[[int], tuple[Prompt, ...]] | None = None
     """So many questions of the exam of sampled answers; None: look-ups."""
+    toolbox: Callable[[Processing], Toolbox] | None = None
+    """Tools that greedy answers may call in the number `closer`."""
 
 
 def usual(prompt: Prompt) -> str:
@@ -204,6 +212,22 @@ def usual_start(place: Path) -> Path:
     return published("usual", start, lessons, BIASED, depends_on)
 
 
+def closer_task(
+    name: str,
+    questions: Callable[[int], tuple[Prompt, ...]],
+    toolbox: Callable[[Processing], Toolbox],
+) -> Task:
+    """A task that cannot be solved as it is shown."""
+    return Task(
+        name,
+        lambda place: warm_closer(),
+        lambda place: f"drawn:{name}",
+        longest=effect_claims_tools.LONGEST,
+        questions=questions,
+        toolbox=toolbox,
+    )
+
+
 TASKS: Mapping[str, Task] = {
     task.name: task
     for task in (
@@ -216,6 +240,8 @@ TASKS: Mapping[str, Task] = {
         Task("steps", steps_start, steps_rows, longest=LONGEST, questions=steps_questions),
         Task("points", lambda place: warm_points()),
         Task("lengths", lengths_start, options=PAID_RIGHT, longest=LONGEST),
+        closer_task("zoom", zoom_questions, zoom_box),
+        closer_task("pages", page_questions, page_box),
     )
 }
 

@@ -4,6 +4,7 @@
     python benchmarks/effects.py --output runs/effects --methods papo   one method and its references
     python benchmarks/effects.py --suite rlvr --output runs/rlvr        the twenty RLVR systems: an hour on one core
     python benchmarks/effects.py --suite trees --output runs/trees      trees, hints, experience
+    python benchmarks/effects.py --suite tools --output runs/tools      answers that call tools
     python benchmarks/effects.py --output runs/effects --no-train --document docs/effects.md     tables of what is there
 
 A method is its recipe's embedded preset for as many steps, on the tasks in which its claims can show
@@ -49,7 +50,7 @@ from mmrl.rewards.functions import answer_format, tagged_accuracy, words_accurac
 from mmrl.rewards.parts import in_process
 
 FOLDER = Path("runs/effects")
-SuiteName = Literal["visual", "rlvr", "trees"]
+SuiteName = Literal["visual", "rlvr", "trees", "tools"]
 
 
 def main(
@@ -67,7 +68,7 @@ def main(
 
     Args:
         suite: visual, the methods that look at pictures; rlvr, twenty systems for any verifiable rewards; trees,
-            systems of branching answers, hints and experience.
+            systems of branching answers, hints and experience; tools, answers that call tools.
         methods: Methods to compare, all of the suite by default; their references are run, too.
         steps: Of each run; the suite's by default.
         questions: Questions of each exam; the suite's by default.

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from mmrl import GRPO, LoRA, Monitor, Optim, Run, Sampling, Trainer
 from mmrl.ground.require import require
 from mmrl.losses.advantages import group_normalized
-from mmrl.recipes.shared.closer_data import ZOOM, closer_model
+from mmrl.recipes.shared.closer_data import USE, ZOOM, closer_model
 from mmrl.recipes.shared.launch import Preset, fit, launch
 from mmrl.recipes.shared.miniature import EMBEDDED, miniature
 from mmrl.recipes.shared.opening import Data, Load, open_data, open_policy
@@ -30,9 +30,9 @@ PRESETS = {
     EMBEDDED: miniature(
         dataset="drawn:zoom",
         tools=ZOOM,
-        use={"max_turns": 3},
+        use=USE,
         reward={**OURS, "accuracy": 1.0, "format": 0.0},
-        sampling={"max_tokens": 96},
+        sampling={"max_tokens": 64},
     ),
     "7b": Preset("crops of pictures, frames of clips", 7.0),
     "crops-7b": Preset(
@@ -87,7 +87,7 @@ def main(
 ) -> None:
     """Train a vision-language model that looks closer with tools."""
     prompts, heldout = open_data(dataset, data, run.seed)
-    policy = open_policy(closer_model(model, "zoom"), load, lora, run)
+    policy = open_policy(closer_model(model), load, lora, run)
     toolbox = tools.toolbox(policy.processing, use)
     trainer = Trainer(
         policy,

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from mmrl import GRPO, LoRA, Monitor, Optim, Rewards, Run, Sampling, Trainer
 from mmrl.ground.require import require
 from mmrl.losses.advantages import group_normalized
-from mmrl.recipes.shared.closer_data import PAGES, closer_model
+from mmrl.recipes.shared.closer_data import PAGES, USE, closer_model
 from mmrl.recipes.shared.judge_server import JudgeServer
 from mmrl.recipes.shared.launch import Preset, fit, launch
 from mmrl.recipes.shared.miniature import EMBEDDED, NOTE, miniature
@@ -37,8 +37,8 @@ PRESETS = {
         judge={"url": ""},
         # "red circle" is near "blue circle", and wrong.
         pay={"near": 1.0},
-        use={"max_turns": 3},
-        sampling={"max_tokens": 112},
+        use=USE,
+        sampling={"max_tokens": 64},
     ),
     "7b": Preset("Qwen2.5-VL-7B after a supervised stage", 7.0),
     "cold-7b": Preset("the same from a cold start", grpo={"kl": 0.0}),
@@ -98,7 +98,7 @@ def main(
         unavailable: What an outage of the judge does: stop the run, or drop the part for the whole group.
     """
     prompts, heldout = open_data(dataset, data, run.seed)
-    policy = open_policy(closer_model(model, "pages"), load, lora, run)
+    policy = open_policy(closer_model(model), load, lora, run)
     toolbox = pages.toolbox(policy.processing, use, prompts)
     # Under another name when a rule stands in, so that no curve of it passes for the paper's.
     answer: dict[str, Any] = {"answer_rule": (pay.answer, NearAnswer(pay.near))}

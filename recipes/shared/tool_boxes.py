@@ -49,19 +49,27 @@ class VisualTools:
     """Smaller crops are enlarged to so many pixels (DeepEyes: 3,136)."""
     most_frames: int = 8
     """Most frames of a call."""
+    tag: str = ""
+    """Crop by <TAG>[numbers]</TAG>; empty: by a JSON object in <tool_call>."""
     said: str = SAID
     """What the model reads with a crop; {new} and {old} are numbers of pictures."""
     told: bool = True
     """Say below each question which tools there are; off for a model that knows."""
 
     def __post_init__(self) -> None:
-        require(self, crop=(self.crop or self.frames, "on, or else frames: a run needs a tool"))
+        plain = not set(self.tag) & set("<>/ ")
+        require(
+            self,
+            crop=(self.crop or self.frames, "on, or else frames: a run needs a tool"),
+            tag=(plain, "a word, or empty"),
+        )
 
     def toolbox(self, processing: Processing, use: ToolUse) -> Toolbox:
         """The tools, for pictures as this model is shown them."""
         tools: list[Tool] = []
         if self.crop:
             crop = Crop(
+                form=Form("bbox_2d", self.tag),
                 coordinates=self.coordinates,
                 plans=processing,
                 padding=self.padding,

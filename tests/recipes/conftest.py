@@ -18,6 +18,7 @@ from mmrl.model import tiny
 from mmrl.recipes.shared import (
     choice_data,
     circuit_data,
+    closer_data,
     drawing_data,
     embedded,
     evidence_data,
@@ -83,6 +84,8 @@ class WarmModels:
         if recipe == "codev_r1":
             self("papo")  # what it starts from
             return self.made("circuits", circuit_data.warm_circuits, steps=4)
+        if recipe in ("verltool", "vrag_rl"):
+            return self.made("closer", closer_data.warm_closer, steps=20)
         # Methods that compare right answers need some.
         return self.made("lookup", embedded.warm_model, labels=1)
 
