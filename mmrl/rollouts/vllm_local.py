@@ -26,8 +26,7 @@ import torch
 from torch import Tensor
 
 from mmrl.ground.printable import logger
-from mmrl.rollouts.vllm_serve import GONE
-from mmrl.rollouts.vllm_wire import About, LogprobsMode, Question, Reply, Said, Shown
+from mmrl.rollouts.vllm_wire import GONE, About, LogprobsMode, Question, Reply, Said, Shown
 
 log = logger(__name__)
 

@@ -33,6 +33,7 @@ from torch import Tensor
 from mmrl.ground.printable import logger, tell
 from mmrl.model.handing import ADAPTER_FILES
 from mmrl.rollouts.vllm_wire import (
+    GONE,
     About,
     Question,
     Reply,
@@ -49,10 +50,6 @@ LARGEST = 1 << 34
 """Bytes of a request that are read at most."""
 FAREWELL = 1.0
 """Seconds in which a trainer is still told why the server ends."""
-GONE = (
-    "A process of this vLLM has ended, killed or out of memory, and the others with it (the log above says which). "
-    "Start the server again; the run brings its weights anew."
-)
 LEASE = 60.0
 """Seconds without a part after which a set of weights is taken for given up by its sender."""
 STALLED = 60.0

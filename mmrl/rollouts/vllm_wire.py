@@ -21,6 +21,11 @@ from torch import Tensor
 
 PROTOCOL = 3
 """Both sides must speak the same."""
+GONE = (
+    "A process of this vLLM has ended, killed or out of memory, and the others with it (the log above says which). "
+    "Start the server again; the run brings its weights anew."
+)
+"""What is said when a worker is lost."""
 LogprobsMode = Literal["raw", "processed"]
 
 

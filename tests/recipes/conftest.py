@@ -53,28 +53,32 @@ class WarmModels:
     def __call__(self, recipe):
         """Folder of the model that a recipe starts from; made if it is not there."""
         if recipe in ("timelens", "tempsamp_r1", "video_r1"):
-            return self.made("clips", lambda: embedded.warm_model(clip_warm_up("native")))
+            warm = partial(embedded.warm_model, clip_warm_up("native"))
+            return self.made("clips", warm, steps=8)
         if recipe == "videossr":
             self("timelens")  # what it starts from
-            return self.made(recipe, lambda: pretext_warmup.warm_pretext(pretext_warmup.CLIPS))
+            warm = partial(pretext_warmup.warm_pretext, pretext_warmup.CLIPS)
+            return self.made(recipe, warm, labels=6)
         if recipe in ("np_engine", "hopchain"):
             chosen = {"np_engine": "PROBLEMS", "hopchain": "HOPS"}[recipe]
             settings = getattr(pretext_warmup, chosen)
-            return self.made(recipe, lambda: pretext_warmup.warm_pretext(settings))
+            warm = partial(pretext_warmup.warm_pretext, settings)
+            return self.made(recipe, warm, labels=6)
         if recipe in ("chain_of_symbol", "causal_reasoning"):
             settings = pretext_warmup.REASONING
-            return self.made("reasoning", lambda: pretext_warmup.warm_pretext(settings))
+            warm = partial(pretext_warmup.warm_pretext, settings)
+            return self.made("reasoning", warm, steps=8, labels=6)
         if recipe == "mr_rlvr":
             self("papo")  # what it starts from
-            return self.made(recipe, solution_data.warm_solutions)
+            return self.made(recipe, solution_data.warm_solutions, labels=6)
         if recipe in ("visual_jigsaw", "puzzlecraft", "pretext"):
-            return self.made("pretext", pretext_warmup.warm_pretext)
+            return self.made("pretext", pretext_warmup.warm_pretext, labels=6)
         if recipe == "longrlvr":
             self("papo")  # what it starts from
-            return self.made("evidence", evidence_data.warm_evidence, steps=2, labels=1)
+            return self.made("evidence", evidence_data.warm_evidence, labels=2)
         if recipe == "knowrl":
             self("papo")  # what it starts from
-            return self.made("points", point_data.warm_points, steps=2, labels=1)
+            return self.made("points", point_data.warm_points, labels=2)
         if recipe == "vmr":
             self("papo")  # what it starts from
             return self.made("choices", choice_data.warm_choices)

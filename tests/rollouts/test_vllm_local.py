@@ -19,9 +19,8 @@ import torch
 
 from mmrl.rollouts import vllm_local, vllm_serve
 from mmrl.rollouts.vllm_local import UnfitVLLM, WorkerDied, require_share
-from mmrl.rollouts.vllm_serve import GONE
 from mmrl.rollouts.vllm_transfer import BACKEND, handed
-from mmrl.rollouts.vllm_wire import Question
+from mmrl.rollouts.vllm_wire import GONE, Question
 from mmrl.rollouts.vllm_worker import BrokenWeights, agreed
 from tests.rollouts.made_up_vllm import MadeUp
 
