@@ -38,9 +38,6 @@ CHOSEN: dict[str, dict[str, object]] = {
     "knowrl": {"data.limit": 3},
     "recap": {"recap.window": 1},
     "urlvr": {},
-    "mel": {},
-    "svs": {},
-    "modomodo": {},
 }
 REMEMBERED = {
     "rorecomp": "remembered/0:RoRecompRollout/groups",
@@ -51,7 +48,7 @@ REMEMBERED = {
     "recap": "objectives/0:RECAP/values/accuracy",
     "urlvr": "plateau/seen",
 }
-"""Recipe -> where its memory lies in a checkpoint; the others have their place in the data and nothing else."""
+"""Recipe -> where its memory lies in a checkpoint. MEL, SvS and MoDoMoDo remember their place in the data alone."""
 ON_TWO = ("ssb", "seele")
 """Whose memory is made of what each process found; `benchmarks/every_recipe_on_two.py` runs all, which takes long."""
 
@@ -118,7 +115,7 @@ def inside(state: Any, path: str) -> Any:
 def test_a_run_that_was_killed_goes_on_to_the_same_bits(name, whole, tmp_path):
     before, again = whole(name), tmp_path / "again"
     as_killed(before, again)
-    remembered = inside(state_of(again, 1), REMEMBERED.get(name, "supply"))
+    remembered = inside(state_of(again, 1), REMEMBERED[name])
     assert remembered, "nothing that could be forgotten"
     run(name, again)
     assert timeless(again) == timeless(before)
