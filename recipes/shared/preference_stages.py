@@ -85,7 +85,6 @@ class MSRL:
         known = get_args(Stage)
         in_order = tuple(one for one in known if one in self.stages)
         shares = all(0 <= share < 1 for share in self.shares)
-        weights = all(0 <= x <= 1000 for x in (self.accuracy, self.form, self.task))
         require(
             self,
             stages=(
@@ -96,7 +95,9 @@ class MSRL:
                 len(self.shares) == 4 and shares and sum(self.shares) < 1,
                 "four shares from 0, below 1 together",
             ),
-            accuracy=(weights, "as form and task, 0 to 1,000"),
+            accuracy=(0 <= self.accuracy <= 1000, "0 to 1,000"),
+            form=(0 <= self.form <= 1000, "0 to 1,000"),
+            task=(0 <= self.task <= 1000, "0 to 1,000"),
             replay=(1 <= self.replay <= 1000, "1 to 1,000"),
             rationales=(1 <= self.rationales <= 1000, "1 to 1,000"),
             rows=(self.rows >= 1, "at least 1"),
