@@ -40,7 +40,7 @@ from mmrl.tools.toolbox import Toolbox, ToolUse
 
 PRESETS = {
     EMBEDDED: miniature(
-        f"{NOTE}; lists of cells in place of code, likeness in place of the judge",
+        f"{NOTE}; cells in place of code, likeness of a judge",
         dataset=f"drawn:describe?cells=2&size_px={SIDE}",
         language="cells",
         likeness={"side": SIDE},

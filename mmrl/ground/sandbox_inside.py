@@ -235,7 +235,7 @@ def _exit_code(wanted: SystemExit) -> int:
         return 0
     if isinstance(wanted.code, int):
         return wanted.code & 0xFF
-    print(wanted.code, file=sys.stderr)
+    sys.stderr.write(f"{wanted.code}\n")
     return 1
 
 

@@ -108,6 +108,10 @@ def _strips(parts: Parts, prompt: Prompt) -> tuple[list[dict[str, Any]], list[st
             missing.append(
                 f"{name}: it follows the policy's own attention, and here no weights are loaded."
             )
+        elif branch.view.shows == "plain":
+            missing.append(
+                f"{name}: the pictures as they are; the question is asked in other words."
+            )
         elif reason := spoils(branch.view, prompt):
             missing.append(f"{name}: {reason}")
         else:

@@ -106,7 +106,9 @@ def test_every_recipe_has_a_preview(recipe, tmp_path):
     assert len(found["rows"]) == (2 if recipe not in ("modomodo", "recap") else 4)
     for row in found["rows"]:
         right, wrong, *_ = row["paid"]
-        assert right["reward"] > 0 and right["reward"] >= (wrong["reward"] or 0.0)
+        # VRAG-RL pays nothing without a search, which a canned answer does not make.
+        assert right["reward"] > 0 or recipe == "vrag_rl"
+        assert right["reward"] >= (wrong["reward"] or 0.0)
         raw, *others = row["strips"] or [None]
         for strip in others:
             assert strip["media"] != raw["media"], strip["branch"]
