@@ -176,9 +176,14 @@ def edge_likeness(one: Floats, other: Floats) -> float:
     if not first.any() or not second.any():
         return 0.0
     near = np.ones((2 * REACH + 1,) * 2, dtype=bool)
-    found = (second & ndimage.binary_dilation(first, near)).sum() / second.sum()
-    kept = (first & ndimage.binary_dilation(second, near)).sum() / first.sum()
+    found = (second & _spread(first, near)).sum() / second.sum()
+    kept = (first & _spread(second, near)).sum() / first.sum()
     return float(2 * found * kept / (found + kept)) if found + kept else 0.0
+
+
+def _spread(marks: NDArray[np.bool_], near: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """All that lies near a mark."""
+    return np.asarray(ndimage.binary_dilation(marks, near), dtype=bool)
 
 
 def edges(values: Floats) -> NDArray[np.bool_]:

@@ -11,7 +11,7 @@ asks with the best score and a fixed critique in place. Reconstructed: mmrl/roll
 such a run is no reproduction. A judge that has not seen the picture rewards fluent inventions.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 from mmrl import GRPO, LoRA, Monitor, Optim, Rewards, Run, Sampling, Trainer
 from mmrl.losses.advantages import uncentred
@@ -67,13 +67,14 @@ def main(
     prompts, heldout = open_data(dataset, data, run.seed)
     policy = open_policy(model, load, lora, run)
     style = style_of(data.style)
+    parts: dict[str, Any] = {}
     if judge.url:
         feedback = JudgedFeedback(
             judge.judge(), known=known, pictures=pictures, on_unavailable=unavailable
         )
-        parts = {"unpaid": (0.0, Unpaid(feedback))}
+        parts["unpaid"] = (0.0, Unpaid(feedback))
     else:
-        feedback, parts = RuleFeedback(), {}
+        feedback = RuleFeedback()
     # Looked at only: what a row weighs in the loss is the method's.
     has_answers = "answer=" not in data.columns
     rewards = reward.rewards(style, **parts) if has_answers else Rewards(**parts)

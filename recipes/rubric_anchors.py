@@ -21,7 +21,7 @@ ours. Its filter before a stage keeps rows in the middle of a critic's scores; h
 --groups.high are left out while training. The published model reads text (Qwen3-30B-A3B).
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 from mmrl import GRPO, LoRA, Monitor, Optim, Rewards, Run, Sampling, Trainer
 from mmrl.losses.advantages import group_normalized
@@ -89,12 +89,13 @@ def main(
     paid = rubric_reward(used, asked, graders)
     # Under another name where rules alone score, so that no curve of them passes for a judge's.
     part = "rubric" if asked and used.judged else "rubric_rule"
+    paying: dict[str, Any] = {part: (1.0, paid)}
     trainer = Trainer(
         policy,
         prompts=prompts,
         heldout=heldout,
         rewards=Rewards(
-            **{part: (1.0, paid)},
+            **paying,
             accuracy=(0.0, style.accuracy),
             correct="accuracy",
             on_unavailable=unavailable,

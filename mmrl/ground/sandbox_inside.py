@@ -235,7 +235,8 @@ def _exit_code(wanted: SystemExit) -> int:
         return 0
     if isinstance(wanted.code, int):
         return wanted.code & 0xFF
-    sys.stderr.write(f"{wanted.code}\n")
+    sys.stderr.flush()
+    os.write(2, f"{wanted.code}\n".encode())
     return 1
 
 

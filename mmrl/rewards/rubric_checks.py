@@ -74,8 +74,10 @@ def parsed_check(given: Any, where: str) -> Check:
 
 
 def _bounds(value: Any, where: str) -> tuple[int, int]:
-    both = isinstance(value, list) and len(value) == 2
-    least, most = value if both else (0, value)
+    least: Any = 0
+    most: Any = value
+    if isinstance(value, list) and len(value) == 2:
+        least, most = value
     whole = type(least) is int and type(most) is int
     if not whole or not 0 <= least <= most <= MOST:
         raise ValueError(

@@ -71,8 +71,9 @@ class TruthTables(Prompts):
             raise IndexError(f"Index {index} lies outside {TABLES} with size {self.size}.")
         rng = np.random.default_rng(derive_seed(TABLES, self.split, self.seed, index))
         grid = draw_grid(rng, self.split, 2, 0.5)
-        table = tuple(int(filled) for filled in (grid > 0).ravel())
+        a, b, c, d = (int(filled) for filled in (grid > 0).ravel())
         picture = Media(torch.from_numpy(render_grid(grid, SIDE))[None])
+        table = a, b, c, d
         reference = EXPRESSIONS[table][0]
         said = [{"type": "image"}, {"type": "text", "text": "Write y."}]
         return Prompt(

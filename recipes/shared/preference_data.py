@@ -42,7 +42,8 @@ class Pairs(Prompts):
     def __init__(
         self, rows: Prompts, shown: Shown, seed: int, *, both: bool = False, bare: bool = False
     ) -> None:
-        self.rows, self.shown, self.seed = rows, shown, seed
+        self.shown: Shown = shown
+        self.rows, self.seed = rows, seed
         self.both, self.bare = both, bare
         self.size = None if rows.size is None else rows.size * (1 + both)
 

@@ -112,12 +112,13 @@ class MSRL:
         for stage, share in zip(get_args(Stage), self.shares, strict=False):
             found[stage] = round(share * total)
         *before, last = self.stages
-        steps = {stage: found[stage] for stage in before}
+        steps: dict[Stage, int] = {stage: found[stage] for stage in before}
         # However short the run is.
         while (left := total - sum(steps.values())) < 1 and any(steps.values()):
             longest = max(steps, key=lambda one: steps[one])
             steps[longest] -= 1
-        return {**steps, last: max(left, 1)}
+        steps[last] = max(left, 1)
+        return steps
 
     def rewards(self, stage: Stage) -> Rewards:
         """What a verdict is paid in a stage."""

@@ -187,7 +187,7 @@ def test_a_recipe_trains_with_no_arguments(name, warm, command_line, tmp_path):
     )
     moved = [key for key in end if not torch.equal(end[key], start[key])]
     assert moved or name in STILL, "no parameter moved"
-    if name != "noisy_rollout":
+    if name != "noisy_rollout" and name not in STILL:
         assert any("visual" in key for key in moved), "the vision tower trains"
 
 
@@ -266,6 +266,8 @@ def test_capo_asks_a_judge_and_replays_what_it_said(command_line, tmp_path):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Critic)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     cache = ("--judge.cache", str(tmp_path / "verdicts.sqlite"), "--run.steps", "1")
+    # Else the first answers that it is asked about are those of an evaluation.
+    cache += ("--run.eval-prompts", "0")
     url = f"http://127.0.0.1:{server.server_port}/v1"
     try:
         done = command_line("capo", tmp_path / "out", "--judge.url", url, *cache)
@@ -275,10 +277,7 @@ def test_capo_asks_a_judge_and_replays_what_it_said(command_line, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     row = command_line.metrics(tmp_path / "out")[-1]
     assert row["capo/wrong_steps"] == row["capo/answers"] > 0 and row["capo/read"] == 1.0
-    # The answers of the first evaluation may be asked about before those of the step.
-    every = command_line.metrics(tmp_path / "out")
-    assert sum(one.get("judge/unreadable", 0.0) for one in every) == 1.0
-    assert row["reward/critique"] > 0
+    assert row["judge/unreadable"] == 1.0 and row["reward/critique"] > 0
     page = (tmp_path / "out" / "report.html").read_text()
     assert "Judge prompts" in page and "wrong_steps" in page
     # Nobody listens any more: the same run from what was recorded, to the last bit.

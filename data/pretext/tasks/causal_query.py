@@ -39,6 +39,7 @@ from mmrl.data.pretext.contract import (
 )
 from mmrl.data.pretext.craft.causal_models import (
     LEVELS,
+    Level,
     Model,
     Query,
     answer,
@@ -84,7 +85,7 @@ class CausalQueryTask(Task):
             raise ValueError(
                 f"{self.name}: variables {count} must be 3 to 12, and parents {most} 1 to 3."
             )
-        level = next(one for one in LEVELS if one == knobs["level"])
+        level: Level = next(one for one in LEVELS if one == knobs["level"])
         model = draw_model(count, most, rng.selection)
         query = draw_query(model, level, rng.geometry)
         rate = answer(model, query)
