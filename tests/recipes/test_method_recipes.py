@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import re
 import shutil
@@ -248,13 +249,13 @@ def test_a_judge_that_is_down_stops_the_run_with_a_checkpoint(command_line, tmp_
 class Critic(Verdicts):
     """A judge that finds the first step of each solution wrong, and cannot be read the first time it is asked."""
 
-    asked = 0
+    numbers = itertools.count()
+    """Of the requests, which come from several threads."""
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         assert body["messages"][0]["content"].startswith("You check solutions step by step")
-        type(self).asked += 1
-        text = "<wrong>1</wrong>" if type(self).asked > 1 else "hm"
+        text = "<wrong>1</wrong>" if next(self.numbers) else "hm"
         reply = json.dumps({"choices": [{"message": {"content": text}}]}).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(reply)))
@@ -277,7 +278,8 @@ def test_capo_asks_a_judge_and_replays_what_it_said(command_line, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     row = command_line.metrics(tmp_path / "out")[-1]
     assert row["capo/wrong_steps"] == row["capo/answers"] > 0 and row["capo/read"] == 1.0
-    assert row["judge/unreadable"] == 1.0 and row["reward/critique"] > 0
+    # Equal answers wait for one reply, and each of them finds it unreadable.
+    assert row["judge/unreadable"] >= 1.0 and row["reward/critique"] > 0
     page = (tmp_path / "out" / "report.html").read_text()
     assert "Judge prompts" in page and "wrong_steps" in page
     # Nobody listens any more: the same run from what was recorded, to the last bit.
