@@ -67,7 +67,7 @@ class WarmModels:
         if recipe in ("chain_of_symbol", "causal_reasoning"):
             settings = pretext_warmup.REASONING
             warm = partial(pretext_warmup.warm_pretext, settings)
-            return self.made("reasoning", warm, steps=8, labels=6)
+            return self.made("reasoning", warm, steps=2, labels=2)
         if recipe == "mr_rlvr":
             self("papo")  # what it starts from
             return self.made(recipe, solution_data.warm_solutions, labels=6)
@@ -75,10 +75,10 @@ class WarmModels:
             return self.made("pretext", pretext_warmup.warm_pretext, labels=6)
         if recipe == "longrlvr":
             self("papo")  # what it starts from
-            return self.made("evidence", evidence_data.warm_evidence, labels=2)
+            return self.made("evidence", evidence_data.warm_evidence, steps=2, labels=1)
         if recipe == "knowrl":
             self("papo")  # what it starts from
-            return self.made("points", point_data.warm_points, labels=2)
+            return self.made("points", point_data.warm_points, steps=2, labels=1)
         if recipe == "vmr":
             self("papo")  # what it starts from
             return self.made("choices", choice_data.warm_choices)
