@@ -176,6 +176,10 @@ def test_the_row_is_shorter_by_its_visual_tokens_and_nobody_asks_the_tower(folde
         assert seen.encoded.next_position == raw.encoded.next_position
         assert blind(seen.encoded) is seen.encoded and seen.encoded.variant == UNSEEN
         assert seen.encoded.original is raw.encoded
+        for one, whole in zip(seen.within, raw.within, strict=True):
+            # What is scored behind an answer stands where it stood.
+            assert (one is None) == (whole is None)
+            assert one is None or one.begins[-1] == whole.begins[-1]
         for answer, columns, whole in zip(seen.answers, seen.columns, raw.answers, strict=True):
             assert torch.equal(whole[columns], answer)
     assert all(not views.shown("blind", row) for row in rows)

@@ -73,6 +73,9 @@ def test_steps_below_what_bf16_holds_are_hidden():
     assert changed(before, after, 1e-3).tolist() == [False, True, False, True, True, False]
     assert changed(before.double(), after.double(), 1e-3).tolist() == [
         False, True, False, True, True, False]  # fmt: skip
+    # Relative to the larger of the two, whichever that is: ¾ of a step is within half of 1¾, not of 1.
+    first, second = torch.tensor([1.0, 1.75]), torch.tensor([1.75, 1.0])
+    assert not changed(first, second, 0.5).any() and changed(first, second, 0.4).all()
     # 2⁻⁸ of 1 is a step of bf16; a larger tolerance hides it too.
     assert not changed(torch.ones(1), torch.ones(1) + 2**-7, 0.01).any()
 
